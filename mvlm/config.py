@@ -1,0 +1,313 @@
+"""The run's configuration: frozen dataclasses read from a strict TOML file and `key=value` overrides.
+
+An unknown key, a wrong type or a value out of range is a `UserError` naming the key and the nearest
+known name. Letters after a default say where it comes from: P stated in the paper (arXiv 2208.02131),
+R remembered of it, D decided by us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mvlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    dir: str = "runs/mvlm"  # everything the run writes lies here
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[str, ...] = ()  # shard folders, concatenated
+    eval: tuple[str, ...] = ()  # held-out shard folders; empty = no evaluation
+    tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
+    text_length: int = 30  # tokens, special ones included (D)
+    caption: Literal["draw", "cycle", "first"] = "draw"  # which caption of an image an epoch takes (D)
+    shared_view: bool = True  # the hidden and the whole image are one augmented view (D)
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the random resized crop; 1, 1 = no crop
+    flip: bool = True  # mirror half the images, never one whose caption says left or right
+    randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
+    shuffle_block: int = 64  # rows read together
+    shuffle_window: int = 64  # blocks shuffled together
+    workers: int = 2  # decoding threads a rank; 0 = in the training thread
+    prefetch: int = 2  # micro-batches prepared ahead
+
+
+@dataclass(frozen=True)
+class Model:
+    vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
+    vision_weights: str = "pretrained"  # "pretrained", "random" or a safetensors file
+    vision_args: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model
+    image_size: int = 224
+    text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
+    text_weights: str = "pretrained"  # "pretrained" or "random"
+    text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
+    cross_depth: int = 3  # blocks of each cross-modality encoder (P)
+    decoder_depth: int = 3  # blocks of the image decoder (P)
+    cross_heads: int = 12  # (D)
+    cross_norm: Literal["pre", "post"] = "pre"  # (D)
+    cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
+    dropout: float = 0.0  # everywhere (D)
+    contrastive_width: int = 256  # (D)
+    temperature: float = 0.07  # initial value of the learned temperature (D)
+    temperature_min: float = 0.001  # (D)
+    temperature_max: float = 0.5  # (D)
+    tie_classifier: bool = False  # the text decoder's weight is the text encoder's embedding (D)
+    classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding where that is pretrained (D)
+
+
+@dataclass(frozen=True)
+class Objectives:
+    image: float = 1.0  # weights of the four losses; 0 = not computed (P)
+    text: float = 1.0
+    itc: float = 1.0
+    itm: float = 1.0
+    image_mask_ratio: float = 0.6  # (P)
+    image_mask_block: int = 2  # patches a side hidden together: 32 pixels at P = 16 (P)
+    image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
+    text_mask_ratio: float = 0.3  # of the non-special tokens (P)
+    text_mask_minimum: int = 1  # hidden tokens a sentence at least (D)
+    text_mask_token: float = 0.8  # share of hidden tokens shown as the mask token (D)
+    text_mask_random: float = 0.1  # share shown as a random token; the rest is shown as it is (D)
+    hide: Literal["one", "both"] = "one"  # modalities hidden at a time (P: one)
+    normalized_targets: bool = False  # standardise each patch of the pixel target (D)
+    alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
+    exclude_duplicates: bool = True  # pairs of the same image or caption are no ITC/ITM negatives of each other (D)
+    itm_group: int = 16  # consecutive positions that ITM negatives are drawn from (D)
+    itm_negatives: Literal["hard", "uniform"] = "hard"  # (D)
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 3e-4  # new modules (P)
+    encoder_lr: float = 1e-5  # the two encoders (P)
+    weight_decay: float = 0.05  # not on norms, biases and embeddings of one dimension (P)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip: float = 1.0  # global gradient norm; 0 = off
+    warmup_epochs: float = 5.0  # (P); ignored where warmup_steps is given
+    warmup_steps: int = -1
+    floor: float = 0.1  # of the peak, at the end of the cosine (R)
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: float = 50.0  # (R); ignored where steps is given
+    steps: int = 0
+    global_batch: int = 512  # pairs a step over all ranks and accumulation (P)
+    micro_batch: int = 0  # pairs a rank a forward pass; 0 = the largest without accumulation
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int = 1000  # steps; the last step is always saved; 0 = only then
+    keep: int = 2  # newest checkpoints kept
+    resume: str = ""  # a checkpoint to go on from; "" = the run folder's latest
+    init: str = ""  # a run or checkpoint whose weights alone are taken
+
+
+@dataclass(frozen=True)
+class Log:
+    every: int = 10  # steps
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class Eval:
+    every: int = 0  # steps; 0 = only after the last
+    batch: int = 64  # images or texts, or ITM pairs, a forward pass
+    rerank: int = 128  # candidates of ITC that ITM orders again: 256 COCO, 128 Flickr30k (D)
+    limit: int = 0  # first rows used; 0 = all
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    objectives: Objectives = field(default_factory=Objectives)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+    eval: Eval = field(default_factory=Eval)
+
+
+def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
+    """Read a run TOML and apply `table.key=value` overrides, values in TOML syntax or bare strings."""
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"No run configuration at {path}: give the path of a TOML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
+    for override in overrides:
+        _apply_override(tables, override)
+    return config_from_dict(tables, str(path))
+
+
+def config_from_dict(tables: dict[str, Any], where: str) -> Config:
+    """Build and check a `Config`; `where` names the file in error messages."""
+    config = _build(Config, tables, where, "")
+    _check(config, where)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as TOML that `load_config` reads back to an equal `Config`."""
+    lines = []
+    for table in dataclasses.fields(config):
+        lines.append(f"[{table.name}]")
+        section = getattr(config, table.name)
+        lines += [f"{f.name} = {_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+        return '"' + "".join(escapes.get(c, c) for c in value) + '"'
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def _apply_override(tables: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    keys = name.split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UserError(f"The override {override!r} is not of the form table.key=value, for example train.steps=100.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for key in keys[:-1]:
+        tables = tables.setdefault(key, {})
+        if not isinstance(tables, dict):
+            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not.")
+    tables[keys[-1]] = value
+
+
+def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(hints))}."
+            raise UserError(f"{where}: unknown key {prefix}{name}; {hint}")
+    built = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            built[name] = _build(typing.cast(type, kind), value, where, f"{prefix}{name}.")
+        else:
+            built[name] = _convert(kind, value, f"{where}: {prefix}{name}")
+    return cls(**built)
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """Check `value` against the annotation `kind`; a whole number does for a float and a string for a list of one."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{name} is {value!r}: choose one of {', '.join(map(repr, args))}.")
+        return value
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
+            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
+            raise UserError(f"{name} is {value!r}: give a list{length}.")
+        return tuple(_convert(args[0], item, name) for item in items)
+    expected = origin or kind
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise UserError(f"{name} is {value!r}: give {_article(expected)}.")
+    return value
+
+
+def _article(kind: type) -> str:
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
+    return words.get(kind, kind.__name__ if not isinstance(kind, types.UnionType) else str(kind))
+
+
+def _check(config: Config, where: str) -> None:
+    """Refuse values that no run could work with; one sentence each."""
+
+    def require(holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            section, key = name.split(".")
+            raise UserError(f"{where}: {name} is {getattr(getattr(config, section), key)!r}: it must be {wanted}.")
+
+    model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
+    for name in ("image", "text", "itc", "itm"):
+        require(getattr(objectives, name) >= 0, f"objectives.{name}", "0 or more")
+    if objectives.image == objectives.text == objectives.itc == objectives.itm == 0:
+        raise UserError(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
+    require(0 < objectives.image_mask_ratio < 1, "objectives.image_mask_ratio", "between 0 and 1")
+    require(0 < objectives.text_mask_ratio < 1, "objectives.text_mask_ratio", "between 0 and 1")
+    require(objectives.text_mask_minimum >= 1, "objectives.text_mask_minimum", "1 or more")
+    require(objectives.image_mask_block >= 1, "objectives.image_mask_block", "1 or more")
+    require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
+    shares = objectives.text_mask_token + objectives.text_mask_random
+    require(
+        0 <= objectives.text_mask_token <= 1 and shares <= 1,
+        "objectives.text_mask_token",
+        "a share; token + random at most 1",
+    )
+    require(objectives.text_mask_random >= 0, "objectives.text_mask_random", "a share; token + random at most 1")
+    require(
+        0 < model.temperature_min <= model.temperature_max,
+        "model.temperature_min",
+        "above 0 and at most temperature_max",
+    )
+    require(
+        model.temperature_min <= model.temperature <= model.temperature_max,
+        "model.temperature",
+        "between temperature_min and temperature_max",
+    )
+    require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
+    require(model.cross_depth >= 1, "model.cross_depth", "1 or more")
+    require(model.decoder_depth >= 1, "model.decoder_depth", "1 or more")
+    require(model.image_size >= 1, "model.image_size", "1 or more pixels")
+    require(data.text_length >= 3, "data.text_length", "3 or more")
+    require(
+        0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1"
+    )
+    require(
+        data.randaugment[0] >= 0 and 0 <= data.randaugment[1] <= 10, "data.randaugment", "[operations, magnitude of 10]"
+    )
+    require(data.shuffle_block >= 1, "data.shuffle_block", "1 or more rows")
+    require(data.shuffle_window >= 1, "data.shuffle_window", "1 or more blocks")
+    require(data.workers >= 0, "data.workers", "0 or more")
+    require(data.prefetch >= 1, "data.prefetch", "1 or more")
+    require(optim.lr > 0, "optim.lr", "above 0")
+    require(optim.encoder_lr >= 0, "optim.encoder_lr", "0 or more")
+    require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
+    require(optim.clip >= 0, "optim.clip", "0 or more")
+    require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
+    require(train.steps > 0 or train.epochs > 0, "train.epochs", "above 0 where train.steps is not given")
+    require(train.global_batch >= 2, "train.global_batch", "2 or more")
+    require(train.micro_batch >= 0, "train.micro_batch", "0 or more")
+    require(config.checkpoint.keep >= 1, "checkpoint.keep", "1 or more")
+    require(config.log.every >= 1, "log.every", "1 or more")
+    require(config.eval.batch >= 1, "eval.batch", "1 or more")

@@ -1,0 +1,100 @@
+"""Ranks and what they exchange; the identity in a world of one.
+
+Tensors travel over the backend of their own device: gloo for CPU tensors, NCCL for CUDA tensors, so a
+host-side exchange never waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def environment() -> dict[str, int]:
+    """Rank, local rank and world size as the launcher gave them: deepspeed and torchrun by name, srun by SLURM_*."""
+    slurm = "SLURM_PROCID" in os.environ and "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS") if slurm else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    values = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1), strict=True))
+    return dict(zip(("rank", "local_rank", "world"), values, strict=True))
+
+
+def init(ranks: int | None = None) -> None:
+    """Join the process group of the launcher's ranks, or of the first `ranks` of them; a world of one needs none."""
+    given = environment()
+    world = ranks or given["world"]
+    os.environ.update(RANK=str(given["rank"]), LOCAL_RANK=str(given["local_rank"]), WORLD_SIZE=str(world))
+    if torch_dist.is_initialized():
+        return
+    if world > 1 or "MASTER_ADDR" in os.environ:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "29500")
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        torch_dist.init_process_group(backend, rank=given["rank"], world_size=world, timeout=TIMEOUT)
+
+
+def close() -> None:
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def rank() -> int:
+    return torch_dist.get_rank() if torch_dist.is_initialized() else 0
+
+
+def world() -> int:
+    return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
+
+
+def device() -> torch.device:
+    """This rank's accelerator, or the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", environment()["local_rank"] % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient."""
+    if world() == 1:
+        return tensor.detach()
+    tensor = tensor.detach().contiguous()
+    gathered = tensor.new_empty((world() * tensor.shape[0], *tensor.shape[1:]))
+    torch_dist.all_gather_into_tensor(gathered, tensor)
+    return gathered
+
+
+def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+    """Reduce over ranks by "sum" or "max", into a new tensor."""
+    reduced = tensor.detach().clone()
+    if world() > 1:
+        torch_dist.all_reduce(reduced, {"sum": torch_dist.ReduceOp.SUM, "max": torch_dist.ReduceOp.MAX}[op])
+    return reduced
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's `value`, on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    torch_dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The `value` of every rank, in rank order, on every rank."""
+    if world() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world()
+    torch_dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def barrier() -> None:
+    if world() > 1:
+        torch_dist.barrier()
