@@ -10,6 +10,7 @@ Shape legend, used as name suffixes everywhere:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -70,7 +71,7 @@ class Pool:
     is its gradient.
     """
 
-    encoded: Encoded  # of the whole global batch, without gradient
+    encoded: Callable[[Encoded], Encoded]  # own features -> those of the whole global batch, without gradient
     start: int  # where the micro-batch's own pairs begin in it
     parts: int  # micro-batches in the global batch
     hidden_tokens: Tensor  # scalar, in the whole global batch

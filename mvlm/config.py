@@ -30,6 +30,7 @@ class Data:
     train: tuple[str, ...] = ()  # shard folders, concatenated
     eval: tuple[str, ...] = ()  # held-out shard folders; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
+    vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
     text_length: int = 30  # tokens, special ones included (D)
     caption: Literal["draw", "cycle", "first"] = "draw"  # which caption of an image an epoch takes (D)
     shared_view: bool = True  # the hidden and the whole image are one augmented view (D)

@@ -26,17 +26,21 @@ def environment() -> dict[str, int]:
 
 
 def init(ranks: int | None = None) -> None:
-    """Join the process group of the launcher's ranks, or of the first `ranks` of them; a world of one needs none."""
+    """Join the process group of the launcher's ranks, or of the first `ranks` of them."""
     given = environment()
     world = ranks or given["world"]
     os.environ.update(RANK=str(given["rank"]), LOCAL_RANK=str(given["local_rank"]), WORLD_SIZE=str(world))
     if torch_dist.is_initialized():
         return
-    if world > 1 or "MASTER_ADDR" in os.environ:
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # A rank alone meets itself in its own memory: no port that a neighbour could hold.
+    store = torch_dist.HashStore() if world == 1 else None
+    if store is None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        torch_dist.init_process_group(backend, rank=given["rank"], world_size=world, timeout=TIMEOUT)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device())
+    torch_dist.init_process_group(backend, store=store, rank=given["rank"], world_size=world, timeout=TIMEOUT)
 
 
 def close() -> None:

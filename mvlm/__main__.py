@@ -1,0 +1,45 @@
+"""The `mvlm` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+
+from mvlm.cli import evaluate, report, train
+from mvlm.errors import UserError
+
+COMMANDS = (train, evaluate, report)
+DONE, MISTAKE, BUG = 0, 1, 70
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 a user's mistake or bad data, 2 wrong usage, 70 a bug, 75 preempted."""
+    parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        return _report_mistake(error)
+    except Exception:
+        traceback.print_exc()
+        return BUG
+
+
+def _report_mistake(error: UserError) -> int:
+    from mvlm import dist
+
+    rank = dist.environment()["rank"]
+    if rank:
+        time.sleep(2)  # the launcher ends all at the first exit: let rank 0, which met the same mistake, speak first
+    print(f"mvlm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+    return MISTAKE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

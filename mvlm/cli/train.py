@@ -1,0 +1,74 @@
+"""mvlm train RUN.toml --deepspeed_config JSON [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+EXAMPLES = """examples:
+  deepspeed --module mvlm train mvlm/configs/tiny.toml --deepspeed_config ds_configs/cpu.json data.train=shards/train
+  deepspeed --num_gpus 8 --module mvlm train run.toml --deepspeed_config ds_configs/zero1.json train.global_batch=1024
+  torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
+
+The same command again goes on from the run folder's latest checkpoint, with any number of ranks.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "train",
+        help="pretrain a model",
+        description="Pretrain a model, or go on with a run that was stopped.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="RUN.toml")
+    parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # habit of DeepSpeed's users
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values put over the TOML's")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from mvlm import dist
+    from mvlm.config import load_config
+    from mvlm.data.index import Mixture
+    from mvlm.errors import UserError
+    from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
+
+    config = load_config(args.config, args.overrides)
+    if not config.data.train:
+        raise UserError(
+            f"{args.config} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`."
+        )
+    read_deepspeed_json(args.deepspeed_config)
+    Mixture(config.data.train)
+    launched = dist.environment()
+    ranks = usable_ranks(config, launched["world"])
+    accumulation_steps(config, ranks)
+    if launched["rank"] >= ranks:
+        return 0
+    if ranks < launched["world"] and launched["rank"] == 0:
+        print(f"train.global_batch {config.train.global_batch} uses {ranks} of the {launched['world']} ranks launched.")
+    _limit_threads(ranks)
+    dist.init(ranks)
+    try:
+        from mvlm.train.loop import train
+
+        evaluate = None
+        if config.data.eval:
+            from mvlm.evaluate.training import evaluator
+
+            evaluate = evaluator(config, Path(config.run.dir))
+        return train(config, (args.deepspeed_config, args.config), evaluate)
+    finally:
+        dist.close()
+
+
+def _limit_threads(ranks: int) -> None:
+    """Share the cores among the ranks of a machine, unless the user has said how many threads a rank takes."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_SIZE", ranks))))

@@ -1,0 +1,122 @@
+"""Seeded masks of patches and tokens, and the random streams that everything drawn for a sample comes from.
+
+Legend as in mvlm/batch.py: N patches, L text tokens.
+"""
+
+from __future__ import annotations
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from enum import IntEnum
+from typing import Literal
+
+import numpy as np
+
+from mvlm.batch import IGNORE
+from mvlm.errors import UserError
+
+Rounding = Literal["ceil", "floor", "nearest"]
+
+_ROUNDINGS = {"ceil": ROUND_CEILING, "floor": ROUND_FLOOR, "nearest": ROUND_HALF_EVEN}
+_UINT64 = (1 << 64) - 1
+
+
+class Purpose(IntEnum):
+    """What a random stream is drawn for; each has its own, so that no draw shifts another."""
+
+    CAPTION = 0
+    VIEW = 1
+    MASKED_VIEW = 2
+    PATCHES = 3
+    TOKENS = 4
+
+
+def generator(seed: int, purpose: int, epoch: int, occurrence: int, sample: int) -> np.random.Generator:
+    """The random stream of one sample: a function of its arguments alone, independent for any two that differ.
+
+    The counter-based Philox keeps no state between samples. Its lowest counter word is left to the stream,
+    which can thus draw 2**64 blocks before it meets another one.
+    """
+    key = np.array([seed & _UINT64, purpose], dtype=np.uint64)
+    counter = np.array([0, occurrence, epoch, sample], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def exact_count(ratio: float, total: int, rounding: Rounding) -> int:
+    """`ratio * total` rounded, of the ratio as it is written: the binary product of 0.28 and 25 exceeds 7."""
+    return int((Decimal(repr(ratio)) * total).to_integral_value(_ROUNDINGS[rounding]))
+
+
+def block_grid(grid: tuple[int, int], block: int) -> tuple[int, int]:
+    """Rows and columns of mask blocks in a grid of patches.
+
+    Raises:
+        UserError: the blocks do not tile the grid.
+    """
+    rows, cols = grid
+    if rows % block or cols % block:
+        raise UserError(
+            f"objectives.image_mask_block = {block} does not divide the image's grid of {rows} x {cols} patches: "
+            "choose a block that divides both, or another model.image_size."
+        )
+    return rows // block, cols // block
+
+
+def patch_mask(
+    rng: np.random.Generator, grid: tuple[int, int], block: int, ratio: float, rounding: Rounding
+) -> np.ndarray:
+    """Hide whole blocks of `block` x `block` patches.
+
+    Returns:
+        bool [N], row by row, True = hidden: exactly `ratio` of the blocks, rounded; at least one, and at least
+        one left to see where there are several.
+
+    Raises:
+        UserError: the blocks do not tile the grid.
+    """
+    rows, cols = block_grid(grid, block)
+    blocks = rows * cols
+    count = max(1, min(exact_count(ratio, blocks, rounding), blocks - 1))
+    hidden = np.zeros(blocks, dtype=bool)
+    hidden[rng.permutation(blocks)[:count]] = True
+    return hidden.reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1).ravel()
+
+
+def token_mask(
+    rng: np.random.Generator,
+    tokens_L: np.ndarray,
+    special_L: np.ndarray,
+    *,
+    ratio: float,
+    minimum: int,
+    mask_share: float,
+    random_share: float,
+    mask_id: int,
+    random_ids: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hide tokens of one sentence, as BERT does but an exact number of them.
+
+    Args:
+        tokens_L: int64 ids.
+        special_L: bool, True = never hidden.
+        ratio: share of the other tokens to hide, rounded to the nearest number.
+        minimum: hidden tokens at least, as far as the sentence has them.
+        mask_share: probability that a hidden token is shown as `mask_id`.
+        random_share: probability that it is shown as one of `random_ids`; otherwise it is shown as it is.
+        random_ids: int64, the ordinary tokens of the vocabulary.
+
+    Returns:
+        The sentence as shown [L] and the targets [L], both int64; IGNORE where nothing is hidden.
+    """
+    ordinary = np.flatnonzero(~special_L)
+    count = min(max(minimum, exact_count(ratio, len(ordinary), "nearest")), len(ordinary))
+    hidden = rng.permutation(ordinary)[:count]
+    draw = rng.random(count)
+    replacement = rng.choice(random_ids, count)
+
+    shown = np.where(draw < mask_share + random_share, replacement, tokens_L[hidden])
+    shown[draw < mask_share] = mask_id
+    masked_L = tokens_L.copy()
+    masked_L[hidden] = shown
+    target_L = np.full_like(tokens_L, IGNORE)
+    target_L[hidden] = tokens_L[hidden]
+    return masked_L, target_L

@@ -1,0 +1,100 @@
+"""Image encoder: any timm vision transformer with a CLS token, with patches hidden by a learned mask token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from mvlm.config import Model
+from mvlm.errors import UserError
+
+
+class MaskedPatchEmbed(nn.Module):
+    """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3)."""
+
+    def __init__(self, patch_embed: nn.Module, width: int) -> None:
+        super().__init__()
+        self.patch_embed = patch_embed
+        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
+
+    def forward(self, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
+        image_BCHW, patch_mask_BN = inputs
+        patches = self.patch_embed(image_BCHW)
+        if patch_mask_BN is None:
+            return patches
+        mask = patch_mask_BN.reshape(*patches.shape[:-1], 1)
+        return torch.where(mask, self.mask_token.to(patches.dtype), patches)
+
+
+class VisionEncoder(nn.Module):
+    """uint8 images to token features, CLS first."""
+
+    def __init__(self, config: Model, load_weights: bool) -> None:
+        super().__init__()
+        vit = _create(config, load_weights)
+        _check(vit, config)
+        self.size = config.image_size
+        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.patch = self.size // self.grid[0]
+        self.width: int = vit.embed_dim
+        self.mean, self.std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
+        self.prefix: int = vit.num_prefix_tokens
+        vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
+        self.vit = vit
+
+    def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
+        """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out."""
+        dtype = self.vit.patch_embed.patch_embed.proj.weight.dtype
+        tokens = self.vit((self.normalize(image_BCHW).to(dtype), patch_mask_BN))
+        return tokens if self.prefix == 1 else torch.cat([tokens[:, :1], tokens[:, self.prefix :]], dim=1)
+
+    def normalize(self, image_BCHW: Tensor) -> Tensor:
+        """uint8 to fp32 with the encoder's own mean and standard deviation."""
+        mean, std = (torch.tensor(v, device=image_BCHW.device).view(3, 1, 1) for v in (self.mean, self.std))
+        return (image_BCHW.float() / 255 - mean) / std
+
+    def patchify(self, image_BCHW: Tensor) -> Tensor:
+        """BCHW -> BNQ, each patch flattened as rows, columns, channels (MAE's order)."""
+        batch, (rows, cols), p = image_BCHW.shape[0], self.grid, self.patch
+        cells = image_BCHW.reshape(batch, 3, rows, p, cols, p)
+        return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * cols, p * p * 3)
+
+    def unpatchify(self, patches_BNQ: Tensor) -> Tensor:
+        """The inverse of `patchify`."""
+        batch, (rows, cols), p = patches_BNQ.shape[0], self.grid, self.patch
+        cells = patches_BNQ.reshape(batch, rows, cols, p, p, 3)
+        return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, rows * p, cols * p)
+
+
+def _create(config: Model, load_weights: bool) -> nn.Module:
+    name = f"local-dir:{config.vision}" if Path(config.vision).is_dir() else config.vision
+    arguments = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="")
+    if config.dropout:
+        arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
+    weights = config.vision_weights if load_weights else "random"
+    if weights not in ("pretrained", "random"):
+        if not Path(weights).is_file():
+            raise UserError(f"model.vision_weights names no file at {weights}: give 'pretrained', 'random' or a file.")
+        arguments["checkpoint_path"] = weights
+    try:
+        return timm.create_model(name, pretrained=weights == "pretrained", **arguments)
+    except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
+        raise UserError(
+            f"model.vision {config.vision!r} cannot be built with vision_weights={weights!r} "
+            f"({_first_line(error)}): check the name and vision_args, or use a local folder or 'random'."
+        ) from error
+
+
+def _check(vit: nn.Module, config: Model) -> None:
+    if getattr(vit, "cls_token", None) is None or not hasattr(vit, "patch_embed"):
+        raise UserError(f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one.")
+    rows, cols = vit.patch_embed.grid_size
+    if rows != cols or config.image_size % rows:
+        raise UserError(f"model.image_size {config.image_size} is no multiple of the patches of {config.vision!r}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

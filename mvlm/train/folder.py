@@ -1,0 +1,92 @@
+"""The run folder: what a run leaves for whoever reads, resumes, evaluates or exports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import socket
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mvlm import __version__, dist
+from mvlm.config import Config, dump_config
+from mvlm.data.index import Mixture
+from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from mvlm.errors import UserError
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import find_checkpoint, load_weights, offline_model
+from mvlm.train.checkpoint import starting_point, write_durably
+
+TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+
+
+def prepare_tokenizer(config: Config, run: Path, mixture: Mixture) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, saved in its folder: kept on resume, else the encoder's own, a given one, or trained."""
+    folder = run / TOKENIZER
+    checkpoint, exact = starting_point(run, config.checkpoint)
+    if dist.rank() == 0 and not (exact and folder.is_dir()):
+        _make_folder(run)
+        if exact and checkpoint:
+            save_tokenizer(load_tokenizer(str(checkpoint.parent.parent / TOKENIZER)), folder)
+        elif config.data.tokenizer == "auto":
+            captions = (caption for row in range(len(mixture)) for caption in mixture.captions(row))
+            save_tokenizer(train_tokenizer(captions, config.data.vocabulary), folder)
+        elif config.data.tokenizer == "" and checkpoint:
+            save_tokenizer(load_tokenizer(str(checkpoint.parent.parent / TOKENIZER)), folder)
+        else:
+            save_tokenizer(load_tokenizer(config.data.tokenizer or config.model.text), folder)
+    dist.barrier()
+    return load_tokenizer(str(folder))
+
+
+def build_model(config: Config, run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[MaskVLM, Path | None]:
+    """The model with the weights it starts from, and the checkpoint to go on from exactly (None = from step 0)."""
+    checkpoint, exact = starting_point(run, config.checkpoint)
+    torch.manual_seed(config.run.seed)
+    if exact and checkpoint:
+        return offline_model(config, checkpoint.parent.parent), checkpoint
+    model = MaskVLM(config, tokenizer, load_weights=checkpoint is None)
+    if checkpoint:
+        load_weights(model, find_checkpoint(checkpoint))
+    return model, None
+
+
+def describe_run(run: Path, config: Config, ds_config: dict[str, Any], model: MaskVLM, layout: dict[str, Any]) -> None:
+    """Write config.toml, deepspeed.json, the text encoder's description and run.json; rank 0 only."""
+    hosts = dist.gather_objects(socket.gethostname())
+    if dist.rank():
+        return
+    names = ("torch", "deepspeed", "transformers", "timm", "pyarrow")
+    facts = {
+        "world": dist.world(),
+        **layout,
+        "hosts": hosts,
+        "device": str(dist.device()),
+        "command": shlex.join(sys.argv),
+        "versions": {"mvlm": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names},
+        "parameters": layout["parameters"],
+        "config": dataclasses.asdict(config),
+        "deepspeed": ds_config,
+    }
+    try:
+        write_durably(run / "config.toml", dump_config(config))
+        write_durably(run / "deepspeed.json", json.dumps(ds_config, indent=1))
+        model.text.settings.save_pretrained(run / TEXT_ENCODER)
+        write_durably(run / "run.json", json.dumps(facts, indent=1))
+    except OSError as error:
+        raise UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.") from None
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The run folder {run} cannot be made ({error}): set run.dir to a place you may write."
+        ) from None

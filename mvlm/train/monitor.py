@@ -1,0 +1,83 @@
+"""What a person and a machine see of a run: progress bar, metrics.jsonl, TensorBoard. Rank 0 only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mvlm import dist
+
+METRICS = "metrics.jsonl"
+
+
+class Monitor:
+    """Reports of one rank; on ranks other than 0 it writes nothing."""
+
+    def __init__(self, run: Path, first_step: int, total_steps: int, tensorboard: bool) -> None:
+        self.main = dist.rank() == 0
+        self.console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._writer: Any = None
+        if not self.main:
+            return
+        self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        columns = ("[progress.description]{task.description}", "{task.fields[report]}")
+        self._progress = Progress(
+            TextColumn(columns[0]),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn(columns[1]),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=total_steps, completed=first_step, report="")
+
+    def __enter__(self) -> Monitor:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._file.close()
+        if self._writer:
+            self._writer.close()
+
+    def advance(self, step: int) -> None:
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, which must hold `step`; floats are written so that equal floats read back equal."""
+        if not self.main or not self._progress:
+            return
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        report = "  ".join(
+            f"{name} {metrics[name]:.3f}" for name in ("loss", "image", "text", "itc", "itm") if name in metrics
+        )
+        report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
+        self._progress.update(self._task, report=report)
+        if self._progress.disable:
+            self.console.print(f"step {metrics['step']}  {report}", highlight=False, soft_wrap=True)
+        if self._writer:
+            for name, value in metrics.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._writer.add_scalar(name, value, metrics["step"])
+
+    def say(self, sentence: str) -> None:
+        """Tell the person at the terminal, above the progress bar."""
+        if self.main:
+            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
