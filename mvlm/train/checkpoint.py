@@ -81,8 +81,7 @@ def _own_tensors(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """This rank's share of the whole tensors, on the CPU; every rank takes part in gathering each."""
     weights: dict[str, Tensor] = {}
     moments: dict[str, Tensor] = {}
-    for number, (name, parameter) in enumerate(engine.parameters()):
-        whole = engine.read(parameter)
+    for number, (name, whole) in enumerate(engine.whole_tensors()):
         if number % dist.world() == dist.rank():
             for key, tensor in whole.items():
                 content, title = (weights, name) if key == "weight" else (moments, f"{key}/{name}")
@@ -92,6 +91,7 @@ def _own_tensors(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def _write(path: Path, content: dict[str, Tensor]) -> dict[str, Any]:
     save_file(content, path)
+    path.chmod(0o644)  # safetensors makes it for its owner alone
     with open(path, "rb+") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,8 +111,12 @@ class Engine:
         """Every parameter by name, in one order on every rank."""
         return ((self._names[id(parameter)], parameter) for parameter in self.model.parameters())
 
-    def read(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
-        """The whole fp32 master weight and moments of a parameter, on every rank; all ranks must call."""
+    def whole_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Name and whole fp32 master weight and moments of every parameter, on every rank; all ranks must call."""
+        self._link_state()
+        return ((name, self._read(parameter)) for name, parameter in self.parameters())
+
+    def _read(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
         if self._plain:
             state = self.engine.optimizer.state[parameter]
             return {"weight": parameter.data, **{key: state[key] for key in MOMENTS if key in state}}
@@ -124,23 +129,43 @@ class Engine:
         return {key: tensor.reshape(shape) for key, tensor in whole.items()}
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
-        """Set what `read` returns, in the low-precision copy too; all ranks must call, with equal tensors."""
+        """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
         if self._plain:
             parameter.data.copy_(whole["weight"])
             for key in MOMENTS:
                 if key in whole:
                     self.engine.optimizer.state[parameter][key].copy_(whole[key])
             return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-        from deepspeed.zero import GatheredParameters
-
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
-        with GatheredParameters([parameter], modifier_rank=0, enabled=self.stage == 3):
-            parameter.data.copy_(whole["weight"])
+        if self.stage == 3:
+            self._write_partition(parameter, whole)
+            return
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        parameter.data.copy_(whole["weight"])
         safe_set_full_fp32_param(parameter, whole["weight"])
         for key in MOMENTS:
             if key in whole:
                 safe_set_full_optimizer_state(parameter, whole[key], key)
+
+    @staticmethod
+    def _write_partition(parameter: Any, whole: dict[str, Tensor]) -> None:
+        """ZeRO-3: set this rank's part. DeepSpeed's own setter fails where a parameter does not divide by the ranks."""
+        from deepspeed.runtime.zero import GatheredParameters
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
+        size, rank = parameter.ds_tensor.numel(), parameter._z3_optimizer._get_param_partition_rank(parameter)
+
+        def part(tensor: Tensor) -> Tensor:
+            flat = tensor.flatten()[rank * size : (rank + 1) * size]
+            return torch.nn.functional.pad(flat, (0, size - len(flat)))
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(whole["weight"])
+        safe_set_local_fp32_param(parameter, part(whole["weight"]))
+        for key in MOMENTS:
+            if key in whole:
+                safe_set_local_optimizer_state(parameter, part(whole[key]), key)
 
     @property
     def updates(self) -> int:
@@ -159,8 +184,15 @@ class Engine:
             is_torch = isinstance(self._base, torch.optim.AdamW)
             count = torch.tensor(float(updates), device=owner.device if self._base.defaults.get("fused") else "cpu")
             state["step"] = count if is_torch else updates
+        self._link_state()
+
+    def _link_state(self) -> None:
+        """Have ZeRO 1 and 2 find the state of every parameter again.
+
+        DeepSpeed makes these links when the first parameter group has been updated, before the others have state.
+        """
         link = getattr(self.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None:  # ZeRO 1 and 2 find the state of a parameter through these links
+        if link is not None and self.updates:
             self.engine.optimizer._hp_optimizer_states_linked = False
             link()
 
@@ -187,6 +219,8 @@ def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
     if not torch.cuda.is_available():

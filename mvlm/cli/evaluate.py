@@ -1,0 +1,113 @@
+"""`mvlm evaluate retrieval|reconstruction`: a trained model's numbers on held-out data, on one process or many."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mvlm import dist
+from mvlm.data.dataset import EvalDataset
+from mvlm.data.index import Mixture
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate.task import TASKS, Settings
+from mvlm.model.weights import load_run
+
+EXAMPLES = """examples:
+  mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
+  mvlm evaluate reconstruction --checkpoint runs/tiny --data shards/eval --words red,green,blue
+  torchrun --nproc-per-node 8 -m mvlm evaluate retrieval --checkpoint runs/base --data shards/coco --rerank 256
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `evaluate` to the command line."""
+    parser = subparsers.add_parser(
+        "evaluate",
+        help="measure a trained model on held-out shards",
+        description="Measure a trained model on held-out shards; a launcher's ranks share the work.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("task", choices=list(TASKS), help="what to measure")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, concatenated")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
+    parser.add_argument(
+        "--rerank", type=_count, metavar="K", help="candidates ITM orders again (the run's eval.rerank)"
+    )
+    parser.add_argument("--batch", type=_positive, metavar="N", help="images or pairs a pass (the run's eval.batch)")
+    parser.add_argument("--limit", type=_count, metavar="N", help="first rows used, 0 = all (the run's eval.limit)")
+    parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, print the table and write the JSON; returns the exit code.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be used, or the JSON cannot be written.
+    """
+    dist.init()
+    try:
+        task, device = TASKS[args.task], dist.device()
+        loaded = load_run(args.checkpoint, device)
+        defaults = loaded.config.eval
+        limit = defaults.limit if args.limit is None else args.limit
+        mixture, tokenizer = Mixture(args.data), load_tokenizer(str(loaded.tokenizer_folder))
+        dataset = EvalDataset(mixture, tokenizer, loaded.config, limit)
+        settings = Settings(
+            args.batch or defaults.batch, defaults.rerank if args.rerank is None else args.rerank, args.words
+        )
+        result = task.run(loaded.model, dataset, settings, device)
+        result |= {"step": loaded.step, "data": args.data, "fingerprint": mixture.fingerprint}
+        if dist.rank() == 0:
+            print(task.text(result), end="")
+            if args.json:
+                write_json(args.json, result)
+                Console(stderr=True).print(f"Written to {args.json}", markup=False, highlight=False)
+    finally:
+        dist.close()
+    return 0
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write beside and rename, so that a file that is there is whole.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error}): give --json another place.") from None
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _words(text: str) -> tuple[str, ...]:
+    words = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not words:
+        raise argparse.ArgumentTypeError("give words separated by commas, for example red,blue")
+    return words

@@ -1,0 +1,2 @@
+"""placeholder while being written"""
+def add_parser(subparsers): pass

@@ -1,0 +1,217 @@
+"""Shards read in place: memory maps, offsets and slices, no row ever parsed by Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import pyarrow as pa
+
+from mvlm.data.schema import SCHEMA, Manifest, Shard, check_lengths, read_manifest
+from mvlm.errors import UserError
+
+OPEN_SHARDS = 128
+"""Shards of a corpus mapped at a time: more than a shuffle window touches, fewer than the files a process may open."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, without a copy of its image."""
+
+    key: str
+    image: memoryview  # uint8, of the mapped shard
+    captions: list[str]
+    source: str
+    width: int
+    height: int
+    crc32: int
+
+
+class _Strings:
+    """A binary or string column of a record batch."""
+
+    __slots__ = ("_bytes", "_offsets")
+
+    def __init__(self, offsets: pa.Buffer, data: pa.Buffer | None, first: int, length: int):
+        self._offsets = _integers(offsets, "i", first, length + 1)
+        self._bytes = memoryview(data if data is not None else b"").cast("B")
+
+    def __getitem__(self, index: int) -> memoryview:
+        start, end = self._offsets[index], self._offsets[index + 1]
+        if not 0 <= start <= end <= len(self._bytes):
+            raise ValueError("an offset points outside its column")
+        return self._bytes[start:end]
+
+    def text(self, index: int) -> str:
+        return str(self[index], "utf-8")
+
+
+class _Rows:
+    """The columns of one record batch as views of the mapped file."""
+
+    __slots__ = ("_caption_offsets", "_captions", "_crc32", "_height", "_image", "_key", "_source", "_width")
+
+    def __init__(self, batch: pa.RecordBatch):
+        batch.validate()
+        lists = batch.column("captions")
+        if any(column.null_count for column in (*batch.columns, lists.values)):
+            raise ValueError("it holds nulls")
+        self._key, self._image, self._source = (_strings(batch.column(name)) for name in ("key", "image", "source"))
+        self._caption_offsets = _integers(lists.buffers()[1], "i", lists.offset, len(lists) + 1)
+        self._captions = _strings(lists.values)
+        self._width, self._height = (_numbers(batch.column(name), "i") for name in ("width", "height"))
+        self._crc32 = _numbers(batch.column("crc32"), "I")
+
+    def row(self, index: int) -> Row:
+        return Row(
+            key=self._key.text(index),
+            image=self._image[index],
+            captions=self.captions(index),
+            source=self._source.text(index),
+            width=self._width[index],
+            height=self._height[index],
+            crc32=self._crc32[index],
+        )
+
+    def captions(self, index: int) -> list[str]:
+        span = range(self._caption_offsets[index], self._caption_offsets[index + 1])
+        if not span:
+            raise ValueError("the row has no caption")
+        return [self._captions.text(i) for i in span]
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenShard:
+    starts: list[int]  # first row of each record batch, within the shard
+    batches: list[_Rows]
+
+    def find(self, row: int) -> tuple[_Rows, int]:
+        batch = bisect_right(self.starts, row) - 1
+        return self.batches[batch], row - self.starts[batch]
+
+
+class Corpus:
+    """A folder of shards, opened by its manifest alone; a shard is mapped when it is first touched.
+
+    Raises:
+        UserError: the folder is missing or unfinished, or a shard is missing or has another length than written.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        check_lengths(self.folder, self.manifest)
+        self._starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
+        # Threads may open one shard twice at the same time; that costs a little and harms nothing.
+        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def row(self, index: int) -> Row:
+        """Raises `UserError` naming shard and row where the shard is damaged."""
+        return self._read(index, _Rows.row)
+
+    def captions(self, index: int) -> list[str]:
+        """The captions alone; touches no page of the image. Raises as `row`."""
+        return self._read(index, _Rows.captions)
+
+    def where(self, index: int) -> str:
+        """The file and the row in it, for messages."""
+        shard, local = self._locate(index)
+        return f"{self.folder / self.manifest.shards[shard].file} row {local}"
+
+    def _read(self, index: int, get: Callable[[_Rows, int], T]) -> T:
+        shard, local = self._locate(index)
+        rows, at = self._open(shard).find(local)
+        try:
+            return get(rows, at)
+        except ValueError as error:
+            raise UserError(
+                f"{self.where(index)} cannot be read ({error}): the shard is damaged; copy or shard it again."
+            ) from None
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        shard = bisect_right(self._starts, index) - 1
+        return shard, index - self._starts[shard]
+
+    def _open_shard(self, number: int) -> _OpenShard:
+        shard: Shard = self.manifest.shards[number]
+        path = self.folder / shard.file
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            if not reader.schema.equals(SCHEMA):
+                raise ValueError("its columns are not those of this version")
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            filled = [batch for batch in batches if len(batch)]
+            starts = list(accumulate((len(batch) for batch in filled), initial=0))
+            if starts.pop() != shard.rows:
+                raise ValueError(f"it does not hold the {shard.rows} rows the manifest gives it")
+            return _OpenShard(starts, [_Rows(batch) for batch in filled])
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
+
+
+class Mixture:
+    """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows."""
+
+    def __init__(self, folders: Sequence[str | Path]):
+        if not folders:
+            raise UserError("No shard folder is named: give one or more, in data.train to train on.")
+        self.corpora = [Corpus(folder) for folder in folders]
+        self._starts = list(accumulate((len(corpus) for corpus in self.corpora), initial=0))
+        if not len(self):
+            raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal exactly when the same corpora stand in the same order, wherever they lie."""
+        joined = "".join(corpus.manifest.fingerprint for corpus in self.corpora)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def locate(self, row: int) -> tuple[Corpus, int]:
+        """The corpus and the row in it of a global row."""
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        number = bisect_right(self._starts, row) - 1
+        return self.corpora[number], row - self._starts[number]
+
+    def row(self, row: int) -> Row:
+        corpus, local = self.locate(row)
+        return corpus.row(local)
+
+    def captions(self, row: int) -> list[str]:
+        corpus, local = self.locate(row)
+        return corpus.captions(local)
+
+    def where(self, row: int) -> str:
+        corpus, local = self.locate(row)
+        return corpus.where(local)
+
+
+def _integers(buffer: pa.Buffer, code: Literal["i", "I"], first: int, length: int) -> memoryview:
+    """A view of 4-byte integers; indexing one gives a Python int, several times faster than a numpy scalar."""
+    return memoryview(buffer).cast("B")[4 * first : 4 * (first + length)].cast(code)
+
+
+def _numbers(column: pa.Array, code: Literal["i", "I"]) -> memoryview:
+    return _integers(column.buffers()[1], code, column.offset, len(column))
+
+
+def _strings(column: pa.Array) -> _Strings:
+    _, offsets, data = column.buffers()
+    return _Strings(offsets, data, column.offset, len(column))

@@ -1,0 +1,126 @@
+"""The order of samples: a seeded block shuffle computed for any position, with nothing stored.
+
+Position p is the p-th sample seen since the run's start; its epoch is p // rows. Each epoch the rows are
+rotated by a random offset, cut into blocks of consecutive rows, the blocks are permuted, neighbouring blocks
+form windows, and the rows of a window are permuted among themselves. So reading needs only the blocks of one
+window at a time, and no two epochs cut the same blocks.
+
+The permutations are Feistel networks with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite
+domains", 2002), whose round function is splitmix64's finaliser (Steele, Lea and Flood, 2014).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+_ROUNDS = 8
+_SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of few things would never come up
+
+
+class _Step(IntEnum):
+    ROTATE = 1
+    BLOCKS = 2
+    ROWS = 3
+
+
+class Order:
+    """Maps positions to rows; within each epoch a bijection.
+
+    Args:
+        rows: rows of the corpus, 1 or more.
+        seed: any integer; the order is a function of (seed, epoch) alone.
+        block: consecutive rows that stay together until the last step.
+        window: blocks whose rows are permuted together. The incomplete block at the end, if any, joins the
+            last window.
+    """
+
+    def __init__(self, rows: int, seed: int, block: int, window: int):
+        if min(rows, block, window) < 1:
+            raise ValueError(f"rows, block and window must be 1 or more, not {rows}, {block}, {window}")
+        self.rows = rows
+        self.block = block
+        self._seed = np.uint64(seed & ((1 << 64) - 1))
+        self._blocks = rows // block
+        self._windows = max(1, -(-self._blocks // window))
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int64 positions, 0 or more -> int64 rows of the same shape."""
+        positions = np.asarray(positions, dtype=np.int64)
+        epoch, place = np.divmod(positions.ravel(), self.rows)
+        row = self._permute_blocks(self._permute_rows(place, epoch), epoch)
+        offset = (self._key(epoch, _Step.ROTATE, epoch) % np.uint64(self.rows)).astype(np.int64)
+        return ((row + offset) % self.rows).reshape(positions.shape)
+
+    def _permute_rows(self, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Permute the rows of each window among themselves."""
+        window = self._window_of(place // self.block)
+        start = self._window_start(window) * self.block
+        end = np.where(window == self._windows - 1, self.rows, self._window_start(window + 1) * self.block)
+        return start + permute(place - start, end - start, self._key(epoch, _Step.ROWS, window))
+
+    def _permute_blocks(self, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Permute the complete blocks; the incomplete one stays at the end."""
+        block, within = np.divmod(place, self.block)
+        complete = block < self._blocks
+        key = self._key(epoch, _Step.BLOCKS, np.zeros_like(epoch))
+        moved = permute(block[complete], np.full(complete.sum(), self._blocks), key[complete])
+        block[complete] = moved
+        return block * self.block + within
+
+    def _window_start(self, window: np.ndarray) -> np.ndarray:
+        """The first block of a window; the blocks are dealt out as evenly as can be."""
+        return window * self._blocks // self._windows
+
+    def _window_of(self, block: np.ndarray) -> np.ndarray:
+        if self._blocks == 0:
+            return np.zeros_like(block)
+        return np.minimum(((block + 1) * self._windows - 1) // self._blocks, self._windows - 1)
+
+    def _key(self, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:
+        """A uint64 for each element, unrelated for any two (seed, epoch, step, part)."""
+        key = np.full(epoch.shape, self._seed)
+        for word in (np.full_like(epoch, step), epoch, part):
+            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+        return key
+
+
+def permute(value: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Element by element, apply the `key`-th pseudorandom permutation of range(size) to `value`.
+
+    All int64 [n] but `key`, uint64 [n]. Sizes up to 2**62.
+    """
+    half = np.maximum(_SMALLEST_HALF, (_bit_length(size - 1) + 1) // 2).astype(np.uint64)
+    result = value.astype(np.uint64)
+    walking = np.arange(len(value))
+    limit = size.astype(np.uint64)
+    while len(walking):
+        # The network permutes a power of four; following it until it comes back into range permutes the range.
+        result[walking] = _feistel(result[walking], half[walking], key[walking])
+        walking = walking[result[walking] >= limit[walking]]
+    return result.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, half: np.ndarray, key: np.ndarray) -> np.ndarray:
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    left, right = value >> half, value & mask
+    for number in range(_ROUNDS):
+        left, right = right, left ^ (_mix(key + (right << np.uint64(4)) + np.uint64(number)) & mask)
+    return (left << half) | right
+
+
+def _mix(value: np.ndarray) -> np.ndarray:
+    """splitmix64's finaliser: a bijection of uint64 in which every bit depends on every bit; arrays wrap silently."""
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+def _bit_length(value: np.ndarray) -> np.ndarray:
+    length = np.zeros_like(value)
+    for shift in (32, 16, 8, 4, 2, 1):
+        large = value >> shift > 0
+        length += np.where(large, shift, 0)
+        value = np.where(large, value >> shift, value)
+    return length + (value > 0)

@@ -1,0 +1,116 @@
+"""Which words are hidden when the restoring of words is scored: fixed, so that all conditions see the same task."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvlm import masking
+from mvlm.batch import IGNORE
+from mvlm.config import Config
+from mvlm.data.dataset import EvalDataset
+from mvlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class HiddenText:
+    """B sentences with hidden words, and what is to be predicted."""
+
+    caption_B: np.ndarray  # which captions they are
+    masked_text_BL: Tensor
+    valid_BL: Tensor
+    target_BL: Tensor  # the hidden token's id or IGNORE
+
+
+class HiddenWords(Protocol):
+    """Sentences to be restored; `whole` = a sentence's hidden tokens are one word, right only together."""
+
+    whole: bool
+
+    def __len__(self) -> int: ...
+
+    def items(self, indices: np.ndarray) -> HiddenText: ...
+
+
+class RandomWords:
+    """Every caption once, its tokens hidden as in training or, with `plain`, all shown as the mask token."""
+
+    whole = False
+
+    def __init__(self, dataset: EvalDataset, config: Config, plain: bool = False) -> None:
+        self.dataset, self.tokens, self.seed = dataset, dataset.tokens, config.run.seed
+        self.objectives = config.objectives
+        self.shares = (1.0, 0.0) if plain else (self.objectives.text_mask_token, self.objectives.text_mask_random)
+
+    def __len__(self) -> int:
+        return len(self.dataset.captions)
+
+    def items(self, indices: np.ndarray) -> HiddenText:
+        text_BL, valid_BL = self.dataset.texts(indices.tolist())
+        hidden = [self._hide(text_L, int(caption)) for text_L, caption in zip(text_BL.numpy(), indices, strict=True)]
+        masked_BL, target_BL = (torch.from_numpy(np.stack(rows)) for rows in zip(*hidden, strict=True))
+        return HiddenText(indices, masked_BL, valid_BL, target_BL)
+
+    def _hide(self, text_L: np.ndarray, caption: int) -> tuple[np.ndarray, np.ndarray]:
+        return masking.token_mask(
+            masking.generator(self.seed, masking.Purpose.TOKENS, 0, 0, caption),
+            text_L,
+            self.tokens.special(text_L),
+            ratio=self.objectives.text_mask_ratio,
+            minimum=self.objectives.text_mask_minimum,
+            mask_share=self.shares[0],
+            random_share=self.shares[1],
+            mask_id=self.tokens.mask_id,
+            random_ids=self.tokens.ordinary_ids,
+        )
+
+
+class ChosenWords:
+    """Every occurrence of some words in the captions, one at a time, all its tokens shown as the mask token.
+
+    Raises:
+        UserError: no caption holds any of the words.
+    """
+
+    whole = True
+
+    def __init__(self, dataset: EvalDataset, words: Sequence[str]) -> None:
+        self.dataset = dataset
+        self.found = list(_occurrences(dataset, words))
+        if not self.found:
+            raise UserError(
+                f"None of the {len(dataset.captions)} captions holds {', '.join(words)} within its first "
+                f"{dataset.tokens.length} tokens: give words that occur in them."
+            )
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def items(self, indices: np.ndarray) -> HiddenText:
+        captions = np.array([self.found[index][0] for index in indices])
+        text_BL, valid_BL = self.dataset.texts(captions.tolist())
+        hidden_BL = torch.zeros_like(valid_BL)
+        for row, index in enumerate(indices):
+            hidden_BL[row, torch.tensor(self.found[index][1])] = True
+        masked_text_BL = text_BL.masked_fill(hidden_BL, self.dataset.tokens.mask_id)
+        return HiddenText(captions, masked_text_BL, valid_BL, text_BL.masked_fill(~hidden_BL, IGNORE))
+
+
+def _occurrences(dataset: EvalDataset, words: Sequence[str]) -> Iterator[tuple[int, list[int]]]:
+    """(caption, places of the tokens that spell the word), in the order of the data; truncated words are left out."""
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.IGNORECASE)
+    for index, caption in enumerate(dataset.captions):
+        matches = [match.span() for match in pattern.finditer(caption)]
+        if not matches:
+            continue
+        spans = dataset.tokens.spans(caption)
+        end_of_text = max(end for _, end in spans)
+        for start, end in matches:
+            if end <= end_of_text:
+                yield index, [i for i, (first, last) in enumerate(spans) if first < end and last > start]
