@@ -19,9 +19,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser.set_defaults(takes_overrides=False)
     for command in COMMANDS:
         command.add_parser(subparsers)
-    args = parser.parse_args(argv)
+    args, args.overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
+    strangers = [word for word in args.overrides if word.startswith("-") or not args.takes_overrides]
+    if strangers:
+        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     try:
         return args.run(args)
     except UserError as error:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from mvlm import dist
+from mvlm.cli.output import write_whole
 from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture
 from mvlm.data.tokenizer import load_tokenizer
-from mvlm.errors import UserError
 from mvlm.evaluate.task import TASKS, Settings
 from mvlm.model.weights import load_run
 
@@ -69,27 +68,11 @@ def run(args: argparse.Namespace) -> int:
         if dist.rank() == 0:
             print(task.text(result), end="")
             if args.json:
-                write_json(args.json, result)
+                write_whole(args.json, json.dumps(result, indent=1) + "\n", "--json")
                 Console(stderr=True).print(f"Written to {args.json}", markup=False, highlight=False)
     finally:
         dist.close()
     return 0
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write beside and rename, so that a file that is there is whole.
-
-    Raises:
-        UserError: the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error}): give --json another place.") from None
 
 
 def _count(text: str) -> int:

@@ -1,2 +1,50 @@
-"""placeholder while being written"""
-def add_parser(subparsers): pass
+"""`mvlm report RUN...`: one self-contained HTML file about a run, or several side by side."""
+
+from __future__ import annotations
+
+import argparse
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mvlm import dist
+from mvlm.cli.output import write_whole
+from mvlm.report.facts import read_facts
+from mvlm.report.measure import measure
+from mvlm.report.page import render
+
+EXAMPLES = """examples:
+  mvlm report runs/tiny
+  mvlm report runs/all_losses runs/itc_only --out compare.html
+
+Numbers are taken from retrieval.json and reconstruction.json in the run folder where `mvlm evaluate --json` has
+written them, and measured on the run's data.eval otherwise.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `report` to the command line."""
+    parser = subparsers.add_parser(
+        "report",
+        help="write a page about a run: curves, numbers and examples",
+        description="Write one HTML file, with nothing outside it, about one run or several side by side.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the first run)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, measure what is missing, and write the page; returns the exit code.
+
+    Raises:
+        UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
+    """
+    facts = [read_facts(folder) for folder in args.runs]
+    page = render([(of_run, measure(of_run, dist.device())) for of_run in facts], datetime.now().astimezone())
+    out = args.out or args.runs[0] / "report.html"
+    write_whole(out, page, "--out")
+    print(f"Written to {out}")
+    return 0

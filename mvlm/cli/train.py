@@ -19,6 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "train",
         help="pretrain a model",
+        usage="mvlm train RUN.toml --deepspeed_config JSON [key=value ...]",
         description="Pretrain a model, or go on with a run that was stopped.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -26,8 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # habit of DeepSpeed's users
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values put over the TOML's")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:

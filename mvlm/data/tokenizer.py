@@ -54,10 +54,8 @@ def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
-    ends = {token: tokenizer.token_to_id(token) for token in ("<s>", "</s>")}
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", ends["</s>"]), ("<s>", ends["<s>"]), trim_offsets=True, add_prefix_space=True
-    )
+    first, last = ((token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(last, first, trim_offsets=True, add_prefix_space=True)
     return _with_roles(tokenizer)
 
 

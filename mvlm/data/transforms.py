@@ -119,10 +119,12 @@ def _identity(image: Image.Image, level: float) -> Image.Image:
 
 def _autocontrast(image: Image.Image, level: float) -> Image.Image:
     """Stretch to the full range by one map for all channels: each by its own would change the hue."""
-    low, high = (int(value) for value in (np.min(image), np.max(image)))
+    pixels = np.asarray(image)
+    low, high = int(pixels.min()), int(pixels.max())
     if low == high:
         return image
-    return image.point([round(min(max((v - low) * 255 / (high - low), 0), 255)) for v in range(256)] * 3)
+    stretched = np.clip((np.arange(256) - low) * 255 / (high - low), 0, 255).round()
+    return image.point(stretched.astype(int).tolist() * 3)
 
 
 def _brightness(image: Image.Image, level: float) -> Image.Image:

@@ -53,7 +53,7 @@ class Guess:
 class Token:
     """A token of a sentence; the guesses, best first, are empty where it was shown."""
 
-    text: str
+    text: str  # as the caption spells it, with the space before it
     with_image: tuple[Guess, ...] = ()
     without_image: tuple[Guess, ...] = ()
 
@@ -142,14 +142,12 @@ def _text_examples(
     with_image, without_image = ([(p.cpu(), ids.cpu()) for p, ids in zip(*best, strict=True)] for best in guesses)
 
     def sentence(b: int) -> tuple[Token, ...]:
-        tokens = []
-        for place in range(text.target_BL.shape[1]):
-            target, shown = int(text.target_BL[b, place]), int(text.masked_text_BL[b, place])
-            if target != IGNORE:
-                told, untold = (_guesses(tokenizer, best[b], place, target) for best in (with_image, without_image))
-                tokens.append(Token(_spelled(tokenizer, target), told, untold))
-            elif shown not in tokenizer.all_special_ids:
-                tokens.append(Token(_spelled(tokenizer, shown)))
+        caption, tokens, end = dataset.captions[captions[b]], [], 0
+        for place, (first, last) in enumerate(dataset.tokens.spans(caption)):
+            if last > first:
+                target, spelled, end = int(text.target_BL[b, place]), caption[end:last], max(end, last)
+                best = [] if target == IGNORE else [with_image[b], without_image[b]]
+                tokens.append(Token(spelled, *(_guesses(tokenizer, guess, place, target) for guess in best)))
         return tuple(tokens)
 
     return [TextExample(picture, sentence(b)) for b, picture in enumerate(_pictures(image_BCHW))]
@@ -160,10 +158,6 @@ def _guesses(
 ) -> tuple[Guess, ...]:
     probability_LK, id_LK = best
     return tuple(
-        Guess(_spelled(tokenizer, token), probability, token == target)
+        Guess(str(tokenizer.decode([token])), probability, token == target)
         for probability, token in zip(probability_LK[place].tolist(), id_LK[place].tolist(), strict=True)
     )
-
-
-def _spelled(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    return str(tokenizer.decode([token]))

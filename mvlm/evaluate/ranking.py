@@ -77,6 +77,7 @@ def chance(right_per_query: np.ndarray, items: int) -> dict[str, float]:
     shares = {}
     for k in RECALLS:
         drawn = min(k, items)
-        misses = [comb(items - int(right), drawn) / comb(items, drawn) for right in counts]
-        shares[f"r{k}"] = 1.0 - float(np.average(misses, weights=queries))
+        draws = comb(items, drawn)
+        hits = [(draws - comb(items - int(right), drawn)) / draws for right in counts]
+        shares[f"r{k}"] = float(np.average(hits, weights=queries))
     return shares

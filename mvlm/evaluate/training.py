@@ -29,7 +29,7 @@ def evaluator(config: Config, run: Path) -> Callable[[MaskVLM, Path, int], dict[
         if not opened:
             opened.append(EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit))
         result = evaluate_retrieval(model, opened[0], config.eval.batch, config.eval.rerank, dist.device())
-        metrics = {}
+        metrics: dict[str, float] = {}
         for direction in ("image_to_text", "text_to_image"):
             for ranked_by, name in (("itc", direction), ("reranked", f"{direction}_reranked")):
                 recalls = result[direction][ranked_by] or {}

@@ -43,6 +43,7 @@ class VisionEncoder(nn.Module):
         self.mean, self.std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
         self.prefix: int = vit.num_prefix_tokens
         vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
+        vit.forward_head = _keep_tokens  # called as a module, as ZeRO-3 needs, the ViT then gives every token
         self.vit = vit
 
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
@@ -71,7 +72,7 @@ class VisionEncoder(nn.Module):
 
 def _create(config: Model, load_weights: bool) -> nn.Module:
     name = f"local-dir:{config.vision}" if Path(config.vision).is_dir() else config.vision
-    arguments = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="")
+    arguments = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
     if config.dropout:
         arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
     weights = config.vision_weights if load_weights else "random"
@@ -94,6 +95,10 @@ def _check(vit: nn.Module, config: Model) -> None:
     rows, cols = vit.patch_embed.grid_size
     if rows != cols or config.image_size % rows:
         raise UserError(f"model.image_size {config.image_size} is no multiple of the patches of {config.vision!r}.")
+
+
+def _keep_tokens(tokens_BSD: Tensor) -> Tensor:
+    return tokens_BSD
 
 
 def _first_line(error: Exception) -> str:

@@ -78,13 +78,13 @@ def train(config: Config, names: tuple[str, str], evaluate: Evaluate | None = No
         Loader(
             dataset,
             order,
-            config.train.global_batch,
-            layout["micro_batch"],
-            dist.rank(),
-            dist.world(),
-            state.samples_seen,
-            config.data.workers,
-            config.data.prefetch,
+            global_batch=config.train.global_batch,
+            micro_batch=layout["micro_batch"],
+            rank=dist.rank(),
+            world=dist.world(),
+            start_position=state.samples_seen,
+            workers=config.data.workers,
+            prefetch=config.data.prefetch,
             pin=engine.device.type == "cuda",
         ) as loader,
     ):
@@ -106,11 +106,13 @@ def train(config: Config, names: tuple[str, str], evaluate: Evaluate | None = No
                 metrics["epoch"] = seen / len(mixture)
                 monitor.log(metrics)
                 clock, waited, since = now, loader.wait_seconds, state.step
+            aside = time.perf_counter()
             if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
                 checkpoints.save(engine, state, run, config.checkpoint)
                 saved = state.step
             if evaluate and (last or (config.eval.every and state.step % config.eval.every == 0)):
                 monitor.log({"step": state.step} | _evaluate(evaluate, engine, run, state.step))
+            clock += time.perf_counter() - aside  # neither is training
         if saved != state.step:
             checkpoints.save(engine, state, run, config.checkpoint)
         if state.step < total:

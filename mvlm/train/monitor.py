@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mvlm import dist
 
 METRICS = "metrics.jsonl"
+SHOWN = ("loss", "image", "text", "itc", "itm")
 
 
 class Monitor:
@@ -60,22 +61,24 @@ class Monitor:
             self._progress.update(self._task, completed=step)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, which must hold `step`; floats are written so that equal floats read back equal."""
+        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal."""
         if not self.main or not self._progress:
             return
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
-        report = "  ".join(
-            f"{name} {metrics[name]:.3f}" for name in ("loss", "image", "text", "itc", "itm") if name in metrics
-        )
-        report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
-        self._progress.update(self._task, report=report)
-        if self._progress.disable:
-            self.console.print(f"step {metrics['step']}  {report}", highlight=False, soft_wrap=True)
         if self._writer:
             for name, value in metrics.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._writer.add_scalar(name, value, metrics["step"])
+        report = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+        report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
+        if "loss" not in metrics:
+            recalls = (f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name != "step")
+            self.say(f"step {metrics['step']}  held out: " + "  ".join(recalls))
+            return
+        self._progress.update(self._task, report=report)
+        if self._progress.disable:
+            self.say(f"step {metrics['step']}  {report}")
 
     def say(self, sentence: str) -> None:
         """Tell the person at the terminal, above the progress bar."""

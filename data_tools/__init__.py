@@ -1,0 +1,1 @@
+"""Making, checking and describing shard folders: `python -m data_tools`."""

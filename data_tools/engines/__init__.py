@@ -1,0 +1,1 @@
+"""Where the work on records runs."""

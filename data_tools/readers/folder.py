@@ -1,0 +1,170 @@
+"""A folder, or an uncompressed tar of one, that holds `captions.jsonl` and the images it names.
+
+One JSON object a line: `id`, `image` (path relative to the folder), `captions` (a list; or one `caption`),
+and optionally `source`; other fields are free and serve `--split-by`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
+
+from data_tools.readers.members import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, is_inside, open_tar, unsafe
+from data_tools.record import Dropped, Record
+from mvlm.errors import UserError
+
+CAPTIONS = "captions.jsonl"
+
+
+class Refused(Exception):
+    """An image that must not or cannot be read; the message is the reason."""
+
+
+class FolderSource:
+    """The records of one or more folders or archives, in the order of their captions files."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._folders: list[Opened] = [Folder(path) if path.is_dir() else Archive(path) for path in paths]
+        self.size = sum(folder.captions_size for folder in self._folders)
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Record | Dropped]:
+        self.position = 0
+        for folder in self._folders:
+            with folder.open_captions() as lines:
+                yield from self._records(folder, lines)
+
+    def _records(self, folder: Opened, lines: BinaryIO) -> Iterator[Record | Dropped]:
+        number = 0
+        while line := lines.readline(MAX_TEXT_BYTES):
+            number += 1
+            self.position += len(line)
+            if line.strip():
+                yield _record(folder, line, f"{folder.name}/{CAPTIONS}:{number}")
+
+
+class Opened(Protocol):
+    """What a folder and an archive have in common. `name` is the last part of the path: no output holds a full path."""
+
+    name: str
+    captions_size: int
+
+    def open_captions(self) -> BinaryIO: ...
+
+    def read_image(self, name: str) -> bytes:
+        """The bytes of the image at a path relative to the folder; raises `Refused`."""
+        ...
+
+
+class Folder:
+    """A folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._root = path.resolve()
+        self.name = self._root.name
+        captions = path / CAPTIONS
+        if not captions.is_file():
+            raise UserError(f"{path} holds no {CAPTIONS}: give a folder with one JSON object a line in that file.")
+        try:
+            captions.open("rb").close()
+        except OSError as error:
+            raise UserError(f"{captions} cannot be read ({error.strerror}): change its permissions.") from None
+        self._captions = captions
+        self.captions_size = captions.stat().st_size
+
+    def open_captions(self) -> BinaryIO:
+        return self._captions.open("rb")
+
+    def read_image(self, name: str) -> bytes:
+        if not is_inside(name):
+            raise Refused("image path leaves the folder")
+        try:
+            path = (self._root / name).resolve(strict=True)
+            if not path.is_relative_to(self._root):
+                raise Refused("image path leaves the folder")
+            if not path.is_file():
+                raise Refused("image is no file")
+            if path.stat().st_size > MAX_IMAGE_BYTES:
+                raise Refused("image file is too large")
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise Refused("image is missing") from None
+        except (OSError, ValueError, RuntimeError):
+            raise Refused("image cannot be read") from None
+
+
+class Archive:
+    """An uncompressed tar with the folder's files at its top or inside one folder."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise UserError(f"No folder or archive at {path}: check the path.")
+        self.name = path.name
+        self._tar = open_tar(path, "r:")
+        try:
+            members = self._tar.getmembers()
+        except (tarfile.TarError, OSError) as error:
+            raise UserError(f"{path} is cut short or damaged ({error}): copy it again.") from None
+        self._members = {str(PurePosixPath(m.name)): m for m in members if not m.isdir()}
+        found = [name for name in self._members if PurePosixPath(name).name == CAPTIONS and name.count("/") <= 1]
+        if len(found) != 1 or unsafe(self._members[found[0]]):
+            raise UserError(f"{path} holds {len(found)} files {CAPTIONS} at or just below its top: it must hold one.")
+        self._captions = self._members[found[0]]
+        self._top = PurePosixPath(found[0]).parent
+        self.captions_size = self._captions.size
+
+    def open_captions(self) -> BinaryIO:
+        return io.BytesIO(self._read(self._captions))
+
+    def read_image(self, name: str) -> bytes:
+        if not is_inside(name):
+            raise Refused("image path leaves the folder")
+        member = self._members.get(str(self._top / name))
+        if member is None:
+            raise Refused("image is missing")
+        if reason := unsafe(member):
+            raise Refused(reason)
+        if member.size > MAX_IMAGE_BYTES:
+            raise Refused("image file is too large")
+        try:
+            return self._read(member)
+        except (tarfile.TarError, OSError):
+            raise Refused("image cannot be read") from None
+
+    def _read(self, member: tarfile.TarInfo) -> bytes:
+        file = self._tar.extractfile(member)
+        assert file is not None, "only regular members are read"
+        return file.read()
+
+
+def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
+    try:
+        content: Any = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return Dropped("", "line is not JSON in UTF-8", where, str(error)[:200])
+    if not isinstance(content, dict):
+        return Dropped("", "line is no JSON object", where)
+    key = content.get("id")
+    if not isinstance(key, str | int) or isinstance(key, bool):
+        return Dropped("", "no id", where)
+    image = content.get("image")
+    if not isinstance(image, str):
+        return Dropped(str(key), "no image path", where)
+    captions = content.get("captions", content.get("caption"))
+    source = content.get("source")
+    try:
+        data = folder.read_image(image)
+    except Refused as refused:
+        return Dropped(str(key), str(refused), where, image)
+    return Record(
+        key=str(key),
+        image=data,
+        captions=captions if isinstance(captions, list) else [captions],
+        source=source if isinstance(source, str) else "",
+        fields=content,
+        where=where,
+    )

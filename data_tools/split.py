@@ -1,0 +1,57 @@
+"""Dividing records among named splits by a hash of one of their fields."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from data_tools.record import Record
+from mvlm.errors import UserError
+
+MISSING = "no field to split by"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Shares of the records by name, in order; records with the same value of `field` stay together.
+
+    `field` is "key", "source" or one of the record's own fields.
+    """
+
+    shares: dict[str, float]
+    field: str = "key"
+
+    def allot(self, record: Record) -> str | None:
+        """The split's name, a function of the field's value alone; None where the record lacks the field."""
+        value = {"key": record.key, "source": record.source}.get(self.field, record.fields.get(self.field))
+        if value is None:
+            return None
+        text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+        point = int.from_bytes(digest[:8], "big") / 2**64
+        bound = 0.0
+        for name, share in self.shares.items():
+            bound += share
+            if point < bound:
+                return name
+        return name
+
+
+def parse_split(text: str, field: str) -> Split:
+    """Read `train=0.88,eval=0.12`.
+
+    Raises:
+        UserError: a name or share is malformed, a name stands twice, or the shares do not add up to 1.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.strip().partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not re.fullmatch(r"\d*\.?\d+", share) or name in shares:
+            raise UserError(f"--split {text!r} is malformed at {part!r}: write it like train=0.88,eval=0.12.")
+        shares[name] = float(share)
+    if not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-6) or not all(shares.values()):
+        raise UserError(f"--split {text!r} adds up to {sum(shares.values()):g}: give shares above 0 that add up to 1.")
+    return Split(shares, field)

@@ -1,0 +1,24 @@
+"""Files that commands write for people: whole or not there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mvlm.errors import UserError
+
+
+def write_whole(path: Path, text: str, option: str) -> None:
+    """Write beside and rename; missing folders are made.
+
+    Raises:
+        UserError: the file cannot be written; names the `option` that says where.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({error}): give {option} another place.") from None

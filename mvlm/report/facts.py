@@ -1,0 +1,88 @@
+"""What a run folder tells without its model: run.json, config.toml and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from mvlm.config import Config, load_config
+from mvlm.errors import UserError
+
+Curve = tuple[list[int], list[float]]
+"""Steps and values."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    folder: Path
+    name: str
+    described: dict[str, Any]  # run.json
+    config: Config
+    metrics: dict[int, dict[str, Any]]  # by step, ascending; of a repeated step the last
+    written: datetime
+
+    def curve(self, key: str) -> Curve:
+        """The logged values of one metric; steps without it are left out."""
+        points = [(step, line[key]) for step, line in self.metrics.items() if line.get(key) is not None]
+        return [step for step, _ in points], [float(value) for _, value in points]
+
+    @property
+    def last_step(self) -> int:
+        return max(self.metrics, default=0)
+
+
+def read_facts(folder: Path) -> Facts:
+    """Read a run folder.
+
+    Raises:
+        UserError: it is none, or a file in it is damaged.
+    """
+    described = read_json(folder / "run.json")
+    if described is None:
+        raise UserError(f"No run at {folder}: it holds no run.json; give a folder that `mvlm train` wrote.")
+    metrics = folder / "metrics.jsonl"
+    written = (metrics if metrics.exists() else folder / "run.json").stat().st_mtime
+    return Facts(
+        folder,
+        folder.resolve().name,
+        described,
+        load_config(folder / "config.toml"),
+        _read_metrics(metrics),
+        datetime.fromtimestamp(written).astimezone(),
+    )
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in a JSON file, or None where there is no such file.
+
+    Raises:
+        UserError: it cannot be read or is not one JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}): delete it or write it again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: delete it or write it again.")
+    return content
+
+
+def _read_metrics(path: Path) -> dict[int, dict[str, Any]]:
+    """Lines merged by step; the last line may be cut short by a run that was killed, or that still writes."""
+    if not path.exists():
+        return {}
+    steps: dict[int, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            content = json.loads(line)
+            steps.setdefault(int(content["step"]), {}).update(content)
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise UserError(f"{path}, line {number}, is no metrics line: delete that line.") from None
+    return dict(sorted(steps.items()))

@@ -1,0 +1,146 @@
+"""What a report needs a model for: the numbers not yet in the run folder, and examples to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvlm.data.dataset import EvalDataset
+from mvlm.data.index import Mixture
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate import ranking
+from mvlm.evaluate.examples import ImageExample, TextExample, examples
+from mvlm.evaluate.reconstruction import evaluate_reconstruction
+from mvlm.evaluate.retrieval import Direction, Retrieval, retrieve, summary
+from mvlm.model.weights import Loaded, load_run
+from mvlm.report.facts import Facts, read_json
+
+POOL = 1000
+"""Images that examples of retrieval are searched in, where the numbers are known already."""
+
+SHOWN, TOP = 6, 5
+
+
+@dataclass(frozen=True)
+class Found:
+    """One answer to a query, by its text or its picture (uint8 [H, W, 3])."""
+
+    text: str
+    picture: np.ndarray
+    right: bool
+
+
+@dataclass(frozen=True)
+class Query:
+    text: str
+    picture: np.ndarray
+    answers: list[Found]
+    rank: int  # of the right answer, from 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that is known of a run's quality; what could not be had is empty, the reason in `notes`."""
+
+    step: int | None = None
+    retrieval: dict[str, Any] | None = None
+    reconstruction: dict[str, Any] | None = None
+    pool: int = 0  # images that the example queries were searched in
+    image_queries: list[Query] = field(default_factory=list)
+    text_queries: list[Query] = field(default_factory=list)
+    images: list[ImageExample] = field(default_factory=list)
+    texts: list[TextExample] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def measure(facts: Facts, device: torch.device) -> Measured:
+    """Read the run's retrieval.json and reconstruction.json, measure what is missing, and make examples.
+
+    Raises:
+        UserError: a file of the run is damaged.
+    """
+    retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
+    known = Measured(retrieval=retrieval, reconstruction=reconstruction)
+    if not facts.config.data.eval:
+        return _without(known, "The run names no evaluation data (data.eval): no examples, no further numbers.")
+    if not (facts.folder / "checkpoints" / "latest").exists():
+        return _without(known, "The run has saved no checkpoint yet: no examples, no further numbers.")
+    try:
+        mixture = Mixture(facts.config.data.eval)
+    except UserError as error:
+        return _without(known, f"The evaluation data cannot be opened: {error}")
+    return _with_model(facts, load_run(facts.folder, device), mixture, known, device)
+
+
+def _without(known: Measured, note: str) -> Measured:
+    return Measured(retrieval=known.retrieval, reconstruction=known.reconstruction, notes=[note])
+
+
+def _with_model(facts: Facts, loaded: Loaded, mixture: Mixture, known: Measured, device: torch.device) -> Measured:
+    model, settings, notes = loaded.model, facts.config.eval, []
+    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+    dataset = EvalDataset(mixture, tokenizer, loaded.config, settings.limit)
+    pool = dataset
+    if known.retrieval and len(dataset) > POOL:
+        pool = EvalDataset(mixture, tokenizer, loaded.config, POOL)
+    found = retrieve(model, pool, settings.batch, settings.rerank, device)
+    retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
+    reconstruction = known.reconstruction
+    try:
+        measured = reconstruction or evaluate_reconstruction(model, dataset, settings.batch, device)
+        reconstruction = {"step": loaded.step} | measured
+    except UserError as error:
+        notes.append(f"Restoring was not measured: {error}")
+    image_queries, text_queries = _queries(found, pool)
+    images, texts = examples(model, pool, tokenizer, spread(len(pool)), device)
+    return Measured(
+        loaded.step, retrieval, reconstruction, len(pool), image_queries, text_queries, images, texts, notes
+    )
+
+
+def spread(count: int) -> list[int]:
+    """SHOWN of `count` indices, evenly apart: nobody chose them."""
+    return np.unique(np.linspace(0, count - 1, min(count, SHOWN)).round().astype(int)).tolist()
+
+
+def _queries(found: Retrieval, dataset: EvalDataset) -> tuple[list[Query], list[Query]]:
+    picture = _Pictures(dataset)
+
+    def of_image(row: int) -> Query:
+        answers = [Found(dataset.captions[c], picture[int(dataset.owner[c])], right) for c, right in _top(to_text, row)]
+        return Query("", picture[row], answers, _place(to_text, row))
+
+    def of_text(caption: int) -> Query:
+        answers = [Found("", picture[row], right) for row, right in _top(to_image, caption)]
+        own = picture[int(dataset.owner[caption])]
+        return Query(dataset.captions[caption], own, answers, _place(to_image, caption))
+
+    to_text, to_image = found.image_to_text, found.text_to_image
+    return (
+        [of_image(row) for row in spread(len(dataset))],
+        [of_text(caption) for caption in spread(len(dataset.captions))],
+    )
+
+
+def _top(direction: Direction, query: int) -> list[tuple[int, bool]]:
+    right = set(direction.right_AR[query].tolist()) - {ranking.NONE}
+    return [(item, item in right) for item in direction.top_AK[query, :TOP].tolist()]
+
+
+def _place(direction: Direction, query: int) -> int:
+    ranks = direction.itc_A if direction.reranked_A is None else direction.reranked_A
+    return int(ranks[query]) + 1
+
+
+class _Pictures:
+    """The set's images by row, as uint8 [H, W, 3]."""
+
+    def __init__(self, dataset: EvalDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.dataset.images([row])[0].permute(1, 2, 0).numpy()

@@ -1,0 +1,129 @@
+"""The report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from mvlm import __version__
+from mvlm.report.charts import COLORS, line_chart
+from mvlm.report.facts import Facts
+from mvlm.report.measure import Measured
+
+LOSSES = {"loss": "Loss, total", "text": "Masked text", "image": "Masked image", "itc": "ITC", "itm": "ITM"}
+SPEED = {
+    "lr": "Learning rate of the new modules",
+    "encoder_lr": "Learning rate of the encoders",
+    "grad_norm": "Gradient norm",
+    "pairs_per_s": "Pairs a second",
+    "memory_gb": "Memory, GB",
+}
+RECALLS = {
+    "eval/image_to_text_r1": "Image to text R@1, ITC",
+    "eval/text_to_image_r1": "Text to image R@1, ITC",
+    "eval/image_to_text_reranked_r1": "Image to text R@1, re-ranked",
+    "eval/text_to_image_reranked_r1": "Text to image R@1, re-ranked",
+}
+SMALL = 128
+"""Pixels a side below which a picture is stored without loss and shown with its pixels."""
+
+
+def render(runs: Sequence[tuple[Facts, Measured]], now: datetime) -> str:
+    """The page about one run, or several side by side."""
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"picture": picture, "percent": percent, "number": number, "probability": probability}
+    facts = [facts for facts, _ in runs]
+    names = _distinct_names(facts)
+    return environment.get_template("template.html").render(
+        runs=[
+            {"name": name, "color": index % len(COLORS), "facts": of_run, "about": about(of_run), "measured": measured}
+            for index, (name, (of_run, measured)) in enumerate(zip(names, runs, strict=True))
+        ],
+        losses=_charts(facts, LOSSES),
+        recalls=_charts(facts, RECALLS),
+        speed=_charts(facts, SPEED, log=("grad_norm",)),
+        made=f"{now:%Y-%m-%d %H:%M}",
+        version=__version__,
+    )
+
+
+def about(facts: Facts) -> list[tuple[str, str]]:
+    """The head of a run: name and value of what tells it from others."""
+    described, config = facts.described, facts.config
+    versions = ", ".join(f"{name} {version}" for name, version in described.get("versions", {}).items())
+    hosts = sorted(set(described.get("hosts", [])))
+    steps = f"{facts.last_step:,} of {described['steps']:,}" if "steps" in described else f"{facts.last_step:,}"
+    seen = facts.last_step * config.train.global_batch
+    rows = [
+        ("Last step written", f"{facts.written:%Y-%m-%d %H:%M %Z}"),
+        ("Steps", f"{steps}, of {config.train.global_batch} pairs; {seen:,} pairs seen"),
+        ("Training data", _data(config.data.train, described.get("rows"))),
+        ("Evaluation data", _data(config.data.eval, None) if config.data.eval else "none"),
+        ("Model", f"{config.model.vision} at {config.model.image_size} px, {config.model.text}"),
+        ("Parameters", f"{described['parameters'] / 1e6:.1f} M" if "parameters" in described else ""),
+        ("Ran on", _layout(described, hosts)),
+        ("Versions", versions),
+        ("Command", described.get("command", "")),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def picture(pixels: np.ndarray) -> Markup:
+    """uint8 [H, W, 3] as an <img> whose content is in the page."""
+    image, small = Image.fromarray(pixels), max(pixels.shape[:2]) < SMALL
+    out = io.BytesIO()
+    if small:
+        image.save(out, "PNG", optimize=True)
+    else:
+        image.save(out, "WEBP", quality=85)
+    kind, text = ("png", "webp")[not small], base64.b64encode(out.getvalue()).decode()
+    style = ' class="small"' if small else ""
+    return Markup('<img{} alt="" src="data:image/{};base64,{}">').format(Markup(style), kind, text)
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def probability(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"
+
+
+def number(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _charts(runs: Sequence[Facts], titles: dict[str, str], log: Sequence[str] = ()) -> list[Markup]:
+    charts = (line_chart(title, [run.curve(key) for run in runs], key in log) for key, title in titles.items())
+    return [chart for chart in charts if chart is not None]
+
+
+def _distinct_names(runs: Sequence[Facts]) -> list[str]:
+    """The folders' names, or their paths where two have the same name."""
+    names = [run.name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+
+
+def _data(folders: Sequence[str], rows: int | None) -> str:
+    return ", ".join(folders) + (f" ({rows:,} images)" if rows else "")
+
+
+def _layout(described: dict[str, Any], hosts: Sequence[str]) -> str:
+    parts = [f"{described['world']} ranks" if described.get("world", 1) > 1 else "one process"]
+    if "accumulation" in described:
+        parts.append(f"{described['accumulation']} × {described['micro_batch']} pairs each a step")
+    if "zero_stage" in described:
+        parts.append(f"ZeRO {described['zero_stage']}")
+    return ", ".join([*parts, *([str(described["device"])] if "device" in described else []), *hosts])

@@ -1,0 +1,69 @@
+"""What all tests share: small real shards, a run configuration, and a way to run the commands as a user would."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `train` and `eval` shards of synthetic scenes."""
+    from data_tools.__main__ import main
+
+    out = tmp_path_factory.mktemp("scenes") / "shards"
+    words = ["synth", "--task", "caption", "--count", "300", "--seed", "3", "--split", "train=0.8,eval=0.2"]
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
+TINY = [
+    "model.vision_args={patch_size=16, embed_dim=32, depth=1, num_heads=2}",
+    "model.image_size=32",
+    "model.text_args={hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, "
+    "max_position_embeddings=64}",
+    "model.cross_depth=1",
+    "model.cross_heads=2",
+    "model.contrastive_width=16",
+    "objectives.image_mask_block=1",
+    "objectives.itm_group=4",
+    "data.vocabulary=300",
+    "data.crop_scale=[1,1]",
+    "data.flip=false",
+    "data.randaugment=[0,0]",
+    "train.global_batch=16",
+    "log.every=1",
+    "log.tensorboard=false",
+]
+"""Overrides of mvlm/configs/tiny.toml for a model that takes milliseconds a step."""
+
+
+def mvlm_command(*words: str, ranks: int = 1, launcher: bool = True) -> list[str]:
+    """`deepspeed --module mvlm ...` on a free port, or `python -m mvlm ...`."""
+    if not launcher:
+        return [sys.executable, "-m", "mvlm", *words]
+    port = str(free_port())
+    launch = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", port, "--module", "mvlm"]
+    return [str(Path(sys.executable).parent / launch[0]), *launch[1:], *words]
+
+
+def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run from the project's root, threads limited so that two ranks share a small machine."""
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]

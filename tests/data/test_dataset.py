@@ -1,0 +1,207 @@
+"""Samples: what is drawn, from what, and what a damaged image says."""
+
+import io
+import shutil
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from made_shards import make_rows, write_shards
+from PIL import Image
+
+from mvlm.batch import IGNORE
+from mvlm.config import Model, Objectives, Run
+from mvlm.data.collate import caption_id, collate
+from mvlm.data.dataset import EvalDataset, PairDataset
+from mvlm.data.index import Mixture
+from mvlm.data.transforms import eval_view, load_image
+from mvlm.errors import UserError
+
+
+def equal(one, other):
+    return all(np.array_equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+
+
+def test_a_sample_is_a_function_of_seed_position_and_row(dataset, mixture, tokenizer, config):
+    again = PairDataset(mixture, tokenizer, config, (4, 4))
+    assert equal(dataset.sample(3, 70), again.sample(3, 70))
+    # Within an epoch the place in the order changes nothing but the position itself.
+    assert equal(dataset.sample(3, 70), replace(dataset.sample(90, 70), position=3))
+    other_seed = PairDataset(mixture, tokenizer, replace(config, run=Run(seed=8)), (4, 4))
+    ours = [dataset.sample(3, row) for row in range(60, 70)]
+    next_epoch = [dataset.sample(3 + len(dataset), row) for row in range(60, 70)]
+    for others in (next_epoch, [other_seed.sample(3, row) for row in range(60, 70)]):
+        for name in ("image_CHW", "patch_mask_N"):
+            same = [np.array_equal(getattr(a, name), getattr(b, name)) for a, b in zip(ours, others, strict=True)]
+            assert sum(same) < 7  # a fourth of the masks of 4 blocks is equal by chance
+
+
+def test_every_epoch_hides_other_tokens_of_a_caption(mixture, tokenizer, with_data):
+    dataset = PairDataset(mixture, tokenizer, with_data(caption="first"), (4, 4))
+    long = [row for row in range(len(dataset)) if len(dataset.sample(0, row).text_L) > 10]
+    epochs = [[dataset.sample(epoch * len(dataset), row).target_L for row in long] for epoch in range(2)]
+    assert np.mean([np.array_equal(one, other) for one, other in zip(*epochs, strict=True)]) < 0.2
+
+
+def test_fields_are_what_the_batch_wants(dataset):
+    for row in range(40):
+        sample = dataset.sample(row, row)
+        assert sample.image_CHW.shape == (3, 32, 32) and sample.image_CHW.dtype == np.uint8
+        assert sample.masked_image_CHW is sample.image_CHW
+        assert sample.patch_mask_N.shape == (16,) and sample.patch_mask_N.sum() == 3 * 4  # ceil(.6 * 4) of 2 x 2
+        assert len(sample.text_L) <= 14 and sample.text_L[0] == 0 and sample.text_L[-1] == 2
+        hidden = sample.target_L != IGNORE
+        assert hidden.sum() == max(1, round(0.3 * (len(sample.text_L) - 2)))
+        assert not hidden[[0, -1]].any()
+
+
+def test_captions_are_tokenised_as_transformers_does(dataset, tokenizer, rows):
+    for row in rows:
+        for caption in row["captions"]:
+            expected = tokenizer(caption, truncation=True, max_length=14)["input_ids"]
+            assert dataset.captions.encode(caption).tolist() == expected
+
+
+def test_spans_say_where_each_token_stands(dataset):
+    caption = "a dog near the red cat"
+    text, spans = dataset.captions.encode(caption), dataset.captions.spans(caption)
+    assert len(text) == len(spans)
+    ordinary = ~dataset.captions.special(text)
+    covered = sorted(i for (first, end), keep in zip(spans, ordinary, strict=True) if keep for i in range(first, end))
+    assert covered == sorted(set(covered)) and {i for i, c in enumerate(caption) if c != " "} <= set(covered)
+    assert all(span == (0, 0) for span, keep in zip(spans, ordinary, strict=True) if not keep)
+
+
+def test_tokenising_from_many_threads(dataset, rows):
+    captions = [caption for row in rows for caption in row["captions"]] * 5
+    with ThreadPoolExecutor(8) as pool:
+        threaded = list(pool.map(dataset.captions.encode, captions))
+    assert all(np.array_equal(one, dataset.captions.encode(c)) for one, c in zip(threaded, captions, strict=True))
+
+
+def test_which_caption_an_epoch_takes(mixture, tokenizer, with_data, rows):
+    row = next(i for i, r in enumerate(rows) if len(set(r["captions"])) == 3)
+    encoded = [tokenizer(c, truncation=True, max_length=14)["input_ids"] for c in rows[row]["captions"]]
+
+    def taken(caption, epochs=60):
+        dataset = PairDataset(mixture, tokenizer, with_data(caption=caption), (4, 4))
+        return [encoded.index(dataset.sample(e * len(dataset), row).text_L.tolist()) for e in range(epochs)]
+
+    assert taken("first", 6) == [0] * 6
+    assert taken("cycle", 7) == [0, 1, 2, 0, 1, 2, 0]
+    drawn = np.bincount(taken("draw"), minlength=3)
+    assert drawn.min() > 8
+
+
+def test_captions_with_sides_forbid_the_flip(tmp_path, tokenizer, with_data):
+    captions = ["a dog on the left", "Right: a cat", "the left-hand dog", "a copyright notice", "cleft dog"]
+    rows = [row | {"captions": [caption]} for row, caption in zip(make_rows(5), captions, strict=True)]
+    mixture = Mixture([write_shards(tmp_path / "s", rows)])
+    plain = with_data(crop_scale=(1.0, 1.0), randaugment=(0, 0))
+    dataset = PairDataset(mixture, tokenizer, plain, (4, 4))
+    for row in range(5):
+        whole = eval_view(load_image(rows[row]["image"]), 32)
+        views = [dataset.sample(e * 5, row).image_CHW for e in range(30)]
+        assert all((v == whole).all() or (v == whole[:, :, ::-1]).all() for v in views)
+        mirrored = sum(not (v == whole).all() for v in views)
+        assert mirrored == 0 if row < 3 else 5 < mirrored < 25
+    off = PairDataset(mixture, tokenizer, with_data(crop_scale=(1.0, 1.0), randaugment=(0, 0), flip=False), (4, 4))
+    whole = eval_view(load_image(rows[4]["image"]), 32)
+    assert all((off.sample(e * 5, 4).image_CHW == whole).all() for e in range(30))
+
+
+def test_two_views_share_the_image_but_not_the_draws(mixture, tokenizer, with_data, dataset):
+    two = PairDataset(mixture, tokenizer, with_data(shared_view=False), (4, 4)).sample(3, 70)
+    one = dataset.sample(3, 70)
+    assert (two.image_CHW == one.image_CHW).all()
+    assert (two.masked_image_CHW != two.image_CHW).any()
+    batch = collate([two], 1, 14)
+    assert batch.masked_image_BCHW is not batch.image_BCHW
+    assert (batch.masked_image_BCHW[0].numpy() == two.masked_image_CHW).all()
+
+
+def test_blocks_that_do_not_tile_are_refused_at_once(mixture, tokenizer, config):
+    with pytest.raises(UserError, match="image_mask_block = 3"):
+        PairDataset(mixture, tokenizer, replace(config, objectives=Objectives(image_mask_block=3)), (4, 4))
+
+
+def test_a_bad_image_names_shard_row_and_key(tmp_path, tokenizer, config):
+    rows = make_rows(6)
+    rows[4]["image"] = b"<html>"
+    folder = write_shards(tmp_path / "s", rows, shard_rows=4)
+    dataset = PairDataset(Mixture([folder]), tokenizer, config, (4, 4))
+    dataset.sample(0, 3)
+    with pytest.raises(UserError, match=r"000001\.arrow row 0 \(key 'k00004'\).*checksum differs"):
+        dataset.sample(0, 4)
+    rows[4]["crc32"] = zlib.crc32(b"<html>")
+    folder = write_shards(tmp_path / "t", rows, shard_rows=4)
+    with pytest.raises(UserError, match=r"000001\.arrow row 0 \(key 'k00004'\).*cannot identify.*shard the corpus"):
+        PairDataset(Mixture([folder]), tokenizer, config, (4, 4)).sample(0, 4)
+    with pytest.raises(UserError, match=r"row 0 \(key 'k00004'\)"):
+        EvalDataset(Mixture([folder]), tokenizer, config).images(range(6))
+
+
+def test_an_image_damaged_in_the_shard_is_told_from_a_bad_one(folder, rows, tmp_path, tokenizer, config):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shard = copy / "000000.arrow"
+    content = shard.read_bytes()
+    png = rows[2]["image"]
+    shard.write_bytes(content.replace(png[:200], png[:60] + bytes(140)))
+    dataset = PairDataset(Mixture([copy]), tokenizer, config, (4, 4))
+    with pytest.raises(UserError, match=r"000000\.arrow row 2 .*checksum differs"):
+        dataset.sample(0, 2)
+
+
+def test_collate_pads_to_eight_but_not_past_the_limit(dataset):
+    samples = [dataset.sample(i, i) for i in range(30)]
+    short = [s for s in samples if len(s.text_L) <= 8]
+    assert short and dataset.collate(short).text_BL.shape[1] == 8
+    batch = dataset.collate(samples)
+    assert batch.text_BL.shape == (30, 14)  # the limit, though the next multiple is 16
+    assert batch.masked_image_BCHW is batch.image_BCHW
+    for b, sample in enumerate(samples):
+        length = len(sample.text_L)
+        assert batch.valid_BL[b].tolist() == [True] * length + [False] * (14 - length)
+        for name, fill in (("text", 1), ("masked_text", 1), ("target", IGNORE)):
+            row = getattr(batch, f"{name}_BL")[b].tolist()
+            assert row == getattr(sample, f"{name}_L").tolist() + [fill] * (14 - length)
+        assert (batch.image_BCHW[b].numpy() == sample.image_CHW).all()
+        assert (batch.patch_mask_BN[b].numpy() == sample.patch_mask_N).all()
+    assert batch.position_B.tolist() == batch.image_id_B.tolist() == list(range(30))
+    types = {f.name: getattr(batch, f.name).dtype for f in fields(batch)}
+    assert types["image_BCHW"] == torch.uint8 and types["patch_mask_BN"] == types["valid_BL"] == torch.bool
+    assert {types[n] for n in types if n.endswith(("_B", "text_BL", "target_BL"))} == {torch.int64}
+
+
+def test_caption_ids_are_equal_for_equal_tokens_alone(dataset):
+    texts = [tuple(dataset.sample(i, i).text_L.tolist()) for i in range(len(dataset))]
+    ids = {text: caption_id(np.array(text)) for text in texts}
+    assert len(set(ids.values())) == len(set(texts))
+    assert caption_id(np.array([0, 5, 2])) == caption_id(np.array([0, 5, 2], dtype=np.int32))
+    assert caption_id(np.array([0, 5, 2])) == -716961770349740252  # the same in every process
+
+
+def test_evaluation_reads_every_caption_and_plain_images(mixture, tokenizer, config, rows):
+    dataset = EvalDataset(mixture, tokenizer, config)
+    assert len(dataset) == len(rows)
+    assert dataset.captions == [caption for row in rows for caption in row["captions"]]
+    assert dataset.owner.tolist() == [i for i, row in enumerate(rows) for _ in row["captions"]]
+    images = dataset.images(range(5, 9))
+    assert images.shape == (4, 3, 32, 32) and images.dtype == torch.uint8
+    for image, row in zip(images, rows[5:9], strict=True):
+        with Image.open(io.BytesIO(row["image"])) as source:
+            plain = source.convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
+        assert (image.numpy() == np.asarray(plain).transpose(2, 0, 1)).all()
+    text_BL, valid_BL = dataset.texts([3, 0])
+    assert text_BL[0][valid_BL[0]].tolist() == tokenizer(dataset.captions[3], truncation=True, max_length=14).input_ids
+
+
+def test_evaluation_can_be_cut_short(mixture, tokenizer, config, rows):
+    dataset = EvalDataset(mixture, tokenizer, replace(config, model=Model(image_size=16)), limit=7)
+    assert len(dataset) == 7 and dataset.owner.max() == 6
+    assert len(dataset.captions) == sum(len(row["captions"]) for row in rows[:7])
+    assert dataset.images([6]).shape == (1, 3, 16, 16)
+    assert len(EvalDataset(mixture, tokenizer, config, limit=10**6)) == len(rows)

@@ -1,0 +1,143 @@
+"""The raw reader gives what pyarrow gives, and names what is broken."""
+
+import json
+import shutil
+
+import pyarrow as pa
+import pytest
+from made_shards import make_rows, write_shards
+
+from mvlm.data import index
+from mvlm.data.index import Corpus, Mixture
+from mvlm.data.schema import MANIFEST, SCHEMA
+from mvlm.errors import UserError
+
+
+def as_dict(row):
+    return {name: getattr(row, name) for name in row.__slots__} | {"image": bytes(row.image)}
+
+
+def test_rows_are_those_of_to_pylist(folder):
+    read = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in sorted(folder.glob("*.arrow"))]
+    expected = [row for table in read for row in table.to_pylist()]
+    corpus = Corpus(folder)
+    assert [as_dict(corpus.row(i)) for i in range(len(corpus))] == expected
+    assert [corpus.captions(i) for i in range(len(corpus))] == [row["captions"] for row in expected]
+
+
+def test_an_image_is_a_slice_of_the_mapped_file(folder, rows):
+    before = pa.total_allocated_bytes()
+    corpus = Corpus(folder)
+    views = [corpus.row(i).image for i in range(len(corpus))]
+    assert pa.total_allocated_bytes() - before < 1000
+    assert all(isinstance(view, memoryview) and view.readonly for view in views)
+    del corpus
+    assert [bytes(view) for view in views] == [row["image"] for row in rows]
+
+
+def test_opening_reads_the_manifest_alone(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for shard in copy.glob("*.arrow"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    corpus = Corpus(copy)
+    with pytest.raises(UserError, match=r"000001\.arrow cannot be read.*copy or shard it again"):
+        corpus.row(60)
+
+
+def test_few_shards_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "OPEN_SHARDS", 3)
+    rows = make_rows(20)
+    corpus = Corpus(write_shards(tmp_path / "s", rows, shard_rows=2))
+    assert [corpus.row(i).key for i in range(20)] == [row["key"] for row in rows]
+    assert corpus._open.cache_info().currsize == 3
+
+
+def test_a_mixture_is_its_corpora_end_to_end(folder, rows, tmp_path):
+    other_rows = make_rows(9, seed=5)
+    other = write_shards(tmp_path / "other", other_rows, shard_rows=4, batch_rows=3)
+    mixture = Mixture([folder, other])
+    assert [as_dict(mixture.row(i)) for i in range(len(mixture))] == rows + other_rows
+    assert mixture.captions(len(rows) + 8) == other_rows[8]["captions"]
+    assert mixture.where(len(rows) + 5) == f"{other / '000001.arrow'} row 1"
+    corpus, local = mixture.locate(len(rows))
+    assert corpus.folder == other and local == 0
+    for row in (-1, len(mixture)):
+        with pytest.raises(IndexError):
+            mixture.row(row)
+
+
+def test_the_fingerprint_follows_content_and_order_not_place(folder, tmp_path):
+    other = write_shards(tmp_path / "other", make_rows(9, seed=5))
+    moved = shutil.copytree(folder, tmp_path / "moved")
+    prints = [Mixture(folders).fingerprint for folders in ([folder, other], [moved, other], [other, folder], [folder])]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_a_cut_shard_is_named_with_the_rows_lost(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    shard = copy / "000001.arrow"
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size * 6 // 10])
+    with pytest.raises(UserError, match=r"000001\.arrow has \d+ bytes and not \d+: 50 rows are lost"):
+        Mixture([copy])
+    shard.unlink()
+    with pytest.raises(UserError, match=r"000001\.arrow is missing"):
+        Mixture([copy])
+
+
+def test_no_folder_and_no_rows_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"data\.train"):
+        Mixture([])
+    with pytest.raises(UserError, match="the folder does not exist"):
+        Mixture([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="holds no rows"):
+        Mixture([write_shards(tmp_path / "empty", [])])
+
+
+def test_other_columns_are_refused(tmp_path):
+    schema = SCHEMA.remove(SCHEMA.get_field_index("crc32"))
+    rows = [{name: row[name] for name in schema.names} for row in make_rows(3)]
+    corpus = Corpus(write_shards(tmp_path / "s", rows, schema=schema))
+    with pytest.raises(UserError, match="columns"):
+        corpus.row(0)
+
+
+def test_a_manifest_that_counts_other_rows_is_caught(tmp_path):
+    folder = write_shards(tmp_path / "s", make_rows(3))
+    content = json.loads((folder / MANIFEST).read_text())
+    content["rows"] = content["shards"][0]["rows"] = 4
+    (folder / MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(UserError, match="does not hold the 4 rows"):
+        Corpus(folder).row(0)
+
+
+def test_an_offset_outside_its_column_is_caught_and_named(tmp_path):
+    """A flipped bit in an offset must not read a neighbour's bytes or end in a crash."""
+    rows = make_rows(5)
+    folder = write_shards(tmp_path / "s", rows)
+    shard = folder / "000000.arrow"
+    content = bytearray(shard.read_bytes())
+    offsets = b"".join(sum(len(row["image"]) for row in rows[:n]).to_bytes(4, "little") for n in range(6))
+    at = content.index(offsets)
+    content[at + 4 * 2 + 3] ^= 0x7F
+    shard.write_bytes(content)
+    corpus = Corpus(folder)
+    assert corpus.row(0).key == "k00000"
+    with pytest.raises(UserError, match=r"000000\.arrow row 2 .*offset"):
+        corpus.row(2)
+
+
+def test_a_row_without_captions_is_named(tmp_path):
+    rows = make_rows(3)
+    rows[1]["captions"] = []
+    with pytest.raises(UserError, match=r"row 1 .*no caption"):
+        Corpus(write_shards(tmp_path / "s", rows)).row(1)
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    rows = make_rows(3)
+    rows[1]["source"] = "MARKER"
+    folder = write_shards(tmp_path / "s", rows)
+    shard = folder / "000000.arrow"
+    shard.write_bytes(shard.read_bytes().replace(b"MARKER", b"MARK\xff\xfe"))
+    with pytest.raises(UserError, match=r"row 1 .*utf-8"):
+        Corpus(folder).row(1)

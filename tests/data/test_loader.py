@@ -1,0 +1,182 @@
+"""One stream of global batches, whatever reads it; exact resume; no thread or error left behind."""
+
+import hashlib
+import itertools
+import threading
+import time
+from dataclasses import fields
+
+import pytest
+import torch
+from made_shards import make_rows, write_shards
+
+from mvlm.data.dataset import PairDataset
+from mvlm.data.index import Mixture
+from mvlm.data.loader import Loader
+from mvlm.data.order import Order
+from mvlm.errors import UserError
+
+GLOBAL = 16
+STEPS = 10  # 160 positions of 130 rows: into the second epoch
+
+
+@pytest.fixture(scope="module")
+def order(dataset, config):
+    return Order(len(dataset), config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
+
+
+def digest(batch, row):
+    """Of everything one pair carries, without its padding."""
+    hash = hashlib.sha256()
+    valid = batch.valid_BL[row]
+    for field in fields(batch):
+        value = getattr(batch, field.name)[row]
+        if field.name.endswith("_BL") and field.name != "valid_BL":
+            value = value[valid]
+        elif field.name == "valid_BL":
+            value = valid.sum()
+        hash.update(value.numpy().tobytes())
+    return hash.hexdigest()
+
+
+def pairs(batch):
+    return {int(position): digest(batch, row) for row, position in enumerate(batch.position_B)}
+
+
+def stream(dataset, order, steps=STEPS, start=0, world=1, **options):
+    """Per step, the digest of each position, over all ranks."""
+    options = {"global_batch": GLOBAL, "micro_batch": 4, "workers": 0} | options
+    merged = [{} for _ in range(steps)]
+    for rank in range(world):
+        with Loader(dataset, order, rank=rank, world=world, start_position=start, **options) as loader:
+            for step, micro_batches in enumerate(itertools.islice(loader, steps)):
+                assert len(micro_batches) == loader.accumulation
+                for batch in micro_batches:
+                    assert len(batch) == options["micro_batch"]
+                    assert not merged[step].keys() & pairs(batch).keys()
+                    merged[step] |= pairs(batch)
+    return merged
+
+
+@pytest.fixture(scope="module")
+def reference(dataset, order):
+    """Straight from the definition, without a loader."""
+    steps = [range(step * GLOBAL, (step + 1) * GLOBAL) for step in range(STEPS)]
+    rows = order(torch.arange(STEPS * GLOBAL).numpy())
+    return [
+        pairs(dataset.collate([dataset.sample(position, int(rows[position])) for position in step])) for step in steps
+    ]
+
+
+LAYOUTS = [(1, 0, 16), (1, 1, 4), (1, 3, 2), (2, 0, 2), (2, 1, 8), (2, 3, 4), (4, 0, 4), (4, 1, 1), (4, 3, 2)]
+
+
+@pytest.mark.parametrize(("world", "workers", "micro"), LAYOUTS)
+def test_a_global_batch_does_not_know_who_reads_it(dataset, order, reference, world, workers, micro):
+    assert stream(dataset, order, world=world, workers=workers, micro_batch=micro) == reference
+
+
+def test_a_global_batch_visits_each_row_once_an_epoch(dataset, order):
+    with Loader(dataset, order, global_batch=13, micro_batch=13, workers=0) as loader:
+        seen = [batch.image_id_B.tolist() for (batch,) in itertools.islice(loader, 20)]
+    for epoch in (seen[:10], seen[10:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(130))
+    assert seen[:10] != seen[10:]
+
+
+def test_micro_batches_lie_where_the_layout_says(dataset, order):
+    with Loader(dataset, order, global_batch=16, micro_batch=2, rank=1, world=4, workers=2) as loader:
+        next(loader)
+        micro_batches = next(loader)
+    assert [batch.position_B.tolist() for batch in micro_batches] == [[18, 19], [26, 27]]
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_resume_at_any_step_goes_on_exactly(dataset, order, reference, step):
+    rest = stream(dataset, order, steps=STEPS - step, start=step * GLOBAL, workers=2)
+    assert rest == reference[step:]
+
+
+def test_resume_with_another_global_batch_misses_no_position(dataset, order, reference):
+    rest = stream(dataset, order, steps=3, start=3 * GLOBAL, global_batch=24, micro_batch=8)
+    merged = {position: value for step in rest for position, value in step.items()}
+    expected = {position: value for step in reference for position, value in step.items()}
+    assert merged == {position: expected[position] for position in range(48, 48 + 72)}
+
+
+def test_a_batch_that_does_not_divide_is_refused(dataset, order):
+    with pytest.raises(UserError, match=r"global_batch = 16 .*micro-batches of 3 on 2"):
+        Loader(dataset, order, global_batch=16, micro_batch=3, world=2)
+
+
+def data_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("mvlm-data")]
+
+
+def test_closing_ends_the_threads_and_the_stream(dataset, order):
+    with Loader(dataset, order, global_batch=8, micro_batch=8, workers=3, prefetch=4) as loader:
+        next(loader)
+        assert data_threads()
+    assert not data_threads()
+    assert list(loader) == []
+    loader.close()
+
+
+class Slow:
+    """The dataset, counting what it is asked for."""
+
+    def __init__(self, dataset, seconds=0.0):
+        self.dataset, self.seconds, self.asked = dataset, seconds, []
+        self.collate = dataset.collate
+
+    def sample(self, position, row):
+        self.asked.append(position)
+        time.sleep(self.seconds)
+        return self.dataset.sample(position, row)
+
+
+def test_no_more_is_prepared_than_asked_for(dataset, order):
+    slow = Slow(dataset)
+    with Loader(slow, order, global_batch=8, micro_batch=4, workers=3, prefetch=2) as loader:
+        for step in range(1, 4):
+            next(loader)
+            deadline = time.monotonic() + 10
+            while len(slow.asked) < 8 * step + 2 * 4 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.05)
+            assert len(slow.asked) == 8 * step + 2 * 4
+
+
+def test_the_time_waited_is_counted(dataset, order):
+    with Loader(Slow(dataset, 0.05), order, global_batch=4, micro_batch=4, workers=2, prefetch=2) as loader:
+        assert loader.wait_seconds == 0
+        next(loader)
+        first = loader.wait_seconds
+        assert first > 0.09  # four samples on two threads
+        time.sleep(0.6)
+        next(loader)
+        assert loader.wait_seconds - first < 0.08
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_an_error_in_a_thread_reaches_the_consumer_at_its_step(tmp_path, tokenizer, config, workers):
+    rows = make_rows(40)
+    rows[17]["image"] = b"no image"
+    dataset = PairDataset(Mixture([write_shards(tmp_path / "s", rows)]), tokenizer, config, (4, 4))
+    order = Order(40, 0, 4, 4)
+    bad_step = int((order(torch.arange(40).numpy()) == 17).argmax()) // 4
+    delivered = 0
+    loader = Loader(dataset, order, global_batch=4, micro_batch=4, workers=workers, prefetch=3)
+    with pytest.raises(UserError, match=r"000000\.arrow row 17 \(key 'k00017'\)"), loader:
+        for _ in loader:
+            delivered += 1
+    assert delivered == bad_step
+    assert not data_threads()
+
+
+def test_leaving_by_an_exception_ends_the_threads(dataset, order):
+    loader = Loader(dataset, order, global_batch=16, micro_batch=16, workers=2, prefetch=6)
+    with pytest.raises(KeyboardInterrupt), loader:
+        next(loader)
+        raise KeyboardInterrupt
+    assert not data_threads()

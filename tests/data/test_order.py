@@ -1,0 +1,108 @@
+"""The order of samples is a bijection each epoch, random enough, local enough, and costs nothing."""
+
+import itertools
+import time
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mvlm.data.order import Order, permute
+
+sizes = st.integers(1, 700)
+small = st.integers(1, 20)
+
+
+def epoch_of(order, epoch):
+    return order(np.arange(epoch * order.rows, (epoch + 1) * order.rows))
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=sizes, seed=st.integers(-(2**63), 2**64), block=small, window=small, epoch=st.integers(0, 10**6))
+def test_every_epoch_visits_every_row_once(rows, seed, block, window, epoch):
+    assert (np.sort(epoch_of(Order(rows, seed, block, window), epoch)) == np.arange(rows)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=sizes, block=small, window=small, data=st.data())
+def test_any_positions_in_any_order_give_the_same_rows(rows, block, window, data):
+    order = Order(rows, 3, block, window)
+    whole = order(np.arange(3 * rows))
+    positions = np.array(data.draw(st.lists(st.integers(0, 3 * rows - 1), max_size=30)), dtype=np.int64)
+    assert (order(positions) == whole[positions]).all()
+    shape = (3, rows)
+    assert order(np.arange(3 * rows).reshape(shape)).shape == shape
+
+
+def test_epochs_and_seeds_differ():
+    orders = [epoch_of(Order(1000, seed, 16, 4), epoch) for seed, epoch in itertools.product((0, 1, 2), (0, 1, 2))]
+    for one, other in itertools.combinations(orders, 2):
+        assert np.mean(one == other) < 0.02
+    # Not merely rotated or shifted against each other either.
+    for one, other in itertools.combinations(orders, 2):
+        assert Counter((one - other) % 1000).most_common(1)[0][1] < 60
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=sizes, block=small, window=small, epoch=st.integers(0, 50))
+def test_a_window_reads_few_blocks(rows, block, window, epoch):
+    """In the rotated corpus, which the test finds by trying offsets, each window of places covers whole blocks."""
+    order = Order(rows, 11, block, window)
+    seen = epoch_of(order, epoch)
+    full = rows // block
+    windows = max(1, -(-full // window))
+    starts = [index * full // windows * block for index in range(windows)] + [rows]
+    starts[0] = 0
+
+    def holds(offset):
+        blocks = ((seen - offset) % rows) // block
+        parts = [set(blocks[start:end]) for start, end in itertools.pairwise(starts)]
+        whole = [part - {full} for part in parts]
+        return all(len(part) <= window for part in whole) and sum(map(len, whole)) == full
+
+    assert any(holds(offset) for offset in range(rows))
+
+
+def test_every_row_takes_a_place_as_often_as_any_other():
+    rows, epochs = 24, 6000
+    order = Order(rows, 1, 3, 2)
+    for place in (0, 11, 23):
+        counts = np.bincount(order(np.arange(epochs) * rows + place), minlength=rows)
+        chi2 = ((counts - epochs / rows) ** 2 / (epochs / rows)).sum()
+        assert chi2 < 60  # 23 degrees of freedom: p = 4e-5
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_every_permutation_of_few_things_comes_up_as_often(size):
+    keys = np.random.default_rng(1).integers(0, 2**64, 12000, dtype=np.uint64)
+    columns = [permute(np.full(len(keys), value), np.full(len(keys), size), keys) for value in range(size)]
+    counts = Counter(zip(*(column.tolist() for column in columns), strict=True))
+    possible = list(itertools.permutations(range(size)))
+    expected = len(keys) / len(possible)
+    assert set(counts) == set(possible)
+    assert sum((counts[p] - expected) ** 2 / expected for p in possible) < 2 * len(possible) + 25
+
+
+def test_neighbours_do_not_stay_neighbours():
+    seen = epoch_of(Order(100_000, 0, 64, 64), 0)
+    assert np.mean(np.abs(np.diff(seen)) == 1) < 0.002
+    assert abs(np.corrcoef(seen[:-1], seen[1:])[0, 1]) < 0.6  # windows mix blocks from all over the corpus
+
+
+def test_a_billion_rows_cost_nothing():
+    tracemalloc.start()
+    began = time.process_time()
+    order = Order(10**9 + 7, 0, 64, 64)
+    rows = order(np.arange(5 * 10**9, 5 * 10**9 + 4096))
+    elapsed, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(set(rows.tolist())) == 4096 and rows.min() >= 0 and rows.max() < order.rows
+    assert peak < 2e6 and elapsed < 1
+
+
+def test_the_order_never_changes():
+    """Written down once: an order that moves between versions would break every resumed run."""
+    assert Order(100, 0, 8, 4)(np.array([0, 1, 2, 99, 100, 250])).tolist() == [79, 8, 80, 68, 14, 58]

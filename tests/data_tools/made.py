@@ -1,0 +1,64 @@
+"""Small corpora written by plain code, not by what is tested."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from data_tools.__main__ import main
+
+Corpus = list[dict[str, Any]]
+
+
+def photo(seed: int, kind: str = "JPEG", size: tuple[int, int] = (24, 18)) -> bytes:
+    """An encoded image of noise, width x height."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write_folder(folder: Path, count: int, **fields: Callable[[int], Any]) -> Corpus:
+    """A good source folder of `count` records; `fields` are functions of the record's number."""
+    (folder / "images").mkdir(parents=True)
+    records = []
+    for number in range(count):
+        (folder / f"images/{number}.jpg").write_bytes(photo(number, size=(24 + number, 18)))
+        record = {"id": f"r{number}", "image": f"images/{number}.jpg", "captions": [f"noise {number}", "grey noise"]}
+        records.append(record | {"source": "made"} | {name: make(number) for name, make in fields.items()})
+    write_captions(folder, records)
+    return records
+
+
+def write_captions(folder: Path, records: Corpus) -> None:
+    (folder / "captions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def read_rows(folder: Path) -> Corpus:
+    """All rows of a corpus by pyarrow alone, in the manifest's order."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    tables = [pa.ipc.open_file(folder / shard["file"]).read_all() for shard in manifest["shards"]]
+    return pa.concat_tables(tables).to_pylist()
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder` by its relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def quarantine(out: Path) -> dict[str, str]:
+    """Reasons by key."""
+    lines = (out / "quarantine.jsonl").read_text().splitlines()
+    return {entry["key"]: entry["reason"] for entry in map(json.loads, lines)}
+
+
+def run(*argv: Any) -> None:
+    """Run a command that must succeed."""
+    assert main([str(argument) for argument in argv]) == 0

@@ -1,0 +1,133 @@
+"""`verify` finds what the disk or the network did to a corpus; a full disk leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made import read_rows, run, tree, write_folder
+
+from data_tools.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "in", 12)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--shard-mb", 0.005, "--workers", 1)
+    return tmp_path / "out"
+
+
+def problems(corpus: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(["verify", str(corpus), "--workers", "1"]) == 1
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_a_sound_corpus_passes(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(corpus), "--workers", "2"]) == 0
+    output = capsys.readouterr()
+    assert "12 rows" in output.out
+    assert output.err == ""
+
+
+def test_the_cut_shard_and_its_lost_rows_are_named(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard = json.loads((corpus / "manifest.json").read_text())["shards"][1]
+    os.truncate(corpus / shard["file"], shard["bytes"] * 6 // 10)
+    error = problems(corpus, capsys)
+    assert shard["file"] in error
+    assert f"{shard['rows']} rows are lost" in error
+    assert error.count("\n") == 1
+
+
+def test_a_flipped_byte_is_found_in_its_row(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = read_rows(corpus)[2]
+    path = corpus / "000000.arrow"
+    data = bytearray(path.read_bytes())
+    data[data.index(row["image"]) + len(row["image"]) // 2] ^= 0x40
+    path.write_bytes(data)
+    error = problems(corpus, capsys)
+    assert "SHA-256" in error
+    assert "row 2 (r2)" in error
+    assert error.count("\n") == 2
+
+
+def test_a_flip_anywhere_is_found_without_a_crash(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = corpus / "000000.arrow"
+    whole = path.read_bytes()
+    for offset in range(0, len(whole), len(whole) // 40):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 0x80]) + whole[offset + 1 :])
+        assert "000000.arrow" in problems(corpus, capsys)
+
+
+def test_missing_stray_and_unfinished(corpus: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (corpus / "000000.arrow").rename(corpus / "stray.arrow")
+    error = problems(corpus, capsys)
+    assert "000000.arrow is missing" in error
+    assert "stray.arrow is not named" in error
+    (corpus / "manifest.json").unlink()
+    assert "no finished shard folder" in problems(corpus, capsys)
+    assert "does not exist" in problems(tmp_path / "nowhere", capsys)
+
+
+def test_stats_count_what_is_there(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    run("stats", corpus, "--json")
+    found = json.loads(capsys.readouterr().out)
+    rows = read_rows(corpus)
+    widths = [row["width"] for row in rows]
+    sizes = [len(row["image"]) for row in rows]
+    assert (found["rows"], found["captions"], found["sources"]) == (12, 24, {"made": 12})
+    assert found["image_bytes"] == sum(sizes)
+    spread = found["distributions"]
+    assert (spread["width"]["min"], spread["width"]["max"]) == (min(widths), max(widths))
+    assert spread["bytes"]["mean"] == pytest.approx(sum(sizes) / 12)
+    assert (spread["captions"]["median"], spread["words"]["mean"]) == (2, 2)
+    run("stats", corpus)
+    assert "12 images, 24 captions" in capsys.readouterr().out
+
+
+LIMITED = """
+import resource, sys
+from data_tools.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for the full disk: writes fail the same way, with another number."""
+    argv = ["synth", "--task", "caption", "--count", "600", "--out", str(tmp_path / "out")]
+    for limit in (100_000, 1_000_000):
+        code = LIMITED.format(limit=limit)
+        ended = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True)
+        assert ended.returncode == 1
+        assert ended.stderr.startswith("No room to write")
+        assert ended.stderr.count("\n") == 1
+        assert tree(tmp_path) == {}
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Path:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_likewise(full_disk: Path, fails: Callable[..., str]) -> None:
+    assert "No room" in fails("synth", "--task", "caption", "--count", 600, "--out", full_disk / "out")
+    assert list(full_disk.iterdir()) == []
+    assert "mount point" in fails("synth", "--task", "caption", "--count", 5, "--out", full_disk)
+    run("synth", "--task", "caption", "--count", 20, "--out", full_disk / "out")

@@ -1,0 +1,41 @@
+"""The parallel map keeps order, memory and its head."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from data_tools.engines.local import CHUNK_ITEMS, ordered_map
+from mvlm.errors import UserError
+
+
+def weightless(item: int) -> int:
+    return 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_results_come_in_order(workers: int) -> None:
+    items = list(range(-200, 3))
+    assert list(ordered_map(abs, items, workers, weightless)) == [(item, abs(item)) for item in items]
+
+
+def test_no_more_is_read_ahead_than_three_chunks_a_worker() -> None:
+    read = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read
+
+    results = ordered_map(abs, endless(), 2, weightless)
+    assert next(results) == (1, 1)
+    assert read <= 3 * 2 * CHUNK_ITEMS
+    results.close()
+
+
+def test_a_worker_that_dies_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="worker process died at or near 3"):
+        list(ordered_map(os._exit, [3], 2, weightless))

@@ -1,0 +1,37 @@
+"""The tiny corpus and model, once a session."""
+
+from dataclasses import replace
+
+import pytest
+
+from mvlm.data.dataset import EvalDataset
+from mvlm.data.index import Mixture
+from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("corpus") / "pictures", CAPTIONS)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def dataset(shards, tokenizer):
+    return EvalDataset(Mixture([shards]), tokenizer, CONFIG)
+
+
+@pytest.fixture(scope="session")
+def model():
+    return make_model()
+
+
+@pytest.fixture
+def standardizing_model(model):
+    """The same weights, trained on standardised patches."""
+    other = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, normalized_targets=True)))
+    other.load_state_dict(model.state_dict())
+    return other

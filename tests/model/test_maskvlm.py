@@ -1,0 +1,177 @@
+"""The model's forward pass against a plain reference in float64, and what each part may and may not see."""
+
+import dataclasses
+
+import pytest
+import torch
+from reference import reference_losses
+from transformers import PreTrainedTokenizerBase
+
+from mvlm.batch import IGNORE, Batch
+from mvlm.config import Config, load_config
+from mvlm.errors import UserError
+from mvlm.model import maskvlm
+from mvlm.model.heads import Temperature, WordHead
+from mvlm.model.maskvlm import MaskVLM
+from tests.conftest import ROOT, TINY
+
+
+def tiny(*overrides: str) -> Config:
+    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
+
+
+def build(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
+    torch.manual_seed(0)
+    return MaskVLM(tiny(*overrides), tokenizer)
+
+
+def make_batch(pairs: int = 8, vocabulary: int = 290) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randint(0, 256, (pairs, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    lengths = torch.randint(4, 11, (pairs,), generator=generator)
+    valid = torch.arange(10) < lengths[:, None]
+    text = torch.randint(5, vocabulary, (pairs, 10), generator=generator).masked_fill(~valid, 1)
+    text[:, 0] = 0
+    hidden = torch.zeros_like(valid)
+    hidden[torch.arange(pairs), torch.arange(pairs) % 3 + 1] = True
+    hidden[:4, 2] = True
+    target = torch.where(hidden, text, IGNORE)
+    patches = torch.stack([torch.randperm(4, generator=generator) < 3 for _ in range(pairs)])
+    ids = torch.arange(pairs)
+    return Batch(image, image, patches, text, valid, text.masked_fill(hidden, 4), target, ids, ids, ids)
+
+
+@pytest.mark.parametrize("hide", ["one", "both"])
+def test_losses_and_gradients_are_the_references(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, hide: str
+) -> None:
+    monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # what is fp32 by design, in float64
+    model, batch = build(tokenizer, f"objectives.hide={hide}").double(), make_batch()
+    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+    draw = maskvlm.hard_negatives
+    monkeypatch.setattr(maskvlm, "hard_negatives", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
+    losses = model(batch)
+    sum(losses.values()).backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    expected = reference_losses(model, batch, *(index.tolist() for index in drawn[0]))
+    assert losses.keys() == expected.keys()
+    for name, loss in expected.items():
+        torch.testing.assert_close(losses[name], loss, rtol=1e-12, atol=1e-12)
+    sum(expected.values()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12)
+
+
+def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase) -> None:
+    model, batch = build(tokenizer).eval(), make_batch()
+    mask = batch.patch_mask_BN[:1]
+    other = batch.image_BCHW[:1].clone()
+    for patch in mask[0].nonzero().flatten().tolist():
+        row, column = divmod(patch, 2)
+        other[0, :, row * 16 : row * 16 + 16, column * 16 : column * 16 + 16] = 0
+    with torch.no_grad():
+        assert torch.equal(model.encode_image(batch.image_BCHW[:1], mask), model.encode_image(other, mask))
+        assert not torch.equal(model.encode_image(batch.image_BCHW[:1]), model.encode_image(other))
+
+
+def test_patches_are_cut_and_joined_again(tokenizer: PreTrainedTokenizerBase) -> None:
+    model, image = build(tokenizer), make_batch().image_BCHW.float()
+    patches = model.patchify(image)
+    assert torch.equal(patches[3, 2], image[3, :, 16:32, 0:16].permute(1, 2, 0).flatten())
+    assert torch.equal(model.unpatchify(patches), image)
+
+
+def test_an_objective_of_weight_zero_is_absent_and_costs_no_parameter_a_gradient(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    model, batch = build(tokenizer, "objectives.itm=0", "objectives.image=0", "objectives.text=0"), make_batch()
+    losses = model(batch)
+    assert losses.keys() == {"itc"}
+    losses["itc"].backward()
+    assert all(p.grad is None for p in model.cross_image.parameters())
+
+
+def test_masked_alignment_reads_the_hidden_inputs(tokenizer: PreTrainedTokenizerBase) -> None:
+    batch = make_batch()
+    whole, masked = (build(tokenizer, f"objectives.alignment_inputs={w}")(batch)["itc"] for w in ("full", "masked"))
+    shown = dataclasses.replace(
+        batch,
+        patch_mask_BN=torch.zeros_like(batch.patch_mask_BN).index_fill(1, torch.tensor([0]), False),
+        masked_text_BL=batch.text_BL,
+    )
+    shown_masked = build(tokenizer, "objectives.alignment_inputs=masked")(shown)["itc"]
+    assert whole.item() != pytest.approx(masked.item(), rel=1e-4)
+    assert shown_masked.item() == pytest.approx(whole.item(), rel=1e-5)
+
+
+def test_the_temperature_is_clamped_and_can_come_back() -> None:
+    temperature = Temperature(tiny("model.temperature_min=0.05").model)
+    temperature.value.data.fill_(0.01)
+    assert temperature().item() == pytest.approx(0.05)
+    temperature().backward()
+    assert temperature.value.grad.item() == 1.0
+
+
+def test_the_word_classifier_starts_from_or_is_the_embedding() -> None:
+    embedding = torch.nn.Embedding(20, 8)
+    tied = WordHead(embedding, False, tiny("model.tie_classifier=true").model)
+    assert tied.classifier.weight is embedding.weight
+    for pretrained, same in ((True, True), (False, False)):
+        head = WordHead(embedding, pretrained, tiny().model)
+        assert torch.equal(head.classifier.weight, embedding.weight) is same
+        assert head.classifier.weight is not embedding.weight
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("model.vision=resnet18", "vision"),
+        ("model.vision=no_such_vit", "no_such_vit"),
+        ("model.vision=vit_base_patch16_siglip_224", "CLS"),
+        ("model.text=no_such_text", "no_such_text"),
+        ("model.cross_heads=5", "cross_heads"),
+        ("model.vision_weights=nothing.safetensors", "nothing.safetensors"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_one_sentence(
+    tokenizer: PreTrainedTokenizerBase, override: str, word: str
+) -> None:
+    with pytest.raises(UserError, match=word) as caught:
+        build(tokenizer, override)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("vision", "text"),
+    [
+        ("deit_tiny_distilled_patch16_224", "bert"),
+        ("vit_small_patch14_reg4_dinov2", "distilbert"),
+        ("eva02_tiny_patch14_224", "electra"),
+    ],
+)
+def test_other_encoders_serve(tokenizer: PreTrainedTokenizerBase, vision: str, text: str) -> None:
+    size, heads = (
+        ("{dim=24, n_layers=1, n_heads=3, hidden_dim=48}", 3)
+        if text == "distilbert"
+        else (
+            "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48, embedding_size=24}",
+            3,
+        )
+    )
+    patch = 14 if "14" in vision else 16
+    model = build(
+        tokenizer,
+        f"model.vision={vision}",
+        f"model.vision_args={{depth=1, embed_dim=48, num_heads={heads}}}",
+        f"model.image_size={2 * patch}",
+        f"model.text={text}",
+        f"model.text_args={size}",
+        f"model.cross_heads={heads}",
+    )
+    batch = make_batch()
+    image = batch.image_BCHW[:, :, : 2 * patch, : 2 * patch]
+    losses = model(dataclasses.replace(batch, image_BCHW=image, masked_image_BCHW=image))
+    sum(losses.values()).backward()
+    assert all(torch.isfinite(loss) for loss in losses.values()) and len(losses) == 4
+    assert model.vision.vit.patch_embed.mask_token.grad.abs().sum() > 0

@@ -1,0 +1,174 @@
+"""The losses against their formulas in float64, written out as loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mvlm.batch import Encoded, Pool
+from mvlm.objectives.itc import duplicates, itc_loss, place
+from mvlm.objectives.itm import gumbel_noise, hard_negatives, itm_loss
+from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
+
+UNIQUE = torch.arange(100)
+
+
+def features(count: int, width: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (torch.randn(count, width, generator=generator, dtype=torch.float64) for _ in range(2))
+    return torch.nn.functional.normalize(image, dim=-1), torch.nn.functional.normalize(text, dim=-1)
+
+
+def itc_by_hand(image: np.ndarray, text: np.ndarray, temperature: float, same: np.ndarray) -> float:
+    """-(1/2G) sum_i [log p(text_i | image_i) + log p(image_i | text_i)], duplicates left out of the sums."""
+    total, count = 0.0, len(image)
+    for i in range(count):
+        for anchors, others in ((image, text), (text, image)):
+            kept = [j for j in range(count) if j == i or not same[i, j]]
+            scores = [float(anchors[i] @ others[j]) / temperature for j in kept]
+            total += math.log(sum(math.exp(s - max(scores)) for s in scores)) + max(scores) - scores[kept.index(i)]
+    return total / (2 * count)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_itc_is_the_formula(exclude: bool) -> None:
+    image, text = features(12)
+    image_id, caption_id = torch.arange(12), torch.arange(12)
+    image_id[7], caption_id[3], caption_id[9] = 2, 5, 5
+    same = np.zeros((12, 12), dtype=bool)
+    for group in ([2, 7], [3, 5, 9]) if exclude else ():
+        for i in group:
+            for j in group:
+                same[i, j] = i != j
+    loss = itc_loss(Encoded(image, text, image_id, caption_id), torch.tensor([0.07]), exclude)
+    assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_mean_of_the_parts_gradients_is_the_whole_gradient(parts: int) -> None:
+    image, text = (x.float() for x in features(12, seed=1))
+    ids = UNIQUE[:12]
+
+    def whole(temperature: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return itc_loss(Encoded(image @ weight, text @ weight, ids, ids), temperature, True)
+
+    def leaves() -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.tensor([0.1], requires_grad=True), torch.eye(8).add(0.1).requires_grad_()
+
+    temperature, weight = leaves()
+    expected_loss = whole(temperature, weight)
+    expected_loss.backward()
+    expected = temperature.grad.clone(), weight.grad.clone()
+
+    temperature, weight = leaves()
+    everything = Encoded(image @ weight.detach(), text @ weight.detach(), ids, ids)
+    size = 12 // parts
+    for part in range(parts):
+        rows = slice(part * size, (part + 1) * size)
+        own = Encoded(image[rows] @ weight, text[rows] @ weight, ids[rows], ids[rows])
+        pool = Pool(lambda _: everything, rows.start, parts, torch.tensor(1), torch.tensor(1))
+        loss = itc_loss(place(own, pool), temperature, True)
+        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+        (loss / parts).backward()  # data parallelism averages
+    torch.testing.assert_close(temperature.grad, expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(weight.grad, expected[1], rtol=1e-5, atol=1e-6)
+
+
+def test_duplicates_are_pairs_that_share_an_image_or_a_caption() -> None:
+    same = duplicates(torch.tensor([1, 2, 1, 4]), torch.tensor([9, 8, 7, 8]))
+    assert same.nonzero().tolist() == [[0, 2], [1, 3], [2, 0], [3, 1]]
+
+
+def test_negatives_follow_the_softmaxed_similarity() -> None:
+    image, text = features(6, seed=2)
+    pairs, temperature, draws = Encoded(image, text, UNIQUE[:6], UNIQUE[:6]), 0.3, 4000
+    counts_image, counts_text = np.zeros((6, 6)), np.zeros((6, 6))
+    for draw in range(draws):
+        position = torch.arange(6) + 6 * draw
+        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(temperature), 6, 0, True)
+        counts_image[np.arange(6), image_idx] += 1
+        counts_text[np.arange(6), text_idx] += 1
+    logits = (image @ text.T).numpy() / temperature
+    for counts, scores in ((counts_image, logits.T), (counts_text, logits)):
+        weights = np.exp(scores) * (1 - np.eye(6))
+        expected = draws * weights / weights.sum(1, keepdims=True)
+        assert np.all(np.diag(counts) == 0)
+        off = ~np.eye(6, dtype=bool)
+        assert (((counts - expected) ** 2)[off] / expected[off]).sum() < 60  # chi-square, 24 degrees; p < 1e-4
+
+
+def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
+    image, text = features(12, seed=3)
+    position, ids = torch.arange(12) + 480, UNIQUE[:12]
+
+    def draw(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = Encoded(image[rows], text[rows], ids[rows], ids[rows])
+        return hard_negatives(pairs, position[rows], torch.tensor(0.07), 4, 11, True)
+
+    whole = draw(slice(0, 12))
+    for start in (0, 4, 8):
+        for together, alone in zip(whole, draw(slice(start, start + 4)), strict=True):
+            assert (together[start : start + 4] - start).tolist() == alone.tolist()
+            assert set(alone.tolist()) <= {0, 1, 2, 3}
+
+
+def test_a_duplicate_is_drawn_only_when_nothing_else_is_there() -> None:
+    image, text = features(4, seed=4)
+    caption = torch.tensor([1, 1, 1, 2])
+    for step in range(200):
+        position = torch.arange(4) + 4 * step
+        pairs = Encoded(image, text, UNIQUE[:4], caption)
+        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(0.07), 4, 0, True)
+        assert image_idx[:3].tolist() == text_idx[:3].tolist() == [3, 3, 3]
+        everything_alike = Encoded(image, text, UNIQUE[:4], torch.ones(4, dtype=torch.int64))
+        for index in hard_negatives(everything_alike, position, torch.tensor(0.07), 4, 0, True):
+            assert all(i != j for i, j in enumerate(index.tolist()))
+
+
+def test_features_that_are_not_finite_still_give_other_pairs() -> None:
+    image, text = (x.float() for x in features(4, seed=5))
+    image[1], text[2] = float("nan"), float("inf")
+    pairs = Encoded(image, text, UNIQUE[:4], UNIQUE[:4])
+    for index in hard_negatives(pairs, torch.arange(4), torch.tensor(0.001), 4, 0, True):
+        assert all(i != j and 0 <= j < 4 for i, j in enumerate(index.tolist()))
+
+
+def test_noise_is_standard_gumbel_and_a_function_of_its_key_alone() -> None:
+    row, column = torch.arange(400)[:, None], torch.arange(500)[None, :]
+    noise = gumbel_noise(7, row, column).double()
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.02)
+    assert torch.equal(gumbel_noise(7, row[13:14], column[:, 20:30]), gumbel_noise(7, row, column)[13:14, 20:30])
+    assert not torch.equal(gumbel_noise(8, row, column), gumbel_noise(7, row, column))
+    assert torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1].abs() < 0.01
+
+
+def test_itm_is_two_way_cross_entropy_with_two_negatives_a_pair() -> None:
+    generator = torch.Generator().manual_seed(0)
+    positive, negative = torch.randn(3, 2, generator=generator), torch.randn(6, 2, generator=generator)
+    by_hand = [math.log(1 + math.exp(a - b)) for a, b in positive.double().tolist()]
+    by_hand += [math.log(1 + math.exp(b - a)) for a, b in negative.double().tolist()]
+    assert itm_loss(positive, negative).item() == pytest.approx(sum(by_hand) / 9, rel=1e-6)
+
+
+def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(7, 11, generator=generator), torch.randint(0, 11, (7,), generator=generator)
+    by_hand = 0.0
+    for row, word in zip(logits.double().tolist(), target.tolist(), strict=True):
+        by_hand += math.log(sum(math.exp(x) for x in row)) - row[word]
+    parts = [masked_text_loss(logits[a:b], target[a:b], torch.tensor(7), 3) for a, b in ((0, 1), (1, 5), (5, 7))]
+    assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels, target = (torch.randn(5, 12, generator=generator) for _ in range(2))
+    truth = target.double().numpy()
+    if normalized:
+        truth = (truth - truth.mean(1, keepdims=True)) / np.sqrt(truth.var(1, ddof=1, keepdims=True) + 1e-6)
+    by_hand = np.abs(pixels.double().numpy() - truth).sum() / (5 * 12)
+    parts = [masked_image_loss(pixels[a:b], target[a:b], torch.tensor(5), 2, normalized) for a, b in ((0, 2), (2, 5))]
+    assert sum(part.item() for part in parts) / 2 == pytest.approx(by_hand, rel=1e-6)

@@ -1,0 +1,108 @@
+"""Run under the deepspeed launcher: a few steps in each of several layouts, every number of them to a JSON file.
+
+    deepspeed --num_accelerators R tests/train/parity_worker.py SHARDS FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mvlm import dist
+from mvlm.batch import Batch
+from mvlm.config import Config, load_config
+from mvlm.data.dataset import PairDataset
+from mvlm.data.index import Mixture
+from mvlm.data.loader import Loader
+from mvlm.data.order import Order
+from mvlm.data.tokenizer import train_tokenizer
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.train.ds_config import resolve
+from mvlm.train.engine import Engine
+from mvlm.train.optim import count_parameters, parameter_groups
+from tests.conftest import ROOT, TINY
+
+STEPS = 4
+LAYOUTS = [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)]  # ZeRO stage, accumulation
+
+
+def configuration(shards: str, micro: int) -> Config:
+    overrides = [f"data.train={shards}/train", f"train.micro_batch={micro}", "optim.lr=3e-3"]
+    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
+
+
+def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
+    mixture = Mixture(config.data.train)
+    captions = [caption for row in range(len(mixture)) for caption in mixture.captions(row)]
+    tokenizer = train_tokenizer(captions, config.data.vocabulary)
+    torch.manual_seed(0)
+    model = MaskVLM(config, tokenizer)
+    loader = Loader(
+        PairDataset(mixture, tokenizer, config, model.grid),
+        Order(len(mixture), config.run.seed, config.data.shuffle_block, config.data.shuffle_window),
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        rank=rank,
+        world=world,
+        workers=0,
+    )
+    return model, loader
+
+
+def steps_of(loader: Loader) -> list[list[Batch]]:
+    with loader:
+        return [micro_batches for _, micro_batches in zip(range(STEPS), loader, strict=False)]
+
+
+def engine_run(shards: str, stage: int, accumulation: int) -> dict[str, list[float]]:
+    world = dist.world()
+    config = configuration(shards, 16 // (world * accumulation))
+    model, loader = built(config, dist.rank(), world)
+    content = {"zero_optimization": {"stage": stage}}
+    engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
+    history: dict[str, list[float]] = {"grad_norm": []}
+    for step, micro_batches in enumerate(steps_of(loader)):
+        for name, loss in engine.step(micro_batches, 0.5, step).items():
+            history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
+        history["grad_norm"].append(float(engine.grad_norm))
+    sums = {name: float(np.abs(whole["weight"].double().numpy()).sum()) for name, whole in engine.whole_tensors()}
+    return history | {"weights": [sums[name] for name in sorted(sums)]}
+
+
+def plain_run(shards: str) -> dict[str, list[float]]:
+    """A torch loop over whole global batches, without DeepSpeed, ranks or pools."""
+    config = configuration(shards, 16)
+    model, loader = built(config, 0, 1)
+    groups = parameter_groups(model, config.optim)
+    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, eps=config.optim.eps)
+    history: dict[str, list[float]] = {"grad_norm": []}
+    for (batch,) in steps_of(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * group["peak_lr"]
+        losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        history["grad_norm"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)))
+        optimizer.step()
+        for name, loss in losses.items():
+            history.setdefault(name, []).append(loss.item())
+    sums = {name: p.detach().double().abs().sum().item() for name, p in model.named_parameters()}
+    return history | {"weights": [sums[name] for name in sorted(sums)]}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int)
+    parser.add_argument("shards")
+    parser.add_argument("file", type=Path)
+    args = parser.parse_args()
+    dist.init()
+    results = {f"zero{stage}_accumulation{acc}": engine_run(args.shards, stage, acc) for stage, acc in LAYOUTS}
+    if dist.rank() == 0:
+        args.file.write_text(json.dumps(results | {"plain": plain_run(args.shards)}))
+    dist.barrier()
+    dist.close()
