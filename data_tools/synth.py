@@ -25,25 +25,22 @@ COLOURS = {
     "purple": (160, 32, 240),
     "orange": (255, 140, 0),
 }
-BACKGROUND = (0, 0, 0)
+BACKGROUND = (255, 255, 255)  # far from every colour, so that an empty cell and a full one differ much
 CELL = 16  # pixels a side
 CELLS = ("top left", "top right", "bottom left", "bottom right")  # in reading order
 MAX_OBJECTS = 3
 
-STAR = ((0, -15), (9, 13), (-14, -4), (14, -4), (-9, 13))  # the points of a pentagram in the order it is drawn
-
 
 def _in_star(u: int, v: int) -> bool:
-    """A pentagram holds what lies on the inner side of at least four of its five lines."""
-    lines = zip(STAR, STAR[1:] + STAR[:1], strict=True)
-    return sum((bx - ax) * (v - ay) - (by - ay) * (u - ax) >= 0 for (ax, ay), (bx, by) in lines) >= 4
+    """A hexagram: a triangle that stands and one that hangs."""
+    return any(w <= 8 and 23 * abs(u) <= 13 * (w + 15) for w in (v, -v))
 
 
 # Whether a shape covers a pixel, by twice its offset (u right, v down) from the cell's centre: odd, -15 to 15.
 SHAPES: dict[str, Callable[[int, int], bool]] = {
-    "circle": lambda u, v: u * u + v * v <= 13 * 13,
-    "square": lambda u, v: max(abs(u), abs(v)) <= 11,
-    "triangle": lambda u, v: abs(v) <= 13 and 2 * abs(u) <= v + 13,
+    "circle": lambda u, v: u * u + v * v <= 15 * 15,
+    "square": lambda u, v: max(abs(u), abs(v)) <= 13,
+    "triangle": lambda u, v: abs(v) <= 15 and 2 * abs(u) <= v + 15,
     "star": _in_star,
 }
 

@@ -11,6 +11,7 @@ import torch
 from mvlm import dist
 from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture
+from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval, retrieve
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_tokenizer
 
@@ -100,7 +101,8 @@ def one_rank(rank, port, shards, folder):
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda module, _, name=name: calls.append(name))
     dataset = EvalDataset(Mixture([shards]), make_tokenizer(), CONFIG)
-    torch.save((evaluate_retrieval(model, dataset, 3, 4, CPU), calls), f"{folder}/{rank}.pt")
+    results = evaluate_retrieval(model, dataset, 3, 4, CPU), evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
+    torch.save((*results, calls), f"{folder}/{rank}.pt")
     dist.close()
 
 
@@ -109,7 +111,19 @@ def test_two_ranks_call_in_lockstep_and_agree_with_one(model, dataset, shards, t
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
     torch.multiprocessing.spawn(one_rank, (port, str(shards), str(tmp_path)), nprocs=2)
-    (first, first_calls), (second, second_calls) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first == second == evaluate_retrieval(model, dataset, 3, 4, CPU)
-    assert first_calls == second_calls
-    assert first_calls
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second
+    retrieval, reconstruction, calls = first
+    assert calls
+    assert retrieval == evaluate_retrieval(model, dataset, 3, 4, CPU)
+    alone = evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
+    for key in ("word_accuracy", "word_loss", "pixel_l1"):
+        assert reconstruction[key] == pytest.approx(alone[key], rel=1e-4)
+
+
+def test_half_precision_models_are_evaluated(model, dataset):
+    """DeepSpeed's bf16 casts every parameter; the numbers stay near those of fp32."""
+    half = make_model().to(torch.bfloat16)
+    assert evaluate_retrieval(half, dataset, 4, 3, CPU).keys() == evaluate_retrieval(model, dataset, 4, 3, CPU).keys()
+    scores = [evaluate_reconstruction(each, dataset, 4, CPU)["pixel_l1"] for each in (half, model)]
+    assert scores[0] == pytest.approx(scores[1], rel=0.05)

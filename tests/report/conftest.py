@@ -1,0 +1,50 @@
+"""A run as `mvlm train` leaves it after three steps, on captions that no page should trust."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.conftest import TINY, mvlm_command, run_command
+from tests.evaluate.tiny import CAPTIONS, make_shards
+
+HOSTILE = "<script>alert('red')</script> & a \"red\" dog"
+
+
+@pytest.fixture(scope="session")
+def eval_shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("held_out") / "pictures", [[HOSTILE], *CAPTIONS], size=32)
+
+
+@pytest.fixture(scope="session")
+def trained(scenes, eval_shards, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "a<b>run"
+    words = [f"data.train={scenes / 'train'}", f"data.eval={eval_shards}", f"run.dir={run}", "train.steps=3"]
+    command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *words, *TINY]
+    done = run_command(mvlm_command(*command, launcher=False))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    """A copy of that run, to be changed at will."""
+    return shutil.copytree(trained, tmp_path / trained.name)
+
+
+@pytest.fixture
+def bare_run(run):
+    """The same without evaluation data, so that no model is needed."""
+    config = (run / "config.toml").read_text()
+    eval_line = next(line for line in config.splitlines() if line.startswith("eval = "))
+    (run / "config.toml").write_text(config.replace(eval_line, "eval = []"))
+    return run
+
+
+@pytest.fixture
+def add_metrics():
+    def add(run, *lines):
+        with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.writelines(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines)
+
+    return add

@@ -1,0 +1,189 @@
+"""The report of a real run: self-contained, escaped, and true to what the run folder says."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvlm.__main__ import main
+from tests.report.conftest import HOSTILE
+
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the text outside styles, and whether every element is closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.open = [], [], []
+        self.feed(text)
+        self.close()
+        self.text = re.sub(r"\s+", " ", "".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    def count(self, name):
+        return sum(tag == name for tag, _ in self.tags)
+
+
+def report(*words):
+    assert main(["report", *map(str, words)]) == 0
+
+
+def read(path):
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    return text, page
+
+
+@pytest.fixture(scope="module")
+def whole(trained, tmp_path_factory):
+    out = tmp_path_factory.mktemp("page") / "report.html"
+    report(trained, "--out", out)
+    return read(out)
+
+
+def test_nothing_outside_the_file_is_named(whole):
+    text, page = whole
+    assert "http" not in text
+    assert "@import" not in text
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "link", "iframe", "object", "embed", "base")
+        for name, value in attributes.items():
+            if name in ("src", "href", "xlink:href", "data", "srcset", "action"):
+                assert value.startswith(("data:image/", "#")), (tag, name, value)
+            for url in re.findall(r"url\(([^)]*)\)", value or ""):
+                assert url.startswith("#"), (tag, name, value)
+
+
+def test_captions_and_names_are_shown_as_text(whole):
+    text, page = whole
+    assert "<script" not in text
+    assert HOSTILE in page.text
+    assert "a<b>run" in page.text
+
+
+def test_pictures_are_real_and_as_many_as_promised(whole):
+    _, page = whole
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 6 * 4 + 6 + 6 + 6 * 5
+    for source in images:
+        kind, data = re.fullmatch(r"data:image/(png|webp);base64,(.+)", source).groups()
+        picture = Image.open(io.BytesIO(base64.b64decode(data)))
+        assert picture.format.lower() == kind
+        assert np.asarray(picture).shape == (32, 32, 3)
+
+
+def test_curves_numbers_and_facts_are_there(whole, trained):
+    _, page = whole
+    labels = {attributes.get("aria-label") for tag, attributes in page.tags if tag == "svg"}
+    assert {"Loss, total", "Masked text", "Masked image", "ITC", "ITM", "Gradient norm", "Pairs a second"} <= labels
+    described = json.loads((trained / "run.json").read_text())
+    for fact in ("3 of 3", described["versions"]["torch"], f"{described['parameters'] / 1e6:.1f} M", "chance"):
+        assert fact in page.text
+    assert "8 images and 12 captions, all of them candidates of every query" in page.text
+    assert "Pixels: 60% of each of 8 images is hidden" in page.text
+
+
+def test_written_numbers_are_used_and_not_measured_again(run):
+    recall = {"r1": 0.123, "r5": 0.456, "r10": 0.789}
+    known = {name: {"itc": recall, "reranked": None} for name in ("image_to_text", "text_to_image")}
+    known |= {"chance": recall, "protocol": "As <we> counted.", "step": 77}
+    (run / "retrieval.json").write_text(json.dumps(known))
+    report(run)
+    _, page = read(run / "report.html")
+    for shown in ("12.3", "45.6", "78.9", "As <we> counted. Model at step 77."):
+        assert shown in page.text
+    assert "ITM" not in page.text.split("Finding the other half")[1].split("As <we>")[0]
+
+
+def test_a_run_without_evaluation_data_gets_its_curves(bare_run, tmp_path):
+    out = tmp_path / "new" / "page.html"
+    report(bare_run, "--out", out)
+    _, page = read(out)
+    assert page.count("svg") >= 8
+    assert page.count("img") == 0
+    assert "names no evaluation data" in page.text
+
+
+def test_evaluation_data_that_is_gone_is_said_on_the_page(run):
+    config = (run / "config.toml").read_text()
+    (run / "config.toml").write_text(re.sub(r"(?m)^eval = .*$", 'eval = ["gone/<shards>"]', config, count=1))
+    report(run)
+    _, page = read(run / "report.html")
+    assert "cannot be opened: No shards at gone/<shards>" in page.text
+    assert page.count("svg") >= 8
+
+
+def test_two_runs_stand_side_by_side(bare_run, trained, tmp_path):
+    report(bare_run, trained, "--out", tmp_path / "both.html")
+    text, page = read(tmp_path / "both.html")
+    assert "var(--line-0)" in text
+    assert "var(--line-1)" in text
+    assert str(bare_run) in page.text, "runs of one name are told apart by their folders"
+
+
+def test_a_repeated_step_counts_once_and_a_cut_last_line_is_left_out(bare_run, add_metrics):
+    from mvlm.report.facts import read_facts
+
+    nan = {"step": 4, "loss": float("nan"), "grad_norm": None}
+    add_metrics(bare_run, {"step": 3, "loss": 42.0}, nan, {"step": 5, "loss": 1.5}, '{"step": 6, "lo')
+    facts = read_facts(bare_run)
+    steps, losses = facts.curve("loss")
+    assert steps == [1, 2, 3, 4, 5]
+    assert losses[2] == 42.0
+    assert np.isnan(losses[3])
+    assert 4 not in facts.curve("grad_norm")[0]
+    assert facts.last_step == 5
+    report(bare_run)
+    read(bare_run / "report.html")
+
+
+def mistake(capsys, *words):
+    assert main(["report", *map(str, words)]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "Traceback" not in message
+    return message
+
+
+def test_mistakes_are_one_sentence(bare_run, add_metrics, tmp_path, capsys):
+    assert "No run at" in mistake(capsys, tmp_path / "nothing")
+    (bare_run / "retrieval.json").write_text("{")
+    assert "retrieval.json cannot be read as JSON" in mistake(capsys, bare_run)
+    (bare_run / "retrieval.json").unlink()
+    (tmp_path / "file").write_text("")
+    assert "give --out another place" in mistake(capsys, bare_run, "--out", tmp_path / "file" / "page.html")
+    add_metrics(bare_run, "not json\n", {"step": 9, "loss": 1.0})
+    assert re.search(r"metrics\.jsonl, line \d+, is no metrics line", mistake(capsys, bare_run))
+    assert not (bare_run / "report.html").exists()
+
+
+def test_long_curves_are_thinned_to_means():
+    from mvlm.report.charts import POINTS, thin
+
+    steps, values = thin((list(range(1, 10_001)), [float(step) for step in range(1, 10_001)]))
+    assert len(steps) == POINTS
+    assert steps[-1] == 10_000
+    assert values[0] == pytest.approx(np.mean(range(1, 26)))
+    assert np.mean(values) == pytest.approx(5000.5)
