@@ -22,8 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.set_defaults(takes_overrides=False)
     for command in COMMANDS:
         command.add_parser(subparsers)
-    args, args.overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
-    strangers = [word for word in args.overrides if word.startswith("-") or not args.takes_overrides]
+    args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
+    args.overrides = overrides
+    strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]
     if strangers:
         parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     try:

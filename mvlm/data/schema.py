@@ -78,13 +78,14 @@ def read_manifest(folder: str | Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT or content["version"] != VERSION:
             raise UserError(
-                f"{path} is of format {content['format']!r} version {content['version']!r}, not {FORMAT!r} version {VERSION}: shard the corpus again."
+                f"{path} is of format {content['format']!r} version {content['version']!r}, "
+                f"not {FORMAT!r} version {VERSION}: shard the corpus again."
             )
         shards = tuple(Shard(**shard) for shard in content["shards"])
         manifest = Manifest(content["rows"], content["captions"], content["image_bytes"], shards)
     except FileNotFoundError:
         raise UserError(
-            f"{folder} holds no {MANIFEST}: it is no finished shard folder; run `python -m data_tools shard` to its end."
+            f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

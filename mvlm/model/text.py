@@ -20,7 +20,7 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.pretrained = load_weights and config.text_weights == "pretrained"
         settings = _settings(config, tokenizer)
-        self.model = _create(config, settings, self.pretrained)
+        self.model: Any = _create(config, settings, self.pretrained)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # would get no gradient
         self.settings: PretrainedConfig = self.model.config
@@ -46,7 +46,7 @@ def _settings(config: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     return settings
 
 
-def _create(config: Model, settings: dict[str, Any], pretrained: bool) -> nn.Module:
+def _create(config: Model, settings: dict[str, Any], pretrained: bool) -> Any:
     try:
         if config.text in CONFIG_MAPPING and not Path(config.text).exists():
             if pretrained:

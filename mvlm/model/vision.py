@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -44,7 +45,7 @@ class VisionEncoder(nn.Module):
         self.prefix: int = vit.num_prefix_tokens
         vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
         vit.forward_head = _keep_tokens  # called as a module, as ZeRO-3 needs, the ViT then gives every token
-        self.vit = vit
+        self.vit: Any = vit
 
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
         """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out."""
@@ -70,9 +71,9 @@ class VisionEncoder(nn.Module):
         return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, rows * p, cols * p)
 
 
-def _create(config: Model, load_weights: bool) -> nn.Module:
+def _create(config: Model, load_weights: bool) -> Any:
     name = f"local-dir:{config.vision}" if Path(config.vision).is_dir() else config.vision
-    arguments = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
+    arguments: dict[str, Any] = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
     if config.dropout:
         arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
     weights = config.vision_weights if load_weights else "random"
@@ -89,7 +90,7 @@ def _create(config: Model, load_weights: bool) -> nn.Module:
         ) from error
 
 
-def _check(vit: nn.Module, config: Model) -> None:
+def _check(vit: Any, config: Model) -> None:
     if getattr(vit, "cls_token", None) is None or not hasattr(vit, "patch_embed"):
         raise UserError(f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one.")
     rows, cols = vit.patch_embed.grid_size

@@ -130,7 +130,7 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     Raises:
         UserError: the checkpoint is damaged or another model's.
     """
-    state = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    state = _read_state(checkpoint)
     moments = dict(_grouped_moments(checkpoint))
     if state.step and not moments:
         raise UserError(
@@ -143,13 +143,30 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     for name, weight in tensors(checkpoint, WEIGHTS):
         parameter = parameters.pop(name, None)
         shape = None if parameter is None else getattr(parameter, "ds_shape", parameter.shape)
-        if shape != weight.shape:
+        if parameter is None or shape != weight.shape:
             raise UserError(
                 f"{checkpoint}: {name} of shape {tuple(weight.shape)} does not fit this model; use its TOML."
             )
         engine.write(parameter, {"weight": weight, **moments.get(name, {})})
     if parameters:
         raise UserError(f"{checkpoint} lacks {next(iter(parameters))}: it is another model's; use its TOML.")
+    return state
+
+
+def _read_state(checkpoint: Path) -> TrainState:
+    """The state, once every file has the hash it was written with; the ranks share the reading."""
+    damaged = None
+    try:
+        state = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+        entries = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))["files"]
+        for entry in entries[dist.rank() :: dist.world()]:
+            with open(checkpoint / entry["file"], "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    damaged = f"{entry['file']} has another SHA-256 than index.json says"
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        damaged = f"{type(error).__name__}: {error}"
+    if found := next(filter(None, dist.gather_objects(damaged)), None):
+        raise UserError(f"{checkpoint} is damaged ({found}): set checkpoint.resume to another checkpoint.")
     return state
 
 

@@ -20,6 +20,8 @@ REFUSED = {
     "sparse_gradients": "sparse embeddings are not used; delete it",
 }
 
+SECTIONS = ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler")
+
 
 def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
     try:
@@ -57,7 +59,10 @@ def resolve(
         value = content.get(section)
         if value and not (isinstance(value, dict) and value.get("enabled") is False):
             raise UserError(f"{json_name}: section {section!r} cannot work here: {remedy}.")
-    resolved: dict[str, Any] = json.loads(json.dumps(content))
+    for section in SECTIONS:
+        if not isinstance(content.get(section) or {}, dict):
+            raise UserError(f"{json_name}: {section} is {content[section]!r}: give a JSON object, or delete it.")
+    resolved: dict[str, Any] = {key: value for key, value in json.loads(json.dumps(content)).items() if value is not None}
     micro, accumulation = micro_batch(config, world), accumulation_steps(config, world)
     owned = {
         "train_batch_size": (config.train.global_batch, "train.global_batch"),
@@ -95,7 +100,7 @@ def resolve(
         resolved.pop(section, None)
     resolved |= {key: value for key, (value, _) in owned.items()}
     _check_precision(resolved, json_name)
-    _fill_zero(resolved, parameters)
+    _fill_zero(resolved, parameters, json_name)
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
     for key in [key for key, value in resolved.items() if value == AUTO]:
         del resolved[key]
@@ -174,15 +179,17 @@ def _check_precision(resolved: dict[str, Any], json_name: str) -> None:
             del resolved[section][key]
 
 
-def _fill_zero(resolved: dict[str, Any], parameters: int) -> None:
+def _fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> None:
     """Buckets that let reduction overlap backward: a tenth of the model, at most 5e7 elements."""
-    zero = resolved.setdefault("zero_optimization", {"stage": 0})
+    zero = resolved.setdefault("zero_optimization", {})
+    stage = zero.setdefault("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{json_name}: zero_optimization.stage is {stage!r}: it must be 0, 1, 2 or 3.")
     bucket = max(500_000, min(50_000_000, parameters // 10))
     sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    if zero.get("stage") == 3:
-        sizes |= {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": min(100_000, bucket)}
-    for key, value in sizes.items():
-        if zero.get(key, AUTO) == AUTO:
+    stage3 = {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": min(100_000, bucket)}
+    for key, value in (sizes | stage3).items():
+        if zero.get(key, AUTO if stage == 3 or key in sizes else None) == AUTO:
             zero[key] = value
 
 

@@ -83,13 +83,8 @@ class Engine:
 
     def _pools(self, micro_batches: list[Batch]) -> list[Pool]:
         """What each micro-batch needs to know of the global batch: hidden counts, and everybody's features."""
-        hidden = torch.stack(
-            [
-                sum((batch.target_BL != IGNORE).sum() for batch in micro_batches),
-                sum(batch.patch_mask_BN.sum() for batch in micro_batches),
-            ]
-        )
-        hidden_tokens, hidden_patches = dist.all_reduce(hidden).unbind()
+        counts = [torch.stack([(b.target_BL != IGNORE).sum(), b.patch_mask_BN.sum()]) for b in micro_batches]
+        hidden_tokens, hidden_patches = dist.all_reduce(torch.stack(counts).sum(0)).unbind()
         encoded = self._gather
         if self.config.objectives.itc and len(micro_batches) > 1:
             with torch.no_grad():

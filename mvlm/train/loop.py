@@ -64,11 +64,11 @@ def train(config: Config, names: tuple[str, str], evaluate: Evaluate | None = No
         "steps": total,
         "rows": len(mixture),
     }
-    describe_run(run, config, ds_config, model, layout)
     engine = Engine(model, config, ds_config)
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint)
     if resumed:
         state = _agreeing(checkpoints.restore(engine, resumed), state, resumed)
+    describe_run(run, config, ds_config, engine.model, layout)  # not before: a refused run must not look like this one
     dataset = PairDataset(mixture, tokenizer, config, engine.model.grid)
     order = Order(len(mixture), config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
 

@@ -18,7 +18,7 @@ def parameter_groups(model: MaskVLM, config: Optim) -> list[dict[str, Any]]:
 
     Each group has `name`, `params`, `lr`, `peak_lr` and `weight_decay`. A tied weight belongs to its encoder.
     """
-    groups = {}
+    groups: dict[str, dict[str, Any]] = {}
     for part, lr in (("encoder", config.encoder_lr), ("new", config.lr)):
         for kind, decay in (("decay", config.weight_decay), ("no_decay", 0.0)):
             name = f"{part}_{kind}"

@@ -1,6 +1,6 @@
 """Run under the deepspeed launcher: a few steps in each of several layouts, every number of them to a JSON file.
 
-    deepspeed --num_accelerators R tests/train/parity_worker.py SHARDS FILE
+deepspeed --num_accelerators R tests/train/parity_worker.py SHARDS FILE
 """
 
 from __future__ import annotations

@@ -1,0 +1,105 @@
+"""`python -m cluster`: submit a training job, look at it, stop it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+
+from cluster import local
+from cluster.job import JobError, load_job, split_overrides
+from cluster.record import find_logs, read_record
+
+BACKENDS = {"local": local}
+MISTAKE, BUG, INTERRUPTED = 1, 70, 130
+EXAMPLES = """examples:
+  python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500
+  python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
+  python -m cluster render cluster/local.toml --on local data.train=shards/train
+  python -m cluster status cluster/local.toml
+  python -m cluster logs -f cluster/local.toml
+  python -m cluster cancel runs/tiny
+
+Overrides that begin with `job.` are the job's, all others go to the run. submit stays in the foreground and exits as
+the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to go on.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser("python -m cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    for run, text in ((_submit, "run a job to its end"), (_render, "print the command that submit would run")):
+        name = run.__name__.removeprefix("_")
+        command = commands.add_parser(
+            name, help=text, usage=f"%(prog)s JOB.toml --on {{{','.join(BACKENDS)}}} [key=value ...]"
+        )
+        command.add_argument("job", metavar="JOB.toml")
+        command.add_argument("--on", choices=BACKENDS, required=True, help="the back-end")
+        command.set_defaults(run=run, takes_overrides=True)
+    for run, text in (
+        (_status, "attempts, who is alive, last step and loss"),
+        (_logs, "print the logs of all attempts"),
+        (_cancel, "let the ranks save and end; no restart"),
+    ):
+        command = commands.add_parser(run.__name__.removeprefix("_"), help=text)
+        command.add_argument("job", metavar="JOB.toml|DIR", help="the job file, or the folder of its logs")
+        command.set_defaults(run=run, takes_overrides=False)
+        if run is _logs:
+            command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    return top
+
+
+def _submit(args: argparse.Namespace) -> int:
+    own, others = split_overrides(args.overrides)
+    return BACKENDS[args.on].submit(load_job(args.job, own), others)
+
+
+def _render(args: argparse.Namespace) -> int:
+    own, others = split_overrides(args.overrides)
+    print(BACKENDS[args.on].render(load_job(args.job, own), others))
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    folder = find_logs(args.job)
+    print(BACKENDS[read_record(folder).backend].status(folder))
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    folder = find_logs(args.job)
+    BACKENDS[read_record(folder).backend].logs(folder, args.follow)
+    return 0
+
+
+def _cancel(args: argparse.Namespace) -> int:
+    folder = find_logs(args.job)
+    print(BACKENDS[read_record(folder).backend].cancel(folder))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 a user's mistake, 2 wrong usage, 70 a bug, or the run's own."""
+    top = parser()
+    args, args.overrides = top.parse_known_args(argv)  # argparse gives up on positionals that follow an option
+    strangers = [word for word in args.overrides if word.startswith("-") or "=" not in word or not args.takes_overrides]
+    if strangers:
+        top.error(f"unrecognized arguments: {' '.join(strangers)}")
+    try:
+        return args.run(args)
+    except JobError as error:
+        print(f"cluster: {error}", file=sys.stderr)
+        return MISTAKE
+    except OSError as error:
+        print(f"cluster: {error}: check that file and its disk.", file=sys.stderr)
+        return MISTAKE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return BUG
+
+
+if __name__ == "__main__":
+    sys.exit(main())

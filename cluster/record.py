@@ -1,0 +1,117 @@
+"""What is known of a job on disk: `job.json` in its log folder, one log file an attempt."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cluster.job import JobError, load_job
+
+RECORD = "job.json"
+METRICS = "metrics.jsonl"
+TAIL_BYTES = 1 << 16
+
+
+@dataclass
+class Attempt:
+    number: int
+    started: float  # seconds since the epoch
+    ended: float | None = None
+    exit_code: int | None = None
+
+
+@dataclass
+class Record:
+    """One submission of a job; `attempts` holds those of earlier submissions too."""
+
+    name: str
+    backend: str
+    run_folder: str
+    host: str
+    pid: int  # of the submit command that watches over the job
+    pid_started: str | None  # tells it from a later process of the same id
+    attempts: list[Attempt] = field(default_factory=list)
+
+    def save(self, logs: Path) -> None:
+        partial = logs / (RECORD + ".partial")
+        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(partial, logs / RECORD)
+
+
+def log_file(logs: Path, number: int) -> Path:
+    return logs / f"attempt-{number:03d}.log"
+
+
+def find_logs(path: str) -> Path:
+    """The log folder of a job, from its job file, its log folder or the folder that holds that.
+
+    Raises:
+        JobError: no job was submitted there.
+    """
+    given = Path(path)
+    candidates = [given, given / "logs"] if given.is_dir() else [load_job(given).log_folder]
+    for folder in candidates:
+        if (folder / RECORD).is_file():
+            return folder
+    raise JobError(f"No job has been submitted at {path} (no {RECORD} in {candidates[-1]}): submit it first.")
+
+
+def read_record(logs: Path) -> Record:
+    """Raises: JobError: the record is damaged."""
+    try:
+        fields = json.loads((logs / RECORD).read_text(encoding="utf-8"))
+        attempts = [Attempt(**attempt) for attempt in fields.pop("attempts")]
+        return Record(**fields, attempts=attempts)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise JobError(f"{logs / RECORD} is damaged ({error}): move it away and submit the job again.") from None
+
+
+@contextmanager
+def claim(logs: Path) -> Iterator[None]:
+    """Hold the job's log folder, for one submit command at a time; the kernel lets go when that ends.
+
+    Raises:
+        JobError: another holds it, or the folder cannot be made.
+    """
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+        file = open(logs / "job.lock", "a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise JobError(f"The log folder {logs} cannot be used ({error}): set job.logs to another.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JobError(
+                f"A job is running with the log folder {logs}: cancel it, or set another job.name."
+            ) from None
+        yield
+
+
+def last_training_line(run_folder: Path) -> dict[str, Any] | None:
+    """The newest line of the run's metrics.jsonl that holds a step and a loss."""
+    try:
+        with open(run_folder / METRICS, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            metrics = json.loads(line)
+        except ValueError:  # cut off by the tail, or still being written
+            continue
+        if isinstance(metrics, dict) and "step" in metrics and "loss" in metrics:
+            return metrics
+    return None
+
+
+def this_host() -> str:
+    return socket.gethostname()

@@ -1,0 +1,55 @@
+"""Runs as a user starts them: in this process on one rank, or under a launcher."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvlm import dist
+from mvlm.config import load_config
+from mvlm.train.loop import train
+from mvlm.train.signals import SIGNALS
+from tests.conftest import ROOT, TINY
+
+TOML = str(ROOT / "mvlm/configs/tiny.toml")
+
+TrainHere = Callable[..., int]
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone; DeepSpeed cannot be given a second one."""
+    dist.init()
+    yield
+    dist.close()
+
+
+@pytest.fixture
+def train_here(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[TrainHere]:
+    """train_here(run folder, overrides, deepspeed={...}) -> exit code, on one rank in this process."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(folder: Path, *overrides: str, deepspeed: dict[str, Any] | None = None) -> int:
+        file = tmp_path / "deepspeed.json"
+        file.write_text(json.dumps(deepspeed or {}))
+        words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
+        return train(load_config(TOML, words), (str(file), TOML))
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_by_step(run: Path) -> dict[int, tuple[float, ...]]:
+    """The last that was written of each step: all losses and the gradient's norm."""
+    names = ("loss", "image", "text", "itc", "itm", "grad_norm")
+    return {line["step"]: tuple(line[name] for name in names) for line in read_metrics(run) if "loss" in line}

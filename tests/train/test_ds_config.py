@@ -1,0 +1,244 @@
+"""A user's DeepSpeed JSON meets the run's TOML: what agrees is filled in, what contradicts is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvlm.config import Config, load_config
+from mvlm.errors import UserError
+from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, resolve, usable_ranks
+from tests.conftest import ROOT
+
+
+def config(*overrides: str) -> Config:
+    given = ["train.global_batch=64", "train.micro_batch=16", "optim.clip=1.0", "optim.lr=3e-4"]
+    return load_config(ROOT / "mvlm/configs/tiny.toml", [*given, *overrides])
+
+
+def resolved(content: dict[str, Any], *overrides: str, world: int = 2, parameters: int = 20_000_000) -> dict[str, Any]:
+    return resolve(content, config(*overrides), ("user.json", "run.toml"), world, 1000, 50, parameters)
+
+
+def refusal(content: dict[str, Any], *overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        resolved(content, *overrides)
+    message = str(error.value)
+    assert "user.json" in message
+    assert "\n" not in message
+    return message
+
+
+def test_an_empty_json_is_filled_in() -> None:
+    found = resolved({})
+    assert found["train_batch_size"] == 64
+    assert found["train_micro_batch_size_per_gpu"] == 16
+    assert found["gradient_accumulation_steps"] == 2
+    assert found["gradient_clipping"] == 1.0
+    assert found["zero_optimization"]["stage"] == 0
+
+
+HUGGING_FACE = {
+    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16},
+    "bf16": {"enabled": "auto"},
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+    },
+    "scheduler": {"type": "auto", "params": {"warmup_num_steps": "auto", "total_num_steps": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+"""The shape of the example in the documentation of Hugging Face's integration."""
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_hugging_faces_auto_is_filled_in_everywhere(stage: int) -> None:
+    given = json.loads(json.dumps(HUGGING_FACE))
+    given["zero_optimization"]["stage"] = stage
+    found = resolved(given)
+    assert "auto" not in json.dumps(found)
+    assert found["steps_per_print"] == 2000
+    assert found["bf16"]["enabled"] is found["fp16"]["enabled"] is False
+    zero = found["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 2_000_000  # a tenth of the model
+    assert zero["stage3_param_persistence_threshold"] == 100_000
+    assert "optimizer" not in found and "scheduler" not in found  # ours are handed over as objects
+
+
+def test_the_users_own_json_is_not_changed() -> None:
+    given = json.loads(json.dumps(HUGGING_FACE))
+    resolved(given)
+    assert given == HUGGING_FACE
+
+
+@pytest.mark.parametrize(
+    ("parameters", "bucket"), [(1000, 500_000), (100_000_000, 10_000_000), (10**10, 50_000_000)]
+)
+def test_buckets_are_a_tenth_of_the_model_within_bounds(parameters: int, bucket: int) -> None:
+    zero = resolved({"zero_optimization": {"stage": 1}}, parameters=parameters)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
+    assert "stage3_prefetch_bucket_size" not in zero
+
+
+def test_a_users_bucket_is_kept() -> None:
+    zero = resolved({"zero_optimization": {"stage": 2, "reduce_bucket_size": 7}})["zero_optimization"]
+    assert zero["reduce_bucket_size"] == 7
+
+
+EQUAL = {
+    "train_batch_size": 64,
+    "train_micro_batch_size_per_gpu": 16,
+    "gradient_accumulation_steps": 2,
+    "gradient_clipping": 1,
+    "optimizer": {"type": "Adam", "params": {"lr": 3e-4, "betas": [0.9, 0.999], "weight_decay": 0.05, "eps": 1e-8}},
+    "scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 1000, "warmup_num_steps": 50}},
+}
+
+
+def test_equal_values_are_no_contradiction() -> None:
+    assert resolved(EQUAL) == resolved({})
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "given", "ours", "owner"),
+    [
+        ({"train_batch_size": 128}, "train_batch_size", "128", "64", "train.global_batch"),
+        ({"train_micro_batch_size_per_gpu": 8}, "train_micro_batch_size_per_gpu", "8", "16", "train.micro_batch"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps", "4", "2", "train.micro_batch"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping", "0.5", "1.0", "optim.clip"),
+        ({"optimizer": {"params": {"lr": 1e-3}}}, "optimizer.params.lr", "0.001", "0.0003", "optim.lr"),
+        ({"optimizer": {"params": {"betas": [0.9, 0.98]}}}, "optimizer.params.betas", "0.98", "0.999", "optim.betas"),
+        ({"optimizer": {"params": {"weight_decay": 0.1}}}, "params.weight_decay", "0.1", "0.05", "optim.weight_decay"),
+        ({"optimizer": {"params": {"eps": 1e-6}}}, "optimizer.params.eps", "1e-06", "1e-08", "optim.eps"),
+        ({"scheduler": {"params": {"total_num_steps": 9}}}, "params.total_num_steps", "9", "1000", "train.steps"),
+        ({"scheduler": {"params": {"warmup_num_steps": 9}}}, "params.warmup_num_steps", "9", "50", "optim.warmup"),
+        ({"scheduler": {"params": {"warmup_max_lr": 9}}}, "params.warmup_max_lr", "9", "0.0003", "optim.lr"),
+    ],
+)
+def test_a_contradiction_names_both_values_and_both_files(
+    content: dict[str, Any], key: str, given: str, ours: str, owner: str
+) -> None:
+    message = refusal(content)
+    for part in (key, given, ours, owner, "run.toml"):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"amp": {"enabled": True}}, ("amp", "bf16")),
+        ({"elasticity": {"enabled": True}}, ("elasticity", "delete")),
+        ({"curriculum_learning": {"enabled": True}}, ("curriculum_learning", "delete")),
+        ({"data_efficiency": {"enabled": True}}, ("data_efficiency", "delete")),
+        ({"fp16": {"enabled": True}}, ("fp16", "stage 0", "bf16")),
+        ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, ("fp16", "stage 0")),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ("fp16", "bf16", "keep one")),
+        ({"optimizer": {"type": "Lamb"}}, ("optimizer.type", "Lamb", "AdamW")),
+        ({"scheduler": {"type": "OneCycle"}}, ("scheduler.type", "OneCycle", "WarmupCosineLR")),
+        ({"zero_optimization": {"stage": 4}}, ("stage", "4")),
+        ({"zero_optimization": {"stage": "auto"}}, ("stage", "auto")),
+        ({"zero_optimization": True}, ("zero_optimization", "True")),
+        ({"fp16": True}, ("fp16", "True")),
+        ({"zero_optimization": {"offload_optimizer": {"device": "auto"}}}, ("offload_optimizer.device", "auto")),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(content: dict[str, Any], parts: tuple[str, ...]) -> None:
+    message = refusal(content)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("section", ["amp", "elasticity", "curriculum_learning", "data_efficiency"])
+def test_a_refused_section_that_is_off_does_no_harm(section: str) -> None:
+    resolved({section: {"enabled": False}})
+
+
+def test_fp16_with_a_zero_stage_is_let_through() -> None:
+    found = resolved({"fp16": {"enabled": True, "loss_scale": "auto"}, "zero_optimization": {"stage": 1}})
+    assert found["fp16"] == {"enabled": True}
+
+
+@pytest.mark.parametrize("content", [{"zero_optimization": None}, {"zero_optimization": {}}, {"optimizer": None}])
+def test_nothing_said_is_stage_0(content: dict[str, Any]) -> None:
+    assert resolved(content)["zero_optimization"]["stage"] == 0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.name)
+def test_the_files_we_ship_resolve(path: Path) -> None:
+    assert "auto" not in json.dumps(resolved(read_deepspeed_json(path)))
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", b"\xff\xfe\x00"])
+def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: str | bytes | None) -> None:
+    file = tmp_path / "user.json"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=r"user\.json"):
+        read_deepspeed_json(file)
+
+
+@pytest.mark.parametrize(
+    ("total", "micro", "world", "expected"), [(64, 16, 1, 4), (64, 16, 4, 1), (64, 0, 2, 1), (64, 32, 2, 1)]
+)
+def test_accumulation_makes_up_the_global_batch(total: int, micro: int, world: int, expected: int) -> None:
+    given = config(f"train.global_batch={total}", f"train.micro_batch={micro}")
+    assert accumulation_steps(given, world) == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "parts"),
+    [
+        (["train.micro_batch=24"], 1, ("64", "24")),
+        (["train.micro_batch=32"], 3, ("64", "3", "32")),
+        (["train.micro_batch=8"], 1, ("8", "itm_group", "16")),
+    ],
+)
+def test_a_batch_that_does_not_divide_is_refused(overrides: list[str], world: int, parts: tuple[str, ...]) -> None:
+    with pytest.raises(UserError) as error:
+        accumulation_steps(config(*overrides), world)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_without_itm_its_group_does_not_matter() -> None:
+    assert accumulation_steps(config("train.micro_batch=8", "objectives.itm=0"), 1) == 8
+
+
+@pytest.mark.parametrize(
+    ("overrides", "world", "ranks"),
+    [
+        (["train.micro_batch=0"], 3, 2),  # 64 pairs are 4 groups of 16
+        (["train.micro_batch=0"], 8, 4),
+        (["train.micro_batch=0"], 1, 1),
+        (["train.micro_batch=32"], 8, 2),
+        (["train.micro_batch=0", "objectives.itm=0"], 50, 32),
+        (["train.micro_batch=0", "train.global_batch=48"], 8, 3),
+        (["train.micro_batch=0", "train.global_batch=512"], 48, 32),
+    ],
+)
+def test_the_most_ranks_that_divide_the_batch_are_used(overrides: list[str], world: int, ranks: int) -> None:
+    given = config(*overrides)
+    assert usable_ranks(given, world) == ranks
+    assert accumulation_steps(given, ranks) >= 1
+
+
+def test_a_batch_of_no_whole_groups_is_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.global_batch 40 .* objectives\.itm_group"):
+        usable_ranks(config("train.global_batch=40", "train.micro_batch=0"), 2)

@@ -1,0 +1,89 @@
+"""Which parameter is trained how fast and decayed how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mvlm.config import load_config
+from mvlm.data.tokenizer import train_tokenizer
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.train.optim import build_adamw, count_parameters, parameter_groups
+from tests.conftest import ROOT, TINY
+
+RATES = ["optim.lr=3e-4", "optim.encoder_lr=1e-5", "optim.weight_decay=0.05"]
+
+
+def build(*overrides: str) -> tuple[MaskVLM, list[dict[str, Any]]]:
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *overrides])
+    model = MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
+    return model, parameter_groups(model, config.optim)
+
+
+def by_parameter(model: MaskVLM, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
+
+
+@pytest.mark.parametrize("tied", ["false", "true"])
+def test_every_parameter_is_in_exactly_one_group(tied: str) -> None:
+    model, groups = build(f"model.tie_classifier={tied}")
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(parameter) for parameter in model.parameters()}
+    assert sum(p.numel() for group in groups for p in group["params"]) == count_parameters(model)
+
+
+def test_norms_and_biases_are_not_decayed_and_matrices_are() -> None:
+    model, groups = build()
+    group_of = by_parameter(model, groups)
+    kinds: dict[type, set[float]] = {}
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            decay = group_of[f"{prefix}.{name}"]["weight_decay"]
+            if isinstance(module, torch.nn.LayerNorm) or name == "bias":
+                assert decay == 0.0, f"{prefix}.{name}"
+            elif isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Embedding)):
+                assert decay == 0.05, f"{prefix}.{name}"
+            kinds.setdefault(type(module), set()).add(decay)
+    assert kinds[torch.nn.LayerNorm] == {0.0}
+    assert kinds[torch.nn.Linear] == {0.0, 0.05}  # biases and weights: both were there to be looked at
+    assert group_of["temperature.value"]["weight_decay"] == 0.0
+
+
+def test_encoders_are_slow_and_what_is_new_is_fast() -> None:
+    model, groups = build()
+    for name, group in by_parameter(model, groups).items():
+        pretrained = name.startswith(("vision.", "text.")) and "mask_token" not in name
+        assert group["lr"] == group["peak_lr"] == (1e-5 if pretrained else 3e-4), name
+    names = {name.split(".")[0] for name in by_parameter(model, groups)}
+    assert {"vision", "text", "cross_image", "cross_text", "image_decoder", "word_head", "temperature"} <= names
+    assert any("mask_token" in name for name in by_parameter(model, groups))
+
+
+def test_a_tied_weight_is_the_encoders() -> None:
+    model, groups = build("model.tie_classifier=true")
+    weight = model.word_head.classifier.weight
+    assert weight is model.text.embedding.weight
+    (group,) = [g for g in groups if any(parameter is weight for parameter in g["params"])]
+    assert (group["lr"], group["weight_decay"]) == (1e-5, 0.05)
+
+
+def test_the_optimiser_is_adamw_as_configured() -> None:
+    """One update against the formula of Loshchilov and Hutter (2019), bias correction included."""
+    model, groups = build("optim.betas=[0.8,0.9]", "optim.eps=1e-3")
+    config = model.config.optim
+    optimizer = build_adamw(groups, config, torch.device("cpu"))
+    group_of = by_parameter(model, groups)
+    generator = torch.Generator().manual_seed(0)
+    before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        lr, decay, gradient = group_of[name]["lr"], group_of[name]["weight_decay"], parameter.grad.double()
+        first, second = 0.2 * gradient / (1 - 0.8), 0.1 * gradient**2 / (1 - 0.9)
+        expected = before[name] * (1 - lr * decay) - lr * first / (second.sqrt() + 1e-3)
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7)
