@@ -1,1 +1,1 @@
-"""Placing training jobs on machines: `python -m cluster`. It launches `mvlm` and reads its files, and never imports it."""
+"""Placing training jobs on machines: `python -m cluster`. It launches `mvlm`, reads its files and never imports it."""

@@ -9,9 +9,10 @@ import traceback
 from cluster import local
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
+from cluster.watch import BUG, MISTAKE, discard_output
 
 BACKENDS = {"local": local}
-MISTAKE, BUG, INTERRUPTED = 1, 70, 130
+INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500
   python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
@@ -82,8 +83,9 @@ def _cancel(args: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 a user's mistake, 2 wrong usage, 70 a bug, or the run's own."""
     top = parser()
-    args, args.overrides = top.parse_known_args(argv)  # argparse gives up on positionals that follow an option
-    strangers = [word for word in args.overrides if word.startswith("-") or "=" not in word or not args.takes_overrides]
+    args, overrides = top.parse_known_args(argv)  # argparse gives up on positionals that follow an option
+    args.overrides = overrides
+    strangers = [word for word in overrides if word.startswith("-") or "=" not in word or not args.takes_overrides]
     if strangers:
         top.error(f"unrecognized arguments: {' '.join(strangers)}")
     try:
@@ -91,6 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     except JobError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return MISTAKE
+    except BrokenPipeError:  # `logs | head`
+        discard_output()
+        return 0
     except OSError as error:
         print(f"cluster: {error}: check that file and its disk.", file=sys.stderr)
         return MISTAKE

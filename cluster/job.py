@@ -114,7 +114,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         return
     environment = values.setdefault("environment", {})
     if isinstance(environment, dict):
-        environment[keys[1]] = text
+        value = _value(text)
+        environment[keys[1]] = value if isinstance(value, str) else text
 
 
 def _checked(values: dict[str, Any], where: str) -> Job:

@@ -5,6 +5,7 @@ Unlike a process id, the mark cannot be reused by a stranger, and it is inherite
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -102,7 +103,6 @@ def kill(logs: Path) -> None:
 
 
 def send(pid: int, number: signal.Signals) -> None:
-    try:
+    """Signal a process that may have ended meanwhile."""
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -47,6 +46,12 @@ class Record:
 
 def log_file(logs: Path, number: int) -> Path:
     return logs / f"attempt-{number:03d}.log"
+
+
+def attempt_number(path: Path) -> int:
+    """0 for a file that is no attempt's log."""
+    digits = path.stem.removeprefix("attempt-")
+    return int(digits) if digits.isdecimal() else 0
 
 
 def find_logs(path: str) -> Path:
@@ -108,10 +113,6 @@ def last_training_line(run_folder: Path) -> dict[str, Any] | None:
             metrics = json.loads(line)
         except ValueError:  # cut off by the tail, or still being written
             continue
-        if isinstance(metrics, dict) and "step" in metrics and "loss" in metrics:
+        if isinstance(metrics, dict) and all(isinstance(metrics.get(key), int | float) for key in ("step", "loss")):
             return metrics
     return None
-
-
-def this_host() -> str:
-    return socket.gethostname()

@@ -240,5 +240,5 @@ def test_the_most_ranks_that_divide_the_batch_are_used(overrides: list[str], wor
 
 
 def test_a_batch_of_no_whole_groups_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.global_batch 40 .* objectives\.itm_group"):
+    with pytest.raises(UserError, match=r"train\.global_batch 40 .*objectives\.itm_group"):
         usable_ranks(config("train.global_batch=40", "train.micro_batch=0"), 2)
