@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from cluster.record import RECORD, Attempt, Record, attempt_number, log_file, re
 DONE, MISTAKE, USAGE, BUG, PREEMPTED = 0, 1, 2, 70, 75
 FINAL = (DONE, MISTAKE, USAGE)  # exit codes that another attempt would only repeat
 PATIENCE = 300.0  # seconds that ranks get to save when their launcher has died
+READER_PATIENCE = 2.0  # seconds that a reader of this command's output gets for the last of it
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -103,30 +105,33 @@ class Watch:
         stopper: Stopper | None = None
         while launcher.poll() is None:
             self._show(log)
-            if self._signals and not stopper:
-                _say("stopping: the ranks save and end; Ctrl-C again ends them at once")
-                stopper = Stopper(self.logs)
             if self._signals > 1:
                 processes.kill(self.logs)
             elif stopper:
                 stopper.tell()
+            elif self._signals:
+                stopper = Stopper(self.logs)
+                stopper.tell()
+                _say("stopping: the ranks save and end; Ctrl-C again ends them at once")
             time.sleep(POLL_SECONDS)
         code = launcher.returncode if launcher.returncode >= 0 else 128 - launcher.returncode
         if processes.ranks(processes.members(self.logs)):
             _say("the launcher has died; its ranks save and end")
             code = code or BUG  # DeepSpeed's runner reports a launcher that was killed as success
         (stopper or Stopper(self.logs)).end(PATIENCE)
-        self._show(log)
+        self._show(log, READER_PATIENCE)
         return code
 
-    def _show(self, log: BinaryIO) -> None:
-        """Print what the log has gained; when nobody reads any more, the log alone keeps it."""
-        gained = log.read()
-        if self._echo and gained:
+    def _show(self, log: BinaryIO, patience: float = 0.0) -> None:
+        """Print what the log has gained, as far as a reader takes it: a paused terminal must not hold up the job."""
+        out = sys.stdout.fileno()
+        while self._echo and (block := log.read(select.PIPE_BUF)):
+            if not select.select([], [out], [], patience)[1]:
+                log.seek(-len(block), os.SEEK_CUR)
+                return
             try:
-                sys.stdout.buffer.write(gained)
-                sys.stdout.flush()
-            except BrokenPipeError:
+                os.write(out, block)
+            except BrokenPipeError:  # nobody reads any more; the log keeps it
                 self._echo = False
                 discard_output()
 

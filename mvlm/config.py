@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import math
 import tomllib
 import types
 import typing
@@ -180,13 +182,12 @@ def dump_config(config: Config) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str):
-        escapes = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-        return '"' + "".join(escapes.get(c, c) for c in value) + '"'
+    if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
     return repr(value)
 
 
@@ -251,64 +252,65 @@ def _article(kind: type) -> str:
     return words.get(kind, kind.__name__ if not isinstance(kind, types.UnionType) else str(kind))
 
 
+AT_LEAST_ONE = {
+    "objectives": ("text_mask_minimum", "image_mask_block"),
+    "model": ("cross_depth", "decoder_depth", "cross_heads", "contrastive_width", "image_size"),
+    "data": ("shuffle_block", "shuffle_window", "prefetch"),
+    "checkpoint": ("keep",),
+    "log": ("every",),
+    "eval": ("batch",),
+}
+NOT_NEGATIVE = {
+    "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
+    "model": ("cross_init_std",),
+    "data": ("workers",),
+    "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
+    "train": ("steps", "micro_batch"),
+    "checkpoint": ("every",),
+    "eval": ("every", "rerank", "limit"),
+}
+
+
 def _check(config: Config, where: str) -> None:
     """Refuse values that no run could work with; one sentence each."""
 
+    def value(name: str) -> Any:
+        section, key = name.split(".")
+        return getattr(getattr(config, section), key)
+
     def require(holds: bool, name: str, wanted: str) -> None:
         if not holds:
-            section, key = name.split(".")
-            raise UserError(f"{where}: {name} is {getattr(getattr(config, section), key)!r}: it must be {wanted}.")
+            raise UserError(f"{where}: {name} is {value(name)!r}: it must be {wanted}.")
 
+    for table, keys in AT_LEAST_ONE.items():
+        for key in keys:
+            require(value(f"{table}.{key}") >= 1, f"{table}.{key}", "1 or more")
+    for table, keys in NOT_NEGATIVE.items():
+        for key in keys:
+            require(0 <= value(f"{table}.{key}") < math.inf, f"{table}.{key}", "0 or more")
     model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
-    for name in ("image", "text", "itc", "itm"):
-        require(getattr(objectives, name) >= 0, f"objectives.{name}", "0 or more")
     if objectives.image == objectives.text == objectives.itc == objectives.itm == 0:
         raise UserError(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
-    require(0 < objectives.image_mask_ratio < 1, "objectives.image_mask_ratio", "between 0 and 1")
-    require(0 < objectives.text_mask_ratio < 1, "objectives.text_mask_ratio", "between 0 and 1")
-    require(objectives.text_mask_minimum >= 1, "objectives.text_mask_minimum", "1 or more")
-    require(objectives.image_mask_block >= 1, "objectives.image_mask_block", "1 or more")
+    for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
+        require(0 < value(name) < 1, name, "between 0 and 1")
     require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
-    shares = objectives.text_mask_token + objectives.text_mask_random
-    require(
-        0 <= objectives.text_mask_token <= 1 and shares <= 1,
-        "objectives.text_mask_token",
-        "a share; token + random at most 1",
-    )
-    require(objectives.text_mask_random >= 0, "objectives.text_mask_random", "a share; token + random at most 1")
-    require(
-        0 < model.temperature_min <= model.temperature_max,
-        "model.temperature_min",
-        "above 0 and at most temperature_max",
-    )
-    require(
-        model.temperature_min <= model.temperature <= model.temperature_max,
-        "model.temperature",
-        "between temperature_min and temperature_max",
-    )
+    shown = objectives.text_mask_token
+    shares = shown >= 0 and shown + objectives.text_mask_random <= 1
+    require(shares, "objectives.text_mask_token", "a share; token + random at most 1")
+    lowest, highest = model.temperature_min, model.temperature_max
+    require(0 < lowest <= highest < math.inf, "model.temperature_min", "above 0 and at most temperature_max")
+    inside = lowest <= model.temperature <= highest
+    require(inside, "model.temperature", "between temperature_min and temperature_max")
     require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
-    require(model.cross_depth >= 1, "model.cross_depth", "1 or more")
-    require(model.decoder_depth >= 1, "model.decoder_depth", "1 or more")
-    require(model.image_size >= 1, "model.image_size", "1 or more pixels")
     require(data.text_length >= 3, "data.text_length", "3 or more")
-    require(
-        0 < data.crop_scale[0] <= data.crop_scale[1] <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1"
-    )
-    require(
-        data.randaugment[0] >= 0 and 0 <= data.randaugment[1] <= 10, "data.randaugment", "[operations, magnitude of 10]"
-    )
-    require(data.shuffle_block >= 1, "data.shuffle_block", "1 or more rows")
-    require(data.shuffle_window >= 1, "data.shuffle_window", "1 or more blocks")
-    require(data.workers >= 0, "data.workers", "0 or more")
-    require(data.prefetch >= 1, "data.prefetch", "1 or more")
-    require(optim.lr > 0, "optim.lr", "above 0")
-    require(optim.encoder_lr >= 0, "optim.encoder_lr", "0 or more")
+    smallest, largest = data.crop_scale
+    require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
+    operations, magnitude = data.randaugment
+    require(operations >= 0 and 0 <= magnitude <= 10, "data.randaugment", "[operations, magnitude of 10]")
+    for name in ("optim.lr", "optim.eps"):
+        require(0 < value(name) < math.inf, name, "above 0")
     require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
-    require(optim.clip >= 0, "optim.clip", "0 or more")
     require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
-    require(train.steps > 0 or train.epochs > 0, "train.epochs", "above 0 where train.steps is not given")
+    length = train.steps > 0 or 0 < train.epochs < math.inf
+    require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
-    require(train.micro_batch >= 0, "train.micro_batch", "0 or more")
-    require(config.checkpoint.keep >= 1, "checkpoint.keep", "1 or more")
-    require(config.log.every >= 1, "log.every", "1 or more")
-    require(config.eval.batch >= 1, "eval.batch", "1 or more")

@@ -32,13 +32,13 @@ def init(ranks: int | None = None) -> None:
     os.environ.update(RANK=str(given["rank"]), LOCAL_RANK=str(given["local_rank"]), WORLD_SIZE=str(world))
     if torch_dist.is_initialized():
         return
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if uses_cuda() else "gloo"
     # A rank alone meets itself in its own memory: no port that a neighbour could hold.
     store = torch_dist.HashStore() if world == 1 else None
     if store is None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
-    if torch.cuda.is_available():
+    if uses_cuda():
         torch.cuda.set_device(device())
     torch_dist.init_process_group(backend, store=store, rank=given["rank"], world_size=world, timeout=TIMEOUT)
 
@@ -56,9 +56,14 @@ def world() -> int:
     return torch_dist.get_world_size() if torch_dist.is_initialized() else 1
 
 
+def uses_cuda() -> bool:
+    """Whether tensors belong on a GPU: there is one, and DeepSpeed was not told to leave it alone."""
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
+
+
 def device() -> torch.device:
     """This rank's accelerator, or the CPU."""
-    if torch.cuda.is_available():
+    if uses_cuda():
         return torch.device("cuda", environment()["local_rank"] % torch.cuda.device_count())
     return torch.device("cpu")
 

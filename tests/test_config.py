@@ -17,7 +17,8 @@ from mvlm.config import Config, config_from_dict, dump_config, load_config
 from mvlm.errors import UserError
 from tests.conftest import ROOT
 
-KEYS = [(table.name, key.name) for table in dataclasses.fields(Config) for key in dataclasses.fields(table.default_factory)]
+TABLES = {table.name: getattr(Config(), table.name) for table in dataclasses.fields(Config)}
+KEYS = [(table, key.name) for table, section in TABLES.items() for key in dataclasses.fields(section)]
 SOURCE = (ROOT / "mvlm/config.py").read_text(encoding="utf-8")
 
 
@@ -118,7 +119,7 @@ def another(value: Any, hint: Any) -> Any:
     return tuple(item * 0.5 if isinstance(item, float) else item + 1 for item in value)
 
 
-@pytest.mark.parametrize(("table", "key"), KEYS, ids=".".join)
+@pytest.mark.parametrize(("table", "key"), KEYS, ids=str)
 def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, key: str) -> None:
     section = getattr(Config(), table)
     value = another(getattr(section, key), typing.get_type_hints(type(section))[key])

@@ -62,7 +62,9 @@ def resolve(
     for section in SECTIONS:
         if not isinstance(content.get(section) or {}, dict):
             raise UserError(f"{json_name}: {section} is {content[section]!r}: give a JSON object, or delete it.")
-    resolved: dict[str, Any] = {key: value for key, value in json.loads(json.dumps(content)).items() if value is not None}
+    resolved: dict[str, Any] = {
+        key: value for key, value in json.loads(json.dumps(content)).items() if value is not None
+    }
     micro, accumulation = micro_batch(config, world), accumulation_steps(config, world)
     owned = {
         "train_batch_size": (config.train.global_batch, "train.global_batch"),

@@ -13,6 +13,7 @@ from torch import Tensor
 from mvlm import dist
 from mvlm.batch import IGNORE, Batch, Encoded, Losses, Pool
 from mvlm.config import Config
+from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.optim import build_adamw, parameter_groups
 
@@ -25,6 +26,9 @@ class Engine:
     Args:
         model: on the CPU, with its initial fp32 weights, equal on every rank.
         ds_config: as `ds_config.resolve` returns it.
+
+    Raises:
+        UserError: the device cannot compute in the precision asked for.
     """
 
     def __init__(self, model: MaskVLM, config: Config, ds_config: dict[str, Any]) -> None:
@@ -32,7 +36,10 @@ class Engine:
         self.config, self.device = config, dist.device()
         zero = ds_config["zero_optimization"]
         self.stage: int = zero.get("stage", 0)
-        low_precision = any((ds_config.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
+        low_precision = [name for name in ("bf16", "fp16") if (ds_config.get(name) or {}).get("enabled")]
+        for name in low_precision:
+            if not getattr(deepspeed.accelerator.get_accelerator(), f"is_{name}_supported")():
+                raise UserError(f"The DeepSpeed JSON enables {name}, which {self.device} cannot compute: delete it.")
         self._plain = self.stage == 0 and not low_precision  # DeepSpeed keeps the optimiser as it is
         self._clip = config.optim.clip if self._plain else 0.0
         if self._plain:  # clipped here, where the norm can be had
@@ -211,18 +218,18 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 def _import_deepspeed() -> Any:
     """DeepSpeed, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
-    if not torch.cuda.is_available():
+    if not dist.uses_cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
-    if not torch.cuda.is_available():
+    if not dist.uses_cuda():
         compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
         if isinstance(compatible, dict):
             compatible["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo", auto_mpi_discovery=False, verbose=False
+        dist_backend="nccl" if dist.uses_cuda() else "gloo", auto_mpi_discovery=False, verbose=False
     )
     return deepspeed

@@ -32,15 +32,17 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture) -> PreTrained
     checkpoint, exact = starting_point(run, config.checkpoint)
     if dist.rank() == 0 and not (exact and folder.is_dir()):
         _make_folder(run)
-        if exact and checkpoint:
-            save_tokenizer(load_tokenizer(str(checkpoint.parent.parent / TOKENIZER)), folder)
+        if checkpoint and (exact or config.data.tokenizer == ""):
+            tokenizer = load_tokenizer(str(checkpoint.parent.parent / TOKENIZER))
         elif config.data.tokenizer == "auto":
             captions = (caption for row in range(len(mixture)) for caption in mixture.captions(row))
-            save_tokenizer(train_tokenizer(captions, config.data.vocabulary), folder)
-        elif config.data.tokenizer == "" and checkpoint:
-            save_tokenizer(load_tokenizer(str(checkpoint.parent.parent / TOKENIZER)), folder)
+            tokenizer = train_tokenizer(captions, config.data.vocabulary)
         else:
-            save_tokenizer(load_tokenizer(config.data.tokenizer or config.model.text), folder)
+            tokenizer = load_tokenizer(config.data.tokenizer or config.model.text)
+        try:
+            save_tokenizer(tokenizer, folder)
+        except Exception as error:  # the tokenizers library raises nothing more particular
+            raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
     dist.barrier()
     return load_tokenizer(str(folder))
 

@@ -54,6 +54,7 @@ def train(config: Config, names: tuple[str, str], evaluate: Evaluate | None = No
     total, warmup = schedule_steps(config, len(mixture))
     tokenizer = prepare_tokenizer(config, run, mixture)
     model, resumed = build_model(config, run, tokenizer)
+    dataset = PairDataset(mixture, tokenizer, config, model.grid)
     parameters = count_parameters(model)
     ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
     layout = {
@@ -69,7 +70,6 @@ def train(config: Config, names: tuple[str, str], evaluate: Evaluate | None = No
     if resumed:
         state = _agreeing(checkpoints.restore(engine, resumed), state, resumed)
     describe_run(run, config, ds_config, engine.model, layout)  # not before: a refused run must not look like this one
-    dataset = PairDataset(mixture, tokenizer, config, engine.model.grid)
     order = Order(len(mixture), config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
 
     saved = state.step if resumed else -1

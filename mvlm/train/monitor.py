@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mvlm import dist
+from mvlm.errors import UserError
 
 METRICS = "metrics.jsonl"
 SHOWN = ("loss", "image", "text", "itc", "itm")
@@ -50,26 +52,29 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._progress:
-            self._progress.stop()
-            self._file.close()
-        if self._writer:
-            self._writer.close()
+        with contextlib.suppress(OSError):  # every line was flushed when it was written
+            if self._progress:
+                self._progress.stop()
+                self._file.close()
+            if self._writer:
+                self._writer.close()
 
     def advance(self, step: int) -> None:
         if self._progress:
             self._progress.update(self._task, completed=step)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal."""
+        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         if not self.main or not self._progress:
             return
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-        if self._writer:
-            for name, value in metrics.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._writer.add_scalar(name, value, metrics["step"])
+        try:
+            self._write(metrics)
+        except OSError as error:
+            raise UserError(f"{self._file.name} cannot be written ({error}): free some room and start again.") from None
         report = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
         report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
         if "loss" not in metrics:
@@ -79,6 +84,14 @@ class Monitor:
         self._progress.update(self._task, report=report)
         if self._progress.disable:
             self.say(f"step {metrics['step']}  {report}")
+
+    def _write(self, metrics: dict[str, Any]) -> None:
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        if self._writer:
+            for name, value in metrics.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._writer.add_scalar(name, value, metrics["step"])
 
     def say(self, sentence: str) -> None:
         """Tell the person at the terminal, above the progress bar."""

@@ -27,10 +27,11 @@ def words(scenes: Path, run: Path, *overrides: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks that nobody disturbs."""
+    """A run that nobody disturbs, of two ranks: 16 pairs are 4 groups for ITM, too few for the third one launched."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = run_command(mvlm_command(*words(scenes, run), ranks=2))
+    done = run_command(mvlm_command(*words(scenes, run), ranks=3))
     assert done.returncode == 0, done.stdout + done.stderr
+    (run.parent / "stdout").write_text(done.stdout)
     return run
 
 
@@ -144,14 +145,10 @@ def test_what_a_run_leaves_behind(whole: Path, scenes: Path) -> None:
     assert (whole / "checkpoints/latest").read_text() == f"step_{STEPS:08d}"
 
 
-def test_ranks_that_the_batch_has_no_use_for_stay_out(scenes: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    given = words(scenes, run, "train.steps=3", "checkpoint.every=0", "objectives.itm_group=8")
-    done = run_command(mvlm_command(*given, ranks=3))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "train.global_batch 16 uses 2 of the 3 ranks launched" in done.stdout
-    assert json.loads((run / "run.json").read_text())["world"] == 2
-    assert len(read_metrics(run)) == 3
+def test_ranks_that_the_batch_has_no_use_for_stay_out(whole: Path) -> None:
+    told = (whole.parent / "stdout").read_text()
+    assert told.count("train.global_batch 16 uses 2 of the 3 ranks launched") == 1
+    assert json.loads((whole / "run.json").read_text())["world"] == 2
 
 
 def test_torchrun_trains_and_passes_a_stop_on(scenes: Path, whole: Path, tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+import pytest
+
+from cluster.__main__ import main
+from tests.conftest import ROOT
+
+JOB = """[job]
+name = "small"
+run = "mvlm/configs/tiny.toml"
+deepspeed = "ds_configs/cpu.json"
+processes_per_node = 2
+logs = "{logs}"
+"""
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """A job file whose logs go to `logs` beside it; the command is given in the project's root."""
+    monkeypatch.chdir(ROOT)
+    path = tmp_path / "job.toml"
+    path.write_text(JOB.format(logs=tmp_path / "logs"))
+    return path
+
+
+@pytest.fixture
+def cluster(capsys):
+    """The command, as (exit code, what it printed, what it complained of)."""
+
+    def run(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as usage:
+            code = usage.code
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,0 +1,122 @@
+"""The job file and its overrides, and the command line they become."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from cluster.job import load_job, run_folder
+from mvlm.config import Run
+from tests.conftest import ROOT
+
+MISTAKES = {
+    "job.node=2": "unknown key job.node; did you mean job.nodes?",
+    "job.zzz=2": "known are name, run,",
+    "job.nodes=2": "set job.nodes=1",
+    "job.nodes=0": "must be 1 or more",
+    "job.nodes=two": "job.nodes is 'two': give a whole number",
+    "job.requeue=true": "job.requeue is True",
+    "job.requeue=-1": "must be 0 or more",
+    "job.name=../up": "job.name is '../up'",
+    "job.name=": "job.name is missing",
+    "job.gpus_per_node=2": "are both given",
+    "job.time=24:00:00": "job.time is '24:00:00', which the local back-end cannot honour",
+    "job.partition=gpu": "job.partition is 'gpu', which the local back-end cannot honour",
+    "job.run=nowhere.toml": "job.run names nowhere.toml",
+    "job.deepspeed=nowhere.json": "job.deepspeed names nowhere.json",
+    "job.environment.A-B=1": "no name of an environment variable",
+    "job.environment={A=1}": "job.environment.A is 1: give a string",
+    "job.a.b=1": "not of the form job.key=value",
+}
+
+
+@pytest.mark.parametrize("command", ["submit", "render"])
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_one_sentence_and_starts_nothing(cluster, job, command, override):
+    code, out, err = cluster(command, job, "--on", "local", override)
+    assert (code, out) == (1, "")
+    assert MISTAKES[override] in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not (job.parent / "logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[job]\nname = ", "not valid TOML"),
+        ("name = 'x'", "unknown table [name]"),
+        ("", "has no table [job]"),
+        ("[job]\nname = 'x'\nrun = 'r'", "job.deepspeed is missing"),
+        ("[job]\n[run]", "unknown table [run]"),
+        (None, "No job file at"),
+    ],
+)
+def test_a_bad_file_is_named(cluster, tmp_path, text, message):
+    path = tmp_path / "bad.toml"
+    if text is not None:
+        path.write_text(text)
+    code, _, err = cluster("submit", path, "--on", "local")
+    assert code == 1 and message in err and str(path) in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["submit", "JOB"], ["submit", "JOB", "--on", "moon"], ["submit", "JOB", "--on", "local", "stray"], []]
+)
+def test_wrong_usage_exits_with_2(cluster, job, words):
+    assert cluster(*[job if word == "JOB" else word for word in words])[0] == 2
+
+
+def test_status_logs_and_cancel_need_a_submission(cluster, job):
+    for command in ("status", "logs", "cancel"):
+        code, _, err = cluster(command, job)
+        assert code == 1 and "No job has been submitted" in err
+
+
+def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    hostile = "data.train=$(touch pwned); a b"
+    overrides = ["job.environment.GREETING=two words", "train.steps=3", hostile]
+    code, out, _ = cluster("render", job, "--on", "local", *overrides)
+    words = shlex.split(out)
+    port = words[words.index("--master_port") + 1]
+    launcher = next(word for word in words if word.endswith("/deepspeed"))
+    assert code == 0 and 1024 <= int(port) < 65536
+    assert words == [
+        *["env", "-u", "RANK", "DS_ACCELERATOR=cpu", "GREETING=two words"],
+        *[launcher, "--num_accelerators", "2", "--master_port", port, "--module", "mvlm"],
+        *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "train.steps=3", hostile],
+    ]
+
+
+def test_gpu_jobs_keep_deepspeeds_own_accelerator(cluster, job):
+    job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 8"))
+    _, out, _ = cluster("render", job, "--on", "local")
+    assert "--num_accelerators 8 " in out and "DS_ACCELERATOR" not in out
+
+
+def test_the_run_folder_is_the_one_that_training_takes(job, tmp_path):
+    run = tmp_path / "run.toml"
+    run.write_text("[train]\nsteps = 1\n")
+    found = load_job(job, [f"job.run={run}"])
+    assert str(run_folder(found, [])) == Run().dir
+    assert str(run_folder(found, ["run.dir=a", "train.steps=3", 'run.dir="b c"'])) == "b c"
+    run.write_text("[run]\ndir = 'of/toml'\n")
+    assert str(run_folder(found, [])) == "of/toml"
+
+
+def test_the_example_renders_from_a_shell():
+    words = ["render", "cluster/local.toml", "--on", "local", "data.train=shards"]
+    done = subprocess.run([sys.executable, "-m", "cluster", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and re.search("deepspeed .* data.train=shards\n$", done.stdout), done.stderr
+
+
+def test_cluster_imports_the_standard_library_alone():
+    code = "import sys, cluster.__main__; print(*{name.partition('.')[0] for name in sys.modules})"
+    isolated = [sys.executable, "-S", "-c", code]
+    done = subprocess.run(
+        isolated, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert not {"mvlm", "torch", "deepspeed", "data_tools"} & set(done.stdout.split())

@@ -1,0 +1,126 @@
+"""The watch over attempts, with launchers that end, hang and print as a bad day would have it."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.conftest import ROOT
+
+WATCH = """
+import os, socket, sys
+from pathlib import Path
+from cluster.processes import start_time
+from cluster.record import Record
+from cluster.watch import Watch
+logs, launcher, restarts = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+record = Record("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
+sys.exit(Watch(record, logs, lambda: [sys.executable, "-c", launcher], dict(os.environ), restarts).to_the_end())
+"""
+WAITS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
+DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(30)"
+LEAVES_A_RANK = """
+import os, subprocess, sys
+rank = [sys.executable, "-c", "import time; time.sleep(30)"]
+print(subprocess.Popen(rank, env=os.environ | {"RANK": "0"}).pid)
+"""
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """Start a watch over a launcher given as Python text, its output unread."""
+    started = []
+
+    def start(launcher, restarts=0):
+        words = [sys.executable, "-c", WATCH, str(tmp_path), launcher, str(restarts)]
+        started.append(subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def exit_codes(logs):
+    return [attempt["exit_code"] for attempt in json.loads((logs / "job.json").read_text())["attempts"]]
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 20
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(0, [0]), (1, [1]), (2, [2]), (70, [70, 70, 70]), (75, [75, 75, 75]), (247, [247, 247, 247])]
+)
+def test_what_may_go_better_is_tried_again_up_to_the_bound(watch, tmp_path, code, expected):
+    assert watch(f"raise SystemExit({code})", restarts=2).wait(20) == code
+    assert exit_codes(tmp_path) == expected
+    assert len(list(tmp_path.glob("attempt-*.log"))) == len(expected)
+
+
+def test_a_later_submission_counts_on(watch, tmp_path):
+    assert watch("print(1)").wait(20) == 0
+    assert watch("raise SystemExit(1)").wait(20) == 1
+    assert exit_codes(tmp_path) == [0, 1]
+    assert (tmp_path / "attempt-001.log").read_text() == "1\n"
+
+
+def test_a_reader_that_reads_nothing_does_not_hold_up_the_job(watch, tmp_path):
+    assert watch("print('x' * 1_000_000)").wait(20) == 0
+    assert (tmp_path / "attempt-001.log").stat().st_size == 1_000_001
+
+
+def test_a_reader_that_has_gone_does_not_end_the_job(watch, tmp_path):
+    process = watch("import time; print(1, flush=True); time.sleep(0.5); print(2)")
+    process.stdout.close()
+    process.stdout = None
+    assert process.wait(20) == 0
+    assert (tmp_path / "attempt-001.log").read_text() == "1\n2\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_not_followed_by_a_restart(watch, tmp_path, number):
+    waiting = (
+        "import signal, time, sys; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
+    )
+    process = watch(waiting, restarts=5)
+    wait_for(tmp_path / "attempt-001.log")
+    process.send_signal(number)
+    assert process.wait(20) == 75 and exit_codes(tmp_path) == [75]
+
+
+def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
+    process = watch(DEAF, restarts=5)
+    wait_for(tmp_path / "attempt-001.log")
+    process.send_signal(signal.SIGINT)
+    assert "stopping" in [process.stderr.readline() for _ in range(2)][1]
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 137 and exit_codes(tmp_path) == [137]
+
+
+def test_ranks_outlive_no_attempt(watch, tmp_path):
+    process = watch(LEAVES_A_RANK)
+    assert process.wait(20) == 70  # the launcher's 0 was no success
+    pid = int((tmp_path / "attempt-001.log").read_text())
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_cancel_stops_a_watched_job_for_good(watch, cluster, tmp_path):
+    process = watch(WAITS, restarts=5)
+    wait_for(tmp_path / "attempt-001.log")
+    assert "running, attempt 1, pid" in cluster("status", tmp_path)[1]
+    reaper = threading.Thread(target=process.wait)
+    reaper.start()
+    assert cluster("cancel", tmp_path)[0] == 0
+    reaper.join()
+    assert process.returncode == 75 and exit_codes(tmp_path) == [75]

@@ -1,0 +1,308 @@
+"""Every mistake a user makes is one sentence on stderr, an exit code, and nothing that looks finished."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main as mvlm
+from mvlm.errors import UserError
+from mvlm.model.weights import find_checkpoint
+from mvlm.train.signals import SIGNALS
+from tests.conftest import ROOT, TINY, mvlm_command, run_command
+
+Fails = Callable[..., str]
+TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def sentence(error: str) -> str:
+    """The last line of stderr, which a person reads; it says what to do after a colon or a semicolon."""
+    assert "Traceback" not in error
+    last = error.strip().splitlines()[-1]
+    assert ":" in last or ";" in last
+    assert last.endswith((".", "?")), last
+    return last
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Fails:
+    """Run a command in this process, expect exit 1 and nothing on stderr but one sentence, and return it."""
+
+    def run(main: Callable[[list[str]], int], *words: object) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in words]) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1, error
+        return sentence(error)
+
+    return run
+
+
+def train(run: Path, *overrides: str, toml: object = TOML, deepspeed: object = JSON) -> list[str]:
+    given = [*TINY, f"run.dir={run}", "train.steps=4", *overrides]
+    return ["train", str(toml), "--deepspeed_config", str(deepspeed), *given]
+
+
+def looks_untrained(run: Path) -> None:
+    """No command takes the folder for a run."""
+    assert not (run / "run.json").exists()
+    assert not (run / "config.toml").exists()
+    with pytest.raises(UserError, match="No checkpoint"):
+        find_checkpoint(run)
+
+
+def source(folder: Path, images: list[bytes | None], lines: list[str] | None = None) -> Path:
+    """A folder of pictures with captions; None makes a good picture."""
+    folder.mkdir()
+    rows = []
+    for number, image in enumerate(images):
+        path = folder / f"{number}.png"
+        if image is None:
+            Image.fromarray(np.full((20, 20, 3), number, np.uint8)).save(path)
+        else:
+            path.write_bytes(image)
+        rows.append(json.dumps({"id": f"r{number}", "image": path.name, "captions": [f"number {number}"]}))
+    (folder / "captions.jsonl").write_text("\n".join(rows if lines is None else lines) + "\n")
+    return folder
+
+
+# --- making shards
+
+
+@pytest.mark.parametrize("command", [("shard", "folder"), ("shard", "webdataset"), ("verify",), ("stats",)])
+def test_a_folder_that_is_not_there(fails: Fails, tmp_path: Path, command: tuple[str, ...]) -> None:
+    out = ["--out", tmp_path / "out"] if command[0] == "shard" else []
+    assert "nowhere" in fails(data_tools, *command, tmp_path / "nowhere", *out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_without_captions(fails: Fails, tmp_path: Path) -> None:
+    (source(tmp_path / "in", [None]) / "captions.jsonl").unlink()
+    assert "captions.jsonl" in fails(data_tools, "shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_captions_that_are_all_empty(fails: Fails, tmp_path: Path) -> None:
+    folder = source(tmp_path / "in", [None], ['{"id": "r0", "image": "0.png", "captions": []}'])
+    message = fails(data_tools, "shard", "folder", folder, "--out", tmp_path / "out")
+    assert "no caption" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_that_are_none(fails: Fails, tmp_path: Path) -> None:
+    folder = source(tmp_path / "in", [b"<html>404</html>", b"", None])
+    message = fails(data_tools, "shard", "folder", folder, "--out", tmp_path / "out")
+    assert "2 of 3 records" in message
+    assert not (tmp_path / "out").exists()
+    listed = [json.loads(line) for line in (tmp_path / "out.quarantine.jsonl").read_text().splitlines()]
+    assert [line["key"] for line in listed] == ["r0", "r1"]
+
+
+def test_one_unreadable_image_is_set_aside_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = source(tmp_path / "in", [None, b"<html>404</html>", None])
+    assert data_tools(["shard", "folder", str(folder), "--out", str(tmp_path / "out")]) == 0
+    assert "dropped 1 records" in capsys.readouterr().out
+    (line,) = (tmp_path / "out/quarantine.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "r1"
+    assert data_tools(["verify", str(tmp_path / "out")]) == 0
+
+
+# --- starting a run
+
+
+def test_no_toml(fails: Fails, tmp_path: Path) -> None:
+    assert "absent.toml" in fails(mvlm, *train(tmp_path / "run", toml=tmp_path / "absent.toml"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_in_the_toml(fails: Fails, tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("[train]\nglobal_bacth = 8\n")
+    message = fails(mvlm, *train(tmp_path / "run", toml=tmp_path / "mine.toml"))
+    assert "mine.toml" in message and "global_bacth" in message and "train.global_batch" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_key_on_the_command_line(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+    message = fails(mvlm, *train(tmp_path / "run", f"data.trian={scenes}"))
+    assert "data.trian" in message and "did you mean data.train?" in message
+
+
+def test_no_training_data(fails: Fails, tmp_path: Path) -> None:
+    message = fails(mvlm, *train(tmp_path / "run"))
+    assert "data.train" in message and "data_tools shard" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_that_are_not_there(fails: Fails, tmp_path: Path) -> None:
+    assert "nowhere" in fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/nowhere"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_holds_no_shards(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+    assert "manifest.json" in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}"))
+
+
+def test_a_shard_cut_short(fails: Fails, tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(scenes / "train", tmp_path / "shards")
+    shard = tmp_path / "shards/000000.arrow"
+    os.truncate(shard, shard.stat().st_size // 2)
+    message = fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/shards"))
+    assert "000000.arrow" in message and "rows are lost" in message
+    assert not (tmp_path / "run").exists()
+    capsys.readouterr()
+    assert data_tools(["verify", str(tmp_path / "shards")]) == 1
+    assert "000000.arrow" in sentence(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("content", [None, "{'zero': 1}", "[]"])
+def test_a_json_that_is_none(fails: Fails, tmp_path: Path, scenes: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "mine.json").write_text(content)
+    words = train(tmp_path / "run", f"data.train={scenes}/train", deepspeed=tmp_path / "mine.json")
+    assert "mine.json" in fails(mvlm, *words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"train_batch_size": 999}, ("train_batch_size", "999", "16", "tiny.toml")),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 0.5}}}, ("optimizer.params.lr", "0.5", "0.001", "tiny.toml")),
+        ({"fp16": {"enabled": True}}, ("fp16", "stage 0", "bf16")),
+    ],
+)
+def test_a_json_that_contradicts_the_toml(
+    fails: Fails, tmp_path: Path, scenes: Path, content: dict, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    words = train(tmp_path / "run", f"data.train={scenes}/train", deepspeed=tmp_path / "mine.json")
+    message = fails(mvlm, *words)
+    for part in ("mine.json", *parts):
+        assert part in message
+    looks_untrained(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("override", "part"),
+    [
+        ("train.global_batch=18", "itm_group"),
+        ("train.micro_batch=6", "micro_batch"),
+        ("data.tokenizer=nowhere/at/all.json", "nowhere/at/all.json"),
+        ("model.vision=no_such_vit", "no_such_vit"),
+        ("model.image_size=56", "vit_base"),
+        ("checkpoint.resume=nowhere", "nowhere"),
+        ("checkpoint.init=nowhere", "nowhere"),
+        ("objectives.image_mask_block=3", "image_mask_block"),
+    ],
+)
+def test_a_setting_that_no_run_can_have(fails: Fails, tmp_path: Path, scenes: Path, override: str, part: str) -> None:
+    assert part in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}/train", override))
+    looks_untrained(tmp_path / "run")
+
+
+def test_a_run_folder_that_is_a_file(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert "run.dir" in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}/train"))
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+# --- reading a run
+
+
+def test_no_checkpoint_to_evaluate(fails: Fails, tmp_path: Path, scenes: Path) -> None:
+    json_file = tmp_path / "numbers.json"
+    words = ["evaluate", "retrieval", "--checkpoint", tmp_path, "--data", scenes / "eval", "--json", json_file]
+    message = fails(mvlm, *words)
+    assert "No checkpoint" in message and str(tmp_path) in message
+    assert not json_file.exists()
+
+
+def test_no_run_to_report(fails: Fails, tmp_path: Path) -> None:
+    assert str(tmp_path) in fails(mvlm, "report", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["trian"], ["train"], ["train", TOML], ["train", TOML, "--deepspeed_config", JSON, "--stepz", "3"]],
+)
+def test_wrong_usage_is_another_code(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        mvlm(words)
+    assert ended.value.code == 2
+    assert "usage: mvlm" in capsys.readouterr().err
+
+
+# --- while it runs, each in a process of its own
+
+
+def test_an_image_that_was_damaged_since_names_its_row(tmp_path: Path, scenes: Path) -> None:
+    shutil.copytree(scenes / "train", tmp_path / "shards")
+    shard = tmp_path / "shards/000000.arrow"
+    shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x00PNG"))
+    words = train(tmp_path / "run", f"data.train={tmp_path}/shards")
+    ended = run_command(mvlm_command(*words, launcher=False))
+    assert ended.returncode == 1, ended.stderr
+    message = sentence(ended.stderr)
+    assert "000000.arrow row" in message and "checksum" in message
+    with pytest.raises(UserError, match="No checkpoint"):
+        find_checkpoint(tmp_path / "run")
+
+
+def test_rank_0_says_it_before_the_launcher_ends_all(tmp_path: Path) -> None:
+    ended = run_command(mvlm_command(*train(tmp_path / "run"), ranks=2))
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr + ended.stdout
+    spoken = [line for line in ended.stderr.splitlines() if line.startswith("mvlm: ")]
+    assert "data.train" in spoken[0] and "rank" not in spoken[0]
+
+
+@pytest.mark.parametrize(
+    ("room", "steps", "what"),
+    [("8k", 4, "tokenizer"), ("44k", 400, "metrics.jsonl"), ("1m", 4, "step_00000004")],
+)
+def test_no_room_on_the_disk(tmp_path: Path, scenes: Path, room: str, steps: int, what: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        words = train(disk / "run", f"data.train={scenes}/train", f"train.steps={steps}", "checkpoint.every=0")
+        ended = run_command(mvlm_command(*words, launcher=False))
+        assert ended.returncode == 1, ended.stderr
+        message = sentence(ended.stderr)
+        assert "No space left" in message and what in message
+        with pytest.raises(UserError, match="No checkpoint"):
+            find_checkpoint(disk / "run")
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_fp16_on_a_processor_that_has_none(tmp_path: Path, scenes: Path) -> None:
+    (tmp_path / "mine.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
+    words = train(tmp_path / "run", f"data.train={scenes}/train", deepspeed=tmp_path / "mine.json")
+    ended = run_command(mvlm_command(*words, launcher=False))
+    if ended.returncode == 0:
+        pytest.skip("this processor computes in fp16")
+    assert ended.returncode == 1, ended.stderr
+    assert "fp16" in sentence(ended.stderr)
+    looks_untrained(tmp_path / "run")
