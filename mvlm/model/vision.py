@@ -93,9 +93,12 @@ def _create(config: Model, load_weights: bool) -> Any:
 def _check(vit: Any, config: Model) -> None:
     if getattr(vit, "cls_token", None) is None or not hasattr(vit, "patch_embed"):
         raise UserError(f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one.")
-    rows, cols = vit.patch_embed.grid_size
-    if rows != cols or config.image_size % rows:
-        raise UserError(f"model.image_size {config.image_size} is no multiple of the patches of {config.vision!r}.")
+    patch = vit.patch_embed.patch_size
+    if patch[0] != patch[1] or config.image_size % patch[0]:
+        raise UserError(
+            f"model.image_size {config.image_size} is no multiple of the {patch[0]} x {patch[1]} patches of "
+            f"{config.vision!r}: change one of the two."
+        )
 
 
 def _keep_tokens(tokens_BSD: Tensor) -> Tensor:

@@ -131,6 +131,7 @@ def test_the_word_classifier_starts_from_or_is_the_embedding() -> None:
         ("model.vision=vit_base_patch16_siglip_224", "CLS"),
         ("model.text=no_such_text", "no_such_text"),
         ("model.cross_heads=5", "cross_heads"),
+        ("model.image_size=40", "image_size"),
         ("model.vision_weights=nothing.safetensors", "nothing.safetensors"),
     ],
 )
