@@ -86,7 +86,8 @@ def _create(config: Model, load_weights: bool) -> Any:
     except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
         raise UserError(
             f"model.vision {config.vision!r} cannot be built with vision_weights={weights!r} "
-            f"({_first_line(error)}): check the name and vision_args, or use a local folder or 'random'."
+            f"({_first_line(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
+            "folder or 'random'."
         ) from error
 
 
