@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{error}: check that file and its disk.", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Interrupted: nothing was left half-made.", file=sys.stderr)
+        print("Interrupted: the same command again goes on; nothing half-made looks whole.", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()

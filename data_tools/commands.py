@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from data_tools.arguments import add_writing, positive, writing_options
+from data_tools.arguments import add_demands, add_engine, add_writing, demanding, positive, writing_options
 from data_tools.corpora import batches, corpora
-from data_tools.engines.local import cores
+from data_tools.origin import add_source, open_source, origin
 from data_tools.progress import progress
-from data_tools.readers import SOURCES
 from data_tools.shard import shard as shard_records
 from data_tools.writer import write_text, writing
 from mvlm.data.schema import read_manifest
@@ -19,11 +19,11 @@ from mvlm.errors import UserError
 
 def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     shard = subs.add_parser("shard", help="make shards of a source")
-    shard.add_argument("source", choices=tuple(SOURCES), help="what the paths hold")
-    shard.add_argument("paths", nargs="+", type=Path, metavar="PATH")
-    shard.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
+    add_source(shard)
     shard.set_defaults(run=shard_source)
+    add_engine(shard)
     add_writing(shard)
+    add_demands(shard)
 
     train = subs.add_parser("tokenizer", help="train a byte-level BPE on the captions")
     train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
@@ -33,8 +33,10 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def shard_source(arguments: argparse.Namespace) -> int:
-    options = writing_options(arguments)
-    source = SOURCES[arguments.source](arguments.paths)
+    options = demanding(writing_options(arguments), arguments)
+    made_of = origin(arguments)
+    options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)
+    source = open_source(made_of)
     with progress("sharding", source.size, lambda: source.position) as advance:
         print(shard_records(source, arguments.out, options, advance).summary())
     return 0
