@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable
 from functools import cache
+from itertools import pairwise
 from time import process_time
 
 import numpy as np
@@ -149,7 +150,7 @@ def words(row: Row) -> list[float]:
     """Words and pairs of neighbouring words, hashed into 256 places."""
     found = re.findall(r"\w+", text_of(row).lower())
     bag = [0.0] * 256
-    for term in [*found, *map(" ".join, zip(found, found[1:], strict=False))]:
+    for term in [*found, *map(" ".join, pairwise(found))]:
         bag[hashlib.md5(term.encode()).digest()[0]] += 1
     return bag
 
