@@ -26,7 +26,7 @@ TEXTS = {"caption": "captions", "vqa": "question", "nlvr2": "sentence", "entailm
 """By task: the column whose lengths are measured."""
 
 COUNTED = ("source", "question_type", "label", "swapped", "answers")
-"""Columns whose values are counted, where a task has them; of answers, the first of a row."""
+"""Columns whose values are counted, where a task has them; of answers, the first of a row, if any."""
 
 BINS = 40
 """Bins of a histogram at most."""
@@ -78,7 +78,7 @@ def _measure(batch: pa.RecordBatch, text_column: str) -> dict[str, pa.Array]:
 
 
 def _first(column: pa.Array) -> pa.Array:
-    return pc.list_element(column, 0) if pa.types.is_list(column.type) else column
+    return pc.list_slice(column, 0, 1).flatten() if pa.types.is_list(column.type) else column
 
 
 def _value_counts(column: pa.Array) -> dict[Any, int]:

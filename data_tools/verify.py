@@ -89,11 +89,12 @@ class _ShardCheck:
     def rows(self, workers: int, seen: set[str]) -> Iterator[tuple[_Stored | None, str]]:
         """Each row, or None, with what is wrong with it or with the shard; "" if nothing."""
         path, shard = self.path, self.shard
+        lost = f"{shard.rows} rows are lost, {self.first} to {self.first + shard.rows - 1} of the corpus"
         if not path.is_file():
-            yield None, f"{path} is missing: {shard.rows} rows are lost."
+            yield None, f"{path} is missing: its {lost}."
             return
         if (size := path.stat().st_size) != shard.bytes:
-            yield None, f"{path} has {size} bytes and not {shard.bytes}: its {shard.rows} rows are lost."
+            yield None, f"{path} has {size} bytes and not {shard.bytes}: its {lost}."
             return
         if _sha256(path) != shard.sha256:
             yield None, f"{path} has changed since it was written: its SHA-256 is not the manifest's."

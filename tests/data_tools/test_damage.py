@@ -46,7 +46,8 @@ def test_the_cut_shard_and_its_lost_rows_are_named(corpus: Path, capsys: pytest.
     os.truncate(corpus / shard["file"], shard["bytes"] * 6 // 10)
     error = problems(corpus, capsys)
     assert shard["file"] in error
-    assert f"{shard['rows']} rows are lost" in error
+    first = json.loads((corpus / "manifest.json").read_text())["shards"][0]["rows"]
+    assert f"{shard['rows']} rows are lost, {first} to {first + shard['rows'] - 1} of the corpus" in error
     assert error.count("\n") == 1
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from made import read_rows, run, tree, write_folder
 from made_corpus import caption_rows, write_corpus
@@ -42,6 +45,21 @@ def test_rows_with_the_same_image_stay_together(task: str, column: str, tmp_path
     run(*argv, "--out", tmp_path / "out")
     a, b = ({row["image"] for row in read_rows(tmp_path / "out" / name)} for name in "ab")
     assert a and b and a.isdisjoint(b)
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    image = bytes(1_000_000)
+    rows = caption_rows(1, image=image, crc32=zlib.crc32(image)) * 100
+    corpus = write_corpus(tmp_path / "c", [row | {"key": f"k{number}"} for number, row in enumerate(rows)])
+    held = pa.total_allocated_bytes()
+    tracemalloc.start()
+    try:
+        run("split", corpus, "--split", "a=0.5,b=0.5", "--out", tmp_path / "out")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 45e6, "of 100 MB"
+    assert pa.total_allocated_bytes() - held < 45e6
 
 
 def test_faults_leave_nothing(fails: Callable[..., str], tmp_path: Path) -> None:

@@ -61,6 +61,10 @@ def test_other_tasks_count_their_answers(tmp_path: Path, capsys: pytest.CaptureF
     yes = sum(row["answers"][0] == "yes" for row in rows)
     assert 0 < stats["counts"]["answers"]["yes"] == yes
     assert sum(stats["counts"]["question_type"].values()) == 300
+    for row in rows[::2]:
+        row["answers"] = []  # as in a test set, whose answers are kept secret
+    stats = found(capsys, write_corpus(tmp_path / "secret", rows, "vqa"))
+    assert sum(stats["counts"]["answers"].values()) == 150
     run("synth", "--task", "pairs", "--count", 80, "--out", tmp_path / "pairs")
     stats = found(capsys, tmp_path / "pairs")
     assert stats["counts"]["label"] == {"true": 40, "false": 40}
