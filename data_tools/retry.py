@@ -55,7 +55,7 @@ class Wanted:
 
     def __contains__(self, where: object) -> bool:
         text = str(where)
-        return text in self._listed or text.rpartition(":")[0] in self._listed
+        return text in self._listed or _file(text) in self._listed
 
     def names(self, where: str) -> bool:
         """Whether this very record was listed."""
@@ -158,10 +158,10 @@ class _Work:
                 yield from zip(batch["key"].to_pylist(), images, strict=True)
 
     def take(self, item: Record | Dropped, result: Checked | Dropped) -> None:
+        self._reached |= {item.where, _file(item.where)}
         dropped = self._refused(item, result)
         if dropped and dropped.reason == DUPLICATE_ID and not self._wanted.names(item.where):
             return  # kept already, from a file that was cut later on
-        self._reached.add(item.where)
         if dropped:
             self._dropped.append(dropped)
             self._counts.count(item.source, dropped)
@@ -202,6 +202,11 @@ class _Work:
         write_text(self._stage / YIELD, self._counts.to_json())
         write_text(self._stage / YIELD_TEXT, self._counts.summary() + "\n")
         return Outcome(len(listed), self._recovered, len(now))
+
+
+def _file(where: str) -> str:
+    """The file in which a record stands."""
+    return where.rpartition(":")[0]
 
 
 def _perceptual(row: tuple[str, bytes]) -> int:

@@ -264,8 +264,7 @@ def snli_ve(folder: Path) -> Sample:
 TEXTS = ("url", "caption", "key", "status", "error_message")
 SIZES = ("width", "height", "original_width", "original_height")
 STATUS_COLUMNS = pa.schema(
-    [*((name, pa.string()) for name in TEXTS), *((name, pa.int32()) for name in SIZES)]
-    + [("exif", pa.string()), ("sha256", pa.string())]
+    [(name, pa.int32() if name in SIZES else pa.string()) for name in (*TEXTS, *SIZES, "exif", "sha256")]
 )
 
 
