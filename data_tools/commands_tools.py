@@ -34,8 +34,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add this module's commands; each sets `run`, which takes the arguments and returns the exit code."""
     _add_looking(subparsers)
     _add_cutting(subparsers)
-    made = subparsers.add_parser("synth", help="make shards of synthetic scenes")
-    made.add_argument("--task", choices=tuple(TASKS), required=True)
+    made = subparsers.add_parser(
+        "synth",
+        help="make shards of synthetic scenes",
+        description="Make shards of a small world of coloured shapes whose truth is known. But for captions, text alone "
+        "and image alone stay at chance: see data_tools/synth. Split by default so that no two splits share a scene.",
+    )
+    made.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        required=True,
+        help="captions; vqa: questions; pairs: statements about two scenes, as in NLVR2; entailment; "
+        "foils: captions beside the same with two colours or shapes exchanged",
+    )
     made.add_argument("--count", type=positive, required=True, help="rows to make")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument(

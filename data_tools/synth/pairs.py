@@ -77,23 +77,27 @@ def _some(thing: Thing) -> str:
 
 
 def _both(dice: Dice, thing: Thing) -> Statement:
-    some = _some(thing)
-    holds = lambda pair: thing in pair[0] and thing in pair[1]  # noqa: E731
-    return f"Both images show {some}.", f"It is not so that both images show {some}.", holds
+    return (
+        f"Both images show {_some(thing)}.",
+        f"It is not so that both images show {_some(thing)}.",
+        lambda pair: thing in pair[0] and thing in pair[1],
+    )
 
 
 def _either(dice: Dice, thing: Thing) -> Statement:
-    some = _some(thing)
-    holds = lambda pair: thing in pair[0] or thing in pair[1]  # noqa: E731
-    return f"At least one image shows {some}.", f"Neither image shows {some}.", holds
+    return (
+        f"At least one image shows {_some(thing)}.",
+        f"Neither image shows {_some(thing)}.",
+        lambda pair: thing in pair[0] or thing in pair[1],
+    )
 
 
 def _side(dice: Dice, thing: Thing) -> Statement:
-    side, some = dice.pick((0, 1)), _some(thing)
+    side = dice.pick((0, 1))
     name = ("left", "right")[side]
     return (
-        f"The {name} image shows {some}.",
-        f"The {name} image does not show {some}.",
+        f"The {name} image shows {_some(thing)}.",
+        f"The {name} image does not show {_some(thing)}.",
         lambda pair: thing in pair[side],
     )
 
