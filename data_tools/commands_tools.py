@@ -37,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     made = subparsers.add_parser(
         "synth",
         help="make shards of synthetic scenes",
-        description="Make shards of a small world of coloured shapes whose truth is known. But for captions, text alone "
-        "and image alone stay at chance: see data_tools/synth. Split by default so that no two splits share a scene.",
+        description="Make shards of a small world of coloured shapes whose truth is known. But for captions, text "
+        "alone and image alone stay at chance: see data_tools/synth. By default no two splits share a scene.",
     )
     made.add_argument(
         "--task",
