@@ -30,7 +30,7 @@ from data_tools.shard import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options, nee
 from data_tools.split import MISSING
 from data_tools.storage import sync_folder, write_text, writing
 from data_tools.writer import CorpusWriter
-from data_tools.yields import OTHERS, Yield
+from data_tools.yields import OTHERS, SourceYield, Yield
 from mvlm.data.schema import MANIFEST, SCHEMAS, read_manifest
 from mvlm.errors import UserError
 
@@ -228,7 +228,8 @@ def _digest(image: bytes) -> bytes:
 
 def _uncount(counts: Yield, entry: dict[str, str]) -> None:
     source = entry.get("source", "")
-    for part in (counts, counts.sources[source if source in counts.sources else OTHERS]):
+    parts: list[Yield | SourceYield] = [counts.sources[name] for name in (source, OTHERS) if name in counts.sources]
+    for part in [counts, *parts[:1]]:
         part.read -= 1
         part.dropped[entry["reason"]] -= 1
         part.dropped += Counter()  # forget reasons that no record is left with

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -24,7 +25,8 @@ ROWS = 64
 
 class HfSource:
     """folders of save_to_disk, parquet files or folders of them; --subset: splits, by name; --image-column,
-    --caption-column (texts or lists of them; default: found by name and type); --key-column (default: FILE-ROW)"""
+    --caption-column (texts or lists of them; default: found by name and type); --key-column (default: FILE-ROW);
+    source: the path's name"""
 
     def __init__(
         self,
@@ -34,13 +36,16 @@ class HfSource:
         caption_column: str = "",
         key_column: str = "",
     ) -> None:
-        self._files = [file for path in paths for file in _files(path, subset)]
+        found = [(file, path.resolve().stem) for path in paths for file in _files(path, subset)]
+        self._files, self._sources = [file for file, _ in found], [source for _, source in found]
         self._image, self._caption, self._key = image_column, caption_column, key_column
         # Files of different splits may have the same name.
         names = [file.name for file in self._files]
         self._names = [
             f"{file.parent.name}/{file.name}" if names.count(file.name) > 1 else file.name for file in self._files
         ]
+        if len(set(self._names)) < len(self._names):
+            raise UserError("Two of the paths hold files of the same name, and so of the same keys: shard each.")
         for file in self._files:
             self._columns(_schema(file), file)
         self.only: Container[str] | None = None
@@ -49,15 +54,16 @@ class HfSource:
 
     def __iter__(self) -> Iterator[Record | Dropped]:
         self.position = 0
-        for file, name in zip(self._files, self._names, strict=True):
+        for file, name, source in zip(self._files, self._names, self._sources, strict=True):
             start, end = 0, self.position + file.stat().st_size
             try:
                 for batch in _batches(file):
-                    yield from self._records(batch, file, name, start)
+                    records = self._records(batch, file, name, start)
+                    yield from (replace(record, source=source) for record in records)
                     start += len(batch)
                     self.position = min(end, self.position + batch.nbytes)
             except (pa.ArrowException, OSError) as error:
-                yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200])
+                yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200], source)
             self.position = end
 
     def _columns(self, schema: pa.Schema, file: Path) -> tuple[str, str]:

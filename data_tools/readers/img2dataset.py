@@ -29,7 +29,7 @@ ROWS = 64
 
 class Img2datasetSource:
     """img2dataset's output folders, in any of its formats webdataset, files and parquet; key: the shard's and row's
-    number as img2dataset gives it. A URL that failed is dropped for its status."""
+    number as img2dataset gives it; source: the folder's name. A URL that failed is dropped for its status."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._shards = [shard for path in paths for shard in _shards(path)]
@@ -44,7 +44,7 @@ class Img2datasetSource:
         for folder, name in self._shards:
             for item in self._shard(folder.resolve(), name):
                 if self.only is None or item.where in self.only:
-                    yield item
+                    yield replace(item, source=folder.resolve().name)
             self.position += _size(folder / name)
 
     def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:

@@ -308,7 +308,9 @@ def img2dataset_rows() -> list[dict[str, Any]]:
 
 def img2dataset_expected(rows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     good = [row for row in rows if row["status"] == "success"]
-    return {row["key"]: {"image": photo(int(row["key"])), "captions": [row["caption"]]} for row in good}
+    return {
+        row["key"]: {"image": photo(int(row["key"])), "captions": [row["caption"]], "source": "cc3m"} for row in good
+    }
 
 
 def img2dataset_webdataset(folder: Path) -> Sample:
@@ -373,7 +375,7 @@ def write_saved(folder: Path, tables: list[pa.Table]) -> None:
 def hf_saved(folder: Path) -> Sample:
     write_saved(folder / "set", [hf_table([0, 1, 2], pa.string()), hf_table([3], pa.string())])
     keys = [f"data-00000-of-00002-{n:08d}" for n in range(3)] + ["data-00001-of-00002-00000000"]
-    rows = {key: {"image": photo(n), "captions": [f"a photo of {n}"]} for n, key in enumerate(keys)}
+    rows = {key: {"image": photo(n), "captions": [f"a photo of {n}"], "source": "set"} for n, key in enumerate(keys)}
     return Sample(["hf", folder / "set"], rows)
 
 

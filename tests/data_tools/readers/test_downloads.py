@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,5 +133,8 @@ def test_hf_rows_without_bytes_and_files_cut_short(tmp_path: Path, fails: Callab
     run("shard", "hf", tmp_path / "saved", "--out", tmp_path / "cut", "--workers", 1, "--tolerate", 1)
     assert len(read_rows(tmp_path / "cut")) == 4
     assert quarantine(tmp_path / "cut") == {"": "file is cut short or damaged from here on"}
+    shutil.copytree(tmp_path / "set", tmp_path / "copy/set")
+    two = (tmp_path / "set", tmp_path / "copy/set")
+    assert "same name" in fails("shard", "hf", *two, "--out", tmp_path / "no")
     said = fails("shard", "hf", tmp_path / "set", "--out", tmp_path / "no", "--caption-column", "words")
     assert "image, caption, sha" in said and "--caption-column" in said

@@ -10,6 +10,9 @@ import pytest
 from made import Corpus, quarantine, read_rows, run, tree
 from samples import SAMPLES, Sample
 
+from data_tools.__main__ import main
+from mvlm.data.schema import read_manifest
+
 TASKS = {"vqa": "vqa", "nlvr2": "nlvr2", "entailment": "entailment"}
 WITH_FILES = [
     name for name in SAMPLES if name != "cc12m" and not name.startswith(("hf", "img2dataset-w", "img2dataset-p"))
@@ -86,3 +89,18 @@ def test_json_cut_short_is_one_sentence(tmp_path: Path, name: str, fails: Callab
     path.write_bytes(path.read_bytes()[:-60])
     assert f"{path.name} is cut short or not JSON" in fails("shard", *sample.argv, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_names_a_task_that_is_known(tmp_path: Path, fails: Callable[..., str]) -> None:
+    sample = SAMPLES["vqa"](tmp_path / "in")
+    shard(sample, tmp_path / "out")
+    path = tmp_path / "out/manifest.json"
+    content = json.loads(path.read_text())
+    assert content["captions"] == 0
+    path.write_text(json.dumps(content | {"task": "chess"}))
+    assert "unknown task 'chess'" in fails("verify", tmp_path / "out")
+    # Without a task, the rows are held to be captions.
+    del content["task"]
+    path.write_text(json.dumps(content))
+    assert read_manifest(tmp_path / "out").task == "caption"
+    assert main(["verify", str(tmp_path / "out")]) == 1
