@@ -29,6 +29,9 @@ from benchmarks.data.corpus import photo, write_folder  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+WINDOW = (0.3, 1.05)
+"""When a kill may fall, as shares of the time a whole run takes; before that it is starting up."""
+
 MOST_KILLS = 6
 """Of one trial; then the run is left to end."""
 
@@ -37,7 +40,7 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--engine", choices=("local", "ray"), default="local")
     words.add_argument("--kills", type=int, default=60, help="to have in the results file (default: 60)")
-    words.add_argument("--count", type=int, default=600, help="records (default: 600)")
+    words.add_argument("--count", type=int, default=6000, help="records (default: 6000)")
     words.add_argument("--seed", type=int, default=0)
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
@@ -51,9 +54,10 @@ def main() -> int:
         subprocess.run([*argv, str(Path(folder) / "whole")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lasts = time.monotonic() - start
         expected = digest(Path(folder) / "whole")
-        while (done := kills_so_far(arguments.results, arguments.engine)) < arguments.kills:
-            trial = {"engine": arguments.engine, "seed": arguments.seed + done, "records": arguments.count}
-            found = run_trial(argv, Path(folder) / "out", lasts, random.Random(arguments.seed + done))
+        while sum(kills := trials(arguments.results, arguments.engine)) < arguments.kills:
+            seed = arguments.seed + len(kills)
+            trial = {"engine": arguments.engine, "seed": seed, "records": arguments.count}
+            found = run_trial(argv, Path(folder) / "out", lasts, random.Random(seed))
             same = found.pop("digest") == expected
             failed += not same
             with arguments.results.open("a") as file:
@@ -84,7 +88,7 @@ def run_trial(argv: list[str], out: Path, lasts: float, draw: random.Random) -> 
     kills: list[float] = []
     states: list[int] = []
     for _ in range(MOST_KILLS):
-        wait = draw.uniform(0.1, 1.05) * lasts
+        wait = draw.uniform(*WINDOW) * lasts
         if not killed(argv, out, wait):
             break
         kills.append(round(wait, 3))
@@ -117,11 +121,10 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def kills_so_far(results: Path, engine: str) -> int:
-    if not results.exists():
-        return 0
-    trials = [json.loads(line) for line in results.read_text().splitlines()]
-    return sum(trial["kills"] for trial in trials if trial["engine"] == engine)
+def trials(results: Path, engine: str) -> list[int]:
+    """The kills of each trial of that engine so far."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [trial["kills"] for trial in map(json.loads, lines) if trial["engine"] == engine]
 
 
 if __name__ == "__main__":

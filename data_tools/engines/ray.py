@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 10.0  # seconds for a machine to answer
 LEAST_STORE = 80_000_000  # bytes of Ray's object store, which by itself takes a third of the memory
 CHUNK_ROOM = 24_000_000  # bytes of store for each chunk that may be held: several times its usual size
 
@@ -33,6 +35,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
         if address:
+            _answers(address)
             # Its machines may not have this code; they get it with the job.
             code = {"py_modules": [str(ROOT / "data_tools"), str(ROOT / "mvlm")]}
             ray.init(address, runtime_env=code, **quiet)
@@ -40,13 +43,20 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
             store = max(LEAST_STORE, HELD * workers * CHUNK_ROOM)
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"No Ray at {address or 'this machine'} ({reason}): check --ray-address.") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raises `OSError` where nothing listens: Ray itself would try for minutes, and then end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
 
 
 def ray_map(
