@@ -29,7 +29,7 @@ from benchmarks.data.corpus import photo, write_folder  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-WINDOW = (0.3, 1.05)
+WINDOW = {"local": (0.3, 1.05), "ray": (0.65, 1.05)}
 """When a kill may fall, as shares of the time a whole run takes; before that it is starting up."""
 
 MOST_KILLS = 6
@@ -57,7 +57,9 @@ def main() -> int:
         while sum(kills := trials(arguments.results, arguments.engine)) < arguments.kills:
             seed = arguments.seed + len(kills)
             trial = {"engine": arguments.engine, "seed": seed, "records": arguments.count}
-            found = run_trial(argv, Path(folder) / "out", lasts, random.Random(seed))
+            found = run_trial(argv, Path(folder) / "out", arguments.engine, lasts, random.Random(seed))
+            if not found["kills"]:
+                lasts *= 0.8  # the machine was busier when that was measured
             same = found.pop("digest") == expected
             failed += not same
             with arguments.results.open("a") as file:
@@ -83,12 +85,12 @@ def spoil(source: Path) -> None:
             path.write_bytes(path.read_bytes() + number.to_bytes(4, "big"))
 
 
-def run_trial(argv: list[str], out: Path, lasts: float, draw: random.Random) -> dict[str, object]:
+def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: random.Random) -> dict[str, object]:
     """Kill the run up to `MOST_KILLS` times, each after a random part of the time that a whole run takes."""
     kills: list[float] = []
     states: list[int] = []
     for _ in range(MOST_KILLS):
-        wait = draw.uniform(*WINDOW) * lasts
+        wait = draw.uniform(*WINDOW[engine]) * lasts
         if not killed(argv, out, wait):
             break
         kills.append(round(wait, 3))

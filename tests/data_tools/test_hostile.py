@@ -5,13 +5,15 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from made import photo, quarantine, read_rows, run, write_captions, write_folder
+from made import photo, quarantine, read_rows, run, tree, write_captions, write_folder
 from PIL import Image
 
 from data_tools.check import MAX_TEXT
@@ -76,6 +78,7 @@ SOUND = {
     "progressive": (encoded(Image.open(io.BytesIO(photo(1))), progressive=True), (24, 18)),
 }
 
+ROOT = Path(__file__).parents[2]
 JPEG = photo(3, size=(64, 48))
 UNSOUND = {
     "png bomb": (png_header(30_000, 30_000), "image is too large"),
@@ -188,3 +191,29 @@ def test_a_tar_that_climbs_and_links(tmp_path: Path) -> None:
         *["path leaves the archive"] * 2,
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "out", "secret.jpg"]
+
+
+LIMITED = """
+import resource, sys
+from data_tools.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for the full disk: writes fail the same way, with another number."""
+    write_folder(tmp_path / "in", 80)
+    (tmp_path / "in/images/60.jpg").write_bytes(photo(60, size=(500, 500)))
+    argv = ["shard", "folder", str(tmp_path / "in"), "--shard-mb", "0.02", "--workers", "1", "--out"]
+    run(*argv, tmp_path / "whole")
+    words = [sys.executable, "-c", LIMITED, *argv, str(tmp_path / "out")]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("No room to write")
+    assert "run the same command again" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / ".out.partial/.state").glob("*.state"))) > 1
+    run(*argv, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")
