@@ -6,7 +6,6 @@ A folder is filled as `.NAME.partial` and renamed; a URL gets each shard when it
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -14,19 +13,29 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_tools.disk import NO_ROOM, sync_folder, write_bytes, write_text, writing
 from mvlm.data.schema import MANIFEST
 from mvlm.errors import UserError
 
+__all__ = [
+    "Finished",
+    "Store",
+    "destination",
+    "opened",
+    "staged",
+    "sync_folder",
+    "write_bytes",
+    "write_text",
+    "writing",
+]
+
 STATE = ".state"
 PLAN = "plan.json"
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-OURS = re.compile(r"([A-Za-z0-9_-]+/)?(\d{6}\.arrow|manifest\.json|quarantine\.jsonl|yield\.(json|txt)|source\.json)")
 URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 
 
@@ -92,7 +101,9 @@ def opened(out: Path | str, resumable: bool) -> Iterator[Store]:
         UserError: `out` holds something already, another process is writing it, or there is no room for it.
     """
     if isinstance(out, str):
-        with _remote(out) as store:
+        from data_tools.remote import remote_store  # which is built on this module
+
+        with remote_store(out) as store:
             yield store
         return
     target = out.resolve()
@@ -170,7 +181,7 @@ class _Folder:
         states = self.states()
         if plan is None or _plan(self.work / STATE / PLAN) != plan:
             if states:
-                _say_afresh(self._target.name)
+                say_afresh(self._target.name)
             self.restart()
             states = []
         for half in self.work.rglob("*.partial"):
@@ -182,7 +193,7 @@ class _Folder:
 
     def states(self) -> list[bytes]:
         """Those that are whole, up to the first that is not."""
-        return _whole(path.read_bytes() for path in sorted((self.work / STATE).glob("*.state")))
+        return whole(path.read_bytes() for path in sorted((self.work / STATE).glob("*.state")))
 
     def keep(self, name: str) -> None:
         sync_folder((self.work / name).parent)
@@ -194,7 +205,7 @@ class _Folder:
     def add_state(self, state: bytes) -> None:
         folder = self.work / STATE
         number = len(list(folder.glob("*.state")))
-        write_bytes(folder / f"{number:06d}.state", _sealed(state))
+        write_bytes(folder / f"{number:06d}.state", sealed(state))
         sync_folder(folder)
 
     def restart(self) -> None:
@@ -227,109 +238,18 @@ class _Folder:
         shutil.rmtree(self._target / STATE, ignore_errors=True)
 
 
-@contextmanager
-def _remote(url: str) -> Iterator[Store]:
-    from fsspec.core import url_to_fs  # seconds to import with some protocols
-
-    try:
-        files, root = url_to_fs(url)
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{url} cannot be written ({error}): install what that protocol needs.") from None
-    with tempfile.TemporaryDirectory(prefix="mvlm-shards-") as work:
-        try:
-            yield _Remote(files, root.rstrip("/"), url, Path(work))
-        except OSError as error:
-            if error.errno in NO_ROOM:
-                raise UserError(
-                    f"No room for a shard of {url} in {Path(work).parent} ({error.strerror}): free space, "
-                    "set TMPDIR or give a smaller --shard-mb."
-                ) from None
-            raise
-
-
-class _Remote:
-    """A prefix of an object store or a remote file system. Two writers of one URL are not kept apart."""
-
-    def __init__(self, files: Any, root: str, url: str, work: Path) -> None:
-        self._files, self._root, self._url, self.work = files, root, url, work
-        self._count = 0
-
-    def begin(self, plan: dict[str, Any] | None) -> list[bytes]:
-        held = self._names()
-        planned = f"{STATE}/{PLAN}" in held
-        if not planned and any(name.rpartition("/")[2] == MANIFEST for name in held):
-            raise UserError(f"{self._url} already holds shards: delete it or give another --out.")
-        if not planned and held:
-            raise UserError(f"{self._url} holds other files: give an --out that is empty or does not exist.")
-        if planned and (plan is None or json.loads(self._files.cat_file(f"{self._root}/{STATE}/{PLAN}")) != plan):
-            _say_afresh(self._url)
-            self.restart()
-        self._files.pipe_file(f"{self._root}/{STATE}/{PLAN}", json.dumps(plan).encode())
-        names = sorted(name for name in self._names() if name.endswith(".state"))
-        states = _whole(self._files.cat_file(f"{self._root}/{name}") for name in names)
-        self._count = len(states)
-        return states
-
-    def _names(self) -> list[str]:
-        self._files.invalidate_cache()
-        try:
-            return [path[len(self._root) :].lstrip("/") for path in map(str, self._files.find(self._root))]
-        except FileNotFoundError:
-            return []
-
-    def keep(self, name: str) -> None:
-        path = self.work / name
-        self._files.makedirs(f"{self._root}/{name}".rpartition("/")[0], exist_ok=True)
-        self._files.put_file(str(path), f"{self._root}/{name}")
-        if not self.has(name, path.stat().st_size):
-            raise UserError(f"{self._url}/{name} did not arrive in full: run the same command again.")
-        path.unlink()
-
-    def has(self, name: str, size: int) -> bool:
-        self._files.invalidate_cache()
-        try:
-            return bool(self._files.info(f"{self._root}/{name}")["size"] == size)
-        except FileNotFoundError:
-            return False
-
-    def add_state(self, state: bytes) -> None:
-        self._files.pipe_file(f"{self._root}/{STATE}/{self._count:06d}.state", _sealed(state))
-        self._count += 1
-
-    def restart(self) -> None:
-        for name in self._names():
-            if OURS.fullmatch(name) or name.endswith(".state"):
-                self._files.rm_file(f"{self._root}/{name}")
-        self._count = 0
-
-    def reject(self, name: str) -> str:
-        self._files.put_file(str(self.work / name), f"{self._root}.{name}")
-        return f"{self._url.rstrip('/')}.{name}".rpartition("/")[2]
-
-    def discard(self) -> None:
-        self.restart()
-        self._files.rm_file(f"{self._root}/{STATE}/{PLAN}")
-
-    def finish(self, names: list[str]) -> None:
-        for name in names:
-            self.keep(name)
-        for name in sorted(self._names()):
-            if name.startswith(f"{STATE}/"):
-                self._files.rm_file(f"{self._root}/{name}")
-
-
-def _say_afresh(out: str) -> None:
+def say_afresh(out: str) -> None:
     print(
         f"The unfinished run of {out} was of another source, other options or another version: starting afresh.",
         file=sys.stderr,
     )
 
 
-def _sealed(state: bytes) -> bytes:
+def sealed(state: bytes) -> bytes:
     return hashlib.sha256(state).digest() + state
 
 
-def _whole(sealed: Iterator[bytes]) -> list[bytes]:
+def whole(sealed: Iterator[bytes]) -> list[bytes]:
     states = []
     for content in sealed:
         if hashlib.sha256(content[32:]).digest() != content[:32]:
@@ -343,40 +263,3 @@ def _plan(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn the disk's refusals into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise UserError(f"No room to write {out} ({error.strerror}): free space or give another --out.") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise UserError(f"{out} cannot be written ({error.strerror}): give another --out.") from None
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by way of a temporary name, synced."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, likewise."""
-    write_bytes(path, text.encode())

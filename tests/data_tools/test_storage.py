@@ -73,13 +73,13 @@ def test_a_killed_upload_goes_on(
     """Killed by itself when the third shard's state is there, from another process."""
     code = (
         "import os, sys\n"
-        "from data_tools import storage\n"
+        "from data_tools.remote import Remote\n"
         "from data_tools.__main__ import main\n"
-        "add = storage._Remote.add_state\n"
+        "add = Remote.add_state\n"
         "def dying(self, state):\n"
         "    add(self, state)\n"
         "    if self._count == 3: os.kill(os.getpid(), 9)\n"
-        "storage._Remote.add_state = dying\n"
+        "Remote.add_state = dying\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     argv = ["shard", "folder", str(source), "--out", "s3://bucket/killed", *map(str, SHARDING)]
