@@ -36,6 +36,9 @@ SOURCE = "source.json"
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
 """Reasons that the user asked for, which count against no tolerance."""
 
+USUAL = ("image is missing", "download failed")
+"""How reasons begin that are usual with downloads; they count against none either, unless nothing is left."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -278,7 +281,11 @@ class _Work:
 
     def _check_tolerance(self) -> None:
         counts, tolerate = self._counts, self._options.tolerate
-        dropped = {reason: count for reason, count in counts.dropped.items() if reason not in WANTED}
+        dropped = {
+            reason: count
+            for reason, count in counts.dropped.items()
+            if reason not in WANTED and not reason.startswith(USUAL)
+        }
         total = sum(dropped.values())
         if not counts.dropped or (counts.kept and total <= tolerate * counts.read):
             return

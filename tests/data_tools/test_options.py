@@ -182,6 +182,16 @@ def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "does not exist" in fails(*shard, "--exclude", tmp_path / "nowhere")
 
 
+def test_a_partial_download_is_normal_but_an_empty_one_is_not(tmp_path: Path, fails: Callable[..., str]) -> None:
+    write_folder(tmp_path / "in", 6)
+    for number in range(5):
+        (tmp_path / f"in/images/{number}.jpg").unlink()
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
+    assert [row["key"] for row in read_rows(tmp_path / "out")] == ["r5"]
+    (tmp_path / "in/images/5.jpg").unlink()
+    assert "6 of 6" in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "none")
+
+
 def test_the_yield_is_told_by_source(tmp_path: Path) -> None:
     records = write_folder(tmp_path / "in", 6)
     for number in (1, 3):
