@@ -176,7 +176,7 @@ class _Folder:
         if (self._target / STATE).is_dir():
             if plan is None or _plan(self._target / STATE / PLAN) != plan:
                 raise UserError(f"{self._target} already holds shards: delete it or give another --out.")
-            shutil.rmtree(self._target / STATE)
+            _forget(self._target / STATE)
             raise Finished(self._target)
         states = self.states()
         if plan is None or _plan(self.work / STATE / PLAN) != plan:
@@ -235,7 +235,14 @@ class _Folder:
         sync_folder(self.work)
         os.rename(self.work, self._target)
         sync_folder(self._target.parent)
-        shutil.rmtree(self._target / STATE, ignore_errors=True)
+        _forget(self._target / STATE)
+
+
+def _forget(states: Path) -> None:
+    """Remove the states, and the plan last: while it is there, a run killed right here is known to be finished."""
+    for state in states.glob("*.state"):
+        state.unlink()
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def say_afresh(out: str) -> None:

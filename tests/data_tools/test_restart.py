@@ -154,6 +154,27 @@ def test_killed_while_cleaning_up(source: Path, undisturbed: dict[str, bytes], t
     assert tree(tmp_path / "out") == undisturbed
 
 
+def test_the_plan_is_the_last_to_go(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """Killed at the first removal after the corpus got its name, the run is known to be finished."""
+    code = (
+        "import os, sys\n"
+        "from data_tools.__main__ import main\n"
+        "removed = []\n"
+        "def watched(event, arguments):\n"
+        "    if event == 'os.remove' and '/out/.state/' in str(arguments[0]):\n"
+        "        removed.append(1)\n"
+        "        if len(removed) == 3: os.kill(os.getpid(), 9)\n"
+        "sys.addaudithook(watched)\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    argv = words(source, tmp_path / "out", "--workers", 1)
+    ended = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True)
+    assert ended.returncode == -9
+    assert (tmp_path / "out/.state/plan.json").exists()
+    run(*argv)
+    assert tree(tmp_path / "out") == undisturbed
+
+
 def test_too_many_dropped_leaves_no_state(source: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
     assert "were dropped" in fails(*words(source, tmp_path / "out", "--tolerate", 0.001))
     assert [path.name for path in tmp_path.iterdir()] == ["out.quarantine.jsonl"]
