@@ -96,9 +96,12 @@ def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: rando
         kills.append(round(wait, 3))
         states.append(len(list(out.with_name(f".{out.name}.partial").glob(".state/*.state"))))
     if not out.exists() or (out / ".state").exists():
-        subprocess.run([*argv, str(out)], cwd=ROOT, check=True, **QUIET)  # type: ignore[call-overload]
+        ended = subprocess.run([*argv, str(out)], cwd=ROOT, capture_output=True, text=True)
+        if ended.returncode:
+            print(ended.stderr, file=sys.stderr)  # and the digest will differ
     found = {"kills": len(kills), "after seconds": kills, "states then": states, "digest": digest(out)}
-    shutil.rmtree(out)
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out.with_name(f".{out.name}.partial"), ignore_errors=True)
     return found
 
 
