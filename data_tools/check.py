@@ -1,132 +1,167 @@
-"""Whether a record is fit to train on: captions cleaned, the image decoded in full once."""
+"""Whether a record is fit to train on: texts cleaned, each image decoded in full once and judged, hashed and shrunk."""
 
 from __future__ import annotations
 
-import io
-import struct
-import unicodedata
-import warnings
+import hashlib
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
-from PIL import Image
-
+from data_tools.image import BadImage, decode, decoded_size, dhash, shrunk
 from data_tools.record import Dropped, Record
 
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit of a plausible image; what decodes to more is taken for a decompression bomb."""
+__all__ = ["BadImage", "Checked", "Demands", "check_record", "clean_captions", "decoded_size"]
 
 MAX_NAME = 1024
 """Characters of an id or source."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Formats decoded; Pillow's others are left out, since some of them start programs or follow references."""
+MAX_TEXT = 10_000
+"""Characters of a caption or another text: what is longer is no caption but a page gone astray."""
+
+TOO_SMALL = "image is too small"
+TOO_ELONGATED = "image is too elongated"
+
+MAY_BE_EMPTY = {"question_type", "group", "swapped", "answers"}
+
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-class BadImage(Exception):
-    """An image that does not decode: `reason` is counted, `detail` explains."""
+@dataclass(frozen=True)
+class Demands:
+    """What is asked of a record beyond being sound, and what is worked out while its image is decoded."""
 
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+    longest_side: int = 0  # pixels; a longer image is shrunk to it and encoded anew. 0: none is
+    quality: int = 90  # of the JPEGs that are encoded anew
+    min_size: int = 0  # pixels of the shorter side
+    max_aspect: float = 0.0  # longer by shorter side; 0: any
+    caption_words: tuple[int, int] | None = None  # fewest and most
+    exact_hash: bool = False  # SHA-256 of the bytes as they came
+    perceptual_hash: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the check of one image found. `encoded` is empty where the bytes stay as they came."""
+
+    width: int
+    height: int
+    crc32: int
+    encoded: bytes = b""
+    perceptual: int = 0
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the check of a good record found; the image itself need not travel back from a worker."""
+    """What the check of a good record found; an image itself travels back from a worker only if it changed."""
 
     captions: tuple[str, ...]
     caption_drops: Counter[str]
-    width: int
-    height: int
-    crc32: int
+    pictures: tuple[Picture, ...]  # of `image`, and of `image2` where there is one
+    columns: Mapping[str, Any] = field(default_factory=dict)  # the record's own, texts cleaned
+    exact: bytes = b""
 
 
-def check_record(item: Record | Dropped) -> Checked | Dropped:
-    """Clean the captions and decode the image of a record; pass a dropped one on."""
+SOUND = Demands()
+
+
+class _Unfit(Exception):
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
+def check_record(item: Record | Dropped, demands: Demands = SOUND) -> Checked | Dropped:
+    """Clean the texts and decode the images of a record; pass a dropped one on."""
     if isinstance(item, Dropped):
         return item
     if not item.key.strip() or not _is_name(item.key):
-        return Dropped(item.key[:80], "id is not plain text", item.where)
-    if not _is_name(item.source):
-        return Dropped(item.key, "source is not plain text", item.where)
-    captions, caption_drops = clean_captions(item.captions)
-    if not captions:
-        return Dropped(item.key, "no caption", item.where, ", ".join(sorted(caption_drops)))
+        return Dropped(item.key[:80], "id is not plain text", item.where, source=item.source[:80])
     try:
-        width, height = decoded_size(item.image)
-    except BadImage as bad:
-        return Dropped(item.key, bad.reason, item.where, bad.detail)
-    return Checked(captions, caption_drops, width, height, zlib.crc32(item.image))
+        return _checked(item, demands)
+    except (_Unfit, BadImage) as bad:
+        return Dropped(item.key, bad.reason, item.where, bad.detail, item.source[:80])
+
+
+def _checked(item: Record, demands: Demands) -> Checked:
+    if not _is_name(item.source):
+        raise _Unfit("source is not plain text")
+    captions, caption_drops = clean_captions(item.captions, demands.caption_words)
+    if not captions and not item.columns:
+        raise _Unfit("no caption", ", ".join(sorted(caption_drops)))
+    columns = {name: _clean_column(name, value) for name, value in item.columns.items()}
+    images = [item.image, item.image2] if item.image2 else [item.image]
+    pictures = tuple(_picture(image, demands) for image in images)
+    exact = hashlib.sha256(b"".join(images)).digest()[:16] if demands.exact_hash else b""
+    return Checked(captions, caption_drops, pictures, columns, exact)
+
+
+def _picture(data: bytes, demands: Demands) -> Picture:
+    image = decode(data, demands.longest_side)
+    short, long = sorted((image.width, image.height))
+    if short < demands.min_size:
+        raise _Unfit(TOO_SMALL, f"{image.width} x {image.height} pixels")
+    if demands.max_aspect and long > demands.max_aspect * short:
+        raise _Unfit(TOO_ELONGATED, f"{image.width} x {image.height} pixels")
+    perceptual = dhash(image) if demands.perceptual_hash else 0
+    if image.colour:
+        encoded, width, height = shrunk(image.colour, demands.longest_side, demands.quality)
+        return Picture(width, height, zlib.crc32(encoded), encoded, perceptual)
+    return Picture(image.width, image.height, zlib.crc32(data), b"", perceptual)
 
 
 def _is_name(text: str) -> bool:
     """Short, and without control characters and lone surrogates."""
-    return len(text) <= MAX_NAME and not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    return len(text) <= MAX_NAME and not CONTROL.search(text) and not SURROGATE.search(text)
 
 
-def clean_captions(raw: Iterable[object]) -> tuple[tuple[str, ...], Counter[str]]:
+def _clean_column(name: str, value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_clean_column(name, one) for one in value]
+    if not isinstance(value, str | bytes):
+        return value
+    text, reason = _clean(value)
+    if reason and not (reason == "is empty" and name in MAY_BE_EMPTY):
+        raise _Unfit(f"{name} {reason}")
+    return text
+
+
+def clean_captions(raw: Iterable[object], words: tuple[int, int] | None = None) -> tuple[tuple[str, ...], Counter[str]]:
     """The usable captions, and how many of the others were dropped for which reason.
 
     Bytes must be UTF-8. Control characters, line breaks and runs of white space become one space; ends are stripped.
+    `words` are the fewest and most a caption may have.
     """
     kept: list[str] = []
     drops: Counter[str] = Counter()
     for caption in raw:
         text, reason = _clean(caption)
+        if not reason and words:
+            count = len(text.split())
+            reason = "has too few words" if count < words[0] else "has too many words" if count > words[1] else ""
         if reason:
-            drops[reason] += 1
+            drops[f"caption {reason}"] += 1
         else:
             kept.append(text)
     return tuple(kept), drops
 
 
-def _clean(caption: object) -> tuple[str, str]:
-    """The cleaned caption, or why there is none."""
-    if isinstance(caption, bytes):
+def _clean(text: object) -> tuple[str, str]:
+    """The cleaned text, or why there is none."""
+    if isinstance(text, bytes):
         try:
-            caption = caption.decode("utf-8")
+            text = text.decode("utf-8")
         except UnicodeDecodeError:
-            return "", "caption is not UTF-8"
-    if not isinstance(caption, str):
-        return "", "caption is not text"
+            return "", "is not UTF-8"
+    if not isinstance(text, str):
+        return "", "is not text"
+    if len(text) > MAX_TEXT:
+        return "", "is too long"
     # A lone surrogate is legal in JSON but not in UTF-8, which Arrow strings are.
-    if any("\ud800" <= character <= "\udfff" for character in caption):
-        return "", "caption is not UTF-8"
-    spaced = "".join(" " if unicodedata.category(c) == "Cc" else c for c in caption)
-    text = " ".join(spaced.split())
-    return text, "" if text else "caption is empty"
-
-
-def decoded_size(data: bytes) -> tuple[int, int]:
-    """Decode an encoded image in full, the first frame of several.
-
-    Returns:
-        Width and height in pixels, before any EXIF rotation.
-
-    Raises:
-        BadImage: the bytes are no image of `FORMATS`, are cut short or damaged, or decode to more than `MAX_PIXELS`.
-    """
-    if not data:
-        raise BadImage("image is empty", "0 bytes")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise BadImage("image is too large", f"{width} x {height} pixels")
-                image.load()
-                if image.mode not in ("RGB", "L"):
-                    image.convert("RGB")
-        except Image.DecompressionBombError as error:
-            raise BadImage("image is too large", str(error)) from None
-        except Image.UnidentifiedImageError:
-            raise BadImage("not an image", f"begins with {data[:16]!r}") from None
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
-            raise BadImage("image is damaged", f"{type(error).__name__}: {error}") from None
-        except (zlib.error, OverflowError, MemoryError, AttributeError, RuntimeError) as error:
-            raise BadImage("image is damaged", f"{type(error).__name__}: {error}") from None
-    return width, height
+    if SURROGATE.search(text):
+        return "", "is not UTF-8"
+    text = " ".join(CONTROL.sub(" ", text).split())
+    return text, "" if text else "is empty"

@@ -1,79 +1,44 @@
-"""What each command does between its arguments and what it prints."""
+"""The commands that read a source: what each takes, and what it does between its arguments and what it prints."""
 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+from data_tools.arguments import add_demands, add_engine, add_writing, demanding, positive, writing_options
 from data_tools.corpora import batches, corpora
+from data_tools.origin import add_source, open_source, origin
 from data_tools.progress import progress
-from data_tools.readers import SOURCES
-from data_tools.shard import Options, Yield
 from data_tools.shard import shard as shard_records
-from data_tools.split import parse_split
-from data_tools.stats import corpus_stats, table
-from data_tools.synth import TASKS
-from data_tools.verify import problems
 from data_tools.writer import write_text, writing
 from mvlm.data.schema import read_manifest
 from mvlm.errors import UserError
 
-SOURCE_NAMES = tuple(SOURCES)
-TASK_NAMES = tuple(TASKS)
+
+def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    shard = subs.add_parser("shard", help="make shards of a source")
+    add_source(shard)
+    shard.set_defaults(run=shard_source)
+    add_engine(shard)
+    add_writing(shard)
+    add_demands(shard)
+
+    train = subs.add_parser("tokenizer", help="train a byte-level BPE on the captions")
+    train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
+    train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
+    train.add_argument("--vocab", type=positive, default=8192, help="most tokens (default: 8192)")
+    train.set_defaults(run=tokenizer)
 
 
 def shard_source(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
-    source = SOURCES[arguments.source](arguments.paths)
+    options = demanding(writing_options(arguments), arguments)
+    made_of = origin(arguments)
+    options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)
+    source = open_source(made_of)
     with progress("sharding", source.size, lambda: source.position) as advance:
-        return _report(shard_records(source, arguments.out, options, advance))
-
-
-def synth(arguments: argparse.Namespace) -> int:
-    records = TASKS[arguments.task](arguments.count, arguments.seed)
-    drawn = _Count()
-    with progress("drawing", arguments.count, lambda: drawn.value) as advance:
-        return _report(shard_records(records, arguments.out, _options(arguments), drawn.then(advance)))
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    split = parse_split(arguments.split, arguments.split_by) if arguments.split else None
-    return Options(split, max(1, int(arguments.shard_mb * 1e6)), arguments.workers, arguments.tolerate)
-
-
-def _report(counts: Yield) -> int:
-    print(counts.summary())
-    return 0
-
-
-def verify(arguments: argparse.Namespace) -> int:
-    sound = [_verify_corpus(folder, arguments.workers) for folder in corpora(arguments.shards)]
-    return 0 if all(sound) else 1
-
-
-def _verify_corpus(folder: Path, workers: int) -> bool:
-    manifest = read_manifest(folder)
-    rows, found = _Count(), 0
-    with progress(f"verifying {folder.name}", manifest.rows, lambda: rows.value) as advance:
-        for problem in problems(folder, workers, rows.then(advance)):
-            found += 1
-            print(problem, file=sys.stderr)
-    outcome = f"{found:,} problems" if found else "sound"
-    print(f"{folder}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}")
-    return not found
-
-
-def stats(arguments: argparse.Namespace) -> int:
-    found = {folder: corpus_stats(folder) for folder in corpora(arguments.shards)}
-    if arguments.json:
-        only = next(iter(found.values()))
-        print(json.dumps(only if len(found) == 1 else {folder.name: s for folder, s in found.items()}, indent=1))
-    else:
-        print("\n\n".join(f"{folder}: {table(s)}" for folder, s in found.items()))
+        print(shard_records(source, arguments.out, options, advance).summary())
     return 0
 
 
@@ -95,17 +60,3 @@ def _captions(paths: list[Path]) -> Iterator[str]:
         for folder in corpora(path):
             for batch in batches(folder, read_manifest(folder)):
                 yield from batch["captions"].flatten().to_pylist()
-
-
-@dataclass
-class _Count:
-    """Records done, for a progress bar whose total is a number of records."""
-
-    value: int = 0
-
-    def then(self, advance: Callable[[int], None]) -> Callable[[int], None]:
-        def counted(image_bytes: int) -> None:
-            self.value += 1
-            advance(image_bytes)
-
-        return counted

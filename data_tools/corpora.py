@@ -1,13 +1,15 @@
-"""Finding and reading finished corpora."""
+"""Finding and reading finished corpora of any task."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, check_lengths, read_manifest
+from mvlm.data.schema import MANIFEST, SCHEMAS, Manifest, check_lengths, read_manifest
 from mvlm.errors import UserError
 
 
@@ -24,19 +26,36 @@ def corpora(path: Path) -> list[Path]:
     return inside
 
 
-def open_shard(path: Path) -> pa.ipc.RecordBatchFileReader:
+def open_shard(path: Path, task: str) -> pa.ipc.RecordBatchFileReader:
     """Map a shard file; nothing but its footer is read.
 
     Raises:
-        UserError: it is no Arrow file or has other columns than `SCHEMA`.
+        UserError: it is no Arrow file or has other columns than the task's.
     """
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no readable Arrow file ({error}): copy or shard it again.") from None
-    if reader.schema != SCHEMA:
-        raise UserError(f"{path} has other columns than this version's shards: shard the corpus again.")
+    if reader.schema != SCHEMAS[task]:
+        raise UserError(f"{path} has other columns than this version's {task} shards: shard the corpus again.")
     return reader
+
+
+def shard_batch(path: Path, reader: pa.ipc.RecordBatchFileReader, index: int) -> pa.RecordBatch:
+    """One record batch, sound in all its offsets and strings and without nulls.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        batch = reader.get_batch(index)
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} is damaged in batch {index} ({error}): copy or shard it again.") from None
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if column.null_count or (pa.types.is_list(column.type) and column.flatten().null_count):
+            raise UserError(f"{path} holds nulls in column {name!r} of batch {index}: shard the corpus again.")
+    return batch
 
 
 def batches(folder: Path, manifest: Manifest) -> Iterator[pa.RecordBatch]:
@@ -47,13 +66,35 @@ def batches(folder: Path, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     """
     check_lengths(folder, manifest)
     for shard in manifest.shards:
-        reader = open_shard(folder / shard.file)
+        path = folder / shard.file
+        reader = open_shard(path, manifest.task)
         for index in range(reader.num_record_batches):
-            try:
-                batch = reader.get_batch(index)
-                batch.validate(full=True)
-            except (pa.ArrowException, OSError) as error:
-                raise UserError(
-                    f"{folder / shard.file} is damaged in batch {index} ({error}): copy or shard it again."
-                ) from None
-            yield batch
+            yield shard_batch(path, reader, index)
+
+
+def rows_at(folder: Path, manifest: Manifest, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """The rows of these numbers, which ascend, by column; shards without any are not opened.
+
+    Raises:
+        UserError: a shard is missing, cut short or malformed.
+    """
+    check_lengths(folder, manifest)
+    starts = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
+    for shard, first, end in zip(manifest.shards, starts, starts[1:], strict=False):
+        wanted = [number - first for number in chosen if first <= number < end]
+        if not wanted:
+            continue
+        path, start = folder / shard.file, 0
+        reader = open_shard(path, manifest.task)
+        for index in range(reader.num_record_batches):
+            batch = shard_batch(path, reader, index)
+            for number in wanted:
+                if start <= number < start + len(batch):
+                    yield batch.slice(number - start, 1).to_pylist()[0]
+            start += len(batch)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """`count` numbers below `total`, or all of them, evenly apart."""
+    count = min(total, count)
+    return [(2 * number + 1) * total // (2 * count) for number in range(count)]

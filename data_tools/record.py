@@ -9,17 +9,20 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Record:
-    """One image with its captions as the source gave them; nothing is checked yet.
+    """One image with its captions, or with the columns of another task, as the source gave them; nothing is checked.
 
-    Captions are of any type, because a source may hold null or bytes; `data_tools.check` cleans them.
+    Captions are of any type, because a source may hold null or bytes; `data_tools.check` cleans them. So it does the
+    texts among `columns`, whose names and types are those of `mvlm.data.schema.OWN_COLUMNS`.
     """
 
     key: str
     image: bytes  # an encoded file
-    captions: Sequence[object]
+    captions: Sequence[object] = ()  # of the task "caption" alone
     source: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)  # whatever else the source says of the record
     where: str = ""  # file and line or member, for messages
+    image2: bytes = b""  # of the task "nlvr2" alone: the right image
+    columns: Mapping[str, Any] = field(default_factory=dict)  # of the other tasks: their own columns, all of them
 
     def __str__(self) -> str:
         return f"{self.key} ({self.where})"
@@ -27,12 +30,16 @@ class Record:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A record that is not kept. `reason` is one of a few fixed phrases, which are counted; `detail` is free."""
+    """A record that is not kept. `reason` is one of a few fixed phrases, which are counted; `detail` is free.
+
+    A source can be asked for it again by `where` alone (`Source.only`).
+    """
 
     key: str
     reason: str
     where: str
     detail: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
         return f"{self.key} ({self.where})"
@@ -40,12 +47,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of `mvlm.data.schema.SCHEMA`, field by field."""
+    """A row of its task's schema (`mvlm.data.schema.SCHEMAS`): the columns all tasks have, and the others."""
 
     key: str
     image: bytes
-    captions: tuple[str, ...]
+    captions: tuple[str, ...]  # empty but for the task "caption"
     source: str
     width: int
     height: int
     crc32: int
+    columns: Mapping[str, Any] = field(default_factory=dict)  # image2 and its sizes, and the task's own

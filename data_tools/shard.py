@@ -1,156 +1,326 @@
-"""From records to a corpus: check each, allot it to a split, write it; count and list what was dropped."""
+"""From records to a corpus: check each, allot it to a split, write it; count and list what was dropped.
+
+Killed at any moment, a run goes on when it is started again: see `data_tools.resume`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TextIO
+from types import SimpleNamespace
+from typing import Any
 
-from data_tools.check import Checked, check_record
-from data_tools.engines.local import ordered_map
-from data_tools.record import Dropped, Record, Row
+from data_tools.check import SOUND, TOO_ELONGATED, TOO_SMALL, Checked, Demands, Picture, check_record
+from data_tools.dedup import DISTANCE, DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded, Seen
+from data_tools.engines import engine
+from data_tools.record import Dropped, Record
+from data_tools.resume import Again, Changed, Item, State, Trail, replayed, versions
 from data_tools.split import MISSING, Split
-from data_tools.writer import CorpusWriter, staged, sync_folder, write_text
+from data_tools.storage import Finished, Store, opened, write_text
+from data_tools.writer import CorpusWriter
+from data_tools.yields import Yield
+from mvlm.data.schema import CAPTION, MANIFEST, OWN_COLUMNS, SCHEMAS, Manifest, read_manifest
 from mvlm.errors import UserError
 
 QUARANTINE = "quarantine.jsonl"
 YIELD = "yield.json"
+YIELD_TEXT = "yield.txt"
+SOURCE = "source.json"
 
+WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
+"""Reasons that the user asked for, which count against no tolerance."""
 
-@dataclass
-class Yield:
-    """What became of the records and captions that were read."""
-
-    read: int = 0
-    kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    captions: int = 0
-    dropped_captions: Counter[str] = field(default_factory=Counter)
-    splits: dict[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        counters = {"dropped": self.dropped, "dropped_captions": self.dropped_captions}
-        content = vars(self) | {name: dict(sorted(counter.items())) for name, counter in counters.items()}
-        return json.dumps(content, indent=1) + "\n"
-
-    def summary(self) -> str:
-        """A few lines for a person."""
-        lines = [f"read {self.read:,} records, kept {self.kept:,} with {self.captions:,} captions"]
-        for title, counter in (("records", self.dropped), ("captions", self.dropped_captions)):
-            if counter:
-                lines.append(f"dropped {counter.total():,} {title}:")
-                lines += [f"  {count:>9,}  {reason}" for reason, count in counter.most_common()]
-        lines += [f"{name}: {rows:,} records" for name, rows in self.splits.items()]
-        return "\n".join(lines)
+USUAL = ("image is missing", "download failed")
+"""How reasons begin that are usual with downloads; they count against none either, unless nothing is left."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a corpus is written."""
+    """How a corpus is written. All but the engine, the workers and the tolerance decide its bytes."""
 
     split: Split | None = None
     shard_bytes: int = 256_000_000
     workers: int = 1
     tolerate: float = 0.5  # share of the records that may be dropped
+    demands: Demands = SOUND
+    dedup: str = ""  # "exact" or "perceptual": of equal images the first is kept
+    exclude: tuple[Path, ...] = ()  # corpora none of whose images may come in
+    distance: int = DISTANCE  # bits by which perceptual hashes of one image may differ
+    engine: str = "local"
+    ray_address: str | None = None
+    origin: Mapping[str, Any] | None = None  # what the records are of, for source.json; a restart needs it
 
 
 def shard(
-    records: Iterable[Record | Dropped],
-    out: Path,
+    records: Iterable[Item],
+    out: Path | str,
     options: Options,
     on_record: Callable[[int], None] = lambda image_bytes: None,
 ) -> Yield:
-    """Write `records` as a corpus to the folder `out`, or as one corpus a split inside it.
+    """Write `records` as a corpus to the folder or URL `out`, or as one corpus a split inside it.
 
-    The bytes written are a function of the records and their order alone. Beside the corpus stand
-    `quarantine.jsonl` (key, reason, where and detail of each record dropped) and `yield.json`.
+    The bytes written are a function of the records, their order and the options alone. Beside the corpus stand
+    `quarantine.jsonl` (key, reason, where and detail of each record dropped), `yield.json` and `yield.txt`, and
+    `source.json`. With `options.origin` a run that was killed goes on; `records` must then begin anew whenever
+    they are iterated.
 
     Raises:
         UserError: `out` cannot be written, more than the tolerated share was dropped, or a split is left empty.
     """
-    with staged(out) as folder:
-        names = list(options.split.shares) if options.split else [""]
-        writers = {name: CorpusWriter(folder / name, options.shard_bytes) for name in names}
-        with (folder / QUARANTINE).open("w", encoding="utf-8") as quarantine:
-            counts = _write_all(records, writers, options, quarantine, on_record)
-            quarantine.flush()
-            os.fsync(quarantine.fileno())
-        if counts.read and counts.kept < counts.read:
-            _check_tolerance(counts, folder, out, options.tolerate)
-        for name, writer in writers.items():
-            if not writer.rows:
-                raise UserError(_nothing_left(counts, out, name))
-            writer.close()
-        counts.splits = {name: writer.rows for name, writer in writers.items() if name}
-        write_text(folder / YIELD, counts.to_json())
-    return counts
+    demands = needed(options)
+    with opened(out, options.origin is not None) as store:
+        try:
+            states = [State.from_bytes(content) for content in store.begin(_plan(records, options))]
+        except Finished as finished:
+            return Yield.from_dict(json.loads(finished.read(YIELD)))
+        if not all(store.has(_shard_name(state), state.shard.bytes) for state in states):
+            states = _afresh(store, out, "lost a shard")
+        with engine(options.engine, options.workers, options.ray_address) as run:
+            excluded = Excluded(options.exclude, options.distance, run)
+            while True:
+                work = _Work(store, out, options, excluded, states)
+                try:
+                    for again, result in run(partial(_check, demands), work.left(records), _size):
+                        work.take(again, result)
+                        on_record(_size(again))
+                except Changed:
+                    work.abandon()
+                    states = _afresh(store, out, "read a source that has changed since")
+                else:
+                    return work.finish()
 
 
-def _write_all(
-    records: Iterable[Record | Dropped],
-    writers: dict[str, CorpusWriter],
-    options: Options,
-    quarantine: TextIO,
-    on_record: Callable[[int], None],
-) -> Yield:
-    counts, seen = Yield(), set[str]()
-    for item, result in ordered_map(check_record, records, options.workers, _size):
-        counts.read += 1
-        kept = _admit(item, result, options.split, seen)
+def needed(options: Options) -> Demands:
+    """What the check must work out for the options' sake."""
+    perceptual = options.dedup == "perceptual" or bool(options.exclude)
+    return replace(options.demands, exact_hash=options.dedup == "exact", perceptual_hash=perceptual)
+
+
+def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
+    """All that decides the bytes, as JSON would give it back."""
+    if options.origin is None:
+        return None
+    plan = {
+        "origin": dict(options.origin),
+        "size": getattr(records, "size", None),
+        "split": options.split and [list(options.split.shares.items()), options.split.field],
+        "shard_bytes": options.shard_bytes,
+        "demands": asdict(options.demands),
+        "dedup": [options.dedup, options.distance],
+        "exclude": [read_manifest(folder).fingerprint for folder in options.exclude],
+        "versions": versions(),
+    }
+    return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
+
+
+def _afresh(store: Store, out: Path | str, reason: str) -> list[State]:
+    print(f"The run of {out} that was killed {reason}: starting afresh.", file=sys.stderr)
+    store.restart()
+    return []
+
+
+def _check(demands: Demands, item: Item | Again) -> Checked | Dropped:
+    return check_record(item.record if isinstance(item, Again) else item, demands)
+
+
+def _size(item: Item | Again) -> int:
+    record = item.record if isinstance(item, Again) else item
+    return len(record.image) + len(record.image2) if isinstance(record, Record) else 0
+
+
+def _shard_name(state: State) -> str:
+    return f"{state.split}/{state.shard.file}" if state.split else state.shard.file
+
+
+class _Work:
+    """The records on their way into the corpora, and all that is known of them."""
+
+    def __init__(
+        self, store: Store, out: Path | str, options: Options, excluded: Excluded, states: list[State]
+    ) -> None:
+        self._store, self._out, self._options, self._excluded = store, out, options, excluded
+        self._last = states[-1] if states else None
+        self._consumed = self._last.consumed if self._last else 0
+        self._counts = Yield.from_dict(self._last.counts) if self._last else Yield()
+        self._names = list(options.split.shares) if options.split else [""]
+        self._pending: dict[str, list[int]] = {name: [] for name in self._names}
+        self._trail = Trail()
+        self._seen = Seen(options.dedup, options.distance)
+        self._writers: dict[str, CorpusWriter] = {}
+        self._task = ""
+        self._quarantine = (store.work / QUARANTINE).open("w", encoding="utf-8")
+        self._lines: list[str] = []
+        for state in states:
+            self._restore(state)
+
+    def _restore(self, state: State) -> None:
+        self._open(state.task)
+        writer = self._writers[state.split]
+        writer.go_on([*writer.shards, state.shard], state.finished)
+        self._seen.restore(state.seen)
+        self._quarantine.writelines(state.quarantine)
+
+    def _open(self, task: str) -> None:
+        if self._options.dedup and task != CAPTION:
+            raise UserError(f"--dedup keeps one record an image, but {task} records share images: leave it out.")
+        if not self._writers:
+            self._task = task
+            self._writers = {
+                name: CorpusWriter(self._store.work / name, self._options.shard_bytes, SCHEMAS[task], task)
+                for name in self._names
+            }
+
+    def left(self, records: Iterable[Item]) -> Iterator[Item | Again]:
+        """The records that still have to be checked."""
+        return replayed(records, self._last, self._trail)
+
+    def take(self, item: Item | Again, result: Checked | Dropped) -> None:
+        """Write a record or list it as dropped."""
+        if isinstance(item, Again):
+            if isinstance(result, Dropped):
+                raise Changed
+            self._write(stored_row(item.record, result), item.split, item.number)
+            return
+        number = self._consumed
+        self._consumed += 1
+        self._trail.add(item)
+        kept = self._admit(item, result)
+        if isinstance(result, Checked):
+            self._counts.dropped_captions += result.caption_drops
         if isinstance(kept, Dropped):
-            counts.dropped[kept.reason] += 1
-            quarantine.write(json.dumps(vars(kept)) + "\n")
+            self._counts.count(item.source, kept)
+            line = json.dumps(vars(kept)) + "\n"
+            self._lines.append(line)
+            self._quarantine.write(line)
         else:
             row, name = kept
-            writers[name].add(row)
-            counts.kept += 1
-            counts.captions += len(row.captions)
-        if isinstance(result, Checked):
-            counts.dropped_captions += result.caption_drops
-        on_record(_size(item))
-    return counts
+            self._counts.count(item.source, len(row.captions))
+            assert isinstance(item, Record)
+            self._open(_task_of(item))
+            self._write(row, name, number)
+
+    def _admit(self, item: Item, result: Checked | Dropped) -> tuple[SimpleNamespace, str] | Dropped:
+        """The row to write and its split, or why there is none; of equal keys the first good record is kept."""
+        if isinstance(result, Dropped):
+            return result
+        assert isinstance(item, Record), "what a source dropped, the check passes on"
+        split = self._options.split
+        name = split.allot(item) if split else ""
+        if name is None:
+            return Dropped(item.key, MISSING, item.where, split.field if split else "", item.source)
+        if any(self._excluded.holds(picture.perceptual) for picture in result.pictures):
+            return Dropped(item.key, EXCLUDED, item.where, source=item.source)
+        if reason := self._seen.refuses(item.key, result):
+            return Dropped(item.key, reason, item.where, source=item.source)
+        return stored_row(item, result), name
+
+    def _write(self, row: SimpleNamespace, name: str, number: int) -> None:
+        self._pending[name].append(number)
+        if self._writers[name].add(row):
+            self._pending[name] = []
+            self._checkpoint(name)
+
+    def _checkpoint(self, name: str) -> None:
+        """A shard is finished: make it last, then what a restart must know."""
+        shard = self._writers[name].shards[-1]
+        self._store.keep(f"{name}/{shard.file}" if name else shard.file)
+        if self._options.origin is None:
+            return
+        state = State(
+            consumed=self._consumed,
+            trail=str(self._trail),
+            task=self._task,
+            counts=self._counts.as_dict(),
+            split=name,
+            shard=shard,
+            finished=self._writers[name].finished,
+            pending=self._pending,
+            quarantine=self._lines,
+            seen=self._seen.new(),
+        )
+        self._store.add_state(state.to_bytes())
+        self._lines = []
+
+    def abandon(self) -> None:
+        """Leave the work to a run afresh."""
+        self._quarantine.close()
+
+    def finish(self) -> Yield:
+        """Write what is left and let the corpus appear."""
+        self._quarantine.flush()
+        os.fsync(self._quarantine.fileno())
+        self._quarantine.close()
+        self._check_tolerance()
+        for name in self._names:
+            if name not in self._writers or not self._writers[name].rows:
+                self._store.discard()
+                raise UserError(_nothing_left(self._counts, self._out, name))
+        manifests = {f"{name}/{MANIFEST}" if name else MANIFEST: self._end(name) for name in self._names}
+        self._counts.splits = {name: writer.rows for name, writer in self._writers.items() if name}
+        texts = {YIELD: self._counts.to_json(), YIELD_TEXT: self._counts.summary() + "\n"}
+        if self._options.origin is not None:
+            texts[SOURCE] = json.dumps(dict(self._options.origin), indent=1) + "\n"
+        for name, text in (texts | {name: manifest.to_json() for name, manifest in manifests.items()}).items():
+            write_text(self._store.work / name, text)
+        self._store.finish([QUARANTINE, *texts, *manifests])
+        return self._counts
+
+    def _end(self, name: str) -> Manifest:
+        writer = self._writers[name]
+        known = len(writer.shards)
+        manifest = writer.end()
+        for shard in writer.shards[known:]:
+            self._store.keep(f"{name}/{shard.file}" if name else shard.file)
+        return manifest
+
+    def _check_tolerance(self) -> None:
+        counts, tolerate = self._counts, self._options.tolerate
+        dropped = {
+            reason: count
+            for reason, count in counts.dropped.items()
+            if reason not in WANTED and not reason.startswith(USUAL)
+        }
+        total = sum(dropped.values())
+        if not counts.dropped or (counts.kept and total <= tolerate * counts.read):
+            return
+        beside = self._store.reject(QUARANTINE)
+        self._store.discard()
+        reason, count = Counter(dropped or counts.dropped).most_common(1)[0]
+        remedy = f", or raise --tolerate above {tolerate:g}" if counts.kept else ""
+        raise UserError(
+            f"{self._out} was not made, because {total or counts.read} of {counts.read} records were dropped, "
+            f"{count} of them for {reason!r}: mend those listed in {beside} beside it{remedy}."
+        )
 
 
-def _size(item: Record | Dropped) -> int:
-    return len(item.image) if isinstance(item, Record) else 0
+def stored_row(record: Record, found: Checked) -> SimpleNamespace:
+    """With all columns of the record's task as attributes."""
+    first, *second = found.pictures
+    row = SimpleNamespace(key=record.key, captions=found.captions, source=record.source, **found.columns)
+    row.image, (row.width, row.height, row.crc32) = _stored(record.image, first)
+    if second:
+        row.image2, (row.width2, row.height2, row.crc32_2) = _stored(record.image2, second[0])
+    return row
 
 
-def _admit(
-    item: Record | Dropped, result: Checked | Dropped, split: Split | None, seen: set[str]
-) -> tuple[Row, str] | Dropped:
-    """The row to write and its split, or why there is none; of equal keys the first good record is kept."""
-    if isinstance(item, Dropped) or isinstance(result, Dropped):
-        return result if isinstance(result, Dropped) else Dropped(item.key, "unreadable", item.where)
-    name = split.allot(item) if split else ""
-    if name is None:
-        return Dropped(item.key, MISSING, item.where, split.field if split else "")
-    if item.key in seen:
-        return Dropped(item.key, "duplicate id", item.where)
-    seen.add(item.key)
-    row = Row(item.key, item.image, result.captions, item.source, result.width, result.height, result.crc32)
-    return row, name
+def _stored(image: bytes, picture: Picture) -> tuple[bytes, tuple[int, int, int]]:
+    return picture.encoded or image, (picture.width, picture.height, picture.crc32)
 
 
-def _check_tolerance(counts: Yield, folder: Path, out: Path, tolerate: float) -> None:
-    dropped = counts.read - counts.kept
-    if counts.kept and dropped <= tolerate * counts.read:
-        return
-    beside = out.resolve().with_name(out.resolve().name + "." + QUARANTINE)
-    os.replace(folder / QUARANTINE, beside)
-    sync_folder(beside.parent)
-    reason, count = counts.dropped.most_common(1)[0]
-    remedy = f", or raise --tolerate above {tolerate:g}" if counts.kept else ""
-    raise UserError(
-        f"{out} was not made, because {dropped} of {counts.read} records were dropped, {count} of them for "
-        f"{reason!r}: mend those listed in {beside.name} beside it{remedy}."
-    )
+def _task_of(record: Record) -> str:
+    """The task whose own columns the record has."""
+    names = set(record.columns)
+    tasks = [task for task, columns in OWN_COLUMNS.items() if {column.name for column in columns} == names]
+    return tasks[0] if names else CAPTION
 
 
-def _nothing_left(counts: Yield, out: Path, name: str) -> str:
+def _nothing_left(counts: Yield, out: Path | str, name: str) -> str:
     if not counts.read:
         return f"{out} was not made, because the source holds no records: check its path."
     return f"{out} was not made, because no record fell into the split {name!r}: raise its share or add records."

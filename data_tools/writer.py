@@ -1,141 +1,104 @@
-"""Writing a corpus: nothing stands under its final name before all of it is on the disk."""
+"""Writing rows into shards: Arrow IPC files that get their final names when they are whole and on the disk."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
+import mmap
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
-from data_tools.record import Row
+from data_tools.storage import staged, sync_folder, write_text, writing
 from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard
-from mvlm.errors import UserError
+
+__all__ = ["CorpusWriter", "staged", "sync_folder", "write_text", "writing"]
 
 BATCH_ROWS = 256
 BATCH_BYTES = 8_000_000
 """A record batch ends at whichever comes first: what the loader's block-shuffled reads want to find together."""
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+BINARY_LIMIT = 2**31 - 1
+"""Bytes that the int32 offsets of one batch's image column can address."""
+
+MOST_PIECES = 512
+"""Pieces written by one system call; POSIX promises 1,024 on Linux."""
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """Yield a folder to fill, which becomes `out` in one rename if the block ends well and vanishes if not.
-
-    Raises:
-        UserError: `out` holds something already, another process is writing it, or there is no room for it.
-    """
-    target = out.resolve()
-    _refuse_occupied(out, target)
-    partial = target.with_name(f".{target.name}.partial")
-    with writing(out):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _claim(partial, out)
-        try:
-            yield partial
-            sync_folder(partial)
-            os.rename(partial, target)
-            sync_folder(target.parent)
-        finally:
-            os.close(lock)
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def _refuse_occupied(out: Path, target: Path) -> None:
-    if (target / MANIFEST).exists() or any(target.glob(f"*/{MANIFEST}")):
-        raise UserError(f"{out} already holds shards: delete it or give another --out.")
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{out} is a file, where a folder of shards should be made: give another --out.")
-    if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"{out} holds other files: give an --out that is empty or does not exist.")
-    if target.is_mount():
-        raise UserError(f"{out} is a mount point and cannot be made in one step: give a folder inside it as --out.")
-
-
-def _claim(partial: Path, out: Path) -> int:
-    """Make `partial` afresh and lock it; what a killed run left there is not locked and makes way."""
-    partial.mkdir(exist_ok=True)
-    lock = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise UserError(f"Another process is writing {out} now: wait for it or give another --out.") from None
-    for left in partial.iterdir():
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left)
-        else:
-            left.unlink()
-    return lock
-
-
-@contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Turn the disk's refusals into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise UserError(f"No room to write {out} ({error.strerror}): free space or give another --out.") from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
-            raise UserError(f"{out} cannot be written ({error.strerror}): give another --out.") from None
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` by way of a temporary name, synced."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+class Hash(Protocol):
+    def update(self, data: memoryview, /) -> object: ...
+    def hexdigest(self) -> str: ...
 
 
 class CorpusWriter:
-    """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`; `close` writes the manifest."""
+    """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`; `close` writes the manifest.
 
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
+    `shards` are those finished so far. `hasher` is only ever replaced to measure what hashing costs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shard_bytes: int,
+        schema: pa.Schema = SCHEMA,
+        task: str = "caption",
+        hasher: Callable[[], Hash] = hashlib.sha256,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._shard_bytes = folder, shard_bytes
-        self._shards: list[Shard] = []
+        self._schema, self._task, self._hasher = schema, task, hasher
+        self._images = [field.name for field in schema if pa.types.is_binary(field.type)]
+        self._single = self._images == ["image"]
+        self.shards: list[Shard] = []
         self._shard: _ShardFile | None = None
-        self._pending: list[Row] = []
+        self._pending: list[Any] = []
         self._pending_bytes = 0
         self.rows = self.captions = self.image_bytes = 0
+        self._finished = (0, 0, 0)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Any) -> bool:
+        """Take a row, an object with the schema's fields as attributes; True if it was the last of its shard."""
+        size = len(row.image) if self._single else sum(len(getattr(row, name)) for name in self._images)
+        if self._pending and self._pending_bytes + size > BINARY_LIMIT:
+            self._flush()
         self._pending.append(row)
-        self._pending_bytes += len(row.image)
+        self._pending_bytes += size
         self.rows += 1
-        self.captions += len(row.captions)
-        self.image_bytes += len(row.image)
+        self.captions += len(getattr(row, "captions", ()))
+        self.image_bytes += size
         full = (self._shard.image_bytes if self._shard else 0) + self._pending_bytes >= self._shard_bytes
         if full or len(self._pending) >= BATCH_ROWS or self._pending_bytes >= BATCH_BYTES:
             self._flush()
         if full:
             self._end_shard()
+        return full
 
-    def close(self) -> Manifest:
+    @property
+    def finished(self) -> tuple[int, int, int]:
+        """Rows, captions and image bytes of the finished shards."""
+        return self._finished
+
+    def go_on(self, shards: Sequence[Shard], finished: tuple[int, int, int]) -> None:
+        """Start behind `shards`, which a killed run finished; `finished` are their totals."""
+        self.shards = list(shards)
+        self._finished = finished
+        self.rows, self.captions, self.image_bytes = finished
+
+    def end(self) -> Manifest:
+        """Finish the last shard."""
         self._flush()
         self._end_shard()
-        manifest = Manifest(self.rows, self.captions, self.image_bytes, tuple(self._shards))
+        return self.manifest()
+
+    def manifest(self) -> Manifest:
+        return Manifest(self.rows, self.captions, self.image_bytes, tuple(self.shards), self._task)
+
+    def close(self) -> Manifest:
+        """Finish the last shard and write the manifest."""
+        manifest = self.end()
         write_text(self._folder / MANIFEST, manifest.to_json())
         sync_folder(self._folder)
         return manifest
@@ -144,52 +107,83 @@ class CorpusWriter:
         if not self._pending:
             return
         if self._shard is None:
-            self._shard = _ShardFile(self._folder / f"{len(self._shards):06d}.arrow")
-        self._shard.write(self._pending)
+            self._shard = _ShardFile(self._folder / f"{len(self.shards):06d}.arrow", self._schema, self._hasher())
+        self._shard.write(self._pending, self._pending_bytes)
         self._pending, self._pending_bytes = [], 0
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self._shards.append(self._shard.close())
+            self.shards.append(self._shard.close())
             self._shard = None
+            self._finished = (self.rows, self.captions, self.image_bytes)
 
 
 class _ShardFile:
     """One Arrow IPC file being written, hashed on the way."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._sink = _HashingSink(path)
-        self._writer = pa.ipc.new_file(self._sink, SCHEMA)
+    def __init__(self, path: Path, schema: pa.Schema, digest: Hash) -> None:
+        self._path, self._schema = path, schema
+        self._sink = _Sink(path, digest)
+        self._writer = pa.ipc.new_file(self._sink, schema)
         self.rows = self.image_bytes = 0
 
-    def write(self, rows: list[Row]) -> None:
-        columns = [pa.array([getattr(row, f.name) for row in rows], type=f.type) for f in SCHEMA]
-        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+    def write(self, rows: list[Any], image_bytes: int) -> None:
+        columns = []
+        for field in self._schema:
+            values = [getattr(row, field.name) for row in rows]
+            binary = pa.types.is_binary(field.type)
+            columns.append(self._sink.promise(values) if binary else pa.array(values, type=field.type))
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self.rows += len(rows)
-        self.image_bytes += sum(len(row.image) for row in rows)
+        self.image_bytes += image_bytes
 
     def close(self) -> Shard:
         self._writer.close()
         return Shard(self._path.name, self.rows, *self._sink.finish())
 
 
-class _HashingSink:
-    """The file-like object pyarrow writes to."""
+class _Sink:
+    """The file-like object pyarrow writes to.
 
-    def __init__(self, path: Path) -> None:
+    pyarrow would copy each image twice before it writes it. It is given a stretch of memory that nobody ever touches
+    instead (`promise`), and when it comes to write that, the images themselves are written in its place.
+    """
+
+    def __init__(self, path: Path, digest: Hash) -> None:
         self._path, self._partial = path, path.with_name(path.name + ".partial")
-        self._file = self._partial.open("wb")
-        self._sha256 = hashlib.sha256()
+        self._file = self._partial.open("wb", buffering=0)
+        self._digest = digest
         self._bytes = 0
+        self._promised: dict[int, list[bytes]] = {}
         self.closed = False
 
+    def promise(self, values: list[bytes]) -> pa.Array:
+        """An array of these values whose offsets alone are true; to be written before anything else looks at it."""
+        offsets = np.zeros(len(values) + 1, np.int32)
+        np.cumsum([len(value) for value in values], out=offsets[1:])
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        untouched = pa.py_buffer(mmap.mmap(-1, max(1, int(offsets[-1])), flags=flags, prot=mmap.PROT_READ))
+        stretch = untouched.slice(0, int(offsets[-1]))
+        self._promised[stretch.address] = values
+        return pa.Array.from_buffers(pa.binary(), len(values), [None, pa.py_buffer(offsets), stretch])
+
     def write(self, data: Any) -> int:
-        view = memoryview(data)
-        self._file.write(view)
-        self._sha256.update(view)
-        self._bytes += view.nbytes
-        return view.nbytes
+        size = len(data)
+        values = self._promised.pop(data.address, None) if isinstance(data, pa.Buffer) else None
+        pieces = [memoryview(data)] if values is None else [memoryview(value) for value in values]
+        for piece in pieces:
+            self._digest.update(piece)
+        self._write_all(pieces)
+        self._bytes += size
+        return size
+
+    def _write_all(self, pieces: list[memoryview]) -> None:
+        while pieces:
+            done = os.writev(self._file.fileno(), pieces[:MOST_PIECES])
+            while pieces and done >= len(pieces[0]):
+                done -= len(pieces.pop(0))
+            if pieces:
+                pieces[0] = pieces[0][done:]
 
     def tell(self) -> int:
         return self._bytes
@@ -208,4 +202,4 @@ class _HashingSink:
         with self._partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(self._partial, self._path)
-        return self._bytes, self._sha256.hexdigest()
+        return self._bytes, self._digest.hexdigest()

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Generic, TypeVar
 
+from data_tools.engines.chunks import CHUNK_ITEMS, HELD, RETRIES, apply, chunks, in_order
 from mvlm.errors import UserError
+
+__all__ = ["CHUNK_ITEMS", "cores", "ordered_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-CHUNK_ITEMS = 32
-CHUNK_BYTES = 4_000_000
-"""A chunk of items travels to a worker together and ends at whichever comes first."""
 
 
 def cores() -> int:
@@ -32,52 +30,62 @@ def ordered_map(
     """Yield `(item, function(item))` in the order of `items`, whatever the number of processes.
 
     At most three chunks a worker are held; one worker means this very process. `size` gives an item's bytes.
+    A chunk over which a worker dies is tried again.
 
     Raises:
-        UserError: a worker process died.
+        UserError: worker processes died over the same chunk again and again.
     """
     if workers <= 1:
         for item in items:
             yield item, function(item)
         return
-    # Forking this process while a progress bar's thread runs could deadlock the child.
-    pool = ProcessPoolExecutor(
-        workers, get_context("forkserver"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
-    )
-    waiting: deque[tuple[list[T], Future[list[R]]]] = deque()
+    pool = _Pool(function, workers)
     try:
-        for chunk in _chunks(items, size):
-            waiting.append((chunk, pool.submit(_apply, function, chunk)))
-            if len(waiting) >= 3 * workers:
-                yield from _results(*waiting.popleft())
-        while waiting:
-            yield from _results(*waiting.popleft())
+        yield from in_order(chunks(items, size), pool.submit, pool.result, HELD * workers)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
-def _apply(function: Callable[[T], R], chunk: list[T]) -> list[R]:
-    return [function(item) for item in chunk]
+class _Pool(Generic[T, R]):
+    """Worker processes that are replaced when one dies, which breaks all futures of its executor."""
 
+    def __init__(self, function: Callable[[T], R], workers: int) -> None:
+        self._function, self._workers = function, workers
+        self._executor = self._start(workers)
 
-def _results(chunk: list[T], future: Future[list[R]]) -> Iterator[tuple[T, R]]:
-    try:
-        results = future.result()
-    except BrokenProcessPool:
+    def _start(self, workers: int) -> ProcessPoolExecutor:
+        # Forking this process while a progress bar's thread runs could deadlock the child.
+        return ProcessPoolExecutor(
+            workers, get_context("forkserver"), initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
+
+    def submit(self, chunk: list[T]) -> Future[list[R]]:
+        try:
+            return self._executor.submit(apply, self._function, chunk)
+        except BrokenProcessPool:
+            self.close()
+            self._executor = self._start(self._workers)
+            return self._executor.submit(apply, self._function, chunk)
+
+    def result(self, chunk: list[T], future: Future[list[R]]) -> list[R]:
+        try:
+            return future.result()
+        except (BrokenProcessPool, CancelledError):
+            return self._alone(chunk)
+
+    def _alone(self, chunk: list[T]) -> list[R]:
+        """Run a chunk in processes of its own, so that another chunk's deadly item cannot be laid at its door."""
+        for _ in range(RETRIES):
+            executor = self._start(1)
+            try:
+                return executor.submit(apply, self._function, chunk).result()
+            except BrokenProcessPool:
+                continue
+            finally:
+                executor.shutdown(cancel_futures=True)
         raise UserError(
             f"A worker process died at or near {chunk[0]}, probably of too little memory: give fewer --workers."
-        ) from None
-    return zip(chunk, results, strict=True)
+        )
 
-
-def _chunks(items: Iterable[T], size: Callable[[T], int]) -> Iterator[list[T]]:
-    chunk: list[T] = []
-    total = 0
-    for item in items:
-        chunk.append(item)
-        total += size(item)
-        if len(chunk) >= CHUNK_ITEMS or total >= CHUNK_BYTES:
-            yield chunk
-            chunk, total = [], 0
-    if chunk:
-        yield chunk
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
+from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
 from data_tools.readers.members import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, is_inside, open_tar, unsafe
 from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
@@ -20,15 +21,12 @@ from mvlm.errors import UserError
 CAPTIONS = "captions.jsonl"
 
 
-class Refused(Exception):
-    """An image that must not or cannot be read; the message is the reason."""
-
-
 class FolderSource:
     """The records of one or more folders or archives, in the order of their captions files."""
 
     def __init__(self, paths: list[Path]) -> None:
         self._folders: list[Opened] = [Folder(path) if path.is_dir() else Archive(path) for path in paths]
+        self.only: Container[str] | None = None
         self.size = sum(folder.captions_size for folder in self._folders)
         self.position = 0
 
@@ -43,8 +41,9 @@ class FolderSource:
         while line := lines.readline(MAX_TEXT_BYTES):
             number += 1
             self.position += len(line)
-            if line.strip():
-                yield _record(folder, line, f"{folder.name}/{CAPTIONS}:{number}")
+            where = f"{folder.name}/{CAPTIONS}:{number}"
+            if line.strip() and (self.only is None or where in self.only):
+                yield _record(folder, line, where)
 
 
 class Opened(Protocol):
@@ -80,21 +79,10 @@ class Folder:
         return self._captions.open("rb")
 
     def read_image(self, name: str) -> bytes:
-        if not is_inside(name):
-            raise Refused("image path leaves the folder")
-        try:
-            path = (self._root / name).resolve(strict=True)
-            if not path.is_relative_to(self._root):
-                raise Refused("image path leaves the folder")
-            if not path.is_file():
-                raise Refused("image is no file")
-            if path.stat().st_size > MAX_IMAGE_BYTES:
-                raise Refused("image file is too large")
-            return path.read_bytes()
-        except FileNotFoundError:
-            raise Refused("image is missing") from None
-        except (OSError, ValueError, RuntimeError):
-            raise Refused("image cannot be read") from None
+        data = read_inside(self._root, name)
+        if data is None:
+            raise Refused(MISSING_IMAGE)
+        return data
 
 
 class Archive:
@@ -125,7 +113,7 @@ class Archive:
             raise Refused("image path leaves the folder")
         member = self._members.get(str(self._top / name))
         if member is None:
-            raise Refused("image is missing")
+            raise Refused(MISSING_IMAGE)
         if reason := unsafe(member):
             raise Refused(reason)
         if member.size > MAX_IMAGE_BYTES:
@@ -159,7 +147,7 @@ def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
     try:
         data = folder.read_image(image)
     except Refused as refused:
-        return Dropped(str(key), str(refused), where, image)
+        return Dropped(str(key), str(refused), where, image, source if isinstance(source, str) else "")
     return Record(
         key=str(key),
         image=data,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from mvlm.errors import UserError
 
 IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
 TEXT_EXTENSIONS = {"txt", "json"}
+CUT = "tar is cut short or damaged from here on"
 
 
 @dataclass
@@ -28,11 +29,14 @@ class _Group:
 
     key: str
     where: str
+    wanted: bool = True
     members: dict[str, bytes] = field(default_factory=dict)
     refused: str = ""
     detail: str = ""
 
     def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
+        if not self.wanted:
+            return
         if reason := unsafe(member):
             self._refuse(reason, member.name)
         if self.refused or extension not in IMAGE_EXTENSIONS | TEXT_EXTENSIONS:
@@ -60,6 +64,7 @@ class WebdatasetSource:
                 raise UserError(f"No archive at {path}: check the path.")
             open_tar(path, "r:*").close()
         self._paths = paths
+        self.only: Container[str] | None = None
         self.size = sum(path.stat().st_size for path in paths)
         self.position = 0
 
@@ -68,13 +73,14 @@ class WebdatasetSource:
         for path in self._paths:
             size = path.stat().st_size
             with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=StrictHeader) as tar:
-                for record in _records(tar, path.name):
+                for record in tar_records(tar, path.name, self.only):
                     self.position = start + file.tell()
                     yield record
             start += size
 
 
-def _records(tar: tarfile.TarFile, tar_name: str) -> Iterator[Record | Dropped]:
+def tar_records(tar: tarfile.TarFile, tar_name: str, only: Container[str] | None = None) -> Iterator[Record | Dropped]:
+    """The records of an open tar; `where` is "TAR:MEMBER", the first member of the record."""
     group: _Group | None = None
     try:
         for member in tar:
@@ -85,10 +91,11 @@ def _records(tar: tarfile.TarFile, tar_name: str) -> Iterator[Record | Dropped]:
             if group is None or group.key != key:
                 if group is not None:
                     yield from _record(group)
-                group = _Group(key, f"{tar_name}:{member.name}")
+                where = f"{tar_name}:{member.name}"
+                group = _Group(key, where, only is None or where in only)
             group.add(tar, member, extension)
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        yield Dropped(group.key if group else "", "tar is cut short or damaged from here on", tar_name, str(error))
+        yield Dropped(group.key if group else "", CUT, tar_name, str(error))
         return
     if group is not None:
         yield from _record(group)

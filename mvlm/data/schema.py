@@ -2,11 +2,12 @@
 
 A corpus is a folder of `NNNNNN.arrow` files and one `manifest.json`:
 
-    {"format": "mvlm-shards", "version": 1, "rows": R, "captions": C, "image_bytes": Y,
+    {"format": "mvlm-shards", "version": 1, "task": "caption", "rows": R, "captions": C, "image_bytes": Y,
      "fingerprint": "<sha256 over the shards' hashes>",
      "shards": [{"file": "000000.arrow", "rows": r, "bytes": b, "sha256": "<of the file>"}, ...]}
 
-Nothing but the manifest is read when a corpus is opened.
+The task says which columns the rows have (`SCHEMAS`) and is "caption" where it is left out; other tasks count no
+captions. Nothing but the manifest is read when a corpus is opened.
 """
 
 from __future__ import annotations
@@ -24,17 +25,46 @@ MANIFEST = "manifest.json"
 FORMAT = "mvlm-shards"
 VERSION = 1
 
-SCHEMA = pa.schema(
-    [
-        pa.field("key", pa.string(), nullable=False),  # unique within the corpus
-        pa.field("image", pa.binary(), nullable=False),  # an encoded file (JPEG, PNG, ...) as it came
-        pa.field("captions", pa.list_(pa.field("item", pa.string(), nullable=False)), nullable=False),  # one or more
-        pa.field("source", pa.string(), nullable=False),  # where the pair comes from, "" if unknown
-        pa.field("width", pa.int32(), nullable=False),  # pixels, as decoded
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("crc32", pa.uint32(), nullable=False),  # of the image bytes
-    ]
-)
+CAPTION = "caption"
+"""The task of image-caption pairs, which pretraining reads."""
+
+
+def _columns(**types: pa.DataType) -> list[pa.Field]:
+    return [pa.field(name, type_, nullable=False) for name, type_ in types.items()]
+
+
+_TEXTS = pa.list_(pa.field("item", pa.string(), nullable=False))
+
+# key: unique within the corpus. image: an encoded file (JPEG, PNG, ...) as it came. source: where the row comes from,
+# "" if unknown. width and height: pixels, as decoded. crc32: of the image bytes.
+_IMAGE = _columns(key=pa.string(), image=pa.binary())
+_ORIGIN = _columns(source=pa.string(), width=pa.int32(), height=pa.int32(), crc32=pa.uint32())
+
+OWN_COLUMNS: dict[str, list[pa.Field]] = {
+    # The ten answers people gave; the kind of question, as its data set names it.
+    "vqa": _columns(question_id=pa.int64(), question=pa.string(), answers=_TEXTS, question_type=pa.string()),
+    # Whether the sentence is true of the pair; sentences are consistent where all rows of their group are right.
+    "nlvr2": _columns(sentence=pa.string(), label=pa.bool_(), group=pa.string()),
+    "entailment": _columns(sentence=pa.string(), label=pa.string()),  # one of LABELS
+    "foils": _columns(caption=pa.string(), foil=pa.string(), swapped=pa.string()),  # true, false; what was exchanged
+}
+"""Of every task but captions: the columns beside the image's and its origin's."""
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+SCHEMA = pa.schema([*_IMAGE, *_columns(captions=_TEXTS), *_ORIGIN])
+"""Of the task `CAPTION`; a row has one caption or more."""
+
+_RIGHT = _columns(image2=pa.binary(), width2=pa.int32(), height2=pa.int32(), crc32_2=pa.uint32())
+
+SCHEMAS: dict[str, pa.Schema] = {CAPTION: SCHEMA} | {
+    task: pa.schema([*_IMAGE, *_ORIGIN, *(_RIGHT if task == "nlvr2" else []), *own])
+    for task, own in OWN_COLUMNS.items()
+}
+"""By task, as the manifest names it. Of nlvr2, `image` is the left and `image2` the right one."""
+
+IMAGE_COLUMNS = {"image": ("width", "height", "crc32"), "image2": ("width2", "height2", "crc32_2")}
+"""Each image's columns with its width, height and checksum."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +81,7 @@ class Manifest:
     captions: int
     image_bytes: int
     shards: tuple[Shard, ...]
+    task: str = CAPTION  # of SCHEMAS
 
     @property
     def fingerprint(self) -> str:
@@ -58,7 +89,7 @@ class Manifest:
         return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     def to_json(self) -> str:
-        head = {"format": FORMAT, "version": VERSION, "rows": self.rows, "captions": self.captions}
+        head = {"format": FORMAT, "version": VERSION, "task": self.task, "rows": self.rows, "captions": self.captions}
         head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
         return json.dumps(head | {"shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
 
@@ -82,7 +113,10 @@ def read_manifest(folder: str | Path) -> Manifest:
                 f"not {FORMAT!r} version {VERSION}: shard the corpus again."
             )
         shards = tuple(Shard(**shard) for shard in content["shards"])
-        manifest = Manifest(content["rows"], content["captions"], content["image_bytes"], shards)
+        task = content.get("task", CAPTION)
+        if task not in SCHEMAS:
+            raise UserError(f"{path} is of the unknown task {task!r}: update mvlm, or shard the corpus again.")
+        manifest = Manifest(content["rows"], content["captions"], content["image_bytes"], shards, task)
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."

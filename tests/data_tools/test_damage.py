@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from made import read_rows, run, tree, write_folder
+from made_corpus import write_corpus
 
 from data_tools.__main__ import main
 
@@ -44,7 +46,8 @@ def test_the_cut_shard_and_its_lost_rows_are_named(corpus: Path, capsys: pytest.
     os.truncate(corpus / shard["file"], shard["bytes"] * 6 // 10)
     error = problems(corpus, capsys)
     assert shard["file"] in error
-    assert f"{shard['rows']} rows are lost" in error
+    first = json.loads((corpus / "manifest.json").read_text())["shards"][0]["rows"]
+    assert f"{shard['rows']} rows are lost, {first} to {first + shard['rows'] - 1} of the corpus" in error
     assert error.count("\n") == 1
 
 
@@ -78,21 +81,62 @@ def test_missing_stray_and_unfinished(corpus: Path, capsys: pytest.CaptureFixtur
     assert "does not exist" in problems(tmp_path / "nowhere", capsys)
 
 
-def test_stats_count_what_is_there(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    run("stats", corpus, "--json")
-    found = json.loads(capsys.readouterr().out)
+def test_of_a_sample_of_images_only_those_are_decoded(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = read_rows(corpus)
-    widths = [row["width"] for row in rows]
-    sizes = [len(row["image"]) for row in rows]
-    assert (found["rows"], found["captions"], found["sources"]) == (12, 24, {"made": 12})
-    assert found["image_bytes"] == sum(sizes)
-    spread = found["distributions"]
-    assert (spread["width"]["min"], spread["width"]["max"]) == (min(widths), max(widths))
-    assert spread["bytes"]["mean"] == pytest.approx(sum(sizes) / 12)
-    assert (spread["captions"]["median"], spread["words"]["mean"]) == (2, 2)
-    run("stats", corpus)
-    assert "12 images, 24 captions" in capsys.readouterr().out
+    for row in rows[3], rows[7]:  # of 12 rows, a sample of two is 3 and 9, of one 6
+        row["image"] = row["image"][:-40]
+        row["crc32"] = zlib.crc32(row["image"])
+    write_corpus(tmp_path / "bad", rows)
+    assert main(["verify", str(tmp_path / "bad"), "--images", "2", "--workers", "1"]) == 1
+    output = capsys.readouterr()
+    assert "row 3 (r3): image: image is damaged" in output.err
+    assert output.err.count("\n") == 1
+    assert "2 of the images decoded" in output.out
+    assert problems(tmp_path / "bad", capsys).count("\n") == 2
+    assert main(["verify", str(tmp_path / "bad"), "--images", "1", "--workers", "1"]) == 0
+
+
+def test_a_changed_byte_outside_the_sample_is_still_found(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, image = corpus / "000000.arrow", read_rows(corpus)[0]["image"]
+    data = bytearray(path.read_bytes())
+    data[data.index(image) + 100] ^= 1
+    path.write_bytes(data)
+    assert main(["verify", str(corpus), "--images", "1", "--workers", "1"]) == 1
+    assert "row 0 (r0): the image's bytes have changed" in capsys.readouterr().err
+
+
+TASK_FAULTS = [
+    ("vqa", {"question": ""}, "there is no question"),
+    ("pairs", {"sentence": ""}, "there is no sentence"),
+    ("pairs", {"width2": 7}, "the image2 is 32 x 32, not 7 x 32"),
+    ("pairs", {"crc32_2": 1}, "the image2's bytes have changed"),
+    ("entailment", {"label": "maybe"}, "its label is 'maybe'"),
+    ("foils", {"foil": ""}, "there is no foil"),
+    ("caption", {"captions": []}, "there is no caption"),
+]
+
+
+@pytest.mark.parametrize(("task", "fault", "told"), TASK_FAULTS)
+def test_the_rows_of_every_task_are_checked(
+    task: str, fault: dict, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("synth", "--task", task, "--count", 6, "--out", tmp_path / "good")
+    rows = read_rows(tmp_path / "good")
+    rows[4] |= fault
+    name = json.loads((tmp_path / "good/manifest.json").read_text())["task"]
+    write_corpus(tmp_path / "bad", rows, name)
+    error = problems(tmp_path / "bad", capsys)
+    assert "row 4 " in error
+    assert told in error
+    assert error.count("\n") == 1
+
+
+def test_columns_of_another_task_are_refused(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = corpus / "manifest.json"
+    path.write_text(path.read_text().replace('"task": "caption"', '"task": "vqa"'))
+    assert "other columns than this version's vqa shards" in problems(corpus, capsys)
 
 
 LIMITED = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from data_tools.engines.local import CHUNK_ITEMS, ordered_map
 from mvlm.errors import UserError
 
 
-def weightless(item: int) -> int:
+def weightless(item: object) -> int:
     return 0
 
 
@@ -39,3 +40,18 @@ def test_no_more_is_read_ahead_than_three_chunks_a_worker() -> None:
 def test_a_worker_that_dies_is_one_sentence() -> None:
     with pytest.raises(UserError, match="worker process died at or near 3"):
         list(ordered_map(os._exit, [3], 2, weightless))
+
+
+def die_once(mark: str) -> str:
+    """Kill the worker the first time."""
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os._exit(1)
+    return mark
+
+
+def test_a_chunk_whose_worker_died_is_tried_again_and_order_is_kept(tmp_path: Path) -> None:
+    marks = [str(tmp_path / f"mark{number}") for number in range(3 * CHUNK_ITEMS)]
+    for mark in marks[1:]:
+        open(mark, "w").close()
+    assert list(ordered_map(die_once, marks, 2, weightless)) == [(mark, mark) for mark in marks]

@@ -17,6 +17,7 @@ from data_tools.__main__ import main
 from mvlm.data.schema import SCHEMA, check_lengths, read_manifest
 
 ROOT = Path(__file__).parents[2]
+FILES = ["000000.arrow", "manifest.json", "quarantine.jsonl", "source.json", "yield.json", "yield.txt"]
 
 
 def test_every_field_comes_back(tmp_path: Path) -> None:
@@ -64,8 +65,10 @@ def test_same_bytes_whatever_the_workers_and_the_place(tmp_path: Path) -> None:
     (tmp_path / "in/images/3.jpg").write_bytes(b"<html>404</html>")
     for name, workers in (("one", 1), ("elsewhere/two", 2)):
         run("shard", "folder", tmp_path / "in", "--out", tmp_path / name, "--workers", workers, "--shard-mb", 0.02)
-    assert tree(tmp_path / "one") == tree(tmp_path / "elsewhere/two")
-    assert str(tmp_path).encode() not in b"".join(tree(tmp_path / "one").values())
+    files = tree(tmp_path / "one")
+    assert files == tree(tmp_path / "elsewhere/two")
+    assert json.loads(files.pop("source.json"))["paths"] == [str(tmp_path / "in")]  # what the user typed, there alone
+    assert str(tmp_path).encode() not in b"".join(files.values())
 
 
 def test_a_tar_of_the_folder_gives_the_same_rows(tmp_path: Path) -> None:
@@ -189,7 +192,7 @@ def test_what_a_killed_run_left_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / ".out.partial/train").mkdir(parents=True)
     (tmp_path / ".out.partial/000007.arrow").write_bytes(b"half")
     run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
-    assert sorted(tree(tmp_path / "out")) == ["000000.arrow", "manifest.json", "quarantine.jsonl", "yield.json"]
+    assert sorted(tree(tmp_path / "out")) == sorted(FILES)
     assert not (tmp_path / ".out.partial").exists()
 
 

@@ -3,65 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import pytest
 from made import read_rows, run, tree
-from PIL import Image
+from observer import caption, view
 
-from data_tools.synth import distinct_scenes, scene_key
+from data_tools.synth import blocks
+from data_tools.synth.scenes import distinct_scenes, scene_key
+from mvlm.data.schema import read_manifest
 
 GOLDEN = "fdb3cecf3f867e39ea1c15efc13588905012e8467e77459d5c7c3e28fcf6de38"
 """SHA-256 of the keys and images of 300 scenes of seed 5."""
 
-NAMED = {
-    (255, 0, 0): "red",
-    (0, 160, 0): "green",
-    (0, 0, 255): "blue",
-    (255, 255, 0): "yellow",
-    (160, 32, 240): "purple",
-    (255, 140, 0): "orange",
+FINGERPRINTS = {
+    "train": "6f5375af3dea103511fda5de4db1a50c7011a3c4d090db1e0f94ae0c8531f443",
+    "eval": "b68b9b3248a5d3ebdb8398c6b86079b9f423d1fa0bcfd19f315f2898f9d2a671",
 }
-
-
-def seen_shape(mask: np.ndarray) -> str:
-    """A shape by its outline alone, from a 16 x 16 mask: widths of its rows, not the drawing's formulas."""
-    widths = mask.sum(1)
-    rows = widths[widths > 0]
-    if (rows == rows[0]).all():
-        return "square"
-    if (np.diff(rows) >= 0).all():
-        return "triangle"
-    changes = np.sign(np.diff(rows))
-    changes = changes[changes != 0]
-    return "circle" if (changes[:-1] >= changes[1:]).all() else "star"  # wider then narrower, once
-
-
-def seen(image: bytes) -> str:
-    """The caption an observer would write who knows only the grammar."""
-    pixels = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"))
-    things = []
-    for place, (y, x) in {
-        "top left": (0, 0),
-        "top right": (0, 16),
-        "bottom left": (16, 0),
-        "bottom right": (16, 16),
-    }.items():
-        cell = pixels[y : y + 16, x : x + 16]
-        mask = (cell != 255).any(2)
-        if mask.any():
-            (colour,) = {tuple(map(int, pixel)) for pixel in cell[mask]}
-            things.append(f"{NAMED[colour]} {seen_shape(mask)} {place}")
-    return ", ".join(things)
+"""Of the shards of 300 scenes of seed 5, since the first version."""
 
 
 def test_captions_agree_with_the_pixels(tmp_path: Path) -> None:
     run("synth", "--task", "caption", "--count", 1500, "--seed", 3, "--out", tmp_path / "out")
     for row in read_rows(tmp_path / "out"):
-        assert row["captions"] == [seen(row["image"])]
+        assert row["captions"] == [caption(view(row["image"]))]
 
 
 def test_the_bytes_never_change(tmp_path: Path) -> None:
@@ -73,6 +40,20 @@ def test_the_bytes_never_change(tmp_path: Path) -> None:
     assert [row["key"] for row in rows] != [row["key"] for row in read_rows(tmp_path / "c")]
     content = hashlib.sha256(b"".join(row["key"].encode() + row["image"] for row in rows)).hexdigest()
     assert content == GOLDEN
+    run(
+        "synth",
+        "--task",
+        "caption",
+        "--count",
+        300,
+        "--seed",
+        5,
+        "--split",
+        "train=0.8,eval=0.2",
+        "--out",
+        tmp_path / "d",
+    )
+    assert {name: read_manifest(tmp_path / "d" / name).fingerprint for name in FINGERPRINTS} == FINGERPRINTS
 
 
 def test_no_scene_repeats_and_splits_share_none(tmp_path: Path) -> None:
@@ -104,3 +85,54 @@ def test_every_scene_can_be_had_once(fails: Callable[..., str], tmp_path: Path) 
     assert len({scene_key(scene) for scene in distinct_scenes(58_848, 0)}) == 58_848
     assert "58848" in fails("synth", "--task", "caption", "--count", 58_849, "--out", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "schema_task", "own"),
+    [
+        ("vqa", "vqa", {"question", "answers", "question_type", "question_id"}),
+        ("pairs", "nlvr2", {"image2", "sentence", "label", "group"}),
+        ("entailment", "entailment", {"sentence", "label"}),
+        ("foils", "foils", {"caption", "foil", "swapped"}),
+    ],
+)
+def test_every_task_is_written_verified_and_read_back(
+    task: str, schema_task: str, own: set[str], tmp_path: Path
+) -> None:
+    argv = ["synth", "--task", task, "--count", 700, "--split", "train=0.7,eval=0.3", "--holdout-pairs", 3]
+    run(*argv, "--out", tmp_path / "out")
+    run(*argv, "--out", tmp_path / "again")
+    assert tree(tmp_path / "out") == tree(tmp_path / "again")
+    run("verify", tmp_path / "out", "--workers", 1)
+    parts = {name: read_rows(tmp_path / "out" / name) for name in ("train", "eval", "novel")}
+    assert sum(map(len, parts.values())) == 700
+    for name, rows in parts.items():
+        assert read_manifest(tmp_path / "out" / name).task == schema_task
+        assert own <= rows[0].keys()
+        assert rows[0]["source"] == f"synth-{task}"
+    images = {
+        name: {row["image"] for row in rows} | {row.get("image2") for row in rows} - {None}
+        for name, rows in parts.items()
+    }
+    assert images["train"].isdisjoint(images["eval"] | images["novel"])
+    assert images["eval"].isdisjoint(images["novel"])
+
+
+def test_a_world_used_up_and_bad_holdouts_are_told(
+    fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocks, "MAX_TRIES", 5)  # gives up sooner
+    argv = ["synth", "--task", "foils", "--out", tmp_path / "out", "--count"]
+    assert "too few distinct scenes" in fails(*argv, 100_000)
+    assert "0 to 8" in fails(*argv, 100, "--holdout-pairs", 9)
+    assert "'novel'" in fails(*argv, 100, "--holdout-pairs", 2, "--split", "novel=0.5,train=0.5")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_captions_can_hold_pairs_out_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run("synth", "--task", "caption", "--count", 400, "--holdout-pairs", 2, "--out", tmp_path / "out")
+    held = capsys.readouterr().out.splitlines()[0].removeprefix("held out: ").split(", ")
+    assert len(held) == 2
+    for name, novel in (("train", False), ("novel", True)):
+        for row in read_rows(tmp_path / "out" / name):
+            assert any(thing in row["captions"][0] for thing in held) is novel

@@ -1,8 +1,9 @@
-"""Made-up corpora whose truth is known: grids of coloured shapes, drawn without any library.
+"""The small world: grids of coloured shapes, drawn without any library.
 
 A scene is a 2 x 2 grid whose cells hold a coloured shape or nothing, 1 to 3 shapes in all; colours and shapes are
 independent of each other and of the cell. The same count and seed give the same bytes on every machine: scenes are
-ordered by a hash, pixels come from whole-number arithmetic, and the PNGs are stored without compression.
+ordered by a hash or drawn with `Dice`, pixels come from whole-number arithmetic, and the PNGs are stored without
+compression.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import hashlib
 import itertools
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from data_tools.record import Record
 from mvlm.errors import UserError
 
 COLOURS = {
@@ -47,30 +47,17 @@ SHAPES: dict[str, Callable[[int, int], bool]] = {
 Thing = tuple[str, str]  # colour, shape
 Scene = tuple[Thing | None, ...]  # one entry a cell
 
-
-def caption_task(count: int, seed: int) -> Iterator[Record]:
-    """Distinct scenes, each with the one caption that says all: "red circle top left, blue star bottom right"."""
-    for scene in distinct_scenes(count, seed):
-        yield Record(
-            key=scene_key(scene),
-            image=png(draw(scene)),
-            captions=[describe(scene)],
-            source="synth-caption",
-            fields={"objects": len(scene) - scene.count(None)},
-            where=f"synth seed {seed}",
-        )
-
-
-TASKS: dict[str, Callable[[int, int], Iterator[Record]]] = {"caption": caption_task}
-"""By name: takes a count and a seed."""
+THINGS: list[Thing] = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+COVER: Thing = ("grey", "cover")
+"""Hides whatever is in the cell; of the entailment task's scenes only."""
+COVER_GREY = bytes((128, 128, 128))
 
 
 def scenes_of(objects: int) -> list[Scene]:
     """Every scene with that many objects, in a fixed order."""
-    things = [(colour, shape) for colour in COLOURS for shape in SHAPES]
     scenes = []
     for cells in itertools.combinations(range(len(CELLS)), objects):
-        for chosen in itertools.product(things, repeat=objects):
+        for chosen in itertools.product(THINGS, repeat=objects):
             placed = dict(zip(cells, chosen, strict=True))
             scenes.append(tuple(placed.get(cell) for cell in range(len(CELLS))))
     return scenes
@@ -119,8 +106,16 @@ def _draw_cell(thing: Thing | None) -> list[bytes]:
     offsets = range(1 - CELL, CELL, 2)
     if thing is None:
         return [bytes(BACKGROUND) * CELL for _ in offsets]
+    if thing == COVER:
+        return [COVER_GREY * CELL for _ in offsets]
     colour, covers = COLOURS[thing[0]], SHAPES[thing[1]]
     return [b"".join(bytes(colour if covers(u, v) else BACKGROUND) for u in offsets) for v in offsets]
+
+
+@functools.lru_cache(256)
+def picture(scene: Scene) -> bytes:
+    """The scene as a PNG file."""
+    return png(draw(scene))
 
 
 def png(rows: list[bytes]) -> bytes:

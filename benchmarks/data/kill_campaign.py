@@ -1,0 +1,136 @@
+"""Kill sharding runs at random moments, let them go on, and compare what they end in with an undisturbed run.
+
+    python benchmarks/data/kill_campaign.py --engine local --kills 60
+    python benchmarks/data/kill_campaign.py --engine ray --kills 12
+
+Every trial appends one JSON line to the results file, so that the campaign can itself be stopped and started again:
+it ends when the file holds that many kills of that engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.data.corpus import photo, write_folder  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+WINDOW = {"local": (0.3, 1.05), "ray": (0.65, 1.05)}
+"""When a kill may fall, as shares of the time a whole run takes; before that it is starting up."""
+
+MOST_KILLS = 6
+"""Of one trial; then the run is left to end."""
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--engine", choices=("local", "ray"), default="local")
+    words.add_argument("--kills", type=int, default=60, help="to have in the results file (default: 60)")
+    words.add_argument("--count", type=int, default=6000, help="records (default: 6000)")
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--results", type=Path, default=RESULTS)
+    arguments = words.parse_args()
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with tempfile.TemporaryDirectory() as folder:
+        source, argv = Path(folder) / "in", command(Path(folder), arguments.engine)
+        write_folder(source, [photo(seed, (120, 90)) for seed in range(50)], arguments.count)
+        spoil(source)
+        start = time.monotonic()
+        subprocess.run([*argv, str(Path(folder) / "whole")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        lasts = time.monotonic() - start
+        expected = digest(Path(folder) / "whole")
+        while sum(kills := trials(arguments.results, arguments.engine)) < arguments.kills:
+            seed = arguments.seed + len(kills)
+            trial = {"engine": arguments.engine, "seed": seed, "records": arguments.count}
+            found = run_trial(argv, Path(folder) / "out", arguments.engine, lasts, random.Random(seed))
+            if not found["kills"]:
+                lasts *= 0.8  # the machine was busier when that was measured
+            same = found.pop("digest") == expected
+            failed += not same
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(trial | found | {"same as undisturbed": same}) + "\n")
+            print(trial | found | {"same": same}, flush=True)
+    return 1 if failed else 0
+
+
+def command(folder: Path, engine: str) -> list[str]:
+    words = [sys.executable, "-m", "data_tools", "shard", "folder", str(folder / "in"), "--engine", engine]
+    options = ["--workers", "2", "--split", "train=0.8,eval=0.2", "--shard-mb", "0.15", "--dedup", "exact"]
+    return [*words, *options, "--tolerate", "1", "--out"]
+
+
+def spoil(source: Path) -> None:
+    """Make the images differ, but for some that stay equal, and break some."""
+    for number, path in enumerate(sorted((source / "images").iterdir())):
+        if number % 17 == 3:
+            path.write_bytes(b"<html>404</html>")
+        elif number % 23 == 5:
+            path.unlink()
+        elif number % 10:
+            path.write_bytes(path.read_bytes() + number.to_bytes(4, "big"))
+
+
+def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: random.Random) -> dict[str, object]:
+    """Kill the run up to `MOST_KILLS` times, each after a random part of the time that a whole run takes."""
+    kills: list[float] = []
+    states: list[int] = []
+    for _ in range(MOST_KILLS):
+        wait = draw.uniform(*WINDOW[engine]) * lasts
+        if not killed(argv, out, wait):
+            break
+        kills.append(round(wait, 3))
+        states.append(len(list(out.with_name(f".{out.name}.partial").glob(".state/*.state"))))
+    if not out.exists() or (out / ".state").exists():
+        ended = subprocess.run([*argv, str(out)], cwd=ROOT, capture_output=True, text=True)
+        if ended.returncode:
+            print(ended.stderr, file=sys.stderr)  # and the digest will differ
+    found = {"kills": len(kills), "after seconds": kills, "states then": states, "digest": digest(out)}
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(out.with_name(f".{out.name}.partial"), ignore_errors=True)
+    return found
+
+
+def killed(argv: list[str], out: Path, wait: float) -> bool:
+    """Start the run and kill it with all it started; False if it ended before."""
+    process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, **QUIET)  # type: ignore[call-overload]
+    try:
+        process.wait(wait)
+        return False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+
+
+def digest(folder: Path) -> str:
+    """Of all files and their names; what is left beside them counts too."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            total.update(f"{path.relative_to(folder)}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\0".encode())
+    return total.hexdigest()
+
+
+def trials(results: Path, engine: str) -> list[int]:
+    """The kills of each trial of that engine so far."""
+    lines = results.read_text().splitlines() if results.exists() else []
+    return [trial["kills"] for trial in map(json.loads, lines) if trial["engine"] == engine]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""How fast records become shards, against webdataset's ShardWriter and against decoding alone.
+
+    python benchmarks/data/write.py
+
+All figures are images per CPU second of one process, medians of interleaved rounds in one run, on a RAM disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import simplejpeg
+import webdataset
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.data.corpus import SIZE, captions, photo, write_folder  # noqa: E402
+from data_tools.readers.folder import FolderSource  # noqa: E402
+from data_tools.record import Row  # noqa: E402
+from data_tools.shard import Options, shard  # noqa: E402
+from data_tools.writer import CorpusWriter  # noqa: E402
+
+SHARD_BYTES = 64_000_000
+RESULT = Path(__file__).parent / "results" / "write.json"
+GOALS = {"serialising, images/CPU-s": 20_000, "x webdataset": 4, "size over the JPEG bytes, %": 0.5, "share": 0.8}
+MADE = {"serialise": "arrow", "webdataset ShardWriter": "tars"}
+
+
+class NoHash:
+    """Stands in for SHA-256 where serialising alone is measured."""
+
+    def update(self, data: memoryview) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--count", type=int, default=2000, help="images a round (default: 2000)")
+    words.add_argument("--distinct", type=int, default=200, help="different images among them (default: 200)")
+    words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
+    arguments = words.parse_args()
+    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=ram) as folder:
+        found = measure(Path(folder), arguments.count, arguments.distinct, arguments.rounds)
+    found |= {"goals": GOALS, "machine": machine()}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+
+
+def measure(work: Path, count: int, distinct: int, rounds: int) -> dict[str, object]:
+    images = [photo(seed) for seed in range(distinct)]
+    # Each record has bytes of its own, so that no cache holds them all.
+    rows = [row(number, bytes(bytearray(images[number % distinct]))) for number in range(count)]
+    write_folder(work / "folder", images, count)
+    image_bytes = sum(len(one.image) for one in rows)
+    jobs: dict[str, Callable[[], object]] = {
+        "serialise": lambda: serialise(rows, work / "arrow", NoHash),
+        "serialise and hash": lambda: serialise(rows, work / "arrow", None),
+        "webdataset ShardWriter": lambda: tars(rows, work / "tars"),
+        "whole sharding": lambda: whole(work / "folder", work / "out"),
+        "decode alone, RGB": lambda: decode(rows, simplejpeg.decode_jpeg),
+        "decode alone, brightness": lambda: decode(rows, lambda image: simplejpeg.decode_jpeg(image, "GRAY")),
+        "decode alone, Pillow RGB": lambda: decode(rows, lambda image: Image.open(io.BytesIO(image)).load()),
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in jobs}
+    over: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, job in jobs.items():
+            for made in (*MADE.values(), "out"):
+                shutil.rmtree(work / made, ignore_errors=True)
+            start = time.process_time()
+            job()
+            speeds[name].append(count / (time.process_time() - start))
+            if name in MADE:
+                written = sum(path.stat().st_size for path in (work / MADE[name]).iterdir())
+                over[name] = round(100 * (written / image_bytes - 1), 3)
+    median = {name: round(statistics.median(values)) for name, values in speeds.items()}
+    return {
+        "images/CPU-s": median,
+        "spread": {name: [round(min(values)), round(max(values))] for name, values in speeds.items()},
+        "size over the JPEG bytes, %": over,
+        "ratios": {
+            "serialise / webdataset": round(median["serialise"] / median["webdataset ShardWriter"], 2),
+            "serialise and hash / webdataset": round(
+                median["serialise and hash"] / median["webdataset ShardWriter"], 2
+            ),
+        }
+        | {
+            f"whole sharding / {name}": round(median["whole sharding"] / median[name], 3)
+            for name in median
+            if name.startswith("decode")
+        },
+        "corpus": {"images": count, "distinct": distinct, "mean bytes": round(image_bytes / count), "size": SIZE},
+        "rounds": rounds,
+    }
+
+
+def row(number: int, image: bytes) -> Row:
+    return Row(f"{number:06d}", image, tuple(captions(number)), "benchmark", *SIZE, 0)
+
+
+def serialise(rows: list[Row], folder: Path, hasher: type[NoHash] | None) -> None:
+    writer = CorpusWriter(folder, SHARD_BYTES, **({"hasher": hasher} if hasher else {}))
+    for one in rows:
+        writer.add(one)
+    writer.close()
+
+
+def decode(rows: list[Row], decoder: Callable[[bytes], object]) -> None:
+    for one in rows:
+        decoder(one.image)
+
+
+def tars(rows: list[Row], folder: Path) -> None:
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "%06d.tar"), maxsize=SHARD_BYTES, verbose=0) as writer:
+        for one in rows:
+            about = {"captions": one.captions, "source": one.source, "width": one.width, "height": one.height}
+            writer.write({"__key__": one.key, "jpg": one.image, "json": about})
+
+
+def whole(source: Path, out: Path) -> None:
+    origin = {"source": "folder", "paths": [source.name], "options": {}}
+    shard(FolderSource([source]), out, Options(shard_bytes=SHARD_BYTES, origin=origin))
+
+
+def machine() -> dict[str, object]:
+    with open("/proc/cpuinfo") as file:
+        names = [line.partition(": ")[2].strip() for line in file if line.startswith("model name")]
+    libraries = ("pyarrow", "webdataset", "simplejpeg", "pillow", "numpy")
+    return {
+        "processor": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "load": [round(value, 1) for value in os.getloadavg()],
+        "python": platform.python_version(),
+    } | {name: version(name) for name in libraries}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from data_tools.check import Demands
+from data_tools.corpora import corpora
+from data_tools.dedup import DISTANCE, MOST
+from data_tools.engines import ENGINES
+from data_tools.engines.local import cores
+from data_tools.shard import Options
+from data_tools.split import parse_split
+from data_tools.storage import destination
+from mvlm.errors import UserError
+
+
+def add_writing(command: argparse.ArgumentParser) -> None:
+    """What every command takes that writes a corpus; `writing_options` reads it."""
+    command.add_argument(
+        "--out",
+        type=destination,
+        required=True,
+        metavar="SHARDS",
+        help="folder to make, or a URL such as s3://bucket/x",
+    )
+    command.add_argument("--split", help="shares by name, for example train=0.88,eval=0.12: one folder each in SHARDS")
+    command.add_argument(
+        "--split-by", default="key", metavar="FIELD", help="field whose equal values stay together (default: the id)"
+    )
+    command.add_argument("--shard-mb", type=megabytes, default=256, help="image megabytes a shard (default: 256)")
+    command.add_argument(
+        "--tolerate", type=share, default=0.5, metavar="SHARE", help="records that may be dropped (default: 0.5)"
+    )
+
+
+def writing_options(arguments: argparse.Namespace) -> Options:
+    """The options that `add_writing` and `--workers` give."""
+    split = parse_split(arguments.split, arguments.split_by) if arguments.split else None
+    return Options(split, max(1, int(arguments.shard_mb * 1e6)), arguments.workers, arguments.tolerate)
+
+
+def add_demands(command: argparse.ArgumentParser) -> None:
+    """What may be asked of the records beyond being sound; `demanding` reads it."""
+    asked = command.add_argument_group("what is kept, and how")
+    asked.add_argument(
+        "--longest-side", type=positive, default=0, metavar="PIXELS", help="shrink what is larger, and only that"
+    )
+    asked.add_argument(
+        "--quality", type=quality, default=90, help="JPEG quality of what is shrunk, 1 to 100 (default: 90)"
+    )
+    asked.add_argument("--min-size", type=positive, default=0, metavar="PIXELS", help="least length of a shorter side")
+    asked.add_argument("--max-aspect", type=aspect, default=0.0, metavar="RATIO", help="most of longer by shorter side")
+    asked.add_argument(
+        "--caption-words", type=positive, nargs=2, metavar=("MIN", "MAX"), help="drop captions of fewer or more words"
+    )
+    asked.add_argument(
+        "--dedup",
+        choices=("exact", "perceptual"),
+        default="",
+        help="keep the first of images with the same bytes, or that look the same",
+    )
+    asked.add_argument(
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="SHARDS",
+        help="leave out all that looks like an image of these shards, such as a test set's",
+    )
+    asked.add_argument(
+        "--hash-distance",
+        type=int,
+        choices=range(MOST + 1),
+        default=DISTANCE,
+        metavar="BITS",
+        help=f"of the 64 bits of a perceptual hash, those that may differ, 0 to {MOST} (default: {DISTANCE})",
+    )
+
+
+def demanding(options: Options, arguments: argparse.Namespace) -> Options:
+    words = tuple(arguments.caption_words) if arguments.caption_words else None
+    if words and words[0] > words[1]:
+        raise UserError(f"--caption-words {words[0]} {words[1]}: give the smaller number first.")
+    demands = Demands(
+        arguments.longest_side,
+        arguments.quality,
+        arguments.min_size,
+        arguments.max_aspect,
+        words and (words[0], words[1]),
+    )
+    exclude = tuple(folder for path in arguments.exclude for folder in corpora(path))
+    return replace(options, demands=demands, dedup=arguments.dedup, exclude=exclude, distance=arguments.hash_distance)
+
+
+def add_engine(command: argparse.ArgumentParser) -> None:
+    """Where the decoding runs."""
+    command.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
+    command.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or Ray (default: local)")
+    command.add_argument(
+        "--ray-address", metavar="HOST:PORT", help="of a running Ray (default: $RAY_ADDRESS, or one started here)"
+    )
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def megabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return value
+
+
+def quality(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError("must be between 1 and 100")
+    return value
+
+
+def aspect(text: str) -> float:
+    value = float(text)
+    if not value >= 1:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError("must be between 0 and 1")
+    return value

@@ -1,0 +1,230 @@
+"""The commands that look at finished shards, cut them anew or make synthetic ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from data_tools.arguments import add_writing, megabytes, positive, writing_options
+from data_tools.corpora import corpora
+from data_tools.engines.local import cores
+from data_tools.merge import merge
+from data_tools.plots import KINDS, plots
+from data_tools.preview import contact_sheet
+from data_tools.progress import progress
+from data_tools.resplit import resplit
+from data_tools.shard import shard as shard_records
+from data_tools.split import parse_split
+from data_tools.stats import corpus_stats, table
+from data_tools.storage import write_bytes, write_text, writing
+from data_tools.synth import TASKS
+from data_tools.synth.holdout import held_out, with_novel
+from data_tools.synth.records import records
+from data_tools.verify import problems
+from mvlm.data.schema import read_manifest
+from mvlm.errors import UserError
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add this module's commands; each sets `run`, which takes the arguments and returns the exit code."""
+    _add_looking(subparsers)
+    _add_cutting(subparsers)
+    made = subparsers.add_parser(
+        "synth",
+        help="make shards of synthetic scenes",
+        description="Make shards of a small world of coloured shapes whose truth is known. But for captions, text "
+        "alone and image alone stay at chance: see data_tools/synth. By default no two splits share a scene.",
+    )
+    made.add_argument(
+        "--task",
+        choices=tuple(TASKS),
+        required=True,
+        help="captions; vqa: questions; pairs: statements about two scenes, as in NLVR2; entailment; "
+        "foils: captions beside the same with two colours or shapes exchanged",
+    )
+    made.add_argument("--count", type=positive, required=True, help="rows to make")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument(
+        "--holdout-pairs",
+        type=int,
+        default=0,
+        metavar="K",
+        help="colour-shape pairs that only the further split `novel` shows (default: 0)",
+    )
+    add_writing(made)
+    made.set_defaults(run=synth, workers=1, split_by="group")
+
+
+def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
+    checked.add_argument("shards", type=Path, metavar="SHARDS")
+    checked.add_argument(
+        "--images", type=_number_or_all, default=None, metavar="N|all", help="images to decode (default: all)"
+    )
+    checked.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
+    checked.set_defaults(run=verify)
+
+    counted = subparsers.add_parser("stats", help="counts and distributions")
+    counted.add_argument("shards", type=Path, metavar="SHARDS")
+    counted.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    counted.add_argument("--plots", type=_plots_file, metavar="FILE", help="a .png or .html of histograms to make")
+    counted.set_defaults(run=stats)
+
+    shown = subparsers.add_parser("preview", help="a contact sheet of some rows as one HTML file")
+    shown.add_argument("shards", type=Path, metavar="SHARDS")
+    shown.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html to make")
+    shown.add_argument("--count", type=positive, default=100, help="rows of each split (default: 100)")
+    shown.set_defaults(run=preview)
+
+
+def _add_cutting(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    merged = subparsers.add_parser("merge", help="make one corpus of several")
+    merged.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
+    merged.add_argument("--prefix-keys", action="store_true", help="put each corpus's folder name before its keys")
+    merged.set_defaults(run=merge_corpora)
+
+    divided = subparsers.add_parser("split", help="divide a corpus by a hash of a column")
+    divided.add_argument("shards", type=Path, metavar="SHARDS")
+    divided.add_argument("--split", required=True, help="shares by name, for example train=0.9,eval=0.1")
+    divided.add_argument(
+        "--split-by",
+        default="key",
+        metavar="COLUMN",
+        help="column whose equal values stay together (default: key); crc32 for those of one image",
+    )
+    divided.set_defaults(run=split_corpus)
+    for command in (merged, divided):
+        command.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder to make")
+        command.add_argument("--shard-mb", type=megabytes, default=256, help="image megabytes a shard (default: 256)")
+
+
+def _number_or_all(text: str) -> int | None:
+    return None if text == "all" else positive(text)
+
+
+def _plots_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in KINDS:
+        raise argparse.ArgumentTypeError(f"must end in {' or '.join(KINDS)}")
+    return path
+
+
+def synth(arguments: argparse.Namespace) -> int:
+    options = writing_options(arguments)
+    things = held_out(arguments.holdout_pairs, arguments.seed)
+    if things:
+        options = replace(options, split=with_novel(options.split))
+        print("held out: " + ", ".join(sorted(" ".join(thing) for thing in things)))
+    made = records(arguments.task, arguments.count, arguments.seed, things)
+    with _rows_done("drawing", arguments.count) as advance:
+        print(shard_records(made, arguments.out, options, advance).summary())
+    return 0
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    sound = [_verify_corpus(folder, arguments) for folder in corpora(arguments.shards)]
+    return 0 if all(sound) else 1
+
+
+def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> bool:
+    manifest = read_manifest(folder)
+    found = 0
+    with _rows_done(f"verifying {folder.name}", manifest.rows) as advance:
+        for problem in problems(folder, arguments.workers, advance, arguments.images):
+            found += 1
+            print(problem, file=sys.stderr)
+    sampled = arguments.images is not None and arguments.images < manifest.rows
+    decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
+    outcome = f"{found:,} problems" if found else "sound"
+    print(f"{folder}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
+    return not found
+
+
+def stats(arguments: argparse.Namespace) -> int:
+    if arguments.plots:
+        _refuse_existing(arguments.plots)
+    found = {folder: corpus_stats(folder) for folder in corpora(arguments.shards)}
+    by_name = {folder.name: of_corpus for folder, of_corpus in found.items()}
+    if arguments.plots:
+        with writing(arguments.plots):
+            arguments.plots.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(arguments.plots, plots(by_name, arguments.plots.suffix))
+    if arguments.json:
+        print(json.dumps(next(iter(by_name.values())) if len(found) == 1 else by_name, indent=1))
+    else:
+        print("\n\n".join(f"{folder}: {table(of_corpus)}" for folder, of_corpus in found.items()))
+    return 0
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    _refuse_existing(arguments.out)
+    page = contact_sheet(corpora(arguments.shards), arguments.count, arguments.shards.resolve().name)
+    with writing(arguments.out):
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(arguments.out, page)
+    print(f"{arguments.out}: {len(page) / 1e6:,.1f} MB")
+    return 0
+
+
+def merge_corpora(arguments: argparse.Namespace) -> int:
+    folders = [folder for path in arguments.shards for folder in corpora(path)]
+    prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else [""] * len(folders)
+    total = sum(read_manifest(folder).rows for folder in folders)
+    with _rows_done("merging", total) as advance:
+        rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
+    print(f"{arguments.out}: {rows:,} rows of {len(folders)} corpora")
+    return 0
+
+
+def split_corpus(arguments: argparse.Namespace) -> int:
+    split = parse_split(arguments.split, arguments.split_by)
+    manifest = read_manifest(arguments.shards)
+    with _rows_done("splitting", manifest.rows) as advance:
+        rows = resplit(arguments.shards, arguments.out, split, _shard_bytes(arguments), advance)
+    for name, count in rows.items():
+        print(f"{arguments.out / name}: {count:,} rows")
+    return 0
+
+
+def _shard_bytes(arguments: argparse.Namespace) -> int:
+    return max(1, int(arguments.shard_mb * 1e6))
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above as tell them apart.
+
+    Raises:
+        UserError: a folder is named twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"{', '.join(map(str, folders))} names a corpus twice: name each once.")
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise UserError(f"{path} exists already: delete it or give another name.")
+
+
+@contextmanager
+def _rows_done(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar whose total is a number of rows."""
+    done = 0
+    with progress(title, total, lambda: done) as advance:
+
+        def advance_one(image_bytes: int) -> None:
+            nonlocal done
+            done += 1
+            advance(image_bytes)
+
+        yield advance_one

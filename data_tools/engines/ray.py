@@ -1,0 +1,87 @@
+"""The ordered map on Ray: a running cluster, or one started on this machine for the purpose."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from data_tools.engines.chunks import HELD, RETRIES, apply, chunks, in_order
+from mvlm.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 10.0  # seconds for a machine to answer
+LEAST_STORE = 80_000_000  # bytes of Ray's object store, which by itself takes a third of the memory
+CHUNK_ROOM = 24_000_000  # bytes of store for each chunk that may be held: several times its usual size
+
+
+@contextmanager
+def connected(address: str | None, workers: int) -> Iterator[None]:
+    """Connect to the Ray at `address` (or $RAY_ADDRESS), or start one with `workers` processors, for the block.
+
+    Raises:
+        UserError: there is no Ray at that address.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    try:
+        if address:
+            _answers(address)
+            # Its machines may not have this code; they get it with the job.
+            code = {"py_modules": [str(ROOT / "data_tools"), str(ROOT / "mvlm")]}
+            ray.init(address, runtime_env=code, **quiet)
+        else:
+            store = max(LEAST_STORE, HELD * workers * CHUNK_ROOM)
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"No Ray at {address or 'this machine'} ({reason}): check --ray-address.") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Raises `OSError` where nothing listens: Ray itself would try for minutes, and then end this process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+
+
+def ray_map(
+    function: Callable[[T], R], items: Iterable[T], workers: int, size: Callable[[T], int]
+) -> Iterator[tuple[T, R]]:
+    """Yield `(item, function(item))` in the order of `items`; three chunks a worker are under way at most.
+
+    A task whose worker or machine dies is started again elsewhere.
+
+    Raises:
+        UserError: a task died again and again.
+    """
+    task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(apply)
+    shared = ray.put(function)
+
+    def submit(chunk: list[T]) -> Any:
+        return task.remote(shared, chunk)
+
+    def result(chunk: list[T], handle: Any) -> list[R]:
+        try:
+            return ray.get(handle)
+        except RayTaskError as error:
+            raise error.cause from error
+        except RayError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"Ray lost the work at or near {chunk[0]} ({reason}): look at the cluster.") from None
+
+    yield from in_order(chunks(items, size), submit, result, HELD * workers)

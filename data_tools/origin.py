@@ -1,0 +1,85 @@
+"""What a corpus is made of: from the command line to `source.json`, and from there to the source again."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_tools.readers import SOURCES, Source
+from mvlm.errors import UserError
+
+OPTIONS = ("images", "annotations", "names", "subset", "image_column", "caption_column", "key_column")
+"""Of some sources; each is named like the parameter it becomes."""
+
+WRITING = (
+    *("split", "split_by", "shard_mb", "longest_side", "quality", "min_size", "max_aspect", "caption_words"),
+    *("dedup", "exclude", "hash_distance"),
+)
+"""Arguments that decide what becomes of the records."""
+
+
+def add_source(command: argparse.ArgumentParser) -> None:
+    """The source, its paths and its options; `origin` reads them."""
+    command.add_argument("source", choices=tuple(SOURCES), help="what the paths hold")
+    command.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    own = command.add_argument_group("of some sources, as the list below says")
+    own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
+    own.add_argument("--annotations", nargs="+", metavar="FILE", help="the answers to the questions of each PATH")
+    own.add_argument("--names", metavar="NAMING", help="how a download folder's files are called")
+    own.add_argument("--subset", metavar="NAME,NAME", help="the parts to take (default: all)")
+    own.add_argument("--image-column", metavar="NAME")
+    own.add_argument("--caption-column", metavar="NAME")
+    own.add_argument("--key-column", metavar="NAME")
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.epilog = "sources:\n" + "\n".join(map(_about, SOURCES))
+
+
+def _about(name: str) -> str:
+    """The first paragraph of the source's docstring."""
+    paragraph = (inspect.getdoc(SOURCES[name]) or "").partition("\n\n")[0]
+    return textwrap.fill(f"{name}: {' '.join(paragraph.split())}", 100, initial_indent="  ", subsequent_indent="    ")
+
+
+def origin(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `source.json` keeps, with the paths as they were given."""
+    options = {name: value for name in OPTIONS if (value := getattr(arguments, name)) is not None}
+    writing = {name: getattr(arguments, name) for name in WRITING}
+    return {
+        "source": arguments.source,
+        "paths": [str(path) for path in arguments.paths],
+        "options": options,
+        "writing": writing | {"exclude": [str(path) for path in arguments.exclude]},
+    }
+
+
+def writing_arguments(saved: Mapping[str, Any], workers: int) -> argparse.Namespace:
+    """The arguments `origin` saved under "writing", as `data_tools.arguments` reads them."""
+    writing = saved["writing"]
+    exclude = [Path(path) for path in writing["exclude"]]
+    return argparse.Namespace(**writing | {"exclude": exclude}, workers=workers, tolerate=1.0)
+
+
+def open_source(saved: Mapping[str, Any]) -> Source:
+    """The source of an `origin`.
+
+    Raises:
+        UserError: it cannot be read, lacks an option, or takes no such option.
+    """
+    name, options = saved["source"], saved["options"]
+    parameters = dict(inspect.signature(SOURCES[name]).parameters)
+    del parameters["paths"]
+    for option in options:
+        if option not in parameters:
+            raise UserError(f"The source {name} takes no {_flag(option)}: leave it out.")
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise UserError(f"The source {name} needs {_flag(option)}: see `python -m data_tools shard --help`.")
+    return SOURCES[name]([Path(path) for path in saved["paths"]], **options)
+
+
+def _flag(option: str) -> str:
+    return "--" + option.replace("_", "-")

@@ -1,0 +1,168 @@
+"""What all sources share that are files of annotations beside folders of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ijson
+
+from data_tools.readers.images import ImageFolders, Refused
+from data_tools.readers.members import MAX_TEXT_BYTES
+from data_tools.record import Dropped, Record
+from mvlm.errors import UserError
+
+MALFORMED = "annotation is malformed"
+
+
+class Unfit(Exception):
+    """An annotation that makes no record; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What an annotation says of one record. `images` are the paths at which its image may lie."""
+
+    key: str
+    images: Sequence[str]
+    captions: Sequence[object] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    right: Sequence[str] = ()  # paths of a second image
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+Items = Callable[[BinaryIO], Iterator[Any]]
+"""The annotations of a file opened at its start, in order, as JSON values or lines."""
+
+
+@dataclass(frozen=True)
+class At:
+    """Where an annotation stands: the file's name, and the annotation's number in it, counted from 0."""
+
+    file: str
+    number: int
+
+
+Parse = Callable[[Any, At], Entry | None]
+"""The entry of an annotation, or None where it was not asked for; may raise `Unfit` and whatever an annotation of
+another shape leads to."""
+
+
+class Annotated:
+    """A source of annotation files, read one after the other; memory does not grow with the images.
+
+    `where` of the record from the annotation number n, counted from 1, is "FILE:n".
+
+    Raises:
+        UserError: a file cannot be read, or (while iterating) is not JSON.
+    """
+
+    def __init__(self, paths: Sequence[Path], images: Sequence[str], items: Items, parse: Parse, source: str) -> None:
+        for path in paths:
+            check_file(path)
+        self._paths, self._images = paths, ImageFolders(images)
+        self._items, self._parse, self._source = items, parse, source
+        self.only: Container[str] | None = None
+        self.size = sum(path.stat().st_size for path in paths)
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Record | Dropped]:
+        start = self.position = 0
+        for path in self._paths:
+            with path.open("rb") as file:
+                for number, item in enumerate(self._items(file)):
+                    self.position = start + file.tell()
+                    where = f"{path.name}:{number + 1}"
+                    if self.only is None or where in self.only:
+                        yield from self._record(item, At(path.name, number), where)
+            start += path.stat().st_size
+
+    def _record(self, item: Any, at: At, where: str) -> Iterator[Record | Dropped]:
+        try:
+            entry = self._parse(item, at)
+        except Unfit as unfit:
+            yield Dropped("", str(unfit), where, source=self._source)
+            return
+        except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+            yield Dropped("", MALFORMED, where, f"{type(error).__name__}: {error}"[:200], self._source)
+            return
+        if entry is None:
+            return
+        try:
+            image = self._images.read(entry.images)
+            image2 = self._images.read(entry.right) if entry.right else b""
+        except Refused as refused:
+            places = " or ".join((*entry.images[:1], *entry.right[:1]))
+            yield Dropped(entry.key, str(refused), where, places, self._source)
+            return
+        yield Record(
+            key=entry.key,
+            image=image,
+            captions=entry.captions,
+            source=self._source,
+            fields=entry.fields,
+            where=where,
+            image2=image2,
+            columns=entry.columns,
+        )
+
+
+def check_file(path: Path) -> None:
+    """Raises `UserError` where there is no readable file."""
+    if not path.is_file():
+        raise UserError(f"No file at {path}: check the path.")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions.") from None
+
+
+def json_items(file: BinaryIO, prefix: str) -> Iterator[Any]:
+    """The values at an ijson prefix such as "images.item", one at a time: the file is never held in full.
+
+    Raises:
+        UserError: the file is not JSON, or ends early.
+    """
+    try:
+        yield from ijson.items(file, prefix, use_float=True)
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{file.name} is cut short or not JSON ({reason}): download it again.") from None
+
+
+def lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines as they are, but cut at the longest plausible length."""
+    while line := file.readline(MAX_TEXT_BYTES):
+        yield line
+
+
+def one_file(paths: Sequence[Path], source: str) -> Path:
+    """The only path; raises `UserError` where there are more, for sources whose files number their rows alike."""
+    if len(paths) != 1:
+        raise UserError(f"The source {source} takes one file, whose rows name the images: shard each by itself.")
+    return paths[0]
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """Raises `ValueError` where the line is no JSON object in UTF-8."""
+    content = json.loads(line.decode("utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError("the line is no JSON object")
+    return content
+
+
+def text(value: object) -> str:
+    """The value, if it is a string; raises `TypeError`."""
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} where a text should be")
+    return value
+
+
+def whole(value: object) -> int:
+    """The value, if it is a whole number; raises `TypeError`."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{type(value).__name__} where a whole number should be")
+    return value

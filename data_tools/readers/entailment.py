@@ -1,0 +1,24 @@
+"""SNLI-VE: the JSON lines as published (`snli_ve_train.jsonl`), with Flickr30k's images; one row a hypothesis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_tools.readers.annotated import Annotated, At, Entry, Unfit, json_object, lines, text
+from mvlm.data.schema import LABELS
+
+
+def entailment(paths: list[Path], images: list[str]) -> Annotated:
+    """snli_ve_*.jsonl; --images: Flickr30k's image folder; key: the pair's id"""
+    return Annotated(paths, images, lines, _entry, "snli-ve")
+
+
+def _entry(line: bytes, at: At) -> Entry:
+    item = json_object(line)
+    label = text(item["gold_label"])
+    if label not in LABELS:
+        raise Unfit("no gold label")
+    name = f"{text(item['Flickr30K_ID'])}.jpg"
+    columns = {"sentence": text(item["sentence2"]), "label": label}
+    places = (name, f"flickr30k-images/{name}")
+    return Entry(text(item["pairID"]), places, fields={"flickr30k_id": name.removesuffix(".jpg")}, columns=columns)

@@ -1,0 +1,187 @@
+"""Hugging Face data sets: what `save_to_disk` wrote (a data set or a dict of them), and parquet files, with an image
+column of {bytes, path}. The files are read by Arrow alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
+from data_tools.record import Dropped, Record
+from mvlm.errors import UserError
+
+CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
+"""Names looked for, in this order, where --caption-column is not given."""
+
+ROWS = 64
+
+
+class HfSource:
+    """folders of save_to_disk, parquet files or folders of them; --subset: splits, by name; --image-column,
+    --caption-column (texts or lists of them; default: found by name and type); --key-column (default: FILE-ROW);
+    source: the path's name"""
+
+    def __init__(
+        self,
+        paths: list[Path],
+        subset: str = "",
+        image_column: str = "",
+        caption_column: str = "",
+        key_column: str = "",
+    ) -> None:
+        found = [(file, path.resolve().stem) for path in paths for file in _files(path, subset)]
+        self._files, self._sources = [file for file, _ in found], [source for _, source in found]
+        self._image, self._caption, self._key = image_column, caption_column, key_column
+        # Files of different splits may have the same name.
+        names = [file.name for file in self._files]
+        self._names = [
+            f"{file.parent.name}/{file.name}" if names.count(file.name) > 1 else file.name for file in self._files
+        ]
+        if len(set(self._names)) < len(self._names):
+            raise UserError("Two of the paths hold files of the same name, and so of the same keys: shard each.")
+        for file in self._files:
+            self._columns(_schema(file), file)
+        self.only: Container[str] | None = None
+        self.size = sum(file.stat().st_size for file in self._files)
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Record | Dropped]:
+        self.position = 0
+        for file, name, source in zip(self._files, self._names, self._sources, strict=True):
+            start, end = 0, self.position + file.stat().st_size
+            try:
+                for batch in _batches(file):
+                    records = self._records(batch, file, name, start)
+                    yield from (replace(record, source=source) for record in records)
+                    start += len(batch)
+                    self.position = min(end, self.position + batch.nbytes)
+            except (pa.ArrowException, OSError) as error:
+                yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200], source)
+            self.position = end
+
+    def _columns(self, schema: pa.Schema, file: Path) -> tuple[str, str]:
+        """The columns of the image and of the captions."""
+        images = [field.name for field in schema if _is_image(field.type)]
+        image = self._image or (images[0] if len(images) == 1 else "")
+        caption = self._caption or next((name for name in CAPTION_COLUMNS if name in schema.names), "")
+        for column, option in ((image, "--image-column"), (caption, "--caption-column")):
+            if column not in schema.names:
+                raise UserError(f"{file} has the columns {', '.join(schema.names)}: say which with {option}.")
+        if self._key and self._key not in schema.names:
+            raise UserError(f"{file} has no column {self._key!r}: give another --key-column.")
+        return image, caption
+
+    def _records(self, batch: pa.RecordBatch, file: Path, name: str, start: int) -> Iterator[Record | Dropped]:
+        image_column, caption_column = self._columns(batch.schema, file)
+        for number in range(len(batch)):
+            where = f"{name}:{start + number}"
+            if self.only is not None and where not in self.only:
+                continue
+            row = batch.slice(number, 1).to_pylist()[0]
+            key = row.get(self._key) if self._key else f"{PurePath(name).with_suffix('')}-{start + number:08d}"
+            if not isinstance(key, str | int):
+                yield Dropped("", "no id", where)
+                continue
+            captions = row.pop(caption_column)
+            try:
+                image = _image_bytes(row.pop(image_column), file.parent.resolve())
+            except Refused as refused:
+                yield Dropped(str(key), str(refused), where)
+                continue
+            fields = {column: value for column, value in row.items() if not isinstance(value, bytes | dict)}
+            listed = captions if isinstance(captions, list) else [captions]
+            yield Record(str(key), image, listed, fields=fields, where=where)
+
+
+def _is_image(type_: pa.DataType) -> bool:
+    return pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0
+
+
+def _image_bytes(value: Any, folder: Path) -> bytes:
+    """The bytes in the column, or of the file beside that it names."""
+    if isinstance(value, dict) and isinstance(value.get("path"), str) and not value.get("bytes"):
+        value = read_inside(folder, value["path"])
+    elif isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes):
+        raise Refused(MISSING_IMAGE)
+    return value
+
+
+def _files(path: Path, subset: str) -> Sequence[Path]:
+    """The files of a data set in order; every one of them has rows of the splits asked for."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"No file or folder at {path}: check the path.")
+    chosen = set(filter(None, subset.split(",")))
+    splits = _json(path / "dataset_dict.json").get("splits")
+    if isinstance(splits, list):
+        if unknown := chosen - set(splits):
+            raise UserError(f"{path} has the splits {', '.join(map(str, splits))}, not {sorted(unknown)[0]!r}.")
+        folders = [path / PurePath(str(split)).name for split in splits if not chosen or split in chosen]
+        return [file for folder in folders for file in _saved(folder)]
+    if (path / "state.json").is_file():
+        return _saved(path)
+    # The hub's files are called SPLIT-00000-of-00001.parquet.
+    parquet = [p for p in sorted(path.rglob("*.parquet")) if not chosen or p.name.partition("-")[0] in chosen]
+    if not parquet:
+        raise UserError(f"{path} holds neither state.json nor parquet files of the splits asked for: check it.")
+    return parquet
+
+
+def _saved(folder: Path) -> list[Path]:
+    entries = _json(folder / "state.json").get("_data_files") or []
+    files = [folder / PurePath(str(entry["filename"])).name for entry in entries]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file} is missing, though state.json names it: copy the data set again.")
+    return files
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy the data set again.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _schema(file: Path) -> pa.Schema:
+    try:
+        if file.suffix == ".parquet":
+            return pq.read_schema(file, memory_map=True)
+        with pa.memory_map(str(file)) as mapped, _open_arrow(mapped) as reader:
+            return reader.schema
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is no readable Arrow or parquet file ({error}): copy it again.") from None
+
+
+def _open_arrow(mapped: pa.NativeFile) -> Any:
+    """`datasets` writes streams; the files of others may be of the file format."""
+    try:
+        return pa.ipc.open_stream(mapped)
+    except pa.ArrowInvalid:
+        mapped.seek(0)
+        return pa.ipc.open_file(mapped)
+
+
+def _batches(file: Path) -> Iterator[pa.RecordBatch]:
+    if file.suffix == ".parquet":
+        with pq.ParquetFile(file, memory_map=True) as parquet:
+            yield from parquet.iter_batches(ROWS)
+        return
+    with pa.memory_map(str(file)) as mapped, _open_arrow(mapped) as reader:
+        if isinstance(reader, pa.ipc.RecordBatchFileReader):
+            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+        else:
+            yield from reader

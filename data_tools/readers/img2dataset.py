@@ -1,0 +1,128 @@
+"""What img2dataset leaves: for each shard a parquet with every URL's status, and the images in a tar (`--output_format
+webdataset`), in a folder (files) or in the parquet itself (parquet).
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Container, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
+from data_tools.readers.members import StrictHeader
+from data_tools.readers.webdataset import CUT, IMAGE_EXTENSIONS, tar_records
+from data_tools.record import Dropped, Record
+from mvlm.errors import UserError
+
+SUCCESS = "success"
+STATUSES = {"failed_to_download": "download failed", "failed_to_resize": "img2dataset could not resize it"}
+HTTP = re.compile(r"HTTP Error (\d{3})\b")
+ROWS = 64
+"""Rows of a parquet read at a time; they may hold the images."""
+
+
+class Img2datasetSource:
+    """img2dataset's output folders, in any of its formats webdataset, files and parquet; key: the shard's and row's
+    number as img2dataset gives it; source: the folder's name. A URL that failed is dropped for its status."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._shards = [shard for path in paths for shard in _shards(path)]
+        if len({name for _, name in self._shards}) < len(self._shards):
+            raise UserError("Two of the folders have shards of the same number, and so of the same keys: shard each.")
+        self.only: Container[str] | None = None
+        self.size = sum(_size(folder / name) for folder, name in self._shards)
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Record | Dropped]:
+        self.position = 0
+        for folder, name in self._shards:
+            for item in self._shard(folder.resolve(), name):
+                if self.only is None or item.where in self.only:
+                    yield replace(item, source=folder.resolve().name)
+            self.position += _size(folder / name)
+
+    def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:
+        found: set[str] = set()
+        if (folder / f"{name}.tar").is_file():
+            yield from self._tar(folder / f"{name}.tar", name, found)
+        table = folder / f"{name}.parquet"
+        if not table.is_file():
+            yield Dropped("", "the shard's table of statuses is missing", name, table.name)
+            return
+        try:
+            for row in _rows(table):
+                if str(row.get("key")) not in found:
+                    yield _record(folder, name, row)
+        except (pa.ArrowException, OSError) as error:
+            yield Dropped("", "the shard's table of statuses is damaged", name, str(error)[:200])
+
+    def _tar(self, path: Path, name: str, found: set[str]) -> Iterator[Record | Dropped]:
+        """The tar's records; their keys are added to `found`. A tar that cannot be opened is as if cut at its start."""
+        try:
+            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|", tarinfo=StrictHeader) as tar:
+                for item in tar_records(tar, path.name):
+                    if item.where == path.name:  # it is cut
+                        yield replace(item, where=name)
+                        continue
+                    found.add(item.key)
+                    yield replace(item, where=f"{name}:{item.key}")
+        except (tarfile.TarError, EOFError, OSError) as error:
+            yield Dropped("", CUT, name, str(error))
+
+
+def _shards(folder: Path) -> list[tuple[Path, str]]:
+    """The folder and the number of each shard in it, in order."""
+    if not folder.is_dir():
+        raise UserError(f"No folder at {folder}: give the output folder of img2dataset.")
+    names = {path.stem for path in folder.iterdir() if path.suffix in (".tar", ".parquet") and path.stem.isdigit()}
+    if not names:
+        raise UserError(f"{folder} holds no shards like 00000.parquet: give the output folder of img2dataset.")
+    return [(folder, name) for name in sorted(names)]
+
+
+def _size(stem: Path) -> int:
+    files = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".tar", ".parquet"))
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _rows(table: Path) -> Iterator[dict[str, Any]]:
+    with pq.ParquetFile(table, memory_map=True) as parquet:
+        for batch in parquet.iter_batches(ROWS):
+            yield from batch.to_pylist()
+
+
+def _record(folder: Path, name: str, row: dict[str, Any]) -> Record | Dropped:
+    """The record of a row whose image is not in a tar."""
+    key, status = str(row.get("key")), str(row.get("status"))
+    where = f"{name}:{key}"
+    if status != SUCCESS:
+        detail = f"{row.get('error_message') or status}: {row.get('url')}"
+        return Dropped(key, _reason(status, str(row.get("error_message"))), where, detail[:500])
+    extensions = [extension for extension in row if extension in IMAGE_EXTENSIONS]
+    try:
+        image = row.pop(extensions[0]) if extensions else _file(folder, name, key)
+    except Refused as refused:
+        return Dropped(key, str(refused), where, str(row.get("url"))[:500])
+    if not isinstance(image, bytes):
+        return Dropped(key, MISSING_IMAGE, where, str(row.get("url"))[:500])
+    return Record(key, image, [row.get("caption")], fields=row, where=where)
+
+
+def _reason(status: str, message: str) -> str:
+    reason = STATUSES.get(status, "img2dataset gives no success")
+    code = HTTP.search(message)
+    return f"{reason} (HTTP {code[1]})" if code and status == "failed_to_download" else reason
+
+
+def _file(folder: Path, name: str, key: str) -> bytes:
+    for extension in sorted(IMAGE_EXTENSIONS):
+        data = read_inside(folder, f"{name}/{key}.{extension}")
+        if data is not None:
+            return data
+    raise Refused(MISSING_IMAGE)

@@ -1,0 +1,34 @@
+"""NLVR2: the JSON lines as published (`train.json`, `dev.json`, `test1.json`), with its images; one row a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_tools.readers.annotated import Annotated, At, Entry, json_object, lines, text
+
+LABELS = {"True": True, "False": False, True: True, False: False}
+
+
+def nlvr2(paths: list[Path], images: list[str]) -> Annotated:
+    """train.json, dev.json, test1.json, ...; --images: the folder of the images, or of train/, dev/ and so on; key: the
+    identifier; group: the sentence over its pairs of images, for consistency"""
+    return Annotated(paths, images, lines, _entry, "nlvr2")
+
+
+def _entry(line: bytes, at: At) -> Entry:
+    item = json_object(line)
+    identifier = text(item["identifier"])
+    split, pair_set, pair, sentence = identifier.split("-")
+    folders = [split, "", f"images/{split}"]
+    if "directory" in item:  # the images of the training set lie in numbered folders
+        directory = str(item["directory"])
+        folders = [f"{split}/{directory}", directory, f"images/{split}/{directory}", *folders]
+    left, right = (
+        [f"{folder}/{split}-{pair_set}-{pair}-img{side}.png".lstrip("/") for folder in folders] for side in (0, 1)
+    )
+    columns = {
+        "sentence": text(item["sentence"]),
+        "label": LABELS[item["label"]],
+        "group": f"{split}-{pair_set}-{sentence}",
+    }
+    return Entry(identifier, left, fields={"split": split}, right=right, columns=columns)

@@ -1,0 +1,64 @@
+"""VQA v2: the question and annotation files as published, with COCO's images; one row a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from data_tools.readers.annotated import Annotated, At, Entry, Unfit, check_file, json_items, text, whole
+from mvlm.errors import UserError
+
+SUBTYPES = ("train2014", "val2014", "test2015")
+"""COCO's image ids are unique over these, so that looking in all of them finds no stranger."""
+
+
+def vqa(paths: list[Path], images: list[str], annotations: list[str]) -> Annotated:
+    """v2_OpenEnded_*_questions.json files; --annotations: the v2_*_annotations.json of each; --images: COCO's image
+    folder or that of train2014/ and so on; key: the question's id"""
+    if len(paths) != len(annotations):
+        raise UserError(
+            f"{len(paths)} files of questions need as many --annotations, not {len(annotations)}: pair them."
+        )
+    for annotation in annotations:
+        check_file(Path(annotation))
+    answers_of = dict(zip(map(str, paths), map(Path, annotations), strict=True))
+
+    def items(file: BinaryIO) -> Iterator[Any]:
+        yield from _joined(file, answers_of[file.name])
+
+    return Annotated(paths, images, items, _entry, "vqa")
+
+
+def _joined(file: BinaryIO, path: Path) -> Iterator[tuple[Any, Any]]:
+    """Each question with its annotation, or None; only annotations that run ahead of the questions are held."""
+    waiting: dict[Any, Any] = {}
+    with path.open("rb") as other:
+        annotations = json_items(other, "annotations.item")
+        for question in json_items(file, "questions.item"):
+            wanted = question.get("question_id") if isinstance(question, dict) else None
+            while wanted is not None and wanted not in waiting:
+                annotation = next(annotations, None)
+                if annotation is None:
+                    break
+                if isinstance(annotation, dict):
+                    waiting[annotation.get("question_id")] = annotation
+            yield question, waiting.pop(wanted, None)
+
+
+def _entry(item: tuple[Any, Any], at: At) -> Entry:
+    question, annotation = item
+    if annotation is None:
+        raise Unfit("question without annotation")
+    if question["image_id"] != annotation["image_id"]:
+        raise Unfit("question and annotation name different images")
+    image_id, question_id = whole(question["image_id"]), whole(question["question_id"])
+    columns = {
+        "question_id": question_id,
+        "question": text(question["question"]),
+        "answers": [text(answer["answer"]) for answer in annotation["answers"]],
+        "question_type": text(annotation["question_type"]),
+    }
+    names = [f"COCO_{subtype}_{image_id:012d}.jpg" for subtype in SUBTYPES]
+    places = names + [f"{subtype}/{name}" for subtype, name in zip(SUBTYPES, names, strict=True)]
+    return Entry(str(question_id), places, fields={"image_id": image_id}, columns=columns)

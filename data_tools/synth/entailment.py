@@ -1,0 +1,73 @@
+"""Hypotheses about single cells of a scene, some of which a cover hides: entailment, neutral or contradiction.
+
+Three scenes and three hypotheses make a block, in which each scene has each label once and each hypothesis has each
+label once: chance is 1/3 from the hypothesis alone and from the image alone. Every scene of a block shows as many
+things as the others, under one cover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_kind, place
+from data_tools.synth.scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
+
+LABELS = ("entailment", "neutral", "contradiction")
+SAYS = {  # what is said of a cell, and that it is not so; the blanks are colour, shape and cell
+    "thing": ("There is a {0} {1} {2}.", "There is no {0} {1} {2}."),
+    "colour": ("The {2} cell is {0}.", "The {2} cell is not {0}."),
+    "shape": ("The {2} cell holds a {1}.", "The {2} cell holds no {1}."),
+}
+
+
+def entailment(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+    """`count` rows, in blocks of nine; all scenes of a block hold something held out, or none does."""
+    return numbered(_blocks(Dice(f"entailment/{seed}"), held_out), "entailment", count, seed)
+
+
+def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
+    fresh = Fresh()
+    while True:
+        yield fresh.block(lambda: _block(dice, held_out))
+
+
+def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
+    cells = dice.sample(range(len(CELLS)), 3)
+    things = dice.things(3)
+    kinds = [dice.pick(list(SAYS)) for _ in cells]
+    denied = [dice.coin() for _ in cells]
+    labels = [[LABELS[(about - scene) % 3] for about in range(3)] for scene in range(3)]
+    scenes = []
+    for row in labels:
+        shown: dict[int, Thing] = {}
+        for cell, thing, kind, deny, label in zip(cells, things, kinds, denied, row, strict=True):
+            so = (label == "entailment") != deny
+            shown[cell] = COVER if label == "neutral" else _holding(thing, kind, so, dice)
+        (left,) = set(range(len(CELLS))) - shown.keys()
+        scenes.append(place(shown | {left: dice.pick(THINGS)}))
+    if not one_kind(scenes, held_out) or len(set(scenes)) < len(scenes):
+        return None
+    hypotheses = [
+        SAYS[kind][deny].format(*thing, CELLS[cell])
+        for cell, thing, kind, deny in zip(cells, things, kinds, denied, strict=True)
+    ]
+    return [
+        Sample((scene,), {"sentence": hypothesis, "label": label})
+        for scene, row in zip(scenes, labels, strict=True)
+        for hypothesis, label in zip(hypotheses, row, strict=True)
+    ]
+
+
+def _holding(thing: Thing, kind: str, so: bool, dice: Dice) -> Thing:
+    """Something of which it is so, or not so, what a sentence of this kind says of `thing`.
+
+    Where it is not so, one of colour and shape is still right more often than chance has it: the near miss is hard.
+    """
+    colour, shape = thing
+    other_colour = dice.pick([name for name in COLOURS if name != colour])
+    other_shape = dice.pick([name for name in SHAPES if name != shape])
+    if kind == "colour":
+        return (colour if so else other_colour, dice.pick((shape, other_shape)))
+    if kind == "shape":
+        return (dice.pick((colour, other_colour)), shape if so else other_shape)
+    return thing if so else dice.pick(((colour, other_shape), (other_colour, shape), (other_colour, other_shape)))

@@ -1,0 +1,141 @@
+"""Two scenes and a statement about both, true or false, as in NLVR2.
+
+A block is two pairs of scenes, A and B, and two statements with their negations; each statement holds of exactly one
+of A and B. So each sentence is true once and false once, and of each pair of images as many true things are said as
+false ones: chance is 1/2 from the text alone and from the images alone. A and B have as many things left and right as
+each other, so numbers of things say nothing even together with the polarity of the sentence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_kind
+from data_tools.synth.scenes import COLOURS, SHAPES, THINGS, Scene, Thing
+
+Pair = tuple[Scene, Scene]
+Statement = tuple[str, str, Callable[[Pair], bool]]  # what is said, its negation, and when it holds
+Template = Callable[[Dice, Thing], Statement]
+
+STATEMENTS_A_BLOCK = 2
+
+
+def pairs(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+    """`count` rows, in blocks of eight; all scenes of a block hold something held out, or none does."""
+    return numbered(_blocks(Dice(f"pairs/{seed}"), held_out), "pairs", count, seed)
+
+
+def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
+    fresh = Fresh()
+    while True:
+        # Chosen before the scenes: statements that are seldom true must not become seldom made.
+        statements = dice.sample(STATEMENTS, STATEMENTS_A_BLOCK)
+        shown = sorted(held_out) if held_out and dice.coin() else []
+        yield fresh.block(partial(_block, statements, shown, dice, held_out))
+
+
+def _block(
+    templates: Sequence[Template], shown: Sequence[Thing], dice: Dice, held_out: frozenset[Thing]
+) -> Block | None:
+    """Pairs that tell the statements apart; each scene holds one of the things in `shown`, if any, or none held out."""
+    pool = THINGS if shown else [thing for thing in THINGS if thing not in held_out]
+    thing = dice.pick(pool)
+    numbers = dice.pick(((2, 3), (3, 2), (3, 3)))
+    a, b = (_pair(numbers, lambda number: _scene_with(dice, pool, thing, shown, number)) for _ in range(2))
+    statements = [draw(dice, thing) for draw in templates]
+    if any(holds(a) == holds(b) for _, _, holds in statements):
+        return None
+    if len({*a, *b}) < 4 or not one_kind((*a, *b), held_out):
+        return None
+    return [
+        Sample(pair, {"sentence": sentence, "label": holds(pair) == (sentence == said)})
+        for said, negated, holds in statements
+        for sentence in (said, negated)
+        for pair in (a, b)
+    ]
+
+
+def _pair(numbers: tuple[int, int], scene: Callable[[int], Scene]) -> Pair:
+    left, right = map(scene, numbers)
+    return left, right
+
+
+def _scene_with(dice: Dice, pool: Sequence[Thing], thing: Thing, shown: Sequence[Thing], number: int) -> Scene:
+    """Things by chance, one of `shown`, and half the time `thing` or a near miss of it among them."""
+    things = [dice.pick(pool) for _ in range(number)]
+    if shown:
+        things[-1] = dice.pick(shown)
+    if dice.coin():
+        near = ((thing[0], dice.pick(list(SHAPES))), (dice.pick(list(COLOURS)), thing[1]))
+        things[0] = dice.pick((thing, thing, *near))
+    return dice.scene(things)
+
+
+def _some(thing: Thing) -> str:
+    return f"a{'n' if thing[0][0] in 'aeiou' else ''} {thing[0]} {thing[1]}"
+
+
+def _both(dice: Dice, thing: Thing) -> Statement:
+    return (
+        f"Both images show {_some(thing)}.",
+        f"It is not so that both images show {_some(thing)}.",
+        lambda pair: thing in pair[0] and thing in pair[1],
+    )
+
+
+def _either(dice: Dice, thing: Thing) -> Statement:
+    return (
+        f"At least one image shows {_some(thing)}.",
+        f"Neither image shows {_some(thing)}.",
+        lambda pair: thing in pair[0] or thing in pair[1],
+    )
+
+
+def _side(dice: Dice, thing: Thing) -> Statement:
+    side = dice.pick((0, 1))
+    name = ("left", "right")[side]
+    return (
+        f"The {name} image shows {_some(thing)}.",
+        f"The {name} image does not show {_some(thing)}.",
+        lambda pair: thing in pair[side],
+    )
+
+
+def _same_number(dice: Dice, thing: Thing) -> Statement:
+    kind, number = _kind(dice, thing)
+    return (
+        f"Both images show the same number of {kind}.",
+        f"The images show different numbers of {kind}.",
+        lambda pair: number(pair[0]) == number(pair[1]),
+    )
+
+
+def _more(dice: Dice, thing: Thing) -> Statement:
+    kind, number = _kind(dice, thing)
+    return (
+        f"There are more {kind} in the left image than in the right one.",
+        f"There are not more {kind} in the left image than in the right one.",
+        lambda pair: number(pair[0]) > number(pair[1]),
+    )
+
+
+def _total(dice: Dice, thing: Thing) -> Statement:
+    kind, number = _kind(dice, thing)
+    stated = dice.pick((1, 2))
+    word = ("one", "two")[stated - 1]
+    return (
+        f"The number of {kind} in both images together is {word}.",
+        f"The number of {kind} in both images together is not {word}.",
+        lambda pair: number(pair[0]) + number(pair[1]) == stated,
+    )
+
+
+def _kind(dice: Dice, thing: Thing) -> tuple[str, Callable[[Scene], int]]:
+    """A plural, "red things" or "circles", and how many of them a scene has."""
+    attribute = dice.pick((0, 1))
+    name = f"{thing[0]} things" if attribute == 0 else f"{thing[1]}s"
+    return name, lambda scene: sum(cell is not None and cell[attribute] == thing[attribute] for cell in scene)
+
+
+STATEMENTS: tuple[Template, ...] = (_both, _either, _side, _same_number, _more, _total)

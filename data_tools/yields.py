@@ -1,0 +1,91 @@
+"""What became of the records and captions that were read, altogether and by source."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_tools.record import Dropped
+
+MOST_SOURCES = 100
+OTHERS = "(others)"
+"""Sources beyond that many are counted together: where each record names its own, the report must stay one."""
+
+
+@dataclass
+class SourceYield:
+    """The records of one source."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class Yield:
+    """The counts of a whole run."""
+
+    read: int = 0
+    kept: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    captions: int = 0
+    dropped_captions: Counter[str] = field(default_factory=Counter)
+    splits: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, SourceYield] = field(default_factory=dict)
+
+    def count(self, source: str, outcome: Dropped | int) -> None:
+        """Count a record: dropped, or kept with so many captions."""
+        if source not in self.sources and len(self.sources) >= MOST_SOURCES:
+            source = OTHERS
+        for part in (self, self.sources.setdefault(source, SourceYield())):
+            part.read += 1
+            if isinstance(outcome, Dropped):
+                part.dropped[outcome.reason] += 1
+            else:
+                part.kept += 1
+        if not isinstance(outcome, Dropped):
+            self.captions += outcome
+
+    def as_dict(self) -> dict[str, Any]:
+        counters = {"dropped": _sorted(self.dropped), "dropped_captions": _sorted(self.dropped_captions)}
+        sources = {name: vars(s) | {"dropped": _sorted(s.dropped)} for name, s in sorted(self.sources.items())}
+        return vars(self) | counters | {"sources": sources}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> Yield:
+        sources = {
+            name: SourceYield(s["read"], s["kept"], Counter(s["dropped"])) for name, s in content["sources"].items()
+        }
+        counters = {name: Counter(content[name]) for name in ("dropped", "dropped_captions")}
+        return cls(**content | counters | {"sources": sources})
+
+    def to_json(self) -> str:
+        return json.dumps(self.as_dict(), indent=1) + "\n"
+
+    def summary(self) -> str:
+        """A few lines for a person."""
+        lines = [f"read {self.read:,} records, kept {self.kept:,} with {self.captions:,} captions"]
+        for title, counter in (("records", self.dropped), ("captions", self.dropped_captions)):
+            if counter:
+                lines.append(f"dropped {counter.total():,} {title}:")
+                lines += [f"  {count:>9,}  {reason}" for reason, count in _by_count(counter)]
+        if len(self.sources) > 1:
+            lines.append("by source:")
+            for name, part in sorted(self.sources.items()):
+                reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by_count(part.dropped))
+                lines.append(
+                    f"  {name or '(none given)'}: kept {part.kept:,} of {part.read:,}" + f" ({reasons})" * bool(reasons)
+                )
+        lines += [f"{name}: {rows:,} records" for name, rows in self.splits.items()]
+        return "\n".join(lines)
+
+
+def _sorted(counter: Counter[str]) -> dict[str, int]:
+    return dict(sorted(counter.items()))
+
+
+def _by_count(counter: Counter[str]) -> list[tuple[str, int]]:
+    """Most first; equal counts by name, because a restart counts in another order."""
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))

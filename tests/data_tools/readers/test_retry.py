@@ -1,0 +1,157 @@
+"""Retry: exactly the rows an undisturbed run would have kept, whatever stops it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made import photo, quarantine, read_rows, run, tree, write_folder
+
+COUNT = 40
+AWAY = range(5, 30, 4)
+
+
+def keys(folder: Path) -> list[str]:
+    return [row["key"] for row in read_rows(folder)]
+
+
+def partly(folder: Path) -> Callable[[], None]:
+    """A source folder with some images away; returns what brings them back."""
+    write_folder(folder, COUNT, group=lambda number: f"g{number % 10}")
+    for number in AWAY:
+        (folder / f"images/{number}.jpg").rename(folder / f"{number}.away")
+
+    def bring_back() -> None:
+        for number in AWAY:
+            (folder / f"{number}.away").rename(folder / f"images/{number}.jpg")
+
+    return bring_back
+
+
+def test_recovered_rows_go_to_the_split_they_belong_to(tmp_path: Path) -> None:
+    bring_back = partly(tmp_path / "in")
+    options = ("--split", "train=0.6,eval=0.4", "--split-by", "group", "--shard-mb", 0.005, "--workers", 1)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
+    before = {name: read_rows(tmp_path / "out" / name) for name in ("train", "eval")}
+    bring_back()
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "whole", *options)
+    run("retry", tmp_path / "out", "--workers", 2)
+    for name, rows in before.items():
+        assert read_rows(tmp_path / "out" / name)[: len(rows)] == rows
+        assert sorted(keys(tmp_path / "out" / name)) == sorted(keys(tmp_path / "whole" / name))
+    assert quarantine(tmp_path / "out") == {}
+    yields = [json.loads((tmp_path / name / "yield.json").read_text()) for name in ("out", "whole")]
+    assert yields[0] == yields[1]
+    run("verify", tmp_path / "out", "--workers", 1)
+
+
+def test_wherever_a_retry_is_killed_the_next_one_ends_it(tmp_path: Path) -> None:
+    bring_back = partly(tmp_path / "in")
+    split = ("--split", "train=0.6,eval=0.4")
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "before", "--workers", 1, *split)
+    bring_back()
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    run("retry", tmp_path / "after", "--workers", 1)
+    old, new = tree(tmp_path / "before"), tree(tmp_path / "after")
+    changed = [name for name in new if old.get(name) != new[name]]
+    # The order in which files may appear: no manifest before its shards, no list before the manifests.
+    changed.sort(key=lambda name: (not name.endswith(".arrow"), not name.endswith("manifest.json"), name))
+    assert len(changed) == 7
+    for done in range(len(changed) + 1):
+        out = tmp_path / f"killed{done}"
+        shutil.copytree(tmp_path / "before", out)
+        for number, name in enumerate(changed):
+            path = out / name if number < done else out / ".retry" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(new[name])
+        (out / ".retry").mkdir(exist_ok=True)
+        run("retry", out, "--workers", 1)
+        assert tree(out) == new
+    out = tmp_path / "killed-early"
+    shutil.copytree(tmp_path / "before", out)
+    (out / ".retry.partial/train").mkdir(parents=True)
+    (out / ".retry.partial/train/000001.arrow").write_bytes(b"half")
+    run("retry", out, "--workers", 1)
+    assert tree(out) == new
+
+
+def test_a_tar_cut_short_is_read_on_from_the_cut(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for number in range(12):
+            for suffix, data in (("jpg", b"no image" if number == 2 else photo(number)), ("txt", b"noise")):
+                (tmp_path / "member").write_bytes(data)
+                tar.add(tmp_path / "member", f"{number:03d}.{suffix}")
+    whole = (tmp_path / "whole.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
+    run("shard", "webdataset", tmp_path / "a.tar", "--out", tmp_path / "out", "--workers", 1)
+    first = keys(tmp_path / "out")
+    assert 3 < len(first) < 11
+    (tmp_path / "a.tar").write_bytes(whole)
+    run("retry", tmp_path / "out", "--workers", 1)
+    assert keys(tmp_path / "out") == [f"{number:03d}" for number in range(12) if number != 2]
+    assert keys(tmp_path / "out")[: len(first)] == first
+    assert quarantine(tmp_path / "out") == {"002": "not an image"}
+
+
+@pytest.mark.parametrize("options", [("exact", "--longest-side", 30), ("perceptual",)])
+def test_what_a_retry_adds_is_no_duplicate_either(tmp_path: Path, options: tuple[object, ...]) -> None:
+    write_folder(tmp_path / "in", 12)
+    images = tmp_path / "in/images"
+    again = images / "9.jpg"
+    again.unlink()
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1, "--dedup", *options)
+    assert quarantine(tmp_path / "out") == {"r9": "image is missing"}
+    again.write_bytes((images / "11.jpg").read_bytes())
+    run("retry", tmp_path / "out", "--workers", 1)
+    assert len(keys(tmp_path / "out")) == 11
+    (reason,) = quarantine(tmp_path / "out").values()
+    assert "duplicate" in reason
+
+
+def test_exclusion_holds_for_what_a_retry_adds(tmp_path: Path) -> None:
+    bring_back = partly(tmp_path / "in")
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+    shutil.copytree(tmp_path / "in", tmp_path / "test")
+    bring_back()
+    (tmp_path / "test/images/5.jpg").write_bytes((tmp_path / "in/images/5.jpg").read_bytes())
+    lines = (tmp_path / "in/captions.jsonl").read_text().splitlines()
+    (tmp_path / "test/captions.jsonl").write_text(lines[5] + "\n")
+    run("shard", "folder", tmp_path / "test", "--out", tmp_path / "test-shards", "--workers", 1)
+    saved = json.loads((tmp_path / "out/source.json").read_text())
+    saved["writing"]["exclude"] = [str(tmp_path / "test-shards")]
+    (tmp_path / "out/source.json").write_text(json.dumps(saved))
+    run("retry", tmp_path / "out", "--workers", 1)
+    assert quarantine(tmp_path / "out") == {"r5": "image is excluded"}
+
+
+def test_a_record_the_source_no_longer_gives_stays_listed(tmp_path: Path) -> None:
+    bring_back = partly(tmp_path / "in")
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+    bring_back()
+    lines = (tmp_path / "in/captions.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "in/captions.jsonl").write_text("".join(lines[:20]))
+    run("retry", tmp_path / "out", "--workers", 1)
+    assert set(quarantine(tmp_path / "out")) == {f"r{number}" for number in AWAY if number >= 20}
+    assert len(keys(tmp_path / "out")) == COUNT - len(quarantine(tmp_path / "out"))
+
+
+def test_what_cannot_be_retried_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+    assert "source.json" in fails("retry", tmp_path)
+    partly(tmp_path / "in")
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--workers", 1)
+    before = tree(tmp_path / "out")
+    handle = os.open(tmp_path / "out", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert "Another process is retrying" in fails("retry", tmp_path / "out")
+    os.close(handle)
+    shutil.move(tmp_path / "in", tmp_path / "moved")
+    assert "No folder or archive" in fails("retry", tmp_path / "out")
+    assert tree(tmp_path / "out") == before
+    (tmp_path / "out/source.json").write_text("{}")
+    assert "is not valid" in fails("retry", tmp_path / "out")

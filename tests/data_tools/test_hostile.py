@@ -1,0 +1,219 @@
+"""Hostile input: each kind has the outcome that data_tools/README.md states, and none stops a run."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import subprocess
+import sys
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made import photo, quarantine, read_rows, run, tree, write_captions, write_folder
+from PIL import Image
+
+from data_tools.check import MAX_TEXT
+from data_tools.image import BadImage, decode, decoded_size
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims that size, with a few bytes for its pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+def huge_jpeg() -> bytes:
+    """A JPEG whose header claims 60,000 x 60,000 pixels."""
+    data = bytearray(encoded(Image.new("RGB", (16, 16))))
+    at = data.index(b"\xff\xc0") + 5
+    data[at : at + 4] = struct.pack(">HH", 60_000, 60_000)
+    return bytes(data)
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(Image.new("RGB", (30, 20), "red"), exif=exif)
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue", "white")]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+
+
+def palette_with_alpha() -> bytes:
+    image = Image.new("P", (30, 20), 1)
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    return encoded(image, "PNG", transparency=bytes([0, 128]))
+
+
+SOUND = {
+    "one pixel jpeg": (encoded(Image.new("RGB", (1, 1))), (1, 1)),
+    "one pixel png": (encoded(Image.new("RGB", (1, 1)), "PNG"), (1, 1)),
+    "30,000 pixels wide": (encoded(Image.new("L", (30_000, 8))), (30_000, 8)),
+    "30,000 pixels high": (encoded(Image.new("L", (8, 30_000)), "PNG"), (8, 30_000)),
+    "CMYK": (encoded(Image.new("CMYK", (30, 20), (0, 200, 100, 9))), (30, 20)),
+    "16 bits": (encoded(Image.fromarray(np.full((20, 30), 40_000, np.uint16)), "PNG"), (30, 20)),
+    "palette with alpha": (palette_with_alpha(), (30, 20)),
+    "EXIF rotation": (turned(), (30, 20)),
+    "animated GIF": (animated("GIF"), (30, 20)),
+    "animated PNG": (animated("PNG"), (30, 20)),
+    "animated WebP": (animated("WEBP"), (30, 20)),
+    "progressive": (encoded(Image.open(io.BytesIO(photo(1))), progressive=True), (24, 18)),
+}
+
+ROOT = Path(__file__).parents[2]
+JPEG = photo(3, size=(64, 48))
+UNSOUND = {
+    "png bomb": (png_header(30_000, 30_000), "image is too large"),
+    "jpeg bomb": (huge_jpeg(), "image is too large"),
+    "half a jpeg": (JPEG[: len(JPEG) // 2], "image is damaged"),
+    "jpeg without its last two bytes": (JPEG[:-2], "image is damaged"),
+    "jpeg with garbage inside": (JPEG[:-300] + bytes(90) + JPEG[-210:], "image is damaged"),
+    "half a png": (photo(3, "PNG")[:600], "image is damaged"),
+    "png of few pixels": (png_header(30, 20), "image is damaged"),
+    "html": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not an image"),
+    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
+    "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not an image"),
+    "nothing": (b"", "image is empty"),
+}
+
+
+def test_images(tmp_path: Path) -> None:
+    images = {name: data for name, (data, _) in (SOUND | UNSOUND).items()}
+    (tmp_path / "in/images").mkdir(parents=True)
+    lines = []
+    for number, (name, data) in enumerate(images.items()):
+        (tmp_path / f"in/images/{number}.jpg").write_bytes(data)
+        lines.append({"id": name, "image": f"images/{number}.jpg", "caption": "an image"})
+    write_captions(tmp_path / "in", lines)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--tolerate", 1, "--workers", 1)
+    rows = {row["key"]: row for row in read_rows(tmp_path / "out")}
+    assert {name: (row["width"], row["height"]) for name, row in rows.items()} == {n: s for n, (_, s) in SOUND.items()}
+    assert all(row["image"] == images[name] for name, row in rows.items()), "kept as it came"
+    assert quarantine(tmp_path / "out") == {name: reason for name, (_, reason) in UNSOUND.items()}
+    run("verify", tmp_path / "out", "--workers", 1)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "less", "--tolerate", 1, "--longest-side", 16)
+    assert {max(row["width"], row["height"]) for row in read_rows(tmp_path / "less")} == {1, 16}
+
+
+def test_bombs_are_refused_before_they_are_decoded() -> None:
+    """Their pixels would be 2.7 and 10.8 GB."""
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name in ("png bomb", "jpeg bomb"):
+        with pytest.raises(BadImage, match="too large"):
+            decoded_size(UNSOUND[name][0])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_damage_that_pillow_does_not_mention_is_found() -> None:
+    """libjpeg warns of it, and Pillow drops the warning."""
+    data = bytearray(JPEG)
+    data[len(data) // 2 : len(data) // 2 + 4] = b"\xff\xd5\x00\x00"  # a restart marker where none belongs
+    Image.open(io.BytesIO(bytes(data))).load()
+    with pytest.raises(BadImage, match="damaged"):
+        decode(bytes(data))
+
+
+CAPTIONS = {
+    "empty": ([""], None),
+    "null": ([None], None),
+    "no list": (None, None),
+    "a number": ([7], None),
+    "100 kB": (["word " * 20_000], None),
+    "just short enough": (["w" * MAX_TEXT], ["w" * MAX_TEXT]),
+    "control characters": (["a\x00\x1b[31m dog\r\n\x85"], ["a [31m dog"]),
+    "invalid UTF-8": (["bad \ud800"], None),
+    "markup": (["<script>alert(1)</script>"], ["<script>alert(1)</script>"]),
+    "good beside bad": ([None, "good", ""], ["good"]),
+}
+
+
+def test_captions(tmp_path: Path) -> None:
+    records = write_folder(tmp_path / "in", len(CAPTIONS))
+    for record, (name, (given, _)) in zip(records, CAPTIONS.items(), strict=True):
+        record |= {"id": name, "captions": given}
+    write_captions(tmp_path / "in", records)
+    with (tmp_path / "in/captions.jsonl").open("ab") as file:
+        file.write(b'{"id": "bytes", "image": "images/0.jpg", "caption": "caf\xe9"}\n')
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--tolerate", 1)
+    rows = {row["key"]: row["captions"] for row in read_rows(tmp_path / "out")}
+    assert rows == {name: kept for name, (_, kept) in CAPTIONS.items() if kept}
+    reasons = quarantine(tmp_path / "out")
+    assert reasons.pop("") == "line is not JSON in UTF-8"
+    assert reasons == {name: "no caption" for name, (_, kept) in CAPTIONS.items() if not kept}
+
+
+def test_a_tar_that_climbs_and_links(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(photo(9))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+
+        def add(name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, target: str = "") -> None:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname, member.size = kind, target, len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+        for name in ("../climbs", f"{tmp_path}/absolute", "good"):
+            add(f"{name}.jpg", photo(1))
+            add(f"{name}.txt", b"a caption")
+        for name, kind in (("symlink", tarfile.SYMTYPE), ("hardlink", tarfile.LNKTYPE)):
+            add(f"{name}.jpg", kind=kind, target=str(secret))
+            add(f"{name}.txt", b"a caption")
+        add("device.jpg", kind=tarfile.CHRTYPE)
+        add("device.txt", b"a caption")
+        add("good.jpg", photo(2))
+        add("good.txt", b"an id that comes twice")
+    run("shard", "webdataset", tmp_path / "a.tar", "--out", tmp_path / "out", "--tolerate", 1)
+    assert [row["key"] for row in read_rows(tmp_path / "out")] == ["good"]
+    listed = [json.loads(line) for line in (tmp_path / "out/quarantine.jsonl").read_text().splitlines()]
+    assert sorted(entry["reason"] for entry in listed) == [
+        *["a link or device, not a file"] * 3,
+        "duplicate id",
+        *["path leaves the archive"] * 2,
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "out", "secret.jpg"]
+
+
+LIMITED = """
+import resource, sys
+from data_tools.__main__ import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Path) -> None:
+    """A limit on the size of a file stands in for the full disk: writes fail the same way, with another number."""
+    write_folder(tmp_path / "in", 80)
+    (tmp_path / "in/images/60.jpg").write_bytes(photo(60, size=(500, 500)))
+    argv = ["shard", "folder", str(tmp_path / "in"), "--shard-mb", "0.02", "--workers", "1", "--out"]
+    run(*argv, tmp_path / "whole")
+    words = [sys.executable, "-c", LIMITED, *argv, str(tmp_path / "out")]
+    ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("No room to write")
+    assert "run the same command again" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert len(list((tmp_path / ".out.partial/.state").glob("*.state"))) > 1
+    run(*argv, tmp_path / "out")
+    assert tree(tmp_path / "out") == tree(tmp_path / "whole")

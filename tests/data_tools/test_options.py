@@ -1,0 +1,205 @@
+"""What users ask for beyond sound records: smaller images, fewer of them, none twice, none of the test set."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made import photo, quarantine, read_rows, run, write_captions, write_folder
+from PIL import Image
+
+from benchmarks.data.corpus import photo as lifelike
+from data_tools.dedup import MOST, NearHashes
+from data_tools.image import decode, dhash
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Callable[[dict[str, bytes]], Path]]:
+    """Write images by id as a source folder."""
+
+    def write(images: dict[str, bytes]) -> Path:
+        target = tmp_path / f"in{len(list(tmp_path.glob('in*')))}"
+        (target / "images").mkdir(parents=True)
+        for name, data in images.items():
+            (target / "images" / name).write_bytes(data)
+        lines = [{"id": name, "image": f"images/{name}", "caption": "some words here"} for name in images]
+        write_captions(target, lines)
+        return target
+
+    yield write
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def opened(data: bytes) -> Image.Image:
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
+
+
+def sharded(source: Path, *options: object) -> dict[str, dict]:
+    out = source.with_name(f"out{len(list(source.parent.glob('out*')))}")
+    run("shard", "folder", source, "--out", out, "--workers", 1, *options)
+    return {row["key"]: row for row in read_rows(out)} | {"": quarantine(out)}
+
+
+def test_only_what_shrinks_is_encoded_anew(folder: Callable[[dict[str, bytes]], Path]) -> None:
+    images = {"small": photo(0, size=(60, 64)), "wide": lifelike(1, (160, 90)), "tall": lifelike(2, (65, 130))}
+    rows = sharded(folder(images), "--longest-side", 64)
+    assert rows["small"]["image"] == images["small"]
+    assert (rows["wide"]["width"], rows["wide"]["height"]) == (64, 36)
+    assert (rows["tall"]["width"], rows["tall"]["height"]) == (32, 64)
+    for name in ("wide", "tall"):
+        small = opened(rows[name]["image"])
+        assert small.format == "JPEG"
+        assert small.size == (rows[name]["width"], rows[name]["height"])
+        expected = opened(images[name]).resize(small.size, Image.Resampling.LANCZOS).convert("L")
+        assert np.abs(np.asarray(small.convert("L"), float) - np.asarray(expected, float)).mean() < 4
+    low = sharded(folder(images), "--longest-side", 64, "--quality", 20)
+    assert len(low["wide"]["image"]) < len(rows["wide"]["image"])
+
+
+def test_shrunk_images_are_upright_and_keep_transparency_and_profile(
+    folder: Callable[[dict[str, bytes]], Path],
+) -> None:
+    halves = Image.new("RGB", (100, 40), "red")
+    halves.paste("blue", (50, 0, 100, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    clear = Image.new("RGBA", (100, 50), (0, 255, 0, 0))
+    deep = Image.fromarray(np.full((50, 100), 0x8000, np.uint16))
+    images = {
+        "turned": encoded(halves, exif=exif, icc_profile=b"profile"),
+        "clear": encoded(clear, "PNG"),
+        "deep": encoded(deep, "PNG"),
+        "inks": encoded(halves.convert("CMYK"), icc_profile=b"of inks"),
+        "palette": encoded(halves.quantize(4), "PNG"),
+    }
+    rows = sharded(folder(images), "--longest-side", 50)
+    turned = opened(rows["turned"]["image"])
+    assert turned.size == (20, 50)
+    assert turned.getpixel((10, 5))[0] > 200 > 60 > turned.getpixel((10, 5))[2]  # left has become the top
+    assert turned.getexif().get(0x0112, 1) == 1
+    assert turned.info["icc_profile"] == b"profile"
+    assert opened(rows["clear"]["image"]).getpixel((3, 3))[3] == 0
+    assert abs(opened(rows["deep"]["image"]).getpixel((3, 3)) - 0x80) <= 1
+    inks = opened(rows["inks"]["image"])
+    assert inks.mode == "RGB" and inks.getpixel((5, 5))[0] > 200
+    assert "icc_profile" not in inks.info
+    assert opened(rows["palette"]["image"]).mode == "RGB"
+
+
+def test_small_and_elongated_images_and_short_and_long_captions(tmp_path: Path) -> None:
+    records = write_folder(tmp_path / "in", 5)
+    sizes = {0: (31, 200), 1: (32, 96), 2: (32, 97), 3: (40, 40), 4: (40, 40)}
+    for number, size in sizes.items():
+        (tmp_path / f"in/images/{number}.jpg").write_bytes(photo(number, size=size))
+    records[3]["captions"] = ["one", "one two", "one two three", "1 2 3 4"]
+    records[4]["captions"] = ["one"]
+    write_captions(tmp_path / "in", records)
+    options = ("--min-size", 32, "--max-aspect", 3, "--caption-words", 2, 3)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", *options)
+    rows = {row["key"]: row for row in read_rows(tmp_path / "out")}
+    assert rows.keys() == {"r1", "r3"}
+    assert rows["r3"]["captions"] == ["one two", "one two three"]
+    reasons = {"r0": "image is too small", "r2": "image is too elongated", "r4": "no caption"}
+    assert quarantine(tmp_path / "out") == reasons
+    found = json.loads((tmp_path / "out/yield.json").read_text())
+    assert found["dropped_captions"] == {"caption has too few words": 1, "caption has too many words": 1}
+
+
+def copies(data: bytes) -> dict[str, bytes]:
+    """What becomes of an image on its way through the web."""
+    image = opened(data)
+    width, height = image.size
+    return {
+        "recoded": encoded(image, quality=50),
+        "half": encoded(image.resize((width // 2, height // 2), Image.Resampling.BICUBIC)),
+        "thumb": encoded(image.resize((width // 4, height // 4), Image.Resampling.LANCZOS), quality=70),
+        "squeezed": encoded(image.resize((224, 224), Image.Resampling.BILINEAR)),
+        "png": encoded(image.resize((300, 200)), "PNG"),
+        "webp": encoded(image, "WEBP", quality=60),
+    }
+
+
+def test_exact_and_perceptual_duplicates(folder: Callable[[dict[str, bytes]], Path]) -> None:
+    one, other = lifelike(1), lifelike(2)
+    images = {"one": one, "other": other, "same": one} | copies(one)
+    exact = sharded(folder(images), "--dedup", "exact")
+    assert exact[""] == {"same": "image is a duplicate"}
+    near = sharded(folder(images), "--dedup", "perceptual")
+    assert near[""] == dict.fromkeys(["same", *copies(one)], "image is a near duplicate")
+
+
+def test_no_image_of_an_excluded_corpus_comes_in(folder: Callable[[dict[str, bytes]], Path], tmp_path: Path) -> None:
+    """Copies that were shrunk and encoded anew are left out; a hundred other images are not."""
+    held_out = {str(seed): lifelike(seed) for seed in range(8)}
+    run("shard", "folder", folder(held_out), "--out", tmp_path / "test", "--split", "a=0.5,b=0.5")
+    leaks = {f"{name}-{kind}": data for name, one in held_out.items() for kind, data in copies(one).items()}
+    fresh = {f"fresh{seed}": lifelike(100 + seed, (160, 120)) for seed in range(100)}
+    rows = sharded(folder(leaks | fresh), "--exclude", tmp_path / "test")
+    assert rows.pop("") == dict.fromkeys(leaks, "image is excluded")
+    assert rows.keys() == fresh.keys()
+
+
+def test_plain_pictures_are_not_taken_for_one_another(folder: Callable[[dict[str, bytes]], Path]) -> None:
+    plain = {name: encoded(Image.new("RGB", (40, 40), name), "PNG") for name in ("red", "blue", "white")}
+    assert sharded(folder(plain), "--dedup", "perceptual")[""] == {}
+
+
+@pytest.mark.parametrize("distance", [0, 3, 4, 7, MOST])
+def test_the_index_finds_what_a_full_scan_finds(distance: int) -> None:
+    random = np.random.default_rng(distance)
+    values = [int(value) for value in random.integers(0, 2**63, 300, dtype=np.uint64)]
+    index = NearHashes(distance)
+    for value in values:
+        index.add(value)
+    for _ in range(300):
+        flips = random.choice(64, int(random.integers(0, distance + 3)), replace=False)
+        asked = values[int(random.integers(300))] ^ sum(1 << int(bit) for bit in flips)
+        assert index.near(asked) == any((asked ^ value).bit_count() <= distance for value in values)
+
+
+def test_unrelated_pictures_are_far_apart() -> None:
+    hashes = [dhash(decode(lifelike(seed, (120, 90)))) for seed in range(60)]
+    apart = [(a ^ b).bit_count() for n, a in enumerate(hashes) for b in hashes[:n]]
+    assert min(apart) > MOST
+    assert 28 < np.mean(apart) < 36
+
+
+def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:
+    write_folder(tmp_path / "in", 3)
+    shard = ("shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
+    assert "smaller number first" in fails(*shard, "--caption-words", 5, 2)
+    assert "does not exist" in fails(*shard, "--exclude", tmp_path / "nowhere")
+
+
+def test_a_partial_download_is_normal_but_an_empty_one_is_not(tmp_path: Path, fails: Callable[..., str]) -> None:
+    write_folder(tmp_path / "in", 6)
+    for number in range(5):
+        (tmp_path / f"in/images/{number}.jpg").unlink()
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
+    assert [row["key"] for row in read_rows(tmp_path / "out")] == ["r5"]
+    (tmp_path / "in/images/5.jpg").unlink()
+    assert "6 of 6" in fails("shard", "folder", tmp_path / "in", "--out", tmp_path / "none")
+
+
+def test_the_yield_is_told_by_source(tmp_path: Path) -> None:
+    records = write_folder(tmp_path / "in", 6)
+    for number in (1, 3):
+        records[number]["source"] = "web"
+    (tmp_path / "in/images/3.jpg").write_bytes(b"<html>404</html>")
+    write_captions(tmp_path / "in", records)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out")
+    sources = json.loads((tmp_path / "out/yield.json").read_text())["sources"]
+    assert sources["web"] == {"read": 2, "kept": 1, "dropped": {"not an image": 1}}
+    assert sources["made"] == {"read": 4, "kept": 4, "dropped": {}}
+    assert "web: kept 1 of 2 (1 not an image)" in (tmp_path / "out/yield.txt").read_text()

@@ -1,0 +1,92 @@
+"""Ray gives what one process gives, to the byte, and outlives the death of a worker."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from made import run, tree, write_folder
+
+from data_tools.engines import Map, engine
+from mvlm.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def die_once(mark: str) -> str:
+    """Kill the worker the first time."""
+    if not os.path.exists(mark):
+        open(mark, "w").close()
+        os._exit(1)
+    return mark
+
+
+def fail(item: int) -> int:
+    raise ZeroDivisionError(item)
+
+
+@pytest.fixture(scope="module")
+def ray_map() -> Iterator[Map]:
+    # Workers find this file's functions by its name, as they find an installed package's.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with engine("ray", 2) as found:
+            yield found
+
+
+def weightless(item: object) -> int:
+    return 0
+
+
+def test_order_is_kept_and_little_read_ahead(ray_map: Map) -> None:
+    items = list(range(-300, 3))
+    assert list(ray_map(abs, items, weightless)) == [(item, abs(item)) for item in items]
+    read = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read
+
+    results = ray_map(abs, endless(), weightless)
+    assert next(iter(results)) == (1, 1)
+    assert read <= 3 * 2 * 32
+
+
+def test_a_dead_worker_is_replaced_and_an_error_is_the_functions(ray_map: Map, tmp_path: Path) -> None:
+    mark = str(tmp_path / "mark")
+    assert list(ray_map(die_once, [mark], weightless)) == [(mark, mark)]
+    with pytest.raises(ZeroDivisionError):
+        list(ray_map(fail, [1], weightless))
+
+
+def test_a_work_that_always_kills_is_one_sentence(ray_map: Map) -> None:
+    with pytest.raises(UserError, match="at or near 3"):
+        list(ray_map(os._exit, [3], weightless))
+
+
+def test_the_same_bytes_through_a_running_ray(ray_map: Map, tmp_path: Path) -> None:
+    """The command, as a second driver, joins the Ray that is running and sends its code along."""
+    import ray
+
+    write_folder(tmp_path / "in", 100)
+    (tmp_path / "in/images/5.jpg").write_bytes(b"<html>404</html>")
+    shard = ["shard", "folder", str(tmp_path / "in"), "--shard-mb", "0.02", "--dedup", "perceptual", "--workers"]
+    run(*shard, 1, "--out", tmp_path / "local")
+    address = ray.get_runtime_context().gcs_address
+    argv = [*shard, "2", "--out", str(tmp_path / "ray"), "--engine", "ray", "--ray-address", address]
+    ended = subprocess.run([sys.executable, "-m", "data_tools", *argv], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+def test_no_ray_there_is_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
+    write_folder(tmp_path / "in", 2)
+    out = ("--out", tmp_path / "out", "--engine", "ray", "--ray-address", "127.0.0.1:1")
+    assert "--ray-address" in fails("shard", "folder", tmp_path / "in", *out)

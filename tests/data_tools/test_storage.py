@@ -1,0 +1,119 @@
+"""Writing to where other machines read: an S3 server of the test's own, and memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from made import run, tree, write_folder
+
+ROOT = Path(__file__).parents[2]
+SHARDING = ("--workers", 1, "--shard-mb", 0.02, "--split", "train=0.7,eval=0.3")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[fsspec.AbstractFileSystem]:
+    """A real S3 protocol server on the loopback, with one bucket; the environment points the commands to it."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        files = fsspec.filesystem("s3", skip_instance_cache=True)
+        files.mkdir("bucket")
+        yield files
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("storage") / "in"
+    write_folder(folder, 120)
+    (folder / "images/7.jpg").write_bytes(b"<html>404</html>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(source: Path) -> dict[str, bytes]:
+    out = source.with_name("local")
+    run("shard", "folder", source, "--out", out, *SHARDING)
+    return tree(out)
+
+
+def remote_tree(files: fsspec.AbstractFileSystem, root: str) -> dict[str, bytes]:
+    files.invalidate_cache()
+    return {path[len(root) + 1 :]: files.cat_file(path) for path in files.find(root)}
+
+
+def test_s3_gets_the_bytes_a_folder_gets(
+    s3: fsspec.AbstractFileSystem, source: Path, local: dict[str, bytes], fails: Callable[..., str]
+) -> None:
+    run("shard", "folder", source, "--out", "s3://bucket/deep/corpus", *SHARDING)
+    assert remote_tree(s3, "bucket/deep/corpus") == local
+    assert "already holds shards" in fails("shard", "folder", source, "--out", "s3://bucket/deep/corpus", *SHARDING)
+    assert remote_tree(s3, "bucket/deep/corpus") == local
+
+
+def test_a_killed_upload_goes_on(
+    s3: fsspec.AbstractFileSystem, source: Path, local: dict[str, bytes], fails: Callable[..., str]
+) -> None:
+    """Killed by itself when the third shard's state is there, from another process."""
+    code = (
+        "import os, sys\n"
+        "from data_tools.remote import Remote\n"
+        "from data_tools.__main__ import main\n"
+        "add = Remote.add_state\n"
+        "def dying(self, state):\n"
+        "    add(self, state)\n"
+        "    if self._count == 3: os.kill(os.getpid(), 9)\n"
+        "Remote.add_state = dying\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    argv = ["shard", "folder", str(source), "--out", "s3://bucket/killed", *map(str, SHARDING)]
+    ended = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ, capture_output=True)
+    assert ended.returncode == -9
+    left = remote_tree(s3, "bucket/killed")
+    assert sum(name.endswith(".state") for name in left) == 3
+    assert not any(name.endswith("manifest.json") for name in left)
+    written = {path: s3.info(path)["LastModified"] for path in s3.find("bucket/killed") if path.endswith(".arrow")}
+    run(*argv)
+    assert remote_tree(s3, "bucket/killed") == local
+    kept = [path for path, when in written.items() if s3.info(path)["LastModified"] == when]
+    assert len(kept) >= 3
+
+
+def test_what_others_put_there_is_left_alone(
+    s3: fsspec.AbstractFileSystem, source: Path, fails: Callable[..., str]
+) -> None:
+    s3.pipe_file("bucket/mine/notes.txt", b"keep")
+    assert "other files" in fails("shard", "folder", source, "--out", "s3://bucket/mine", *SHARDING)
+    assert remote_tree(s3, "bucket/mine") == {"notes.txt": b"keep"}
+
+
+def test_too_many_dropped_leaves_the_list_alone(
+    s3: fsspec.AbstractFileSystem, source: Path, fails: Callable[..., str]
+) -> None:
+    out = ("--out", "s3://bucket/refused", *SHARDING)
+    assert "1 of 120" in fails("shard", "folder", source, *out, "--tolerate", 0.001)
+    assert remote_tree(s3, "bucket/refused") == {}
+    assert b"not an image" in s3.cat_file("bucket/refused.quarantine.jsonl")
+    run("shard", "folder", source, *out)
+
+
+def test_memory_and_an_unknown_protocol(source: Path, local: dict[str, bytes], fails: Callable[..., str]) -> None:
+    run("shard", "folder", source, "--out", "memory://corpus", *SHARDING)
+    assert remote_tree(fsspec.filesystem("memory"), "/corpus") == local
+    assert "cannot be written" in fails("shard", "folder", source, "--out", "nonesuch://corpus")
