@@ -12,8 +12,9 @@ from data_tools.corpora import batches, corpora
 from data_tools.origin import add_source, open_source, origin
 from data_tools.progress import progress
 from data_tools.shard import shard as shard_records
+from data_tools.stats import TEXTS
 from data_tools.writer import write_text, writing
-from mvlm.data.schema import read_manifest
+from mvlm.data.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
 
 
@@ -25,7 +26,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_writing(shard)
     add_demands(shard)
 
-    train = subs.add_parser("tokenizer", help="train a byte-level BPE on the captions")
+    train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora of any task")
     train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     train.add_argument("--vocab", type=positive, default=8192, help="most tokens (default: 8192)")
@@ -47,7 +48,7 @@ def tokenizer(arguments: argparse.Namespace) -> int:
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already: delete it or give another --out.")
-    trained = train_tokenizer(_captions(arguments.shards), arguments.vocab)
+    trained = train_tokenizer(_texts(arguments.shards), arguments.vocab)
     with writing(arguments.out):
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_text(arguments.out, trained.backend_tokenizer.to_str(pretty=True) + "\n")
@@ -55,8 +56,11 @@ def tokenizer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _captions(paths: list[Path]) -> Iterator[str]:
+def _texts(paths: list[Path]) -> Iterator[str]:
+    """The captions, questions or sentences of every row."""
     for path in paths:
         for folder in corpora(path):
-            for batch in batches(folder, read_manifest(folder)):
-                yield from batch["captions"].flatten().to_pylist()
+            manifest = read_manifest(folder)
+            for batch in batches(folder, manifest):
+                texts = batch[TEXTS[manifest.task]]
+                yield from (texts.flatten() if manifest.task == CAPTION else texts).to_pylist()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.check import Checked
+from data_tools.check import Checked, exact_hash
 from data_tools.corpora import batches
 from data_tools.engines import Map
 from data_tools.image import decode, dhash
@@ -91,17 +91,17 @@ class Seen:
         digest, exact, perceptual = ENTRY.unpack(entry)
         if digest in self._keys:
             return "duplicate id"
-        if self._dedup == "exact" and exact in self._exact:
-            return DUPLICATE
         if self._dedup == "perceptual" and self._near.near(perceptual):
             return NEAR_DUPLICATE
+        if self._dedup and exact in self._exact:
+            return DUPLICATE
         self._remember(digest, exact, perceptual)
         self._new += entry
         return ""
 
     def _remember(self, digest: bytes, exact: bytes, perceptual: int) -> None:
         self._keys.add(digest)
-        if self._dedup == "exact":
+        if self._dedup:
             self._exact.add(exact)
         if self._dedup == "perceptual":
             self._near.add(perceptual)
@@ -118,15 +118,21 @@ class Seen:
 
 
 class Excluded:
-    """The images of some corpora, by perceptual hash; all are decoded on opening."""
+    """The images of some corpora, by perceptual hash and, for pictures too plain for one, by their bytes.
+
+    All are decoded on opening.
+    """
 
     def __init__(self, folders: Iterable[Path], distance: int, run: Map) -> None:
         self._near = NearHashes(distance)
-        for _, perceptual in run(_hash, _images(folders), len):
+        self._exact: set[bytes] = set()
+        for image, perceptual in run(_hash, _images(folders), len):
             self._near.add(perceptual)
+            self._exact.add(exact_hash([image]))
 
-    def holds(self, perceptual: int) -> bool:
-        return self._near.near(perceptual)
+    def holds(self, found: Checked) -> bool:
+        """Whether any picture of a record is among them."""
+        return found.exact in self._exact or any(self._near.near(picture.perceptual) for picture in found.pictures)
 
 
 def _digest(key: str) -> bytes:

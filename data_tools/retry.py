@@ -180,7 +180,7 @@ class _Work:
         split = self._options.split
         if split and split.allot(item) is None:
             return Dropped(item.key, MISSING, item.where, split.field, item.source)
-        if any(self._excluded.holds(picture.perceptual) for picture in result.pictures):
+        if self._excluded.holds(result):
             return Dropped(item.key, EXCLUDED, item.where, source=item.source)
         stored = result.pictures[0].encoded or item.image
         if reason := self._seen.refuses(item.key, replace(result, exact=_digest(stored))):

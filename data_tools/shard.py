@@ -99,7 +99,7 @@ def shard(
 def needed(options: Options) -> Demands:
     """What the check must work out for the options' sake."""
     perceptual = options.dedup == "perceptual" or bool(options.exclude)
-    return replace(options.demands, exact_hash=options.dedup == "exact", perceptual_hash=perceptual)
+    return replace(options.demands, exact_hash=bool(options.dedup or options.exclude), perceptual_hash=perceptual)
 
 
 def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
@@ -214,7 +214,7 @@ class _Work:
         name = split.allot(item) if split else ""
         if name is None:
             return Dropped(item.key, MISSING, item.where, split.field if split else "", item.source)
-        if any(self._excluded.holds(picture.perceptual) for picture in result.pictures):
+        if self._excluded.holds(result):
             return Dropped(item.key, EXCLUDED, item.where, source=item.source)
         if reason := self._seen.refuses(item.key, result):
             return Dropped(item.key, reason, item.where, source=item.source)

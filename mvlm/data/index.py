@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 
 import pyarrow as pa
 
-from mvlm.data.schema import SCHEMA, Manifest, Shard, check_lengths, read_manifest
+from mvlm.data.schema import CAPTION, SCHEMA, Manifest, Shard, check_lengths, read_manifest
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -103,12 +103,18 @@ class Corpus:
     """A folder of shards, opened by its manifest alone; a shard is mapped when it is first touched.
 
     Raises:
-        UserError: the folder is missing or unfinished, or a shard is missing or has another length than written.
+        UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
+            than written.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
+        if self.manifest.task != CAPTION:
+            raise UserError(
+                f"{self.folder} holds rows of the task {self.manifest.task!r}, and pretraining reads captions: "
+                "give a corpus of image-caption pairs."
+            )
         check_lengths(self.folder, self.manifest)
         self._starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
         # Threads may open one shard twice at the same time; that costs a little and harms nothing.

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from made_shards import make_rows, write_shards
 
+from data_tools.__main__ import main as data_tools_main
 from mvlm.data import index
 from mvlm.data.index import Corpus, Mixture
 from mvlm.data.schema import MANIFEST, SCHEMA
@@ -141,3 +143,10 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
     shard.write_bytes(shard.read_bytes().replace(b"MARKER", b"MARK\xff\xfe"))
     with pytest.raises(UserError, match=r"row 1 .*utf-8"):
         Corpus(folder).row(1)
+
+
+def test_a_corpus_of_another_task_is_refused(tmp_path: Path) -> None:
+    words = ["synth", "--task", "vqa", "--count", "40", "--out", str(tmp_path / "vqa")]
+    assert data_tools_main(words) == 0
+    with pytest.raises(UserError, match=r"vqa.*captions"):
+        Corpus(tmp_path / "vqa")

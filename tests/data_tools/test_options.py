@@ -155,6 +155,17 @@ def test_plain_pictures_are_not_taken_for_one_another(folder: Callable[[dict[str
     assert sharded(folder(plain), "--dedup", "perceptual")[""] == {}
 
 
+def test_a_plain_picture_is_known_again_by_its_bytes(
+    folder: Callable[[dict[str, bytes]], Path], tmp_path: Path
+) -> None:
+    red, blue = (encoded(Image.new("RGB", (40, 40), name), "PNG") for name in ("red", "blue"))
+    run("shard", "folder", folder({"held out": red}), "--out", tmp_path / "test")
+    source = folder({"leak": red, "blue": blue, "again": blue})
+    rows = sharded(source, "--exclude", tmp_path / "test", "--dedup", "perceptual")
+    assert rows.pop("") == {"leak": "image is excluded", "again": "image is a duplicate"}
+    assert rows.keys() == {"blue"}
+
+
 @pytest.mark.parametrize("distance", [0, 3, 4, 7, MOST])
 def test_the_index_finds_what_a_full_scan_finds(distance: int) -> None:
     random = np.random.default_rng(distance)

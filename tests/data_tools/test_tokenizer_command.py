@@ -85,3 +85,13 @@ def test_mistakes_of_the_command(tmp_path: Path, trained: Path, fails: Callable[
     assert "too small" in fails("tokenizer", shapes, "--out", tmp_path / "t.json", "--vocab", 100)
     assert "exists already" in fails("tokenizer", shapes, "--out", trained)
     assert "does not exist" in fails("tokenizer", tmp_path / "nowhere", "--out", tmp_path / "t.json")
+
+
+def test_questions_and_statements_are_texts_too(tmp_path: Path) -> None:
+    for task in ("vqa", "pairs", "caption"):
+        run("synth", "--task", task, "--count", 200, "--out", tmp_path / task)
+    corpora = [tmp_path / task for task in ("vqa", "pairs", "caption")]
+    run("tokenizer", *corpora, "--out", tmp_path / "tokenizer.json", "--vocab", 500)
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer.json"))
+    for word in ("many", "different"):  # of questions and of statements; no caption has them
+        assert len(tokenizer(word).input_ids) == 3
