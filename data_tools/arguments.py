@@ -28,7 +28,10 @@ def add_writing(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--split", help="shares by name, for example train=0.88,eval=0.12: one folder each in SHARDS")
     command.add_argument(
-        "--split-by", default="key", metavar="FIELD", help="field whose equal values stay together (default: the id)"
+        "--split-by",
+        default="key",
+        metavar="FIELD",
+        help="field whose equal values stay together (default: %(default)s; key is the id)",
     )
     command.add_argument("--shard-mb", type=megabytes, default=256, help="image megabytes a shard (default: 256)")
     command.add_argument(

@@ -20,7 +20,7 @@ from mvlm.data.index import Mixture
 from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import find_checkpoint, load_weights, offline_model
+from mvlm.model.weights import load_weights, offline_model
 from mvlm.train.checkpoint import starting_point, write_durably
 
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
@@ -55,7 +55,7 @@ def build_model(config: Config, run: Path, tokenizer: PreTrainedTokenizerBase) -
         return offline_model(config, checkpoint.parent.parent), checkpoint
     model = MaskVLM(config, tokenizer, load_weights=checkpoint is None)
     if checkpoint:
-        load_weights(model, find_checkpoint(checkpoint))
+        load_weights(model, checkpoint)
     return model, None
 
 
@@ -72,7 +72,6 @@ def describe_run(run: Path, config: Config, ds_config: dict[str, Any], model: Ma
         "device": str(dist.device()),
         "command": shlex.join(sys.argv),
         "versions": {"mvlm": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names},
-        "parameters": layout["parameters"],
         "config": dataclasses.asdict(config),
         "deepspeed": ds_config,
     }
