@@ -108,13 +108,19 @@ class Train:
     steps: int = 0
     global_batch: int = 512  # pairs a step over all ranks and accumulation (P)
     micro_batch: int = 0  # pairs a rank a forward pass; 0 = the largest without accumulation
+    deterministic: bool = False  # the same bits on CUDA in every run, at some cost in speed; a CPU gives them anyhow
+    time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none but SLURM's own, which is known
+    spike: float = 3.0  # a loss above this many times the median of the last 64 is rolled back; 0 = only NaN and inf
+    max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
+    hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     every: int = 1000  # steps; the last step is always saved; 0 = only then
     keep: int = 2  # newest checkpoints kept
-    resume: str = ""  # a checkpoint to go on from; "" = the run folder's latest
+    keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good; 0 = none
+    resume: str = ""  # a checkpoint to go on from where the run folder has none of its own
     init: str = ""  # a run or checkpoint whose weights alone are taken
 
 
@@ -265,8 +271,8 @@ NOT_NEGATIVE = {
     "model": ("cross_init_std",),
     "data": ("workers",),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
-    "train": ("steps", "micro_batch"),
-    "checkpoint": ("every",),
+    "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
+    "checkpoint": ("every", "keep_every"),
     "eval": ("every", "rerank", "limit"),
 }
 
@@ -314,3 +320,5 @@ def _check(config: Config, where: str) -> None:
     length = train.steps > 0 or 0 < train.epochs < math.inf
     require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
+    require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
+    require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")

@@ -107,3 +107,11 @@ def gather_objects(value: Any) -> list[Any]:
 def barrier() -> None:
     if world() > 1:
         torch_dist.barrier()
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether this is what a collective raises when another rank has died or fallen silent."""
+    if isinstance(error, (torch_dist.DistBackendError, torch_dist.DistNetworkError, torch_dist.DistStoreError)):
+        return True
+    words = str(error)
+    return isinstance(error, RuntimeError) and "gloo" in words and ("onnection" in words or "imed out" in words)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from mvlm.train.signals import StopRequests
 
 EXAMPLES = """examples:
   deepspeed --module mvlm train mvlm/configs/tiny.toml --deepspeed_config ds_configs/cpu.json data.train=shards/train
@@ -12,7 +18,11 @@ EXAMPLES = """examples:
   torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
 
 The same command again goes on from the run folder's latest checkpoint, with any number of ranks.
+SIGTERM or SIGUSR1 to any rank, or to the launcher, saves and ends with exit code 75.
 """
+PREEMPTED = 75
+CAUSE_FIRST_SECONDS = 10.0
+"""A rank that has lost another one lets that one's exit code reach the launcher before its own."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -31,6 +41,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mvlm.train.signals import StopRequests
+
+    stop = StopRequests()  # before the imports, which take seconds in which a signal may come
     from mvlm import dist
     from mvlm.config import load_config
     from mvlm.data.index import Mixture
@@ -52,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if ranks < launched["world"] and launched["rank"] == 0:
         print(f"train.global_batch {config.train.global_batch} uses {ranks} of the {launched['world']} ranks launched.")
     _limit_threads(ranks)
+    if config.train.deterministic:
+        _compute_deterministically()
     dist.init(ranks)
     try:
         from mvlm.train.loop import train
@@ -61,9 +76,39 @@ def run(args: argparse.Namespace) -> int:
             from mvlm.evaluate.training import evaluator
 
             evaluate = evaluator(config, Path(config.run.dir))
-        return train(config, (args.deepspeed_config, args.config), evaluate)
-    finally:
+        code = train(config, (args.deepspeed_config, args.config), evaluate, stop)
+    except Exception as error:
+        if dist.lost_peer(error):
+            _end_alone(config.run.dir, error, stop)
         dist.close()
+        raise
+    dist.close()
+    return code
+
+
+def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
+    """End without the other ranks: whoever has died, the checkpoints are whole."""
+    rank = os.environ.get("RANK", "0")
+    cause = str(error).splitlines()[0]
+    print(
+        f"mvlm: rank {rank} has lost another rank ({cause}): start the same command again to go on from the newest "
+        f"checkpoint in {run}.",
+        file=sys.stderr,
+        flush=True,
+    )
+    deadline = time.monotonic() + CAUSE_FIRST_SECONDS
+    while time.monotonic() < deadline and not stop.signalled:
+        time.sleep(0.1)
+    os._exit(PREEMPTED)  # tearing down a group that has lost a rank may hang
+
+
+def _compute_deterministically() -> None:
+    """Ask torch for the same bits in every run, and for an error where it cannot give them."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def _limit_threads(ranks: int) -> None:

@@ -6,9 +6,10 @@ Global batch k of a run is positions kG .. (k+1)G. With `world` ranks, micro-bat
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -32,12 +33,14 @@ class Loader:
         order: position -> row.
         global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
         start_position: samples already seen, from which the stream goes on.
+        skip: positions at which a global batch begins that is left out.
         workers: decoding threads; 0 = decode when asked, in the consumer's thread.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
 
     Attributes:
         wait_seconds: how long the consumer has waited for data so far.
+        position: where the global batch that was handed out last begins.
 
     Raises:
         UserError: the global batch does not divide into micro-batches.
@@ -53,6 +56,7 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         start_position: int = 0,
+        skip: Collection[int] = (),
         workers: int = 2,
         prefetch: int = 2,
         pin: bool = False,
@@ -66,9 +70,12 @@ class Loader:
         self.order = order
         self.accumulation = global_batch // (micro_batch * world)
         self.wait_seconds = 0.0
+        self.position = start_position
         self._micro_batch = micro_batch
-        self._round = micro_batch * world
-        self._next = start_position + rank * micro_batch
+        self._handed_out = _starts(start_position, global_batch, skip)
+        own = [(m * world + rank) * micro_batch for m in range(self.accumulation)]
+        steps = _starts(start_position, global_batch, skip)
+        self._micro_batches = (start + offset for start in steps for offset in own)
         self._prefetch = prefetch
         self._pin = pin
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mvlm-data") if workers else None
@@ -82,6 +89,7 @@ class Loader:
         if self._closed:
             raise StopIteration
         began = time.perf_counter()
+        self.position = next(self._handed_out)
         try:
             return [self._take() for _ in range(self.accumulation)]
         except BaseException:
@@ -126,6 +134,11 @@ class Loader:
 
     def _next_pairs(self) -> list[tuple[int, int]]:
         """Position and row of each pair of the next micro-batch."""
-        positions = np.arange(self._next, self._next + self._micro_batch)
-        self._next += self._round
+        first = next(self._micro_batches)
+        positions = np.arange(first, first + self._micro_batch)
         return list(zip(positions.tolist(), self.order(positions).tolist(), strict=True))
+
+
+def _starts(position: int, global_batch: int, skip: Collection[int]) -> Iterator[int]:
+    """Where the global batches from `position` on begin, those in `skip` left out."""
+    return (start for start in itertools.count(position, global_batch) if start not in skip)

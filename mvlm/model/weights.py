@@ -3,6 +3,7 @@
 A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
 `moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), `state.json` and
 `index.json`, which names every file with its length and hash. `checkpoints/latest` holds the newest one's name.
+Beside them may lie `step_N.partial-A`, being written by the run's attempt A, and `step_N.damaged`, set aside.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 from transformers import AutoTokenizer
 
 from mvlm.config import Config, load_config
@@ -25,6 +26,7 @@ from mvlm.model.maskvlm import MaskVLM
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
 WEIGHTS, MOMENTS = "weights", "moments"
+UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,15 @@ class Loaded:
     tokenizer_folder: Path
     config: Config
     step: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a checkpoint as index.json names it."""
+
+    file: str
+    bytes: int
+    sha256: str
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -48,35 +59,57 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     latest = path / CHECKPOINTS / LATEST
     if latest.is_file():
-        checkpoint = path / CHECKPOINTS / latest.read_text(encoding="utf-8").strip()
+        checkpoint = path / CHECKPOINTS / latest.read_text(encoding="utf-8", errors="replace").strip()
         if (checkpoint / "index.json").is_file():
             return checkpoint
         raise UserError(f"{latest} names {checkpoint.name}, which is no checkpoint: write a whole one's name into it.")
     raise UserError(f"No checkpoint at {path}: give a run folder or one of its checkpoints/step_... folders.")
 
 
-def tensors(checkpoint: Path, kind: str) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the checkpoint's `weights` or `moments` files, one at a time, lengths checked.
+def read_index(checkpoint: Path) -> list[Entry]:
+    """The files of a checkpoint; raises one of UNREADABLE where index.json is damaged."""
+    content = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))
+    return [Entry(**entry) for entry in content["files"]]
+
+
+def is_moments(entry: Entry) -> bool:
+    return entry.file.startswith(MOMENTS)
+
+
+def has_moments(checkpoint: Path) -> bool:
+    """Whether any of the optimiser's files lies there; raises one of UNREADABLE where index.json is damaged."""
+    return any((checkpoint / entry.file).exists() for entry in read_index(checkpoint) if is_moments(entry))
+
+
+@contextmanager
+def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, safe_open]]:
+    """The open file of every tensor of `weights` or `moments`: `files[title].get_tensor(title)` reads that one alone.
 
     Raises:
         UserError: a file is missing, cut short or damaged.
     """
-    index = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))
-    for entry in index["files"]:
-        path = checkpoint / entry["file"]
-        if not entry["file"].startswith(kind):
-            continue
-        size = path.stat().st_size if path.exists() else None
-        if size != entry["bytes"]:
-            raise UserError(
-                f"{path} has {size} bytes and not {entry['bytes']}: the checkpoint is damaged; resume from another."
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - not a dict
-                    yield name, file.get_tensor(name)
-        except SafetensorError as error:
-            raise UserError(f"{path} is damaged ({error}): resume from another checkpoint.") from None
+    try:
+        entries = read_index(checkpoint)
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / 'index.json'} is damaged ({error}): use another checkpoint.") from None
+    files: dict[str, safe_open] = {}
+    with ExitStack() as stack:
+        for entry in entries:
+            if entry.file.startswith(kind):
+                file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
+                files |= dict.fromkeys(file.keys(), file)
+        yield files
+
+
+def _open(path: Path, length: int) -> safe_open:
+    size = path.stat().st_size if path.exists() else None
+    if size != length:
+        found = "is missing" if size is None else f"has {size} bytes and not {length}"
+        raise UserError(f"{path} {found}: the checkpoint is damaged; use another.")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): use another checkpoint.") from None
 
 
 def load_weights(model: MaskVLM, checkpoint: Path) -> None:
@@ -86,12 +119,13 @@ def load_weights(model: MaskVLM, checkpoint: Path) -> None:
         UserError: a parameter is missing, unknown or of another shape.
     """
     wanted = dict(model.named_parameters())
-    for name, tensor in tensors(checkpoint, WEIGHTS):
-        parameter = wanted.pop(name, None)
-        if parameter is None or parameter.shape != tensor.shape:
-            shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
-            raise UserError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)} and is {shape} in this model.")
-        parameter.data.copy_(tensor)
+    with open_tensors(checkpoint, WEIGHTS) as files:
+        for name, file in files.items():
+            tensor, parameter = file.get_tensor(name), wanted.pop(name, None)
+            if parameter is None or parameter.shape != tensor.shape:
+                shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
+                raise UserError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)} and is {shape} in this model.")
+            parameter.data.copy_(tensor)
     if wanted:
         raise UserError(f"{checkpoint} lacks {len(wanted)} parameters of this model, {next(iter(wanted))} first.")
 
@@ -106,7 +140,10 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
     config = load_config(run / "config.toml")
     model = offline_model(config, run)
     load_weights(model, checkpoint)
-    step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
+    try:
+        step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
     return Loaded(model.to(device).eval(), run / "tokenizer", config, step)
 
 

@@ -1,8 +1,7 @@
-"""Checkpoints that any number of ranks and any ZeRO stage can go on from. Layout: mvlm/model/weights.py.
+"""Going on from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/model/weights.py.
 
-Each rank writes the parameters dealt to it, as whole fp32 tensors by name, beside the final place; when all are
-written, hashed and synced, rank 0 renames the folder and only then points `latest` at it. A kill at any moment
-leaves the checkpoint before it untouched.
+Written by mvlm/train/saver.py. Where the run's latest checkpoint turns out to be damaged, the newest older one
+that is whole takes its place.
 """
 
 from __future__ import annotations
@@ -10,101 +9,209 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TypeVar
 
 from mvlm import dist
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import CHECKPOINTS, LATEST, MOMENTS, WEIGHTS, find_checkpoint, tensors
-from mvlm.train import engine as engine_module
+from mvlm.model.weights import (
+    CHECKPOINTS,
+    LATEST,
+    MOMENTS,
+    UNREADABLE,
+    WEIGHTS,
+    find_checkpoint,
+    has_moments,
+    is_moments,
+    open_tensors,
+    read_index,
+)
 from mvlm.train.engine import Engine
+from mvlm.train.partitions import MOMENTS as KEYS
+from mvlm.train.state import TrainState
+
+FOLDERS = "step_????????"
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
-class TrainState:
-    """All that a run must remember beside tensors; the same on every rank."""
+class Start:
+    """Where training begins."""
 
-    step: int  # updates made
-    samples_seen: int
-    seed: int
-    manifest_fingerprint: str
+    checkpoint: Path | None  # None: from scratch
+    resumes: bool  # goes on exactly; otherwise the weights alone are taken
+    own: bool  # the checkpoint lies in the run folder itself
 
 
-def save(engine: Engine, state: TrainState, run: Path, config: Checkpoint) -> Path:
-    """Write `run/checkpoints/step_N`, make it the latest and delete older ones beyond `config.keep`.
+def starting_point(run: Path, config: Checkpoint) -> Start:
+    """Decide where training begins; all ranks must call, and are told the same.
+
+    1. The latest whole checkpoint in the run folder, so that a command that is started again goes on. 2.
+    `checkpoint.resume`, when given. 3. The weights alone of `checkpoint.init`. 4. Scratch.
 
     Raises:
-        UserError: on every rank, when any could not write; what was latest stays so.
+        UserError: there is no such checkpoint, or none of the run folder is whole.
     """
-    folder = run / CHECKPOINTS / f"step_{state.step:08d}"
-    partial = folder.with_suffix(".partial")
-    if dist.rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
-    weights, moments = _own_tensors(engine)
-    entries, failure = [], None
+    start = _as_rank_0(lambda: _given_start(run, config))
+    return start or Start(newest_whole(run), resumes=True, own=True)
+
+
+def _given_start(run: Path, config: Checkpoint) -> Start | None:
+    """By all rules but the first: None where that one holds."""
+    if (run / CHECKPOINTS / LATEST).is_file():
+        return None
+    if config.resume:
+        return Start(find_checkpoint(config.resume), resumes=True, own=False)
+    return Start(find_checkpoint(config.init) if config.init else None, resumes=False, own=False)
+
+
+def make_latest(checkpoint: Path) -> None:
+    """Point the run's `latest` at one of its own checkpoints, whatever lies beyond it; all ranks must call."""
+    _as_rank_0(partial(_point_latest, checkpoint))
+
+
+def _point_latest(checkpoint: Path) -> None:
     try:
-        for kind, content in ((WEIGHTS, weights), (MOMENTS, moments)):
-            if content:
-                name = f"{kind}-{dist.rank():05d}-of-{dist.world():05d}.safetensors"
-                entries.append(_write(partial / name, content))
-    except Exception as error:  # safetensors has its own kinds beside OSError
-        failure = f"rank {dist.rank()}: {error}"
-    gathered = dist.gather_objects((entries, failure))
-    if dist.rank() == 0:
-        failures = [failure for _, failure in gathered if failure]
-        try:
-            if not failures:
-                files = [entry for entries, _ in gathered for entry in entries]
-                _publish(partial, folder, {"files": files}, state)
-                _prune(folder, config.keep)
-        except OSError as error:
-            failures = [str(error)]
-        failure = failures[0] if failures else None
-        if failure:
-            shutil.rmtree(partial, ignore_errors=True)
-    failure = dist.broadcast_object(failure)
-    if failure:
-        raise UserError(f"The checkpoint {folder} could not be written ({failure}): free some room and start again.")
-    return folder
+        write_durably(checkpoint.parent / LATEST, checkpoint.name)
+    except OSError as error:
+        raise UserError(f"{checkpoint.parent} cannot be written ({error}): free some room or set run.dir.") from None
 
 
-def _own_tensors(engine: Engine) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """This rank's share of the whole tensors, on the CPU; every rank takes part in gathering each."""
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    for number, (name, whole) in enumerate(engine.whole_tensors()):
-        if number % dist.world() == dist.rank():
-            for key, tensor in whole.items():
-                content, title = (weights, name) if key == "weight" else (moments, f"{key}/{name}")
-                content[title] = tensor.detach().to("cpu", copy=True).contiguous()
-    return weights, moments
+def newest_whole(run: Path) -> Path:
+    """The run's latest checkpoint; where it is damaged, the newest older whole one, which becomes the latest.
+
+    The damaged ones are then renamed to `step_N.damaged`, and one sentence says so. All ranks must call.
+
+    Raises:
+        UserError: none is whole; nothing has been renamed.
+    """
+    latest = _as_rank_0(lambda: _latest(run))
+    reason = find_damage(latest)
+    if reason is None:
+        return latest
+    damaged = [latest]
+    older = _as_rank_0(lambda: [path for path in latest.parent.glob(FOLDERS) if path.name < latest.name])
+    for candidate in sorted(older, reverse=True):
+        if find_damage(candidate):
+            damaged.append(candidate)
+        elif _can_go_on(candidate):
+            _as_rank_0(partial(_set_aside, damaged, reason, candidate))
+            return candidate
+    raise _refusal(latest, reason)
 
 
-def _write(path: Path, content: dict[str, Tensor]) -> dict[str, Any]:
-    save_file(content, path)
-    path.chmod(0o644)  # safetensors makes it for its owner alone
-    with open(path, "rb+") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        os.fsync(file.fileno())
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
+def restore(engine: Engine, checkpoint: Path) -> TrainState:
+    """Fill the engine, new or live, from a checkpoint of any layout; all ranks must call.
+
+    One parameter's tensors are in memory at a time.
+
+    Raises:
+        UserError: the checkpoint is damaged, lacks moments that the run needs, or is another model's.
+    """
+    if reason := find_damage(checkpoint):
+        raise _refusal(checkpoint, reason)
+    state = read_state(checkpoint)
+    if not _can_go_on(checkpoint):
+        raise UserError(
+            f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
+            "start a new run with checkpoint.init to take its weights alone."
+        )
+    parameters = dict(engine.parameters())
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
+        moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
+        for name, file in weights.items():
+            shape, parameter = tuple(file.get_slice(name).get_shape()), parameters.get(name)
+            if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
+                raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
+        if lacking := parameters.keys() - weights.keys():
+            raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
+        engine.prepare_state(state.updates)
+        for name, parameter in parameters.items():
+            titles = {key: f"{key}/{name}" for key in KEYS}
+            whole = {key: moments[title].get_tensor(title) for key, title in titles.items() if title in moments}
+            engine.write(parameter, {"weight": weights[name].get_tensor(name), **whole})
+    if state.loss_scale is not None:
+        engine.set_loss_scale_state(state.loss_scale)
+    return state
 
 
-def _publish(partial: Path, folder: Path, index: dict[str, Any], state: TrainState) -> None:
-    write_durably(partial / "state.json", json.dumps(asdict(state)))
-    write_durably(partial / "index.json", json.dumps(index, indent=1))
-    if folder.exists():  # a repeated step, after going on from an older checkpoint
-        shutil.rmtree(folder)
-    os.rename(partial, folder)
-    write_durably(folder.parent / LATEST, folder.name)
+def read_state(checkpoint: Path) -> TrainState:
+    """Raises one of UNREADABLE where state.json is damaged."""
+    return TrainState.from_json(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, if anything; the ranks share the reading, and all must call.
+
+    Moments that were deleted altogether are no damage.
+    """
+    return next(filter(None, dist.gather_objects(_find_damage_in_share(checkpoint))), None)
+
+
+def _find_damage_in_share(checkpoint: Path) -> str | None:
+    if not checkpoint.is_dir():
+        return "it is missing"
+    try:
+        read_state(checkpoint)
+        files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
+        for entry in files[dist.rank() :: dist.world()]:
+            with open(checkpoint / entry.file, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    return f"{entry.file} has another SHA-256 than index.json says"
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _can_go_on(checkpoint: Path) -> bool:
+    """Whether an undamaged checkpoint has the moments that its optimiser needs."""
+    return read_state(checkpoint).updates == 0 or has_moments(checkpoint)
+
+
+def _refusal(checkpoint: Path, reason: str) -> UserError:
+    return UserError(
+        f"{checkpoint} is damaged ({reason}): go on from another checkpoint, by checkpoint.resume in a new run.dir."
+    )
+
+
+def _latest(run: Path) -> Path:
+    """The folder that `latest` names, be it whole or not."""
+    latest = run / CHECKPOINTS / LATEST
+    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    return latest.with_name(name) if re.fullmatch(r"step_\d{8}", name) else find_checkpoint(run)
+
+
+def _set_aside(damaged: list[Path], reason: str, used: Path) -> None:
+    try:
+        write_durably(used.parent / LATEST, used.name)
+        kept = []
+        for folder in filter(Path.is_dir, damaged):
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+            kept.append(aside.name)
+        sync_folder(used.parent)
+    except OSError as error:
+        raise UserError(
+            f"{damaged[0]} is damaged ({reason}) and cannot be renamed ({error}): free some room, or set "
+            f"checkpoint.resume={used}."
+        ) from None
+    kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
+    print(
+        f"mvlm: {damaged[0]} is damaged ({reason}): the run goes on from {used.name}{kept_as}.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -115,80 +222,27 @@ def write_durably(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+    sync_folder(path.parent)
 
 
-def _prune(newest: Path, keep: int) -> None:
-    """Delete all but the last `keep`; first what lies beyond `newest`, left by a run that was gone back on."""
-    found = newest.parent.glob("step_????????")
-    for old in sorted(found, key=lambda folder: (folder.name <= newest.name, folder.name))[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def restore(engine: Engine, checkpoint: Path) -> TrainState:
-    """Fill the engine from a checkpoint of any layout; all ranks must call.
-
-    Raises:
-        UserError: the checkpoint is damaged or another model's.
-    """
-    state = _read_state(checkpoint)
-    moments = dict(_grouped_moments(checkpoint))
-    if state.step and not moments:
-        raise UserError(
-            f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
-            "start a new run with checkpoint.init to take its weights alone."
-        )
-    if moments:
-        engine.prepare_state(state.step)
-    parameters = dict(engine.parameters())
-    for name, weight in tensors(checkpoint, WEIGHTS):
-        parameter = parameters.pop(name, None)
-        shape = None if parameter is None else getattr(parameter, "ds_shape", parameter.shape)
-        if parameter is None or shape != weight.shape:
-            raise UserError(
-                f"{checkpoint}: {name} of shape {tuple(weight.shape)} does not fit this model; use its TOML."
-            )
-        engine.write(parameter, {"weight": weight, **moments.get(name, {})})
-    if parameters:
-        raise UserError(f"{checkpoint} lacks {next(iter(parameters))}: it is another model's; use its TOML.")
-    return state
-
-
-def _read_state(checkpoint: Path) -> TrainState:
-    """The state, once every file has the hash it was written with; the ranks share the reading."""
-    damaged = None
+def sync_folder(folder: Path) -> None:
+    """Have the disk know the names in a folder, which syncing its files does not."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        state = TrainState(**json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-        entries = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))["files"]
-        for entry in entries[dist.rank() :: dist.world()]:
-            with open(checkpoint / entry["file"], "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    damaged = f"{entry['file']} has another SHA-256 than index.json says"
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        damaged = f"{type(error).__name__}: {error}"
-    if found := next(filter(None, dist.gather_objects(damaged)), None):
-        raise UserError(f"{checkpoint} is damaged ({found}): set checkpoint.resume to another checkpoint.")
-    return state
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def _grouped_moments(checkpoint: Path) -> dict[str, dict[str, torch.Tensor]]:
-    grouped: dict[str, dict[str, torch.Tensor]] = {}
-    for title, tensor in tensors(checkpoint, MOMENTS):
-        key, name = title.split("/", 1)
-        if key in engine_module.MOMENTS:
-            grouped.setdefault(name, {})[key] = tensor
-    return grouped
-
-
-def starting_point(run: Path, config: Checkpoint) -> tuple[Path | None, bool]:
-    """Where training begins, and whether it goes on exactly.
-
-    1. `checkpoint.resume`, when given. 2. The latest checkpoint in the run folder. 3. The weights alone of
-    `checkpoint.init`. 4. Scratch (None).
-    """
-    if config.resume:
-        return find_checkpoint(config.resume), True
-    if (run / CHECKPOINTS / LATEST).is_file():
-        return find_checkpoint(run), True
-    if config.init:
-        return find_checkpoint(config.init), False
-    return None, False
+def _as_rank_0(ask: Callable[[], Found]) -> Found:
+    """What rank 0 finds, or the mistake it meets, on every rank."""
+    answer: Found | UserError | None = None
+    if dist.rank() == 0:
+        try:
+            answer = ask()
+        except UserError as error:
+            answer = error
+    answer = dist.broadcast_object(answer)
+    if isinstance(answer, UserError):
+        raise answer
+    return answer

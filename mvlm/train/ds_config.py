@@ -9,8 +9,8 @@ from typing import Any
 
 from mvlm.config import Config
 from mvlm.errors import UserError
-
-AUTO = "auto"
+from mvlm.train import ds_fill
+from mvlm.train.ds_fill import AUTO
 
 REFUSED = {
     "amp": "NVIDIA apex no longer has amp; use the bf16 section",
@@ -18,9 +18,12 @@ REFUSED = {
     "curriculum_learning": "the order of samples belongs to the loader; delete it",
     "data_efficiency": "the order of samples belongs to the loader; delete it",
     "sparse_gradients": "sparse embeddings are not used; delete it",
+    "zero_optimization.zenflow": "checkpoints could not be taken of it; use offload_optimizer alone",
+    "zero_optimization.offload_optimizer.super_offload": "checkpoints could not be taken of it; delete it",
 }
 
-SECTIONS = ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler")
+SECTIONS = ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler", "data_types", "torch_autocast")
+OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
 
 
 def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
@@ -54,55 +57,18 @@ def resolve(
     Raises:
         UserError: a key contradicts the TOML (both values and both files are named) or cannot work here.
     """
-    json_name, toml_name = where
-    for section, remedy in REFUSED.items():
-        value = content.get(section)
-        if value and not (isinstance(value, dict) and value.get("enabled") is False):
-            raise UserError(f"{json_name}: section {section!r} cannot work here: {remedy}.")
-    for section in SECTIONS:
-        if not isinstance(content.get(section) or {}, dict):
-            raise UserError(f"{json_name}: {section} is {content[section]!r}: give a JSON object, or delete it.")
+    json_name = where[0]
+    _refuse(content, json_name)
+    _check_owned(content, config, where, world, total_steps, warmup_steps)
     resolved: dict[str, Any] = {
         key: value for key, value in json.loads(json.dumps(content)).items() if value is not None
     }
-    micro, accumulation = micro_batch(config, world), accumulation_steps(config, world)
-    owned = {
-        "train_batch_size": (config.train.global_batch, "train.global_batch"),
-        "train_micro_batch_size_per_gpu": (micro, "train.micro_batch"),
-        "gradient_accumulation_steps": (accumulation, "derived from train.global_batch, train.micro_batch and ranks"),
-        "gradient_clipping": (config.optim.clip, "optim.clip"),
-    }
-    optimizer = {
-        "lr": (config.optim.lr, "optim.lr"),
-        "betas": (list(config.optim.betas), "optim.betas"),
-        "eps": (config.optim.eps, "optim.eps"),
-        "weight_decay": (config.optim.weight_decay, "optim.weight_decay"),
-    }
-    scheduler = {
-        "total_num_steps": (total_steps, "train.steps or train.epochs"),
-        "warmup_num_steps": (warmup_steps, "optim.warmup_steps or optim.warmup_epochs"),
-        "warmup_max_lr": (config.optim.lr, "optim.lr"),
-    }
-
-    def agree(found: dict[str, Any], table: dict[str, tuple[Any, str]], prefix: str) -> None:
-        for key, (value, owner) in table.items():
-            given = found.get(key, AUTO)
-            if given not in (AUTO, None) and given != value:
-                raise UserError(
-                    f"{json_name} sets {prefix}{key} to {given!r} but {toml_name} makes it {value!r} ({owner}): "
-                    f"change one, or write {AUTO!r} in the JSON."
-                )
-
-    agree(content, owned, "")
-    _check_kind(content.get("optimizer"), ("AdamW", "Adam", "FusedAdam"), "optimizer", json_name)
-    agree(_params(content, "optimizer"), optimizer, "optimizer.params.")
-    _check_kind(content.get("scheduler"), ("WarmupCosineLR",), "scheduler", json_name)
-    agree(_params(content, "scheduler"), scheduler, "scheduler.params.")
     for section in ("optimizer", "scheduler"):  # ours are handed over as objects
         resolved.pop(section, None)
-    resolved |= {key: value for key, (value, _) in owned.items()}
-    _check_precision(resolved, json_name)
-    _fill_zero(resolved, parameters, json_name)
+    resolved |= {key: value for key, (value, _) in _owned(config, world).items()}
+    zero = ds_fill.fill_zero(resolved, parameters, json_name)
+    low_precision = ds_fill.fill_precision(resolved, json_name)
+    ds_fill.fill_offload(zero, config, low_precision, json_name)
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
     for key in [key for key, value in resolved.items() if value == AUTO]:
         del resolved[key]
@@ -148,51 +114,88 @@ def usable_ranks(config: Config, world: int) -> int:
     return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
 
 
-def _params(content: dict[str, Any], section: str) -> dict[str, Any]:
-    return (content.get(section) or {}).get("params") or {}
+def _refuse(content: dict[str, Any], json_name: str) -> None:
+    """What is no configuration, or cannot work here whatever its values."""
+    for section in SECTIONS:
+        if not isinstance(content.get(section) or {}, dict):
+            raise UserError(f"{json_name}: {section} is {content[section]!r}: give a JSON object, or delete it.")
+    for name, remedy in REFUSED.items():
+        value: Any = content
+        for key in name.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value and not (isinstance(value, dict) and value.get("enabled") is False):
+            raise UserError(f"{json_name}: section {name!r} cannot work here: {remedy}.")
 
 
-def _check_kind(section: dict[str, Any] | None, allowed: tuple[str, ...], name: str, json_name: str) -> None:
-    if section and section.get("type", AUTO) not in (AUTO, *allowed):
-        raise UserError(
-            f"{json_name} sets {name}.type to {section['type']!r} but this trainer's is {allowed[0]!r}: "
-            f"delete the section or write {AUTO!r}."
-        )
+Owned = dict[str, tuple[Any, str]]
+"""Key of the JSON -> the value that this run has, and what makes it so."""
 
 
-def _enabled(resolved: dict[str, Any], section: str) -> bool:
-    value = resolved.get(section) or {}
-    if value.get("enabled") == AUTO:  # Hugging Face's way of saying: as the trainer was told
-        value["enabled"] = False
-    return bool(value.get("enabled", False))
+def _owned(config: Config, world: int) -> Owned:
+    return {
+        "train_batch_size": (config.train.global_batch, "train.global_batch"),
+        "train_micro_batch_size_per_gpu": (micro_batch(config, world), "train.micro_batch"),
+        "gradient_accumulation_steps": (
+            accumulation_steps(config, world),
+            "derived from train.global_batch, train.micro_batch and ranks",
+        ),
+        "gradient_clipping": (config.optim.clip, "optim.clip"),
+    }
 
 
-def _check_precision(resolved: dict[str, Any], json_name: str) -> None:
-    fp16, bf16 = _enabled(resolved, "fp16"), _enabled(resolved, "bf16")
-    if fp16 and bf16:
-        raise UserError(f"{json_name} enables both fp16 and bf16: keep one.")
-    if fp16 and resolved.get("zero_optimization", {}).get("stage", 0) == 0:
-        raise UserError(
-            f"{json_name} enables fp16 with ZeRO stage 0, which DeepSpeed computes wrongly (the loss is never scaled): "
-            "use stage 1 or more, or bf16."
-        )
-    for section in ("fp16", "bf16"):
-        for key in [key for key, value in (resolved.get(section) or {}).items() if value == AUTO]:
-            del resolved[section][key]
+def _check_owned(
+    content: dict[str, Any], config: Config, where: tuple[str, str], world: int, total_steps: int, warmup_steps: int
+) -> None:
+    """What the TOML owns must be absent, "auto" or equal in the JSON."""
+    json_name, toml_name = where
+    optim = config.optim
+    always = "always so"
+    optimizer: Owned = {
+        "lr": (optim.lr, "optim.lr"),
+        "betas": (list(optim.betas), "optim.betas"),
+        "eps": (optim.eps, "optim.eps"),
+        "weight_decay": (optim.weight_decay, "optim.weight_decay"),
+        "adam_w_mode": (True, always),
+        "bias_correction": (True, always),
+        "amsgrad": (False, always),
+        "fp32_optimizer_states": (True, always),
+    }
+    scheduler: Owned = {
+        "total_num_steps": (total_steps, "train.steps or train.epochs"),
+        "warmup_num_steps": (warmup_steps, "optim.warmup_steps or optim.warmup_epochs"),
+        "warmup_type": ("linear", always),
+        "warmup_min_lr": (0, always),
+        "warmup_min_ratio": (0, always),
+        "warmup_max_lr": (optim.lr, "optim.lr"),
+        "cos_min_ratio": (optim.floor, "optim.floor"),
+    }
 
+    def agree(found: dict[str, Any], table: Owned, prefix: str) -> None:
+        for key, (value, owner) in table.items():
+            given = found.get(key, AUTO)
+            if given not in (AUTO, None) and given != value:
+                raise UserError(
+                    f"{json_name} sets {prefix}{key} to {given!r} but {toml_name} makes it {value!r} ({owner}): "
+                    f"change one, or write {AUTO!r} in the JSON."
+                )
 
-def _fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> None:
-    """Buckets that let reduction overlap backward: a tenth of the model, at most 5e7 elements."""
-    zero = resolved.setdefault("zero_optimization", {})
-    stage = zero.setdefault("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"{json_name}: zero_optimization.stage is {stage!r}: it must be 0, 1, 2 or 3.")
-    bucket = max(500_000, min(50_000_000, parameters // 10))
-    sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
-    stage3 = {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": min(100_000, bucket)}
-    for key, value in (sizes | stage3).items():
-        if zero.get(key, AUTO if stage == 3 or key in sizes else None) == AUTO:
-            zero[key] = value
+    agree(content, _owned(config, world), "")
+    sections = (("optimizer", OPTIMIZERS, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
+    for section, kinds, table, harmless in sections:
+        given = content.get(section) or {}
+        kind, params = given.get("type", AUTO), given.get("params") or {}
+        if kind not in (AUTO, *kinds):
+            raise UserError(
+                f"{json_name} sets {section}.type to {kind!r} but {toml_name} is trained with {kinds[0]!r}: "
+                f"delete the section, or write {AUTO!r}."
+            )
+        agree(params, table, f"{section}.params.")
+        for key, value in params.items():
+            if key not in (*table, harmless) and value not in (AUTO, None):
+                raise UserError(
+                    f"{json_name} sets {section}.params.{key} to {value!r}, which the {kinds[0]} that {toml_name} "
+                    "is trained with does not know: delete it."
+                )
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -1,10 +1,17 @@
-"""DeepSpeed behind a small surface: one step, and every parameter as a whole fp32 tensor. Only this file imports it."""
+"""DeepSpeed behind a small surface: one step, and every parameter as a whole fp32 tensor.
+
+Host synchronisations of each update that are DeepSpeed's own: stages 1 to 3 test the gradient's norm, once a step
+(stage 3, fp32) or once a parameter group (stages 1 and 2, for clipping); fp16 reads whether gradients overflowed;
+bf16 at stage 0 reads each group's norm. fp32 at stage 0 has none.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +23,11 @@ from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.optim import build_adamw, parameter_groups
+from mvlm.train.partitions import MOMENTS as MOMENTS
+from mvlm.train.partitions import Flat, Partitions, Sharded, Whole
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""DeepSpeed's names for what its dynamic loss scaler remembers."""
 
 
 class Engine:
@@ -27,15 +37,20 @@ class Engine:
         model: on the CPU, with its initial fp32 weights, equal on every rank.
         ds_config: as `ds_config.resolve` returns it.
 
+    Attributes:
+        updates: made by the optimiser; a step that DeepSpeed skipped is none.
+        overflowed: fp16's loss scaler skipped the last step's update.
+        grad_norm: the global gradient's norm before clipping, at the last step; infinite where DeepSpeed found it
+            not finite.
+
     Raises:
-        UserError: the device cannot compute in the precision asked for.
+        UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
     """
 
     def __init__(self, model: MaskVLM, config: Config, ds_config: dict[str, Any]) -> None:
         deepspeed = _import_deepspeed()
         self.config, self.device = config, dist.device()
-        zero = ds_config["zero_optimization"]
-        self.stage: int = zero.get("stage", 0)
+        self.stage: int = ds_config["zero_optimization"]["stage"]
         low_precision = [name for name in ("bf16", "fp16") if (ds_config.get(name) or {}).get("enabled")]
         for name in low_precision:
             if not getattr(deepspeed.accelerator.get_accelerator(), f"is_{name}_supported")():
@@ -44,24 +59,27 @@ class Engine:
         self._clip = config.optim.clip if self._plain else 0.0
         if self._plain:  # clipped here, where the norm can be had
             ds_config = ds_config | {"gradient_clipping": 0.0}
-        groups = parameter_groups(model, config.optim)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
-        if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
-            from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-            optimizer: torch.optim.Optimizer = DeepSpeedCPUAdam(
-                groups,
-                lr=config.optim.lr,
-                betas=config.optim.betas,
-                eps=config.optim.eps,
-                weight_decay=config.optim.weight_decay,
-                adamw_mode=True,
-            )
-        else:
-            optimizer = build_adamw(groups, config.optim, self.device)
+        optimizer, ds_config = build_optimizer(model, config, ds_config, self.device)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: MaskVLM = self.engine.module
+        self._partitions = self._find_partitions()
+        if self.stage == 0 and not self._plain:
+            self._partitions.prepare(0)  # and counts it
+        self._fp16 = "fp16" in low_precision
+        scaler: Any = self.engine.optimizer.loss_scaler if self._fp16 else None
+        self._scaler = scaler if self._fp16 and scaler.dynamic else None
+        if self._scaler:
+            self._scaler.raise_error_at_min_scale = False  # `step` says it in a sentence
+        self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
+
+    def _find_partitions(self) -> Partitions:
+        if self.stage == 0:
+            return Whole(self.engine.optimizer, list(self.model.parameters()))
+        return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer)
 
     def step(self, micro_batches: list[Batch], lr_factor: float, step: int) -> Losses:
         """One update from this rank's micro-batches of a global batch.
@@ -69,12 +87,16 @@ class Engine:
         Returns:
             The mean over this rank's micro-batches of each loss, on the device; their mean over ranks is the
             global batch's loss.
+
+        Raises:
+            UserError: fp16's gradients overflow at the smallest loss scale.
         """
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         self.engine.train()
         seed_dropout(self.config.run.seed, step, dist.rank())
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
+        scale = self._scaler and self._scaler.cur_scale
         parts: list[Losses] = []
         for batch, pool in zip(micro_batches, self._pools(micro_batches), strict=True):
             losses = self.engine(batch, pool)
@@ -86,6 +108,14 @@ class Engine:
             parts.append({name: loss.detach() for name, loss in losses.items()})
         if not self._plain:
             self.grad_norm = self.engine.get_global_grad_norm()
+        applied = self.engine.was_step_applied()
+        self.updates += applied
+        self.overflowed = self._fp16 and not applied
+        if self.overflowed and self._scaler and scale == self._scaler.min_scale:
+            raise UserError(
+                f"fp16's gradients overflow at the smallest loss scale, {scale:g}, in step {step + 1}: "
+                "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
+            )
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _pools(self, micro_batches: list[Batch]) -> list[Pool]:
@@ -115,100 +145,80 @@ class Engine:
 
     def whole_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Name and whole fp32 master weight and moments of every parameter, on every rank; all ranks must call."""
-        self._link_state()
-        return ((name, self._read(parameter)) for name, parameter in self.parameters())
-
-    def _read(self, parameter: torch.nn.Parameter) -> dict[str, Tensor]:
-        if self._plain:
-            state = self.engine.optimizer.state[parameter]
-            return {"weight": parameter.data, **{key: state[key] for key in MOMENTS if key in state}}
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        whole = {"weight": safe_get_full_fp32_param(parameter)}
-        if self.updates:
-            whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-        shape = getattr(parameter, "ds_shape", parameter.shape)
-        return {key: tensor.reshape(shape) for key, tensor in whole.items()}
+        moments = self.updates > 0
+        return ((name, self._partitions.read(parameter, moments)) for name, parameter in self.parameters())
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
-        if self._plain:
-            parameter.data.copy_(whole["weight"])
-            for key in MOMENTS:
-                if key in whole:
-                    self.engine.optimizer.state[parameter][key].copy_(whole[key])
-            return
-        whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
-        if self.stage == 3:
-            self._write_partition(parameter, whole)
-            return
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-        parameter.data.copy_(whole["weight"])
-        safe_set_full_fp32_param(parameter, whole["weight"])
-        for key in MOMENTS:
-            if key in whole:
-                safe_set_full_optimizer_state(parameter, whole[key], key)
-
-    @staticmethod
-    def _write_partition(parameter: Any, whole: dict[str, Tensor]) -> None:
-        """ZeRO-3: set this rank's part. DeepSpeed's own setter fails where a parameter does not divide by the ranks."""
-        from deepspeed.runtime.zero import GatheredParameters
-        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
-
-        size, rank = parameter.ds_tensor.numel(), parameter._z3_optimizer._get_param_partition_rank(parameter)
-
-        def part(tensor: Tensor) -> Tensor:
-            flat = tensor.flatten()[rank * size : (rank + 1) * size]
-            return torch.nn.functional.pad(flat, (0, size - len(flat)))
-
-        with GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(whole["weight"])
-        safe_set_local_fp32_param(parameter, part(whole["weight"]))
-        for key in MOMENTS:
-            if key in whole:
-                safe_set_local_optimizer_state(parameter, part(whole[key]), key)
-
-    @property
-    def updates(self) -> int:
-        """Updates the optimiser has made, 0 for one without state."""
-        steps = [state["step"] for state in self._base.state.values() if "step" in state]
-        return int(steps[0]) if steps else 0
+        self._partitions.write(parameter, {key: tensor.to(self.device) for key, tensor in whole.items()})
 
     def prepare_state(self, updates: int) -> None:
-        """Give the optimiser zero moments and the count of updates it is to go on from, so that `write` can fill them.
+        """Zero the optimiser's moments and set the count of updates it is to go on from, so that `write` can fill them.
 
-        torch and DeepSpeed make this state at the first update only.
+        Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
         """
-        for owner in self._state_owners():
-            state = self._base.state[owner]
-            state.update({key: torch.zeros_like(owner, memory_format=torch.preserve_format) for key in MOMENTS})
-            is_torch = isinstance(self._base, torch.optim.AdamW)
-            count = torch.tensor(float(updates), device=owner.device if self._base.defaults.get("fused") else "cpu")
-            state["step"] = count if is_torch else updates
-        self._link_state()
+        self._partitions.prepare(updates)
+        self.updates = updates
 
-    def _link_state(self) -> None:
-        """Have ZeRO 1 and 2 find the state of every parameter again.
+    def loss_scale_state(self) -> dict[str, float] | None:
+        """All of fp16's dynamic loss scale that the next steps depend on; None in other precisions or a fixed scale."""
+        return None if self._scaler is None else {name: float(getattr(self._scaler, name)) for name in LOSS_SCALE}
 
-        DeepSpeed makes these links when the first parameter group has been updated, before the others have state.
-        """
-        link = getattr(self.engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-        if link is not None and self.updates:
-            self.engine.optimizer._hp_optimizer_states_linked = False
-            link()
+    def set_loss_scale_state(self, state: dict[str, float]) -> None:
+        """Go on from what `loss_scale_state` gave; nothing happens where there is no dynamic loss scale."""
+        if self._scaler is not None:
+            for name in LOSS_SCALE:
+                setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
 
-    @property
-    def _base(self) -> torch.optim.Optimizer:
-        return self.engine.optimizer if self._plain else self.engine.optimizer.optimizer
 
-    def _state_owners(self) -> list[Tensor]:
-        """The tensors that the wrapped optimiser keeps state for: parameters, or this rank's flat partitions."""
-        if self._plain:
-            return list(self.model.parameters())
-        if self.stage == 3:
-            return list(self.engine.optimizer.fp32_partitioned_groups_flat)
-        return [parameter for group in self._base.param_groups for parameter in group["params"]]
+def build_optimizer(
+    model: MaskVLM, config: Config, ds_config: dict[str, Any], device: torch.device
+) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
+    """AdamW on the device or, where its state is offloaded, on the CPU, and the DeepSpeed configuration to go with it.
+
+    Raises:
+        UserError: parameters are offloaded to a disk that cannot be written or that DeepSpeed cannot reach.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
+
+    groups, zero = parameter_groups(model, config.optim), ds_config["zero_optimization"]
+    if folder := (zero.get("offload_param") or {}).get("nvme_path"):
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"Parameters cannot be offloaded to {folder} ({error}): set nvme_path.") from None
+        if reason := _why_not_built(AsyncIOBuilder):
+            raise UserError(
+                f"Offload to NVMe needs DeepSpeed's async_io, which cannot be compiled here ({reason}): install g++ "
+                "and libaio-dev (libaio-devel), or offload to the CPU with ds_configs/zero3_offload.json."
+            )
+    if (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
+        return build_adamw(groups, config.optim, device), ds_config
+    if reason := _why_not_built(CPUAdamBuilder):
+        if dist.rank() == 0:
+            print(
+                f"mvlm: DeepSpeed's AdamW for CPUs cannot be compiled ({reason}); torch's serves, more slowly.",
+                file=sys.stderr,
+                flush=True,
+            )
+        return build_adamw(groups, config.optim, torch.device("cpu")), ds_config | {
+            "zero_force_ds_cpu_optimizer": False
+        }
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    optim = config.optim
+    settings: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    return DeepSpeedCPUAdam(groups, lr=optim.lr, adamw_mode=True, **settings), ds_config
+
+
+def _why_not_built(builder: Any) -> str | None:
+    """Compile one of DeepSpeed's extensions, or load it where that has been done; None when every rank can."""
+    try:
+        builder().load(verbose=False)
+        failure = None
+    except Exception as error:  # compilers fail in many ways
+        failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return next((f"rank {rank}: {found}" for rank, found in enumerate(dist.gather_objects(failure)) if found), None)
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:

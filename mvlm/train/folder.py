@@ -21,19 +21,18 @@ from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.weights import load_weights, offline_model
-from mvlm.train.checkpoint import starting_point, write_durably
+from mvlm.train.checkpoint import Start, write_durably
 
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 
 
-def prepare_tokenizer(config: Config, run: Path, mixture: Mixture) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start) -> PreTrainedTokenizerBase:
     """The run's tokenizer, saved in its folder: kept on resume, else the encoder's own, a given one, or trained."""
     folder = run / TOKENIZER
-    checkpoint, exact = starting_point(run, config.checkpoint)
-    if dist.rank() == 0 and not (exact and folder.is_dir()):
+    if dist.rank() == 0 and not (start.resumes and folder.is_dir()):
         _make_folder(run)
-        if checkpoint and (exact or config.data.tokenizer == ""):
-            tokenizer = load_tokenizer(str(checkpoint.parent.parent / TOKENIZER))
+        if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
+            tokenizer = load_tokenizer(str(start.checkpoint.parent.parent / TOKENIZER))
         elif config.data.tokenizer == "auto":
             captions = (caption for row in range(len(mixture)) for caption in mixture.captions(row))
             tokenizer = train_tokenizer(captions, config.data.vocabulary)
@@ -47,16 +46,15 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture) -> PreTrained
     return load_tokenizer(str(folder))
 
 
-def build_model(config: Config, run: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[MaskVLM, Path | None]:
-    """The model with the weights it starts from, and the checkpoint to go on from exactly (None = from step 0)."""
-    checkpoint, exact = starting_point(run, config.checkpoint)
+def build_model(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start) -> MaskVLM:
+    """The model with the weights it starts from; without any where it goes on from a checkpoint."""
     torch.manual_seed(config.run.seed)
-    if exact and checkpoint:
-        return offline_model(config, checkpoint.parent.parent), checkpoint
-    model = MaskVLM(config, tokenizer, load_weights=checkpoint is None)
-    if checkpoint:
-        load_weights(model, checkpoint)
-    return model, None
+    if start.checkpoint and start.resumes:
+        return offline_model(config, start.checkpoint.parent.parent)
+    model = MaskVLM(config, tokenizer, load_weights=start.checkpoint is None)
+    if start.checkpoint:
+        load_weights(model, start.checkpoint)
+    return model
 
 
 def describe_run(run: Path, config: Config, ds_config: dict[str, Any], model: MaskVLM, layout: dict[str, Any]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,6 +30,7 @@ class Monitor:
         self._writer: Any = None
         if not self.main:
             return
+        _drop_torn_line(run / METRICS)
         self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -64,7 +67,7 @@ class Monitor:
             self._progress.update(self._task, completed=step)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal.
+        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal, NaN and infinity as null.
 
         Raises:
             UserError: it cannot be written.
@@ -86,7 +89,11 @@ class Monitor:
             self.say(f"step {metrics['step']}  {report}")
 
     def _write(self, metrics: dict[str, Any]) -> None:
-        self._file.write(json.dumps(metrics) + "\n")
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
         if self._writer:
             for name, value in metrics.items():
@@ -97,3 +104,14 @@ class Monitor:
         """Tell the person at the terminal, above the progress bar."""
         if self.main:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Take off a last line that a full disk or a power cut has left without its end."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            end -= 1
+        file.truncate(end)

@@ -1,28 +1,90 @@
-"""Preemption: a signal becomes a flag that the loop reads and all ranks agree on."""
+"""Reasons to stop before the last step, as one rank knows them. Imports nothing heavy: it listens from the start."""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
+from pathlib import Path
 from types import FrameType
 
-import torch
-
-from mvlm import dist
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+LAUNCHERS = (b"deepspeed", b"torch.distributed.run", b"torchrun")
+PROC = Path("/proc")
+MARGIN_SHARE, MARGIN_SECONDS = 0.05, 60.0
+"""Of the time limit, and at most: what is left for ending beside two steps and two checkpoints."""
 
 
-class StopFlag:
-    """Set by SIGTERM or SIGUSR1 on any rank."""
+class StopRequests:
+    """Listens for SIGTERM and SIGUSR1, watches over the launcher and the clock.
+
+    A signal to a launcher does not reach its ranks: `deepspeed` dies of it and leaves them training. So each rank
+    remembers the processes that started it and counts the death of one as a request to stop.
+    """
 
     def __init__(self) -> None:
-        self._set = False
+        self.signalled = False
         for number in SIGNALS:
             signal.signal(number, self._handle)
+        self._launchers = launchers()
+        self._began = time.monotonic()
+        self.limit_time(0.0)
+
+    def limit_time(self, minutes: float) -> None:
+        """Have the time end so long after this was made; 0 = at SLURM_JOB_END_TIME where SLURM set it, else never."""
+        end = float(os.environ.get("SLURM_JOB_END_TIME") or 0)
+        until_end = end - time.time() + time.monotonic() - self._began if end else 0.0
+        seconds = 60 * minutes or until_end
+        self._limited = bool(seconds)
+        self._end = self._began + seconds
+        self._margin = min(MARGIN_SECONDS, MARGIN_SHARE * seconds)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._set = True
+        self.signalled = True
 
-    def agreed(self) -> bool:
-        """Whether any rank was told to stop; all ranks must call. It travels over the host, not the accelerator."""
-        return bool(dist.all_reduce(torch.tensor(int(self._set)), "max"))
+    def orphaned(self) -> bool:
+        """Whether a process that launched this rank has died."""
+        return any(start_time(pid) != started for pid, started in self._launchers)
+
+    def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
+        """Whether the time left is needed for ending.
+
+        Args:
+            step_seconds, save_seconds: the longest that a step and a checkpoint have taken.
+        """
+        left = self._end - time.monotonic()
+        return self._limited and left < self._margin + 2 * (step_seconds + save_seconds)
+
+
+def launchers() -> list[tuple[int, str]]:
+    """Process id and start time of this rank's parent and, above it, of the launcher's processes; empty without one."""
+    found: list[tuple[int, str]] = []
+    if "RANK" not in os.environ:
+        return found
+    pid = os.getppid()
+    while pid > 1 and (started := start_time(pid)) and (not found or _is_launcher(pid)):
+        found.append((pid, started))
+        pid = int(_stat(pid)[1])
+    return found
+
+
+def start_time(pid: int) -> str | None:
+    """In the kernel's ticks; None when there is no such process, or no /proc."""
+    try:
+        fields = _stat(pid)
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _is_launcher(pid: int) -> bool:
+    try:
+        command = (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
+    return any(name in command for name in LAUNCHERS)
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on; the name before it may hold spaces and brackets."""
+    return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()

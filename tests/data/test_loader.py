@@ -104,6 +104,21 @@ def test_resume_with_another_global_batch_misses_no_position(dataset, order, ref
     assert merged == {position: expected[position] for position in range(48, 48 + 72)}
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_batches_left_out_change_no_other(dataset, order, reference, world):
+    left_out = {0, 4 * GLOBAL, 5 * GLOBAL}
+    rest = stream(dataset, order, steps=STEPS - 3, world=world, workers=2, skip=left_out)
+    assert rest == [step for number, step in enumerate(reference) if number * GLOBAL not in left_out]
+
+
+def test_the_loader_says_where_its_batch_begins(dataset, order):
+    with Loader(dataset, order, global_batch=GLOBAL, micro_batch=4, world=2, rank=1, skip={16, 32}) as loader:
+        starts = [
+            (loader.position, int(micro_batches[0].position_B[0])) for micro_batches in itertools.islice(loader, 3)
+        ]
+    assert starts == [(0, 4), (48, 52), (64, 68)]
+
+
 def test_a_batch_that_does_not_divide_is_refused(dataset, order):
     with pytest.raises(UserError, match=r"global_batch = 16 .*micro-batches of 3 on 2"):
         Loader(dataset, order, global_batch=16, micro_batch=3, world=2)

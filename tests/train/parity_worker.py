@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -32,9 +33,9 @@ NOISE = ("key.bias", "key_value.bias", "qkv.bias")
 LAYOUTS = [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)]  # ZeRO stage, accumulation
 
 
-def configuration(shards: str, micro: int) -> Config:
-    overrides = [f"data.train={shards}/train", f"train.micro_batch={micro}", "optim.lr=3e-3"]
-    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
+def configuration(shards: str, micro: int, overrides: Iterable[str] = ()) -> Config:
+    own = [f"data.train={shards}/train", f"train.micro_batch={micro}", "optim.lr=3e-3"]
+    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *own, *overrides])
 
 
 def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:

@@ -1,0 +1,163 @@
+"""AdamW's fp32 master weights and moments as whole tensors, wherever DeepSpeed keeps them.
+
+Every method is called by all ranks, with the same parameter at the same time.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Partitions(ABC):
+    """The optimiser state of one engine.
+
+    Args:
+        optimizer: DeepSpeed's optimiser around ours, or ours where DeepSpeed puts none around it.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+        self._base: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+
+    @abstractmethod
+    def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
+        """The whole "weight" and, if wanted and there, moments; views of them where this rank has them whole."""
+
+    @abstractmethod
+    def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
+        """Set what `read` gives, and the low-precision copy that the model computes with."""
+
+    @abstractmethod
+    def _owners(self) -> list[Tensor]:
+        """The tensors that our optimiser keeps state for."""
+
+    def prepare(self, updates: int) -> None:
+        """Zero moments, made where there are none yet, and the number of updates that they are said to come from."""
+        for owner in self._owners():
+            state = self._base.state[owner]
+            for key in MOMENTS:
+                if key in state:
+                    state[key].zero_()
+                else:
+                    state[key] = torch.zeros_like(owner, memory_format=torch.preserve_format)
+            if isinstance(self._base, torch.optim.AdamW):
+                device = owner.device if self._base.defaults["fused"] else "cpu"
+                state["step"] = torch.tensor(float(updates), device=device)
+            else:
+                state["step"] = updates
+        if not isinstance(self._base, torch.optim.AdamW):
+            self._count_to(updates)
+
+    def _count_to(self, updates: int) -> None:
+        """DeepSpeed's AdamW for CPUs multiplies up beta ** updates in C++: do as many multiplications as it has done.
+
+        It would take the power instead, which differs in the last bits.
+        """
+        adam: Any = self._base
+        weight, gradient, first, second = torch.zeros(4, 1)
+        beta1, beta2 = adam.defaults["betas"]
+        for step in range(updates + 1):
+            adam.ds_opt_adam.adam_update(
+                adam.opt_id, step, 0.0, beta1, beta2, 1.0, 0.0, True, weight, gradient, first, second
+            )
+
+
+class Whole(Partitions):
+    """Stage 0: every rank has all of it. In bf16 the masters are fp32 copies of the parameters."""
+
+    def __init__(self, optimizer: Any, parameters: list[Parameter]) -> None:
+        super().__init__(optimizer)
+        self._masters: dict[int, Tensor] = {id(parameter): parameter for parameter in parameters}
+        if optimizer is not self._base:
+            for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+                self._masters |= {id(parameter): master for parameter, master in zip(low, high, strict=True)}
+
+    def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
+        master = self._masters[id(parameter)]
+        state = self._base.state[master] if moments else {}
+        return {"weight": master.data, **{key: state[key] for key in MOMENTS if key in state}}
+
+    def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
+        master = self._masters[id(parameter)]
+        master.data.copy_(whole["weight"])
+        parameter.data.copy_(whole["weight"])
+        for key in MOMENTS:
+            if key in whole:
+                self._base.state[master][key].copy_(whole[key])
+
+    def _owners(self) -> list[Tensor]:
+        return list(self._masters.values())
+
+
+class Flat(Partitions):
+    """Stages 1 and 2: each rank has its part of every parameter group's parameters laid end to end."""
+
+    def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        whole = {"weight": safe_get_full_fp32_param(parameter)}
+        if moments:
+            self._link()
+            whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        return {key: tensor.reshape(parameter.shape) for key, tensor in whole.items()}
+
+    def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        parameter.data.copy_(whole["weight"])
+        safe_set_full_fp32_param(parameter, whole["weight"])
+        for key in MOMENTS:
+            if key in whole:
+                safe_set_full_optimizer_state(parameter, whole[key], key)
+
+    def prepare(self, updates: int) -> None:
+        super().prepare(updates)
+        self._link()
+
+    def _link(self) -> None:
+        """Have DeepSpeed find the state of every parameter again.
+
+        It makes these links when the first parameter group has been updated, before the others have state.
+        """
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _owners(self) -> list[Tensor]:
+        return [parameter for group in self._base.param_groups for parameter in group["params"]]
+
+
+class Sharded(Partitions):
+    """Stage 3: each rank has its part of every parameter, laid end to end."""
+
+    def read(self, parameter: Any, moments: bool) -> dict[str, Tensor]:
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        whole = {"weight": safe_get_full_fp32_param(parameter)}
+        if moments:
+            whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        return {key: tensor.reshape(parameter.ds_shape) for key, tensor in whole.items()}
+
+    def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
+        """DeepSpeed's own setter fails where a parameter does not divide by the ranks."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(whole["weight"])
+        zero = self._optimizer
+        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+        start = size * zero._get_param_partition_rank(parameter)
+        master = self._owners()[group]
+        for key, tensor in whole.items():
+            part = tensor.flatten()[start : start + size]
+            target = master if key == "weight" else self._base.state[master][key]
+            target.data[offset : offset + size].copy_(torch.nn.functional.pad(part, (0, size - len(part))))
+
+    def _owners(self) -> list[Tensor]:
+        return list(self._optimizer.fp32_partitioned_groups_flat)

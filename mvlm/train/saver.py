@@ -1,0 +1,230 @@
+"""Checkpoints, written while training goes on. Their layout: mvlm/model/weights.py.
+
+Each rank copies the parameters dealt to it, as whole fp32 tensors by name, and a thread writes them beside the
+final place. When all ranks' files are written, hashed and synced, rank 0 renames the folder and only then points
+`latest` at it. A kill at any moment leaves the checkpoint before it untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from mvlm import dist
+from mvlm.config import Checkpoint
+from mvlm.errors import UserError
+from mvlm.model.weights import CHECKPOINTS, LATEST, MOMENTS, WEIGHTS, Entry
+from mvlm.train.checkpoint import FOLDERS, write_durably
+from mvlm.train.engine import Engine
+from mvlm.train.state import TrainState
+
+Content = dict[str, dict[str, Tensor]]
+"""Tensors by title, by kind of file."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that has been started."""
+
+    state: TrainState
+    folder: Path
+    partial: Path
+    share: _Share
+    since: float
+
+
+class Saver:
+    """Starts checkpoints and publishes them; `start`, `publish` and `finish` are for all ranks at once.
+
+    Args:
+        attempt: the run's; partial checkpoints of earlier attempts are deleted.
+    """
+
+    def __init__(self, engine: Engine, run: Path, config: Checkpoint, attempt: int) -> None:
+        self.seconds = 0.0  # from start to published, of the last checkpoint
+        self._engine, self._config, self._attempt = engine, config, attempt
+        self._home = run / CHECKPOINTS
+        self._pending: _Pending | None = None
+        if dist.rank() == 0:
+            for path in self._home.glob("*.partial-*"):
+                number = re.fullmatch(rf"{FOLDERS.replace('?', '[0-9]')}\.partial-(\d+)", path.name)
+                if number and int(number[1]) < attempt:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Give up what is pending: ranks that end on an error cannot agree on it any more."""
+        if self._pending:
+            self._pending.share.join()
+            if dist.rank() == 0:
+                shutil.rmtree(self._pending.partial, ignore_errors=True)
+            self._pending = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint has been started and not published."""
+        return self._pending is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's files of the pending checkpoint are written, or have failed."""
+        return self._pending is not None and not self._pending.share.is_alive()
+
+    def start(self, state: TrainState) -> None:
+        """Copy this rank's share to the CPU and have it written in the background, after any checkpoint before it.
+
+        Raises:
+            UserError: the checkpoint before it could not be written.
+        """
+        self.finish()
+        since = time.monotonic()
+        folder = self._home / f"step_{state.step:08d}"
+        partial = folder.with_name(f"{folder.name}.partial-{self._attempt}")
+        self._pending = _Pending(state, folder, partial, _Share(partial, _own_share(self._engine)), since)
+        self._pending.share.start()
+
+    def finish(self) -> None:
+        """Wait for the pending checkpoint and publish it, if there is one."""
+        if self._pending:
+            self.publish()
+
+    def publish(self) -> None:
+        """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
+
+        Raises:
+            UserError: on every rank, when any could not write; what was latest stays so.
+        """
+        assert self._pending
+        pending, self._pending = self._pending, None
+        pending.share.join()
+        gathered = dist.gather_objects((pending.share.entries, pending.share.failure))
+        failure = next((failure for _, failure in gathered if failure), None)
+        if dist.rank() == 0:
+            if not failure:
+                failure = _publish(pending, [entry for entries, _ in gathered for entry in entries])
+            if failure:
+                shutil.rmtree(pending.partial, ignore_errors=True)
+        failure = dist.broadcast_object(failure)
+        if failure:
+            raise UserError(
+                f"The checkpoint {pending.folder} could not be written ({failure}): free some room and start again."
+            )
+        if dist.rank() == 0:
+            _prune(pending.folder, self._config)
+        self.seconds = time.monotonic() - pending.since
+
+
+class _Share(Thread):
+    """Writes this rank's files of one checkpoint; a file's tensors are let go of when it is written."""
+
+    def __init__(self, partial: Path, content: Content) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self._partial, self._content = partial, content
+        self.entries: list[Entry] = []
+        self.failure: str | None = f"rank {dist.rank()}: a bug, whose traceback stands above"
+        self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
+
+    def run(self) -> None:
+        try:
+            self._partial.mkdir(parents=True, exist_ok=True)
+            while self._content:
+                kind, tensors = self._content.popitem()
+                self.entries.append(write_tensors(self._partial / f"{kind}-{self._suffix}", tensors))
+            self.failure = None
+        except OSError as error:
+            self.failure = f"rank {dist.rank()}: {error}"
+        finally:
+            self._content.clear()
+
+
+def _own_share(engine: Engine) -> Content:
+    """This rank's share of the whole tensors, on the CPU; every rank takes part in gathering each."""
+    content: Content = {}
+    for number, (name, whole) in enumerate(engine.whole_tensors()):
+        if number % dist.world() == dist.rank():
+            for key, tensor in whole.items():
+                kind, title = (WEIGHTS, name) if key == "weight" else (MOMENTS, f"{key}/{name}")
+                content.setdefault(kind, {})[title] = tensor.detach().to("cpu", copy=True).contiguous()
+    return content
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Entry:
+    """Write fp32 tensors as a safetensors file, hashed on the way and synced, without the interpreter's lock.
+
+    The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
+    as JSON padded with spaces, the tensors' bytes one after another. Its library would have to read the file again
+    for the hash.
+    """
+    header, end = {}, 0
+    for title, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, title
+        start, end = end, end + tensor.nbytes
+        header[title] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pieces: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text, *map(_bytes, tensors.values())]
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return Entry(path.name, 8 + len(text) + end, digest.hexdigest())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _publish(pending: _Pending, entries: list[Entry]) -> str | None:
+    """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
+    folder, partial = pending.folder, pending.partial
+    try:
+        state = json.dumps(pending.state.to_json())
+        entries = [*entries, Entry("state.json", len(state), hashlib.sha256(state.encode()).hexdigest())]
+        write_durably(partial / "state.json", state)
+        write_durably(partial / "index.json", json.dumps({"files": [asdict(entry) for entry in entries]}, indent=1))
+        if folder.exists():  # a repeated step, after going on from an older checkpoint
+            older = max((path.name for path in folder.parent.glob(FOLDERS) if path.name < folder.name), default=None)
+            if older:  # `latest` must not name what is about to be deleted
+                write_durably(folder.parent / LATEST, older)
+            shutil.rmtree(folder)
+        os.rename(partial, folder)
+        write_durably(folder.parent / LATEST, folder.name)
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _prune(newest: Path, config: Checkpoint) -> None:
+    """Delete all but the last `keep` and the multiples of `keep_every`.
+
+    What lies beyond `newest`, left by a run that was gone back on, goes first and is not kept for good.
+    """
+
+    def beyond(folder: Path) -> bool:
+        return folder.name > newest.name
+
+    def for_good(folder: Path) -> bool:
+        step = int(folder.name.removeprefix("step_"))
+        return not beyond(folder) and config.keep_every > 0 and step % config.keep_every == 0
+
+    found = sorted(newest.parent.glob(FOLDERS), key=lambda folder: (not beyond(folder), folder.name))
+    for folder in found[: -config.keep]:
+        if not for_good(folder):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""Batches that a run leaves out after a spike or a NaN, and which samples they held."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+
+from mvlm import dist
+from mvlm.data.index import Mixture
+from mvlm.data.order import Order
+from mvlm.errors import UserError
+from mvlm.train.guard import Bad
+
+SKIPPED = "skipped.jsonl"
+
+
+class Skipped:
+    """Stream positions at which a batch to be left out begins, on every rank; `run/skipped.jsonl` keeps them.
+
+    The file outlives a kill between going back and the next checkpoint, so the run that goes on leaves out the same.
+
+    Args:
+        positions: known from the checkpoint.
+    """
+
+    def __init__(self, run: Path, positions: tuple[int, ...]) -> None:
+        self._path = run / SKIPPED
+        listed = self._read() if dist.rank() == 0 else []
+        self.positions = {*positions, *dist.broadcast_object(listed)}
+
+    def positions_before(self, position: int) -> tuple[int, ...]:
+        return tuple(sorted(p for p in self.positions if p < position))
+
+    def add(self, bad: Bad, global_batch: int, order: Order, mixture: Mixture) -> None:
+        """Leave a batch out from now on; all ranks must call, rank 0 writes down its samples.
+
+        Raises:
+            UserError: on every rank, where the list cannot be written.
+        """
+        self.positions.add(bad.position)
+        failure = None
+        if dist.rank() == 0:
+            rows = order(np.arange(bad.position, bad.position + global_batch)).tolist()
+            samples = [{"where": mixture.where(row), "key": mixture.row(row).key} for row in rows]
+            line = {"position": bad.position, "step": bad.step, "reason": bad.reason, "at": time.time()}
+            try:
+                with open(self._path, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(line | {"samples": samples}) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                failure = f"{self._path} cannot be written ({error}): free some room and start again."
+        if failure := dist.broadcast_object(failure):
+            raise UserError(failure)
+
+    def _read(self) -> list[int]:
+        """Positions of all whole lines; a last one that was cut off by a kill had not been acted upon."""
+        if not self._path.exists():
+            return []
+        positions = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                positions.append(int(json.loads(line)["position"]))
+            except (ValueError, KeyError, TypeError):
+                continue
+        return positions

@@ -1,0 +1,257 @@
+"""One attempt at a run: updates, and between them what all ranks have to agree on."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mvlm import dist
+from mvlm.batch import Losses
+from mvlm.config import Config
+from mvlm.data.dataset import PairDataset
+from mvlm.data.loader import Loader
+from mvlm.data.order import Order
+from mvlm.errors import UserError
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.train import checkpoint as checkpoints
+from mvlm.train.attempt import Attempt
+from mvlm.train.engine import Engine
+from mvlm.train.guard import Bad, Guard
+from mvlm.train.metrics import Meter
+from mvlm.train.monitor import Monitor
+from mvlm.train.saver import Saver
+from mvlm.train.schedule import lr_factor
+from mvlm.train.signals import StopRequests
+from mvlm.train.skipped import SKIPPED, Skipped
+from mvlm.train.state import TrainState
+from mvlm.train.watchdog import Watchdog
+
+DONE, PREEMPTED = 0, 75
+LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
+
+Evaluate = Callable[[MaskVLM, Path, int], dict[str, float]]
+"""(model, run folder, step) -> flat metrics; called on every rank at once."""
+
+
+class Said(NamedTuple):
+    """What the ranks told each other between two steps, alike on all: how many of them say so."""
+
+    signalled: int
+    orphaned: int
+    time_is_up: int
+    written: int
+    bad: Bad | None
+
+
+@dataclasses.dataclass
+class Trainer:
+    """Args: layout: has `steps`, the last step, and `micro_batch`. warmup: updates. stop: see `StopRequests`."""
+
+    config: Config
+    engine: Engine
+    dataset: PairDataset
+    state: TrainState
+    layout: dict[str, Any]
+    warmup: int
+    stop: StopRequests
+    attempt: Attempt
+    monitor: Monitor
+    watchdog: Watchdog
+    saver: Saver
+    evaluate: Evaluate | None
+
+    def __post_init__(self) -> None:
+        config = self.config
+        self.run = Path(config.run.dir)
+        self.order = Order(len(self.dataset), config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
+        self.skipped = Skipped(self.run, self.state.skipped)
+        self.meter = Meter(config, self.engine)
+        self._start_from(self.state)
+
+    def _start_from(self, state: TrainState) -> None:
+        self.state = state
+        self.saved_step = state.step
+        self.guard = Guard(self.config.train.spike, state.recent_losses)
+        self.loader = Loader(
+            self.dataset,
+            self.order,
+            global_batch=self.config.train.global_batch,
+            micro_batch=self.layout["micro_batch"],
+            rank=dist.rank(),
+            world=dist.world(),
+            start_position=state.samples_seen,
+            skip=self.skipped.positions,
+            workers=self.config.data.workers,
+            prefetch=self.config.data.prefetch,
+            pin=self.engine.device.type == "cuda",
+        )
+        self.meter.restart(state.step)
+
+    def close(self) -> None:
+        self.loader.close()
+
+    def to_the_end(self, can_go_back: bool) -> int:
+        """Train, and return the exit code.
+
+        Args:
+            can_go_back: the run folder has the checkpoint that training begins with.
+        """
+        if not can_go_back:  # and a disk that cannot hold a checkpoint is better met now than in an hour
+            self._save()
+            self.saver.finish()
+        while self.state.step < self.layout["steps"]:
+            said = self._agree()
+            if self.saver.pending and said.written == dist.world():
+                self.saver.publish()
+            if said.bad:
+                self._go_back(said.bad)
+            elif reason := _reason_to_stop(said):
+                return self._stop(reason)
+            else:
+                self._step()
+        self.watchdog.at(self.state.step, "waiting for the checkpoint's files", LONG)
+        self.saver.finish()
+        dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
+        return DONE
+
+    def _agree(self, drain: bool = False) -> Said:
+        """One exchange over the host, the only one of a step that is ours; it also judges an earlier step.
+
+        Raises:
+            UserError: a later attempt at this run has begun; nothing has been written since.
+        """
+        self.watchdog.at(self.state.step, "agreeing with the other ranks")
+        judged = self.guard.due(drain)
+        loss, grad_norm = self.guard.report() if judged else (0.0, 0.0)
+        flags = (
+            self.stop.signalled,
+            self.stop.orphaned(),
+            self.stop.time_is_up(self.meter.longest_step, self.saver.seconds),
+            self.attempt.superseded(),
+            self.saver.pending and self.saver.written,
+        )
+        began = time.perf_counter()
+        told = torch.tensor([*map(float, flags), loss, grad_norm], dtype=torch.float64)
+        *counts, loss, grad_norm = dist.all_reduce(told).tolist()
+        signalled, orphaned, time_is_up, superseded, written = map(int, counts)
+        self.meter.waited += time.perf_counter() - began
+        bad = self.guard.judge(loss / dist.world(), grad_norm / dist.world()) if judged else None
+        if superseded:
+            raise UserError(
+                f"A later attempt at {self.run} has begun, so attempt {self.attempt.number} ends at step "
+                f"{self.state.step} without writing more: look at that one, or set another run.dir."
+            )
+        return Said(signalled, orphaned, time_is_up, written, bad)
+
+    def _drain(self) -> Bad | None:
+        """Judge all steps made so far; the first that must not have been."""
+        while self.guard.due(drain=True):
+            if bad := self._agree(drain=True).bad:
+                return bad
+        return None
+
+    def _step(self) -> None:
+        state, config = self.state, self.config
+        self.watchdog.at(state.step, "waiting for data")
+        began = time.perf_counter()
+        micro_batches = next(self.loader)
+        self.watchdog.at(state.step, "computing the update")
+        factor = lr_factor(state.step, self.warmup, self.layout["steps"], config.optim.floor)
+        losses = self.engine.step(micro_batches, factor, state.step)
+        position = self.loader.position
+        total = _weighted(losses, config)
+        self.guard.watch(state.step + 1, position, total, self.engine.grad_norm, self.engine.overflowed)
+        state = dataclasses.replace(state, step=state.step + 1, samples_seen=position + config.train.global_batch)
+        self.state = state
+        self.meter.stepped(time.perf_counter() - began)
+        self.monitor.advance(state.step)
+        last = state.step == self.layout["steps"]
+        if last or state.step % config.log.every == 0:
+            self.monitor.log(self.meter.metrics(losses, state, factor, self.loader.wait_seconds, len(self.dataset)))
+        aside = time.perf_counter()
+        if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
+            if bad := self._drain():
+                self._go_back(bad)
+                return
+            self._save()
+        if self.evaluate and (last or (config.eval.every and state.step % config.eval.every == 0)):
+            self.watchdog.at(state.step, "evaluating", LONG)
+            self.monitor.log({"step": state.step} | self._evaluated(self.evaluate))
+        self.meter.leave_out(time.perf_counter() - aside)  # neither is training
+
+    def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
+        self.engine.engine.eval()
+        with torch.no_grad():
+            return evaluate(self.engine.model, self.run, self.state.step)
+
+    def _save(self) -> None:
+        """Begin a checkpoint of the state as it is; every step of it has been judged."""
+        self.watchdog.at(self.state.step, "taking a checkpoint", LONG)
+        self.state = dataclasses.replace(
+            self.state,
+            updates=self.engine.updates,
+            skipped=self.skipped.positions_before(self.state.samples_seen),
+            recent_losses=self.guard.recent_losses,
+            loss_scale=self.engine.loss_scale_state(),
+        )
+        self.saver.start(self.state)
+        self.saved_step = self.state.step
+
+    def _go_back(self, bad: Bad) -> None:
+        """Restore the newest checkpoint and leave the bad batch out from then on.
+
+        Raises:
+            UserError: too many batches have been left out.
+        """
+        self.watchdog.at(self.state.step, "going back to a checkpoint", LONG)
+        self.saver.finish()
+        self._leave_out(bad)
+        checkpoint = checkpoints.newest_whole(self.run)
+        self.loader.close()
+        self._start_from(checkpoints.restore(self.engine, checkpoint))
+        self.monitor.say(
+            f"At step {bad.step} {bad.reason}: back to {checkpoint.name}, without that batch "
+            f"(its samples stand in {self.run / SKIPPED})."
+        )
+
+    def _leave_out(self, bad: Bad) -> None:
+        limit = self.config.train.max_skipped
+        self.skipped.add(bad, self.config.train.global_batch, self.order, self.dataset.mixture)
+        if len(self.skipped.positions) > limit:
+            raise UserError(
+                f"At step {bad.step} {bad.reason}, and train.max_skipped = {limit} batches have been left out already: "
+                f"look at the samples listed in {self.run / SKIPPED}, or lower optim.lr, or raise train.max_skipped."
+            )
+
+    def _stop(self, reason: str) -> int:
+        asked = time.perf_counter()
+        if bad := self._drain():
+            self._leave_out(bad)  # what was saved before it stays the latest
+        elif self.saved_step != self.state.step:
+            self._save()
+        self.watchdog.at(self.state.step, "waiting for the checkpoint's files", LONG)
+        self.saver.finish()
+        self.monitor.say(
+            f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
+            "the same command goes on from there."
+        )
+        dist.barrier()  # see to_the_end
+        return PREEMPTED
+
+
+def _reason_to_stop(said: Said) -> str | None:
+    if said.signalled:
+        return "by a signal"
+    if said.orphaned:
+        return "because the launcher has died"
+    return "because the time is nearly up" if said.time_is_up else None
+
+
+def _weighted(losses: Losses, config: Config) -> Tensor:
+    return torch.stack([getattr(config.objectives, name) * loss for name, loss in losses.items()]).sum()

@@ -1,0 +1,132 @@
+"""Run under the deepspeed launcher: one engine after another trains, meets a poisoned batch and is rolled back.
+
+deepspeed --num_accelerators R tests/train/engine_worker.py SHARDS CASES FILE [OVERRIDE ...]
+
+CASES is a JSON object of DeepSpeed configurations by name; FILE gets, by name, what came of each. Every engine but
+the first also goes on from where the first was after its third step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvlm import dist
+from mvlm.batch import Batch
+from mvlm.train.ds_config import resolve
+from mvlm.train.engine import Engine
+from mvlm.train.optim import count_parameters
+from tests.train.parity_worker import built, configuration, steps_of
+
+KEPT = 3  # the step gone back to, of the five that are trained
+
+
+def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[str, Any]) -> dict[str, Any]:
+    world = dist.world()
+    config = configuration(shards, max(4, 16 // (world * 2)), overrides)  # two micro-batches a rank
+    model, loader = built(config, dist.rank(), world)
+    ds_config = resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model))
+    engine = Engine(model, config, ds_config)
+    batches = steps_of(loader)
+    batches.append(batches[0])
+    at_start = kept(engine)
+    to_kept = trained(engine, batches, 0, KEPT)
+    at_kept = kept(engine)
+    undisturbed = trained(engine, batches, KEPT, len(batches))
+    end = digest(engine)
+
+    engine.config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, text=float("nan")))
+    engine.step(batches[0], 0.5, 0)
+    poisoned = {"grad_norm": float(engine.grad_norm), "overflowed": engine.overflowed}
+    engine.config = config
+    restore(engine, at_kept)
+    found = digest(engine)
+    repeated = trained(engine, batches, KEPT, len(batches))
+    end_again = digest(engine)
+
+    restore(engine, at_start)
+    from_the_start = trained(engine, batches, 0, KEPT)
+    first.setdefault("kept", at_kept)
+    restore(engine, first["kept"])
+    return {
+        "to_kept": to_kept,
+        "undisturbed": undisturbed,
+        "repeated": repeated,
+        "from_the_start": from_the_start,
+        "poisoned": poisoned,
+        "kept": [at_kept["digest"], found],
+        "end": [end, end_again],
+        "firsts": [first["kept"]["digest"], digest(engine)],
+        "after_firsts": trained(engine, batches, KEPT, len(batches)),
+        "groups": [[g["name"], g["lr"], g["weight_decay"]] for g in engine.engine.optimizer.param_groups],
+        "optimizer": type(engine.engine.basic_optimizer).__name__,
+    }
+
+
+def trained(engine: Engine, batches: list[list[Batch]], start: int, stop: int) -> list[dict[str, Any]]:
+    """One line a step, with every number that it gave."""
+    lines = []
+    for step in range(start, stop):
+        losses = engine.step(batches[step], 0.5, step)
+        means = {name: (dist.all_reduce(loss) / dist.world()).item() for name, loss in losses.items()}
+        told = {"grad_norm": float(engine.grad_norm), "updates": engine.updates, "overflowed": engine.overflowed}
+        lines.append(means | told | {"loss_scale": engine.loss_scale_state()})
+    return lines
+
+
+def kept(engine: Engine) -> dict[str, Any]:
+    whole = {name: {key: t.cpu().clone() for key, t in tensors.items()} for name, tensors in engine.whole_tensors()}
+    return {
+        "updates": engine.updates,
+        "loss_scale": engine.loss_scale_state(),
+        "whole": whole,
+        "digest": digest(engine),
+    }
+
+
+def restore(engine: Engine, state: dict[str, Any]) -> None:
+    engine.prepare_state(state["updates"])
+    for name, parameter in engine.parameters():
+        engine.write(parameter, state["whole"][name])
+    if state["loss_scale"]:
+        engine.set_loss_scale_state(state["loss_scale"])
+
+
+def digest(engine: Engine) -> str:
+    """Of every bit of what the engine would save; -0 counts as 0, which adding up shares of the ranks makes of it."""
+    total = hashlib.sha256()
+    for name, tensors in engine.whole_tensors():
+        for key, tensor in tensors.items():
+            total.update(f"{name} {key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            total.update((tensor.detach().cpu() + 0.0).contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int)
+    parser.add_argument("shards")
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("overrides", nargs="*", help="of the run's TOML")
+    args = parser.parse_args()
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True  # a CPU can, slowly
+    torch.set_num_threads(1)
+    dist.init()
+    first: dict[str, Any] = {}
+    results = {
+        name: run(args.shards, content, args.overrides, first)
+        for name, content in json.loads(args.cases.read_text()).items()
+    }
+    if dist.rank() == 0:
+        args.file.write_text(json.dumps(results))
+    dist.barrier()
+    dist.close()

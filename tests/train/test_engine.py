@@ -1,0 +1,189 @@
+"""Every kind of engine: it trains alike, tells what went wrong, and can be set back while it lives, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mvlm.config import load_config
+from mvlm.data.tokenizer import train_tokenizer
+from mvlm.errors import UserError
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.train.ds_config import resolve
+from mvlm.train.engine import Engine, build_optimizer
+from mvlm.train.optim import count_parameters
+from tests.conftest import ROOT, TINY, free_port, run_command
+
+WORKER = str(ROOT / "tests/train/engine_worker.py")
+BF16 = {"enabled": True}
+FP16 = {"enabled": True, "initial_scale_power": 15, "hysteresis": 1, "loss_scale_window": 2}
+"""The gradients overflow until the scale is 2 ** 12."""
+
+
+def zero(stage: int, **settings: Any) -> dict[str, Any]:
+    return {"stage": stage, **settings}
+
+
+ON_CPU = {"offload_optimizer": {"device": "cpu"}}
+CASES: dict[str, dict[str, Any]] = {
+    "fp32 stage 0": {"zero_optimization": zero(0)},
+    "fp32 stage 1": {"zero_optimization": zero(1)},
+    "fp32 stage 2": {"zero_optimization": zero(2)},
+    "fp32 stage 3": {"zero_optimization": zero(3)},
+    "fp32 stage 2 offload": {"zero_optimization": zero(2, **ON_CPU)},
+    "fp32 stage 3 offload": {"zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
+    "fp32 hpz": {"zero_optimization": zero(3, zero_hpz_partition_size=2)},
+    "bf16 stage 0": {"bf16": BF16, "zero_optimization": zero(0)},
+    "bf16 stage 1": {
+        "bf16": BF16,
+        "zero_optimization": zero(1),
+        "data_types": {"grad_accum_dtype": "fp32"},  # another optimiser of DeepSpeed's
+    },
+    "bf16 stage 2": {"bf16": BF16, "zero_optimization": zero(2)},
+    "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
+    "fp16 stage 1": {"fp16": FP16, "zero_optimization": zero(1)},
+    "fp16 stage 2": {"fp16": FP16, "zero_optimization": zero(2)},
+    "fp16 stage 3": {"fp16": FP16, "zero_optimization": zero(3)},
+}
+LOSSES = ("image", "text", "itc", "itm")
+ROUNDING = {"fp32": (2e-4, 2e-4), "bf16": (2e-3, 3e-2), "fp16": (2e-3, 3e-2)}
+"""By precision: of losses and of the gradient's norm, relative to fp32 at stage 0."""
+
+
+def launched(
+    cases: dict[str, Any], ranks: int, scenes: Path, folder: Path, *overrides: str
+) -> dict[str, dict[str, Any]]:
+    (folder / "cases.json").write_text(json.dumps(cases))
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
+    given = [WORKER, str(scenes), str(folder / "cases.json"), str(folder / "results.json"), *overrides]
+    done = run_command([*deepspeed, "--num_accelerators", str(ranks), *given], timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    return launched(CASES, 2, scenes, tmp_path_factory.mktemp("engines"))
+
+
+def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:
+    losses, norm = ROUNDING[precision]
+    for line, other in zip(found, expected, strict=True):
+        for name in LOSSES:
+            assert line[name] == pytest.approx(other[name], rel=losses), name
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=norm)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_live_engine_set_back_repeats_itself(results: dict[str, Any], case: str) -> None:
+    """After more updates and a poisoned one: weights, moments, losses, norms, loss scale, in every bit."""
+    found = results[case]
+    assert found["kept"][0] == found["kept"][1]
+    assert found["repeated"] == found["undisturbed"]
+    assert found["end"][0] == found["end"][1]
+    assert found["end"][0] != found["kept"][0]
+    assert found["from_the_start"] == found["to_kept"]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("fp16")])
+def test_all_train_alike(results: dict[str, Any], case: str) -> None:
+    found, plain = results[case], results["fp32 stage 0"]
+    close(found["to_kept"] + found["undisturbed"], plain["to_kept"] + plain["undisturbed"], case[:4])
+    assert [line["updates"] for line in found["to_kept"] + found["undisturbed"]] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_any_goes_on_from_what_another_saved(results: dict[str, Any], case: str) -> None:
+    found, plain = results[case], results["fp32 stage 0"]
+    assert found["firsts"][0] == found["firsts"][1]
+    if not any(line["overflowed"] for line in found["after_firsts"]):
+        close(found["after_firsts"], plain["undisturbed"], case[:4])
+    assert found["after_firsts"][0]["updates"] == (3 if found["after_firsts"][0]["overflowed"] else 4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_group_has_its_own_rate_and_decay_after_all_that(results: dict[str, Any], case: str) -> None:
+    rates = {name: (lr, decay) for name, lr, decay in results[case]["groups"]}
+    assert rates == {
+        "encoder_decay": (0.5 * 1e-3, 0.05),
+        "encoder_no_decay": (0.5 * 1e-3, 0.0),
+        "new_decay": (0.5 * 3e-3, 0.05),
+        "new_no_decay": (0.5 * 3e-3, 0.0),
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_gradient_that_is_not_finite_is_seen_in_the_norm(results: dict[str, Any], case: str) -> None:
+    poisoned = results[case]["poisoned"]
+    assert not math.isfinite(poisoned["grad_norm"])
+    assert poisoned["overflowed"] == case.startswith("fp16")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("fp16")])
+def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str, Any], case: str) -> None:
+    lines = results[case]["to_kept"] + results[case]["undisturbed"]
+    assert [line["overflowed"] for line in lines] == [True, True, True, False, False]
+    assert [line["updates"] for line in lines] == [0, 0, 0, 1, 2]
+    assert [line["loss_scale"]["cur_scale"] for line in lines] == [2.0**14, 2.0**13, 2.0**12, 2.0**12, 2.0**12]
+    settled, plain = lines[3], results["fp32 stage 0"]["to_kept"][0]  # the same weights still
+    assert settled["grad_norm"] != plain["grad_norm"]
+    close([results[case]["to_kept"][0] | {"grad_norm": plain["grad_norm"]}], [plain], "fp16")
+
+
+def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
+    """A layer of 2.6 million weights, since DeepSpeed leaves what is small in memory."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+    from torch.utils.cpp_extension import _get_build_directory
+
+    if not list(Path(_get_build_directory(AsyncIOBuilder.NAME, verbose=False)).glob("*.so")):
+        pytest.skip("async_io, which takes minutes to compile, has not been compiled here")
+    wide = "model.text_args={hidden_size=256, num_hidden_layers=1, num_attention_heads=2, intermediate_size=10240, "
+    on_disk = {"device": "nvme", "nvme_path": str(tmp_path / "disk"), "buffer_size": 3_000_000}
+    cases = {
+        "cpu": {"bf16": BF16, "zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
+        "disk": {"bf16": BF16, "zero_optimization": zero(3, **ON_CPU, offload_param=on_disk)},
+    }
+    found = launched(cases, 2, scenes, tmp_path, wide + "max_position_embeddings=64}")
+    assert list((tmp_path / "disk").rglob("*.swp"))
+    assert found["disk"]["end"] == found["cpu"]["end"]
+    assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]
+
+
+def tiny_model(*overrides: str) -> MaskVLM:
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
+    torch.manual_seed(0)
+    return MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
+
+
+def test_without_a_compiler_torchs_adamw_serves_offload(
+    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    model = tiny_model()
+    content = {"zero_optimization": {"stage": 2, **ON_CPU}}
+    ds_config = resolve(content, model.config, ("json", "toml"), 1, 10, 2, count_parameters(model))
+    optimizer, with_it = build_optimizer(model, model.config, ds_config, torch.device("cpu"))
+    assert type(optimizer) is torch.optim.AdamW
+    assert "AdamW for CPUs cannot be compiled (rank 0: " in capsys.readouterr().err
+    engine = Engine(model, model.config, with_it)
+    assert engine.engine.basic_optimizer is not None and engine.updates == 0
+
+
+def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", "false")
+    model = tiny_model()
+    ds_config = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path)}}}
+    with pytest.raises(UserError, match=r"async_io.*libaio-dev.*zero3_offload\.json"):
+        build_optimizer(model, model.config, ds_config, torch.device("cpu"))
+    (tmp_path / "file").touch()
+    ds_config["zero_optimization"]["offload_param"]["nvme_path"] = str(tmp_path / "file/below")
+    with pytest.raises(UserError, match="cannot be offloaded to .*nvme_path"):
+        build_optimizer(model, model.config, ds_config, torch.device("cpu"))
