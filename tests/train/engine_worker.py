@@ -43,7 +43,7 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
 
     engine.config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, text=float("nan")))
     engine.step(batches[0], 0.5, 0)
-    poisoned = {"grad_norm": float(engine.grad_norm), "overflowed": engine.overflowed}
+    poisoned = {"grad_norm": norm(engine), "overflowed": engine.overflowed}
     engine.config = config
     restore(engine, at_kept)
     found = digest(engine)
@@ -75,9 +75,14 @@ def trained(engine: Engine, batches: list[list[Batch]], start: int, stop: int) -
     for step in range(start, stop):
         losses = engine.step(batches[step], 0.5, step)
         means = {name: (dist.all_reduce(loss) / dist.world()).item() for name, loss in losses.items()}
-        told = {"grad_norm": float(engine.grad_norm), "updates": engine.updates, "overflowed": engine.overflowed}
+        told = {"grad_norm": norm(engine), "updates": engine.updates, "overflowed": engine.overflowed}
         lines.append(means | told | {"loss_scale": engine.loss_scale_state()})
     return lines
+
+
+def norm(engine: Engine) -> float:
+    assert engine.grad_norm is not None
+    return float(engine.grad_norm)
 
 
 def kept(engine: Engine) -> dict[str, Any]:

@@ -71,6 +71,7 @@ def engine_run(shards: str, stage: int, accumulation: int) -> dict[str, list[flo
     for step, micro_batches in enumerate(steps_of(loader)):
         for name, loss in engine.step(micro_batches, 0.5, step).items():
             history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
+        assert engine.grad_norm is not None
         history["grad_norm"].append(float(engine.grad_norm))
     sums = {name: float(np.abs(whole["weight"].double().numpy()).sum()) for name, whole in engine.whole_tensors()}
     return history | {"weights": [sums[name] for name in sorted(sums) if not name.endswith(NOISE)]}

@@ -148,8 +148,27 @@ def test_a_contradiction_names_both_values_and_both_files(
         ({"fp16": {"enabled": True}}, ("fp16", "stage 0", "bf16")),
         ({"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}, ("fp16", "stage 0")),
         ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, ("fp16", "bf16", "keep one")),
-        ({"optimizer": {"type": "Lamb"}}, ("optimizer.type", "Lamb", "AdamW")),
-        ({"scheduler": {"type": "OneCycle"}}, ("scheduler.type", "OneCycle", "WarmupCosineLR")),
+        ({"optimizer": {"type": "Lamb"}}, ("optimizer.type", "Lamb", "AdamW", "run.toml")),
+        ({"optimizer": {"params": {"momentum": 0.9}}}, ("optimizer.params.momentum", "0.9", "AdamW")),
+        ({"optimizer": {"params": {"adam_w_mode": False}}}, ("optimizer.params.adam_w_mode", "False", "True")),
+        ({"scheduler": {"type": "OneCycle"}}, ("scheduler.type", "OneCycle", "WarmupCosineLR", "run.toml")),
+        ({"scheduler": {"params": {"cos_min_ratio": 0.5}}}, ("cos_min_ratio", "0.5", "0.1", "optim.floor")),
+        ({"scheduler": {"params": {"warmup_type": "log"}}}, ("warmup_type", "log", "linear")),
+        ({"torch_autocast": {"enabled": True, "dtype": "float16"}}, ("torch_autocast", "fp16")),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, ("grad_accum_dtype", "bf16", "stage 1")),
+        ({"zero_optimization": {"stage": 1, "compute_grad_norm": False}}, ("compute_grad_norm", "False")),
+        ({"zero_optimization": {"stage": 1, "zenflow": {"topk_ratio": 0.1}}}, ("zenflow", "offload_optimizer")),
+        ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, ("offload_optimizer", "stage 1", "stage 0")),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            ("offload_param", "stage 3", "stage 2"),
+        ),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, ("ratio", "0.5")),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, ("offload_optimizer", "nvme")),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/scratch"}}},
+            ("offload_param", "nvme", "bf16"),
+        ),
         ({"zero_optimization": {"stage": 4}}, ("stage", "4")),
         ({"zero_optimization": {"stage": "auto"}}, ("stage", "auto")),
         ({"zero_optimization": True}, ("zero_optimization", "True")),
@@ -179,8 +198,144 @@ def test_nothing_said_is_stage_0(content: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ds_configs").glob("*.json")), ids=lambda path: path.name)
-def test_the_files_we_ship_resolve(path: Path) -> None:
+def test_the_files_we_ship_resolve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", "/scratch")
     assert "auto" not in json.dumps(resolved(read_deepspeed_json(path)))
+
+
+ZERO_2_OFFLOAD = """{
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1
+    },
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    },
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"}
+    },
+    "zero_optimization": {
+        "stage": 2,
+        "offload_optimizer": {"device": "cpu", "pin_memory": true},
+        "allgather_partitions": true,
+        "allgather_bucket_size": 2e8,
+        "overlap_comm": true,
+        "reduce_scatter": true,
+        "reduce_bucket_size": 2e8,
+        "contiguous_gradients": true
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": false
+}"""
+ZERO_3_OFFLOAD = """{
+    "bf16": {"enabled": "auto"},
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1
+    },
+    "optimizer": {
+        "type": "AdamW",
+        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+    },
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": {"device": "cpu", "pin_memory": true},
+        "offload_param": {"device": "cpu", "pin_memory": true},
+        "overlap_comm": true,
+        "contiguous_gradients": true,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": true
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": false
+}"""
+"""Whole files as Hugging Face's users have them."""
+
+
+def test_a_whole_zero_3_file_works() -> None:
+    found = resolved(json.loads(ZERO_3_OFFLOAD))
+    assert "auto" not in json.dumps(found)
+    assert found["zero_optimization"]["offload_param"] == {"device": "cpu", "pin_memory": True}
+    assert found["zero_optimization"]["stage3_prefetch_bucket_size"] == 2_000_000
+    assert found["train_batch_size"] == 64
+
+
+def test_a_whole_zero_2_file_is_refused_for_its_schedule_alone() -> None:
+    content = json.loads(ZERO_2_OFFLOAD)
+    message = refusal(content)
+    for part in ("scheduler.type", "WarmupLR", "WarmupCosineLR", "run.toml"):
+        assert part in message
+    content["scheduler"]["type"] = "auto"
+    found = resolved(content)
+    assert found["zero_optimization"]["reduce_bucket_size"] == 2e8
+    assert "scheduler" not in found
+
+
+def test_auto_that_deepspeed_knows_a_default_for_is_left_to_it() -> None:
+    zero = resolved({"zero_optimization": {"stage": 3, "stage3_max_live_parameters": "auto", "sub_group_size": "auto"}})
+    assert {"stage3_max_live_parameters", "sub_group_size"}.isdisjoint(zero["zero_optimization"])
+
+
+@pytest.mark.parametrize(("cuda", "native", "bf16"), [(True, True, True), (True, False, False), (False, True, False)])
+def test_bf16_auto_is_on_where_a_gpu_computes_in_it(
+    cuda: bool, native: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mvlm.dist.uses_cuda", lambda: cuda)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
+    found = resolved({"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}})
+    assert (found["bf16"]["enabled"], found["fp16"]["enabled"]) == (bf16, False)
+    both = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+    assert resolved(both)["bf16"]["enabled"] is False
+
+
+@pytest.mark.parametrize(
+    ("hosts", "size"), [(["a"] * 8, 1), (["a"] * 4 + ["b"] * 4, 4), (["a", "b", "b"], 1), (["a", "b"], 1)]
+)
+def test_hpz_auto_is_the_ranks_of_a_node(hosts: list[str], size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvlm.dist.gather_objects", lambda value: hosts)
+    found = resolved({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": "auto"}})
+    assert found["zero_optimization"]["zero_hpz_partition_size"] == size
+
+
+def test_two_runs_do_not_share_a_folder_on_nvme(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = read_deepspeed_json(ROOT / "ds_configs/zero3_nvme.json")
+    monkeypatch.setenv("TMPDIR", "/scratch")
+    paths = [
+        Path(resolved(content, f"run.dir={run}")["zero_optimization"]["offload_param"]["nvme_path"])
+        for run in ("runs/a", "runs/b", "runs/a")
+    ]
+    assert paths[0] == paths[2] != paths[1]
+    assert all(path.parent == Path("/scratch") for path in paths)
+    monkeypatch.delenv("TMPDIR")
+    assert "TMPDIR" in refusal(content)
+
+
+def test_deepspeeds_old_word_for_offload_is_understood() -> None:
+    zero = resolved({"zero_optimization": {"stage": 2, "cpu_offload": True}})["zero_optimization"]
+    assert zero["offload_optimizer"] == {"device": "cpu"} and "cpu_offload" not in zero
 
 
 @pytest.mark.parametrize("content", [None, "{", "[1]", b"\xff\xfe\x00"])

@@ -18,6 +18,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine, build_optimizer
 from mvlm.train.optim import count_parameters
+from mvlm.train.partitions import Whole
 from tests.conftest import ROOT, TINY, free_port, run_command
 
 WORKER = str(ROOT / "tests/train/engine_worker.py")
@@ -131,9 +132,7 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
     assert [line["overflowed"] for line in lines] == [True, True, True, False, False]
     assert [line["updates"] for line in lines] == [0, 0, 0, 1, 2]
     assert [line["loss_scale"]["cur_scale"] for line in lines] == [2.0**14, 2.0**13, 2.0**12, 2.0**12, 2.0**12]
-    settled, plain = lines[3], results["fp32 stage 0"]["to_kept"][0]  # the same weights still
-    assert settled["grad_norm"] != plain["grad_norm"]
-    close([results[case]["to_kept"][0] | {"grad_norm": plain["grad_norm"]}], [plain], "fp16")
+    assert all(line["grad_norm"] == math.inf for line in lines[:3])
 
 
 def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
@@ -161,6 +160,37 @@ def tiny_model(*overrides: str) -> MaskVLM:
     return MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
 
 
+def test_deepspeeds_adamw_goes_on_in_every_bit(results: dict[str, Any]) -> None:
+    """It multiplies up beta ** updates, and a new one would take the power: the fixture has compiled it."""
+    if results["fp32 stage 3 offload"]["optimizer"] != "DeepSpeedCPUAdam":
+        pytest.skip("DeepSpeed's AdamW for CPUs needs g++")
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    generator = torch.Generator().manual_seed(0)
+    start, gradients = torch.randn(1000, generator=generator), torch.randn(60, 1000, generator=generator)
+
+    def adam() -> tuple[torch.nn.Parameter, torch.optim.Optimizer, Whole]:
+        parameter = torch.nn.Parameter(start.clone())
+        optimizer = DeepSpeedCPUAdam([parameter], lr=1e-2, weight_decay=0.05)
+        return parameter, optimizer, Whole(optimizer, [parameter])
+
+    def update(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer, steps: range) -> None:
+        for step in steps:
+            parameter.grad = gradients[step].clone()
+            optimizer.step()
+
+    undisturbed = adam()
+    update(*undisturbed[:2], range(30))
+    kept = {key: tensor.clone() for key, tensor in undisturbed[2].read(undisturbed[0], True).items()}
+    update(*undisturbed[:2], range(30, 60))
+    expected = undisturbed[0].detach().clone()
+    for parameter, optimizer, partitions in (adam(), undisturbed):
+        partitions.prepare(30)
+        partitions.write(parameter, kept)
+        update(parameter, optimizer, range(30, 60))
+        assert torch.equal(parameter.detach(), expected)
+
+
 def test_without_a_compiler_torchs_adamw_serves_offload(
     one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,10 +210,11 @@ def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, m
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     model = tiny_model()
-    ds_config = {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(tmp_path)}}}
+    on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
+    ds_config = {"zero_optimization": zero(3, offload_param=on_disk)}
     with pytest.raises(UserError, match=r"async_io.*libaio-dev.*zero3_offload\.json"):
         build_optimizer(model, model.config, ds_config, torch.device("cpu"))
     (tmp_path / "file").touch()
-    ds_config["zero_optimization"]["offload_param"]["nvme_path"] = str(tmp_path / "file/below")
-    with pytest.raises(UserError, match="cannot be offloaded to .*nvme_path"):
+    on_disk["nvme_path"] = str(tmp_path / "file/below")
+    with pytest.raises(UserError, match=r"cannot be offloaded to .*nvme_path"):
         build_optimizer(model, model.config, ds_config, torch.device("cpu"))
