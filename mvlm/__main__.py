@@ -11,11 +11,11 @@ from mvlm.cli import evaluate, report, train
 from mvlm.errors import UserError
 
 COMMANDS = (train, evaluate, report)
-DONE, MISTAKE, BUG = 0, 1, 70
+BUG = 70
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 preempted."""
+    """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 start it again."""
     parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -43,7 +43,7 @@ def _report_mistake(error: UserError) -> int:
     if rank:
         time.sleep(5)  # the launcher ends all at the first exit: let rank 0, which met the same mistake, speak first
     print(f"mvlm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
-    return MISTAKE
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ class Checkpoint:
     keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good; 0 = none
     resume: str = ""  # a checkpoint to go on from where the run folder has none of its own
     init: str = ""  # a run or checkpoint whose weights alone are taken
+    mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that gets each checkpoint too; "" = none
 
 
 @dataclass(frozen=True)
@@ -322,3 +323,5 @@ def _check(config: Config, where: str) -> None:
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
+    mirror = config.checkpoint.mirror
+    require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

@@ -61,7 +61,7 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
     Raises:
         UserError: there is no such checkpoint, or none of the run folder is whole.
     """
-    start = _as_rank_0(lambda: _given_start(run, config))
+    start = as_rank_0(lambda: _given_start(run, config))
     return start or Start(newest_whole(run), resumes=True, own=True)
 
 
@@ -76,7 +76,7 @@ def _given_start(run: Path, config: Checkpoint) -> Start | None:
 
 def make_latest(checkpoint: Path) -> None:
     """Point the run's `latest` at one of its own checkpoints, whatever lies beyond it; all ranks must call."""
-    _as_rank_0(partial(_point_latest, checkpoint))
+    as_rank_0(partial(_point_latest, checkpoint))
 
 
 def _point_latest(checkpoint: Path) -> None:
@@ -94,19 +94,51 @@ def newest_whole(run: Path) -> Path:
     Raises:
         UserError: none is whole; nothing has been renamed.
     """
-    latest = _as_rank_0(lambda: _latest(run))
-    reason = find_damage(latest)
-    if reason is None:
+    latest = as_rank_0(lambda: _latest(run))
+    while reason := find_damage(latest):
+        newer = as_rank_0(lambda: _latest(run))
+        if newer == latest:
+            break
+        latest = newer  # another attempt lives, and has deleted what it no longer keeps
+    if not reason:
         return latest
     damaged = [latest]
-    older = _as_rank_0(lambda: [path for path in latest.parent.glob(FOLDERS) if path.name < latest.name])
+    older = as_rank_0(lambda: [path for path in latest.parent.glob(FOLDERS) if path.name < latest.name])
     for candidate in sorted(older, reverse=True):
         if find_damage(candidate):
             damaged.append(candidate)
         elif _can_go_on(candidate):
-            _as_rank_0(partial(_set_aside, damaged, reason, candidate))
+            as_rank_0(partial(_set_aside, damaged, reason, candidate))
             return candidate
     raise _refusal(latest, reason)
+
+
+def restore_start(engine: Engine, run: Path, start: Start) -> tuple[TrainState, Path]:
+    """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
+
+    An attempt that still lives goes on and deletes old checkpoints while this one starts up.
+
+    Returns:
+        The state, and the checkpoint that it is from.
+
+    Raises:
+        UserError: as `restore` does.
+    """
+    checkpoint = start.checkpoint
+    assert checkpoint
+    while True:
+        try:
+            return restore(engine, checkpoint), checkpoint
+        except UserError:
+            newest = newest_whole(run) if start.own else checkpoint
+            if newest == checkpoint:
+                raise
+            checkpoint = newest
+
+
+def is_gone(checkpoint: Path) -> bool:
+    """As rank 0 sees it; all ranks must call."""
+    return as_rank_0(lambda: not checkpoint.is_dir())
 
 
 def restore(engine: Engine, checkpoint: Path) -> TrainState:
@@ -234,7 +266,7 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _as_rank_0(ask: Callable[[], Found]) -> Found:
+def as_rank_0(ask: Callable[[], Found]) -> Found:
     """What rank 0 finds, or the mistake it meets, on every rank."""
     answer: Found | UserError | None = None
     if dist.rank() == 0:

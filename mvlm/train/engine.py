@@ -23,7 +23,6 @@ from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.optim import build_adamw, parameter_groups
-from mvlm.train.partitions import MOMENTS as MOMENTS
 from mvlm.train.partitions import Flat, Partitions, Sharded, Whole
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")

@@ -22,11 +22,12 @@ from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.weights import load_weights, offline_model
 from mvlm.train.checkpoint import Start, write_durably
+from mvlm.train.sites import Site
 
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 
 
-def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start, site: Site) -> PreTrainedTokenizerBase:
     """The run's tokenizer, saved in its folder: kept on resume, else the encoder's own, a given one, or trained."""
     folder = run / TOKENIZER
     if dist.rank() == 0 and not (start.resumes and folder.is_dir()):
@@ -43,7 +44,22 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start)
         except Exception as error:  # the tokenizers library raises nothing more particular
             raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
     dist.barrier()
+    if not site.is_whole:
+        _copy_to_sites(folder, site)
     return load_tokenizer(str(folder))
+
+
+def _copy_to_sites(folder: Path, site: Site) -> None:
+    """Give every node that has a run folder of its own what rank 0 has in this folder of its one."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} if dist.rank() == 0 else {}
+    for name, content in dist.broadcast_object(files).items():
+        if site.leads and dist.rank():
+            _make_folder(folder)
+            try:
+                (folder / name).write_bytes(content)
+            except OSError as error:
+                raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
+    dist.barrier()
 
 
 def build_model(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start) -> MaskVLM:
@@ -57,10 +73,12 @@ def build_model(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start
     return model
 
 
-def describe_run(run: Path, config: Config, ds_config: dict[str, Any], model: MaskVLM, layout: dict[str, Any]) -> None:
-    """Write config.toml, deepspeed.json, the text encoder's description and run.json; rank 0 only."""
+def describe_run(
+    run: Path, config: Config, ds_config: dict[str, Any], model: MaskVLM, layout: dict[str, Any], site: Site
+) -> None:
+    """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder."""
     hosts = dist.gather_objects(socket.gethostname())
-    if dist.rank():
+    if not site.leads:
         return
     names = ("torch", "deepspeed", "transformers", "timm", "pyarrow")
     facts = {

@@ -87,12 +87,14 @@ class Hang:
     """Who holds a run up.
 
     Args:
-        heartbeats: the last of every rank; None where there was none.
+        heartbeats: the last of every rank of this run folder; None where there was none.
         quiet: ranks that give no sign of life.
+        unseen: how many more ranks there are, on nodes with run folders of their own.
     """
 
     heartbeats: dict[int, Heartbeat | None]
     quiet: frozenset[int]
+    unseen: int = 0
 
     @property
     def at_fault(self) -> list[int]:
@@ -115,6 +117,9 @@ class Hang:
     def sentence(self) -> str:
         """Which ranks are at fault, where, what they were in, and for how long; without a full stop."""
         ranks = self.at_fault
+        if self.unseen and not self.quiet and all(beat.exchanging for beat in self._awake()):
+            own = self._awake()[0]
+            return f"the ranks of {own.host} wait for one of the {self.unseen} on other nodes, {_in(own)}"
         if len(ranks) == len(self.heartbeats) > 1 and not self.quiet:
             beat = self.heartbeats[ranks[0]]
             assert beat is not None  # it is not quiet

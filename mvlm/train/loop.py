@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from mvlm import dist
 from mvlm.config import Config
 from mvlm.data.dataset import PairDataset
 from mvlm.data.index import Mixture
-from mvlm.errors import UserError
+from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.attempt import Attempt
+from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
 from mvlm.train.engine import Engine
+from mvlm.train.fetch import begin_without, fetch_newest
 from mvlm.train.folder import build_model, describe_run, prepare_tokenizer
 from mvlm.train.metrics import opening
+from mvlm.train.mirror import Mirror
 from mvlm.train.monitor import Monitor
 from mvlm.train.optim import count_parameters
 from mvlm.train.saver import Saver
 from mvlm.train.signals import StopRequests
+from mvlm.train.sites import find_site
 from mvlm.train.state import TrainState
 from mvlm.train.trainer import Evaluate, Trainer
+from mvlm.train.uploads import Uploads
 from mvlm.train.watchdog import Watchdog
 
 
@@ -41,14 +47,19 @@ def train(
 
     Raises:
         UserError: the configuration, the data or the checkpoint does not allow this run.
+        StorageLost: the run folder is not to be reached any more.
     """
     run = Path(config.run.dir)
     stop = stop or StopRequests()
     stop.limit_time(config.train.time_limit)
     mixture = Mixture(config.data.train)
     total, warmup = schedule_steps(config, len(mixture))
+    mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
+    site = find_site(run, mirrored=mirror is not None)
+    if mirror and not fetch_newest(mirror, run, site):
+        begin_without(mirror, run, site)
     start = checkpoints.starting_point(run, config.checkpoint)
-    tokenizer = prepare_tokenizer(config, run, mixture, start)
+    tokenizer = prepare_tokenizer(config, run, mixture, start, site)
     model = build_model(config, tokenizer, start)
     dataset = PairDataset(mixture, tokenizer, config, model.grid)
     parameters = count_parameters(model)
@@ -63,22 +74,34 @@ def train(
     }
     engine = Engine(model, config, ds_config)
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint)
-    if start.checkpoint and start.resumes:
-        state = _agreeing(checkpoints.restore(engine, start.checkpoint), state, start.checkpoint)
-    attempt = Attempt(run)
+    if start.resumes:
+        start, state = _go_on(engine, run, start, state)
+    attempt = Attempt(run, mirror)
     if start.checkpoint and start.resumes and start.own:
+        if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
+            start, state = _go_on(engine, run, start, state)
+        assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
-    describe_run(run, config, ds_config, engine.model, layout)  # not before: a refused run must not look like this one
+    describe_run(run, config, ds_config, engine.model, layout, site)  # a run refused before must not look like this one
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log.tensorboard))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
-        watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes))
-        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number))
+        watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
+        uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
+        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number, site, uploads))
         trainer = Trainer(
-            config, engine, dataset, state, layout, warmup, stop, attempt, monitor, watchdog, saver, evaluate
+            config, engine, dataset, state, layout, warmup, stop, attempt, monitor, watchdog, saver, uploads, evaluate
         )
         stack.callback(trainer.close)
-        return trainer.to_the_end(can_go_back=start.resumes and start.own)
+        can_go_back = start.resumes and start.own
+        if start.checkpoint and can_go_back:
+            uploads.offer_start(start.checkpoint)
+        try:
+            return trainer.to_the_end(can_go_back)
+        except OSError as error:
+            if error.errno in OUT_OF_SIGHT:
+                raise cannot_write(f"The run folder {run}", error, so="") from None
+            raise
 
 
 def schedule_steps(config: Config, rows: int) -> tuple[int, int]:
@@ -91,8 +114,9 @@ def schedule_steps(config: Config, rows: int) -> tuple[int, int]:
     return total, min(warmup, total - 1)
 
 
-def _agreeing(state: TrainState, here: TrainState, checkpoint: Path) -> TrainState:
-    """The checkpoint's state, if it can go on exactly with this configuration and this data."""
+def _go_on(engine: Engine, run: Path, start: Start, here: TrainState) -> tuple[Start, TrainState]:
+    """Fill the engine; the start as it turned out to be, and its state, if this configuration and data can go on so."""
+    state, checkpoint = checkpoints.restore_start(engine, run, start)
     if state.manifest_fingerprint != here.manifest_fingerprint:
         raise UserError(
             f"{checkpoint} was trained on other shards than data.train names (fingerprint "
@@ -104,4 +128,4 @@ def _agreeing(state: TrainState, here: TrainState, checkpoint: Path) -> TrainSta
             f"{checkpoint} was trained with run.seed {state.seed} and this run sets {here.seed}: "
             "give the same seed, or start a new run.dir with checkpoint.init."
         )
-    return state
+    return replace(start, checkpoint=checkpoint), state

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mvlm import dist
-from mvlm.errors import UserError
+from mvlm.errors import cannot_write
 
 METRICS = "metrics.jsonl"
 SHOWN = ("loss", "image", "text", "itc", "itm")
@@ -77,7 +77,7 @@ class Monitor:
         try:
             self._write(metrics)
         except OSError as error:
-            raise UserError(f"{self._file.name} cannot be written ({error}): free some room and start again.") from None
+            raise cannot_write(self._file.name, error, "free some room and start again") from None
         report = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
         report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
         if "loss" not in metrics:

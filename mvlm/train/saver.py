@@ -18,18 +18,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mvlm import dist
 from mvlm.config import Checkpoint
-from mvlm.errors import UserError
+from mvlm.errors import cannot_write
 from mvlm.model.weights import CHECKPOINTS, LATEST, MOMENTS, WEIGHTS, Entry
 from mvlm.train.checkpoint import FOLDERS, write_durably
 from mvlm.train.engine import Engine
+from mvlm.train.sites import Site
 from mvlm.train.state import TrainState
 
+if TYPE_CHECKING:
+    from mvlm.train.uploads import Uploads
+
+SO = "free some room and start again"
 Content = dict[str, dict[str, Tensor]]
 """Tensors by title, by kind of file."""
 
@@ -50,14 +56,25 @@ class Saver:
 
     Args:
         attempt: the run's; partial checkpoints of earlier attempts are deleted.
+        site: the ranks that see this run folder; None = all.
+        uploads: gets what is published.
     """
 
-    def __init__(self, engine: Engine, run: Path, config: Checkpoint, attempt: int) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        run: Path,
+        config: Checkpoint,
+        attempt: int,
+        site: Site | None = None,
+        uploads: Uploads | None = None,
+    ) -> None:
         self.seconds = 0.0  # from start to published, of the last checkpoint
         self._engine, self._config, self._attempt = engine, config, attempt
+        self._site, self._uploads = site or Site.of_all(), uploads
         self._home = run / CHECKPOINTS
         self._pending: _Pending | None = None
-        if dist.rank() == 0:
+        if self._site.leads:
             for path in self._home.glob("*.partial-*"):
                 number = re.fullmatch(rf"{FOLDERS.replace('?', '[0-9]')}\.partial-(\d+)", path.name)
                 if number and int(number[1]) < attempt:
@@ -70,7 +87,7 @@ class Saver:
         """Give up what is pending: ranks that end on an error cannot agree on it any more."""
         if self._pending:
             self._pending.share.join()
-            if dist.rank() == 0:
+            if self._site.leads:
                 shutil.rmtree(self._pending.partial, ignore_errors=True)
             self._pending = None
 
@@ -106,26 +123,34 @@ class Saver:
         """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
 
         Raises:
-            UserError: on every rank, when any could not write; what was latest stays so.
+            UserError: on every rank, when any could not write; what was latest stays so. StorageLost, where more room
+                would not help.
         """
         assert self._pending
         pending, self._pending = self._pending, None
         pending.share.join()
         gathered = dist.gather_objects((pending.share.entries, pending.share.failure))
         failure = next((failure for _, failure in gathered if failure), None)
-        if dist.rank() == 0:
+        if self._site.leads:
             if not failure:
                 failure = _publish(pending, [entry for entries, _ in gathered for entry in entries])
             if failure:
                 shutil.rmtree(pending.partial, ignore_errors=True)
-        failure = dist.broadcast_object(failure)
+        failure = next(filter(None, dist.gather_objects(failure)), None)
         if failure:
-            raise UserError(
-                f"The checkpoint {pending.folder} could not be written ({failure}): free some room and start again."
-            )
-        if dist.rank() == 0:
-            _prune(pending.folder, self._config)
+            raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
+        if self._site.leads:
+            prune(pending.folder, self._config, self._uploads.held if self._uploads else None)
+        if self._uploads:
+            self._uploads.offer(pending.folder)
         self.seconds = time.monotonic() - pending.since
+
+
+class _Failure(NamedTuple):
+    """What went wrong, and where."""
+
+    rank: int
+    error: OSError
 
 
 class _Share(Thread):
@@ -135,7 +160,7 @@ class _Share(Thread):
         super().__init__(name="checkpoint", daemon=True)
         self._partial, self._content = partial, content
         self.entries: list[Entry] = []
-        self.failure: str | None = f"rank {dist.rank()}: a bug, whose traceback stands above"
+        self.failure: _Failure | None = _Failure(dist.rank(), OSError("a bug, whose traceback stands above"))
         self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
 
     def run(self) -> None:
@@ -146,7 +171,7 @@ class _Share(Thread):
                 self.entries.append(write_tensors(self._partial / f"{kind}-{self._suffix}", tensors))
             self.failure = None
         except OSError as error:
-            self.failure = f"rank {dist.rank()}: {error}"
+            self.failure = _Failure(dist.rank(), error)
         finally:
             self._content.clear()
 
@@ -191,7 +216,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _publish(pending: _Pending, entries: list[Entry]) -> str | None:
+def _publish(pending: _Pending, entries: list[Entry]) -> _Failure | None:
     """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
     folder, partial = pending.folder, pending.partial
     try:
@@ -207,12 +232,12 @@ def _publish(pending: _Pending, entries: list[Entry]) -> str | None:
         os.rename(partial, folder)
         write_durably(folder.parent / LATEST, folder.name)
     except OSError as error:
-        return str(error)
+        return _Failure(dist.rank(), error)
     return None
 
 
-def _prune(newest: Path, config: Checkpoint) -> None:
-    """Delete all but the last `keep` and the multiples of `keep_every`.
+def prune(newest: Path, config: Checkpoint, held: Path | None) -> None:
+    """Delete all but the last `keep`, the multiples of `keep_every`, and the one that is `held` for another while.
 
     What lies beyond `newest`, left by a run that was gone back on, goes first and is not kept for good.
     """
@@ -226,5 +251,5 @@ def _prune(newest: Path, config: Checkpoint) -> None:
 
     found = sorted(newest.parent.glob(FOLDERS), key=lambda folder: (not beyond(folder), folder.name))
     for folder in found[: -config.keep]:
-        if not for_good(folder):
+        if folder != held and not for_good(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ import numpy as np
 from mvlm import dist
 from mvlm.data.index import Mixture
 from mvlm.data.order import Order
-from mvlm.errors import UserError
+from mvlm.errors import cannot_write
 from mvlm.train.guard import Bad
 
 SKIPPED = "skipped.jsonl"
@@ -53,9 +53,9 @@ class Skipped:
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                failure = f"{self._path} cannot be written ({error}): free some room and start again."
+                failure = cannot_write(str(self._path), error, "free some room and start again")
         if failure := dist.broadcast_object(failure):
-            raise UserError(failure)
+            raise failure
 
     def _read(self) -> list[int]:
         """Positions of all whole lines; a last one that was cut off by a kill had not been acted upon."""

@@ -30,6 +30,7 @@ from mvlm.train.schedule import lr_factor
 from mvlm.train.signals import StopRequests
 from mvlm.train.skipped import SKIPPED, Skipped
 from mvlm.train.state import TrainState
+from mvlm.train.uploads import Uploads
 from mvlm.train.watchdog import Watchdog
 
 DONE, PREEMPTED = 0, 75
@@ -46,6 +47,7 @@ class Said(NamedTuple):
     orphaned: int
     time_is_up: int
     written: int
+    uploaded: int
     bad: Bad | None
 
 
@@ -64,6 +66,7 @@ class Trainer:
     monitor: Monitor
     watchdog: Watchdog
     saver: Saver
+    uploads: Uploads
     evaluate: Evaluate | None
 
     def __post_init__(self) -> None:
@@ -109,6 +112,8 @@ class Trainer:
             said = self._agree()
             if self.saver.pending and said.written == dist.world():
                 self.saver.publish()
+            if self.uploads.pending and said.uploaded == dist.world():
+                self.uploads.advance()
             if said.bad:
                 self._go_back(said.bad)
             elif reason := _reason_to_stop(said):
@@ -117,6 +122,8 @@ class Trainer:
                 self._step()
         self.watchdog.at(self.state.step, "waiting for the checkpoint's files", LONG)
         self.saver.finish()
+        self.watchdog.at(self.state.step, "waiting for the mirror", LONG)
+        self.uploads.finish()
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return DONE
 
@@ -132,14 +139,15 @@ class Trainer:
         flags = (
             self.stop.signalled,
             self.stop.orphaned(),
-            self.stop.time_is_up(self.meter.longest_step, self.saver.seconds),
+            self.stop.time_is_up(self.meter.longest_step, self.saver.seconds + self.uploads.seconds),
             self.attempt.superseded(),
             self.saver.pending and self.saver.written,
+            self.uploads.pending and self.uploads.ready,
         )
         began = time.perf_counter()
         told = torch.tensor([*map(float, flags), loss, grad_norm], dtype=torch.float64)
         *counts, loss, grad_norm = dist.all_reduce(told).tolist()
-        signalled, orphaned, time_is_up, superseded, written = map(int, counts)
+        signalled, orphaned, time_is_up, superseded, written, uploaded = map(int, counts)
         self.meter.waited += time.perf_counter() - began
         bad = self.guard.judge(loss / dist.world(), grad_norm / dist.world()) if judged else None
         if superseded:
@@ -147,7 +155,7 @@ class Trainer:
                 f"A later attempt at {self.run} has begun, so attempt {self.attempt.number} ends at step "
                 f"{self.state.step} without writing more: look at that one, or set another run.dir."
             )
-        return Said(signalled, orphaned, time_is_up, written, bad)
+        return Said(signalled, orphaned, time_is_up, written, uploaded, bad)
 
     def _drain(self) -> Bad | None:
         """Judge all steps made so far; the first that must not have been."""
@@ -212,6 +220,7 @@ class Trainer:
         self.watchdog.at(self.state.step, "going back to a checkpoint", LONG)
         self.saver.finish()
         self._leave_out(bad)
+        self.uploads.complete_folder()
         checkpoint = checkpoints.newest_whole(self.run)
         self.loader.close()
         self._start_from(checkpoints.restore(self.engine, checkpoint))
@@ -237,6 +246,8 @@ class Trainer:
             self._save()
         self.watchdog.at(self.state.step, "waiting for the checkpoint's files", LONG)
         self.saver.finish()
+        self.watchdog.at(self.state.step, "waiting for the mirror", LONG)
+        self.uploads.drain()
         self.monitor.say(
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
             "the same command goes on from there."

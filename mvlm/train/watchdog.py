@@ -21,6 +21,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -50,15 +51,18 @@ class Watchdog:
         run: gets `heartbeat/rank-00000.json` and, in a hang, `heartbeat/rank-00000.stack.txt` and `hangs.jsonl`.
         attempt: of this run; other attempts' heartbeats do not count.
         minutes: that one thing may take.
+        ranks: whose heartbeats this run folder has; None = all.
     """
 
-    def __init__(self, run: Path, attempt: int, minutes: float) -> None:
+    def __init__(self, run: Path, attempt: int, minutes: float, ranks: tuple[int, ...] | None = None) -> None:
         self._run = run
         self._folder = run / HEARTBEATS
         self._attempt = attempt
         self._limit = 60 * minutes
         self._period = min(self._limit / 10, LONGEST_PERIOD_S)
-        self._rank, self._world, self._host = dist.rank(), dist.world(), socket.gethostname()
+        self._rank, self._host = dist.rank(), socket.gethostname()
+        self._ranks = range(dist.world()) if ranks is None else ranks
+        self._unseen = dist.world() - len(self._ranks)
         self._mark = Mark(0, 0, "starting", 1.0)
         self._turns = 0
         self._closed = threading.Event()
@@ -101,7 +105,7 @@ class Watchdog:
                 inquiry = None
             elif not failure:
                 if inquiry is None:
-                    inquiry = _Inquiry(self._folder, self._attempt, self._rank, self._world)
+                    inquiry = _Inquiry(self._folder, self._attempt, self._rank, self._ranks, self._unseen)
                     self._dump_stacks()
                 if inquiry.others_end():
                     self._write(replace(heartbeat, ends=True))
@@ -165,7 +169,7 @@ class Watchdog:
             file.write(json.dumps(record) + "\n")
         _say(sentence)
         self._write(replace(heartbeat, ends=True))
-        self._let_go_first(set(range(self._world)) - hang.quiet - {self._rank})
+        self._let_go_first(set(self._ranks) - hang.quiet - {self._rank})
         os._exit(HUNG)
 
     def _let_go_first(self, ranks: set[int]) -> None:
@@ -204,34 +208,35 @@ class _Stillness:
 class _Inquiry:
     """One rank's part in finding who is at fault. Only the lowest rank that lives reads everybody's heartbeat."""
 
-    def __init__(self, folder: Path, attempt: int, rank: int, world: int) -> None:
+    def __init__(self, folder: Path, attempt: int, rank: int, ranks: Sequence[int], unseen: int) -> None:
         self._others = Others(folder, attempt)
         self._rank = rank
-        self._world = world
-        self._judge = 0
+        self._ranks = ranks
+        self._unseen = unseen
+        self._before = [other for other in ranks if other < rank]
         self._looks = 0
 
     def others_end(self) -> bool:
         """Whether the rank that judges has done so. To be called every period."""
-        while self._judge < self._rank:
-            beat = self._others.look(self._judge)
+        while self._before:
+            beat = self._others.look(self._before[0])
             if beat and beat.ends:
                 return True
-            if not self._others.is_quiet(self._judge):
+            if not self._others.is_quiet(self._before[0]):
                 return False
-            self._judge += 1
+            self._before.pop(0)
         return False
 
     def verdict(self, own: Heartbeat) -> Hang | None:
         """The hang, if it is this rank that judges and one can be blamed. To be called every period."""
-        if self._judge < self._rank:
+        if self._before:
             return None
-        ranks = [rank for rank in range(self._world) if rank != self._rank]
+        ranks = [rank for rank in self._ranks if rank != self._rank]
         beats = {rank: self._others.look(rank) for rank in ranks} | {self._rank: own}
         self._looks += 1
         if self._looks <= QUIET_AFTER:
             return None
-        hang = Hang(dict(sorted(beats.items())), frozenset(filter(self._others.is_quiet, ranks)))
+        hang = Hang(dict(sorted(beats.items())), frozenset(filter(self._others.is_quiet, ranks)), self._unseen)
         return hang if hang.at_fault else None
 
 

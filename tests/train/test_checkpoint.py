@@ -17,6 +17,8 @@ import torch
 
 from mvlm.errors import UserError
 from mvlm.model.weights import find_checkpoint, load_run
+from mvlm.train import checkpoint as checkpoints
+from mvlm.train import loop
 from tests.conftest import ROOT, TINY
 from tests.train.conftest import TOML, TrainHere, losses_by_step, read_metrics
 
@@ -282,3 +284,22 @@ def test_numbers_in_files_read_back_equal(sound: Path) -> None:
         assert json.dumps(json.loads(line)) == line
     state = json.loads((sound / STEP / "state.json").read_text())
     assert (state["step"], state["samples_seen"], state["seed"]) == (4, 64, 0)
+
+
+@pytest.mark.parametrize("moment", ["restore", "Attempt"])
+def test_a_start_that_a_living_attempt_deletes_gives_way_to_its_newest(
+    sound: Path, copy: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Until this one has claimed its number the other goes on, saves, and deletes what it no longer keeps."""
+    module = loop if moment == "Attempt" else checkpoints
+    real = getattr(module, moment)
+
+    def late(*words: object) -> object:
+        shutil.rmtree(copy / STEP, ignore_errors=True)
+        (copy / "checkpoints/latest").write_text("step_00000006")
+        return real(*words)
+
+    monkeypatch.setattr(module, moment, late)
+    assert train_here(copy, "train.steps=7") == 0
+    assert [line["step"] for line in read_metrics(copy)] == [1, 2, 3, 4, 5, 6, 7]
+    assert find_checkpoint(copy).name == "step_00000007"

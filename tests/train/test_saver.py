@@ -23,6 +23,7 @@ from mvlm.batch import Batch
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
 from mvlm.model.weights import find_checkpoint, open_tensors
+from mvlm.train import checkpoint as checkpoints
 from mvlm.train.checkpoint import find_damage, make_latest, newest_whole, restore
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
@@ -309,3 +310,21 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     engine = Trained()
     engine.step = 2
     assert equal(tensors, {name: whole["weight"] for name, whole in engine.whole_tensors()})
+
+
+def test_what_a_living_attempt_deletes_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves, and deletes the one before, between another attempt's looking up the latest and reading it."""
+    run, living = tmp_path / "run", iter((4, 6))
+    steps_saved(run, Checkpoint(keep=1), 2)
+
+    def find_late(checkpoint: Path) -> str | None:
+        for step in living:
+            steps_saved(run, Checkpoint(keep=1), step)
+            break
+        return find_damage(checkpoint)
+
+    monkeypatch.setattr(checkpoints, "find_damage", find_late)
+    assert newest_whole(run).name == "step_00000006"
+    assert names(run) == ["06", "latest"]

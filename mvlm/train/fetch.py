@@ -1,0 +1,205 @@
+"""Brings the mirror's newest checkpoint into the run folder, as if it had always been there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mvlm import dist
+from mvlm.errors import UserError
+from mvlm.model.weights import CHECKPOINTS, LATEST, UNREADABLE, Entry, read_index
+from mvlm.train.checkpoint import FOLDERS, as_rank_0, find_damage, sync_folder, write_durably
+from mvlm.train.folder import TEXT_ENCODER, TOKENIZER
+from mvlm.train.mirror import INDEX, Mirror, Place, read_entries
+from mvlm.train.monitor import METRICS
+from mvlm.train.sites import Site
+from mvlm.train.skipped import SKIPPED
+
+UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
+DESCRIPTIONS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)")
+"""Files of a tokenizer's or a text encoder's folder: nothing that would be run."""
+
+
+def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
+    """Fetch where the run folder has no checkpoint, an older one, or the same one damaged; all ranks must call.
+
+    Where nodes have folders of their own, each of them lacks what the others wrote: there the mirror alone counts, and
+    files are fetched that are not in the folder already.
+
+    Returns:
+        Whether the mirror has a checkpoint.
+
+    Raises:
+        UserError: the mirror cannot be read or is not to be trusted, none of its checkpoints is whole, or the folder
+            cannot be written.
+    """
+    history = as_rank_0(mirror.history)
+    reason = ""
+    for place in history:
+        if site.is_whole and not _is_behind(run, place):
+            return True
+        began = time.monotonic()
+        if not (reason := _fetch(mirror, place, run, site) or ""):
+            _fetch_small_files(mirror, run, site)
+            _tell(f"{mirror.url}/{place.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
+            return True
+        _tell(f"{mirror.url}/{place.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
+    if history:
+        raise UserError(
+            f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."
+        )
+    return False
+
+
+def _is_behind(run: Path, newest: Place) -> bool:
+    step = as_rank_0(lambda: _newest_step(run))
+    if step == newest.step:
+        return find_damage(run / CHECKPOINTS / f"step_{step:08d}") is not None
+    return step < newest.step
+
+
+def _newest_step(run: Path) -> int:
+    """Of the checkpoints in the run folder, -1 for none. One that was gone back on counts: that was somebody's will."""
+    if not (run / CHECKPOINTS / LATEST).is_file():
+        return -1
+    whole = (path.parent.name for path in (run / CHECKPOINTS).glob(f"{FOLDERS}/{INDEX}"))
+    return max((int(name.removeprefix("step_")) for name in whole), default=-1)
+
+
+def _fetch(mirror: Mirror, place: Place, run: Path, site: Site) -> str | None:
+    """Put a checkpoint into the folders of all sites; returns what is wrong with it, if anything."""
+    where = f"{mirror.url}/{place.path(INDEX)}"
+    index = as_rank_0(lambda: mirror.read(place.path(INDEX)))
+    try:
+        entries = read_entries(index, where) if index else []
+    except UNREADABLE as error:
+        return f"{INDEX}: {type(error).__name__}: {error}"
+    if not index:
+        return f"{INDEX} is gone"
+    folder = run / CHECKPOINTS / f"step_{place.step:08d}"
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    _on_each(run, site.leads, partial(_make_ready, folder, unfinished))
+    failure = _on_each(run, True, partial(_fetch_files, mirror, place, site.share(entries), unfinished))
+    if failure:
+        _on_each(run, site.leads, partial(shutil.rmtree, unfinished))
+    else:
+        _on_each(run, site.leads, partial(_finish, folder, unfinished, entries, index))
+    return failure
+
+
+def _on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str | None:
+    """Have this rank act, if it is concerned; every rank is told what any found, or gets the error that any met."""
+    found: str | UserError | None = None
+    if concerned:
+        try:
+            found = action()
+        except OSError as error:
+            found = UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.")
+        except UserError as error:
+            found = error
+    told = dist.gather_objects(found)
+    if mistake := next((each for each in told if isinstance(each, UserError)), None):
+        raise mistake
+    return next(filter(None, told), None)
+
+
+def _make_ready(folder: Path, unfinished: Path) -> None:
+    """What lies there already, the node's own files or those of a fetch that was cut off, is not fetched again."""
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not unfinished.exists():
+        os.rename(folder, unfinished)
+    unfinished.mkdir(exist_ok=True)
+
+
+def _fetch_files(mirror: Mirror, place: Place, entries: list[Entry], unfinished: Path) -> str | None:
+    for entry in entries:
+        file = unfinished / entry.file
+        if not _is_right(file, entry):
+            mirror.download(place.path(entry.file), file)
+            if not _is_right(file, entry):
+                return f"{entry.file} has not the SHA-256 that {INDEX} says"
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+    return None
+
+
+def _is_right(file: Path, entry: Entry) -> bool:
+    if not file.is_file() or file.stat().st_size != entry.bytes:
+        return False
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == entry.sha256
+
+
+def _finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -> None:
+    for stranger in {path.name for path in unfinished.iterdir()} - {entry.file for entry in entries}:
+        (unfinished / stranger).unlink()
+    write_durably(unfinished / INDEX, index.decode())
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(unfinished, folder)
+    write_durably(folder.parent / LATEST, folder.name)
+
+
+def _fetch_small_files(mirror: Mirror, run: Path, site: Site) -> None:
+    def described() -> None:
+        for folder in (TOKENIZER, TEXT_ENCODER):
+            (run / folder).mkdir(exist_ok=True)
+            for name in mirror.sizes(folder):
+                if DESCRIPTIONS.fullmatch(name.removeprefix(f"{folder}/")):
+                    mirror.download(name, run / name)
+            sync_folder(run / folder)
+
+    def recorded() -> None:
+        for name in (METRICS, SKIPPED):  # only ever appended to: the longer one knows more
+            known = (run / name).stat().st_size if (run / name).exists() else 0
+            content = mirror.read(name) or b""
+            if len(content) > known:
+                write_durably(run / name, content.decode(errors="replace"))
+
+    _on_each(run, site.leads, described)
+    _on_each(run, dist.rank() == 0, recorded)
+
+
+def _tell(sentence: str) -> None:
+    if dist.rank() == 0:
+        print(f"mvlm: {sentence}", file=sys.stderr, flush=True)
+
+
+def begin_without(mirror: Mirror, run: Path, site: Site) -> None:
+    """Make sure that a run whose mirror is still empty starts alike on all nodes; all ranks must call.
+
+    Where nodes have folders of their own, an earlier attempt may have left its parts of a checkpoint in them.
+
+    Raises:
+        UserError: one node has a whole checkpoint.
+    """
+    if site.is_whole:
+        return
+    latest = run / CHECKPOINTS / LATEST
+    if whole := _on_each(run, site.leads, partial(_own_whole, latest)):
+        raise UserError(
+            f"{whole} is whole on one node, and neither the others nor {mirror.url} have it: start the run on that "
+            "node alone first, which uploads it."
+        )
+    _on_each(run, site.leads, partial(_forget, latest))
+
+
+def _own_whole(latest: Path) -> str | None:
+    if not latest.is_file():
+        return None
+    checkpoint = latest.with_name(latest.read_text(encoding="utf-8", errors="replace").strip())
+    try:
+        return str(checkpoint) if all((checkpoint / entry.file).exists() for entry in read_index(checkpoint)) else None
+    except UNREADABLE:
+        return None
+
+
+def _forget(latest: Path) -> None:
+    latest.unlink(missing_ok=True)
