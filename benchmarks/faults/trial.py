@@ -1,0 +1,213 @@
+"""One trial: a run that several things befall, one after the other, started again by the same command until it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.faults import checks
+from benchmarks.faults.injections import DONE, KINDS, POISONS, Hit
+from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, made
+
+HANG = "train.hang_minutes=0.1"
+DISK_MB = 16
+FIRST_SPIKE = 20  # batch of the stream: what is usual must be known first
+MOST_ATTEMPTS = 16
+UNDISTURBED = "nothing"
+"""The kind of an attempt that was left alone and yet broke a promise."""
+
+NOISE = re.compile(r"\[20|step \d|Traceback|\s*$|.*(Warning|W\d{4} )")
+
+
+class Workshop:
+    """A folder in which trials are made, with the shards they train on and the runs they are compared with."""
+
+    def __init__(self, folder: Path, steps: int = STEPS) -> None:
+        self._folder, self._steps = folder, steps
+        self._shards = made(folder / "shards")
+        self._references: dict[tuple[int, ...], Run] = {}
+
+    def reference(self, absent: tuple[int, ...] = ()) -> Run:
+        """An undisturbed run; the global batches of these numbers do not occur in its stream.
+
+        Raises:
+            RuntimeError: it did not end as it should.
+        """
+        if absent not in self._references:
+            ranges = [[number * BATCH, (number + 1) * BATCH] for number in absent]
+            folder = self._folder / "-".join(["reference", *map(str, absent)])
+            run = Run(folder, self._shards, self._steps, faults={"absent": ranges})
+            attempt = run.start()
+            if attempt.end() != DONE:
+                raise RuntimeError(f"The undisturbed run failed:\n{attempt.output}")
+            self._references[absent] = run
+        return self._references[absent]
+
+    def trial(self, seed: int, kinds: list[str]) -> list[dict[str, Any]]:
+        """Let `kinds` befall one run, in that order; poisons lie in its stream from the start.
+
+        Returns:
+            For each that did, what it was and what came of it; `lost nothing` is the sum of it.
+        """
+        draw = Random(seed)
+        faults = {kind: [self._poisoned_position(kind, draw)] for kind in dict.fromkeys(kinds) if kind in POISONS}
+        batches = tuple(sorted({positions[0] // BATCH for positions in faults.values()}))
+        with contextlib.ExitStack() as stack:
+            folder = self._folder / f"trial-{seed}"
+            disk = stack.enter_context(small_disk(self._folder / f"disk-{seed}")) if "fill_disk" in kinds else None
+            shards = self._shards
+            if "spoil_image" in kinds:
+                shards = Path(shutil.copytree(self._shards, self._folder / f"shards-{seed}"))
+            overrides = (HANG,) if "freeze_rank" in kinds else ()
+            run = Run(folder, shards, self._steps, overrides, faults, disk)
+            trial = Trial(run, [kind for kind in kinds if kind in KINDS], draw)
+            trial.to_the_end()
+            exact = "another_layout" not in kinds
+            result = checks.ended(run, self.reference(batches), exact)
+            problems = result.pop("problems")
+            lines = [*trial.told(), *_poisonings(run)]
+            for line in lines:
+                line["problems"] = line.get("problems", []) + problems
+                line |= result
+                wrong = not result["losses equal"] or result["samples lost"] or result["samples in other places"]
+                line["lost nothing"] = not wrong and not line["problems"]
+            if all(line["lost nothing"] for line in lines):
+                shutil.rmtree(folder)
+        return [{"trial": seed, "attempts": len(run.attempts), "exact": exact} | line for line in lines]
+
+    def _poisoned_position(self, kind: str, draw: Random) -> int:
+        first = FIRST_SPIKE if kind == "spike" else 0
+        return draw.randrange(first * BATCH, self._steps * BATCH)
+
+
+def _ended(attempt: Attempt) -> tuple[int | None, list[str]]:
+    """Its exit code, and that it did not end by itself, if so."""
+    try:
+        return attempt.end(), []
+    except TimeoutError as error:
+        return None, [str(error)]
+
+
+class Trial:
+    """Starts a run again and again, with each of `kinds` befalling it, until it ends by itself."""
+
+    def __init__(self, run: Run, kinds: list[str], draw: Random) -> None:
+        self.run = run
+        self._left = list(kinds)
+        self._draw = draw
+        self._hits: list[tuple[str, Hit, dict[str, Any]]] = []
+
+    def to_the_end(self) -> None:
+        """Give up only when the run does not end, however often it is started again; its checks will fail then."""
+        attempt = self.run.start()
+        expected = ""
+        while len(self.run.attempts) < MOST_ATTEMPTS:
+            kind, hit = self._befall(attempt)
+            code, problems = _ended(attempt)
+            reached = self.run.step()
+            problems += self._wrong(attempt, hit, code, expected)
+            facts: dict[str, Any] = {"attempt": attempt.number, "code": code, "reached": reached}
+            facts |= {"sentence": sentence(attempt, hit.says if hit else ""), "problems": problems}
+            expected = hit.next_says if hit else ""
+            if hit:
+                facts["seconds to end"] = round(time.time() - hit.at, 2)
+                self._hits.append((kind, hit, facts))
+            elif problems:
+                self._hits.append((UNDISTURBED, Hit({}), facts))
+            if hit and hit.mend:
+                hit.mend()
+            if hit and hit.successor:
+                attempt = hit.successor
+            elif code == DONE and reached == self.run.steps:
+                return
+            else:
+                attempt = self.run.start()
+
+    def _befall(self, attempt: Attempt) -> tuple[str, Hit | None]:
+        """The kind that ends this attempt; those before it that do not are noted at once."""
+        while self._left:
+            kind = self._left.pop(0)
+            hit = KINDS[kind](attempt, self._draw)
+            if hit is None:
+                break
+            if hit.codes:
+                return kind, hit
+            self._hits.append((kind, hit, {"attempt": attempt.number, "reached": self.run.step(), "problems": []}))
+        return "", None
+
+    def _wrong(self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str) -> list[str]:
+        """Which promises this attempt has broken."""
+        problems = [] if hit and hit.harms_latest else checks.between_attempts(self.run)
+        output = attempt.output
+        over = code == DONE and self.run.step() == self.run.steps  # it had ended before it could notice
+        if not over and code not in (hit.codes if hit else (DONE,)):
+            problems.append(f"exit code {code}")
+        if hit and not over and not re.search(hit.says, output):
+            problems.append(f"did not say {hit.says!r}")
+        if not re.search(expected, output):
+            problems.append(f"did not say {expected!r}")
+        if "Traceback" in output:
+            problems.append("a traceback: " + output[output.index("Traceback") :][-600:])
+        step = int(latest[5:]) if (latest := self.run.latest()) else 0
+        if hit and hit.keeps and not over and step != self.run.step() and not self.run.faults:
+            problems.append(f"ended at step {self.run.step()} and saved step {step}")
+        return problems
+
+    def told(self) -> list[dict[str, Any]]:
+        """A line for each that befell the run, when it has ended."""
+        stream = self.run.stream(0)
+        lines = []
+        for kind, hit, facts in self._hits:
+            number = facts.pop("attempt")
+            later = [line for line in stream if line["attempt"] > number]
+            if hit.codes and later:
+                facts["steps repeated"] = facts["reached"] - later[0]["step"] + 1
+                beyond = [line["time"] for line in later if line["step"] > facts["reached"]]
+                regained = beyond[0] if beyond else later[-1]["time"]
+                facts["seconds lost"] = round(regained - hit.at, 2)
+            lines.append({"kind": kind, "at": round(hit.at, 3), "what": hit.what} | facts)
+        return lines
+
+
+def _poisonings(run: Run) -> list[dict[str, Any]]:
+    """A line for each poisoned batch: how long until another one was trained on in its place."""
+    lines = []
+    for kind, (position,) in ((kind, run.faults[kind]) for kind in POISONS if kind in run.faults):
+        met = [line for rank in range(2) for line in run.stream(rank) if position in line["positions"]]
+        what = {"position": position, "step": met[0]["step"] if met else None, "met": len(met)}
+        line: dict[str, Any] = {"kind": kind, "at": met[0]["time"] if met else None, "what": what}
+        if met:
+            instead = [line["time"] for line in run.stream(0) if line["step"] == met[-1]["step"]][-1]
+            line["seconds lost"] = round(instead - met[-1]["time"], 2)
+        lines.append(line)
+    return lines
+
+
+def sentence(attempt: Attempt, promised: str) -> str:
+    """What it said that matches the pattern; what it said last where nothing does."""
+    said = [line for line in attempt.output.splitlines() if not NOISE.match(line)]
+    fitting = [line for line in said if promised and re.search(promised, line)]
+    return (fitting or said or [""])[-1][:400]
+
+
+def may_mount() -> bool:
+    return os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A disk of a few megabytes; root only."""
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
