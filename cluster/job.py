@@ -1,4 +1,4 @@
-"""The job file: which run goes where. One strict TOML table, [job], and `job.key=value` overrides."""
+"""The job file: which run goes where. A strict TOML table, [job], another for sweeps, and `job.key=value` overrides."""
 
 from __future__ import annotations
 
@@ -12,11 +12,50 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_RUN_FOLDER = "runs/mvlm"  # of `mvlm train` where the run TOML names none
-KINDS = {"str": (str, "a string"), "int": (int, "a whole number"), "dict[str, str]": (dict, "a table of strings")}
+KINDS = {
+    "str": (str, "a string"),
+    "int": (int, "a whole number"),
+    "list[str]": (list, "a list of strings"),
+    "dict[str, str]": (dict, "a table of strings"),
+    "dict[str, list[Any]]": (dict, "a table of lists"),
+}
+CHOICES = {
+    "network": ("auto", "ethernet", "efa", "infiniband"),
+    "gpu_request": ("gpus-per-node", "gres"),
+    "launcher": ("srun", "torchrun", "deepspeed", "pdsh"),
+    "mode": ("min", "max"),
+}
+LEAST = {
+    "nodes": 1,
+    "min_nodes": 0,
+    "gpus_per_node": 0,
+    "processes_per_node": 1,
+    "cpus_per_process": 0,
+    "requeue": 0,
+    "warning_seconds": 30,
+    "parallel": 0,
+    "samples": 0,
+    "grace_steps": 0,
+    "reduction": 2,
+}
+TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
 class JobError(Exception):
     """A user's mistake: one sentence saying what, where and what to do. The command exits with code 1."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What [sweep] says: the same job with other settings of its run, each a run of its own below the job's run.dir."""
+
+    values: dict[str, list[Any]]  # a key of the run TOML, such as "optim.lr", and what to try for it
+    parallel: int = 0  # runs at the same time; 0 = as many as there is room for
+    samples: int = 0  # combinations drawn at random; 0 = every one
+    metric: str = "loss"  # of metrics.jsonl
+    mode: str = "min"
+    grace_steps: int = 0  # a run may be given up for a bad metric after so many steps; 0 = never
+    reduction: int = 3  # of so many runs one goes on at each rung
 
 
 @dataclass(frozen=True)
@@ -27,13 +66,27 @@ class Job:
     run: str  # path of the run TOML
     deepspeed: str  # path of the DeepSpeed JSON
     nodes: int = 1
+    min_nodes: int = 0  # goes on with as few where nodes are lost; 0 = `nodes`
     gpus_per_node: int = 0
     processes_per_node: int = 1  # on the CPU; exclusive with gpus_per_node
+    cpus_per_process: int = 0  # 0 = what the scheduler gives
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
-    requeue: int = 3  # restarts after exit code 75 (preempted) or a crash
+    venv: str = ""  # folder of a virtual environment that all nodes see; "" = the one submit runs in
+    modules: list[str] = field(default_factory=list)  # `module load` on every node
+    container: str = ""  # an image, which has mvlm
+    network: str = "auto"  # ethernet, efa or infiniband where the nodes cannot be asked
+    requeue: int = 3  # restarts after exit code 75 (preempted), a crash or a lost node
     logs: str = ""  # "" = runs/NAME/logs
-    time: str = ""  # limit, in the scheduler's own form
+    time: str = ""  # limit as SLURM writes it: minutes, H:M:S or D-H:M:S
+    warning_seconds: int = 120  # before the limit, to save in
     partition: str = ""
+    account: str = ""
+    qos: str = ""
+    gpu_request: str = "gpus-per-node"  # or gres, for clusters that know no other
+    launcher: str = "srun"  # what starts the ranks on SLURM
+    sbatch: list[str] = field(default_factory=list)  # further options of sbatch, such as "--constraint=h100"
+    ray_address: str = ""  # of a cluster's dashboard, such as http://127.0.0.1:8265; "" = $RAY_API_SERVER_ADDRESS
+    sweep: Sweep | None = None
 
     @property
     def ranks_per_node(self) -> int:
@@ -42,6 +95,47 @@ class Job:
     @property
     def log_folder(self) -> Path:
         return Path(self.logs or f"runs/{self.name}/logs")
+
+    @property
+    def time_seconds(self) -> int | None:
+        """The limit; None where there is none."""
+        return parse_time(self.time) if self.time else None
+
+    def changed(self) -> list[str]:
+        """Names of what is not as it is by default."""
+        defaults = {
+            f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in FIELDS
+        }
+        return [name for name, default in defaults.items() if getattr(self, name) != default]
+
+
+FIELDS = dataclasses.fields(Job)
+
+
+def parse_time(text: str) -> int | None:
+    """Seconds of a limit as SLURM writes it: M, M:S, H:M:S, D-H, D-H:M or D-H:M:S; None where it is none of them."""
+    if not TIME.fullmatch(text):
+        return None
+    days, dash, rest = text.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if dash or len(numbers) == 3:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def refuse(job: Job, backend: str, names: Iterable[str]) -> None:
+    """Refuse what a back-end cannot honour.
+
+    Args:
+        names: of the fields that it cannot.
+    """
+    changed = job.changed()
+    for name in names:
+        if name in changed:
+            value = "" if name == "sweep" else f"job.{name} is {getattr(job, name)!r}"
+            raise JobError(f"{value or '[sweep] is given'}, which the {backend} back-end cannot honour: remove it.")
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -58,14 +152,15 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     """
     tables = _read_toml(Path(path), "job file")
     for name in tables:
-        if name != "job":
-            raise JobError(f"{path}: unknown table [{name}]; a job file has one, [job].")
+        if name not in ("job", "sweep"):
+            raise JobError(f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep].")
     values = tables.get("job")
     if not isinstance(values, dict):
         raise JobError(f"{path} has no table [job]: it is not a job file.")
     for override in overrides:
         _apply_override(values, override)
-    return _checked(values, str(path))
+    job = _checked(values, str(path))
+    return dataclasses.replace(job, sweep=_checked_sweep(tables["sweep"], str(path))) if "sweep" in tables else job
 
 
 def check_files(job: Job) -> None:
@@ -119,15 +214,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _checked(values: dict[str, Any], where: str) -> Job:
-    fields = {f.name: f for f in dataclasses.fields(Job)}
-    for name, value in values.items():
-        if name not in fields:
-            close = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            hint = f"did you mean job.{close[0]}?" if close else f"known are {', '.join(fields)}."
-            raise JobError(f"{where}: unknown key job.{name}; {hint}")
-        kind, words = KINDS[str(fields[name].type)]
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise JobError(f"{where}: job.{name} is {value!r}: give {words}.")
+    _check_kinds(values, "job", [f for f in FIELDS if f.name != "sweep"], where)
     for name in ("name", "run", "deepspeed"):
         if not values.get(name):
             raise JobError(f"{where}: job.{name} is missing: every job has a name, a run TOML and a DeepSpeed JSON.")
@@ -139,11 +226,43 @@ def _checked(values: dict[str, Any], where: str) -> Job:
     job = Job(**values)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
         raise JobError(f"{where}: job.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
-    for name, least in (("nodes", 1), ("gpus_per_node", 0), ("processes_per_node", 1), ("requeue", 0)):
-        if getattr(job, name) < least:
-            raise JobError(f"{where}: job.{name} is {getattr(job, name)}: it must be {least} or more.")
+    if job.min_nodes > job.nodes:
+        raise JobError(f"{where}: job.min_nodes is {job.min_nodes}: it must not be above job.nodes, {job.nodes}.")
+    if job.time and not job.time_seconds:
+        raise JobError(f"{where}: job.time is {job.time!r}: give minutes, H:M:S or D-H:M:S.")
+    if job.venv and job.container:
+        raise JobError(f"{where}: job.venv and job.container are both given: an image has its own Python; keep one.")
     _check_environment(job.environment, where)
     return job
+
+
+def _checked_sweep(values: dict[str, Any], where: str) -> Sweep:
+    _check_kinds(values, "sweep", dataclasses.fields(Sweep), where)
+    for name, choices in values.get("values", {}).items():
+        if not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) or not isinstance(choices, list) or not choices:
+            raise JobError(f'{where}: sweep.values.{name} must be like "optim.lr" = [1e-4, 3e-4]; mend that line.')
+    if not values.get("values"):
+        raise JobError(f'{where}: sweep.values is missing: name what to try, such as "optim.lr" = [1e-4, 3e-4].')
+    return Sweep(**values)
+
+
+def _check_kinds(values: dict[str, Any], table: str, fields: Iterable[dataclasses.Field[Any]], where: str) -> None:
+    kinds = {f.name: str(f.type) for f in fields}
+    for name, value in values.items():
+        if name not in kinds:
+            close = difflib.get_close_matches(name, kinds, n=1, cutoff=0.5)
+            hint = f"did you mean {table}.{close[0]}?" if close else f"known are {', '.join(kinds)}."
+            raise JobError(f"{where}: unknown key {table}.{name}; {hint}")
+        kind, words = KINDS[kinds[name]]
+        of_strings = kinds[name] != "list[str]" or all(isinstance(item, str) for item in value)
+        if not isinstance(value, kind) or isinstance(value, bool) or not of_strings:
+            raise JobError(f"{where}: {table}.{name} is {value!r}: give {words}.")
+        if isinstance(value, str) and any(ord(character) < 32 for character in value):
+            raise JobError(f"{where}: {table}.{name} is {value!r}: it must be one plain line.")
+        if name in CHOICES and value not in CHOICES[name]:
+            raise JobError(f"{where}: {table}.{name} is {value!r}: it must be one of {', '.join(CHOICES[name])}.")
+        if name in LEAST and values[name] < LEAST[name]:
+            raise JobError(f"{where}: {table}.{name} is {value}: it must be {LEAST[name]} or more.")
 
 
 def _check_environment(environment: dict[Any, Any], where: str) -> None:

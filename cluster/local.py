@@ -13,13 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster import processes
-from cluster.job import Job, JobError, check_files, run_folder
+from cluster.job import Job, JobError, check_files, refuse, run_folder
 from cluster.processes import POLL_SECONDS, Stopper
 from cluster.record import METRICS, Attempt, Record, attempt_number, claim, last_training_line, log_file, read_record
 from cluster.watch import PATIENCE, Watch, describe_exit
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Left by a launcher around this command, they would lay out the ranks in place of the job."""
+CANNOT = (
+    *("min_nodes", "cpus_per_process", "venv", "modules", "container", "network", "time", "warning_seconds"),
+    *("partition", "account", "qos", "gpu_request", "launcher", "sbatch", "ray_address", "sweep"),
+)
 
 
 def command(job: Job, overrides: list[str]) -> list[str]:
@@ -158,9 +162,7 @@ def _check_supported(job: Job) -> None:
     check_files(job)
     if job.nodes > 1:
         raise JobError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
-    for name in ("time", "partition"):
-        if getattr(job, name):
-            raise JobError(f"job.{name} is {getattr(job, name)!r}, which the local back-end cannot honour: remove it.")
+    refuse(job, "local", CANNOT)
     if not (processes.PROC / "self/environ").exists():
         raise JobError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cluster.job import load_job, run_folder
+from cluster.job import load_job, parse_time, run_folder
 from mvlm.config import Run
 from tests.conftest import ROOT
 
@@ -29,6 +29,12 @@ MISTAKES = {
     "job.deepspeed=nowhere.json": "job.deepspeed names nowhere.json",
     "job.environment.A-B=1": "no name of an environment variable",
     "job.environment={A=1}": "job.environment.A is 1: give a string",
+    "job.launcher=mpirun": "must be one of srun, torchrun, deepspeed, pdsh",
+    "job.time=a day": "job.time is 'a day': give minutes, H:M:S or D-H:M:S",
+    "job.modules=[1]": "job.modules is [1]: give a list of strings",
+    'job.qos="two\\nlines"': "must be one plain line",
+    "job.min_nodes=2": "must not be above job.nodes, 1",
+    "job.warning_seconds=1": "must be 30 or more",
     "job.a.b=1": "not of the form job.key=value",
 }
 
@@ -88,6 +94,31 @@ def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
         *[launcher, "--num_accelerators", "2", "--master_port", port, "--module", "mvlm"],
         *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "train.steps=3", hostile],
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 5400), ("2:30", 150), ("1:02:03", 3723), ("1-2", 93600), ("1-2:3", 93780), ("1-2:3:4", 93784), ("x", None)],
+)
+def test_times_are_slurms(text, seconds):
+    assert parse_time(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "sweep.values is missing"),
+        ("value.a = [1]", "unknown key sweep.value; did you mean sweep.values?"),
+        ('values."optim.lr" = 1e-4', "sweep.values.optim.lr must be like"),
+        ('values."$(rm)" = [1]', "must be like"),
+        ('values."optim.lr" = [1]\nreduction = 1', "sweep.reduction is 1: it must be 2 or more"),
+        ('values."optim.lr" = [1]', "[sweep] is given, which the local back-end cannot honour"),
+    ],
+)
+def test_a_bad_sweep_is_named(cluster, job, text, message):
+    job.write_text(job.read_text() + f"[sweep]\n{text}\n")
+    code, _, err = cluster("submit", job, "--on", "local")
+    assert code == 1 and message in err and err.count("\n") == 1
 
 
 def test_gpu_jobs_keep_deepspeeds_own_accelerator(cluster, job):
