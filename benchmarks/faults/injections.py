@@ -31,6 +31,7 @@ DONE, MISTAKE, PREEMPTED = 0, 1, 75
 KILLED = (-signal.SIGKILL, 256 - signal.SIGKILL)  # the launcher itself; a rank, as the launcher tells it
 LOST_A_RANK = (256 - signal.SIGKILL, PREEMPTED)  # of the killed one, or of the one that misses it
 AHEAD = 6  # steps from now whose images no rank has prepared
+LATER = "[Aa] later attempt"
 SAVE_SECONDS = 0.08
 """How far into a save a kill may fall, at most; about what one takes."""
 
@@ -243,7 +244,7 @@ def start_twice(attempt: Attempt, draw: Random) -> Hit | None:
         return None
     second = attempt.run.start()
     what = {"step": attempt.run.step(), "seconds": seconds}
-    return Hit(what, codes=(MISTAKE,), says="[Aa] later attempt", successor=second)
+    return Hit(what, codes=(MISTAKE,), says=LATER, successor=second)
 
 
 KINDS: dict[str, Callable[[Attempt, Random], Hit | None]] = {

@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.faults import checks
-from benchmarks.faults.injections import DONE, KINDS, POISONS, Hit
+from benchmarks.faults.injections import DONE, KINDS, LATER, MISTAKE, POISONS, Hit
 from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, made
 
 HANG = "train.hang_minutes=0.1"
@@ -108,15 +108,16 @@ class Trial:
     def to_the_end(self) -> None:
         """Give up only when the run does not end, however often it is started again; its checks will fail then."""
         attempt = self.run.start()
-        expected = ""
+        expected, may_give_way = "", False
         while len(self.run.attempts) < MOST_ATTEMPTS:
             kind, hit = self._befall(attempt)
             code, problems = _ended(attempt)
             reached = self.run.step()
-            problems += self._wrong(attempt, hit, code, expected)
+            problems += self._wrong(attempt, hit, code, expected, may_give_way)
             facts: dict[str, Any] = {"attempt": attempt.number, "code": code, "reached": reached}
             facts |= {"sentence": sentence(attempt, hit.says if hit else ""), "problems": problems}
             expected = hit.next_says if hit else ""
+            may_give_way = bool(hit and hit.successor and code == DONE)  # of two that start up together, either
             if hit:
                 facts["seconds to end"] = round(time.time() - hit.at, 2)
                 self._hits.append((kind, hit, facts))
@@ -143,12 +144,15 @@ class Trial:
             self._hits.append((kind, hit, {"attempt": attempt.number, "reached": self.run.step(), "problems": []}))
         return "", None
 
-    def _wrong(self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str) -> list[str]:
+    def _wrong(
+        self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str, may_give_way: bool
+    ) -> list[str]:
         """Which promises this attempt has broken."""
         problems = [] if hit and hit.harms_latest else checks.between_attempts(self.run)
         output = attempt.output
         over = code == DONE and self.run.step() == self.run.steps  # it had ended before it could notice
-        if not over and code not in (hit.codes if hit else (DONE,)):
+        gave_way = may_give_way and code == MISTAKE and re.search(LATER, output)
+        if not over and not gave_way and code not in (hit.codes if hit else (DONE,)):
             problems.append(f"exit code {code}")
         if hit and not over and not re.search(hit.says, output):
             problems.append(f"did not say {hit.says!r}")
