@@ -113,10 +113,12 @@ class Trial:
             kind, hit = self._befall(attempt)
             code, problems = _ended(attempt)
             reached = self.run.step()
-            problems += self._wrong(attempt, hit, code, expected, may_give_way)
+            unread = hit is not None and not hit.what.get("training", True) and not re.search(expected, attempt.output)
+            problems += self._wrong(attempt, hit, code, "" if unread else expected, may_give_way, unread)
             facts: dict[str, Any] = {"attempt": attempt.number, "code": code, "reached": reached}
             facts |= {"sentence": sentence(attempt, hit.says if hit else ""), "problems": problems}
-            expected = hit.next_says if hit else ""
+            if not unread:  # else it was over before it could look at what was damaged
+                expected = hit.next_says if hit else ""
             may_give_way = bool(hit and hit.successor and code == DONE)  # of two that start up together, either
             if hit:
                 facts["seconds to end"] = round(time.time() - hit.at, 2)
@@ -145,10 +147,10 @@ class Trial:
         return "", None
 
     def _wrong(
-        self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str, may_give_way: bool
+        self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str, may_give_way: bool, unread: bool
     ) -> list[str]:
         """Which promises this attempt has broken."""
-        problems = [] if hit and hit.harms_latest else checks.between_attempts(self.run)
+        problems = [] if unread or (hit and hit.harms_latest) else checks.between_attempts(self.run)
         output = attempt.output
         over = code == DONE and self.run.step() == self.run.steps  # it had ended before it could notice
         gave_way = may_give_way and code == MISTAKE and re.search(LATER, output)
