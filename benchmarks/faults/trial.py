@@ -152,17 +152,19 @@ class Trial:
         """Which promises this attempt has broken."""
         problems = [] if unread or (hit and hit.harms_latest) else checks.between_attempts(self.run)
         output = attempt.output
-        over = code == DONE and self.run.step() == self.run.steps  # it had ended before it could notice
+        step = int(latest[5:]) if (latest := self.run.latest()) else 0
+        at_the_end = self.run.step() == self.run.steps
+        over = code == DONE and at_the_end  # it had ended before it could notice
+        saved_all = hit is not None and hit.keeps and at_the_end and step == self.run.steps
         gave_way = may_give_way and code == MISTAKE and re.search(LATER, output)
         if not over and not gave_way and code not in (hit.codes if hit else (DONE,)):
             problems.append(f"exit code {code}")
-        if hit and not over and not re.search(hit.says, output):
+        if hit and not over and not saved_all and not re.search(hit.says, output):
             problems.append(f"did not say {hit.says!r}")
         if not re.search(expected, output):
             problems.append(f"did not say {expected!r}")
         if "Traceback" in output:
             problems.append("a traceback: " + output[output.index("Traceback") :][-600:])
-        step = int(latest[5:]) if (latest := self.run.latest()) else 0
         if hit and hit.keeps and not over and step != self.run.step() and not self.run.faults:
             problems.append(f"ended at step {self.run.step()} and saved step {step}")
         return problems
