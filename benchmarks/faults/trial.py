@@ -203,7 +203,7 @@ def sentence(attempt: Attempt, promised: str) -> str:
     """What it said that matches the pattern; what it said last where nothing does."""
     said = [line for line in attempt.output.splitlines() if not NOISE.match(line)]
     fitting = [line for line in said if promised and re.search(promised, line)]
-    return (fitting or said or [""])[-1][:400]
+    return (fitting or said or [""])[-1].replace(f"{attempt.run.folder.parent}/", "")[:400]
 
 
 def may_mount() -> bool:
