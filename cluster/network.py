@@ -1,0 +1,5 @@
+"""x"""
+
+
+def variables(network: str) -> dict[str, str]:
+    return {}
