@@ -7,10 +7,10 @@ import sys
 import time
 import traceback
 
-from mvlm.cli import evaluate, report, train
+from mvlm.cli import evaluate, preflight, report, train
 from mvlm.errors import UserError
 
-COMMANDS = (train, evaluate, report)
+COMMANDS = (train, evaluate, report, preflight)
 BUG = 70
 
 
