@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from functools import partial
@@ -50,6 +51,11 @@ def environment(job: Job) -> dict[str, str]:
     return accelerator | network.variables(job.network) | job.environment
 
 
+def _variables(job: Job) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return inherited | environment(job)
+
+
 def render(job: Job, overrides: list[str]) -> str:
     """The command line of an attempt, as a shell would take it; every attempt has a port of its own."""
     _check_supported(job)
@@ -73,14 +79,23 @@ def submit(job: Job, overrides: list[str]) -> int:
     _check_supported(job)
     run, pid = run_folder(job, overrides).resolve(), os.getpid()
     record = Record(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    variables = inherited | environment(job)
     with claim(job.log_folder):
         if processes.members(job.log_folder):
             raise JobError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
         limit = Limit(job.time_seconds or math.inf, job.warning_seconds)
-        watch = Watch(record, job.log_folder, partial(command, job, overrides), variables, job.requeue, limit)
+        watch = Watch(record, job.log_folder, partial(command, job, overrides), _variables(job), job.requeue, limit)
         return watch.to_the_end()
+
+
+def preflight(job: Job, overrides: list[str]) -> int:
+    """Measure this machine as the job would use it; 0 when all is well, 1 when not.
+
+    Raises:
+        JobError: the job cannot run here.
+    """
+    _check_supported(job)
+    argv = [*_launch(job, ["--log_level", "error"]), "preflight", job.run, *overrides]
+    return subprocess.run(argv, env=_variables(job), stdin=subprocess.DEVNULL).returncode
 
 
 def status(folder: Path) -> str:

@@ -192,10 +192,10 @@ class Meeting:
             name: of no other group.
             patience: seconds after which joining, and what is exchanged, fails with a RuntimeError.
         """
-        backend = "cpu:gloo,cuda:nccl" if uses_cuda() else "gloo"
-        # NCCL otherwise ends the process where gloo raises an error.
-        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
+        backend = "gloo"
         if uses_cuda():
+            backend = "cpu:gloo,cuda:nccl"
+            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an error, as gloo's, where it would end the process
             torch.cuda.set_device(device())
         torch_dist.init_process_group(
             backend,

@@ -16,21 +16,21 @@ DISCARD = 9  # a port; nothing is sent there
 
 
 def prepare() -> None:
-    """Fill in the environment of this rank, before it joins the group.
+    """Fill in the environment of this rank, before it joins a group that spans machines.
 
     gloo takes the address that the host's own name stands for, which on many systems is 127.0.1.1; so it is told the
     interface that leads to MASTER_ADDR. NCCL chooses well by itself, and is only asked to say what goes wrong.
     """
-    os.environ.setdefault("NCCL_DEBUG", "WARN")
     interface = interface_towards(os.environ.get("MASTER_ADDR", "localhost"))
     if interface:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+        os.environ.setdefault("NCCL_DEBUG", "WARN")
 
 
 def describe() -> str:
-    """One line: the adapters of this node, and every variable that bears on them."""
-    known = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)}
-    return "network: " + "; ".join([adapters(), " ".join(f"{name}={value}" for name, value in known.items())])
+    """One line: the adapters of this node, and every variable that bears on them; "" where none is set."""
+    known = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(PREFIXES)]
+    return f"network: {adapters()}; {' '.join(known)}" if known else ""
 
 
 def adapters(folder: Path = ADAPTERS) -> str:

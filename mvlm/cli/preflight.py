@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     code = UserError.exit_code if sentences else 0
     try:
         if calls.rank == 0:
-            print(network.describe())
+            print(network.describe() or f"network: {network.adapters()}")
             tables.show(found)
             if args.json:
                 write_whole(args.json, json.dumps(tables.as_json(found, sentences), indent=1), "--json")

@@ -63,9 +63,8 @@ def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Surve
     found = Survey(calls.meeting.world, patience, missing, {}, nodes, Standings(len(nodes)))
     if missing:
         return found
-    played = rounds(len(nodes))
     if calls.rank == 0:
-        print(f"{len(came)} ranks on {len(nodes)} nodes; {len(played)} rounds of pairs", flush=True)
+        print(f"ranks: {len(came)}  nodes: {len(nodes)}  rounds of pairs: {len(rounds(len(nodes)))}", flush=True)
     step = patience / 4
     words = calls.call("the facts", asdict(gather_facts(host, run, clock)), step + WORK_SECONDS)
     found.facts = {rank: Facts(**word) for rank, word in words.items()}
@@ -105,6 +104,7 @@ def _play(calls: RollCall, found: Survey, name: str, patience: float) -> None:
 
 def _exchange(calls: RollCall, name: str, ranks: list[int], patience: float) -> dict[str, Any]:
     """This rank's view of an all-reduce among some: its speed, or why there is none."""
+    calls.allow(2 * patience)
     try:
         with calls.meeting.group(name, ranks, patience):
             latency = latency_s()
@@ -120,10 +120,10 @@ def _judge(pair: Pair, nodes: list[Node], answers: dict[int, Any]) -> Speed | st
 
 
 def _measure_whole(calls: RollCall, found: Survey, run: Path, mirrored: bool, patience: float) -> None:
-    ranks = calls.living
     word: dict[str, Any] = {}
+    calls.allow(2 * patience + WORK_SECONDS)
     try:
-        with calls.meeting.group("whole", ranks, patience):
+        with calls.meeting.group("whole", calls.living, patience):
             latency = latency_s()
             word = asdict(Speed(bus_bandwidth(), latency))
             find_site(run, mirrored)

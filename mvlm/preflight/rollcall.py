@@ -11,7 +11,8 @@ from typing import Any
 from mvlm.dist import Meeting
 from mvlm.errors import UserError
 
-SLACK_S = 10.0
+SLACK_S = 5.0
+END_S = 30.0  # for rank 0 to write what it has found
 POLL_S = 0.02
 
 
@@ -30,8 +31,8 @@ class RollCall:
         address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
         self._who = f"rank {os.environ.get('RANK', '0')} on {host}"
         self._rank_0 = f"rank 0 at {address}"
-        self._guard: threading.Timer | None = None
-        self._allow(patience)
+        self._guard = threading.Timer(0, self._give_up)
+        self.allow(patience)
         try:
             self.meeting = Meeting(patience)
         except ConnectionError as error:
@@ -47,7 +48,7 @@ class RollCall:
         Raises:
             UserError: rank 0 is not to be reached, or has gone on without this rank.
         """
-        self._allow(2 * patience)
+        self.allow(2 * patience)
         try:
             self.meeting.post(f"{step}/{self.rank}", word)
             if self.rank == 0:
@@ -65,16 +66,18 @@ class RollCall:
 
     def close(self, code: int) -> int:
         """Rank 0's exit code, on all; rank 0, who keeps the store, leaves last."""
-        self._allow(SLACK_S)
+        self.allow(END_S)
         try:
             if self.rank:
-                agreed = self.meeting.read("end", SLACK_S)
+                agreed = self.meeting.read("end", END_S)
                 self.meeting.post(f"left/{self.rank}", True)
                 return 1 if agreed is None else agreed
             self.meeting.post("end", code)
-            self._collect("left", self.living[1:], SLACK_S / 2)
+            self._collect("left", self.living[1:], SLACK_S)
         except ConnectionError:
             pass
+        finally:
+            self._guard.cancel()
         return code
 
     def _collect(self, step: str, ranks: list[int], patience: float) -> dict[int, Any]:
@@ -92,10 +95,9 @@ class RollCall:
             f"{self._who} does not reach {self._rank_0} ({reason}): see that its node is up and that port open."
         )
 
-    def _allow(self, patience: float) -> None:
+    def allow(self, patience: float) -> None:
         """End this process unless it comes here again soon: some waits in a broken network know no end of their own."""
-        if self._guard:
-            self._guard.cancel()
+        self._guard.cancel()
         self._guard = threading.Timer(patience + SLACK_S, self._give_up)
         self._guard.daemon = True
         self._guard.start()

@@ -12,6 +12,8 @@ ENOUGH_FAILURES = 2  # of pairs with different others, after which it is the nod
 
 def rounds(count: int) -> list[list[Pair]]:
     """All pairs of `count` nodes in rounds, none of which has a node twice: the circle method of round-robin."""
+    if count < 2:
+        return []
     circle: list[int | None] = [*range(count), *([None] if count % 2 else [])]
     half, played = len(circle) // 2, []
     for _ in range(len(circle) - 1):
