@@ -6,13 +6,13 @@ import argparse
 import sys
 import traceback
 
-from cluster import local, slurm_preflight
+from cluster import local, ray_preflight, slurm_preflight
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
 
 BACKENDS = {"local": local}
-PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight}
+PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
 INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500

@@ -40,7 +40,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("command", ["submit", "render"])
+@pytest.mark.parametrize("command", ["submit", "render", "preflight"])
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_is_one_sentence_and_starts_nothing(cluster, job, command, override):
     code, out, err = cluster(command, job, "--on", "local", override)
