@@ -6,17 +6,19 @@ import argparse
 import sys
 import traceback
 
-from cluster import local
+from cluster import local, ray_preflight, slurm_preflight
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
 
 BACKENDS = {"local": local}
+PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
 INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500
   python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
   python -m cluster render cluster/local.toml --on local data.train=shards/train
+  python -m cluster preflight cluster/local.toml --on local
   python -m cluster status cluster/local.toml
   python -m cluster logs -f cluster/local.toml
   python -m cluster cancel runs/tiny
@@ -30,13 +32,17 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for run, text in ((_submit, "run a job to its end"), (_render, "print the command that submit would run")):
+    for run, backends, text in (
+        (_submit, BACKENDS, "run a job to its end"),
+        (_render, BACKENDS, "print the command that submit would run"),
+        (_preflight, PREFLIGHTS, "measure its nodes and the network between them, and name what is wrong"),
+    ):
         name = run.__name__.removeprefix("_")
         command = commands.add_parser(
-            name, help=text, usage=f"%(prog)s JOB.toml --on {{{','.join(BACKENDS)}}} [key=value ...]"
+            name, help=text, usage=f"%(prog)s JOB.toml --on {{{','.join(backends)}}} [key=value ...]"
         )
         command.add_argument("job", metavar="JOB.toml")
-        command.add_argument("--on", choices=BACKENDS, required=True, help="the back-end")
+        command.add_argument("--on", choices=backends, required=True, help="the back-end")
         command.set_defaults(run=run, takes_overrides=True)
     for run, text in (
         (_status, "attempts, who is alive, last step and loss"),
@@ -60,6 +66,11 @@ def _render(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
     print(BACKENDS[args.on].render(load_job(args.job, own), others))
     return 0
+
+
+def _preflight(args: argparse.Namespace) -> int:
+    own, others = split_overrides(args.overrides)
+    return PREFLIGHTS[args.on](load_job(args.job, own), others)
 
 
 def _status(args: argparse.Namespace) -> int:

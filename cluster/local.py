@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from cluster import processes
+from cluster import network, processes
 from cluster.job import Job, JobError, check_files, refuse, run_folder
+from cluster.logs import attempt_folder, show
 from cluster.processes import POLL_SECONDS, Stopper
-from cluster.record import METRICS, Attempt, Record, attempt_number, claim, last_training_line, log_file, read_record
-from cluster.watch import PATIENCE, Watch, describe_exit
+from cluster.record import METRICS, Attempt, Record, claim, last_training_line, read_record
+from cluster.watch import PATIENCE, Limit, Watch, describe_exit, next_attempt
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Left by a launcher around this command, they would lay out the ranks in place of the job."""
 CANNOT = (
-    *("min_nodes", "cpus_per_process", "venv", "modules", "container", "network", "time", "warning_seconds"),
-    *("partition", "account", "qos", "gpu_request", "launcher", "sbatch", "ray_address", "sweep"),
+    *("min_nodes", "cpus_per_process", "venv", "modules", "container", "partition", "account", "qos"),
+    *("gpu_request", "launcher", "sbatch", "ray_address", "sweep"),
 )
 
 
-def command(job: Job, overrides: list[str]) -> list[str]:
-    """The argument list of DeepSpeed's launcher, with a port that is free now."""
+def command(job: Job, overrides: list[str], attempt: int) -> list[str]:
+    """The argument list of DeepSpeed's launcher, whose ranks log into the attempt's folder."""
+    options = ["--enable_each_rank_log", str(attempt_folder(job.log_folder, attempt))]
+    return [*_launch(job, options), "train", job.run, "--deepspeed_config", job.deepspeed, *overrides]
+
+
+def _launch(job: Job, options: list[str]) -> list[str]:
+    """Up to the word that says which command of `mvlm`; with a port that is free now."""
     beside = Path(sys.executable).parent / "deepspeed"
     launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if launcher is None:
         raise JobError("There is no deepspeed command beside this Python or on PATH: pip install deepspeed.")
-    launch = [launcher, "--num_accelerators", str(job.ranks_per_node), "--master_port", str(_free_port())]
-    return [*launch, "--module", "mvlm", "train", job.run, "--deepspeed_config", job.deepspeed, *overrides]
+    ranks = ["--num_accelerators", str(job.ranks_per_node), "--master_port", str(_free_port())]
+    return [launcher, *ranks, *options, "--module", "mvlm"]
 
 
 def environment(job: Job) -> dict[str, str]:
     """The variables that the ranks are given beside those of this process."""
-    return ({} if job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}) | job.environment
+    accelerator = {} if job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}
+    return accelerator | network.variables(job.network) | job.environment
+
+
+def _variables(job: Job) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+    return inherited | environment(job)
 
 
 def render(job: Job, overrides: list[str]) -> str:
@@ -46,7 +61,8 @@ def render(job: Job, overrides: list[str]) -> str:
     _check_supported(job)
     unset = [word for name in LAUNCHER_VARIABLES if name in os.environ for word in ("-u", name)]
     assignments = [f"{name}={value}" for name, value in environment(job).items()]
-    return shlex.join([*(["env", *unset, *assignments] if unset or assignments else []), *command(job, overrides)])
+    argv = command(job, overrides, next_attempt(job.log_folder))
+    return shlex.join([*(["env", *unset, *assignments] if unset or assignments else []), *argv])
 
 
 def submit(job: Job, overrides: list[str]) -> int:
@@ -63,12 +79,23 @@ def submit(job: Job, overrides: list[str]) -> int:
     _check_supported(job)
     run, pid = run_folder(job, overrides).resolve(), os.getpid()
     record = Record(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    variables = inherited | environment(job)
     with claim(job.log_folder):
         if processes.members(job.log_folder):
             raise JobError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
-        return Watch(record, job.log_folder, lambda: command(job, overrides), variables, job.requeue).to_the_end()
+        limit = Limit(job.time_seconds or math.inf, job.warning_seconds)
+        watch = Watch(record, job.log_folder, partial(command, job, overrides), _variables(job), job.requeue, limit)
+        return watch.to_the_end()
+
+
+def preflight(job: Job, overrides: list[str]) -> int:
+    """Measure this machine as the job would use it; 0 when all is well, 1 when not.
+
+    Raises:
+        JobError: the job cannot run here.
+    """
+    _check_supported(job)
+    argv = [*_launch(job, ["--log_level", "error"]), "preflight", job.run, *overrides]
+    return subprocess.run(argv, env=_variables(job), stdin=subprocess.DEVNULL).returncode
 
 
 def status(folder: Path) -> str:
@@ -106,35 +133,8 @@ def _is_watched(record: Record) -> bool:
 
 
 def logs(folder: Path, follow: bool) -> None:
-    """Print the logs of all attempts, ranks merged as the launcher merged them; go on until the job ends if asked."""
-    shown = 0
-
-    def unfinished() -> bool:
-        return follow and not log_file(folder, shown + 1).exists() and _is_watched(read_record(folder))
-
-    watched = True
-    while watched:
-        watched = follow and _is_watched(read_record(folder))  # asked first: the attempts found after it are all
-        for path in sorted(folder.glob("attempt-*.log"), key=attempt_number):
-            if attempt_number(path) > shown:
-                shown = attempt_number(path)
-                print(f"==> {path} <==", flush=True)
-                _copy(path, unfinished)
-        if watched:
-            time.sleep(POLL_SECONDS)
-
-
-def _copy(path: Path, unfinished: Callable[[], bool]) -> None:
-    """Print a file, and what it gains while it is `unfinished()`."""
-    with open(path, "rb") as file:
-        more = True
-        while more:
-            more = unfinished()  # asked first: what is read after it is all
-            while block := file.read(1 << 20):
-                sys.stdout.buffer.write(block)
-            sys.stdout.flush()
-            if more:
-                time.sleep(POLL_SECONDS)
+    """Print the logs of all attempts, launcher and ranks merged; go on until the job ends if asked."""
+    show(folder, lambda: follow and _is_watched(read_record(folder)))
 
 
 def cancel(folder: Path) -> str:
@@ -163,6 +163,11 @@ def _check_supported(job: Job) -> None:
     if job.nodes > 1:
         raise JobError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
     refuse(job, "local", CANNOT)
+    if job.time_seconds and job.time_seconds <= job.warning_seconds:
+        raise JobError(
+            f"job.time is {job.time!r}, and the last {job.warning_seconds} s of it, job.warning_seconds, "
+            "are for saving: give more time."
+        )
     if not (processes.PROC / "self/environ").exists():
         raise JobError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")
 

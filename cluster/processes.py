@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-MARK = "MVLM_JOB_LOG"  # its value is the log of the attempt that the process belongs to
+MARK = "MVLM_JOB_LOG"  # its value is the log folder of the attempt that the process belongs to
 PROC = Path("/proc")
 POLL_SECONDS = 0.2
 
@@ -71,8 +71,8 @@ class Stopper:
     ended 30 seconds later, saved or not, and exits with 1.
     """
 
-    def __init__(self, logs: Path) -> None:
-        self.logs = logs
+    def __init__(self, logs: Path, number: signal.Signals = signal.SIGTERM) -> None:
+        self.logs, self.number = logs, number
         self._told: set[int] = set()
 
     def tell(self) -> bool:
@@ -83,7 +83,7 @@ class Stopper:
             reached = [member.pid for member in found]  # no rank has been made: there is nothing to save
         for pid in reached:
             if pid not in self._told:
-                send(pid, signal.SIGTERM)
+                send(pid, self.number)
                 self._told.add(pid)
         return bool(found)
 

@@ -1,4 +1,4 @@
-"""What is known of a job on disk: `job.json` in its log folder, one log file an attempt."""
+"""What is known of a job on disk: `job.json` in its log folder."""
 
 from __future__ import annotations
 
@@ -34,24 +34,15 @@ class Record:
     backend: str
     run_folder: str
     host: str
-    pid: int  # of the submit command that watches over the job
-    pid_started: str | None  # tells it from a later process of the same id
+    pid: int = 0  # of the submit command that watches over the job
+    pid_started: str | None = None  # tells it from a later process of the same id
+    job_id: str = ""  # the scheduler's
     attempts: list[Attempt] = field(default_factory=list)
 
     def save(self, logs: Path) -> None:
         partial = logs / (RECORD + ".partial")
         partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(partial, logs / RECORD)
-
-
-def log_file(logs: Path, number: int) -> Path:
-    return logs / f"attempt-{number:03d}.log"
-
-
-def attempt_number(path: Path) -> int:
-    """0 for a file that is no attempt's log."""
-    digits = path.stem.removeprefix("attempt-")
-    return int(digits) if digits.isdecimal() else 0
 
 
 def find_logs(path: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import select
 import signal
@@ -9,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO
 
 from cluster import processes
+from cluster.logs import Merged, attempt_folder, attempt_numbers, launcher_log, name_rank_logs
 from cluster.processes import MARK, POLL_SECONDS, Stopper
-from cluster.record import RECORD, Attempt, Record, attempt_number, log_file, read_record
+from cluster.record import RECORD, Attempt, Record, read_record
 
 DONE, MISTAKE, USAGE, BUG, PREEMPTED = 0, 1, 2, 70, 75
 FINAL = (DONE, MISTAKE, USAGE)  # exit codes that another attempt would only repeat
@@ -24,11 +26,19 @@ READER_PATIENCE = 2.0  # seconds that a reader of this command's output gets for
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+@dataclass(frozen=True)
+class Limit:
+    """Of an attempt's time, in seconds; the next one has all of it anew, as a job that is requeued."""
+
+    seconds: float = math.inf
+    warning: float = 0.0  # before the end, for saving
+
+
 class Watch:
     """One submission.
 
     Args:
-        command: makes the launcher's argument list, anew for each attempt.
+        command: makes the launcher's argument list for the attempt of that number.
         environment: all variables of the launcher but the mark by which its processes are found.
         restarts: after exit code 75 or a crash, at most.
     """
@@ -37,14 +47,14 @@ class Watch:
         self,
         record: Record,
         logs: Path,
-        command: Callable[[], list[str]],
+        command: Callable[[int], list[str]],
         environment: Mapping[str, str],
         restarts: int,
+        limit: Limit,
     ) -> None:
-        self.record, self.logs, self.restarts = record, logs, restarts
+        self.record, self.logs, self.restarts, self.limit = record, logs, restarts, limit
         self._command, self._environment = command, environment
         self._signals = 0
-        self._echo = True
 
     def to_the_end(self) -> int:
         """The exit code of the last attempt. Meanwhile a first stop signal lets the ranks save, a second kills them."""
@@ -64,7 +74,7 @@ class Watch:
     def _attempts(self) -> int:
         if (self.logs / RECORD).exists():
             self.record.attempts = read_record(self.logs).attempts
-        first = 1 + max(map(attempt_number, self.logs.glob("attempt-*.log")), default=0)
+        first = next_attempt(self.logs)
         for number in range(first, first + self.restarts + 1):
             code = self._attempt(number)
             if code in FINAL or self._signals:
@@ -78,21 +88,21 @@ class Watch:
     def _attempt(self, number: int) -> int:
         attempt = Attempt(number, time.time())
         self.record.attempts.append(attempt)
-        path = log_file(self.logs, number)
-        argv = self._command()
-        with open(path, "xb") as out, open(path, "rb") as log:
+        argv, folder = self._command(number), attempt_folder(self.logs, number)
+        folder.mkdir()
+        with open(launcher_log(self.logs, number), "xb") as out:
             self.record.save(self.logs)
-            _say(f"attempt {number} of {self.record.name}, log {path}")
+            _say(f"attempt {number} of {self.record.name}, logs in {folder}")
             launcher = subprocess.Popen(
                 argv,
-                env={**self._environment, MARK: str(path.resolve())},
+                env={**self._environment, MARK: str(folder.resolve())},
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for this process, which tells the ranks
             )
             try:
-                code = self._watch(launcher, log)
+                code = self._watch(launcher, number)
             except BaseException:
                 Stopper(self.logs).end(PATIENCE)
                 raise
@@ -100,40 +110,82 @@ class Watch:
         self.record.save(self.logs)
         return code
 
-    def _watch(self, launcher: subprocess.Popen[bytes], log: BinaryIO) -> int:
-        """Show the log and pass on signals until nothing of the attempt is left."""
+    def _watch(self, launcher: subprocess.Popen[bytes], number: int) -> int:
+        """Show the logs, pass on signals and keep the time until nothing of the attempt is left."""
         stopper: Stopper | None = None
+        echo, began = Echo(Merged(self.logs, number)), time.monotonic()
         while launcher.poll() is None:
-            self._show(log)
-            if self._signals > 1:
+            name_rank_logs(self.logs, number)
+            echo.show()
+            left = began + self.limit.seconds - time.monotonic()
+            if self._signals > 1 or left < 0:
                 processes.kill(self.logs)
             elif stopper:
                 stopper.tell()
-            elif self._signals:
-                stopper = Stopper(self.logs)
-                stopper.tell()
-                _say("stopping: the ranks save and end; Ctrl-C again ends them at once")
+            elif self._signals or left < self.limit.warning:
+                stopper = self._stop(left)
             time.sleep(POLL_SECONDS)
+        if time.monotonic() > began + self.limit.seconds:
+            _say(f"the time limit, {self.limit.seconds:.0f} s, is over: what had not ended was killed")
         code = launcher.returncode if launcher.returncode >= 0 else 128 - launcher.returncode
         if processes.ranks(processes.members(self.logs)):
             _say("the launcher has died; its ranks save and end")
             code = code or BUG  # DeepSpeed's runner reports a launcher that was killed as success
         (stopper or Stopper(self.logs)).end(PATIENCE)
-        self._show(log, READER_PATIENCE)
+        name_rank_logs(self.logs, number)
+        echo.finish()
         return code
 
-    def _show(self, log: BinaryIO, patience: float = 0.0) -> None:
-        """Print what the log has gained, as far as a reader takes it: a paused terminal must not hold up the job."""
+    def _stop(self, left: float) -> Stopper:
+        """Tell the ranks, as a scheduler would."""
+        if self._signals:
+            _say("stopping: the ranks save and end; Ctrl-C again ends them at once")
+        else:
+            _say(f"the time limit is {left:.0f} s away: the ranks save and end")
+        stopper = Stopper(self.logs, signal.SIGTERM if self._signals else signal.SIGUSR1)
+        stopper.tell()
+        return stopper
+
+
+class Echo:
+    """Prints what an attempt logs, as far as a reader takes it: a paused terminal must not hold up the job."""
+
+    def __init__(self, merged: Merged) -> None:
+        self._merged = merged
+        self._held = b""
+
+    def show(self, patience: float = 0.0) -> bool:
+        """Print what is new; False when the reader did not take all of it within `patience` seconds a block."""
+        if not self._write(patience):
+            return False
+        for lines in self._merged.new():
+            self._held += lines
+            if not self._write(patience):
+                return False
+        return True
+
+    def finish(self) -> None:
+        """Print the last of it, unless nobody reads."""
+        if self.show(READER_PATIENCE):
+            self._held = self._merged.unended()
+            self._write(READER_PATIENCE)
+
+    def _write(self, patience: float) -> bool:
         out = sys.stdout.fileno()
-        while self._echo and (block := log.read(select.PIPE_BUF)):
+        while self._held:
             if not select.select([], [out], [], patience)[1]:
-                log.seek(-len(block), os.SEEK_CUR)
-                return
+                return False
             try:
-                os.write(out, block)
-            except BrokenPipeError:  # nobody reads any more; the log keeps it
-                self._echo = False
+                self._held = self._held[os.write(out, self._held[: select.PIPE_BUF]) :]
+            except BrokenPipeError:  # the logs keep it
+                self._held = b""
                 discard_output()
+        return True
+
+
+def next_attempt(logs: Path) -> int:
+    """The number after those that have logged."""
+    return max(attempt_numbers(logs), default=0) + 1
 
 
 def describe_exit(code: int | None) -> str:

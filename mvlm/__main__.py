@@ -6,11 +6,12 @@ import argparse
 import sys
 import time
 import traceback
+from importlib import import_module
 
-from mvlm.cli import evaluate, report, train
 from mvlm.errors import UserError
 
-COMMANDS = (train, evaluate, report)
+COMMANDS = ("train", "evaluate", "report", "preflight")
+"""Modules of mvlm.cli. Only the one that is asked for is imported: for some it takes seconds."""
 BUG = 70
 
 
@@ -20,8 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(takes_overrides=False)
-    for command in COMMANDS:
-        command.add_parser(subparsers)
+    words = sys.argv[1:] if argv is None else argv
+    for name in [name for name in COMMANDS if name in words] or COMMANDS:
+        import_module(f"mvlm.cli.{name}").add_parser(subparsers)
     args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
     args.overrides = overrides
     strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]

@@ -6,7 +6,10 @@ host-side exchange never waits for the GPU.
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -115,3 +118,93 @@ def lost_peer(error: BaseException) -> bool:
         return True
     words = str(error)
     return isinstance(error, RuntimeError) and "gloo" in words and ("onnection" in words or "imed out" in words)
+
+
+class Meeting:
+    """Where the ranks leave word for each other without a process group, so that none waits for one that is dead.
+
+    It is a store at MASTER_ADDR and MASTER_PORT, kept by rank 0 or by the launcher that has one there.
+
+    Args:
+        patience: seconds in which the store must be found.
+
+    Raises:
+        ConnectionError: there is no way to the store, or its port is taken.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.rank, self.world = environment()["rank"], environment()["world"]
+        kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+        try:
+            store = torch_dist.TCPStore(
+                *address,
+                is_master=self.rank == 0 and not kept_by_launcher,
+                timeout=timedelta(seconds=patience),
+                wait_for_workers=False,
+            )
+        except torch_dist.DistError as error:
+            raise ConnectionError(str(error).splitlines()[0]) from None
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._store = torch_dist.PrefixStore(f"meeting/{attempt}", store)
+
+    def post(self, key: str, word: Any) -> None:
+        """Leave a word that JSON can hold.
+
+        Raises:
+            ConnectionError: the store is gone.
+        """
+        try:
+            self._store.set(key, json.dumps(word))
+        except torch_dist.DistError as error:
+            raise ConnectionError(str(error).splitlines()[0]) from None
+
+    def read(self, key: str, patience: float) -> Any:
+        """The word that is left there within so many seconds; None when none is.
+
+        Raises:
+            ConnectionError: the store is gone.
+        """
+        try:
+            self._store.wait([key], timedelta(seconds=patience))
+        except torch_dist.DistStoreError:
+            return None
+        except torch_dist.DistError as error:
+            raise ConnectionError(str(error).splitlines()[0]) from None
+        return self.peek(key)
+
+    def peek(self, key: str) -> Any:
+        """The word that is there now, or None.
+
+        Raises:
+            ConnectionError: the store is gone.
+        """
+        try:
+            return json.loads(self._store.get(key)) if self._store.check([key]) else None
+        except torch_dist.DistError as error:
+            raise ConnectionError(str(error).splitlines()[0]) from None
+
+    @contextmanager
+    def group(self, name: str, ranks: Sequence[int], patience: float) -> Iterator[None]:
+        """Be for a while in a process group of these ranks alone, which the functions above then speak of.
+
+        Args:
+            name: of no other group.
+            patience: seconds after which joining, and what is exchanged, fails with a RuntimeError.
+        """
+        backend = "gloo"
+        if uses_cuda():
+            backend = "cpu:gloo,cuda:nccl"
+            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an error, as gloo's, where it would end the process
+            torch.cuda.set_device(device())
+        torch_dist.init_process_group(
+            backend,
+            store=torch_dist.PrefixStore(name, self._store),
+            rank=ranks.index(self.rank),
+            world_size=len(ranks),
+            timeout=timedelta(seconds=patience),
+        )
+        try:
+            yield
+        finally:
+            close()

@@ -18,6 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.dist": set(),
     "mvlm.errors": set(),
     "mvlm.masking": {"batch"},
+    "mvlm.network": set(),
+    "mvlm.preflight": {"dist", "train", "preflight"},
     "mvlm.kernels": {"batch", "kernels"},
     "mvlm.objectives": {"batch", "kernels", "objectives"},
     "mvlm.model": {"batch", "config", "objectives", "kernels", "model"},

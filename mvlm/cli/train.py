@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.train.signals import StopRequests
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
-    from mvlm import dist
+    from mvlm import dist, network
     from mvlm.config import load_config
     from mvlm.data.index import Mixture
     from mvlm.errors import UserError
@@ -67,7 +67,10 @@ def run(args: argparse.Namespace) -> int:
     _limit_threads(ranks)
     if config.train.deterministic:
         _compute_deterministically()
+    network.prepare()
     dist.init(ranks)
+    if ranks > 1 and launched["rank"] == 0 and (description := network.describe()):
+        print(description)
     try:
         from mvlm.train.loop import train
 

@@ -23,7 +23,8 @@ MISTAKES = {
     "job.name=../up": "job.name is '../up'",
     "job.name=": "job.name is missing",
     "job.gpus_per_node=2": "are both given",
-    "job.time=24:00:00": "job.time is '24:00:00', which the local back-end cannot honour",
+    "job.time=2": "job.time is 2: give a string",
+    "job.time=0:30": "the last 120 s of it, job.warning_seconds, are for saving: give more time",
     "job.partition=gpu": "job.partition is 'gpu', which the local back-end cannot honour",
     "job.run=nowhere.toml": "job.run names nowhere.toml",
     "job.deepspeed=nowhere.json": "job.deepspeed names nowhere.json",
@@ -39,7 +40,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("command", ["submit", "render"])
+@pytest.mark.parametrize("command", ["submit", "render", "preflight"])
 @pytest.mark.parametrize("override", MISTAKES)
 def test_a_mistake_is_one_sentence_and_starts_nothing(cluster, job, command, override):
     code, out, err = cluster(command, job, "--on", "local", override)
@@ -91,7 +92,8 @@ def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
     assert code == 0 and 1024 <= int(port) < 65536
     assert words == [
         *["env", "-u", "RANK", "DS_ACCELERATOR=cpu", "GREETING=two words"],
-        *[launcher, "--num_accelerators", "2", "--master_port", port, "--module", "mvlm"],
+        *[launcher, "--num_accelerators", "2", "--master_port", port],
+        *["--enable_each_rank_log", str(job.parent / "logs" / "attempt-001"), "--module", "mvlm"],
         *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "train.steps=3", hostile],
     ]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.logs import launcher_log, rank_log
 from tests.cluster.conftest import JOB
 from tests.conftest import ROOT, TINY
 
@@ -43,7 +44,7 @@ class Story:
 
     def wait_for_step(self, submitted: subprocess.Popen[bytes], attempt: int) -> None:
         """Until this attempt has made a step."""
-        log = self.logs / f"attempt-{attempt:03d}.log"
+        log = rank_log(self.logs, attempt, 0)
         deadline = time.monotonic() + 90
         while not log.exists() or not re.search(r"^step \d", log.read_text(), re.MULTILINE):
             assert submitted.poll() is None and time.monotonic() < deadline, log.exists() and log.read_text()
@@ -95,7 +96,8 @@ def test_a_preempted_job_is_started_again_and_finishes(story):
 
 def test_ranks_whose_launcher_was_killed_save_and_end(story):
     assert "the launcher has died; its ranks save and end" in story.output("submitted")
-    assert "Stopped by a signal at step" in (story.logs / "attempt-002.log").read_text()
+    words = rank_log(story.logs, 2, 0).read_text()
+    assert re.search(r"Stopped (by a signal|because the launcher has died) at step \d+, saved", words)
     assert not story.left
 
 
@@ -114,11 +116,24 @@ def test_status_tells_attempts_and_the_last_step(story):
     assert "not running, the last attempt is done" in after and f"step {STEPS} " in after
 
 
-def test_logs_are_kept_by_attempt_and_followed_to_the_end(story):
-    logs = [(story.logs / f"attempt-{number:03d}.log").read_text() for number in (1, 2, 3)]
+def test_logs_are_kept_by_attempt_and_rank_and_followed_to_the_end(story):
+    kept = sorted(str(path.relative_to(story.logs)) for path in story.logs.glob("attempt-*/*"))
+    names = ("launcher.log", "rank-00000.log", "rank-00001.log")
+    assert kept == [f"attempt-{number:03d}/{name}" for number in (1, 2, 3) for name in names]
+    files = [
+        (prefix, path)
+        for number in (1, 2, 3)
+        for prefix, path in (
+            ("", launcher_log(story.logs, number)),
+            ("0: ", rank_log(story.logs, number, 0)),
+            ("1: ", rank_log(story.logs, number, 1)),
+        )
+    ]
+    lines = sorted(prefix + line for prefix, path in files for line in path.read_text().splitlines())
     printed = ask("logs", story.job).stdout
-    assert story.followed == printed and printed.count("==>") == 3
-    assert "".join(logs) == re.sub("==> .*\n", "", printed) == re.sub("cluster: .*\n", "", story.output("submitted"))
+    assert printed.count("==>") == story.followed.count("==>") == 3
+    for text in (printed, story.followed, story.output("submitted")):
+        assert sorted(re.sub("(cluster: |==> ).*\n", "", text).splitlines()) == lines
 
 
 def test_a_mistake_of_the_run_is_not_tried_again(scenes, tmp_path):

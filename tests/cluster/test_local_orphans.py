@@ -30,7 +30,7 @@ def orphan(tmp_path):
     """A process that says when it was asked to save, marked as a rank of the job in `logs`."""
     folder = tmp_path / "logs"
     folder.mkdir()
-    marked = os.environ | {MARK: str(folder / "attempt-001.log"), "RANK": "0"}
+    marked = os.environ | {MARK: str(folder / "attempt-001"), "RANK": "0"}
     process = subprocess.Popen(
         [sys.executable, "-c", RANK, str(tmp_path / "saved")], env=marked, stdout=subprocess.PIPE
     )
@@ -63,12 +63,12 @@ def test_they_are_reported_stand_in_the_way_and_are_cancelled(orphan, job, clust
 
 def test_jobs_of_other_folders_are_left_alone(orphan, tmp_path):
     assert [member.pid for member in members(tmp_path / "logs")] == [orphan.pid]
-    assert members(tmp_path / "log") == [] and members(tmp_path / "logs" / "attempt-001.log") == []
+    assert members(tmp_path / "log") == [] and members(tmp_path / "logs" / "attempt-001") == []
 
 
 def test_children_of_ranks_are_no_ranks(tmp_path):
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
-    marked = os.environ | {MARK: str(tmp_path / "attempt-001.log"), "RANK": "0"}
+    marked = os.environ | {MARK: str(tmp_path / "attempt-001"), "RANK": "0"}
     with subprocess.Popen([sys.executable, "-c", code], env=marked, stdin=-1, stdout=-1) as parent:
         parent.stdout.readline()
         found = members(tmp_path)

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from cluster.logs import Merged, name_rank_logs
 from tests.conftest import ROOT
 
 WATCH = """
@@ -17,10 +18,11 @@ import os, socket, sys
 from pathlib import Path
 from cluster.processes import start_time
 from cluster.record import Record
-from cluster.watch import Watch
-logs, launcher, restarts = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+from cluster.watch import Limit, Watch
+logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Limit(*map(float, sys.argv[4:]))
 record = Record("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
-sys.exit(Watch(record, logs, lambda: [sys.executable, "-c", launcher], dict(os.environ), restarts).to_the_end())
+watch = Watch(record, logs, lambda number: [sys.executable, "-c", launcher], dict(os.environ), restarts, limit)
+sys.exit(watch.to_the_end())
 """
 WAITS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(30)"
@@ -36,8 +38,8 @@ def watch(tmp_path):
     """Start a watch over a launcher given as Python text, its output unread."""
     started = []
 
-    def start(launcher, restarts=0):
-        words = [sys.executable, "-c", WATCH, str(tmp_path), launcher, str(restarts)]
+    def start(launcher, restarts=0, limit=()):
+        words = [sys.executable, "-c", WATCH, str(tmp_path), launcher, str(restarts), *map(str, limit)]
         started.append(subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         return started[-1]
 
@@ -64,19 +66,19 @@ def wait_for(path):
 def test_what_may_go_better_is_tried_again_up_to_the_bound(watch, tmp_path, code, expected):
     assert watch(f"raise SystemExit({code})", restarts=2).wait(20) == code
     assert exit_codes(tmp_path) == expected
-    assert len(list(tmp_path.glob("attempt-*.log"))) == len(expected)
+    assert len(list(tmp_path.glob("attempt-*/launcher.log"))) == len(expected)
 
 
 def test_a_later_submission_counts_on(watch, tmp_path):
     assert watch("print(1)").wait(20) == 0
     assert watch("raise SystemExit(1)").wait(20) == 1
     assert exit_codes(tmp_path) == [0, 1]
-    assert (tmp_path / "attempt-001.log").read_text() == "1\n"
+    assert (tmp_path / "attempt-001/launcher.log").read_text() == "1\n"
 
 
 def test_a_reader_that_reads_nothing_does_not_hold_up_the_job(watch, tmp_path):
     assert watch("print('x' * 1_000_000)").wait(20) == 0
-    assert (tmp_path / "attempt-001.log").stat().st_size == 1_000_001
+    assert (tmp_path / "attempt-001/launcher.log").stat().st_size == 1_000_001
 
 
 def test_a_reader_that_has_gone_does_not_end_the_job(watch, tmp_path):
@@ -84,7 +86,7 @@ def test_a_reader_that_has_gone_does_not_end_the_job(watch, tmp_path):
     process.stdout.close()
     process.stdout = None
     assert process.wait(20) == 0
-    assert (tmp_path / "attempt-001.log").read_text() == "1\n2\n"
+    assert (tmp_path / "attempt-001/launcher.log").read_text() == "1\n2\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -93,14 +95,14 @@ def test_a_stop_is_not_followed_by_a_restart(watch, tmp_path, number):
         "import signal, time, sys; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
     )
     process = watch(waiting, restarts=5)
-    wait_for(tmp_path / "attempt-001.log")
+    wait_for(tmp_path / "attempt-001/launcher.log")
     process.send_signal(number)
     assert process.wait(20) == 75 and exit_codes(tmp_path) == [75]
 
 
 def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
     process = watch(DEAF, restarts=5)
-    wait_for(tmp_path / "attempt-001.log")
+    wait_for(tmp_path / "attempt-001/launcher.log")
     process.send_signal(signal.SIGINT)
     assert "stopping" in [process.stderr.readline() for _ in range(2)][1]
     assert process.poll() is None
@@ -111,16 +113,60 @@ def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
 def test_ranks_outlive_no_attempt(watch, tmp_path):
     process = watch(LEAVES_A_RANK)
     assert process.wait(20) == 70  # the launcher's 0 was no success
-    pid = int((tmp_path / "attempt-001.log").read_text())
+    pid = int((tmp_path / "attempt-001/launcher.log").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 def test_cancel_stops_a_watched_job_for_good(watch, cluster, tmp_path):
     process = watch(WAITS, restarts=5)
-    wait_for(tmp_path / "attempt-001.log")
+    wait_for(tmp_path / "attempt-001/launcher.log")
     assert "running, attempt 1, pid" in cluster("status", tmp_path)[1]
     reaper = threading.Thread(target=process.wait)
     reaper.start()
     assert cluster("cancel", tmp_path)[0] == 0
     reaper.join()
     assert process.returncode == 75 and exit_codes(tmp_path) == [75]
+
+
+TIMED = """
+import os, signal, subprocess, sys, time
+rank = "import signal, sys, time; signal.signal(10, {on_warning}); print('ready', flush=True); time.sleep(30)"
+started = subprocess.Popen([sys.executable, "-c", rank], env=os.environ | {{"RANK": "0"}}, stdout=subprocess.PIPE)
+started.stdout.readline()
+print("told to wait", flush=True)
+sys.exit(started.wait() % 256)
+"""
+
+
+def test_a_job_whose_time_is_near_its_end_saves_and_has_all_of_it_anew(watch, tmp_path):
+    process = watch(TIMED.format(on_warning="lambda *_: sys.exit(75)"), restarts=1, limit=(600, 599))
+    assert process.wait(20) == 75 and exit_codes(tmp_path) == [75, 75]
+    said = process.stderr.read()
+    assert said.count("s away: the ranks save and end") == 2 and "attempt 1 was preempted, everything saved" in said
+
+
+def test_what_does_not_end_in_time_is_killed(watch, tmp_path):
+    process = watch(TIMED.format(on_warning="signal.SIG_IGN"), limit=(3, 2))
+    assert process.wait(20) == 137 and exit_codes(tmp_path) == [137]
+    said = process.stderr.read()
+    assert "the time limit, 3 s, is over: what had not ended was killed" in said
+    assert "told to wait" in (tmp_path / "attempt-001/launcher.log").read_text()
+
+
+def test_logs_of_ranks_are_merged_by_line_and_named(cluster, tmp_path):
+    folder = tmp_path / "attempt-012"
+    folder.mkdir()
+    (folder / "launcher.log").write_text("launching\n")
+    (folder / "20261125101112_rank11.log").write_text("one\nwithout an end")
+    (folder / "20261125101112_rank0.log").write_text("zero\n")
+    name_rank_logs(tmp_path, 12)
+    assert sorted(path.name for path in folder.glob("rank*")) == ["rank-00000.log", "rank-00011.log"]
+    merged = Merged(tmp_path, 12)
+    assert b"".join(merged.new()) == b"launching\n0: zero\n11: one\n"
+    with open(folder / "rank-00011.log", "a") as file:
+        file.write(" yet\n")
+    (folder / "rank-00000.log").open("a").write("last")
+    assert b"".join(merged.new()) == b"11: without an end yet\n"
+    assert (b"".join(merged.new()), merged.unended()) == (b"", b"0: last\n")
+    (folder / "rank-00011.log").unlink()
+    assert b"".join(Merged(tmp_path, 12).new()) == b"launching\nzero\n"

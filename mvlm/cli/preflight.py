@@ -1,0 +1,77 @@
+"""mvlm preflight RUN.toml [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python -m cluster preflight job.toml --on slurm
+  srun -N 4 --ntasks-per-node 8 python -m mvlm preflight run.toml --json preflight.json
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint node1:29500 -m mvlm preflight run.toml
+
+It takes about a minute, and a second or two for each node beyond the thirtieth. Ends with 1, and a sentence that names
+the node, when one is missing, dead, slow or unlike the others.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "preflight",
+        help="find the slow or dead node before a run",
+        usage="mvlm preflight RUN.toml [--json FILE] [--timeout SECONDS] [key=value ...]",
+        description="Measure every node and every pair of nodes, under the launcher of the run to come.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="RUN.toml")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where rank 0 writes all of it")
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="SECONDS",
+        help="for all ranks to come (60); a pair has a quarter of it to answer in",
+    )
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, and print on rank 0; the exit code is 1 when anything is wrong.
+
+    Raises:
+        UserError: the configuration is wrong, rank 0 is not to be reached, or (on rank 0) what is wrong.
+    """
+    from mvlm import network
+    from mvlm.cli.output import write_whole
+    from mvlm.config import load_config
+    from mvlm.errors import UserError
+    from mvlm.preflight import tables
+    from mvlm.preflight.check import survey
+    from mvlm.preflight.rollcall import RollCall
+    from mvlm.preflight.verdict import findings
+
+    if not args.timeout > 0:
+        raise UserError(f"--timeout is {args.timeout:g}: give a number of seconds above 0.")
+    config = load_config(args.config, args.overrides)
+    network.prepare()
+    calls = RollCall(socket.gethostname(), args.timeout)
+    found = survey(calls, Path(config.run.dir), bool(config.checkpoint.mirror), args.timeout)
+    sentences = findings(found)
+    code = UserError.exit_code if sentences else 0
+    try:
+        if calls.rank == 0:
+            print(network.describe() or f"network: {network.adapters()}")
+            tables.show(found)
+            if args.json:
+                write_whole(args.json, json.dumps(tables.as_json(found, sentences), indent=1), "--json")
+            for sentence in sentences[1:]:
+                print(f"also: {sentence}")
+            print("preflight: " + ("all is well" if not sentences else f"{len(sentences)} finding(s)"), flush=True)
+    finally:
+        code = calls.close(code)
+    if sentences and calls.rank == 0:
+        raise UserError(sentences[0])
+    return code

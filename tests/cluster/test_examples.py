@@ -1,0 +1,37 @@
+"""The job files that the documentation shows."""
+
+import re
+import tomllib
+
+import pytest
+
+from cluster.__main__ import BACKENDS, PREFLIGHTS
+from cluster.job import load_job
+from tests.conftest import ROOT
+
+EXAMPLES = sorted((ROOT / "cluster").rglob("*.toml"))
+
+
+def commands(path):
+    """What an example's opening comment says is done with it, as lists of words."""
+    opening = "\n".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
+    lines = re.findall(r"python -m cluster (.*--on.*)", opening.replace("\\\n", " "))
+    return [words for words in map(str.split, lines) if ROOT / words[1] == path]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_renders_as_its_own_words_say(path, cluster, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    load_job(path)
+    for verb, _, _, backend, *overrides in commands(path):
+        assert verb in ("submit", "preflight") and backend in {"local", "slurm", "ray"}
+        if verb == "submit" and backend in BACKENDS:
+            code, out, err = cluster("render", path, "--on", backend, *overrides)
+            assert code == 0 and all(word in out for word in overrides), err
+        assert verb != "preflight" or backend in PREFLIGHTS
+
+
+def test_the_documentation_shows_the_largest_as_it_is():
+    text = (ROOT / "docs/cluster.md").read_text()
+    shown = tomllib.loads(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    assert shown == tomllib.loads((ROOT / "cluster/examples/many_nodes.toml").read_text())
