@@ -24,7 +24,7 @@ AGAIN_SECONDS = 1
 def main(argv: list[str]) -> int:
     """The exit code of the command, as a shell gives it.
 
-    The first stop signal is repeated until the command ends: it may be too young to listen, and does not die of it.
+    A stop signal that comes before the command listens is kept until it does, and it does not die of it.
     """
     folder, command = Path(argv[0]), argv[1:]
     rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
@@ -33,15 +33,13 @@ def main(argv: list[str]) -> int:
         if rank == 0:
             (folder / "rank-00000.pid").write_text(str(os.getpid()), encoding="utf-8")
     started: list[int] = []
-    asked = signal.SIGTERM
 
     def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = asked if number == signal.SIGALRM else signal.Signals(number)
-        for pid in started:
+        if started and _listens(started[0]):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, asked)
-        signal.alarm(AGAIN_SECONDS)
+                os.kill(started[0], signal.SIGTERM)
+        else:
+            signal.alarm(AGAIN_SECONDS)
 
     for number in (*STOP_SIGNALS, signal.SIGALRM):
         signal.signal(number, stop)
@@ -49,10 +47,19 @@ def main(argv: list[str]) -> int:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, preexec_fn=_ignore_stop_signals)
     started.append(child.pid)
     code = child.wait()
-    started.clear()
+    signal.alarm(0)
     code = code if code >= 0 else 128 - code
     (folder / f"exit-{code}").touch()
     return code
+
+
+def _listens(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("SigCgt:"):
+                return bool(int(line.split()[1], 16) >> signal.SIGTERM - 1 & 1)
+    return False
 
 
 def _ignore_stop_signals() -> None:

@@ -50,7 +50,7 @@ GresTypes=gpu
 CONF
   for n in "$@"; do
     mkdir -p "$S/spool-$n"
-    echo "NodeName=$n NodeAddr=$(node_ip "$n") CPUs=4 RealMemory=4096 Gres=gpu:$gpus" >>"$S/slurm.conf"
+    echo "NodeName=$n NodeAddr=$(node_ip "$n") CPUs=4 RealMemory=4096 Gres=gpu:$gpus Weight=${n#n}" >>"$S/slurm.conf"
   done
   echo "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE" >>"$S/slurm.conf"
 }
