@@ -21,6 +21,7 @@ from cluster.watch import describe_exit
 CANNOT = ("ray_address",)
 SCRIPT = "job.sbatch"
 POLL_SECONDS = 2.0  # between questions to the controller, which has other users
+AGAIN_SECONDS = 60.0  # until a job is told again to stop: its ranks may not have been there yet
 PATIENCE = 600.0  # seconds that ranks get to save
 
 
@@ -112,15 +113,15 @@ def cancel(folder: Path) -> str:
     if not slurm_queue.queued(record.job_id):
         raise JobError(f"{record.name}, job {record.job_id}, is not in the queue: there is nothing to cancel.")
     slurm_queue.forbid_requeue(record.job_id)
-    told: set[str] = set()
+    told: dict[str, float] = {}
     deadline = time.monotonic() + PATIENCE
     while queue := slurm_queue.queued(record.job_id):
         for entry in queue:
             if entry.waits or time.monotonic() > deadline:
                 slurm_queue.remove(entry.id)
-            elif entry.runs and entry.id not in told:
+            elif entry.runs and time.monotonic() - told.get(entry.id, -AGAIN_SECONDS) >= AGAIN_SECONDS:
                 slurm_queue.signal_batch(entry.id)
-                told.add(entry.id)
+                told[entry.id] = time.monotonic()
         time.sleep(POLL_SECONDS / 4)
     ended = [f"{read_record(run).name}/{run.name} has ended {_where(read_record(run))}" for run in _runs(folder)]
     return "\n".join(ended) or f"{record.name} has ended {_where(record)}"

@@ -20,6 +20,7 @@ stop() { # each rank is told by SLURM: srun, told to end, would kill them
 }"""
 STOP_RANK = """\
 stop() { # SLURM does not know the ranks; the first is on this node, and tells the others
+  while [[ ! -s $attempt/rank-00000.pid ]] && kill -0 $! 2>/dev/null; do sleep 1; done
   kill -USR1 "$(<"$attempt/rank-00000.pid")"
 }"""
 

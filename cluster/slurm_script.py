@@ -40,7 +40,9 @@ def script(job: Job, tasks: Sequence[Task], first_attempt: int) -> str:
     Raises:
         JobError: SLURM, or the launcher, cannot do what the job asks for.
     """
-    _check_options(job)
+    check_options(job)
+    if "\\" in str(job.log_folder):
+        raise JobError(f"SLURM cannot write to {job.log_folder}, for its backslash: set another job.logs.")
     slurm_launchers.check(job)
     launch = slurm_launchers.launch(job, [word for task in tasks for word in task.overrides])
     parts = [
@@ -56,7 +58,8 @@ def script(job: Job, tasks: Sequence[Task], first_attempt: int) -> str:
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def _check_options(job: Job) -> None:
+def check_options(job: Job) -> None:
+    """Raises: JobError: `sbatch` has what is no option, or one that is not the user's to set."""
     for option in job.sbatch:
         name = re.fullmatch(r"--([a-z][a-z-]*)(=.*)?", option)
         if not name:

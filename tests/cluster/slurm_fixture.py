@@ -22,7 +22,7 @@ from tests.conftest import ROOT, TINY
 HERE = Path(__file__).parent
 PACKAGES = ("slurmctld", "slurmd", "sbatch", "unshare", "nsenter", "ip", "sshd", "pdsh")
 GPUS = 2
-PATIENCE = 150.0  # seconds, for a machine with other things to do
+PATIENCE = 300.0  # seconds, for a machine with other things to do
 JOB = """[job]
 name = "{name}"
 run = "mvlm/configs/tiny.toml"
