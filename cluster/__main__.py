@@ -20,9 +20,11 @@ EXAMPLES = """examples:
   python -m cluster status cluster/local.toml
   python -m cluster logs -f cluster/local.toml
   python -m cluster cancel runs/tiny
+  python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
 
-Overrides that begin with `job.` are the job's, all others go to the run. submit stays in the foreground and exits as
-the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to go on.
+Overrides that begin with `job.` are the job's, all others go to the run. On this machine submit stays in the
+foreground and exits as the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again
+to go on. On a cluster it returns once the job is in the queue.
 """
 
 
@@ -30,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for run, text in ((_submit, "run a job to its end"), (_render, "print the command that submit would run")):
+    for run, text in ((_submit, "run a job"), (_render, "print what submit would run")):
         name = run.__name__.removeprefix("_")
         command = commands.add_parser(
             name, help=text, usage=f"%(prog)s JOB.toml --on {{{','.join(BACKENDS)}}} [key=value ...]"

@@ -79,17 +79,17 @@ def launch(job: Job, overrides: Iterable[str]) -> list[str]:
 
 
 def _srun(job: Job, container: list[str]) -> list[str]:
-    step = [*_tasks(job.ranks_per_node), *_step(job, 1), *container]
     return [
-        f"srun {' '.join(step)} \\",
+        f"srun {' '.join(_tasks(job.ranks_per_node))} \\",
+        *(f"  {line} \\" for line in [" ".join(_step(job, 1)), *container]),
         f'  {python(job).name} -m cluster.rank "$attempt" "${{command[@]}}"',
     ]
 
 
 def _torchrun(job: Job, container: list[str]) -> list[str]:
-    step = [*_tasks(1), *_step(job, job.ranks_per_node), *container]
     return [
-        f"srun {' '.join(step)} \\",
+        f"srun {' '.join(_tasks(1))} \\",
+        *(f"  {line} \\" for line in [" ".join(_step(job, job.ranks_per_node)), *container]),
         """  bash -c 'trap "" USR1; PET_NODE_RANK=$SLURM_NODEID exec "$@"' torchrun \\""",  # it would die of USR1
         f"  {python(job).name} -m torch.distributed.run --nnodes ${{#hosts[@]}} \\",
         f'  --nproc-per-node {job.ranks_per_node} --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\',
@@ -105,12 +105,14 @@ def _deepspeed(job: Job) -> list[str]:
         '  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \\',
     ]
     if _is_pdsh(job):
-        names = ["PATH", *environment(job)]
-        words = " ".join(f'"{name}=${name}"' for name in names)
+        known = ["PATH", *environment(job)]
         return [
-            "# what the remote shells must not read goes by a file, and so does the environment",
-            f'(umask 077; printf "%s\\0" env {words} \\',
-            '  "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}" "${command[@]}" >"$attempt/command")',
+            "# the environment goes by a file, and so does what the remote shells must not read",
+            "variables=(",
+            *(f'  "{name}=${name}"' for name in known),
+            '  "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}"',
+            ")",
+            '(umask 077 && printf "%s\\0" env "${variables[@]}" "${command[@]}" >"$attempt/command")',
             *lines,
             *runner,
             '  --launcher pdsh --no_local_rank --module cluster.rank "$attempt"',

@@ -165,11 +165,9 @@ class StepClock:
             if step > self._noted[-1][1]:
                 self._noted.append((time.monotonic(), step))
 
-    def passed(self, since: float) -> float:
-        """Seconds from a moment until the run had gone beyond the step that it had then."""
-        reached = max(step for when, step in self._noted if when <= since)
-        later = (when for when, step in self._noted if when > since + 1 and step > reached)
-        return next(later) - since
+    def passed(self, reached: int) -> float:
+        """The moment at which the run went beyond a step."""
+        return next(when for when, step in self._noted if step > reached)
 
 
 def wait_for(condition: Callable[[], object], explain: Callable[[], str] = str) -> None:
