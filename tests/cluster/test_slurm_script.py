@@ -87,8 +87,13 @@ def test_each_launcher_starts_the_same_ranks(cluster, job):
         name: function(render(cluster, job, f"job.launcher={name}", "job.cpus_per_process=3"), "launch")
         for name in LAUNCHERS
     }
-    assert "--ntasks=$((${#hosts[@]} * 2)) --ntasks-per-node=2 --cpus-per-task=3" in launch["srun"]
-    assert "--ntasks-per-node=1 --cpus-per-task=6" in launch["torchrun"] and "--nproc-per-node 2" in launch["torchrun"]
+    assert "--ntasks=$((${#hosts[@]} * 2)) --ntasks-per-node=2 " in launch["srun"]
+    assert "--cpus-per-task=3 " in launch["srun"]
+    assert (
+        "--ntasks-per-node=1 " in launch["torchrun"]
+        and "--cpus-per-task=6 " in launch["torchrun"]
+        and "--nproc-per-node 2" in launch["torchrun"]
+    )
     assert "--launcher slurm" in launch["deepspeed"] and "slots=2" in launch["deepspeed"]
     assert "--launcher pdsh" in launch["pdsh"] and "slots=2" in launch["pdsh"]
     assert all("cluster.rank" in text and '"$attempt"' in text for text in launch.values())
