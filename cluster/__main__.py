@@ -6,12 +6,12 @@ import argparse
 import sys
 import traceback
 
-from cluster import local, ray_preflight, slurm_preflight
+from cluster import local, ray_preflight, slurm, slurm_preflight
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
 
-BACKENDS = {"local": local}
+BACKENDS = {"local": local, "slurm": slurm}
 PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
 INTERRUPTED = 130
 EXAMPLES = """examples:
@@ -22,9 +22,11 @@ EXAMPLES = """examples:
   python -m cluster status cluster/local.toml
   python -m cluster logs -f cluster/local.toml
   python -m cluster cancel runs/tiny
+  python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
 
-Overrides that begin with `job.` are the job's, all others go to the run. submit stays in the foreground and exits as
-the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to go on.
+Overrides that begin with `job.` are the job's, all others go to the run. On this machine submit stays in the
+foreground and exits as the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again
+to go on. On a cluster it returns once the job is in the queue.
 """
 
 
@@ -33,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser("python -m cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for run, backends, text in (
-        (_submit, BACKENDS, "run a job to its end"),
-        (_render, BACKENDS, "print the command that submit would run"),
+        (_submit, BACKENDS, "run a job"),
+        (_render, BACKENDS, "print what submit would run"),
         (_preflight, PREFLIGHTS, "measure its nodes and the network between them, and name what is wrong"),
     ):
         name = run.__name__.removeprefix("_")

@@ -1,6 +1,7 @@
 import pytest
 
 from cluster.__main__ import main
+from tests.cluster.slurm_fixture import slurm  # noqa: F401 - a fixture of the session
 from tests.conftest import ROOT
 
 JOB = """[job]

@@ -1,0 +1,102 @@
+"""What SLURM's own commands say of a job, and do to it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.job import JobError
+
+ANSWER_SECONDS = 60.0  # that a busy controller may take
+ACCOUNTS_SECONDS = 10.0  # that sacct may take, which is asked for a detail only
+GONE = "invalid job id"
+ENDING = ("COMPLETING",)
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A job, or a task of an array, in the queue."""
+
+    id: str  # such as 17 or 17_3
+    state: str  # such as PENDING, RUNNING, COMPLETING
+    nodes: str  # such as n[1-2]
+    reason: str  # why it waits
+    elapsed: str
+    limit: str
+
+    @property
+    def waits(self) -> bool:
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "CONFIGURING")
+
+    @property
+    def runs(self) -> bool:
+        return self.state == "RUNNING"
+
+
+def submit(script: Path) -> str:
+    """Hand a script to sbatch; the job's id.
+
+    Raises:
+        JobError: SLURM is not here, does not answer or refuses.
+    """
+    done = _run("sbatch", "--parsable", str(script))
+    if done.returncode:
+        raise JobError(f"sbatch refuses {script} ({_complaint(done)}): change the job file accordingly.")
+    return done.stdout.strip().partition(";")[0]
+
+
+def queued(job_id: str) -> list[Queued]:
+    """The job, or the tasks of its array, that are in the queue; empty when it has ended.
+
+    Raises:
+        JobError: SLURM is not here or does not answer.
+    """
+    done = _run("squeue", "--noheader", "--array", f"--jobs={job_id}", "--format=%i|%T|%N|%r|%M|%l")
+    if done.returncode:
+        if GONE in done.stderr.lower():
+            return []
+        raise JobError(f"squeue does not answer ({_complaint(done)}): try again when SLURM's controller does.")
+    return [Queued(*line.split("|", 5)) for line in done.stdout.splitlines()]
+
+
+def accounted(job_id: str) -> str:
+    """How the job ended, as the accounts have it; "" where there are none or they do not answer."""
+    with contextlib.suppress(JobError):
+        fields = ("--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
+        done = _run("sacct", *fields, seconds=ACCOUNTS_SECONDS)
+        states = done.stdout.split("\n")
+        if done.returncode == 0 and states[0]:
+            return states[0].strip()
+    return ""
+
+
+def forbid_requeue(job_id: str) -> None:
+    """Have the job not start again, whatever befalls it. One that has just ended is left as it is."""
+    _run("scontrol", "update", f"JobId={job_id}", "Requeue=0")
+
+
+def signal_batch(job_id: str) -> None:
+    """Send SIGUSR1 to the job's script, as SLURM does before the time limit."""
+    _run("scancel", "--batch", "--signal=USR1", job_id)
+
+
+def remove(job_id: str) -> None:
+    """End the job at once; one that waits just leaves the queue."""
+    _run("scancel", job_id)
+
+
+def _run(*command: str, seconds: float = ANSWER_SECONDS) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+    except FileNotFoundError:
+        raise JobError(f"There is no {command[0]} on this machine: give the command where SLURM's are.") from None
+    except subprocess.TimeoutExpired:
+        raise JobError(
+            f"{command[0]} did not answer within {seconds:.0f} s: see whether SLURM's controller is up."
+        ) from None
+
+
+def _complaint(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(done.stderr.split()) or f"exit code {done.returncode}"

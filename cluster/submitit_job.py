@@ -1,0 +1,151 @@
+"""Training jobs for those who submit from Python: a checkpointable callable for submitit, and an executor for it.
+
+job = TrainJob("job.toml", ["data.train=shards/train"])
+job.executor("runs/mine/submitit").submit(job)
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cluster import processes, slurm_launchers
+from cluster.job import Job, JobError, check_files, load_job, refuse, split_overrides
+from cluster.logs import attempt_folder, attempt_numbers
+from cluster.slurm_script import check_options
+from cluster.watch import DONE, MISTAKE, USAGE
+
+if TYPE_CHECKING:
+    import submitit
+
+CANNOT = ("min_nodes", "container", "launcher", "ray_address", "sweep")
+POLL_SECONDS = 0.5
+
+
+class TrainJob:
+    """A run, as submitit starts it: a task a rank.
+
+    Args:
+        job_file: path of the job TOML, from the folder in which everything is submitted.
+        overrides: `key=value` words, those of the job with `job.` before them.
+
+    Raises:
+        JobError: the job file will not do for this.
+    """
+
+    def __init__(self, job_file: str | Path, overrides: Iterable[str] = ()) -> None:
+        self._arguments = (job_file, list(overrides))
+        own, self.words = split_overrides(overrides)
+        self.job = load_job(job_file, own)
+        check_files(self.job)
+        refuse(self.job, "submitit", CANNOT)
+        check_options(self.job)
+        self.first_attempt = 1 + max(attempt_numbers(self.job.log_folder), default=0)
+        self._pid = 0  # of this task's rank
+
+    def executor(self, folder: str | Path) -> submitit.AutoExecutor:
+        """An executor with the job's nodes, limits and accounts.
+
+        Args:
+            folder: for what submitit keeps; all nodes must see it.
+
+        Raises:
+            JobError: the job has no time limit, without which submitit sets one of its own.
+        """
+        import submitit
+
+        job = self.job
+        if job.time_seconds is None:
+            raise JobError("job.time is missing, and submitit allows five minutes then: set job.time.")
+        executor = submitit.AutoExecutor(
+            folder, cluster="slurm", slurm_max_num_timeout=job.requeue, slurm_python=str(slurm_launchers.python(job))
+        )
+        executor.update_parameters(
+            name=job.name,
+            nodes=job.nodes,
+            tasks_per_node=job.ranks_per_node,
+            timeout_min=math.ceil(job.time_seconds / 60),
+            slurm_signal_delay_s=job.warning_seconds,
+            slurm_setup=[shlex.join(["module", "load", *job.modules])] if job.modules else None,
+            slurm_srun_args=["--wait=0", "--kill-on-bad-exit=0"],
+            slurm_additional_parameters=_options(job),
+        )
+        return executor
+
+    def __call__(self) -> int:
+        """Train in one of the tasks that SLURM started: this task's rank, to its end.
+
+        Returns:
+            The rank's exit code. 75 is another rank's to answer for, or is followed by a requeue.
+
+        Raises:
+            JobError: the rank ended with a mistake, or crashed once more than job.requeue allows.
+        """
+        import submitit
+
+        here = submitit.JobEnvironment()
+        restarts = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        attempt = attempt_folder(self.job.log_folder, self.first_attempt + restarts)
+        attempt.mkdir(parents=True, exist_ok=True)
+        rank = subprocess.Popen(self._command(attempt), env=_environment(self.job, here, restarts), preexec_fn=_deaf)
+        self._pid = rank.pid
+        while rank.poll() is None:  # no wait(): checkpoint() interrupts this, and must not find its lock taken
+            time.sleep(POLL_SECONDS)
+        code = rank.returncode
+        if code in (MISTAKE, USAGE) or (code != DONE and restarts >= self.job.requeue):
+            raise JobError(f"Rank {here.global_rank} ended with exit code {code}: its log is in {attempt}.")
+        if code != DONE and here.global_rank == 0:
+            os.kill(os.getpid(), getattr(signal, f"SIG{here.USR_SIG}"))  # submitit then calls checkpoint and requeues
+        return code
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Have the ranks save and end; submitit calls this in the first of them, before it requeues the job."""
+        import submitit
+
+        started = processes.start_time(self._pid)
+        if started:
+            processes.send(self._pid, signal.SIGTERM)
+        while started and processes.start_time(self._pid) == started:
+            time.sleep(POLL_SECONDS)
+        again = TrainJob(*self._arguments)
+        again.first_attempt = self.first_attempt
+        return submitit.helpers.DelayedSubmission(again)
+
+    def _command(self, attempt: Path) -> list[str]:
+        python, job = str(slurm_launchers.python(self.job)), self.job
+        train = [python, "-m", "mvlm", "train", job.run, "--deepspeed_config", job.deepspeed, *self.words]
+        return [python, "-m", "cluster.rank", str(attempt), *train]
+
+
+def _options(job: Job) -> dict[str, str | int | bool]:
+    """Options of sbatch for which submitit has no name, or one of its own making."""
+    given: dict[str, str | int | bool] = {"requeue": True} if job.requeue else {"no-requeue": True}
+    given |= {name: value for name in ("partition", "account", "qos") if (value := getattr(job, name))}
+    if job.cpus_per_process:
+        given["cpus-per-task"] = job.cpus_per_process
+    if job.gpus_per_node:
+        by_gres = job.gpu_request == "gres"
+        given["gres" if by_gres else "gpus-per-node"] = f"gpu:{job.gpus_per_node}" if by_gres else job.gpus_per_node
+    for option in job.sbatch:
+        name, equals, value = option.removeprefix("--").partition("=")
+        given[name] = value if equals else True
+    return given
+
+
+def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict[str, str]:
+    """SLURM's limit is left out: submitit's signal comes before it, and a rank must not be the first to stop."""
+    own = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_END_TIME"}
+    port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
+    return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | slurm_launchers.environment(job)
+
+
+def _deaf() -> None:
+    """submitit's signal goes to all processes of a task, and would end those that it is not meant for."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)

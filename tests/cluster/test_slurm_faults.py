@@ -1,0 +1,170 @@
+"""One job on a SLURM cluster that is told to stop, loses a node and has another cut off; beside it a sweep and others.
+
+The others use the time that SLURM takes, above all to see that a node is lost.
+"""
+
+import json
+import signal
+import time
+
+import pytest
+
+from mvlm.train import checkpoint as checkpoints
+from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
+
+STEPS, SWEEP_STEPS = 200, 100
+SWEEP = '[sweep]\nparallel = 2\nvalues."optim.lr" = [1e-3, 1e-4]\n'
+FAULTY, QUIET = 'job.sbatch=["--exclude=n4,n5"]', 'job.sbatch=["--nodelist=n4,n5"]'
+TWO_NODES = ["job.nodes=2", "job.requeue=5", f"train.steps={STEPS}"]
+
+
+class Story:
+    """What befalls the jobs, and what of it the tests ask for."""
+
+    def __init__(self, slurm, folder, shards):
+        self.slurm = slurm
+        self.job = SlurmJob(slurm, folder / "job", shards)
+        self.undisturbed = SlurmJob(slurm, folder / "undisturbed", shards)
+        self.launched = {name: SlurmJob(slurm, folder / name, shards) for name in ("torchrun", "pdsh")}
+        self.sweep = SlurmJob(slurm, folder / "sweep", shards, SWEEP)
+        self.trials = [self.sweep.trial(number) for number in (0, 1)]
+        self.cancelled, self.injected = {}, {}
+
+    def tell(self):
+        self.job.submit(*TWO_NODES, FAULTY)
+        self.undisturbed.submit(*TWO_NODES, QUIET, "job.launcher=deepspeed")
+        with StepClock(self.job) as clock:
+            self.warn_of_the_limit()
+            self.launched["pdsh"].submit(*TWO_NODES, QUIET, "job.launcher=pdsh")
+            self.kill_a_node()
+            self.cancel("pdsh")
+            self.launched["torchrun"].submit(*TWO_NODES, QUIET, "job.launcher=torchrun")
+            self.cut_a_link()
+            self.code = self.job.end(4)
+        for number, (fault, when) in enumerate(self.injected.items(), start=1):
+            seconds = clock.passed(self.job.steps(number)[-1]) - when
+            print(f"{fault}: {seconds:.1f} s until the run had gone beyond the step that it had come to")
+        for job in (self.undisturbed, *self.trials):
+            job.end(len(job.exit_codes()))
+        wait_for(lambda: not self.slurm.on("squeue", "--noheader").stdout)
+
+    def warn_of_the_limit(self):
+        self.job.make_steps(1, more_than=10)
+        self.status_while_running = self.slurm.cluster("status", self.job.file)
+        self.injected["signal before the limit"] = time.monotonic()
+        assert self.slurm.on("scancel", "--batch", "--signal=USR1", self.job.id).returncode == 0
+        self.job.end(1)
+
+    def kill_a_node(self):
+        self.job.make_steps(2, more_than=self.job.steps(1)[-1] + 5)
+        self.injected["node killed"] = time.monotonic()
+        self.slurm.node("kill", "n2")
+        self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
+        self.stale = []
+        waiting = list(self.trials)
+        while waiting:  # both are on n1: they stand still until it is cut off
+            for trial in [trial for trial in waiting if trial.steps(1)]:
+                self.stale += trial.ranks("n1")
+                self.stale[-1].send_signal(signal.SIGSTOP)
+                waiting.remove(trial)
+        self.job.make_steps(3)
+        self.slurm.boot("n2")
+
+    def cut_a_link(self):
+        self.job.make_steps(3, more_than=self.job.steps(2)[-1])
+        self.injected["link of the first node cut"] = time.monotonic()
+        self.slurm.node("cut", "n1")
+        self.cancel("torchrun")
+        for trial in self.trials:
+            trial.make_steps(2)
+        for rank in self.stale:  # they still see the storage
+            rank.send_signal(signal.SIGCONT)
+        self.stale_ended = [rank.wait(timeout=60) for rank in self.stale]
+        self.job.make_steps(4)
+        self.slurm.node("heal", "n1")
+
+    def cancel(self, launcher):
+        self.launched[launcher].make_steps(1)
+        self.cancelled[launcher] = self.slurm.cluster("cancel", self.launched[launcher].logs)
+
+
+@pytest.fixture(scope="module")
+def story(slurm, scenes, tmp_path_factory):
+    story = Story(slurm, tmp_path_factory.mktemp("story"), scenes / "train")
+    story.tell()
+    return story
+
+
+def losses(job):
+    """Of each step; those that were made again must have come out the same."""
+    by_step = {}
+    for step, loss in job.metrics():
+        assert by_step.setdefault(step, loss) == loss, f"step {step} was {by_step[step]} and then {loss}"
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def test_a_job_outlives_a_signal_a_dead_node_and_a_cut_link(story):
+    first, _, _, last = story.job.exit_codes()  # those between were SLURM's to end
+    assert (first, last) == ("75", "0") and story.code == "0"
+    assert sorted({step for step, _ in story.job.metrics()}) == list(range(1, STEPS + 1))
+
+
+def test_its_losses_are_those_of_an_undisturbed_run_bit_for_bit(story):
+    assert story.undisturbed.exit_codes() == ["0"]
+    assert losses(story.job) == losses(story.undisturbed)
+
+
+def test_no_step_is_made_twice_after_a_signal(story):
+    first, second = story.job.steps(1), story.job.steps(2)
+    assert first[-1] + 1 == second[0] and first[0] == 1
+    assert "Stopped by a signal at step" in (story.job.attempt(1) / "rank-00000.log").read_text()
+
+
+def test_a_lost_node_costs_no_more_than_the_steps_since_the_checkpoint(story):
+    for number in (3, 4):
+        before, after = story.job.steps(number - 1)[-1], story.job.steps(number)[0]
+        assert before - 40 <= after <= before + 1, (before, after)  # one checkpoint may be under way
+
+
+def test_a_rank_that_was_cut_off_ends_at_its_next_step_and_harms_nothing(story):
+    assert len(story.stale) == 2
+    for trial in story.trials:
+        told = (trial.attempt(1) / "rank-00000.log").read_text()
+        assert "A later attempt at" in told and "ends at step" in told
+        assert losses(trial) and trial.metrics()[-1][0] == SWEEP_STEPS and trial.exit_codes()[-1] == "0"
+        assert len(trial.exit_codes()) == 2  # its script, cut off, has not had the job start once more
+
+
+def test_every_checkpoint_that_is_left_is_whole(story):
+    for job in (story.job, *story.trials, *story.launched.values()):
+        assert (newest := checkpoints.newest_whole(job.run)), job.run
+        assert newest.name.startswith("step_")
+
+
+def test_the_runs_of_a_sweep_differ_as_the_job_file_says(story):
+    rates = []
+    for trial in story.trials:
+        lines = (trial.run / "metrics.jsonl").read_text().splitlines()
+        rates.append(max(json.loads(line)["lr"] for line in lines))
+    assert rates[0] == pytest.approx(10 * rates[1])
+    status = story.slurm.cluster("status", story.sweep.file)
+    assert status.count("is done, step 100  loss") == 2 and "2 runs" in status
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "pdsh"])
+def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
+    job = story.launched[launcher]
+    step = job.steps(1)[-1]
+    assert job.exit_codes() == ["75"] and story.cancelled[launcher] == f"{launcher} has ended at step {step}.\n"
+    assert checkpoints.newest_whole(job.run).name == f"step_{step:08d}"
+    assert losses(job) == losses(story.undisturbed)[:step]
+
+
+def test_status_and_logs_tell_all_attempts_without_accounts(story):
+    assert story.slurm.on("sacct").returncode != 0
+    assert " is RUNNING on n[1-2], " in story.status_while_running and "attempt 1 runs" in story.status_while_running
+    status = story.slurm.cluster("status", story.job.logs.parent)
+    assert "is not in the queue\n  attempt 1 was preempted, everything saved (" in status
+    assert "\n  attempt 4 is done (" in status and f"step {STEPS}  loss" in status
+    printed = story.slurm.cluster("logs", "-f", story.job.file)
+    assert printed.count("==>") == 4 and f"\n0: step {STEPS} " in printed and "\ncluster: job is job" in printed

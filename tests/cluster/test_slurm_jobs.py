@@ -1,0 +1,85 @@
+"""Short jobs on a real SLURM cluster: what it reads of the script, what it refuses, and submitit."""
+
+import sys
+
+import pytest
+
+from tests.cluster.slurm_fixture import SlurmJob, wait_for
+
+HOSTILE = """it's $(touch pwned) "50%j" \\ new"""
+HOSTILE_OPTION = f"'''--comment={HOSTILE}'''"
+STEPS = 60
+SUBMITIT = """
+import sys
+from cluster.submitit_job import TrainJob
+job = TrainJob(sys.argv[1], sys.argv[3:])
+print(job.executor(sys.argv[2]).submit(job).job_id)
+"""
+
+
+@pytest.fixture
+def make(slurm, tmp_path, scenes):
+    return lambda name, tail="": SlurmJob(slurm, tmp_path / name, scenes / "train", tail)
+
+
+def facts(slurm, job_id):
+    """What SLURM knows of a job, by name."""
+    shown = slurm.on("scontrol", "--oneliner", "show", "job", job_id).stdout
+    return dict(word.split("=", 1) for word in shown.split() if "=" in word) | {"all": shown}
+
+
+def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
+    job = make("mistake")
+    job.logs = job.folder / HOSTILE.replace("\\", "")  # which SLURM's paths cannot have
+    variable = f"job.environment.GREETING={HOSTILE}"
+    job.submit(f"job.logs='''{job.logs}'''", variable, f"data.train={HOSTILE}", "job.requeue=2")
+    assert job.end(1) == "1"
+    wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
+    told = (job.attempt(1) / "rank-00000.log").read_text()
+    assert told.startswith("mvlm: ") and HOSTILE in told and told.count("\n") == 1
+    assert job.exit_codes() == ["1"] and (job.logs / f"slurm-{job.id}.log").exists()
+    assert not list(job.folder.rglob("pwned"))
+    status = slurm.cluster("status", job.logs)
+    assert "attempt 1 failed with exit code 1" in status and "no step" in status
+
+
+@pytest.mark.parametrize("request_", ["gres", "gpus-per-node"])
+def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
+    job = make("gpus")
+    options = f'job.sbatch=["--hold", {HOSTILE_OPTION}]'
+    where = ["job.gpus_per_node=2", "job.nodes=3", "job.min_nodes=2", "job.time=1-2", "job.cpus_per_process=2"]
+    printed = job.submit(*where, f"job.gpu_request={request_}", options)
+    known = facts(slurm, job.id)
+    assert known["TresPerNode"] == "gres/gpu:2" or known["TresPerNode"] == "gres:gpu:2"
+    assert (known["NumNodes"], known["TimeLimit"], known["CPUs/Task"]) == ("2-3", "1-02:00:00", "2")
+    assert (known["Requeue"], known["JobName"]) == ("1", "gpus") and f"Comment={HOSTILE} " in known["all"]
+    assert f"gpus is job {job.id};" in printed and f"logs -f {job.logs}" in printed
+    assert f"job {job.id} is PENDING (JobHeldUser)" in slurm.cluster("status", job.file)
+    again = slurm.on(sys.executable, "-m", "cluster", "submit", job.file, "--on", "slurm")
+    assert again.returncode == 1 and f"is in the queue already, as job {job.id}" in again.stderr
+    assert slurm.cluster("cancel", job.file) == "gpus has ended before its first step.\n"
+    over = slurm.on(sys.executable, "-m", "cluster", "cancel", job.file)
+    assert over.returncode == 1 and "there is nothing to cancel" in over.stderr
+
+
+def test_what_slurm_refuses_is_one_sentence(slurm, make):
+    job = make("refused")
+    done = slurm.on(sys.executable, "-m", "cluster", "submit", job.file, "--on", "slurm", "job.partition=nowhere")
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("cluster: sbatch refuses ") and "invalid partition" in done.stderr
+    assert not (job.logs / "job.json").exists()
+
+
+def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make):
+    job = make("python")
+    two = ["job.nodes=2", 'job.time="30"', f"train.steps={STEPS}", *job.words]
+    done = slurm.on(sys.executable, "-c", SUBMITIT, job.file, job.folder / "submitit", *two)
+    assert done.returncode == 0, done.stderr
+    job_id = done.stdout.strip()
+    job.make_steps(1)
+    assert slurm.on("scancel", "--signal=USR2", job_id).returncode == 0
+    wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job_id}").stdout)
+    assert [step for step, _ in job.metrics()] == list(range(1, STEPS + 1))
+    assert [sorted(path.name for path in job.attempt(n).glob("exit-*")) for n in (1, 2)] == [["exit-75"], ["exit-0"]]
+    said = "".join(path.read_text() for path in (job.folder / "submitit").glob("*_0_log.err"))
+    assert "Caught signal SIGUSR2" in said and "Job not requeued" not in said

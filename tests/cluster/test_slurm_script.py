@@ -1,0 +1,197 @@
+"""The batch script, as text; test_slurm_jobs.py has SLURM read it."""
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from cluster.job import Sweep
+from cluster.sweep import combinations, override
+from tests.conftest import ROOT
+
+HOSTILE = ["$(touch pwned)", "it's", 'a "b" c', "`touch pwned`", "a;b|c&d", "two words", "\\", "$HOME", "*", "é ü"]
+LAUNCHERS = ["srun", "torchrun", "deepspeed", "pdsh"]
+MISTAKES = {
+    'job.sbatch=["-C h100"]': "write --name or --name=value",
+    'job.sbatch=["--constraint h100"]': "write --name or --name=value",
+    'job.sbatch=["--array=0-3"]': "which the job's script sets itself",
+    "job.ray_address=http://127.0.0.1:8265": "which the slurm back-end cannot honour",
+    "job.run=nowhere.toml": "job.run names nowhere.toml",
+    "job.logs='a\\b'": "cannot write to a\\b, for its backslash",
+    'job.launcher=pdsh job.logs="a b"': "pdsh cannot work with the path 'a b'",
+    "job.launcher=pdsh job.container=image.sqsh": "which the launcher pdsh cannot enter",
+    "job.launcher=deepspeed job.container=image.sqsh": "which the launcher deepspeed cannot enter",
+}
+
+
+def render(cluster, job, *words):
+    code, out, err = cluster("render", job, "--on", "slurm", *words)
+    assert code == 0, err
+    subprocess.run(["bash", "-n"], input=out, text=True, check=True)
+    return out
+
+
+def function(script, name):
+    """The lines of a function of the script."""
+    return re.search(rf"^{name}\(\) {{.*?^}}", script, re.MULTILINE | re.DOTALL)[0]
+
+
+def array(script, name):
+    """What bash makes of an array that the script assigns."""
+    assignment = re.search(rf"^{name}=\(.*?^\)", script, re.MULTILINE | re.DOTALL)[0]
+    done = subprocess.run(
+        ["bash", "-c", f'{assignment}\nprintf "%s\\0" "${{{name}[@]}}"'], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split("\0")[:-1]
+
+
+def test_the_example_is_rendered_as_a_person_would_write_it(cluster, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script = render(cluster, "cluster/slurm.toml", "data.train=/data/shards/train")
+    assert script == (ROOT / "tests/cluster/slurm_example.sbatch").read_text()
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+@pytest.mark.parametrize("command", ["render", "submit"])
+def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, override):
+    code, out, err = cluster(command, job, "--on", "slurm", *re.split(" (?=job)", override))
+    assert (code, out) == (1, "") and MISTAKES[override] in err and err.count("\n") == 1
+    assert not (job.parent / "logs").exists()
+
+
+def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    code, _, err = cluster("submit", job, "--on", "slurm")
+    assert code == 1 and err.startswith("cluster: There is no sbatch on this machine") and err.count("\n") == 1
+    assert "No job has been submitted" in cluster("status", job)[2]
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_nothing_of_the_job_is_run_by_the_shell(cluster, job, tmp_path, launcher):
+    overrides = [f"data.train={text}" for text in HOSTILE]
+    variables = [f"job.environment.V{number}={text}" for number, text in enumerate(HOSTILE)]
+    script = render(cluster, job, f"job.launcher={launcher}", *overrides, *variables)
+    train = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json"]
+    assert array(script, "command")[1:] == ["-m", "mvlm", *train, *overrides]
+    exports = "\n".join(line for line in script.splitlines() if re.match(r"export V\d", line))
+    echo = "".join(f'; printf "%s\\0" "$V{number}"' for number in range(len(HOSTILE)))
+    done = subprocess.run(["bash", "-c", exports + echo], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\0")[:-1] == HOSTILE and not (tmp_path / "pwned").exists()
+
+
+def test_each_launcher_starts_the_same_ranks(cluster, job):
+    launch = {
+        name: function(render(cluster, job, f"job.launcher={name}", "job.cpus_per_process=3"), "launch")
+        for name in LAUNCHERS
+    }
+    assert "--ntasks=$((${#hosts[@]} * 2)) --ntasks-per-node=2 " in launch["srun"]
+    assert "--cpus-per-task=3 " in launch["srun"]
+    assert (
+        "--ntasks-per-node=1 " in launch["torchrun"]
+        and "--cpus-per-task=6 " in launch["torchrun"]
+        and "--nproc-per-node 2" in launch["torchrun"]
+    )
+    assert "--launcher slurm" in launch["deepspeed"] and "slots=2" in launch["deepspeed"]
+    assert "--launcher pdsh" in launch["pdsh"] and "slots=2" in launch["pdsh"]
+    assert all("cluster.rank" in text and '"$attempt"' in text for text in launch.values())
+
+
+@pytest.mark.parametrize(
+    ("words", "lines"),
+    [
+        (["job.processes_per_node=2"], ["--ntasks-per-node=2", "--nodes=1", "--requeue", "--signal=B:USR1@120"]),
+        (["job.nodes=4", "job.min_nodes=3"], ["--nodes=3-4"]),
+        (["job.requeue=0"], ["--no-requeue"]),
+        (["job.time=1-12", "job.warning_seconds=600"], ["--time=1-12", "--signal=B:USR1@600"]),
+        (["job.partition=a b", 'job.qos=q"x\\'], ['--partition="a b"', r'--qos="q\"x\\"']),
+        (['job.sbatch=["--comment=$(x) y", "--exclusive"]'], ['--comment="$(x) y"', "--exclusive"]),
+    ],
+)
+def test_directives(cluster, job, words, lines):
+    script = render(cluster, job, *words)
+    assert set(lines) <= {line.removeprefix("#SBATCH ") for line in script.splitlines()}
+
+
+@pytest.mark.parametrize(("request_", "line"), [("gres", "--gres=gpu:4"), ("gpus-per-node", "--gpus-per-node=4")])
+def test_gpus_are_asked_for_as_the_cluster_knows_them(cluster, job, request_, line):
+    job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 4"))
+    script = render(cluster, job, f"job.gpu_request={request_}")
+    assert f"#SBATCH {line}\n" in script and "DS_ACCELERATOR" not in script and "--ntasks-per-node=4" in script
+
+
+def test_a_container_sees_what_the_run_reads_and_writes(cluster, job, tmp_path):
+    shards = tmp_path / "shards here"
+    shards.mkdir()
+    words = ["job.container=/images/my image.sqsh", "job.environment.A=1", f"data.train={shards}", "run.dir=/runs/mine"]
+    script = render(cluster, job, *words)
+    options = shlex.split(function(script, "launch").partition("srun")[2])
+    assert "--container-image=/images/my image.sqsh" in options and f"--container-workdir={ROOT}" in options
+    mounts = next(word for word in options if word.startswith("--container-mounts=")).partition("=")[2].split(",")
+    assert mounts == [f"{path}:{path}" for path in (ROOT, tmp_path / "logs", "/runs/mine", shards)]
+    assert "MASTER_ADDR,MASTER_PORT" in script and "export PATH" not in script
+
+
+def test_the_interpreter_is_that_of_the_virtual_environment(cluster, job):
+    assert "export PATH='/my venv/bin':$PATH" in render(cluster, job, "job.venv=/my venv")
+    assert f"export PATH={sys.executable.rpartition('/')[0]}:$PATH" in render(cluster, job)
+
+
+def test_attempts_are_counted_on(cluster, job):
+    assert 'attempt-$(printf "%03d" $((1 + restarts)))' in render(cluster, job)
+    (job.parent / "logs/attempt-004").mkdir(parents=True)
+    assert 'attempt-$(printf "%03d" $((5 + restarts)))' in render(cluster, job)
+
+
+SWEEP = """
+[sweep]
+parallel = 2
+values."optim.lr" = [1e-3, 1e-4]
+values."data.tokenizer" = ["auto", "it's $(touch pwned)"]
+"""
+
+
+def test_a_sweep_is_an_array_with_a_table_of_settings(cluster, job):
+    job.write_text(job.read_text() + SWEEP)
+    script = render(cluster, job, "train.steps=3", "run.dir=runs/many")
+    assert "#SBATCH --array=0-3%2\n" in script and "slurm-%A_%a.log" in script
+    table = re.search(r"^case .*?^esac", script, re.MULTILINE | re.DOTALL)[0]
+    show = f'SLURM_ARRAY_TASK_ID=3\n{table}\nprintf "%s\\0" "$task" "${{settings[@]}}"'
+    done = subprocess.run(["bash", "-c", show], capture_output=True, text=True, check=True)
+    given = ["train.steps=3", "run.dir=runs/many", "optim.lr=0.0001", 'data.tokenizer="it\'s $(touch pwned)"']
+    assert done.stdout.split("\0")[:-1] == ["003", *given, 'run.dir="runs/many/003"']
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("grace_steps = 5", "sweep.grace_steps is 5, which the slurm back-end cannot honour"),
+        ("reduction = 4", "sweep.reduction is 4"),
+        ('metric = "eval/r1"', "sweep.metric is 'eval/r1'"),
+        ('values."run.dir" = ["a"]', "sweep.values has run.dir"),
+    ],
+)
+def test_what_an_array_cannot_do_for_a_sweep_is_named(cluster, job, line, message):
+    job.write_text(job.read_text() + f'[sweep]\nvalues."optim.lr" = [1]\n{line}\n')
+    code, _, err = cluster("render", job, "--on", "slurm")
+    assert code == 1 and message in err and err.count("\n") == 1
+
+
+def test_combinations_are_all_or_a_draw_that_repeats():
+    values = {"a.x": [1, 2, 3], "b.y": ["u", "v"]}
+    every = combinations(Sweep(values))
+    assert [tuple(picked.values()) for picked in every] == [(x, y) for x in (1, 2, 3) for y in ("u", "v")]
+    drawn = combinations(Sweep(values, samples=4))
+    assert (
+        len(drawn) == 4 and all(picked in every for picked in drawn) and drawn == combinations(Sweep(values, samples=4))
+    )
+    assert len({tuple(picked.values()) for picked in drawn}) == 4
+    assert combinations(Sweep(values, samples=99)) == every
+
+
+@pytest.mark.parametrize("value", [1, 1e-5, True, 'it\'s "so" \\ \x7f ü', [1.5, "a"], {"a b": [1, {"c": False}]}])
+def test_values_of_a_sweep_are_written_as_toml(value):
+    name, _, text = override("a.b", value).partition("=")
+    assert name == "a.b" and tomllib.loads(f"value = {text}")["value"] == value
