@@ -6,12 +6,12 @@ import argparse
 import sys
 import traceback
 
-from cluster import local
+from cluster import local, ray_backend
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
 
-BACKENDS = {"local": local}
+BACKENDS = {"local": local, "ray": ray_backend}
 INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500

@@ -34,8 +34,9 @@ class Record:
     backend: str
     run_folder: str
     host: str
-    pid: int  # of the submit command that watches over the job
-    pid_started: str | None  # tells it from a later process of the same id
+    pid: int = 0  # of the submit command that watches over the job
+    pid_started: str | None = None  # tells it from a later process of the same id
+    job_id: str = ""  # the scheduler's
     attempts: list[Attempt] = field(default_factory=list)
 
     def save(self, logs: Path) -> None:

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# A real Ray cluster on nodes.sh: node "head" and workers w1..wN, each with its own /tmp/ray and /dev/shm.
+#   ray_cluster.sh up DIR [WORKERS] [CPUS]    boot them (2) and start Ray on the head (2 cpus); `ray` must be on PATH
+#   ray_cluster.sh down DIR
+#   ray_cluster.sh on DIR NODE cmd...         with RAY_ADDRESS and RAY_API_SERVER_ADDRESS set
+#   ray_cluster.sh worker DIR NODE [CPUS]     start Ray on a worker node, at first or after it was lost
+set -euo pipefail
+export NODES_NET=${NODES_NET:-10.232.0}
+HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+. "$HERE/nodes.sh"
+verb=$1; DIR=$(realpath -m "$2"); shift 2
+export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+# A silent node is declared dead within about 12 s (Ray's defaults: about a minute).
+export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
+export RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=4
+# A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
+STORE=$((100 * 1024 * 1024))
+
+worker() { # NODE CPUS
+  node_on "$1" ray start --address="$(node_ip head):6379" --node-ip-address="$(node_ip "$1")" \
+    --node-name="$1" --num-cpus="$2" --object-store-memory=$STORE >>"$DIR/$1.log" 2>&1 ||
+    { tail -n 5 "$DIR/$1.log" >&2; return 1; }
+}
+
+case $verb in
+  up)
+    count=${1:-2}; cpus=${2:-2}; names=()
+    for i in $(seq "$count"); do names+=("w$i"); done
+    nodes_up head "${names[@]}"
+    [ -e "$RAY_AUTH_TOKEN_PATH" ] || (umask 077; od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
+    node_on head ray start --head --node-ip-address="$(node_ip head)" --port=6379 --node-name=head \
+      --num-cpus="$cpus" --object-store-memory=$STORE --dashboard-host="$(node_ip head)" >>"$DIR/head.log" 2>&1 ||
+      { cat "$DIR/head.log" >&2; exit 1; } ;;
+  down) nodes_down ;; # the pid namespaces take gcs, raylets, workers and the dashboard with them
+  on) n=$1; shift; RAY_ADDRESS="$(node_ip head):6379" RAY_API_SERVER_ADDRESS="http://$(node_ip head):8265" node_on "$n" "$@" ;;
+  worker) worker "$1" "${2:-2}" ;;
+  *) echo "unknown verb $verb" >&2; exit 2 ;;
+esac
