@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ RAY_VARIABLES = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_JOB_STOP_WAIT_TIME_S": str(round(PATIENCE) + 60),  # Ray kills a driver 3 s after SIGTERM otherwise
     "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # LOCAL_RANK counts the GPUs of a node
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs and their attempts in the dashboard
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
 IN_WORDS = {
@@ -68,12 +70,27 @@ def render(job: Job, overrides: list[str]) -> str:
             *(f"environment: {name}={value}" for name, value in environment["env_vars"].items()),
             f"workers: {most if least == most else f'{least} to {most}'}, each with {resources}, packed by node",
             f"restarts: {job.requeue}",
+            *_sweep_lines(job),
             *([f"time: {job.time}, the ranks save {job.warning_seconds} s before its end"] if job.time else []),
             *(f"rank environment: {name}={value}" for name, value in spec.environment().items()),
             f"each rank, in {spec.directory}: {shlex.join(spec.command())}",
             f"logs: {spec.logs}",
         ]
     )
+
+
+def _sweep_lines(job: Job) -> list[str]:
+    sweep = job.sweep
+    if sweep is None:
+        return []
+    every = math.prod(len(choices) for choices in sweep.values.values())
+    count = min(sweep.samples or every, every)
+    lines = [f"{count} of {every} runs, for the {sweep.mode} of {sweep.metric}"]
+    lines.append(f"{sweep.parallel} at a time" if sweep.parallel else "as many at a time as there is room for")
+    if sweep.grace_steps:
+        lines.append(f"given up early from step {sweep.grace_steps} on: one of {sweep.reduction} goes on")
+    lines += [f"{name} = {choices}" for name, choices in sweep.values.items()]
+    return [f"sweep: {line}" for line in lines]
 
 
 def submit(job: Job, overrides: list[str]) -> int:
@@ -111,11 +128,17 @@ def status(folder: Path) -> str:
     if state == "FAILED" and message:
         lines.append(f"  {message.splitlines()[0]}")
     lines += [_attempt_line(attempt, _is_active(state)) for attempt in record.attempts]
-    metrics, path = last_training_line(Path(record.run_folder)), Path(record.run_folder) / METRICS
-    lines.append(
-        f"  step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"  no step in {path}"
-    )
+    trials = sorted(folder.glob(f"trial-*/{RECORD}"))
+    if trials:
+        lines += [f"  {path.parent.name}: {_progress(read_record(path.parent))}" for path in trials]
+    else:
+        lines.append(f"  {_progress(record)}")
     return "\n".join(lines)
+
+
+def _progress(record: Record) -> str:
+    metrics, path = last_training_line(Path(record.run_folder)), Path(record.run_folder) / METRICS
+    return f"step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"no step in {path}"
 
 
 def _attempt_line(attempt: Attempt, active: bool) -> str:
@@ -127,7 +150,10 @@ def _attempt_line(attempt: Attempt, active: bool) -> str:
 
 
 def logs(folder: Path, follow: bool) -> None:
-    """Print the logs of all attempts, and the end of the driver's if the job failed; go on until it ends if asked."""
+    """Print the logs of all attempts, and go on until the job ends if asked; of a sweep, the log of its driver.
+
+    That of a job that has failed ends with the last lines of its driver's.
+    """
     record = read_record(folder)
     asked = 0.0
     active = True
@@ -138,11 +164,32 @@ def logs(folder: Path, follow: bool) -> None:
             active, asked = _is_active(_state(record)[0]), time.monotonic()
         return follow and active
 
+    if Spec.load(folder / FILE).job.sweep:
+        _show_driver(record, unfinished)
+        return
     log_files.show(folder, unfinished)
     if _state(record)[0] == "FAILED" or not log_files.attempt_numbers(folder):
         print("==> the driver's log, as Ray has it <==")
-        with contextlib.suppress(RuntimeError):  # a driver that has not begun has no log
-            print("\n".join(_client(record.host).get_job_logs(record.job_id).splitlines()[-DRIVER_LINES:]))
+        print("\n".join(_driver_log(record).splitlines()[-DRIVER_LINES:]))
+
+
+def _show_driver(record: Record, unfinished: Callable[[], bool]) -> None:
+    shown = 0
+    more = True
+    while more:
+        more = unfinished()  # asked first: what is read after it is all
+        text = _driver_log(record)
+        print(text[shown:], end="", flush=True)
+        shown = len(text)
+        if more:
+            time.sleep(POLL_SECONDS)
+
+
+def _driver_log(record: Record) -> str:
+    try:
+        return _client(record.host).get_job_logs(record.job_id)
+    except RuntimeError:  # a driver that has not begun has none
+        return ""
 
 
 def cancel(folder: Path) -> str:
@@ -165,6 +212,8 @@ def cancel(folder: Path) -> str:
 def _check_supported(job: Job) -> None:
     check_files(job)
     refuse(job, "ray", CANNOT)
+    if job.sweep and "run.dir" in job.sweep.values:
+        raise JobError('sweep.values has "run.dir": each run of a sweep has its own folder already; remove it.')
     if not job.time:
         refuse(job, "ray", ("warning_seconds",))
     limit = job.time_seconds
@@ -186,7 +235,7 @@ def _client(address: str) -> Any:
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
-        raise JobError("There is no Ray in this Python: pip install 'ray[default,train,tune]'.") from None
+        raise JobError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:

@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.callback import RayTrainCallback
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -26,7 +26,7 @@ from cluster.ray_spec import Spec
 from cluster.ray_worker import run_rank
 from cluster.watch import PATIENCE, PREEMPTED
 
-RESIZE_SECONDS = 15.0  # between two looks for nodes that have come
+RESIZE_SECONDS = 10.0  # between two looks for nodes that have come
 SETTLE_SECONDS = 30.0  # for Ray to notice that its workers have ended
 
 
@@ -52,26 +52,27 @@ def train(spec: Spec, callbacks: Sequence[RayTrainCallback] = ()) -> int:
     job = spec.job
     group = _start_group(spec)
     least, most = spec.ranks()
-    trainer = DataParallelTrainer(
-        functools.partial(run_rank, spec, group),
-        scaling_config=ScalingConfig(
-            num_workers=most if least == most else (least, most),
-            use_gpu=bool(job.gpus_per_node),
-            resources_per_worker=spec.resources(),
-            placement_strategy="PACK",
-            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
-        ),
-        run_config=RunConfig(
-            name="train",
-            storage_path=str(Path(spec.logs) / "ray"),
-            failure_config=FailureConfig(max_failures=job.requeue),
-            callbacks=[DrainBeforeResize(group), *callbacks],
-        ),
+    all_callbacks: list[Any] = [DrainBeforeResize(group), *callbacks]
+    run_config: Any = RunConfig(  # Any: Ray's annotations still name the classes of Train's first version
+        name="train",
+        storage_path=str(Path(spec.logs) / "ray"),
+        failure_config=FailureConfig(max_failures=job.requeue),
+        callbacks=all_callbacks,
     )
+    scaling_config = ScalingConfig(
+        num_workers=most if least == most else (least, most),
+        use_gpu=bool(job.gpus_per_node),
+        resources_per_worker=spec.resources(),
+        placement_strategy="PACK",
+        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+    )
+    start_rank = functools.partial(run_rank, spec, group)
+    trainer = DataParallelTrainer(start_rank, scaling_config=scaling_config, run_config=run_config)
     try:
-        return trainer.fit().return_value
+        result: Any = trainer.fit()
     except TrainingFailedError:
         return ray.get(group.exit_code.remote())
+    return result.return_value
 
 
 def _start_group(spec: Spec) -> Any:
@@ -92,9 +93,8 @@ def _watch_for_the_end(spec: Spec) -> None:
     def end() -> None:
         reason = "stopped" if stopped.wait(wait) else "the time is nearly up"
         deadline = time.monotonic() + patience
-        _ask_groups(lambda group: group.stop.remote(reason))
-        while any(_ask_groups(lambda group: group.live.remote())) and time.monotonic() < deadline:
-            time.sleep(1)
+        while any(_ask_groups(lambda group: group.stop.remote(reason))) and time.monotonic() < deadline:
+            time.sleep(1)  # asked again: a sweep begins other runs meanwhile
         time.sleep(SETTLE_SECONDS)  # this thread ends with the driver, if that does not wait for nodes
         sys.stdout.flush()
         os._exit(PREEMPTED)

@@ -106,7 +106,7 @@ class Group:
         return Beat(now.stop or bool(self._ending), now.over.is_set(), now.reports[have:])
 
     async def ended(self, attempt: int, rank: int, exit_code: int) -> Verdict:
-        """Tell how a rank has ended, and wait for the others or, where it has failed, for `STRAGGLE` seconds at most."""
+        """Tell how a rank has ended, and wait for the others or, where it has failed, for `STRAGGLE` seconds."""
         now = self._current(attempt)
         if now is None:
             return Verdict(exit_code, final=False)
@@ -124,10 +124,16 @@ class Group:
         code = _worst(now.codes)
         return Verdict(code, final=code in (DONE, MISTAKE, USAGE) or bool(self._ending))
 
-    async def stop(self, reason: str) -> None:
-        """Have all ranks save and end, for good."""
-        self._ending = self._ending or reason
-        self._say(f"{reason}: the ranks save and end")
+    async def stop(self, reason: str) -> bool:
+        """Have all ranks save and end, for good; may be asked again.
+
+        Returns:
+            Whether an attempt is in progress.
+        """
+        if not self._ending:
+            self._ending = reason
+            self._say(f"{reason}: the ranks save and end")
+        return self._now is not None and not self._now.over.is_set()
 
     async def drain(self, reason: str, seconds: float) -> None:
         """Have the ranks save and end, to go on elsewhere; returns when they have, or after so long."""
@@ -141,10 +147,6 @@ class Group:
                 await now.over.wait()
         except TimeoutError:
             self._say(f"ranks that had not ended after {seconds:.0f} s are ended now")
-
-    async def live(self) -> bool:
-        """Whether an attempt is in progress."""
-        return self._now is not None and not self._now.over.is_set()
 
     async def exit_code(self) -> int:
         """Of the last attempt; of a bug where it did not come to an end."""

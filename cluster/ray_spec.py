@@ -1,4 +1,4 @@
-"""What the submit command leaves on the shared disk for the processes of a job on Ray: the job, and where it was given."""
+"""What submit leaves on the shared disk for the processes of a job on Ray: the job, and where it was given."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _watch(process: subprocess.Popen[bytes], group: Any, attempt: int, metrics: 
 
 
 def _end_earlier_attempts(logs: Path, attempt: int) -> None:
-    """End the ranks of earlier attempts whose workers have died, as a rank that waits for a lost node would for long."""
+    """End the ranks of earlier attempts whose workers have died, as one that waits for a lost node would for long."""
     for earlier in attempt_numbers(logs):
         if earlier < attempt:
             Stopper(attempt_folder(logs, earlier)).end(LEFT_BEHIND_SECONDS)
