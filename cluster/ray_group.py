@@ -31,20 +31,20 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Beat:
-    """What a worker learns each second."""
-
-    stop: bool  # have the rank save and end
-    over: bool  # the attempt has been given up: end the rank at once
-    reports: list[dict[str, Any]]  # lines of metrics that all workers are to report, in this order
-
-
-@dataclass(frozen=True)
 class Verdict:
-    """What becomes of the job when an attempt has ended."""
+    """What becomes of the job when an attempt is over."""
 
     exit_code: int
     final: bool  # another attempt would change nothing, or is not wanted
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a worker learns several times a second."""
+
+    stop: bool  # have the rank save and end
+    reports: list[dict[str, Any]]  # lines of metrics that all workers are to report, in this order
+    verdict: Verdict | None  # once the attempt is over
 
 
 @dataclass
@@ -100,26 +100,26 @@ class Group:
         """
         now = self._current(attempt)
         if now is None:
-            return Beat(stop=True, over=True, reports=[])
+            return Beat(stop=True, reports=[], verdict=Verdict(PREEMPTED, final=False))
         if metrics:
             now.reports.append(metrics)
-        return Beat(now.stop or bool(self._ending), now.over.is_set(), now.reports[have:])
+        return Beat(now.stop or bool(self._ending), now.reports[have:], self._verdict(now))
 
-    async def ended(self, attempt: int, rank: int, exit_code: int) -> Verdict:
-        """Tell how a rank has ended, and wait for the others or, where it has failed, for `STRAGGLE` seconds."""
+    async def ended(self, attempt: int, rank: int, exit_code: int) -> None:
+        """Tell how a rank has ended. The attempt is over with the last one, or `STRAGGLE` seconds after a failure."""
         now = self._current(attempt)
         if now is None:
-            return Verdict(exit_code, final=False)
+            return
         now.codes[rank] = exit_code
         if exit_code:
             self._say(f"rank {rank} ended with exit code {exit_code}")
+            asyncio.get_running_loop().call_later(STRAGGLE, now.over.set)
         if len(now.codes) == now.world:
             now.over.set()
-        try:
-            async with asyncio.timeout(STRAGGLE if exit_code else None):
-                await now.over.wait()
-        except TimeoutError:
-            now.over.set()
+
+    def _verdict(self, now: Running) -> Verdict | None:
+        if not now.over.is_set():
+            return None
         self._close(now)
         code = _worst(now.codes)
         return Verdict(code, final=code in (DONE, MISTAKE, USAGE) or bool(self._ending))

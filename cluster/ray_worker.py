@@ -19,19 +19,20 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.metrics import Gauge
 
 from cluster.logs import attempt_folder, attempt_numbers, rank_log
 from cluster.processes import MARK, Stopper, send
-from cluster.ray_group import Beat, Place, Verdict
+from cluster.ray_group import Place, Verdict
 from cluster.ray_spec import Spec
 from cluster.record import METRICS
-from cluster.watch import DONE, PATIENCE, PREEMPTED, describe_exit
+from cluster.watch import PATIENCE, PREEMPTED, describe_exit
 
 BEAT_SECONDS = 0.5
 ASK_SECONDS = 5.0  # to wait for an answer of the driver's node, which may be out of reach for a while
 LEFT_BEHIND_SECONDS = 20.0  # for what an earlier attempt has left on this machine to end by itself
+OUT_OF_REACH = object()
 SHOWN = ("step", "loss", "pairs_per_s")
 
 
@@ -76,36 +77,51 @@ def run_rank(spec: Spec, group: Any) -> int:
             start_new_session=True,  # what ends this worker must not reach a rank that is saving
         )
     try:
-        code = _watch(process, group, place.attempt, metrics)
+        verdict = _watch(process, group, place.attempt, rank, metrics)
     except BaseException:
-        process.kill()
+        process.terminate()  # the driver has died, and Ray is about to end this worker: save
         raise
-    verdict: Verdict = ray.get(group.ended.remote(place.attempt, rank, code))
     if not verdict.final:
         raise RankFailed(f"Attempt {place.attempt} {describe_exit(verdict.exit_code)}; rank {rank} logs in {log}.")
     return verdict.exit_code
 
 
-def _watch(process: subprocess.Popen[bytes], group: Any, attempt: int, metrics: Metrics | None) -> int:
-    """Pass on what the group wants of the rank until it has ended; its exit code, as a shell would give it."""
+def _watch(process: subprocess.Popen[bytes], group: Any, attempt: int, rank: int, metrics: Metrics | None) -> Verdict:
+    """Pass on what the group wants of the rank, and how it has ended, until the attempt is over."""
     reporter = Reporter()
     told: float | None = None
-    while process.poll() is None:
-        try:
-            fresh = metrics.newest() if metrics and reporter.idle else None
-            beat: Beat = ray.get(group.beat.remote(attempt, fresh, reporter.given), timeout=ASK_SECONDS)
-        except RayError:  # the driver's node is out of reach: the rank goes on, and Ray decides
-            beat = Beat(stop=False, over=False, reports=[])
-        reporter.give(beat.reports)
-        if beat.stop and told is None:
-            send(process.pid, signal.SIGTERM)
-            told = time.monotonic()
-        if beat.over or (told is not None and time.monotonic() - told > PATIENCE):
+    ended = False
+    while True:
+        if not ended and process.poll() is not None:
+            ended = _answer(group.ended.remote(attempt, rank, exit_code(process))) is not OUT_OF_REACH
+        fresh = metrics.newest() if metrics and reporter.idle else None
+        beat = _answer(group.beat.remote(attempt, fresh, reporter.given))
+        if beat is not OUT_OF_REACH:
+            reporter.give(beat.reports)
+            if beat.verdict:
+                process.kill()
+                process.wait()
+                return beat.verdict
+            if beat.stop and told is None:
+                send(process.pid, signal.SIGTERM)
+                told = time.monotonic()
+        if told is not None and time.monotonic() - told > PATIENCE:
             process.kill()
         time.sleep(BEAT_SECONDS)
-    if metrics:
-        metrics.newest()  # shows the last line
-    return process.returncode if process.returncode >= DONE else 128 - process.returncode
+
+
+def _answer(question: Any) -> Any:
+    """What the group answers; `OUT_OF_REACH` where it does not for now: the rank goes on, and Ray decides."""
+    try:
+        return ray.get(question, timeout=ASK_SECONDS)
+    except (GetTimeoutError, ActorUnavailableError):
+        return OUT_OF_REACH
+
+
+def exit_code(process: subprocess.Popen[bytes]) -> int:
+    """As a shell would give it."""
+    code = process.returncode
+    return code if code >= 0 else 128 - code
 
 
 def _end_earlier_attempts(logs: Path, attempt: int) -> None:

@@ -161,7 +161,7 @@ class RayJob:
         placed = [(self.cluster.node_of(rank), rank) for rank in self.ranks(attempt)]
         return next((node, rank) for node, rank in placed if node != "head")
 
-    def wait(self, what: str, reached: Callable[[], bool], seconds: float = 120) -> None:
+    def wait(self, what: str, reached: Callable[[], bool], seconds: float = 240) -> None:
         """Until something is so.
 
         Raises:

@@ -4,11 +4,21 @@ import json
 import re
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from tests.cluster.ray_fixture import STEPS, RayCluster, RayJob, cannot_run_here
+from tests.data_tools.made import tree, write_folder
 
 pytestmark = pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here()))
+SWEEP_STEPS, SWEEP_GRACE = 400, 10
+SWEEP = f"""
+[sweep]
+values = {{ "optim.lr" = [1e-3, 1e-9] }}
+parallel = 1
+grace_steps = {SWEEP_GRACE}
+reduction = 2
+"""
 OTHER_LAYOUT = 1e-4  # relative, of losses at another number of ranks, at a learning rate of 1e-4
 
 
@@ -78,6 +88,22 @@ def disturbed(plain, cluster, jobs):
     return job, seen
 
 
+@pytest.fixture(scope="module")
+def swept(disturbed, cluster, jobs):
+    """A sweep of two runs, one after the other, killed in the first and submitted again; the second learns nothing."""
+    job = jobs("swept", SWEEP)
+    words = ["job.nodes=1", f"train.steps={SWEEP_STEPS}"]
+    job.submit(*words)
+    first = job.run / "trial-0000"
+    job.wait("a checkpoint", lambda: (first / "latest").exists() and "20" in (first / "latest").read_text())
+    for process in psutil.process_iter(["cmdline"]):
+        if f"{job.logs}/ray.json" in (process.info["cmdline"] or []):
+            process.kill()
+    job.wait("Ray to notice", lambda: "swept: failed" in job.ask("status").stdout)
+    job.submit(*words)
+    return job, job.ask("logs", "-f").stdout
+
+
 def test_an_undisturbed_job_is_done_in_one_attempt(plain):
     job, followed = plain
     assert [attempt["exit_code"] for attempt in job.attempts()] == [0]
@@ -131,3 +157,23 @@ def test_ray_shows_the_run_and_its_metrics(grown):
     assert [run["status"] for run in seen.dashboard["train_runs"]] == ["RUNNING"]
     shown = dict(re.findall(r'^ray_mvlm_(\w+)\{[^}]*job="grown"[^}]*\} (\S+)$', seen.metrics, re.MULTILINE))
     assert float(shown["step"]) >= 1 and 5 < float(shown["loss"]) < 12 and float(shown["pairs_per_s"]) > 0
+
+
+def test_a_killed_sweep_goes_on_and_gives_the_bad_run_up(swept):
+    job, followed = swept
+    assert "goes on with the sweep" in followed
+    good, bad = json.loads((job.run / "sweep.json").read_text())
+    assert (good["trial"], good["state"], good["step"]) == ("trial-0000", "done", SWEEP_STEPS), followed[-3000:]
+    assert (bad["trial"], bad["state"]) == ("trial-0001", "given up") and SWEEP_GRACE <= bad["step"] < SWEEP_STEPS
+    assert good["attempts"] == 2 and good["values"] == {"optim.lr": 1e-3} and good["loss"] < bad["loss"]
+    table = (job.run / "sweep.csv").read_text().splitlines()
+    assert table[0].split(",")[-1] == "optim.lr" and len(table) == 3
+
+
+def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(disturbed, cluster, tmp_path):
+    write_folder(tmp_path / "in", 40)
+    words = ["data_tools", "shard", "folder", tmp_path / "in", "--workers", "2", "--shard-mb", "0.02", "--out"]
+    made = cluster.on_head(*words, tmp_path / "ray", "--engine", "ray")
+    assert made.returncode == 0, made.stderr
+    assert cluster.on_head(*words, tmp_path / "local").returncode == 0
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
