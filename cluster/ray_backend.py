@@ -110,6 +110,7 @@ def submit(job: Job, overrides: list[str]) -> int:
         attempts = _earlier_attempts(folder)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
         Record(job.name, "ray", spec.run_folder, _address(job), job_id=job_id, attempts=attempts).save(folder)
+        (folder / FILE).touch(mode=0o600)  # the environment may hold passwords
         (folder / FILE).write_text(spec.text(), encoding="utf-8")
         metadata = {"job": job.name, "run": spec.run_folder}
         with _said_plainly():
@@ -123,10 +124,9 @@ def submit(job: Job, overrides: list[str]) -> int:
 def status(folder: Path) -> str:
     """What Ray says of the job, its attempts, and the last step and loss."""
     record = read_record(folder)
-    state, message = _state(record)
-    lines = [f"{record.name}: {IN_WORDS.get(state, state)}, job {record.job_id} at {record.host}"]
-    if state == "FAILED" and message:
-        lines.append(f"  {message.splitlines()[0]}")
+    state, exit_code = _state(record)
+    words = describe_exit(exit_code) if state == "FAILED" and exit_code else IN_WORDS.get(state, state)
+    lines = [f"{record.name}: {words}, job {record.job_id} at {record.host}"]
     lines += [_attempt_line(attempt, _is_active(state)) for attempt in record.attempts]
     trials = sorted(folder.glob(f"trial-*/{RECORD}"))
     if trials:
@@ -254,14 +254,14 @@ def _said_plainly() -> Iterator[None]:
         raise JobError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
 
 
-def _state(record: Record) -> tuple[str, str]:
-    """Ray's status of a job and what it says about it; "" for one that it does not know."""
+def _state(record: Record) -> tuple[str, int | None]:
+    """Ray's status of a job, "" for one that it does not know, and the exit code of its driver."""
     client = _client(record.host)
     try:
         info = client.get_job_info(record.job_id)
     except RuntimeError:
-        return "", ""
-    return info.status.value, info.message or ""
+        return "", None
+    return info.status.value, info.driver_exit_code
 
 
 def _is_active(state: str) -> bool:

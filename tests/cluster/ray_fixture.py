@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,23 @@ class RayJob:
             if log.startswith(f"{folder}/") and above and "ray::" in " ".join(above.cmdline()):
                 found[int(environment["RANK"])] = process
         return [found[rank] for rank in sorted(found)]
+
+    @contextmanager
+    def paused(self, attempt: int) -> Iterator[None]:
+        """Holds the ranks of an attempt, whose few steps would be over before what happens meanwhile."""
+        ranks = self.ranks(attempt)
+        for rank in ranks:
+            rank.suspend()
+        try:
+            yield
+        finally:
+            for rank in ranks:
+                rank.resume()
+
+    def wait_for_log(self, attempt: int, words: str) -> None:
+        """Until the launcher's log of an attempt has these words."""
+        log = self.logs / f"attempt-{attempt:03d}/launcher.log"
+        self.wait(words, lambda: words in log.read_text())
 
     def rank_beside_the_head(self, attempt: int) -> tuple[str, psutil.Process]:
         """A node that can be lost, and its rank; the driver and Ray's own state are on the head."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import psutil
@@ -38,21 +39,26 @@ def jobs(cluster, tmp_path_factory, scenes):
 
 @pytest.fixture(scope="module")
 def grown(cluster, jobs):
-    """A job that begins while the head is the only node, and goes on on two when another has joined.
-
-    Its rank is paused until Ray resizes the group, which takes up to 40 s: the steps would be over by then.
+    """A job that begins while the head is the only node, goes on on two when another has joined (which Ray takes up
+    to 40 s to act on), is cancelled, and submitted again.
     """
     job = jobs("grown", "min_nodes = 1\n")
-    submitted = job.submit()
+    seen = SimpleNamespace(submitted=job.submit())
     job.wait_for_progress(1)
-    [rank] = job.ranks(1)
-    rank.suspend()
-    cluster.join("w1")
-    seen = SimpleNamespace(submitted=submitted, status=job.ask("status").stdout, rival=job.submit())
-    seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
-    job.wait("a resize", lambda: "nodes have come" in (job.logs / "attempt-001/launcher.log").read_text())
-    seen.metrics = cluster.metrics()
-    seen.seconds_lost = job.seconds_lost(rank.resume)
+    with job.paused(1):
+        cluster.join("w1")
+        seen.status, seen.rival = job.ask("status").stdout, job.submit()
+        seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
+        job.wait_for_log(1, "nodes have come")
+        seen.metrics = cluster.metrics()
+    seen.seconds_lost = job.seconds_lost(lambda: None)
+    with ThreadPoolExecutor() as pool:
+        with job.paused(2):
+            cancelling = pool.submit(job.ask, "cancel")
+            job.wait_for_log(2, "stopped")
+        seen.cancelled = cancelling.result().stdout
+    seen.status_after = job.ask("status").stdout
+    job.submit()
     job.wait_for_exit()
     return job, seen
 
@@ -94,8 +100,8 @@ def swept(disturbed, cluster, jobs):
     job = jobs("swept", SWEEP)
     words = ["job.nodes=1", f"train.steps={SWEEP_STEPS}"]
     job.submit(*words)
-    first = job.run / "trial-0000"
-    job.wait("a checkpoint", lambda: (first / "latest").exists() and "20" in (first / "latest").read_text())
+    latest = job.run / "trial-0000/checkpoints/latest"
+    job.wait("a checkpoint", lambda: latest.exists() and latest.read_text() > "step_00000000")
     for process in psutil.process_iter(["cmdline"]):
         if f"{job.logs}/ray.json" in (process.info["cmdline"] or []):
             process.kill()
@@ -133,16 +139,16 @@ def test_a_rank_of_an_earlier_attempt_that_comes_back_writes_nothing(disturbed):
     assert own["world"] == 2 and not (job.run / "attempts/0005.json").exists()
 
 
-def test_a_job_grows_when_a_node_joins_and_repeats_nothing(grown, plain):
+def test_a_job_grows_when_a_node_joins_and_stops_when_cancelled_and_repeats_nothing(grown, plain):
     job, seen = grown
     worlds = [json.loads(path.read_text())["world"] for path in sorted((job.run / "attempts").iterdir())]
-    assert worlds == [1, 2] and [attempt["exit_code"] for attempt in job.attempts()] == [75, 0]
+    assert worlds == [1, 2, 2] and [attempt["exit_code"] for attempt in job.attempts()] == [75, 75, 0]
     assert [line["step"] for line in job.lines()] == list(range(1, STEPS + 1))
     assert "Stopped by a signal" in (job.logs / "attempt-001/rank-00000.log").read_text()
     losses, others = job.losses(), plain[0].losses()
     for step in losses:
         assert losses[step][:5] == pytest.approx(others[step][:5], rel=OTHER_LAYOUT)
-    print("seconds lost:", seen.seconds_lost)
+    print("seconds lost by growing:", seen.seconds_lost)
 
 
 def test_what_status_and_a_second_submission_say_of_a_running_job(grown):
@@ -150,6 +156,12 @@ def test_what_status_and_a_second_submission_say_of_a_running_job(grown):
     assert re.fullmatch(r"submitted grown as grown-\w{8} to http.*\n", seen.submitted.stdout), seen.submitted
     assert re.search(r"grown: running, job grown-\w+ at .*\n  attempt 1 runs .*\n  step \d+  loss \d", seen.status)
     assert seen.rival.returncode == 1 and "grown is running as grown-" in seen.rival.stderr
+
+
+def test_a_cancelled_job_ends_with_everything_saved(grown):
+    _, seen = grown
+    assert re.fullmatch(r"grown has ended at step \d+\.\n", seen.cancelled)
+    assert "grown: stopped, job" in seen.status_after and "attempt 2 was preempted" in seen.status_after
 
 
 def test_ray_shows_the_run_and_its_metrics(grown):
