@@ -6,12 +6,12 @@ import argparse
 import sys
 import traceback
 
-from cluster import local, ray_preflight, slurm, slurm_preflight
+from cluster import local, ray_backend, ray_preflight, slurm, slurm_preflight
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
 
-BACKENDS = {"local": local, "slurm": slurm}
+BACKENDS = {"local": local, "slurm": slurm, "ray": ray_backend}
 PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
 INTERRUPTED = 130
 EXAMPLES = """examples:

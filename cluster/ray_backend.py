@@ -1,0 +1,282 @@
+"""Jobs on a Ray cluster: handed to its job server, looked at and stopped through it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster import logs as log_files
+from cluster.job import Job, JobError, check_files, refuse
+from cluster.ray_spec import FILE, Spec
+from cluster.record import METRICS, RECORD, Attempt, Record, claim, last_training_line, read_record
+from cluster.watch import PATIENCE, describe_exit
+
+CANNOT = ("modules", "partition", "account", "qos", "gpu_request", "launcher", "sbatch")
+ADDRESS = "RAY_API_SERVER_ADDRESS"
+POLL_SECONDS = 1.0
+DRIVER_LINES = 20
+RAY_VARIABLES = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_JOB_STOP_WAIT_TIME_S": str(round(PATIENCE) + 60),  # Ray kills a driver 3 s after SIGTERM otherwise
+    "TRAIN_ENABLE_SHARE_CUDA_VISIBLE_DEVICES": "1",  # LOCAL_RANK counts the GPUs of a node
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "1",  # runs and their attempts in the dashboard
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
+IN_WORDS = {
+    "PENDING": "waits for Ray to start it",
+    "RUNNING": "running",
+    "STOPPED": "stopped",
+    "SUCCEEDED": "done",
+    "FAILED": "failed",
+    "": "unknown to this Ray cluster, which has been started anew",
+}
+
+
+def entrypoint(spec: Spec) -> str:
+    """The command line that Ray's job server gives to a shell."""
+    return shlex.join([spec.python, "-m", "cluster.ray_driver", str(Path(spec.logs) / FILE)])
+
+
+def runtime_env(spec: Spec) -> dict[str, Any]:
+    """Ray's runtime environment of the driver and all workers."""
+    variables = RAY_VARIABLES | {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
+    if spec.job.container:
+        return {"image_uri": spec.job.container, "env_vars": variables}
+    here = str(Path(__file__).parents[1])  # of this package, for a Ray that was started elsewhere
+    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"env_vars": variables | {"PYTHONPATH": os.pathsep.join(paths)}}
+
+
+def render(job: Job, overrides: list[str]) -> str:
+    """What submit would do, for a person: the entry point, its environment, the workers, and the command of a rank."""
+    _check_supported(job)
+    spec = Spec.of(job, overrides)
+    environment = runtime_env(spec)
+    least, most = spec.ranks()
+    resources = ", ".join(f"{amount:g} {name}" for name, amount in spec.resources().items())
+    image = [f"image: {environment['image_uri']}"] if "image_uri" in environment else []
+    return "\n".join(
+        [
+            f"server: {_address(job)}",
+            f"entrypoint: {entrypoint(spec)}",
+            *image,
+            *(f"environment: {name}={value}" for name, value in environment["env_vars"].items()),
+            f"workers: {most if least == most else f'{least} to {most}'}, each with {resources}, packed by node",
+            f"restarts: {job.requeue}",
+            *_sweep_lines(job),
+            *([f"time: {job.time}, the ranks save {job.warning_seconds} s before its end"] if job.time else []),
+            *(f"rank environment: {name}={value}" for name, value in spec.environment().items()),
+            f"each rank, in {spec.directory}: {shlex.join(spec.command())}",
+            f"logs: {spec.logs}",
+        ]
+    )
+
+
+def _sweep_lines(job: Job) -> list[str]:
+    sweep = job.sweep
+    if sweep is None:
+        return []
+    every = math.prod(len(choices) for choices in sweep.values.values())
+    count = min(sweep.samples or every, every)
+    lines = [f"{count} of {every} runs, for the {sweep.mode} of {sweep.metric}"]
+    lines.append(f"{sweep.parallel} at a time" if sweep.parallel else "as many at a time as there is room for")
+    if sweep.grace_steps:
+        lines.append(f"given up early from step {sweep.grace_steps} on: one of {sweep.reduction} goes on")
+    lines += [f"{name} = {choices}" for name, choices in sweep.values.items()]
+    return [f"sweep: {line}" for line in lines]
+
+
+def submit(job: Job, overrides: list[str]) -> int:
+    """Hand the job to Ray's job server, and return as soon as that has it.
+
+    Returns:
+        0; what becomes of the job, `status` and `logs -f` tell.
+
+    Raises:
+        JobError: the job cannot run on Ray, runs already, or there is no job server at the address.
+    """
+    _check_supported(job)
+    client = _client(_address(job))
+    spec = Spec.of(job, overrides)
+    folder = Path(spec.logs)
+    with claim(folder):
+        attempts = _earlier_attempts(folder)
+        job_id = f"{job.name}-{secrets.token_hex(4)}"
+        Record(job.name, "ray", spec.run_folder, _address(job), job_id=job_id, attempts=attempts).save(folder)
+        (folder / FILE).touch(mode=0o600)  # the environment may hold passwords
+        (folder / FILE).write_text(spec.text(), encoding="utf-8")
+        metadata = {"job": job.name, "run": spec.run_folder}
+        with _said_plainly():
+            client.submit_job(
+                entrypoint=entrypoint(spec), submission_id=job_id, runtime_env=runtime_env(spec), metadata=metadata
+            )
+    print(f"submitted {job.name} as {job_id} to {_address(job)}; its logs go to {job.log_folder}")
+    return 0
+
+
+def status(folder: Path) -> str:
+    """What Ray says of the job, its attempts, and the last step and loss."""
+    record = read_record(folder)
+    state, exit_code = _state(record)
+    words = describe_exit(exit_code) if state == "FAILED" and exit_code else IN_WORDS.get(state, state)
+    lines = [f"{record.name}: {words}, job {record.job_id} at {record.host}"]
+    lines += [_attempt_line(attempt, _is_active(state)) for attempt in record.attempts]
+    trials = sorted(folder.glob(f"trial-*/{RECORD}"))
+    if trials:
+        lines += [f"  {path.parent.name}: {_progress(read_record(path.parent))}" for path in trials]
+    else:
+        lines.append(f"  {_progress(record)}")
+    return "\n".join(lines)
+
+
+def _progress(record: Record) -> str:
+    metrics, path = last_training_line(Path(record.run_folder)), Path(record.run_folder) / METRICS
+    return f"step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"no step in {path}"
+
+
+def _attempt_line(attempt: Attempt, active: bool) -> str:
+    running = active and attempt.ended is None
+    minutes, seconds = divmod(round((attempt.ended or time.time()) - attempt.started), 60)
+    return f"  attempt {attempt.number} {'runs' if running else describe_exit(attempt.exit_code)}" + (
+        f" ({minutes} min {seconds} s)" if running or attempt.ended else ""
+    )
+
+
+def logs(folder: Path, follow: bool) -> None:
+    """Print the logs of all attempts, and go on until the job ends if asked; of a sweep, the log of its driver.
+
+    That of a job that has failed ends with the last lines of its driver's.
+    """
+    record = read_record(folder)
+    asked = 0.0
+    active = True
+
+    def unfinished() -> bool:
+        nonlocal asked, active
+        if follow and active and time.monotonic() - asked > POLL_SECONDS:
+            active, asked = _is_active(_state(record)[0]), time.monotonic()
+        return follow and active
+
+    if Spec.load(folder / FILE).job.sweep:
+        _show_driver(record, unfinished)
+        return
+    log_files.show(folder, unfinished)
+    if _state(record)[0] == "FAILED" or not log_files.attempt_numbers(folder):
+        print("==> the driver's log, as Ray has it <==")
+        print("\n".join(_driver_log(record).splitlines()[-DRIVER_LINES:]))
+
+
+def _show_driver(record: Record, unfinished: Callable[[], bool]) -> None:
+    shown = 0
+    more = True
+    while more:
+        more = unfinished()  # asked first: what is read after it is all
+        text = _driver_log(record)
+        print(text[shown:], end="", flush=True)
+        shown = len(text)
+        if more:
+            time.sleep(POLL_SECONDS)
+
+
+def _driver_log(record: Record) -> str:
+    try:
+        return _client(record.host).get_job_logs(record.job_id)
+    except RuntimeError:  # a driver that has not begun has none
+        return ""
+
+
+def cancel(folder: Path) -> str:
+    """Have the ranks save and end, and wait for it; the job is not started again.
+
+    Raises:
+        JobError: it is not running.
+    """
+    record = read_record(folder)
+    if not _is_active(_state(record)[0]):
+        raise JobError(f"{record.name} is not running: there is nothing to cancel.")
+    with _said_plainly():
+        _client(record.host).stop_job(record.job_id)
+    while _is_active(_state(record)[0]):
+        time.sleep(POLL_SECONDS)
+    metrics = last_training_line(Path(record.run_folder))
+    return f"{record.name} has ended " + (f"at step {metrics['step']}." if metrics else "before its first step.")
+
+
+def _check_supported(job: Job) -> None:
+    check_files(job)
+    refuse(job, "ray", CANNOT)
+    if job.sweep and "run.dir" in job.sweep.values:
+        raise JobError('sweep.values has "run.dir": each run of a sweep has its own folder already; remove it.')
+    if not job.time:
+        refuse(job, "ray", ("warning_seconds",))
+    limit = job.time_seconds
+    if limit is not None and limit <= job.warning_seconds:
+        raise JobError(f"job.time is {job.time!r}, which is all warning: set job.warning_seconds to less.")
+
+
+def _address(job: Job) -> str:
+    address = job.ray_address or os.environ.get(ADDRESS, "")
+    if not address:
+        raise JobError(
+            f"There is no address of a Ray cluster: set job.ray_address, or {ADDRESS}, "
+            "to that of its dashboard, such as http://127.0.0.1:8265."
+        )
+    return address
+
+
+def _client(address: str) -> Any:
+    try:
+        from ray.job_submission import JobSubmissionClient
+    except ImportError:
+        raise JobError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise JobError(
+            f"No job server of Ray answers at {address} ({reason}): check the address, and "
+            "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where the cluster wants a token."
+        ) from None
+
+
+@contextlib.contextmanager
+def _said_plainly() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # the client's, for whatever the server answers
+        raise JobError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
+
+
+def _state(record: Record) -> tuple[str, int | None]:
+    """Ray's status of a job, "" for one that it does not know, and the exit code of its driver."""
+    client = _client(record.host)
+    try:
+        info = client.get_job_info(record.job_id)
+    except RuntimeError:
+        return "", None
+    return info.status.value, info.driver_exit_code
+
+
+def _is_active(state: str) -> bool:
+    return state in ("PENDING", "RUNNING")
+
+
+def _earlier_attempts(folder: Path) -> list[Attempt]:
+    """Of earlier submissions.
+
+    Raises:
+        JobError: the last of them still runs.
+    """
+    if not (folder / RECORD).exists():
+        return []
+    record = read_record(folder)
+    if record.backend == "ray" and _is_active(_state(record)[0]):
+        raise JobError(f"{record.name} is running as {record.job_id}: cancel it, or set another job.name.")
+    return record.attempts

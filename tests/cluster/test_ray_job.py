@@ -1,0 +1,82 @@
+"""What the Ray back-end prints and refuses, before there is a cluster."""
+
+import re
+import shlex
+
+import pytest
+
+from cluster.job import load_job
+from cluster.ray_backend import entrypoint, runtime_env
+from cluster.ray_spec import Spec
+from tests.conftest import free_port
+
+NOWHERE = "job.ray_address=http://127.0.0.1:1"
+
+
+def test_render_shows_all_that_ray_is_given(job, cluster):
+    words = ["job.processes_per_node=1", "job.nodes=4", "job.min_nodes=2", "job.cpus_per_process=3", 'job.time="90"']
+    code, out, _ = cluster("render", job, "--on", "ray", NOWHERE, *words, "job.environment.A=b c", "optim.lr=1e-4")
+    assert code == 0
+    assert "workers: 2 to 4, each with 3 CPU, packed by node" in out
+    assert "time: 90, the ranks save 120 s before its end" in out
+    assert "rank environment: A=b c" in out and "rank environment: DS_ACCELERATOR=cpu" in out
+    assert re.search(
+        r"each rank, in .*: \S+ -m mvlm train mvlm/configs/tiny.toml --deepspeed_config .* optim.lr=1e-4", out
+    )
+
+
+def test_render_shows_a_sweep(job, cluster):
+    job.write_text(
+        job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4], "run.seed" = [1, 2] }\nsamples = 3\n'
+    )
+    code, out, _ = cluster("render", job, "--on", "ray", NOWHERE)
+    assert code == 0 and "sweep: 3 of 4 runs, for the min of loss" in out and "sweep: run.seed = [1, 2]" in out
+
+
+def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeypatch):
+    logs = "; touch $(id) 'x'"
+    given = Spec.of(load_job(job, [f"job.logs={logs}"]), ["run.dir=a b"])
+    words = shlex.split(entrypoint(given))
+    assert words[1:3] == ["-m", "cluster.ray_driver"] and len(words) == 4 and logs in words[3]
+
+
+def test_a_spec_survives_the_disk(job, tmp_path):
+    job.write_text(job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4] }\n')
+    given = Spec.of(load_job(job), ["train.steps=3"])
+    (tmp_path / "ray.json").write_text(given.text())
+    assert Spec.load(tmp_path / "ray.json") == given
+
+
+def test_an_image_is_handed_to_ray(job):
+    given = Spec.of(load_job(job, ["job.container=mvlm:1"]), [])
+    assert runtime_env(given)["image_uri"] == "mvlm:1" and entrypoint(given).startswith("python -m cluster.ray_driver")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["job.partition=main"], "job.partition is 'main', which the ray back-end cannot honour: remove it."),
+        (["job.launcher=torchrun"], "job.launcher is 'torchrun', which the ray back-end cannot honour"),
+        (["job.warning_seconds=60"], "job.warning_seconds is 60, which the ray back-end cannot honour"),
+        (['job.time="2"'], "job.time is '2', which is all warning"),
+        (["job.run=nowhere.toml"], "job.run names nowhere.toml, which is no file here"),
+    ],
+)
+def test_what_ray_cannot_do_is_refused_by_name(job, cluster, words, sentence):
+    code, _, err = cluster("submit", job, "--on", "ray", NOWHERE, *words)
+    assert code == 1 and sentence in err and err.count("\n") == 1
+
+
+def test_no_cluster_is_one_sentence(job, cluster, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    code, _, err = cluster("submit", job, "--on", "ray")
+    assert code == 1 and "There is no address of a Ray cluster" in err and err.count("\n") == 1
+    code, _, err = cluster("submit", job, "--on", "ray", f"job.ray_address=http://127.0.0.1:{free_port()}")
+    assert code == 1 and "No job server of Ray answers" in err and err.count("\n") == 1
+    assert not (tmp_path / "logs").exists()
+
+
+def test_a_sweep_over_the_run_folder_is_refused(job, cluster):
+    job.write_text(job.read_text() + '[sweep]\nvalues = { "run.dir" = ["a", "b"] }\n')
+    code, _, err = cluster("submit", job, "--on", "ray", NOWHERE)
+    assert code == 1 and "run.dir" in err
