@@ -111,7 +111,7 @@ def another(value: Any, hint: Any) -> Any:
     if isinstance(value, (int, float)):
         return value + 1 if isinstance(value, int) else value * 0.5 + 0.001
     if isinstance(value, str):
-        return 'quo"te\\back\nline\ttab é 猫 \x7f\x01'
+        return 's3://quo"te\\back\nline\ttab é 猫 \x7f\x01'
     if isinstance(value, dict):
         return {"a": 1, "odd key": [1.5, True], "nested": {"s": "x"}}
     if value == ():
