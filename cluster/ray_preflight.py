@@ -47,12 +47,19 @@ def preflight(job: Job, overrides: list[str]) -> int:
     spec.write_text(json.dumps(_spec(job, overrides)), encoding="utf-8")
     here = str(Path(__file__).parents[1])
     paths = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    name = client.submit_job(
-        entrypoint=shlex.join([_python(job), "-m", "cluster.ray_preflight", str(spec)]),
-        submission_id=f"{job.name}-preflight-{secrets.token_hex(4)}",
-        runtime_env={"env_vars": {"PYTHONPATH": paths}},
-    )
-    return _follow(client, name)
+    try:
+        name = client.submit_job(
+            entrypoint=shlex.join([_python(job), "-m", "cluster.ray_preflight", str(spec)]),
+            submission_id=f"{job.name}-preflight-{secrets.token_hex(4)}",
+            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        )
+    except RuntimeError as error:  # the client's, for whatever the server answers
+        raise JobError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
+    try:
+        return _follow(client, name)
+    except KeyboardInterrupt:
+        client.stop_job(name)
+        raise
 
 
 def _python(job: Job) -> str:
@@ -115,9 +122,8 @@ def main(argv: list[str]) -> int:
     group = placement_group([spec["resources"]] * spec["nodes"], strategy="STRICT_SPREAD")
     print(f"waiting for {spec['nodes']} nodes, {PLACE_SECONDS:.0f} s at most", flush=True)
     if not group.wait(PLACE_SECONDS):
-        print(
-            f"cluster: Ray has no {spec['nodes']} nodes with {spec['resources']} free on each: {_nodes(ray.nodes())}."
-        )
+        wanted = " and ".join(f"{amount:g} {name}s" for name, amount in spec["resources"].items())
+        print(f"cluster: Ray has no {spec['nodes']} nodes with {wanted} free on each: {_nodes(ray.nodes())}.")
         return 1
     workers: list[Any] = [
         ray.remote(Ranks)
