@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import itertools
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +21,9 @@ from cluster.job import Sweep
 from cluster.ray_driver import train
 from cluster.ray_spec import Spec
 from cluster.record import RECORD, last_training_line, read_record
+from cluster.sweep import combinations, override
 from cluster.watch import BUG, DONE, MISTAKE, PREEMPTED, USAGE
 
-SEED = 0  # of the draw: a sweep that goes on has the same trials
 NO_LIMIT = 10**9  # steps: a run ends by itself
 ON_THE_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}  # where the job's driver is: lost with it, or not at all
 FOLDER = "tune"
@@ -35,19 +33,11 @@ class TrialFailed(Exception):
     """Tune starts the trial again when the sweep is submitted again."""
 
 
-def combinations(sweep: Sweep) -> list[dict[str, Any]]:
-    """What to try: every combination of the values, or as many of them as `samples`, drawn without repetition."""
-    every = [dict(zip(sweep.values, values, strict=True)) for values in itertools.product(*sweep.values.values())]
-    if not sweep.samples or sweep.samples >= len(every):
-        return every
-    return random.Random(SEED).sample(every, sweep.samples)
-
-
 def trial_spec(spec: Spec, index: int, values: dict[str, Any]) -> Spec:
     """The single job of a trial."""
     name = f"trial-{index:04d}"
     run = str(Path(spec.run_folder) / name)
-    settings = [f"{key}={json.dumps(value)}" for key, value in values.items()]  # JSON's scalars and lists are TOML's
+    settings = [override(key, value) for key, value in values.items()]
     job = dataclasses.replace(spec.job, name=f"{spec.job.name}-{name}", sweep=None)
     overrides = [*spec.overrides, *settings, f"run.dir={run}"]
     logs = str(Path(spec.logs) / name)

@@ -7,6 +7,7 @@ workers of the next attempt on that machine end what is left of it.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import signal
@@ -52,6 +53,7 @@ def run_rank(spec: Spec, group: Any) -> int:
     Raises:
         RankFailed: another attempt may go on from the latest checkpoint.
     """
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it prints every report
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     workers = ray.get_runtime_context().get_placement_group_id()

@@ -10,9 +10,9 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/nodes.sh"
 verb=$1; DIR=$(realpath -m "$2"); shift 2
 export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
-# A silent node is declared dead within about 12 s (Ray's defaults: about a minute).
+# A silent node is declared dead within about 20 s (Ray's defaults: about a minute).
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
-export RAY_health_check_timeout_ms=2000 RAY_health_check_failure_threshold=4
+export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=5
 # A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
 STORE=$((100 * 1024 * 1024))

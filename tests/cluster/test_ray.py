@@ -12,7 +12,7 @@ from tests.cluster.ray_fixture import STEPS, RayCluster, RayJob, cannot_run_here
 from tests.data_tools.made import tree, write_folder
 
 pytestmark = pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here()))
-SWEEP_STEPS, SWEEP_GRACE = 400, 10
+SWEEP_STEPS, SWEEP_GRACE = 250, 10
 SWEEP = f"""
 [sweep]
 values = {{ "optim.lr" = [1e-3, 1e-9] }}
@@ -50,6 +50,7 @@ def grown(cluster, jobs):
         seen.status, seen.rival = job.ask("status").stdout, job.submit()
         seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
         job.wait_for_log(1, "nodes have come")
+        job.wait("a scrape of its metrics", lambda: "ray_mvlm_step" in cluster.metrics())
         seen.metrics = cluster.metrics()
     seen.seconds_lost = job.seconds_lost(lambda: None)
     with ThreadPoolExecutor() as pool:
