@@ -212,6 +212,8 @@ def build_optimizer(
 
 def _why_not_built(builder: Any) -> str | None:
     """Compile one of DeepSpeed's extensions, or load it where that has been done; None when every rank can."""
+    # The ninja of this environment, be it activated or not: another version of it would compile all anew.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     try:
         builder().load(verbose=False)
         failure = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -14,28 +14,6 @@ from made import run, tree, write_folder
 
 ROOT = Path(__file__).parents[2]
 SHARDING = ("--workers", 1, "--shard-mb", 0.02, "--split", "train=0.7,eval=0.3")
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[fsspec.AbstractFileSystem]:
-    """A real S3 protocol server on the loopback, with one bucket; the environment points the commands to it."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    pytest.importorskip("s3fs")
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
-        files.mkdir("bucket")
-        yield files
-    server.stop()
 
 
 @pytest.fixture(scope="module")

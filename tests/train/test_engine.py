@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.ops.op_builder.builder import OpBuilder
 
 from mvlm.config import load_config
 from mvlm.data.tokenizer import train_tokenizer
@@ -196,6 +197,7 @@ def test_without_a_compiler_torchs_adamw_serves_offload(
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had it compiled
     model = tiny_model()
     content = {"zero_optimization": {"stage": 2, **ON_CPU}}
     ds_config = resolve(content, model.config, ("json", "toml"), 1, 10, 2, count_parameters(model))
@@ -209,6 +211,7 @@ def test_without_a_compiler_torchs_adamw_serves_offload(
 def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
     model = tiny_model()
     on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
     ds_config = {"zero_optimization": zero(3, offload_param=on_disk)}

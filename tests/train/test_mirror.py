@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from mvlm.config import Checkpoint, load_config
@@ -39,27 +38,6 @@ from tests.train.saver_worker import Trained, save
 from tests.train.test_saver import killed_at, weight_of
 
 EVERY = "checkpoint.every=2"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[fsspec.AbstractFileSystem]:
-    """A real S3 protocol server on the loopback, with one bucket; the environment points the runs to it."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    pytest.importorskip("s3fs")
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        fsspec.filesystem("s3", skip_instance_cache=True).mkdir("bucket")
-        yield
-    server.stop()
 
 
 @pytest.fixture(scope="module")
