@@ -32,14 +32,19 @@ def python(job: Job) -> Path:
     return Path(job.venv).absolute() / "bin/python" if job.venv else Path(sys.executable)
 
 
-def environment(job: Job) -> dict[str, str]:
-    """What is known here of the variables that the ranks are given."""
+def defaults(job: Job) -> dict[str, str]:
+    """Variables that the ranks are given where job.environment does not set them."""
     variables = {"PYTHONUNBUFFERED": "1"}
     if not job.gpus_per_node:
         variables["DS_ACCELERATOR"] = "cpu"
     if job.cpus_per_process:
         variables["OMP_NUM_THREADS"] = str(job.cpus_per_process)
-    return variables | network.variables(job.network) | job.environment
+    return variables | network.variables(job.network)
+
+
+def exports(job: Job) -> dict[str, str]:
+    """Variables for the script to export."""
+    return defaults(job) if _is_pdsh(job) else defaults(job) | job.environment
 
 
 def check(job: Job) -> None:
@@ -105,12 +110,11 @@ def _deepspeed(job: Job) -> list[str]:
         '  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \\',
     ]
     if _is_pdsh(job):
-        known = ["PATH", *environment(job)]
+        given = defaults(job) | job.environment
         return [
-            "# the environment goes by a file, and so does what the remote shells must not read",
-            "variables=(",
-            *(f'  "{name}=${name}"' for name in known),
-            '  "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}"',
+            "variables=( # not exported: DeepSpeed would have the remote shells read some of them",
+            '  "PATH=$PATH" "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}"',
+            *(f"  {shlex.quote(f'{name}={value}')}" for name, value in given.items()),
             ")",
             '(umask 077 && printf "%s\\0" env "${variables[@]}" "${command[@]}" >"$attempt/command")',
             *lines,
@@ -147,7 +151,7 @@ def _container(job: Job, overrides: list[str]) -> list[str]:
     for path in mounts:
         if re.search("[,:]", path):
             raise JobError(f"A container cannot be given {path}, for its comma or colon: use another folder.")
-    names = ["MASTER_ADDR", "MASTER_PORT", *environment(job)]
+    names = ["MASTER_ADDR", "MASTER_PORT", *exports(job)]
     return [
         f"--container-image={shlex.quote(job.container)}",
         f"--container-mounts={shlex.quote(','.join(f'{path}:{path}' for path in mounts))}",

@@ -144,7 +144,7 @@ def _environment(job: Job) -> list[str]:
     lines = [f"unset {OF_OTHER_LAUNCHERS}"]
     if not job.container:
         lines.append(f"export PATH={shlex.quote(str(slurm_launchers.python(job).parent))}:$PATH")
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in slurm_launchers.environment(job).items()]
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in slurm_launchers.exports(job).items()]
     lines += [
         "export MASTER_ADDR=${hosts[0]}",
         "export MASTER_PORT=$((15000 + (SLURM_JOB_ID * 7 + restarts * 131) % 15000))  # its predecessor may be held",

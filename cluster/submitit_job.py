@@ -143,7 +143,7 @@ def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict
     """SLURM's limit is left out: submitit's signal comes before it, and a rank must not be the first to stop."""
     own = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_END_TIME"}
     port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
-    return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | slurm_launchers.environment(job)
+    return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | slurm_launchers.exports(job)
 
 
 def _deaf() -> None:

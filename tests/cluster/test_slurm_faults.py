@@ -11,10 +11,12 @@ import pytest
 
 from mvlm.train import checkpoint as checkpoints
 from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
+from tests.conftest import ROOT
 
 STEPS, SWEEP_STEPS = 200, 100
 SWEEP = '[sweep]\nparallel = 2\nvalues."optim.lr" = [1e-3, 1e-4]\n'
 FAULTY, QUIET = 'job.sbatch=["--exclude=n4,n5"]', 'job.sbatch=["--nodelist=n4,n5"]'
+HOSTILE = "$(touch pwned)"
 TWO_NODES = ["job.nodes=2", "job.requeue=5", f"train.steps={STEPS}"]
 
 
@@ -35,7 +37,7 @@ class Story:
         self.undisturbed.submit(*TWO_NODES, QUIET, "job.launcher=deepspeed")
         with StepClock(self.job) as clock:
             self.warn_of_the_limit()
-            self.launched["pdsh"].submit(*TWO_NODES, QUIET, "job.launcher=pdsh")
+            self.launched["pdsh"].submit(*TWO_NODES, QUIET, "job.launcher=pdsh", f"job.environment.PYTHON_X={HOSTILE}")
             self.kill_a_node()
             self.cancel("pdsh")
             self.launched["torchrun"].submit(*TWO_NODES, QUIET, "job.launcher=torchrun")
@@ -157,7 +159,7 @@ def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
     step = job.steps(1)[-1]
     assert job.exit_codes() == ["75"] and story.cancelled[launcher] == f"{launcher} has ended at step {step}.\n"
     assert checkpoints.newest_whole(job.run).name == f"step_{step:08d}"
-    assert losses(job) == losses(story.undisturbed)[:step]
+    assert losses(job) == losses(story.undisturbed)[:step] and not (ROOT / "pwned").exists()
 
 
 def test_status_and_logs_tell_all_attempts_without_accounts(story):

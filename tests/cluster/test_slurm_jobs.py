@@ -83,3 +83,25 @@ def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make):
     assert [sorted(path.name for path in job.attempt(n).glob("exit-*")) for n in (1, 2)] == [["exit-75"], ["exit-0"]]
     said = "".join(path.read_text() for path in (job.folder / "submitit").glob("*_0_log.err"))
     assert "Caught signal SIGUSR2" in said and "Job not requeued" not in said
+
+
+CRASHING = """#!/bin/sh
+# The interpreter of a virtual environment in which training is killed, as for want of memory, by one rank of two.
+case "$*" in
+"-m mvlm "*) [ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$ ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
+    job = make("crash")
+    venv = job.folder / "venv"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text(CRASHING.format(python=sys.executable))
+    (venv / "bin/python").chmod(0o755)
+    job.submit(f"job.venv={venv}", "job.nodes=2", "job.requeue=1")
+    assert job.end(2) == "137"
+    wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
+    assert job.exit_codes() == ["137", "137"]  # and not the 75 of the rank that has lost another
+    assert slurm.cluster("status", job.logs).count("failed with exit code 137") == 2

@@ -41,7 +41,7 @@ def function(script, name):
 
 def array(script, name):
     """What bash makes of an array that the script assigns."""
-    assignment = re.search(rf"^{name}=\(.*?^\)", script, re.MULTILINE | re.DOTALL)[0]
+    assignment = re.search(rf"^ *{name}=\(.*?^ *\)", script, re.MULTILINE | re.DOTALL)[0]
     done = subprocess.run(
         ["bash", "-c", f'{assignment}\nprintf "%s\\0" "${{{name}[@]}}"'], capture_output=True, text=True, check=True
     )
@@ -72,14 +72,21 @@ def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_nothing_of_the_job_is_run_by_the_shell(cluster, job, tmp_path, launcher):
     overrides = [f"data.train={text}" for text in HOSTILE]
-    variables = [f"job.environment.V{number}={text}" for number, text in enumerate(HOSTILE)]
+    variables = [f"job.environment.PYTHON{number}={text}" for number, text in enumerate(HOSTILE)]
     script = render(cluster, job, f"job.launcher={launcher}", *overrides, *variables)
     train = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json"]
     assert array(script, "command")[1:] == ["-m", "mvlm", *train, *overrides]
-    exports = "\n".join(line for line in script.splitlines() if re.match(r"export V\d", line))
-    echo = "".join(f'; printf "%s\\0" "$V{number}"' for number in range(len(HOSTILE)))
-    done = subprocess.run(["bash", "-c", exports + echo], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.split("\0")[:-1] == HOSTILE and not (tmp_path / "pwned").exists()
+    exports = re.findall(r"^export PYTHON\d=.*", script, re.MULTILINE)
+    if launcher == "pdsh":  # DeepSpeed has remote shells read what is exported
+        given = [f"PYTHON{number}={text}" for number, text in enumerate(HOSTILE)]
+        assert not exports and array(script, "variables")[-len(given) :] == given
+    else:
+        echo = [f'printf "%s\\0" "$PYTHON{number}"' for number in range(len(HOSTILE))]
+        done = subprocess.run(
+            ["bash", "-c", "\n".join([*exports, *echo])], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.stdout.split("\0")[:-1] == HOSTILE
+    assert not (tmp_path / "pwned").exists()
 
 
 def test_each_launcher_starts_the_same_ranks(cluster, job):
