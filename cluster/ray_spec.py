@@ -36,8 +36,8 @@ class Spec:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Spec:
         job = dict(fields["job"])
-        sweep = Sweep(**job.pop("sweep")) if job["sweep"] else job.pop("sweep")
-        return cls(**fields | {"job": Job(**job, sweep=sweep)})
+        sweep = job.pop("sweep")
+        return cls(**fields | {"job": Job(**job, sweep=Sweep(**sweep) if sweep else None)})
 
     @classmethod
     def load(cls, path: Path) -> Spec:

@@ -66,7 +66,7 @@ def run_rank(spec: Spec, group: Any) -> int:
     ranks |= {"LOCAL_WORLD_SIZE": context.get_local_world_size()}
     layout = ranks | {"MASTER_ADDR": place.address, "MASTER_PORT": place.port}
     log = rank_log(Path(spec.logs), place.attempt, rank)
-    variables = {name: str(value) for name, value in layout.items()} | {MARK: str(log)}
+    variables = {name: str(value) for name, value in layout.items()} | {MARK: str(log.resolve())}
     metrics = Metrics(Path(spec.run_folder) / METRICS, spec.job.name) if rank == 0 else None
     with open(log, "ab") as out:
         process = subprocess.Popen(
