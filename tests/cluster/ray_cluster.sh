@@ -15,6 +15,7 @@ export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=5
 # A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
+export RAY_raylet_start_wait_time_s=120  # on a loaded machine
 STORE=$((100 * 1024 * 1024))
 
 worker() { # NODE CPUS
