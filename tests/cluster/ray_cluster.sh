@@ -15,13 +15,14 @@ export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=5
 # A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
-export RAY_raylet_start_wait_time_s=120  # on a loaded machine
 STORE=$((100 * 1024 * 1024))
 
-worker() { # NODE CPUS
-  node_on "$1" ray start --address="$(node_ip head):6379" --node-ip-address="$(node_ip "$1")" \
-    --node-name="$1" --num-cpus="$2" --object-store-memory=$STORE >>"$DIR/$1.log" 2>&1 ||
-    { tail -n 5 "$DIR/$1.log" >&2; return 1; }
+worker() { # NODE CPUS; Ray gives a raylet 30 s to start, which a loaded machine may not keep
+  for _ in 1 2 3; do
+    node_on "$1" ray start --address="$(node_ip head):6379" --node-ip-address="$(node_ip "$1")" \
+      --node-name="$1" --num-cpus="$2" --object-store-memory=$STORE >>"$DIR/$1.log" 2>&1 && return
+  done
+  tail -n 5 "$DIR/$1.log" >&2; return 1
 }
 
 case $verb in
