@@ -17,10 +17,12 @@ export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=5
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
 STORE=$((100 * 1024 * 1024))
 
-worker() { # NODE CPUS
-  node_on "$1" ray start --address="$(node_ip head):6379" --node-ip-address="$(node_ip "$1")" \
-    --node-name="$1" --num-cpus="$2" --object-store-memory=$STORE >>"$DIR/$1.log" 2>&1 ||
-    { tail -n 5 "$DIR/$1.log" >&2; return 1; }
+worker() { # NODE CPUS; Ray gives a raylet 30 s to start, which a loaded machine may not keep
+  for _ in 1 2 3; do
+    node_on "$1" ray start --address="$(node_ip head):6379" --node-ip-address="$(node_ip "$1")" \
+      --node-name="$1" --num-cpus="$2" --object-store-memory=$STORE >>"$DIR/$1.log" 2>&1 && return
+  done
+  tail -n 5 "$DIR/$1.log" >&2; return 1
 }
 
 case $verb in
