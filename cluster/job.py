@@ -205,7 +205,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if not all(keys) or not (len(keys) == 1 or (len(keys) == 2 and keys[0] == "environment")):
         raise JobError(f"The override {override!r} is not of the form job.key=value or job.environment.NAME=value.")
     if len(keys) == 1:
-        values[keys[0]] = _value(text)
+        value = _value(text)
+        is_text = any(f.name == keys[0] and f.type == "str" for f in FIELDS)
+        values[keys[0]] = text if is_text and not isinstance(value, str) else value  # job.time=90
         return
     environment = values.setdefault("environment", {})
     if isinstance(environment, dict):

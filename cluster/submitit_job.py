@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from cluster import processes, slurm_launchers
 from cluster.job import Job, JobError, check_files, load_job, refuse, split_overrides
 from cluster.logs import attempt_folder, attempt_numbers
-from cluster.slurm_script import check_options
+from cluster.slurm_script import OF_OTHER_LAUNCHERS, check_options
 from cluster.watch import DONE, MISTAKE, USAGE
 
 if TYPE_CHECKING:
@@ -140,8 +140,10 @@ def _options(job: Job) -> dict[str, str | int | bool]:
 
 
 def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict[str, str]:
-    """SLURM's limit is left out: submitit's signal comes before it, and a rank must not be the first to stop."""
-    own = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_END_TIME"}
+    """Without another launcher's ranks, and without SLURM's limit: submitit's signal comes before it, and a rank must
+    not be the first to stop."""
+    left_out = ("SLURM_JOB_END_TIME", *OF_OTHER_LAUNCHERS.split())
+    own = {name: value for name, value in os.environ.items() if name not in left_out}
     port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
     return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | slurm_launchers.exports(job)
 

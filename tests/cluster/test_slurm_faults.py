@@ -61,6 +61,7 @@ class Story:
         self.job.make_steps(2, more_than=self.job.steps(1)[-1] + 5)
         self.injected["node killed"] = time.monotonic()
         self.slurm.node("kill", "n2")
+        self.cancel("pdsh")
         self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
         self.stale = []
         waiting = list(self.trials)
@@ -86,6 +87,7 @@ class Story:
         self.slurm.node("heal", "n1")
 
     def cancel(self, launcher):
+        self.launched[launcher].submit(*TWO_NODES, QUIET, f"job.launcher={launcher}")
         self.launched[launcher].make_steps(1)
         self.cancelled[launcher] = self.slurm.cluster("cancel", self.launched[launcher].logs)
 

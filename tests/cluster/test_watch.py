@@ -85,7 +85,7 @@ def test_a_reader_that_has_gone_does_not_end_the_job(watch, tmp_path):
     process = watch("import time; print(1, flush=True); time.sleep(0.5); print(2)")
     process.stdout.close()
     process.stdout = None
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     assert (tmp_path / "attempt-001/launcher.log").read_text() == "1\n2\n"
 
 
@@ -97,7 +97,7 @@ def test_a_stop_is_not_followed_by_a_restart(watch, tmp_path, number):
     process = watch(waiting, restarts=5)
     wait_for(tmp_path / "attempt-001/launcher.log")
     process.send_signal(number)
-    assert process.wait(20) == 75 and exit_codes(tmp_path) == [75]
+    assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
 
 
 def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
@@ -107,12 +107,12 @@ def test_a_second_stop_ends_what_ignores_the_first(watch, tmp_path):
     assert "stopping" in [process.stderr.readline() for _ in range(2)][1]
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 137 and exit_codes(tmp_path) == [137]
+    assert process.wait(60) == 137 and exit_codes(tmp_path) == [137]
 
 
 def test_ranks_outlive_no_attempt(watch, tmp_path):
     process = watch(LEAVES_A_RANK)
-    assert process.wait(20) == 70  # the launcher's 0 was no success
+    assert process.wait(60) == 70  # the launcher's 0 was no success
     pid = int((tmp_path / "attempt-001/launcher.log").read_text())
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -140,14 +140,14 @@ sys.exit(started.wait() % 256)
 
 def test_a_job_whose_time_is_near_its_end_saves_and_has_all_of_it_anew(watch, tmp_path):
     process = watch(TIMED.format(on_warning="lambda *_: sys.exit(75)"), restarts=1, limit=(600, 599))
-    assert process.wait(20) == 75 and exit_codes(tmp_path) == [75, 75]
+    assert process.wait(60) == 75 and exit_codes(tmp_path) == [75, 75]
     said = process.stderr.read()
     assert said.count("s away: the ranks save and end") == 2 and "attempt 1 was preempted, everything saved" in said
 
 
 def test_what_does_not_end_in_time_is_killed(watch, tmp_path):
     process = watch(TIMED.format(on_warning="signal.SIG_IGN"), limit=(3, 2))
-    assert process.wait(20) == 137 and exit_codes(tmp_path) == [137]
+    assert process.wait(60) == 137 and exit_codes(tmp_path) == [137]
     said = process.stderr.read()
     assert "the time limit, 3 s, is over: what had not ended was killed" in said
     assert "told to wait" in (tmp_path / "attempt-001/launcher.log").read_text()

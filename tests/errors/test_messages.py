@@ -16,6 +16,7 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
+from mvlm.errors import UserError
 from mvlm.model.weights import find_checkpoint
 from mvlm.train.signals import SIGNALS
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
@@ -64,7 +65,8 @@ def looks_untrained(run: Path) -> None:
     """No command takes the folder for a run."""
     assert not (run / "run.json").exists()
     assert not (run / "config.toml").exists()
-    assert find_checkpoint(run).name == "step_00000000"  # the one that it began with
+    with pytest.raises(UserError, match="No checkpoint"):
+        find_checkpoint(run)
 
 
 def source(folder: Path, images: list[bytes | None], lines: list[str] | None = None) -> Path:

@@ -23,9 +23,11 @@ TrainHere = Callable[..., int]
 
 @pytest.fixture(scope="session")
 def one_rank() -> Iterator[None]:
-    """A process group of this process alone; DeepSpeed cannot be given a second one."""
+    """A process group of this process alone. DeepSpeed cannot be given a second one: no command may close it."""
     dist.init()
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "close", lambda: None)
+        yield
     dist.close()
 
 
