@@ -13,7 +13,7 @@ from mvlm.train import checkpoint as checkpoints
 from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
 from tests.conftest import ROOT
 
-STEPS, SWEEP_STEPS = 200, 100
+STEPS, SWEEP_STEPS = 200, 250
 SWEEP = '[sweep]\nparallel = 2\nvalues."optim.lr" = [1e-3, 1e-4]\n'
 FAULTY, QUIET = 'job.sbatch=["--exclude=n4,n5"]', 'job.sbatch=["--nodelist=n4,n5"]'
 HOSTILE = "$(touch pwned)"
@@ -37,10 +37,7 @@ class Story:
         self.undisturbed.submit(*TWO_NODES, QUIET, "job.launcher=deepspeed")
         with StepClock(self.job) as clock:
             self.warn_of_the_limit()
-            self.launched["pdsh"].submit(*TWO_NODES, QUIET, "job.launcher=pdsh", f"job.environment.PYTHON_X={HOSTILE}")
             self.kill_a_node()
-            self.cancel("pdsh")
-            self.launched["torchrun"].submit(*TWO_NODES, QUIET, "job.launcher=torchrun")
             self.cut_a_link()
             self.code = self.job.end(4)
         for number, (fault, when) in enumerate(self.injected.items(), start=1):
@@ -61,7 +58,6 @@ class Story:
         self.job.make_steps(2, more_than=self.job.steps(1)[-1] + 5)
         self.injected["node killed"] = time.monotonic()
         self.slurm.node("kill", "n2")
-        self.cancel("pdsh")
         self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
         self.stale = []
         waiting = list(self.trials)
@@ -70,6 +66,7 @@ class Story:
                 self.stale += trial.ranks("n1")
                 self.stale[-1].send_signal(signal.SIGSTOP)
                 waiting.remove(trial)
+        self.cancel("pdsh", f"job.environment.PYTHON_X={HOSTILE}")
         self.job.make_steps(3)
         self.slurm.boot("n2")
 
@@ -86,8 +83,8 @@ class Story:
         self.job.make_steps(4)
         self.slurm.node("heal", "n1")
 
-    def cancel(self, launcher):
-        self.launched[launcher].submit(*TWO_NODES, QUIET, f"job.launcher={launcher}")
+    def cancel(self, launcher, *words):
+        self.launched[launcher].submit(*TWO_NODES, QUIET, f"job.launcher={launcher}", *words)
         self.launched[launcher].make_steps(1)
         self.cancelled[launcher] = self.slurm.cluster("cancel", self.launched[launcher].logs)
 
@@ -152,7 +149,7 @@ def test_the_runs_of_a_sweep_differ_as_the_job_file_says(story):
         rates.append(max(json.loads(line)["lr"] for line in lines))
     assert rates[0] == pytest.approx(10 * rates[1])
     status = story.slurm.cluster("status", story.sweep.file)
-    assert status.count("is done, step 100  loss") == 2 and "2 runs" in status
+    assert status.count(f"is done, step {SWEEP_STEPS}  loss") == 2 and "2 runs" in status
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "pdsh"])
