@@ -9,6 +9,8 @@ export NODES_NET=${NODES_NET:-10.232.0}
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 . "$HERE/nodes.sh"
 verb=$1; DIR=$(realpath -m "$2"); shift 2
+# Ray would put its workers behind all that other tests do at the time.
+export RAY_worker_niceness=0
 export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 # A silent node is declared dead within about 20 s (Ray's defaults: about a minute).
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000

@@ -14,14 +14,17 @@ from cluster.logs import Merged, name_rank_logs
 from tests.conftest import ROOT
 
 WATCH = """
-import os, socket, sys
+import os, signal, socket, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it, and so would their children
+from cluster.local import LAUNCHER_VARIABLES
 from cluster.processes import start_time
 from cluster.record import Record
 from cluster.watch import Limit, Watch
 logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Limit(*map(float, sys.argv[4:]))
 record = Record("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
-watch = Watch(record, logs, lambda number: [sys.executable, "-c", launcher], dict(os.environ), restarts, limit)
+variables = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
+watch = Watch(record, logs, lambda number: [sys.executable, "-c", launcher], variables, restarts, limit)
 sys.exit(watch.to_the_end())
 """
 WAITS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
