@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   python -m cluster logs -f cluster/local.toml
   python -m cluster cancel runs/tiny
   python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
+  python -m cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
 
 Overrides that begin with `job.` are the job's, all others go to the run. On this machine submit stays in the
 foreground and exits as the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again

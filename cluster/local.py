@@ -14,15 +14,15 @@ import time
 from functools import partial
 from pathlib import Path
 
-from cluster import network, processes
+from cluster import processes
+from cluster.environment import LAUNCHER_VARIABLES, added, free_port, inherited
 from cluster.job import Job, JobError, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, show
 from cluster.processes import POLL_SECONDS, Stopper
-from cluster.record import METRICS, Attempt, Record, claim, last_training_line, read_record
+from cluster.progress import describe_attempt, describe_end, describe_progress
+from cluster.record import Record, claim, read_record
 from cluster.watch import PATIENCE, Limit, Watch, describe_exit, next_attempt
 
-LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""Left by a launcher around this command, they would lay out the ranks in place of the job."""
 CANNOT = (
     *("min_nodes", "cpus_per_process", "venv", "modules", "container", "partition", "account", "qos"),
     *("gpu_request", "launcher", "sbatch", "ray_address", "sweep"),
@@ -41,26 +41,15 @@ def _launch(job: Job, options: list[str]) -> list[str]:
     launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if launcher is None:
         raise JobError("There is no deepspeed command beside this Python or on PATH: pip install deepspeed.")
-    ranks = ["--num_accelerators", str(job.ranks_per_node), "--master_port", str(_free_port())]
+    ranks = ["--num_accelerators", str(job.ranks_per_node), "--master_port", str(free_port())]
     return [launcher, *ranks, *options, "--module", "mvlm"]
-
-
-def environment(job: Job) -> dict[str, str]:
-    """The variables that the ranks are given beside those of this process."""
-    accelerator = {} if job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}
-    return accelerator | network.variables(job.network) | job.environment
-
-
-def _variables(job: Job) -> dict[str, str]:
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    return inherited | environment(job)
 
 
 def render(job: Job, overrides: list[str]) -> str:
     """The command line of an attempt, as a shell would take it; every attempt has a port of its own."""
     _check_supported(job)
     unset = [word for name in LAUNCHER_VARIABLES if name in os.environ for word in ("-u", name)]
-    assignments = [f"{name}={value}" for name, value in environment(job).items()]
+    assignments = [f"{name}={value}" for name, value in added(job).items()]
     argv = command(job, overrides, next_attempt(job.log_folder))
     return shlex.join([*(["env", *unset, *assignments] if unset or assignments else []), *argv])
 
@@ -83,8 +72,8 @@ def submit(job: Job, overrides: list[str]) -> int:
         if processes.members(job.log_folder):
             raise JobError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
         limit = Limit(job.time_seconds or math.inf, job.warning_seconds)
-        watch = Watch(record, job.log_folder, partial(command, job, overrides), _variables(job), job.requeue, limit)
-        return watch.to_the_end()
+        start, variables = partial(command, job, overrides), inherited() | added(job)
+        return Watch(record, job.log_folder, start, variables, job.requeue, limit).to_the_end()
 
 
 def preflight(job: Job, overrides: list[str]) -> int:
@@ -95,18 +84,17 @@ def preflight(job: Job, overrides: list[str]) -> int:
     """
     _check_supported(job)
     argv = [*_launch(job, ["--log_level", "error"]), "preflight", job.run, *overrides]
-    return subprocess.run(argv, env=_variables(job), stdin=subprocess.DEVNULL).returncode
+    return subprocess.run(argv, env=inherited() | added(job), stdin=subprocess.DEVNULL).returncode
 
 
 def status(folder: Path) -> str:
     """Attempts, who is alive, and the last step and loss."""
     record = read_record(folder)
-    lines = [f"{record.name}: {_condition(record, folder)}", *(_attempt_line(a, record) for a in record.attempts)]
-    metrics, path = last_training_line(Path(record.run_folder)), Path(record.run_folder) / METRICS
-    lines.append(
-        f"  step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"  no step in {path}"
-    )
-    return "\n".join(lines)
+    lines = [f"{record.name}: {_condition(record, folder)}"]
+    watched = _is_watched(record)
+    for attempt in record.attempts:
+        lines.append(f"  {describe_attempt(attempt, watched and attempt is record.attempts[-1])}")
+    return "\n".join([*lines, f"  {describe_progress(record)}"])
 
 
 def _condition(record: Record, folder: Path) -> str:
@@ -118,14 +106,6 @@ def _condition(record: Record, folder: Path) -> str:
     if ranks:
         return f"pid {record.pid}, which watched over it, is dead, ranks alive: {ranks}; cancel it"
     return f"not running, the last attempt {describe_exit(record.attempts[-1].exit_code)}"
-
-
-def _attempt_line(attempt: Attempt, record: Record) -> str:
-    minutes, seconds = divmod(round((attempt.ended or time.time()) - attempt.started), 60)
-    running = attempt is record.attempts[-1] and attempt.ended is None and _is_watched(record)
-    return f"  attempt {attempt.number} {'runs' if running else describe_exit(attempt.exit_code)}" + (
-        f" ({minutes} min {seconds} s)" if running or attempt.ended else ""
-    )
 
 
 def _is_watched(record: Record) -> bool:
@@ -154,8 +134,7 @@ def cancel(folder: Path) -> str:
     while _is_watched(record):
         time.sleep(POLL_SECONDS)
     Stopper(folder).end(PATIENCE)
-    metrics = last_training_line(Path(record.run_folder))
-    return f"{record.name} has ended " + (f"at step {metrics['step']}." if metrics else "before its first step.")
+    return f"{record.name} {describe_end(record)}"
 
 
 def _check_supported(job: Job) -> None:
@@ -170,9 +149,3 @@ def _check_supported(job: Job) -> None:
         )
     if not (processes.PROC / "self/environ").exists():
         raise JobError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import secrets
 import shlex
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from cluster import logs as log_files
 from cluster.job import Job, JobError, check_files, refuse
+from cluster.progress import describe_attempt, describe_end, describe_progress
+from cluster.ray_client import POLL_SECONDS, address, connect, driver_log, import_path, said_plainly, show_driver_log
 from cluster.ray_spec import FILE, Spec
-from cluster.record import METRICS, RECORD, Attempt, Record, claim, last_training_line, read_record
+from cluster.record import RECORD, Attempt, Record, claim, read_record
 from cluster.watch import PATIENCE, describe_exit
 
 CANNOT = ("modules", "partition", "account", "qos", "gpu_request", "launcher", "sbatch")
-ADDRESS = "RAY_API_SERVER_ADDRESS"
-POLL_SECONDS = 1.0
 DRIVER_LINES = 20
 RAY_VARIABLES = {
     "RAY_TRAIN_V2_ENABLED": "1",
@@ -49,9 +47,7 @@ def runtime_env(spec: Spec) -> dict[str, Any]:
     variables = RAY_VARIABLES | {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
     if spec.job.container:
         return {"image_uri": spec.job.container, "env_vars": variables}
-    here = str(Path(__file__).parents[1])  # of this package, for a Ray that was started elsewhere
-    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"env_vars": variables | {"PYTHONPATH": os.pathsep.join(paths)}}
+    return {"env_vars": variables | {"PYTHONPATH": import_path()}}
 
 
 def render(job: Job, overrides: list[str]) -> str:
@@ -64,7 +60,7 @@ def render(job: Job, overrides: list[str]) -> str:
     image = [f"image: {environment['image_uri']}"] if "image_uri" in environment else []
     return "\n".join(
         [
-            f"server: {_address(job)}",
+            f"server: {address(job)}",
             f"entrypoint: {entrypoint(spec)}",
             *image,
             *(f"environment: {name}={value}" for name, value in environment["env_vars"].items()),
@@ -103,21 +99,20 @@ def submit(job: Job, overrides: list[str]) -> int:
         JobError: the job cannot run on Ray, runs already, or there is no job server at the address.
     """
     _check_supported(job)
-    client = _client(_address(job))
+    client = connect(address(job))
     spec = Spec.of(job, overrides)
     folder = Path(spec.logs)
     with claim(folder):
         attempts = _earlier_attempts(folder)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
-        Record(job.name, "ray", spec.run_folder, _address(job), job_id=job_id, attempts=attempts).save(folder)
-        (folder / FILE).touch(mode=0o600)  # the environment may hold passwords
-        (folder / FILE).write_text(spec.text(), encoding="utf-8")
+        Record(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
+        spec.save(folder / FILE)
         metadata = {"job": job.name, "run": spec.run_folder}
-        with _said_plainly():
+        with said_plainly():
             client.submit_job(
                 entrypoint=entrypoint(spec), submission_id=job_id, runtime_env=runtime_env(spec), metadata=metadata
             )
-    print(f"submitted {job.name} as {job_id} to {_address(job)}; its logs go to {job.log_folder}")
+    print(f"submitted {job.name} as {job_id} to {address(job)}; its logs go to {job.log_folder}")
     return 0
 
 
@@ -127,26 +122,13 @@ def status(folder: Path) -> str:
     state, exit_code = _state(record)
     words = describe_exit(exit_code) if state == "FAILED" and exit_code else IN_WORDS.get(state, state)
     lines = [f"{record.name}: {words}, job {record.job_id} at {record.host}"]
-    lines += [_attempt_line(attempt, _is_active(state)) for attempt in record.attempts]
+    lines += [f"  {describe_attempt(attempt, _is_active(state))}" for attempt in record.attempts]
     trials = sorted(folder.glob(f"trial-*/{RECORD}"))
     if trials:
-        lines += [f"  {path.parent.name}: {_progress(read_record(path.parent))}" for path in trials]
+        lines += [f"  {path.parent.name}: {describe_progress(read_record(path.parent))}" for path in trials]
     else:
-        lines.append(f"  {_progress(record)}")
+        lines.append(f"  {describe_progress(record)}")
     return "\n".join(lines)
-
-
-def _progress(record: Record) -> str:
-    metrics, path = last_training_line(Path(record.run_folder)), Path(record.run_folder) / METRICS
-    return f"step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"no step in {path}"
-
-
-def _attempt_line(attempt: Attempt, active: bool) -> str:
-    running = active and attempt.ended is None
-    minutes, seconds = divmod(round((attempt.ended or time.time()) - attempt.started), 60)
-    return f"  attempt {attempt.number} {'runs' if running else describe_exit(attempt.exit_code)}" + (
-        f" ({minutes} min {seconds} s)" if running or attempt.ended else ""
-    )
 
 
 def logs(folder: Path, follow: bool) -> None:
@@ -165,31 +147,12 @@ def logs(folder: Path, follow: bool) -> None:
         return follow and active
 
     if Spec.load(folder / FILE).job.sweep:
-        _show_driver(record, unfinished)
+        show_driver_log(connect(record.host), record.job_id, unfinished)
         return
     log_files.show(folder, unfinished)
     if _state(record)[0] == "FAILED" or not log_files.attempt_numbers(folder):
         print("==> the driver's log, as Ray has it <==")
-        print("\n".join(_driver_log(record).splitlines()[-DRIVER_LINES:]))
-
-
-def _show_driver(record: Record, unfinished: Callable[[], bool]) -> None:
-    shown = 0
-    more = True
-    while more:
-        more = unfinished()  # asked first: what is read after it is all
-        text = _driver_log(record)
-        print(text[shown:], end="", flush=True)
-        shown = len(text)
-        if more:
-            time.sleep(POLL_SECONDS)
-
-
-def _driver_log(record: Record) -> str:
-    try:
-        return _client(record.host).get_job_logs(record.job_id)
-    except RuntimeError:  # a driver that has not begun has none
-        return ""
+        print("\n".join(driver_log(connect(record.host), record.job_id).splitlines()[-DRIVER_LINES:]))
 
 
 def cancel(folder: Path) -> str:
@@ -201,12 +164,11 @@ def cancel(folder: Path) -> str:
     record = read_record(folder)
     if not _is_active(_state(record)[0]):
         raise JobError(f"{record.name} is not running: there is nothing to cancel.")
-    with _said_plainly():
-        _client(record.host).stop_job(record.job_id)
+    with said_plainly():
+        connect(record.host).stop_job(record.job_id)
     while _is_active(_state(record)[0]):
         time.sleep(POLL_SECONDS)
-    metrics = last_training_line(Path(record.run_folder))
-    return f"{record.name} has ended " + (f"at step {metrics['step']}." if metrics else "before its first step.")
+    return f"{record.name} {describe_end(record)}"
 
 
 def _check_supported(job: Job) -> None:
@@ -221,42 +183,9 @@ def _check_supported(job: Job) -> None:
         raise JobError(f"job.time is {job.time!r}, which is all warning: set job.warning_seconds to less.")
 
 
-def _address(job: Job) -> str:
-    address = job.ray_address or os.environ.get(ADDRESS, "")
-    if not address:
-        raise JobError(
-            f"There is no address of a Ray cluster: set job.ray_address, or {ADDRESS}, "
-            "to that of its dashboard, such as http://127.0.0.1:8265."
-        )
-    return address
-
-
-def _client(address: str) -> Any:
-    try:
-        from ray.job_submission import JobSubmissionClient
-    except ImportError:
-        raise JobError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise JobError(
-            f"No job server of Ray answers at {address} ({reason}): check the address, and "
-            "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where the cluster wants a token."
-        ) from None
-
-
-@contextlib.contextmanager
-def _said_plainly() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # the client's, for whatever the server answers
-        raise JobError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
-
-
 def _state(record: Record) -> tuple[str, int | None]:
     """Ray's status of a job, "" for one that it does not know, and the exit code of its driver."""
-    client = _client(record.host)
+    client = connect(record.host)
     try:
         info = client.get_job_info(record.job_id)
     except RuntimeError:

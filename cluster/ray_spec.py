@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import network
+from cluster.environment import added, python
 from cluster.job import Job, Sweep, run_folder
 
 FILE = "ray.json"
@@ -27,11 +26,8 @@ class Spec:
 
     @classmethod
     def of(cls, job: Job, overrides: list[str]) -> Spec:
-        python = "python" if job.container else sys.executable
-        if job.venv:
-            python = str(Path(job.venv).absolute() / "bin" / "python")
         run = run_folder(job, overrides).absolute()
-        return cls(job, overrides, str(Path.cwd()), python, str(run), str(job.log_folder.absolute()))
+        return cls(job, overrides, str(Path.cwd()), str(python(job)), str(run), str(job.log_folder.absolute()))
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Spec:
@@ -43,8 +39,9 @@ class Spec:
     def load(cls, path: Path) -> Spec:
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
-    def text(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+    def save(self, path: Path) -> None:
+        path.touch(mode=0o600)  # the environment may hold passwords
+        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     def command(self) -> list[str]:
         """The argument list of a rank."""
@@ -53,8 +50,7 @@ class Spec:
 
     def environment(self) -> dict[str, str]:
         """What the job adds to the environment of every rank."""
-        on_cpu = {} if self.job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}
-        return on_cpu | network.variables(self.job.network) | self.job.environment
+        return added(self.job)
 
     def resources(self) -> dict[str, float]:
         """What Ray reserves for each rank."""

@@ -11,7 +11,6 @@ import logging
 import os
 import queue
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -23,6 +22,7 @@ import ray.train
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.metrics import Gauge
 
+from cluster.environment import free_port
 from cluster.logs import attempt_folder, attempt_numbers, rank_log
 from cluster.processes import MARK, Stopper, send
 from cluster.ray_group import Place, Verdict
@@ -58,7 +58,7 @@ def run_rank(spec: Spec, group: Any) -> int:
     rank, world = context.get_world_rank(), context.get_world_size()
     workers = ray.get_runtime_context().get_placement_group_id()
     address = ray.util.get_node_ip_address()
-    place: Place = ray.get(group.join.remote(workers, rank, world, address, _free_port()))
+    place: Place = ray.get(group.join.remote(workers, rank, world, address, free_port()))
     if not place.wanted:
         return PREEMPTED
     _end_earlier_attempts(Path(spec.logs), place.attempt)
@@ -131,12 +131,6 @@ def _end_earlier_attempts(logs: Path, attempt: int) -> None:
     for earlier in attempt_numbers(logs):
         if earlier < attempt:
             Stopper(attempt_folder(logs, earlier)).end(LEFT_BEHIND_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("", 0))
-        return server.getsockname()[1]
 
 
 class Metrics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import socket
 import time
@@ -12,7 +13,8 @@ from pathlib import Path
 from cluster import slurm_queue
 from cluster.job import Job, JobError, Sweep, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, attempt_numbers, show
-from cluster.record import METRICS, RECORD, Record, claim, last_training_line, read_record
+from cluster.progress import describe_attempt, describe_end, describe_progress
+from cluster.record import RECORD, Attempt, Record, claim, read_record
 from cluster.slurm_queue import Queued
 from cluster.slurm_script import Task, script
 from cluster.sweep import combinations, override
@@ -86,8 +88,7 @@ def status(folder: Path) -> str:
     running = any(entry.runs for entry in queue)
     numbers = attempt_numbers(folder)
     lines += [_attempt_line(attempt_folder(folder, n), running and n == numbers[-1]) for n in numbers]
-    path = Path(record.run_folder) / METRICS
-    return "\n".join([*lines, f"  {_progress(record) or 'no step'}  ({path})"])
+    return "\n".join([*lines, f"  {describe_progress(record)}"])
 
 
 def logs(folder: Path, follow: bool) -> None:
@@ -123,8 +124,8 @@ def cancel(folder: Path) -> str:
                 slurm_queue.signal_batch(entry.id)
                 told[entry.id] = time.monotonic()
         time.sleep(POLL_SECONDS / 4)
-    ended = [f"{read_record(run).name}/{run.name} has ended {_where(read_record(run))}" for run in _runs(folder)]
-    return "\n".join(ended) or f"{record.name} has ended {_where(record)}"
+    ended = [f"{read_record(run).name}/{run.name} {describe_end(read_record(run))}" for run in _runs(folder)]
+    return "\n".join(ended) or f"{record.name} {describe_end(record)}"
 
 
 def _tasks(job: Job, overrides: list[str]) -> list[Task]:
@@ -194,16 +195,11 @@ def _attempt_line(folder: Path, runs: bool) -> str:
         started = int((folder / "started").read_text())
     except (OSError, ValueError):
         return f"  attempt {number} has not begun"
-    try:
-        code, ended = int((folder / "exit_code").read_text()), (folder / "exit_code").stat().st_mtime
-    except (OSError, ValueError):
-        return f"  attempt {number} {f'runs ({_duration(time.time() - started)})' if runs else describe_exit(None)}"
-    return f"  attempt {number} {describe_exit(code)} ({_duration(ended - started)})"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s"
+    attempt = Attempt(number, started)
+    with contextlib.suppress(OSError, ValueError):
+        attempt.exit_code = int((folder / "exit_code").read_text())
+        attempt.ended = (folder / "exit_code").stat().st_mtime
+    return f"  {describe_attempt(attempt, runs)}"
 
 
 def _run_line(folder: Path, states: dict[str, str]) -> str:
@@ -212,17 +208,7 @@ def _run_line(folder: Path, states: dict[str, str]) -> str:
     if state is None:
         last = attempt_folder(folder, _last_attempt(folder)) / "exit_code"
         state = describe_exit(int(last.read_text())) if last.exists() else describe_exit(None)
-    return f"  {folder.name} {state}, {_progress(record) or 'no step'}"
-
-
-def _progress(record: Record) -> str:
-    metrics = last_training_line(Path(record.run_folder))
-    return f"step {metrics['step']}  loss {metrics['loss']:.4f}" if metrics else ""
-
-
-def _where(record: Record) -> str:
-    metrics = last_training_line(Path(record.run_folder))
-    return f"at step {metrics['step']}." if metrics else "before its first step."
+    return f"  {folder.name} {state}, {describe_progress(record)}"
 
 
 def _unfinished(job_id: str) -> Callable[[], bool]:

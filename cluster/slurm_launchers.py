@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster import network
+from cluster import environment
+from cluster.environment import python
 from cluster.job import Job, JobError, run_folder
 
 UNQUOTED = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
@@ -25,21 +25,10 @@ stop() { # SLURM does not know the ranks; the first is on this node, and tells t
 }"""
 
 
-def python(job: Job) -> Path:
-    """The interpreter on the nodes, or in the container."""
-    if job.container:
-        return Path("python")
-    return Path(job.venv).absolute() / "bin/python" if job.venv else Path(sys.executable)
-
-
 def defaults(job: Job) -> dict[str, str]:
     """Variables that the ranks are given where job.environment does not set them."""
-    variables = {"PYTHONUNBUFFERED": "1"}
-    if not job.gpus_per_node:
-        variables["DS_ACCELERATOR"] = "cpu"
-    if job.cpus_per_process:
-        variables["OMP_NUM_THREADS"] = str(job.cpus_per_process)
-    return variables | network.variables(job.network)
+    threads = {"OMP_NUM_THREADS": str(job.cpus_per_process)} if job.cpus_per_process else {}
+    return {"PYTHONUNBUFFERED": "1"} | threads | environment.defaults(job)
 
 
 def exports(job: Job) -> dict[str, str]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 
-from cluster import network
+from cluster.environment import added, inherited, python
 from cluster.job import Job, JobError, check_files, refuse
-from cluster.local import LAUNCHER_VARIABLES
 
 LIMIT_MINUTES = 10  # whatever hangs
 LAST_SECONDS = 30  # that tasks have to end in when the first has ended
@@ -37,9 +35,7 @@ def preflight(job: Job, overrides: list[str]) -> int:
     refuse(job, "slurm", CANNOT)
     if shutil.which("srun") is None:
         raise JobError("There is no srun here: give the command on a machine with SLURM's commands, a login node.")
-    inherited = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-    accelerator = {} if job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}
-    variables = inherited | accelerator | network.variables(job.network) | job.environment
+    variables = inherited() | added(job)
     with subprocess.Popen(
         command(job, overrides), env=variables, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as step:
@@ -70,8 +66,7 @@ def command(job: Job, overrides: list[str]) -> list[str]:
         *job.sbatch,
         *(f"--time={LIMIT_MINUTES}", f"--wait={LAST_SECONDS}", "--no-kill", "--kill-on-bad-exit=0"),
     ]
-    python = f"{job.venv}/bin/python" if job.venv else sys.executable
-    run = [python, "-u", "-m", "mvlm", "preflight", job.run, *overrides]
+    run = [str(python(job)), "-u", "-m", "mvlm", "preflight", job.run, *overrides]
     modules = f"{shlex.join(['module', 'load', *job.modules])} || exit 1\n" if job.modules else ""
     shell = ["bash", *(["--login"] if job.modules else []), "-c", modules + TASK, "preflight"]
     return ["srun", *options, *shell, *run]

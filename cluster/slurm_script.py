@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster import slurm_launchers
+from cluster.environment import LAUNCHER_VARIABLES, python
 from cluster.job import Job, JobError
 from cluster.watch import BUG, DONE, MISTAKE, PREEMPTED, USAGE
 
 OURS = ("requeue", "no-requeue", "open-mode", "signal", "output", "error", "array", "wrap", "wait", "parsable", "chdir")
 """Options of sbatch that the script depends on."""
-OF_OTHER_LAUNCHERS = "RANK LOCAL_RANK WORLD_SIZE LOCAL_SIZE"
 PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 CRASHES = (BUG, 134, 135, 136, 137, 138, 139)  # exit codes of a rank; above 128 they are signals
 
@@ -141,9 +141,9 @@ def _attempt(job: Job, first: int) -> list[str]:
 
 
 def _environment(job: Job) -> list[str]:
-    lines = [f"unset {OF_OTHER_LAUNCHERS}"]
+    lines = [f"unset {' '.join(LAUNCHER_VARIABLES)}"]
     if not job.container:
-        lines.append(f"export PATH={shlex.quote(str(slurm_launchers.python(job).parent))}:$PATH")
+        lines.append(f"export PATH={shlex.quote(str(python(job).parent))}:$PATH")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in slurm_launchers.exports(job).items()]
     lines += [
         "export MASTER_ADDR=${hosts[0]}",
@@ -151,7 +151,7 @@ def _environment(job: Job) -> list[str]:
     ]
     if not job.container:
         lines += [
-            f'if ! {slurm_launchers.python(job).name} -c "import cluster.rank, mvlm"; then',
+            f'if ! {python(job).name} -c "import cluster.rank, mvlm"; then',
             '  echo "cluster: $(hostname) finds no mvlm with the PATH $PATH: set job.venv, or install it there"',
             f"  exit {MISTAKE}",
             "fi",
@@ -163,7 +163,7 @@ def _command(job: Job, tasks: Sequence[Task]) -> list[str]:
     overrides = ['"${settings[@]}"'] if tasks[0].label else [shlex.quote(word) for word in tasks[0].overrides]
     return [
         "command=(",
-        f"  {slurm_launchers.python(job).name} -m mvlm train {shlex.quote(job.run)}",
+        f"  {python(job).name} -m mvlm train {shlex.quote(job.run)}",
         f"  --deepspeed_config {shlex.quote(job.deepspeed)}",
         *(f"  {word}" for word in overrides),
         ")",

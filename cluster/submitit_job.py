@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import processes, slurm_launchers
+from cluster.environment import inherited, python
 from cluster.job import Job, JobError, check_files, load_job, refuse, split_overrides
 from cluster.logs import attempt_folder, attempt_numbers
-from cluster.slurm_script import OF_OTHER_LAUNCHERS, check_options
+from cluster.slurm_script import check_options
 from cluster.watch import DONE, MISTAKE, USAGE
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class TrainJob:
         if job.time_seconds is None:
             raise JobError("job.time is missing, and submitit allows five minutes then: set job.time.")
         executor = submitit.AutoExecutor(
-            folder, cluster="slurm", slurm_max_num_timeout=job.requeue, slurm_python=str(slurm_launchers.python(job))
+            folder, cluster="slurm", slurm_max_num_timeout=job.requeue, slurm_python=str(python(job))
         )
         executor.update_parameters(
             name=job.name,
@@ -119,9 +120,9 @@ class TrainJob:
         return submitit.helpers.DelayedSubmission(again)
 
     def _command(self, attempt: Path) -> list[str]:
-        python, job = str(slurm_launchers.python(self.job)), self.job
-        train = [python, "-m", "mvlm", "train", job.run, "--deepspeed_config", job.deepspeed, *self.words]
-        return [python, "-m", "cluster.rank", str(attempt), *train]
+        interpreter, job = str(python(self.job)), self.job
+        train = [interpreter, "-m", "mvlm", "train", job.run, "--deepspeed_config", job.deepspeed, *self.words]
+        return [interpreter, "-m", "cluster.rank", str(attempt), *train]
 
 
 def _options(job: Job) -> dict[str, str | int | bool]:
@@ -142,8 +143,8 @@ def _options(job: Job) -> dict[str, str | int | bool]:
 def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict[str, str]:
     """Without another launcher's ranks, and without SLURM's limit: submitit's signal comes before it, and a rank must
     not be the first to stop."""
-    left_out = ("SLURM_JOB_END_TIME", *OF_OTHER_LAUNCHERS.split())
-    own = {name: value for name, value in os.environ.items() if name not in left_out}
+    own = inherited()
+    own.pop("SLURM_JOB_END_TIME", None)
     port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
     return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | slurm_launchers.exports(job)
 

@@ -43,7 +43,7 @@ def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeyp
 def test_a_spec_survives_the_disk(job, tmp_path):
     job.write_text(job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4] }\n')
     given = Spec.of(load_job(job), ["train.steps=3"])
-    (tmp_path / "ray.json").write_text(given.text())
+    given.save(tmp_path / "ray.json")
     assert Spec.load(tmp_path / "ray.json") == given
 
 

@@ -17,14 +17,13 @@ WATCH = """
 import os, signal, socket, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it, and so would their children
-from cluster.local import LAUNCHER_VARIABLES
+from cluster.environment import inherited
 from cluster.processes import start_time
 from cluster.record import Record
 from cluster.watch import Limit, Watch
 logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Limit(*map(float, sys.argv[4:]))
 record = Record("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
-variables = {name: value for name, value in os.environ.items() if name not in LAUNCHER_VARIABLES}
-watch = Watch(record, logs, lambda number: [sys.executable, "-c", launcher], variables, restarts, limit)
+watch = Watch(record, logs, lambda number: [sys.executable, "-c", launcher], inherited(), restarts, limit)
 sys.exit(watch.to_the_end())
 """
 WAITS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"

@@ -159,18 +159,8 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tmp_path: Path)
         assert tree(tmp_path) == {}
 
 
-@pytest.fixture
-def full_disk(tmp_path: Path) -> Path:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_likewise(full_disk: Path, fails: Callable[..., str]) -> None:
+def test_a_full_disk_likewise(mount_disk: Callable[[str], Path], fails: Callable[..., str]) -> None:
+    full_disk = mount_disk("1m")
     assert "No room" in fails("synth", "--task", "caption", "--count", 600, "--out", full_disk / "out")
     assert list(full_disk.iterdir()) == []
     assert "mount point" in fails("synth", "--task", "caption", "--count", 5, "--out", full_disk)

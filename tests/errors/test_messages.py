@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -278,22 +277,15 @@ def test_rank_0_says_it_before_the_launcher_ends_all(tmp_path: Path) -> None:
     ("room", "steps", "what"),
     [("8k", 4, "tokenizer"), ("44k", 4, "step_00000000"), ("1m", 4, "step_00000004")],
 )
-def test_no_room_on_the_disk(tmp_path: Path, scenes: Path, room: str, steps: int, what: str) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={room}", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    try:
-        words = train(disk / "run", f"data.train={scenes}/train", f"train.steps={steps}", "checkpoint.every=0")
-        ended = run_command(mvlm_command(*words, launcher=False))
-        assert ended.returncode == 1, ended.stderr
-        message = sentence(ended.stderr)
-        assert "No space left" in message and what in message
-        whole = sorted(path.name for path in (disk / "run/checkpoints").glob("step_*"))
-        assert whole == (["step_00000000"] if room == "1m" else [])
-    finally:
-        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, room: str, steps: int, what: str) -> None:
+    run = mount_disk(room) / "run"
+    words = train(run, f"data.train={scenes}/train", f"train.steps={steps}", "checkpoint.every=0")
+    ended = run_command(mvlm_command(*words, launcher=False))
+    assert ended.returncode == 1, ended.stderr
+    message = sentence(ended.stderr)
+    assert "No space left" in message and what in message
+    whole = sorted(path.name for path in (run / "checkpoints").glob("step_*"))
+    assert whole == (["step_00000000"] if room == "1m" else [])
 
 
 def test_fp16_on_a_processor_that_has_none(tmp_path: Path, scenes: Path) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -250,20 +249,11 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(
     assert not list((run / "checkpoints").glob("*.partial*"))
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a small disk needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
-def test_a_disk_that_fills_up_keeps_the_checkpoint_before(small_disk: Path, train_here: TrainHere) -> None:
+def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
+    mount_disk: Callable[[str], Path], train_here: TrainHere
+) -> None:
     """A checkpoint takes 1.8 MB, that of step 0 a third of it: the one of step 4 does not fit beside the others."""
-    run = small_disk / "run"
+    run = mount_disk("3m") / "run"
     with pytest.raises(UserError, match=r"step_00000004 could not be written .*free some room"):
         train_here(run, "checkpoint.every=2")
     assert find_checkpoint(run).name == "step_00000002"
@@ -272,7 +262,7 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(small_disk: Path, trai
         "step_00000000",
         "step_00000002",
     ]
-    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(run.parent)], check=True)
     assert train_here(run, "checkpoint.every=2") == 0
     reached = len(read_metrics(run)) - 4  # training went on while the files were written
     assert 4 <= reached <= 6

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -465,21 +465,11 @@ def test_ranks_of_other_nodes_are_not_taken_for_dead(tmp_path: Path) -> None:
     assert hang and hang.sentence() == 'rank 1 on here has been in "loading" at step 7 for 5 min'
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("mounting a disk needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
-    scenes: Path, tmp_path: Path, disk: Path
+    scenes: Path, tmp_path: Path, mount_disk: Callable[[str], Path]
 ) -> None:
     """As a file system does whose disk fails. A file that is open for writing would forbid it, so metrics lie aside."""
+    disk = mount_disk("40m")
     run = disk / "run"
     run.mkdir()
     (run / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")

@@ -1,0 +1,36 @@
+"""What is said of a job's attempts and steps, the same on every back-end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from cluster.record import METRICS, Attempt, Record, last_training_line
+from cluster.watch import describe_exit
+
+
+def describe_attempt(attempt: Attempt, is_watched: bool) -> str:
+    """Such as "attempt 2 runs (3 min 20 s)" or "attempt 1 was preempted, everything saved (9 min 41 s)".
+
+    Args:
+        is_watched: somebody is there to note its end, so that without one it runs.
+    """
+    runs = is_watched and attempt.ended is None
+    words = f"attempt {attempt.number} {'runs' if runs else describe_exit(attempt.exit_code)}"
+    if not runs and attempt.ended is None:
+        return words
+    minutes, seconds = divmod(round((attempt.ended or time.time()) - attempt.started), 60)
+    return f"{words} ({minutes} min {seconds} s)"
+
+
+def describe_progress(record: Record) -> str:
+    """The last step and loss, and the file in which they stand."""
+    path = Path(record.run_folder) / METRICS
+    metrics = last_training_line(Path(record.run_folder))
+    return f"step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"no step in {path}"
+
+
+def describe_end(record: Record) -> str:
+    """Such as "has ended at step 120."."""
+    metrics = last_training_line(Path(record.run_folder))
+    return "has ended " + (f"at step {metrics['step']}." if metrics else "before its first step.")
