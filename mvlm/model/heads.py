@@ -45,8 +45,9 @@ class MatchHead(nn.Module):
         self.classifier = nn.Linear(image_width, 2)
         self.apply(lambda module: init_linear(module, config.cross_init_std))
 
-    def forward(self, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
-        return self.classifier(image_BSD[:, 0] * self.align(text_BLD[:, 0])).float()
+    def forward(self, image_D: Tensor, text_D: Tensor) -> Tensor:
+        """... x D of each -> ... x 2."""
+        return self.classifier(image_D * self.align(text_D)).float()
 
 
 class WordHead(nn.Module):
@@ -76,6 +77,8 @@ class ImageDecoder(nn.Module):
         self.pixels = nn.Linear(width, 3 * patch * patch)
         init_linear(self.pixels, config.cross_init_std)
 
-    def forward(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
-        """BSD -> BNQ; CLS takes part in the blocks and predicts nothing."""
+    def forward(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor, patch_BC: Tensor | None = None) -> Tensor:
+        """BSD -> BNQ, or BCQ of the patches `patch_BC` alone; CLS takes part in the blocks and predicts nothing."""
+        if patch_BC is not None:
+            return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BT=valid_BL, keep_BC=patch_BC + 1))
         return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BT=valid_BL)[:, 1:])

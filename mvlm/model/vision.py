@@ -9,12 +9,16 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mvlm.batch import Batch
 from mvlm.config import Model
 from mvlm.errors import UserError
 
 
 class MaskedPatchEmbed(nn.Module):
-    """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3)."""
+    """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3).
+
+    A mask for twice as many images as there are asks for two views of each, of which patches are computed once.
+    """
 
     def __init__(self, patch_embed: nn.Module, width: int) -> None:
         super().__init__()
@@ -26,6 +30,7 @@ class MaskedPatchEmbed(nn.Module):
         patches = self.patch_embed(image_BCHW)
         if patch_mask_BN is None:
             return patches
+        patches = patches.repeat(len(patch_mask_BN) // len(patches), *[1] * (patches.ndim - 1))
         mask = patch_mask_BN.reshape(*patches.shape[:-1], 1)
         return torch.where(mask, self.mask_token.to(patches.dtype), patches)
 
@@ -48,10 +53,21 @@ class VisionEncoder(nn.Module):
         self.vit: Any = vit
 
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
-        """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out."""
+        """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out.
+
+        A mask of 2B rows asks for two views of every image -> 2BSD.
+        """
         dtype = self.vit.patch_embed.patch_embed.proj.weight.dtype
         tokens = self.vit((self.normalize(image_BCHW).to(dtype), patch_mask_BN))
         return tokens if self.prefix == 1 else torch.cat([tokens[:, :1], tokens[:, self.prefix :]], dim=1)
+
+    def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The whole images and the hidden ones, in one pass -> BSD each."""
+        images, mask_BN = batch.image_BCHW, batch.patch_mask_BN
+        if batch.masked_image_BCHW is not images:
+            images = torch.cat([images, batch.masked_image_BCHW])
+        whole_BSD, hidden_BSD = self(images, torch.cat([torch.zeros_like(mask_BN), mask_BN])).chunk(2)
+        return whole_BSD, hidden_BSD
 
     def normalize(self, image_BCHW: Tensor) -> Tensor:
         """uint8 to fp32 with the encoder's own mean and standard deviation."""
