@@ -31,12 +31,13 @@ class MaskVLM(nn.Module):
         super().__init__()
         self.config = config
         model = config.model
-        self.vision = VisionEncoder(model, load_weights)
+        drops = config.objectives.image_masking == "drop"
+        self.vision = VisionEncoder(model, load_weights, drops)
         self.text = TextEncoder(model, tokenizer, load_weights)
         image_width, text_width = self.vision.width, self.text.width
         self.cross_image = CrossEncoder(image_width, text_width, model.cross_depth, model)
         self.cross_text = CrossEncoder(text_width, image_width, model.cross_depth, model)
-        self.image_decoder = ImageDecoder(image_width, text_width, self.vision.patch, model)
+        self.image_decoder = ImageDecoder(image_width, text_width, self.vision.patch, self.vision.grid, model, drops)
         self.word_head = WordHead(self.text.embedding, self.text.pretrained, model)
         self.match_head = MatchHead(image_width, text_width, model)
         self.image_projection = Projection(image_width, model)
@@ -86,7 +87,9 @@ class MaskVLM(nn.Module):
             losses["text"] = masked_text_loss(logits_MV, target_M, pool.hidden_tokens, pool.parts)
         if weights.image:
             patch_BC = batch.hidden.patch_BC
-            pixels_BCQ = self.image_decoder(fused_image_BSD, context_text_BLD, batch.valid_BL, patch_BC)
+            pixels_BCQ = self.image_decoder(
+                fused_image_BSD, context_text_BLD, batch.valid_BL, batch.patch_mask_BN, patch_BC
+            )
             target_BCQ = take(self.patchify(self.normalize(batch.masked_image_BCHW)), patch_BC)
             losses["image"] = masked_image_loss(
                 pixels_BCQ.flatten(0, 1),
@@ -121,9 +124,9 @@ class MaskVLM(nn.Module):
         """Text tokens that have read the image -> BLD."""
         return self.cross_text(queries_BLD, image_BSD, valid_BL=valid_BL)
 
-    def reconstruct_image(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+    def reconstruct_image(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor, patch_mask_BN: Tensor) -> Tensor:
         """-> BNQ, values of the normalised image, patches laid out as `patchify` does."""
-        return self.image_decoder(fused_BSD, text_BLD, valid_BL)
+        return self.image_decoder(fused_BSD, text_BLD, valid_BL, patch_mask_BN)
 
     def reconstruct_text(self, fused_BLD: Tensor) -> Tensor:
         """... x D -> ... x V, logits of the words."""

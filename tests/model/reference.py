@@ -38,7 +38,8 @@ def reference_losses(
             if word != IGNORE:
                 word_losses.append(-F.log_softmax(words[place], -1)[word])
         fused = model.fuse_image(image(i, True), other_text, valid(other_text))
-        pixels = model.unpatchify(model.reconstruct_image(fused, other_text, valid(other_text)))[0]
+        mask = batch.patch_mask_BN[i : i + 1]
+        pixels = model.unpatchify(model.reconstruct_image(fused, other_text, valid(other_text), mask))[0]
         truth = model.normalize(batch.masked_image_BCHW[i : i + 1])[0].to(pixels.dtype)
         side = model.vision.patch
         for patch in batch.patch_mask_BN[i].nonzero().flatten().tolist():

@@ -12,7 +12,7 @@ from mvlm.config import Config, load_config
 from mvlm.data.collate import hidden_places, pack
 from mvlm.errors import UserError
 from mvlm.model import maskvlm
-from mvlm.model.heads import Temperature, WordHead
+from mvlm.model.heads import MaskTokens, Temperature, WordHead
 from mvlm.model.maskvlm import MaskVLM
 from tests.conftest import ROOT, TINY
 
@@ -59,6 +59,8 @@ WIDER = [
     [
         [],
         ["objectives.hide=both"],
+        ["objectives.image_masking=drop"],
+        ["objectives.image_masking=drop", "objectives.alignment_inputs=masked", "objectives.hide=both"],
         ["objectives.alignment_inputs=masked"],
         ["objectives.alignment_inputs=masked", "objectives.hide=both"],
         ["model.cross_norm=post"],
@@ -96,8 +98,9 @@ def test_losses_and_gradients_are_the_references(
         torch.testing.assert_close(gradients.get(name, zero), expected_grad, rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase) -> None:
-    model, batch = build(tokenizer).eval(), make_batch()
+@pytest.mark.parametrize("masking", ["token", "drop"])
+def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking: str) -> None:
+    model, batch = build(tokenizer, f"objectives.image_masking={masking}").eval(), make_batch()
     mask = batch.patch_mask_BN[:1]
     other = batch.image_BCHW[:1].clone()
     for patch in mask[0].nonzero().flatten().tolist():
@@ -106,6 +109,37 @@ def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase) -> None:
     with torch.no_grad():
         assert torch.equal(model.encode_image(batch.image_BCHW[:1], mask), model.encode_image(other, mask))
         assert not torch.equal(model.encode_image(batch.image_BCHW[:1]), model.encode_image(other))
+
+
+def test_the_encoder_sees_only_the_patches_that_are_left_where_hidden_ones_are_dropped(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    model, batch = build(tokenizer, *WIDER, "objectives.image_masking=drop").eval(), make_batch(patches=16)
+    vit, mask = model.vision.vit, batch.patch_mask_BN
+    with torch.no_grad():
+        found = model.encode_image(batch.image_BCHW, mask)
+        tokens = vit._pos_embed(vit.patch_embed(model.normalize(batch.image_BCHW)))
+        for pair in range(len(batch)):
+            kept = torch.cat([torch.tensor([True]), ~mask[pair]])
+            torch.testing.assert_close(found[pair], vit.norm(vit.blocks(tokens[pair : pair + 1, kept]))[0])
+        assert model.encode_image(batch.image_BCHW).shape == (8, 17, 48)  # the next pass sees all again
+
+
+def test_mask_tokens_stand_where_patches_were_dropped() -> None:
+    tokens = MaskTokens(6, (2, 3))
+    mask = torch.tensor([[True, False, True, False, False, True], [False, True, True, True, False, False]])
+    visible = torch.randn(2, 4, 6)
+    placed = tokens(visible, mask)
+    assert torch.equal(placed[:, 0], visible[:, 0])
+    patches = placed[:, 1:] - tokens.position_ND
+    torch.testing.assert_close(patches[~mask], visible[:, 1:].flatten(0, 1))
+    torch.testing.assert_close(patches[mask], tokens.token.expand(6, -1))
+    assert len(torch.unique(tokens.position_ND, dim=0)) == 6
+
+
+def test_an_encoder_that_cannot_leave_out_patches_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="eva02_tiny_patch14_224"):
+        build(tokenizer, "model.vision=eva02_tiny_patch14_224", "objectives.image_masking=drop", "model.vision_args={}")
 
 
 def test_patches_are_cut_and_joined_again(tokenizer: PreTrainedTokenizerBase) -> None:
