@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch, Encoded, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
 from mvlm.config import Config
 from mvlm.model.cross import CrossEncoder
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
-from mvlm.objectives.itc import itc_loss, place
+from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
@@ -56,9 +56,9 @@ class MaskVLM(nn.Module):
         losses: Losses = {}
         if weights.itc or weights.itm:
             own = self._project(batch, aligned_image_BSD, aligned_text_BLD)
-        pool = pool or _pool_of_one(batch)
+        pool = pool or _pool_of_one(batch, weights.exclude_duplicates)
         if weights.itc:
-            losses["itc"] = itc_loss(place(own, pool), self.temperature(), weights.exclude_duplicates)
+            losses["itc"] = itc_loss(own, self.temperature(), pool)
         if weights.itm:
             losses["itm"] = self._match_loss(batch, own, aligned_image_BSD, aligned_text_BLD)
         if weights.text:
@@ -69,10 +69,14 @@ class MaskVLM(nn.Module):
         if weights.image:
             fused_BSD = self.fuse_image(hidden_image_BSD, read_text_BLD, batch.valid_BL)
             pixels_BNQ = self.reconstruct_image(fused_BSD, read_text_BLD, batch.valid_BL)
-            target_BNQ = self.patchify(self.normalize(batch.masked_image_BCHW))
+            hidden_patch_M = batch.patch_mask_BN.flatten().nonzero().squeeze(1)
             losses["image"] = masked_image_loss(
-                pixels_BNQ[batch.patch_mask_BN],
-                target_BNQ[batch.patch_mask_BN],
+                pixels_BNQ.flatten(0, 1)[hidden_patch_M],
+                batch.masked_image_BCHW,
+                hidden_patch_M,
+                self.vision.patch,
+                self.vision.mean,
+                self.vision.std,
                 pool.hidden_patches,
                 pool.parts,
                 weights.normalized_targets,
@@ -172,11 +176,15 @@ class MaskVLM(nn.Module):
         images = torch.cat([image_BSD, image_BSD[image_idx_B], image_BSD])
         texts = torch.cat([text_BLD, text_BLD, text_BLD[text_idx_B]])
         valid = torch.cat([batch.valid_BL, batch.valid_BL, batch.valid_BL[text_idx_B]])
-        positive_B2, negative_2B2 = self.match(images, texts, valid).split([len(batch), 2 * len(batch)])
-        return itm_loss(positive_B2, negative_2B2)
+        logits_X2 = self.match(images, texts, valid)
+        return itm_loss(logits_X2.unflatten(0, (3, len(batch))).transpose(0, 1))
 
 
-def _pool_of_one(batch: Batch) -> Pool:
+def _pool_of_one(batch: Batch, exclude_duplicates: bool) -> Pool:
     """The micro-batch as its own global batch."""
+
+    def alone(own: Encoded, temperature: Tensor) -> Contrast:
+        return contrast([own], [0], temperature, exclude_duplicates)
+
     tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-    return Pool(encoded=lambda own: own, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)
+    return Pool(alone, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)
