@@ -25,6 +25,7 @@ class Work:
         tokens: not padding.
         squared_tokens: the mean of the square of a sentence's tokens, which self-attention goes with.
         hidden_tokens, hidden_patches: to be restored.
+        restored_places: queries of the words' last block: the hidden tokens of the sentence that hides most.
         pool: pairs that the contrastive loss compares with.
     """
 
@@ -33,18 +34,21 @@ class Work:
     squared_tokens: float
     hidden_tokens: float
     hidden_patches: float
+    restored_places: float
     pool: float
 
     @classmethod
     def of(cls, batch: Batch, pool: int | None = None) -> Work:
         """Read from a batch; `pool` is the global batch, by default the batch itself."""
         tokens_B = batch.valid_BL.sum(1).double()
+        hidden_tokens_B = (batch.target_BL != IGNORE).sum(1)
         return cls(
             length=batch.text_BL.shape[1],
             tokens=float(tokens_B.mean()),
             squared_tokens=float(tokens_B.square().mean()),
-            hidden_tokens=int((batch.target_BL != IGNORE).sum()) / len(batch),
+            hidden_tokens=int(hidden_tokens_B.sum()) / len(batch),
             hidden_patches=int(batch.patch_mask_BN.sum()) / len(batch),
+            restored_places=int(hidden_tokens_B.max()),
             pool=pool or len(batch),
         )
 
@@ -178,7 +182,7 @@ def _cross_text(sizes: Dimensions, work: Work, restores: bool, readings: int, pr
     if not pruned:
         return depth * (restores + readings) * block.whole(tokens, context)
     restoring = (depth - 1) * block.of_queries(tokens, tokens, context)
-    restoring += block.of_queries(work.hidden_tokens, tokens, context)
+    restoring += block.of_queries(work.restored_places, tokens, context)
     shared = depth * block.keys_and_values(context)
     return shared + restores * restoring + _matching(block, tokens, context, depth, readings)
 

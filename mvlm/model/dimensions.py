@@ -1,9 +1,12 @@
-"""The sizes of a model that its cost follows from, read from its modules: from their shapes alone, so that a model built
-on torch's meta device, which takes no memory, will do."""
+"""The sizes of a model that its cost follows from.
+
+They are read from its modules' shapes alone: a model built on torch's meta device, which takes no memory, will do.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -61,7 +64,8 @@ def dimensions(model: MaskVLM) -> Dimensions:
         tokens_extra=0,
         matrices=matrix_elements(model.text.model),
     )
-    inner = model.cross_text.blocks[0].feed_forward[0]
+    blocks: Any = model.cross_text.blocks
+    inner = blocks[0].feed_forward[0]
     return Dimensions(
         vision=vision,
         text=text,
