@@ -93,7 +93,7 @@ class Op:
             if reason := chosen.accepts(*args, **kwargs):
                 raise UserError(f"kernels.{self.name} = {chosen.name!r} cannot compute this ({reason}): choose auto.")
             return chosen
-        passed_over = []
+        passed_over: list[str] = []
         for implementation in self.implementations:
             reason = self.why_not(implementation)
             if reason is None and (reason := implementation.accepts(*args, **kwargs)) is None:
