@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.batch": set(),
     "mvlm.config": set(),
     "mvlm.dist": set(),
+    "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
     "mvlm.masking": {"batch"},
     "mvlm.network": set(),
