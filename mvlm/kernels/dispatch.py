@@ -2,8 +2,9 @@
 
 Every operation is one `Op`: implementations in order of preference, its plain torch reference the last of them. An
 implementation is left out where its `probe` names a reason that it cannot run on this machine, and passed over where
-its `accepts` names a reason against these very arguments. Left to itself an operation takes the first that serves; an
-implementation asked for by name runs or raises.
+its `accepts` names a reason against these very arguments, or its `pays` one why it would be the slower choice for them.
+Left to itself an operation takes the first that serves; an implementation asked for by name runs, whether it pays or
+not, or raises.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from mvlm.errors import UserError
 
@@ -25,7 +28,7 @@ def here() -> None:
 
 
 def anything(*_: Any, **__: Any) -> None:
-    """The `accepts` of what takes every argument."""
+    """The `accepts` or `pays` of what every argument suits."""
     return
 
 
@@ -39,6 +42,7 @@ class Implementation:
         probe: why it cannot run on this machine, None where it can.
         accepts: given a call's arguments, why it cannot take them, None where it can. It reads device, dtype and shape
             alone: never values, which would wait for the device.
+        pays: likewise, why another is the better choice for what it could take; asked only where none is named.
         version: of the library behind it.
     """
 
@@ -46,6 +50,7 @@ class Implementation:
     run: Callable[..., Any]
     probe: Callable[[], str | None] = here
     accepts: Callable[..., str | None] = anything
+    pays: Callable[..., str | None] = anything
     version: Callable[[], str] = lambda: ""
 
 
@@ -71,7 +76,7 @@ class Op:
         """
         names = [implementation.name for implementation in self.implementations]
         if name != AUTO and name not in names:
-            raise UserError(f"kernels.{self.name} = {name!r} is not known: choose auto, {', '.join(names)}.")
+            raise UserError(f"kernels.{self.name} = {name!r} is not known: choose {', '.join([AUTO, *names])}.")
         if name != AUTO and (reason := self.why_not(self._named(name))):
             raise UserError(f"kernels.{self.name} = {name!r} cannot run here ({reason}): choose auto or another.")
         self.choice = name
@@ -93,28 +98,31 @@ class Op:
             if reason := chosen.accepts(*args, **kwargs):
                 raise UserError(f"kernels.{self.name} = {chosen.name!r} cannot compute this ({reason}): choose auto.")
             return chosen
-        passed_over = []
+        refusals = {}
         for implementation in self.implementations:
-            reason = self.why_not(implementation)
-            if reason is None and (reason := implementation.accepts(*args, **kwargs)) is None:
-                self._say(implementation, passed_over)
+            if self.why_not(implementation):
+                continue
+            if reason := implementation.accepts(*args, **kwargs):
+                refusals[implementation.name] = reason
+            elif not implementation.pays(*args, **kwargs):
+                self._say(implementation, refusals)
                 return implementation
-            if self.why_not(implementation) is None:
-                passed_over.append(f"{implementation.name}: {reason}")
-        raise UserError(f"No implementation of {self.name} takes this: {'; '.join(passed_over)}.")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        raise UserError(f"No implementation of {self.name} takes this ({reasons}).")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         implementation = self.first(*args, **kwargs)
-        self.calls[implementation.name] += 1
+        if not torch.compiler.is_compiling():  # which traces a call and does not make it
+            self.calls[implementation.name] += 1
         return implementation.run(*args, **kwargs)
 
     def _named(self, name: str) -> Implementation:
         return next(implementation for implementation in self.implementations if implementation.name == name)
 
-    def _say(self, implementation: Implementation, passed_over: list[str]) -> None:
-        """Say once why what could run on this machine is passed over on a GPU, where it costs speed."""
-        text = "; ".join(passed_over)
-        if text and text not in self._said:
+    def _say(self, implementation: Implementation, refusals: dict[str, str]) -> None:
+        """Say once what an implementation that is there had against a call, which costs speed nobody would miss."""
+        text = "; ".join(f"not as {name}: {reason}" for name, reason in refusals.items())
+        if text and text not in self._said and not torch.compiler.is_compiling():
             self._said.add(text)
             print(f"mvlm: {self.name} runs as {implementation.name} ({text}).", file=sys.stderr, flush=True)
 
