@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +87,14 @@ class Op:
             self._probed[implementation.name] = implementation.probe()
         return self._probed[implementation.name]
 
+    def lacking(self) -> dict[str, str]:
+        """Implementations that cannot run on this machine, and why."""
+        return {one.name: reason for one in self.implementations if (reason := self.why_not(one))}
+
+    def rule_out(self, name: str, reason: str) -> None:
+        """Take it that an implementation cannot run, as where another rank lacks it."""
+        self._probed[name] = reason
+
     def first(self, *args: Any, **kwargs: Any) -> Implementation:
         """The implementation that these arguments are computed by.
 
@@ -125,9 +133,3 @@ class Op:
         if text and text not in self._said and not torch.compiler.is_compiling():
             self._said.add(text)
             print(f"mvlm: {self.name} runs as {implementation.name} ({text}).", file=sys.stderr, flush=True)
-
-
-def choose(ops: Mapping[str, Op], choices: Mapping[str, str]) -> None:
-    """Apply the run's `[kernels]` table: op -> implementation or "auto"."""
-    for name, op in ops.items():
-        op.choose(choices.get(name, AUTO))

@@ -60,6 +60,10 @@ def version(distribution: str) -> str:
         return ""
 
 
+def apex_version() -> str:
+    return version("apex")
+
+
 def torch_version() -> str:
     return torch.__version__
 

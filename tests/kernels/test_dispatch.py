@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mvlm.errors import UserError
-from mvlm.kernels.dispatch import Implementation, Op, choose
+from mvlm.kernels.dispatch import Implementation, Op
 
 
 def make_op() -> Op:
@@ -48,7 +48,7 @@ def test_what_is_asked_for_by_name_runs_though_it_does_not_pay() -> None:
 )
 def test_what_cannot_be_chosen_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        choose({"double": make_op()}, {"double": name})
+        make_op().choose(name)
 
 
 def test_a_named_implementation_does_not_fall_back() -> None:
