@@ -96,18 +96,18 @@ def _why_not(own_BE: Tensor, others_GE: Tensor, *_: object) -> str | None:
     return why_not_in_triton(own_BE, others_GE)
 
 
-def _pays(own_BE: Tensor, others_GE: Tensor, *_: object) -> bool:
-    return len(others_GE) >= PAYS
+def _pays(own_BE: Tensor, others_GE: Tensor, *_: object) -> str | None:
+    return None if len(others_GE) >= PAYS else f"it pays from {PAYS} pairs in the global batch on"
 
 
 LOG_SUM_EXPS = Op(
     "log_sum_exps",
-    Implementation("triton", _log_sum_exps_in_triton, why_no_triton, _why_not, triton_version, pays=_pays),
+    Implementation("triton", _log_sum_exps_in_triton, why_no_triton, _why_not, _pays, triton_version),
     Implementation("torch", log_sum_exps, version=lambda: torch.__version__),
 )
 CONTRASTIVE = Op(
     "contrastive",
-    Implementation("triton", _gradient_in_triton, why_no_triton, _why_not, triton_version, pays=_pays),
+    Implementation("triton", _gradient_in_triton, why_no_triton, _why_not, _pays, triton_version),
     Implementation("torch", contrastive_gradient, version=lambda: torch.__version__),
 )
 
