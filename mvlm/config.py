@@ -125,6 +125,11 @@ class Kernels:
     gelu_linear: str = "auto"
     layer_norm: str = "auto"
     word_loss: str = "auto"
+    packed_attention: str = "auto"
+    patch_l1: str = "auto"
+    log_sum_exps: str = "auto"
+    contrastive: str = "auto"
+    negatives: str = "auto"
     optimizer: str = "auto"
 
 

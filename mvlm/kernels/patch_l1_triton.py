@@ -133,9 +133,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     pixels_MQ, image_BCHW, patch_M, *channels = ctx.saved_tensors
-    gradient_MQ = patch_l1_backward(
-        upstream, pixels_MQ, image_BCHW, patch_M, ctx.patch_size, *channels, ctx.normalized
-    )
+    gradient_MQ = patch_l1_backward(upstream, pixels_MQ, image_BCHW, patch_M, ctx.patch_size, *channels, ctx.normalized)
     return (gradient_MQ, *[None] * 6)
 
 
