@@ -27,6 +27,7 @@ class Hidden:
     """Where the hidden patches and tokens are, found on the host: a device would have to be waited for."""
 
     patch_BC: Tensor  # int64, each image's hidden patches in their order, equally many in all images
+    patch_M: Tensor  # int64, the same as rows of BN
     token_BC: Tensor  # int64, each sentence's hidden tokens in their order, filled up with token 0
     token_M: Tensor  # int64, the rows of BC (of token_BC) that are hidden tokens and no filling
 
@@ -79,6 +80,16 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """The global batch as the contrastive loss of one micro-batch needs to see it; nothing carries gradient."""
+
+    image_GE: Tensor  # unit length
+    text_GE: Tensor  # unit length
+    ids_G2: Tensor | None  # int64 image and caption; None where pairs that share one are negatives all the same
+    lse_G2: Tensor  # fp32 log-sum-exp over the similarities of each image with all texts, of each text with all images
+
+
+@dataclass(frozen=True)
 class Pool:
     """The global batch as one micro-batch needs to see it.
 
@@ -87,8 +98,8 @@ class Pool:
     is its gradient.
     """
 
-    encoded: Callable[[Encoded], Encoded]  # own features -> those of the whole global batch, without gradient
-    start: int  # where the micro-batch's own pairs begin in it
+    contrast: Callable[[Encoded, Tensor], Contrast]  # own features and the temperature -> those of everybody
+    start: int  # where the micro-batch's own pairs begin in the global batch
     parts: int  # micro-batches in the global batch
     hidden_tokens: Tensor  # scalar, in the whole global batch
     hidden_patches: Tensor  # scalar, in the whole global batch

@@ -102,6 +102,7 @@ def hidden_places(patch_mask_BN: Tensor, target_BL: Tensor) -> Hidden:
     is_hidden_BC = hidden_BL.gather(1, token_BC)
     return Hidden(
         patch_BC=patch_mask_BN.nonzero()[:, 1].view(len(patch_mask_BN), -1),
+        patch_M=patch_mask_BN.flatten().nonzero().flatten(),
         token_BC=token_BC.masked_fill(~is_hidden_BC, 0),
         token_M=is_hidden_BC.flatten().nonzero().flatten(),
     )

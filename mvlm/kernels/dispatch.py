@@ -29,6 +29,11 @@ def anything(*_: Any, **__: Any) -> None:
     return
 
 
+def always(*_: Any, **__: Any) -> bool:
+    """The `pays` of what is faster than the next in line whatever the arguments."""
+    return True
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
@@ -40,6 +45,8 @@ class Implementation:
         accepts: given a call's arguments, why it cannot take them, None where it can. It reads device, dtype and shape
             alone: never values, which would wait for the device.
         version: of the library behind it.
+        pays: given a call's arguments, whether it is faster than the next in line; where not, it runs when asked for
+            by name alone.
     """
 
     name: str
@@ -47,6 +54,7 @@ class Implementation:
     probe: Callable[[], str | None] = here
     accepts: Callable[..., str | None] = anything
     version: Callable[[], str] = lambda: ""
+    pays: Callable[..., bool] = always
 
 
 class Op:
@@ -95,11 +103,13 @@ class Op:
             return chosen
         passed_over: list[str] = []
         for implementation in self.implementations:
-            reason = self.why_not(implementation)
-            if reason is None and (reason := implementation.accepts(*args, **kwargs)) is None:
+            if self.why_not(implementation):
+                continue
+            reason = implementation.accepts(*args, **kwargs)
+            if reason is None and implementation.pays(*args, **kwargs):
                 self._say(implementation, passed_over)
                 return implementation
-            if self.why_not(implementation) is None:
+            if reason:
                 passed_over.append(f"{implementation.name}: {reason}")
         raise UserError(f"No implementation of {self.name} takes this: {'; '.join(passed_over)}.")
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch, Encoded, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
 from mvlm.config import Config
 from mvlm.model.cross import CrossEncoder
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
-from mvlm.model.readings import Matching, Restoring, take
+from mvlm.model.readings import Matching, Restoring
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
-from mvlm.objectives.itc import itc_loss, place
+from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
@@ -47,7 +47,7 @@ class MaskVLM(nn.Module):
     def forward(self, batch: Batch, pool: Pool | None = None) -> Losses:
         """The four losses of a micro-batch; without a pool the micro-batch is the global batch."""
         weights = self.config.objectives
-        pool = pool or _pool_of_one(batch)
+        pool = pool or _pool_of_one(batch, weights.exclude_duplicates)
         image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch)
         aligned_image_BSD, aligned_text_BLD = image_BSD, text_BLD
         if weights.alignment_inputs == "masked":
@@ -57,11 +57,11 @@ class MaskVLM(nn.Module):
             context_image_BSD, context_text_BLD = hidden_image_BSD, hidden_text_BLD
 
         losses: Losses = {}
-        image_restoring = text_restoring = image_matching = text_matching = None
+        image_matching = text_matching = image_restoring = text_restoring = None
         if weights.itc or weights.itm:
             own = self._project(batch, aligned_image_BSD, aligned_text_BLD)
         if weights.itc:
-            losses["itc"] = itc_loss(place(own, pool), self.temperature(), weights.exclude_duplicates)
+            losses["itc"] = itc_loss(own, self.temperature(), pool)
         if weights.itm:
             image_idx_B, text_idx_B = self._draw_negatives(batch, own)
             image_matching = Matching(aligned_image_BSD, aligned_text_BLD, image_idx_B, text_idx_B)
@@ -70,34 +70,21 @@ class MaskVLM(nn.Module):
             image_restoring = Restoring(hidden_image_BSD, context_text_BLD)
         if weights.text:
             text_restoring = Restoring(hidden_text_BLD, context_image_BSD, batch.hidden.token_BC)
+
         if weights.image or weights.itm:
             fused_image_BSD, matched_image_B3D = self.cross_image.read_pairs(
                 image_restoring, image_matching, context_valid_BU=batch.valid_BL
             )
         if weights.text or weights.itm:
             fused_text_BCD, matched_text_B3D = self.cross_text.read_pairs(text_restoring, text_matching, batch.valid_BL)
-
         if weights.itm:
             own_B1D, drawn_text_B1D, drawn_image_B1D = matched_text_B3D.split(1, dim=1)
-            logits_B32 = self.match_head(matched_image_B3D, torch.cat([own_B1D, drawn_image_B1D, drawn_text_B1D], 1))
-            losses["itm"] = itm_loss(logits_B32[:, 0], logits_B32[:, 1:].flatten(0, 1))
+            matched_text_B3D = torch.cat([own_B1D, drawn_image_B1D, drawn_text_B1D], dim=1)  # as the image side's
+            losses["itm"] = itm_loss(self.match_head(matched_image_B3D, matched_text_B3D))
         if weights.text:
-            logits_MV = self.reconstruct_text(fused_text_BCD.flatten(0, 1)[batch.hidden.token_M])
-            target_M = batch.target_BL.gather(1, batch.hidden.token_BC).flatten()[batch.hidden.token_M]
-            losses["text"] = masked_text_loss(logits_MV, target_M, pool.hidden_tokens, pool.parts)
+            losses["text"] = self._text_loss(batch, pool, fused_text_BCD)
         if weights.image:
-            patch_BC = batch.hidden.patch_BC
-            pixels_BCQ = self.image_decoder(
-                fused_image_BSD, context_text_BLD, batch.valid_BL, batch.patch_mask_BN, patch_BC
-            )
-            target_BCQ = take(self.patchify(self.normalize(batch.masked_image_BCHW)), patch_BC)
-            losses["image"] = masked_image_loss(
-                pixels_BCQ.flatten(0, 1),
-                target_BCQ.flatten(0, 1),
-                pool.hidden_patches,
-                pool.parts,
-                weights.normalized_targets,
-            )
+            losses["image"] = self._image_loss(batch, pool, fused_image_BSD, context_text_BLD)
         return losses
 
     def encode_image(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
@@ -196,8 +183,33 @@ class MaskVLM(nn.Module):
             uniform=weights.itm_negatives == "uniform",
         )
 
+    def _text_loss(self, batch: Batch, pool: Pool, fused_BCD: Tensor) -> Tensor:
+        hidden = batch.hidden
+        logits_MV = self.reconstruct_text(fused_BCD.flatten(0, 1)[hidden.token_M])
+        target_M = batch.target_BL.gather(1, hidden.token_BC).flatten()[hidden.token_M]
+        return masked_text_loss(logits_MV, target_M, pool.hidden_tokens, pool.parts)
 
-def _pool_of_one(batch: Batch) -> Pool:
+    def _image_loss(self, batch: Batch, pool: Pool, fused_BSD: Tensor, text_BLD: Tensor) -> Tensor:
+        hidden, vision = batch.hidden, self.vision
+        pixels_BCQ = self.image_decoder(fused_BSD, text_BLD, batch.valid_BL, batch.patch_mask_BN, hidden.patch_BC)
+        return masked_image_loss(
+            pixels_BCQ.flatten(0, 1),
+            batch.masked_image_BCHW,
+            hidden.patch_M,
+            vision.patch,
+            vision.mean,
+            vision.std,
+            pool.hidden_patches,
+            pool.parts,
+            self.config.objectives.normalized_targets,
+        )
+
+
+def _pool_of_one(batch: Batch, exclude_duplicates: bool) -> Pool:
     """The micro-batch as its own global batch."""
+
+    def alone(own: Encoded, temperature: Tensor) -> Contrast:
+        return contrast([own], [0], temperature, exclude_duplicates)
+
     tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-    return Pool(encoded=lambda own: own, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)
+    return Pool(alone, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)

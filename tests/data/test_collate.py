@@ -15,6 +15,7 @@ def test_hidden_places_are_those_of_the_mask_and_the_targets() -> None:
         target[row, torch.randperm(24, generator=generator)[:count]] = torch.arange(count) + 7
     hidden = hidden_places(mask, target)
     assert hidden.patch_BC.tolist() == [row.nonzero().flatten().tolist() for row in mask]
+    assert hidden.patch_M.tolist() == mask.flatten().nonzero().flatten().tolist()
     assert hidden.token_BC.shape == (6, 12)  # 9 filled up to a multiple of 4
     words = target.gather(1, hidden.token_BC).flatten()[hidden.token_M]
     assert words.tolist() == target[target != IGNORE].tolist()

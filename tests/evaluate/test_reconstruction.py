@@ -22,7 +22,7 @@ from mvlm.evaluate.reconstruction import (
     mean_image,
     pixel_target,
 )
-from mvlm.objectives.mvlm import standardize
+from mvlm.kernels.patch_l1 import standardize
 from tests.evaluate.tiny import CAPTIONS, CONFIG
 
 CPU = torch.device("cpu")
