@@ -2,7 +2,8 @@
 
 Weights, gradients, the optimiser's state, what each part of the model keeps for its backward pass, and what is needed
 beside it for a moment; for several micro-batches and shares of recomputed blocks. Written to results/memory-SIZE.json,
-a list of objects in bytes. Tensors are followed from birth to death by torch's dispatcher, so any device gives the same.
+a list of objects in bytes. Tensors are followed from birth to death by torch's dispatcher, so any device gives the
+same.
 """
 
 from __future__ import annotations
