@@ -9,6 +9,7 @@ same.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import weakref
@@ -31,6 +32,7 @@ from benchmarks.step.trial import PRECISIONS
 from mvlm.model.maskvlm import MaskVLM
 
 RECOMPUTED = (0.0, 0.5, 1.0)
+MICRO_BATCHES = (4, 8, 16)
 
 
 class LiveMemory(TorchDispatchMode):
@@ -111,6 +113,7 @@ def _follow(model: nn.Module, memory: LiveMemory) -> Counter[str]:
     """Per child of the model, what grows while one of its modules is called from outside it."""
     kept: Counter[str] = Counter()
     for name, child in model.named_children():
+        kept[name] = 0
         before: list[int] = []
         for module in child.modules():
             module.register_forward_pre_hook(_push(before, memory))
@@ -126,6 +129,7 @@ def _pop(before: list[int], memory: LiveMemory, kept: Counter[str], name: str) -
     def pop(*_: Any) -> None:
         start = before.pop()
         if not before:
+            gc.collect()  # what only cycles of references hold is not kept
             kept[name] += memory.live - start
 
     return pop
@@ -138,10 +142,11 @@ def main() -> int:
     arguments = words.parse_args()
     torch.set_num_threads(1)
     size = SIZES[arguments.size]
+    size = replace(size, overrides=(*size.overrides, f"objectives.itm_group={MICRO_BATCHES[0]}"))
     found = [
         {"size": size.name, "precision": precision} | measure(size, dtype, pairs, share)
         for precision, dtype in PRECISIONS.items()
-        for pairs in (size.pairs // 4, size.pairs // 2, size.pairs)
+        for pairs in MICRO_BATCHES
         for share in RECOMPUTED
     ]
     arguments.results.mkdir(parents=True, exist_ok=True)
