@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.config": {"toml"},
     "mvlm.dist": set(),
     "mvlm.errors": set(),
+    "mvlm.limits": set(),
     "mvlm.masking": {"batch"},
     "mvlm.network": set(),
     "mvlm.toml": set(),
