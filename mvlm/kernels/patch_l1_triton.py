@@ -1,5 +1,6 @@
 """`patch_l1` in Triton: one program a patch, which reads its target from the image where it lies."""
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 from typing import Any
@@ -57,8 +58,7 @@ def compare_patch(
         tl.store(results + row, tl.sum(tl.where(inside, tl.abs(difference), 0), 0))
     else:
         factor = tl.load(upstream)
-        # Neither above nor below 0 is 0 itself, or NaN, which goes on as it is.
-        gradient = tl.where(difference > 0, factor, tl.where(difference < 0, -factor, difference))
+        gradient = tl.where(difference > 0, factor, tl.where(difference < 0, -factor, 0.0))
         tl.store(results + row * COUNT + value, gradient.to(results.dtype.element_ty), mask=inside)
 
 
@@ -133,9 +133,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     pixels_MQ, image_BCHW, patch_M, *channels = ctx.saved_tensors
-    gradient_MQ = patch_l1_backward(
-        upstream, pixels_MQ, image_BCHW, patch_M, ctx.patch_size, *channels, ctx.normalized
-    )
+    gradient_MQ = patch_l1_backward(upstream, pixels_MQ, image_BCHW, patch_M, ctx.patch_size, *channels, ctx.normalized)
     return (gradient_MQ, *[None] * 6)
 
 
