@@ -5,19 +5,39 @@ Shape legend, used as name suffixes everywhere:
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M hidden patches or hidden tokens
-    C, H, W channels, height, width of an image
+    C, H, W channels, height, width of an image                     T text tokens of all pairs, without padding
+    BN, BL and BC written in words, as in "row of BN": a place in the flattened tensor of that shape
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 IGNORE = -100
 """Target of a token that is not predicted (the convention of torch's cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Where the hidden patches and tokens are, found on the host: a device would have to be waited for."""
+
+    patch_BC: Tensor  # int64, each image's hidden patches in their order, equally many in all images
+    patch_M: Tensor  # int64, the same as rows of BN
+    token_BC: Tensor  # int64, each sentence's hidden tokens in their order, filled up with token 0
+    token_M: Tensor  # int64, the rows of BC (of token_BC) that are hidden tokens and no filling
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A batch of texts without its padding: the tokens of all, one text after the other."""
+
+    token_T: Tensor  # int64, the rows of BL that are no padding; rows beyond BL fill up to a round length
+    starts: Tensor  # int32, where each text begins, and last where the filling begins and ends: B + 2 of them
 
 
 @dataclass(frozen=True)
@@ -38,15 +58,12 @@ class Batch:
     position_B: Tensor  # int64, samples seen before this pair, counted from the run's start
     image_id_B: Tensor  # int64, equal ids = the same image
     caption_id_B: Tensor  # int64, equal ids = the same token sequence
+    hidden: Hidden
+    packing: Packing
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously where the memory is pinned; shared tensors stay shared."""
-        moved: dict[int, Tensor] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            if id(tensor) not in moved:
-                moved[id(tensor)] = tensor.to(device, non_blocking=True)
-        return replace(self, **{f.name: moved[id(getattr(self, f.name))] for f in fields(self)})
+        return apply(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         return self.text_BL.shape[0]
@@ -86,6 +103,20 @@ class Pool:
     parts: int  # micro-batches in the global batch
     hidden_tokens: Tensor  # scalar, in the whole global batch
     hidden_patches: Tensor  # scalar, in the whole global batch
+
+
+def apply(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor changed; what was one tensor stays one."""
+    changed: dict[int, Tensor] = {}
+
+    def once(value: Any) -> Any:
+        if isinstance(value, (Hidden, Packing)):
+            return replace(value, **{field.name: once(getattr(value, field.name)) for field in fields(value)})
+        if id(value) not in changed:
+            changed[id(value)] = change(value)
+        return changed[id(value)]
+
+    return replace(batch, **{field.name: once(getattr(batch, field.name)) for field in fields(batch)})
 
 
 Losses = dict[str, Tensor]

@@ -8,17 +8,15 @@ R remembered of it, D decided by us.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mvlm.errors import UserError
+from mvlm.toml import apply_override, as_toml, build
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Objectives:
     itc: float = 1.0
     itm: float = 1.0
     image_mask_ratio: float = 0.6  # (P)
+    image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see hidden patches, as in MAE (D)
     image_mask_block: int = 2  # patches a side hidden together: 32 pixels at P = 16 (P)
     image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
     text_mask_ratio: float = 0.3  # of the non-special tokens (P)
@@ -113,6 +112,25 @@ class Train:
     spike: float = 3.0  # a loss above this many times the median of the last 64 is rolled back; 0 = only NaN and inf
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
     hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
+    compile: bool = False  # torch.compile of each block: minutes at the start, then faster steps on a GPU
+    recompute: float = 0.0  # share of the blocks that keep their input alone and compute the rest again in backward
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which implementation each operation takes: "auto", or one by the name that `mvlm kernels` gives it."""
+
+    attention: str = "auto"
+    linear: str = "auto"
+    gelu_linear: str = "auto"
+    layer_norm: str = "auto"
+    word_loss: str = "auto"
+    packed_attention: str = "auto"
+    patch_l1: str = "auto"
+    log_sum_exps: str = "auto"
+    contrastive: str = "auto"
+    negatives: str = "auto"
+    optimizer: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -147,6 +165,7 @@ class Config:
     objectives: Objectives = field(default_factory=Objectives)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
+    kernels: Kernels = field(default_factory=Kernels)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
     eval: Eval = field(default_factory=Eval)
@@ -164,13 +183,13 @@ def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Confi
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
     for override in overrides:
-        _apply_override(tables, override)
+        apply_override(tables, override)
     return config_from_dict(tables, str(path))
 
 
 def config_from_dict(tables: dict[str, Any], where: str) -> Config:
     """Build and check a `Config`; `where` names the file in error messages."""
-    config = _build(Config, tables, where, "")
+    config = build(Config, tables, where, "")
     _check(config, where)
     return config
 
@@ -181,82 +200,9 @@ def dump_config(config: Config) -> str:
     for table in dataclasses.fields(config):
         lines.append(f"[{table.name}]")
         section = getattr(config, table.name)
-        lines += [f"{f.name} = {_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+        lines += [f"{f.name} = {as_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
-    return repr(value)
-
-
-def _apply_override(tables: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    keys = name.split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"The override {override!r} is not of the form table.key=value, for example train.steps=100.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for key in keys[:-1]:
-        tables = tables.setdefault(key, {})
-        if not isinstance(tables, dict):
-            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not.")
-    tables[keys[-1]] = value
-
-
-def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(hints))}."
-            raise UserError(f"{where}: unknown key {prefix}{name}; {hint}")
-    built = {}
-    for name, value in values.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            built[name] = _build(typing.cast(type, kind), value, where, f"{prefix}{name}.")
-        else:
-            built[name] = _convert(kind, value, f"{where}: {prefix}{name}")
-    return cls(**built)
-
-
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Check `value` against the annotation `kind`; a whole number does for a float and a string for a list of one."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"{name} is {value!r}: choose one of {', '.join(map(repr, args))}.")
-        return value
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
-            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
-            raise UserError(f"{name} is {value!r}: give a list{length}.")
-        return tuple(_convert(args[0], item, name) for item in items)
-    expected = origin or kind
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise UserError(f"{name} is {value!r}: give {_article(expected)}.")
-    return value
-
-
-def _article(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
-    return words.get(kind, kind.__name__ if not isinstance(kind, types.UnionType) else str(kind))
 
 
 AT_LEAST_ONE = {
@@ -322,6 +268,7 @@ def _check(config: Config, where: str) -> None:
     require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
+    require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
     mirror = config.checkpoint.mirror
     require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mvlm.kernels.patch_l1 import PATCH_L1
@@ -14,14 +13,14 @@ Channels = Tensor | tuple[float, ...]
 """One number a channel."""
 
 
-def masked_text_loss(logits_MV: Tensor, target_M: Tensor, hidden_tokens: Tensor, parts: int) -> Tensor:
-    """Cross-entropy of the M hidden tokens of a micro-batch, as its share of the mean over the global batch.
+def masked_text_loss(total: Tensor, hidden_tokens: Tensor, parts: int) -> Tensor:
+    """Cross-entropy of the hidden tokens of a micro-batch, as its share of the mean over the global batch.
 
     Args:
+        total: the sum over the micro-batch's hidden tokens.
         hidden_tokens: how many tokens the whole global batch hides.
         parts: micro-batches in it, whose results are averaged.
     """
-    total = F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
     return total * parts / hidden_tokens
 
 
