@@ -11,9 +11,6 @@ from mvlm.kernels.dispatch import Implementation, Op
 NEVER_UNLESS_ALONE = 1e6
 """What a duplicate's similarity is lowered by: beyond any similarity at the lowest temperature."""
 
-WIDEST = 512
-"""Contrastive width that the Triton kernel holds at once."""
-
 
 def negatives(
     own_BE: Tensor,
@@ -82,8 +79,6 @@ def _in_triton(*args: object) -> Tensor:
 
 
 def _why_not(own_BE: Tensor, others_BE: Tensor, *_: object) -> str | None:
-    if own_BE.shape[1] > WIDEST:
-        return f"the contrastive width {own_BE.shape[1]} is above {WIDEST}"
     return probes.not_for_triton(own_BE, others_BE)
 
 

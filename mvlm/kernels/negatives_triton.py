@@ -1,5 +1,6 @@
 """`negatives` in Triton: the best of a row's noisy scores so far, and never a B x K tensor of them."""
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch
@@ -8,11 +9,13 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
-from mvlm.kernels.contrastive_triton import load_rows
+from mvlm.kernels.contrastive_triton import products
 from mvlm.kernels.negatives import NEVER_UNLESS_ALONE
 
 TILE = 16
 """Rows and candidates at a time: the smallest that `tl.dot` takes, for groups are small."""
+CHUNK = 32
+"""Columns of features at a time."""
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 NEVER = tl.constexpr(NEVER_UNLESS_ALONE)
@@ -50,7 +53,7 @@ def draw(
     blocks,
     UNIFORM: tl.constexpr,
     TILE: tl.constexpr,
-    WIDTH: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """One block of rows of one group against the whole of the group."""
     first = tl.program_id(0) // blocks * group
@@ -59,7 +62,6 @@ def draw(
     divisor = tl.load(temperature).to(tl.float32)
     seed = tl.load(seeds)
     row_position = tl.load(positions + row, mask=row < end, other=0)
-    own_tile = load_rows(own, row, end, width, WIDTH)
     best = tl.full([TILE], float("-inf"), tl.float32)
     index = tl.zeros([TILE], tl.int32) + first
     for offset in range(0, group, TILE):
@@ -67,8 +69,7 @@ def draw(
         if UNIFORM:
             scores = tl.zeros([TILE, TILE], tl.float32)
         else:
-            tile = load_rows(others, column, end, width, WIDTH)
-            scores = tl.dot(own_tile, tl.trans(tile), input_precision="ieee") / divisor
+            scores = products(own, others, row, column, end, end, width, TILE, TILE, CHUNK, "ieee") / divisor
             scores = tl.where(scores != scores, 0.0, tl.minimum(tl.maximum(scores, -LARGEST), LARGEST))
         if ids is not None:
             scores -= NEVER * shared(ids, row, column, end).to(tl.float32)
@@ -102,7 +103,7 @@ def negatives(
     ids_B2: Tensor | None,
     uniform: bool,
 ) -> Tensor:
-    """As `mvlm.kernels.negatives.negatives`, in memory that grows with B alone."""
+    """As `mvlm.kernels.negatives.negatives`, without a B x K tensor."""
     count, width = own_BE.shape
     blocks = triton.cdiv(group, TILE)
     idx_B = position_B.new_empty(count)
@@ -120,6 +121,6 @@ def negatives(
             blocks,
             UNIFORM=uniform,
             TILE=TILE,
-            WIDTH=max(16, triton.next_power_of_2(width)),
+            CHUNK=CHUNK,
         )
     return idx_B

@@ -1,5 +1,6 @@
 """`patch_l1` in Triton: one program a patch, which reads its target from the image where it lies."""
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 from typing import Any
@@ -57,8 +58,7 @@ def compare_patch(
         tl.store(results + row, tl.sum(tl.where(inside, tl.abs(difference), 0), 0))
     else:
         factor = tl.load(upstream)
-        # Neither above nor below 0 is 0 itself, or NaN, which goes on as it is.
-        gradient = tl.where(difference > 0, factor, tl.where(difference < 0, -factor, difference))
+        gradient = tl.where(difference > 0, factor, tl.where(difference < 0, -factor, 0.0))
         tl.store(results + row * COUNT + value, gradient.to(results.dtype.element_ty), mask=inside)
 
 
