@@ -8,17 +8,15 @@ R remembered of it, D decided by us.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import math
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from mvlm.errors import UserError
+from mvlm.toml import apply_override, as_toml, build
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,7 @@ class Run:
 @dataclass(frozen=True)
 class Data:
     train: tuple[str, ...] = ()  # shard folders, concatenated
+    weights: tuple[float, ...] = ()  # how often an epoch draws each row, a number for each of train; empty = once
     eval: tuple[str, ...] = ()  # held-out shard folders; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
@@ -43,6 +42,7 @@ class Data:
     shuffle_window: int = 64  # blocks shuffled together
     workers: int = 2  # decoding threads a rank; 0 = in the training thread
     prefetch: int = 2  # micro-batches prepared ahead
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number
 
 
 @dataclass(frozen=True)
@@ -165,13 +165,13 @@ def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Confi
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
     for override in overrides:
-        _apply_override(tables, override)
+        apply_override(tables, override)
     return config_from_dict(tables, str(path))
 
 
 def config_from_dict(tables: dict[str, Any], where: str) -> Config:
     """Build and check a `Config`; `where` names the file in error messages."""
-    config = _build(Config, tables, where, "")
+    config = build(Config, tables, where, "")
     _check(config, where)
     return config
 
@@ -182,82 +182,9 @@ def dump_config(config: Config) -> str:
     for table in dataclasses.fields(config):
         lines.append(f"[{table.name}]")
         section = getattr(config, table.name)
-        lines += [f"{f.name} = {_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+        lines += [f"{f.name} = {as_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
         lines.append("")
     return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, (tuple, list)):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
-    return repr(value)
-
-
-def _apply_override(tables: dict[str, Any], override: str) -> None:
-    name, equals, text = override.partition("=")
-    keys = name.split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"The override {override!r} is not of the form table.key=value, for example train.steps=100.")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    for key in keys[:-1]:
-        tables = tables.setdefault(key, {})
-        if not isinstance(tables, dict):
-            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not.")
-    tables[keys[-1]] = value
-
-
-def _build(cls: type, values: Any, where: str, prefix: str) -> Any:
-    if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
-    hints = typing.get_type_hints(cls)
-    for name in values:
-        if name not in hints:
-            close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(hints))}."
-            raise UserError(f"{where}: unknown key {prefix}{name}; {hint}")
-    built = {}
-    for name, value in values.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            built[name] = _build(typing.cast(type, kind), value, where, f"{prefix}{name}.")
-        else:
-            built[name] = _convert(kind, value, f"{where}: {prefix}{name}")
-    return cls(**built)
-
-
-def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Check `value` against the annotation `kind`; a whole number does for a float and a string for a list of one."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Literal:
-        if value not in args:
-            raise UserError(f"{name} is {value!r}: choose one of {', '.join(map(repr, args))}.")
-        return value
-    if origin is tuple:
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
-            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
-            raise UserError(f"{name} is {value!r}: give a list{length}.")
-        return tuple(_convert(args[0], item, name) for item in items)
-    expected = origin or kind
-    if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise UserError(f"{name} is {value!r}: give {_article(expected)}.")
-    return value
-
-
-def _article(kind: type) -> str:
-    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
-    return words.get(kind, kind.__name__ if not isinstance(kind, types.UnionType) else str(kind))
 
 
 AT_LEAST_ONE = {
@@ -271,7 +198,7 @@ AT_LEAST_ONE = {
 NOT_NEGATIVE = {
     "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
     "model": ("cross_init_std",),
-    "data": ("workers",),
+    "data": ("workers", "tolerance"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
     "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
@@ -311,6 +238,9 @@ def _check(config: Config, where: str) -> None:
     require(inside, "model.temperature", "between temperature_min and temperature_max")
     require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
     require(data.text_length >= 3, "data.text_length", "3 or more")
+    require(all(0 < weight < math.inf for weight in data.weights), "data.weights", "numbers above 0")
+    alike = not data.weights or len(data.weights) == len(data.train)
+    require(alike, "data.weights", f"as long as data.train, {len(data.train)}, or empty")
     smallest, largest = data.crop_scale
     require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
     operations, magnitude = data.randaugment

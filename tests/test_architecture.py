@@ -14,12 +14,13 @@ LONGEST = 330  # lines of a product file: "about 300"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.batch": set(),
-    "mvlm.config": set(),
+    "mvlm.config": {"toml"},
     "mvlm.dist": set(),
     "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
     "mvlm.masking": {"batch"},
     "mvlm.network": set(),
+    "mvlm.toml": set(),
     "mvlm.preflight": {"dist", "train", "preflight"},
     "mvlm.kernels": {"batch", "kernels"},
     "mvlm.objectives": {"batch", "kernels", "objectives"},

@@ -1,0 +1,97 @@
+"""Frozen dataclasses from the tables of a strict TOML file, and back; one sentence for every mistake in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import tomllib
+import types
+import typing
+from typing import Any, Literal
+
+from mvlm.errors import UserError
+
+
+def as_toml(value: Any) -> str:
+    """A value as it stands in a TOML file."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(as_toml(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{as_toml(str(k))} = {as_toml(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def apply_override(tables: dict[str, Any], override: str) -> None:
+    """Set one `table.key=value`, the value in TOML syntax or a bare string.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    name, equals, text = override.partition("=")
+    keys = name.split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise UserError(f"The override {override!r} is not of the form table.key=value, for example train.steps=100.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    for key in keys[:-1]:
+        tables = tables.setdefault(key, {})
+        if not isinstance(tables, dict):
+            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not.")
+    tables[keys[-1]] = value
+
+
+def build(cls: type, values: Any, where: str, prefix: str) -> Any:
+    """The dataclass `cls` from a table; `where` names the file and `prefix` the table, for messages.
+
+    Raises:
+        UserError: a key is not known, or a value not of its type.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(hints))}."
+            raise UserError(f"{where}: unknown key {prefix}{name}; {hint}")
+    built = {}
+    for name, value in values.items():
+        kind = hints[name]
+        if dataclasses.is_dataclass(kind):
+            built[name] = build(typing.cast(type, kind), value, where, f"{prefix}{name}.")
+        else:
+            built[name] = _convert(kind, value, f"{where}: {prefix}{name}")
+    return cls(**built)
+
+
+def _convert(kind: Any, value: Any, name: str) -> Any:
+    """Check `value` against the annotation `kind`; a whole number does for a float and a string for a list of one."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in args:
+            raise UserError(f"{name} is {value!r}: choose one of {', '.join(map(repr, args))}.")
+        return value
+    if origin is tuple:
+        items = [value] if isinstance(value, str) else value
+        if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
+            length = "" if args[-1] is Ellipsis else f" of {len(args)}"
+            raise UserError(f"{name} is {value!r}: give a list{length}.")
+        return tuple(_convert(args[0], item, name) for item in items)
+    expected = origin or kind
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise UserError(f"{name} is {value!r}: give {_article(expected)}.")
+    return value
+
+
+def _article(kind: type) -> str:
+    words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
+    return words.get(kind, kind.__name__ if not isinstance(kind, types.UnionType) else str(kind))
