@@ -40,7 +40,8 @@ class Data:
     randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
-    workers: int = 2  # decoding threads a rank; 0 = in the training thread
+    workers: int = 2  # decoding threads or processes a rank; 0 = in the training thread
+    worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
     tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number
 

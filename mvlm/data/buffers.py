@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import weakref
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+
+from mvlm.data.memory import mapped
 
 Shape = tuple[int, int, int, int, int]
 """V views or images of a sample, B samples, C, H, W."""
@@ -40,7 +41,8 @@ class Kept:
         return np.empty(self.shape, np.uint8), -1
 
     def close(self) -> None:
-        """Make nothing new; tensors lent stay as they are."""
+        """Free what is not lent; what is stays as it is."""
+        self._free.clear()
 
     def _lend(self, images: np.ndarray, file: int) -> Tensor:
         view = images.view()  # torch holds on to it as long as any tensor lies in it
@@ -62,6 +64,7 @@ class Shared(Kept):
         return mapped(file, self.shape), file
 
     def close(self) -> None:
+        super().close()
         while self._files:
             os.close(self._files.pop())
 
@@ -78,8 +81,3 @@ class Pinned:
 
     def close(self) -> None:
         pass
-
-
-def mapped(file: int, shape: Shape) -> np.ndarray:
-    """The memory of a descriptor as uint8 of that shape."""
-    return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), np.uint8).reshape(shape)

@@ -122,6 +122,10 @@ class Corpus:
         # Threads may open one shard twice at the same time; that costs a little and harms nothing.
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
 
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
+        """Another process opens it anew."""
+        return Corpus, (self.folder,)
+
     def __len__(self) -> int:
         return self.manifest.rows
 

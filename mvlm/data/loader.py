@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from mvlm.data.buffers import Buffer, Kept, Pinned
+from mvlm.data.buffers import Buffer, Kept, Pinned, Shared
 from mvlm.data.collate import pin
 from mvlm.data.order import Draws
 from mvlm.data.prepare import CHUNK, Draw, prepare
+from mvlm.data.processes import Processes
 from mvlm.data.rows import Fault, Sample
 from mvlm.errors import UserError
 
@@ -42,8 +43,8 @@ class Dataset(Protocol[S, B_co]):
 class Loader(Generic[S, B]):
     """Iterates over steps without end; each item is the list of this rank's micro-batches of one step.
 
-    Images are decoded by threads, which the decoders leave free of the interpreter's lock; at most
-    `prefetch` micro-batches exist beside those handed out. An exception in a thread is raised to the
+    Images are decoded by threads, which the decoders leave free of the interpreter's lock, or by processes;
+    at most `prefetch` micro-batches exist beside those handed out. An exception in one is raised to the
     consumer at the step it belongs to. Use it as a context manager, or call `close`.
 
     Args:
@@ -51,7 +52,8 @@ class Loader(Generic[S, B]):
         global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
         start_position: samples already seen, from which the stream goes on.
         skip: positions at which a global batch begins that is left out.
-        workers: decoding threads; 0 = decode when asked, in the consumer's thread.
+        workers: decoding threads or processes; 0 = decode when asked, in the consumer's thread.
+        worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
 
@@ -76,6 +78,7 @@ class Loader(Generic[S, B]):
         start_position: int = 0,
         skip: Collection[int] = (),
         workers: int = 2,
+        worker_mode: Literal["threads", "processes"] = "threads",
         prefetch: int = 2,
         pin: bool = False,
     ):
@@ -98,7 +101,9 @@ class Loader(Generic[S, B]):
         self._prefetch = prefetch
         self._pin = pin
         views, channels, height, width = dataset.image_shape
-        self._buffers = (Pinned if pin else Kept)((views, micro_batch, channels, height, width))
+        self._processes = Processes(dataset) if workers and worker_mode == "processes" else None
+        kind = Shared if self._processes else Pinned if pin else Kept
+        self._buffers = kind((views, micro_batch, channels, height, width))
         self._chunk = max(1, min(CHUNK, micro_batch // max(workers, 1)))
         self._pool = ThreadPoolExecutor(workers, "mvlm-data") if workers else None
         self._finisher = ThreadPoolExecutor(1, "mvlm-data-collate")
@@ -122,12 +127,14 @@ class Loader(Generic[S, B]):
             self.wait_seconds += time.perf_counter() - began
 
     def close(self) -> None:
-        """Drop what was prepared and end the threads; iterating on stops."""
+        """Drop what was prepared and end the threads and processes; iterating on stops."""
         self._closed = True
         self._pending.clear()
         for pool in (self._pool, self._finisher):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
+        if self._processes is not None:
+            self._processes.close()
         self._buffers.close()
 
     def __enter__(self) -> Loader[S, B]:
@@ -142,7 +149,7 @@ class Loader(Generic[S, B]):
         """The next micro-batch, with the ones after it set going."""
         if self._pool is None:
             buffer, draws = self._buffers.take(), self._next_draws()
-            batch, faults = self._finish(buffer, prepare(self.dataset, draws, buffer.images_VBCHW))
+            batch, faults = self._finish(buffer, self._prepare(buffer, draws, 0))
         else:
             while len(self._pending) < self._prefetch:
                 self._pending.append(self._start(self._pool))
@@ -153,9 +160,15 @@ class Loader(Generic[S, B]):
 
     def _start(self, pool: ThreadPoolExecutor) -> Future[tuple[B, list[Fault]]]:
         buffer, draws = self._buffers.take(), self._next_draws()
-        parts = [slice(start, start + self._chunk) for start in range(0, len(draws), self._chunk)]
-        chunks = [pool.submit(prepare, self.dataset, draws[part], buffer.images_VBCHW[:, part]) for part in parts]
+        starts = range(0, len(draws), self._chunk)
+        chunks = [pool.submit(self._prepare, buffer, draws[first : first + self._chunk], first) for first in starts]
         return self._finisher.submit(lambda: self._finish(buffer, [s for chunk in chunks for s in chunk.result()]))
+
+    def _prepare(self, buffer: Buffer, draws: list[Draw], first: int) -> list[S]:
+        """A part of a micro-batch, that from its sample `first` on."""
+        if self._processes is not None:
+            return self._processes.prepare(draws, buffer, first)
+        return prepare(self.dataset, draws, buffer.images_VBCHW[:, first : first + len(draws)])
 
     def _finish(self, buffer: Buffer, samples: list[S]) -> tuple[B, list[Fault]]:
         batch = self.dataset.collate(samples, buffer.lend())

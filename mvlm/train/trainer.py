@@ -96,6 +96,7 @@ class Trainer:
             start_position=state.samples_seen,
             skip=self.skipped.positions,
             workers=self.config.data.workers,
+            worker_mode=self.config.data.worker_mode,
             prefetch=self.config.data.prefetch,
             pin=self.engine.device.type == "cuda",
         )

@@ -77,6 +77,12 @@ def test_a_global_batch_does_not_know_who_reads_it(dataset, draws, reference, wo
     assert stream(dataset, draws, world=world, workers=workers, micro_batch=micro) == reference
 
 
+@pytest.mark.parametrize(("world", "workers", "micro"), [(1, 1, 16), (1, 3, 4), (2, 3, 8)])
+def test_nor_whether_threads_or_processes_prepare_it(dataset, draws, reference, world, workers, micro):
+    options = {"world": world, "workers": workers, "micro_batch": micro, "worker_mode": "processes"}
+    assert stream(dataset, draws, **options) == reference
+
+
 def test_a_global_batch_visits_each_row_once_an_epoch(dataset, draws):
     with Loader(dataset, draws, global_batch=13, micro_batch=13, workers=0) as loader:
         seen = [batch.image_id_B.tolist() for (batch,) in itertools.islice(loader, 20)]
