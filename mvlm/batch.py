@@ -12,11 +12,14 @@ Shape legend, used as name suffixes everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # loader processes read this file and must not pay for torch
+    import torch
+    from torch import Tensor
+
+B = TypeVar("B")
 
 IGNORE = -100
 """Target of a token that is not predicted (the convention of torch's cross-entropy)."""
@@ -105,19 +108,19 @@ class Pool:
     hidden_patches: Tensor  # scalar, in the whole global batch
 
 
-def apply(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor changed; what was one tensor stays one."""
+def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
+    """The batch, a dataclass of tensors and of the like, with every tensor changed; what was one tensor stays one."""
     changed: dict[int, Tensor] = {}
 
     def once(value: Any) -> Any:
-        if isinstance(value, (Hidden, Packing)):
+        if is_dataclass(value) and not isinstance(value, type):
             return replace(value, **{field.name: once(getattr(value, field.name)) for field in fields(value)})
         if id(value) not in changed:
             changed[id(value)] = change(value)
         return changed[id(value)]
 
-    return replace(batch, **{field.name: once(getattr(batch, field.name)) for field in fields(batch)})
+    return once(batch)
 
 
-Losses = dict[str, Tensor]
+Losses: TypeAlias = "dict[str, Tensor]"
 """Scalars named "image", "text", "itc", "itm"; an objective of weight 0 is absent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Literal, TypeVar
 
 import pyarrow as pa
 
-from mvlm.data.schema import CAPTION, SCHEMA, Manifest, Shard, check_lengths, read_manifest
+from mvlm.data.order import draw_counts
+from mvlm.data.schema import CAPTION, SCHEMA, Manifest, check_length, check_lengths, read_manifest
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -115,10 +117,14 @@ class Corpus:
                 f"{self.folder} holds rows of the task {self.manifest.task!r}, and pretraining reads captions: "
                 "give a corpus of image-caption pairs."
             )
-        check_lengths(self.folder, self.manifest)
+        self._written = array("q", check_lengths(self.folder, self.manifest))  # when each shard was last written
         self._starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
         # Threads may open one shard twice at the same time; that costs a little and harms nothing.
         self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+
+    def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
+        """Another process opens it anew."""
+        return Corpus, (self.folder,)
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -135,6 +141,14 @@ class Corpus:
         """The file and the row in it, for messages."""
         shard, local = self._locate(index)
         return f"{self.folder / self.manifest.shards[shard].file} row {local}"
+
+    def changed(self, index: int) -> bool:
+        """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
+        number, _ = self._locate(index)
+        try:
+            return check_length(self.folder, self.manifest.shards[number]) != self._written[number]
+        except UserError:
+            return True
 
     def _read(self, index: int, get: Callable[[_Rows, int], T]) -> T:
         shard, local = self._locate(index)
@@ -153,8 +167,10 @@ class Corpus:
         return shard, index - self._starts[shard]
 
     def _open_shard(self, number: int) -> _OpenShard:
-        shard: Shard = self.manifest.shards[number]
+        shard = self.manifest.shards[number]
         path = self.folder / shard.file
+        if check_length(self.folder, shard) != self._written[number]:
+            raise UserError(f"{path} was written to since it was opened: copy or shard it again, then start again.")
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             if not reader.schema.equals(SCHEMA):
@@ -170,23 +186,38 @@ class Corpus:
 
 
 class Mixture:
-    """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows."""
+    """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows.
 
-    def __init__(self, folders: Sequence[str | Path]):
+    Args:
+        weights: how often an epoch draws each row of a corpus; empty = once.
+
+    Attributes:
+        sizes: rows of each corpus.
+        per_epoch: draws an epoch.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], weights: Sequence[float] = ()):
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.corpora = [Corpus(folder) for folder in folders]
-        self._starts = list(accumulate((len(corpus) for corpus in self.corpora), initial=0))
+        self.sizes = [len(corpus) for corpus in self.corpora]
+        self._starts = list(accumulate(self.sizes, initial=0))
         if not len(self):
             raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
+        self.weights = list(weights) or [1.0] * len(self.corpora)
+        self.per_epoch = sum(draw_counts(self.sizes, self.weights))
+        if not self.per_epoch:
+            raise UserError(f"data.weights = {self.weights} draw no row of {', '.join(map(str, folders))}: raise them.")
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     @property
     def fingerprint(self) -> str:
-        """Equal exactly when the same corpora stand in the same order, wherever they lie."""
+        """Equal exactly when the same corpora stand in the same order with the same weights, wherever they lie."""
         joined = "".join(corpus.manifest.fingerprint for corpus in self.corpora)
+        if set(self.weights) != {1.0}:
+            joined += repr(self.weights)
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def locate(self, row: int) -> tuple[Corpus, int]:
@@ -207,6 +238,10 @@ class Mixture:
     def where(self, row: int) -> str:
         corpus, local = self.locate(row)
         return corpus.where(local)
+
+    def changed(self, row: int) -> bool:
+        corpus, local = self.locate(row)
+        return corpus.changed(local)
 
 
 def _integers(buffer: pa.Buffer, code: Literal["i", "I"], first: int, length: int) -> memoryview:

@@ -7,13 +7,19 @@ window at a time, and no two epochs cut the same blocks.
 
 The permutations are Feistel networks with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite
 domains", 2002), whose round function is splitmix64's finaliser (Steele, Lea and Flood, 2014).
+
+Of a mixture, what is shuffled are the draws of an epoch: a corpus of weight 2.5 is drawn from twice in full and once
+more for the next half of its rows, so that over the epochs no row is drawn more than once oftener than another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
+
+from mvlm.masking import exact_count
 
 _ROUNDS = 8
 _SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of few things would never come up
@@ -23,6 +29,7 @@ class _Step(IntEnum):
     ROTATE = 1
     BLOCKS = 2
     ROWS = 3
+    REPEATS = 4
 
 
 class Order:
@@ -41,7 +48,7 @@ class Order:
             raise ValueError(f"rows, block and window must be 1 or more, not {rows}, {block}, {window}")
         self.rows = rows
         self.block = block
-        self._seed = np.uint64(seed & ((1 << 64) - 1))
+        self._seed = seed
         self._blocks = rows // block
         self._windows = max(1, -(-self._blocks // window))
 
@@ -50,7 +57,7 @@ class Order:
         positions = np.asarray(positions, dtype=np.int64)
         epoch, place = np.divmod(positions.ravel(), self.rows)
         row = self._permute_blocks(self._permute_rows(place, epoch), epoch)
-        offset = (self._key(epoch, _Step.ROTATE, epoch) % np.uint64(self.rows)).astype(np.int64)
+        offset = (_key(self._seed, epoch, _Step.ROTATE, epoch) % np.uint64(self.rows)).astype(np.int64)
         return ((row + offset) % self.rows).reshape(positions.shape)
 
     def _permute_rows(self, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
@@ -58,13 +65,13 @@ class Order:
         window = self._window_of(place // self.block)
         start = self._window_start(window) * self.block
         end = np.where(window == self._windows - 1, self.rows, self._window_start(window + 1) * self.block)
-        return start + permute(place - start, end - start, self._key(epoch, _Step.ROWS, window))
+        return start + permute(place - start, end - start, _key(self._seed, epoch, _Step.ROWS, window))
 
     def _permute_blocks(self, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Permute the complete blocks; the incomplete one stays at the end."""
         block, within = np.divmod(place, self.block)
         complete = block < self._blocks
-        key = self._key(epoch, _Step.BLOCKS, np.zeros_like(epoch))
+        key = _key(self._seed, epoch, _Step.BLOCKS, np.zeros_like(epoch))
         moved = permute(block[complete], np.full(complete.sum(), self._blocks), key[complete])
         block[complete] = moved
         return block * self.block + within
@@ -78,12 +85,63 @@ class Order:
             return np.zeros_like(block)
         return np.minimum(((block + 1) * self._windows - 1) // self._blocks, self._windows - 1)
 
-    def _key(self, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:
-        """A uint64 for each element, unrelated for any two (seed, epoch, step, part)."""
-        key = np.full(epoch.shape, self._seed)
-        for word in (np.full_like(epoch, step), epoch, part):
-            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
-        return key
+
+class Draws:
+    """Maps positions to rows of a mixture and to how often each was drawn before in the same epoch.
+
+    Args:
+        sizes: rows of each corpus.
+        weights: how often an epoch draws each row of it; a fraction is rounded to whole rows.
+        seed, block, window: as of `Order`.
+
+    Attributes:
+        per_epoch: draws an epoch.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, block: int, window: int):
+        counts = draw_counts(sizes, weights)
+        self.per_epoch = sum(counts)
+        self._order = Order(self.per_epoch, seed, block, window)
+        self._seed, self._block = seed, block
+        self._sizes, self._counts = np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64)
+        self._ends = np.cumsum(self._counts)
+        self._first_rows = np.cumsum(self._sizes) - self._sizes
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 positions [n] -> rows and occurrences, both int64 [n]; the occurrence is 0 the first time."""
+        corpus, place = self._locate(self._order(positions))
+        occurrence, row = np.divmod(place, self._sizes[corpus])
+        part = np.flatnonzero((occurrence + 1) * self._sizes[corpus] > self._counts[corpus])
+        row[part] = self._next_of_shuffle(corpus[part], row[part], positions[part] // self.per_epoch)
+        return self._first_rows[corpus] + row, occurrence
+
+    def _locate(self, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        corpus = np.searchsorted(self._ends, draw, side="right")
+        return corpus, draw - (self._ends - self._counts)[corpus]
+
+    def _next_of_shuffle(self, corpus: np.ndarray, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Rows of a part of a corpus: each epoch goes on, round and round, in one fixed shuffle of its blocks."""
+        size = self._sizes[corpus]
+        turn = (epoch * (self._counts[corpus] % size) + place) % size
+        blocks = size // self._block
+        block, within = np.divmod(turn, self._block)
+        whole = np.flatnonzero(block < blocks)
+        key = _key(self._seed, np.zeros_like(epoch), _Step.REPEATS, corpus)
+        block[whole] = permute(block[whole], blocks[whole], key[whole])
+        return block * self._block + within
+
+
+def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Draws an epoch from each corpus."""
+    return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
+
+
+def _key(seed: int, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:
+    """A uint64 for each element, unrelated for any two (seed, epoch, step, part)."""
+    key = np.full(epoch.shape, np.uint64(seed & ((1 << 64) - 1)))
+    for word in (np.full_like(epoch, step), epoch, part):
+        key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+    return key
 
 
 def permute(value: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:

@@ -132,11 +132,25 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
-def check_lengths(folder: str | Path, manifest: Manifest) -> None:
-    """Raise `UserError` naming the first shard that is missing or was cut short, and the rows lost."""
-    for shard in manifest.shards:
-        path = Path(folder) / shard.file
-        size = path.stat().st_size if path.exists() else None
-        if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes and not {shard.bytes}"
-            raise UserError(f"{path} {found}: {shard.rows} rows are lost; copy or shard it again.")
+def check_lengths(folder: str | Path, manifest: Manifest) -> list[int]:
+    """Raise `UserError` naming the first shard that is missing or was cut short; else when each was last written."""
+    return [check_length(folder, shard) for shard in manifest.shards]
+
+
+def check_length(folder: str | Path, shard: Shard) -> int:
+    """When the shard's file was last written, in nanoseconds.
+
+    Raises:
+        UserError: it is missing or has another length than the manifest says; names it and the rows lost.
+    """
+    path = Path(folder) / shard.file
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {shard.rows} rows are lost; copy or shard it again.") from None
+    if found.st_size != shard.bytes:
+        raise UserError(
+            f"{path} has {found.st_size} bytes and not {shard.bytes}: {shard.rows} rows are lost; "
+            "copy or shard it again."
+        )
+    return found.st_mtime_ns

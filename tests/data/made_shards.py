@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
 from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard
@@ -51,3 +52,8 @@ def write_shards(folder: Path, rows, shard_rows=50, batch_rows=16, schema=SCHEMA
     captions, size = sum(len(row["captions"]) for row in rows), sum(len(row["image"]) for row in rows)
     (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, tuple(shards)).to_json())
     return folder
+
+
+def stacked(samples):
+    """The images of samples as the loader hands them to `collate`."""
+    return torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))
