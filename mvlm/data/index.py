@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from array import array
+import os
 from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
+from mvlm.data.cache import Cache
 from mvlm.data.order import draw_counts
-from mvlm.data.schema import CAPTION, SCHEMA, Manifest, check_length, check_lengths, read_manifest
+from mvlm.data.places import open_place
+from mvlm.data.schema import CAPTION, SCHEMA
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -93,6 +95,7 @@ class _Rows:
 
 @dataclass(frozen=True, slots=True)
 class _OpenShard:
+    cached: pa.MemoryMappedFile | None  # where the file is one of the cache
     starts: list[int]  # first row of each record batch, within the shard
     batches: list[_Rows]
 
@@ -100,31 +103,37 @@ class _OpenShard:
         batch = bisect_right(self.starts, row) - 1
         return self.batches[batch], row - self.starts[batch]
 
+    def is_dropped(self) -> bool:
+        """Whether the cache has dropped the file, so that it lives on through us alone."""
+        return self.cached is not None and os.fstat(self.cached.fileno()).st_nlink == 0
+
 
 class Corpus:
-    """A folder of shards, opened by its manifest alone; a shard is mapped when it is first touched.
+    """Shards opened by their manifest alone; each is mapped when it is first touched.
+
+    Args:
+        folder: where they lie, a folder or a URL that fsspec knows.
+        cache: of this node, for the shards of a URL.
 
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
             than written.
     """
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
+    def __init__(self, folder: str | Path, cache: Cache | None = None):
+        self.folder = folder
+        self.place = open_place(folder, cache)
+        self.manifest = self.place.manifest
         if self.manifest.task != CAPTION:
             raise UserError(
                 f"{self.folder} holds rows of the task {self.manifest.task!r}, and pretraining reads captions: "
                 "give a corpus of image-caption pairs."
             )
-        self._written = array("q", check_lengths(self.folder, self.manifest))  # when each shard was last written
-        self._starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
-        # Threads may open one shard twice at the same time; that costs a little and harms nothing.
-        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self.shard_starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
+        self._opened: OrderedDict[int, _OpenShard] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[Corpus], tuple[Path]]:
-        """Another process opens it anew."""
-        return Corpus, (self.folder,)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": OrderedDict()}  # another process maps what it needs
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -140,15 +149,15 @@ class Corpus:
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
         shard, local = self._locate(index)
-        return f"{self.folder / self.manifest.shards[shard].file} row {local}"
+        return f"{self.place.name(shard)} row {local}"
 
     def changed(self, index: int) -> bool:
         """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
-        number, _ = self._locate(index)
-        try:
-            return check_length(self.folder, self.manifest.shards[number]) != self._written[number]
-        except UserError:
-            return True
+        return self.place.changed(self._locate(index)[0])
+
+    def bring(self, index: int) -> None:
+        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
+        self.place.bring(self._locate(index)[0])
 
     def _read(self, index: int, get: Callable[[_Rows, int], T]) -> T:
         shard, local = self._locate(index)
@@ -163,26 +172,35 @@ class Corpus:
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        shard = bisect_right(self._starts, index) - 1
-        return shard, index - self._starts[shard]
+        shard = bisect_right(self.shard_starts, index) - 1
+        return shard, index - self.shard_starts[shard]
+
+    def _open(self, number: int) -> _OpenShard:
+        """Threads may open one shard twice at the same time; that costs a little and harms nothing."""
+        found = self._opened.get(number)
+        if found is None:
+            for other in [other for other, shard in list(self._opened.items()) if shard.is_dropped()]:
+                self._opened.pop(other, None)  # else its bytes would stay on the disk
+            found = self._opened[number] = self._open_shard(number)
+            while len(self._opened) > OPEN_SHARDS:
+                self._opened.popitem(last=False)
+        return found
 
     def _open_shard(self, number: int) -> _OpenShard:
-        shard = self.manifest.shards[number]
-        path = self.folder / shard.file
-        if check_length(self.folder, shard) != self._written[number]:
-            raise UserError(f"{path} was written to since it was opened: copy or shard it again, then start again.")
+        rows, name = self.manifest.shards[number].rows, self.place.name(number)
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            file = self.place.map(number)
+            reader = pa.ipc.open_file(file)
             if not reader.schema.equals(SCHEMA):
                 raise ValueError("its columns are not those of this version")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             filled = [batch for batch in batches if len(batch)]
             starts = list(accumulate((len(batch) for batch in filled), initial=0))
-            if starts.pop() != shard.rows:
-                raise ValueError(f"it does not hold the {shard.rows} rows the manifest gives it")
-            return _OpenShard(starts, [_Rows(batch) for batch in filled])
+            if starts.pop() != rows:
+                raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
+            return _OpenShard(file if self.place.cached else None, starts, [_Rows(batch) for batch in filled])
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
+            raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 
 
 class Mixture:
@@ -190,16 +208,17 @@ class Mixture:
 
     Args:
         weights: how often an epoch draws each row of a corpus; empty = once.
+        cache: as of `Corpus`.
 
     Attributes:
         sizes: rows of each corpus.
         per_epoch: draws an epoch.
     """
 
-    def __init__(self, folders: Sequence[str | Path], weights: Sequence[float] = ()):
+    def __init__(self, folders: Sequence[str | Path], weights: Sequence[float] = (), cache: Cache | None = None):
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
-        self.corpora = [Corpus(folder) for folder in folders]
+        self.corpora = [Corpus(folder, cache) for folder in folders]
         self.sizes = [len(corpus) for corpus in self.corpora]
         self._starts = list(accumulate(self.sizes, initial=0))
         if not len(self):
@@ -242,6 +261,10 @@ class Mixture:
     def changed(self, row: int) -> bool:
         corpus, local = self.locate(row)
         return corpus.changed(local)
+
+    def bring(self, row: int) -> None:
+        corpus, local = self.locate(row)
+        corpus.bring(local)
 
 
 def _integers(buffer: pa.Buffer, code: Literal["i", "I"], first: int, length: int) -> memoryview:
