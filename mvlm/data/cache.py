@@ -31,15 +31,15 @@ class Cache:
     """
     Args:
         folder: on a disk of this node; "" = a folder in TMPDIR.
-        gigabytes: of all shards together; one more may be there while it is fetched.
-
-    Raises:
-        UserError: the folder cannot be made.
+        gigabytes: of all shards together; one that is larger is fetched alone.
     """
 
     def __init__(self, folder: str = "", gigabytes: float = 32.0):
         self.folder = Path(folder) if folder else Path(tempfile.gettempdir()) / "mvlm-shards"
         self.capacity = int(gigabytes * 1e9)
+
+    def make(self) -> None:
+        """Make the folder; raises `UserError` where it cannot be made."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

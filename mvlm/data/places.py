@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ class Remote:
     def __init__(self, url: str, cache: Cache):
         self.url = url.rstrip("/")
         self.cache = cache
+        cache.make()
         self._files: Any = None
         where = f"{self.url}/{MANIFEST}"
         try:
@@ -81,7 +84,7 @@ class Remote:
     def map(self, number: int) -> pa.MemoryMappedFile:
         """Raises `UserError` where the shard cannot be fetched."""
         while True:
-            path = self.cache.get(self.manifest.shards[number], self.name(number), self.fetcher(number))
+            path = self.cache.get(self.manifest.shards[number], self.name(number), partial(self._fetch, number))
             try:
                 return pa.memory_map(str(path))
             except FileNotFoundError:  # dropped in between
@@ -93,15 +96,16 @@ class Remote:
 
     def bring(self, number: int) -> None:
         """Have the shard in the cache; raises as `map`."""
-        self.cache.get(self.manifest.shards[number], self.name(number), self.fetcher(number))
+        self.cache.get(self.manifest.shards[number], self.name(number), partial(self._fetch, number))
 
-    def bring_ahead(self, number: int, sooner: list[Shard]) -> None:
+    def bring_ahead(self, number: int, sooner: Collection[Shard]) -> None:
+        """Fetch the shard while nobody waits, as `Cache.get_ahead`."""
         shard = self.manifest.shards[number]
-        self.cache.get_ahead(shard, self.name(number), self.fetcher(number), sooner)
+        self.cache.get_ahead(shard, self.name(number), partial(self._fetch, number), sooner)
 
-    def fetcher(self, number: int) -> Any:
-        remote = f"{{}}/{self.manifest.shards[number].file}"
-        return lambda path: self._store().get_file(remote.format(self._root), str(path))
+    def _fetch(self, number: int, path: Path) -> None:
+        store = self._store()
+        store.get_file(f"{self._root}/{self.manifest.shards[number].file}", str(path))
 
     def _store(self) -> Any:
         if self._files is None:
@@ -118,8 +122,6 @@ class Remote:
 Place = Folder | Remote
 
 
-def open_place(folder: str | Path, cache: Cache | None) -> Place:
-    """A folder's or a URL's; without a cache given, one in TMPDIR is used."""
-    if "://" in str(folder):
-        return Remote(str(folder), cache or Cache())
-    return Folder(folder)
+def open_place(folder: str | Path, cache: Cache) -> Place:
+    """What opens a folder or a URL."""
+    return Remote(str(folder), cache) if "://" in str(folder) else Folder(folder)
