@@ -5,6 +5,7 @@ Shape legend, used as name suffixes everywhere:
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M hidden patches or hidden tokens
+    A classes of a fine-tuning task, such as answers                U images of a sample, 2 where they are a pair
     C, H, W channels, height, width of an image                     T text tokens of all pairs, without padding
     BN, BL and BC written in words, as in "row of BN": a place in the flattened tensor of that shape
 """
@@ -73,6 +74,24 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class LabelledBatch:
+    """A micro-batch of a fine-tuning task: images with a text, and how right each class is."""
+
+    images_UBCHW: Tensor  # uint8
+    text_BL: Tensor  # int64 token ids, special tokens included
+    valid_BL: Tensor  # bool, False = padding
+    packing: Packing
+    target_BA: Tensor  # fp32, 0 to 1
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """As of `Batch`."""
+        return apply(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def __len__(self) -> int:
+        return self.text_BL.shape[0]
+
+
+@dataclass(frozen=True)
 class Encoded:
     """The contrastive side of a (micro-)batch: projected features and what tells equal pairs apart."""
 
@@ -123,4 +142,4 @@ def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
 
 
 Losses: TypeAlias = "dict[str, Tensor]"
-"""Scalars named "image", "text", "itc", "itm"; an objective of weight 0 is absent."""
+"""Scalars named "image", "text", "itc", "itm", of which one of weight 0 is absent, or "task", fine-tuning's own."""

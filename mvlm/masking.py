@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     PATCHES = 3
     TOKENS = 4
     REPLACEMENT = 5
+    RIGHT_VIEW = 6
 
 
 def generator(seed: int, purpose: int, epoch: int, occurrence: int, sample: int) -> np.random.Generator:

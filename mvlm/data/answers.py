@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mvlm.errors import UserError
@@ -72,7 +72,7 @@ def frequent_answers(questions: Iterable[Sequence[str]], minimum: int) -> tuple[
     return tuple(sorted((a for a, count in counts.items() if count >= minimum), key=lambda a: (-counts[a], a)))
 
 
-def soft_target(answers: Sequence[str], numbers: dict[str, int]) -> dict[int, float]:
+def soft_target(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int, float]:
     """How right each known answer is, min(0.3 x people who gave it, 1); those nobody gave are left out.
 
     Args:

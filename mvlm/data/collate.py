@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Hidden, Packing, apply
+from mvlm.batch import IGNORE, Batch, Hidden, LabelledBatch, Packing, apply
+from mvlm.data.labelled import Labelled
 from mvlm.data.pairs import Pair
 
 B = TypeVar("B")
@@ -45,6 +46,18 @@ def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_len
         hidden=hidden_places(patch_mask_BN, target_BL),
         packing=pack(valid_BL),
     )
+
+
+def collate_labelled(
+    samples: Sequence[Labelled], images_UBCHW: Tensor, classes: int, pad_id: int, text_length: int
+) -> LabelledBatch:
+    """The same for a fine-tuning task of so many classes."""
+    text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
+    target_BA = np.zeros((len(samples), classes), dtype=np.float32)
+    for row, sample in enumerate(samples):
+        for number, share in sample.target.items():
+            target_BA[row, number] = share
+    return LabelledBatch(images_UBCHW, text_BL, valid_BL, pack(valid_BL), torch.from_numpy(target_BA))
 
 
 def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int) -> tuple[Tensor, Tensor]:

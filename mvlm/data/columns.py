@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
+
+from mvlm.data.schema import OWN_COLUMNS
+
+TEXT_COLUMNS = {"vqa": "question", "nlvr2": "sentence", "entailment": "sentence", "foils": "caption"}
+"""What of a row the text encoder reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +26,16 @@ class Row:
     width: int
     height: int
     crc32: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow(Row):
+    """One row of a task other than captions, whose question or sentence is its only caption."""
+
+    task: str
+    values: dict[str, Any]  # the task's own columns
+    image2: memoryview | None  # the right one of a pair
+    crc32_2: int
 
 
 class _Strings:
@@ -74,6 +89,49 @@ class Rows:
         if not span:
             raise ValueError("the row has no caption")
         return [self._captions.text(i) for i in span]
+
+
+class TaskRows(Rows):
+    """The same of a task other than captions; Arrow parses its few values."""
+
+    __slots__ = ("_batch", "_crc32_2", "_image2", "_names", "_task", "_text")
+
+    def __init__(self, task: str, batch: pa.RecordBatch):
+        batch.validate()
+        if any(column.null_count for column in batch.columns):
+            raise ValueError("it holds nulls")
+        self._task, self._batch = task, batch
+        self._names = [field.name for field in OWN_COLUMNS[task]]
+        self._key, self._image, self._source = (_strings(batch.column(name)) for name in ("key", "image", "source"))
+        self._text = _strings(batch.column(TEXT_COLUMNS[task]))
+        self._width, self._height = (_numbers(batch.column(name), "i") for name in ("width", "height"))
+        self._crc32 = _numbers(batch.column("crc32"), "I")
+        of_pairs = "image2" in batch.schema.names
+        self._image2 = _strings(batch.column("image2")) if of_pairs else None
+        self._crc32_2 = _numbers(batch.column("crc32_2"), "I") if of_pairs else None
+
+    def row(self, index: int) -> TaskRow:
+        return TaskRow(
+            key=self._key.text(index),
+            image=self._image[index],
+            captions=self.captions(index),
+            source=self._source.text(index),
+            width=self._width[index],
+            height=self._height[index],
+            crc32=self._crc32[index],
+            task=self._task,
+            values={name: self._batch.column(name)[index].as_py() for name in self._names},
+            image2=self._image2[index] if self._image2 else None,
+            crc32_2=self._crc32_2[index] if self._crc32_2 else 0,
+        )
+
+    def captions(self, index: int) -> list[str]:
+        return [self._text.text(index)]
+
+
+def rows_of(task: str, batch: pa.RecordBatch) -> Rows:
+    """A record batch of one of `SCHEMAS`."""
+    return TaskRows(task, batch) if task in OWN_COLUMNS else Rows(batch)
 
 
 @dataclass(frozen=True, slots=True)

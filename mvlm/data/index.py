@@ -14,10 +14,10 @@ import pyarrow as pa
 
 from mvlm.config import Data
 from mvlm.data.cache import Cache
-from mvlm.data.columns import OpenShard, Row, Rows
+from mvlm.data.columns import OpenShard, Row, Rows, rows_of
 from mvlm.data.order import Draws, draw_counts
 from mvlm.data.places import open_place
-from mvlm.data.schema import CAPTION, SCHEMA
+from mvlm.data.schema import CAPTION, SCHEMAS
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -33,21 +33,22 @@ class Corpus:
     Args:
         folder: where they lie, a folder or a URL that fsspec knows.
         cache: of this node, for the shards of a URL.
+        task: what its rows are to be, one of `SCHEMAS`.
 
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
             than written.
     """
 
-    def __init__(self, folder: str | Path, cache: Cache | None = None):
+    def __init__(self, folder: str | Path, cache: Cache | None = None, task: str = CAPTION):
         self.folder = folder
         self.place = open_place(folder, cache or Cache())
         self.manifest = self.place.manifest
-        if self.manifest.task != CAPTION:
-            raise UserError(
-                f"{self.folder} holds rows of the task {self.manifest.task!r}, and pretraining reads captions: "
-                "give a corpus of image-caption pairs."
-            )
+        if self.manifest.task != task:
+            wanted = "pretraining reads captions: give a corpus of image-caption pairs"
+            if task != CAPTION:
+                wanted = f"rows of the task {task!r} are wanted: give a corpus of it, or set task.name"
+            raise UserError(f"{self.folder} holds rows of the task {self.manifest.task!r}, and {wanted}.")
         self.shard_starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
 
@@ -110,14 +111,14 @@ class Corpus:
         try:
             file = self.place.map(number)
             reader = pa.ipc.open_file(file)
-            if not reader.schema.equals(SCHEMA):
+            if not reader.schema.equals(SCHEMAS[self.manifest.task]):
                 raise ValueError("its columns are not those of this version")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             filled = [batch for batch in batches if len(batch)]
             starts = list(accumulate((len(batch) for batch in filled), initial=0))
             if starts.pop() != rows:
                 raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
-            return OpenShard(file if self.place.cached else None, starts, [Rows(batch) for batch in filled])
+            return OpenShard(file if self.place.cached else None, starts, [rows_of(self.manifest.task, batch) for batch in filled])
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 
@@ -127,18 +128,24 @@ class Mixture:
 
     Args:
         weights: how often an epoch draws each row of a corpus; empty = once.
-        cache: as of `Corpus`.
+        cache, task: as of `Corpus`.
 
     Attributes:
         sizes: rows of each corpus.
         per_epoch: draws an epoch.
     """
 
-    def __init__(self, folders: Sequence[str | Path], weights: Sequence[float] = (), cache: Cache | None = None):
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        weights: Sequence[float] = (),
+        cache: Cache | None = None,
+        task: str = CAPTION,
+    ):
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.cache = cache or Cache()
-        self.corpora = [Corpus(folder, cache) for folder in folders]
+        self.corpora = [Corpus(folder, cache, task) for folder in folders]
         self.sizes = [len(corpus) for corpus in self.corpora]
         self._starts = list(accumulate(self.sizes, initial=0))
         if not len(self):
@@ -214,11 +221,11 @@ class Mixture:
         corpus.bring(local)
 
 
-def training_mixture(data: Data) -> Mixture:
+def training_mixture(data: Data, task: str = CAPTION) -> Mixture:
     """What a configuration trains on; raises as `Mixture`."""
-    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb))
+    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb), task)
 
 
-def held_out(data: Data) -> Mixture:
+def held_out(data: Data, task: str = CAPTION) -> Mixture:
     """What it evaluates on; raises as `Mixture`."""
-    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb))
+    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb), task=task)
