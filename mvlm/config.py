@@ -109,6 +109,11 @@ class Task:
         return "caption" if self.name in OBJECTIVES_OF else self.name
 
     @property
+    def images(self) -> int:
+        """Of a sample."""
+        return 2 if self.name == "nlvr2" else 1
+
+    @property
     def is_labelled(self) -> bool:
         """Whether it chooses among classes, with a loss of its own in place of `[objectives]`."""
         return self.name not in OBJECTIVES_OF

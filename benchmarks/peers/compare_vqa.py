@@ -19,7 +19,26 @@ from mvlm.data.answers import CONTRACTIONS, DIGITS, MARKS, normalize_answer
 from mvlm.evaluate.accuracy import vqa_accuracy
 
 PEOPLE = 10
-WORDS = ["red", "2", "1,000", "3.5", "U.S.", "a", "An", "the", "Zero", "TEN", "none", "Im", "i'd've", "", "\n", "\t", "é", "½"]
+WORDS = [
+    "red",
+    "2",
+    "1,000",
+    "3.5",
+    "U.S.",
+    "a",
+    "An",
+    "the",
+    "Zero",
+    "TEN",
+    "none",
+    "Im",
+    "i'd've",
+    "",
+    "\n",
+    "\t",
+    "é",
+    "½",
+]
 
 
 def public_evaluation(folder: Path) -> Any:

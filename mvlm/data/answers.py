@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mvlm.errors import UserError
 
-MARKS = ";/[]\"{}()=+\\_-><@`,?!"
+MARKS = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = ("a", "an", "the")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBERS)}

@@ -118,7 +118,9 @@ class Corpus:
             starts = list(accumulate((len(batch) for batch in filled), initial=0))
             if starts.pop() != rows:
                 raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
-            return OpenShard(file if self.place.cached else None, starts, [rows_of(self.manifest.task, batch) for batch in filled])
+            return OpenShard(
+                file if self.place.cached else None, starts, [rows_of(self.manifest.task, batch) for batch in filled]
+            )
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 ANSWERS = "answers.json"
 """Beside the tokenizer in the run folder: both say what numbers mean, and go wherever the run goes."""
 
-IMAGES = {"vqa": 1, "nlvr2": 2, "entailment": 1}
-"""Of a sample, by task."""
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled(Sample):
@@ -40,14 +38,14 @@ class Labelled(Sample):
 
 
 def class_names(task: str, tokenizer_folder: Path) -> tuple[str, ...]:
-    """What a task chooses among; the answers to questions stand in the run folder.
+    """What a task chooses among, nothing where it is no such task; the answers to questions stand in the run folder.
 
     Raises:
         UserError: they cannot be read.
     """
     if task == "vqa":
         return load_answers(tokenizer_folder / ANSWERS)
-    return LABELS if task == "entailment" else ("False", "True")
+    return {"nlvr2": ("False", "True"), "entailment": LABELS}.get(task, ())
 
 
 def target(task: str, values: Mapping[str, Any], numbers: Mapping[str, int]) -> dict[int, float]:
@@ -70,7 +68,7 @@ class LabelledDataset(Rows[Labelled]):
         self.captions = CaptionTokenizer(tokenizer, config.data.text_length)
         self.classes = tuple(classes)
         size = config.model.image_size
-        self.image_shape = (IMAGES[config.task.name], 3, size, size)
+        self.image_shape = (config.task.images, 3, size, size)
         self._numbers = {name: number for number, name in enumerate(classes)}
 
     def prepare(self, content: Row, position: int, row: int, occurrence: int) -> Labelled:
@@ -95,6 +93,4 @@ class LabelledDataset(Rows[Labelled]):
     def collate(self, samples: Sequence[Labelled], images_UBCHW: Tensor) -> LabelledBatch:
         from mvlm.data.collate import collate_labelled  # it needs torch
 
-        return collate_labelled(
-            samples, images_UBCHW, len(self.classes), self.captions.pad_id, self.captions.length
-        )
+        return collate_labelled(samples, images_UBCHW, len(self.classes), self.captions.pad_id, self.captions.length)

@@ -38,4 +38,6 @@ def mean_by(kinds: Sequence[str], scores: Iterable[float]) -> dict[str, dict[str
     of_kind: dict[str, list[float]] = defaultdict(list)
     for kind, score in zip(kinds, scores, strict=True):
         of_kind[kind].append(score)
-    return {kind: {"score": sum(of_kind[kind]) / len(of_kind[kind]), "rows": len(of_kind[kind])} for kind in sorted(of_kind)}
+    return {
+        kind: {"score": sum(of_kind[kind]) / len(of_kind[kind]), "rows": len(of_kind[kind])} for kind in sorted(of_kind)
+    }

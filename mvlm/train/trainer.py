@@ -16,9 +16,8 @@ from mvlm.batch import Losses
 from mvlm.config import Config
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
-from mvlm.data.pairs import PairDataset
+from mvlm.data.rows import Rows
 from mvlm.errors import UserError
-from mvlm.model.maskvlm import MaskVLM
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.attempt import Attempt
 from mvlm.train.engine import Engine
@@ -37,7 +36,7 @@ from mvlm.train.watchdog import Watchdog
 DONE, PREEMPTED = 0, 75
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
 
-Evaluate = Callable[[MaskVLM, Path, int], dict[str, float]]
+Evaluate = Callable[[Any, Path, int], dict[str, float]]
 """(model, run folder, step) -> flat metrics; called on every rank at once."""
 
 
@@ -59,7 +58,7 @@ class Trainer:
 
     config: Config
     engine: Engine
-    dataset: PairDataset
+    dataset: Rows[Any]
     state: TrainState
     layout: dict[str, Any]
     warmup: int
@@ -281,4 +280,4 @@ def _reason_to_stop(said: Said) -> str | None:
 
 
 def _weighted(losses: Losses, config: Config) -> Tensor:
-    return torch.stack([getattr(config.objectives, name) * loss for name, loss in losses.items()]).sum()
+    return torch.stack([config.objectives.weight(name) * loss for name, loss in losses.items()]).sum()
