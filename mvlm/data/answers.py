@@ -26,9 +26,9 @@ someone'll someone's something'd something'd've something'll that's there'd ther
 they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd
 where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all
 y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+"""
 CONTRACTIONS = {
-    word[:at] + word[at + 1 :]: word for word in _CONTRACTED for at, letter in enumerate(word) if letter == "'"
+    word[:at] + word[at + 1 :]: word for word in _CONTRACTED.split() for at, letter in enumerate(word) if letter == "'"
 } | {"somebody'd": "somebodyd", "ow's'at": "'ow's'at", "'ows'at": "'ow's'at", "'ow'sat": "'ow's'at"}
 """Words that lack one of their apostrophes; the last four are the evaluation code's own."""
 

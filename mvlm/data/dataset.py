@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.columns import TaskRow
 from mvlm.data.index import Mixture
 from mvlm.data.rows import why_bad
 from mvlm.data.transforms import BadImage, eval_view, load_image
@@ -45,18 +46,45 @@ class EvalDataset:
         Raises:
             UserError: an image cannot be decoded; names shard, row and key.
         """
-        return torch.from_numpy(np.stack([self._view(row) for row in rows]))
+        return torch.from_numpy(np.stack([self._views(row)[0] for row in rows]))
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool of the captions with these indices."""
         return self.tokens.batch([self.captions[index] for index in captions])
 
-    def _view(self, row: int) -> np.ndarray:
+    def _views(self, row: int) -> list[np.ndarray]:
+        """The images of a row, which are two only of a pair."""
         content = self.mixture.row(row)
+        encoded = [(content.image, content.crc32)]
+        if isinstance(content, TaskRow) and content.image2 is not None:
+            encoded.append((content.image2, content.crc32_2))
+        return [self._view(row, content.key, data, crc32) for data, crc32 in encoded]
+
+    def _view(self, row: int, key: str, data: memoryview, crc32: int) -> np.ndarray:
         try:
-            return eval_view(load_image(content.image), self.image_size)
+            return eval_view(load_image(data), self.image_size)
         except BadImage as error:
             raise UserError(
-                f"{self.mixture.where(row)} (key {content.key!r}): {why_bad(content.image, content.crc32, error)}: "
+                f"{self.mixture.where(row)} (key {key!r}): {why_bad(data, crc32, error)}: "
                 "copy the shard again, or shard the corpus again, which sets such images aside."
             ) from error
+
+
+class LabelledEvalDataset(EvalDataset):
+    """The same of a fine-tuning task, whose rows have one text each.
+
+    Attributes:
+        keys: of the rows.
+        values: the task's own columns of each row.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
+        super().__init__(mixture, tokenizer, config, limit)
+        rows = [row for row in map(mixture.row, range(self.rows)) if isinstance(row, TaskRow)]
+        self.keys = [row.key for row in rows]
+        self.values = [row.values for row in rows]
+
+    def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """images_UBCHW uint8, text_BL int64 and valid_BL bool; raises as `images`."""
+        images_BUCHW = np.stack([np.stack(self._views(row)) for row in rows])
+        return torch.from_numpy(images_BUCHW.swapaxes(0, 1).copy()), *self.texts(rows)

@@ -20,11 +20,6 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (same - (answer == prediction)) / 3) for answer in given) / len(given)
 
 
-def share_right(predictions: Sequence[object], labels: Sequence[object]) -> float:
-    """Accuracy of one prediction for each label."""
-    return sum(p == label for p, label in zip(predictions, labels, strict=True)) / len(labels)
-
-
 def consistency(predictions: Sequence[object], labels: Sequence[object], groups: Sequence[str]) -> float:
     """Share of the groups, NLVR2's sentences, of which every row is predicted right (Suhr et al., arXiv 1811.00491)."""
     right: dict[str, bool] = {}
