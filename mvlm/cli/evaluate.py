@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from rich.console import Console
 
 from mvlm import dist
 from mvlm.cli.output import write_whole
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.config import Eval
+from mvlm.evaluate.retrieval import Search
 from mvlm.evaluate.task import TASKS, Settings
 from mvlm.model.weights import load_run
 
@@ -42,6 +42,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--batch", type=_positive, metavar="N", help="images or pairs a pass (the run's eval.batch)")
     parser.add_argument("--limit", type=_count, metavar="N", help="first rows used, 0 = all (the run's eval.limit)")
+    parser.add_argument(
+        "--memory-gb", type=_gigabytes, metavar="GB", help="held at once beside the weights (the run's eval.memory_gb)"
+    )
+    parser.add_argument(
+        "--equal-captions", action="store_true", help="retrieval: a caption is right wherever an equal one is"
+    )
     parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
     parser.set_defaults(run=run)
 
@@ -56,15 +62,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         task, device = TASKS[args.task], dist.device()
         loaded = load_run(args.checkpoint, device)
-        defaults = loaded.config.eval
-        limit = defaults.limit if args.limit is None else args.limit
-        mixture, tokenizer = Mixture(args.data), load_tokenizer(str(loaded.tokenizer_folder))
-        dataset = EvalDataset(mixture, tokenizer, loaded.config, limit)
-        settings = Settings(
-            args.batch or defaults.batch, defaults.rerank if args.rerank is None else args.rerank, args.words
-        )
-        result = task.run(loaded.model, dataset, settings, device)
-        result |= {"step": loaded.step, "data": args.data, "fingerprint": mixture.fingerprint}
+        settings = _settings(args, loaded.config.eval)
+        result = task.run(loaded, settings, device) | {"step": loaded.step, "data": args.data}
         if dist.rank() == 0:
             print(task.text(result), end="")
             if args.json:
@@ -73,6 +72,18 @@ def run(args: argparse.Namespace) -> int:
     finally:
         dist.close()
     return 0
+
+
+def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
+    """What was asked for, and the run's [eval] for the rest."""
+    search = Search(
+        batch=args.batch or defaults.batch,
+        rerank=defaults.rerank if args.rerank is None else args.rerank,
+        memory_gb=args.memory_gb or defaults.memory_gb,
+        equal_captions=args.equal_captions,
+    )
+    limit = defaults.limit if args.limit is None else args.limit
+    return Settings(tuple(args.data), limit, search, words=args.words)
 
 
 def _count(text: str) -> int:
@@ -86,6 +97,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 
