@@ -190,6 +190,8 @@ class Eval:
     batch: int = 64  # images or texts, or ITM pairs, a forward pass
     rerank: int = 128  # candidates of ITC that ITM orders again: 256 COCO, 128 Flickr30k (D)
     limit: int = 0  # first rows used; 0 = all
+    memory_gb: float = 4.0  # held at once on each rank's device beside the weights, in 1e9 bytes (D)
+    share: float = 0.1  # of the time of training: an evaluation of over half a minute is put off until it fits (D)
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,8 @@ def _check(config: Config, where: str) -> None:
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
     require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
+    require(0 < config.eval.memory_gb < math.inf, "eval.memory_gb", "above 0")
+    require(0 < config.eval.share < math.inf, "eval.share", "above 0")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
     mirror = config.checkpoint.mirror
     require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,12 @@ from rich.console import Console
 
 from mvlm import dist
 from mvlm.cli.output import write_whole
-from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
-from mvlm.data.index import Mixture
-from mvlm.data.labelled import class_names
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.config import Eval
 from mvlm.errors import UserError
 from mvlm.evaluate import labelled
+from mvlm.evaluate.retrieval import Search
 from mvlm.evaluate.task import TASKS, Settings
-from mvlm.model.weights import load_run, load_task_run
+from mvlm.model.weights import Loaded, load_run, load_task_run
 
 EXAMPLES = """examples:
   mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
@@ -37,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("task", choices=[*TASKS, *labelled.TITLES], help="what to measure")
+    parser.add_argument("task", choices=list(TASKS), help="what to measure")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, concatenated")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
@@ -46,6 +45,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--batch", type=_positive, metavar="N", help="images or pairs a pass (the run's eval.batch)")
     parser.add_argument("--limit", type=_count, metavar="N", help="first rows used, 0 = all (the run's eval.limit)")
+    parser.add_argument(
+        "--memory-gb", type=_gigabytes, metavar="GB", help="held at once beside the weights (the run's eval.memory_gb)"
+    )
+    parser.add_argument(
+        "--equal-captions", action="store_true", help="retrieval: a caption is right wherever an equal one is"
+    )
     parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
     parser.add_argument("--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it")
     parser.set_defaults(run=run)
@@ -61,60 +66,40 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--predictions is for {', '.join(labelled.TITLES)}: {args.task} has none; leave it out.")
     dist.init()
     try:
-        result, text, predictions = (_chosen if args.task in labelled.TITLES else _measured)(args)
+        task, device = TASKS[args.task], dist.device()
+        if args.task in labelled.TITLES:
+            loaded: Loaded[Any] = load_task_run(args.checkpoint, args.task, device)
+        else:
+            loaded = load_run(args.checkpoint, device)
+        settings = _settings(args, loaded.config.eval)
+        result = task.run(loaded, settings, device) | {"step": loaded.step, "data": args.data}
+        predictions = result.pop("predictions", "")
         if dist.rank() == 0:
-            print(text, end="")
-            if args.predictions:
-                write_whole(args.predictions, predictions, "--predictions")
-                _say(f"Written to {args.predictions}")
-            if args.json:
-                write_whole(args.json, json.dumps(result, indent=1) + "\n", "--json")
-                _say(f"Written to {args.json}")
+            print(task.text(result), end="")
+            _write(args.predictions, predictions, "--predictions")
+            _write(args.json, json.dumps(result, indent=1) + "\n", "--json")
     finally:
         dist.close()
     return 0
 
 
-Measured = tuple[dict[str, Any], str, str]
-"""The result, the same as a table, and a file of predictions or nothing."""
+def _write(path: Path | None, text: str, option: str) -> None:
+    """Nothing where the option was not given."""
+    if path:
+        write_whole(path, text, option)
+        Console(stderr=True).print(f"Written to {path}", markup=False, highlight=False)
 
 
-def _measured(args: argparse.Namespace) -> Measured:
-    """Of a pretrained model."""
-    task, device = TASKS[args.task], dist.device()
-    loaded = load_run(args.checkpoint, device)
-    defaults = loaded.config.eval
-    limit = defaults.limit if args.limit is None else args.limit
-    mixture, tokenizer = Mixture(args.data), load_tokenizer(str(loaded.tokenizer_folder))
-    dataset = EvalDataset(mixture, tokenizer, loaded.config, limit)
-    settings = Settings(
-        args.batch or defaults.batch, defaults.rerank if args.rerank is None else args.rerank, args.words
+def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
+    """What was asked for, and the run's [eval] for the rest."""
+    search = Search(
+        batch=args.batch or defaults.batch,
+        rerank=defaults.rerank if args.rerank is None else args.rerank,
+        memory_gb=args.memory_gb or defaults.memory_gb,
+        equal_captions=args.equal_captions,
     )
-    result = task.run(loaded.model, dataset, settings, device)
-    return result | _origin(args, loaded.step, mixture), task.text(result), ""
-
-
-def _chosen(args: argparse.Namespace) -> Measured:
-    """Of a model fine-tuned to choose among classes."""
-    device = dist.device()
-    loaded = load_task_run(args.checkpoint, args.task, device)
-    defaults = loaded.config.eval
     limit = defaults.limit if args.limit is None else args.limit
-    mixture, tokenizer = Mixture(args.data, task=args.task), load_tokenizer(str(loaded.tokenizer_folder))
-    dataset = LabelledEvalDataset(mixture, tokenizer, loaded.config, limit)
-    classes = class_names(args.task, loaded.tokenizer_folder)
-    batch = args.batch or defaults.batch
-    result, predicted = labelled.evaluate_labelled(loaded.model, dataset, classes, batch, device)
-    predictions = labelled.submission(args.task, dataset, predicted)
-    return result | _origin(args, loaded.step, mixture), labelled.as_text(result), predictions
-
-
-def _origin(args: argparse.Namespace, step: int, mixture: Mixture) -> dict[str, Any]:
-    return {"step": step, "data": args.data, "fingerprint": mixture.fingerprint}
-
-
-def _say(sentence: str) -> None:
-    Console(stderr=True).print(sentence, markup=False, highlight=False)
+    return Settings(tuple(args.data), limit, search, words=args.words)
 
 
 def _count(text: str) -> int:
@@ -128,6 +113,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return value
+
+
+def _gigabytes(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
     return value
 
 

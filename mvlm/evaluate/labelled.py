@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from mvlm.data.dataset import LabelledEvalDataset
 from mvlm.evaluate import shares
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
+from mvlm.evaluate.tables import render
 from mvlm.model.task import TaskModel
 
 TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "Visual entailment"}
@@ -95,11 +94,7 @@ def as_text(result: dict[str, Any]) -> str:
     table.add_section()
     for kind, found in result["by_kind"].items():
         table.add_row(kind, f"{100 * found['score']:.2f}", str(found["rows"]))
-    out = io.StringIO()
-    console = Console(file=out, width=100)
-    console.print(table)
-    console.print(result["protocol"], markup=False, highlight=False)
-    return out.getvalue()
+    return render(table, result["protocol"])
 
 
 def _protocol(task: str, dataset: LabelledEvalDataset, classes: Sequence[str]) -> str:

@@ -12,10 +12,9 @@ from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture, held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
-from mvlm.evaluate import ranking
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Direction, Retrieval, retrieve, summary
+from mvlm.evaluate.retrieval import Direction, Retrieval, Search, retrieve, summary
 from mvlm.model.weights import Loaded, load_run
 from mvlm.report.facts import Facts, read_json
 
@@ -87,7 +86,7 @@ def _with_model(facts: Facts, loaded: Loaded, mixture: Mixture, known: Measured,
     pool = dataset
     if known.retrieval and len(dataset) > POOL:
         pool = EvalDataset(mixture, tokenizer, loaded.config, POOL)
-    found = retrieve(model, pool, settings.batch, settings.rerank, device)
+    found = retrieve(model, pool, Search(settings.batch, settings.rerank, settings.memory_gb), device)
     retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
     reconstruction = known.reconstruction
     try:
@@ -127,7 +126,7 @@ def _queries(found: Retrieval, dataset: EvalDataset) -> tuple[list[Query], list[
 
 
 def _top(direction: Direction, query: int) -> list[tuple[int, bool]]:
-    right = set(direction.right_AR[query].tolist()) - {ranking.NONE}
+    right = set(direction.right[query].tolist())
     return [(item, item in right) for item in direction.top_AK[query, :TOP].tolist()]
 
 

@@ -36,8 +36,8 @@ from mvlm.train.watchdog import Watchdog
 DONE, PREEMPTED = 0, 75
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
 
-Evaluate = Callable[[Any, Path, int], dict[str, float]]
-"""(model, run folder, step) -> flat metrics; called on every rank at once."""
+Evaluate = Callable[[Any, Path, int, bool], dict[str, float]]
+"""(model, run folder, step, whether it is the last) -> flat metrics; called on every rank at once."""
 
 
 class Said(NamedTuple):
@@ -211,7 +211,7 @@ class Trainer:
     def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
         self.engine.engine.eval()
         with torch.no_grad():
-            return evaluate(self.engine.model, self.run, self.state.step)
+            return evaluate(self.engine.model, self.run, self.state.step, self.state.step == self.layout["steps"])
 
     def _save(self) -> None:
         """Begin a checkpoint of the state as it is; every step of it has been judged."""
