@@ -52,7 +52,9 @@ def add_parser(subparsers: Any) -> None:
         "--equal-captions", action="store_true", help="retrieval: a caption is right wherever an equal one is"
     )
     parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
-    parser.add_argument("--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it"
+    )
     parser.set_defaults(run=run)
 
 

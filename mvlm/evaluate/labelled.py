@@ -1,4 +1,4 @@
-"""Tasks that choose among classes: VQA, NLVR2 and visual entailment scored, and predictions as their servers take them."""
+"""VQA, NLVR2 and visual entailment: a class is chosen for each row, scored, and written as the servers take it."""
 
 from __future__ import annotations
 

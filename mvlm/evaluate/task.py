@@ -118,6 +118,5 @@ class Choosing:
         return as_text(result)
 
 
-TASKS: dict[str, Task] = {
-    task.name: task for task in (Retrieval(), Reconstruction(), *(Choosing(name) for name in TITLES))
-}
+_ALL: tuple[Task, ...] = (Retrieval(), Reconstruction(), *map(Choosing, TITLES))
+TASKS = {task.name: task for task in _ALL}

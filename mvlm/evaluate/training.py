@@ -31,9 +31,9 @@ def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], dic
 
     Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
     `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
-    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. Where the evaluation before took over half a minute
-    and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is the
-    seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
+    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. Where the evaluation before took over half a
+    minute and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is
+    the seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
 
     Raises:
         UserError: at once, if `data.eval` cannot be opened.

@@ -64,6 +64,8 @@ def measure(facts: Facts, device: torch.device) -> Measured:
     """
     retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
     known = Measured(retrieval=retrieval, reconstruction=reconstruction)
+    if facts.config.task.is_labelled:
+        return _without(known, f"Fine-tuned for {facts.config.task.name}: its scores are among the curves.")
     if not facts.config.data.eval:
         return _without(known, "The run names no evaluation data (data.eval): no examples, no further numbers.")
     if not (facts.folder / "checkpoints" / "latest").exists():

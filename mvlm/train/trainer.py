@@ -84,7 +84,7 @@ class Trainer:
         self.state = state
         self.saved_step = state.step
         self.guard = Guard(self.config.train.spike, state.recent_losses)
-        self.loader = Loader(
+        self.loader: Loader[Any, Any] = Loader(
             self.dataset,
             self.draws,
             global_batch=self.config.train.global_batch,
