@@ -60,11 +60,11 @@ class Corpus:
 
     def row(self, index: int) -> Row:
         """Raises `UserError` naming shard and row where the shard is damaged."""
-        return self._read(index, Rows.row)
+        return self._read(index, lambda rows, at: rows.row(at))
 
     def captions(self, index: int) -> list[str]:
         """The captions alone; touches no page of the image. Raises as `row`."""
-        return self._read(index, Rows.captions)
+        return self._read(index, lambda rows, at: rows.captions(at))
 
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
