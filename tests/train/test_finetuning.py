@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from timm.layers import resample_abs_pos_embed
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
+from mvlm.config import load_config
 from mvlm.data.answers import load_answers
 from mvlm.errors import UserError
 from mvlm.model.init import POSITIONS
 from mvlm.model.weights import find_checkpoint, load_run, load_task_run, open_tensors
+from mvlm.train.loop import train
+from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.train.conftest import TrainHere, read_metrics
 
 WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
@@ -122,9 +126,33 @@ def test_mistakes_are_told_in_a_sentence(
     shards = worlds("vqa")
     with pytest.raises(UserError, match="rows of the task 'vqa' are wanted"):
         train_here(tmp_path / "a", *tuning(scenes, "vqa", pretrained))
-    with pytest.raises(UserError, match="lower task.answer_minimum"):
+    with pytest.raises(UserError, match=r"lower task\.answer_minimum"):
         train_here(tmp_path / "b", *tuning(shards, "vqa", pretrained, "task.answer_minimum=1000"))
     with pytest.raises(UserError, match=r"cannot be started from: .* give the same \[model\]"):
         train_here(tmp_path / "c", *tuning(shards, "vqa", pretrained, "model.cross_depth=2"))
     with pytest.raises(UserError, match="is a run of pretrain and not of vqa"):
         load_task_run(pretrained, "vqa")
+
+
+def test_two_ranks_train_and_predict_as_one(
+    train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With the recipe's own file, under DeepSpeed's launcher."""
+    shards, toml, ds = worlds("nlvr2"), str(ROOT / "mvlm/configs/nlvr2.toml"), str(ROOT / "ds_configs/cpu.json")
+    small = [*TINY, "model.vision=vit_base_patch16_224", "model.text=roberta", "model.text_weights=random"]
+    words = [*small, *tuning(shards, "nlvr2", pretrained, "data.workers=1")]
+    two = mvlm_command("train", toml, "--deepspeed_config", ds, f"run.dir={tmp_path}/two", *words, ranks=2)
+    done = run_command(two)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert train(load_config(toml, [*words, f"run.dir={tmp_path}/one"]), (ds, toml)) == 0
+    one, both = task_losses(tmp_path / "one"), task_losses(tmp_path / "two")
+    assert list(both) == list(one)
+    for step, losses in one.items():
+        assert both[step] == pytest.approx(losses, rel=1e-4)
+
+    words = ["evaluate", "nlvr2", "--checkpoint", f"{tmp_path}/two", "--data", f"{shards}/eval", "--batch", "5"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mvlm"]
+    done = run_command([*launch, *words, "--predictions", f"{tmp_path}/two.csv"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mvlm([*words, "--predictions", f"{tmp_path}/one.csv"]) == 0
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()
