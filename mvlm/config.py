@@ -27,9 +27,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...] = ()  # shard folders, concatenated
+    train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
     weights: tuple[float, ...] = ()  # how often an epoch draws each row, a number for each of train; empty = once
-    eval: tuple[str, ...] = ()  # held-out shard folders; empty = no evaluation
+    eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
     text_length: int = 30  # tokens, special ones included (D)
@@ -40,6 +40,9 @@ class Data:
     randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
+    shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
+    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = one in TMPDIR
+    cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
     workers: int = 2  # decoding threads or processes a rank; 0 = in the training thread
     worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
@@ -199,7 +202,7 @@ AT_LEAST_ONE = {
 NOT_NEGATIVE = {
     "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
     "model": ("cross_init_std",),
-    "data": ("workers", "tolerance"),
+    "data": ("workers", "tolerance", "shuffle_shards", "cache_gb"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
     "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),

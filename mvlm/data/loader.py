@@ -17,6 +17,7 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 from torch import Tensor
 
+from mvlm.data.ahead import Ahead
 from mvlm.data.buffers import Buffer, Kept, Pinned, Shared
 from mvlm.data.collate import pin
 from mvlm.data.order import Draws
@@ -37,6 +38,8 @@ class Dataset(Protocol[S, B_co]):
 
     def sample(self, position: int, row: int, occurrence: int = 0) -> S: ...
 
+    def bring(self, row: int) -> None: ...
+
     def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
 
 
@@ -56,6 +59,7 @@ class Loader(Generic[S, B]):
         worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
+        ahead: what fetches the shards of URLs; it is told where the stream is, and closed with it.
 
     Attributes:
         wait_seconds: how long the consumer has waited for data so far.
@@ -81,6 +85,7 @@ class Loader(Generic[S, B]):
         worker_mode: Literal["threads", "processes"] = "threads",
         prefetch: int = 2,
         pin: bool = False,
+        ahead: Ahead | None = None,
     ):
         if micro_batch < 1 or global_batch % (micro_batch * world):
             raise UserError(
@@ -100,6 +105,7 @@ class Loader(Generic[S, B]):
         self._micro_batches = (start + offset for start in steps for offset in own)
         self._prefetch = prefetch
         self._pin = pin
+        self._ahead = ahead
         views, channels, height, width = dataset.image_shape
         self._processes = Processes(dataset) if workers and worker_mode == "processes" else None
         kind = Shared if self._processes else Pinned if pin else Kept
@@ -133,9 +139,9 @@ class Loader(Generic[S, B]):
         for pool in (self._pool, self._finisher):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
-        if self._processes is not None:
-            self._processes.close()
-        self._buffers.close()
+        for helper in (self._processes, self._ahead, self._buffers):
+            if helper is not None:
+                helper.close()
 
     def __enter__(self) -> Loader[S, B]:
         return self
@@ -177,6 +183,8 @@ class Loader(Generic[S, B]):
     def _next_draws(self) -> list[Draw]:
         """What the next micro-batch consists of."""
         first = next(self._micro_batches)
+        if self._ahead is not None:
+            self._ahead.at(first)
         positions = np.arange(first, first + self._micro_batch)
         rows, occurrences = self.draws(positions)
         return list(zip(positions.tolist(), rows.tolist(), occurrences.tolist(), strict=True))

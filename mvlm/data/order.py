@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,6 +31,7 @@ class _Step(IntEnum):
     BLOCKS = 2
     ROWS = 3
     REPEATS = 4
+    SHARDS = 5
 
 
 class Order:
@@ -86,6 +88,54 @@ class Order:
         return np.minimum(((block + 1) * self._windows - 1) // self._blocks, self._windows - 1)
 
 
+class ShardOrder:
+    """Maps positions to rows, whole shards at a time: for stores that are slow to answer, and caches that hold a few.
+
+    Each epoch the shards are permuted, neighbours form windows, and the rows of a window are permuted among themselves.
+    It costs memory and, once an epoch, time in proportion to the shards.
+
+    Args:
+        lengths: rows of each shard.
+        seed: any integer; the order is a function of (seed, epoch) alone.
+        window: shards whose rows are permuted together.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, window: int):
+        self._lengths = np.array(lengths, dtype=np.int64)
+        self._firsts = np.cumsum(self._lengths) - self._lengths
+        self.rows = int(self._lengths.sum())
+        self._seed, self._window = seed, window
+        self._shuffled = lru_cache(2)(self._shuffle)  # a batch may lie in two epochs
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int64 positions [n], 0 or more -> int64 rows [n]."""
+        epochs, places = np.divmod(positions, self.rows)
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            rows[mine] = self._rows_of(epoch, places[mine])
+        return rows
+
+    def _rows_of(self, epoch: int, place: np.ndarray) -> np.ndarray:
+        shards, ends = self._shuffled(epoch)
+        window = np.searchsorted(ends, place, side="right") // self._window
+        starts = np.concatenate([[0], ends])
+        first = starts[window * self._window]
+        last = starts[np.minimum((window + 1) * self._window, len(shards))]
+        key = _key(self._seed, np.full_like(place, epoch), _Step.ROWS, window)
+        place = first + permute(place - first, last - first, key)
+        nth = np.searchsorted(ends, place, side="right")
+        return self._firsts[shards[nth]] + place - starts[nth]
+
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in the epoch's order, and where each ends."""
+        count = len(self._lengths)
+        epochs = np.full(count, epoch)
+        key = _key(self._seed, epochs, _Step.SHARDS, np.zeros_like(epochs))
+        shards = permute(np.arange(count), np.full(count, count), key)
+        return shards, np.cumsum(self._lengths[shards])
+
+
 class Draws:
     """Maps positions to rows of a mixture and to how often each was drawn before in the same epoch.
 
@@ -93,15 +143,28 @@ class Draws:
         sizes: rows of each corpus.
         weights: how often an epoch draws each row of it; a fraction is rounded to whole rows.
         seed, block, window: as of `Order`.
+        shards: rows of each shard of each corpus, where the order is to be a `ShardOrder`; `window` is of that then,
+            and `block` as many rows as a shard has.
 
     Attributes:
         per_epoch: draws an epoch.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, block: int, window: int):
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        block: int,
+        window: int,
+        shards: Sequence[Sequence[int]] | None = None,
+    ):
         counts = draw_counts(sizes, weights)
         self.per_epoch = sum(counts)
-        self._order = Order(self.per_epoch, seed, block, window)
+        if shards is None:
+            self._order: Order | ShardOrder = Order(self.per_epoch, seed, block, window)
+        else:
+            self._order = ShardOrder(_pieces(counts, shards, block), seed, window)
         self._seed, self._block = seed, block
         self._sizes, self._counts = np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64)
         self._ends = np.cumsum(self._counts)
@@ -134,6 +197,15 @@ class Draws:
 def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Draws an epoch from each corpus."""
     return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
+
+
+def _pieces(counts: Sequence[int], shards: Sequence[Sequence[int]], block: int) -> list[int]:
+    """The draws of an epoch, cut where shards end: whole rounds of a corpus's shards, and blocks of the rest."""
+    pieces: list[int] = []
+    for count, rows in zip(counts, shards, strict=True):
+        rounds, rest = divmod(count, max(sum(rows), 1))
+        pieces += list(rows) * rounds + [block] * (rest // block) + [rest % block]
+    return [piece for piece in pieces if piece]
 
 
 def _key(seed: int, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:

@@ -23,6 +23,8 @@ S = TypeVar("S", bound=Sample)
 class Samples(Protocol[S_co]):
     def sample(self, position: int, row: int, occurrence: int = 0) -> S_co: ...
 
+    def bring(self, row: int) -> None: ...
+
 
 def prepare(dataset: Samples[S], draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
     """The samples without their images, which go to `images_VBCHW`, uint8."""

@@ -43,6 +43,8 @@ class Processes(Generic[S]):
         if not hasattr(self._own, "process"):
             self._own.process = self._start()
         process, connection = self._own.process
+        for _, row, _ in draws:  # here, since clients of object stores are too large for a loader process
+            self._dataset.bring(row)
         try:
             connection.send((buffer.file, buffer.images_VBCHW.shape, first, draws))
             answer = connection.recv()

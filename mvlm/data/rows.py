@@ -96,6 +96,10 @@ class Rows(Generic[S]):
             rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, len(faults), position)
             row, occurrence = int(rng.integers(len(self.mixture))), REPLACED + position
 
+    def bring(self, row: int) -> None:
+        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
+        self.mixture.bring(row)
+
     def prepare(self, content: Row, position: int, row: int, occurrence: int) -> S:
         """The sample of a row; raises `BadImage` where an image of it cannot be decoded."""
         raise NotImplementedError

@@ -67,7 +67,7 @@ IMAGE_COLUMNS = {"image": ("width", "height", "crc32"), "image2": ("width2", "he
 """Each image's columns with its width, height and checksum."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     file: str
     rows: int
@@ -106,7 +106,20 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"No shards at {folder}: the folder does not exist; make it with `python -m data_tools shard`.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or shard the corpus again.") from None
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(text: str, path: str) -> Manifest:
+    """The manifest that was read from `path`; raises `UserError` where it is malformed."""
+    try:
+        content = json.loads(text)
         if content["format"] != FORMAT or content["version"] != VERSION:
             raise UserError(
                 f"{path} is of format {content['format']!r} version {content['version']!r}, "
@@ -117,11 +130,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         if task not in SCHEMAS:
             raise UserError(f"{path} is of the unknown task {task!r}: update mvlm, or shard the corpus again.")
         manifest = Manifest(content["rows"], content["captions"], content["image_bytes"], shards, task)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a valid manifest ({type(error).__name__}: {error}): shard the corpus again."
         ) from None

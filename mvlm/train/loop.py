@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.data.index import Mixture
+from mvlm.data.index import training_mixture
 from mvlm.data.pairs import PairDataset
 from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
@@ -52,7 +52,7 @@ def train(
     run = Path(config.run.dir)
     stop = stop or StopRequests()
     stop.limit_time(config.train.time_limit)
-    mixture = Mixture(config.data.train, config.data.weights)
+    mixture = training_mixture(config.data)
     total, warmup = schedule_steps(config, mixture.per_epoch)
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     site = find_site(run, mirrored=mirror is not None)

@@ -14,8 +14,8 @@ from torch import Tensor
 from mvlm import dist
 from mvlm.batch import Losses
 from mvlm.config import Config
+from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
-from mvlm.data.order import Draws
 from mvlm.data.pairs import PairDataset
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
@@ -75,8 +75,7 @@ class Trainer:
         config = self.config
         self.run = Path(config.run.dir)
         mixture = self.dataset.mixture
-        block, window = config.data.shuffle_block, config.data.shuffle_window
-        self.draws = Draws(mixture.sizes, mixture.weights, config.run.seed, block, window)
+        self.draws = mixture.draws(config.run.seed, config.data)
         self.quarantine = Quarantine(self.run, config.data.tolerance, len(mixture))
         self.skipped = Skipped(self.run, self.state.skipped)
         self.meter = Meter(config, self.engine)
@@ -99,6 +98,7 @@ class Trainer:
             worker_mode=self.config.data.worker_mode,
             prefetch=self.config.data.prefetch,
             pin=self.engine.device.type == "cuda",
+            ahead=fill_ahead(self.dataset.mixture, self.draws, state.samples_seen),
         )
         self.meter.restart(state.step)
 

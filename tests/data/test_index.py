@@ -51,7 +51,7 @@ def test_few_shards_stay_open(tmp_path, monkeypatch):
     rows = make_rows(20)
     corpus = Corpus(write_shards(tmp_path / "s", rows, shard_rows=2))
     assert [corpus.row(i).key for i in range(20)] == [row["key"] for row in rows]
-    assert corpus._open.cache_info().currsize == 3
+    assert len(corpus._opened) == 3
 
 
 def test_a_mixture_is_its_corpora_end_to_end(folder, rows, tmp_path):
