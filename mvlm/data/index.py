@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,7 @@ class Corpus:
                 f"{self.folder} holds rows of the task {self.manifest.task!r}, and pretraining reads captions: "
                 "give a corpus of image-caption pairs."
             )
-        self.shard_starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
+        self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class Corpus:
         return found
 
     def _open_shard(self, number: int) -> OpenShard:
-        rows, name = self.manifest.shards[number].rows, self.place.name(number)
+        rows, name = self.manifest.shards.rows[number], self.place.name(number)
         try:
             file = self.place.map(number)
             reader = pa.ipc.open_file(file)
@@ -168,7 +169,7 @@ class Mixture:
         self._check_cache(data.shuffle_shards)
         if not data.shuffle_shards:
             return Draws(self.sizes, self.weights, seed, data.shuffle_block, data.shuffle_window)
-        shards = [[shard.rows for shard in corpus.manifest.shards] for corpus in self.corpora]
+        shards = [corpus.manifest.shards.rows for corpus in self.corpora]
         rows_a_shard = max(1, len(self) // sum(map(len, shards)))
         return Draws(self.sizes, self.weights, seed, rows_a_shard, data.shuffle_shards, shards)
 
