@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Hidden, Packing, apply
+from mvlm.batch import IGNORE, Batch, Hidden, LabelledBatch, Packing, apply
+from mvlm.data.labelled import Labelled
 from mvlm.data.pairs import Pair
 
 B = TypeVar("B")
@@ -44,6 +45,20 @@ def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_len
         caption_id_B=torch.tensor([caption_id(sample.text_L) for sample in samples]),
         hidden=hidden_places(patch_mask_BN, target_BL),
         packing=pack(valid_BL),
+    )
+
+
+def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int) -> LabelledBatch:
+    """As `collate`, of a task's samples."""
+    texts = [text for nth in zip(*(sample.texts_TL for sample in samples), strict=True) for text in nth]
+    text_RL, valid_RL = pad(texts, pad_id, text_length)
+    return LabelledBatch(
+        image_VBCHW=images_VBCHW,
+        text_TBL=text_RL.view(-1, len(samples), text_RL.shape[1]),
+        valid_TBL=valid_RL.view(-1, len(samples), text_RL.shape[1]),
+        label_B=torch.from_numpy(np.stack([sample.label for sample in samples])),
+        position_B=torch.tensor([sample.position for sample in samples]),
+        row_B=torch.tensor([sample.row for sample in samples]),
     )
 
 

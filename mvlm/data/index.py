@@ -15,10 +15,10 @@ import pyarrow as pa
 
 from mvlm.config import Data
 from mvlm.data.cache import Cache
-from mvlm.data.columns import OpenShard, Row, Rows
+from mvlm.data.columns import Columns, OpenShard, Row
 from mvlm.data.order import Draws, draw_counts
 from mvlm.data.places import open_place
-from mvlm.data.schema import CAPTION, SCHEMA
+from mvlm.data.schema import CAPTION, SCHEMAS
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -34,20 +34,20 @@ class Corpus:
     Args:
         folder: where they lie, a folder or a URL that fsspec knows.
         cache: of this node, for the shards of a URL.
+        task: of `SCHEMAS`, that the rows must be for.
 
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
             than written.
     """
 
-    def __init__(self, folder: str | Path, cache: Cache | None = None):
+    def __init__(self, folder: str | Path, cache: Cache | None = None, task: str = CAPTION):
         self.folder = folder
         self.place = open_place(folder, cache or Cache())
         self.manifest = self.place.manifest
-        if self.manifest.task != CAPTION:
+        if self.manifest.task != task:
             raise UserError(
-                f"{self.folder} holds rows of the task {self.manifest.task!r}, and pretraining reads captions: "
-                "give a corpus of image-caption pairs."
+                f"{self.folder} holds rows of the task {self.manifest.task!r} and not {task!r}: give one of that."
             )
         self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
@@ -60,11 +60,11 @@ class Corpus:
 
     def row(self, index: int) -> Row:
         """Raises `UserError` naming shard and row where the shard is damaged."""
-        return self._read(index, Rows.row)
+        return self._read(index, Columns.row)
 
     def captions(self, index: int) -> list[str]:
         """The captions alone; touches no page of the image. Raises as `row`."""
-        return self._read(index, Rows.captions)
+        return self._read(index, Columns.captions)
 
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
@@ -79,7 +79,7 @@ class Corpus:
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
         self.place.bring(self._locate(index)[0])
 
-    def _read(self, index: int, get: Callable[[Rows, int], T]) -> T:
+    def _read(self, index: int, get: Callable[[Columns, int], T]) -> T:
         shard, local = self._locate(index)
         rows, at = self._open(shard).find(local)
         try:
@@ -111,14 +111,16 @@ class Corpus:
         try:
             file = self.place.map(number)
             reader = pa.ipc.open_file(file)
-            if not reader.schema.equals(SCHEMA):
+            if not reader.schema.equals(SCHEMAS[self.manifest.task]):
                 raise ValueError("its columns are not those of this version")
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             filled = [batch for batch in batches if len(batch)]
             starts = list(accumulate((len(batch) for batch in filled), initial=0))
             if starts.pop() != rows:
                 raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
-            return OpenShard(file if self.place.cached else None, starts, [Rows(batch) for batch in filled])
+            return OpenShard(
+                file if self.place.cached else None, starts, [Columns(batch, self.manifest.task) for batch in filled]
+            )
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 
@@ -128,18 +130,24 @@ class Mixture:
 
     Args:
         weights: how often an epoch draws each row of a corpus; empty = once.
-        cache: as of `Corpus`.
+        cache, task: as of `Corpus`.
 
     Attributes:
         sizes: rows of each corpus.
         per_epoch: draws an epoch.
     """
 
-    def __init__(self, folders: Sequence[str | Path], weights: Sequence[float] = (), cache: Cache | None = None):
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        weights: Sequence[float] = (),
+        cache: Cache | None = None,
+        task: str = CAPTION,
+    ):
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.cache = cache or Cache()
-        self.corpora = [Corpus(folder, cache) for folder in folders]
+        self.corpora = [Corpus(folder, self.cache, task) for folder in folders]
         self.sizes = [len(corpus) for corpus in self.corpora]
         self._starts = list(accumulate(self.sizes, initial=0))
         if not len(self):

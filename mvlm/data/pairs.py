@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from mvlm.batch import Batch
 
-_SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
+SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
+"""Words that a mirrored image would make untrue."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ class PairDataset(Rows[Pair]):
             return self.rng(purpose, position, occurrence, row)
 
         caption = self._choose(content.captions, position // len(self) + occurrence, rng(Purpose.CAPTION))
-        flip = self.config.data.flip and not _SIDES.search(caption)
+        flip = self.config.data.flip and not SIDES.search(caption)
         purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: self.image_shape[0]]
         images = self.views(content.image, content.crc32, flip, *map(rng, purposes))
         text_L = self.captions.encode(caption)
