@@ -5,7 +5,7 @@ Shape legend, used as name suffixes everywhere:
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M hidden patches or hidden tokens
-    A classes of a fine-tuning task, such as answers                U images of a sample, 2 where they are a pair
+    A classes of a task that is fine-tuned, such as answers
     C, H, W channels, height, width of an image                     T text tokens of all pairs, without padding
     BN, BL and BC written in words, as in "row of BN": a place in the flattened tensor of that shape
 """
@@ -75,20 +75,21 @@ class Batch:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """A micro-batch of a fine-tuning task: images with a text, and how right each class is."""
+    """A micro-batch of a task to fine-tune on: images and sentences that belong together, and what is to be told."""
 
-    images_UBCHW: Tensor  # uint8
-    text_BL: Tensor  # int64 token ids, special tokens included
-    valid_BL: Tensor  # bool, False = padding
-    packing: Packing
-    target_BA: Tensor  # fp32, 0 to 1
+    image_VBCHW: Tensor  # uint8; V = 2 where the task is about a pair of images, left and right, else 1
+    text_TBL: Tensor  # int64 token ids; T = 2 where two sentences are to be told apart, else 1
+    valid_TBL: Tensor  # bool, False = padding
+    label_B: Tensor  # int64 class; or float32 [B, A], how right each answer is
+    position_B: Tensor  # int64, samples seen before this one, counted from the run's start
+    row_B: Tensor  # int64, of the data
 
     def to(self, device: torch.device) -> LabelledBatch:
-        """As of `Batch`."""
+        """Copy to `device`, asynchronously where the memory is pinned."""
         return apply(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def __len__(self) -> int:
-        return self.text_BL.shape[0]
+        return self.text_TBL.shape[1]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ class Purpose(IntEnum):
     PATCHES = 3
     TOKENS = 4
     REPLACEMENT = 5
-    RIGHT_VIEW = 6
 
 
 def generator(seed: int, purpose: int, epoch: int, occurrence: int, sample: int) -> np.random.Generator:

@@ -89,12 +89,12 @@ class Cache:
         """Whether fetching this shard is ours; it is not where another process does or did a moment ago."""
         path = self.folder / f"{shard.sha256}.lock"
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        mine = _lock(file, wait) and _is_at(path, file)
         try:
-            mine = _lock(file, wait) and _is_at(path, file)
             yield mine
+        finally:
             if mine:
                 path.unlink()
-        finally:
             os.close(file)
 
     def _fill(self, part: Path, shard: Shard, name: str, fetch: Fetch) -> None:
@@ -116,9 +116,11 @@ class Cache:
         A shard larger than the whole cache gets room when nothing else is there.
         """
         kept = {self.path(other) for other in keep}
+        part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            fetched = sum(self._reserved(part) for part in self.folder.glob("*.part"))
+            part.unlink(missing_ok=True)  # of a process that was killed
+            fetched = sum(self._reserved(other) for other in self.folder.glob("*.part"))
             whole = {path: path.stat() for path in self.folder.glob("*.arrow")}
             total = fetched + sum(stat.st_size for stat in whole.values())
             for path in sorted(whole.keys() - kept, key=lambda path: whole[path].st_mtime_ns):
@@ -128,7 +130,6 @@ class Cache:
                 total -= whole[path].st_size
             if total and total + shard.bytes > self.capacity:
                 return None
-            part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
             part.touch()
             return part
 

@@ -48,16 +48,18 @@ def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_len
     )
 
 
-def collate_labelled(
-    samples: Sequence[Labelled], images_UBCHW: Tensor, classes: int, pad_id: int, text_length: int
-) -> LabelledBatch:
-    """The same for a fine-tuning task of so many classes."""
-    text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
-    target_BA = np.zeros((len(samples), classes), dtype=np.float32)
-    for row, sample in enumerate(samples):
-        for number, share in sample.target.items():
-            target_BA[row, number] = share
-    return LabelledBatch(images_UBCHW, text_BL, valid_BL, pack(valid_BL), torch.from_numpy(target_BA))
+def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int) -> LabelledBatch:
+    """As `collate`, of a task's samples."""
+    texts = [text for nth in zip(*(sample.texts_TL for sample in samples), strict=True) for text in nth]
+    text_RL, valid_RL = pad(texts, pad_id, text_length)
+    return LabelledBatch(
+        image_VBCHW=images_VBCHW,
+        text_TBL=text_RL.view(-1, len(samples), text_RL.shape[1]),
+        valid_TBL=valid_RL.view(-1, len(samples), text_RL.shape[1]),
+        label_B=torch.from_numpy(np.stack([sample.label for sample in samples])),
+        position_B=torch.tensor([sample.position for sample in samples]),
+        row_B=torch.tensor([sample.row for sample in samples]),
+    )
 
 
 def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int) -> tuple[Tensor, Tensor]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
+from struct import calcsize
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from mvlm.data.schema import OWN_COLUMNS
-
-TEXT_COLUMNS = {"vqa": "question", "nlvr2": "sentence", "entailment": "sentence", "foils": "caption"}
-"""What of a row the text encoder reads."""
+from mvlm.data.schema import CAPTION, OWN_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +25,8 @@ class Row:
     width: int
     height: int
     crc32: int
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRow(Row):
-    """One row of a task other than captions, whose question or sentence is its only caption."""
-
-    task: str
-    values: dict[str, Any]  # the task's own columns
-    image2: memoryview | None  # the right one of a pair
-    crc32_2: int
+    second: tuple[memoryview, int] | None  # of a pair, the right image and its crc32
+    own: dict[str, Any]  # the columns that only this task has, by name
 
 
 class _Strings:
@@ -57,21 +48,41 @@ class _Strings:
         return str(self[index], "utf-8")
 
 
-class Rows:
-    """The columns of one record batch as views of the mapped file."""
+class _Texts:
+    """A column of lists of strings."""
 
-    __slots__ = ("_caption_offsets", "_captions", "_crc32", "_height", "_image", "_key", "_source", "_width")
+    __slots__ = ("_offsets", "_texts")
 
-    def __init__(self, batch: pa.RecordBatch):
+    def __init__(self, column: pa.ListArray):
+        if column.values.null_count:
+            raise ValueError("it holds nulls")
+        self._offsets = _integers(column.buffers()[1], "i", column.offset, len(column) + 1)
+        self._texts = _strings(column.values)
+
+    def __getitem__(self, index: int) -> list[str]:
+        return [self._texts.text(i) for i in range(self._offsets[index], self._offsets[index + 1])]
+
+
+class Columns:
+    """Those of one record batch as views of the mapped file.
+
+    Args:
+        task: of `SCHEMAS`.
+    """
+
+    __slots__ = ("_captions", "_crc32", "_height", "_image", "_key", "_own", "_second", "_source", "_width")
+
+    def __init__(self, batch: pa.RecordBatch, task: str):
         batch.validate()
-        lists = batch.column("captions")
-        if any(column.null_count for column in (*batch.columns, lists.values)):
+        if any(column.null_count for column in batch.columns):
             raise ValueError("it holds nulls")
         self._key, self._image, self._source = (_strings(batch.column(name)) for name in ("key", "image", "source"))
-        self._caption_offsets = _integers(lists.buffers()[1], "i", lists.offset, len(lists) + 1)
-        self._captions = _strings(lists.values)
         self._width, self._height = (_numbers(batch.column(name), "i") for name in ("width", "height"))
         self._crc32 = _numbers(batch.column("crc32"), "I")
+        self._captions = _Texts(batch.column("captions")) if task == CAPTION else None
+        self._own = [(field.name, _reader(batch.column(field.name))) for field in OWN_COLUMNS.get(task, ())]
+        pairs = "image2" in batch.schema.names
+        self._second = (_strings(batch.column("image2")), _numbers(batch.column("crc32_2"), "I")) if pairs else None
 
     def row(self, index: int) -> Row:
         return Row(
@@ -82,65 +93,27 @@ class Rows:
             width=self._width[index],
             height=self._height[index],
             crc32=self._crc32[index],
+            second=(self._second[0][index], self._second[1][index]) if self._second else None,
+            own={name: read(index) for name, read in self._own},
         )
 
     def captions(self, index: int) -> list[str]:
-        span = range(self._caption_offsets[index], self._caption_offsets[index + 1])
-        if not span:
+        """Raises ValueError where a row of captions has none."""
+        if self._captions is None:
+            return []
+        captions = self._captions[index]
+        if not captions:
             raise ValueError("the row has no caption")
-        return [self._captions.text(i) for i in span]
-
-
-class TaskRows(Rows):
-    """The same of a task other than captions; Arrow parses its few values."""
-
-    __slots__ = ("_batch", "_crc32_2", "_image2", "_names", "_task", "_text")
-
-    def __init__(self, task: str, batch: pa.RecordBatch):
-        batch.validate()
-        if any(column.null_count for column in batch.columns):
-            raise ValueError("it holds nulls")
-        self._task, self._batch = task, batch
-        self._names = [field.name for field in OWN_COLUMNS[task]]
-        self._key, self._image, self._source = (_strings(batch.column(name)) for name in ("key", "image", "source"))
-        self._text = _strings(batch.column(TEXT_COLUMNS[task]))
-        self._width, self._height = (_numbers(batch.column(name), "i") for name in ("width", "height"))
-        self._crc32 = _numbers(batch.column("crc32"), "I")
-        of_pairs = "image2" in batch.schema.names
-        self._image2 = _strings(batch.column("image2")) if of_pairs else None
-        self._crc32_2 = _numbers(batch.column("crc32_2"), "I") if of_pairs else None
-
-    def row(self, index: int) -> TaskRow:
-        return TaskRow(
-            key=self._key.text(index),
-            image=self._image[index],
-            captions=self.captions(index),
-            source=self._source.text(index),
-            width=self._width[index],
-            height=self._height[index],
-            crc32=self._crc32[index],
-            task=self._task,
-            values={name: self._batch.column(name)[index].as_py() for name in self._names},
-            image2=self._image2[index] if self._image2 else None,
-            crc32_2=self._crc32_2[index] if self._crc32_2 else 0,
-        )
-
-    def captions(self, index: int) -> list[str]:
-        return [self._text.text(index)]
-
-
-def rows_of(task: str, batch: pa.RecordBatch) -> Rows:
-    """A record batch of one of `SCHEMAS`."""
-    return TaskRows(task, batch) if task in OWN_COLUMNS else Rows(batch)
+        return captions
 
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
     cached: pa.MemoryMappedFile | None  # where the file is one of the cache
     starts: list[int]  # first row of each record batch, within the shard
-    batches: list[Rows]
+    batches: list[Columns]
 
-    def find(self, row: int) -> tuple[Rows, int]:
+    def find(self, row: int) -> tuple[Columns, int]:
         batch = bisect_right(self.starts, row) - 1
         return self.batches[batch], row - self.starts[batch]
 
@@ -149,15 +122,28 @@ class OpenShard:
         return self.cached is not None and os.fstat(self.cached.fileno()).st_nlink == 0
 
 
-def _integers(buffer: pa.Buffer, code: Literal["i", "I"], first: int, length: int) -> memoryview:
-    """A view of 4-byte integers; indexing one gives a Python int, several times faster than a numpy scalar."""
-    return memoryview(buffer).cast("B")[4 * first : 4 * (first + length)].cast(code)
+def _integers(buffer: pa.Buffer, code: Literal["i", "I", "q"], first: int, length: int) -> memoryview:
+    """A view of integers; indexing one gives a Python int, several times faster than a numpy scalar."""
+    size = calcsize(code)
+    return memoryview(buffer).cast("B")[size * first : size * (first + length)].cast(code)
 
 
-def _numbers(column: pa.Array, code: Literal["i", "I"]) -> memoryview:
+def _numbers(column: pa.Array, code: Literal["i", "I", "q"]) -> memoryview:
     return _integers(column.buffers()[1], code, column.offset, len(column))
 
 
 def _strings(column: pa.Array) -> _Strings:
     _, offsets, data = column.buffers()
     return _Strings(offsets, data, column.offset, len(column))
+
+
+def _reader(column: pa.Array) -> Callable[[int], Any]:
+    """What gives the Python value of a place in a column of text, texts, whole numbers or truths."""
+    if pa.types.is_list(column.type):
+        return _Texts(column).__getitem__
+    if pa.types.is_string(column.type):
+        return _strings(column).text
+    if pa.types.is_boolean(column.type):
+        bits, first = memoryview(column.buffers()[1]).cast("B"), column.offset
+        return lambda index: bool(bits[(first + index) >> 3] >> ((first + index) & 7) & 1)
+    return _numbers(column, "q").__getitem__

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.columns import TaskRow
 from mvlm.data.index import Mixture
+from mvlm.data.labelled import SENTENCES
 from mvlm.data.rows import why_bad
 from mvlm.data.transforms import BadImage, eval_view, load_image
 from mvlm.errors import UserError
@@ -56,8 +56,8 @@ class EvalDataset:
         """The images of a row, which are two only of a pair."""
         content = self.mixture.row(row)
         encoded = [(content.image, content.crc32)]
-        if isinstance(content, TaskRow) and content.image2 is not None:
-            encoded.append((content.image2, content.crc32_2))
+        if content.second is not None:
+            encoded.append(content.second)
         return [self._view(row, content.key, data, crc32) for data, crc32 in encoded]
 
     def _view(self, row: int, key: str, data: memoryview, crc32: int) -> np.ndarray:
@@ -71,7 +71,7 @@ class EvalDataset:
 
 
 class LabelledEvalDataset(EvalDataset):
-    """The same of a fine-tuning task, whose rows have one text each.
+    """The same of a fine-tuning task, whose rows have one sentence each: their captions, here.
 
     Attributes:
         keys: of the rows.
@@ -80,11 +80,13 @@ class LabelledEvalDataset(EvalDataset):
 
     def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
         super().__init__(mixture, tokenizer, config, limit)
-        rows = [row for row in map(mixture.row, range(self.rows)) if isinstance(row, TaskRow)]
+        rows = [mixture.row(row) for row in range(self.rows)]
         self.keys = [row.key for row in rows]
-        self.values = [row.values for row in rows]
+        self.values = [row.own for row in rows]
+        self.captions = [SENTENCES[config.task.name](own)[0] for own in self.values]
+        self.owner = np.arange(self.rows)
 
     def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """images_UBCHW uint8, text_BL int64 and valid_BL bool; raises as `images`."""
-        images_BUCHW = np.stack([np.stack(self._views(row)) for row in rows])
-        return torch.from_numpy(images_BUCHW.swapaxes(0, 1).copy()), *self.texts(rows)
+        """image_VBCHW uint8, text_BL int64 and valid_BL bool; raises as `images`."""
+        image_BVCHW = np.stack([np.stack(self._views(row)) for row in rows])
+        return torch.from_numpy(image_BVCHW.swapaxes(0, 1).copy()), *self.texts(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from mvlm.config import Data
 from mvlm.data.cache import Cache
-from mvlm.data.columns import OpenShard, Row, Rows, rows_of
+from mvlm.data.columns import Columns, OpenShard, Row
 from mvlm.data.order import Draws, draw_counts
 from mvlm.data.places import open_place
 from mvlm.data.schema import CAPTION, SCHEMAS
@@ -33,7 +34,7 @@ class Corpus:
     Args:
         folder: where they lie, a folder or a URL that fsspec knows.
         cache: of this node, for the shards of a URL.
-        task: what its rows are to be, one of `SCHEMAS`.
+        task: of `SCHEMAS`, that the rows must be for.
 
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
@@ -45,11 +46,10 @@ class Corpus:
         self.place = open_place(folder, cache or Cache())
         self.manifest = self.place.manifest
         if self.manifest.task != task:
-            wanted = "pretraining reads captions: give a corpus of image-caption pairs"
-            if task != CAPTION:
-                wanted = f"rows of the task {task!r} are wanted: give a corpus of it, or set task.name"
-            raise UserError(f"{self.folder} holds rows of the task {self.manifest.task!r}, and {wanted}.")
-        self.shard_starts = list(accumulate((shard.rows for shard in self.manifest.shards), initial=0))
+            raise UserError(
+                f"{self.folder} holds rows of the task {self.manifest.task!r} and not {task!r}: give one of that."
+            )
+        self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -60,11 +60,11 @@ class Corpus:
 
     def row(self, index: int) -> Row:
         """Raises `UserError` naming shard and row where the shard is damaged."""
-        return self._read(index, lambda rows, at: rows.row(at))
+        return self._read(index, Columns.row)
 
     def captions(self, index: int) -> list[str]:
         """The captions alone; touches no page of the image. Raises as `row`."""
-        return self._read(index, lambda rows, at: rows.captions(at))
+        return self._read(index, Columns.captions)
 
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
@@ -79,7 +79,7 @@ class Corpus:
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
         self.place.bring(self._locate(index)[0])
 
-    def _read(self, index: int, get: Callable[[Rows, int], T]) -> T:
+    def _read(self, index: int, get: Callable[[Columns, int], T]) -> T:
         shard, local = self._locate(index)
         rows, at = self._open(shard).find(local)
         try:
@@ -107,7 +107,7 @@ class Corpus:
         return found
 
     def _open_shard(self, number: int) -> OpenShard:
-        rows, name = self.manifest.shards[number].rows, self.place.name(number)
+        rows, name = self.manifest.shards.rows[number], self.place.name(number)
         try:
             file = self.place.map(number)
             reader = pa.ipc.open_file(file)
@@ -119,7 +119,7 @@ class Corpus:
             if starts.pop() != rows:
                 raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
             return OpenShard(
-                file if self.place.cached else None, starts, [rows_of(self.manifest.task, batch) for batch in filled]
+                file if self.place.cached else None, starts, [Columns(batch, self.manifest.task) for batch in filled]
             )
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
@@ -147,7 +147,7 @@ class Mixture:
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.cache = cache or Cache()
-        self.corpora = [Corpus(folder, cache, task) for folder in folders]
+        self.corpora = [Corpus(folder, self.cache, task) for folder in folders]
         self.sizes = [len(corpus) for corpus in self.corpora]
         self._starts = list(accumulate(self.sizes, initial=0))
         if not len(self):
@@ -177,7 +177,7 @@ class Mixture:
         self._check_cache(data.shuffle_shards)
         if not data.shuffle_shards:
             return Draws(self.sizes, self.weights, seed, data.shuffle_block, data.shuffle_window)
-        shards = [[shard.rows for shard in corpus.manifest.shards] for corpus in self.corpora]
+        shards = [corpus.manifest.shards.rows for corpus in self.corpora]
         rows_a_shard = max(1, len(self) // sum(map(len, shards)))
         return Draws(self.sizes, self.weights, seed, rows_a_shard, data.shuffle_shards, shards)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mvlm.batch import Batch
 
 SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
-"""Words that a mirrored image would belie."""
+"""Words that a mirrored image would make untrue."""
 
 
 @dataclass(frozen=True, kw_only=True)

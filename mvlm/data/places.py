@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
@@ -11,15 +10,19 @@ from typing import Any
 import pyarrow as pa
 
 from mvlm.data.cache import Cache
-from mvlm.data.schema import MANIFEST, Manifest, Shard, check_length, check_lengths, parse_manifest, read_manifest
+from mvlm.data.schema import MANIFEST, Manifest, Shard, check_length, parse_manifest, read_manifest
 from mvlm.errors import UserError
+
+LOOKED_AT = 1000
+"""Shards whose lengths are compared with the manifest's when a folder is opened."""
 
 
 class Folder:
     """A folder of shards, read in place.
 
     Raises:
-        UserError: it is missing or unfinished, or a shard is missing or has another length than written.
+        UserError: it is missing or unfinished, or one of the first `LOOKED_AT` shards is missing or has another length
+            than written.
     """
 
     cached = False
@@ -27,14 +30,17 @@ class Folder:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.manifest: Manifest = read_manifest(self.folder)
-        self._written = array("q", check_lengths(self.folder, self.manifest))  # when each shard was last written
+        # Of a corpus with more shards, each is looked at when it is first read: starting must not take minutes.
+        first = range(min(len(self.manifest.shards), LOOKED_AT))
+        self._written = {n: check_length(self.folder, self.manifest.shards[n]) for n in first}
 
     def name(self, number: int) -> str:
         return str(self.folder / self.manifest.shards[number].file)
 
     def map(self, number: int) -> pa.MemoryMappedFile:
         """Raises `UserError` where the shard was changed since the corpus was opened, and OSError."""
-        if check_length(self.folder, self.manifest.shards[number]) != self._written[number]:
+        written = check_length(self.folder, self.manifest.shards[number])
+        if self._written.setdefault(number, written) != written:
             raise UserError(
                 f"{self.name(number)} was written to since it was opened: copy or shard it again, then start again."
             )
@@ -43,7 +49,7 @@ class Folder:
     def changed(self, number: int) -> bool:
         """Whether the shard was written to, cut or removed since the corpus was opened."""
         try:
-            return check_length(self.folder, self.manifest.shards[number]) != self._written[number]
+            return check_length(self.folder, self.manifest.shards[number]) != self._written.get(number)
         except UserError:
             return True
 

@@ -24,8 +24,8 @@ def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: 
     chosen = []
     with shares.inference(model):
         for rows in shares.batches(len(dataset), batch):
-            images_UBCHW, text_BL, valid_BL = (tensor.to(device) for tensor in dataset.samples(rows.tolist()))
-            chosen.append(model.logits(images_UBCHW, text_BL, valid_BL).argmax(dim=-1))
+            image_VBCHW, text_BL, valid_BL = (tensor.to(device) for tensor in dataset.samples(rows.tolist()))
+            chosen.append(model.logits(image_VBCHW, text_BL, valid_BL).argmax(dim=-1))
     return shares.gather(chosen, len(dataset)).cpu().numpy()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import LabelledBatch, Losses, Packing, Pool
+from mvlm.batch import LabelledBatch, Losses, Pool
 from mvlm.config import Config
 from mvlm.model.cross import init_linear
 from mvlm.model.encoders import Encoders
@@ -44,14 +44,14 @@ class TaskModel(Encoders):
 
     def forward(self, batch: LabelledBatch, pool: Pool | None = None) -> Losses:
         """The loss of a micro-batch; it knows of no other, so that a pool changes nothing."""
-        logits_BA = self.logits(batch.images_UBCHW, batch.text_BL, batch.valid_BL, batch.packing)
-        return {"task": LOSSES[self.config.task.name](logits_BA, batch.target_BA)}
+        logits_BA = self.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
+        return {"task": LOSSES[self.config.task.name](logits_BA, batch.label_B)}
 
-    def logits(self, images_UBCHW: Tensor, text_BL: Tensor, valid_BL: Tensor, packing: Packing | None = None) -> Tensor:
+    def logits(self, image_VBCHW: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
         """uint8 images and token ids -> BA."""
-        count = len(images_UBCHW)
-        image_XSD = self.encode_image(images_UBCHW.flatten(0, 1))  # X = all first images, then all second ones
-        text_XLD = self.text(text_BL, valid_BL, packing).repeat(count, 1, 1)
+        count = len(image_VBCHW)
+        image_XSD = self.encode_image(image_VBCHW.flatten(0, 1))  # X = all first images, then all second ones
+        text_XLD = self.encode_text(text_BL, valid_BL).repeat(count, 1, 1)
         valid_XL = valid_BL.repeat(count, 1)
         cls_X1 = torch.zeros(len(image_XSD), 1, dtype=torch.int64, device=valid_BL.device)
         fused_image_X1D = self.cross_image(image_XSD, text_XLD, context_valid_BT=valid_XL, keep_BC=cls_X1)

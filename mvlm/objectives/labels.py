@@ -16,6 +16,6 @@ def answer_loss(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
     return total / len(target_BA)
 
 
-def label_loss(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
+def label_loss(logits_BA: Tensor, label_B: Tensor) -> Tensor:
     """Cross-entropy with the one class that is right, averaged over samples, in fp32."""
-    return F.cross_entropy(logits_BA.float(), target_BA)
+    return F.cross_entropy(logits_BA.float(), label_B)

@@ -7,6 +7,7 @@ import json
 import shlex
 import socket
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from transformers import PreTrainedTokenizerBase
 from mvlm import __version__, dist
 from mvlm.config import Config, dump_config
 from mvlm.data.answers import frequent_answers, load_answers, save_answers
-from mvlm.data.columns import TaskRow
 from mvlm.data.index import Mixture
-from mvlm.data.labelled import ANSWERS
+from mvlm.data.labelled import ANSWERS, SENTENCES
 from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -47,8 +47,7 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start,
         if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
             tokenizer = load_tokenizer(str(start.checkpoint.parent.parent / TOKENIZER))
         elif config.data.tokenizer == "auto":
-            captions = (caption for row in range(len(mixture)) for caption in mixture.captions(row))
-            tokenizer = train_tokenizer(captions, config.data.vocabulary)
+            tokenizer = train_tokenizer(_texts(config, mixture), config.data.vocabulary)
         else:
             tokenizer = load_tokenizer(config.data.tokenizer or config.model.text)
         try:
@@ -65,11 +64,20 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start,
     return load_tokenizer(str(folder))
 
 
+def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
+    """All that the text encoder will read."""
+    for row in range(len(mixture)):
+        if config.task.is_labelled:
+            yield from SENTENCES[config.task.name](mixture.row(row).own)
+        else:
+            yield from mixture.captions(row)
+
+
 def _answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, ...]:
     """Those of the run that this one goes on with, or the frequent ones of the data."""
     if start.checkpoint and start.resumes:
         return load_answers(start.checkpoint.parent.parent / TOKENIZER / ANSWERS)
-    of_people = (row.values["answers"] for row in map(mixture.row, range(len(mixture))) if isinstance(row, TaskRow))
+    of_people = (mixture.row(row).own["answers"] for row in range(len(mixture)))
     answers = frequent_answers(of_people, config.task.answer_minimum)
     if not answers:
         raise UserError(

@@ -69,7 +69,7 @@ def train(
     model, taken = build_model(config, tokenizer, start, len(classes))
     dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
     if classes:
-        dataset = LabelledDataset(mixture, tokenizer, config, classes)
+        dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
     parameters = count_parameters(model)
     ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
     layout = {

@@ -16,7 +16,8 @@ from mvlm.errors import UserError
 
 
 def as_dict(row):
-    return {name: getattr(row, name) for name in row.__slots__} | {"image": bytes(row.image)}
+    fields = {name: getattr(row, name) for name in row.__slots__ if name not in ("second", "own")}
+    return fields | {"image": bytes(row.image)}
 
 
 def test_rows_are_those_of_to_pylist(folder):
@@ -148,5 +149,5 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
 def test_a_corpus_of_another_task_is_refused(tmp_path: Path) -> None:
     words = ["synth", "--task", "vqa", "--count", "40", "--out", str(tmp_path / "vqa")]
     assert data_tools_main(words) == 0
-    with pytest.raises(UserError, match=r"vqa.*captions"):
+    with pytest.raises(UserError, match=r"vqa.*'vqa' and not 'caption'"):
         Corpus(tmp_path / "vqa")
