@@ -1,4 +1,4 @@
-"""`mvlm evaluate retrieval|reconstruction`: a trained model's numbers on held-out data, on one process or many."""
+"""`mvlm evaluate TASK`: a trained model's numbers on held-out data, on one process or many."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from mvlm import dist
 from mvlm.cli.output import write_whole
 from mvlm.config import Eval
 from mvlm.evaluate.retrieval import Search
-from mvlm.evaluate.task import TASKS, Settings
+from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.task import TASKS
 from mvlm.model.weights import load_run
 
 EXAMPLES = """examples:
   mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
   mvlm evaluate reconstruction --checkpoint runs/tiny --data shards/eval --words red,green,blue
   torchrun --nproc-per-node 8 -m mvlm evaluate retrieval --checkpoint runs/base --data shards/coco --rerank 256
+  mvlm evaluate classification --checkpoint runs/tiny --data pictures/test --templates templates.txt
+  mvlm evaluate probe --checkpoint runs/tiny --train pictures/train --data pictures/test
+  mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
+
+Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
+Classification and probe read a folder that has a folder of pictures for each class, called as the class.
 """
 
 
@@ -35,7 +42,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("task", choices=list(TASKS), help="what to measure")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, concatenated")
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, or a folder of classes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument(
         "--rerank", type=_count, metavar="K", help="candidates ITM orders again (the run's eval.rerank)"
@@ -49,6 +58,10 @@ def add_parser(subparsers: Any) -> None:
         "--equal-captions", action="store_true", help="retrieval: a caption is right wherever an equal one is"
     )
     parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
+    parser.add_argument(
+        "--templates", default="", metavar="FILE", help="classification: sentences, one a line, {} for the class"
+    )
+    parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes it learns from")
     parser.set_defaults(run=run)
 
 
@@ -83,7 +96,7 @@ def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
         equal_captions=args.equal_captions,
     )
     limit = defaults.limit if args.limit is None else args.limit
-    return Settings(tuple(args.data), limit, search, words=args.words)
+    return Settings(tuple(args.data), limit, search, args.words, args.templates, args.train)
 
 
 def _count(text: str) -> int:

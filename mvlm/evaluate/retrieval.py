@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mvlm.data.dataset import EvalDataset
+from mvlm.data.pictures import ImagesAndTexts
 from mvlm.evaluate import intervals, memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Sizes, Tokens
@@ -80,8 +81,8 @@ def retrieve(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch
             text_features(model, dataset, sizes.batch, device),
         )
         shown = max(rerank, max(ranking.RECALLS))
-        to_text = _rank(image_NE, text_ME, of_image, shown, sizes)
-        to_image = _rank(text_ME, image_NE, of_caption, shown, sizes)
+        to_text = rank_items(image_NE, text_ME, of_image, shown, sizes)
+        to_image = rank_items(text_ME, image_NE, of_caption, shown, sizes)
         if rerank:
             scores = _match(model, dataset, sizes, device, to_text.top_AK[:, :rerank], to_image.top_AK[:, :rerank])
             to_text, to_image = (_reranked(*each) for each in zip((to_text, to_image), scores, strict=True))
@@ -171,7 +172,7 @@ def _protocol(images: int, captions: int, search: Search) -> str:
     )
 
 
-def image_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device) -> Tensor:
+def image_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: torch.device) -> Tensor:
     """The contrastive features of all images, NE."""
     parts = []
     for rows in shares.batches(len(dataset), batch):
@@ -180,7 +181,7 @@ def image_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: tor
     return shares.gather(parts, len(dataset))
 
 
-def text_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device) -> Tensor:
+def text_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: torch.device) -> Tensor:
     """The contrastive features of all captions, ME."""
     parts = []
     for indices in shares.batches(len(dataset.captions), batch):
@@ -189,7 +190,7 @@ def text_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torc
     return shares.gather(parts, len(dataset.captions))
 
 
-def _rank(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, sizes: Sizes) -> Direction:
+def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, sizes: Sizes) -> Direction:
     """All items in the order of their inner product with each query, in tiles of queries split over ranks."""
     ranks, tops = [], []
     for queries in shares.batches(len(query_AE), max(1, sizes.similarities // len(item_NE))):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -11,20 +10,14 @@ from rich.table import Table
 from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture
 from mvlm.data.tokenizer import load_tokenizer
+from mvlm.evaluate.classification import Classification
+from mvlm.evaluate.foils import Foils
+from mvlm.evaluate.probe import Probe
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Search, evaluate_retrieval
+from mvlm.evaluate.retrieval import evaluate_retrieval
+from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.weights import Loaded
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of all tasks; each reads those that concern it."""
-
-    data: tuple[str, ...]  # shard folders or, of some tasks, folders of pictures
-    limit: int  # first rows used; 0 = all
-    search: Search  # `batch` and `memory_gb` concern every task
-    words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
 
 
 class Task(Protocol):
@@ -97,4 +90,6 @@ def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
     return EvalDataset(Mixture(settings.data), tokenizer, loaded.config, settings.limit)
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (Retrieval(), Reconstruction())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Retrieval(), Reconstruction(), Classification(), Probe(), Foils())
+}
