@@ -1,4 +1,4 @@
-"""Zero-shot classification: the class whose sentences are nearest to the image (CLIP, arXiv 2103.00020, section 3.1)."""
+"""Zero-shot classification: the class whose sentences are nearest to the image (CLIP, arXiv 2103.00020)."""
 
 from __future__ import annotations
 
