@@ -16,7 +16,10 @@ from mvlm.predict.draw import heat_tile, strip, tile
 
 
 def token_attention(model: MaskVLM, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
-    """The share of its attention that each token gives each patch, BLN: the mean over blocks and heads; CLS gets the rest."""
+    """The share of its attention that each token gives each patch -> BLN, the mean over blocks and heads.
+
+    What is missing to 1 goes to the image's CLS.
+    """
     seen: list[Tensor] = []
 
     def note(attention: Any, inputs: tuple[Any, ...]) -> None:
@@ -35,7 +38,7 @@ def token_attention(model: MaskVLM, image_BSD: Tensor, text_BLD: Tensor, valid_B
 def word_attention(
     model: MaskVLM, pictures: Pictures, row: int, sentence: str, device: torch.device
 ) -> list[tuple[str, Tensor]]:
-    """Each word of the sentence, as far as the model reads it, with the mean of its tokens' attention: rows x columns."""
+    """Each word that the model reads, with the mean of its tokens' attention to the patches: rows x columns."""
     with shares.inference(model):
         image_1SD = model.encode_image(pictures.images([row]).to(device))
         text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([sentence]))
@@ -49,7 +52,7 @@ def word_attention(
 
 
 def attention_strips(model: MaskVLM, pictures: Pictures, row: int, sentence: str, device: torch.device) -> Image.Image:
-    """The picture, and again for each word with red where it looks; each word's reddest patch is the one it sees most."""
+    """The picture, and again for each word with red where it looks, most where it looks most."""
     picture = read_picture(pictures.paths[row])
     words = word_attention(model, pictures, row, sentence, device)
     return strip([tile(picture, ""), *(heat_tile(picture, word, share) for word, share in words)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,15 +59,13 @@ def pair_up(asked: Asked) -> Asked:
     images, sentences = asked.images, asked.sentences
     if len(images) != len(sentences) and 1 not in (len(images), len(sentences)):
         raise UserError(
-            f"{len(images)} images and {len(sentences)} sentences cannot be paired: give equally many, or one of either."
+            f"{len(images)} images and {len(sentences)} sentences cannot be paired: give as many, or one of either."
         )
     count = max(len(images), len(sentences))
-    return Asked(
-        images if len(images) == count else images * count,
-        sentences if len(sentences) == count else sentences * count,
-        asked.top,
-        asked.search,
-        asked.draws,
+    return replace(
+        asked,
+        images=images if len(images) == count else images * count,
+        sentences=sentences if len(sentences) == count else sentences * count,
     )
 
 

@@ -125,13 +125,11 @@ def one_rank(rank, world, port, shards, folder):
 def everything(model, dataset):
     """Orders, numbers and intervals of retrieval, and restoring; memory for a few texts at a time."""
     search = Search(2, 4, SMALLEST_GB, equal_captions=True)
-    found = retrieve(model, dataset, search, CPU)
+    with cheap_passes():
+        found = retrieve(model, dataset, search, CPU)
+        result = evaluate_retrieval(model, dataset, search, CPU)
     orders = [direction.top_AK.tolist() for direction in (found.image_to_text, found.text_to_image)]
-    return (
-        orders,
-        evaluate_retrieval(model, dataset, search, CPU),
-        evaluate_reconstruction(model, dataset, 3, CPU, ["red"]),
-    )
+    return orders, result, evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
 
 
 @pytest.mark.parametrize("world", [2, 4])
