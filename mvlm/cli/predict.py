@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     for name, picture in answer.pictures.items():
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
-        write_whole(args.out / name, buffer.getvalue(), "--out")
+        write_whole(args.out / f"{args.what}_{name}", buffer.getvalue(), "--out")
     if args.json:
         content = {"what": args.what, "step": loaded.step, "answers": answer.entries}
         write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
