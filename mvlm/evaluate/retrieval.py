@@ -1,7 +1,8 @@
 """Image-text retrieval: ITC orders everything, ITM orders ITC's first k again (paper, section 4.2).
 
-Images and texts are encoded once, split over ranks, and their similarities are taken in tiles; what is held at once is
-bounded by one setting (mvlm/evaluate/memory.py). The numbers are the same on any number of ranks, to the last bit.
+Images and texts are encoded, split over ranks, once for ITC, which keeps a vector of each, and once for ITM, never once
+a pair; similarities are taken in tiles. What is held at once is bounded by one setting (mvlm/evaluate/memory.py). The
+numbers are the same on any number of ranks, to the last bit.
 """
 
 from __future__ import annotations
@@ -199,8 +200,8 @@ def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: i
         rank_A, top_AK = ranking.rank_tile(similarity_AN, right_AR, top)
         ranks.append(rank_A)
         tops.append(top_AK)
-    rank_A, top_AK = (shares.gather(parts, len(query_AE)).cpu().numpy() for parts in (ranks, tops))
-    return Direction(right, rank_A, None, top_AK)
+    all_ranks, all_tops = (shares.gather(parts, len(query_AE)).cpu().numpy() for parts in (ranks, tops))
+    return Direction(right, all_ranks, None, all_tops)
 
 
 def _match(

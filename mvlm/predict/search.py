@@ -32,10 +32,8 @@ def best(
         search.memory_gb, search.batch, len(pictures), sentences, Tokens.of(model, pictures.tokens.length)
     )
     with shares.inference(model):
-        query_AE, item_NE = (
-            image_features(model, pictures, sizes.batch, device),
-            text_features(model, pictures, sizes.batch, device),
-        )
+        query_AE = image_features(model, pictures, sizes.batch, device)
+        item_NE = text_features(model, pictures, sizes.batch, device)
         if not of_images:
             query_AE, item_NE = item_NE, query_AE
         rerank = min(len(item_NE), search.rerank if model.config.objectives.itm else 0)

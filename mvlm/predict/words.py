@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from mvlm.data.pictures import Pictures
 from mvlm.data.tokenizer import load_tokenizer
@@ -60,12 +61,8 @@ class Words:
         for number, (path, sentence) in enumerate(zip(asked.images, asked.sentences, strict=True)):
             masked = sentence.replace(MASK, tokenizer.mask_token)
             _check(sentence, int((pictures.tokens.encode(masked) == pictures.tokens.mask_id).sum()), loaded)
-            guesses = {
-                name: [
-                    [{"word": tokenizer.decode([i]).strip(), "probability": p} for i, p in words] for words in of_masks
-                ]
-                for name, of_masks in guess_words(loaded.model, pictures, number, masked, asked.top, device).items()
-            }
+            best = guess_words(loaded.model, pictures, number, masked, asked.top, device)
+            guesses = {name: [_spelled(tokenizer, ids) for ids in of_masks] for name, of_masks in best.items()}
             filled = _fill(sentence, [words[0]["word"] for words in guesses["with_image"]])
             entries.append({"image": str(path), "sentence": sentence, "filled": filled, **guesses})
             lines += [f"{printable(path)}: {printable(filled)}", *_lines(guesses)]
@@ -83,6 +80,10 @@ def _check(sentence: str, read: int, loaded: Loaded) -> None:
             f"Of the {written} hidden words of {sentence!r} {read} are within the {loaded.config.data.text_length} "
             "tokens that this model reads: give a shorter sentence."
         )
+
+
+def _spelled(tokenizer: PreTrainedTokenizerBase, guesses: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{"word": str(tokenizer.decode([token])).strip(), "probability": share} for token, share in guesses]
 
 
 def _fill(sentence: str, words: list[str]) -> str:

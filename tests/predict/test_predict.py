@@ -88,12 +88,11 @@ def test_attention_is_the_softmax_of_queries_and_keys(loaded, pictures):
         hook.remove()
     prefix, width = "cross_text.blocks.0.cross_attention", words.shape[-1]
     query = seen[0][0].double().numpy() @ weights[f"{prefix}.query.weight"].T + weights[f"{prefix}.query.bias"]
-    key_value = (
-        image[0].double().numpy() @ weights[f"{prefix}.key_value.weight"].T + weights[f"{prefix}.key_value.bias"]
-    )
+    key_weight, key_bias = (weights[f"{prefix}.key_value.{part}"][:width] for part in ("weight", "bias"))
+    key = image[0].double().numpy() @ key_weight.T + key_bias
     shares = []
     for head in np.split(np.arange(width), 2):
-        score = np.exp(query[:, head] @ key_value[:, :width][:, head].T / np.sqrt(len(head)))
+        score = np.exp(query[:, head] @ key[:, head].T / np.sqrt(len(head)))
         shares.append(score / score.sum(axis=1, keepdims=True))
     np.testing.assert_allclose(got, np.mean(shares, axis=0)[:, 1:], rtol=1e-4, atol=1e-6)
 
