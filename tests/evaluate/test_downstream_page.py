@@ -49,7 +49,7 @@ def run(words):
         case ["deepspeed", "--module", "mvlm", *rest]:
             command = [sys.executable, "-m", "mvlm", *rest, *TINY, "train.steps=2", "eval.rerank=4"]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-            return subprocess.run(command, env=environment, timeout=240).returncode
+            return subprocess.run(command, env=environment, timeout=600).returncode
     raise AssertionError(f"the page has a command that no test knows how to run: {words}")
 
 
