@@ -16,14 +16,22 @@ from mvlm.config import Eval
 from mvlm.errors import UserError
 from mvlm.evaluate import labelled
 from mvlm.evaluate.retrieval import Search
-from mvlm.evaluate.task import TASKS, Settings
+from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.task import TASKS
 from mvlm.model.weights import Loaded, load_run, load_task_run
 
 EXAMPLES = """examples:
   mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
   mvlm evaluate reconstruction --checkpoint runs/tiny --data shards/eval --words red,green,blue
   torchrun --nproc-per-node 8 -m mvlm evaluate retrieval --checkpoint runs/base --data shards/coco --rerank 256
+  mvlm evaluate classification --checkpoint runs/tiny --data pictures/test --templates templates.txt
+  mvlm evaluate probe --checkpoint runs/tiny --train pictures/train --data pictures/test
+  mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
   mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
+
+Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
+Classification and probe read a folder that has a folder of pictures for each class, called as the class.
+VQA, NLVR2 and entailment take a run that was fine-tuned for them, and shards of that task.
 """
 
 
@@ -38,7 +46,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("task", choices=list(TASKS), help="what to measure")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, concatenated")
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, or a folder of classes"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
     parser.add_argument(
         "--rerank", type=_count, metavar="K", help="candidates ITM orders again (the run's eval.rerank)"
@@ -52,6 +62,10 @@ def add_parser(subparsers: Any) -> None:
         "--equal-captions", action="store_true", help="retrieval: a caption is right wherever an equal one is"
     )
     parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
+    parser.add_argument(
+        "--templates", default="", metavar="FILE", help="classification: sentences, one a line, {} for the class"
+    )
+    parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes it learns from")
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it"
     )
@@ -101,7 +115,7 @@ def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
         equal_captions=args.equal_captions,
     )
     limit = defaults.limit if args.limit is None else args.limit
-    return Settings(tuple(args.data), limit, search, words=args.words)
+    return Settings(tuple(args.data), limit, search, args.words, args.templates, args.train)
 
 
 def _count(text: str) -> int:

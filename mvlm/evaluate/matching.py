@@ -10,14 +10,14 @@ from torch import Tensor
 
 from mvlm import dist
 from mvlm.data.collate import PAD_MULTIPLE
-from mvlm.data.dataset import EvalDataset
+from mvlm.data.pictures import ImagesAndTexts
 from mvlm.evaluate import shares
 from mvlm.evaluate.memory import Sizes
 from mvlm.model.maskvlm import MaskVLM
 
 
 def match_pairs(
-    model: MaskVLM, dataset: EvalDataset, pair_P: np.ndarray, sizes: Sizes, device: torch.device
+    model: MaskVLM, dataset: ImagesAndTexts, pair_P: np.ndarray, sizes: Sizes, device: torch.device
 ) -> np.ndarray:
     """ITM's log-odds of each pair, float32 [P].
 
@@ -51,7 +51,7 @@ def match_pairs(
 
 
 def _text_tokens(
-    model: MaskVLM, dataset: EvalDataset, captions: np.ndarray, batch: int, device: torch.device
+    model: MaskVLM, dataset: ImagesAndTexts, captions: np.ndarray, batch: int, device: torch.device
 ) -> tuple[np.ndarray, Tensor]:
     """Tokens of each of these captions, and their features on every rank, beyond the tokens left open: MLD."""
     count, length = len(captions), dataset.tokens.length

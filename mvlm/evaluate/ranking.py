@@ -134,11 +134,9 @@ def recalls(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> dict[str,
 
 def median_rank(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> float:
     """The median over the queries, each counted `weight_A` times, of the rank from 1 of the best right item."""
-    counts = np.ones(len(rank_A)) if weight_A is None else weight_A
-    order = np.argsort(rank_A, kind="stable")
-    passed = np.cumsum(counts[order])
+    passed = np.cumsum(np.bincount(rank_A, weights=weight_A))
     middle = np.searchsorted(passed, passed[-1] / 2 + np.array([0, 1e-9]))  # two of an even number
-    return float(rank_A[order][np.minimum(middle, len(order) - 1)].mean() + 1)
+    return float(middle.mean() + 1)
 
 
 def chance(right_per_query: np.ndarray, items: int) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """Image-text retrieval: ITC orders everything, ITM orders ITC's first k again (paper, section 4.2).
 
-Images and texts are encoded once, split over ranks, and their similarities are taken in tiles; what is held at once is
-bounded by one setting (mvlm/evaluate/memory.py). The numbers are the same on any number of ranks, to the last bit.
+Images and texts are encoded, split over ranks, once for ITC, which keeps a vector of each, and once for ITM, never once
+a pair; similarities are taken in tiles. What is held at once is bounded by one setting (mvlm/evaluate/memory.py). The
+numbers are the same on any number of ranks, to the last bit.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mvlm.data.dataset import EvalDataset
+from mvlm.data.pictures import ImagesAndTexts
 from mvlm.evaluate import intervals, memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Sizes, Tokens
@@ -80,8 +82,8 @@ def retrieve(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch
             text_features(model, dataset, sizes.batch, device),
         )
         shown = max(rerank, max(ranking.RECALLS))
-        to_text = _rank(image_NE, text_ME, of_image, shown, sizes)
-        to_image = _rank(text_ME, image_NE, of_caption, shown, sizes)
+        to_text = rank_items(image_NE, text_ME, of_image, shown, sizes)
+        to_image = rank_items(text_ME, image_NE, of_caption, shown, sizes)
         if rerank:
             scores = _match(model, dataset, sizes, device, to_text.top_AK[:, :rerank], to_image.top_AK[:, :rerank])
             to_text, to_image = (_reranked(*each) for each in zip((to_text, to_image), scores, strict=True))
@@ -171,7 +173,7 @@ def _protocol(images: int, captions: int, search: Search) -> str:
     )
 
 
-def image_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device) -> Tensor:
+def image_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: torch.device) -> Tensor:
     """The contrastive features of all images, NE."""
     parts = []
     for rows in shares.batches(len(dataset), batch):
@@ -180,7 +182,7 @@ def image_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: tor
     return shares.gather(parts, len(dataset))
 
 
-def text_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device) -> Tensor:
+def text_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: torch.device) -> Tensor:
     """The contrastive features of all captions, ME."""
     parts = []
     for indices in shares.batches(len(dataset.captions), batch):
@@ -189,7 +191,7 @@ def text_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torc
     return shares.gather(parts, len(dataset.captions))
 
 
-def _rank(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, sizes: Sizes) -> Direction:
+def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, sizes: Sizes) -> Direction:
     """All items in the order of their inner product with each query, in tiles of queries split over ranks."""
     ranks, tops = [], []
     for queries in shares.batches(len(query_AE), max(1, sizes.similarities // len(item_NE))):
@@ -198,8 +200,8 @@ def _rank(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, s
         rank_A, top_AK = ranking.rank_tile(similarity_AN, right_AR, top)
         ranks.append(rank_A)
         tops.append(top_AK)
-    rank_A, top_AK = (shares.gather(parts, len(query_AE)).cpu().numpy() for parts in (ranks, tops))
-    return Direction(right, rank_A, None, top_AK)
+    all_ranks, all_tops = (shares.gather(parts, len(query_AE)).cpu().numpy() for parts in (ranks, tops))
+    return Direction(right, all_ranks, None, all_tops)
 
 
 def _match(

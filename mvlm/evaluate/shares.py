@@ -30,7 +30,7 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
 
 
 def places(number: int, count: int, size: int) -> list[slice]:
-    """Where the items of each rank's batch `number` stand, in rank order; a batch that stands in for another: nowhere."""
+    """Where the items of each rank's batch `number` stand, in rank order: nowhere where it stands in for another."""
     size = min(size, count)
     total = -(-count // size)
     share = -(-total // dist.world())
