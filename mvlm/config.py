@@ -27,8 +27,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...] = ()  # shard folders, concatenated
-    eval: tuple[str, ...] = ()  # held-out shard folders; empty = no evaluation
+    train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
+    weights: tuple[float, ...] = ()  # how often an epoch draws each row, a number for each of train; empty = once
+    eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
     text_length: int = 30  # tokens, special ones included (D)
@@ -39,8 +40,13 @@ class Data:
     randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
-    workers: int = 2  # decoding threads a rank; 0 = in the training thread
+    shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
+    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = one in TMPDIR
+    cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
+    workers: int = 2  # decoding threads or processes a rank; 0 = in the training thread
+    worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Objectives:
-    image: float = 1.0  # weights of the four losses; 0 = not computed (P)
+    image: float = 1.0  # weights of the four losses; 0 = not computed (P); tasks without them take 0
     text: float = 1.0
     itc: float = 1.0
     itm: float = 1.0
@@ -86,6 +92,35 @@ class Objectives:
     exclude_duplicates: bool = True  # pairs of the same image or caption are no ITC/ITM negatives of each other (D)
     itm_group: int = 16  # consecutive positions that ITM negatives are drawn from (D)
     itm_negatives: Literal["hard", "uniform"] = "hard"  # (D)
+
+    def weight(self, loss: str) -> float:
+        """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
+        return 1.0 if loss == "task" else getattr(self, loss)
+
+
+@dataclass(frozen=True)
+class Task:
+    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"
+    answer_minimum: int = 9  # vqa: questions that most people answer so, for an answer to be a class (D)
+
+    @property
+    def corpus(self) -> str:
+        """The task of the shards that it reads."""
+        return "caption" if self.name in OBJECTIVES_OF else self.name
+
+    @property
+    def images(self) -> int:
+        """Of a sample."""
+        return 2 if self.name == "nlvr2" else 1
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it chooses among classes, with a loss of its own in place of `[objectives]`."""
+        return self.name not in OBJECTIVES_OF
+
+
+OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc", "itm")}
+"""By task, the objectives that may have a weight; all other tasks have a loss of their own."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +200,7 @@ class Config:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     objectives: Objectives = field(default_factory=Objectives)
+    task: Task = field(default_factory=Task)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     kernels: Kernels = field(default_factory=Kernels)
@@ -193,7 +229,8 @@ def config_from_dict(tables: dict[str, Any], where: str) -> Config:
     """Build and check a `Config`; `where` names the file in error messages."""
     config = build(Config, tables, where, "")
     _check(config, where)
-    return config
+    foreign = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in OBJECTIVES_OF.get(config.task.name, ())}
+    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
 
 
 def dump_config(config: Config) -> str:
@@ -213,12 +250,13 @@ AT_LEAST_ONE = {
     "data": ("shuffle_block", "shuffle_window", "prefetch"),
     "checkpoint": ("keep",),
     "log": ("every",),
+    "task": ("answer_minimum",),
     "eval": ("batch",),
 }
 NOT_NEGATIVE = {
     "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
     "model": ("cross_init_std",),
-    "data": ("workers",),
+    "data": ("workers", "tolerance", "shuffle_shards", "cache_gb"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
     "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
@@ -244,7 +282,8 @@ def _check(config: Config, where: str) -> None:
         for key in keys:
             require(0 <= value(f"{table}.{key}") < math.inf, f"{table}.{key}", "0 or more")
     model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
-    if objectives.image == objectives.text == objectives.itc == objectives.itm == 0:
+    own = [getattr(objectives, name) for name in OBJECTIVES_OF.get(config.task.name, ())]
+    if own and not any(own):
         raise UserError(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
     for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
         require(0 < value(name) < 1, name, "between 0 and 1")
@@ -258,6 +297,9 @@ def _check(config: Config, where: str) -> None:
     require(inside, "model.temperature", "between temperature_min and temperature_max")
     require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
     require(data.text_length >= 3, "data.text_length", "3 or more")
+    require(all(0 < weight < math.inf for weight in data.weights), "data.weights", "numbers above 0")
+    alike = not data.weights or len(data.weights) == len(data.train)
+    require(alike, "data.weights", f"as long as data.train, {len(data.train)}, or empty")
     smallest, largest = data.crop_scale
     require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
     operations, magnitude = data.randaugment

@@ -13,10 +13,12 @@ from rich.console import Console
 from mvlm import dist
 from mvlm.cli.output import write_whole
 from mvlm.config import Eval
+from mvlm.errors import UserError
+from mvlm.evaluate import labelled
 from mvlm.evaluate.retrieval import Search
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
-from mvlm.model.weights import load_run
+from mvlm.model.weights import Loaded, load_run, load_task_run
 
 EXAMPLES = """examples:
   mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
@@ -25,6 +27,7 @@ EXAMPLES = """examples:
   mvlm evaluate classification --checkpoint runs/tiny --data pictures/test --templates templates.txt
   mvlm evaluate probe --checkpoint runs/tiny --train pictures/train --data pictures/test
   mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
+  mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
 
 Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
 Classification and probe read a folder that has a folder of pictures for each class, called as the class.
@@ -62,6 +65,9 @@ def add_parser(subparsers: Any) -> None:
         "--templates", default="", metavar="FILE", help="classification: sentences, one a line, {} for the class"
     )
     parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes it learns from")
+    parser.add_argument(
+        "--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it"
+    )
     parser.set_defaults(run=run)
 
 
@@ -71,20 +77,32 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or the data cannot be used, or the JSON cannot be written.
     """
+    if args.predictions and args.task not in labelled.TITLES:
+        raise UserError(f"--predictions is for {', '.join(labelled.TITLES)}: {args.task} has none; leave it out.")
     dist.init()
     try:
         task, device = TASKS[args.task], dist.device()
-        loaded = load_run(args.checkpoint, device)
+        if args.task in labelled.TITLES:
+            loaded: Loaded[Any] = load_task_run(args.checkpoint, args.task, device)
+        else:
+            loaded = load_run(args.checkpoint, device)
         settings = _settings(args, loaded.config.eval)
         result = task.run(loaded, settings, device) | {"step": loaded.step, "data": args.data}
+        predictions = result.pop("predictions", "")
         if dist.rank() == 0:
             print(task.text(result), end="")
-            if args.json:
-                write_whole(args.json, json.dumps(result, indent=1) + "\n", "--json")
-                Console(stderr=True).print(f"Written to {args.json}", markup=False, highlight=False)
+            _write(args.predictions, predictions, "--predictions")
+            _write(args.json, json.dumps(result, indent=1) + "\n", "--json")
     finally:
         dist.close()
     return 0
+
+
+def _write(path: Path | None, text: str, option: str) -> None:
+    """Nothing where the option was not given."""
+    if path:
+        write_whole(path, text, option)
+        Console(stderr=True).print(f"Written to {path}", markup=False, highlight=False)
 
 
 def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:

@@ -1,9 +1,10 @@
-"""Retrieval on the held-out shards while a run trains."""
+"""Retrieval, or the task that it is fine-tuned for, on the held-out shards while a run trains."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +12,67 @@ import torch
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
+from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
+from mvlm.data.index import Mixture, held_out
+from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
+from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.ranking import RECALLS
 from mvlm.evaluate.retrieval import DIRECTIONS, Search, evaluate_retrieval
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.task import TaskModel
 
 LONG_SECONDS = 30.0
 """A shorter evaluation is never put off."""
 
 
-def evaluator(config: Config, run: Path) -> Callable[[MaskVLM, Path, int, bool], dict[str, float]]:
+def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], dict[str, float]]:
     """What the training loop calls on every rank with (model, run folder, step, whether it is the last): flat metrics.
 
     Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
-    `eval/mean_recall`, of the re-ranked ones where there are such. Where the evaluation before took over half a minute
-    and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is the
-    seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
+    `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
+    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. Where the evaluation before took over half a
+    minute and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is
+    the seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
 
     Raises:
         UserError: at once, if `data.eval` cannot be opened.
     """
-    mixture = Mixture(config.data.eval)
-    opened: list[EvalDataset] = []  # the run's tokenizer is not there before training begins
-    search = Search(config.eval.batch, config.eval.rerank, config.eval.memory_gb)
+    mixture = held_out(config.data, config.task.corpus)
+    measure = _choosing(config, run, mixture) if config.task.is_labelled else _retrieval(config, run, mixture)
     pace = Pace(config.eval.share)
 
-    def evaluate(model: MaskVLM, folder: Path, step: int, last: bool) -> dict[str, float]:
+    def evaluate(model: Any, folder: Path, step: int, last: bool) -> dict[str, float]:
         if not last and pace.too_soon():
             return {"eval/put_off": pace.seconds}
         with pace:
-            if not opened:
-                opened.append(EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit))
-            return flat_metrics(evaluate_retrieval(model, opened[0], search, dist.device()))
+            return measure(model)
 
     return evaluate
+
+
+def _retrieval(config: Config, run: Path, mixture: Mixture) -> Callable[[MaskVLM], dict[str, float]]:
+    search = Search(config.eval.batch, config.eval.rerank, config.eval.memory_gb)
+
+    @cache  # the run's tokenizer is not there before training begins
+    def opened() -> EvalDataset:
+        return EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
+
+    return lambda model: flat_metrics(evaluate_retrieval(model, opened(), search, dist.device()))
+
+
+def _choosing(config: Config, run: Path, mixture: Mixture) -> Callable[[TaskModel], dict[str, float]]:
+    @cache
+    def opened() -> LabelledEvalDataset:
+        return LabelledEvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
+
+    def measure(model: TaskModel) -> dict[str, float]:
+        classes = class_names(config.task.name, run / "tokenizer")
+        result, _ = evaluate_labelled(model, opened(), classes, config.eval.batch, dist.device())
+        kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
+        return {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result} | kinds
+
+    return measure
 
 
 def flat_metrics(result: dict[str, Any]) -> dict[str, float]:

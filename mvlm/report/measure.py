@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
+from mvlm.data.index import Mixture, held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
@@ -64,12 +64,14 @@ def measure(facts: Facts, device: torch.device) -> Measured:
     """
     retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
     known = Measured(retrieval=retrieval, reconstruction=reconstruction)
+    if facts.config.task.is_labelled:
+        return _without(known, f"Fine-tuned for {facts.config.task.name}: its scores are among the curves.")
     if not facts.config.data.eval:
         return _without(known, "The run names no evaluation data (data.eval): no examples, no further numbers.")
     if not (facts.folder / "checkpoints" / "latest").exists():
         return _without(known, "The run has saved no checkpoint yet: no examples, no further numbers.")
     try:
-        mixture = Mixture(facts.config.data.eval)
+        mixture = held_out(facts.config.data)
     except UserError as error:
         return _without(known, f"The evaluation data cannot be opened: {error}")
     return _with_model(facts, load_run(facts.folder, device), mixture, known, device)
