@@ -31,6 +31,7 @@ EXAMPLES = """examples:
 
 Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
 Classification and probe read a folder that has a folder of pictures for each class, called as the class.
+VQA, NLVR2 and entailment take a run that was fine-tuned for them, and shards of that task.
 """
 
 

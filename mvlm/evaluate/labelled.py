@@ -11,12 +11,36 @@ import torch
 from rich.table import Table
 
 from mvlm.data.dataset import LabelledEvalDataset
+from mvlm.data.index import Mixture
+from mvlm.data.labelled import class_names
+from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate import shares
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
+from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import render
 from mvlm.model.task import TaskModel
+from mvlm.model.weights import Loaded
 
 TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "Visual entailment"}
+
+
+class Choosing:
+    """A fine-tuned task; the result has its file of predictions too, as a text under "predictions"."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        mixture = Mixture(settings.data, task=self.name)
+        tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+        dataset = LabelledEvalDataset(mixture, tokenizer, loaded.config, settings.limit)
+        classes = class_names(self.name, loaded.tokenizer_folder)
+        result, predicted = evaluate_labelled(loaded.model, dataset, classes, settings.search.batch, device)
+        file = submission(self.name, dataset, predicted)
+        return result | {"fingerprint": mixture.fingerprint, "predictions": file}
+
+    def text(self, result: dict[str, Any]) -> str:
+        return as_text(result)
 
 
 def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: torch.device) -> np.ndarray:

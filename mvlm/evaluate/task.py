@@ -7,13 +7,12 @@ from typing import Any, Protocol
 import torch
 from rich.table import Table
 
-from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
+from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture
-from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate.classification import Classification
 from mvlm.evaluate.foils import Foils
-from mvlm.evaluate.labelled import TITLES, as_text, evaluate_labelled, submission
+from mvlm.evaluate.labelled import TITLES, Choosing
 from mvlm.evaluate.probe import Probe
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval
@@ -92,31 +91,5 @@ def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
     return EvalDataset(Mixture(settings.data), tokenizer, loaded.config, settings.limit)
 
 
-class Choosing:
-    """A fine-tuned task; the result has its file of predictions too, as a text under "predictions"."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
-        mixture = Mixture(settings.data, task=self.name)
-        tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-        dataset = LabelledEvalDataset(mixture, tokenizer, loaded.config, settings.limit)
-        classes = class_names(self.name, loaded.tokenizer_folder)
-        result, predicted = evaluate_labelled(loaded.model, dataset, classes, settings.search.batch, device)
-        file = submission(self.name, dataset, predicted)
-        return result | {"fingerprint": mixture.fingerprint, "predictions": file}
-
-    def text(self, result: dict[str, Any]) -> str:
-        return as_text(result)
-
-
-_ALL: tuple[Task, ...] = (
-    Retrieval(),
-    Reconstruction(),
-    Classification(),
-    Probe(),
-    Foils(),
-    *map(Choosing, TITLES),
-)
+_ALL: tuple[Task, ...] = (Retrieval(), Reconstruction(), Classification(), Probe(), Foils(), *map(Choosing, TITLES))
 TASKS = {task.name: task for task in _ALL}

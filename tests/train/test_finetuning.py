@@ -124,7 +124,7 @@ def test_mistakes_are_told_in_a_sentence(
     train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], scenes: Path, tmp_path: Path
 ) -> None:
     shards = worlds("vqa")
-    with pytest.raises(UserError, match="rows of the task 'vqa' are wanted"):
+    with pytest.raises(UserError, match="holds rows of the task 'caption' and not 'vqa'"):
         train_here(tmp_path / "a", *tuning(scenes, "vqa", pretrained))
     with pytest.raises(UserError, match=r"lower task\.answer_minimum"):
         train_here(tmp_path / "b", *tuning(shards, "vqa", pretrained, "task.answer_minimum=1000"))
