@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvlm.data.dataset import CaptionTokenizer
+from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.transforms import BadImage, eval_view, load_image
 from mvlm.errors import UserError
 

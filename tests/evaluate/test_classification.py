@@ -1,5 +1,7 @@
 """Zero-shot classification, the probe and foils, against plain references."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +9,14 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.data.foils import FoilDataset
+from mvlm.data.index import Mixture
 from mvlm.data.pictures import ClassFolder, Pictures
 from mvlm.errors import UserError
 from mvlm.evaluate import probe
 from mvlm.evaluate.classification import evaluate_classification, read_templates, scores
 from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.settings import Settings
 from tests.evaluate.tiny import CONFIG
 
 CPU = torch.device("cpu")
@@ -72,6 +76,18 @@ def test_mistakes_in_folders_and_templates(folder, tmp_path):
             read_templates(str(templates))
 
 
+def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
+    asked = Settings((str(folder),), 0, SEARCH)
+    with pytest.raises(UserError, match="give --train a folder"):
+        probe.Probe().run(None, asked, CPU)
+    other = tmp_path_factory.mktemp("other")
+    for name in ("a_cat", "dog", "moon"):
+        (other / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(other / name / "0.png")
+    with pytest.raises(UserError, match="differ in 'moon'"):
+        probe.Probe().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
+
+
 def test_limit_takes_pictures_of_all_classes(folder):
     assert ClassFolder(str(folder), limit=3).label_N.tolist() == [0, 1, 2]
 
@@ -108,7 +124,7 @@ def foil_shards(tmp_path_factory):
 
 
 def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
-    dataset = FoilDataset(str(foil_shards), tokenizer, CONFIG)
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, CONFIG)
     right = {"itc": [], "itm": []}
     with torch.no_grad():
         for row in range(12):
@@ -134,13 +150,8 @@ def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
 def test_a_scorer_that_ignores_the_image_is_at_chance_in_every_resample(model, tokenizer, foil_shards, monkeypatch):
     from mvlm.evaluate import foils
 
-    dataset = FoilDataset(str(foil_shards), tokenizer, CONFIG)
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, CONFIG)
     monkeypatch.setattr(foils, "image_features", lambda *_: torch.ones(12, 16))
     result = evaluate_foils(model, dataset, SEARCH, CPU)
     assert result["accuracy"]["itc"]["all"] == 0.5
     assert result["interval"]["itc"]["all"] == [0.5, 0.5]
-
-
-def test_foils_of_another_task_are_refused(tokenizer, shards):
-    with pytest.raises(UserError, match="of the task 'caption' and not of foils"):
-        FoilDataset(str(shards), tokenizer, CONFIG)
