@@ -81,6 +81,10 @@ DECISIONS = {
     "data.text_length": 30,
     # retrieval
     "eval.rerank": 128,
+    "eval.memory_gb": 4.0,
+    "eval.share": 0.1,
+    # questions
+    "task.answer_minimum": 9,
 }
 """What the paper does not say and we decided: a default of the configuration, never hard-wired."""
 
@@ -125,6 +129,8 @@ def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, ke
     section = getattr(Config(), table)
     value = another(getattr(section, key), typing.get_type_hints(type(section))[key])
     config = dataclasses.replace(Config(), **{table: dataclasses.replace(section, **{key: value})})
+    if key == "name":  # it is retrieval, which restores nothing
+        config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, image=0.0, text=0.0))
     assert load(tmp_path, dump_config(config)) == config
 
 
@@ -262,6 +268,7 @@ def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
         "checkpoint.keep=0",
         "checkpoint.every=-1",
         "log.every=0",
+        "task.answer_minimum=0",
         "eval.batch=0",
         "eval.every=-1",
         "eval.rerank=-1",
