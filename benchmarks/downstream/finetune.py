@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.downstream.one_sided import STATED, by_text_alone, with_one_side_exchanged
+from mvlm.cli.output import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results" / "finetune.json"
@@ -87,7 +88,7 @@ def measure_tuned(run: Path, task: str, world: Path) -> None:
         evaluate(run, task, world / part, part)
     exchanged = run / "exchanged.json"
     if not exchanged.exists():
-        exchanged.write_text(json.dumps(with_one_side_exchanged(run, task, world / "eval")))
+        write_whole(exchanged, json.dumps(with_one_side_exchanged(run, task, world / "eval")), "--folder")
 
 
 def evaluate(run: Path, task: str, data: Path, part: str, *options: str) -> None:
