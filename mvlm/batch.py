@@ -5,19 +5,39 @@ Shape legend, used as name suffixes everywhere:
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M hidden patches or hidden tokens
-    C, H, W channels, height, width of an image
+    C, H, W channels, height, width of an image                     T text tokens of all pairs, without padding
+    BN, BL and BC written in words, as in "row of BN": a place in the flattened tensor of that shape
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 IGNORE = -100
 """Target of a token that is not predicted (the convention of torch's cross-entropy)."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Where the hidden patches and tokens are, found on the host: a device would have to be waited for."""
+
+    patch_BC: Tensor  # int64, each image's hidden patches in their order, equally many in all images
+    patch_M: Tensor  # int64, the same as rows of BN
+    token_BC: Tensor  # int64, each sentence's hidden tokens in their order, filled up with token 0
+    token_M: Tensor  # int64, the rows of BC (of token_BC) that are hidden tokens and no filling
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A batch of texts without its padding: the tokens of all, one text after the other."""
+
+    token_T: Tensor  # int64, the rows of BL that are no padding; rows beyond BL fill up to a round length
+    starts: Tensor  # int32, where each text begins, and last where the filling begins and ends: B + 2 of them
 
 
 @dataclass(frozen=True)
@@ -38,15 +58,12 @@ class Batch:
     position_B: Tensor  # int64, samples seen before this pair, counted from the run's start
     image_id_B: Tensor  # int64, equal ids = the same image
     caption_id_B: Tensor  # int64, equal ids = the same token sequence
+    hidden: Hidden
+    packing: Packing
 
     def to(self, device: torch.device) -> Batch:
         """Copy to `device`, asynchronously where the memory is pinned; shared tensors stay shared."""
-        moved: dict[int, Tensor] = {}
-        for field in fields(self):
-            tensor = getattr(self, field.name)
-            if id(tensor) not in moved:
-                moved[id(tensor)] = tensor.to(device, non_blocking=True)
-        return replace(self, **{f.name: moved[id(getattr(self, f.name))] for f in fields(self)})
+        return apply(self, lambda tensor: tensor.to(device, non_blocking=True))
 
     def __len__(self) -> int:
         return self.text_BL.shape[0]
@@ -63,6 +80,16 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """The global batch as the contrastive loss of one micro-batch needs to see it; nothing carries gradient."""
+
+    image_GE: Tensor  # unit length
+    text_GE: Tensor  # unit length
+    ids_G2: Tensor | None  # int64 image and caption; None where pairs that share one are negatives all the same
+    lse_G2: Tensor  # fp32 log-sum-exp over the similarities of each image with all texts, of each text with all images
+
+
+@dataclass(frozen=True)
 class Pool:
     """The global batch as one micro-batch needs to see it.
 
@@ -71,11 +98,25 @@ class Pool:
     is its gradient.
     """
 
-    encoded: Callable[[Encoded], Encoded]  # own features -> those of the whole global batch, without gradient
-    start: int  # where the micro-batch's own pairs begin in it
+    contrast: Callable[[Encoded, Tensor], Contrast]  # own features and the temperature -> those of everybody
+    start: int  # where the micro-batch's own pairs begin in the global batch
     parts: int  # micro-batches in the global batch
     hidden_tokens: Tensor  # scalar, in the whole global batch
     hidden_patches: Tensor  # scalar, in the whole global batch
+
+
+def apply(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    """The batch with every tensor changed; what was one tensor stays one."""
+    changed: dict[int, Tensor] = {}
+
+    def once(value: Any) -> Any:
+        if isinstance(value, (Hidden, Packing)):
+            return replace(value, **{field.name: once(getattr(value, field.name)) for field in fields(value)})
+        if id(value) not in changed:
+            changed[id(value)] = change(value)
+        return changed[id(value)]
+
+    return replace(batch, **{field.name: once(getattr(batch, field.name)) for field in fields(batch)})
 
 
 Losses = dict[str, Tensor]

@@ -73,6 +73,7 @@ class Objectives:
     itc: float = 1.0
     itm: float = 1.0
     image_mask_ratio: float = 0.6  # (P)
+    image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see hidden patches, as in MAE (D)
     image_mask_block: int = 2  # patches a side hidden together: 32 pixels at P = 16 (P)
     image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
     text_mask_ratio: float = 0.3  # of the non-special tokens (P)
@@ -124,6 +125,11 @@ class Kernels:
     gelu_linear: str = "auto"
     layer_norm: str = "auto"
     word_loss: str = "auto"
+    packed_attention: str = "auto"
+    patch_l1: str = "auto"
+    log_sum_exps: str = "auto"
+    contrastive: str = "auto"
+    negatives: str = "auto"
     optimizer: str = "auto"
 
 

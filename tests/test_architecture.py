@@ -16,6 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.batch": set(),
     "mvlm.config": {"toml"},
     "mvlm.dist": set(),
+    "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
     "mvlm.limits": set(),
     "mvlm.masking": {"batch"},

@@ -51,6 +51,7 @@ DECISIONS = {
     "model.text": "FacebookAI/roberta-base",
     "model.dropout": 0.0,
     # masks
+    "objectives.image_masking": "token",
     "objectives.image_mask_rounding": "ceil",
     "objectives.image_mask_block": 2,
     "objectives.text_mask_token": 0.8,

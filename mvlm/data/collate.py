@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch
+from mvlm.batch import IGNORE, Batch, Hidden, Packing, apply
 
 PAD_MULTIPLE = 8
 """Text is padded to a multiple of this: tensor cores want it, and few lengths mean few compiled shapes."""
+HIDDEN_MULTIPLE = 4
+"""The hidden tokens of a sentence are filled up to a multiple of this, for the same reason."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,21 @@ def collate(samples: Sequence[Sample], pad_id: int, text_length: int) -> Batch:
         image_BCHW if shared else torch.from_numpy(np.stack([sample.masked_image_CHW for sample in samples]))
     )
     text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
+    patch_mask_BN = torch.from_numpy(np.stack([sample.patch_mask_N for sample in samples]))
+    target_BL = pad([sample.target_L for sample in samples], IGNORE, text_length)[0]
     return Batch(
         image_BCHW=image_BCHW,
         masked_image_BCHW=masked_image_BCHW,
-        patch_mask_BN=torch.from_numpy(np.stack([sample.patch_mask_N for sample in samples])),
+        patch_mask_BN=patch_mask_BN,
         text_BL=text_BL,
         valid_BL=valid_BL,
         masked_text_BL=pad([sample.masked_text_L for sample in samples], pad_id, text_length)[0],
-        target_BL=pad([sample.target_L for sample in samples], IGNORE, text_length)[0],
+        target_BL=target_BL,
         position_B=torch.tensor([sample.position for sample in samples]),
         image_id_B=torch.tensor([sample.image_id for sample in samples]),
         caption_id_B=torch.tensor([caption_id(sample.text_L) for sample in samples]),
+        hidden=hidden_places(patch_mask_BN, target_BL),
+        packing=pack(valid_BL),
     )
 
 
@@ -59,7 +65,7 @@ def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int) -> tuple[Ten
         text_BL int64 and valid_BL bool, False = padding.
     """
     longest = max(len(text) for text in texts)
-    length = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, text_length)
+    length = min(_round_up(longest, PAD_MULTIPLE), text_length)
     text_BL = np.full((len(texts), length), pad_id, dtype=np.int64)
     valid_BL = np.zeros((len(texts), length), dtype=bool)
     for row, text in enumerate(texts):
@@ -76,9 +82,42 @@ def caption_id(text_L: np.ndarray) -> int:
 
 def pin(batch: Batch) -> Batch:
     """Copy to page-locked memory, from which `Batch.to` copies asynchronously; shared tensors stay shared."""
-    pinned: dict[int, Tensor] = {}
-    for field in fields(batch):
-        tensor = getattr(batch, field.name)
-        if id(tensor) not in pinned:
-            pinned[id(tensor)] = tensor.pin_memory()
-    return replace(batch, **{field.name: pinned[id(getattr(batch, field.name))] for field in fields(batch)})
+    return apply(batch, Tensor.pin_memory)
+
+
+def hidden_places(patch_mask_BN: Tensor, target_BL: Tensor) -> Hidden:
+    """The positions of hidden patches and tokens.
+
+    Raises:
+        ValueError: the images do not hide equally many patches.
+    """
+    counts_B = patch_mask_BN.sum(1)
+    if (counts_B != counts_B[0]).any():
+        raise ValueError(f"The images of a batch hide equally many patches, not {counts_B.tolist()}.")
+    hidden_BL = target_BL != IGNORE
+    longest, length = int(hidden_BL.sum(1).max()), target_BL.shape[1]
+    count = min(_round_up(max(longest, 1), HIDDEN_MULTIPLE), length)
+    # A stable sort of "not hidden" brings the hidden ones to the front, in their order.
+    token_BC = (~hidden_BL).int().argsort(dim=1, stable=True)[:, :count]
+    is_hidden_BC = hidden_BL.gather(1, token_BC)
+    return Hidden(
+        patch_BC=patch_mask_BN.nonzero()[:, 1].view(len(patch_mask_BN), -1),
+        patch_M=patch_mask_BN.flatten().nonzero().flatten(),
+        token_BC=token_BC.masked_fill(~is_hidden_BC, 0),
+        token_M=is_hidden_BC.flatten().nonzero().flatten(),
+    )
+
+
+def pack(valid_BL: Tensor) -> Packing:
+    """Leave out the padding; the number of tokens is rounded up by less than a 32nd, so that few lengths occur."""
+    lengths_B = valid_BL.sum(1)
+    token_T = valid_BL.flatten().nonzero().flatten()
+    step = 1 << max(len(token_T).bit_length() - 6, 0)
+    filling = torch.full((_round_up(len(token_T), step) - len(token_T),), valid_BL.numel())
+    ends = lengths_B.cumsum(0).tolist()
+    starts = torch.tensor([0, *ends, len(token_T) + len(filling)], dtype=torch.int32)
+    return Packing(torch.cat([token_T, filling]), starts)
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

@@ -94,7 +94,7 @@ def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, devi
     hidden_BSD, target_BNQ = model.encode_image(image_BCHW, mask_BN), pixel_target(model, image_BCHW)
     pictures, errors = [], []
     for text_BL, valid_BL in (dataset.texts(captions), empty_sentence(dataset, len(rows))):
-        pixels_BNQ = restore_image(model, hidden_BSD, text_BL.to(device), valid_BL.to(device))
+        pixels_BNQ = restore_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
         pictures.append(_pictures(_paste(model, image_BCHW, mask_BN, pixels_BNQ)))
         error_BN = (pixels_BNQ - target_BNQ).abs().mean(-1)
         errors.append(((error_BN * mask_BN).sum(1) / mask_BN.sum(1)).tolist())

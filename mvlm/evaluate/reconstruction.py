@@ -196,7 +196,8 @@ def _pixel_scores(
         target_BNQ = pixel_target(model, image_BCHW)
         hidden_BSD = model.encode_image(image_BCHW, mask_BN)
         predictions = [
-            restore_image(model, hidden_BSD, text_BL.to(device), valid_BL.to(device)) for text_BL, valid_BL in texts
+            restore_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
+            for text_BL, valid_BL in texts
         ]
         sums = [((p_BNQ - target_BNQ).abs().sum(-1) * mask_BN).sum(1) for p_BNQ in (*predictions, constant_NQ)]
         values = mask_BN.sum(1) * target_BNQ.shape[-1]
@@ -204,11 +205,11 @@ def _pixel_scores(
     return shares.gather(parts, len(dataset)).numpy()
 
 
-def restore_image(model: MaskVLM, hidden_BSD: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
+def restore_image(model: MaskVLM, hidden_BSD: Tensor, mask_BN: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """Encoded images with hidden patches, and whole sentences -> BNQ in fp32."""
     text_BLD = model.encode_text(text_BL, valid_BL)
     fused_BSD = model.fuse_image(hidden_BSD, text_BLD, valid_BL)
-    return model.reconstruct_image(fused_BSD, text_BLD, valid_BL).float()
+    return model.reconstruct_image(fused_BSD, text_BLD, valid_BL, mask_BN).float()
 
 
 def empty_sentence(dataset: EvalDataset, count: int) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 APEX_SOURCE = "NVIDIA's apex is not built here: cluster/gpu/build_apex.sh builds it"
 
@@ -48,6 +49,15 @@ def liger() -> str | None:
     return _missing("liger-kernel", found) if (found := _import("liger_kernel.ops")) else None
 
 
+def not_for_triton(*tensors: Tensor) -> str | None:
+    """Why our Triton kernels cannot take these tensors of numbers, None where they can."""
+    if not (triton_interprets() or all(tensor.is_cuda for tensor in tensors)):
+        return "it runs on CUDA"
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        return "it computes in fp32"
+    return None
+
+
 def triton_interprets() -> bool:
     """Whether Triton's kernels run in its interpreter, on a CPU; decided when it was first imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -84,6 +94,10 @@ def version(distribution: str) -> str:
 
 def apex_version() -> str:
     return version("apex")
+
+
+def triton_version() -> str:
+    return version("triton")
 
 
 def torch_version() -> str:

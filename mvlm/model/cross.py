@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from mvlm.config import Model
 from mvlm.errors import UserError
+from mvlm.kernels.attention import attention
+from mvlm.model.readings import Look, Matching, Readings, Restoring
 
 
 class Attention(nn.Module):
@@ -19,16 +21,26 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(context_width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries_BLD: Tensor, context_BTD: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Attend from L queries to those of T context tokens that are valid -> BLD."""
-        batch, _, width = queries_BLD.shape
-        shape = (batch, -1, self.heads, width // self.heads)
-        query = self.query(queries_BLD).view(shape).transpose(1, 2)
-        key, value = (x.reshape(shape).transpose(1, 2) for x in self.key_value(context_BTD).chunk(2, dim=-1))
-        mask = None if valid_BT is None else valid_BT[:, None, None, :]
+    def forward(self, queries_BTD: Tensor, context_BUD: Tensor, looks: list[Look]) -> Tensor:
+        """BTD looking at BUD -> BTD; the looks' queries are those of T, in their order."""
+        query = self.query(queries_BTD)
+        key, value = self.key_value(context_BUD).chunk(2, dim=-1)
+        attended = [self._attend(query[:, look.queries], key, value, look) for look in looks]
+        return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
+
+    def _attend(self, query_BTD: Tensor, key_BUD: Tensor, value_BUD: Tensor, look: Look) -> Tensor:
+        query, key, value = (
+            x.reshape(len(query_BTD) * look.count, -1, self.heads, query_BTD.shape[-1] // self.heads).transpose(1, 2)
+            for x in (query_BTD, self._rows(key_BUD, look), self._rows(value_BUD, look))
+        )
+        mask = None if look.valid is None else look.valid.reshape(len(key), 1, 1, -1)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-        return self.out(attended.transpose(1, 2).reshape(queries_BLD.shape))
+        attended = attention(query, key, value, mask, dropout)
+        return attended.transpose(1, 2).reshape(query_BTD.shape)
+
+    @staticmethod
+    def _rows(x_BUD: Tensor, look: Look) -> Tensor:
+        return (x_BUD if look.rows_B is None else x_BUD[look.rows_B])[:, look.keys]
 
 
 class FeedForward(nn.Sequential):
@@ -47,17 +59,23 @@ class CrossBlock(nn.Module):
         self.feed_forward = FeedForward(width, config.dropout)
         self.self_norm, self.cross_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
 
-    def forward(
-        self, x_BLD: Tensor, context_BTD: Tensor, valid_BL: Tensor | None, context_valid_BT: Tensor | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, context_BUD: Tensor, readings: Readings, first: bool, last: bool) -> Tensor:
+        """The readings' sequences, of which the first block takes the sources and the last gives what is kept."""
+        self_looks, cross_looks = readings.self_looks(first, last), readings.cross_looks(last)
+        normed = self.self_norm(x_BTD) if self.pre_norm else x_BTD
+        queries = normed
+        if last:
+            x_BTD, queries = readings.keep(x_BTD), readings.keep(normed)
+        x_BTD = x_BTD + self.self_attention(queries, normed, self_looks)
+        if not self.pre_norm:
+            x_BTD = self.self_norm(x_BTD)
+        if first:
+            x_BTD = readings.spread(x_BTD, last)
         if self.pre_norm:
-            normed = self.self_norm(x_BLD)
-            x_BLD = x_BLD + self.self_attention(normed, normed, valid_BL)
-            x_BLD = x_BLD + self.cross_attention(self.cross_norm(x_BLD), context_BTD, context_valid_BT)
-            return x_BLD + self.feed_forward(self.feed_norm(x_BLD))
-        x_BLD = self.self_norm(x_BLD + self.self_attention(x_BLD, x_BLD, valid_BL))
-        x_BLD = self.cross_norm(x_BLD + self.cross_attention(x_BLD, context_BTD, context_valid_BT))
-        return self.feed_norm(x_BLD + self.feed_forward(x_BLD))
+            x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), context_BUD, cross_looks)
+            return x_BTD + self.feed_forward(self.feed_norm(x_BTD))
+        x_BTD = self.cross_norm(x_BTD + self.cross_attention(x_BTD, context_BUD, cross_looks))
+        return self.feed_norm(x_BTD + self.feed_forward(x_BTD))
 
 
 class CrossEncoder(nn.Module):
@@ -79,11 +97,45 @@ class CrossEncoder(nn.Module):
         context_BTD: Tensor,
         valid_BL: Tensor | None = None,
         context_valid_BT: Tensor | None = None,
+        keep_BC: Tensor | None = None,
     ) -> Tensor:
-        """BLD reading BTD -> BLD; `valid` masks padding of either side (None = no padding)."""
-        for block in self.blocks:
-            x_BLD = block(x_BLD, context_BTD, valid_BL, context_valid_BT)
-        return self.norm(x_BLD)
+        """BLD reading BTD -> BLD, or BCD of the places `keep_BC`; `valid` masks padding of either side."""
+        return self._read(x_BLD, context_BTD, Readings(x_BLD.shape[1], 0, valid_BL, context_valid_BT, keep_BC=keep_BC))
+
+    def read_pairs(
+        self,
+        restoring: Restoring | None,
+        matching: Matching | None,
+        valid_BL: Tensor | None = None,
+        context_valid_BU: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All readings of every pair, in one pass where they share their context.
+
+        Returns:
+            The restored places BCD, and the CLS outputs B3D of the pair itself, of the drawn sequence with the pair's
+            context and of the pair's sequence with the drawn context; of no length where nothing is asked for.
+        """
+        if restoring and matching and restoring.context_BUD is not matching.context_BUD:
+            restored, _ = self.read_pairs(restoring, None, valid_BL, context_valid_BU)
+            return restored, self.read_pairs(None, matching, valid_BL, context_valid_BU)[1]
+        sources = ([restoring.hidden_BLD] if restoring else []) + ([matching.own_BLD] if matching else [])
+        readings = Readings(
+            restoring.hidden_BLD.shape[1] if restoring else 0,
+            matching.own_BLD.shape[1] if matching else 0,
+            valid_BL,
+            context_valid_BU,
+            matching.drawn_B if matching else None,
+            matching.context_drawn_B if matching else None,
+            restoring.keep_BC if restoring else None,
+        )
+        context_BUD = (restoring or matching).context_BUD  # type: ignore[union-attr]
+        return readings.split(self._read(torch.cat(sources, dim=1), context_BUD, readings))
+
+    def _read(self, x_BTD: Tensor, context_BUD: Tensor, readings: Readings) -> Tensor:
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, context_BUD, readings, number == 0, number == last)
+        return self.norm(x_BTD)
 
 
 def init_linear(module: nn.Module, std: float) -> None:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.config import Model
+from mvlm.kernels.word_loss import word_loss
 from mvlm.model.cross import CrossEncoder, init_linear
+from mvlm.model.vision import visible_places
 
 
 class Projection(nn.Module):
@@ -45,8 +47,18 @@ class MatchHead(nn.Module):
         self.classifier = nn.Linear(image_width, 2)
         self.apply(lambda module: init_linear(module, config.cross_init_std))
 
-    def forward(self, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
-        return self.classifier(image_BSD[:, 0] * self.align(text_BLD[:, 0])).float()
+    def forward(self, image_D: Tensor, text_D: Tensor) -> Tensor:
+        """... x D of each -> ... x 2."""
+        return self.classifier(image_D * self.align(text_D)).float()
+
+
+class WordClassifier(nn.Linear):
+    """Tokens to words or, given the right words, to their cross-entropy at once."""
+
+    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        if target_M is None:
+            return super().forward(tokens_MD)
+        return word_loss(tokens_MD, self.weight, self.bias, target_M)
 
 
 class WordHead(nn.Module):
@@ -55,27 +67,80 @@ class WordHead(nn.Module):
     def __init__(self, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:
         super().__init__()
         vocabulary, width = embedding.weight.shape
-        self.classifier = nn.Linear(width, vocabulary)
+        self.classifier = WordClassifier(width, vocabulary)
         init_linear(self.classifier, config.cross_init_std)
         if config.tie_classifier:
             self.classifier.weight = embedding.weight
         elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained):
             self.classifier.weight.data.copy_(embedding.weight.data)
 
-    def forward(self, tokens_MD: Tensor) -> Tensor:
-        """... x D -> ... x V."""
-        return self.classifier(tokens_MD)
+    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None) -> Tensor:
+        """... x D -> ... x V or, given the M right words, the sum of their cross-entropies in fp32."""
+        return self.classifier(tokens_MD, target_M)
+
+
+class MaskTokens(nn.Module):
+    """Puts dropped patches back as one learned token, and positions on all patches (MAE, section 3)."""
+
+    position_ND: Tensor
+
+    def __init__(self, width: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
+        rows, columns = (torch.arange(side, dtype=torch.float32) for side in grid)
+        position_ND = torch.cat(
+            [
+                waves(rows.repeat_interleave(grid[1]), width // 2),
+                waves(columns.repeat(grid[0]), width - width // 2),
+            ],
+            dim=1,
+        )
+        self.register_buffer("position_ND", position_ND, persistent=False)
+
+    def forward(self, visible_BSD: Tensor, patch_mask_BN: Tensor) -> Tensor:
+        """CLS and the visible patches -> CLS and all patches."""
+        cls_B1D, patches_BVD = visible_BSD[:, :1], visible_BSD[:, 1:]
+        place_BV1 = visible_places(patch_mask_BN, patches_BVD.shape[1])[:, :, None]
+        token_BND = self.token.to(visible_BSD.dtype).expand(*patch_mask_BN.shape, -1)
+        patches_BND = token_BND.scatter(1, place_BV1.expand_as(patches_BVD), patches_BVD)
+        return torch.cat([cls_B1D, patches_BND + self.position_ND.to(visible_BSD.dtype)], dim=1)
+
+
+def waves(position_N: Tensor, width: int) -> Tensor:
+    """Sines and cosines of a position at `width` wavelengths -> N x width (Vaswani et al., 2017, section 3.5)."""
+    half = (width + 1) // 2
+    frequency = 10000 ** (-torch.arange(half, dtype=torch.float32) / half)
+    angle = position_N[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)[:, :width]
 
 
 class ImageDecoder(nn.Module):
-    """Cross-attention blocks that read the whole text, then a linear layer to the values of each patch."""
+    """Cross-attention blocks that read the whole text, then a linear layer to the values of each patch.
 
-    def __init__(self, width: int, text_width: int, patch: int, config: Model) -> None:
+    Args:
+        drops: hidden patches do not come through the encoder; they are put in before the blocks.
+    """
+
+    def __init__(
+        self, width: int, text_width: int, patch: int, grid: tuple[int, int], config: Model, drops: bool = False
+    ) -> None:
         super().__init__()
+        self.mask_tokens = MaskTokens(width, grid) if drops else None
         self.blocks = CrossEncoder(width, text_width, config.decoder_depth, config)
         self.pixels = nn.Linear(width, 3 * patch * patch)
         init_linear(self.pixels, config.cross_init_std)
 
-    def forward(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
-        """BSD -> BNQ; CLS takes part in the blocks and predicts nothing."""
+    def forward(
+        self,
+        fused_BSD: Tensor,
+        text_BLD: Tensor,
+        valid_BL: Tensor,
+        patch_mask_BN: Tensor,
+        patch_BC: Tensor | None = None,
+    ) -> Tensor:
+        """BSD -> BNQ, or BCQ of the patches `patch_BC` alone; CLS takes part in the blocks and predicts nothing."""
+        if self.mask_tokens is not None:
+            fused_BSD = self.mask_tokens(fused_BSD, patch_mask_BN)
+        if patch_BC is not None:
+            return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BT=valid_BL, keep_BC=patch_BC + 1))
         return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BT=valid_BL)[:, 1:])

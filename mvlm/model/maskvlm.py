@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch, Encoded, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
 from mvlm.config import Config
 from mvlm.model.cross import CrossEncoder
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
+from mvlm.model.readings import Matching, Restoring
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
-from mvlm.objectives.itc import itc_loss, place
+from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
@@ -30,12 +31,13 @@ class MaskVLM(nn.Module):
         super().__init__()
         self.config = config
         model = config.model
-        self.vision = VisionEncoder(model, load_weights)
+        drops = config.objectives.image_masking == "drop"
+        self.vision = VisionEncoder(model, load_weights, drops)
         self.text = TextEncoder(model, tokenizer, load_weights)
         image_width, text_width = self.vision.width, self.text.width
         self.cross_image = CrossEncoder(image_width, text_width, model.cross_depth, model)
         self.cross_text = CrossEncoder(text_width, image_width, model.cross_depth, model)
-        self.image_decoder = ImageDecoder(image_width, text_width, self.vision.patch, model)
+        self.image_decoder = ImageDecoder(image_width, text_width, self.vision.patch, self.vision.grid, model, drops)
         self.word_head = WordHead(self.text.embedding, self.text.pretrained, model)
         self.match_head = MatchHead(image_width, text_width, model)
         self.image_projection = Projection(image_width, model)
@@ -45,38 +47,44 @@ class MaskVLM(nn.Module):
     def forward(self, batch: Batch, pool: Pool | None = None) -> Losses:
         """The four losses of a micro-batch; without a pool the micro-batch is the global batch."""
         weights = self.config.objectives
+        pool = pool or _pool_of_one(batch, weights.exclude_duplicates)
         image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch)
         aligned_image_BSD, aligned_text_BLD = image_BSD, text_BLD
         if weights.alignment_inputs == "masked":
             aligned_image_BSD, aligned_text_BLD = hidden_image_BSD, hidden_text_BLD
-        read_image_BSD, read_text_BLD = image_BSD, text_BLD  # what a hidden modality is restored from
+        context_image_BSD, context_text_BLD = image_BSD, text_BLD  # what a hidden modality is restored from
         if weights.hide == "both":
-            read_image_BSD, read_text_BLD = hidden_image_BSD, hidden_text_BLD
+            context_image_BSD, context_text_BLD = hidden_image_BSD, hidden_text_BLD
 
         losses: Losses = {}
+        image_matching = text_matching = image_restoring = text_restoring = None
         if weights.itc or weights.itm:
             own = self._project(batch, aligned_image_BSD, aligned_text_BLD)
-        pool = pool or _pool_of_one(batch)
         if weights.itc:
-            losses["itc"] = itc_loss(place(own, pool), self.temperature(), weights.exclude_duplicates)
+            losses["itc"] = itc_loss(own, self.temperature(), pool)
         if weights.itm:
-            losses["itm"] = self._match_loss(batch, own, aligned_image_BSD, aligned_text_BLD)
-        if weights.text:
-            fused_BLD = self.fuse_text(hidden_text_BLD, read_image_BSD, batch.valid_BL)
-            hidden = batch.target_BL != IGNORE
-            logits_MV = self.reconstruct_text(fused_BLD[hidden])
-            losses["text"] = masked_text_loss(logits_MV, batch.target_BL[hidden], pool.hidden_tokens, pool.parts)
+            image_idx_B, text_idx_B = self._draw_negatives(batch, own)
+            image_matching = Matching(aligned_image_BSD, aligned_text_BLD, image_idx_B, text_idx_B)
+            text_matching = Matching(aligned_text_BLD, aligned_image_BSD, text_idx_B, image_idx_B)
         if weights.image:
-            fused_BSD = self.fuse_image(hidden_image_BSD, read_text_BLD, batch.valid_BL)
-            pixels_BNQ = self.reconstruct_image(fused_BSD, read_text_BLD, batch.valid_BL)
-            target_BNQ = self.patchify(self.normalize(batch.masked_image_BCHW))
-            losses["image"] = masked_image_loss(
-                pixels_BNQ[batch.patch_mask_BN],
-                target_BNQ[batch.patch_mask_BN],
-                pool.hidden_patches,
-                pool.parts,
-                weights.normalized_targets,
+            image_restoring = Restoring(hidden_image_BSD, context_text_BLD)
+        if weights.text:
+            text_restoring = Restoring(hidden_text_BLD, context_image_BSD, batch.hidden.token_BC)
+
+        if weights.image or weights.itm:
+            fused_image_BSD, matched_image_B3D = self.cross_image.read_pairs(
+                image_restoring, image_matching, context_valid_BU=batch.valid_BL
             )
+        if weights.text or weights.itm:
+            fused_text_BCD, matched_text_B3D = self.cross_text.read_pairs(text_restoring, text_matching, batch.valid_BL)
+        if weights.itm:
+            own_B1D, drawn_text_B1D, drawn_image_B1D = matched_text_B3D.split(1, dim=1)
+            matched_text_B3D = torch.cat([own_B1D, drawn_image_B1D, drawn_text_B1D], dim=1)  # as the image side's
+            losses["itm"] = itm_loss(self.match_head(matched_image_B3D, matched_text_B3D))
+        if weights.text:
+            losses["text"] = self._text_loss(batch, pool, fused_text_BCD)
+        if weights.image:
+            losses["image"] = self._image_loss(batch, pool, fused_image_BSD, context_text_BLD)
         return losses
 
     def encode_image(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
@@ -103,9 +111,9 @@ class MaskVLM(nn.Module):
         """Text tokens that have read the image -> BLD."""
         return self.cross_text(queries_BLD, image_BSD, valid_BL=valid_BL)
 
-    def reconstruct_image(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+    def reconstruct_image(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor, patch_mask_BN: Tensor) -> Tensor:
         """-> BNQ, values of the normalised image, patches laid out as `patchify` does."""
-        return self.image_decoder(fused_BSD, text_BLD, valid_BL)
+        return self.image_decoder(fused_BSD, text_BLD, valid_BL, patch_mask_BN)
 
     def reconstruct_text(self, fused_BLD: Tensor) -> Tensor:
         """... x D -> ... x V, logits of the words."""
@@ -114,16 +122,16 @@ class MaskVLM(nn.Module):
     def match(self, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """-> B2, logits of "no match" and "match"."""
         fused_image_BSD = self.fuse_image(image_BSD, text_BLD, valid_BL)
-        return self.match_head(fused_image_BSD, self.fuse_text(text_BLD, image_BSD, valid_BL))
+        fused_text_BLD = self.fuse_text(text_BLD, image_BSD, valid_BL)
+        return self.match_head(fused_image_BSD[:, 0], fused_text_BLD[:, 0])
 
     def encode_pairs(self, batch: Batch) -> Encoded:
         """The contrastive features that `forward` computes for this micro-batch."""
         if self.config.objectives.alignment_inputs == "masked":
             image_BSD = self.encode_image(batch.masked_image_BCHW, batch.patch_mask_BN)
-            return self._project(batch, image_BSD, self.encode_text(batch.masked_text_BL, batch.valid_BL))
-        return self._project(
-            batch, self.encode_image(batch.image_BCHW), self.encode_text(batch.text_BL, batch.valid_BL)
-        )
+            return self._project(batch, image_BSD, self.text(batch.masked_text_BL, batch.valid_BL, batch.packing))
+        text_BLD = self.text(batch.text_BL, batch.valid_BL, batch.packing)
+        return self._project(batch, self.encode_image(batch.image_BCHW), text_BLD)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -140,43 +148,68 @@ class MaskVLM(nn.Module):
         return self.vision.unpatchify(patches_BNQ)
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder."""
+        """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder.
+
+        What no objective reads hidden is given whole in its place.
+        """
         weights = self.config.objectives
-        if not (weights.image or weights.text or weights.alignment_inputs == "masked"):
-            image_BSD = self.encode_image(batch.image_BCHW)
-            text_BLD = self.encode_text(batch.text_BL, batch.valid_BL)
-            return image_BSD, text_BLD, image_BSD, text_BLD
-        images = torch.cat([batch.image_BCHW, batch.masked_image_BCHW])
-        masks = torch.cat([torch.zeros_like(batch.patch_mask_BN), batch.patch_mask_BN])
-        texts, valid = torch.cat([batch.text_BL, batch.masked_text_BL]), batch.valid_BL.repeat(2, 1)
-        image_BSD, hidden_image_BSD = self.encode_image(images, masks).chunk(2)
-        text_BLD, hidden_text_BLD = self.encode_text(texts, valid).chunk(2)
+        aligned = weights.alignment_inputs == "masked" and (weights.itc or weights.itm)
+        both = weights.hide == "both" and (weights.image or weights.text)
+        if weights.image or aligned or both:
+            image_BSD, hidden_image_BSD = self.vision.both(batch)
+        else:
+            image_BSD = hidden_image_BSD = self.encode_image(batch.image_BCHW)
+        if weights.text or aligned or both:
+            texts_2BL = torch.stack([batch.text_BL, batch.masked_text_BL])
+            text_BLD, hidden_text_BLD = self.text(texts_2BL, batch.valid_BL, batch.packing)
+        else:
+            text_BLD = hidden_text_BLD = self.text(batch.text_BL, batch.valid_BL, batch.packing)
         return image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD
 
     def _project(self, batch: Batch, image_BSD: Tensor, text_BLD: Tensor) -> Encoded:
         image_BE, text_BE = self.project_image(image_BSD), self.project_text(text_BLD)
         return Encoded(image_BE, text_BE, batch.image_id_B, batch.caption_id_B)
 
-    def _match_loss(self, batch: Batch, own: Encoded, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
-        """Every pair, every text with a negative image and every image with a negative text, in one pass."""
-        weights, seed = self.config.objectives, self.config.run.seed
-        image_idx_B, text_idx_B = hard_negatives(
+    def _draw_negatives(self, batch: Batch, own: Encoded) -> tuple[Tensor, Tensor]:
+        """A negative image for every text and a negative text for every image, as rows of the micro-batch."""
+        weights = self.config.objectives
+        return hard_negatives(
             own,
             batch.position_B,
             self.temperature(),
             weights.itm_group,
-            seed,
+            self.config.run.seed,
             weights.exclude_duplicates,
             uniform=weights.itm_negatives == "uniform",
         )
-        images = torch.cat([image_BSD, image_BSD[image_idx_B], image_BSD])
-        texts = torch.cat([text_BLD, text_BLD, text_BLD[text_idx_B]])
-        valid = torch.cat([batch.valid_BL, batch.valid_BL, batch.valid_BL[text_idx_B]])
-        positive_B2, negative_2B2 = self.match(images, texts, valid).split([len(batch), 2 * len(batch)])
-        return itm_loss(positive_B2, negative_2B2)
+
+    def _text_loss(self, batch: Batch, pool: Pool, fused_BCD: Tensor) -> Tensor:
+        hidden = batch.hidden
+        target_M = batch.target_BL.gather(1, hidden.token_BC).flatten()[hidden.token_M]
+        total = self.word_head(fused_BCD.flatten(0, 1)[hidden.token_M], target_M)
+        return masked_text_loss(total, pool.hidden_tokens, pool.parts)
+
+    def _image_loss(self, batch: Batch, pool: Pool, fused_BSD: Tensor, text_BLD: Tensor) -> Tensor:
+        hidden, vision = batch.hidden, self.vision
+        pixels_BCQ = self.image_decoder(fused_BSD, text_BLD, batch.valid_BL, batch.patch_mask_BN, hidden.patch_BC)
+        return masked_image_loss(
+            pixels_BCQ.flatten(0, 1),
+            batch.masked_image_BCHW,
+            hidden.patch_M,
+            vision.patch,
+            vision.mean,
+            vision.std,
+            pool.hidden_patches,
+            pool.parts,
+            self.config.objectives.normalized_targets,
+        )
 
 
-def _pool_of_one(batch: Batch) -> Pool:
+def _pool_of_one(batch: Batch, exclude_duplicates: bool) -> Pool:
     """The micro-batch as its own global batch."""
+
+    def alone(own: Encoded, temperature: Tensor) -> Contrast:
+        return contrast([own], [0], temperature, exclude_duplicates)
+
     tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-    return Pool(encoded=lambda own: own, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)
+    return Pool(alone, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)

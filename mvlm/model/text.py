@@ -5,12 +5,38 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mvlm.batch import Packing
 from mvlm.config import Model
 from mvlm.errors import UserError
+from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
+
+PACKABLE = {
+    "albert": 0,
+    "bert": 0,
+    "camembert": 1,
+    "data2vec-text": 1,
+    "distilbert": 0,
+    "electra": 0,
+    "ernie": 0,
+    "roberta": 1,
+    "roberta-prelayernorm": 1,
+    "xlm-roberta": 1,
+    "xlm-roberta-xl": 1,
+}
+"""Encoders that know of a token's neighbours through plain attention alone: 1 where the positions of a text begin
+behind the padding token's number and 0 where they begin at 0. Texts go through them without padding."""
 
 
 class TextEncoder(nn.Module):
@@ -31,10 +57,64 @@ class TextEncoder(nn.Module):
                 f"The tokenizer has {len(tokenizer)} tokens and model.text {config.text!r} only "
                 f"{self.embedding.num_embeddings}: set data.tokenizer to the encoder's own."
             )
+        self.packable = self.settings.model_type in PACKABLE
+        if self.packable:
+            behind_padding = PACKABLE[self.settings.model_type]
+            self.first_position = behind_padding * ((self.settings.pad_token_id or 0) + 1)
+            self._padded_attention: str = self.settings._attn_implementation
 
-    def forward(self, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
-        """int64 BL, bool BL (False = padding) -> BLD."""
-        return self.model(input_ids=text_BL, attention_mask=valid_BL.long()).last_hidden_state
+    def forward(self, text_BL: Tensor, valid_BL: Tensor, packing: Packing | None = None) -> Tensor:
+        """int64 BL, bool BL (False = padding) -> BLD. Several texts of the same lengths: XBL -> XBLD.
+
+        Args:
+            packing: of `valid_BL`; with it no padding is computed, and its features are 0.
+        """
+        texts_XBL = text_BL if text_BL.ndim == 3 else text_BL[None]
+        if packing is not None and self.packable:
+            tokens_XBLD = self._packed(texts_XBL, valid_BL, packing)
+        else:
+            mask = valid_BL.long().repeat(len(texts_XBL), 1)
+            tokens = self.model(input_ids=texts_XBL.flatten(0, 1), attention_mask=mask).last_hidden_state
+            tokens_XBLD = tokens.unflatten(0, texts_XBL.shape[:2])
+        return tokens_XBLD if text_BL.ndim == 3 else tokens_XBLD[0]
+
+    def _packed(self, texts_XBL: Tensor, valid_BL: Tensor, packing: Packing) -> Tensor:
+        copies, tokens = len(texts_XBL), len(packing.token_T)
+        starts = [packing.starts[1:] + copy * tokens for copy in range(copies)]
+        packed = Packed(packing.token_T, torch.cat([packing.starts[:1], *starts]), valid_BL, copies)
+        position_T = (packing.token_T % valid_BL.shape[1] + self.first_position).repeat(copies)
+        self.settings._attn_implementation = _PACKED
+        try:
+            output = self.model(
+                input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed
+            )
+        finally:
+            self.settings._attn_implementation = self._padded_attention
+        return packed.unpack(output.last_hidden_state[0]).unflatten(0, texts_XBL.shape[:2])
+
+
+_PACKED = "mvlm_packed"
+
+
+def _attend_packed(
+    module: nn.Module,
+    query_1HTd: Tensor,
+    key_1HTd: Tensor,
+    value_1HTd: Tensor,
+    attention_mask: None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    *,
+    packed: Packed,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """The signature that transformers asks of an attention."""
+    query, key, value = (x[0].transpose(0, 1) for x in (query_1HTd, key_1HTd, value_1HTd))
+    return PACKED_ATTENTION(query, key, value, packed, dropout)[None], None
+
+
+AttentionInterface.register(_PACKED, _attend_packed)
+AttentionMaskInterface.register(_PACKED, lambda *_, **__: None)
 
 
 def _settings(config: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

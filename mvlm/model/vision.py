@@ -9,12 +9,17 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mvlm.batch import Batch
 from mvlm.config import Model
 from mvlm.errors import UserError
+from mvlm.model.readings import take
 
 
 class MaskedPatchEmbed(nn.Module):
-    """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3)."""
+    """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3).
+
+    A mask for twice as many images as there are asks for two views of each, of which patches are computed once.
+    """
 
     def __init__(self, patch_embed: nn.Module, width: int) -> None:
         super().__init__()
@@ -26,14 +31,34 @@ class MaskedPatchEmbed(nn.Module):
         patches = self.patch_embed(image_BCHW)
         if patch_mask_BN is None:
             return patches
+        patches = patches.repeat(len(patch_mask_BN) // len(patches), *[1] * (patches.ndim - 1))
         mask = patch_mask_BN.reshape(*patches.shape[:-1], 1)
         return torch.where(mask, self.mask_token.to(patches.dtype), patches)
+
+
+class VisiblePatches(nn.Module):
+    """Stands where timm's encoders may drop patches, once positions are added: the others go through (MAE, section 3).
+
+    Attributes:
+        visible_BV: the patches that go through, for as long as one pass takes; None = all.
+    """
+
+    def __init__(self, prefix: int) -> None:
+        super().__init__()
+        self.prefix = prefix
+        self.visible_BV: Tensor | None = None
+
+    def forward(self, tokens_BSD: Tensor) -> Tensor:
+        if self.visible_BV is None:
+            return tokens_BSD
+        visible_BVD = take(tokens_BSD[:, self.prefix :], self.visible_BV)
+        return torch.cat([tokens_BSD[:, : self.prefix], visible_BVD], dim=1)
 
 
 class VisionEncoder(nn.Module):
     """uint8 images to token features, CLS first."""
 
-    def __init__(self, config: Model, load_weights: bool) -> None:
+    def __init__(self, config: Model, load_weights: bool, drops: bool = False) -> None:
         super().__init__()
         vit = _create(config, load_weights)
         _check(vit, config)
@@ -43,15 +68,55 @@ class VisionEncoder(nn.Module):
         self.width: int = vit.embed_dim
         self.mean, self.std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
         self.prefix: int = vit.num_prefix_tokens
-        vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
+        self.drops = drops
+        if drops:
+            if not isinstance(getattr(vit, "patch_drop", None), nn.Identity):
+                raise UserError(
+                    f"model.vision {config.vision!r} cannot leave out patches: set objectives.image_masking = 'token', "
+                    "or choose a plain vision transformer without patch_drop_rate."
+                )
+            vit.patch_drop = VisiblePatches(self.prefix)
+        else:
+            vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
         vit.forward_head = _keep_tokens  # called as a module, as ZeRO-3 needs, the ViT then gives every token
         self.vit: Any = vit
 
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
-        """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out."""
-        dtype = self.vit.patch_embed.patch_embed.proj.weight.dtype
-        tokens = self.vit((self.normalize(image_BCHW).to(dtype), patch_mask_BN))
+        """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out.
+
+        A mask of 2B rows asks for two views of every image -> 2BSD. Where hidden patches are dropped, they are missing
+        in S.
+        """
+        if self.drops:
+            visible_BV = None if patch_mask_BN is None else visible_places(patch_mask_BN, _visible_count(patch_mask_BN))
+            return self._visible(image_BCHW, visible_BV)
+        return self._features((self._pixels(image_BCHW), patch_mask_BN))
+
+    def _visible(self, image_BCHW: Tensor, visible_BV: Tensor | None) -> Tensor:
+        self.vit.patch_drop.visible_BV = visible_BV
+        try:
+            return self._features(self._pixels(image_BCHW))
+        finally:
+            self.vit.patch_drop.visible_BV = None
+
+    def _features(self, inputs: Tensor | tuple[Tensor, Tensor | None]) -> Tensor:
+        tokens = self.vit(inputs)
         return tokens if self.prefix == 1 else torch.cat([tokens[:, :1], tokens[:, self.prefix :]], dim=1)
+
+    def _pixels(self, image_BCHW: Tensor) -> Tensor:
+        patch_embed = self.vit.patch_embed if self.drops else self.vit.patch_embed.patch_embed
+        return self.normalize(image_BCHW).to(patch_embed.proj.weight.dtype)
+
+    def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The whole images and the hidden ones -> BSD each, in one pass where they are equally long."""
+        images, mask_BN = batch.image_BCHW, batch.patch_mask_BN
+        if self.drops:
+            visible_BV = visible_places(mask_BN, mask_BN.shape[1] - batch.hidden.patch_BC.shape[1])
+            return self(images), self._visible(batch.masked_image_BCHW, visible_BV)
+        if batch.masked_image_BCHW is not images:
+            images = torch.cat([images, batch.masked_image_BCHW])
+        whole_BSD, hidden_BSD = self(images, torch.cat([torch.zeros_like(mask_BN), mask_BN])).chunk(2)
+        return whole_BSD, hidden_BSD
 
     def normalize(self, image_BCHW: Tensor) -> Tensor:
         """uint8 to fp32 with the encoder's own mean and standard deviation."""
@@ -69,6 +134,15 @@ class VisionEncoder(nn.Module):
         batch, (rows, cols), p = patches_BNQ.shape[0], self.grid, self.patch
         cells = patches_BNQ.reshape(batch, rows, cols, p, p, 3)
         return cells.permute(0, 5, 1, 3, 2, 4).reshape(batch, 3, rows * p, cols * p)
+
+
+def visible_places(patch_mask_BN: Tensor, count: int) -> Tensor:
+    """The `count` patches of each image that are not hidden, in their order -> BV."""
+    return patch_mask_BN.int().argsort(dim=1, stable=True)[:, :count]
+
+
+def _visible_count(patch_mask_BN: Tensor) -> int:
+    return int((~patch_mask_BN[0]).sum())
 
 
 def _create(config: Model, load_weights: bool) -> Any:

@@ -2,61 +2,72 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import Encoded, Pool
+from mvlm.batch import Contrast, Encoded, Pool
+from mvlm.kernels.contrastive import LOG_SUM_EXPS, contrastive_share
 
 
-def itc_loss(pairs: Encoded, temperature: Tensor, exclude_duplicates: bool) -> Tensor:
-    """Mean of image-to-text and text-to-image cross-entropy over the G pairs, in fp32.
+def itc_loss(own: Encoded, temperature: Tensor, pool: Pool) -> Tensor:
+    """A micro-batch's share of the mean of image-to-text and text-to-image cross-entropy over the G pairs, in fp32.
+
+    Its value is the own pairs' mean. Its gradient at the own features is that of the whole loss times the number of
+    parts, so that the mean over micro-batches, which data parallelism takes, has the gradient of the whole.
 
     Args:
-        pairs: G unit features a side; pair i is the positive of row i and of column i.
+        own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
+    """
+    whole = pool.contrast(own, temperature)
+    share = contrastive_share(
+        own.image_BE,
+        own.text_BE,
+        temperature,
+        whole.image_GE,
+        whole.text_GE,
+        whole.lse_G2,
+        whole.ids_G2,
+        pool.start,
+    )
+    return share * pool.parts / len(whole.lse_G2)
+
+
+@torch.no_grad()
+def contrast(
+    micro_batches: list[Encoded],
+    starts: list[int],
+    temperature: Tensor,
+    exclude_duplicates: bool,
+    gather: Callable[[Tensor], Tensor] = torch.detach,
+) -> Contrast:
+    """What the contrastive loss needs of the global batch, from one rank's micro-batches of it.
+
+    Args:
+        starts: where each micro-batch begins in the global batch.
         exclude_duplicates: pairs of the same image or the same caption are no negatives of each other.
-    """
-    logits_GG = pairs.image_BE.float() @ pairs.text_BE.float().T / temperature
-    if exclude_duplicates:
-        logits_GG = logits_GG.masked_fill(duplicates(pairs.image_id_B, pairs.caption_id_B), float("-inf"))
-    target_G = torch.arange(len(logits_GG), device=logits_GG.device)
-    return (F.cross_entropy(logits_GG, target_G) + F.cross_entropy(logits_GG.T, target_G)) / 2
-
-
-def duplicates(image_id: Tensor, caption_id: Tensor) -> Tensor:
-    """... x K ids -> ... x K x K, True where two different pairs share their image or their caption."""
-    same = image_id[..., :, None] == image_id[..., None, :]
-    same |= caption_id[..., :, None] == caption_id[..., None, :]
-    return same & ~torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
-
-
-def place(own: Encoded, pool: Pool) -> Encoded:
-    """The global batch's features with this micro-batch's own put in, which alone carry gradient.
-
-    Each micro-batch holds the gradient of the whole loss with respect to its own features only, so the sum
-    over micro-batches is the loss's gradient. Data parallelism takes their mean: the own features' gradient is
-    therefore multiplied by the number of parts. The temperature's is whole in every part and its mean is right.
+        gather: concatenates a tensor of every rank along the first dimension.
     """
 
-    whole = pool.encoded(own)
+    def whole(name: str) -> Tensor:
+        return torch.cat([gather(getattr(own, name)) for own in micro_batches])
 
-    def put(name: str) -> Tensor:
-        own_BE, pool_GE = getattr(own, name), getattr(whole, name).detach()
-        amplified = _ScaleGradient.apply(own_BE, float(pool.parts))
-        return torch.cat([pool_GE[: pool.start], amplified, pool_GE[pool.start + len(own_BE) :]])
-
-    return replace(whole, image_BE=put("image_BE"), text_BE=put("text_BE"))
-
-
-class _ScaleGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, factor: float) -> Tensor:
-        ctx.factor = factor  # type: ignore[attr-defined]
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return grad * ctx.factor, None  # type: ignore[attr-defined]
+    image_GE, text_GE = whole("image_BE"), whole("text_BE")
+    ids_G2 = torch.stack([whole("image_id_B"), whole("caption_id_B")], 1) if exclude_duplicates else None
+    lse_G2 = torch.cat(
+        [
+            gather(
+                torch.stack(
+                    [
+                        LOG_SUM_EXPS(own.image_BE, text_GE, temperature, start, ids_G2),
+                        LOG_SUM_EXPS(own.text_BE, image_GE, temperature, start, ids_G2),
+                    ],
+                    1,
+                )
+            )
+            for own, start in zip(micro_batches, starts, strict=True)
+        ]
+    )
+    return Contrast(image_GE, text_GE, ids_G2, lse_G2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import IGNORE, Batch, Encoded, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
 from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.objectives.itc import contrast
 from mvlm.train.adamw import build_adamw
 from mvlm.train.optim import parameter_groups
 from mvlm.train.partitions import Flat, Partitions, Sharded, Whole
@@ -122,22 +123,23 @@ class Engine:
         """What each micro-batch needs to know of the global batch: hidden counts, and everybody's features."""
         counts = [torch.stack([(b.target_BL != IGNORE).sum(), b.patch_mask_BN.sum()]) for b in micro_batches]
         hidden_tokens, hidden_patches = dist.all_reduce(torch.stack(counts).sum(0)).unbind()
-        encoded = self._gather
-        if self.config.objectives.itc and len(micro_batches) > 1:
-            with torch.no_grad():
-                gathered = [self._gather(self.model.encode_pairs(batch)) for batch in micro_batches]
-            whole = Encoded(*(torch.cat([getattr(e, name) for e in gathered]) for name in Encoded.__annotations__))
-
-            def encoded(own: Encoded) -> Encoded:
-                return whole
-
-        parts = len(micro_batches) * dist.world()
         starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
-        return [Pool(encoded, start, parts, hidden_tokens, hidden_patches) for start in starts]
+        parts = len(micro_batches) * dist.world()
+        everybody = self._contrast(micro_batches, starts)
+        return [Pool(everybody, start, parts, hidden_tokens, hidden_patches) for start in starts]
 
-    @staticmethod
-    def _gather(own: Encoded) -> Encoded:
-        return Encoded(*(dist.all_gather(getattr(own, name)) for name in Encoded.__annotations__))
+    def _contrast(self, micro_batches: list[Batch], starts: list[int]) -> Callable[[Encoded, Tensor], Contrast]:
+        """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several."""
+        objectives = self.config.objectives
+
+        def gathered(owns: list[Encoded], temperature: Tensor) -> Contrast:
+            return contrast(owns, starts, temperature, objectives.exclude_duplicates, dist.all_gather)
+
+        if not objectives.itc or len(micro_batches) == 1:
+            return lambda own, temperature: gathered([own], temperature)
+        with torch.no_grad():
+            whole = gathered([self.model.encode_pairs(batch) for batch in micro_batches], self.model.temperature())
+        return lambda own, temperature: whole
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Every parameter by name, in one order on every rank."""

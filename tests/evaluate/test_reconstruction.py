@@ -22,7 +22,7 @@ from mvlm.evaluate.reconstruction import (
     mean_image,
     pixel_target,
 )
-from mvlm.objectives.mvlm import standardize
+from mvlm.kernels.patch_l1 import standardize
 from tests.evaluate.tiny import CAPTIONS, CONFIG
 
 CPU = torch.device("cpu")
@@ -127,7 +127,9 @@ def test_pixel_scores_equal_plain_loops(request, model, dataset, standardized):
         for condition, (text, valid) in texts.items():
             read = model.encode_text(text, valid)
             hidden = model.encode_image(images[row : row + 1], torch.from_numpy(mask)[None])
-            restored = model.reconstruct_image(model.fuse_image(hidden, read, valid), read, valid)
+            restored = model.reconstruct_image(
+                model.fuse_image(hidden, read, valid), read, valid, torch.from_numpy(mask)[None]
+            )
             predicted[condition] = restored[0].numpy()
         for condition, pixels in predicted.items():
             sums[condition] += np.abs(pixels - targets[row])[mask].sum()

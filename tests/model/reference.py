@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -36,7 +38,8 @@ def reference_losses(
             if word != IGNORE:
                 word_losses.append(-F.log_softmax(words[place], -1)[word])
         fused = model.fuse_image(image(i, True), other_text, valid(other_text))
-        pixels = model.unpatchify(model.reconstruct_image(fused, other_text, valid(other_text)))[0]
+        mask = batch.patch_mask_BN[i : i + 1]
+        pixels = model.unpatchify(model.reconstruct_image(fused, other_text, valid(other_text), mask))[0]
         truth = model.normalize(batch.masked_image_BCHW[i : i + 1])[0].to(pixels.dtype)
         side = model.vision.patch
         for patch in batch.patch_mask_BN[i].nonzero().flatten().tolist():
@@ -44,18 +47,22 @@ def reference_losses(
             area = (slice(None), slice(row * side, row * side + side), slice(column * side, column * side + side))
             pixel_errors.append((pixels[area] - truth[area]).abs().flatten())
 
-    image_E = torch.cat([F.normalize(model.image_projection.linear(image(i)[:, 0]), dim=-1) for i in pairs])
-    text_E = torch.cat([F.normalize(model.text_projection.linear(text(i)[:, 0]), dim=-1) for i in pairs])
+    def aligned(encode: Callable[[int, bool], torch.Tensor], i: int) -> torch.Tensor:
+        return encode(i, model.config.objectives.alignment_inputs == "masked")
+
+    image_E = torch.cat([F.normalize(model.image_projection.linear(aligned(image, i)[:, 0]), dim=-1) for i in pairs])
+    text_E = torch.cat([F.normalize(model.text_projection.linear(aligned(text, i)[:, 0]), dim=-1) for i in pairs])
     logits = image_E @ text_E.T / model.temperature.value
     itc = -(F.log_softmax(logits, 1).diagonal().mean() + F.log_softmax(logits, 0).diagonal().mean()) / 2
 
     trios = [(i, i, 1) for i in pairs] + [(image_idx[i], i, 0) for i in pairs] + [(i, text_idx[i], 0) for i in pairs]
     matches = []
     for i, t, label in trios:
-        words, picture = text(t), image(i)
+        words, picture = aligned(text, t), aligned(image, i)
         fused_image = model.fuse_image(picture, words, valid(words))[:, 0]
         fused_text = model.fuse_text(words, picture, valid(words))[:, 0]
-        matches.append(-F.log_softmax(model.match_head.classifier(fused_image * fused_text), -1)[0, label])
+        logits_2 = model.match_head.classifier(fused_image * model.match_head.align(fused_text))[0]
+        matches.append(-F.log_softmax(logits_2, -1)[label])
     return {
         "itc": itc,
         "itm": torch.stack(matches).mean(),

@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE, Batch
 from mvlm.config import Config, load_config
+from mvlm.data.collate import hidden_places, pack
 from mvlm.errors import UserError
 from mvlm.model import maskvlm
-from mvlm.model.heads import Temperature, WordHead
+from mvlm.model.heads import MaskTokens, Temperature, WordHead
 from mvlm.model.maskvlm import MaskVLM
 from tests.conftest import ROOT, TINY
 
@@ -25,7 +26,7 @@ def build(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
     return MaskVLM(tiny(*overrides), tokenizer)
 
 
-def make_batch(pairs: int = 8, vocabulary: int = 290) -> Batch:
+def make_batch(pairs: int = 8, vocabulary: int = 290, patches: int = 4) -> Batch:
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (pairs, 3, 32, 32), generator=generator, dtype=torch.uint8)
     lengths = torch.randint(4, 11, (pairs,), generator=generator)
@@ -36,17 +37,48 @@ def make_batch(pairs: int = 8, vocabulary: int = 290) -> Batch:
     hidden[torch.arange(pairs), torch.arange(pairs) % 3 + 1] = True
     hidden[:4, 2] = True
     target = torch.where(hidden, text, IGNORE)
-    patches = torch.stack([torch.randperm(4, generator=generator) < 3 for _ in range(pairs)])
+    mask = torch.stack([torch.randperm(patches, generator=generator) < 3 * patches // 4 for _ in range(pairs)])
     ids = torch.arange(pairs)
-    return Batch(image, image, patches, text, valid, text.masked_fill(hidden, 4), target, ids, ids, ids)
+    views = image, image, mask, text, valid, text.masked_fill(hidden, 4), target
+    return Batch(*views, ids, ids, ids, hidden_places(mask, target), pack(valid))
 
 
-@pytest.mark.parametrize("hide", ["one", "both"])
+WIDER = [
+    "model.vision_args={patch_size=8, embed_dim=48, depth=2, num_heads=4}",
+    "model.cross_depth=3",
+    "model.decoder_depth=2",
+    "model.cross_heads=4",
+    "objectives.image_mask_block=2",
+]
+"""Unequal widths, more blocks, four times the patches."""
+
+
+@pytest.mark.parametrize("size", [[], WIDER], ids=["small", "wider"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["objectives.hide=both"],
+        ["objectives.image_masking=drop"],
+        ["objectives.image_masking=drop", "objectives.alignment_inputs=masked", "objectives.hide=both"],
+        ["objectives.alignment_inputs=masked"],
+        ["objectives.alignment_inputs=masked", "objectives.hide=both"],
+        ["model.cross_norm=post"],
+        ["model.cross_depth=2", "model.decoder_depth=3"],
+        ["objectives.itm=0"],
+        ["objectives.image=0", "objectives.text=0"],
+        ["objectives.image=0", "objectives.itc=0"],
+        ["objectives.text=0", "objectives.itm=0", "objectives.itc=0"],
+        ["model.tie_classifier=true"],
+    ],
+    ids=lambda words: ",".join(word.partition(".")[2] for word in words) or "default",
+)
 def test_losses_and_gradients_are_the_references(
-    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, hide: str
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, overrides: list[str], size: list[str]
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # what is fp32 by design, in float64
-    model, batch = build(tokenizer, f"objectives.hide={hide}").double(), make_batch()
+    model = build(tokenizer, *size, *overrides).double()
+    batch = make_batch(patches=model.grid[0] ** 2)
     drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
     draw = maskvlm.hard_negatives
     monkeypatch.setattr(maskvlm, "hard_negatives", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
@@ -54,17 +86,21 @@ def test_losses_and_gradients_are_the_references(
     sum(losses.values()).backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    expected = reference_losses(model, batch, *(index.tolist() for index in drawn[0]))
-    assert losses.keys() == expected.keys()
-    for name, loss in expected.items():
-        torch.testing.assert_close(losses[name], loss, rtol=1e-12, atol=1e-12)
-    sum(expected.values()).backward()
+    indices = [index.tolist() for index in drawn[0]] if drawn else [list(range(len(batch)))] * 2
+    expected = reference_losses(model, batch, *indices)
+    assert losses.keys() == {name for name in expected if getattr(model.config.objectives, name)}
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-12, atol=1e-12)
+    sum(expected[name] for name in losses).backward()
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12)
+        zero = torch.zeros_like(parameter)
+        expected_grad = zero if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(gradients.get(name, zero), expected_grad, rtol=1e-10, atol=1e-12, msg=name)
 
 
-def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase) -> None:
-    model, batch = build(tokenizer).eval(), make_batch()
+@pytest.mark.parametrize("masking", ["token", "drop"])
+def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking: str) -> None:
+    model, batch = build(tokenizer, f"objectives.image_masking={masking}").eval(), make_batch()
     mask = batch.patch_mask_BN[:1]
     other = batch.image_BCHW[:1].clone()
     for patch in mask[0].nonzero().flatten().tolist():
@@ -73,6 +109,37 @@ def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase) -> None:
     with torch.no_grad():
         assert torch.equal(model.encode_image(batch.image_BCHW[:1], mask), model.encode_image(other, mask))
         assert not torch.equal(model.encode_image(batch.image_BCHW[:1]), model.encode_image(other))
+
+
+def test_the_encoder_sees_only_the_patches_that_are_left_where_hidden_ones_are_dropped(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    model, batch = build(tokenizer, *WIDER, "objectives.image_masking=drop").eval(), make_batch(patches=16)
+    vit, mask = model.vision.vit, batch.patch_mask_BN
+    with torch.no_grad():
+        found = model.encode_image(batch.image_BCHW, mask)
+        tokens = vit._pos_embed(vit.patch_embed(model.normalize(batch.image_BCHW)))
+        for pair in range(len(batch)):
+            kept = torch.cat([torch.tensor([True]), ~mask[pair]])
+            torch.testing.assert_close(found[pair], vit.norm(vit.blocks(tokens[pair : pair + 1, kept]))[0])
+        assert model.encode_image(batch.image_BCHW).shape == (8, 17, 48)  # the next pass sees all again
+
+
+def test_mask_tokens_stand_where_patches_were_dropped() -> None:
+    tokens = MaskTokens(6, (2, 3))
+    mask = torch.tensor([[True, False, True, False, False, True], [False, True, True, True, False, False]])
+    visible = torch.randn(2, 4, 6)
+    placed = tokens(visible, mask)
+    assert torch.equal(placed[:, 0], visible[:, 0])
+    patches = placed[:, 1:] - tokens.position_ND
+    torch.testing.assert_close(patches[~mask], visible[:, 1:].flatten(0, 1))
+    torch.testing.assert_close(patches[mask], tokens.token.expand(6, -1))
+    assert len(torch.unique(tokens.position_ND, dim=0)) == 6
+
+
+def test_an_encoder_that_cannot_leave_out_patches_is_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(UserError, match="eva02_tiny_patch14_224"):
+        build(tokenizer, "model.vision=eva02_tiny_patch14_224", "objectives.image_masking=drop", "model.vision_args={}")
 
 
 def test_patches_are_cut_and_joined_again(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from mvlm.batch import Encoded, Pool
-from mvlm.objectives.itc import duplicates, itc_loss, place
-from mvlm.objectives.itm import gumbel_noise, hard_negatives, itm_loss
+from mvlm.kernels.negatives import gumbel_noise
+from mvlm.kernels.word_loss import word_loss
+from mvlm.objectives.itc import contrast, itc_loss
+from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
 UNIQUE = torch.arange(100)
@@ -41,43 +43,10 @@ def test_itc_is_the_formula(exclude: bool) -> None:
         for i in group:
             for j in group:
                 same[i, j] = i != j
-    loss = itc_loss(Encoded(image, text, image_id, caption_id), torch.tensor([0.07]), exclude)
+    pairs = Encoded(image, text, image_id, caption_id)
+    pool = Pool(lambda own, t: contrast([own], [0], t, exclude), 0, 1, torch.tensor(1), torch.tensor(1))
+    loss = itc_loss(pairs, torch.tensor([0.07]), pool)
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
-
-
-@pytest.mark.parametrize("parts", [2, 3, 6])
-def test_mean_of_the_parts_gradients_is_the_whole_gradient(parts: int) -> None:
-    image, text = (x.float() for x in features(12, seed=1))
-    ids = UNIQUE[:12]
-
-    def whole(temperature: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return itc_loss(Encoded(image @ weight, text @ weight, ids, ids), temperature, True)
-
-    def leaves() -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.tensor([0.1], requires_grad=True), torch.eye(8).add(0.1).requires_grad_()
-
-    temperature, weight = leaves()
-    expected_loss = whole(temperature, weight)
-    expected_loss.backward()
-    expected = temperature.grad.clone(), weight.grad.clone()
-
-    temperature, weight = leaves()
-    everything = Encoded(image @ weight.detach(), text @ weight.detach(), ids, ids)
-    size = 12 // parts
-    for part in range(parts):
-        rows = slice(part * size, (part + 1) * size)
-        own = Encoded(image[rows] @ weight, text[rows] @ weight, ids[rows], ids[rows])
-        pool = Pool(lambda _: everything, rows.start, parts, torch.tensor(1), torch.tensor(1))
-        loss = itc_loss(place(own, pool), temperature, True)
-        assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
-        (loss / parts).backward()  # data parallelism averages
-    torch.testing.assert_close(temperature.grad, expected[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(weight.grad, expected[1], rtol=1e-5, atol=1e-6)
-
-
-def test_duplicates_are_pairs_that_share_an_image_or_a_caption() -> None:
-    same = duplicates(torch.tensor([1, 2, 1, 4]), torch.tensor([9, 8, 7, 8]))
-    assert same.nonzero().tolist() == [[0, 2], [1, 3], [2, 0], [3, 1]]
 
 
 def test_negatives_follow_the_softmaxed_similarity() -> None:
@@ -144,12 +113,13 @@ def test_noise_is_standard_gumbel_and_a_function_of_its_key_alone() -> None:
     assert torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1].abs() < 0.01
 
 
-def test_itm_is_two_way_cross_entropy_with_two_negatives_a_pair() -> None:
-    generator = torch.Generator().manual_seed(0)
-    positive, negative = torch.randn(3, 2, generator=generator), torch.randn(6, 2, generator=generator)
-    by_hand = [math.log(1 + math.exp(a - b)) for a, b in positive.double().tolist()]
-    by_hand += [math.log(1 + math.exp(b - a)) for a, b in negative.double().tolist()]
-    assert itm_loss(positive, negative).item() == pytest.approx(sum(by_hand) / 9, rel=1e-6)
+def test_itm_is_two_way_cross_entropy_with_the_pair_before_its_negatives() -> None:
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    by_hand = 0.0
+    for positive, *negatives in logits.double().tolist():
+        by_hand += math.log(1 + math.exp(positive[0] - positive[1]))
+        by_hand += sum(math.log(1 + math.exp(match - none)) for none, match in negatives)
+    assert itm_loss(logits).item() == pytest.approx(by_hand / 12, rel=1e-6)
 
 
 def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
@@ -158,17 +128,31 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
     by_hand = 0.0
     for row, word in zip(logits.double().tolist(), target.tolist(), strict=True):
         by_hand += math.log(sum(math.exp(x) for x in row)) - row[word]
-    parts = [masked_text_loss(logits[a:b], target[a:b], torch.tensor(7), 3) for a, b in ((0, 1), (1, 5), (5, 7))]
+    weight, bias = torch.eye(11), torch.zeros(11)  # the logits themselves
+    totals = [word_loss(logits[a:b], weight, bias, target[a:b]) for a, b in ((0, 1), (1, 5), (5, 7))]
+    parts = [masked_text_loss(total, torch.tensor(7), 3) for total in totals]
     assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
 
 
 @pytest.mark.parametrize("normalized", [False, True])
 def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) -> None:
+    """Patches of 2 pixels a side of two images of 2 x 3 patches, cut out one by one."""
     generator = torch.Generator().manual_seed(0)
-    pixels, target = (torch.randn(5, 12, generator=generator) for _ in range(2))
-    truth = target.double().numpy()
-    if normalized:
-        truth = (truth - truth.mean(1, keepdims=True)) / np.sqrt(truth.var(1, ddof=1, keepdims=True) + 1e-6)
-    by_hand = np.abs(pixels.double().numpy() - truth).sum() / (5 * 12)
-    parts = [masked_image_loss(pixels[a:b], target[a:b], torch.tensor(5), 2, normalized) for a, b in ((0, 2), (2, 5))]
-    assert sum(part.item() for part in parts) / 2 == pytest.approx(by_hand, rel=1e-6)
+    image = torch.randint(0, 256, (2, 3, 4, 6), generator=generator, dtype=torch.uint8)
+    pixels, hidden = torch.randn(5, 12, generator=generator), [1, 5, 6, 8, 9]
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    by_hand = 0.0
+    for patch, predicted in zip(hidden, pixels.double().numpy(), strict=True):
+        row, column = divmod(patch % 6, 3)
+        area = image[patch // 6, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].double().numpy()
+        truth = ((np.moveaxis(area, 0, -1) / 255 - mean) / std).flatten()
+        if normalized:
+            truth = (truth - truth.mean()) / np.sqrt(truth.var(ddof=1) + 1e-6)
+        by_hand += np.abs(predicted - truth).sum()
+    total = 0.0
+    for part in (slice(0, 2), slice(2, 5)):
+        patches = torch.tensor(hidden[part])
+        total += masked_image_loss(
+            pixels[part], image, patches, 2, mean, torch.tensor(std), torch.tensor(5), 2, normalized
+        ).item()
+    assert total / 2 == pytest.approx(by_hand / (5 * 12), rel=1e-6)

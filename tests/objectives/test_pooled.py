@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvlm.batch import Encoded, Pool
-from mvlm.objectives.itc import itc_loss, place
+from mvlm.objectives.itc import contrast, itc_loss
 
 G, WIDTH = 12, 8
 image_id, caption_id = torch.arange(G), torch.arange(G)
@@ -40,14 +40,36 @@ def test_parts_averaged_have_the_gradient_of_the_whole(parts: int) -> None:
     expected.backward()
 
     ours = weight.float().requires_grad_(), temperature.float().reshape(1).requires_grad_()
-    with torch.no_grad():
-        everything = Encoded(*features(ours[0]), image_id, caption_id)
-    for rows in (slice(start, start + G // parts) for start in range(0, G, G // parts)):
-        pool = Pool(lambda own: everything, rows.start, parts, torch.tensor(1), torch.tensor(1))
-        own = Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows])
-        loss = itc_loss(place(own, pool), ours[1], True)
-        assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    size, value = G // parts, 0.0
+    everything = Encoded(*(x.detach() for x in features(ours[0])), image_id, caption_id)
+    whole = contrast([everything], [0], ours[1], True)
+    for start in range(0, G, size):
+        rows = slice(start, start + size)
+        pool = Pool(lambda own, t: whole, start, parts, torch.tensor(1), torch.tensor(1))
+        loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), ours[1], pool)
+        value += loss.item() / parts
         (loss / parts).backward()  # as accumulation and data parallelism do
+    assert value == pytest.approx(expected.item(), rel=1e-5)
     for found, wanted in zip(ours, exact, strict=True):
         assert found.grad is not None and wanted.grad is not None
         torch.testing.assert_close(found.grad.double().squeeze(), wanted.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_of_two_ranks_are_told_apart() -> None:
+    """Rank 0's two micro-batches are the pairs 0-2 and 6-8 of the global batch, rank 1's the others."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = (torch.randn(G, WIDTH, generator=generator) for _ in range(2))
+
+    def part(start: int) -> Encoded:
+        rows = slice(start, start + 3)
+        return Encoded(image[rows], text[rows], image_id[rows], caption_id[rows])
+
+    temperature = torch.tensor([0.5])
+    alone = contrast([Encoded(image, text, image_id, caption_id)], [0], temperature, True)
+    of_rank_1 = []  # in the order that rank 0 asks for it
+    for name in ("image_BE", "text_BE", "image_id_B", "caption_id_B"):
+        of_rank_1 += [getattr(part(start), name) for start in (3, 9)]
+    of_rank_1 += [alone.lse_G2[start : start + 3] for start in (3, 9)]
+    found = contrast([part(0), part(6)], [0, 6], temperature, True, lambda own: torch.cat([own, of_rank_1.pop(0)]))
+    for name in ("image_GE", "text_GE", "ids_G2", "lse_G2"):
+        torch.testing.assert_close(getattr(found, name), getattr(alone, name))

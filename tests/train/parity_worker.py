@@ -1,5 +1,7 @@
 """Run under the deepspeed launcher: a few steps in each of several layouts, every number of them to a JSON file.
 
+The first step of each is also held against the plain reference of tests/model: every pair by itself, in float64.
+
 deepspeed --num_accelerators R tests/train/parity_worker.py SHARDS FILE
 """
 
@@ -9,9 +11,12 @@ import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from torch import Tensor
 
 from mvlm import dist
 from mvlm.batch import Batch
@@ -21,11 +26,15 @@ from mvlm.data.index import Mixture
 from mvlm.data.loader import Loader
 from mvlm.data.order import Order
 from mvlm.data.tokenizer import train_tokenizer
+from mvlm.model import maskvlm
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
 from mvlm.train.optim import count_parameters, parameter_groups
 from tests.conftest import ROOT, TINY
+from tests.model.reference import reference_losses
+
+Gradients = dict[str, Tensor]
 
 STEPS = 4
 # Softmax does not see a bias that all keys share: its gradient is rounding noise, which Adam makes a step of.
@@ -61,20 +70,52 @@ def steps_of(loader: Loader) -> list[list[Batch]]:
         return [micro_batches for _, micro_batches in zip(range(STEPS), loader, strict=False)]
 
 
-def engine_run(shards: str, stage: int, accumulation: int) -> dict[str, list[float]]:
+def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients) -> dict[str, Any]:
     world = dist.world()
     config = configuration(shards, 16 // (world * accumulation))
     model, loader = built(config, dist.rank(), world)
     content = {"zero_optimization": {"stage": stage}}
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
-    history: dict[str, list[float]] = {"grad_norm": []}
+    history: dict[str, Any] = {"grad_norm": []}
     for step, micro_batches in enumerate(steps_of(loader)):
         for name, loss in engine.step(micro_batches, 0.5, step).items():
             history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
         assert engine.grad_norm is not None
         history["grad_norm"].append(float(engine.grad_norm))
+        if step == 0:
+            history["gradient_errors"] = gradient_errors(engine, config, reference)
     sums = {name: float(np.abs(whole["weight"].double().numpy()).sum()) for name, whole in engine.whole_tensors()}
     return history | {"weights": [sums[name] for name in sorted(sums) if not name.endswith(NOISE)]}
+
+
+def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
+    """Losses and gradients of the first global batch, pair by pair in float64."""
+    model, loader = built(configuration(shards, 16), 0, 1)
+    batch = steps_of(loader)[0][0]
+    drawn: list[tuple[Tensor, Tensor]] = []
+    draw = maskvlm.hard_negatives
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(maskvlm, "hard_negatives", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[0])
+        model(batch)  # draws as training does, in fp32
+    model = model.double()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())
+        losses = reference_losses(model, batch, *(index_B.tolist() for index_B in drawn[0]))
+    sum(losses.values()).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: loss.item() for name, loss in losses.items()}, gradients
+
+
+def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dict[str, float]:
+    """Relative error of each parameter's gradient, which AdamW's first moment is a tenth of after one update."""
+    norm = torch.stack([gradient.norm() for gradient in reference.values()]).norm()
+    share = (1 - config.optim.betas[0]) * min(1.0, config.optim.clip / norm.item())
+    errors = {}
+    for name, whole in engine.whole_tensors():
+        if not name.endswith(NOISE):
+            expected = share * reference[name]
+            errors[name] = ((whole["exp_avg"].double().cpu() - expected).norm() / expected.norm()).item()
+    return errors
 
 
 def plain_run(shards: str) -> dict[str, list[float]]:
@@ -105,8 +146,9 @@ if __name__ == "__main__":
     parser.add_argument("file", type=Path)
     args = parser.parse_args()
     dist.init()
-    results = {f"zero{stage}_accumulation{acc}": engine_run(args.shards, stage, acc) for stage, acc in LAYOUTS}
+    losses, gradients = reference_step(args.shards)
+    results = {f"zero{s}_accumulation{acc}": engine_run(args.shards, s, acc, gradients) for s, acc in LAYOUTS}
     if dist.rank() == 0:
-        args.file.write_text(json.dumps(results | {"plain": plain_run(args.shards)}))
+        args.file.write_text(json.dumps(results | {"plain": plain_run(args.shards), "reference": losses}))
     dist.barrier()
     dist.close()

@@ -1,0 +1,48 @@
+"""A step like ALBEF's (Li et al., 2021, arXiv 2107.07651), without momentum and queue, on MaskVLM's layers."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.step.reference import contrastive_loss, word_loss
+from mvlm.batch import Batch, Encoded, Losses
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.objectives.itm import hard_negatives
+
+
+class AlbefLike(nn.Module):
+    """ITC, ITM and masked words; only words read the other modality. Names and shapes as in mvlm/batch.py."""
+
+    def __init__(self, model: MaskVLM) -> None:
+        super().__init__()
+        self.layers = model
+        self.matched = nn.Linear(model.text.width, 2)
+        for unused in (model.cross_image, model.image_decoder, model.match_head):
+            unused.requires_grad_(False)
+
+    def forward(self, batch: Batch) -> Losses:
+        model, valid_BL = self.layers, batch.valid_BL
+        image_BSD = model.encode_image(batch.image_BCHW)
+        text_BLD, hidden_text_BLD = (model.encode_text(x, valid_BL) for x in (batch.text_BL, batch.masked_text_BL))
+        own = Encoded(
+            model.project_image(image_BSD), model.project_text(text_BLD), batch.image_id_B, batch.caption_id_B
+        )
+        fused_BLD = model.fuse_text(hidden_text_BLD, image_BSD, valid_BL)
+        return {
+            "itc": contrastive_loss(own, model.temperature()),
+            "itm": self._matching_loss(batch, own, image_BSD, text_BLD),
+            "text": word_loss(model, fused_BLD, batch.target_BL, masked=False),
+        }
+
+    def _matching_loss(self, batch: Batch, own: Encoded, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
+        model, valid_BL = self.layers, batch.valid_BL
+        group = model.config.objectives.itm_group
+        image_idx_B, text_idx_B = hard_negatives(own, batch.position_B, model.temperature(), group, 0, True)
+        images = torch.cat([image_BSD, image_BSD[image_idx_B], image_BSD])
+        texts = torch.cat([text_BLD, text_BLD, text_BLD[text_idx_B]])
+        valid = torch.cat([valid_BL, valid_BL, valid_BL[text_idx_B]])
+        target = torch.zeros(len(texts), dtype=torch.int64, device=texts.device)
+        target[: len(batch)] = 1
+        return F.cross_entropy(self.matched(model.fuse_text(texts, images, valid)[:, 0]).float(), target)

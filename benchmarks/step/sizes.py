@@ -1,0 +1,123 @@
+"""The sizes that steps are measured at: a model and a batch of made pairs for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from mvlm.batch import Batch
+from mvlm.config import Config, load_config
+from mvlm.data.collate import Sample, collate
+from mvlm.data.tokenizer import SPECIAL_TOKENS
+from mvlm.masking import Purpose, generator, patch_mask, token_mask
+from mvlm.model.maskvlm import MaskVLM
+
+ROOT = Path(__file__).parents[2]
+SHORTEST = 8  # tokens of a made caption, with the two special ones
+BERT_WORDS, ROBERTA_WORDS = 30522, 50265
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model and its batch.
+
+    Attributes:
+        overrides: of mvlm/configs/base.toml.
+        pairs: of the batch.
+        padding: tokens that the naive step pads its text to.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    vocabulary: int
+    pairs: int
+    padding: int = 50
+
+    @property
+    def config(self) -> Config:
+        common = ["model.vision=vit_base_patch16_224", "model.vision_weights=random"]
+        common += ["model.text=roberta", "model.text_weights=random"]
+        return load_config(ROOT / "mvlm/configs/base.toml", [*common, *self.overrides])
+
+
+def _overrides(width: int, depth: int, cross_depth: int, vision: str = "") -> tuple[str, ...]:
+    heads = max(2, width // 64)
+    text = f"hidden_size={width}, num_hidden_layers={depth}, num_attention_heads={heads}"
+    return (
+        f"model.vision_args={{embed_dim={width}, depth={depth}, num_heads={heads}{vision}}}",
+        f"model.text_args={{{text}, intermediate_size={4 * width}, max_position_embeddings=64}}",
+        f"model.cross_depth={cross_depth}",
+        f"model.decoder_depth={cross_depth}",
+        f"model.cross_heads={heads}",
+    )
+
+
+SIZES = {
+    size.name: size
+    for size in (
+        Size(
+            "tiny",
+            (*_overrides(64, 2, 2, vision=", patch_size=8"), "model.image_size=32", "objectives.itm_group=4"),
+            vocabulary=500,
+            pairs=4,
+        ),
+        Size("small", _overrides(384, 6, 3), vocabulary=BERT_WORDS, pairs=16),
+        Size("full", _overrides(768, 12, 3), vocabulary=ROBERTA_WORDS, pairs=128),
+    )
+}
+
+
+def build(size: Size) -> MaskVLM:
+    """The model with random fp32 weights, the same at each call."""
+    torch.manual_seed(0)
+    words = {word: place for place, word in enumerate([*SPECIAL_TOKENS, *map(str, range(size.vocabulary - 5))])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")),
+        pad_token="<pad>",
+        mask_token="<mask>",
+    )
+    return MaskVLM(size.config, tokenizer, load_weights=False)
+
+
+def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0) -> Batch:
+    """A batch whose captions have 8 to 30 tokens, all lengths alike; every pair is another.
+
+    Args:
+        grid: rows and columns of the model's patches.
+        pairs: 0 = the size's own number.
+    """
+    samples = [_sample(size, grid, place) for place in range(pairs or size.pairs)]
+    return collate(samples, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
+
+
+def _sample(size: Size, grid: tuple[int, int], place: int) -> Sample:
+    config = size.config
+    objectives, side = config.objectives, config.model.image_size
+    drawn = generator(0, Purpose.VIEW, 0, 0, place)
+    text_L = drawn.integers(len(SPECIAL_TOKENS), size.vocabulary, drawn.integers(SHORTEST, config.data.text_length + 1))
+    text_L[0], text_L[-1] = SPECIAL_TOKENS.index("<s>"), SPECIAL_TOKENS.index("</s>")
+    masked_L, target_L = token_mask(
+        generator(0, Purpose.TOKENS, 0, 0, place),
+        text_L,
+        text_L < len(SPECIAL_TOKENS),
+        ratio=objectives.text_mask_ratio,
+        minimum=objectives.text_mask_minimum,
+        mask_share=objectives.text_mask_token,
+        random_share=objectives.text_mask_random,
+        mask_id=SPECIAL_TOKENS.index("<mask>"),
+        random_ids=np.arange(len(SPECIAL_TOKENS), size.vocabulary),
+    )
+    image_CHW = drawn.integers(0, 256, (3, side, side), dtype=np.uint8)
+    hidden_N = patch_mask(
+        generator(0, Purpose.PATCHES, 0, 0, place),
+        grid,
+        objectives.image_mask_block,
+        objectives.image_mask_ratio,
+        objectives.image_mask_rounding,
+    )
+    return Sample(image_CHW, image_CHW, hidden_N, text_L, masked_L, target_L, position=place, image_id=place)

@@ -1,0 +1,48 @@
+"""What is found on the host so that no device has to be waited for."""
+
+import pytest
+import torch
+
+from mvlm.batch import IGNORE
+from mvlm.data.collate import hidden_places, pack
+
+
+def test_hidden_places_are_those_of_the_mask_and_the_targets() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.stack([torch.randperm(16, generator=generator) < 10 for _ in range(6)])
+    target = torch.full((6, 24), IGNORE)
+    for row, count in enumerate((1, 5, 0, 9, 2, 1)):
+        target[row, torch.randperm(24, generator=generator)[:count]] = torch.arange(count) + 7
+    hidden = hidden_places(mask, target)
+    assert hidden.patch_BC.tolist() == [row.nonzero().flatten().tolist() for row in mask]
+    assert hidden.patch_M.tolist() == mask.flatten().nonzero().flatten().tolist()
+    assert hidden.token_BC.shape == (6, 12)  # 9 filled up to a multiple of 4
+    words = target.gather(1, hidden.token_BC).flatten()[hidden.token_M]
+    assert words.tolist() == target[target != IGNORE].tolist()
+
+
+def test_a_text_shorter_than_the_rounding_and_one_without_hidden_tokens() -> None:
+    hidden = hidden_places(torch.ones(2, 4, dtype=torch.bool), torch.full((2, 3), IGNORE))
+    assert hidden.token_BC.shape == (2, 3) and hidden.token_M.numel() == 0
+
+
+def test_images_that_hide_unequally_many_patches_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"\[3, 2\]"):
+        hidden_places(torch.tensor([[True, True, True], [True, True, False]]), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("count", [1, 7, 500])
+def test_packing_lists_every_token_once_and_few_lengths_occur(count: int) -> None:
+    lengths = torch.randint(1, 31, (count,), generator=torch.Generator().manual_seed(count))
+    valid = torch.arange(32) < lengths[:, None]
+    packing = pack(valid)
+    total = int(lengths.sum())
+    assert packing.token_T[:total].tolist() == valid.flatten().nonzero().flatten().tolist()
+    assert packing.token_T[total:].tolist() == [valid.numel()] * (len(packing.token_T) - total)
+    assert packing.starts.tolist() == [0, *lengths.cumsum(0).tolist(), len(packing.token_T)]
+    assert len(packing.token_T) - total <= total / 32
+
+
+def test_a_doubling_of_tokens_meets_at_most_32_lengths() -> None:
+    met = {len(pack(torch.ones(1, total, dtype=torch.bool)).token_T) for total in range(513, 1025)}
+    assert len(met) <= 32

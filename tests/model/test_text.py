@@ -1,0 +1,77 @@
+"""Texts without their padding: the same features and gradients as transformers' own padded encoder gives."""
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mvlm.config import Config, load_config
+from mvlm.data.collate import pack
+from mvlm.kernels.packed_attention import PACKED_ATTENTION
+from mvlm.model.text import PACKABLE, TextEncoder
+from tests.conftest import ROOT, TINY
+
+SIZES = {
+    "distilbert": "{dim=24, n_layers=2, n_heads=3, hidden_dim=48}",
+    "others": "{hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48, embedding_size=24}",
+}
+
+
+def configuration(kind: str, *overrides: str) -> Config:
+    sizes = SIZES.get(kind, SIZES["others"])
+    words = [*TINY, f"model.text={kind}", f"model.text_args={sizes}", *overrides]
+    return load_config(ROOT / "mvlm/configs/tiny.toml", words)
+
+
+def texts(lengths: tuple[int, ...], pad: int, length: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    valid = torch.arange(length) < torch.tensor(lengths)[:, None]
+    text = torch.randint(5, 290, (2, len(lengths), length), generator=generator)
+    return text.masked_fill(~valid, pad), valid
+
+
+@pytest.mark.parametrize("kind", PACKABLE)
+@pytest.mark.parametrize("lengths", [(3, 12, 7, 5, 1), (12, 12), (1,)], ids=str)
+def test_packed_is_the_encoder_with_its_own_attention(
+    tokenizer: PreTrainedTokenizerBase, kind: str, lengths: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    encoder = TextEncoder(configuration(kind).model, tokenizer, load_weights=False).double()
+    encoder.train()
+    text, valid = texts(lengths, tokenizer.pad_token_id)
+    weight = torch.randn(2, *valid.shape, encoder.width, dtype=torch.float64) * valid[..., None]
+    parameters = list(encoder.parameters())
+    found = encoder(text, valid, pack(valid))
+    padded = torch.stack([encoder.model(one, attention_mask=valid.long()).last_hidden_state for one in text])
+    assert encoder.settings._attn_implementation != "mvlm_packed"
+    torch.testing.assert_close(found, padded * valid[..., None], rtol=1e-12, atol=1e-12)
+    gradients = (
+        torch.autograd.grad((tokens * weight).sum(), parameters, allow_unused=True) for tokens in (found, padded)
+    )
+    for (name, _), one, other in zip(encoder.named_parameters(), *gradients, strict=True):
+        assert (one is None) == (other is None), name
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase) -> None:
+    sizes = "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48}"
+    config = configuration("mpnet", f"model.text_args={sizes}")
+    encoder = TextEncoder(config.model, tokenizer, load_weights=False).eval()
+    text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
+    before = PACKED_ATTENTION.calls.total()
+    found = encoder(text, valid, pack(valid))
+    assert torch.equal(found[1], encoder(text[1], valid)) and PACKED_ATTENTION.calls.total() == before
+
+
+def test_dropout_of_attention_is_kept(tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = TextEncoder(configuration("roberta", "model.dropout=0.5").model, tokenizer, load_weights=False)
+    text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
+    seen: list[float] = []
+    run = PACKED_ATTENTION.implementations[-1].run
+    object.__setattr__(PACKED_ATTENTION.implementations[-1], "run", lambda *a: seen.append(a[-1]) or run(*a))
+    try:
+        encoder.train()(text, valid, pack(valid))
+        encoder.eval()(text, valid, pack(valid))
+    finally:
+        object.__setattr__(PACKED_ATTENTION.implementations[-1], "run", run)
+    assert seen == [0.5, 0.5, 0.0, 0.0]
