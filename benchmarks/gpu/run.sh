@@ -3,7 +3,7 @@
 #
 #     bash benchmarks/gpu/run.sh --out FOLDER                     # with the Python that is there
 #     bash benchmarks/gpu/run.sh --out FOLDER --wheels WHEELS     # with what wheels.sh gathered, without network
-#     bash benchmarks/gpu/run.sh --out FOLDER --rehearse          # the same flow at tiny sizes on a CPU, in some minutes
+#     bash benchmarks/gpu/run.sh --out FOLDER --rehearse        # the same flow at tiny sizes on a CPU, in minutes
 #
 # In turn: the environment, `mvlm kernels`, the kernels' tests, each kernel timed, the ladder of benchmarks/step, and
 # memory by kind. Every part has its share of the time and writes to FOLDER as it goes; the next one runs whether or
