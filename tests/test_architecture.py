@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.dist": set(),
     "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
+    "mvlm.limits": set(),
     "mvlm.masking": {"batch"},
     "mvlm.network": set(),
     "mvlm.toml": set(),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import Size, build, make_batch
 from mvlm.batch import Batch, Hidden, Losses
+from mvlm.kernels.ops import OPS
 from mvlm.model.maskvlm import MaskVLM
 
 
@@ -33,7 +34,7 @@ class Rung:
         packed, masked: as in `naive_losses`.
         pruned: `MaskVLM.forward`, which is packed and masked too where these are not switched off.
         compiled: every block by torch.compile.
-        kernels: the implementations that a run takes by itself.
+        kernels: the implementations that a run takes by itself; otherwise the plain ones of torch.
     """
 
     title: str
@@ -48,6 +49,9 @@ class Rung:
     def prepare(self, size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
         if not self.fused_attention:
             F.scaled_dot_product_attention = plain_attention
+        if not self.kernels:
+            for op in OPS.values():
+                op.choose(op.implementations[-1].name)
         model = build(size).to(device, dtype)
         batch = make_batch(size, model.grid).to(device)
         if self.compiled or self.kernels:

@@ -91,6 +91,10 @@ class Op:
         """Implementations that cannot run on this machine, and why."""
         return {one.name: reason for one in self.implementations if (reason := self.why_not(one))}
 
+    def refusal(self, implementation: Implementation, *args: Any) -> str | None:
+        """Why, left to itself, the operation would not compute these arguments by it."""
+        return self.why_not(implementation) or implementation.accepts(*args) or implementation.pays(*args)
+
     def rule_out(self, name: str, reason: str) -> None:
         """Take it that an implementation cannot run, as where another rank lacks it."""
         self._probed[name] = reason

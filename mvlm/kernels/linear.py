@@ -6,8 +6,6 @@ weight gradient multiplies transposed views, which a wide input makes slow in 16
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,9 +87,9 @@ def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 def _onednn_pays(x: Tensor, *_: object) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler finds the fused product by itself"
-    if x.dtype == torch.float32 and not mkl_lacks_avx512():
+    if x.dtype == torch.float32 and not probes.mkl_lacks_avx512():
         return "MKL is as fast in fp32 on this CPU"
-    if x.dtype == torch.bfloat16 and not has_bf16_products():
+    if x.dtype == torch.bfloat16 and not probes.cpu_has_bf16_products():
         return "this CPU has no products in bf16"
     return None
 
@@ -112,27 +110,6 @@ def _autocast(x: Tensor) -> str | None:
 
 def _not_measured(*_: object) -> str | None:
     return "not measured yet: taken by name alone"
-
-
-@cache
-def cpu_flags() -> frozenset[str]:
-    """What Linux says the CPU can do, and its vendor; empty where it does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    first = {line.partition(":")[0].strip(): line.partition(":")[2] for line in reversed(lines)}
-    return frozenset(f"{first.get('flags', '')} {first.get('vendor_id', '')}".split())
-
-
-def mkl_lacks_avx512() -> bool:
-    """MKL takes its AVX2 code on CPUs that are not Intel's."""
-    return "AuthenticAMD" in cpu_flags() and "avx512f" in cpu_flags()
-
-
-def has_bf16_products() -> bool:
-    """Whether the CPU multiplies bf16 by instructions of its own."""
-    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 linear = Op(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module, metadata
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -60,6 +61,27 @@ def not_for_triton(*tensors: Tensor) -> str | None:
 def triton_interprets() -> bool:
     """Whether Triton's kernels run in its interpreter, on a CPU; decided when it was first imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What Linux says the CPU can do, and its vendor; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    words = [line.partition(":")[2] for line in lines if line.startswith(("flags", "vendor_id"))]
+    return frozenset(" ".join(words).split())
+
+
+def mkl_lacks_avx512() -> bool:
+    """MKL takes its AVX2 code on CPUs that are not Intel's."""
+    return {"AuthenticAMD", "avx512f"} <= cpu_flags()
+
+
+def cpu_has_bf16_products() -> bool:
+    """Whether the CPU multiplies bf16 by instructions of its own."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
 
 
 def version(distribution: str) -> str:

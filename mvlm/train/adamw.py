@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ def _apex_takes(groups: object, settings: object, device: torch.device, stage: i
     return "it counts updates wrongly at ZeRO stage 3" if stage == 3 else None
 
 
-def _built_ahead(*_: object) -> str | None:
+def _built_ahead(groups: object, settings: object, device: torch.device, stage: int) -> str | None:
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or its import complains
     from deepspeed.git_version_info import installed_ops
 
     return None if installed_ops.get("fused_adam") else "it would be compiled first, for minutes"

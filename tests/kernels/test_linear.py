@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.kernels import linear as module
 from mvlm.kernels import probes
 from mvlm.kernels.linear import (
     by_apex,
@@ -18,13 +17,12 @@ from mvlm.kernels.linear import (
     by_torch,
     gelu_linear_kept,
     gelu_linear_recomputed,
-    has_bf16_products,
     linear,
 )
 from tests.kernels.reference import check_against_float64
 
 SHAPES = pytest.mark.parametrize("shape", [(6, 24, 5), (2, 3, 7, 33), (1, 9, 9), (257, 16, 3)])
-needs_bf16 = pytest.mark.skipif(not has_bf16_products(), reason="this CPU has no products in bf16")
+needs_bf16 = pytest.mark.skipif(not probes.cpu_has_bf16_products(), reason="this CPU has no products in bf16")
 
 
 def make_inputs(*shape: int) -> list[Tensor]:
@@ -87,7 +85,7 @@ def test_a_recomputed_gelu_keeps_half_of_what_a_feed_forward_keeps() -> None:
     ],
 )
 def test_which_cpu_takes_onednn(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
-    monkeypatch.setattr(module, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
     assert linear.first(*(x.to(dtype) for x in make_inputs(3, 4, 5))).name == name
 
 
