@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 triton = pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("kernels are interpreted in this process", allow_module_level=True)
 
 from triton import knobs  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
@@ -18,8 +23,8 @@ from triton.compiler import ASTSource  # noqa: E402
 from mvlm.kernels import contrastive, contrastive_triton, negatives_triton, patch_l1, patch_l1_triton  # noqa: E402
 
 TYPES = {
-    **dict.fromkeys(("pixels",), "*bf16"),
-    **dict.fromkeys(("image",), "*u8"),
+    "pixels": "*bf16",
+    "image": "*u8",
     **dict.fromkeys(("patches", "ids", "positions", "seeds"), "*i64"),
 }
 FP32 = ("own", "others", "temperature", "lse_own", "lse_others", "means", "stds", "upstream", "results")
@@ -32,18 +37,21 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "contrastive gradient": (contrastive_triton.sum_weighted, WIDEST_GRADIENT, {}),
     "negatives": (negatives_triton.draw, {"UNIFORM": False, **negatives_triton.TILE}, {"results": "*i64"}),
 }
-WARPS = {"contrastive gradient": contrastive_triton.GRADIENT_WARPS}
+WARPS = dict.fromkeys(("patch", "patch, gradient"), patch_l1_triton.warps(patch_l1.LARGEST))
+WARPS["contrastive gradient"] = contrastive_triton.GRADIENT_WARPS
 
 
+@pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", KERNELS)
-def test_it_compiles_without_spills(name: str, capability: int, tmp_path: Path) -> None:
+def test_it_compiles_without_spills(name: str, capability: int, aligned: bool, tmp_path: Path) -> None:
+    """Triton compiles anew for addresses and numbers that 16 divides."""
     kernel, constants, types = KERNELS[name]
-    if not hasattr(kernel, "arg_names"):
-        pytest.skip("kernels are interpreted in this process")
     kinds = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FP32, "*fp32") | TYPES | types
     signature = {argument: "constexpr" if argument in constants else kinds[argument] for argument in kernel.arg_names}
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
+    divided = [i for i, kind in enumerate(signature.values()) if kind != "constexpr"] if aligned else []
+    alignment = {(i,): [["tt.divisibility", 16]] for i in divided}
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=alignment)
     options = {"num_warps": WARPS.get(name, 4)}
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     binary = tmp_path / "kernel.cubin"
@@ -53,3 +61,22 @@ def test_it_compiles_without_spills(name: str, capability: int, tmp_path: Path) 
     assert usage.keys() == {"REG", "STACK", "LOCAL"}, told
     assert usage["STACK"] == usage["LOCAL"] == "0", usage  # where registers are spilled to
     assert compiled.metadata.shared <= 100 * 1024  # two programs to a multiprocessor of an H100
+
+
+def test_operators_can_be_traced() -> None:
+    """On tensors without values, which is how torch.compile sees them; the interpreter cannot."""
+    with FakeTensorMode():
+        pixels = torch.empty(5, 12, dtype=torch.bfloat16, requires_grad=True)
+        image, ids = torch.empty(2, 3, 6, 4, dtype=torch.uint8), torch.empty(64, 2, dtype=torch.int64)
+        patch = pixels, image, ids[:5, 0], 2, torch.empty(3), torch.empty(3), True
+        assert patch_l1_triton.patch_l1(*patch).requires_grad
+        assert patch_l1_triton.patch_l1_backward(torch.empty(()), *patch).dtype == torch.bfloat16
+        own, others, temperature = torch.empty(8, 32), torch.empty(64, 32), torch.empty(1)
+        for excluded in (None, ids):
+            lse = contrastive_triton.log_sum_exps(own, others, temperature, 3, excluded)
+            assert lse.shape == (8,)
+            columns = others[:, 0]
+            gradient = contrastive_triton.contrastive_gradient(own, others, temperature, 3, lse, columns, excluded)
+            assert gradient.shape == own.shape
+            drawn = negatives_triton.negatives(others, others, temperature, ids[:, 0], 4, 11, excluded, False)
+            assert (drawn.shape, drawn.dtype) == ((64,), torch.int64)
