@@ -34,7 +34,7 @@ class Rung:
         packed, masked: as in `naive_losses`.
         pruned: `MaskVLM.forward`, which is packed and masked too where these are not switched off.
         compiled: every block by torch.compile.
-        kernels: the implementations that a run takes by itself; otherwise the plain ones of torch.
+        kernels: the implementations that a run takes by itself, and its memory kept; otherwise torch's plain ones.
     """
 
     title: str
@@ -71,9 +71,11 @@ def _speed_up(model: MaskVLM, size: Size, compiled: bool, kernels: bool) -> None
     """In the order in which a run does it."""
     from mvlm.train.blocks import prepare_blocks
     from mvlm.train.kernels import apply_kernels
+    from mvlm.train.memory import keep_freed_memory
 
     config = replace(size.config, train=replace(size.config.train, compile=compiled))
     if kernels:
+        keep_freed_memory()
         apply_kernels(model, config)
     prepare_blocks(model, config, stage=0)
 
@@ -97,7 +99,7 @@ LADDER = {
     "masked_heads": Rung("+ heads at hidden positions only"),
     "pruned": Rung("+ exact pruning (`MaskVLM.forward`)", pruned=True),
     "compiled": Rung("+ compiled blocks", pruned=True, compiled=True),
-    "kernels": Rung("+ kernels: all of it", pruned=True, compiled=True, kernels=True),
+    "kernels": Rung("+ kernels, and freed memory kept: all of it", pruned=True, compiled=True, kernels=True),
 }
 """Each rung adds one thing to the rung before it."""
 
