@@ -50,7 +50,7 @@ export PYTHONPATH=$PWD TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 if [ -n "$rehearse" ]; then
     export CUDA_VISIBLE_DEVICES="" OMP_NUM_THREADS=1
-    size=tiny precisions="fp32" variants="naive pruned kernels"
+    size=tiny precisions="fp32" variants="naive pruned without_compilation"
     ladder_seconds=150 tests="tests/kernels/test_layer_norm.py tests/kernels/test_dispatch.py"
 else
     size=full precisions="bf16"
