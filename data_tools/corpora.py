@@ -64,7 +64,7 @@ def batches(folder: Path, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     Raises:
         UserError: a shard is missing, cut short or malformed.
     """
-    check_lengths(folder, manifest)
+    check_lengths(folder, manifest.shards)
     for shard in manifest.shards:
         path = folder / shard.file
         reader = open_shard(path, manifest.task)
@@ -78,7 +78,7 @@ def rows_at(folder: Path, manifest: Manifest, chosen: Sequence[int]) -> Iterator
     Raises:
         UserError: a shard is missing, cut short or malformed.
     """
-    check_lengths(folder, manifest)
+    check_lengths(folder, manifest.shards)
     starts = list(accumulate((shard.rows for shard in manifest.shards), initial=0))
     for shard, first, end in zip(manifest.shards, starts, starts[1:], strict=False):
         wanted = [number - first for number in chosen if first <= number < end]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.storage import staged, sync_folder, write_text, writing
-from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard
+from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
 
 __all__ = ["CorpusWriter", "staged", "sync_folder", "write_text", "writing"]
 
@@ -94,7 +94,7 @@ class CorpusWriter:
         return self.manifest()
 
     def manifest(self) -> Manifest:
-        return Manifest(self.rows, self.captions, self.image_bytes, tuple(self.shards), self._task)
+        return Manifest(self.rows, self.captions, self.image_bytes, Shards(self.shards), self._task)
 
     def close(self) -> Manifest:
         """Finish the last shard and write the manifest."""

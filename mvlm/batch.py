@@ -12,11 +12,14 @@ Shape legend, used as name suffixes everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # loader processes read this file and must not pay for torch
+    import torch
+    from torch import Tensor
+
+B = TypeVar("B")
 
 IGNORE = -100
 """Target of a token that is not predicted (the convention of torch's cross-entropy)."""
@@ -70,6 +73,25 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class LabelledBatch:
+    """A micro-batch of a task to fine-tune on: images and sentences that belong together, and what is to be told."""
+
+    image_VBCHW: Tensor  # uint8; V = 2 where the task is about a pair of images, left and right, else 1
+    text_TBL: Tensor  # int64 token ids; T = 2 where two sentences are to be told apart, else 1
+    valid_TBL: Tensor  # bool, False = padding
+    label_B: Tensor  # int64 class; or float32 [B, A], how right each answer is
+    position_B: Tensor  # int64, samples seen before this one, counted from the run's start
+    row_B: Tensor  # int64, of the data
+
+    def to(self, device: torch.device) -> LabelledBatch:
+        """Copy to `device`, asynchronously where the memory is pinned."""
+        return apply(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+    def __len__(self) -> int:
+        return self.text_TBL.shape[1]
+
+
+@dataclass(frozen=True)
 class Encoded:
     """The contrastive side of a (micro-)batch: projected features and what tells equal pairs apart."""
 
@@ -105,19 +127,19 @@ class Pool:
     hidden_patches: Tensor  # scalar, in the whole global batch
 
 
-def apply(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
-    """The batch with every tensor changed; what was one tensor stays one."""
+def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
+    """The batch, a dataclass of tensors and of the like, with every tensor changed; what was one tensor stays one."""
     changed: dict[int, Tensor] = {}
 
     def once(value: Any) -> Any:
-        if isinstance(value, (Hidden, Packing)):
+        if is_dataclass(value) and not isinstance(value, type):
             return replace(value, **{field.name: once(getattr(value, field.name)) for field in fields(value)})
         if id(value) not in changed:
             changed[id(value)] = change(value)
         return changed[id(value)]
 
-    return replace(batch, **{field.name: once(getattr(batch, field.name)) for field in fields(batch)})
+    return once(batch)
 
 
-Losses = dict[str, Tensor]
+Losses: TypeAlias = "dict[str, Tensor]"
 """Scalars named "image", "text", "itc", "itm"; an objective of weight 0 is absent."""

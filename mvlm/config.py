@@ -27,8 +27,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...] = ()  # shard folders, concatenated
-    eval: tuple[str, ...] = ()  # held-out shard folders; empty = no evaluation
+    train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
+    weights: tuple[float, ...] = ()  # how often an epoch draws each row, a number for each of train; empty = once
+    eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
     text_length: int = 30  # tokens, special ones included (D)
@@ -39,8 +40,13 @@ class Data:
     randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
-    workers: int = 2  # decoding threads a rank; 0 = in the training thread
+    shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
+    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = one in TMPDIR
+    cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
+    workers: int = 2  # decoding threads or processes a rank; 0 = in the training thread
+    worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ AT_LEAST_ONE = {
 NOT_NEGATIVE = {
     "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
     "model": ("cross_init_std",),
-    "data": ("workers",),
+    "data": ("workers", "tolerance", "shuffle_shards", "cache_gb"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
     "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
@@ -256,6 +262,9 @@ def _check(config: Config, where: str) -> None:
     require(inside, "model.temperature", "between temperature_min and temperature_max")
     require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
     require(data.text_length >= 3, "data.text_length", "3 or more")
+    require(all(0 < weight < math.inf for weight in data.weights), "data.weights", "numbers above 0")
+    alike = not data.weights or len(data.weights) == len(data.train)
+    require(alike, "data.weights", f"as long as data.train, {len(data.train)}, or empty")
     smallest, largest = data.crop_scale
     require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
     operations, magnitude = data.randaugment

@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     MASKED_VIEW = 2
     PATCHES = 3
     TOKENS = 4
+    REPLACEMENT = 5
 
 
 def generator(seed: int, purpose: int, epoch: int, occurrence: int, sample: int) -> np.random.Generator:

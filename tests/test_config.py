@@ -115,8 +115,8 @@ def another(value: Any, hint: Any) -> Any:
         return 's3://quo"te\\back\nline\ttab é 猫 \x7f\x01'
     if isinstance(value, dict):
         return {"a": 1, "odd key": [1.5, True], "nested": {"s": "x"}}
-    if value == ():
-        return ("one", "two")
+    if value == ():  # weights go with the folders they are for
+        return () if typing.get_args(hint)[0] is float else ("one", "two")
     return tuple(item * 0.5 if isinstance(item, float) else item + 1 for item in value)
 
 
@@ -236,6 +236,9 @@ def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
         "model.image_size=0",
         "data.text_length=2",
         "data.crop_scale=[0.5,1.5]",
+        "data.weights=[1,2,3]",
+        "data.weights=[0]",
+        "data.tolerance=-1",
         "data.crop_scale=[0.9,0.5]",
         "data.randaugment=[2,11]",
         "data.shuffle_block=0",

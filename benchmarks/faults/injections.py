@@ -25,7 +25,7 @@ from benchmarks.faults.runs import BATCH, Attempt, send
 from mvlm.config import Data
 from mvlm.config import Run as Seed
 from mvlm.data.index import Corpus
-from mvlm.data.order import Order
+from mvlm.data.order import Draws
 
 DONE, MISTAKE, PREEMPTED = 0, 1, 75
 KILLED = (-signal.SIGKILL, 256 - signal.SIGKILL)  # the launcher itself; a rank, as the launcher tells it
@@ -203,9 +203,9 @@ def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
     if when is None or when["step"] + AHEAD >= attempt.run.steps:
         return None
     corpus = Corpus(attempt.run.shards)
-    order = Order(len(corpus), Seed().seed, Data().shuffle_block, Data().shuffle_window)
+    draws = Draws([len(corpus)], [1.0], Seed().seed, Data().shuffle_block, Data().shuffle_window)
     position = draw.randrange((when["step"] + AHEAD) * BATCH, attempt.run.steps * BATCH)
-    row = int(order(np.array([position]))[0])
+    row = int(draws(np.array([position]))[0][0])
     content = corpus.row(row)
     where = corpus.where(row)
     path, image = Path(where.rpartition(" row ")[0]), bytes(content.image)

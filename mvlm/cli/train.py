@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
     from mvlm import dist, network
     from mvlm.config import load_config
-    from mvlm.data.index import Mixture
+    from mvlm.data.index import training_mixture
     from mvlm.errors import UserError
     from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.config} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`."
         )
     read_deepspeed_json(args.deepspeed_config)
-    Mixture(config.data.train)
+    training_mixture(config.data)
     launched = dist.environment()
     ranks = usable_ranks(config, launched["world"])
     accumulation_steps(config, ranks)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Hidden, Packing, apply
+from mvlm.batch import IGNORE, Batch, Hidden, LabelledBatch, Packing, apply
+from mvlm.data.labelled import Labelled
+from mvlm.data.pairs import Pair
+
+B = TypeVar("B")
 
 PAD_MULTIPLE = 8
 """Text is padded to a multiple of this: tensor cores want it, and few lengths mean few compiled shapes."""
@@ -18,43 +22,43 @@ HIDDEN_MULTIPLE = 4
 """The hidden tokens of a sentence are filled up to a multiple of this, for the same reason."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One pair of image and caption, prepared; the fields of `Batch` without B. A shared view is the same array."""
+def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int) -> Batch:
+    """Stack samples; text is padded with `pad_id` to the longest of them, rounded up but within `text_length`.
 
-    image_CHW: np.ndarray  # uint8
-    masked_image_CHW: np.ndarray  # uint8
-    patch_mask_N: np.ndarray  # bool
-    text_L: np.ndarray  # int64
-    masked_text_L: np.ndarray  # int64
-    target_L: np.ndarray  # int64
-    position: int
-    image_id: int
-
-
-def collate(samples: Sequence[Sample], pad_id: int, text_length: int) -> Batch:
-    """Stack samples; text is padded with `pad_id` to the longest of them, rounded up but within `text_length`."""
-    image_BCHW = torch.from_numpy(np.stack([sample.image_CHW for sample in samples]))
-    shared = all(sample.masked_image_CHW is sample.image_CHW for sample in samples)
-    masked_image_BCHW = (
-        image_BCHW if shared else torch.from_numpy(np.stack([sample.masked_image_CHW for sample in samples]))
-    )
+    Args:
+        images_VBCHW: the samples' images, uint8; they are kept, not copied.
+    """
+    image_BCHW = images_VBCHW[0]
     text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
     patch_mask_BN = torch.from_numpy(np.stack([sample.patch_mask_N for sample in samples]))
     target_BL = pad([sample.target_L for sample in samples], IGNORE, text_length)[0]
     return Batch(
         image_BCHW=image_BCHW,
-        masked_image_BCHW=masked_image_BCHW,
+        masked_image_BCHW=images_VBCHW[-1] if len(images_VBCHW) > 1 else image_BCHW,
         patch_mask_BN=patch_mask_BN,
         text_BL=text_BL,
         valid_BL=valid_BL,
         masked_text_BL=pad([sample.masked_text_L for sample in samples], pad_id, text_length)[0],
         target_BL=target_BL,
         position_B=torch.tensor([sample.position for sample in samples]),
-        image_id_B=torch.tensor([sample.image_id for sample in samples]),
+        image_id_B=torch.tensor([sample.row for sample in samples]),
         caption_id_B=torch.tensor([caption_id(sample.text_L) for sample in samples]),
         hidden=hidden_places(patch_mask_BN, target_BL),
         packing=pack(valid_BL),
+    )
+
+
+def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int) -> LabelledBatch:
+    """As `collate`, of a task's samples."""
+    texts = [text for nth in zip(*(sample.texts_TL for sample in samples), strict=True) for text in nth]
+    text_RL, valid_RL = pad(texts, pad_id, text_length)
+    return LabelledBatch(
+        image_VBCHW=images_VBCHW,
+        text_TBL=text_RL.view(-1, len(samples), text_RL.shape[1]),
+        valid_TBL=valid_RL.view(-1, len(samples), text_RL.shape[1]),
+        label_B=torch.from_numpy(np.stack([sample.label for sample in samples])),
+        position_B=torch.tensor([sample.position for sample in samples]),
+        row_B=torch.tensor([sample.row for sample in samples]),
     )
 
 
@@ -80,8 +84,8 @@ def caption_id(text_L: np.ndarray) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def pin(batch: Batch) -> Batch:
-    """Copy to page-locked memory, from which `Batch.to` copies asynchronously; shared tensors stay shared."""
+def pin(batch: B) -> B:
+    """Copy to page-locked memory what is not there; shared tensors stay shared."""
     return apply(batch, Tensor.pin_memory)
 
 

@@ -9,38 +9,62 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+from torch import Tensor
 
-from mvlm.batch import Batch
-from mvlm.data.collate import Sample, pin
-from mvlm.data.dataset import PairDataset
-from mvlm.data.order import Order
+from mvlm.data.ahead import Ahead
+from mvlm.data.buffers import Buffer, Kept, Pinned, Shared
+from mvlm.data.collate import pin
+from mvlm.data.order import Draws
+from mvlm.data.prepare import CHUNK, Draw, prepare
+from mvlm.data.processes import Processes
+from mvlm.data.rows import Fault, Sample
 from mvlm.errors import UserError
 
+S = TypeVar("S", bound=Sample)
+B = TypeVar("B")
+B_co = TypeVar("B_co", covariant=True)
 
-class Loader:
+
+class Dataset(Protocol[S, B_co]):
+    """What the loader reads from: `mvlm.data.rows.Rows` and its like."""
+
+    image_shape: tuple[int, int, int, int]
+
+    def sample(self, position: int, row: int, occurrence: int = 0) -> S: ...
+
+    def bring(self, row: int) -> None: ...
+
+    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
+
+
+class Loader(Generic[S, B]):
     """Iterates over steps without end; each item is the list of this rank's micro-batches of one step.
 
-    Images are decoded by threads, which the decoders leave free of the interpreter's lock; at most
-    `prefetch` micro-batches exist beside those handed out. An exception in a thread is raised to the
+    Images are decoded by threads, which the decoders leave free of the interpreter's lock, or by processes;
+    at most `prefetch` micro-batches exist beside those handed out. An exception in one is raised to the
     consumer at the step it belongs to. Use it as a context manager, or call `close`.
 
     Args:
-        order: position -> row.
+        draws: position -> row and occurrence.
         global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
         start_position: samples already seen, from which the stream goes on.
         skip: positions at which a global batch begins that is left out.
-        workers: decoding threads; 0 = decode when asked, in the consumer's thread.
+        workers: decoding threads or processes; 0 = decode when asked, in the consumer's thread.
+        worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
+        ahead: what fetches the shards of URLs; it is told where the stream is, and closed with it.
 
     Attributes:
         wait_seconds: how long the consumer has waited for data so far.
         position: where the global batch that was handed out last begins.
+        faults: the rows replaced in what was handed out so far.
 
     Raises:
         UserError: the global batch does not divide into micro-batches.
@@ -48,8 +72,8 @@ class Loader:
 
     def __init__(
         self,
-        dataset: PairDataset,
-        order: Order,
+        dataset: Dataset[S, B],
+        draws: Draws,
         *,
         global_batch: int,
         micro_batch: int,
@@ -58,8 +82,10 @@ class Loader:
         start_position: int = 0,
         skip: Collection[int] = (),
         workers: int = 2,
+        worker_mode: Literal["threads", "processes"] = "threads",
         prefetch: int = 2,
         pin: bool = False,
+        ahead: Ahead | None = None,
     ):
         if micro_batch < 1 or global_batch % (micro_batch * world):
             raise UserError(
@@ -67,10 +93,11 @@ class Loader:
                 "ranks: choose train.micro_batch so that micro_batch x ranks divides it."
             )
         self.dataset = dataset
-        self.order = order
+        self.draws = draws
         self.accumulation = global_batch // (micro_batch * world)
         self.wait_seconds = 0.0
         self.position = start_position
+        self.faults: list[Fault] = []
         self._micro_batch = micro_batch
         self._handed_out = _starts(start_position, global_batch, skip)
         own = [(m * world + rank) * micro_batch for m in range(self.accumulation)]
@@ -78,14 +105,21 @@ class Loader:
         self._micro_batches = (start + offset for start in steps for offset in own)
         self._prefetch = prefetch
         self._pin = pin
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="mvlm-data") if workers else None
-        self._pending: deque[Future[Batch]] = deque()
+        self._ahead = ahead
+        views, channels, height, width = dataset.image_shape
+        self._processes = Processes(dataset) if workers and worker_mode == "processes" else None
+        kind = Shared if self._processes else Pinned if pin else Kept
+        self._buffers = kind((views, micro_batch, channels, height, width))
+        self._chunk = max(1, min(CHUNK, micro_batch // max(workers, 1)))
+        self._pool = ThreadPoolExecutor(workers, "mvlm-data") if workers else None
+        self._finisher = ThreadPoolExecutor(1, "mvlm-data-collate")
+        self._pending: deque[Future[tuple[B, list[Fault]]]] = deque()
         self._closed = False
 
-    def __iter__(self) -> Iterator[list[Batch]]:
+    def __iter__(self) -> Iterator[list[B]]:
         return self
 
-    def __next__(self) -> list[Batch]:
+    def __next__(self) -> list[B]:
         if self._closed:
             raise StopIteration
         began = time.perf_counter()
@@ -99,13 +133,17 @@ class Loader:
             self.wait_seconds += time.perf_counter() - began
 
     def close(self) -> None:
-        """Drop what was prepared and end the threads; iterating on stops."""
+        """Drop what was prepared and end the threads and processes; iterating on stops."""
         self._closed = True
         self._pending.clear()
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._finisher):
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+        for helper in (self._processes, self._ahead, self._buffers):
+            if helper is not None:
+                helper.close()
 
-    def __enter__(self) -> Loader:
+    def __enter__(self) -> Loader[S, B]:
         return self
 
     def __exit__(
@@ -113,30 +151,43 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _take(self) -> Batch:
+    def _take(self) -> B:
         """The next micro-batch, with the ones after it set going."""
         if self._pool is None:
-            return self._finish([self.dataset.sample(position, row) for position, row in self._next_pairs()])
-        while len(self._pending) < self._prefetch:
+            buffer, draws = self._buffers.take(), self._next_draws()
+            batch, faults = self._finish(buffer, self._prepare(buffer, draws, 0))
+        else:
+            while len(self._pending) < self._prefetch:
+                self._pending.append(self._start(self._pool))
+            batch, faults = self._pending.popleft().result()
             self._pending.append(self._start(self._pool))
-        ready = self._pending.popleft().result()
-        self._pending.append(self._start(self._pool))
-        return ready
+        self.faults += faults
+        return batch
 
-    def _start(self, pool: ThreadPoolExecutor) -> Future[Batch]:
-        samples = [pool.submit(self.dataset.sample, position, row) for position, row in self._next_pairs()]
-        # The pool is first in, first out: when this runs, all it waits for is done or running, so it cannot hang.
-        return pool.submit(lambda: self._finish([sample.result() for sample in samples]))
+    def _start(self, pool: ThreadPoolExecutor) -> Future[tuple[B, list[Fault]]]:
+        buffer, draws = self._buffers.take(), self._next_draws()
+        starts = range(0, len(draws), self._chunk)
+        chunks = [pool.submit(self._prepare, buffer, draws[first : first + self._chunk], first) for first in starts]
+        return self._finisher.submit(lambda: self._finish(buffer, [s for chunk in chunks for s in chunk.result()]))
 
-    def _finish(self, samples: list[Sample]) -> Batch:
-        batch = self.dataset.collate(samples)
-        return pin(batch) if self._pin else batch
+    def _prepare(self, buffer: Buffer, draws: list[Draw], first: int) -> list[S]:
+        """A part of a micro-batch, that from its sample `first` on."""
+        if self._processes is not None:
+            return self._processes.prepare(draws, buffer, first)
+        return prepare(self.dataset, draws, buffer.images_VBCHW[:, first : first + len(draws)])
 
-    def _next_pairs(self) -> list[tuple[int, int]]:
-        """Position and row of each pair of the next micro-batch."""
+    def _finish(self, buffer: Buffer, samples: list[S]) -> tuple[B, list[Fault]]:
+        batch = self.dataset.collate(samples, buffer.lend())
+        return pin(batch) if self._pin else batch, [fault for sample in samples for fault in sample.faults]
+
+    def _next_draws(self) -> list[Draw]:
+        """What the next micro-batch consists of."""
         first = next(self._micro_batches)
+        if self._ahead is not None:
+            self._ahead.at(first)
         positions = np.arange(first, first + self._micro_batch)
-        return list(zip(positions.tolist(), self.order(positions).tolist(), strict=True))
+        rows, occurrences = self.draws(positions)
+        return list(zip(positions.tolist(), rows.tolist(), occurrences.tolist(), strict=True))
 
 
 def _starts(position: int, global_batch: int, skip: Collection[int]) -> Iterator[int]:

@@ -7,13 +7,20 @@ window at a time, and no two epochs cut the same blocks.
 
 The permutations are Feistel networks with cycle walking (Black and Rogaway, "Ciphers with arbitrary finite
 domains", 2002), whose round function is splitmix64's finaliser (Steele, Lea and Flood, 2014).
+
+Of a mixture, what is shuffled are the draws of an epoch: a corpus of weight 2.5 is drawn from twice in full and once
+more for the next half of its rows, so that over the epochs no row is drawn more than once oftener than another.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 
 import numpy as np
+
+from mvlm.masking import exact_count
 
 _ROUNDS = 8
 _SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of few things would never come up
@@ -23,6 +30,8 @@ class _Step(IntEnum):
     ROTATE = 1
     BLOCKS = 2
     ROWS = 3
+    REPEATS = 4
+    SHARDS = 5
 
 
 class Order:
@@ -41,7 +50,7 @@ class Order:
             raise ValueError(f"rows, block and window must be 1 or more, not {rows}, {block}, {window}")
         self.rows = rows
         self.block = block
-        self._seed = np.uint64(seed & ((1 << 64) - 1))
+        self._seed = seed
         self._blocks = rows // block
         self._windows = max(1, -(-self._blocks // window))
 
@@ -50,7 +59,7 @@ class Order:
         positions = np.asarray(positions, dtype=np.int64)
         epoch, place = np.divmod(positions.ravel(), self.rows)
         row = self._permute_blocks(self._permute_rows(place, epoch), epoch)
-        offset = (self._key(epoch, _Step.ROTATE, epoch) % np.uint64(self.rows)).astype(np.int64)
+        offset = (_key(self._seed, epoch, _Step.ROTATE, epoch) % np.uint64(self.rows)).astype(np.int64)
         return ((row + offset) % self.rows).reshape(positions.shape)
 
     def _permute_rows(self, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
@@ -58,13 +67,13 @@ class Order:
         window = self._window_of(place // self.block)
         start = self._window_start(window) * self.block
         end = np.where(window == self._windows - 1, self.rows, self._window_start(window + 1) * self.block)
-        return start + permute(place - start, end - start, self._key(epoch, _Step.ROWS, window))
+        return start + permute(place - start, end - start, _key(self._seed, epoch, _Step.ROWS, window))
 
     def _permute_blocks(self, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Permute the complete blocks; the incomplete one stays at the end."""
         block, within = np.divmod(place, self.block)
         complete = block < self._blocks
-        key = self._key(epoch, _Step.BLOCKS, np.zeros_like(epoch))
+        key = _key(self._seed, epoch, _Step.BLOCKS, np.zeros_like(epoch))
         moved = permute(block[complete], np.full(complete.sum(), self._blocks), key[complete])
         block[complete] = moved
         return block * self.block + within
@@ -78,12 +87,133 @@ class Order:
             return np.zeros_like(block)
         return np.minimum(((block + 1) * self._windows - 1) // self._blocks, self._windows - 1)
 
-    def _key(self, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:
-        """A uint64 for each element, unrelated for any two (seed, epoch, step, part)."""
-        key = np.full(epoch.shape, self._seed)
-        for word in (np.full_like(epoch, step), epoch, part):
-            key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
-        return key
+
+class ShardOrder:
+    """Maps positions to rows, whole shards at a time: for stores that are slow to answer, and caches that hold a few.
+
+    Each epoch the shards are permuted, neighbours form windows, and the rows of a window are permuted among themselves.
+    It costs memory and, once an epoch, time in proportion to the shards.
+
+    Args:
+        lengths: rows of each shard.
+        seed: any integer; the order is a function of (seed, epoch) alone.
+        window: shards whose rows are permuted together.
+    """
+
+    def __init__(self, lengths: Sequence[int], seed: int, window: int):
+        self._lengths = np.array(lengths, dtype=np.int64)
+        self._firsts = np.cumsum(self._lengths) - self._lengths
+        self.rows = int(self._lengths.sum())
+        self._seed, self._window = seed, window
+        self._shuffled = lru_cache(2)(self._shuffle)  # a batch may lie in two epochs
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int64 positions [n], 0 or more -> int64 rows [n]."""
+        epochs, places = np.divmod(positions, self.rows)
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            rows[mine] = self._rows_of(epoch, places[mine])
+        return rows
+
+    def _rows_of(self, epoch: int, place: np.ndarray) -> np.ndarray:
+        shards, ends = self._shuffled(epoch)
+        window = np.searchsorted(ends, place, side="right") // self._window
+        starts = np.concatenate([[0], ends])
+        first = starts[window * self._window]
+        last = starts[np.minimum((window + 1) * self._window, len(shards))]
+        key = _key(self._seed, np.full_like(place, epoch), _Step.ROWS, window)
+        place = first + permute(place - first, last - first, key)
+        nth = np.searchsorted(ends, place, side="right")
+        return self._firsts[shards[nth]] + place - starts[nth]
+
+    def _shuffle(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in the epoch's order, and where each ends."""
+        count = len(self._lengths)
+        epochs = np.full(count, epoch)
+        key = _key(self._seed, epochs, _Step.SHARDS, np.zeros_like(epochs))
+        shards = permute(np.arange(count), np.full(count, count), key)
+        return shards, np.cumsum(self._lengths[shards])
+
+
+class Draws:
+    """Maps positions to rows of a mixture and to how often each was drawn before in the same epoch.
+
+    Args:
+        sizes: rows of each corpus.
+        weights: how often an epoch draws each row of it; a fraction is rounded to whole rows.
+        seed, block, window: as of `Order`.
+        shards: rows of each shard of each corpus, where the order is to be a `ShardOrder`; `window` is of that then,
+            and `block` as many rows as a shard has.
+
+    Attributes:
+        per_epoch: draws an epoch.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[float],
+        seed: int,
+        block: int,
+        window: int,
+        shards: Sequence[Sequence[int]] | None = None,
+    ):
+        counts = draw_counts(sizes, weights)
+        self.per_epoch = sum(counts)
+        if shards is None:
+            self._order: Order | ShardOrder = Order(self.per_epoch, seed, block, window)
+        else:
+            self._order = ShardOrder(_pieces(counts, shards, block), seed, window)
+        self._seed, self._block = seed, block
+        self._sizes, self._counts = np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64)
+        self._ends = np.cumsum(self._counts)
+        self._first_rows = np.cumsum(self._sizes) - self._sizes
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 positions [n] -> rows and occurrences, both int64 [n]; the occurrence is 0 the first time."""
+        corpus, place = self._locate(self._order(positions))
+        occurrence, row = np.divmod(place, self._sizes[corpus])
+        part = np.flatnonzero((occurrence + 1) * self._sizes[corpus] > self._counts[corpus])
+        row[part] = self._next_of_shuffle(corpus[part], row[part], positions[part] // self.per_epoch)
+        return self._first_rows[corpus] + row, occurrence
+
+    def _locate(self, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        corpus = np.searchsorted(self._ends, draw, side="right")
+        return corpus, draw - (self._ends - self._counts)[corpus]
+
+    def _next_of_shuffle(self, corpus: np.ndarray, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Rows of a part of a corpus: each epoch goes on, round and round, in one fixed shuffle of its blocks."""
+        size = self._sizes[corpus]
+        turn = (epoch * (self._counts[corpus] % size) + place) % size
+        blocks = size // self._block
+        block, within = np.divmod(turn, self._block)
+        whole = np.flatnonzero(block < blocks)
+        key = _key(self._seed, np.zeros_like(epoch), _Step.REPEATS, corpus)
+        block[whole] = permute(block[whole], blocks[whole], key[whole])
+        return block * self._block + within
+
+
+def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Draws an epoch from each corpus."""
+    return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
+
+
+def _pieces(counts: Sequence[int], shards: Sequence[Sequence[int]], block: int) -> list[int]:
+    """The draws of an epoch, cut where shards end: whole rounds of a corpus's shards, and blocks of the rest."""
+    pieces: list[int] = []
+    for count, rows in zip(counts, shards, strict=True):
+        rounds, rest = divmod(count, max(sum(rows), 1))
+        pieces += list(rows) * rounds + [block] * (rest // block) + [rest % block]
+    return [piece for piece in pieces if piece]
+
+
+def _key(seed: int, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:
+    """A uint64 for each element, unrelated for any two (seed, epoch, step, part)."""
+    key = np.full(epoch.shape, np.uint64(seed & ((1 << 64) - 1)))
+    for word in (np.full_like(epoch, step), epoch, part):
+        key = _mix(key ^ _mix(word.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)))
+    return key
 
 
 def permute(value: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:

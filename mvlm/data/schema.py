@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import overload
 
 import pyarrow as pa
 
@@ -67,7 +70,7 @@ IMAGE_COLUMNS = {"image": ("width", "height", "crc32"), "image2": ("width2", "he
 """Each image's columns with its width, height and checksum."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     file: str
     rows: int
@@ -75,18 +78,63 @@ class Shard:
     sha256: str
 
 
+class Shards(Sequence[Shard]):
+    """Shards by number in a tenth of the memory of as many objects: every loader process holds them.
+
+    Attributes:
+        rows: of each.
+    """
+
+    def __init__(self, shards: Iterable[Shard]):
+        """Raises ValueError or TypeError where the values of one are none that a shard can have."""
+        self._files, self._file_ends = bytearray(), array("q")
+        self.rows, self._bytes, self._hashes = array("q"), array("q"), bytearray()
+        for shard in shards:
+            if "/" in shard.file or shard.file in ("", ".", ".."):
+                raise ValueError(f"{shard.file!r} is outside its folder")
+            self._files += shard.file.encode()
+            self._file_ends.append(len(self._files))
+            self.rows.append(shard.rows)
+            self._bytes.append(shard.bytes)
+            self._hashes += bytes.fromhex(shard.sha256)
+        if len(self._hashes) != 32 * len(self):
+            raise ValueError("a hash is no SHA-256")
+
+    @property
+    def hashes(self) -> str:
+        """All SHA-256 in a row."""
+        return self._hashes.hex()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Shard]: ...
+
+    def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        start = self._file_ends[number - 1] if number else 0
+        file = self._files[start : self._file_ends[number]].decode()
+        return Shard(file, self.rows[number], self._bytes[number], self._hashes[32 * number : 32 * number + 32].hex())
+
+
 @dataclass(frozen=True)
 class Manifest:
     rows: int
     captions: int
     image_bytes: int
-    shards: tuple[Shard, ...]
+    shards: Shards
     task: str = CAPTION  # of SCHEMAS
 
     @property
     def fingerprint(self) -> str:
         """Equal exactly when the same rows stand in the same order."""
-        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
+        return hashlib.sha256(self.shards.hashes.encode()).hexdigest()
 
     def to_json(self) -> str:
         head = {"format": FORMAT, "version": VERSION, "task": self.task, "rows": self.rows, "captions": self.captions}
@@ -106,37 +154,59 @@ def read_manifest(folder: str | Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"No shards at {folder}: the folder does not exist; make it with `python -m data_tools shard`.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or shard the corpus again.") from None
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(text: str, path: str) -> Manifest:
+    """The manifest that was read from `path`; raises `UserError` where it is malformed."""
+    try:
+        content = json.loads(text)
         if content["format"] != FORMAT or content["version"] != VERSION:
             raise UserError(
                 f"{path} is of format {content['format']!r} version {content['version']!r}, "
                 f"not {FORMAT!r} version {VERSION}: shard the corpus again."
             )
-        shards = tuple(Shard(**shard) for shard in content["shards"])
+        shards = Shards(Shard(**shard) for shard in content["shards"])
         task = content.get("task", CAPTION)
         if task not in SCHEMAS:
             raise UserError(f"{path} is of the unknown task {task!r}: update mvlm, or shard the corpus again.")
         manifest = Manifest(content["rows"], content["captions"], content["image_bytes"], shards, task)
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is not a valid manifest ({type(error).__name__}: {error}): shard the corpus again."
         ) from None
-    if content.get("fingerprint") != manifest.fingerprint or sum(shard.rows for shard in shards) != manifest.rows:
+    if content.get("fingerprint") != manifest.fingerprint or sum(shards.rows) != manifest.rows:
         raise UserError(f"{path} contradicts itself (rows or fingerprint): it was edited; shard the corpus again.")
-    if any(Path(shard.file).name != shard.file for shard in shards):
-        raise UserError(f"{path} names a shard outside its folder: shard the corpus again.")
     return manifest
 
 
-def check_lengths(folder: str | Path, manifest: Manifest) -> None:
+def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
     """Raise `UserError` naming the first shard that is missing or was cut short, and the rows lost."""
-    for shard in manifest.shards:
-        path = Path(folder) / shard.file
-        size = path.stat().st_size if path.exists() else None
-        if size != shard.bytes:
-            found = "is missing" if size is None else f"has {size} bytes and not {shard.bytes}"
-            raise UserError(f"{path} {found}: {shard.rows} rows are lost; copy or shard it again.")
+    for shard in shards:
+        check_length(folder, shard)
+
+
+def check_length(folder: str | Path, shard: Shard) -> int:
+    """When the shard's file was last written, in nanoseconds.
+
+    Raises:
+        UserError: it is missing or has another length than the manifest says; names it and the rows lost.
+    """
+    path = Path(folder) / shard.file
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {shard.rows} rows are lost; copy or shard it again.") from None
+    if found.st_size != shard.bytes:
+        raise UserError(
+            f"{path} has {found.st_size} bytes and not {shard.bytes}: {shard.rows} rows are lost; "
+            "copy or shard it again."
+        )
+    return found.st_mtime_ns

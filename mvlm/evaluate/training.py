@@ -8,7 +8,7 @@ from pathlib import Path
 from mvlm import dist
 from mvlm.config import Config
 from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
+from mvlm.data.index import held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate.retrieval import evaluate_retrieval
 from mvlm.model.maskvlm import MaskVLM
@@ -22,7 +22,7 @@ def evaluator(config: Config, run: Path) -> Callable[[MaskVLM, Path, int], dict[
     Raises:
         UserError: at once, if `data.eval` cannot be opened.
     """
-    mixture = Mixture(config.data.eval)
+    mixture = held_out(config.data)
     opened: list[EvalDataset] = []  # the run's tokenizer is not there before training begins
 
     def evaluate(model: MaskVLM, folder: Path, step: int) -> dict[str, float]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
+from mvlm.data.index import Mixture, held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import ranking
@@ -70,7 +70,7 @@ def measure(facts: Facts, device: torch.device) -> Measured:
     if not (facts.folder / "checkpoints" / "latest").exists():
         return _without(known, "The run has saved no checkpoint yet: no examples, no further numbers.")
     try:
-        mixture = Mixture(facts.config.data.eval)
+        mixture = held_out(facts.config.data)
     except UserError as error:
         return _without(known, f"The evaluation data cannot be opened: {error}")
     return _with_model(facts, load_run(facts.folder, device), mixture, known, device)

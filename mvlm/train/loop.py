@@ -9,8 +9,8 @@ from pathlib import Path
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.data.dataset import PairDataset
-from mvlm.data.index import Mixture
+from mvlm.data.index import training_mixture
+from mvlm.data.pairs import PairDataset
 from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.attempt import Attempt
@@ -54,8 +54,8 @@ def train(
     run = Path(config.run.dir)
     stop = stop or StopRequests()
     stop.limit_time(config.train.time_limit)
-    mixture = Mixture(config.data.train)
-    total, warmup = schedule_steps(config, len(mixture))
+    mixture = training_mixture(config.data)
+    total, warmup = schedule_steps(config, mixture.per_epoch)
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     site = find_site(run, mirrored=mirror is not None)
     if mirror and not fetch_newest(mirror, run, site):
@@ -108,9 +108,9 @@ def train(
             raise
 
 
-def schedule_steps(config: Config, rows: int) -> tuple[int, int]:
-    """Updates in all and updates of warm-up."""
-    per_epoch = rows / config.train.global_batch
+def schedule_steps(config: Config, samples: int) -> tuple[int, int]:
+    """Updates in all and updates of warm-up, of so many samples an epoch."""
+    per_epoch = samples / config.train.global_batch
     total = config.train.steps or math.ceil(config.train.epochs * per_epoch)
     warmup = config.optim.warmup_steps
     if warmup < 0:

@@ -14,9 +14,9 @@ from torch import Tensor
 from mvlm import dist
 from mvlm.batch import Losses
 from mvlm.config import Config
-from mvlm.data.dataset import PairDataset
+from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
-from mvlm.data.order import Order
+from mvlm.data.pairs import PairDataset
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train import checkpoint as checkpoints
@@ -25,6 +25,7 @@ from mvlm.train.engine import Engine
 from mvlm.train.guard import Bad, Guard
 from mvlm.train.metrics import Meter
 from mvlm.train.monitor import Monitor
+from mvlm.train.quarantine import Quarantine
 from mvlm.train.saver import Saver
 from mvlm.train.schedule import lr_factor
 from mvlm.train.signals import StopRequests
@@ -48,6 +49,7 @@ class Said(NamedTuple):
     time_is_up: int
     written: int
     uploaded: int
+    faults: int
     bad: Bad | None
 
 
@@ -72,7 +74,9 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         self.run = Path(config.run.dir)
-        self.order = Order(len(self.dataset), config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
+        mixture = self.dataset.mixture
+        self.draws = mixture.draws(config.run.seed, config.data)
+        self.quarantine = Quarantine(self.run, config.data.tolerance, len(mixture))
         self.skipped = Skipped(self.run, self.state.skipped)
         self.meter = Meter(config, self.engine)
         self._start_from(self.state)
@@ -83,7 +87,7 @@ class Trainer:
         self.guard = Guard(self.config.train.spike, state.recent_losses)
         self.loader = Loader(
             self.dataset,
-            self.order,
+            self.draws,
             global_batch=self.config.train.global_batch,
             micro_batch=self.layout["micro_batch"],
             rank=dist.rank(),
@@ -91,8 +95,10 @@ class Trainer:
             start_position=state.samples_seen,
             skip=self.skipped.positions,
             workers=self.config.data.workers,
+            worker_mode=self.config.data.worker_mode,
             prefetch=self.config.data.prefetch,
             pin=self.engine.device.type == "cuda",
+            ahead=fill_ahead(self.dataset.mixture, self.draws, state.samples_seen),
         )
         self.meter.restart(state.step)
 
@@ -114,12 +120,15 @@ class Trainer:
                 self.saver.publish()
             if self.uploads.pending and said.uploaded == dist.world():
                 self.uploads.advance()
+            if said.faults:
+                self._list_faults()
             if said.bad:
                 self._go_back(said.bad)
             elif reason := _reason_to_stop(said):
                 return self._stop(reason)
             else:
                 self._step()
+        self._list_faults()
         self.watchdog.at(self.state.step, "waiting for the checkpoint's files", LONG)
         self.saver.finish()
         self.watchdog.at(self.state.step, "waiting for the mirror", LONG)
@@ -143,11 +152,12 @@ class Trainer:
             self.attempt.superseded(),
             self.saver.pending and self.saver.written,
             self.uploads.pending and self.uploads.ready,
+            len(self.loader.faults),
         )
         began = time.perf_counter()
         told = torch.tensor([*map(float, flags), loss, grad_norm], dtype=torch.float64)
         *counts, loss, grad_norm = dist.all_reduce(told).tolist()
-        signalled, orphaned, time_is_up, superseded, written, uploaded = map(int, counts)
+        signalled, orphaned, time_is_up, superseded, written, uploaded, faults = map(int, counts)
         self.meter.waited += time.perf_counter() - began
         bad = self.guard.judge(loss / dist.world(), grad_norm / dist.world()) if judged else None
         if superseded:
@@ -155,7 +165,7 @@ class Trainer:
                 f"A later attempt at {self.run} has begun, so attempt {self.attempt.number} ends at step "
                 f"{self.state.step} without writing more: look at that one, or set another run.dir."
             )
-        return Said(signalled, orphaned, time_is_up, written, uploaded, bad)
+        return Said(signalled, orphaned, time_is_up, written, uploaded, faults, bad)
 
     def _drain(self) -> Bad | None:
         """Judge all steps made so far; the first that must not have been."""
@@ -181,7 +191,8 @@ class Trainer:
         self.monitor.advance(state.step)
         last = state.step == self.layout["steps"]
         if last or state.step % config.log.every == 0:
-            self.monitor.log(self.meter.metrics(losses, state, factor, self.loader.wait_seconds, len(self.dataset)))
+            metrics = self.meter.metrics(losses, state, factor, self.loader.wait_seconds, len(self.dataset))
+            self.monitor.log(metrics | {"bad_images": len(self.quarantine)})
         aside = time.perf_counter()
         if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
             if bad := self._drain():
@@ -192,6 +203,11 @@ class Trainer:
             self.watchdog.at(state.step, "evaluating", LONG)
             self.monitor.log({"step": state.step} | self._evaluated(self.evaluate))
         self.meter.leave_out(time.perf_counter() - aside)  # neither is training
+
+    def _list_faults(self) -> None:
+        """Write down the images replaced since the last time; all ranks must call."""
+        self.quarantine.add(self.loader.faults, self.state.samples_seen)
+        self.loader.faults.clear()
 
     def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
         self.engine.engine.eval()
@@ -231,7 +247,7 @@ class Trainer:
 
     def _leave_out(self, bad: Bad) -> None:
         limit = self.config.train.max_skipped
-        self.skipped.add(bad, self.config.train.global_batch, self.order, self.dataset.mixture)
+        self.skipped.add(bad, self.config.train.global_batch, self.draws, self.dataset.mixture)
         if len(self.skipped.positions) > limit:
             raise UserError(
                 f"At step {bad.step} {bad.reason}, and train.max_skipped = {limit} batches have been left out already: "

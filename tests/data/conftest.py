@@ -6,8 +6,8 @@ import pytest
 from made_shards import make_rows, write_shards
 
 from mvlm.config import Config, Data, Model, Objectives, Run
-from mvlm.data.dataset import PairDataset
 from mvlm.data.index import Mixture
+from mvlm.data.pairs import PairDataset
 from mvlm.data.tokenizer import train_tokenizer
 
 

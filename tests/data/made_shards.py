@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
-from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard
+from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "near", "above", "on", "left", "right", "dog", "cat"]
 
@@ -49,5 +50,10 @@ def write_shards(folder: Path, rows, shard_rows=50, batch_rows=16, schema=SCHEMA
         content = path.read_bytes()
         shards.append(Shard(path.name, len(part), len(content), hashlib.sha256(content).hexdigest()))
     captions, size = sum(len(row["captions"]) for row in rows), sum(len(row["image"]) for row in rows)
-    (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, tuple(shards)).to_json())
+    (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, Shards(shards)).to_json())
     return folder
+
+
+def stacked(samples):
+    """The images of samples as the loader hands them to `collate`."""
+    return torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))

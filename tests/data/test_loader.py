@@ -8,12 +8,12 @@ from dataclasses import fields
 
 import pytest
 import torch
-from made_shards import make_rows, write_shards
+from made_shards import make_rows, stacked, write_shards
 
-from mvlm.data.dataset import PairDataset
 from mvlm.data.index import Mixture
 from mvlm.data.loader import Loader
-from mvlm.data.order import Order
+from mvlm.data.order import Draws
+from mvlm.data.pairs import PairDataset
 from mvlm.errors import UserError
 
 GLOBAL = 16
@@ -21,8 +21,8 @@ STEPS = 10  # 160 positions of 130 rows: into the second epoch
 
 
 @pytest.fixture(scope="module")
-def order(dataset, config):
-    return Order(len(dataset), config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
+def draws(dataset, config):
+    return Draws([len(dataset)], [1.0], config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
 
 
 def digest(batch, row):
@@ -45,12 +45,12 @@ def pairs(batch):
     return {int(position): digest(batch, row) for row, position in enumerate(batch.position_B)}
 
 
-def stream(dataset, order, steps=STEPS, start=0, world=1, **options):
+def stream(dataset, draws, steps=STEPS, start=0, world=1, **options):
     """Per step, the digest of each position, over all ranks."""
     options = {"global_batch": GLOBAL, "micro_batch": 4, "workers": 0} | options
     merged = [{} for _ in range(steps)]
     for rank in range(world):
-        with Loader(dataset, order, rank=rank, world=world, start_position=start, **options) as loader:
+        with Loader(dataset, draws, rank=rank, world=world, start_position=start, **options) as loader:
             for step, micro_batches in enumerate(itertools.islice(loader, steps)):
                 assert len(micro_batches) == loader.accumulation
                 for batch in micro_batches:
@@ -61,77 +61,82 @@ def stream(dataset, order, steps=STEPS, start=0, world=1, **options):
 
 
 @pytest.fixture(scope="module")
-def reference(dataset, order):
+def reference(dataset, draws):
     """Straight from the definition, without a loader."""
     steps = [range(step * GLOBAL, (step + 1) * GLOBAL) for step in range(STEPS)]
-    rows = order(torch.arange(STEPS * GLOBAL).numpy())
-    return [
-        pairs(dataset.collate([dataset.sample(position, int(rows[position])) for position in step])) for step in steps
-    ]
+    rows, occurrences = draws(torch.arange(STEPS * GLOBAL).numpy())
+    samples = [[dataset.sample(at, int(rows[at]), int(occurrences[at])) for at in step] for step in steps]
+    return [pairs(dataset.collate(step, stacked(step))) for step in samples]
 
 
 LAYOUTS = [(1, 0, 16), (1, 1, 4), (1, 3, 2), (2, 0, 2), (2, 1, 8), (2, 3, 4), (4, 0, 4), (4, 1, 1), (4, 3, 2)]
 
 
 @pytest.mark.parametrize(("world", "workers", "micro"), LAYOUTS)
-def test_a_global_batch_does_not_know_who_reads_it(dataset, order, reference, world, workers, micro):
-    assert stream(dataset, order, world=world, workers=workers, micro_batch=micro) == reference
+def test_a_global_batch_does_not_know_who_reads_it(dataset, draws, reference, world, workers, micro):
+    assert stream(dataset, draws, world=world, workers=workers, micro_batch=micro) == reference
 
 
-def test_a_global_batch_visits_each_row_once_an_epoch(dataset, order):
-    with Loader(dataset, order, global_batch=13, micro_batch=13, workers=0) as loader:
+@pytest.mark.parametrize(("world", "workers", "micro"), [(1, 1, 16), (1, 3, 4), (2, 3, 8)])
+def test_nor_whether_threads_or_processes_prepare_it(dataset, draws, reference, world, workers, micro):
+    options = {"world": world, "workers": workers, "micro_batch": micro, "worker_mode": "processes"}
+    assert stream(dataset, draws, **options) == reference
+
+
+def test_a_global_batch_visits_each_row_once_an_epoch(dataset, draws):
+    with Loader(dataset, draws, global_batch=13, micro_batch=13, workers=0) as loader:
         seen = [batch.image_id_B.tolist() for (batch,) in itertools.islice(loader, 20)]
     for epoch in (seen[:10], seen[10:]):
         assert sorted(itertools.chain(*epoch)) == list(range(130))
     assert seen[:10] != seen[10:]
 
 
-def test_micro_batches_lie_where_the_layout_says(dataset, order):
-    with Loader(dataset, order, global_batch=16, micro_batch=2, rank=1, world=4, workers=2) as loader:
+def test_micro_batches_lie_where_the_layout_says(dataset, draws):
+    with Loader(dataset, draws, global_batch=16, micro_batch=2, rank=1, world=4, workers=2) as loader:
         next(loader)
         micro_batches = next(loader)
     assert [batch.position_B.tolist() for batch in micro_batches] == [[18, 19], [26, 27]]
 
 
 @pytest.mark.parametrize("step", range(STEPS))
-def test_resume_at_any_step_goes_on_exactly(dataset, order, reference, step):
-    rest = stream(dataset, order, steps=STEPS - step, start=step * GLOBAL, workers=2)
+def test_resume_at_any_step_goes_on_exactly(dataset, draws, reference, step):
+    rest = stream(dataset, draws, steps=STEPS - step, start=step * GLOBAL, workers=2)
     assert rest == reference[step:]
 
 
-def test_resume_with_another_global_batch_misses_no_position(dataset, order, reference):
-    rest = stream(dataset, order, steps=3, start=3 * GLOBAL, global_batch=24, micro_batch=8)
+def test_resume_with_another_global_batch_misses_no_position(dataset, draws, reference):
+    rest = stream(dataset, draws, steps=3, start=3 * GLOBAL, global_batch=24, micro_batch=8)
     merged = {position: value for step in rest for position, value in step.items()}
     expected = {position: value for step in reference for position, value in step.items()}
     assert merged == {position: expected[position] for position in range(48, 48 + 72)}
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_batches_left_out_change_no_other(dataset, order, reference, world):
+def test_batches_left_out_change_no_other(dataset, draws, reference, world):
     left_out = {0, 4 * GLOBAL, 5 * GLOBAL}
-    rest = stream(dataset, order, steps=STEPS - 3, world=world, workers=2, skip=left_out)
+    rest = stream(dataset, draws, steps=STEPS - 3, world=world, workers=2, skip=left_out)
     assert rest == [step for number, step in enumerate(reference) if number * GLOBAL not in left_out]
 
 
-def test_the_loader_says_where_its_batch_begins(dataset, order):
-    with Loader(dataset, order, global_batch=GLOBAL, micro_batch=4, world=2, rank=1, skip={16, 32}) as loader:
+def test_the_loader_says_where_its_batch_begins(dataset, draws):
+    with Loader(dataset, draws, global_batch=GLOBAL, micro_batch=4, world=2, rank=1, skip={16, 32}) as loader:
         starts = [
             (loader.position, int(micro_batches[0].position_B[0])) for micro_batches in itertools.islice(loader, 3)
         ]
     assert starts == [(0, 4), (48, 52), (64, 68)]
 
 
-def test_a_batch_that_does_not_divide_is_refused(dataset, order):
+def test_a_batch_that_does_not_divide_is_refused(dataset, draws):
     with pytest.raises(UserError, match=r"global_batch = 16 .*micro-batches of 3 on 2"):
-        Loader(dataset, order, global_batch=16, micro_batch=3, world=2)
+        Loader(dataset, draws, global_batch=16, micro_batch=3, world=2)
 
 
 def data_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("mvlm-data")]
 
 
-def test_closing_ends_the_threads_and_the_stream(dataset, order):
-    with Loader(dataset, order, global_batch=8, micro_batch=8, workers=3, prefetch=4) as loader:
+def test_closing_ends_the_threads_and_the_stream(dataset, draws):
+    with Loader(dataset, draws, global_batch=8, micro_batch=8, workers=3, prefetch=4) as loader:
         next(loader)
         assert data_threads()
     assert not data_threads()
@@ -144,17 +149,17 @@ class Slow:
 
     def __init__(self, dataset, seconds=0.0):
         self.dataset, self.seconds, self.asked = dataset, seconds, []
-        self.collate = dataset.collate
+        self.collate, self.image_shape = dataset.collate, dataset.image_shape
 
-    def sample(self, position, row):
+    def sample(self, position, row, occurrence):
         self.asked.append(position)
         time.sleep(self.seconds)
-        return self.dataset.sample(position, row)
+        return self.dataset.sample(position, row, occurrence)
 
 
-def test_no_more_is_prepared_than_asked_for(dataset, order):
+def test_no_more_is_prepared_than_asked_for(dataset, draws):
     slow = Slow(dataset)
-    with Loader(slow, order, global_batch=8, micro_batch=4, workers=3, prefetch=2) as loader:
+    with Loader(slow, draws, global_batch=8, micro_batch=4, workers=3, prefetch=2) as loader:
         for step in range(1, 4):
             next(loader)
             deadline = time.monotonic() + 10
@@ -164,8 +169,8 @@ def test_no_more_is_prepared_than_asked_for(dataset, order):
             assert len(slow.asked) == 8 * step + 2 * 4
 
 
-def test_the_time_waited_is_counted(dataset, order):
-    with Loader(Slow(dataset, 0.05), order, global_batch=4, micro_batch=4, workers=2, prefetch=2) as loader:
+def test_the_time_waited_is_counted(dataset, draws):
+    with Loader(Slow(dataset, 0.05), draws, global_batch=4, micro_batch=4, workers=2, prefetch=2) as loader:
         assert loader.wait_seconds == 0
         next(loader)
         first = loader.wait_seconds
@@ -178,21 +183,21 @@ def test_the_time_waited_is_counted(dataset, order):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_an_error_in_a_thread_reaches_the_consumer_at_its_step(tmp_path, tokenizer, config, workers):
     rows = make_rows(40)
-    rows[17]["image"] = b"no image"
+    rows[17]["captions"] = []
     dataset = PairDataset(Mixture([write_shards(tmp_path / "s", rows)]), tokenizer, config, (4, 4))
-    order = Order(40, 0, 4, 4)
-    bad_step = int((order(torch.arange(40).numpy()) == 17).argmax()) // 4
+    draws = Draws([40], [1.0], 0, 4, 4)
+    bad_step = int((draws(torch.arange(40).numpy())[0] == 17).argmax()) // 4
     delivered = 0
-    loader = Loader(dataset, order, global_batch=4, micro_batch=4, workers=workers, prefetch=3)
-    with pytest.raises(UserError, match=r"000000\.arrow row 17 \(key 'k00017'\)"), loader:
+    loader = Loader(dataset, draws, global_batch=4, micro_batch=4, workers=workers, prefetch=3)
+    with pytest.raises(UserError, match=r"000000\.arrow row 17 .*no caption"), loader:
         for _ in loader:
             delivered += 1
     assert delivered == bad_step
     assert not data_threads()
 
 
-def test_leaving_by_an_exception_ends_the_threads(dataset, order):
-    loader = Loader(dataset, order, global_batch=16, micro_batch=16, workers=2, prefetch=6)
+def test_leaving_by_an_exception_ends_the_threads(dataset, draws):
+    loader = Loader(dataset, draws, global_batch=16, micro_batch=16, workers=2, prefetch=6)
     with pytest.raises(KeyboardInterrupt), loader:
         next(loader)
         raise KeyboardInterrupt

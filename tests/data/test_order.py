@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.data.order import Order, permute
+from mvlm.data.order import Draws, Order, ShardOrder, permute
 
 sizes = st.integers(1, 700)
 small = st.integers(1, 20)
@@ -106,3 +106,43 @@ def test_a_billion_rows_cost_nothing():
 def test_the_order_never_changes():
     """Written down once: an order that moves between versions would break every resumed run."""
     assert Order(100, 0, 8, 4)(np.array([0, 1, 2, 99, 100, 250])).tolist() == [79, 8, 80, 68, 14, 58]
+
+
+shard_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=shard_lengths, seed=st.integers(-(2**63), 2**64), window=small, epoch=st.integers(0, 10**6))
+def test_whole_shards_are_read_a_few_at_a_time(lengths, seed, window, epoch):
+    order = ShardOrder(lengths, seed, window)
+    assert order.rows == sum(lengths)
+    seen = epoch_of(order, epoch)
+    assert (np.sort(seen) == np.arange(order.rows)).all()
+    shards = np.repeat(np.arange(len(lengths)), lengths)[seen]
+    places = [np.flatnonzero(shards == shard) for shard in range(len(lengths))]
+    together = [sum(place.min() < end <= place.max() + 1 for place in places) for end in range(1, order.rows + 1)]
+    assert max(together) <= window  # shards that have begun and not ended
+    assert (order(np.arange(epoch * order.rows, (epoch + 2) * order.rows))[: order.rows] == seen).all()
+
+
+def test_the_order_of_shards_is_another_each_epoch_and_mixes_a_window():
+    order = ShardOrder([100] * 50, 4, 5)
+    epochs = [epoch_of(order, epoch) for epoch in range(3)]
+    for one, other in itertools.combinations(epochs, 2):
+        assert np.mean(one == other) < 0.01
+    first = epochs[0][:500]
+    assert len(set((first // 100).tolist())) == 5
+    assert np.bincount(first[:250] // 100).max() < 80  # of the 50 there would be in a perfect mixture
+    assert ShardOrder([3, 1, 4, 1, 5], 0, 2)(np.array([0, 5, 13, 14, 30])).tolist() == [0, 6, 13, 10, 12]
+
+
+def test_a_mixture_by_whole_shards_draws_what_its_weights_say():
+    shards = [[30, 20, 7], [11, 11, 11]]
+    sizes, weights = [57, 33], [1.0, 2.5]
+    draws = Draws(sizes, weights, 3, 15, 2, shards)
+    blocks = Draws(sizes, weights, 3, 15, 2)
+    for epoch in range(3):
+        at = np.arange(epoch * draws.per_epoch, (epoch + 1) * draws.per_epoch)
+        pairs = {tuple(pair) for pair in np.stack(draws(at), axis=1).tolist()}
+        assert len(pairs) == draws.per_epoch == 57 + 82
+        assert pairs == {tuple(pair) for pair in np.stack(blocks(at), axis=1).tolist()}

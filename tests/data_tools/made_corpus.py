@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from made import photo
 
-from mvlm.data.schema import MANIFEST, SCHEMAS, Manifest, Shard
+from mvlm.data.schema import MANIFEST, SCHEMAS, Manifest, Shard, Shards
 
 
 def caption_rows(count: int, prefix: str = "k", **changes: Any) -> list[dict[str, Any]]:
@@ -38,5 +38,5 @@ def write_corpus(folder: Path, rows: list[dict[str, Any]], task: str = "caption"
         shards.append(Shard(path.name, len(part), len(content), hashlib.sha256(content).hexdigest()))
     captions = sum(len(row.get("captions", ())) for row in rows)
     size = sum(len(row["image"]) + len(row.get("image2", b"")) for row in rows)
-    (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, tuple(shards), task).to_json())
+    (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, Shards(shards), task).to_json())
     return folder

@@ -46,7 +46,7 @@ def test_manifest_agrees_with_the_files(tmp_path: Path) -> None:
     assert manifest["rows"] == len(rows) == sum(shard["rows"] for shard in manifest["shards"])
     assert manifest["captions"] == sum(len(row["captions"]) for row in rows)
     assert manifest["image_bytes"] == sum(len(row["image"]) for row in rows)
-    check_lengths(tmp_path / "out", read_manifest(tmp_path / "out"))
+    check_lengths(tmp_path / "out", read_manifest(tmp_path / "out").shards)
 
 
 def test_shards_are_uncompressed_files_of_the_schema_with_several_batches(tmp_path: Path) -> None:

@@ -21,10 +21,10 @@ from torch import Tensor
 from mvlm import dist
 from mvlm.batch import Batch
 from mvlm.config import Config, load_config
-from mvlm.data.dataset import PairDataset
 from mvlm.data.index import Mixture
 from mvlm.data.loader import Loader
-from mvlm.data.order import Order
+from mvlm.data.order import Draws
+from mvlm.data.pairs import PairDataset
 from mvlm.data.tokenizer import train_tokenizer
 from mvlm.model import maskvlm
 from mvlm.model.maskvlm import MaskVLM
@@ -57,7 +57,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     model = MaskVLM(config, tokenizer)
     loader = Loader(
         PairDataset(mixture, tokenizer, config, model.grid),
-        Order(len(mixture), config.run.seed, config.data.shuffle_block, config.data.shuffle_window),
+        Draws(mixture.sizes, mixture.weights, config.run.seed, config.data.shuffle_block, config.data.shuffle_window),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         rank=rank,

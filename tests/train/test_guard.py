@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvlm.data.index import Mixture
-from mvlm.data.order import Order
+from mvlm.data.order import Draws
 from mvlm.errors import UserError
 from mvlm.train.guard import ENOUGH, HISTORY, LAG, Bad, Guard
 from mvlm.train.skipped import SKIPPED, Skipped
@@ -81,12 +81,12 @@ def test_an_overflow_of_fp16_is_no_bad_step() -> None:
 
 def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
-    order = Order(len(mixture), 0, 64, 64)
+    draws = Draws([len(mixture)], [1.0], 0, 64, 64)
     skipped = Skipped(tmp_path, (48,))
-    skipped.add(Bad(3, 32, "the loss is nan"), 16, order, mixture)
+    skipped.add(Bad(3, 32, "the loss is nan"), 16, draws, mixture)
     line = json.loads((tmp_path / SKIPPED).read_text())
     assert (line["step"], line["position"], line["reason"]) == (3, 32, "the loss is nan")
-    rows = order(torch.arange(32, 48).numpy()).tolist()
+    rows = draws(torch.arange(32, 48).numpy())[0].tolist()
     assert [sample["key"] for sample in line["samples"]] == [mixture.row(row).key for row in rows]
     assert line["samples"][0]["where"] == mixture.where(rows[0])
     with open(tmp_path / SKIPPED, "a") as file:
@@ -102,4 +102,4 @@ def test_a_list_that_cannot_be_written_is_an_error(scenes: Path, tmp_path: Path)
     skipped = Skipped(tmp_path, ())
     (tmp_path / SKIPPED).mkdir()
     with pytest.raises(UserError, match=SKIPPED):
-        skipped.add(Bad(3, 32, "the loss is nan"), 16, Order(len(mixture), 0, 64, 64), mixture)
+        skipped.add(Bad(3, 32, "the loss is nan"), 16, Draws([len(mixture)], [1.0], 0, 64, 64), mixture)

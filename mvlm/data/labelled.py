@@ -1,0 +1,114 @@
+"""Rows of the tasks that are fine-tuned, as samples of the same loader: images, sentences and a label.
+
+Nothing here may import torch when loaded: loader processes are to stay small.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mvlm.config import Config
+from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.columns import Row
+from mvlm.data.index import Mixture
+from mvlm.data.pairs import SIDES
+from mvlm.data.rows import Rows, Sample
+from mvlm.data.schema import LABELS
+from mvlm.masking import Purpose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvlm.batch import LabelledBatch
+
+SENTENCES: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
+    "vqa": lambda own: (own["question"],),
+    "nlvr2": lambda own: (own["sentence"],),
+    "entailment": lambda own: (own["sentence"],),
+    "foils": lambda own: (own["caption"], own["foil"]),
+}
+"""By task: the sentences of a row."""
+
+ANSWER_SHARE = 0.3
+"""What each person who gave an answer adds to how right it is, up to 1."""
+
+FREQUENT = 9
+"""Rows an answer must have been given in to be one of the classes, as is usual for VQA v2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Sample):
+    """One row; the fields of `LabelledBatch` without B."""
+
+    texts_TL: tuple[np.ndarray, ...]  # int64 each
+    label: np.ndarray  # int64, or float32 [A]
+
+
+class LabelledDataset(Rows[Labelled]):
+    """Samples of one task.
+
+    The label is the class: of "nlvr2" whether the sentence is true, of "entailment" its place in `LABELS`, of "foils"
+    the true sentence's place, which is 0. Of "vqa" it is for each of `answers` how right it is.
+
+    Args:
+        mixture: rows of `task`.
+        tokenizer: a fast transformers tokenizer.
+        answers: the classes of "vqa".
+    """
+
+    def __init__(self, mixture: Mixture, task: str, tokenizer: Any, config: Config, answers: Sequence[str] = ()):
+        super().__init__(mixture, config)
+        self.task = task
+        self.captions = CaptionTokenizer(tokenizer, config.data.text_length)
+        self._answers = {answer: place for place, answer in enumerate(answers)}
+        size = config.model.image_size
+        self.image_shape = (2 if task == "nlvr2" else 1, 3, size, size)
+
+    def prepare(self, content: Row, position: int, row: int, occurrence: int) -> Labelled:
+        sentences = SENTENCES[self.task](content.own)
+        flip = self.config.data.flip and not any(map(SIDES.search, sentences))
+        encoded = [(content.image, content.crc32), *([content.second] if content.second else [])]
+        draws = [self.rng(purpose, position, occurrence, row) for purpose in (Purpose.VIEW, Purpose.MASKED_VIEW)]
+        images = [self.views(*image, flip, draw)[0] for image, draw in zip(encoded, draws, strict=False)]
+        return Labelled(
+            images=tuple(images),
+            texts_TL=tuple(map(self.captions.encode, sentences)),
+            label=self._label(content.own),
+            position=position,
+            row=row,
+        )
+
+    def collate(self, samples: Sequence[Labelled], images_VBCHW: Tensor) -> LabelledBatch:
+        from mvlm.data.collate import collate_labelled  # it needs torch
+
+        return collate_labelled(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
+
+    def _label(self, own: dict[str, Any]) -> np.ndarray:
+        match self.task:
+            case "vqa":
+                return self._how_right(own["answers"])
+            case "nlvr2":
+                return np.array(int(own["label"]))
+            case "entailment":
+                return np.array(LABELS.index(own["label"]))
+            case _:
+                return np.array(0)
+
+    def _how_right(self, given: Sequence[str]) -> np.ndarray:
+        right_A = np.zeros(len(self._answers), dtype=np.float32)
+        for answer, count in Counter(given).items():
+            if answer in self._answers:
+                right_A[self._answers[answer]] = min(count * ANSWER_SHARE, 1.0)
+        return right_A
+
+
+def frequent_answers(mixture: Mixture, fewest: int = FREQUENT) -> list[str]:
+    """The answers of VQA rows that are the most given one of `fewest` rows or more, in alphabetical order."""
+    best = (Counter(mixture.row(row).own["answers"]).most_common(1) for row in range(len(mixture)))
+    counts = Counter(answer for most in best for answer, _ in most)
+    return sorted(answer for answer, count in counts.items() if count >= fewest)

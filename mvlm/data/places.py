@@ -1,0 +1,133 @@
+"""Where a corpus lies: a folder, or a URL whose shards come through the node's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from mvlm.data.cache import Cache
+from mvlm.data.schema import MANIFEST, Manifest, Shard, check_length, parse_manifest, read_manifest
+from mvlm.errors import UserError
+
+LOOKED_AT = 1000
+"""Shards whose lengths are compared with the manifest's when a folder is opened."""
+
+
+class Folder:
+    """A folder of shards, read in place.
+
+    Raises:
+        UserError: it is missing or unfinished, or one of the first `LOOKED_AT` shards is missing or has another length
+            than written.
+    """
+
+    cached = False
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        # Of a corpus with more shards, each is looked at when it is first read: starting must not take minutes.
+        first = range(min(len(self.manifest.shards), LOOKED_AT))
+        self._written = {n: check_length(self.folder, self.manifest.shards[n]) for n in first}
+
+    def name(self, number: int) -> str:
+        return str(self.folder / self.manifest.shards[number].file)
+
+    def map(self, number: int) -> pa.MemoryMappedFile:
+        """Raises `UserError` where the shard was changed since the corpus was opened, and OSError."""
+        written = check_length(self.folder, self.manifest.shards[number])
+        if self._written.setdefault(number, written) != written:
+            raise UserError(
+                f"{self.name(number)} was written to since it was opened: copy or shard it again, then start again."
+            )
+        return pa.memory_map(self.name(number))
+
+    def changed(self, number: int) -> bool:
+        """Whether the shard was written to, cut or removed since the corpus was opened."""
+        try:
+            return check_length(self.folder, self.manifest.shards[number]) != self._written.get(number)
+        except UserError:
+            return True
+
+    def bring(self, number: int) -> None:
+        """Have the shard here; it is."""
+
+
+class Remote:
+    """A URL of any protocol that fsspec knows; what is read of a shard is a copy that has its hash.
+
+    Raises:
+        UserError: the URL cannot be used, or holds no finished shards.
+    """
+
+    cached = True
+
+    def __init__(self, url: str, cache: Cache):
+        self.url = url.rstrip("/")
+        self.cache = cache
+        cache.make()
+        self._files: Any = None
+        where = f"{self.url}/{MANIFEST}"
+        try:
+            content = self._store().cat_file(f"{self._root}/{MANIFEST}")
+        except Exception as error:  # each store raises its own
+            raise UserError(
+                f"{where} cannot be read ({type(error).__name__}: {error}): give the URL of finished shards, and what "
+                "the store needs for access."
+            ) from None
+        self.manifest: Manifest = parse_manifest(content.decode("utf-8", "replace"), where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": None}  # connections are every process's own
+
+    def name(self, number: int) -> str:
+        return f"{self.url}/{self.manifest.shards[number].file}"
+
+    def map(self, number: int) -> pa.MemoryMappedFile:
+        """Raises `UserError` where the shard cannot be fetched."""
+        while True:
+            path = self.cache.get(self.manifest.shards[number], self.name(number), partial(self._fetch, number))
+            try:
+                return pa.memory_map(str(path))
+            except FileNotFoundError:  # dropped in between
+                continue
+
+    def changed(self, number: int) -> bool:
+        """Never: what was fetched had the right hash."""
+        return False
+
+    def bring(self, number: int) -> None:
+        """Have the shard in the cache; raises as `map`."""
+        self.cache.get(self.manifest.shards[number], self.name(number), partial(self._fetch, number))
+
+    def bring_ahead(self, number: int, sooner: Collection[Shard]) -> None:
+        """Fetch the shard while nobody waits, as `Cache.get_ahead`."""
+        shard = self.manifest.shards[number]
+        self.cache.get_ahead(shard, self.name(number), partial(self._fetch, number), sooner)
+
+    def _fetch(self, number: int, path: Path) -> None:
+        store = self._store()
+        store.get_file(f"{self._root}/{self.manifest.shards[number].file}", str(path))
+
+    def _store(self) -> Any:
+        if self._files is None:
+            from fsspec.core import url_to_fs  # seconds to import with some protocols
+
+            try:
+                self._files, root = url_to_fs(self.url)
+            except (ImportError, ValueError) as error:
+                raise UserError(f"{self.url} cannot be used ({error}): install what that protocol needs.") from None
+            self._root: str = root.rstrip("/")
+        return self._files
+
+
+Place = Folder | Remote
+
+
+def open_place(folder: str | Path, cache: Cache) -> Place:
+    """What opens a folder or a URL."""
+    return Remote(str(folder), cache) if "://" in str(folder) else Folder(folder)

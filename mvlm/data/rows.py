@@ -1,0 +1,134 @@
+"""What every training data set does with a row: seeded draws, and another row in place of one that is no image.
+
+Nothing here or in what it imports may import torch: loader processes are to stay small.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from mvlm.config import Config
+from mvlm.data.index import Mixture, Row
+from mvlm.data.transforms import BadImage, load_image, train_view
+from mvlm.errors import UserError
+from mvlm.masking import Purpose, generator
+
+ATTEMPTS = 50
+"""Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
+
+REPLACED = 1 << 32
+"""Occurrences from here on are of rows drawn in place of others."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row whose image cannot be used, and at which position that was met."""
+
+    row: int  # of the mixture
+    where: str  # shard and row in it
+    key: str
+    reason: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.where} (key {self.key!r}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prepared row; the loader takes the images out and hands them to `collate` stacked."""
+
+    images: tuple[np.ndarray, ...]  # uint8 [3, H, W] each, as many as the data set's `image_shape` says
+    position: int
+    row: int  # of the mixture, after any replacement
+    faults: tuple[Fault, ...] = ()  # the rows that this one stands for
+
+
+S = TypeVar("S", bound=Sample)
+
+
+class Rows(Generic[S]):
+    """Samples of a mixture; each a function of (seed, position, row, occurrence) alone.
+
+    Attributes:
+        image_shape: [V, 3, H, W] of a sample's images, stacked.
+    """
+
+    image_shape: tuple[int, int, int, int]
+
+    def __init__(self, mixture: Mixture, config: Config):
+        self.mixture = mixture
+        self.config = config
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return self.mixture.per_epoch
+
+    def sample(self, position: int, row: int, occurrence: int = 0) -> S:
+        """Prepare `row` as it is seen at `position`, counted in samples from the run's start.
+
+        A row without a good image gives way to others, drawn for this position.
+
+        Args:
+            occurrence: how often the epoch has drawn the row before.
+
+        Raises:
+            UserError: the shard has changed or is damaged, or no row drawn has a good image; names shard, row and key.
+        """
+        faults: list[Fault] = []
+        while True:
+            content = self.mixture.row(row)
+            try:
+                sample = self.prepare(content, position, row, occurrence)
+            except BadImage as error:
+                faults.append(self._fault(content, position, row, error))
+            else:
+                return replace(sample, faults=tuple(faults))
+            if len(faults) > ATTEMPTS:
+                raise UserError(
+                    f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
+                    "check the shards with `python -m data_tools verify`."
+                )
+            rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, len(faults), position)
+            row, occurrence = int(rng.integers(len(self.mixture))), REPLACED + position
+
+    def bring(self, row: int) -> None:
+        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
+        self.mixture.bring(row)
+
+    def prepare(self, content: Row, position: int, row: int, occurrence: int) -> S:
+        """The sample of a row; raises `BadImage` where an image of it cannot be decoded."""
+        raise NotImplementedError
+
+    def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:
+        return generator(self.config.run.seed, purpose, position // len(self), occurrence, row)
+
+    def views(self, data: memoryview, crc32: int, flip: bool, *draws: np.random.Generator) -> tuple[np.ndarray, ...]:
+        """A view of an encoded image for each of `draws`: uint8 [3, H, W]."""
+        settings = self.config.data
+        try:
+            image = load_image(data)
+        except BadImage as error:
+            raise BadImage(why_bad(data, crc32, error)) from None
+        size = self.config.model.image_size
+        return tuple(train_view(image, size, rng, settings.crop_scale, flip, settings.randaugment) for rng in draws)
+
+    def _fault(self, content: Row, position: int, row: int, error: BadImage) -> Fault:
+        """What is wrong with a row, unless its shard is being changed: for that no other row is an answer."""
+        fault = Fault(row, self.mixture.where(row), content.key, str(error), position)
+        if self.mixture.changed(row):
+            raise UserError(
+                f"{fault}, and its shard was written to since it was opened: copy or shard it again, then start again."
+            )
+        return fault
+
+
+def why_bad(data: memoryview, crc32: int, error: BadImage) -> str:
+    """Half a sentence: whether the image came so or was damaged since it was written."""
+    if zlib.crc32(data) != crc32:
+        return "the image is not the one that was written (its checksum differs)"
+    return f"the image cannot be decoded ({error})"

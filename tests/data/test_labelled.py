@@ -1,0 +1,125 @@
+"""Tasks to fine-tune on come through the same loader: every column as pyarrow reads it, pairs of images, labels."""
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from data_tools.__main__ import main as data_tools_main
+from mvlm.data.index import Mixture
+from mvlm.data.labelled import LabelledDataset, frequent_answers
+from mvlm.data.loader import Loader
+from mvlm.data.schema import LABELS, OWN_COLUMNS
+from mvlm.data.transforms import eval_view, load_image
+
+TASKS = sorted(OWN_COLUMNS)
+ROWS = 48
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory) -> dict[str, Path]:
+    out = tmp_path_factory.mktemp("tasks")
+    for task in TASKS:
+        words = ["synth", "--task", "pairs" if task == "nlvr2" else task, "--count", str(ROWS)]
+        assert data_tools_main([*words, "--out", str(out / task)]) == 0
+    return {task: out / task for task in TASKS}
+
+
+def written(folder):
+    return [row for path in sorted(folder.glob("*.arrow")) for row in pa.ipc.open_file(path).read_all().to_pylist()]
+
+
+def opened(corpora, task):
+    return Mixture([corpora[task]], task=task)
+
+
+@pytest.fixture
+def plain(with_data):
+    return with_data(crop_scale=(1.0, 1.0), flip=False, randaugment=(0, 0), text_length=40)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_columns_are_those_of_to_pylist(corpora, task):
+    mixture = opened(corpora, task)
+    for number, row in enumerate(written(corpora[task])):
+        content = mixture.row(number)
+        assert content.own == {field.name: row[field.name] for field in OWN_COLUMNS[task]}
+        assert (content.key, bytes(content.image), content.crc32) == (row["key"], row["image"], row["crc32"])
+        if task == "nlvr2":
+            assert (bytes(content.second[0]), content.second[1]) == (row["image2"], row["crc32_2"])
+        else:
+            assert content.second is None
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_samples_hold_what_the_row_says(corpora, task, tokenizer, plain):
+    answers = ["no", "yes", "red", "blue"]
+    dataset = LabelledDataset(opened(corpora, task), task, tokenizer, plain, answers)
+    for number, row in enumerate(written(corpora[task])):
+        sample = dataset.sample(number, number)
+        images = [row["image"], *([row["image2"]] if task == "nlvr2" else [])]
+        assert len(sample.images) == len(images) == dataset.image_shape[0]
+        for view, encoded in zip(sample.images, images, strict=True):
+            assert (view == eval_view(load_image(encoded), 32)).all()
+        texts = {"vqa": ["question"], "foils": ["caption", "foil"]}.get(task, ["sentence"])
+        expected = [tokenizer(row[name], truncation=True, max_length=40)["input_ids"] for name in texts]
+        assert [text.tolist() for text in sample.texts_TL] == expected
+        if task == "vqa":
+            shares = [min(0.3 * row["answers"].count(answer), 1.0) for answer in answers]
+            assert sample.label == pytest.approx(np.array(shares, dtype=np.float32))
+        elif task == "entailment":
+            assert LABELS[sample.label] == row["label"]
+        else:
+            assert sample.label == int(row.get("label", 0))
+
+
+def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data):
+    dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, with_data(), ())
+    content = dataset.mixture.row(0)
+    both = dataset.prepare(content, 0, 0, 0)
+    again = dataset.prepare(content, 0, 0, 0)
+    assert all((one == other).all() for one, other in zip(both.images, again.images, strict=True))
+    same = type(content)(
+        **{name: getattr(content, name) for name in content.__slots__} | {"second": (content.image, 0)}
+    )
+    left, right = dataset.prepare(same, 0, 0, 0).images
+    assert (left != right).any()
+
+
+def test_frequent_answers_are_those_most_people_gave(corpora):
+    rows = written(corpora["vqa"])
+    counts = Counter(Counter(row["answers"]).most_common(1)[0][0] for row in rows)
+    expected = sorted(answer for answer, count in counts.items() if count >= 3)
+    assert expected and frequent_answers(opened(corpora, "vqa"), 3) == expected
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loader_gives_the_same_batches_in_both_modes(corpora, task, tokenizer, config):
+    mixture = opened(corpora, task)
+    dataset = LabelledDataset(mixture, task, tokenizer, config, ["no", "yes"])
+    draws = mixture.draws(1, config.data)
+    options = {"global_batch": 12, "micro_batch": 6, "workers": 2}
+    modes = ("threads", "processes") if task == "nlvr2" else ("threads",)
+    streams = []
+    for mode in modes:
+        with Loader(dataset, draws, worker_mode=mode, **options) as loader:
+            streams.append([batch for batches in itertools.islice(loader, 4) for batch in batches])
+    batch = streams[0][0]
+    views, sentences = 2 if task == "nlvr2" else 1, 2 if task == "foils" else 1
+    assert batch.image_VBCHW.shape == (views, 6, 3, 32, 32) and len(batch) == 6
+    assert batch.text_TBL.shape[:2] == batch.valid_TBL.shape[:2] == (sentences, 6)
+    assert batch.label_B.shape == ((6, 2) if task == "vqa" else (6,))
+    assert torch.cat([b.row_B for b in streams[0]]).sort().values.tolist() == list(range(ROWS))
+    for name in vars(batch):
+        assert all(
+            torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(streams[0], streams[-1], strict=True)
+        )
+    for b in range(6):
+        sample = dataset.sample(int(batch.position_B[b]), int(batch.row_B[b]))
+        for t, text in enumerate(sample.texts_TL):
+            assert batch.text_TBL[t, b][batch.valid_TBL[t, b]].tolist() == text.tolist()
+        assert (batch.image_VBCHW[:, b].numpy() == np.stack(sample.images)).all()

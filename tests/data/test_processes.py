@@ -1,0 +1,132 @@
+"""Loader processes: small, gone with whoever started them, heard when something goes wrong, and nothing left behind."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from broken import Broken
+from made_shards import make_rows, write_shards
+
+from mvlm.data.index import Mixture
+from mvlm.data.loader import Loader
+from mvlm.data.order import Draws
+from mvlm.data.pairs import PairDataset
+from mvlm.errors import UserError
+
+DRAWS = Draws([130], [1.0], 7, 8, 4)
+
+
+def opened(dataset, workers=2, draws=DRAWS, **options):
+    options = {"global_batch": 16, "micro_batch": 8} | options
+    return Loader(dataset, draws, workers=workers, worker_mode="processes", **options)
+
+
+def children():
+    tasks = Path("/proc/self/task").glob("*/children")
+    return {int(pid) for task in tasks for pid in task.read_text().split()}
+
+
+def is_gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+def wait_until(holds, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert holds()
+
+
+def private_mb(pid):
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1000
+
+
+def test_a_process_is_small_and_knows_no_torch(dataset):
+    before = children()
+    with opened(dataset) as loader:
+        held = [next(loader) for _ in range(20)]
+        pids = children() - before
+        assert len(pids) == 2
+        buffers = 3 * sum(batch.image_BCHW.numel() for batches in held for batch in batches) / 1e6
+        for pid in pids:
+            assert private_mb(pid) - buffers < 60
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            assert "libarrow" in maps and "torch" not in maps and "transformers" not in maps
+
+
+def test_nothing_is_left_when_it_is_closed(dataset):
+    processes, files = children(), len(os.listdir("/proc/self/fd"))
+    with opened(dataset) as loader:
+        kept = next(loader)[0].image_BCHW
+        value = kept.clone()
+    assert children() == processes
+    assert (kept == value).all()  # what was handed out outlives the loader
+    del kept, loader
+    assert len(os.listdir("/proc/self/fd")) == files
+
+
+def test_processes_die_with_their_parent(tmp_path):
+    script = (
+        "import os, signal, sys; sys.path.insert(0, 'tests/data')\n"
+        "from test_processes import *\n"
+        "from mvlm.config import *; from mvlm.data.tokenizer import train_tokenizer\n"
+        "mixture = Mixture([write_shards(Path(sys.argv[1]), make_rows(130))])\n"
+        "dataset = PairDataset(mixture, train_tokenizer(['a b'], 300), Config(model=Model(image_size=32)), (4, 4))\n"
+        "loader = opened(dataset); next(loader)\n"
+        "print(*children(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "shards")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    pids = ended.stdout.split()
+    assert len(pids) == 2
+    wait_until(lambda: all(map(is_gone, pids)))
+
+
+def test_signals_meant_for_the_job_do_not_end_them(dataset):
+    before = children()
+    with opened(dataset) as loader:
+        next(loader)
+        for pid, number in itertools.product(children() - before, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)):
+            os.kill(pid, number)
+        for _ in range(5):
+            next(loader)
+
+
+def test_a_killed_process_is_an_error_and_no_hang(dataset):
+    before = children()
+    with opened(dataset) as loader:
+        next(loader)
+        for pid in children() - before:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(UserError, match=r"loader process was killed by SIGKILL.*data\.workers"):
+            for _ in loader:
+                pass
+    assert children() == before
+
+
+def test_an_error_comes_through_with_its_sentence(tmp_path, tokenizer, config):
+    rows = make_rows(40)
+    rows[17]["captions"] = []
+    dataset = PairDataset(Mixture([write_shards(tmp_path / "s", rows)]), tokenizer, config, (4, 4))
+    loader = opened(dataset, draws=Draws([40], [1.0], 0, 4, 4), global_batch=4, micro_batch=4)
+    with pytest.raises(UserError, match=r"000000\.arrow row 17 .*no caption"), loader:
+        for _ in loader:
+            pass
+
+
+def test_a_bug_comes_through_with_its_traceback(mixture, tokenizer, config):
+    with (
+        opened(Broken(mixture, tokenizer, config, (4, 4)), workers=1) as loader,
+        pytest.raises(RuntimeError, match=r"(?s)loader process.*broken\.py.*KeyError: 'a bug'"),
+    ):
+        next(loader)

@@ -1,0 +1,245 @@
+"""Shards at URLs: the same rows through a bounded cache, fetched once, checked, fetched again, and named when lost."""
+
+import itertools
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from made_shards import encoded, make_rows, write_shards
+from slow_store import SlowStore
+
+from mvlm.config import Data
+from mvlm.data import ahead, cache
+from mvlm.data.ahead import fill_ahead
+from mvlm.data.cache import Cache
+from mvlm.data.index import Mixture
+from mvlm.data.loader import Loader
+from mvlm.data.order import Draws
+from mvlm.data.pairs import PairDataset
+from mvlm.errors import UserError
+
+ROWS = 130
+SHARD_ROWS = 10
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Of nearly the same length each."""
+    rng = np.random.default_rng(0)
+    rows = [row | {"image": encoded(rng)} for row in make_rows(ROWS)]
+    rows = [row | {"crc32": zlib.crc32(row["image"])} for row in rows]
+    return write_shards(tmp_path_factory.mktemp("store") / "shards", rows, shard_rows=SHARD_ROWS)
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch):
+    fsspec.register_implementation("slow", SlowStore, clobber=True)
+    SlowStore.reset()
+    SlowStore.clear_instance_cache()
+    monkeypatch.setattr(cache, "PAUSES_S", (0.0, 0.01, 0.01))
+    return SlowStore
+
+
+@pytest.fixture
+def largest(shards):
+    return max(path.stat().st_size for path in shards.glob("*.arrow"))
+
+
+def cached(folder):
+    return sorted(path.name for path in Path(folder).iterdir() if path.suffix in (".arrow", ".part"))
+
+
+def size_of(folder):
+    total = 0
+    for path in Path(folder).glob("*.arrow"):
+        try:
+            total += path.stat().st_size
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def test_rows_are_the_same_as_in_the_folder(shards, tmp_path, store):
+    local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
+    assert remote.fingerprint == local.fingerprint and store.fetched == []
+    for row in range(ROWS):
+        assert bytes(remote.row(row).image) == bytes(local.row(row).image)
+        assert remote.captions(row) == local.captions(row)
+    assert sorted(store.fetched) == sorted(path.name for path in shards.glob("*.arrow"))
+    assert remote.where(11) == f"slow://{shards}/000001.arrow row 1"
+    again = pickle.loads(pickle.dumps(remote))
+    assert again.row(5).key == "k00005" and len(store.fetched) == 13
+    assert Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c"))).row(99).key == "k00099"
+    assert len(store.fetched) == 13  # what an earlier run fetched is still good
+
+
+def test_an_s3_bucket(s3, shards, tmp_path):
+    s3.put(str(shards), "bucket/corpus", recursive=True)
+    remote = Mixture(["s3://bucket/corpus"], cache=Cache(str(tmp_path / "c")))
+    assert [remote.row(row).key for row in range(ROWS)] == [f"k{row:05d}" for row in range(ROWS)]
+    s3.rm("bucket/corpus/000003.arrow")
+    lost = Mixture(["s3://bucket/corpus"], cache=Cache(str(tmp_path / "d")))
+    with pytest.raises(UserError, match=r"s3://bucket/corpus/000003\.arrow cannot be had, after 4 attempts"):
+        lost.row(35)
+    with pytest.raises(UserError, match=r"s3://bucket/nothing/manifest\.json cannot be read"):
+        Mixture(["s3://bucket/nothing"])
+
+
+def test_what_fails_or_arrives_damaged_is_fetched_again(shards, tmp_path, store):
+    remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c")))
+    store.failures["000000.arrow"], store.spoilt["000001.arrow"] = 3, 2
+    assert remote.row(5).key == "k00005" and remote.row(15).key == "k00015"
+    assert store.fetched.count("000001.arrow") == 3
+    store.failures["000002.arrow"], store.spoilt["000003.arrow"] = 4, 4
+    for row, reason in ((25, "does not answer"), (35, "its hash is not the manifest's")):
+        with pytest.raises(UserError, match=rf"00000{row // 10}\.arrow cannot be had, after 4 attempts \(.*{reason}"):
+            remote.row(row)
+    assert len(cached(tmp_path / "c")) == 2  # nothing half or damaged is left
+    assert remote.row(25).key == "k00025"
+
+
+def test_the_cache_stays_within_its_bound(shards, tmp_path, largest):
+    bound = Cache(str(tmp_path / "c"), 3.2 * largest / 1e9)
+    remote = Mixture([f"slow://{shards}"], cache=bound)
+    views = []
+    for row in np.random.default_rng(0).integers(0, ROWS, 200).tolist():
+        content = remote.row(row)
+        assert content.key == f"k{row:05d}" and size_of(bound.folder) <= bound.capacity
+        views.append((row, content.image))
+    local = Mixture([shards])
+    assert all(bytes(image) == bytes(local.row(row).image) for row, image in views)  # dropped, but not under a reader
+    del views, content
+    remote.row(0), remote.row(129)
+    deleted = [
+        line for line in Path("/proc/self/maps").read_text().splitlines() if "(deleted)" in line and "/c/" in line
+    ]
+    assert len(deleted) <= 1  # what was dropped is let go of, so that its room is free
+    tiny = Cache(str(tmp_path / "tiny"), 1e-9)
+    assert Mixture([f"slow://{shards}"], cache=tiny).row(50).key == "k00050"
+    assert len(cached(tiny.folder)) == 1
+
+
+def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
+    bound = Cache(str(tmp_path / "c"), 3.2 * largest / 1e9)
+    remote = Mixture([f"slow://{shards}"], cache=bound)
+    shard = remote.corpora[0].manifest.shards
+    for number in (0, 1, 2):
+        remote.bring(number * SHARD_ROWS)
+        time.sleep(0.01)
+    bound.touch([shard[1], shard[0]])
+    time.sleep(0.01)
+    remote.bring(3 * SHARD_ROWS)
+    assert [number for number in range(13) if bound.holds(shard[number])] == [0, 1, 3]
+    place = remote.corpora[0].place
+    place.bring_ahead(4, [shard[0], shard[3]])
+    assert [number for number in range(13) if bound.holds(shard[number])] == [0, 3, 4]
+    place.bring_ahead(5, [shard[0], shard[3], shard[4]])
+    assert not bound.holds(shard[5])  # not at the cost of what is needed sooner
+
+
+SCRIPT = """
+import sys; sys.path.insert(0, "tests/data")
+from slow_store import SlowStore; import fsspec
+fsspec.register_implementation("slow", SlowStore)
+SlowStore.latency = 0.02
+from mvlm.data.cache import Cache; from mvlm.data.index import Mixture
+remote = Mixture([sys.argv[1]], cache=Cache(sys.argv[2], float(sys.argv[3])))
+assert all(remote.row(row).key == f"k{row:05d}" for row in range(130))
+print(len(SlowStore.fetched))
+"""
+
+
+@pytest.mark.parametrize("room", [100, 2.2])
+def test_the_ranks_of_a_node_share_it(shards, tmp_path, largest, room):
+    words = [sys.executable, "-c", SCRIPT, f"slow://{shards}", str(tmp_path / "c"), str(room * largest / 1e9)]
+    ranks = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sizes = []
+    while any(rank.poll() is None for rank in ranks):
+        sizes.append(size_of(tmp_path / "c") if (tmp_path / "c").exists() else 0)
+        time.sleep(0.005)
+    fetched = [int(rank.communicate()[0]) for rank in ranks]
+    assert all(rank.returncode == 0 for rank in ranks)
+    if room == 100:
+        assert sum(fetched) == 13
+    else:
+        assert max(sizes) <= room * largest
+    assert not list((tmp_path / "c").glob("*.part")) and not list((tmp_path / "c").glob("*.lock"))
+
+
+def test_what_a_killed_process_left_is_cleared_away(shards, tmp_path, largest):
+    bound = Cache(str(tmp_path / "c"), 1.2 * largest / 1e9)
+    remote = Mixture([f"slow://{shards}"], cache=bound)
+    shard = remote.corpora[0].manifest.shards[0]
+    for name in (f"{shard.sha256}.{shard.bytes}.part", f"{'0' * 64}.123456789.part"):
+        (bound.folder / name).write_bytes(b"half")
+    (bound.folder / f"{shard.sha256}.lock").touch()
+    assert remote.row(0).key == "k00000"
+    assert cached(bound.folder) == [f"{shard.sha256}.arrow"]
+
+
+def test_a_cache_too_small_for_the_shuffle_is_refused(shards, tmp_path, largest):
+    remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c"), 5 * largest / 1e9))
+    with pytest.raises(UserError, match=r"All shards at URLs .*data\.cache_gb.*data\.shuffle_shards"):
+        remote.draws(0, Data())
+    with pytest.raises(UserError, match=r"The 3 shards shuffled together .*data\.cache_gb"):
+        remote.draws(0, Data(shuffle_shards=3))
+    assert remote.draws(0, Data(shuffle_shards=2)).per_epoch == ROWS
+    assert Mixture([shards], cache=Cache("", 0.0)).draws(0, Data()).per_epoch == ROWS
+
+
+def images(loader, steps):
+    return (batch.image_BCHW.clone() for (batch,) in itertools.islice(loader, steps))
+
+
+@pytest.mark.parametrize("mode", ["threads", "processes"])
+def test_the_stream_is_filled_ahead_within_the_bound(
+    shards, tmp_path, tokenizer, config, store, largest, mode, monkeypatch
+):
+    monkeypatch.setattr(ahead, "STRIDE", 16)
+    bound = Cache(str(tmp_path / "c"), 5 * largest / 1e9)
+    local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=bound)
+    draws = remote.draws(7, Data(shuffle_shards=2))
+    store.reset(latency=0.05)
+    options = {"global_batch": 10, "micro_batch": 10, "worker_mode": mode}
+    with Loader(PairDataset(local, tokenizer, config, (4, 4)), draws, **options) as loader:
+        expected = list(images(loader, 20))
+    seen = []
+    with Loader(
+        PairDataset(remote, tokenizer, config, (4, 4)), draws, ahead=fill_ahead(remote, draws, 0), **options
+    ) as loader:
+        for step in images(loader, 20):
+            seen.append(step)
+            assert size_of(bound.folder) <= bound.capacity
+    assert all(
+        (a == b).all() for one, other in zip(seen, expected, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert store.most > 1  # several shards at a time
+    assert len(store.fetched) <= 2 * 13 + 6  # two epochs begun: no shard is dropped only to be fetched again
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mvlm-data")]
+
+
+def test_the_shards_needed_next_come_first(shards, tmp_path, largest):
+    bound = Cache(str(tmp_path / "c"), 6.5 * largest / 1e9)
+    remote = Mixture([f"slow://{shards}"], cache=bound)
+    draws = Draws([ROWS], [1.0], 3, SHARD_ROWS, 2, [[SHARD_ROWS] * 13])
+    rows = draws(np.arange(2 * ROWS))[0]
+    filler = fill_ahead(remote, draws, 0)
+    try:
+        for position in (0, 37, 100, 129):
+            filler.at(position)
+            needed = list(dict.fromkeys((rows[position:] // SHARD_ROWS).tolist()))
+            upcoming = filler.upcoming()
+            assert 6 <= len(upcoming) <= 8
+            # A stride is looked at as a whole, so that what is behind the position may still be in it.
+            assert [shard for shard in upcoming if shard in needed[:4]] and upcoming[0] in rows[: position + 40] // 10
+    finally:
+        filler.close()
+    assert os.listdir(bound.folder)
