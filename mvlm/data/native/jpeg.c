@@ -33,8 +33,8 @@ struct decoder {
     const uint8_t *data;
     size_t length;
     struct taps across, down;
-    uint8_t *strip, *half;
-    int16_t *columns;
+    uint8_t *strip;
+    int16_t *columns, *half;
 };
 
 static void stop(struct decoder *decoder, enum outcome outcome) {
@@ -179,21 +179,23 @@ static void decode_part(struct decoder *decoder, const struct view *view, uint8_
     JDIMENSION offset = (JDIMENSION)left, width = (JDIMENSION)(right - left);
     jpeg_crop_scanline(jpeg, &offset, &width);
     size_t stride = strip_stride((int)width, channels);
-    decoder->strip = room(decoder, STRIP * stride);
+    decoder->strip = room(decoder, STRIP * stride + 32);
+    /* libjpeg-turbo writes rows that begin at a multiple of 32 past the cache, which we read from right after. */
+    uint8_t *strip = decoder->strip + ((uintptr_t)decoder->strip % 32 ? 0 : 16);
     decoder->columns = room(decoder, STRIP * stride * sizeof *decoder->columns);
     int room_rows = (rows + STRIP - 1) / STRIP * STRIP + decoder->down.count;
-    decoder->half = room(decoder, (size_t)channels * (size_t)room_rows * half_stride(size));
-    memset(decoder->strip, 0, STRIP * stride);
+    decoder->half = room(decoder, (size_t)channels * (size_t)room_rows * half_stride(size) * sizeof *decoder->half);
+    memset(strip, 0, STRIP * stride);
 
     if (jpeg_skip_scanlines(jpeg, (JDIMENSION)top) != (JDIMENSION)top) refuse(decoder, "rows are missing");
     for (int row = 0; row < rows; row += STRIP) {
         int wanted = rows - row < STRIP ? rows - row : STRIP;
         for (int have = 0; have < wanted;) {
             JSAMPROW lines[STRIP];
-            for (int i = have; i < wanted; i++) lines[i - have] = decoder->strip + (size_t)i * stride;
+            for (int i = have; i < wanted; i++) lines[i - have] = strip + (size_t)i * stride;
             have += (int)jpeg_read_scanlines(jpeg, lines, (JDIMENSION)(wanted - have));
         }
-        resize_across(decoder->strip, (int)width, channels, (int)offset, &decoder->across, size, decoder->columns,
+        resize_across(strip, (int)width, channels, (int)offset, &decoder->across, size, decoder->columns,
                       decoder->half, room_rows, row);
     }
     resize_down(decoder->half, channels, room_rows, top, &decoder->down, size, out);

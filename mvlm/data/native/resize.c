@@ -9,7 +9,7 @@
  * its vectors, gives the same image. */
 #define UNIT_BITS 6
 
-enum { LANES = 32 }; /* columns that are resized down together */
+enum { LANES = 48 }; /* values that are computed together: of a strip's column, or of a row */
 
 /* The compiler makes a variant for each of these processors, and the loader picks one. */
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
@@ -39,26 +39,36 @@ static void quantise(const double *exact, int count, int16_t *weight) {
     if (weight[largest] + left <= INT16_MAX) weight[largest] = (int16_t)(weight[largest] + left);
 }
 
+/* The source pixels under the filter of an output pixel centred on `centre`, the last one excluded. */
+static void reached(double centre, double reach, int limit, int *first, int *last) {
+    *first = (int)(centre - reach + 0.5);
+    *last = (int)(centre + reach + 0.5);
+    if (*first < 0) *first = 0;
+    if (*last > limit) *last = limit;
+}
+
 int make_taps(struct taps *taps, double from, double to, int limit, int size, int flip) {
     double scale = (to - from) / size, reach = 2 * (scale > 1 ? scale : 1);
-    if (2 * ceil(reach) + 1 > MAX_TAPS) return 1;
-    taps->count = 2 * (int)ceil(reach) + 1;
+    if (2 * reach + 1 > MAX_TAPS) return 1;
+    taps->first = limit;
+    taps->last = taps->count = 0;
+    int first, last;
+    for (int i = 0; i < size; i++) {
+        reached(from + (i + 0.5) * scale, reach, limit, &first, &last);
+        if (first < taps->first) taps->first = first;
+        if (last > taps->last) taps->last = last;
+        if (last - first > taps->count) taps->count = last - first;
+    }
     taps->start = malloc((size_t)size * sizeof *taps->start);
     taps->weight = calloc((size_t)size * (size_t)taps->count, sizeof *taps->weight);
     if (!taps->start || !taps->weight) return -1;
-    taps->first = limit;
-    taps->last = 0;
     for (int i = 0; i < size; i++) {
         double centre = from + (i + 0.5) * scale, exact[MAX_TAPS];
-        int first = (int)(centre - reach + 0.5), last = (int)(centre + reach + 0.5);
-        if (first < 0) first = 0;
-        if (last > limit) last = limit;
+        reached(centre, reach, limit, &first, &last);
         for (int k = 0; k < last - first; k++) exact[k] = bicubic((first + k - centre + 0.5) * 2 / reach);
         int place = flip ? size - 1 - i : i;
         taps->start[place] = first;
         quantise(exact, last - first, taps->weight + (size_t)place * (size_t)taps->count);
-        if (first < taps->first) taps->first = first;
-        if (last > taps->last) taps->last = last;
     }
     return 0;
 }
@@ -68,14 +78,14 @@ void free_taps(struct taps *taps) {
     free(taps->weight);
 }
 
-static size_t to_lanes(size_t n) { return (n + LANES - 1) / LANES * LANES; }
+static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
 size_t strip_stride(int width, int channels) {
     /* The taps of the last pixels may end beyond the row, with weight 0. */
-    return to_lanes(((size_t)width + MAX_TAPS) * (size_t)channels);
+    return round_up(((size_t)width + MAX_TAPS) * (size_t)channels, 32);
 }
 
-size_t half_stride(int size) { return to_lanes((size_t)size); }
+size_t half_stride(int size) { return round_up((size_t)size, LANES); }
 
 typedef uint8_t sixteen __attribute__((vector_size(16)));
 
@@ -111,79 +121,93 @@ static inline __attribute__((always_inline)) void transpose(const uint8_t *in, s
 #undef ZIP
 }
 
+static inline void widen(sixteen levels, int16_t *restrict values) {
+    for (int i = 0; i < 16; i++) values[i] = (int16_t)(levels[i] << UNIT_BITS);
+}
+
 /* The high half of twice the product, rounded: the compiler knows it as one instruction. */
 static inline int16_t scaled(int16_t value, int16_t weight) {
     return (int16_t)((((value * weight) >> 14) + 1) >> 1);
 }
 
-static inline uint8_t to_grey_level(int16_t value) {
-    int level = (value + (1 << (UNIT_BITS - 1))) >> UNIT_BITS;
-    return (uint8_t)(level < 0 ? 0 : level > 255 ? 255 : level);
+static inline void add_scaled(int16_t sum[restrict 16], const int16_t *value, int16_t weight) {
+    /* Else the compiler unrolls it before it sees the vector. */
+#pragma GCC unroll 1
+    for (int lane = 0; lane < 16; lane++) sum[lane] = (int16_t)(sum[lane] + scaled(value[lane], weight));
+}
+
+/* sum[lane] = value[k][lane] * weight[k] over all k; `step` values lie between value[k] and value[k + 1]. */
+static inline __attribute__((always_inline)) void weigh(const int16_t *restrict value, size_t step,
+                                                        const int16_t *restrict weight, int count,
+                                                        int16_t sum[restrict LANES]) {
+    /* In three variables, which the compiler keeps in registers; in one array it would not. */
+    int16_t a[16] = {0}, b[16] = {0}, c[16] = {0};
+    for (int k = 0; k < count; k++, value += step) {
+        add_scaled(a, value, weight[k]);
+        add_scaled(b, value + 16, weight[k]);
+        add_scaled(c, value + 32, weight[k]);
+    }
+    memcpy(sum, a, sizeof a);
+    memcpy(sum + 16, b, sizeof b);
+    memcpy(sum + 32, c, sizeof c);
+}
+
+static inline uint8_t grey_level(int16_t value) {
+    int16_t level = (int16_t)((int16_t)(value + (1 << (UNIT_BITS - 1))) >> UNIT_BITS);
+    level = (int16_t)(level > 0 ? level : 0);
+    return (uint8_t)(level < 255 ? level : 255);
 }
 
 static inline __attribute__((always_inline)) void across(int channels, const int16_t *columns, int origin,
-                                                         const struct taps *taps, int size, uint8_t *half,
+                                                         const struct taps *taps, int size, int16_t *half,
                                                          size_t stride, size_t plane) {
-    const int lanes = channels * STRIP;
+    /* Of a grey strip, the lanes after the first 16 are the next columns, and are not used. */
+    const size_t step = (size_t)channels * STRIP;
     for (int left = 0; left < size; left += 16) {
-        uint8_t block[3][16][STRIP] = {0};
+        uint8_t block[16][LANES];
+        if (left + 16 > size) memset(block, 0, sizeof block);
         for (int x = left; x < left + 16 && x < size; x++) {
-            const int16_t *column = columns + (size_t)(taps->start[x] - origin) * (size_t)lanes;
-            const int16_t *weight = taps->weight + (size_t)x * (size_t)taps->count;
-            int16_t sum[3 * STRIP] = {0};
-            for (int k = 0; k < taps->count; k++)
-                for (int lane = 0; lane < lanes; lane++)
-                    sum[lane] = (int16_t)(sum[lane] + scaled(column[k * lanes + lane], weight[k]));
-            for (int c = 0; c < channels; c++)
-                for (int row = 0; row < STRIP; row++) block[c][x - left][row] = to_grey_level(sum[c * STRIP + row]);
+            int16_t sum[LANES];
+            weigh(columns + (size_t)(taps->start[x] - origin) * step, step,
+                  taps->weight + (size_t)x * (size_t)taps->count, taps->count, sum);
+            for (int lane = 0; lane < LANES; lane++) block[x - left][lane] = grey_level(sum[lane]);
         }
         for (int c = 0; c < channels; c++) {
             sixteen square[16];
-            transpose(block[c][0], STRIP, square);
+            transpose(block[0] + c * STRIP, sizeof block[0], square);
             for (int row = 0; row < STRIP; row++)
-                memcpy(half + (size_t)c * plane + (size_t)row * stride + left, &square[row], 16);
+                widen(square[row], half + (size_t)c * plane + (size_t)row * stride + left);
         }
     }
 }
 
 FOR_EACH_PROCESSOR
 void resize_across(const uint8_t *strip, int width, int channels, int origin, const struct taps *taps, int size,
-                   int16_t *columns, uint8_t *half, int rows, int row) {
+                   int16_t *columns, int16_t *half, int rows, int row) {
     size_t stride = strip_stride(width, channels);
     for (size_t at = 0; at < stride; at += 16) {
         sixteen square[16];
         transpose(strip + at, stride, square);
-        int16_t *column = columns + at * STRIP;
-        for (int i = 0; i < 16; i++)
-            for (int lane = 0; lane < STRIP; lane++)
-                column[i * STRIP + lane] = (int16_t)(square[i][lane] << UNIT_BITS);
+        for (size_t i = 0; i < 16; i++) widen(square[i], columns + (at + i) * STRIP);
     }
     size_t plane = (size_t)rows * half_stride(size);
-    uint8_t *to = half + (size_t)row * half_stride(size);
-    if (channels == 3)
-        across(3, columns, origin, taps, size, to, half_stride(size), plane);
-    else
-        across(1, columns, origin, taps, size, to, half_stride(size), plane);
+    int16_t *to = half + (size_t)row * half_stride(size);
+    across(channels, columns, origin, taps, size, to, half_stride(size), plane);
 }
 
 FOR_EACH_PROCESSOR
-void resize_down(const uint8_t *half, int channels, int rows, int origin, const struct taps *taps, int size,
+void resize_down(const int16_t *half, int channels, int rows, int origin, const struct taps *taps, int size,
                  uint8_t *out) {
     size_t stride = half_stride(size);
     for (int c = 0; c < channels; c++)
         for (int y = 0; y < size; y++) {
-            const uint8_t *from = half + ((size_t)c * (size_t)rows + (size_t)(taps->start[y] - origin)) * stride;
-            const int16_t *weight = taps->weight + (size_t)y * (size_t)taps->count;
+            const int16_t *from = half + ((size_t)c * (size_t)rows + (size_t)(taps->start[y] - origin)) * stride;
             uint8_t *to = out + ((size_t)c * (size_t)size + (size_t)y) * (size_t)size;
             for (int left = 0; left < size; left += LANES) {
-                int16_t sum[LANES] = {0};
+                int16_t sum[LANES];
                 uint8_t level[LANES];
-                for (int k = 0; k < taps->count; k++)
-                    for (int lane = 0; lane < LANES; lane++)
-                        sum[lane] = (int16_t)(sum[lane] + scaled((int16_t)(from[(size_t)k * stride + (size_t)(left + lane)]
-                                                                           << UNIT_BITS),
-                                                                 weight[k]));
-                for (int lane = 0; lane < LANES; lane++) level[lane] = to_grey_level(sum[lane]);
+                weigh(from + left, stride, taps->weight + (size_t)y * (size_t)taps->count, taps->count, sum);
+                for (int lane = 0; lane < LANES; lane++) level[lane] = grey_level(sum[lane]);
                 memcpy(to + left, level, size - left < LANES ? (size_t)(size - left) : LANES);
             }
         }

@@ -23,17 +23,17 @@ struct taps {
 int make_taps(struct taps *taps, double from, double to, int limit, int size, int flip);
 void free_taps(struct taps *taps);
 
-/* Bytes between two rows of a strip of `width` pixels, and between two rows of the half-resized image. */
+/* Values between two rows of a strip of `width` pixels, and between two rows of the half-resized image. */
 size_t strip_stride(int width, int channels);
 size_t half_stride(int size);
 
 /* Resize STRIP rows of interleaved pixels across, to rows row .. row + STRIP of half[channels][rows][half_stride].
  * `columns` is room for STRIP * strip_stride(...) values; `origin` is the source pixel that the strip begins with. */
 void resize_across(const uint8_t *strip, int width, int channels, int origin, const struct taps *taps, int size,
-                   int16_t *columns, uint8_t *half, int rows, int row);
+                   int16_t *columns, int16_t *half, int rows, int row);
 
 /* Resize `half`, whose first row is source row `origin`, down to planes out[channels][size][size]. */
-void resize_down(const uint8_t *half, int channels, int rows, int origin, const struct taps *taps, int size,
+void resize_down(const int16_t *half, int channels, int rows, int origin, const struct taps *taps, int size,
                  uint8_t *out);
 
 #endif
