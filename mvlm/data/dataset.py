@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from mvlm.batch import Batch
 from mvlm.config import Config
 from mvlm.data.collate import Sample, collate, pad
+from mvlm.data.decoding import BadImage, Picture, open_picture
 from mvlm.data.index import Mixture, Row
-from mvlm.data.transforms import BadImage, eval_view, load_image, train_view
+from mvlm.data.transforms import eval_view, train_view
 from mvlm.errors import UserError
 from mvlm.masking import Purpose, block_grid, generator, patch_mask, token_mask
 
@@ -101,7 +102,8 @@ class PairDataset:
         epoch = position // len(self)
         content = self.mixture.row(row)
         caption = self._choose(content.captions, epoch, row)
-        image_CHW, masked_image_CHW = self._views(_decode(self.mixture, content, row), caption, epoch, row)
+        with _naming(self.mixture, content, row):
+            image_CHW, masked_image_CHW = self._views(open_picture(content.image), caption, epoch, row)
         text_L = self.captions.encode(caption)
         masked_text_L, target_L = self._hide_tokens(text_L, epoch, row)
         return Sample(
@@ -131,13 +133,13 @@ class PairDataset:
             case "first":
                 return captions[0]
 
-    def _views(self, image: Image.Image, caption: str, epoch: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+    def _views(self, picture: Picture, caption: str, epoch: int, row: int) -> tuple[np.ndarray, np.ndarray]:
         data = self.config.data
         flip = data.flip and not _SIDES.search(caption)
 
         def view(purpose: Purpose) -> np.ndarray:
             rng = self._rng(purpose, epoch, row)
-            return train_view(image, self.config.model.image_size, rng, data.crop_scale, flip, data.randaugment)
+            return train_view(picture, self.config.model.image_size, rng, data.crop_scale, flip, data.randaugment)
 
         whole = view(Purpose.VIEW)
         return whole, whole if data.shared_view else view(Purpose.MASKED_VIEW)
@@ -195,17 +197,22 @@ class EvalDataset:
         Raises:
             UserError: an image cannot be decoded; names shard, row and key.
         """
-        images = (_decode(self.mixture, self.mixture.row(row), row) for row in rows)
-        return torch.from_numpy(np.stack([eval_view(image, self.image_size) for image in images]))
+        return torch.from_numpy(np.stack([self._image(row) for row in rows]))
+
+    def _image(self, row: int) -> np.ndarray:
+        content = self.mixture.row(row)
+        with _naming(self.mixture, content, row):
+            return eval_view(open_picture(content.image), self.image_size)
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool of the captions with these indices."""
         return self.tokens.batch([self.captions[index] for index in captions])
 
 
-def _decode(mixture: Mixture, content: Row, row: int) -> Image.Image:
+@contextmanager
+def _naming(mixture: Mixture, content: Row, row: int) -> Iterator[None]:
     try:
-        return load_image(content.image)
+        yield
     except BadImage as error:
         where = f"{mixture.where(row)} (key {content.key!r})"
         if zlib.crc32(content.image) != content.crc32:

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mvlm.data import transforms
+from mvlm.data.decoding import Decoded
 from mvlm.data.transforms import OPERATIONS, BadImage, crop_box, eval_view, load_image, train_view
 
 OFF = (0, 0)
@@ -118,7 +119,7 @@ def test_crop_is_plain_pils():
     image = photo(300, 200)
     for seed in range(20):
         box = crop_box(rng(seed), image.width, image.height, (0.5, 1.0))
-        view = train_view(image, 64, rng(seed), (0.5, 1.0), False, OFF)
+        view = train_view(Decoded(image), 64, rng(seed), (0.5, 1.0), False, OFF)
         assert view.shape == (3, 64, 64) and view.dtype == np.uint8 and view.flags.c_contiguous
         plain = np.asarray(image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         assert np.abs(view[:, 2:-2, 2:-2].astype(int) - plain[:, 2:-2, 2:-2]).max() <= 1
@@ -142,20 +143,24 @@ def test_extreme_shapes_fall_back_to_the_centre(width, height):
     left, top, right, bottom = crop_box(rng(), width, height, (0.9, 1.0))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert abs((left + right) - width) <= 1 and abs((top + bottom) - height) <= 1
-    assert train_view(Image.new("RGB", (width, height)), 32, rng(), (0.9, 1.0), True, (2, 7)).shape == (3, 32, 32)
+    assert train_view(Decoded(Image.new("RGB", (width, height))), 32, rng(), (0.9, 1.0), True, (2, 7)).shape == (
+        3,
+        32,
+        32,
+    )
 
 
 def test_without_a_crop_training_sees_what_evaluation_sees():
-    assert (train_view(photo(), 32, rng(), (1, 1), False, OFF) == eval_view(photo(), 32)).all()
+    assert (train_view(Decoded(photo()), 32, rng(), (1, 1), False, OFF) == eval_view(Decoded(photo()), 32)).all()
     resized = photo().resize((32, 32), Image.Resampling.BICUBIC)
-    assert (eval_view(photo(), 32) == np.asarray(resized).transpose(2, 0, 1)).all()
+    assert (eval_view(Decoded(photo()), 32) == np.asarray(resized).transpose(2, 0, 1)).all()
 
 
 def test_half_the_views_are_mirrored_and_forbidding_it_changes_nothing_else():
     mirrored = 0
     for seed in range(200):
-        plain = train_view(photo(), 16, rng(seed), (0.5, 1), False, OFF)
-        view = train_view(photo(), 16, rng(seed), (0.5, 1), True, OFF)
+        plain = train_view(Decoded(photo()), 16, rng(seed), (0.5, 1), False, OFF)
+        view = train_view(Decoded(photo()), 16, rng(seed), (0.5, 1), True, OFF)
         assert (view == plain).all() or (view == plain[:, :, ::-1]).all()
         mirrored += not (view == plain).all()
     assert 70 < mirrored < 130
@@ -204,13 +209,13 @@ def test_randaugment_draws_every_operation_as_often(monkeypatch):
 
     monkeypatch.setattr(transforms, "OPERATIONS", tuple(counting(i) for i in range(len(OPERATIONS))))
     for seed in range(900):
-        train_view(photo(8, 8), 8, rng(seed), (1, 1), True, (2, 7))
+        train_view(Decoded(photo(8, 8)), 8, rng(seed), (1, 1), True, (2, 7))
     assert counts.sum() == 1800 and counts.min() > 140 and counts.max() < 260
 
 
 def test_views_are_repeatable_and_leave_the_image_alone():
     image = photo()
     before = pixels(image)
-    views = [train_view(image, 24, rng(3), (0.5, 1), True, (3, 9)) for _ in range(2)]
+    views = [train_view(Decoded(image), 24, rng(3), (0.5, 1), True, (3, 9)) for _ in range(2)]
     assert (views[0] == views[1]).all() and (pixels(image) == before).all()
-    assert (views[0] != train_view(image, 24, rng(4), (0.5, 1), True, (3, 9))).any()
+    assert (views[0] != train_view(Decoded(image), 24, rng(4), (0.5, 1), True, (3, 9))).any()

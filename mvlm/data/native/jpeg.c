@@ -17,8 +17,6 @@
 
 enum {
     SCAN_LIMIT = 500,    /* of a progressive image: a small file can ask to go over its pixels without end */
-    LARGEST_SHRINK = 8,  /* libjpeg decodes to 1/2, 1/4 and 1/8 of the size by leaving out frequencies */
-    SHRINK_ABOVE = 2,    /* how many times larger than the result the image must still be then */
     SPARE = 2,           /* pixels around those used: at the edge of a part, colours are not those of the whole */
     SEGMENT_MAX = 65533, /* bytes */
 };
@@ -138,13 +136,6 @@ enum outcome jpeg_header(const uint8_t *data, size_t length, struct header *head
     return decoder.outcome;
 }
 
-static int shrink_of(const struct view *view) {
-    int width = view->right - view->left, height = view->bottom - view->top, shrink = 1;
-    int shorter = width < height ? width : height;
-    while (shrink < LARGEST_SHRINK && shorter / (2 * shrink) >= SHRINK_ABOVE * view->size) shrink *= 2;
-    return shrink;
-}
-
 static void *room(struct decoder *decoder, size_t bytes) {
     void *memory = malloc(bytes);
     if (!memory) stop(decoder, NO_MEMORY);
@@ -160,7 +151,7 @@ static void plan_axis(struct decoder *decoder, struct taps *taps, double from, d
 
 static void decode_part(struct decoder *decoder, const struct view *view, uint8_t *out) {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
-    int channels = jpeg->num_components, shrink = shrink_of(view);
+    int channels = jpeg->num_components, shrink = view->shrink;
     jpeg->out_color_space = channels == 1 ? JCS_GRAYSCALE : JCS_RGB;
     jpeg->dct_method = JDCT_ISLOW;
     jpeg->scale_num = 1;

@@ -24,13 +24,15 @@ static PyObject *header(PyObject *module, PyObject *arguments) {
 static PyObject *view(PyObject *module, PyObject *arguments) {
     Py_buffer data, out;
     struct view view;
-    if (!PyArg_ParseTuple(arguments, "y*(iiii)piw*:view", &data, &view.left, &view.top, &view.right, &view.bottom,
-                          &view.flip, &view.size, &out))
+    if (!PyArg_ParseTuple(arguments, "y*(iiii)ipiw*:view", &data, &view.left, &view.top, &view.right, &view.bottom,
+                          &view.shrink, &view.flip, &view.size, &out))
         return NULL;
     char message[MESSAGE_LENGTH] = "the view or its buffer does not make sense";
     enum outcome outcome = DAMAGED;
-    if (0 <= view.left && view.left < view.right && 0 <= view.top && view.top < view.bottom && view.size > 0 &&
-        view.size <= SIZE_LIMIT && out.len == (Py_ssize_t)3 * view.size * view.size) {
+    int sound = 0 <= view.left && view.left < view.right && 0 <= view.top && view.top < view.bottom &&
+                (view.shrink == 1 || view.shrink == 2 || view.shrink == 4 || view.shrink == 8) && view.size > 0 &&
+                view.size <= SIZE_LIMIT && out.len == (Py_ssize_t)3 * view.size * view.size;
+    if (sound) {
         Py_BEGIN_ALLOW_THREADS
         outcome = jpeg_view(data.buf, (size_t)data.len, &view, out.buf, message);
         Py_END_ALLOW_THREADS
@@ -45,7 +47,7 @@ static PyMethodDef functions[] = {
     {"header", header, METH_VARARGS,
      "header(data) -> (width, height, whether `view` shows the image as it should look)"},
     {"view", view, METH_VARARGS,
-     "view(data, (left, top, right, bottom), flip, size, out) -> whether it took it: decode a part to uint8 "
+     "view(data, (left, top, right, bottom), shrink, flip, size, out) -> whether it took it: decode a part to uint8 "
      "[3, size, size] in `out`"},
     {NULL, NULL, 0, NULL},
 };
