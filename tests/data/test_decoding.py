@@ -3,6 +3,7 @@
 import io
 import struct
 import threading
+from functools import cache
 
 import numpy as np
 import pytest
@@ -72,6 +73,7 @@ KINDS = {
 }
 
 
+@cache
 def picture_of(kind, width=333, height=250):
     image = scene(width, height)
     return jpeg(image.convert("L") if kind == "grey" else image, **KINDS[kind])
@@ -80,24 +82,17 @@ def picture_of(kind, width=333, height=250):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", HERE)
 def test_every_decoder_shows_the_same_pixels(name, kind):
-    """Against all of the image decoded by Pillow, cut and resized in float64."""
+    """Against all of the image decoded by Pillow, cut and resized in float64; what remains is rounding, twice."""
     data = picture_of(kind)
     picture = OPENERS[name](data)
     assert (picture.width, picture.height) == (333, 250)
     whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), np.float64)
     rng = np.random.default_rng(1)
-    means = []
-    for trial in range(12):
-        box, size, flip = random_box(rng, 333, 250), int(rng.integers(17, 150)), bool(trial % 2)
-        # Where the shrinking is to be left to the filter, since the formula knows no other.
-        if shrink(box, size) > 1 or max(box[2] - box[0], box[3] - box[1]) > decoding.GAP * size:
-            continue
-        got = shown(picture, box, size, flip).astype(float)
-        expected = resized(whole, box, size)[:, :, :: -1 if flip else 1]
-        # Pillow and we round between the two passes; at most one level in each.
-        assert np.abs(got - expected).max() <= 2.5
-        means.append(np.abs(got - np.rint(expected)).mean())
-    assert len(means) > 5 and np.mean(means) < 0.15
+    for trial in range(6):
+        # No smaller, since the formula knows the filter alone, and not what comes before it where much is shrunk.
+        box, size, flip = random_box(rng, 333, 250), int(rng.integers(56, 150)), bool(trial % 2)
+        difference = np.abs(shown(picture, box, size, flip) - resized(whole, box, size)[:, :, :: -1 if flip else 1])
+        assert difference.max() < 1.5 and difference.mean() < 0.35
 
 
 def resized(pixels, box, size):
@@ -112,16 +107,16 @@ def resized(pixels, box, size):
         return value / value.sum(1, keepdims=True)
 
     across, down = weights(box[0], box[2], pixels.shape[1]), weights(box[1], box[3], pixels.shape[0])
-    half = np.clip(np.einsum("xw,hwc->hxc", across, pixels), 0, 255)
-    return np.clip(np.einsum("yh,hxc->cyx", down, half), 0, 255)
+    half = np.clip(pixels.transpose(2, 0, 1) @ across.T, 0, 255)
+    return np.clip(down @ half, 0, 255)
 
 
 @pytest.mark.parametrize("name", [name for name in HERE if name != "pillow"])
-@pytest.mark.parametrize("kind", ["4:2:0", "progressive", "grey"])
+@pytest.mark.parametrize("kind", ["4:2:0", "grey"])
 def test_shrunk_far_the_decoders_still_agree_with_pillow(name, kind):
-    data = picture_of(kind, 2100, 1500)
+    data = picture_of(kind, 1400, 1000)
     reference, picture = Decoded.open(data), OPENERS[name](data)
-    for box, size in (((0, 0, 2100, 1500), 224), ((301, 11, 1900, 1411), 64), ((700, 300, 1460, 1000), 100)):
+    for box, size in (((0, 0, 1400, 1000), 112), ((201, 11, 1200, 911), 40), ((400, 200, 1160, 900), 100)):
         assert shrink(box, size) > 1
         difference = np.abs(shown(picture, box, size).astype(int) - shown(reference, box, size))
         assert difference.mean() < 0.5 and np.percentile(difference, 99) <= 2
@@ -139,7 +134,7 @@ def test_a_part_is_what_the_whole_has_there():
         colour = "GRAY" if kind == "grey" else "RGB"
         whole = np.broadcast_to(simplejpeg.decode_jpeg(data, colour), (250, 333, 3))
         rng = np.random.default_rng(2)
-        for _ in range(25):
+        for _ in range(10):
             size = int(rng.integers(1, 200))
             left, top = int(rng.integers(333 - size + 1)), int(rng.integers(250 - size + 1))
             part = shown(picture, (left, top, left + size, top + size), size)
@@ -153,6 +148,7 @@ def test_a_plain_colour_stays_exactly_that(name):
         assert (shown(OPENERS[name](jpeg(image)), box, size) == 255).all()
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("name", HERE)
 @pytest.mark.parametrize("how", ["exif", "xmp", "exif that cannot be read"])
 def test_pictures_stored_on_their_side_are_shown_upright(name, how):
@@ -165,7 +161,6 @@ def test_pictures_stored_on_their_side_are_shown_upright(name, how):
     }[how]
     data = jpeg(scene(120, 80), **options)
     picture, upright = OPENERS[name](data), load_image(data)
-    assert isinstance(picture, Decoded) or (picture.width, picture.height) == upright.size
     size = (picture.width, picture.height)
     assert size == upright.size
     assert (shown(picture, (0, 0, *size), 64) == shown(Decoded(upright), (0, 0, *size), 64)).all()
@@ -194,24 +189,17 @@ def test_other_formats_go_through_pillow(kind):
     assert isinstance(open_picture(memoryview(file.getvalue())), Decoded)
 
 
-@pytest.mark.parametrize("name", ["native", "simplejpeg"])
+@pytest.mark.parametrize("name", [name for name in HERE if name != "pillow"])
 def test_damage_is_reported_in_the_words_of_the_library(name):
-    if name not in HERE:
-        pytest.skip(DECODERS[name]())
     data = jpeg(scene(200, 150))
-    for broken, words in (
-        (data[: len(data) // 2], "premature end|Premature end"),
-        (
-            data[: len(data) // 2] + bytes(40) + data[len(data) // 2 + 40 :],
-            "Corrupt|extraneous|code|premature|Premature",
-        ),
-        (b"\xff\xd8\xff", "."),
-    ):
-        with pytest.raises(BadImage, match=words):
-            shown(OPENERS[name](broken), (0, 0, 200, 150), 64)
+    with pytest.raises(BadImage, match=r"(?i)premature end"):
+        shown(OPENERS[name](data[: len(data) // 2]), (0, 0, 200, 150), 64)
+    with pytest.raises(BadImage, match="data"):
+        OPENERS[name](data[:3])
 
 
 @native
+@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_thousands_of_damaged_files_end_in_a_picture_or_in_bad_image():
     rng = np.random.default_rng(3)
     sources = [picture_of(kind, 64, 48) for kind in KINDS] + [jpeg(scene(64, 48), exif=full_exif(), xmp=b"<x/>" * 20)]
@@ -277,11 +265,15 @@ def test_an_image_that_claims_to_be_huge_is_refused_by_its_header():
 
 @native
 def test_a_file_cannot_ask_for_work_without_end():
-    """A progressive image is gone over once a scan; the last of this one is there a thousand times."""
-    data = jpeg(scene(64, 48), progressive=True)
-    last = data.rindex(b"\xff\xda")
+    """Three channels in a scan each, of which the last is there six hundred times."""
+    data = jpeg(Image.new("L", (64, 48)))
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    three = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 48, 64, 3) + b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3))
+    scans = [data[scan : scan + 5] + bytes([i]) + data[scan + 6 : -2] for i in (1, 2, 3)]
+    head, end = data[:frame] + three + data[frame + 13 : scan], data[-2:]
+    shown(NativeJpeg.open(head + b"".join(scans) + end), (0, 0, 64, 48), 32)
     with pytest.raises(BadImage, match="more scans"):
-        shown(NativeJpeg.open(data[:last] + data[last:-2] * 1000 + data[-2:]), (0, 0, 64, 48), 32)
+        shown(NativeJpeg.open(head + b"".join(scans) + scans[2] * 600 + end), (0, 0, 64, 48), 32)
 
 
 @native
@@ -297,7 +289,7 @@ def test_a_file_cannot_ask_for_work_without_end():
 )
 def test_the_extension_refuses_what_makes_no_sense(arguments):
     box, by, size = arguments
-    with pytest.raises(ValueError, match="outside|sense"):
+    with pytest.raises(ValueError, match=r"outside|sense"):
         decoding._native.view(jpeg(scene(64, 48)), box, by, False, size, np.empty((3, 32, 32), np.uint8))
 
 
