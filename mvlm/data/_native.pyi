@@ -12,3 +12,11 @@ def view(
 
     It is decoded at 1 / `shrink` of its size, and resized from that.
     """
+
+def warp(
+    image: np.ndarray, size: int, matrix: tuple[float, float, float, float, float, float], out: np.ndarray
+) -> None:
+    """Write `image`, uint8 [3, size, size], to `out`, seen through a matrix as of `augmenting.Matrix`."""
+
+def sharpen(image: np.ndarray, size: int, factor: float, out: np.ndarray) -> None:
+    """Write `image` to `out`, sharper where `factor` is above 1, smoother where it is below."""

@@ -19,11 +19,13 @@ from PIL import Image, ImageOps
 
 from mvlm.errors import UserError
 
-_native_is_missing: str | None = None
+native_is_missing = ""
+"""Why the extension cannot be used; empty if it can."""
+
 try:
     from mvlm.data import _native
 except ImportError as error:
-    _native_is_missing = f"installing mvlm builds it where there are a C compiler and libjpeg-turbo's headers; {error}"
+    native_is_missing = f"installing mvlm builds it where there are a C compiler and libjpeg-turbo's headers; {error}"
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """Named, since Pillow's other readers include some that run outside programs."""
@@ -233,7 +235,7 @@ def _no_simplejpeg() -> str | None:
 
 
 DECODERS: dict[str, Callable[[], str | None]] = {
-    "native": lambda: _native_is_missing,
+    "native": lambda: native_is_missing or None,
     "simplejpeg": _no_simplejpeg,
     "pillow": lambda: None,
 }

@@ -323,7 +323,7 @@ def test_the_choice_says_what_was_passed_over(monkeypatch):
 
 
 def test_without_the_extension_simplejpeg_is_next_and_says_why(monkeypatch):
-    monkeypatch.setattr(decoding, "_native_is_missing", "no compiler")
+    monkeypatch.setattr(decoding, "native_is_missing", "no compiler")
     decoding._choose.cache_clear()
     monkeypatch.delenv(FORCE, raising=False)
     try:

@@ -2,7 +2,13 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <math.h>
+
+#include "augment.h"
 #include "jpeg.h"
+
+/* Of the numbers of a matrix and factors, so that nothing computed from them overflows. */
+static const double FARTHEST = 1 << 15;
 
 static PyObject *raise_outcome(enum outcome outcome, const char *message) {
     if (outcome == NO_MEMORY) return PyErr_NoMemory();
@@ -43,12 +49,59 @@ static PyObject *view(PyObject *module, PyObject *arguments) {
     return PyBool_FromLong(outcome == DONE);
 }
 
+/* Whether both are images of one size, of which they may not share the memory. */
+static int are_images(const Py_buffer *image, const Py_buffer *out, int size) {
+    Py_ssize_t bytes = (Py_ssize_t)3 * size * size;
+    const char *a = image->buf, *b = out->buf;
+    return size > 0 && size <= SIZE_LIMIT && image->len == bytes && out->len == bytes &&
+           (a + bytes <= b || b + bytes <= a);
+}
+
+static PyObject *warp_image(PyObject *module, PyObject *arguments) {
+    Py_buffer image, out;
+    double m[6];
+    int size, failed = 0;
+    if (!PyArg_ParseTuple(arguments, "y*i(dddddd)w*:warp", &image, &size, m, m + 1, m + 2, m + 3, m + 4, m + 5, &out))
+        return NULL;
+    int sound = are_images(&image, &out, size);
+    for (int i = 0; i < 6; i++) sound = sound && fabs(m[i]) <= FARTHEST;
+    if (sound) {
+        Py_BEGIN_ALLOW_THREADS
+        failed = warp(image.buf, size, m, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&image);
+    PyBuffer_Release(&out);
+    if (failed) return PyErr_NoMemory();
+    if (!sound) return raise_outcome(DAMAGED, "the images or the matrix do not make sense");
+    Py_RETURN_NONE;
+}
+
+static PyObject *sharpen_image(PyObject *module, PyObject *arguments) {
+    Py_buffer image, out;
+    double factor;
+    int size;
+    if (!PyArg_ParseTuple(arguments, "y*idw*:sharpen", &image, &size, &factor, &out)) return NULL;
+    int sound = are_images(&image, &out, size) && fabs(factor) <= FARTHEST;
+    if (sound) {
+        Py_BEGIN_ALLOW_THREADS
+        sharpen(image.buf, size, factor, out.buf);
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&image);
+    PyBuffer_Release(&out);
+    if (!sound) return raise_outcome(DAMAGED, "the images or the factor do not make sense");
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef functions[] = {
     {"header", header, METH_VARARGS,
      "header(data) -> (width, height, whether `view` shows the image as it should look)"},
     {"view", view, METH_VARARGS,
      "view(data, (left, top, right, bottom), shrink, flip, size, out) -> whether it took it: decode a part to uint8 "
      "[3, size, size] in `out`"},
+    {"warp", warp_image, METH_VARARGS, "warp(image, size, matrix, out): uint8 [3, size, size] seen through a matrix"},
+    {"sharpen", sharpen_image, METH_VARARGS, "sharpen(image, size, factor, out): below 1, `factor` makes it smoother"},
     {NULL, NULL, 0, NULL},
 };
 

@@ -4,19 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "processors.h"
+
 /* Pixels are held in units of 2^-6, so that the overshoot of the filter fits in 16 bits; each product is rounded to
  * that unit, which for MAX_TAPS of them stays well below half a grey level. Integers alone: every machine, whatever
  * its vectors, gives the same image. */
 #define UNIT_BITS 6
 
 enum { LANES = 48 }; /* values that are computed together: of a strip's column, or of a row */
-
-/* The compiler makes a variant for each of these processors, and the loader picks one. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
 
 static double bicubic(double x) {
     x = fabs(x);
