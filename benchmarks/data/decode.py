@@ -53,6 +53,7 @@ NATIVE, TORCHVISION, FULL, PART = (
 GOALS = {TORCHVISION: 3.2, "FFCV": 1.8, FULL: 0.8, PART: 0.75}
 
 Stack = Callable[[list[bytes]], object]
+Round = Callable[[list[list[bytes]]], object]
 
 
 def main() -> None:
@@ -77,14 +78,13 @@ def main() -> None:
 
 
 def measure(images: list[bytes], scale: tuple[float, float], rounds: int) -> dict[str, object]:
-    stacks = available(scale, images[:BATCH])
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    stacks = available(scale, batches)
     speeds: dict[str, list[float]] = {name: [] for name in stacks}
     for _ in range(rounds):
         for name, stack in stacks.items():
             start = time.process_time()
-            for batch in batches:
-                stack(batch)
+            stack(batches)
             speeds[name].append(len(images) / (time.process_time() - start))
     median = {name: round(statistics.median(values), 1) for name, values in speeds.items()}
     return {
@@ -97,38 +97,50 @@ def measure(images: list[bytes], scale: tuple[float, float], rounds: int) -> dic
     }
 
 
-def available(scale: tuple[float, float], images: list[bytes]) -> dict[str, Stack]:
-    makers: dict[str, Callable[[], Stack]] = {
-        NATIVE: lambda: ours(NativeJpeg.open, scale),
-        "simplejpeg": lambda: ours(SimpleJpeg.open, scale),
-        "pillow": lambda: ours(Decoded.open, scale),
-        "simplejpeg + OpenCV": lambda: peers.opencv(scale),
-        TORCHVISION: lambda: peers.torchvision(scale, as_float=True),
-        "Pillow + torchvision v1, uint8": lambda: peers.torchvision(scale, as_float=False),
-        "torchvision decode_jpeg + v2, uint8": lambda: peers.torchvision_v2(scale),
-        "DALI": lambda: peers.dali(scale, BATCH),
-        "FFCV": lambda: peers.ffcv(scale, images),
-        FULL: lambda: limit(None),
-        PART: lambda: limit(scale),
+def available(scale: tuple[float, float], batches: list[list[bytes]]) -> dict[str, Round]:
+    """What runs here, warmed up."""
+    makers: dict[str, Callable[[], Round]] = {
+        NATIVE: lambda: each(ours(NativeJpeg.open, scale)),
+        "native, with RandAugment": lambda: each(ours(NativeJpeg.open, scale, (2, 7))),
+        "simplejpeg": lambda: each(ours(SimpleJpeg.open, scale)),
+        "pillow": lambda: each(ours(Decoded.open, scale)),
+        "simplejpeg + OpenCV": lambda: each(peers.opencv(scale)),
+        TORCHVISION: lambda: each(peers.torchvision(scale, as_float=True)),
+        "Pillow + torchvision v1, uint8": lambda: each(peers.torchvision(scale, as_float=False)),
+        "torchvision decode_jpeg + v2, uint8": lambda: each(peers.torchvision_v2(scale)),
+        "DALI": lambda: each(peers.dali(scale, len(batches[0]))),
+        "FFCV": lambda: peers.ffcv(scale, batches),
+        FULL: lambda: each(limit(None)),
+        PART: lambda: each(limit(scale)),
     }
     stacks = {}
     for name, make in makers.items():
         try:
             stack = make()
-            stack(images)
+            stack(batches[:1])
             stacks[name] = stack
         except Exception as error:  # a peer that does not work here must not stop the others
             print(f"{name} is left out: {type(error).__name__}: {str(error)[:200]}", flush=True)
     return stacks
 
 
-def ours(opener: Callable[[bytes], Picture], scale: tuple[float, float]) -> Stack:
+def each(stack: Stack) -> Round:
+    def go(batches: list[list[bytes]]) -> None:
+        for batch in batches:
+            stack(batch)
+
+    return go
+
+
+def ours(
+    opener: Callable[[bytes], Picture], scale: tuple[float, float], randaugment: tuple[int, int] = (0, 0)
+) -> Stack:
     out = np.empty((BATCH, 3, SIZE, SIZE), np.uint8)
     rng = np.random.default_rng(0)
 
     def stack(images: list[bytes]) -> np.ndarray:
         for row, image in enumerate(images):
-            train_view(opener(image), SIZE, rng, scale, True, (0, 0), out[row])
+            train_view(opener(image), SIZE, rng, scale, True, randaugment, out[row])
         return out
 
     return stack

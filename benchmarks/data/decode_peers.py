@@ -91,8 +91,8 @@ def dali(scale: tuple[float, float], batch: int) -> Stack:
     return stack
 
 
-def ffcv(scale: tuple[float, float], images: list[bytes]) -> Stack:
-    """Reads the images from a file of its own, in which they are as FFCV encodes them anew, at quality 90."""
+def ffcv(scale: tuple[float, float], batches: list[list[bytes]]) -> Callable[[list[list[bytes]]], object]:
+    """Whole epochs, from a file of its own, in which the images are as FFCV encodes them anew, at quality 90."""
     from ffcv.fields import RGBImageField
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -100,14 +100,14 @@ def ffcv(scale: tuple[float, float], images: list[bytes]) -> Stack:
     from ffcv.writer import DatasetWriter
 
     path = Path(tempfile.mkdtemp()) / "images.beton"
-    DatasetWriter(
-        str(path), {"image": RGBImageField(write_mode="jpg", jpeg_quality=90)}, num_workers=1
-    ).from_indexed_dataset([(Image.open(io.BytesIO(image)).convert("RGB"),) for image in images])
+    images = [(np.asarray(Image.open(io.BytesIO(image)).convert("RGB")),) for batch in batches for image in batch]
+    field = RGBImageField(write_mode="jpg", jpeg_quality=90)
+    DatasetWriter(str(path), {"image": field}, num_workers=1).from_indexed_dataset(images)
     steps = [RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale), RandomHorizontalFlip(), ToTensor()]
     loader = Loader(
-        str(path), batch_size=len(images), num_workers=1, order=OrderOption.RANDOM, pipelines={"image": steps}
+        str(path), batch_size=len(batches[0]), num_workers=1, order=OrderOption.RANDOM, pipelines={"image": steps}
     )
-    return lambda images: list(loader)
+    return lambda _: list(loader)
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ struct header {
 
 struct view {
     int left, top, right, bottom; /* pixels of the image that are kept */
-    int shrink; /* 1, 2, 4 or 8: decode at this part of the size, before resizing */
+    int shrink;                   /* 1, 2, 4 or 8: decode at this part of the size, before resizing */
     int flip;
     int size; /* pixels a side of the result */
 };

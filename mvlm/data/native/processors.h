@@ -2,7 +2,7 @@
 #ifndef MVLM_PROCESSORS_H
 #define MVLM_PROCESSORS_H
 
-#include <stddef.h> /* defines __GLIBC__, where loaders can do so */
+#include <stdint.h> /* defines __GLIBC__, with which loaders can do so */
 
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("avx2", "default")))

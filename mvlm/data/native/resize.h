@@ -10,7 +10,7 @@ enum {
     MAX_TAPS = 64, /* source pixels an output pixel may draw on: beyond it, 15 bits of weight are too few */
 };
 
-/* Along one axis: output pixel i is the sum over k of weight[i * count + k] * source[first[i] + k]. */
+/* Along one axis: output pixel i is the sum over k of weight[i * count + k] * source[start[i] + k]. */
 struct taps {
     int count;
     int first, last; /* the source pixels in use, the last one excluded */
