@@ -43,14 +43,14 @@ def autocontrast(view: np.ndarray, level: float) -> np.ndarray:
     if low == high:
         return view
     stretched = np.clip((np.arange(256) - low) * 255 / (high - low), 0, 255).round()
-    return stretched.astype(np.uint8)[view]
+    return _mapped(view, stretched)
 
 
 def brightness(view: np.ndarray, level: float) -> np.ndarray:
     """Towards white or black: scaling would clip single channels and turn orange into yellow."""
     levels = np.arange(256)
     goal = 255 if level > 0 else 0
-    return (levels + 0.5 * abs(level) * (goal - levels)).astype(np.uint8)[view]
+    return _mapped(view, levels + 0.5 * abs(level) * (goal - levels))
 
 
 def sharpness(view: np.ndarray, level: float) -> np.ndarray:
@@ -96,6 +96,12 @@ def warp(view: np.ndarray, matrix: Matrix) -> np.ndarray:
     out = np.empty_like(view)
     _native.warp(view, view.shape[1], matrix, out)
     return out
+
+
+def _mapped(view: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Each level replaced by the table's; bytes do that several times faster than an index of numpy."""
+    levels = view.tobytes().translate(table.astype(np.uint8).tobytes())
+    return np.frombuffer(levels, np.uint8).reshape(view.shape)
 
 
 def _to_image(view: np.ndarray) -> Image.Image:

@@ -133,8 +133,9 @@ class NativeJpeg:
     def open(cls, data: bytes | memoryview) -> Picture:
         try:
             width, height, plain = _native.header(data)
-        except ValueError as error:
-            raise BadImage(str(error)) from None
+        except ValueError:
+            # Of a header that libjpeg warns of, Pillow is the judge, as it is when a corpus is sharded.
+            return Decoded.open(data)
         return cls(data, width, height) if plain else Decoded.open(data)
 
     def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
@@ -157,6 +158,12 @@ class SimpleJpeg:
 
     @classmethod
     def open(cls, data: bytes | memoryview) -> Picture:
+        import simplejpeg
+
+        try:
+            simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return Decoded.open(data)  # as in `NativeJpeg`
         try:
             header = _opened(data)
             upright = header.getexif().get(_ORIENTATION, 1) == 1
