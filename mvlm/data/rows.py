@@ -109,13 +109,12 @@ class Rows(Generic[S]):
 
     def views(self, data: memoryview, crc32: int, flip: bool, *draws: np.random.Generator) -> tuple[np.ndarray, ...]:
         """A view of an encoded image for each of `draws`: uint8 [3, H, W]."""
-        settings = self.config.data
+        settings, size = self.config.data, self.config.model.image_size
         try:
             image = load_image(data)
+            return tuple(train_view(image, size, rng, settings.crop_scale, flip, settings.randaugment) for rng in draws)
         except BadImage as error:
             raise BadImage(why_bad(data, crc32, error)) from None
-        size = self.config.model.image_size
-        return tuple(train_view(image, size, rng, settings.crop_scale, flip, settings.randaugment) for rng in draws)
 
     def _fault(self, content: Row, position: int, row: int, error: BadImage) -> Fault:
         """What is wrong with a row, unless its shard is being changed: for that no other row is an answer."""
