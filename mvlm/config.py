@@ -118,6 +118,25 @@ class Train:
     spike: float = 3.0  # a loss above this many times the median of the last 64 is rolled back; 0 = only NaN and inf
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
     hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
+    compile: bool = False  # torch.compile of each block: minutes at the start, then faster steps on a GPU
+    recompute: float = 0.0  # share of the blocks that keep their input alone and compute the rest again in backward
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which implementation each operation takes: "auto", or one by the name that `mvlm kernels` gives it."""
+
+    attention: str = "auto"
+    linear: str = "auto"
+    gelu_linear: str = "auto"
+    layer_norm: str = "auto"
+    word_loss: str = "auto"
+    packed_attention: str = "auto"
+    patch_l1: str = "auto"
+    log_sum_exps: str = "auto"
+    contrastive: str = "auto"
+    negatives: str = "auto"
+    optimizer: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,7 @@ class Config:
     objectives: Objectives = field(default_factory=Objectives)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
+    kernels: Kernels = field(default_factory=Kernels)
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
     eval: Eval = field(default_factory=Eval)
@@ -257,6 +277,7 @@ def _check(config: Config, where: str) -> None:
     require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
+    require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
     mirror = config.checkpoint.mirror
     require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

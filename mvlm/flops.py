@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvlm.batch import IGNORE, Batch
+from mvlm.batch import Batch
 from mvlm.config import Objectives
 from mvlm.model.dimensions import Dimensions, Tower
 
@@ -25,8 +25,10 @@ class Work:
         tokens: not padding.
         squared_tokens: the mean of the square of a sentence's tokens, which self-attention goes with.
         hidden_tokens, hidden_patches: to be restored.
-        restored_places: queries of the words' last block: the hidden tokens of the sentence that hides most.
+        restored_places: queries of the words' last block: the hidden tokens, filled up to those of
+            the sentence that hides most.
         pool: pairs that the contrastive loss compares with.
+        shared_view: the hidden and the whole image are one and the same.
     """
 
     length: float
@@ -36,20 +38,21 @@ class Work:
     hidden_patches: float
     restored_places: float
     pool: float
+    shared_view: bool = True
 
     @classmethod
     def of(cls, batch: Batch, pool: int | None = None) -> Work:
         """Read from a batch; `pool` is the global batch, by default the batch itself."""
         tokens_B = batch.valid_BL.sum(1).double()
-        hidden_tokens_B = (batch.target_BL != IGNORE).sum(1)
         return cls(
             length=batch.text_BL.shape[1],
             tokens=float(tokens_B.mean()),
             squared_tokens=float(tokens_B.square().mean()),
-            hidden_tokens=int(hidden_tokens_B.sum()) / len(batch),
-            hidden_patches=int(batch.patch_mask_BN.sum()) / len(batch),
-            restored_places=int(hidden_tokens_B.max()),
+            hidden_tokens=len(batch.hidden.token_M) / len(batch),
+            hidden_patches=batch.hidden.patch_BC.shape[1],
+            restored_places=batch.hidden.token_BC.shape[1],
             pool=pool or len(batch),
+            shared_view=batch.masked_image_BCHW is batch.image_BCHW,
         )
 
 
@@ -75,20 +78,29 @@ FULL = Savings()
 
 def forward_flops(sizes: Dimensions, work: Work, objectives: Objectives, savings: Savings = FULL) -> Flops:
     """Operations of a pair's forward pass; a component that the objectives do not need is absent."""
-    restores = bool(objectives.image or objectives.text)
-    views = 2 if restores or objectives.alignment_inputs == "masked" else 1  # the whole and the hidden input
-    patch_embedding = _patch_embedding(sizes)
     flops = {
-        "vision": views * (patch_embedding + _vision(sizes)),
-        "text": views * _text(sizes.text, work, savings.packed),
+        "vision": _patch_embedding(sizes, work, objectives, savings) + _vision(sizes, work, objectives),
+        "text": _views(objectives, "text") * _text(sizes.text, work, savings.packed),
     }
-    readings = 3 if objectives.itm else 0
-    if objectives.image or readings:
-        flops["cross_image"] = _cross_image(sizes, work, bool(objectives.image), readings, savings.pruned)
-    if objectives.text or readings:
-        flops["cross_text"] = _cross_text(sizes, work, bool(objectives.text), readings, savings.pruned)
+    aligned_hidden, context_hidden = objectives.alignment_inputs == "masked", objectives.hide == "both"
+    one_context = aligned_hidden == context_hidden
+    whole, hidden = _image_tokens(sizes, work, objectives)
+    aligned, context = hidden if aligned_hidden else whole, hidden if context_hidden else whole
+    if objectives.image or objectives.itm:
+        restoring = _Reading(hidden, work.length, hidden) if objectives.image else None
+        matching = _Reading(aligned, work.length, 1) if objectives.itm else None
+        block = _image_block(sizes)
+        flops["cross_image"] = _cross(block, sizes.cross_depth, restoring, matching, one_context, savings.pruned)
+    if objectives.text or objectives.itm:
+        restoring = _Reading(work.length, context, work.restored_places) if objectives.text else None
+        matching = _Reading(work.length, aligned, 1) if objectives.itm else None
+        block = _Block(sizes.text.width, sizes.vision.width, sizes.cross_ratio)
+        flops["cross_text"] = _cross(block, sizes.cross_depth, restoring, matching, one_context, savings.pruned)
     if objectives.image:
-        flops["image_decoder"] = _image_decoder(sizes, work, savings.pruned)
+        restoring = _Reading(sizes.patches + 1.0, work.length, work.hidden_patches)
+        flops["image_decoder"] = _cross(
+            _image_block(sizes), sizes.decoder_depth, restoring, None, one_context, savings.pruned
+        )
     flops["heads"] = _heads(sizes, work, objectives, savings.masked_heads)
     return flops
 
@@ -99,20 +111,35 @@ def step_flops(sizes: Dimensions, work: Work, objectives: Objectives, savings: S
     The gradients of a product's two factors cost as much again as the product, each; the patch embedding's image
     needs none.
     """
-    forward = forward_flops(sizes, work, objectives, savings)
-    views = forward["vision"] / (_patch_embedding(sizes) + _vision(sizes))
-    step = {name: 3 * value for name, value in forward.items()}
-    step["vision"] -= views * _patch_embedding(sizes)
+    step = {name: 3 * value for name, value in forward_flops(sizes, work, objectives, savings).items()}
+    step["vision"] -= _patch_embedding(sizes, work, objectives, savings)
     return step
 
 
-def _patch_embedding(sizes: Dimensions) -> float:
-    return 2.0 * sizes.patches * sizes.patch_values * sizes.vision.width
+def _views(objectives: Objectives, modality: str) -> int:
+    """Passes of an encoder: of the whole input, and of the hidden one where an objective reads it."""
+    aligned = objectives.alignment_inputs == "masked" and (objectives.itc or objectives.itm)
+    both = objectives.hide == "both" and (objectives.image or objectives.text)
+    return 2 if getattr(objectives, modality) or aligned or both else 1
 
 
-def _vision(sizes: Dimensions) -> float:
-    tokens = sizes.patches + sizes.vision.tokens_extra
-    return _tower(sizes.vision, tokens, tokens**2)
+def _image_tokens(sizes: Dimensions, work: Work, objectives: Objectives) -> tuple[float, float]:
+    """Tokens with CLS of the whole and of the hidden image."""
+    whole = sizes.patches + 1.0
+    return whole, whole - work.hidden_patches if objectives.image_masking == "drop" else whole
+
+
+def _patch_embedding(sizes: Dimensions, work: Work, objectives: Objectives, savings: Savings) -> float:
+    views = _views(objectives, "image")
+    if savings.pruned and work.shared_view and objectives.image_masking != "drop":
+        views = 1
+    return views * 2.0 * sizes.patches * sizes.patch_values * sizes.vision.width
+
+
+def _vision(sizes: Dimensions, work: Work, objectives: Objectives) -> float:
+    extra = sizes.vision.tokens_extra - 1
+    views = _image_tokens(sizes, work, objectives)[: _views(objectives, "image")]
+    return sum(_tower(sizes.vision, tokens + extra, (tokens + extra) ** 2) for tokens in views)
 
 
 def _text(tower: Tower, work: Work, packed: bool) -> float:
@@ -162,50 +189,51 @@ def _image_block(sizes: Dimensions) -> _Block:
     return _Block(sizes.vision.width, sizes.text.width, sizes.cross_ratio)
 
 
-def _cross_image(sizes: Dimensions, work: Work, restores: bool, readings: int, pruned: bool) -> float:
-    """Image tokens read the text: `readings` times for matching, and once to restore the patches."""
-    block, tokens, depth = _image_block(sizes), sizes.patches + 1.0, sizes.cross_depth
+@dataclass(frozen=True)
+class _Reading:
+    """A sequence of `tokens` that reads `context` others; `kept` of them are read from the last block."""
+
+    tokens: float
+    context: float
+    kept: float
+
+
+def _cross(
+    block: _Block,
+    depth: int,
+    restoring: _Reading | None,
+    matching: _Reading | None,
+    one_context: bool,
+    pruned: bool,
+) -> float:
+    """A stack of blocks in which a pair is read once to restore what is hidden, and three times to be matched.
+
+    Args:
+        one_context: what is hidden is restored from the very context that is matched.
+    """
+    readings = [reading for reading in (restoring, matching) if reading]
     if not pruned:
-        return depth * (restores + readings) * block.whole(tokens, work.length)
-    shared = depth * block.keys_and_values(work.length)
-    return (
-        shared
-        + restores * depth * block.of_queries(tokens, tokens, work.length)
-        + _matching(block, tokens, work.length, depth, readings)
-    )
+        times = {restoring: 1, matching: 3}
+        return depth * sum(times[reading] * block.whole(reading.tokens, reading.context) for reading in readings)
+    contexts = readings[:1] if one_context else readings
+    flops = depth * sum(block.keys_and_values(reading.context) for reading in contexts)
+    if restoring:
+        tokens, context = restoring.tokens, restoring.context
+        flops += (depth - 1) * block.of_queries(tokens, tokens, context)
+        flops += block.of_queries(restoring.kept, tokens, context)
+    return flops + (_matching(block, depth, matching) if matching else 0.0)
 
 
-def _cross_text(sizes: Dimensions, work: Work, restores: bool, readings: int, pruned: bool) -> float:
-    """Words read the image: `readings` times for matching, and once to restore the hidden ones."""
-    block, depth = _Block(sizes.text.width, sizes.vision.width, sizes.cross_ratio), sizes.cross_depth
-    tokens, context = work.length, sizes.patches + 1.0
-    if not pruned:
-        return depth * (restores + readings) * block.whole(tokens, context)
-    restoring = (depth - 1) * block.of_queries(tokens, tokens, context)
-    restoring += block.of_queries(work.restored_places, tokens, context)
-    shared = depth * block.keys_and_values(context)
-    return shared + restores * restoring + _matching(block, tokens, context, depth, readings)
-
-
-def _matching(block: _Block, tokens: float, context: float, depth: int, readings: int) -> float:
-    """All readings of a pair: their first self-attention is the same, and of the last block only CLS is read."""
-    if not readings:
-        return 0.0
+def _matching(block: _Block, depth: int, matching: _Reading) -> float:
+    """The three readings: their first self-attention is the same one, and of the last block only CLS is read."""
+    tokens, context = matching.tokens, matching.context
     if depth == 1:
-        after = block.cross_attention(1, context) + block.feed_forward(1)
-        return block.self_attention(1, tokens) + readings * after
+        once = block.self_attention(matching.kept, tokens)
+        return once + 3 * (block.cross_attention(matching.kept, context) + block.feed_forward(matching.kept))
     first = block.cross_attention(tokens, context) + block.feed_forward(tokens)
     middle = (depth - 2) * block.of_queries(tokens, tokens, context)
-    last = block.of_queries(1, tokens, context)
-    return block.self_attention(tokens, tokens) + readings * (first + middle + last)
-
-
-def _image_decoder(sizes: Dimensions, work: Work, pruned: bool) -> float:
-    block, tokens, depth = _image_block(sizes), sizes.patches + 1.0, sizes.decoder_depth
-    if not pruned:
-        return depth * block.whole(tokens, work.length)
-    last = block.keys_and_values(work.length) + block.of_queries(work.hidden_patches, tokens, work.length)
-    return (depth - 1) * block.whole(tokens, work.length) + last
+    last = block.of_queries(matching.kept, tokens, context)
+    return block.self_attention(tokens, tokens) + 3 * (first + middle + last)
 
 
 def _heads(sizes: Dimensions, work: Work, objectives: Objectives, masked: bool) -> float:

@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.dist": set(),
     "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
+    "mvlm.limits": set(),
     "mvlm.masking": {"batch"},
     "mvlm.network": set(),
     "mvlm.toml": set(),
@@ -33,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Our own modules by first name within mvlm; `errors` and the version are everybody's. The commands may import all."""
 
 ONLY_IN = {
-    "deepspeed": {"mvlm/train/engine.py", "mvlm/train/partitions.py"},
+    "deepspeed": {"mvlm/train/adamw.py", "mvlm/train/engine.py", "mvlm/train/partitions.py"},
     "torch.distributed": {"mvlm/train/engine.py", "mvlm/dist.py"},
 }
 DATA_TOOLS_MAY = {"mvlm.data.schema", "mvlm.data.tokenizer", "mvlm.errors"}

@@ -10,7 +10,7 @@ import torch
 from benchmarks.step.count import count_flops
 from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
-from mvlm.flops import NAIVE, Savings, Work, forward_flops, step_flops
+from mvlm.flops import FULL, NAIVE, Savings, Work, forward_flops, step_flops
 from mvlm.model.dimensions import dimensions
 
 WIDE_TEXT = "model.text_args={hidden_size=96, num_hidden_layers=1, num_attention_heads=2, intermediate_size=160, "
@@ -26,8 +26,7 @@ OTHER = dataclasses.replace(
 
 
 @pytest.mark.parametrize("size", [SIZES["tiny"], OTHER])
-@pytest.mark.parametrize("padding", [0, 50])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("padding", "masked"), [(50, False), (0, True)])
 def test_the_naive_step_is_counted(size: Size, padding: int, masked: bool) -> None:
     model = build(size)
     batch = make_batch(size, model.grid)
@@ -36,6 +35,31 @@ def test_the_naive_step_is_counted(size: Size, padding: int, masked: bool) -> No
     work = dataclasses.replace(work, length=padding or work.length)
     flops = step_flops(dimensions(model), work, size.config.objectives, Savings(False, masked, False))
     assert sum(flops.values()) * len(batch) == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("size", [SIZES["tiny"], OTHER])
+@pytest.mark.parametrize(
+    "objectives",
+    [
+        (),
+        ("image=0",),
+        ("text=0",),
+        ("itm=0",),
+        ("itc=0", "itm=0"),
+        ("image=0", "text=0"),
+        ("hide=both",),
+        ("alignment_inputs=masked",),
+        ("image_masking=drop",),
+        ("image_masking=drop", "alignment_inputs=masked"),
+    ],
+)
+def test_the_models_own_step_is_counted(size: Size, objectives: tuple[str, ...]) -> None:
+    size = dataclasses.replace(size, overrides=(*size.overrides, *(f"objectives.{name}" for name in objectives)))
+    model = build(size)
+    batch = make_batch(size, model.grid, pairs=16)
+    counted = count_flops(lambda: sum(model(batch).values()).backward())
+    flops = step_flops(dimensions(model), Work.of(batch), size.config.objectives, FULL)
+    assert sum(flops.values()) * len(batch) == pytest.approx(counted, rel=0.03)
 
 
 def test_sizes_are_read_from_a_model_without_weights() -> None:

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvlm.batch import Encoded
+from mvlm.batch import Encoded, Pool
 from mvlm.model.vision import VisionEncoder
-from mvlm.objectives.itc import itc_loss
+from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss
 
@@ -185,7 +185,9 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
-    ours_itc = itc_loss(pairs, inputs.temperature, exclude_duplicates=True)
+    whole = contrast([pairs], [0], inputs.temperature, exclude_duplicates=True)
+    counts = torch.ones(1), torch.ones(1)
+    ours_itc = itc_loss(pairs, inputs.temperature, Pool(lambda own, temperature: whole, 0, 1, *counts))
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier
         for text, valid, image in (
@@ -194,7 +196,7 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
             (inputs.text_BLD[text_idx_B], valid_BL[text_idx_B], inputs.image_BSD),
         )
     )
-    ours_itm = itm_loss(positive, torch.cat([negative_image, negative_text]))
+    ours_itm = itm_loss(torch.stack([positive, negative_image, negative_text], dim=1))
     logits = pairs.image_BE @ pairs.text_BE.T / inputs.temperature
     own = torch.eye(PAIRS, dtype=torch.bool)
     stated = torch.cat([x.masked_fill(own, float("-inf")).softmax(1) for x in (logits.T, logits)])
@@ -228,12 +230,14 @@ def compare_simmim(simmim: type, generator: torch.Generator) -> dict[str, float]
     """Its loss of an image, a mask and a reconstruction, against ours of the same as patches."""
     patch, grid = 4, 6
     image, restored = (torch.randn(3, 3, patch * grid, patch * grid, generator=generator) for _ in range(2))
+    mean = std = torch.ones(3)
     mask_BN = torch.rand(3, grid * grid, generator=generator) < 0.6
     me = SimpleNamespace(encoder=lambda x, mask: x, decoder=lambda z: restored, patch_size=patch, in_chans=3)
     theirs = simmim.forward(me, image, mask_BN.reshape(3, grid, grid).long())  # type: ignore[attr-defined]
     encoder: Any = SimpleNamespace(grid=(grid, grid), patch=patch)
-    pixels_MQ, target_MQ = (VisionEncoder.patchify(encoder, x)[mask_BN] for x in (restored, image))
-    ours = masked_image_loss(pixels_MQ, target_MQ, mask_BN.sum(), parts=1, normalized=False)
+    pixels_MQ, patch_M = VisionEncoder.patchify(encoder, restored)[mask_BN], mask_BN.flatten().nonzero()[:, 0]
+    as_read = (image * std[0] + mean[0]) * 255  # what normalising makes the image of again
+    ours = masked_image_loss(pixels_MQ, as_read, patch_M, patch, mean, std, mask_BN.sum(), parts=1, normalized=False)
     return {"masked image": (theirs - ours).abs().item()}
 
 

@@ -20,7 +20,7 @@ def naive_losses(model: MaskVLM, batch: Batch, padding: int = 0, packed: bool = 
 
     Args:
         padding: tokens to which the text is padded; 0 = as it comes in the batch.
-        packed: the text encoder computes no padding, where the model has a way to.
+        packed: the text encoder computes no padding.
         masked: words and pixels are predicted only where they are hidden.
     """
     extra = max(0, padding - batch.text_BL.shape[1])
@@ -29,7 +29,7 @@ def naive_losses(model: MaskVLM, batch: Batch, padding: int = 0, packed: bool = 
 
     def encode_text(text_BL: Tensor) -> Tensor:
         if packed:
-            return F.pad(model.encode_text(text_BL, batch.valid_BL), (0, 0, 0, extra))
+            return F.pad(model.text(text_BL, batch.valid_BL, batch.packing), (0, 0, 0, extra))
         text_BL = F.pad(text_BL, (0, extra), value=model.text.settings.pad_token_id)
         return model.text.model(input_ids=text_BL, attention_mask=valid_BL.long()).last_hidden_state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import Size, build, make_batch
+from mvlm.batch import Batch, Hidden, Losses
+from mvlm.kernels.ops import OPS
+from mvlm.model.maskvlm import MaskVLM
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class Rung:
         padding: tokens to which the text is padded; 0 = the batch's longest.
         fused_attention: attention is torch's own operator, not matrix product, softmax, matrix product.
         packed, masked: as in `naive_losses`.
-        pruned: `MaskVLM.forward`, which is packed and masked too.
+        pruned: `MaskVLM.forward`, which is packed and masked too where these are not switched off.
+        compiled: every block by torch.compile.
+        kernels: the implementations that a run takes by itself, and its memory kept; otherwise torch's plain ones.
+        dropped: the image encoder does not see hidden patches: another model (`objectives.image_masking`).
     """
 
     title: str
@@ -38,19 +44,52 @@ class Rung:
     packed: bool = True
     masked: bool = True
     pruned: bool = False
+    compiled: bool = False
+    kernels: bool = False
+    dropped: bool = False
 
     def prepare(self, size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
         if not self.fused_attention:
             F.scaled_dot_product_attention = plain_attention
+        if not self.kernels:
+            for op in OPS.values():
+                op.choose(op.implementations[-1].name)
+        if self.dropped:
+            size = replace(size, overrides=(*size.overrides, "objectives.image_masking=drop"))
         model = build(size).to(device, dtype)
         batch = make_batch(size, model.grid).to(device)
+        if self.compiled or self.kernels:
+            _speed_up(model, size, self.compiled, self.kernels)
+        if not self.pruned:
+            return Prepared(model, lambda: sum(self._naive_losses(model, batch).values()))
+        model.text.packable &= self.packed
+        if not self.masked:
+            batch = replace(batch, hidden=every_word(batch))
+        return Prepared(model, lambda: sum(model(batch).values()))
 
-        def loss() -> Tensor:
-            if self.pruned:
-                return sum(model(batch).values())
-            return sum(naive_losses(model, batch, self.padding, self.packed, self.masked).values())
+    def _naive_losses(self, model: MaskVLM, batch: Batch) -> Losses:
+        return naive_losses(model, batch, self.padding, self.packed, self.masked)
 
-        return Prepared(model, loss)
+
+def _speed_up(model: MaskVLM, size: Size, compiled: bool, kernels: bool) -> None:
+    """In the order in which a run does it."""
+    from mvlm.train.blocks import prepare_blocks
+    from mvlm.train.kernels import apply_kernels
+    from mvlm.train.memory import keep_freed_memory
+
+    config = replace(size.config, train=replace(size.config.train, compile=compiled))
+    if kernels:
+        keep_freed_memory()
+        apply_kernels(model, config)
+    prepare_blocks(model, config, stage=0)
+
+
+def every_word(batch: Batch) -> Hidden:
+    """All words in the place of the hidden ones; those that are not hidden have no target."""
+    pairs, length = batch.text_BL.shape
+    places = torch.arange(length, device=batch.text_BL.device)
+    rows = torch.arange(pairs * length, device=places.device)
+    return replace(batch.hidden, token_BC=places.expand(pairs, -1), token_M=rows)
 
 
 def _naive(title: str, padding: int, fused_attention: bool) -> Rung:
@@ -63,8 +102,23 @@ LADDER = {
     "packed": Rung("+ text as long as the batch's longest, packed in its encoder", masked=False),
     "masked_heads": Rung("+ heads at hidden positions only"),
     "pruned": Rung("+ exact pruning (`MaskVLM.forward`)", pruned=True),
+    "compiled": Rung("+ compiled blocks", pruned=True, compiled=True),
+    "kernels": Rung("+ kernels, and freed memory kept: all of it", pruned=True, compiled=True, kernels=True),
 }
 """Each rung adds one thing to the rung before it."""
+
+WITHOUT = {
+    "without_packing": Rung("all without packing", packed=False, pruned=True, compiled=True, kernels=True),
+    "without_masked_words": Rung(
+        "all, words at every position", masked=False, pruned=True, compiled=True, kernels=True
+    ),
+    "without_pruning": Rung("all without pruning", compiled=True, kernels=True),
+    "without_compilation": Rung("all without compilation", pruned=True, kernels=True),
+    "dropped": Rung(
+        "all without compilation, hidden patches dropped: another model", pruned=True, kernels=True, dropped=True
+    ),
+}
+"""All of it but one thing (without kernels it is the rung `compiled`), and the model that drops hidden patches."""
 
 PADDED_TO_30 = {
     "naive_30": _naive("naive, text padded to 30", 30, False),

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if ranks < launched["world"] and launched["rank"] == 0:
         print(f"train.global_batch {config.train.global_batch} uses {ranks} of the {launched['world']} ranks launched.")
-    _limit_threads(ranks)
+    _use_the_cpu_well(ranks)
     if config.train.deterministic:
         _compute_deterministically()
     network.prepare()
@@ -114,9 +114,15 @@ def _compute_deterministically() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _limit_threads(ranks: int) -> None:
-    """Share the cores among the ranks of a machine, unless the user has said how many threads a rank takes."""
+def _use_the_cpu_well(ranks: int) -> None:
+    """Threads for the cores this rank may have, and no page faults for memory that it has had before."""
     import torch
 
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_SIZE", ranks))))
+    from mvlm import dist
+    from mvlm.limits import share_cores
+    from mvlm.train.memory import keep_freed_memory
+
+    if threads := share_cores(ranks):
+        torch.set_num_threads(threads)
+    if not dist.uses_cuda():
+        keep_freed_memory()

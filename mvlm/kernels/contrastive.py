@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.triton_here import triton_version, why_no_triton, why_not_in_triton
 
 PAYS = 65_536
 """Pairs of the global batch from which the streaming kernels are worth it; below, the B x G similarities are small."""
@@ -93,22 +93,22 @@ def _gradient_in_triton(*args: object) -> Tensor:
 def _why_not(own_BE: Tensor, others_GE: Tensor, *_: object) -> str | None:
     if own_BE.shape[1] > WIDEST:
         return f"the contrastive width {own_BE.shape[1]} is above {WIDEST}"
-    return why_not_in_triton(own_BE, others_GE)
+    return probes.not_for_triton(own_BE, others_GE)
 
 
-def _pays(own_BE: Tensor, others_GE: Tensor, *_: object) -> bool:
-    return len(others_GE) >= PAYS
+def _pays(own_BE: Tensor, others_GE: Tensor, *_: object) -> str | None:
+    return None if len(others_GE) >= PAYS else f"it pays from {PAYS} pairs in the global batch on"
 
 
 LOG_SUM_EXPS = Op(
     "log_sum_exps",
-    Implementation("triton", _log_sum_exps_in_triton, why_no_triton, _why_not, triton_version, pays=_pays),
-    Implementation("torch", log_sum_exps, version=lambda: torch.__version__),
+    Implementation("triton", _log_sum_exps_in_triton, probes.triton, _why_not, _pays, probes.triton_version),
+    Implementation("torch", log_sum_exps, version=probes.torch_version),
 )
 CONTRASTIVE = Op(
     "contrastive",
-    Implementation("triton", _gradient_in_triton, why_no_triton, _why_not, triton_version, pays=_pays),
-    Implementation("torch", contrastive_gradient, version=lambda: torch.__version__),
+    Implementation("triton", _gradient_in_triton, probes.triton, _why_not, _pays, probes.triton_version),
+    Implementation("torch", contrastive_gradient, version=probes.torch_version),
 )
 
 

@@ -2,17 +2,20 @@
 
 Every operation is one `Op`: implementations in order of preference, its plain torch reference the last of them. An
 implementation is left out where its `probe` names a reason that it cannot run on this machine, and passed over where
-its `accepts` names a reason against these very arguments. Left to itself an operation takes the first that serves; an
-implementation asked for by name runs or raises.
+its `accepts` names a reason against these very arguments, or its `pays` one why it would be the slower choice for them.
+Left to itself an operation takes the first that serves; an implementation asked for by name runs, whether it pays or
+not, or raises.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from mvlm.errors import UserError
 
@@ -25,13 +28,8 @@ def here() -> None:
 
 
 def anything(*_: Any, **__: Any) -> None:
-    """The `accepts` of what takes every argument."""
+    """The `accepts` or `pays` of what every argument suits."""
     return
-
-
-def always(*_: Any, **__: Any) -> bool:
-    """The `pays` of what is faster than the next in line whatever the arguments."""
-    return True
 
 
 @dataclass(frozen=True)
@@ -44,17 +42,16 @@ class Implementation:
         probe: why it cannot run on this machine, None where it can.
         accepts: given a call's arguments, why it cannot take them, None where it can. It reads device, dtype and shape
             alone: never values, which would wait for the device.
+        pays: likewise, why another is the better choice for what it could take; asked only where none is named.
         version: of the library behind it.
-        pays: given a call's arguments, whether it is faster than the next in line; where not, it runs when asked for
-            by name alone.
     """
 
     name: str
     run: Callable[..., Any]
     probe: Callable[[], str | None] = here
     accepts: Callable[..., str | None] = anything
+    pays: Callable[..., str | None] = anything
     version: Callable[[], str] = lambda: ""
-    pays: Callable[..., bool] = always
 
 
 class Op:
@@ -79,7 +76,7 @@ class Op:
         """
         names = [implementation.name for implementation in self.implementations]
         if name != AUTO and name not in names:
-            raise UserError(f"kernels.{self.name} = {name!r} is not known: choose auto, {', '.join(names)}.")
+            raise UserError(f"kernels.{self.name} = {name!r} is not known: choose {', '.join([AUTO, *names])}.")
         if name != AUTO and (reason := self.why_not(self._named(name))):
             raise UserError(f"kernels.{self.name} = {name!r} cannot run here ({reason}): choose auto or another.")
         self.choice = name
@@ -89,6 +86,18 @@ class Op:
         if implementation.name not in self._probed:
             self._probed[implementation.name] = implementation.probe()
         return self._probed[implementation.name]
+
+    def lacking(self) -> dict[str, str]:
+        """Implementations that cannot run on this machine, and why."""
+        return {one.name: reason for one in self.implementations if (reason := self.why_not(one))}
+
+    def refusal(self, implementation: Implementation, *args: Any) -> str | None:
+        """Why, left to itself, the operation would not compute these arguments by it."""
+        return self.why_not(implementation) or implementation.accepts(*args) or implementation.pays(*args)
+
+    def rule_out(self, name: str, reason: str) -> None:
+        """Take it that an implementation cannot run, as where another rank lacks it."""
+        self._probed[name] = reason
 
     def first(self, *args: Any, **kwargs: Any) -> Implementation:
         """The implementation that these arguments are computed by.
@@ -101,35 +110,30 @@ class Op:
             if reason := chosen.accepts(*args, **kwargs):
                 raise UserError(f"kernels.{self.name} = {chosen.name!r} cannot compute this ({reason}): choose auto.")
             return chosen
-        passed_over: list[str] = []
+        refusals = {}
         for implementation in self.implementations:
             if self.why_not(implementation):
                 continue
-            reason = implementation.accepts(*args, **kwargs)
-            if reason is None and implementation.pays(*args, **kwargs):
-                self._say(implementation, passed_over)
+            if reason := implementation.accepts(*args, **kwargs):
+                refusals[implementation.name] = reason
+            elif not implementation.pays(*args, **kwargs):
+                self._say(implementation, refusals)
                 return implementation
-            if reason:
-                passed_over.append(f"{implementation.name}: {reason}")
-        raise UserError(f"No implementation of {self.name} takes this: {'; '.join(passed_over)}.")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
+        raise UserError(f"No implementation of {self.name} takes this ({reasons}).")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         implementation = self.first(*args, **kwargs)
-        self.calls[implementation.name] += 1
+        if not torch.compiler.is_compiling():  # which traces a call and does not make it
+            self.calls[implementation.name] += 1
         return implementation.run(*args, **kwargs)
 
     def _named(self, name: str) -> Implementation:
         return next(implementation for implementation in self.implementations if implementation.name == name)
 
-    def _say(self, implementation: Implementation, passed_over: list[str]) -> None:
-        """Say once why what could run on this machine is passed over on a GPU, where it costs speed."""
-        text = "; ".join(passed_over)
-        if text and text not in self._said:
+    def _say(self, implementation: Implementation, refusals: dict[str, str]) -> None:
+        """Say once what an implementation that is there had against a call, which costs speed nobody would miss."""
+        text = "; ".join(f"not as {name}: {reason}" for name, reason in refusals.items())
+        if text and text not in self._said and not torch.compiler.is_compiling():
             self._said.add(text)
             print(f"mvlm: {self.name} runs as {implementation.name} ({text}).", file=sys.stderr, flush=True)
-
-
-def choose(ops: Mapping[str, Op], choices: Mapping[str, str]) -> None:
-    """Apply the run's `[kernels]` table: op -> implementation or "auto"."""
-    for name, op in ops.items():
-        op.choose(choices.get(name, AUTO))

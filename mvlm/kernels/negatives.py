@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.triton_here import triton_version, why_no_triton, why_not_in_triton
 
 NEVER_UNLESS_ALONE = 1e6
 """What a duplicate's similarity is lowered by: beyond any similarity at the lowest temperature."""
-
-WIDEST = 512
-"""Contrastive width that the Triton kernel holds at once."""
 
 
 def negatives(
@@ -82,13 +79,11 @@ def _in_triton(*args: object) -> Tensor:
 
 
 def _why_not(own_BE: Tensor, others_BE: Tensor, *_: object) -> str | None:
-    if own_BE.shape[1] > WIDEST:
-        return f"the contrastive width {own_BE.shape[1]} is above {WIDEST}"
-    return why_not_in_triton(own_BE, others_BE)
+    return probes.not_for_triton(own_BE, others_BE)
 
 
 NEGATIVES = Op(
     "negatives",
-    Implementation("triton", _in_triton, why_no_triton, _why_not, triton_version),
-    Implementation("torch", negatives, version=lambda: torch.__version__),
+    Implementation("triton", _in_triton, probes.triton, _why_not, version=probes.triton_version),
+    Implementation("torch", negatives, version=probes.torch_version),
 )

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvlm.kernels.attention import attention
 from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.probes import cuda, torch_version
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ def _varlen(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packe
 
 
 def _why_not_varlen() -> str | None:
-    if not torch.cuda.is_available():
-        return "no CUDA device"
+    if reason := cuda():
+        return reason
     try:
         from torch.nn.attention.varlen import varlen_attn  # noqa: F401
     except ImportError as error:
@@ -72,12 +74,12 @@ def _varlen_takes(
 def _padded(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packed, dropout: float = 0.0) -> Tensor:
     query, key, value = (packed.unpack(x).transpose(1, 2) for x in (query_THd, key_THd, value_THd))
     mask_B11L = packed.valid_BL.repeat(packed.copies, 1)[:, None, None]
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_B11L, dropout_p=dropout)
+    attended = attention(query, key, value, mask_B11L, dropout)
     return packed.repack(attended.transpose(1, 2))
 
 
 PACKED_ATTENTION = Op(
     "packed_attention",
-    Implementation("varlen", _varlen, _why_not_varlen, _varlen_takes, lambda: torch.__version__),
-    Implementation("padded", _padded, version=lambda: torch.__version__),
+    Implementation("varlen", _varlen, _why_not_varlen, _varlen_takes, version=torch_version),
+    Implementation("padded", _padded, version=torch_version),
 )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.triton_here import triton_version, why_no_triton, why_not_in_triton
 
 LARGEST = 4096
 """Values of a patch that the Triton kernel holds at once: 36 pixels a side."""
@@ -57,11 +56,11 @@ def _in_triton(*args: object) -> Tensor:
 def _why_not(pixels_MQ: Tensor, image_BCHW: Tensor, *_: object) -> str | None:
     if pixels_MQ.shape[1] > LARGEST:
         return f"a patch has {pixels_MQ.shape[1]} values, more than {LARGEST}"
-    return why_not_in_triton(pixels_MQ, image_BCHW)
+    return probes.not_for_triton(pixels_MQ, image_BCHW)
 
 
 PATCH_L1 = Op(
     "patch_l1",
-    Implementation("triton", _in_triton, why_no_triton, _why_not, triton_version),
-    Implementation("torch", patch_l1, version=lambda: torch.__version__),
+    Implementation("triton", _in_triton, probes.triton, _why_not, version=probes.triton_version),
+    Implementation("torch", patch_l1, version=probes.torch_version),
 )

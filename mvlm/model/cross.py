@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.config import Model
 from mvlm.errors import UserError
+from mvlm.kernels.attention import attention
 from mvlm.model.readings import Look, Matching, Readings, Restoring
 
 
@@ -35,7 +35,7 @@ class Attention(nn.Module):
         )
         mask = None if look.valid is None else look.valid.reshape(len(key), 1, 1, -1)
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        attended = attention(query, key, value, mask, dropout)
         return attended.transpose(1, 2).reshape(query_BTD.shape)
 
     @staticmethod

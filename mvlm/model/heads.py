@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.config import Model
+from mvlm.kernels.word_loss import word_loss
 from mvlm.model.cross import CrossEncoder, init_linear
 from mvlm.model.vision import visible_places
 
@@ -51,22 +52,31 @@ class MatchHead(nn.Module):
         return self.classifier(image_D * self.align(text_D)).float()
 
 
+class WordClassifier(nn.Linear):
+    """Tokens to words or, given the right words, to their cross-entropy at once."""
+
+    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        if target_M is None:
+            return super().forward(tokens_MD)
+        return word_loss(tokens_MD, self.weight, self.bias, target_M)
+
+
 class WordHead(nn.Module):
     """One fully connected classifier over the vocabulary; its weight starts as, or is, the text encoder's embedding."""
 
     def __init__(self, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:
         super().__init__()
         vocabulary, width = embedding.weight.shape
-        self.classifier = nn.Linear(width, vocabulary)
+        self.classifier = WordClassifier(width, vocabulary)
         init_linear(self.classifier, config.cross_init_std)
         if config.tie_classifier:
             self.classifier.weight = embedding.weight
         elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained):
             self.classifier.weight.data.copy_(embedding.weight.data)
 
-    def forward(self, tokens_MD: Tensor) -> Tensor:
-        """... x D -> ... x V."""
-        return self.classifier(tokens_MD)
+    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None) -> Tensor:
+        """... x D -> ... x V or, given the M right words, the sum of their cross-entropies in fp32."""
+        return self.classifier(tokens_MD, target_M)
 
 
 class MaskTokens(nn.Module):

@@ -185,9 +185,9 @@ class MaskVLM(nn.Module):
 
     def _text_loss(self, batch: Batch, pool: Pool, fused_BCD: Tensor) -> Tensor:
         hidden = batch.hidden
-        logits_MV = self.reconstruct_text(fused_BCD.flatten(0, 1)[hidden.token_M])
         target_M = batch.target_BL.gather(1, hidden.token_BC).flatten()[hidden.token_M]
-        return masked_text_loss(logits_MV, target_M, pool.hidden_tokens, pool.parts)
+        total = self.word_head(fused_BCD.flatten(0, 1)[hidden.token_M], target_M)
+        return masked_text_loss(total, pool.hidden_tokens, pool.parts)
 
     def _image_loss(self, batch: Batch, pool: Pool, fused_BSD: Tensor, text_BLD: Tensor) -> Tensor:
         hidden, vision = batch.hidden, self.vision

@@ -13,19 +13,19 @@ import torch
 from mvlm import dist
 from mvlm.config import Config
 from mvlm.errors import UserError
+from mvlm.kernels.probes import cpu_has_bf16_products
 
 AUTO = "auto"
 OFFLOADS = ("offload_optimizer", "offload_param")
 
 
 def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
-    """fp16 only where asked for; bf16 "auto" is on where every rank's GPU computes in it. Whether either is."""
+    """fp16 only where asked for; bf16 "auto" is on where every rank's GPU or CPU has it. Whether either is."""
     fp16, bf16 = (resolved.get(name) or {} for name in ("fp16", "bf16"))
     if fp16.get("enabled") == AUTO:
         fp16["enabled"] = False
     if bf16.get("enabled") == AUTO:
-        native = dist.uses_cuda() and torch.cuda.is_bf16_supported(including_emulation=False)
-        bf16["enabled"] = all(dist.gather_objects(native)) and not fp16.get("enabled")
+        bf16["enabled"] = all(dist.gather_objects(_has_bf16())) and not fp16.get("enabled")
     if fp16.get("enabled") and bf16.get("enabled"):
         raise UserError(f"{json_name} enables both fp16 and bf16: keep one.")
     stage = resolved["zero_optimization"]["stage"]
@@ -47,6 +47,13 @@ def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
         for key in [key for key, value in section.items() if value == AUTO]:
             del section[key]
     return bool(fp16.get("enabled") or bf16.get("enabled"))
+
+
+def _has_bf16() -> bool:
+    """Whether this rank's device multiplies bf16 by instructions of its own."""
+    if dist.uses_cuda():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return cpu_has_bf16_products()
 
 
 def fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> dict[str, Any]:

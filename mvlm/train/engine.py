@@ -23,7 +23,8 @@ from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.objectives.itc import contrast
-from mvlm.train.optim import build_adamw, parameter_groups
+from mvlm.train.adamw import build_adamw
+from mvlm.train.optim import parameter_groups
 from mvlm.train.partitions import Flat, Partitions, Sharded, Whole
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -194,7 +195,7 @@ def build_optimizer(
                 "and libaio-dev (libaio-devel), or offload to the CPU with ds_configs/zero3_offload.json."
             )
     if (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
-        return build_adamw(groups, config.optim, device), ds_config
+        return build_adamw(groups, config, device, zero["stage"]), ds_config
     if reason := _why_not_built(CPUAdamBuilder):
         if dist.rank() == 0:
             print(
@@ -202,9 +203,8 @@ def build_optimizer(
                 file=sys.stderr,
                 flush=True,
             )
-        return build_adamw(groups, config.optim, torch.device("cpu")), ds_config | {
-            "zero_force_ds_cpu_optimizer": False
-        }
+        on_cpu = build_adamw(groups, config, torch.device("cpu"), zero["stage"])
+        return on_cpu, ds_config | {"zero_force_ds_cpu_optimizer": False}
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
     optim = config.optim

@@ -14,11 +14,13 @@ from mvlm.data.pairs import PairDataset
 from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.attempt import Attempt
+from mvlm.train.blocks import prepare_blocks
 from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
 from mvlm.train.folder import build_model, describe_run, prepare_tokenizer
+from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
 from mvlm.train.monitor import Monitor
@@ -72,6 +74,8 @@ def train(
         "steps": total,
         "rows": len(mixture),
     }
+    apply_kernels(model, config)
+    prepare_blocks(model, config, layout["zero_stage"])
     engine = Engine(model, config, ds_config)
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint)
     if start.resumes:

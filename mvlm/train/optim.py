@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from mvlm.config import Optim
@@ -28,12 +27,6 @@ def parameter_groups(model: MaskVLM, config: Optim) -> list[dict[str, Any]]:
         kind = "no_decay" if parameter.ndim <= 1 else "decay"
         groups[f"{'new' if is_new else 'encoder'}_{kind}"]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
-
-
-def build_adamw(groups: list[dict[str, Any]], config: Optim, device: torch.device) -> torch.optim.Optimizer:
-    """torch's AdamW, fused where the parameters are on CUDA. Settings are always passed: defaults differ."""
-    settings: dict[str, Any] = {"betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
-    return torch.optim.AdamW(groups, lr=config.lr, fused=device.type == "cuda", **settings)
 
 
 def count_parameters(model: nn.Module) -> int:

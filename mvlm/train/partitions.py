@@ -52,8 +52,11 @@ class Partitions(ABC):
                 state["step"] = torch.tensor(float(updates), device=device)
             else:
                 state["step"] = updates
-        if not isinstance(self._base, torch.optim.AdamW):
+        if hasattr(self._base, "ds_opt_adam"):
             self._count_to(updates)
+        elif not isinstance(self._base, torch.optim.AdamW):  # apex counts by group, DeepSpeed's fused one by either
+            for group in self._base.param_groups:
+                group["step"] = updates
 
     def _count_to(self, updates: int) -> None:
         """DeepSpeed's AdamW for CPUs multiplies up beta ** updates in C++: do as many multiplications as it has done.

@@ -8,6 +8,7 @@ import torch
 
 from mvlm.batch import Encoded, Pool
 from mvlm.kernels.negatives import gumbel_noise
+from mvlm.kernels.word_loss import word_loss
 from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
@@ -127,7 +128,9 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
     by_hand = 0.0
     for row, word in zip(logits.double().tolist(), target.tolist(), strict=True):
         by_hand += math.log(sum(math.exp(x) for x in row)) - row[word]
-    parts = [masked_text_loss(logits[a:b], target[a:b], torch.tensor(7), 3) for a, b in ((0, 1), (1, 5), (5, 7))]
+    weight, bias = torch.eye(11), torch.zeros(11)  # the logits themselves
+    totals = [word_loss(logits[a:b], weight, bias, target[a:b]) for a, b in ((0, 1), (1, 5), (5, 7))]
+    parts = [masked_text_loss(total, torch.tensor(7), 3) for total in totals]
     assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
 
 
@@ -149,7 +152,5 @@ def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) 
     total = 0.0
     for part in (slice(0, 2), slice(2, 5)):
         patches = torch.tensor(hidden[part])
-        total += masked_image_loss(
-            pixels[part], image, patches, 2, mean, torch.tensor(std), torch.tensor(5), 2, normalized
-        ).item()
+        total += masked_image_loss(pixels[part], image, patches, 2, mean, std, torch.tensor(5), 2, normalized).item()
     assert total / 2 == pytest.approx(by_hand / (5 * 12), rel=1e-6)

@@ -19,8 +19,10 @@ import torch
 
 from mvlm import dist
 from mvlm.batch import Batch
+from mvlm.train.blocks import prepare_blocks
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
+from mvlm.train.kernels import apply_kernels
 from mvlm.train.optim import count_parameters
 from tests.train.parity_worker import built, configuration, steps_of
 
@@ -32,6 +34,8 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     config = configuration(shards, max(4, 16 // (world * 2)), overrides)  # two micro-batches a rank
     model, loader = built(config, dist.rank(), world)
     ds_config = resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model))
+    apply_kernels(model, config)
+    prepare_blocks(model, config, ds_config["zero_optimization"]["stage"])
     engine = Engine(model, config, ds_config)
     batches = steps_of(loader)
     batches.append(batches[0])

@@ -10,8 +10,15 @@ import pytest
 
 from mvlm.config import Config, load_config
 from mvlm.errors import UserError
+from mvlm.kernels import probes
 from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, resolve, usable_ranks
 from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that "auto" turns no bf16 on for, whatever this machine is."""
+    monkeypatch.setattr(probes, "cpu_flags", frozenset)
 
 
 def config(*overrides: str) -> Config:
@@ -299,10 +306,20 @@ def test_auto_that_deepspeed_knows_a_default_for_is_left_to_it() -> None:
     assert {"stage3_max_live_parameters", "sub_group_size"}.isdisjoint(zero["zero_optimization"])
 
 
-@pytest.mark.parametrize(("cuda", "native", "bf16"), [(True, True, True), (True, False, False), (False, True, False)])
-def test_bf16_auto_is_on_where_a_gpu_computes_in_it(
-    cuda: bool, native: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("cuda", "native", "flags", "bf16"),
+    [
+        (True, True, "avx2", True),
+        (True, False, "amx_bf16", False),
+        (False, True, "avx2 avx512f", False),
+        (False, False, "avx512f avx512_bf16", True),
+        (False, False, "amx_bf16", True),
+    ],
+)
+def test_bf16_auto_is_on_where_the_device_computes_in_it(
+    cuda: bool, native: bool, flags: str, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
     monkeypatch.setattr("mvlm.dist.uses_cuda", lambda: cuda)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     found = resolved({"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}})

@@ -71,7 +71,7 @@ def launched(
 
 @pytest.fixture(scope="module")
 def results(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launched(CASES, 2, scenes, tmp_path_factory.mktemp("engines"))
+    return launched(CASES, 2, scenes, tmp_path_factory.mktemp("engines"), "train.recompute=0.5")
 
 
 def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:

@@ -10,7 +10,8 @@ import torch
 from mvlm.config import load_config
 from mvlm.data.tokenizer import train_tokenizer
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.train.optim import build_adamw, count_parameters, parameter_groups
+from mvlm.train.adamw import build_adamw
+from mvlm.train.optim import count_parameters, parameter_groups
 from tests.conftest import ROOT, TINY
 
 RATES = ["optim.lr=3e-4", "optim.encoder_lr=1e-5", "optim.weight_decay=0.05"]
@@ -74,8 +75,7 @@ def test_a_tied_weight_is_the_encoders() -> None:
 def test_the_optimiser_is_adamw_as_configured() -> None:
     """One update against the formula of Loshchilov and Hutter (2019), bias correction included."""
     model, groups = build("optim.betas=[0.8,0.9]", "optim.eps=1e-3")
-    config = model.config.optim
-    optimizer = build_adamw(groups, config, torch.device("cpu"))
+    optimizer = build_adamw(groups, model.config, torch.device("cpu"), stage=0)
     group_of = by_parameter(model, groups)
     generator = torch.Generator().manual_seed(0)
     before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}

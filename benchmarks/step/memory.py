@@ -1,0 +1,160 @@
+"""What a step keeps in memory, by kind: python benchmarks/step/memory.py --size small
+
+Weights, gradients, the optimiser's state, what each part of the model keeps for its backward pass, and what is needed
+beside it for a moment; for several micro-batches and shares of recomputed blocks. Written to results/memory-SIZE.json,
+a list of objects in bytes. Tensors are followed from birth to death by torch's dispatcher, so any device gives the
+same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.step.ladder import RESULTS
+from benchmarks.step.sizes import SIZES, Size, build, make_batch
+from benchmarks.step.trial import PRECISIONS
+from mvlm.model.maskvlm import MaskVLM
+
+RECOMPUTED = (0.0, 0.5, 1.0)
+MICRO_BATCHES = (4, 8, 16)
+
+
+class LiveMemory(TorchDispatchMode):
+    """Bytes of the tensors that were made while it is active and are still alive.
+
+    Attributes:
+        live: now.
+        peak: at most, since it was set.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        old = {id(storage) for storage in _storages((args, kwargs))}
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if id(storage) not in old and storage not in self._known:
+                self._known.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return made
+
+    def _change(self, count: int) -> None:
+        self.live += count
+        self.peak = max(self.peak, self.live)
+
+
+def _storages(tree: Any) -> list[Any]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def measure(size: Size, dtype: torch.dtype, pairs: int, recompute: float) -> dict[str, Any]:
+    """Bytes by kind, of one micro-batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = build(size).to(device, dtype)
+    _recompute(model, size, recompute)
+    batch = make_batch(size, model.grid, pairs).to(device)
+    memory = LiveMemory()
+    kept = _follow(model, memory)
+    with memory:
+        loss = sum(model(batch).values())
+        kept["between"] = memory.live - sum(kept.values())
+        activations = memory.live
+        forward_peak = memory.peak
+        memory.peak = memory.live
+        loss.backward()
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    return {
+        "pairs": pairs,
+        "text_length": batch.text_BL.shape[1],
+        "recompute": recompute,
+        "weights": sum(p.nbytes for p in model.parameters()),
+        "gradients": gradients,
+        "optimizer": optimizer_bytes(model, dtype),
+        "activations": activations,
+        "activations_by_part": dict(kept),
+        "temporary_forward": forward_peak - activations,
+        "temporary_backward": memory.peak - activations,
+    }
+
+
+def optimizer_bytes(model: nn.Module, dtype: torch.dtype) -> int:
+    """AdamW's two moments in fp32, and the fp32 weights that training in another precision updates."""
+    elements = sum(p.numel() for p in model.parameters())
+    return elements * 4 * (2 if dtype == torch.float32 else 3)
+
+
+def _recompute(model: MaskVLM, size: Size, share: float) -> None:
+    from mvlm.train.blocks import prepare_blocks
+
+    prepare_blocks(model, replace(size.config, train=replace(size.config.train, recompute=share)), stage=0)
+
+
+def _follow(model: nn.Module, memory: LiveMemory) -> Counter[str]:
+    """Per child of the model, what grows while one of its modules is called from outside it."""
+    kept: Counter[str] = Counter()
+    for name, child in model.named_children():
+        kept[name] = 0
+        before: list[int] = []
+        for module in child.modules():
+            module.register_forward_pre_hook(_push(before, memory))
+            module.register_forward_hook(_pop(before, memory, kept, name))
+    return kept
+
+
+def _push(before: list[int], memory: LiveMemory) -> Callable[..., None]:
+    return lambda *_: before.append(memory.live)
+
+
+def _pop(before: list[int], memory: LiveMemory, kept: Counter[str], name: str) -> Callable[..., None]:
+    def pop(*_: Any) -> None:
+        start = before.pop()
+        if not before:
+            gc.collect()  # what only cycles of references hold is not kept
+            kept[name] += memory.live - start
+
+    return pop
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--size", choices=SIZES, default="small")
+    words.add_argument("--results", type=Path, default=RESULTS)
+    arguments = words.parse_args()
+    torch.set_num_threads(1)
+    size = SIZES[arguments.size]
+    size = replace(size, overrides=(*size.overrides, f"objectives.itm_group={MICRO_BATCHES[0]}"))
+    found = [
+        {"size": size.name, "precision": precision} | measure(size, dtype, pairs, share)
+        for precision, dtype in PRECISIONS.items()
+        for pairs in MICRO_BATCHES
+        for share in RECOMPUTED
+    ]
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    path = arguments.results / f"memory-{size.name}.json"
+    path.write_text("[\n" + ",\n".join(json.dumps(line) for line in found) + "\n]\n", encoding="utf-8")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""`mvlm kernels [RUN.toml]`: who computes what on this machine, and why the others do not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  mvlm kernels
+  mvlm kernels run.toml kernels.attention=sdpa
+  mvlm kernels --json kernels.json
+
+The names are those that [kernels] in the run TOML takes. docs/kernels.md says when each is the better choice.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `kernels` to the command line."""
+    parser = subparsers.add_parser(
+        "kernels",
+        help="show who computes what on this machine",
+        usage="mvlm kernels [RUN.toml] [--json FILE] [key=value ...]",
+        description="Show the implementation that each operation takes on this machine, and why it takes no other.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="?", metavar="RUN.toml", help="whose [kernels] to follow; none = all auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it here as well")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table and write the JSON; returns the exit code.
+
+    Raises:
+        UserError: an implementation asked for cannot run here, or the JSON cannot be written.
+    """
+    from mvlm import dist
+    from mvlm.cli.output import write_whole
+    from mvlm.config import Config, load_config
+    from mvlm.train.kernels import settle_run, survey
+
+    path, *overrides = [*([args.config] if args.config else []), *args.overrides] or [None]
+    settle_run(load_config(path, overrides) if path else Config())
+    found = survey(dist.device())
+    print(as_text(found), end="")
+    if args.json:
+        write_whole(args.json, json.dumps(found, indent=1) + "\n", "--json")
+    return 0
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """A paragraph an operation: who computes it in each precision, and what was against every other."""
+    lines = [f"on {found['device']}"]
+    for name, operation in found["operations"].items():
+        lines += ["", f"{name}: {_by_value(operation['taken'])}"]
+        for who, facts in operation["implementations"].items():
+            lines.append(f"  {who:10} {facts['version']}".rstrip())
+            if facts["not_taken"]:
+                lines.append(f"    not taken: {_by_value(facts['not_taken'])}")
+    return "\n".join(lines) + "\n"
+
+
+def _by_value(of_precisions: dict[str, str]) -> str:
+    """{"fp32": "a", "bf16": "a"} -> "a"; where precisions differ, each is named."""
+    if len(set(of_precisions.values())) == 1 and len(of_precisions) > 1:
+        return next(iter(of_precisions.values()))
+    return "; ".join(f"in {precision} {value}" for precision, value in of_precisions.items())

@@ -1,0 +1,83 @@
+"""Attention of queries to keys and values, and timm's attention layers made to use it.
+
+On a GPU `scaled_dot_product_attention` is the fused kernel to have. On a CPU it does not use the instructions there are
+for bf16 in its backward: two matrix products with a softmax between them take half its time (docs/kernels.md).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention as TimmAttention
+from torch import Tensor, nn
+
+from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.probes import torch_version
+
+
+def by_products(
+    query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Matrix product, softmax, matrix product."""
+    batch, heads, length, depth = query_BHLd.shape
+    query, key, value = (x.flatten(0, 1) for x in (query_BHLd, key_BHTd, value_BHTd))
+    shape = batch * heads, length, key.shape[1]
+    nothing = query.new_zeros(()).expand(shape)
+    # The product scales as it goes: scaling before or after it is one more pass over memory, and one more backward.
+    scores = torch.baddbmm(nothing, query, key.transpose(1, 2), beta=0, alpha=depth**-0.5)
+    if mask is not None:
+        # Not infinity, which makes NaN of a row where nothing may be seen.
+        scores = scores.unflatten(0, (batch, heads)).masked_fill(~mask, torch.finfo(scores.dtype).min).view(shape)
+    weights = F.dropout(scores.softmax(-1), dropout)
+    return torch.bmm(weights, value).view(query_BHLd.shape)
+
+
+def by_sdpa(
+    query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """torch's `scaled_dot_product_attention`."""
+    return F.scaled_dot_product_attention(query_BHLd, key_BHTd, value_BHTd, attn_mask=mask, dropout_p=dropout)
+
+
+def _products_pay(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
+    if query_BHLd.device.type != "cpu":
+        return "the fused kernel is faster on a GPU"
+    if query_BHLd.dtype not in (torch.bfloat16, torch.float16):
+        return "the fused kernel is faster in this precision"
+    return None
+
+
+attention = Op(
+    "attention",
+    Implementation("products", by_products, pays=_products_pay, version=torch_version),
+    Implementation("sdpa", by_sdpa, version=torch_version),
+)
+"""attention(query_BHLd, key_BHTd, value_BHTd, mask=None, dropout=0.0) -> BHLd.
+
+`mask` is bool and broadcasts to B x H x L x T, True = may be seen. What a query that may see nothing gets is finite,
+as are all gradients, and otherwise left open. `dropout` is the share of attention weights set to 0.
+"""
+
+
+class Attention(TimmAttention):
+    """timm's attention layer, computed by `attention`; its parameters and their names stay."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """BSD -> BSD."""
+        if is_causal or (attn_mask is not None and attn_mask.dtype != torch.bool):
+            return super().forward(x, attn_mask, is_causal)
+        batch, length, _ = x.shape
+        gate = None if self.gate is None else self.gate(x).sigmoid()
+        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = qkv.unbind(0)
+        dropout = self.attn_drop.p if self.training else 0.0
+        attended = attention(self.q_norm(query), self.k_norm(key), value, attn_mask, dropout)
+        attended = self.norm(attended.transpose(1, 2).reshape(batch, length, self.attn_dim))
+        return self.proj_drop(self.proj(attended if gate is None else attended * gate))
+
+
+def use_attention(model: nn.Module) -> None:
+    """Have every plain attention layer of timm's inside `model` computed by `attention`."""
+    for module in model.modules():
+        if type(module) is TimmAttention:
+            module.__class__ = Attention

@@ -1,0 +1,65 @@
+"""A model's layers computed by the operations of this package: classes are exchanged, parameters and names stay.
+
+Every parameter is still read inside the `forward` of the module that owns it, as ZeRO-3 demands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from timm.layers import GELU as TimmGELU
+from timm.layers import Mlp
+from timm.layers.norm import LayerNorm as TimmLayerNorm
+from torch import nn
+from transformers.activations import GELUActivation
+
+from mvlm.kernels.attention import use_attention
+from mvlm.kernels.layer_norm import LayerNorm
+from mvlm.kernels.linear import GeluLinear, Linear
+
+
+def use_kernels(model: nn.Module) -> None:
+    """Exchange the classes of timm's attention layers, feed-forwards, layer norms and linear layers; twice is once."""
+    use_attention(model)
+    for owner, name, second in list(_feed_forwards(model)):
+        setattr(owner, name, nn.Identity())
+        second.__class__ = GeluLinear
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+        elif type(module) in (nn.LayerNorm, TimmLayerNorm) and _is_affine(module):
+            module.__class__ = LayerNorm
+
+
+def _feed_forwards(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
+    """Exact GELUs with nothing between them and the linear layer they feed: owner, name within it, and that layer."""
+    module: Any
+    for module in model.modules():
+        found: tuple[Any, str, Any] | None
+        if isinstance(module, Mlp):
+            found = (module, "act", module.fc2) if _is_idle(module.drop1) and _is_idle(module.norm) else None
+        elif isinstance(module, nn.Sequential) and len(module) > 2:
+            found = (module, "1", module[2])
+        elif hasattr(module, "intermediate") and hasattr(module, "output"):  # transformers' BERT-like layers
+            found = (module.intermediate, "intermediate_act_fn", getattr(module.output, "dense", None))
+        else:
+            continue
+        if found and _is_gelu(getattr(found[0], found[1], None)) and type(found[2]) is nn.Linear:
+            yield found
+
+
+def _is_affine(norm: Any) -> bool:
+    """Over one dimension, with weight and bias."""
+    return len(norm.normalized_shape) == 1 and norm.weight is not None and norm.bias is not None
+
+
+def _is_idle(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0)
+
+
+def _is_gelu(module: nn.Module | None) -> bool:
+    """The exact one: torch's, timm's or transformers' own."""
+    if isinstance(module, nn.GELU):
+        return module.approximate == "none"
+    return isinstance(module, (TimmGELU, GELUActivation))

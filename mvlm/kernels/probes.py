@@ -1,0 +1,121 @@
+"""What this machine has that implementations need. Each function returns the reason why it is missing, or None."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module, metadata
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+APEX_SOURCE = "NVIDIA's apex is not built here: cluster/gpu/build_apex.sh builds it"
+
+
+@cache
+def cuda() -> str | None:
+    """A GPU that torch can use."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    return None if torch.cuda.is_available() else "no CUDA device"
+
+
+@cache
+def apex(part: str) -> str | None:
+    """One of apex's compiled parts, such as `fused_layer_norm_cuda`, and a GPU to run it on.
+
+    PyPI's package of that name is another project, so that `import apex` tells nothing: `amp_C` is NVIDIA's alone.
+    """
+    for module in ("amp_C", part):
+        if reason := _import(module):
+            return APEX_SOURCE if isinstance(reason, ModuleNotFoundError) else f"{module}: {_first_line(reason)}"
+    return cuda()
+
+
+@cache
+def triton() -> str | None:
+    """The Triton language, and a GPU or its interpreter."""
+    if reason := _import("triton"):
+        return _missing("triton", reason)
+    return None if triton_interprets() else cuda()
+
+
+@cache
+def liger() -> str | None:
+    """LinkedIn's kernels in Triton."""
+    if reason := triton():
+        return reason
+    return _missing("liger-kernel", found) if (found := _import("liger_kernel.ops")) else None
+
+
+def not_for_triton(*tensors: Tensor) -> str | None:
+    """Why our Triton kernels cannot take these tensors of numbers, None where they can."""
+    if not (triton_interprets() or all(tensor.is_cuda for tensor in tensors)):
+        return "it runs on CUDA"
+    if any(tensor.dtype == torch.float64 for tensor in tensors):
+        return "it computes in fp32"
+    return None
+
+
+def triton_interprets() -> bool:
+    """Whether Triton's kernels run in its interpreter, on a CPU; decided when it was first imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """What Linux says the CPU can do, and its vendor; empty where it does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    words = [line.partition(":")[2] for line in lines if line.startswith(("flags", "vendor_id"))]
+    return frozenset(" ".join(words).split())
+
+
+def mkl_lacks_avx512() -> bool:
+    """MKL takes its AVX2 code on CPUs that are not Intel's."""
+    return {"AuthenticAMD", "avx512f"} <= cpu_flags()
+
+
+def cpu_has_bf16_products() -> bool:
+    """Whether the CPU multiplies bf16 by instructions of its own."""
+    return bool({"avx512_bf16", "amx_bf16"} & cpu_flags())
+
+
+def version(distribution: str) -> str:
+    """Of an installed distribution; "" where there is none of that name."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def apex_version() -> str:
+    return version("apex")
+
+
+def triton_version() -> str:
+    return version("triton")
+
+
+def torch_version() -> str:
+    return torch.__version__
+
+
+def _import(module: str) -> Exception | None:
+    """What importing it raises: a compiled part that does not fit this torch raises more than ImportError."""
+    try:
+        import_module(module)
+    except Exception as error:
+        return error
+    return None
+
+
+def _missing(name: str, error: Exception) -> str:
+    return f"{name} is not installed" if isinstance(error, ModuleNotFoundError) else f"{name}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

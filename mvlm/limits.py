@@ -1,0 +1,54 @@
+"""How many cores a rank may compute on."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+PER_NODE = ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
+"""Where torchrun, deepspeed and srun say how many ranks a machine has."""
+
+
+def share_cores(ranks: int, environment: Mapping[str, str] = os.environ) -> int | None:
+    """Threads of this rank, so that the ranks of a machine share its cores; None where the user has said how many.
+
+    Args:
+        ranks: in all, taken to be of this machine where the launcher does not say how many are.
+    """
+    here = next((int(environment[name]) for name in PER_NODE if environment.get(name, "").isdigit()), ranks)
+    given = environment.get("OMP_NUM_THREADS")
+    by_torchrun = "TORCHELASTIC_RUN_ID" in environment and here > 1 and given == "1"  # which sets it unasked
+    if given and not by_torchrun:
+        return None
+    cores = min(len(os.sched_getaffinity(0)), cpu_quota())
+    if environment.get("SLURM_CPUS_PER_TASK", "").isdigit():  # and the task is bound to them
+        return max(1, min(cores, int(environment["SLURM_CPUS_PER_TASK"])))
+    return max(1, cores // here)
+
+
+def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Whole cores' worth of time that a container or a scheduler grants; a large number where it sets no limit.
+
+    Of cgroups version 2 every level may set one; of version 1 the container's own is seen at the root.
+    """
+    quotas = [math.inf, _ratio(_read(root / "cpu/cpu.cfs_quota_us"), _read(root / "cpu/cpu.cfs_period_us"))]
+    relative = next((line[3:] for line in _read(own).splitlines() if line.startswith("0::")), "/")
+    folder = root / relative.lstrip("/")
+    for level in (folder, *folder.parents):
+        quotas.append(_ratio(*(_read(level / "cpu.max").split() or ["max", ""])))
+        if level == root:
+            break
+    return max(1, math.floor(min(min(quotas), 1 << 20)))
+
+
+def _ratio(quota: str, period: str) -> float:
+    return int(quota) / int(period) if quota.strip().isdigit() and period.strip().isdigit() else math.inf
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,78 @@
+"""Attention against its formula in float64, and timm's layers computed by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvlm.kernels.attention import Attention, attention, by_products, by_sdpa, use_attention
+from tests.kernels.reference import check_against_float64, value_and_gradients
+
+WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa])
+
+
+def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    scores = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(-1) @ value
+
+
+def make_inputs(batch: int, queries: int, keys: int, depth: int) -> list[Tensor]:
+    """As linear layers give them: the heads are strided."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(batch, n, 3, depth, generator=generator).transpose(1, 2) for n in (queries, keys, keys)]
+
+
+@WAYS
+@pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 3), (2, 0, 5, 8), (0, 4, 5, 8)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_value_and_gradients(run: Callable, shape: tuple[int, int, int, int], masked: bool) -> None:
+    inputs = make_inputs(*shape)
+    mask = (torch.arange(shape[2]) <= torch.arange(shape[0])[:, None])[:, None, None] if masked else None
+    check_against_float64(lambda *x: run(*x, mask), lambda *x: formula(*x, mask), lambda *x: by_sdpa(*x, mask), *inputs)
+
+
+@WAYS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_query_that_may_see_nothing_spoils_nothing(run: Callable, dtype: torch.dtype) -> None:
+    inputs = [x.to(dtype) for x in make_inputs(2, 4, 5, 8)]
+    mask = torch.tensor([True, False]).view(2, 1, 1, 1).expand(2, 1, 1, 5)
+    for tensor in value_and_gradients(lambda *x: run(*x, mask), inputs, torch.ones(2, 3, 4, 8)):
+        assert tensor.isfinite().all()
+
+
+@WAYS
+def test_dropout_keeps_the_mean(run: Callable) -> None:
+    torch.manual_seed(0)
+    query, key, value = make_inputs(1, 2, 64, 8)
+    drawn = torch.stack([run(query, key, value, None, 0.3) for _ in range(2000)])
+    assert drawn.std(0).min() > 0.01
+    torch.testing.assert_close(drawn.mean(0), run(query, key, value), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name"), [(torch.float32, "sdpa"), (torch.float64, "sdpa"), (torch.bfloat16, "products")]
+)
+def test_products_are_taken_in_16_bits_on_a_cpu(dtype: torch.dtype, name: str) -> None:
+    assert attention.first(*(x.to(dtype) for x in make_inputs(1, 2, 3, 4))).name == name
+
+
+def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0).double()
+    image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    names, expected, before = [*vit.state_dict()], vit(image), attention.calls.total()
+    use_attention(vit)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)  # timm's own way
+    attention.choose("products")
+    try:
+        found = vit(image)
+    finally:
+        attention.choose("auto")
+    torch.testing.assert_close(found, expected)
+    assert attention.calls.total() == before + 2
+    assert [*vit.state_dict()] == names
+    assert all(type(block.attn) is Attention for block in vit.blocks)

@@ -1,0 +1,77 @@
+"""Which implementation an operation takes, and what it says of the others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mvlm.errors import UserError
+from mvlm.kernels.dispatch import Implementation, Op
+
+
+def make_op() -> Op:
+    return Op(
+        "double",
+        Implementation("absent", lambda x: x * 2, probe=lambda: "no such device"),
+        Implementation("even", lambda x: x * 2, accepts=lambda x: "it is odd" if x % 2 else None),
+        Implementation("slow", lambda x: x * 2, pays=lambda x: "another is faster"),
+        Implementation("torch", lambda x: x + x),
+    )
+
+
+def test_the_first_that_is_there_takes_the_arguments_and_pays_runs() -> None:
+    op = make_op()
+    assert [op(4), op(3), op(6)] == [8, 6, 12]
+    assert op.calls == {"even": 2, "torch": 1}
+
+
+def test_arguments_that_a_better_implementation_cannot_take_are_told_of_once(capsys: pytest.CaptureFixture) -> None:
+    op = make_op()
+    for number in (2, 3, 5):
+        op(number)
+    assert capsys.readouterr().err == "mvlm: double runs as torch (not as even: it is odd).\n"
+
+
+def test_what_is_asked_for_by_name_runs_though_it_does_not_pay() -> None:
+    op = make_op()
+    op.choose("slow")
+    op(4)
+    assert op.calls == {"slow": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", r"kernels\.double = 'absent' cannot run here \(no such device\): choose auto or another\."),
+        ("fast", r"kernels\.double = 'fast' is not known: choose auto, absent, even, slow, torch\."),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_op().choose(name)
+
+
+def test_a_named_implementation_does_not_fall_back() -> None:
+    op = make_op()
+    op.choose("even")
+    with pytest.raises(UserError, match=r"kernels\.double = 'even' cannot compute this \(it is odd\)"):
+        op(3)
+
+
+def test_a_machine_is_probed_once() -> None:
+    probes = []
+    op = Op("x", Implementation("here", lambda: 1, probe=lambda: probes.append(1)), Implementation("torch", lambda: 1))
+    op(), op(), op.choose("here"), op()
+    assert len(probes) == 1
+
+
+def test_nothing_that_takes_the_arguments_is_an_error_with_all_reasons() -> None:
+    op = Op("x", Implementation("only", lambda x: x, accepts=lambda x: "too long"))
+    with pytest.raises(UserError, match=r"No implementation of x takes this \(only: too long\)"):
+        op([1])
+
+
+def test_compiled_code_calls_through_without_a_break() -> None:
+    op = Op("double", Implementation("torch", lambda x: x + x))
+    compiled = torch.compile(lambda x: op(x) + 1, backend="eager", fullgraph=True)
+    assert compiled(torch.tensor(2.0)) == 5

@@ -1,0 +1,119 @@
+"""Linear layers and the GELU before them against their formulas in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mvlm.kernels.linear as linear_module
+from mvlm.kernels import probes
+from mvlm.kernels.linear import (
+    by_apex,
+    by_onednn,
+    by_torch,
+    gelu_linear_kept,
+    gelu_linear_recomputed,
+    linear,
+)
+from tests.kernels.reference import check_against_float64
+
+SHAPES = pytest.mark.parametrize("shape", [(6, 24, 5), (2, 3, 7, 33), (1, 9, 9), (257, 16, 3)])
+needs_bf16 = pytest.mark.skipif(not probes.cpu_has_bf16_products(), reason="this CPU has no products in bf16")
+
+
+def make_inputs(*shape: int) -> list[Tensor]:
+    """Rows that do not lie together, weight and bias for (..., inputs, outputs)."""
+    generator = torch.Generator().manual_seed(0)
+    *rows, inputs, outputs = shape
+    x = torch.randn(*rows, 2 * inputs, generator=generator)[..., ::2]
+    return [x, torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)]
+
+
+@needs_bf16
+@SHAPES
+def test_onednn(shape: tuple[int, ...]) -> None:
+    check_against_float64(by_onednn, lambda x, w, b: x @ w.T + b, by_torch, *make_inputs(*shape))
+
+
+@SHAPES
+def test_onednn_in_both_directions_where_mkl_is_slow(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "mkl_lacks_avx512", lambda: True)
+    x, weight, bias = (t.requires_grad_() for t in make_inputs(*shape))
+    products: list[tuple[int, ...]] = []
+    product = linear_module._onednn_product
+    monkeypatch.setattr(linear_module, "_onednn_product", lambda *a: products.append(a[0].shape) or product(*a))
+    found = torch.autograd.grad(by_onednn(x, weight, bias).square().sum(), (x, weight, bias))
+    doubles = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    expected = torch.autograd.grad((doubles[0] @ doubles[1].T + doubles[2]).square().sum(), doubles)
+    assert len(products) == 3
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+@needs_bf16
+def test_onednn_without_bias_and_without_what_needs_no_gradient() -> None:
+    x, weight, _ = (t.bfloat16() for t in make_inputs(4, 6, 5))
+    weight.requires_grad_()
+    by_onednn(x, weight, None).sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(5, 6), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("run", [gelu_linear_recomputed, gelu_linear_kept])
+@pytest.mark.parametrize("shape", [(6, 24, 5), (2, 3, 7, 33), (0, 4, 3)])
+def test_gelu_linear(run: Callable, shape: tuple[int, ...]) -> None:
+    def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return (x * (1 + torch.erf(x / math.sqrt(2))) / 2) @ weight.T + bias
+
+    check_against_float64(run, formula, lambda x, w, b: F.linear(F.gelu(x), w, b), *make_inputs(*shape))
+
+
+def test_a_recomputed_gelu_keeps_half_of_what_a_feed_forward_keeps() -> None:
+    kept: dict[str, int] = {}
+    for run in (gelu_linear_recomputed, gelu_linear_kept):
+        sizes: dict[int, int] = {}
+
+        def note(tensor: Tensor, sizes: dict[int, int] = sizes) -> Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x, weight, bias = (t.requires_grad_() for t in make_inputs(64, 32, 8))
+        pre_activation = x * 1
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            run(pre_activation, weight, bias)
+        kept[run.__name__] = sum(sizes.values()) - weight.untyped_storage().nbytes()
+    assert kept["gelu_linear_recomputed"] * 2 == kept["gelu_linear_kept"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "name"),
+    [
+        ("GenuineIntel avx512f amx_bf16", torch.bfloat16, "onednn"),
+        ("GenuineIntel avx512f amx_bf16", torch.float32, "torch"),
+        ("AuthenticAMD avx512f avx512_bf16", torch.float32, "onednn"),
+        ("AuthenticAMD avx2", torch.float32, "torch"),
+        ("GenuineIntel avx2", torch.bfloat16, "torch"),
+        ("GenuineIntel avx512f amx_bf16", torch.float64, "torch"),
+    ],
+)
+def test_which_cpu_takes_onednn(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
+    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
+    assert linear.first(*(x.to(dtype) for x in make_inputs(3, 4, 5))).name == name
+
+
+def test_autocast_is_left_to_torch() -> None:
+    inputs = make_inputs(3, 4, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear.first(*inputs).name == "torch"
+        assert linear(*inputs).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(probes.apex("fused_dense_cuda") is not None, reason=str(probes.apex("fused_dense_cuda")))
+@SHAPES
+def test_apex(shape: tuple[int, ...]) -> None:
+    inputs = (x.cuda() for x in make_inputs(*shape))
+    check_against_float64(by_apex, lambda x, w, b: x @ w.T + b, by_torch, *inputs)

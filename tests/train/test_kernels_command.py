@@ -1,0 +1,39 @@
+"""`mvlm kernels`, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from tests.conftest import ROOT, mvlm_command, run_command
+
+TINY_TOML = str(ROOT / "mvlm/configs/tiny.toml")
+
+
+def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None:
+    out = tmp_path / "kernels.json"
+    done = run_command(mvlm_command("kernels", "--json", str(out), launcher=False))
+    assert done.returncode == 0, done.stderr
+    assert "attention: in fp32 sdpa; in bf16 products\n" in done.stdout
+    assert "  apex\n    not taken: " in done.stdout
+    operations = json.loads(out.read_text())["operations"]
+    assert {"attention", "linear", "gelu_linear", "layer_norm", "word_loss", "optimizer"} <= operations.keys()
+    for operation in operations.values():
+        for precision, taken in operation["taken"].items():
+            assert operation["implementations"][taken]["version"]
+            reasons = {n: i["not_taken"].get(precision) for n, i in operation["implementations"].items()}
+            assert [name for name, reason in reasons.items() if not reason] == [taken]
+    assert operations["optimizer"]["implementations"]["torch"]["version"] == torch.__version__
+
+
+def test_it_follows_a_run_and_refuses_what_cannot_be() -> None:
+    done = run_command(mvlm_command("kernels", TINY_TOML, "kernels.attention=products", launcher=False))
+    assert "attention: products\n" in done.stdout
+    assert "    not taken: products is asked for\n" in done.stdout
+    done = run_command(mvlm_command("kernels", TINY_TOML, "kernels.attention=flash", launcher=False))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == (
+        "mvlm: kernels.attention = 'flash' is not known: choose auto, products, sdpa."
+    )
