@@ -3,8 +3,8 @@
     python benchmarks/data/loader.py
 
 Decoding, random resized crop to 224 x 224 and flip, without RandAugment, two workers. Peers are webdataset with the
-same decoding and with Pillow and torchvision's transforms. Images per CPU second of all threads and processes, a loader a
-process, medians of interleaved rounds in one run on a RAM disk.
+same decoding and with Pillow and torchvision's transforms. Images per CPU second of all threads and processes, a loader
+a process, medians of interleaved rounds in one run on a RAM disk.
 """
 
 from __future__ import annotations
