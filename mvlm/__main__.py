@@ -10,7 +10,7 @@ from importlib import import_module
 
 from mvlm.errors import UserError
 
-COMMANDS = ("train", "evaluate", "report", "preflight", "kernels")
+COMMANDS = ("train", "evaluate", "predict", "report", "preflight", "kernels")
 """Modules of mvlm.cli. Only the one that is asked for is imported: for some it takes seconds."""
 BUG = 70
 

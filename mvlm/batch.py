@@ -5,6 +5,7 @@ Shape legend, used as name suffixes everywhere:
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M hidden patches or hidden tokens
+    A classes of a task that is fine-tuned, such as answers
     C, H, W channels, height, width of an image                     T text tokens of all pairs, without padding
     BN, BL and BC written in words, as in "row of BN": a place in the flattened tensor of that shape
 """
@@ -142,4 +143,4 @@ def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
 
 
 Losses: TypeAlias = "dict[str, Tensor]"
-"""Scalars named "image", "text", "itc", "itm"; an objective of weight 0 is absent."""
+"""Scalars named "image", "text", "itc", "itm", of which one of weight 0 is absent, or "task", fine-tuning's own."""

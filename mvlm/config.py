@@ -74,7 +74,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Objectives:
-    image: float = 1.0  # weights of the four losses; 0 = not computed (P)
+    image: float = 1.0  # weights of the four losses; 0 = not computed (P); tasks without them take 0
     text: float = 1.0
     itc: float = 1.0
     itm: float = 1.0
@@ -92,6 +92,35 @@ class Objectives:
     exclude_duplicates: bool = True  # pairs of the same image or caption are no ITC/ITM negatives of each other (D)
     itm_group: int = 16  # consecutive positions that ITM negatives are drawn from (D)
     itm_negatives: Literal["hard", "uniform"] = "hard"  # (D)
+
+    def weight(self, loss: str) -> float:
+        """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
+        return 1.0 if loss == "task" else getattr(self, loss)
+
+
+@dataclass(frozen=True)
+class Task:
+    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"
+    answer_minimum: int = 9  # vqa: questions that most people answer so, for an answer to be a class (D)
+
+    @property
+    def corpus(self) -> str:
+        """The task of the shards that it reads."""
+        return "caption" if self.name in OBJECTIVES_OF else self.name
+
+    @property
+    def images(self) -> int:
+        """Of a sample."""
+        return 2 if self.name == "nlvr2" else 1
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it chooses among classes, with a loss of its own in place of `[objectives]`."""
+        return self.name not in OBJECTIVES_OF
+
+
+OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc", "itm")}
+"""By task, the objectives that may have a weight; all other tasks have a loss of their own."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +190,8 @@ class Eval:
     batch: int = 64  # images or texts, or ITM pairs, a forward pass
     rerank: int = 128  # candidates of ITC that ITM orders again: 256 COCO, 128 Flickr30k (D)
     limit: int = 0  # first rows used; 0 = all
+    memory_gb: float = 4.0  # held at once on each rank's device beside the weights, in 1e9 bytes (D)
+    share: float = 0.1  # of the time of training: an evaluation of over half a minute is put off until it fits (D)
 
 
 @dataclass(frozen=True)
@@ -169,6 +200,7 @@ class Config:
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     objectives: Objectives = field(default_factory=Objectives)
+    task: Task = field(default_factory=Task)
     optim: Optim = field(default_factory=Optim)
     train: Train = field(default_factory=Train)
     kernels: Kernels = field(default_factory=Kernels)
@@ -197,7 +229,8 @@ def config_from_dict(tables: dict[str, Any], where: str) -> Config:
     """Build and check a `Config`; `where` names the file in error messages."""
     config = build(Config, tables, where, "")
     _check(config, where)
-    return config
+    foreign = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in OBJECTIVES_OF.get(config.task.name, ())}
+    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
 
 
 def dump_config(config: Config) -> str:
@@ -217,6 +250,7 @@ AT_LEAST_ONE = {
     "data": ("shuffle_block", "shuffle_window", "prefetch"),
     "checkpoint": ("keep",),
     "log": ("every",),
+    "task": ("answer_minimum",),
     "eval": ("batch",),
 }
 NOT_NEGATIVE = {
@@ -248,7 +282,8 @@ def _check(config: Config, where: str) -> None:
         for key in keys:
             require(0 <= value(f"{table}.{key}") < math.inf, f"{table}.{key}", "0 or more")
     model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
-    if objectives.image == objectives.text == objectives.itc == objectives.itm == 0:
+    own = [getattr(objectives, name) for name in OBJECTIVES_OF.get(config.task.name, ())]
+    if own and not any(own):
         raise UserError(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
     for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
         require(0 < value(name) < 1, name, "between 0 and 1")
@@ -278,6 +313,8 @@ def _check(config: Config, where: str) -> None:
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
     require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
+    require(0 < config.eval.memory_gb < math.inf, "eval.memory_gb", "above 0")
+    require(0 < config.eval.share < math.inf, "eval.share", "above 0")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
     mirror = config.checkpoint.mirror
     require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.data": {"batch", "config", "masking", "data"},
     "mvlm.evaluate": {"batch", "config", "masking", "model", "data", "dist", "evaluate"},
     "mvlm.train": {"batch", "config", "dist", "masking", "kernels", "objectives", "model", "data", "train"},
+    "mvlm.predict": {"model", "data", "evaluate", "predict"},
     "mvlm.report": {"batch", "config", "dist", "masking", "model", "data", "evaluate", "report"},
 }
 """Our own modules by first name within mvlm; `errors` and the version are everybody's. The commands may import all."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from mvlm.errors import UserError
 
 
-def write_whole(path: Path, text: str, option: str) -> None:
-    """Write beside and rename; missing folders are made.
+def write_whole(path: Path, content: str | bytes, option: str) -> None:
+    """Write text or bytes beside and rename; missing folders are made.
 
     Raises:
         UserError: the file cannot be written; names the `option` that says where.
@@ -18,7 +18,7 @@ def write_whole(path: Path, text: str, option: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
         temporary.replace(path)
     except OSError as error:
         with suppress(OSError):

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             f"{args.config} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`."
         )
     read_deepspeed_json(args.deepspeed_config)
-    training_mixture(config.data)
+    training_mixture(config.data, config.task.corpus)
     launched = dist.environment()
     ranks = usable_ranks(config, launched["world"])
     accumulation_steps(config, ranks)

@@ -13,6 +13,7 @@ from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.decoding import BadImage, open_picture
 from mvlm.data.index import Mixture
+from mvlm.data.labelled import SENTENCES
 from mvlm.data.rows import why_bad
 from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
@@ -46,18 +47,47 @@ class EvalDataset:
         Raises:
             UserError: an image cannot be decoded; names shard, row and key.
         """
-        return torch.from_numpy(np.stack([self._view(row) for row in rows]))
+        return torch.from_numpy(np.stack([self._views(row)[0] for row in rows]))
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool of the captions with these indices."""
         return self.tokens.batch([self.captions[index] for index in captions])
 
-    def _view(self, row: int) -> np.ndarray:
+    def _views(self, row: int) -> list[np.ndarray]:
+        """The images of a row, which are two only of a pair."""
         content = self.mixture.row(row)
+        encoded = [(content.image, content.crc32)]
+        if content.second is not None:
+            encoded.append(content.second)
+        return [self._view(row, content.key, data, crc32) for data, crc32 in encoded]
+
+    def _view(self, row: int, key: str, data: memoryview, crc32: int) -> np.ndarray:
         try:
-            return eval_view(open_picture(content.image), self.image_size)
+            return eval_view(open_picture(data), self.image_size)
         except BadImage as error:
             raise UserError(
-                f"{self.mixture.where(row)} (key {content.key!r}): {why_bad(content.image, content.crc32, error)}: "
+                f"{self.mixture.where(row)} (key {key!r}): {why_bad(data, crc32, error)}: "
                 "copy the shard again, or shard the corpus again, which sets such images aside."
             ) from error
+
+
+class LabelledEvalDataset(EvalDataset):
+    """The same of a fine-tuning task, whose rows have one sentence each: their captions, here.
+
+    Attributes:
+        keys: of the rows.
+        values: the task's own columns of each row.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
+        super().__init__(mixture, tokenizer, config, limit)
+        rows = [mixture.row(row) for row in range(self.rows)]
+        self.keys = [row.key for row in rows]
+        self.values = [row.own for row in rows]
+        self.captions = [SENTENCES[config.task.name](own)[0] for own in self.values]
+        self.owner = np.arange(self.rows)
+
+    def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """image_VBCHW uint8, text_BL int64 and valid_BL bool; raises as `images`."""
+        image_BVCHW = np.stack([np.stack(self._views(row)) for row in rows])
+        return torch.from_numpy(image_BVCHW.swapaxes(0, 1).copy()), *self.texts(rows)

@@ -229,11 +229,11 @@ class Mixture:
         corpus.bring(local)
 
 
-def training_mixture(data: Data) -> Mixture:
+def training_mixture(data: Data, task: str = CAPTION) -> Mixture:
     """What a configuration trains on; raises as `Mixture`."""
-    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb))
+    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb), task)
 
 
-def held_out(data: Data) -> Mixture:
+def held_out(data: Data, task: str = CAPTION) -> Mixture:
     """What it evaluates on; raises as `Mixture`."""
-    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb))
+    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb), task=task)

@@ -5,14 +5,15 @@ Nothing here may import torch when loaded: loader processes are to stay small.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mvlm.config import Config
+from mvlm.data.answers import load_answers, soft_target
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.columns import Row
 from mvlm.data.index import Mixture
@@ -34,11 +35,8 @@ SENTENCES: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
 }
 """By task: the sentences of a row."""
 
-ANSWER_SHARE = 0.3
-"""What each person who gave an answer adds to how right it is, up to 1."""
-
-FREQUENT = 9
-"""Rows an answer must have been given in to be one of the classes, as is usual for VQA v2."""
+ANSWERS = "answers.json"
+"""Beside the tokenizer in the run folder: both say what numbers mean, and go wherever the run goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +45,17 @@ class Labelled(Sample):
 
     texts_TL: tuple[np.ndarray, ...]  # int64 each
     label: np.ndarray  # int64, or float32 [A]
+
+
+def class_names(task: str, tokenizer_folder: Path) -> tuple[str, ...]:
+    """What a task chooses among, nothing where it is no such task; the answers to questions stand in the run folder.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if task == "vqa":
+        return load_answers(tokenizer_folder / ANSWERS)
+    return {"nlvr2": ("False", "True"), "entailment": LABELS}.get(task, ())
 
 
 class LabelledDataset(Rows[Labelled]):
@@ -71,7 +80,8 @@ class LabelledDataset(Rows[Labelled]):
 
     def prepare(self, content: Row, position: int, row: int, occurrence: int) -> Labelled:
         sentences = SENTENCES[self.task](content.own)
-        flip = self.config.data.flip and not any(map(SIDES.search, sentences))
+        said = (*sentences, *content.own.get("answers", ()))
+        flip = self.config.data.flip and not any(map(SIDES.search, said))
         encoded = [(content.image, content.crc32), *([content.second] if content.second else [])]
         draws = [self.rng(purpose, position, occurrence, row) for purpose in (Purpose.VIEW, Purpose.MASKED_VIEW)]
         images = [self.views(*image, flip, draw)[0] for image, draw in zip(encoded, draws, strict=False)]
@@ -101,14 +111,6 @@ class LabelledDataset(Rows[Labelled]):
 
     def _how_right(self, given: Sequence[str]) -> np.ndarray:
         right_A = np.zeros(len(self._answers), dtype=np.float32)
-        for answer, count in Counter(given).items():
-            if answer in self._answers:
-                right_A[self._answers[answer]] = min(count * ANSWER_SHARE, 1.0)
+        for number, share in soft_target(given, self._answers).items():
+            right_A[number] = share
         return right_A
-
-
-def frequent_answers(mixture: Mixture, fewest: int = FREQUENT) -> list[str]:
-    """The answers of VQA rows that are the most given one of `fewest` rows or more, in alphabetical order."""
-    best = (Counter(mixture.row(row).own["answers"]).most_common(1) for row in range(len(mixture)))
-    counts = Counter(answer for most in best for answer, _ in most)
-    return sorted(answer for answer, count in counts.items() if count >= fewest)

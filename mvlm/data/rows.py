@@ -6,8 +6,9 @@ Nothing here or in what it imports may import torch: loader processes are to sta
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from mvlm.data.index import Mixture, Row
 from mvlm.data.transforms import train_view
 from mvlm.errors import UserError
 from mvlm.masking import Purpose, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ATTEMPTS = 50
 """Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
@@ -103,6 +107,10 @@ class Rows(Generic[S]):
 
     def prepare(self, content: Row, position: int, row: int, occurrence: int) -> S:
         """The sample of a row; raises `BadImage` where an image of it cannot be decoded."""
+        raise NotImplementedError
+
+    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
+        """The batch of these samples, whose images stand in a tensor that it keeps."""
         raise NotImplementedError
 
     def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:

@@ -95,16 +95,16 @@ def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, devi
     pictures, errors = [], []
     for text_BL, valid_BL in (dataset.texts(captions), empty_sentence(dataset, len(rows))):
         pixels_BNQ = restore_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
-        pictures.append(_pictures(_paste(model, image_BCHW, mask_BN, pixels_BNQ)))
+        pictures.append(pictures_of(paste(model, image_BCHW, mask_BN, pixels_BNQ)))
         error_BN = (pixels_BNQ - target_BNQ).abs().mean(-1)
         errors.append(((error_BN * mask_BN).sum(1) / mask_BN.sum(1)).tolist())
     grey_BNQ = model.patchify(image_BCHW.float()).masked_fill(mask_BN[..., None], GREY)
-    hidden, originals = _pictures(model.unpatchify(grey_BNQ)), _pictures(image_BCHW)
+    hidden, originals = pictures_of(model.unpatchify(grey_BNQ)), pictures_of(image_BCHW)
     texts = [dataset.captions[caption] for caption in captions]
     return [ImageExample(*parts) for parts in zip(texts, originals, hidden, *pictures, *errors, strict=True)]
 
 
-def _paste(model: MaskVLM, image_BCHW: Tensor, mask_BN: Tensor, pixels_BNQ: Tensor) -> Tensor:
+def paste(model: MaskVLM, image_BCHW: Tensor, mask_BN: Tensor, pixels_BNQ: Tensor) -> Tensor:
     """The image in 0..255 with the hidden patches as predicted.
 
     A patch predicted in standardised form gets the true patch's mean and deviation back, as MAE shows it.
@@ -118,7 +118,8 @@ def _paste(model: MaskVLM, image_BCHW: Tensor, mask_BN: Tensor, pixels_BNQ: Tens
     return (pasted_BCHW - black) / (white - black) * 255
 
 
-def _pictures(image_BCHW: Tensor) -> list[np.ndarray]:
+def pictures_of(image_BCHW: Tensor) -> list[np.ndarray]:
+    """Images in 0..255, of any type, as uint8 [H, W, 3]."""
     return list(image_BCHW.float().round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
 
@@ -150,7 +151,7 @@ def _text_examples(
                 tokens.append(Token(spelled, *(_guesses(tokenizer, guess, place, target) for guess in best)))
         return tuple(tokens)
 
-    return [TextExample(picture, sentence(b)) for b, picture in enumerate(_pictures(image_BCHW))]
+    return [TextExample(picture, sentence(b)) for b, picture in enumerate(pictures_of(image_BCHW))]
 
 
 def _guesses(

@@ -6,6 +6,7 @@ padded with NONE), K candidates re-ranked. Ranks begin at 0; equal scores keep t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import comb
 
 import numpy as np
@@ -17,28 +18,92 @@ NONE = -1
 
 RECALLS = (1, 5, 10)
 
-TILE_VALUES = 1 << 22
-"""Similarities held at once; bounds the memory of any corpus to some 100 MB."""
+RERANKED_VALUES = 1 << 24
+"""Comparisons of candidates with right items made at once, a byte each."""
 
 
-def rank_by_similarity(query_AE: Tensor, item_NE: Tensor, right_AR: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """Order the items by their inner product with each query, in tiles of queries.
+@dataclass(frozen=True)
+class Lists:
+    """Lists of whole numbers, end to end: list i is `item[start[i] : start[i + 1]]`."""
+
+    item: np.ndarray
+    start: np.ndarray
+
+    @classmethod
+    def of(cls, list_X: np.ndarray, item_X: np.ndarray, count: int) -> Lists:
+        """`count` lists from pairs of a list and an item in it; each item once a list, in order."""
+        pairs = np.unique(np.stack([list_X, item_X], axis=1), axis=0)
+        return cls(pairs[:, 1], np.searchsorted(pairs[:, 0], np.arange(count + 1)))
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.item[self.start[index] : self.start[index + 1]]
+
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.start)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The right items of each query: those of its labels, of which no two share an item.
+
+    Kept so, and not item by item, since with many equal captions all queries together have as many as there are pairs.
+    """
+
+    labels: Lists  # of each query
+    items: Lists  # of each label
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, query: int) -> np.ndarray:
+        """The right items of one query."""
+        return np.concatenate([self.items[label] for label in self.labels[query]] or [self.items.item[:0]])
+
+    def counts(self) -> np.ndarray:
+        """Right items of each query."""
+        lengths = np.append(self.items.lengths()[self.labels.item], 0)
+        return np.add.reduceat(lengths, self.labels.start[:-1]) * (self.labels.lengths() > 0)
+
+    def padded(self, queries: np.ndarray) -> np.ndarray:
+        """int64 [len(queries), R of these], filled up with NONE."""
+        rows = [self[query] for query in queries]
+        right_AR = np.full((len(rows), max(1, max(map(len, rows)))), NONE, dtype=np.int64)
+        for right_R, row in zip(right_AR, rows, strict=True):
+            right_R[: len(row)] = row
+        return right_AR
+
+
+def answers(owner_M: np.ndarray, images: int, label_M: np.ndarray) -> tuple[Answers, Answers]:
+    """The right captions of each image and the right images of each caption.
+
+    Args:
+        owner_M: the image of each caption.
+        label_M: from 0; captions of one label are right wherever one of them is.
+    """
+    captions, labels = np.arange(len(owner_M)), int(label_M.max(initial=-1)) + 1
+    of_image = Answers(Lists.of(owner_M, label_M, images), Lists.of(label_M, captions, labels))
+    of_caption = Answers(Lists.of(captions, label_M, len(owner_M)), Lists.of(label_M, owner_M, labels))
+    return of_image, of_caption
+
+
+def rank_tile(similarity_AN: Tensor, right_AR: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Order the items for a tile of queries.
 
     Returns:
         rank_A: the rank of the best-placed right item; top_AK: the first `top` items, best first.
     """
-    rows = max(1, TILE_VALUES // len(item_NE))
-    ranks, tops = [], []
-    for start in range(0, len(query_AE), rows):
-        similarity_AN = query_AE[start : start + rows] @ item_NE.T
-        order_AN = similarity_AN.argsort(dim=1, descending=True, stable=True)
-        ranks.append(best_rank(order_AN, right_AR[start : start + rows]))
-        tops.append(order_AN[:, :top])
-    return torch.cat(ranks), torch.cat(tops)
+    order_AN = similarity_AN.argsort(dim=1, descending=True, stable=True)
+    return best_rank(order_AN, right_AR), order_AN[:, :top].clone()
 
 
 def best_rank(order_AN: Tensor, right_AR: Tensor) -> Tensor:
-    """The place in each row of `order_AN`, a permutation of the items, of the right item that comes first."""
+    """The place in each row of `order_AN`, a permutation of the items, of the right item that comes first.
+
+    It is N where a query has no right item.
+    """
     place_AN = torch.empty_like(order_AN)
     place_AN.scatter_(1, order_AN, torch.arange(order_AN.shape[1], device=order_AN.device).expand_as(order_AN))
     place_AR = place_AN.gather(1, right_AR.clamp(min=0))
@@ -50,25 +115,28 @@ def rerank(top_AK: np.ndarray, score_AK: np.ndarray) -> np.ndarray:
     return np.take_along_axis(top_AK, np.lexsort((top_AK, -score_AK)), axis=1)
 
 
-def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right_AR: np.ndarray) -> np.ndarray:
+def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: Answers) -> np.ndarray:
     """The best right item's rank after re-ranking: the one before where no right item is a candidate."""
-    found_AK = (reranked_AK[:, :, None] == right_AR[:, None, :]).any(axis=2)
-    return np.where(found_AK.any(axis=1), found_AK.argmax(axis=1), rank_A)
+    widest = reranked_AK.shape[1] * max(1, right.counts().max(initial=1))
+    rows = max(1, RERANKED_VALUES // int(widest))
+    ranks = []
+    for start in range(0, len(rank_A), rows):
+        queries = np.arange(start, min(start + rows, len(rank_A)))
+        found_AK = (reranked_AK[queries, :, None] == right.padded(queries)[:, None, :]).any(axis=2)
+        ranks.append(np.where(found_AK.any(axis=1), found_AK.argmax(axis=1), rank_A[queries]))
+    return np.concatenate(ranks)
 
 
-def right_items(owner_M: np.ndarray, images: int) -> np.ndarray:
-    """The captions of each image, padded with NONE: int64 [images, most captions of one image]."""
-    counts = np.bincount(owner_M, minlength=images)
-    right_AR = np.full((images, max(1, counts.max(initial=0))), NONE, dtype=np.int64)
-    order = np.argsort(owner_M, kind="stable")
-    column = np.arange(len(owner_M)) - np.repeat(np.cumsum(counts) - counts, counts)
-    right_AR[owner_M[order], column] = order
-    return right_AR
+def recalls(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> dict[str, float]:
+    """Share of the queries, each counted `weight_A` times, whose right item is among the first 1, 5 and 10."""
+    return {f"r{k}": float(np.average(rank_A < k, weights=weight_A)) for k in RECALLS}
 
 
-def recalls(rank_A: np.ndarray) -> dict[str, float]:
-    """Share of the queries whose right item is among the first 1, 5 and 10."""
-    return {f"r{k}": float((rank_A < k).mean()) for k in RECALLS}
+def median_rank(rank_A: np.ndarray, weight_A: np.ndarray | None = None) -> float:
+    """The median over the queries, each counted `weight_A` times, of the rank from 1 of the best right item."""
+    passed = np.cumsum(np.bincount(rank_A, weights=weight_A))
+    middle = np.searchsorted(passed, passed[-1] / 2 + np.array([0, 1e-9]))  # two of an even number
+    return float(middle.mean() + 1)
 
 
 def chance(right_per_query: np.ndarray, items: int) -> dict[str, float]:

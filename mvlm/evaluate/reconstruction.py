@@ -14,6 +14,7 @@ from mvlm import dist, masking
 from mvlm.batch import IGNORE
 from mvlm.config import Objectives
 from mvlm.data.dataset import EvalDataset
+from mvlm.data.pictures import ImagesAndTexts
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.hidden_words import ChosenWords, HiddenText, HiddenWords, RandomWords
@@ -212,7 +213,7 @@ def restore_image(model: MaskVLM, hidden_BSD: Tensor, mask_BN: Tensor, text_BL: 
     return model.reconstruct_image(fused_BSD, text_BLD, valid_BL, mask_BN).float()
 
 
-def empty_sentence(dataset: EvalDataset, count: int) -> tuple[Tensor, Tensor]:
+def empty_sentence(dataset: ImagesAndTexts, count: int) -> tuple[Tensor, Tensor]:
     """`count` times the sentence of special tokens only: BL and its validity."""
     return dataset.tokens.batch([""] * count)
 

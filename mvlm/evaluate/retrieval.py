@@ -1,8 +1,13 @@
-"""Image-text retrieval: ITC orders everything, ITM orders ITC's first k again (paper, section 4.2)."""
+"""Image-text retrieval: ITC orders everything, ITM orders ITC's first k again (paper, section 4.2).
+
+Images and texts are encoded, split over ranks, once for ITC, which keeps a vector of each, and once for ITM, never once
+a pair; similarities are taken in tiles. What is held at once is bounded by one setting (mvlm/evaluate/memory.py). The
+numbers are the same on any number of ranks, to the last bit.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,15 +15,35 @@ import torch
 from torch import Tensor
 
 from mvlm.data.dataset import EvalDataset
-from mvlm.evaluate import ranking, shares
+from mvlm.data.pictures import ImagesAndTexts
+from mvlm.evaluate import intervals, memory, ranking, shares
+from mvlm.evaluate.matching import match_pairs
+from mvlm.evaluate.memory import Sizes, Tokens
 from mvlm.model.maskvlm import MaskVLM
+
+
+@dataclass(frozen=True)
+class Search:
+    """How to search.
+
+    Args:
+        batch: images, texts or ITM pairs in a forward pass at most.
+        rerank: candidates a query that ITM orders again; 0, or a model trained without ITM, leaves ITC's order.
+        memory_gb: what is held on a rank's device beside the weights at most, in 1e9 bytes.
+        equal_captions: a caption is right wherever an equal one is, for images and for captions.
+    """
+
+    batch: int
+    rerank: int
+    memory_gb: float
+    equal_captions: bool = False
 
 
 @dataclass(frozen=True)
 class Direction:
     """The answers to the A queries of one direction; ranks begin at 0."""
 
-    right_AR: np.ndarray  # the right items, padded with ranking.NONE
+    right: ranking.Answers
     itc_A: np.ndarray  # rank of the best-placed right item
     reranked_A: np.ndarray | None  # the same after ITM; None where nothing was re-ranked
     top_AK: np.ndarray  # the first items in the final order
@@ -28,84 +53,128 @@ class Direction:
 class Retrieval:
     image_to_text: Direction
     text_to_image: Direction
-    rerank: int  # candidates a query that ITM ordered again
+    search: Search  # its `rerank` is 0 where nothing was re-ranked
 
 
-def evaluate_retrieval(
-    model: MaskVLM, dataset: EvalDataset, batch: int, rerank: int, device: torch.device
-) -> dict[str, Any]:
-    """Recall at 1, 5 and 10 in both directions, as shares, with chance and the protocol; see `summary`."""
-    return summary(retrieve(model, dataset, batch, rerank, device), dataset)
+def evaluate_retrieval(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch.device) -> dict[str, Any]:
+    """Recall at 1, 5 and 10 in both directions, as shares, with chance and the protocol; see `summary`.
+
+    Raises:
+        UserError: `search.memory_gb` does not hold one pair.
+    """
+    return summary(retrieve(model, dataset, search, device), dataset)
 
 
-def retrieve(model: MaskVLM, dataset: EvalDataset, batch: int, rerank: int, device: torch.device) -> Retrieval:
+def retrieve(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch.device) -> Retrieval:
     """Order all captions for each image and all images for each caption.
 
-    Args:
-        batch: images, texts or ITM pairs in a forward pass.
-        rerank: candidates a query that ITM orders again; 0, or a model trained without ITM, leaves ITC's order.
+    Raises:
+        UserError: `search.memory_gb` does not hold one pair.
     """
-    objectives = model.config.objectives
-    right_text = ranking.right_items(dataset.owner, len(dataset))
-    right_image = dataset.owner[:, None]
+    rerank = search.rerank if model.config.objectives.itm else 0
+    search = replace(search, rerank=rerank)
+    of_image, of_caption = ranking.answers(dataset.owner, len(dataset), _labels(dataset, search.equal_captions))
+    tokens = Tokens.of(model, dataset.tokens.length)
+    sizes = memory.sizes(search.memory_gb, search.batch, len(dataset), len(dataset.captions), tokens)
     with shares.inference(model):
         image_NE, text_ME = (
-            _image_features(model, dataset, batch, device),
-            _text_features(model, dataset, batch, device),
+            image_features(model, dataset, sizes.batch, device),
+            text_features(model, dataset, sizes.batch, device),
         )
         shown = max(rerank, max(ranking.RECALLS))
-        image_rank, image_top = _rank(image_NE, text_ME, right_text, shown)
-        text_rank, text_top = _rank(text_ME, image_NE, right_image, shown)
-        if not (rerank and objectives.itm):
-            return Retrieval(
-                Direction(right_text, image_rank, None, image_top), Direction(right_image, text_rank, None, text_top), 0
-            )
-        image_score, text_score = _match(model, dataset, batch, device, image_top[:, :rerank], text_top[:, :rerank])
-    return Retrieval(
-        _reranked(right_text, image_rank, image_top, image_score),
-        _reranked(right_image, text_rank, text_top, text_score),
-        rerank,
-    )
+        to_text = rank_items(image_NE, text_ME, of_image, shown, sizes)
+        to_image = rank_items(text_ME, image_NE, of_caption, shown, sizes)
+        if rerank:
+            scores = _match(model, dataset, sizes, device, to_text.top_AK[:, :rerank], to_image.top_AK[:, :rerank])
+            to_text, to_image = (_reranked(*each) for each in zip((to_text, to_image), scores, strict=True))
+    return Retrieval(to_text, to_image, search)
 
 
 def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
-    """`image_to_text` and `text_to_image`, each {`itc`, `reranked` (None if not done)}: {r1, r5, r10} in shares;
-    `chance`, the greater of the two directions; `images`, `captions`; `protocol`, one sentence.
+    """`image_to_text` and `text_to_image`, each {`itc`, `reranked` (None if not done)}: {r1, r5, r10} in shares and
+    `median_rank` from 1; `mean_recall` of the six by {`itc`, `reranked`}; `interval`, the same tree with the lower and
+    upper end of each; `chance`, the greater of the two directions; `images`, `captions`; `protocol`, a few sentences.
     """
     images, captions = len(dataset), len(dataset.captions)
     by_chance = (
-        ranking.chance((found.image_to_text.right_AR != ranking.NONE).sum(axis=1), captions),
-        ranking.chance(np.ones(1, dtype=np.int64), images),
+        ranking.chance(found.image_to_text.right.counts(), captions),
+        ranking.chance(found.text_to_image.right.counts(), images),
     )
+    kinds = ("itc", "reranked") if found.search.rerank else ("itc",)
+
+    def scores(drawn_N: np.ndarray) -> dict[str, float]:
+        return _scores(found, kinds, drawn_N, drawn_N[dataset.owner])
+
     return {
-        "image_to_text": _recalls(found.image_to_text),
-        "text_to_image": _recalls(found.text_to_image),
+        **_tree(scores(np.ones(images)), kinds),
+        "interval": _tree(intervals.bootstrap(images, scores), kinds),
         "chance": {key: max(shares[key] for shares in by_chance) for key in by_chance[0]},
         "images": images,
         "captions": captions,
-        "protocol": _protocol(images, captions, found.rerank),
+        "protocol": _protocol(images, captions, found.search),
     }
 
 
-def _recalls(direction: Direction) -> dict[str, Any]:
-    reranked = None if direction.reranked_A is None else ranking.recalls(direction.reranked_A)
-    return {"itc": ranking.recalls(direction.itc_A), "reranked": reranked}
+def _labels(dataset: EvalDataset, equal_captions: bool) -> np.ndarray:
+    """A number for each caption, shared by equal ones where they count as one."""
+    if not equal_captions:
+        return np.arange(len(dataset.captions))
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(caption.strip(), len(numbers)) for caption in dataset.captions])
 
 
-def _protocol(images: int, captions: int, rerank: int) -> str:
+DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+def _scores(found: Retrieval, kinds: tuple[str, ...], weight_N: np.ndarray, weight_M: np.ndarray) -> dict[str, float]:
+    """Every number by direction/kind/name, with the images and the captions counted so many times."""
+    numbers: dict[str, float] = {}
+    for kind in kinds:
+        for direction, weight_A in zip(DIRECTIONS, (weight_N, weight_M), strict=True):
+            rank_A = getattr(getattr(found, direction), f"{kind}_A")
+            of_kind = ranking.recalls(rank_A, weight_A) | {"median_rank": ranking.median_rank(rank_A, weight_A)}
+            numbers |= {f"{direction}/{kind}/{name}": number for name, number in of_kind.items()}
+        six = [numbers[f"{direction}/{kind}/r{k}"] for direction in DIRECTIONS for k in ranking.RECALLS]
+        numbers[f"mean_recall/{kind}"] = sum(six) / len(six)
+    return numbers
+
+
+def _tree(numbers: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
+    """{"a/b/c": x} -> {"a": {"b": {"c": x}}}; None for the kind that was not done."""
+    tree: dict[str, Any] = {
+        key: {kind: None for kind in ("itc", "reranked") if kind not in kinds} for key in (*DIRECTIONS, "mean_recall")
+    }
+    for path, number in numbers.items():
+        *folders, name = path.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[name] = number
+    return tree
+
+
+def _protocol(images: int, captions: int, search: Search) -> str:
     again = (
-        f"ITM orders the first {rerank} of each query again, the others stay behind them in ITC's order"
-        if rerank
+        f"ITM orders the first {search.rerank} of each query again, the others stay behind them in ITC's order"
+        if search.rerank
         else "not re-ranked by ITM"
+    )
+    right = (
+        "an image counts as found at its best-placed caption or one equal to it, a caption at its image or one that "
+        "has an equal caption"
+        if search.equal_captions
+        else "an image counts as found at its best-placed caption, a caption at its one image"
     )
     return (
         f"{images} images and {captions} captions, all of them candidates of every query; "
-        f"ITC orders them by cosine similarity, {again}; an image counts as found at its best-placed caption, "
-        "a caption at its one image; equal scores keep the order of the data."
+        f"ITC orders them by cosine similarity, {again}; {right}; equal scores keep the order of the data. "
+        f"Mean recall is that of R@1, R@5 and R@10 both ways; the median rank begins at 1. Intervals hold "
+        f"{intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the images, each with its captions."
     )
 
 
-def _image_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device) -> Tensor:
+def image_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: torch.device) -> Tensor:
+    """The contrastive features of all images, NE."""
     parts = []
     for rows in shares.batches(len(dataset), batch):
         image_BSD = model.encode_image(dataset.images(rows.tolist()).to(device))
@@ -113,7 +182,8 @@ def _image_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: to
     return shares.gather(parts, len(dataset))
 
 
-def _text_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device) -> Tensor:
+def text_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: torch.device) -> Tensor:
+    """The contrastive features of all captions, ME."""
     parts = []
     for indices in shares.batches(len(dataset.captions), batch):
         text_BL, valid_BL = (tensor.to(device) for tensor in dataset.texts(indices.tolist()))
@@ -121,27 +191,30 @@ def _text_features(model: MaskVLM, dataset: EvalDataset, batch: int, device: tor
     return shares.gather(parts, len(dataset.captions))
 
 
-def _rank(query_AE: Tensor, item_NE: Tensor, right_AR: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
-    """`ranking.rank_by_similarity` with the queries split over ranks."""
-    count = len(query_AE)
-    (mine,) = shares.batches(count, count)
-    right = torch.from_numpy(right_AR[mine]).to(query_AE.device)
-    rank_A, top_AK = ranking.rank_by_similarity(query_AE[torch.from_numpy(mine)], item_NE, right, top)
-    return shares.gather([rank_A], count).cpu().numpy(), shares.gather([top_AK], count).cpu().numpy()
+def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, sizes: Sizes) -> Direction:
+    """All items in the order of their inner product with each query, in tiles of queries split over ranks."""
+    ranks, tops = [], []
+    for queries in shares.batches(len(query_AE), max(1, sizes.similarities // len(item_NE))):
+        similarity_AN = query_AE[torch.from_numpy(queries)] @ item_NE.T
+        right_AR = torch.from_numpy(right.padded(queries)).to(query_AE.device)
+        rank_A, top_AK = ranking.rank_tile(similarity_AN, right_AR, top)
+        ranks.append(rank_A)
+        tops.append(top_AK)
+    all_ranks, all_tops = (shares.gather(parts, len(query_AE)).cpu().numpy() for parts in (ranks, tops))
+    return Direction(right, all_ranks, None, all_tops)
 
 
 def _match(
     model: MaskVLM,
     dataset: EvalDataset,
-    batch: int,
+    sizes: Sizes,
     device: torch.device,
     image_top: np.ndarray,
     text_top: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """ITM's log-odds of every candidate: [images, K] of captions and [captions, K] of images.
 
-    A pair that is a candidate in both directions is matched once. Sorted by image, a batch of pairs holds
-    few images, so encoding them anew costs little and nothing but the scores is kept.
+    A pair that is a candidate in both directions is matched once.
     """
     captions = len(dataset.captions)
     wanted = (
@@ -149,22 +222,13 @@ def _match(
         text_top * captions + np.arange(len(text_top))[:, None],
     )
     pairs, where = np.unique(np.concatenate([w.ravel() for w in wanted]), return_inverse=True)
-    parts = []
-    for indices in shares.batches(len(pairs), batch):
-        rows, image_of_pair = np.unique(pairs[indices] // captions, return_inverse=True)
-        texts, text_of_pair = np.unique(pairs[indices] % captions, return_inverse=True)
-        image_BSD = model.encode_image(dataset.images(rows.tolist()).to(device))
-        text_BL, valid_BL = (tensor.to(device) for tensor in dataset.texts(texts.tolist()))
-        text_BLD = model.encode_text(text_BL, valid_BL)
-        image_idx_B, text_idx_B = torch.from_numpy(image_of_pair), torch.from_numpy(text_of_pair)
-        logits_B2 = model.match(image_BSD[image_idx_B], text_BLD[text_idx_B], valid_BL[text_idx_B])
-        parts.append((logits_B2[:, 1] - logits_B2[:, 0]).float())
-    scores = shares.gather(parts, len(pairs)).cpu().numpy()[where]
+    scores = match_pairs(model, dataset, pairs, sizes, device)[where]
     image_score, text_score = np.split(scores, [image_top.size])
     return image_score.reshape(image_top.shape), text_score.reshape(text_top.shape)
 
 
-def _reranked(right_AR: np.ndarray, rank_A: np.ndarray, top_AK: np.ndarray, score_AK: np.ndarray) -> Direction:
-    first_AK = ranking.rerank(top_AK[:, : score_AK.shape[1]], score_AK)
-    top_AK = np.concatenate([first_AK, top_AK[:, score_AK.shape[1] :]], axis=1)
-    return Direction(right_AR, rank_A, ranking.reranked_rank(rank_A, first_AK, right_AR), top_AK)
+def _reranked(direction: Direction, score_AK: np.ndarray) -> Direction:
+    top_AK, candidates = direction.top_AK, score_AK.shape[1]
+    first_AK = ranking.rerank(top_AK[:, :candidates], score_AK)
+    rank_A = ranking.reranked_rank(direction.itc_A, first_AK, direction.right)
+    return replace(direction, reranked_A=rank_A, top_AK=np.concatenate([first_AK, top_AK[:, candidates:]], axis=1))

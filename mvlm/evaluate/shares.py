@@ -1,7 +1,8 @@
 """Work split over ranks so that every rank makes equally many model calls of equal size.
 
 ZeRO-3 gathers weights inside each call, so a rank with fewer calls would leave the others waiting for ever.
-Ranks take contiguous shares; the last ones repeat the last item where the count does not divide.
+A batch is the same items on any number of ranks, since matrix products of other shapes round otherwise: the ranks
+take whole batches, one after another, and the last batch stands in where their number does not divide.
 """
 
 from __future__ import annotations
@@ -17,11 +18,24 @@ from mvlm import dist
 
 
 def batches(count: int, size: int) -> Iterator[np.ndarray]:
-    """This rank's share of the items 0..count-1, as index arrays of at most `size` items."""
-    share = -(-count // dist.world())
-    indices = np.minimum(dist.rank() * share + np.arange(share), count - 1)
-    for start in range(0, share, size):
-        yield indices[start : start + size]
+    """This rank's share of the items 0..count-1, as index arrays of `size` items, or of all where they are fewer.
+
+    The last batch repeats the last item to its full size.
+    """
+    size = min(size, count)
+    total = -(-count // size)
+    share = -(-total // dist.world())
+    for number in range(dist.rank() * share, (dist.rank() + 1) * share):
+        yield np.minimum(min(number, total - 1) * size + np.arange(size), count - 1)
+
+
+def places(number: int, count: int, size: int) -> list[slice]:
+    """Where the items of each rank's batch `number` stand, in rank order: nowhere where it stands in for another."""
+    size = min(size, count)
+    total = -(-count // size)
+    share = -(-total // dist.world())
+    firsts = [(rank * share + number) * size for rank in range(dist.world())]
+    return [slice(min(first, count), min(first + size, count)) for first in firsts]
 
 
 def gather(parts: list[Tensor], count: int) -> Tensor:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from mvlm.data.dataset import EvalDataset
+from mvlm.data.index import Mixture
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.evaluate.classification import Classification
+from mvlm.evaluate.foils import Foils
+from mvlm.evaluate.labelled import TITLES, Choosing
+from mvlm.evaluate.probe import Probe
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval
-from mvlm.model.maskvlm import MaskVLM
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Of all tasks; each reads those that concern it."""
-
-    batch: int  # images, texts or pairs in a forward pass
-    rerank: int  # retrieval: candidates a query that ITM orders again; 0 = none
-    words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
+from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.tables import percent, render
+from mvlm.model.weights import Loaded
 
 
 class Task(Protocol):
     name: str
 
-    def run(self, model: MaskVLM, dataset: EvalDataset, settings: Settings, device: torch.device) -> dict[str, Any]:
-        """Measure; called on every rank at once, the same result on all. It can be written as JSON."""
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        """Open the data and measure; called on every rank at once, the same result on all. It can be written as JSON.
+
+        Raises:
+            UserError: the data cannot be used.
+        """
         ...
 
     def text(self, result: dict[str, Any]) -> str:
@@ -41,24 +40,36 @@ class Task(Protocol):
 class Retrieval:
     name = "retrieval"
 
-    def run(self, model: MaskVLM, dataset: EvalDataset, settings: Settings, device: torch.device) -> dict[str, Any]:
-        return evaluate_retrieval(model, dataset, settings.batch, settings.rerank, device)
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        dataset = captions_of(loaded, settings)
+        result = evaluate_retrieval(loaded.model, dataset, settings.search, device)
+        return result | {"fingerprint": dataset.mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:
-        table = Table("recall", "ranked by", "R@1", "R@5", "R@10", title="Retrieval, % of queries")
+        columns = ("recall", "ranked by", "R@1", "R@5", "R@10", "median rank")
+        table = Table(*columns, title="Retrieval, % of queries (95 % interval)")
+        ranked_by = {"itc": "ITC", "reranked": "ITM re-ranked"}
+        done = [kind for kind in ranked_by if result["image_to_text"][kind]]
+        intervals = result["interval"]
         for direction, name in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
-            for key, ranked_by in (("itc", "ITC"), ("reranked", "ITM re-ranked")):
-                if result[direction][key]:
-                    table.add_row(name, ranked_by, *_percent(result[direction][key]))
-        table.add_row("chance", "", *_percent(result["chance"]))
-        return _render(table, result["protocol"])
+            for kind in done:
+                numbers, ends = result[direction][kind], intervals[direction][kind]
+                shares = [percent(numbers[key], ends[key]) for key in ("r1", "r5", "r10")]
+                table.add_row(name, ranked_by[kind], *shares, f"{numbers['median_rank']:g}")
+        table.add_row("chance", "", *(percent(result["chance"][key]) for key in ("r1", "r5", "r10")))
+        for kind in done:
+            mean = percent(result["mean_recall"][kind], intervals["mean_recall"][kind])
+            table.add_row("mean recall", ranked_by[kind], mean)
+        return render(table, result["protocol"])
 
 
 class Reconstruction:
     name = "reconstruction"
 
-    def run(self, model: MaskVLM, dataset: EvalDataset, settings: Settings, device: torch.device) -> dict[str, Any]:
-        return evaluate_reconstruction(model, dataset, settings.batch, device, settings.words)
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        dataset = captions_of(loaded, settings)
+        result = evaluate_reconstruction(loaded.model, dataset, settings.search.batch, device, settings.words)
+        return result | {"fingerprint": dataset.mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:
         columns = ("with", "the right other modality", "none", "another pair's", "a constant")
@@ -71,19 +82,14 @@ class Reconstruction:
             scores = result[key]
             shown = (form.format(scores[c]) if c in scores else "" for c in ("right", "none", "wrong", "constant"))
             table.add_row(name, *shown)
-        return _render(table, result["protocol"])
+        return render(table, result["protocol"])
 
 
-TASKS: dict[str, Task] = {task.name: task for task in (Retrieval(), Reconstruction())}
+def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
+    """Shards of images and captions, read with the model's tokenizer."""
+    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+    return EvalDataset(Mixture(settings.data), tokenizer, loaded.config, settings.limit)
 
 
-def _percent(recalls: dict[str, float]) -> Sequence[str]:
-    return [f"{100 * recalls[key]:.1f}" for key in ("r1", "r5", "r10")]
-
-
-def _render(table: Table, protocol: str) -> str:
-    out = io.StringIO()
-    console = Console(file=out, width=100)
-    console.print(table)
-    console.print(protocol, markup=False, highlight=False)
-    return out.getvalue()
+_ALL: tuple[Task, ...] = (Retrieval(), Reconstruction(), Classification(), Probe(), Foils(), *map(Choosing, TITLES))
+TASKS = {task.name: task for task in _ALL}

@@ -1,39 +1,110 @@
-"""Retrieval on the held-out shards while a run trains."""
+"""Retrieval, or the task that it is fine-tuned for, on the held-out shards while a run trains."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import held_out
+from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
+from mvlm.data.index import Mixture, held_out
+from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
-from mvlm.evaluate.retrieval import evaluate_retrieval
+from mvlm.evaluate.labelled import evaluate_labelled
+from mvlm.evaluate.ranking import RECALLS
+from mvlm.evaluate.retrieval import DIRECTIONS, Search, evaluate_retrieval
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.task import TaskModel
+
+LONG_SECONDS = 30.0
+"""A shorter evaluation is never put off."""
 
 
-def evaluator(config: Config, run: Path) -> Callable[[MaskVLM, Path, int], dict[str, float]]:
-    """What the training loop calls on every rank with (model, run folder, step): recalls as flat metrics.
+def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], dict[str, float]]:
+    """What the training loop calls on every rank with (model, run folder, step, whether it is the last): flat metrics.
 
-    Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM.
+    Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
+    `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
+    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. Where the evaluation before took over half a
+    minute and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is
+    the seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
 
     Raises:
         UserError: at once, if `data.eval` cannot be opened.
     """
-    mixture = held_out(config.data)
-    opened: list[EvalDataset] = []  # the run's tokenizer is not there before training begins
+    mixture = held_out(config.data, config.task.corpus)
+    measure = _choosing(config, run, mixture) if config.task.is_labelled else _retrieval(config, run, mixture)
+    pace = Pace(config.eval.share)
 
-    def evaluate(model: MaskVLM, folder: Path, step: int) -> dict[str, float]:
-        if not opened:
-            opened.append(EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit))
-        result = evaluate_retrieval(model, opened[0], config.eval.batch, config.eval.rerank, dist.device())
-        metrics: dict[str, float] = {}
-        for direction in ("image_to_text", "text_to_image"):
-            for ranked_by, name in (("itc", direction), ("reranked", f"{direction}_reranked")):
-                recalls = result[direction][ranked_by] or {}
-                metrics |= {f"eval/{name}_{key}": share for key, share in recalls.items()}
-        return metrics
+    def evaluate(model: Any, folder: Path, step: int, last: bool) -> dict[str, float]:
+        if not last and pace.too_soon():
+            return {"eval/put_off": pace.seconds}
+        with pace:
+            return measure(model)
 
     return evaluate
+
+
+def _retrieval(config: Config, run: Path, mixture: Mixture) -> Callable[[MaskVLM], dict[str, float]]:
+    search = Search(config.eval.batch, config.eval.rerank, config.eval.memory_gb)
+
+    @cache  # the run's tokenizer is not there before training begins
+    def opened() -> EvalDataset:
+        return EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
+
+    return lambda model: flat_metrics(evaluate_retrieval(model, opened(), search, dist.device()))
+
+
+def _choosing(config: Config, run: Path, mixture: Mixture) -> Callable[[TaskModel], dict[str, float]]:
+    @cache
+    def opened() -> LabelledEvalDataset:
+        return LabelledEvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
+
+    def measure(model: TaskModel) -> dict[str, float]:
+        classes = class_names(config.task.name, run / "tokenizer")
+        result, _ = evaluate_labelled(model, opened(), classes, config.eval.batch, dist.device())
+        kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
+        return {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result} | kinds
+
+    return measure
+
+
+def flat_metrics(result: dict[str, Any]) -> dict[str, float]:
+    """The recalls of `evaluate_retrieval` by name, as `evaluator` gives them."""
+    metrics: dict[str, float] = {}
+    for direction in DIRECTIONS:
+        for kind, name in (("itc", direction), ("reranked", f"{direction}_reranked")):
+            numbers = result[direction][kind]
+            metrics |= {f"eval/{name}_r{k}": numbers[f"r{k}"] for k in RECALLS} if numbers else {}
+    means = result["mean_recall"]
+    return metrics | {"eval/mean_recall": means["itc"] if means["reranked"] is None else means["reranked"]}
+
+
+class Pace:
+    """How long evaluations take beside the training between them; entered around each.
+
+    Args:
+        share: an evaluation's part of the training since the one before, at most.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share, self.seconds, self._ended = share, 0.0, 0.0
+
+    def too_soon(self) -> bool:
+        """Whether an evaluation like the last would stop training for long; the same on all ranks."""
+        trained = time.monotonic() - self._ended
+        late = self.seconds > max(LONG_SECONDS, self.share * trained)
+        return bool(dist.all_reduce(torch.tensor(float(late)), "max"))
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = time.monotonic()
+        self.seconds = self._ended - self._began

@@ -28,6 +28,14 @@ class Attention(nn.Module):
         attended = [self._attend(query[:, look.queries], key, value, look) for look in looks]
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
 
+    def weights(self, queries_BTD: Tensor, context_BUD: Tensor) -> Tensor:
+        """How each head spreads its attention over a context without padding, for people to look at: B x heads x TU."""
+        query, key = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in (self.query(queries_BTD), self.key_value(context_BUD).chunk(2, dim=-1)[0])
+        )
+        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+
     def _attend(self, query_BTD: Tensor, key_BUD: Tensor, value_BUD: Tensor, look: Look) -> Tensor:
         query, key, value = (
             x.reshape(len(query_BTD) * look.count, -1, self.heads, query_BTD.shape[-1] // self.heads).transpose(1, 2)

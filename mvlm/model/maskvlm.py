@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
 from mvlm.config import Config
-from mvlm.model.cross import CrossEncoder
+from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
 from mvlm.model.readings import Matching, Restoring
-from mvlm.model.text import TextEncoder
-from mvlm.model.vision import VisionEncoder
 from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
 
-class MaskVLM(nn.Module):
-    """Two encoders, two cross-modality encoders, an image decoder and the heads.
+class MaskVLM(Encoders):
+    """The encoders, an image decoder and the heads.
 
     Args:
         config: the run's configuration.
@@ -28,16 +26,10 @@ class MaskVLM(nn.Module):
     """
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, load_weights: bool = True) -> None:
-        super().__init__()
-        self.config = config
-        model = config.model
-        drops = config.objectives.image_masking == "drop"
-        self.vision = VisionEncoder(model, load_weights, drops)
-        self.text = TextEncoder(model, tokenizer, load_weights)
-        image_width, text_width = self.vision.width, self.text.width
-        self.cross_image = CrossEncoder(image_width, text_width, model.cross_depth, model)
-        self.cross_text = CrossEncoder(text_width, image_width, model.cross_depth, model)
-        self.image_decoder = ImageDecoder(image_width, text_width, self.vision.patch, self.vision.grid, model, drops)
+        super().__init__(config, tokenizer, load_weights)
+        model, image_width, text_width = config.model, self.vision.width, self.text.width
+        vision = self.vision
+        self.image_decoder = ImageDecoder(image_width, text_width, vision.patch, vision.grid, model, vision.drops)
         self.word_head = WordHead(self.text.embedding, self.text.pretrained, model)
         self.match_head = MatchHead(image_width, text_width, model)
         self.image_projection = Projection(image_width, model)
@@ -87,14 +79,6 @@ class MaskVLM(nn.Module):
             losses["image"] = self._image_loss(batch, pool, fused_image_BSD, context_text_BLD)
         return losses
 
-    def encode_image(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
-        """uint8 images, hidden patches True -> BSD."""
-        return self.vision(image_BCHW, patch_mask_BN)
-
-    def encode_text(self, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
-        """Token ids -> BLD."""
-        return self.text(text_BL, valid_BL)
-
     def project_image(self, image_BSD: Tensor) -> Tensor:
         """-> BE, unit length, fp32."""
         return self.image_projection(image_BSD)
@@ -102,14 +86,6 @@ class MaskVLM(nn.Module):
     def project_text(self, text_BLD: Tensor) -> Tensor:
         """-> BE, unit length, fp32."""
         return self.text_projection(text_BLD)
-
-    def fuse_image(self, queries_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
-        """Image tokens that have read the text -> BSD."""
-        return self.cross_image(queries_BSD, text_BLD, context_valid_BT=valid_BL)
-
-    def fuse_text(self, queries_BLD: Tensor, image_BSD: Tensor, valid_BL: Tensor) -> Tensor:
-        """Text tokens that have read the image -> BLD."""
-        return self.cross_text(queries_BLD, image_BSD, valid_BL=valid_BL)
 
     def reconstruct_image(self, fused_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor, patch_mask_BN: Tensor) -> Tensor:
         """-> BNQ, values of the normalised image, patches laid out as `patchify` does."""
@@ -132,20 +108,6 @@ class MaskVLM(nn.Module):
             return self._project(batch, image_BSD, self.text(batch.masked_text_BL, batch.valid_BL, batch.packing))
         text_BLD = self.text(batch.text_BL, batch.valid_BL, batch.packing)
         return self._project(batch, self.encode_image(batch.image_BCHW), text_BLD)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return self.vision.grid
-
-    def normalize(self, image_BCHW: Tensor) -> Tensor:
-        return self.vision.normalize(image_BCHW)
-
-    def patchify(self, image_BCHW: Tensor) -> Tensor:
-        return self.vision.patchify(image_BCHW)
-
-    def unpatchify(self, patches_BNQ: Tensor) -> Tensor:
-        return self.vision.unpatchify(patches_BNQ)
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder.

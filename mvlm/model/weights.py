@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,9 @@ from transformers import AutoTokenizer
 
 from mvlm.config import Config, load_config
 from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.task import HEAD, TaskModel
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
@@ -29,11 +32,14 @@ WEIGHTS, MOMENTS = "weights", "moments"
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
 
 
+M_co = TypeVar("M_co", bound=Encoders, covariant=True)
+
+
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[M_co]):
     """A trained model as evaluation and export use it."""
 
-    model: MaskVLM
+    model: M_co
     tokenizer_folder: Path
     config: Config
     step: int
@@ -112,7 +118,7 @@ def _open(path: Path, length: int) -> safe_open:
         raise UserError(f"{path} is damaged ({error}): use another checkpoint.") from None
 
 
-def load_weights(model: MaskVLM, checkpoint: Path) -> None:
+def load_weights(model: Encoders, checkpoint: Path) -> None:
     """Fill a model with a checkpoint's weights.
 
     Raises:
@@ -130,15 +136,39 @@ def load_weights(model: MaskVLM, checkpoint: Path) -> None:
         raise UserError(f"{checkpoint} lacks {len(wanted)} parameters of this model, {next(iter(wanted))} first.")
 
 
-def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
+def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[MaskVLM]:
     """Load the model of a run folder (its latest checkpoint) or of one checkpoint in it, ready to evaluate.
 
     Everything is read from the run's folder; no hub is asked.
+
+    Raises:
+        UserError: there is none, it is damaged, or it was fine-tuned for another thing than retrieval.
     """
+    loaded = _load(path, device)
+    if not isinstance(loaded.model, MaskVLM):
+        task = loaded.config.task.name
+        raise UserError(
+            f"{path} was fine-tuned for {task}: evaluate {task}, or give a run of pretraining or retrieval."
+        )
+    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step)
+
+
+def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
+    """The same of a run fine-tuned for a task, "vqa", "nlvr2" or "entailment"."""
+    loaded = _load(path, device)
+    if not isinstance(loaded.model, TaskModel) or loaded.config.task.name != task:
+        raise UserError(
+            f"{path} is a run of {loaded.config.task.name} and not of {task}: "
+            f"fine-tune it first, by task.name = {task!r} and checkpoint.init."
+        )
+    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step)
+
+
+def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
     checkpoint = find_checkpoint(path)
     run = checkpoint.parent.parent
     config = load_config(run / "config.toml")
-    model = offline_model(config, run)
+    model = offline_model(config, checkpoint)
     load_weights(model, checkpoint)
     try:
         step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
@@ -147,13 +177,24 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded:
     return Loaded(model.to(device).eval(), run / "tokenizer", config, step)
 
 
-def offline_model(config: Config, run: Path) -> MaskVLM:
-    """The run's model without weights, its text encoder described by the folder `run/text_encoder`."""
+def offline_model(config: Config, checkpoint: Path) -> Encoders:
+    """The model of a checkpoint without its weights, the text encoder described by the run's folder `text_encoder`."""
+    run = checkpoint.parent.parent
     settings = dataclasses.replace(config.model, text=str(run / "text_encoder"))
-    model = MaskVLM(
-        dataclasses.replace(config, model=settings),
-        AutoTokenizer.from_pretrained(run / "tokenizer"),
-        load_weights=False,
-    )
+    described, tokenizer = dataclasses.replace(config, model=settings), AutoTokenizer.from_pretrained(run / "tokenizer")
+    model: Encoders
+    if config.task.is_labelled:
+        model = TaskModel(described, tokenizer, _classes(checkpoint), load_weights=False)
+    else:
+        model = MaskVLM(described, tokenizer, load_weights=False)
     model.config = config
     return model
+
+
+def _classes(checkpoint: Path) -> int:
+    """How many the last layer of a checkpoint's head has."""
+    with open_tensors(checkpoint, WEIGHTS) as files:
+        biases = sorted(name for name in files if name.startswith(HEAD) and name.endswith(".bias"))
+        if not biases:
+            raise UserError(f"{checkpoint} holds no head of a task: it is another model's; use its TOML.")
+        return files[biases[-1]].get_slice(biases[-1]).get_shape()[0]

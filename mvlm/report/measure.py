@@ -12,10 +12,9 @@ from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture, held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
-from mvlm.evaluate import ranking
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Direction, Retrieval, retrieve, summary
+from mvlm.evaluate.retrieval import Direction, Retrieval, Search, retrieve, summary
 from mvlm.model.weights import Loaded, load_run
 from mvlm.report.facts import Facts, read_json
 
@@ -65,6 +64,8 @@ def measure(facts: Facts, device: torch.device) -> Measured:
     """
     retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
     known = Measured(retrieval=retrieval, reconstruction=reconstruction)
+    if facts.config.task.is_labelled:
+        return _without(known, f"Fine-tuned for {facts.config.task.name}: its scores are among the curves.")
     if not facts.config.data.eval:
         return _without(known, "The run names no evaluation data (data.eval): no examples, no further numbers.")
     if not (facts.folder / "checkpoints" / "latest").exists():
@@ -87,7 +88,7 @@ def _with_model(facts: Facts, loaded: Loaded, mixture: Mixture, known: Measured,
     pool = dataset
     if known.retrieval and len(dataset) > POOL:
         pool = EvalDataset(mixture, tokenizer, loaded.config, POOL)
-    found = retrieve(model, pool, settings.batch, settings.rerank, device)
+    found = retrieve(model, pool, Search(settings.batch, settings.rerank, settings.memory_gb), device)
     retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
     reconstruction = known.reconstruction
     try:
@@ -127,7 +128,7 @@ def _queries(found: Retrieval, dataset: EvalDataset) -> tuple[list[Query], list[
 
 
 def _top(direction: Direction, query: int) -> list[tuple[int, bool]]:
-    right = set(direction.right_AR[query].tolist()) - {ranking.NONE}
+    right = set(direction.right[query].tolist())
     return [(item, item in right) for item in direction.top_AK[query, :TOP].tolist()]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, LabelledBatch, Losses, Pool
 from mvlm.config import Config
 from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.objectives.itc import contrast
 from mvlm.train.adamw import build_adamw
@@ -48,7 +49,7 @@ class Engine:
         UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
     """
 
-    def __init__(self, model: MaskVLM, config: Config, ds_config: dict[str, Any]) -> None:
+    def __init__(self, model: Encoders, config: Config, ds_config: dict[str, Any]) -> None:
         deepspeed = _import_deepspeed()
         self.config, self.device = config, dist.device()
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -65,7 +66,7 @@ class Engine:
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
-        self.model: MaskVLM = self.engine.module
+        self.model: Encoders = self.engine.module
         self._partitions = self._find_partitions()
         if self.stage == 0 and not self._plain:
             self._partitions.prepare(0)  # and counts it
@@ -82,7 +83,7 @@ class Engine:
             return Whole(self.engine.optimizer, list(self.model.parameters()))
         return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer)
 
-    def step(self, micro_batches: list[Batch], lr_factor: float, step: int) -> Losses:
+    def step(self, micro_batches: Sequence[Batch | LabelledBatch], lr_factor: float, step: int) -> Losses:
         """One update from this rank's micro-batches of a global batch.
 
         Returns:
@@ -101,7 +102,7 @@ class Engine:
         parts: list[Losses] = []
         for batch, pool in zip(micro_batches, self._pools(micro_batches), strict=True):
             losses = self.engine(batch, pool)
-            self.engine.backward(sum(getattr(self.config.objectives, name) * loss for name, loss in losses.items()))
+            self.engine.backward(sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()))
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
                 self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -119,8 +120,15 @@ class Engine:
             )
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _pools(self, micro_batches: list[Batch]) -> list[Pool]:
-        """What each micro-batch needs to know of the global batch: hidden counts, and everybody's features."""
+    def _pools(self, micro_batches: Sequence[Batch | LabelledBatch]) -> Sequence[Pool | None]:
+        """What each micro-batch needs to know of the global batch: hidden counts, and everybody's features.
+
+        Fine-tuning's losses are plain means over samples, which need nothing.
+        """
+        pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
+        return self._pools_of_pairs(pairs) if pairs else [None] * len(micro_batches)
+
+    def _pools_of_pairs(self, micro_batches: list[Batch]) -> list[Pool]:
         counts = [torch.stack([(b.target_BL != IGNORE).sum(), b.patch_mask_BN.sum()]) for b in micro_batches]
         hidden_tokens, hidden_patches = dist.all_reduce(torch.stack(counts).sum(0)).unbind()
         starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
@@ -137,6 +145,7 @@ class Engine:
 
         if not objectives.itc or len(micro_batches) == 1:
             return lambda own, temperature: gathered([own], temperature)
+        assert isinstance(self.model, MaskVLM)
         with torch.no_grad():
             whole = gathered([self.model.encode_pairs(batch) for batch in micro_batches], self.model.temperature())
         return lambda own, temperature: whole
@@ -174,7 +183,7 @@ class Engine:
 
 
 def build_optimizer(
-    model: MaskVLM, config: Config, ds_config: dict[str, Any], device: torch.device
+    model: Encoders, config: Config, ds_config: dict[str, Any], device: torch.device
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """AdamW on the device or, where its state is offloaded, on the CPU, and the DeepSpeed configuration to go with it.
 

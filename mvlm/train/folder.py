@@ -7,6 +7,7 @@ import json
 import shlex
 import socket
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,16 @@ from transformers import PreTrainedTokenizerBase
 
 from mvlm import __version__, dist
 from mvlm.config import Config, dump_config
+from mvlm.data.answers import frequent_answers, load_answers, save_answers
 from mvlm.data.index import Mixture
+from mvlm.data.labelled import ANSWERS, SENTENCES
 from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.init import Taken, take_weights
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import load_weights, offline_model
+from mvlm.model.task import TaskModel
+from mvlm.model.weights import offline_model
 from mvlm.train.checkpoint import Start, write_durably
 from mvlm.train.sites import Site
 
@@ -28,25 +34,57 @@ TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 
 
 def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start, site: Site) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, saved in its folder: kept on resume, else the encoder's own, a given one, or trained."""
+    """The run's tokenizer, saved in its folder: kept on resume, else the encoder's own, a given one, or trained.
+
+    Beside it, where the task is to answer questions, come the answers there are to choose among.
+
+    Raises:
+        UserError: the folder cannot be written, or no answer is frequent enough.
+    """
     folder = run / TOKENIZER
     if dist.rank() == 0 and not (start.resumes and folder.is_dir()):
         _make_folder(run)
         if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
             tokenizer = load_tokenizer(str(start.checkpoint.parent.parent / TOKENIZER))
         elif config.data.tokenizer == "auto":
-            captions = (caption for row in range(len(mixture)) for caption in mixture.captions(row))
-            tokenizer = train_tokenizer(captions, config.data.vocabulary)
+            tokenizer = train_tokenizer(_texts(config, mixture), config.data.vocabulary)
         else:
             tokenizer = load_tokenizer(config.data.tokenizer or config.model.text)
         try:
             save_tokenizer(tokenizer, folder)
+            if config.task.name == "vqa":
+                save_answers(_answers(config, mixture, start), folder / ANSWERS)
+        except UserError:
+            raise
         except Exception as error:  # the tokenizers library raises nothing more particular
             raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
     dist.barrier()
     if not site.is_whole:
         _copy_to_sites(folder, site)
     return load_tokenizer(str(folder))
+
+
+def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
+    """All that the text encoder will read."""
+    for row in range(len(mixture)):
+        if config.task.is_labelled:
+            yield from SENTENCES[config.task.name](mixture.row(row).own)
+        else:
+            yield from mixture.captions(row)
+
+
+def _answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, ...]:
+    """Those of the run that this one goes on with, or the frequent ones of the data."""
+    if start.checkpoint and start.resumes:
+        return load_answers(start.checkpoint.parent.parent / TOKENIZER / ANSWERS)
+    of_people = (mixture.row(row).own["answers"] for row in range(len(mixture)))
+    answers = frequent_answers(of_people, config.task.answer_minimum)
+    if not answers:
+        raise UserError(
+            f"No answer is that of {config.task.answer_minimum} questions of data.train: lower task.answer_minimum, "
+            "or give more data."
+        )
+    return answers
 
 
 def _copy_to_sites(folder: Path, site: Site) -> None:
@@ -62,19 +100,27 @@ def _copy_to_sites(folder: Path, site: Site) -> None:
     dist.barrier()
 
 
-def build_model(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start) -> MaskVLM:
-    """The model with the weights it starts from; without any where it goes on from a checkpoint."""
+def build_model(
+    config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
+) -> tuple[Encoders, Taken | None]:
+    """The model with the weights it starts from; without any where it goes on from a checkpoint.
+
+    Args:
+        classes: that a fine-tuning task chooses among; 0 = no such task.
+
+    Returns:
+        The model, and what was taken of `checkpoint.init`'s weights.
+    """
     torch.manual_seed(config.run.seed)
     if start.checkpoint and start.resumes:
-        return offline_model(config, start.checkpoint.parent.parent)
-    model = MaskVLM(config, tokenizer, load_weights=start.checkpoint is None)
-    if start.checkpoint:
-        load_weights(model, start.checkpoint)
-    return model
+        return offline_model(config, start.checkpoint), None
+    scratch = start.checkpoint is None
+    model = TaskModel(config, tokenizer, classes, scratch) if classes else MaskVLM(config, tokenizer, scratch)
+    return model, take_weights(model, start.checkpoint) if start.checkpoint else None
 
 
 def describe_run(
-    run: Path, config: Config, ds_config: dict[str, Any], model: MaskVLM, layout: dict[str, Any], site: Site
+    run: Path, config: Config, ds_config: dict[str, Any], model: Encoders, layout: dict[str, Any], site: Site
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder."""
     hosts = dist.gather_objects(socket.gethostname())

@@ -1,4 +1,4 @@
-"""Pretraining, from the first step or from wherever a run was stopped."""
+"""Pretraining and fine-tuning, from the first step or from wherever a run was stopped."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import math
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from mvlm import dist
 from mvlm.config import Config
 from mvlm.data.index import training_mixture
+from mvlm.data.labelled import LabelledDataset, class_names
 from mvlm.data.pairs import PairDataset
+from mvlm.data.rows import Rows
 from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.attempt import Attempt
@@ -19,7 +22,7 @@ from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
-from mvlm.train.folder import build_model, describe_run, prepare_tokenizer
+from mvlm.train.folder import TOKENIZER, build_model, describe_run, prepare_tokenizer
 from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
@@ -54,7 +57,7 @@ def train(
     run = Path(config.run.dir)
     stop = stop or StopRequests()
     stop.limit_time(config.train.time_limit)
-    mixture = training_mixture(config.data)
+    mixture = training_mixture(config.data, config.task.corpus)
     total, warmup = schedule_steps(config, mixture.per_epoch)
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     site = find_site(run, mirrored=mirror is not None)
@@ -62,8 +65,11 @@ def train(
         begin_without(mirror, run, site)
     start = checkpoints.starting_point(run, config.checkpoint)
     tokenizer = prepare_tokenizer(config, run, mixture, start, site)
-    model = build_model(config, tokenizer, start)
-    dataset = PairDataset(mixture, tokenizer, config, model.grid)
+    classes = class_names(config.task.name, run / TOKENIZER)
+    model, taken = build_model(config, tokenizer, start, len(classes))
+    dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
+    if classes:
+        dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
     parameters = count_parameters(model)
     ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
     layout = {
@@ -90,6 +96,8 @@ def train(
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log.tensorboard))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
+        if taken:
+            monitor.say(str(taken))
         watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
         uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
         saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number, site, uploads))

@@ -55,7 +55,7 @@ class Meter:
         """
         means = (dist.all_reduce(torch.stack(list(losses.values()))) / dist.world()).tolist()
         parts = dict(zip(losses, means, strict=True))
-        loss = sum(getattr(self.config.objectives, name) * value for name, value in parts.items())
+        loss = sum(self.config.objectives.weight(name) * value for name, value in parts.items())
         metrics: dict[str, Any] = {"step": state.step, "loss": loss} | parts
         optim = self.config.optim
         metrics["lr"], metrics["encoder_lr"] = optim.lr * factor, optim.encoder_lr * factor

@@ -17,7 +17,7 @@ from mvlm import dist
 from mvlm.errors import cannot_write
 
 METRICS = "metrics.jsonl"
-SHOWN = ("loss", "image", "text", "itc", "itm")
+SHOWN = ("loss", "image", "text", "itc", "itm", "task")
 
 
 class Monitor:

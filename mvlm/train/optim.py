@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from mvlm.config import Optim
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.encoders import Encoders
 
 ENCODERS = ("vision.vit.", "text.")
 
 
-def parameter_groups(model: MaskVLM, config: Optim) -> list[dict[str, Any]]:
+def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
     """AdamW groups: encoders and new modules at their own peak rates, norms and biases without weight decay.
 
     Each group has `name`, `params`, `lr`, `peak_lr` and `weight_decay`. A tied weight belongs to its encoder.

@@ -16,9 +16,8 @@ from mvlm.batch import Losses
 from mvlm.config import Config
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
-from mvlm.data.pairs import PairDataset
+from mvlm.data.rows import Rows
 from mvlm.errors import UserError
-from mvlm.model.maskvlm import MaskVLM
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.attempt import Attempt
 from mvlm.train.engine import Engine
@@ -37,8 +36,8 @@ from mvlm.train.watchdog import Watchdog
 DONE, PREEMPTED = 0, 75
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
 
-Evaluate = Callable[[MaskVLM, Path, int], dict[str, float]]
-"""(model, run folder, step) -> flat metrics; called on every rank at once."""
+Evaluate = Callable[[Any, Path, int, bool], dict[str, float]]
+"""(model, run folder, step, whether it is the last) -> flat metrics; called on every rank at once."""
 
 
 class Said(NamedTuple):
@@ -59,7 +58,7 @@ class Trainer:
 
     config: Config
     engine: Engine
-    dataset: PairDataset
+    dataset: Rows[Any]
     state: TrainState
     layout: dict[str, Any]
     warmup: int
@@ -85,7 +84,7 @@ class Trainer:
         self.state = state
         self.saved_step = state.step
         self.guard = Guard(self.config.train.spike, state.recent_losses)
-        self.loader = Loader(
+        self.loader: Loader[Any, Any] = Loader(
             self.dataset,
             self.draws,
             global_batch=self.config.train.global_batch,
@@ -212,7 +211,7 @@ class Trainer:
     def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
         self.engine.engine.eval()
         with torch.no_grad():
-            return evaluate(self.engine.model, self.run, self.state.step)
+            return evaluate(self.engine.model, self.run, self.state.step, self.state.step == self.layout["steps"])
 
     def _save(self) -> None:
         """Begin a checkpoint of the state as it is; every step of it has been judged."""
@@ -281,4 +280,4 @@ def _reason_to_stop(said: Said) -> str | None:
 
 
 def _weighted(losses: Losses, config: Config) -> Tensor:
-    return torch.stack([getattr(config.objectives, name) * loss for name, loss in losses.items()]).sum()
+    return torch.stack([config.objectives.weight(name) * loss for name, loss in losses.items()]).sum()

@@ -1,7 +1,6 @@
 """Tasks to fine-tune on come through the same loader: every column as pyarrow reads it, pairs of images, labels."""
 
 import itertools
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from data_tools.__main__ import main as data_tools_main
 from mvlm.data.decoding import open_picture
 from mvlm.data.index import Mixture
-from mvlm.data.labelled import LabelledDataset, frequent_answers
+from mvlm.data.labelled import LabelledDataset
 from mvlm.data.loader import Loader
 from mvlm.data.schema import LABELS, OWN_COLUMNS
 from mvlm.data.transforms import eval_view
@@ -89,13 +88,6 @@ def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data)
     )
     left, right = dataset.prepare(same, 0, 0, 0).images
     assert (left != right).any()
-
-
-def test_frequent_answers_are_those_most_people_gave(corpora):
-    rows = written(corpora["vqa"])
-    counts = Counter(Counter(row["answers"]).most_common(1)[0][0] for row in rows)
-    expected = sorted(answer for answer, count in counts.items() if count >= 3)
-    assert expected and frequent_answers(opened(corpora, "vqa"), 3) == expected
 
 
 @pytest.mark.parametrize("task", TASKS)

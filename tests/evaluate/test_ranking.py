@@ -19,9 +19,13 @@ def brute_force_ranks(similarity_AN, right):
     return ranks, orders
 
 
-def padded(right):
-    width = max(map(len, right))
-    return np.array([list(r) + [ranking.NONE] * (width - len(r)) for r in right])
+def as_answers(right):
+    """Each query with a label of its own."""
+    queries = np.arange(len(right))
+    pairs = [(query, item) for query, items in enumerate(right) for item in items]
+    return ranking.Answers(
+        ranking.Lists.of(queries, queries, len(right)), ranking.Lists.of(*np.array(pairs).T, len(right))
+    )
 
 
 @st.composite
@@ -34,35 +38,33 @@ def searches(draw):
 
 
 @settings(max_examples=150, deadline=None)
-@given(search=searches(), top=st.integers(1, 12), tile=st.sampled_from([1, 10, 1 << 22]))
-def test_ranks_of_any_tile_equal_brute_force(search, top, tile):
+@given(search=searches(), top=st.integers(1, 12))
+def test_ranks_equal_brute_force(search, top):
     query, item, right = search
     expected, orders = brute_force_ranks(query @ item.T, right)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ranking, "TILE_VALUES", tile)
-        rank_A, top_AK = ranking.rank_by_similarity(
-            torch.tensor(query).float(), torch.tensor(item).float(), torch.tensor(padded(right)), top
-        )
+    right_AR = torch.from_numpy(as_answers(right).padded(np.arange(len(query))))
+    rank_A, top_AK = ranking.rank_tile(torch.tensor(query @ item.T).float(), right_AR, top)
     assert rank_A.tolist() == expected
     assert top_AK.tolist() == [order[:top] for order in orders]
 
 
 def test_all_equal_features_earn_no_more_than_chance():
     count = 40
-    right = torch.arange(count)[:, None]
-    rank_A, _ = ranking.rank_by_similarity(torch.ones(count, 4), torch.ones(count, 4), right, 10)
+    rank_A, _ = ranking.rank_tile(torch.ones(count, count), torch.arange(count)[:, None], 10)
     assert ranking.recalls(rank_A.numpy()) == ranking.chance(np.ones(count, dtype=int), count)
 
 
 @settings(max_examples=150, deadline=None)
-@given(search=searches(), candidates=st.integers(1, 9), seed=st.integers(0, 99))
-def test_reranking_equals_brute_force(search, candidates, seed):
+@given(search=searches(), candidates=st.integers(1, 9), seed=st.integers(0, 99), tile=st.sampled_from([1, 1 << 24]))
+def test_reranking_equals_brute_force(search, candidates, seed, tile):
     query, item, right = search
     rank, orders = brute_force_ranks(query @ item.T, right)
     score_AN = np.random.default_rng(seed).integers(0, 3, (len(query), len(item))).astype(np.float32)
     top_AK = np.array([order[:candidates] for order in orders])
     first_AK = ranking.rerank(top_AK, np.take_along_axis(score_AN, top_AK, axis=1))
-    got = ranking.reranked_rank(np.array(rank), first_AK, padded(right))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "RERANKED_VALUES", tile)
+        got = ranking.reranked_rank(np.array(rank), first_AK, as_answers(right))
 
     for a, order in enumerate(orders):
         front = sorted(order[:candidates], key=lambda n: (-score_AN[a, n], n))
@@ -76,12 +78,48 @@ def test_a_matcher_that_cannot_tell_gains_nothing_from_itc():
     assert ranking.rerank(top_AK, np.zeros((2, 3), dtype=np.float32)).tolist() == [[2, 5, 7], [0, 1, 9]]
 
 
-def test_captions_of_each_image():
-    owner = np.array([0, 0, 1, 3, 3, 3])
-    n = ranking.NONE
-    assert ranking.right_items(owner, 4).tolist() == [[0, 1, n], [2, n, n], [n, n, n], [3, 4, 5]]
-    shuffled = np.array([2, 0, 2, 1])
-    assert ranking.right_items(shuffled, 3).tolist() == [[1, n], [3, n], [0, 2]]
+LABELLED = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=14)
+
+
+@settings(max_examples=150, deadline=None)
+@given(captions=LABELLED)
+def test_right_answers_are_the_equal_captions_and_their_images(captions):
+    """Against asking of every pair whether the image has a caption of that label."""
+    owner, label = np.array(captions).T
+    _, label = np.unique(label, return_inverse=True)
+    of_image, of_caption = ranking.answers(owner, 5, label)
+    images_of = {
+        caption: {owner[c] for c in range(len(owner)) if label[c] == label[caption]} for caption in range(len(owner))
+    }
+    for image in range(5):
+        right = [caption for caption in range(len(owner)) if image in images_of[caption]]
+        assert sorted(of_image[image]) == right
+        padded = of_image.padded(np.array([image]))[0]
+        assert sorted(padded[padded != ranking.NONE]) == right
+    for caption, right in images_of.items():
+        assert sorted(of_caption[caption]) == sorted(right)
+    assert of_image.counts().tolist() == [len(of_image[image]) for image in range(5)]
+    assert of_caption.counts().tolist() == [len(of_caption[caption]) for caption in range(len(owner))]
+
+
+def test_many_equal_captions_are_kept_in_the_space_of_one():
+    count = 3000
+    owner, label = np.arange(2 * count) // 2, np.arange(2 * count) // 2 * (np.arange(2 * count) % 2)
+    of_image, of_caption = ranking.answers(owner, count, label)
+    assert of_image.counts().tolist()[1:] == [count + 2] * (count - 1), "each image's own caption and everybody's"
+    kept = sum(part.nbytes for each in (of_image, of_caption) for part in (each.labels.item, each.items.item))
+    assert kept < 8 * 20 * count
+
+
+@settings(max_examples=100, deadline=None)
+@given(rank=st.lists(st.integers(0, 12), min_size=1, max_size=9), data=st.data())
+def test_weighted_numbers_are_those_of_repeated_queries(rank, data):
+    weight = data.draw(st.lists(st.integers(0, 3), min_size=len(rank), max_size=len(rank)).filter(any))
+    repeated = np.repeat(rank, weight)
+    assert ranking.median_rank(np.array(rank), np.array(weight)) == np.median(repeated) + 1
+    assert ranking.recalls(np.array(rank), np.array(weight)) == pytest.approx(
+        {f"r{k}": np.mean(repeated < k) for k in (1, 5, 10)}
+    )
 
 
 def test_recall_counts_ranks_below_k():

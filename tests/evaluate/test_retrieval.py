@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -11,17 +12,26 @@ import torch
 from mvlm import dist
 from mvlm.data.dataset import EvalDataset
 from mvlm.data.index import Mixture
+from mvlm.evaluate import intervals, memory
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import evaluate_retrieval, retrieve
-from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_tokenizer
+from mvlm.evaluate.retrieval import Search, evaluate_retrieval, retrieve
+from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 CPU = torch.device("cpu")
+SMALLEST_GB = 1e-5  # two pairs in a pass, two texts and 69 similarities at a time, where a pass takes no copies
+
+
+@contextmanager
+def cheap_passes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory, "PASS_COPIES", 1)
+        yield
 
 
 @torch.no_grad()
 def every_pair(model, dataset):
     """Similarity and log-odds of match, images x captions, each pair alone."""
-    similarity, odds = (np.zeros((len(dataset), len(dataset.captions))) for _ in range(2))
+    similarity, odds = (np.zeros((len(dataset), len(dataset.captions)), dtype=np.float32) for _ in range(2))
     for i in range(len(dataset)):
         image = model.encode_image(dataset.images([i]))
         for c in range(len(dataset.captions)):
@@ -33,9 +43,9 @@ def every_pair(model, dataset):
     return similarity, odds
 
 
-def recalls(score, right, front=None):
-    """Plain counting: the best right answer among the first k of each query."""
-    hits = {1: 0, 5: 0, 10: 0}
+def numbers(score, right, front=None):
+    """Plain counting: the place of the best right answer of each query."""
+    hits, places = {1: 0, 5: 0, 10: 0}, []
     for query in range(len(score)):
         order = np.argsort(-score[query], kind="stable").tolist()
         if front is not None:
@@ -43,35 +53,41 @@ def recalls(score, right, front=None):
             order = sorted(order[:candidates], key=lambda n: -odds[query, n]) + order[candidates:]
         for k in hits:
             hits[k] += bool(set(order[:k]) & set(right[query]))
-    return {f"r{k}": count / len(score) for k, count in hits.items()}
+        places.append(min(order.index(answer) for answer in right[query]) + 1)
+    return {f"r{k}": count / len(score) for k, count in hits.items()} | {"median_rank": np.median(places)}
 
 
-@pytest.mark.parametrize(("batch", "rerank"), [(64, 3), (3, 6), (1, 100)])
-def test_recalls_equal_asking_about_every_pair(model, dataset, batch, rerank):
+@pytest.mark.parametrize(
+    ("batch", "rerank", "memory_gb"), [(64, 3, 1.0), (3, 6, 1.0), (1, 100, 1.0), (64, 5, SMALLEST_GB)]
+)
+def test_numbers_equal_asking_about_every_pair(model, dataset, batch, rerank, memory_gb):
     similarity, odds = every_pair(model, dataset)
     owner = [row for row, of_image in enumerate(CAPTIONS) for _ in of_image]
     of_image = [[c for c, row in enumerate(owner) if row == image] for image in range(len(CAPTIONS))]
-    result = evaluate_retrieval(model, dataset, batch, rerank, CPU)
+    with cheap_passes():
+        result = evaluate_retrieval(model, dataset, Search(batch, rerank, memory_gb), CPU)
 
     assert result["image_to_text"] == {
-        "itc": recalls(similarity, of_image),
-        "reranked": recalls(similarity, of_image, (rerank, odds)),
+        "itc": numbers(similarity, of_image),
+        "reranked": numbers(similarity, of_image, (rerank, odds)),
     }
     of_text = [[row] for row in owner]
     assert result["text_to_image"] == {
-        "itc": recalls(similarity.T, of_text),
-        "reranked": recalls(similarity.T, of_text, (rerank, odds.T)),
+        "itc": numbers(similarity.T, of_text),
+        "reranked": numbers(similarity.T, of_text, (rerank, odds.T)),
     }
+    six = [result[d]["reranked"][key] for d in ("image_to_text", "text_to_image") for key in ("r1", "r5", "r10")]
+    assert result["mean_recall"]["reranked"] == pytest.approx(np.mean(six))
     assert result["image_to_text"]["itc"]["r5"] < 1, "this model must leave something to tell apart"
     assert (result["images"], result["captions"]) == (7, 11)
     assert result["chance"]["r1"] == pytest.approx(max(np.mean([len(c) for c in CAPTIONS]) / 11, 1 / 7))
 
 
 def test_the_order_shown_is_the_order_scored(model, dataset):
-    found = retrieve(model, dataset, 4, 3, CPU)
+    found = retrieve(model, dataset, Search(4, 3, 1.0), CPU)
     for direction in (found.image_to_text, found.text_to_image):
         for query, rank in enumerate(direction.reranked_A):
-            right = set(direction.right_AR[query].tolist())
+            right = set(direction.right[query].tolist())
             shown = direction.top_AK[query].tolist()
             assert len(set(shown)) == len(shown)
             if rank < len(shown):
@@ -80,50 +96,95 @@ def test_the_order_shown_is_the_order_scored(model, dataset):
 
 def test_without_itm_nothing_is_reranked_and_the_protocol_says_so(dataset):
     model = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, itm=0.0)))
-    result = evaluate_retrieval(model, dataset, 4, 3, CPU)
+    result = evaluate_retrieval(model, dataset, Search(4, 3, 1.0), CPU)
     assert result["image_to_text"]["reranked"] is None
     assert "not re-ranked" in result["protocol"]
 
 
 def test_training_mode_comes_back(model, dataset):
     model.train()
-    evaluate_retrieval(model, dataset, 4, 2, CPU)
+    evaluate_retrieval(model, dataset, Search(4, 2, 1.0), CPU)
     assert model.training
     model.eval()
 
 
-def one_rank(rank, port, shards, folder):
-    """Evaluate as one of two ranks; leave the result and the order of the modules' calls, which ZeRO-3 gathers by."""
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+def one_rank(rank, world, port, shards, folder):
+    """Evaluate as one of several ranks; leave the results and the modules' calls, which ZeRO-3 gathers by, in order."""
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
     dist.init()
     model, calls = make_model(), []
     for name, module in model.named_modules():
         module.register_forward_pre_hook(lambda module, _, name=name: calls.append(name))
     dataset = EvalDataset(Mixture([shards]), make_tokenizer(), CONFIG)
-    results = evaluate_retrieval(model, dataset, 3, 4, CPU), evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
-    torch.save((*results, calls), f"{folder}/{rank}.pt")
+    torch.save((*everything(model, dataset), calls), f"{folder}/{rank}.pt")
     dist.close()
 
 
-def test_two_ranks_call_in_lockstep_and_agree_with_one(model, dataset, shards, tmp_path):
+def everything(model, dataset):
+    """Orders, numbers and intervals of retrieval, and restoring; memory for a few texts at a time."""
+    search = Search(2, 4, SMALLEST_GB, equal_captions=True)
+    with cheap_passes():
+        found = retrieve(model, dataset, search, CPU)
+        result = evaluate_retrieval(model, dataset, search, CPU)
+    orders = [direction.top_AK.tolist() for direction in (found.image_to_text, found.text_to_image)]
+    return orders, result, evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_call_in_lockstep_and_agree_with_one_to_the_last_bit(model, dataset, shards, tmp_path, world):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
-    torch.multiprocessing.spawn(one_rank, (port, str(shards), str(tmp_path)), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first == second
-    retrieval, reconstruction, calls = first
+    torch.multiprocessing.spawn(one_rank, (world, port, str(shards), str(tmp_path)), nprocs=world)
+    first, *others = (torch.load(tmp_path / f"{rank}.pt") for rank in range(world))
+    assert all(other == first for other in others)
+    *results, calls = first
     assert calls
-    assert retrieval == evaluate_retrieval(model, dataset, 3, 4, CPU)
-    alone = evaluate_reconstruction(model, dataset, 3, CPU, ["red"])
-    for key in ("word_accuracy", "word_loss", "pixel_l1"):
-        assert reconstruction[key] == pytest.approx(alone[key], rel=1e-4)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert results == [*everything(model, dataset)]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_equal_captions_count_as_correct_when_asked(model, tmp_path):
+    """Two images of one caption: each is right for both, and the caption that comes first stands for its equal."""
+    captions = [["a red dog"], ["a cat", "a red dog"], ["a red dog "], ["green star"]]
+    twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), CONFIG)
+    similarity, _ = every_pair(model, twins)
+    strict, lenient = (
+        evaluate_retrieval(model, twins, Search(4, 0, 1.0, equal_captions=equal), CPU) for equal in (False, True)
+    )
+    assert strict["image_to_text"]["itc"] == numbers(similarity, [[0], [1, 2], [3], [4]])
+    assert lenient["image_to_text"]["itc"] == numbers(similarity, [[0, 2, 3], [0, 1, 2, 3], [0, 2, 3], [4]])
+    assert lenient["text_to_image"]["itc"] == numbers(similarity.T, [[0, 1, 2], [1], [0, 1, 2], [0, 1, 2], [3]])
+    assert "one equal to it" in lenient["protocol"] and "equal to it" not in strict["protocol"]
+
+
+def test_intervals_are_percentiles_over_resampled_images(model, dataset):
+    """Every resample by itself, with its images' captions repeated, in place of weights."""
+    result = evaluate_retrieval(model, dataset, Search(4, 0, 1.0), CPU)
+    found = retrieve(model, dataset, Search(4, 0, 1.0), CPU)
+    rng, images, captions = np.random.default_rng(intervals.SEED), [], []
+    for _ in range(intervals.RESAMPLES):
+        drawn = rng.integers(len(dataset), size=len(dataset))
+        images.append(np.mean(found.image_to_text.itc_A[drawn] < 1))
+        owned = np.concatenate([np.flatnonzero(dataset.owner == image) for image in drawn])
+        captions.append(np.median(found.text_to_image.itc_A[owned]) + 1)
+    ends = result["interval"]
+    assert ends["image_to_text"]["itc"]["r1"] == pytest.approx(np.quantile(images, [0.025, 0.975]))
+    assert ends["text_to_image"]["itc"]["median_rank"] == pytest.approx(np.quantile(captions, [0.025, 0.975]))
 
 
 def test_half_precision_models_are_evaluated(model, dataset):
     """DeepSpeed's bf16 casts every parameter; the numbers stay near those of fp32."""
     half = make_model().to(torch.bfloat16)
-    assert evaluate_retrieval(half, dataset, 4, 3, CPU).keys() == evaluate_retrieval(model, dataset, 4, 3, CPU).keys()
+    assert (
+        evaluate_retrieval(half, dataset, Search(4, 3, 1.0), CPU).keys()
+        == evaluate_retrieval(model, dataset, Search(4, 3, 1.0), CPU).keys()
+    )
     scores = [evaluate_reconstruction(each, dataset, 4, CPU)["pixel_l1"] for each in (half, model)]
     assert scores[0] == pytest.approx(scores[1], rel=0.05)

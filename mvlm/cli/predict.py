@@ -1,0 +1,95 @@
+"""`mvlm predict WHAT`: a trained model on one's own images and sentences."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from mvlm import dist
+from mvlm.cli.output import write_whole
+from mvlm.data.pictures import find_pictures
+from mvlm.errors import UserError
+from mvlm.evaluate.retrieval import Search
+from mvlm.model.weights import load_run
+from mvlm.predict.patches import Patches
+from mvlm.predict.prediction import Asked, Prediction
+from mvlm.predict.search import Captions, Images
+from mvlm.predict.words import Words
+
+PREDICTIONS: dict[str, Prediction] = {each.name: each for each in (Captions(), Images(), Words(), Patches())}
+
+EXAMPLES = """examples:
+  mvlm predict captions --checkpoint runs/tiny --images cat.jpg --sentences "a cat" "a dog" "a red bus"
+  mvlm predict images --checkpoint runs/tiny --images holiday/ --sentences "the sea at night" --top 3
+  mvlm predict words --checkpoint runs/tiny --images scene.png --sentences "a [MASK] circle" --out pictures
+  mvlm predict patches --checkpoint runs/tiny --images scene.png --sentences "a red circle" --out pictures
+  mvlm predict captions --checkpoint runs/tiny --images holiday/ --sentences-file captions.txt --json best.json
+
+--images takes files and folders. With captions and images every image is compared with every sentence; with words
+and patches the first image goes with the first sentence and so on, or one of either with all of the others.
+--out gets a picture for each question: where each word looks in the image or, with patches, what was restored.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `predict` to the command line."""
+    parser = subparsers.add_parser(
+        "predict",
+        help="try a trained model on your own images and sentences",
+        description="Try a trained model on your own images and sentences: "
+        + "; ".join(f"{name}: {each.help}" for name, each in PREDICTIONS.items())
+        + ".",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=list(PREDICTIONS), help="what is asked")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="picture files, and folders of such")
+    parser.add_argument("--sentences", nargs="+", default=[], metavar="TEXT")
+    parser.add_argument("--sentences-file", type=Path, metavar="FILE", help="a text file with further ones, one a line")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="best answers shown (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here as well")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="draw a picture for each question in this folder")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, print, and write what is to be written; returns the exit code.
+
+    Raises:
+        UserError: a file is no picture, the question does not fit, or something cannot be written.
+    """
+    if args.top < 1:
+        raise UserError(f"--top is {args.top}: give 1 or more.")
+    sentences = (*args.sentences, *_lines(args.sentences_file))
+    if not sentences:
+        raise UserError("There is no sentence: give --sentences or --sentences-file.")
+    images = tuple(find_pictures(args.images))
+    device = dist.device()
+    loaded = load_run(args.checkpoint, device)
+    settings = loaded.config.eval
+    search = Search(settings.batch, settings.rerank, settings.memory_gb)
+    asked = Asked(images, sentences, args.top, search, draws=args.out is not None)
+    answer = PREDICTIONS[args.what].run(loaded, asked, device)
+    print(answer.text)
+    for name, picture in answer.pictures.items():
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        write_whole(args.out / f"{args.what}_{name}", buffer.getvalue(), "--out")
+    if args.json:
+        content = {"what": args.what, "step": loaded.step, "answers": answer.entries}
+        write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
+    return 0
+
+
+def _lines(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give --sentences-file a text file.") from None
+    return [line.strip() for line in lines if line.strip()]

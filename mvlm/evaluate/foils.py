@@ -1,0 +1,107 @@
+"""Foils: whether the true sentence of an image scores above one with two colours or two shapes exchanged.
+
+Retrieval does not ask this: a bag of words tells nearly all scenes apart, and none from its foil.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from mvlm.data.foils import FoilDataset
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate import intervals, memory, shares
+from mvlm.evaluate.matching import match_pairs
+from mvlm.evaluate.memory import Tokens
+from mvlm.evaluate.retrieval import Search, image_features, text_features
+from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.tables import percent, render
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import Loaded
+
+CHANCE = 0.5
+
+
+def evaluate_foils(model: MaskVLM, dataset: FoilDataset, search: Search, device: torch.device) -> dict[str, Any]:
+    """Share of the rows whose true sentence scores above its foil; equal scores count half.
+
+    Returns:
+        `accuracy` by scorer, `itc` and, of a model trained with it, `itm`: {`all`, and each value of `swapped`};
+        `interval`, the same tree; `chance`; `rows`; `protocol`.
+    """
+    rows = np.arange(len(dataset))
+    tokens = Tokens.of(model, dataset.tokens.length)
+    sizes = memory.sizes(search.memory_gb, search.batch, len(dataset), len(dataset.captions), tokens)
+    with shares.inference(model):
+        image_NE = image_features(model, dataset, sizes.batch, device)
+        text_N2E = text_features(model, dataset, sizes.batch, device).unflatten(0, (len(dataset), 2))
+        scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
+        if model.config.objectives.itm:
+            pair_P = (rows[:, None] * len(dataset.captions) + 2 * rows[:, None] + np.arange(2)).ravel()
+            scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)
+    right = {scorer: np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5) for scorer, score_N2 in scores.items()}
+    kinds = {"all": np.ones(len(rows), dtype=bool)}
+    kinds |= {kind: np.array(dataset.swapped) == kind for kind in sorted(set(dataset.swapped))}
+    group_N = _groups(dataset)
+
+    def accuracy(drawn: np.ndarray) -> dict[str, float]:
+        weight_N = drawn[group_N]
+        return {
+            f"{scorer}/{kind}": float((right_N * weight_N)[of_kind].sum() / max(weight_N[of_kind].sum(), 1))
+            for scorer, right_N in right.items()
+            for kind, of_kind in kinds.items()
+        }
+
+    groups = int(group_N.max()) + 1
+    return {
+        "accuracy": _by_scorer(accuracy(np.ones(groups))),
+        "interval": _by_scorer(intervals.bootstrap(groups, accuracy)),
+        "chance": CHANCE,
+        "rows": len(rows),
+        "protocol": (
+            f"{len(rows)} images, each with its sentence and that sentence with two words exchanged; right where the "
+            "true one scores higher, equal scores count half; ITC is cosine similarity, ITM the log-odds of a match. "
+            f"Intervals hold {intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the {groups} pairs "
+            "of sentences, each with all its rows: a scorer that reads the text alone has one half right in each."
+        ),
+    }
+
+
+def _groups(dataset: FoilDataset) -> np.ndarray:
+    """A number for each row, shared by those with the same two sentences."""
+    numbers: dict[frozenset[str], int] = {}
+    pairs = (frozenset(dataset.captions[2 * row : 2 * row + 2]) for row in range(len(dataset)))
+    return np.array([numbers.setdefault(pair, len(numbers)) for pair in pairs])
+
+
+def _by_scorer(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    tree: dict[str, dict[str, Any]] = {}
+    for name, number in numbers.items():
+        scorer, kind = name.split("/", 1)
+        tree.setdefault(scorer, {})[kind] = number
+    return tree
+
+
+class Foils:
+    name = "foils"
+
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        if len(settings.data) != 1:
+            raise UserError(f"--data names {len(settings.data)} folders: evaluate one folder of foils at a time.")
+        tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+        dataset = FoilDataset(settings.data[0], tokenizer, loaded.config, settings.limit)
+        result = evaluate_foils(loaded.model, dataset, settings.search, device)
+        return result | {"fingerprint": dataset.fingerprint}
+
+    def text(self, result: dict[str, Any]) -> str:
+        scorers = list(result["accuracy"])
+        table = Table("swapped", *map(str.upper, scorers), title="True sentence above its foil, % (95 % interval)")
+        for kind in result["accuracy"]["itc"]:
+            numbers = ((result["accuracy"][scorer][kind], result["interval"][scorer][kind]) for scorer in scorers)
+            table.add_row(kind, *(percent(*each) for each in numbers))
+        table.add_row("chance", *[percent(result["chance"])] * len(scorers))
+        return render(table, result["protocol"])

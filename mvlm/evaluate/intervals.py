@@ -1,0 +1,26 @@
+"""Confidence intervals by the bootstrap (Efron & Tibshirani, 1993, chapter 13): percentiles over resampled data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVEL = 0.95
+SEED = 0
+
+
+def bootstrap(units: int, score: Callable[[np.ndarray], dict[str, float]]) -> dict[str, list[float]]:
+    """The lower and upper end for each number that `score` gives.
+
+    Args:
+        units: what is drawn with replacement, such as images, each with all that belongs to it.
+        score: from how often each unit was drawn, float64 [units], to numbers by name.
+    """
+    rng = np.random.default_rng(SEED)
+    drawn = [
+        score(np.bincount(rng.integers(units, size=units), minlength=units).astype(float)) for _ in range(RESAMPLES)
+    ]
+    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+    return {key: np.quantile([numbers[key] for numbers in drawn], tails).tolist() for key in drawn[0]}

@@ -1,0 +1,134 @@
+"""VQA, NLVR2 and visual entailment: a class is chosen for each row, scored, and written as the servers take it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from mvlm.data.dataset import LabelledEvalDataset
+from mvlm.data.index import Mixture
+from mvlm.data.labelled import class_names
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.evaluate import shares
+from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
+from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.tables import render
+from mvlm.model.task import TaskModel
+from mvlm.model.weights import Loaded
+
+TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "Visual entailment"}
+
+
+class Choosing:
+    """A fine-tuned task; the result has its file of predictions too, as a text under "predictions"."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        mixture = Mixture(settings.data, task=self.name)
+        tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+        dataset = LabelledEvalDataset(mixture, tokenizer, loaded.config, settings.limit)
+        classes = class_names(self.name, loaded.tokenizer_folder)
+        result, predicted = evaluate_labelled(loaded.model, dataset, classes, settings.search.batch, device)
+        file = submission(self.name, dataset, predicted)
+        return result | {"fingerprint": mixture.fingerprint, "predictions": file}
+
+    def text(self, result: dict[str, Any]) -> str:
+        return as_text(result)
+
+
+def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: torch.device) -> np.ndarray:
+    """The class that the model finds likeliest of every row: int64 [rows], on every rank; all ranks must call."""
+    chosen = []
+    with shares.inference(model):
+        for rows in shares.batches(len(dataset), batch):
+            image_VBCHW, text_BL, valid_BL = (tensor.to(device) for tensor in dataset.samples(rows.tolist()))
+            chosen.append(model.logits(image_VBCHW, text_BL, valid_BL).argmax(dim=-1))
+    return shares.gather(chosen, len(dataset)).cpu().numpy()
+
+
+def score(task: str, predicted: Sequence[str], values: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The task's official numbers, 0 to 1, and how they fall on kinds of rows.
+
+    Args:
+        predicted: an answer or a label for each row.
+        values: the rows' own columns.
+    """
+    if task == "vqa":
+        scores = [vqa_accuracy(answer, row["answers"]) for answer, row in zip(predicted, values, strict=True)]
+        kinds = [row["question_type"] for row in values]
+    else:
+        kinds = [str(row["label"]) for row in values]
+        scores = [float(label == kind) for label, kind in zip(predicted, kinds, strict=True)]
+    result: dict[str, Any] = {"accuracy": sum(scores) / len(scores)}
+    if task == "nlvr2":
+        result["consistency"] = consistency(predicted, kinds, [row["group"] for row in values])
+    return result | {"by_kind": mean_by(kinds, scores)}
+
+
+def evaluate_labelled(
+    model: TaskModel,
+    dataset: LabelledEvalDataset,
+    classes: Sequence[str],
+    batch: int,
+    device: torch.device,
+) -> tuple[dict[str, Any], list[str]]:
+    """Measure; all ranks must call.
+
+    Args:
+        classes: the names of the model's classes.
+
+    Returns:
+        The result with its protocol, which can be written as JSON, and each row's prediction.
+    """
+    task = model.config.task.name
+    predicted = [classes[number] for number in predict(model, dataset, batch, device)]
+    result = {"task": task} | score(task, predicted, dataset.values)
+    return result | {"rows": len(dataset), "protocol": _protocol(task, dataset, classes)}, predicted
+
+
+def submission(task: str, dataset: LabelledEvalDataset, predicted: Sequence[str]) -> str:
+    """The text of a file of predictions.
+
+    VQA: a JSON list of question_id and answer, as EvalAI takes it. NLVR2: lines "identifier,True", as its metrics.py
+    does. SNLI-VE has no server: JSON lines of pairID and prediction.
+    """
+    if task == "vqa":
+        numbers = (row["question_id"] for row in dataset.values)
+        answers = [{"question_id": n, "answer": answer} for n, answer in zip(numbers, predicted, strict=True)]
+        return json.dumps(answers, ensure_ascii=False) + "\n"
+    pairs = zip(dataset.keys, predicted, strict=True)
+    if task == "nlvr2":
+        return "".join(f"{key},{label}\n" for key, label in pairs)
+    return "".join(json.dumps({"pairID": key, "prediction": label}) + "\n" for key, label in pairs)
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The result as a table with its protocol, for a terminal."""
+    table = Table("", "%", "rows", title=TITLES[result["task"]])
+    for name in ("accuracy", "consistency"):
+        if name in result:
+            table.add_row(name, f"{100 * result[name]:.2f}", str(result["rows"]))
+    table.add_section()
+    for kind, found in result["by_kind"].items():
+        table.add_row(kind, f"{100 * found['score']:.2f}", str(found["rows"]))
+    return render(table, result["protocol"])
+
+
+def _protocol(task: str, dataset: LabelledEvalDataset, classes: Sequence[str]) -> str:
+    size = dataset.image_size
+    seen = f"Images resized to {size} x {size} without a crop, texts cut at {dataset.tokens.length} tokens"
+    if task == "vqa":
+        return (
+            f"{seen}; one of {len(classes)} answers is chosen. Accuracy is VQA's: min(people who said so / 3, 1), "
+            "averaged over leaving each of them out, after its normalisation of answers."
+        )
+    if task == "nlvr2":
+        return f"{seen}. Consistency is the share of sentences that are judged right of all their pairs of images."
+    return f"{seen}; one of {', '.join(classes)} is chosen."

@@ -1,0 +1,130 @@
+"""Linear probe: a logistic regression on the frozen image encoder's CLS features (CLIP, arXiv 2103.00020, A.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvlm import dist
+from mvlm.data.pictures import ClassFolder, Pictures
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate import intervals, shares
+from mvlm.evaluate.classification import one_folder, scores, table
+from mvlm.evaluate.settings import Settings
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import Loaded
+
+STRENGTHS = tuple(10.0**power for power in range(-6, 3))
+"""Of the penalty, of which the one is taken that does best on the held-out part of the training pictures."""
+
+HELD_OUT = 5
+"""Every fifth picture of each class is held out to choose the penalty."""
+
+STEPS = 500
+
+
+def fit(feature_XD: Tensor, label_X: Tensor, classes: int, strength: float) -> Tensor:
+    """Weights [D + 1, classes], the last row the bias, that minimise the mean cross-entropy
+    + strength / 2 x the squared weights without the bias; in the features' precision.
+    """
+    ones_XD = torch.cat([feature_XD, feature_XD.new_ones(len(feature_XD), 1)], dim=1)
+    weight_DC = ones_XD.new_zeros(ones_XD.shape[1], classes, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight_DC], max_iter=STEPS, tolerance_grad=1e-9, tolerance_change=1e-14, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(ones_XD @ weight_DC, label_X) + strength / 2 * weight_DC[:-1].square().sum()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return weight_DC.detach()
+
+
+def classify(feature_XD: Tensor, weight_DC: Tensor) -> Tensor:
+    """Logits XC."""
+    return feature_XD @ weight_DC[:-1] + weight_DC[-1]
+
+
+def fit_chosen(feature_XD: Tensor, label_X: Tensor, classes: int) -> tuple[Tensor, float]:
+    """The weights at the strength that is best on held-out pictures, fitted to all of them, and that strength."""
+    held_X = _held_out(label_X)
+    shown = feature_XD[~held_X], label_X[~held_X]
+    right = []
+    for strength in STRENGTHS:
+        chosen_X = classify(feature_XD[held_X], fit(*shown, classes, strength)).argmax(dim=1)
+        right.append(int((chosen_X == label_X[held_X]).sum()))
+    best = max(range(len(STRENGTHS)), key=lambda number: (right[number], number))
+    return fit(feature_XD, label_X, classes, STRENGTHS[best]), STRENGTHS[best]
+
+
+def _held_out(label_X: Tensor) -> Tensor:
+    """Every fifth of each class, from its second: one picture of a class is never held out."""
+    held_X = torch.zeros(len(label_X), dtype=torch.bool)
+    for label in label_X.unique():
+        held_X[(label_X == label).nonzero()[1::HELD_OUT, 0]] = True
+    return held_X
+
+
+def cls_features(model: MaskVLM, pictures: Pictures, batch: int, device: torch.device) -> Tensor:
+    """The image encoder's CLS of each picture, ND in fp64 on the host."""
+    with shares.inference(model):
+        parts = []
+        for rows in shares.batches(len(pictures), batch):
+            parts.append(model.encode_image(pictures.images(rows.tolist()).to(device))[:, 0].float())
+        return shares.gather(parts, len(pictures)).double().cpu()
+
+
+class Probe:
+    name = "probe"
+
+    def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
+        if not settings.train:
+            raise UserError("A probe has to learn from something: give --train a folder of classes as --data's.")
+        test, train = one_folder(settings), ClassFolder(settings.train)
+        if test.names != train.names:
+            odd = sorted(set(test.names) ^ set(train.names))
+            raise UserError(
+                f"{settings.train} and {settings.data[0]} differ in {odd[0]!r}: both need the same classes."
+            )
+        tokenizer, config = load_tokenizer(str(loaded.tokenizer_folder)), loaded.config
+
+        def features(folder: ClassFolder) -> Tensor:
+            pictures = Pictures(folder.paths, [], tokenizer, config.data.text_length, config.model.image_size)
+            return cls_features(loaded.model, pictures, settings.search.batch, device)
+
+        train_XD, test_ND = features(train), features(test)
+        mean, std = train_XD.mean(dim=0), train_XD.std(dim=0) + 1e-6
+        rank_N, strength = dist.broadcast_object(
+            _rank(train, (train_XD - mean) / std, (test_ND - mean) / std, test.label_N) if dist.rank() == 0 else None
+        )
+        result = scores(rank_N, test.label_N, len(test.names)) | {"names": test.names, "strength": strength}
+        return result | {"train_images": len(train.paths), "protocol": _protocol(result, len(train.paths))}
+
+    def text(self, result: dict[str, Any]) -> str:
+        return table(result, "Linear probe")
+
+
+def _rank(train: ClassFolder, train_XD: Tensor, test_ND: Tensor, label_N: np.ndarray) -> tuple[np.ndarray, float]:
+    """The place of each test picture's class, and the strength of the penalty."""
+    label_X = torch.from_numpy(train.label_N)
+    weight_DC, strength = fit_chosen(train_XD, label_X, len(train.names))
+    order_NC = classify(test_ND, weight_DC).argsort(dim=1, descending=True, stable=True).numpy()
+    return (order_NC == label_N[:, None]).argmax(axis=1), strength
+
+
+def _protocol(result: dict[str, Any], train_images: int) -> str:
+    return (
+        f"A logistic regression on the frozen image encoder's CLS features, standardised, learned from {train_images} "
+        f"pictures and tried on {result['images']} others; of {len(STRENGTHS)} L2 penalties the one that is best on "
+        f"every fifth training picture, {result['strength']:g}, fitted again to all of them. Intervals hold "
+        f"{intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the pictures."
+    )

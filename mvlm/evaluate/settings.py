@@ -1,0 +1,19 @@
+"""What `mvlm evaluate` was asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mvlm.evaluate.retrieval import Search
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of all tasks; each reads those that concern it."""
+
+    data: tuple[str, ...]  # shard folders or, of some tasks, folders of pictures
+    limit: int  # first rows used; 0 = all
+    search: Search  # `batch` and `memory_gb` concern every task
+    words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
+    templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
+    train: str = ""  # probe: the folder that it learns from

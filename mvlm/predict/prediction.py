@@ -1,0 +1,80 @@
+"""What `mvlm predict` is asked and what it answers."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+
+from mvlm.data.pictures import Pictures
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate.retrieval import Search
+from mvlm.model.weights import Loaded
+
+
+@dataclass(frozen=True)
+class Asked:
+    images: tuple[Path, ...]
+    sentences: tuple[str, ...]
+    top: int  # best answers shown
+    search: Search
+    draws: bool  # whether pictures are wanted
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The same three times: for a program, to read, and to look at."""
+
+    entries: list[dict[str, Any]]  # of what JSON can hold
+    text: str
+    pictures: dict[str, Image.Image] = field(default_factory=dict)  # by file name
+
+
+class Prediction(Protocol):
+    name: str
+    help: str
+
+    def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
+        """Raises `UserError` where a file is no picture or the question does not fit."""
+        ...
+
+
+def open_pictures(loaded: Loaded, asked: Asked) -> Pictures:
+    """The user's pictures and sentences, read as the model reads them."""
+    config, tokenizer = loaded.config, load_tokenizer(str(loaded.tokenizer_folder))
+    return Pictures(asked.images, asked.sentences, tokenizer, config.data.text_length, config.model.image_size)
+
+
+def pair_up(asked: Asked) -> Asked:
+    """As many images as sentences, in their order; a single one goes with each of the others.
+
+    Raises:
+        UserError: they are neither equally many nor one and several.
+    """
+    images, sentences = asked.images, asked.sentences
+    if len(images) != len(sentences) and 1 not in (len(images), len(sentences)):
+        raise UserError(
+            f"{len(images)} images and {len(sentences)} sentences cannot be paired: give as many, or one of either."
+        )
+    count = max(len(images), len(sentences))
+    return replace(
+        asked,
+        images=images if len(images) == count else images * count,
+        sentences=sentences if len(sentences) == count else sentences * count,
+    )
+
+
+def printable(text: object) -> str:
+    """On one line and without what a terminal would obey: file names and sentences come from anywhere."""
+    return "".join("\N{REPLACEMENT CHARACTER}" if unicodedata.category(c).startswith("C") else c for c in str(text))
+
+
+def file_name(number: int, path: Path) -> str:
+    """Of the picture about the question with this number and this image."""
+    stem = "".join(c if c.isalnum() or c in "-_." else "_" for c in path.stem)[:60]
+    return f"{number:04d}_{stem}.png"

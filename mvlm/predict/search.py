@@ -1,0 +1,103 @@
+"""The best sentences for an image, and the best images for a sentence: as retrieval is evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from mvlm.data.pictures import Pictures
+from mvlm.evaluate import memory, ranking, shares
+from mvlm.evaluate.matching import match_pairs
+from mvlm.evaluate.memory import Tokens
+from mvlm.evaluate.retrieval import Search, image_features, rank_items, text_features
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import Loaded
+from mvlm.predict.attention import attention_strips
+from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, printable
+
+
+def best(
+    model: MaskVLM, pictures: Pictures, search: Search, top: int, device: torch.device, of_images: bool
+) -> list[list[dict[str, Any]]]:
+    """The `top` sentences for each image or, where not `of_images`, the `top` images for each sentence.
+
+    Returns:
+        For each query its answers, best first: {`item`: its number, `similarity`: the cosine of ITC, `match`: the
+        probability by ITM, None beyond the `search.rerank` that it orders again}.
+    """
+    sentences = len(pictures.captions)
+    sizes = memory.sizes(
+        search.memory_gb, search.batch, len(pictures), sentences, Tokens.of(model, pictures.tokens.length)
+    )
+    with shares.inference(model):
+        query_AE = image_features(model, pictures, sizes.batch, device)
+        item_NE = text_features(model, pictures, sizes.batch, device)
+        if not of_images:
+            query_AE, item_NE = item_NE, query_AE
+        rerank = min(len(item_NE), search.rerank if model.config.objectives.itm else 0)
+        nothing = np.empty(0, dtype=np.int64)
+        unknown = ranking.Answers(
+            ranking.Lists.of(nothing, nothing, len(query_AE)), ranking.Lists.of(nothing, nothing, 0)
+        )
+        top_AK = rank_items(query_AE, item_NE, unknown, max(top, rerank), sizes).top_AK
+        match_AN: dict[tuple[int, int], float] = {}
+        if rerank:
+            query_AK, first_AK = np.arange(len(top_AK))[:, None], top_AK[:, :rerank]
+            pairs = query_AK * sentences + first_AK if of_images else first_AK * sentences + query_AK
+            order = np.argsort(pairs, axis=None)
+            odds = np.empty(pairs.size, dtype=np.float32)
+            odds[order] = match_pairs(model, pictures, pairs.ravel()[order], sizes, device)
+            odds_AK = odds.reshape(pairs.shape)
+            for query, (items, row) in enumerate(zip(first_AK.tolist(), odds_AK.tolist(), strict=True)):
+                match_AN |= {(query, item): float(1 / (1 + np.exp(-odd))) for item, odd in zip(items, row, strict=True)}
+            top_AK = np.concatenate([ranking.rerank(first_AK, odds_AK), top_AK[:, rerank:]], axis=1)
+
+    def answer(query: int, item: int) -> dict[str, Any]:
+        similarity = float(query_AE[query] @ item_NE[item])
+        return {"item": item, "similarity": similarity, "match": match_AN.get((query, item))}
+
+    return [[answer(query, item) for item in row[:top]] for query, row in enumerate(top_AK.tolist())]
+
+
+class Captions:
+    name = "captions"
+    help = "the best sentences for each image"
+
+    def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
+        pictures = open_pictures(loaded, asked)
+        entries, lines, drawings = [], [], {}
+        found = best(loaded.model, pictures, asked.search, asked.top, device, of_images=True)
+        for number, (path, answers) in enumerate(zip(asked.images, found, strict=True)):
+            shown = [{"sentence": asked.sentences[answer.pop("item")], **answer} for answer in answers]
+            entries.append({"image": str(path), "sentences": shown})
+            lines += [printable(path), *(_line(answer, "sentence") for answer in shown)]
+            if asked.draws:
+                sentence = shown[0]["sentence"]
+                drawings[file_name(number, path)] = attention_strips(loaded.model, pictures, number, sentence, device)
+        return Answer(entries, "\n".join(lines), drawings)
+
+
+class Images:
+    name = "images"
+    help = "the best images for each sentence"
+
+    def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
+        pictures = open_pictures(loaded, asked)
+        entries, lines, drawings = [], [], {}
+        found = best(loaded.model, pictures, asked.search, asked.top, device, of_images=False)
+        for number, (sentence, answers) in enumerate(zip(asked.sentences, found, strict=True)):
+            row = answers[0]["item"]
+            shown = [{"image": str(asked.images[answer.pop("item")]), **answer} for answer in answers]
+            entries.append({"sentence": sentence, "images": shown})
+            lines += [printable(sentence), *(_line(answer, "image") for answer in shown)]
+            if asked.draws:
+                name = file_name(number, asked.images[row])
+                drawings[name] = attention_strips(loaded.model, pictures, row, sentence, device)
+        return Answer(entries, "\n".join(lines), drawings)
+
+
+def _line(answer: dict[str, Any], key: str) -> str:
+    match = "" if answer["match"] is None else f"  match {answer['match']:6.1%}"
+    return f"  similarity {answer['similarity']:+.3f}{match}  {printable(answer[key])}"

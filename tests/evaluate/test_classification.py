@@ -1,0 +1,146 @@
+"""Zero-shot classification, the probe and foils, against plain references."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_tools.__main__ import main as data_tools
+from mvlm.data.foils import FoilDataset
+from mvlm.data.pictures import ClassFolder, Pictures
+from mvlm.errors import UserError
+from mvlm.evaluate import probe
+from mvlm.evaluate.classification import evaluate_classification, read_templates, scores
+from mvlm.evaluate.foils import evaluate_foils
+from mvlm.evaluate.retrieval import Search
+from tests.evaluate.tiny import CONFIG
+
+CPU = torch.device("cpu")
+SEARCH = Search(4, 0, 1.0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of 1, 2 and 3 pictures, and what must not count."""
+    rng = np.random.default_rng(0)
+    for count, name in enumerate(("a_cat", "dog", "star"), start=1):
+        (tmp_path / name / "deeper").mkdir(parents=True)
+        for number in range(count):
+            picture = Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            picture.save(tmp_path / name / "deeper" / f"{number}.PNG")
+        (tmp_path / name / "notes.txt").write_text("")
+    (tmp_path / ".hidden").mkdir()
+    return tmp_path
+
+
+def test_a_class_is_the_mean_of_its_sentences(model, tokenizer, folder):
+    classes = ClassFolder(str(folder))
+    assert (classes.names, classes.label_N.tolist()) == (["a cat", "dog", "star"], [0, 1, 1, 2, 2, 2])
+    sentences = [template.format(name) for name in classes.names for template in ("{}", "the {} is red")]
+    pictures = Pictures(classes.paths, sentences, tokenizer, 12, 16)
+    result = evaluate_classification(model, pictures, classes.label_N, 3, SEARCH, CPU)
+    with torch.no_grad():
+        images = [model.project_image(model.encode_image(pictures.images([i])))[0].numpy() for i in range(6)]
+        texts = [model.project_text(model.encode_text(*pictures.texts([i])))[0].numpy() for i in range(6)]
+    means = [(texts[2 * c] + texts[2 * c + 1]) / np.linalg.norm(texts[2 * c] + texts[2 * c + 1]) for c in range(3)]
+    right = np.array([np.argmax(image @ np.array(means).T) for image in images]) == classes.label_N
+    assert result["top1"] == pytest.approx(right.mean())
+    assert result["mean_per_class"] == pytest.approx(np.mean([right[:1].mean(), right[1:3].mean(), right[3:].mean()]))
+    assert result["top5"] == 1 and result["chance"]["top1"] == pytest.approx(1 / 3)
+
+
+def test_mean_per_class_weighs_classes_alike():
+    label, rank = np.array([0] * 8 + [1] * 2), np.array([0] * 8 + [3, 7])
+    result = scores(rank, label, 2)
+    assert (result["top1"], result["top5"], result["mean_per_class"]) == (0.8, 0.9, 0.5)
+    low, high = result["interval"]["top1"]
+    assert low < 0.8 < high
+
+
+def test_mistakes_in_folders_and_templates(folder, tmp_path):
+    with pytest.raises(UserError, match="No folder at"):
+        ClassFolder(str(folder / "none"))
+    with pytest.raises(UserError, match="has 1 folders"):
+        ClassFolder(str(folder / "dog"))
+    (folder / "empty").mkdir()
+    with pytest.raises(UserError, match="empty holds no picture"):
+        ClassFolder(str(folder))
+    templates = tmp_path / "templates.txt"
+    for content, message in (("a {} and {}\n", "must have one {}"), ("\n", "has no template")):
+        templates.write_text(content)
+        with pytest.raises(UserError, match=message):
+            read_templates(str(templates))
+
+
+def test_limit_takes_pictures_of_all_classes(folder):
+    assert ClassFolder(str(folder), limit=3).label_N.tolist() == [0, 1, 2]
+
+
+def test_the_probe_stands_where_the_gradient_is_zero():
+    """The penalised cross-entropy's gradient from its formula, in numpy."""
+    rng = np.random.default_rng(0)
+    feature, label, strength = rng.normal(size=(60, 5)), rng.integers(0, 3, 60), 0.03
+    weight = probe.fit(torch.from_numpy(feature), torch.from_numpy(label), 3, strength).numpy()
+    logit = feature @ weight[:-1] + weight[-1]
+    share = np.exp(logit) / np.exp(logit).sum(axis=1, keepdims=True)
+    residual = (share - np.eye(3)[label]) / len(label)
+    assert np.abs(feature.T @ residual + strength * weight[:-1]).max() < 1e-7
+    assert np.abs(residual.sum(axis=0)).max() < 1e-7
+
+
+def test_the_probe_chooses_a_strong_penalty_for_noise_and_a_weak_one_for_signal():
+    rng = np.random.default_rng(1)
+    label = torch.arange(200) % 4
+    noise = torch.from_numpy(rng.normal(size=(200, 30)))
+    signal = torch.nn.functional.one_hot(label, 4).double() * 0.3 + noise[:, :4] * 0.02
+    weight, weak = probe.fit_chosen(signal, label, 4)
+    assert (probe.classify(signal, weight).argmax(1) == label).all()
+    assert weak <= probe.STRENGTHS[-1]
+    held = probe._held_out(torch.tensor([0] * 7 + [1] + [2] * 2))
+    assert held.nonzero().flatten().tolist() == [1, 6, 9], "a class of one picture is always shown"
+
+
+@pytest.fixture(scope="module")
+def foil_shards(tmp_path_factory):
+    out = tmp_path_factory.mktemp("foils") / "shards"
+    assert data_tools(["synth", "--task", "foils", "--count", "12", "--seed", "4", "--out", str(out)]) == 0
+    return out
+
+
+def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
+    dataset = FoilDataset(str(foil_shards), tokenizer, CONFIG)
+    right = {"itc": [], "itm": []}
+    with torch.no_grad():
+        for row in range(12):
+            image = model.encode_image(dataset.images([row]))
+            itc, itm = [], []
+            for sentence in (2 * row, 2 * row + 1):
+                text, valid = dataset.texts([sentence])
+                words = model.encode_text(text, valid)
+                itc.append(float((model.project_image(image) * model.project_text(words)).sum()))
+                no, yes = model.match(image, words, valid)[0].tolist()
+                itm.append(yes - no)
+            right["itc"].append(itc[0] > itc[1])
+            right["itm"].append(itm[0] > itm[1])
+    result = evaluate_foils(model, dataset, SEARCH, CPU)
+    for scorer, of_rows in right.items():
+        assert result["accuracy"][scorer]["all"] == pytest.approx(np.mean(of_rows))
+        for kind in set(dataset.swapped):
+            of_kind = [r for r, swapped in zip(of_rows, dataset.swapped, strict=True) if swapped == kind]
+            assert result["accuracy"][scorer][kind] == pytest.approx(np.mean(of_kind))
+    assert dataset.captions[0] == dataset.captions[3] and dataset.captions[1] == dataset.captions[2]
+
+
+def test_a_scorer_that_ignores_the_image_is_at_chance_in_every_resample(model, tokenizer, foil_shards, monkeypatch):
+    from mvlm.evaluate import foils
+
+    dataset = FoilDataset(str(foil_shards), tokenizer, CONFIG)
+    monkeypatch.setattr(foils, "image_features", lambda *_: torch.ones(12, 16))
+    result = evaluate_foils(model, dataset, SEARCH, CPU)
+    assert result["accuracy"]["itc"]["all"] == 0.5
+    assert result["interval"]["itc"]["all"] == [0.5, 0.5]
+
+
+def test_foils_of_another_task_are_refused(tokenizer, shards):
+    with pytest.raises(UserError, match="of the task 'caption' and not of foils"):
+        FoilDataset(str(shards), tokenizer, CONFIG)
