@@ -8,28 +8,36 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvlm import dist
 from mvlm.cli.output import write_whole
+from mvlm.config import load_config
 from mvlm.data.pictures import find_pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.weights import load_run
+from mvlm.model.weights import Loaded, find_checkpoint, load_run, load_task_run
+from mvlm.predict.choose import ANSWER, JUDGE, Choice
 from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, Prediction
 from mvlm.predict.search import Captions, Images
 from mvlm.predict.words import Words
 
-PREDICTIONS: dict[str, Prediction] = {each.name: each for each in (Captions(), Images(), Words(), Patches())}
+_ALL: tuple[Prediction, ...] = (Captions(), Images(), Words(), Patches(), ANSWER, JUDGE)
+PREDICTIONS = {each.name: each for each in _ALL}
 
 EXAMPLES = """examples:
   mvlm predict captions --checkpoint runs/tiny --images cat.jpg --sentences "a cat" "a dog" "a red bus"
   mvlm predict images --checkpoint runs/tiny --images holiday/ --sentences "the sea at night" --top 3
   mvlm predict words --checkpoint runs/tiny --images scene.png --sentences "a [MASK] circle" --out pictures
   mvlm predict patches --checkpoint runs/tiny --images scene.png --sentences "a red circle" --out pictures
+  mvlm predict answer --checkpoint runs/vqa --images scene.png --sentences "what colour is the circle?"
+  mvlm predict judge --checkpoint runs/entailment --images scene.png --sentences "there is a red circle"
   mvlm predict captions --checkpoint runs/tiny --images holiday/ --sentences-file captions.txt --json best.json
 
---images takes files and folders. With captions and images every image is compared with every sentence; with words
-and patches the first image goes with the first sentence and so on, or one of either with all of the others.
+--images takes files and folders. With captions and images every image is compared with every sentence; else
+the first image goes with the first sentence and so on, or one of either with all of the others. A run fine-tuned for
+nlvr2 judges a sentence of two images, the left one first.
 --out gets a picture for each question: where each word looks in the image or, with patches, what was restored.
 """
 
@@ -69,11 +77,12 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("There is no sentence: give --sentences or --sentences-file.")
     images = tuple(find_pictures(args.images))
     device = dist.device()
-    loaded = load_run(args.checkpoint, device)
+    prediction = PREDICTIONS[args.what]
+    loaded = _load(prediction, args.checkpoint, device)
     settings = loaded.config.eval
     search = Search(settings.batch, settings.rerank, settings.memory_gb)
     asked = Asked(images, sentences, args.top, search, draws=args.out is not None)
-    answer = PREDICTIONS[args.what].run(loaded, asked, device)
+    answer = prediction.run(loaded, asked, device)
     print(answer.text)
     for name, picture in answer.pictures.items():
         buffer = io.BytesIO()
@@ -83,6 +92,13 @@ def run(args: argparse.Namespace) -> int:
         content = {"what": args.what, "step": loaded.step, "answers": answer.entries}
         write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
     return 0
+
+
+def _load(prediction: Prediction, checkpoint: str, device: torch.device) -> Loaded[Any]:
+    if not isinstance(prediction, Choice):
+        return load_run(checkpoint, device)
+    tuned = load_config(find_checkpoint(checkpoint).parent.parent / "config.toml").task.name
+    return load_task_run(checkpoint, tuned if tuned in prediction.tasks else prediction.tasks[0], device)
 
 
 def _lines(path: Path | None) -> list[str]:

@@ -10,9 +10,7 @@ import math
 import numpy as np
 
 from mvlm.data import augmenting
-from mvlm.data.decoding import BadImage, Picture, load_image, open_picture
-
-__all__ = ["BadImage", "crop_box", "eval_view", "load_image", "open_picture", "train_view"]
+from mvlm.data.decoding import Picture
 
 _ASPECT = (3 / 4, 4 / 3)
 

@@ -12,8 +12,8 @@ import torch
 from rich.table import Table
 
 from mvlm.data.foils import FoilDataset
+from mvlm.data.index import Mixture
 from mvlm.data.tokenizer import load_tokenizer
-from mvlm.errors import UserError
 from mvlm.evaluate import intervals, memory, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
@@ -90,12 +90,10 @@ class Foils:
     name = "foils"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
-        if len(settings.data) != 1:
-            raise UserError(f"--data names {len(settings.data)} folders: evaluate one folder of foils at a time.")
-        tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-        dataset = FoilDataset(settings.data[0], tokenizer, loaded.config, settings.limit)
+        mixture, tokenizer = Mixture(settings.data, task="foils"), load_tokenizer(str(loaded.tokenizer_folder))
+        dataset = FoilDataset(mixture, tokenizer, loaded.config, settings.limit)
         result = evaluate_foils(loaded.model, dataset, settings.search, device)
-        return result | {"fingerprint": dataset.fingerprint}
+        return result | {"fingerprint": mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:
         scorers = list(result["accuracy"])

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from mvlm.data.pictures import Pictures, read_picture
 from mvlm.evaluate import shares
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.encoders import Encoders
 from mvlm.predict.draw import heat_tile, strip, tile
 
 
-def token_attention(model: MaskVLM, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+def token_attention(model: Encoders, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
     """The share of its attention that each token gives each patch -> BLN, the mean over blocks and heads.
 
     What is missing to 1 goes to the image's CLS.
@@ -36,7 +36,7 @@ def token_attention(model: MaskVLM, image_BSD: Tensor, text_BLD: Tensor, valid_B
 
 
 def word_attention(
-    model: MaskVLM, pictures: Pictures, row: int, sentence: str, device: torch.device
+    model: Encoders, pictures: Pictures, row: int, sentence: str, device: torch.device
 ) -> list[tuple[str, Tensor]]:
     """Each word that the model reads, with the mean of its tokens' attention to the patches: rows x columns."""
     with shares.inference(model):
@@ -51,7 +51,7 @@ def word_attention(
     return words
 
 
-def attention_strips(model: MaskVLM, pictures: Pictures, row: int, sentence: str, device: torch.device) -> Image.Image:
+def attention_strips(model: Encoders, pictures: Pictures, row: int, sentence: str, device: torch.device) -> Image.Image:
     """The picture, and again for each word with red where it looks, most where it looks most."""
     picture = read_picture(pictures.paths[row])
     words = word_attention(model, pictures, row, sentence, device)

@@ -25,11 +25,11 @@ def tile(picture: Image.Image, label: str) -> Image.Image:
 
 
 def heat_tile(picture: Image.Image, label: str, share: Tensor) -> Image.Image:
-    """The picture redder where `share` (rows x columns) is greater, by its own greatest."""
+    """The picture in grey, redder where `share` (rows x columns) is greater; red all over where it is alike."""
     grey = (share / share.max().clamp(min=1e-12) * 255).round().byte().numpy()
     mask = Image.fromarray(grey).resize(picture.size, Image.Resampling.BICUBIC)
     mask = mask.point([round(level * STRENGTH) for level in range(256)])
-    return tile(Image.composite(Image.new("RGB", picture.size, RED), picture, mask), label)
+    return tile(Image.composite(Image.new("RGB", picture.size, RED), picture.convert("L").convert("RGB"), mask), label)
 
 
 def array_tile(picture_HWC: np.ndarray, label: str) -> Image.Image:

@@ -39,12 +39,12 @@ class Prediction(Protocol):
     name: str
     help: str
 
-    def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
+    def run(self, loaded: Loaded[Any], asked: Asked, device: torch.device) -> Answer:
         """Raises `UserError` where a file is no picture or the question does not fit."""
         ...
 
 
-def open_pictures(loaded: Loaded, asked: Asked) -> Pictures:
+def open_pictures(loaded: Loaded[Any], asked: Asked) -> Pictures:
     """The user's pictures and sentences, read as the model reads them."""
     config, tokenizer = loaded.config, load_tokenizer(str(loaded.tokenizer_folder))
     return Pictures(asked.images, asked.sentences, tokenizer, config.data.text_length, config.model.image_size)

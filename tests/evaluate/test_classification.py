@@ -7,6 +7,7 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.data.foils import FoilDataset
+from mvlm.data.index import Mixture
 from mvlm.data.pictures import ClassFolder, Pictures
 from mvlm.errors import UserError
 from mvlm.evaluate import probe
@@ -108,7 +109,7 @@ def foil_shards(tmp_path_factory):
 
 
 def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
-    dataset = FoilDataset(str(foil_shards), tokenizer, CONFIG)
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, CONFIG)
     right = {"itc": [], "itm": []}
     with torch.no_grad():
         for row in range(12):
@@ -134,13 +135,8 @@ def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
 def test_a_scorer_that_ignores_the_image_is_at_chance_in_every_resample(model, tokenizer, foil_shards, monkeypatch):
     from mvlm.evaluate import foils
 
-    dataset = FoilDataset(str(foil_shards), tokenizer, CONFIG)
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, CONFIG)
     monkeypatch.setattr(foils, "image_features", lambda *_: torch.ones(12, 16))
     result = evaluate_foils(model, dataset, SEARCH, CPU)
     assert result["accuracy"]["itc"]["all"] == 0.5
     assert result["interval"]["itc"]["all"] == [0.5, 0.5]
-
-
-def test_foils_of_another_task_are_refused(tokenizer, shards):
-    with pytest.raises(UserError, match="of the task 'caption' and not of foils"):
-        FoilDataset(str(shards), tokenizer, CONFIG)

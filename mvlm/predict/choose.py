@@ -1,0 +1,71 @@
+"""A question answered and a statement judged, by a model that was fine-tuned for it."""
+
+from __future__ import annotations
+
+import torch
+
+from mvlm.data.labelled import class_names
+from mvlm.errors import UserError
+from mvlm.evaluate import shares
+from mvlm.model.task import TaskModel
+from mvlm.model.weights import Loaded
+from mvlm.predict.attention import attention_strips
+from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
+
+
+class Choice:
+    """Args:
+    name: what the user types.
+    tasks: those that a run may be fine-tuned for.
+    """
+
+    def __init__(self, name: str, help: str, tasks: tuple[str, ...]) -> None:
+        self.name, self.help, self.tasks = name, help, tasks
+
+    def run(self, loaded: Loaded[TaskModel], asked: Asked, device: torch.device) -> Answer:
+        """NLVR2's statements take two images each, the left one first."""
+        task, model = loaded.config.task, loaded.model
+        asked = pair_up(asked) if task.images == 1 else _in_twos(asked)
+        pictures, classes = open_pictures(loaded, asked), class_names(task.name, loaded.tokenizer_folder)
+        entries, lines, drawings = [], [], {}
+        for number, sentence in enumerate(asked.sentences):
+            rows = range(number * task.images, (number + 1) * task.images)
+            image_V1CHW = torch.stack([pictures.images([row]) for row in rows]).to(device)
+            text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([sentence]))
+            with shares.inference(model):
+                logits_A = model.logits(image_V1CHW, text_1L, valid_1L)[0].float()
+            # Several answers may be right, each for itself; of labels only one is.
+            share_A = logits_A.sigmoid() if task.name == "vqa" else logits_A.softmax(-1)
+            best = share_A.topk(min(asked.top, len(classes)))
+            chosen = [
+                {"answer": classes[place], "probability": share}
+                for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            images = [asked.images[row] for row in rows]
+            entries.append({"images": [str(path) for path in images], "sentence": sentence, "answers": chosen})
+            lines.append(f"{', '.join(map(printable, images))}: {printable(sentence)}")
+            lines += [f"  {each['probability']:6.1%}  {printable(each['answer'])}" for each in chosen]
+            if asked.draws:
+                for row, path in zip(rows, images, strict=True):
+                    drawings[file_name(row, path)] = attention_strips(model, pictures, row, sentence, device)
+        return Answer(entries, "\n".join(lines), drawings)
+
+
+def _in_twos(asked: Asked) -> Asked:
+    """Two images for each sentence.
+
+    Raises:
+        UserError: there are more or fewer.
+    """
+    if len(asked.images) != 2 * len(asked.sentences):
+        raise UserError(
+            f"This model judges a sentence of two images, and there are {len(asked.images)} images for "
+            f"{len(asked.sentences)} sentences: give two for each, the left one first."
+        )
+    return asked
+
+
+ANSWER = Choice("answer", "a question about each image answered, by a run fine-tuned for vqa", ("vqa",))
+JUDGE = Choice(
+    "judge", "a statement about each image judged, by a run fine-tuned for entailment or nlvr2", ("entailment", "nlvr2")
+)
