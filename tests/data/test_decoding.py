@@ -184,7 +184,7 @@ def test_inks_are_shown_as_pillow_shows_them(name):
 @pytest.mark.parametrize("name", HERE)
 def test_an_odd_but_harmless_header_is_no_damage(name):
     """An unknown version of JFIF, of which libjpeg warns."""
-    data = jpeg(scene(64, 48)).replace(b"JFIF\0\1", b"JFIF\0\9")
+    data = jpeg(scene(64, 48)).replace(b"JFIF\0\1", b"JFIF\0\x09")
     assert (shown(OPENERS[name](data), (0, 0, 64, 48), 32) == shown(Decoded.open(data), (0, 0, 64, 48), 32)).all()
 
 

@@ -83,9 +83,7 @@ def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data)
     both = dataset.prepare(content, 0, 0, 0)
     again = dataset.prepare(content, 0, 0, 0)
     assert all((one == other).all() for one, other in zip(both.images, again.images, strict=True))
-    same = type(content)(
-        **{name: getattr(content, name) for name in content.__slots__} | {"second": (content.image, 0)}
-    )
+    same = content._replace(second=(content.image, 0))
     left, right = dataset.prepare(same, 0, 0, 0).images
     assert (left != right).any()
 
