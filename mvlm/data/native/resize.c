@@ -23,10 +23,11 @@ static double bicubic(double x) {
 static void quantise(const double *exact, int count, int16_t *weight) {
     double sum = 0;
     for (int k = 0; k < count; k++) sum += exact[k];
+    const double unit = (1 << 15) / sum;
     int left = 1 << 15, largest = 0;
     for (int k = 0; k < count; k++) {
-        double value = exact[k] / sum * (1 << 15);
-        weight[k] = (int16_t)(value > INT16_MAX ? INT16_MAX : lrint(value));
+        double value = exact[k] * unit + (exact[k] < 0 ? -0.5 : 0.5);
+        weight[k] = (int16_t)(value > INT16_MAX ? INT16_MAX : value);
         left -= weight[k];
         if (weight[k] > weight[largest]) largest = k;
     }
