@@ -25,7 +25,7 @@ def tile(picture: Image.Image, label: str) -> Image.Image:
 
 
 def heat_tile(picture: Image.Image, label: str, share: Tensor) -> Image.Image:
-    """The picture in grey, redder where `share` (rows x columns) is greater; red all over where it is alike."""
+    """The picture in grey, redder where `share` (rows x columns) is greater; where all is alike, all is red."""
     grey = (share / share.max().clamp(min=1e-12) * 255).round().byte().numpy()
     mask = Image.fromarray(grey).resize(picture.size, Image.Resampling.BICUBIC)
     mask = mask.point([round(level * STRENGTH) for level in range(256)])

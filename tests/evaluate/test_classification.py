@@ -1,5 +1,7 @@
 """Zero-shot classification, the probe and foils, against plain references."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from mvlm.evaluate import probe
 from mvlm.evaluate.classification import evaluate_classification, read_templates, scores
 from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.settings import Settings
 from tests.evaluate.tiny import CONFIG
 
 CPU = torch.device("cpu")
@@ -71,6 +74,18 @@ def test_mistakes_in_folders_and_templates(folder, tmp_path):
         templates.write_text(content)
         with pytest.raises(UserError, match=message):
             read_templates(str(templates))
+
+
+def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
+    asked = Settings((str(folder),), 0, SEARCH)
+    with pytest.raises(UserError, match="give --train a folder"):
+        probe.Probe().run(None, asked, CPU)
+    other = tmp_path_factory.mktemp("other")
+    for name in ("a_cat", "dog", "moon"):
+        (other / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(other / name / "0.png")
+    with pytest.raises(UserError, match="differ in 'moon'"):
+        probe.Probe().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
 
 
 def test_limit_takes_pictures_of_all_classes(folder):

@@ -1,0 +1,143 @@
+"""Pretraining, then fine-tuning, on worlds with known answers: what is reached on held-out scenes, and by what chance.
+
+python -m benchmarks.downstream.finetune [--seeds 0 1 2] [--rows 20000] [--pretrain 4000] [--steps 4000] [--folder DIR]
+
+Every seed pretrains on captions and fine-tunes from there for questions, pairs and entailment, and once each without
+pretraining. A run that was stopped goes on, and what was measured is kept; results/finetune.json is written anew from
+all that is there. README.md beside this file says what each number means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.downstream.one_sided import STATED, by_text_alone, with_one_side_exchanged
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).parent / "results" / "finetune.json"
+WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
+WORDS = "red,green,blue,yellow,purple,orange,circle,square,triangle,star"
+HELD_OUT = 3  # pairs of colour and shape that training never shows
+STARTS = ("pretrained", "scratch")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, default=20_000, help="of each task's world")
+    parser.add_argument("--pretrain", type=int, default=4000, help="steps")
+    parser.add_argument("--steps", type=int, default=4000, help="of fine-tuning")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/downstream")
+    args = parser.parse_args()
+    worlds = {world: make_world(args.folder / "worlds", world, args.rows) for world in ("caption", *WORLDS.values())}
+    foils = make_world(args.folder / "worlds", "foils", args.rows // 10)
+    for seed in args.seeds:
+        base = args.folder / f"pretrained_{args.pretrain}_{seed}"
+        train(base, worlds["caption"], seed, args.pretrain)
+        measure_pretrained(base, worlds["caption"], foils)
+        for task, world in WORLDS.items():
+            for start in STARTS:
+                run = tuned(args, task, start, seed)
+                words = [f"task.name={task}", "optim.lr=1e-3", "optim.encoder_lr=1e-3"]
+                if start == "pretrained":
+                    words += [f"checkpoint.init={base}", "data.tokenizer=''"]
+                train(run, worlds[world], seed, args.steps, *words)
+                measure_tuned(run, task, worlds[world])
+        write(args, worlds)
+
+
+def tuned(args: argparse.Namespace, task: str, start: str, seed: int) -> Path:
+    """The run folder; a run of other lengths is another run."""
+    lengths = f"{args.pretrain}_{args.steps}" if start == "pretrained" else str(args.steps)
+    return args.folder / f"{task}_{start}_{lengths}_{seed}"
+
+
+def make_world(folder: Path, task: str, rows: int) -> Path:
+    """The shards of a world, made once; all worlds hold out the same pairs of colour and shape."""
+    out = folder / f"{task}_{rows}"
+    if not out.exists():
+        words = ["--count", str(rows), "--seed", "1", "--holdout-pairs", str(HELD_OUT)]
+        call("data_tools", "synth", "--task", task, *words, "--split", "train=0.9,eval=0.1", "--out", str(out))
+    return out
+
+
+def train(run: Path, world: Path, seed: int, steps: int, *words: str) -> None:
+    given = {"run.dir": run, "run.seed": seed, "data.train": world / "train", "train.steps": steps, "eval.every": 0}
+    overrides = [*(f"{key}={value}" for key, value in given.items()), "checkpoint.every=500", *words]
+    call("mvlm", "train", "examples/scenes.toml", "--deepspeed_config", "ds_configs/cpu.json", *overrides)
+
+
+def measure_pretrained(run: Path, world: Path, foils: Path) -> None:
+    """Each number once: seen and unseen pairs of colour and shape, and foils."""
+    for part in ("eval", "novel"):
+        evaluate(run, "retrieval", world / part, part)
+        evaluate(run, "reconstruction", world / part, part, "--words", WORDS)
+    evaluate(run, "foils", foils / "eval", "eval")
+
+
+def measure_tuned(run: Path, task: str, world: Path) -> None:
+    for part in ("eval", "novel"):
+        evaluate(run, task, world / part, part)
+    exchanged = run / "exchanged.json"
+    if not exchanged.exists():
+        exchanged.write_text(json.dumps(with_one_side_exchanged(run, task, world / "eval")))
+
+
+def evaluate(run: Path, task: str, data: Path, part: str, *options: str) -> None:
+    file = run / f"{task}_{part}.json"
+    if not file.exists():
+        words = ["--checkpoint", str(run), "--data", str(data), *options, "--json", str(file)]
+        call("mvlm", "evaluate", task, *words)
+
+
+def write(args: argparse.Namespace, worlds: dict[str, Path]) -> None:
+    """What all seeds that are done have reached."""
+    seeds = [seed for seed in args.seeds if (tuned(args, "entailment", "scratch", seed) / "exchanged.json").exists()]
+    tasks: dict[str, Any] = {}
+    for task, world in WORLDS.items():
+        tasks[task] = {"chance": STATED[task] | {"by_text_seen": by_text_alone(task, worlds[world])}}
+        for start in STARTS:
+            runs = [tuned(args, task, start, seed) for seed in seeds]
+            tasks[task][start] = {part: spread([read(run / f"{task}_{part}.json") for run in runs]) for part in PARTS}
+            tasks[task][start]["exchanged"] = spread([read(run / "exchanged.json") for run in runs])
+    bases = [args.folder / f"pretrained_{args.pretrain}_{seed}" for seed in seeds]
+    names = [f"{task}_{part}" for task in ("retrieval", "reconstruction") for part in PARTS] + ["foils_eval"]
+    pretrained = {name: spread([read(run / f"{name}.json") for run in bases]) for name in names}
+    settings = {"seeds": seeds, "rows": args.rows, "pretrain": args.pretrain, "steps": args.steps}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({**settings, "pretrained": pretrained, "tasks": tasks}, indent=1) + "\n")
+    print(f"{RESULTS}: {len(seeds)} seeds")
+
+
+PARTS = ("eval", "novel")
+
+
+def spread(found: list[Any]) -> Any:
+    """The same nest of numbers, each as mean, least and greatest over the seeds; all that is no number is left out."""
+    first = found[0]
+    if isinstance(first, dict):
+        inner = {name: spread([one[name] for one in found]) for name in first if all(name in one for one in found)}
+        return {name: value for name, value in inner.items() if value is not None}
+    if isinstance(first, bool) or not all(isinstance(one, (int, float)) for one in found):
+        return None
+    return {"mean": statistics.mean(found), "min": min(found), "max": max(found)}
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def call(*words: str) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment, check=True)
+
+
+if __name__ == "__main__":
+    main()
