@@ -122,11 +122,11 @@ def same_decoding(images: Sequence[bytes]) -> Any:
     import numpy as np
     import torch
 
-    from mvlm.data.transforms import load_image, train_view
+    from mvlm.data.transforms import open_picture, train_view
 
     rng = np.random.default_rng()
     return torch.from_numpy(
-        np.stack([train_view(load_image(image), SIZE, rng, SCALE, True, (0, 0)) for image in images])
+        np.stack([train_view(open_picture(image), SIZE, rng, SCALE, True, (0, 0)) for image in images])
     )
 
 

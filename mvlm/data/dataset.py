@@ -13,7 +13,7 @@ from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.index import Mixture
 from mvlm.data.rows import why_bad
-from mvlm.data.transforms import BadImage, eval_view, load_image
+from mvlm.data.transforms import BadImage, eval_view, open_picture
 from mvlm.errors import UserError
 
 
@@ -54,7 +54,7 @@ class EvalDataset:
     def _view(self, row: int) -> np.ndarray:
         content = self.mixture.row(row)
         try:
-            return eval_view(load_image(content.image), self.image_size)
+            return eval_view(open_picture(content.image), self.image_size)
         except BadImage as error:
             raise UserError(
                 f"{self.mixture.where(row)} (key {content.key!r}): {why_bad(content.image, content.crc32, error)}: "
