@@ -47,7 +47,8 @@ class Ahead:
         self._planning = threading.Lock()
         self._moved = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._run, name=f"mvlm-data-ahead-{n}") for n in range(FETCHERS)]
+        names = [f"mvlm-data-ahead-{number}" for number in range(FETCHERS)]
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 

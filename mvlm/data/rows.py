@@ -118,7 +118,8 @@ class Rows(Generic[S]):
 
     def views(self, data: memoryview, crc32: int, flip: bool, *draws: np.random.Generator) -> tuple[np.ndarray, ...]:
         """A view of an encoded image for each of `draws`: uint8 [3, H, W]."""
-        settings, size = self.config.data, self.config.model.image_size
+        size, settings = self.config.model.image_size, self.config.data
+        area, operations = settings.crop_scale, settings.randaugment
         try:
             picture = open_picture(data)
             return tuple(
