@@ -122,9 +122,7 @@ class Rows(Generic[S]):
         area, operations = settings.crop_scale, settings.randaugment
         try:
             picture = open_picture(data)
-            return tuple(
-                train_view(picture, size, rng, settings.crop_scale, flip, settings.randaugment) for rng in draws
-            )
+            return tuple(train_view(picture, size, rng, area, flip, operations) for rng in draws)
         except BadImage as error:
             raise BadImage(why_bad(data, crc32, error)) from None
 
