@@ -46,12 +46,12 @@ def wait_until(holds, seconds=20):
 
 
 def private_mb(pid):
-    """Beside the buffers, whose pages count as private as long as only one process has touched them."""
+    """Beside buffers and mapped shards, whose pages count as private while only one process has touched them."""
     total, counts = 0, True
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         name, *values = line.split()
         if not name.endswith(":"):
-            counts = "mvlm-images" not in line
+            counts = "mvlm-images" not in line and ".arrow" not in line
         elif counts and name.startswith("Private_"):
             total += int(values[0])
     return total / 1000
