@@ -1,0 +1,28 @@
+"""The downstream campaign's own arithmetic: chance of one side alone, and spreads over seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.downstream.finetune import WORLDS, spread
+from benchmarks.downstream.one_sided import STATED, by_text_alone
+from data_tools.__main__ import main as data_tools
+
+
+@pytest.mark.parametrize("task", list(WORLDS))
+def test_sentences_seen_in_training_tell_no_more_than_is_stated(task: str, tmp_path: Path) -> None:
+    out = tmp_path / task
+    words = ["synth", "--task", WORLDS[task], "--count", "1500", "--seed", "3", "--split", "train=0.8,eval=0.2"]
+    assert data_tools([*words, "--out", str(out)]) == 0
+    margin = 0.07  # three standard errors of some 300 rows at a half would be 0.087; blocks are balanced within
+    assert by_text_alone(task, out) <= STATED[task]["text_alone"] + margin
+
+
+def test_numbers_are_spread_and_texts_left_out() -> None:
+    found = [{"a": {"b": 0.5, "name": "x"}, "ok": True, "n": 1}, {"a": {"b": 0.7, "name": "y"}, "ok": True, "n": 3}]
+    assert spread(found) == {
+        "a": {"b": {"mean": pytest.approx(0.6), "min": 0.5, "max": 0.7}},
+        "n": {"mean": 2, "min": 1, "max": 3},
+    }
