@@ -111,7 +111,7 @@ def test_training_mode_comes_back(model, dataset):
 def one_rank(rank, ports, shards, folder):
     """Evaluate as one of four ranks and then of two; leave the results and the modules' calls, in order.
 
-    ZeRO-3 gathers weights by the calls. Starting a process takes longest, so both worlds are made of the same ones.
+    ZeRO-3 gathers weights by the calls. To start a process takes longest, so both worlds are made of the same ones.
     """
     torch.set_num_threads(1)
     dataset = EvalDataset(Mixture([shards]), make_tokenizer(), CONFIG)
