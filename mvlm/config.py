@@ -190,8 +190,8 @@ class Eval:
     batch: int = 64  # images or texts, or ITM pairs, a forward pass
     rerank: int = 128  # candidates of ITC that ITM orders again: 256 COCO, 128 Flickr30k (D)
     limit: int = 0  # first rows used; 0 = all
-    memory_gb: float = 4.0  # held at once on each rank's device beside the weights, in 1e9 bytes (D)
-    share: float = 0.1  # of the time of training: an evaluation of over half a minute is put off until it fits (D)
+    memory_gb: float = 4.0  # held at once on each rank's device beside the weights, in 1e9 bytes
+    share: float = 0.1  # of the time of training: an evaluation of over half a minute is put off until it fits
 
 
 @dataclass(frozen=True)

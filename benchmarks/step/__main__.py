@@ -18,6 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.step import ladder, table
+from benchmarks.step.medians import results
 from benchmarks.step.plot import draw
 from benchmarks.step.sizes import SIZES
 from benchmarks.step.trial import OPTIMIZER, PRECISIONS, VARIANTS
@@ -44,7 +45,7 @@ def main(words: list[str] | None = None) -> int:
     ladder.run(path, arguments.size, variants, arguments.precision, arguments.rounds, arguments.steps, arguments.albef)
     lines = ladder.read(path)
     text = table.markdown(lines)
-    draw(table.results(lines), path.with_suffix(".png"))
+    draw(results(lines), path.with_suffix(".png"))
     if arguments.results == ladder.RESULTS and table.BEGIN.format(name) in README.read_text(encoding="utf-8"):
         README.write_text(table.put(README.read_text(encoding="utf-8"), name, text), encoding="utf-8")
     print(text)

@@ -52,14 +52,16 @@ def run(
 ) -> None:
     """Measure what `path` does not hold yet, and add it there.
 
-    Each variant's operations are counted once. A trial that fails is a line with its error; it is not tried again.
+    Each variant's operations are counted once, on a CPU in a process of their own, so that memory is measured without.
+    A trial that fails is a line with its error; it is not tried again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = read(path)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     done = {(line["variant"], line["precision"], line["round"]) for line in lines}
     variants, precisions = list(variants), list(precisions)
-    trials = [(variant, "fp32", "count") for variant in variants if variant != OPTIMIZER]
+    counted = [] if torch.cuda.is_available() else [variant for variant in variants if variant != OPTIMIZER]
+    trials = [(variant, "fp32", "count") for variant in counted]
     trials += [(v, p, n) for n in range(rounds) for p in precisions for v in variants]
     for variant, precision, number in trials:
         if (variant, precision, number) in done:

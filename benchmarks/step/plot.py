@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.step.table import Result
+from benchmarks.step.medians import Result
 from benchmarks.step.variants import LADDER
 
 

@@ -34,7 +34,8 @@ class Rung:
         packed, masked: as in `naive_losses`.
         pruned: `MaskVLM.forward`, which is packed and masked too where these are not switched off.
         compiled: every block by torch.compile.
-        kernels: the implementations that a run takes by itself; otherwise the plain ones of torch.
+        kernels: the implementations that a run takes by itself, and its memory kept; otherwise torch's plain ones.
+        dropped: the image encoder does not see hidden patches: another model (`objectives.image_masking`).
     """
 
     title: str
@@ -45,6 +46,7 @@ class Rung:
     pruned: bool = False
     compiled: bool = False
     kernels: bool = False
+    dropped: bool = False
 
     def prepare(self, size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
         if not self.fused_attention:
@@ -52,6 +54,8 @@ class Rung:
         if not self.kernels:
             for op in OPS.values():
                 op.choose(op.implementations[-1].name)
+        if self.dropped:
+            size = replace(size, overrides=(*size.overrides, "objectives.image_masking=drop"))
         model = build(size).to(device, dtype)
         batch = make_batch(size, model.grid).to(device)
         if self.compiled or self.kernels:
@@ -71,9 +75,11 @@ def _speed_up(model: MaskVLM, size: Size, compiled: bool, kernels: bool) -> None
     """In the order in which a run does it."""
     from mvlm.train.blocks import prepare_blocks
     from mvlm.train.kernels import apply_kernels
+    from mvlm.train.memory import keep_freed_memory
 
     config = replace(size.config, train=replace(size.config.train, compile=compiled))
     if kernels:
+        keep_freed_memory()
         apply_kernels(model, config)
     prepare_blocks(model, config, stage=0)
 
@@ -97,7 +103,7 @@ LADDER = {
     "masked_heads": Rung("+ heads at hidden positions only"),
     "pruned": Rung("+ exact pruning (`MaskVLM.forward`)", pruned=True),
     "compiled": Rung("+ compiled blocks", pruned=True, compiled=True),
-    "kernels": Rung("+ kernels: all of it", pruned=True, compiled=True, kernels=True),
+    "kernels": Rung("+ kernels, and freed memory kept: all of it", pruned=True, compiled=True, kernels=True),
 }
 """Each rung adds one thing to the rung before it."""
 
@@ -108,8 +114,11 @@ WITHOUT = {
     ),
     "without_pruning": Rung("all without pruning", compiled=True, kernels=True),
     "without_compilation": Rung("all without compilation", pruned=True, kernels=True),
+    "dropped": Rung(
+        "all without compilation, hidden patches dropped: another model", pruned=True, kernels=True, dropped=True
+    ),
 }
-"""All of it but one thing; without kernels it is the rung `compiled`."""
+"""All of it but one thing (without kernels it is the rung `compiled`), and the model that drops hidden patches."""
 
 PADDED_TO_30 = {
     "naive_30": _naive("naive, text padded to 30", 30, False),

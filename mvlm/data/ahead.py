@@ -42,11 +42,13 @@ class Ahead:
         self._places = places
         self._starts = np.concatenate([first + np.array(c.shard_starts[:-1]) for first, c in mixture.starts()])
         self._position = self._looked_to = position
+        self._stride = min(STRIDE, draws.per_epoch)
         self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards as they come
         self._planning = threading.Lock()
         self._moved = threading.Condition()
         self._closed = False
-        self._threads = [threading.Thread(target=self._run, name=f"mvlm-data-ahead-{n}") for n in range(FETCHERS)]
+        names = [f"mvlm-data-ahead-{number}" for number in range(FETCHERS)]
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
 
@@ -71,10 +73,10 @@ class Ahead:
                 self._strides.popleft()
             found: dict[int, None] = {shard: None for _, shards in self._strides for shard in shards}
             room = self._cache.capacity - sum(map(self._bytes, found))
-            last = self._looked_to + self._draws.per_epoch
-            while room > 0 and self._looked_to < last:
-                self._looked_to += STRIDE
-                shards = self._shards_at(np.arange(self._looked_to - STRIDE, self._looked_to))
+            # An epoch needs every shard, so that beyond one there is none that has not been found.
+            while room > 0 and self._looked_to < self._position + self._draws.per_epoch:
+                self._looked_to += self._stride
+                shards = self._shards_at(np.arange(self._looked_to - self._stride, self._looked_to))
                 self._strides.append((self._looked_to, shards))
                 room -= sum(self._bytes(shard) for shard in shards if shard not in found)
                 found |= dict.fromkeys(shards)
@@ -104,7 +106,7 @@ class Ahead:
                         place.bring_ahead(number, shards[:nth])
                     except UserError:
                         continue
-            self._wait_to_pass(position + STRIDE)
+            self._wait_to_pass(position + self._stride)
 
     def _wait_to_pass(self, position: int) -> None:
         with self._moved:

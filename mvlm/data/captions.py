@@ -41,6 +41,8 @@ class CaptionTokenizer:
         self.special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
         known = np.array(sorted(set(tokenizer.get_vocab().values())), dtype=np.int64)
         self.ordinary_ids = np.setdiff1d(known, self.special_ids)
+        self._is_special = np.zeros(known.max() + 1, dtype=bool)
+        self._is_special[self.special_ids] = True
 
     def encode(self, caption: str) -> np.ndarray:
         """int64 [L], cut to `length`, with the special tokens that begin and end a sentence."""
@@ -52,7 +54,7 @@ class CaptionTokenizer:
 
     def special(self, text_L: np.ndarray) -> np.ndarray:
         """bool [L], True where a token is special."""
-        return np.isin(text_L, self.special_ids)
+        return self._is_special[text_L]
 
     def batch(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool, padded as in training."""

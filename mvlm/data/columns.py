@@ -7,15 +7,14 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from struct import calcsize
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
 from mvlm.data.schema import CAPTION, OWN_COLUMNS
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One row, without a copy of its image."""
 
     key: str
@@ -94,8 +93,11 @@ class Columns:
             height=self._height[index],
             crc32=self._crc32[index],
             second=(self._second[0][index], self._second[1][index]) if self._second else None,
-            own={name: read(index) for name, read in self._own},
+            own={name: read(index) for name, read in self._own} if self._own else {},
         )
+
+    def image(self, index: int) -> memoryview:
+        return self._image[index]
 
     def captions(self, index: int) -> list[str]:
         """Raises ValueError where a row of captions has none."""

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.decoding import BadImage, open_picture
 from mvlm.data.index import Mixture
 from mvlm.data.labelled import SENTENCES
 from mvlm.data.rows import why_bad
-from mvlm.data.transforms import BadImage, eval_view, load_image
+from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
 
 
@@ -62,7 +63,7 @@ class EvalDataset:
 
     def _view(self, row: int, key: str, data: memoryview, crc32: int) -> np.ndarray:
         try:
-            return eval_view(load_image(data), self.image_size)
+            return eval_view(open_picture(data), self.image_size)
         except BadImage as error:
             raise UserError(
                 f"{self.mixture.where(row)} (key {key!r}): {why_bad(data, crc32, error)}: "

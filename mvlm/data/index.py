@@ -62,6 +62,10 @@ class Corpus:
         """Raises `UserError` naming shard and row where the shard is damaged."""
         return self._read(index, Columns.row)
 
+    def image(self, index: int) -> memoryview:
+        """The encoded image alone. Raises as `row`."""
+        return self._read(index, Columns.image)
+
     def captions(self, index: int) -> list[str]:
         """The captions alone; touches no page of the image. Raises as `row`."""
         return self._read(index, Columns.captions)
@@ -81,7 +85,7 @@ class Corpus:
 
     def _read(self, index: int, get: Callable[[Columns, int], T]) -> T:
         shard, local = self._locate(index)
-        rows, at = self._open(shard).find(local)
+        rows, at = (self._opened.get(shard) or self._open(shard)).find(local)
         try:
             return get(rows, at)
         except ValueError as error:
@@ -96,15 +100,13 @@ class Corpus:
         return shard, index - self.shard_starts[shard]
 
     def _open(self, number: int) -> OpenShard:
-        """Threads may open one shard twice at the same time; that costs a little and harms nothing."""
-        found = self._opened.get(number)
-        if found is None:
-            for other in [other for other, shard in list(self._opened.items()) if shard.is_dropped()]:
-                self._opened.pop(other, None)  # else its bytes would stay on the disk
-            found = self._opened[number] = self._open_shard(number)
-            while len(self._opened) > OPEN_SHARDS:
-                self._opened.popitem(last=False)
-        return found
+        """Map a shard; threads may do that twice at the same time, which costs a little and harms nothing."""
+        for other in [other for other, shard in list(self._opened.items()) if shard.is_dropped()]:
+            self._opened.pop(other, None)  # else its bytes would stay on the disk
+        opened = self._opened[number] = self._open_shard(number)
+        while len(self._opened) > OPEN_SHARDS:
+            self._opened.popitem(last=False)
+        return opened
 
     def _open_shard(self, number: int) -> OpenShard:
         rows, name = self.manifest.shards.rows[number], self.place.name(number)
@@ -205,6 +207,10 @@ class Mixture:
     def row(self, row: int) -> Row:
         corpus, local = self.locate(row)
         return corpus.row(local)
+
+    def image(self, row: int) -> memoryview:
+        corpus, local = self.locate(row)
+        return corpus.image(local)
 
     def captions(self, row: int) -> list[str]:
         corpus, local = self.locate(row)

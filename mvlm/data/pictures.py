@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.transforms import BadImage, eval_view, load_image
+from mvlm.data.decoding import BadImage, Decoded, load_image
+from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -60,7 +61,7 @@ class Pictures:
 
     def images(self, rows: Sequence[int]) -> Tensor:
         """uint8 [B, 3, H, W], resized without a crop; raises `UserError` naming a file that is no picture."""
-        views = [eval_view(read_picture(self.paths[row]), self.image_size) for row in rows]
+        views = [eval_view(Decoded(read_picture(self.paths[row])), self.image_size) for row in rows]
         return torch.from_numpy(np.stack(views))
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -118,10 +118,11 @@ class Remote:
             from fsspec.core import url_to_fs  # seconds to import with some protocols
 
             try:
-                self._files, root = url_to_fs(self.url)
+                files, root = url_to_fs(self.url)
             except (ImportError, ValueError) as error:
                 raise UserError(f"{self.url} cannot be used ({error}): install what that protocol needs.") from None
             self._root: str = root.rstrip("/")
+            self._files = files  # last, since other threads go by it
         return self._files
 
 

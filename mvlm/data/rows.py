@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from mvlm.config import Config
+from mvlm.data.decoding import BadImage, open_picture
 from mvlm.data.index import Mixture, Row
-from mvlm.data.transforms import BadImage, load_image, train_view
+from mvlm.data.transforms import train_view
 from mvlm.errors import UserError
 from mvlm.masking import Purpose, generator
 
@@ -117,13 +118,13 @@ class Rows(Generic[S]):
 
     def views(self, data: memoryview, crc32: int, flip: bool, *draws: np.random.Generator) -> tuple[np.ndarray, ...]:
         """A view of an encoded image for each of `draws`: uint8 [3, H, W]."""
-        settings = self.config.data
+        size, settings = self.config.model.image_size, self.config.data
+        area, operations = settings.crop_scale, settings.randaugment
         try:
-            image = load_image(data)
+            picture = open_picture(data)
+            return tuple(train_view(picture, size, rng, area, flip, operations) for rng in draws)
         except BadImage as error:
             raise BadImage(why_bad(data, crc32, error)) from None
-        size = self.config.model.image_size
-        return tuple(train_view(image, size, rng, settings.crop_scale, flip, settings.randaugment) for rng in draws)
 
     def _fault(self, content: Row, position: int, row: int, error: BadImage) -> Fault:
         """What is wrong with a row, unless its shard is being changed: for that no other row is an answer."""

@@ -1,77 +1,58 @@
 """From encoded bytes to the uint8 image the model reads; normalising is left to the device.
 
-Augmentation follows ALBEF (arXiv 2107.07651): random resized crop, flip, RandAugment without the operations
-that change colours, since captions name them.
+Augmentation follows ALBEF (arXiv 2107.07651): random resized crop, flip, RandAugment.
 """
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Named, since Pillow's other readers include some that run outside programs."""
-
-PIXEL_LIMIT = 89_478_485
-"""Pixels of an image at most (Pillow's own limit): a few bytes can claim to be a far larger one."""
+from mvlm.data import augmenting
+from mvlm.data.decoding import Picture
 
 _ASPECT = (3 / 4, 4 / 3)
-_GREY = (128, 128, 128)
-
-
-class BadImage(ValueError):
-    """Bytes that are no image we can decode in full; the message says why."""
-
-
-def load_image(data: bytes | memoryview) -> Image.Image:
-    """Decode in full, to RGB: upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
-
-    Raises:
-        BadImage: truncated, damaged, too large or of an unknown format.
-    """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
-        if image.width * image.height > PIXEL_LIMIT:
-            raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {PIXEL_LIMIT}")
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except BadImage:
-        raise
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
-        raise BadImage(f"{type(error).__name__}: {error}".replace("\n", " ")) from error
 
 
 def train_view(
-    image: Image.Image,
+    picture: Picture,
     size: int,
     rng: np.random.Generator,
     crop_scale: tuple[float, float],
     flip: bool,
     randaugment: tuple[int, int],
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """A random view of an RGB image: uint8 [3, size, size].
+    """A random view: uint8 [3, size, size], in `out` where that is given.
 
     Args:
         crop_scale: smallest and largest area kept, as shares of the image's; (1, 1) = resized whole.
         flip: mirror it half the time.
         randaugment: operations and magnitude, of 10.
+
+    Raises:
+        BadImage: the part of the image that is seen is damaged.
     """
-    box = None if crop_scale == (1, 1) else crop_box(rng, image.width, image.height, crop_scale)
-    view = image.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=3.0)
+    view = np.empty((3, size, size), np.uint8) if out is None else out
+    whole = (0, 0, picture.width, picture.height)
+    box = whole if crop_scale == (1, 1) else crop_box(rng, picture.width, picture.height, crop_scale)
     # Drawn in any case, so that a caption that forbids the flip changes nothing else.
     mirrored = rng.random() < 0.5
-    if flip and mirrored:
-        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _to_array(_randaugment(view, rng, *randaugment))
+    picture.show(box, size, flip and mirrored, view)
+    augmenting.randaugment(view, rng, *randaugment)
+    return view
 
 
-def eval_view(image: Image.Image, size: int) -> np.ndarray:
-    """The whole RGB image, resized: uint8 [3, size, size]."""
-    return _to_array(image.resize((size, size), Image.Resampling.BICUBIC))
+def eval_view(picture: Picture, size: int, out: np.ndarray | None = None) -> np.ndarray:
+    """The whole image, resized: uint8 [3, size, size], in `out` where that is given.
+
+    Raises:
+        BadImage: it is damaged.
+    """
+    view = np.empty((3, size, size), np.uint8) if out is None else out
+    picture.show((0, 0, picture.width, picture.height), size, False, view)
+    return view
 
 
 def crop_box(
@@ -89,89 +70,3 @@ def crop_box(
     h = min(height, max(1, round(width / _ASPECT[0])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _to_array(image: Image.Image) -> np.ndarray:
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
-
-
-def _randaugment(image: Image.Image, rng: np.random.Generator, operations: int, magnitude: int) -> Image.Image:
-    """Apply `operations` of the list below, drawn with replacement, at `magnitude` of 10 in a random direction."""
-    for choice in rng.integers(len(OPERATIONS), size=operations):
-        sign = 1 if rng.random() < 0.5 else -1
-        image = OPERATIONS[choice](image, sign * magnitude / 10)
-    return image
-
-
-def _identity(image: Image.Image, level: float) -> Image.Image:
-    return image
-
-
-def _autocontrast(image: Image.Image, level: float) -> Image.Image:
-    """Stretch to the full range by one map for all channels: each by its own would change the hue."""
-    pixels = np.asarray(image)
-    low, high = int(pixels.min()), int(pixels.max())
-    if low == high:
-        return image
-    stretched = np.clip((np.arange(256) - low) * 255 / (high - low), 0, 255).round()
-    return image.point(stretched.astype(int).tolist() * 3)
-
-
-def _brightness(image: Image.Image, level: float) -> Image.Image:
-    """Towards white or black: scaling would clip single channels and turn orange into yellow."""
-    goal = Image.new("RGB", image.size, "white" if level > 0 else "black")
-    return Image.blend(image, goal, 0.5 * abs(level))
-
-
-def _sharpness(image: Image.Image, level: float) -> Image.Image:
-    return ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level)
-
-
-def _shear_x(image: Image.Image, level: float) -> Image.Image:
-    return _affine(image, (1, 0.3 * level, 0, 0, 1, 0))
-
-
-def _shear_y(image: Image.Image, level: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0.3 * level, 1, 0))
-
-
-def _translate_x(image: Image.Image, level: float) -> Image.Image:
-    return _affine(image, (1, 0, 10 / 224 * image.width * level, 0, 1, 0))
-
-
-def _translate_y(image: Image.Image, level: float) -> Image.Image:
-    return _affine(image, (1, 0, 0, 0, 1, 10 / 224 * image.height * level))
-
-
-def _rotate(image: Image.Image, level: float) -> Image.Image:
-    return image.rotate(30 * level, Image.Resampling.BILINEAR, fillcolor=_GREY)
-
-
-def _affine(image: Image.Image, output_to_input: tuple[float, ...]) -> Image.Image:
-    return image.transform(
-        image.size, Image.Transform.AFFINE, output_to_input, Image.Resampling.BILINEAR, fillcolor=_GREY
-    )
-
-
-OPERATIONS: tuple[Callable[[Image.Image, float], Image.Image], ...] = (
-    _identity,
-    _autocontrast,
-    _brightness,
-    _sharpness,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-    _rotate,
-)
-"""Each takes an RGB image and a level from -1 to 1; the limits are ALBEF's, the pixels scaled to the image's size."""

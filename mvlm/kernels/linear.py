@@ -58,14 +58,26 @@ def gradients(
     """Gradients of a linear layer's input, weight and bias, where they are needed."""
     rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)
     return (
-        grad @ weight if needs[0] else None,
+        _input_gradient(grad, weight) if needs[0] else None,
         _weight_gradient(rows, inputs) if needs[1] else None,
         rows.sum(0) if needs[2] else None,
     )
 
 
+def _input_gradient(grad: Tensor, weight_OI: Tensor) -> Tensor:
+    if _mkl_is_slow(grad) and grad.numel():
+        return _onednn_product(grad, weight_OI.t().contiguous(), None)
+    return grad @ weight_OI
+
+
+def _mkl_is_slow(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32 and probes.mkl_lacks_avx512()
+
+
 def _weight_gradient(grad_RO: Tensor, x_RI: Tensor) -> Tensor:
     """R rows -> OI. A CPU's product in 16 bits is the faster one with a narrow gradient transposed in memory first."""
+    if _mkl_is_slow(x_RI) and x_RI.numel():
+        return _onednn_product(grad_RO.t().contiguous(), x_RI.t().contiguous(), None)
     narrow = grad_RO.device.type == "cpu" and grad_RO.dtype == torch.bfloat16 and 2 * grad_RO.shape[1] <= x_RI.shape[1]
     return (grad_RO.t().contiguous() if narrow else grad_RO.t()) @ x_RI
 

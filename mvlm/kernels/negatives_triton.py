@@ -12,10 +12,8 @@ from torch.library import triton_op, wrap_triton
 from mvlm.kernels.contrastive_triton import products
 from mvlm.kernels.negatives import NEVER_UNLESS_ALONE
 
-TILE = 16
-"""Rows and candidates at a time: the smallest that `tl.dot` takes, for groups are small."""
-CHUNK = 32
-"""Columns of features at a time."""
+TILE = {"TILE": 16, "CHUNK": 32}
+"""Rows and candidates at a time, the fewest that `tl.dot` takes, for groups are small; and columns of features."""
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
 NEVER = tl.constexpr(NEVER_UNLESS_ALONE)
@@ -105,7 +103,7 @@ def negatives(
 ) -> Tensor:
     """As `mvlm.kernels.negatives.negatives`, without a B x K tensor."""
     count, width = own_BE.shape
-    blocks = triton.cdiv(group, TILE)
+    blocks = triton.cdiv(group, TILE["TILE"])
     idx_B = position_B.new_empty(count)
     if count:
         wrap_triton(draw)[(count // group * blocks,)](
@@ -120,7 +118,6 @@ def negatives(
             group,
             blocks,
             UNIFORM=uniform,
-            TILE=TILE,
-            CHUNK=CHUNK,
+            **TILE,
         )
     return idx_B

@@ -62,6 +62,11 @@ def compare_patch(
         tl.store(results + row * COUNT + value, gradient.to(results.dtype.element_ty), mask=inside)
 
 
+def warps(block: int) -> int:
+    """As many as keep a patch in registers."""
+    return 4 if block <= 1024 else 8
+
+
 def _launch(
     upstream: Tensor | None,
     result: Tensor,
@@ -75,6 +80,7 @@ def _launch(
 ) -> Tensor:
     count, values = pixels_MQ.shape
     rows, columns = (side // patch_size for side in image_BCHW.shape[2:])
+    block = triton.next_power_of_2(values)
     if count:
         wrap_triton(compare_patch)[(count,)](
             pixels_MQ,
@@ -90,7 +96,8 @@ def _launch(
             columns,
             SIZE=patch_size,
             NORMALIZED=normalized,
-            BLOCK=triton.next_power_of_2(values),
+            BLOCK=block,
+            num_warps=warps(block),
         )
     return result
 

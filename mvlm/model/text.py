@@ -15,11 +15,13 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerBase,
 )
+from transformers.masking_utils import sdpa_mask
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mvlm.batch import Packing
 from mvlm.config import Model
 from mvlm.errors import UserError
+from mvlm.kernels.attention import attention
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
 
 PACKABLE = {
@@ -61,7 +63,7 @@ class TextEncoder(nn.Module):
         if self.packable:
             behind_padding = PACKABLE[self.settings.model_type]
             self.first_position = behind_padding * ((self.settings.pad_token_id or 0) + 1)
-            self._padded_attention: str = self.settings._attn_implementation
+            self.settings._attn_implementation = _OURS  # for good: blocks are also run again outside of `forward`
 
     def forward(self, text_BL: Tensor, valid_BL: Tensor, packing: Packing | None = None) -> Tensor:
         """int64 BL, bool BL (False = padding) -> BLD. Several texts of the same lengths: XBL -> XBLD.
@@ -83,38 +85,33 @@ class TextEncoder(nn.Module):
         starts = [packing.starts[1:] + copy * tokens for copy in range(copies)]
         packed = Packed(packing.token_T, torch.cat([packing.starts[:1], *starts]), valid_BL, copies)
         position_T = (packing.token_T % valid_BL.shape[1] + self.first_position).repeat(copies)
-        self.settings._attn_implementation = _PACKED
-        try:
-            output = self.model(
-                input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed
-            )
-        finally:
-            self.settings._attn_implementation = self._padded_attention
+        output = self.model(input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed)
         return packed.unpack(output.last_hidden_state[0]).unflatten(0, texts_XBL.shape[:2])
 
 
-_PACKED = "mvlm_packed"
+_OURS = "mvlm"
 
 
-def _attend_packed(
+def _attend(
     module: nn.Module,
-    query_1HTd: Tensor,
-    key_1HTd: Tensor,
-    value_1HTd: Tensor,
-    attention_mask: None,
+    query_BHLd: Tensor,
+    key_BHLd: Tensor,
+    value_BHLd: Tensor,
+    attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    *,
-    packed: Packed,
+    packed: Packed | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The signature that transformers asks of an attention."""
-    query, key, value = (x[0].transpose(0, 1) for x in (query_1HTd, key_1HTd, value_1HTd))
+    """The signature that transformers asks of an attention; all packed texts are one row of it."""
+    if packed is None:
+        return attention(query_BHLd, key_BHLd, value_BHLd, attention_mask, dropout).transpose(1, 2), None
+    query, key, value = (x[0].transpose(0, 1) for x in (query_BHLd, key_BHLd, value_BHLd))
     return PACKED_ATTENTION(query, key, value, packed, dropout)[None], None
 
 
-AttentionInterface.register(_PACKED, _attend_packed)
-AttentionMaskInterface.register(_PACKED, lambda *_, **__: None)
+AttentionInterface.register(_OURS, _attend)
+AttentionMaskInterface.register(_OURS, sdpa_mask)  # bool, True = may be seen; none where there is no padding
 
 
 def _settings(config: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mvlm.batch import Batch
 from mvlm.config import Model
 from mvlm.errors import UserError
+from mvlm.kernels.constants import constant
 from mvlm.model.readings import take
 
 
@@ -66,7 +67,7 @@ class VisionEncoder(nn.Module):
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.patch = self.size // self.grid[0]
         self.width: int = vit.embed_dim
-        self.mean, self.std = vit.pretrained_cfg["mean"], vit.pretrained_cfg["std"]
+        self.mean, self.std = (tuple(vit.pretrained_cfg[name]) for name in ("mean", "std"))
         self.prefix: int = vit.num_prefix_tokens
         self.drops = drops
         if drops:
@@ -120,7 +121,7 @@ class VisionEncoder(nn.Module):
 
     def normalize(self, image_BCHW: Tensor) -> Tensor:
         """uint8 to fp32 with the encoder's own mean and standard deviation."""
-        mean, std = (torch.tensor(v, device=image_BCHW.device).view(3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (constant(values, image_BCHW.device).view(3, 1, 1) for values in (self.mean, self.std))
         return (image_BCHW.float() / 255 - mean) / std
 
     def patchify(self, image_BCHW: Tensor) -> Tensor:

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 from torch import Tensor
 
+from mvlm.kernels.constants import constant
 from mvlm.kernels.patch_l1 import PATCH_L1
-
-Channels = Tensor | tuple[float, ...]
-"""One number a channel."""
 
 
 def masked_text_loss(total: Tensor, hidden_tokens: Tensor, parts: int) -> Tensor:
@@ -29,8 +24,8 @@ def masked_image_loss(
     image_BCHW: Tensor,
     patch_M: Tensor,
     patch_size: int,
-    mean: Channels,
-    std: Channels,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
     hidden_patches: Tensor,
     parts: int,
     normalized: bool,
@@ -42,21 +37,11 @@ def masked_image_loss(
         image_BCHW: uint8.
         patch_M: int64, which patch each row predicts: the image's number times N, plus the patch's number in it.
         patch_size: P, pixels.
-        mean, std: of a value between 0 and 1.
+        mean, std: of each channel's values between 0 and 1.
         hidden_patches: how many patches the whole global batch hides.
         parts: micro-batches in it, whose results are averaged.
         normalized: standardise each target patch (MAE's `norm_pix_loss`).
     """
-    mean_C, std_C = (_on(image_BCHW.device, channels) for channels in (mean, std))
+    mean_C, std_C = (constant(channels, image_BCHW.device) for channels in (mean, std))
     total = PATCH_L1(pixels_MQ, image_BCHW, patch_M, patch_size, mean_C, std_C, normalized)
     return total * parts / (hidden_patches * pixels_MQ.shape[1])
-
-
-def _on(device: torch.device, channels: Channels) -> Tensor:
-    return channels if isinstance(channels, Tensor) else _copied(device, tuple(channels))
-
-
-@cache
-def _copied(device: torch.device, channels: tuple[float, ...]) -> Tensor:
-    """Kept, because each copy from host memory would wait for the device."""
-    return torch.tensor(channels, device=device)

@@ -22,7 +22,7 @@ that share their code."""
 
 
 def prepare_blocks(model: nn.Module, config: Config, stage: int) -> None:
-    """Compile the blocks (`train.compile`), then have a share of them computed again in backward (`train.recompute`).
+    """Have a share of the blocks computed again in backward (`train.recompute`), and compile all (`train.compile`).
 
     Args:
         stage: of ZeRO.
@@ -31,15 +31,15 @@ def prepare_blocks(model: nn.Module, config: Config, stage: int) -> None:
         UserError: blocks cannot be compiled at this stage or on this machine.
     """
     blocks = list(find_blocks(model))
-    if config.train.compile:
-        _check_compiler(stage)
-        torch._dynamo.config.recompile_limit = VARIANTS
-        for block in blocks:
-            block.forward = torch.compile(block.forward)
     for block in evenly(blocks, config.train.recompute):
         block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=config.model.dropout > 0
         )
+    if config.train.compile:
+        _check_compiler(stage)
+        torch._dynamo.config.recompile_limit = VARIANTS
+        for block in blocks:  # recomputation within: the compiler sees both passes, and takes one graph for them
+            block.forward = torch.compile(block.forward)
 
 
 def find_blocks(model: nn.Module) -> Iterator[Any]:

@@ -58,6 +58,8 @@ class Quarantine:
             )
 
     def _write(self, faults: list[Fault]) -> UserError | None:
+        if not faults:
+            return None
         lines = [json.dumps(asdict(fault) | {"at": time.time()}) + "\n" for fault in faults]
         try:
             with open(self._path, "a", encoding="utf-8") as file:

@@ -11,10 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.step import ladder, table
+from benchmarks.step import goals, ladder, table
 from benchmarks.step.__main__ import README, main
 from benchmarks.step.albef_like import AlbefLike
 from benchmarks.step.count import count_flops
+from benchmarks.step.medians import Result, results
 from benchmarks.step.memory import LiveMemory, measure
 from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import SIZES, build, make_batch
@@ -109,7 +110,7 @@ def test_the_table_is_made_of_medians_of_this_processs_seconds() -> None:
         line("pruned", cpu_seconds=[1.0, 2.0], seconds=[9.0, 9.0], **trial),
         line("pruned", cpu_seconds=[1.0], seconds=[9.0], **trial),
     ]
-    naive, pruned = table.results(lines)
+    naive, pruned = results(lines)
     assert (naive.pairs_per_s, pruned.pairs_per_s) == (1.0, 4.0)  # of 4 pairs
     assert naive.peak == pytest.approx(0.4)  # 1 pair a second of 40 of the 100 GFLOP/s
     assert pruned.peak == pytest.approx((3 + 4) / 2 * 20e9 / 100e9)
@@ -118,6 +119,19 @@ def test_the_table_is_made_of_medians_of_this_processs_seconds() -> None:
     assert table.put("a <!-- table of x -->old<!-- end --> b", "x", "new") == (
         "a <!-- table of x -->\nnew\n<!-- end --> b"
     )
+
+
+def test_a_goal_that_was_missed_is_said_so() -> None:
+    def result(variant: str, speed: float, memory: float) -> Result:
+        return Result(variant, "fp32", 1e9, speed, 0.0, peak=0.72, memory=memory, steps=1)
+
+    found = [result("naive", 1.0, 9.0), result("sdpa", 2.0, 10.0), result("kernels", 2.8, 8.0)]
+    text = goals.markdown(found)
+    assert "| pairs/s, of the faster plain step's | 1.40 (≥ 1.45: **not reached**) |  |" in text
+    assert "| 0.72 (≥ 0.7: reached) |" in text
+    assert "| 0.80 (≤ 0.85: reached) |" in text
+    assert "ALBEF" not in text  # not measured
+    assert goals.markdown(found[:1]) == ""
 
 
 @pytest.mark.parametrize("path", sorted(ladder.RESULTS.glob("*-?pu.jsonl")), ids=lambda path: path.stem)

@@ -102,7 +102,7 @@ COMBINATIONS = {
 }
 
 
-@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(**COMBINATIONS)
 def test_every_global_batch_has_one_hash(
     open_dataset, reference, config, with_shuffle, place, layout, workers, mode, shuffle, start, prefetch

@@ -16,8 +16,8 @@ from mvlm.errors import UserError
 
 
 def as_dict(row):
-    fields = {name: getattr(row, name) for name in row.__slots__ if name not in ("second", "own")}
-    return fields | {"image": bytes(row.image)}
+    assert row.second is None and row.own == {}
+    return {name: getattr(row, name) for name in SCHEMA.names} | {"image": bytes(row.image)}
 
 
 def test_rows_are_those_of_to_pylist(folder):
@@ -31,7 +31,7 @@ def test_rows_are_those_of_to_pylist(folder):
 def test_an_image_is_a_slice_of_the_mapped_file(folder, rows):
     before = pa.total_allocated_bytes()
     corpus = Corpus(folder)
-    views = [corpus.row(i).image for i in range(len(corpus))]
+    views = [corpus.image(i) for i in range(len(corpus))]
     assert pa.total_allocated_bytes() - before < 1000
     assert all(isinstance(view, memoryview) and view.readonly for view in views)
     del corpus

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from data_tools.__main__ import main as data_tools_main
+from mvlm.data.decoding import open_picture
 from mvlm.data.index import Mixture
 from mvlm.data.labelled import LabelledDataset
 from mvlm.data.loader import Loader
 from mvlm.data.schema import LABELS, OWN_COLUMNS
-from mvlm.data.transforms import eval_view, load_image
+from mvlm.data.transforms import eval_view
 
 TASKS = sorted(OWN_COLUMNS)
 ROWS = 48
@@ -63,7 +64,7 @@ def test_samples_hold_what_the_row_says(corpora, task, tokenizer, plain):
         images = [row["image"], *([row["image2"]] if task == "nlvr2" else [])]
         assert len(sample.images) == len(images) == dataset.image_shape[0]
         for view, encoded in zip(sample.images, images, strict=True):
-            assert (view == eval_view(load_image(encoded), 32)).all()
+            assert (view == eval_view(open_picture(encoded), 32)).all()
         texts = {"vqa": ["question"], "foils": ["caption", "foil"]}.get(task, ["sentence"])
         expected = [tokenizer(row[name], truncation=True, max_length=40)["input_ids"] for name in texts]
         assert [text.tolist() for text in sample.texts_TL] == expected
@@ -82,9 +83,7 @@ def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data)
     both = dataset.prepare(content, 0, 0, 0)
     again = dataset.prepare(content, 0, 0, 0)
     assert all((one == other).all() for one, other in zip(both.images, again.images, strict=True))
-    same = type(content)(
-        **{name: getattr(content, name) for name in content.__slots__} | {"second": (content.image, 0)}
-    )
+    same = content._replace(second=(content.image, 0))
     left, right = dataset.prepare(same, 0, 0, 0).images
     assert (left != right).any()
 

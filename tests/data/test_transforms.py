@@ -1,6 +1,5 @@
-"""Images as they should look: decoding of every kind, crops against plain PIL, augmentation that keeps colours."""
+"""Images as they should look: decoding of every kind, crops against plain PIL, views that repeat."""
 
-import colorsys
 import io
 import zlib
 
@@ -8,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvlm.data import transforms
-from mvlm.data.transforms import OPERATIONS, BadImage, crop_box, eval_view, load_image, train_view
+from mvlm.data.decoding import BadImage, Decoded, load_image
+from mvlm.data.transforms import crop_box, eval_view, train_view
 
 OFF = (0, 0)
 
@@ -118,7 +117,7 @@ def test_crop_is_plain_pils():
     image = photo(300, 200)
     for seed in range(20):
         box = crop_box(rng(seed), image.width, image.height, (0.5, 1.0))
-        view = train_view(image, 64, rng(seed), (0.5, 1.0), False, OFF)
+        view = train_view(Decoded(image), 64, rng(seed), (0.5, 1.0), False, OFF)
         assert view.shape == (3, 64, 64) and view.dtype == np.uint8 and view.flags.c_contiguous
         plain = np.asarray(image.crop(box).resize((64, 64), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         assert np.abs(view[:, 2:-2, 2:-2].astype(int) - plain[:, 2:-2, 2:-2]).max() <= 1
@@ -142,75 +141,32 @@ def test_extreme_shapes_fall_back_to_the_centre(width, height):
     left, top, right, bottom = crop_box(rng(), width, height, (0.9, 1.0))
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
     assert abs((left + right) - width) <= 1 and abs((top + bottom) - height) <= 1
-    assert train_view(Image.new("RGB", (width, height)), 32, rng(), (0.9, 1.0), True, (2, 7)).shape == (3, 32, 32)
+    assert train_view(Decoded(Image.new("RGB", (width, height))), 32, rng(), (0.9, 1.0), True, (2, 7)).shape == (
+        3,
+        32,
+        32,
+    )
 
 
 def test_without_a_crop_training_sees_what_evaluation_sees():
-    assert (train_view(photo(), 32, rng(), (1, 1), False, OFF) == eval_view(photo(), 32)).all()
+    assert (train_view(Decoded(photo()), 32, rng(), (1, 1), False, OFF) == eval_view(Decoded(photo()), 32)).all()
     resized = photo().resize((32, 32), Image.Resampling.BICUBIC)
-    assert (eval_view(photo(), 32) == np.asarray(resized).transpose(2, 0, 1)).all()
+    assert (eval_view(Decoded(photo()), 32) == np.asarray(resized).transpose(2, 0, 1)).all()
 
 
 def test_half_the_views_are_mirrored_and_forbidding_it_changes_nothing_else():
     mirrored = 0
     for seed in range(200):
-        plain = train_view(photo(), 16, rng(seed), (0.5, 1), False, OFF)
-        view = train_view(photo(), 16, rng(seed), (0.5, 1), True, OFF)
+        plain = train_view(Decoded(photo()), 16, rng(seed), (0.5, 1), False, OFF)
+        view = train_view(Decoded(photo()), 16, rng(seed), (0.5, 1), True, OFF)
         assert (view == plain).all() or (view == plain[:, :, ::-1]).all()
         mirrored += not (view == plain).all()
     assert 70 < mirrored < 130
 
 
-def hue(colour):
-    return colorsys.rgb_to_hsv(*(value / 255 for value in colour))[0]
-
-
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-@pytest.mark.parametrize("level", [-1.0, -0.7, 0.7, 1.0])
-@pytest.mark.parametrize("colour", [(255, 165, 0), (230, 60, 200), (90, 30, 160), (20, 200, 90)])
-def test_no_operation_changes_a_hue(operation, level, colour):
-    """A coloured square on grey keeps its hue, at its middle; orange must not become yellow."""
-    image = Image.new("RGB", (64, 64), (128, 128, 128))
-    image.paste(colour, (12, 12, 52, 52))
-    changed = operation(image, level).getpixel((32, 32))
-    assert abs(hue(changed) - hue(colour)) < 0.012
-
-
-def test_operations_move_and_stretch_as_they_say():
-    image = Image.new("RGB", (224, 224), (0, 0, 0))
-    image.paste((255, 255, 255), (112, 112, 113, 113))
-    translate = {operation.__name__: operation for operation in OPERATIONS}
-    moved = np.argwhere(np.asarray(translate["_translate_x"](image, 1.0))[..., 0] == 255)
-    assert moved.tolist() == [[112, 102]]
-    grey = Image.fromarray(np.linspace(50, 90, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8))
-    stretched = np.asarray(translate["_autocontrast"](grey, 0.3))
-    assert (stretched.min(), stretched.max()) == (0, 255)
-    flat = Image.new("RGB", (8, 8), (7, 7, 7))
-    assert translate["_autocontrast"](flat, 1.0).getpixel((0, 0)) == (7, 7, 7)
-    brightness = [translate["_brightness"](photo(), level) for level in (-0.7, 0.7)]
-    assert pixels(brightness[0]).mean() < pixels(photo()).mean() < pixels(brightness[1]).mean()
-
-
-def test_randaugment_draws_every_operation_as_often(monkeypatch):
-    counts = np.zeros(len(OPERATIONS), dtype=int)
-
-    def counting(index):
-        def operation(image, level):
-            counts[index] += 1
-            assert abs(level) == 0.7
-            return image
-
-        return operation
-
-    monkeypatch.setattr(transforms, "OPERATIONS", tuple(counting(i) for i in range(len(OPERATIONS))))
-    for seed in range(900):
-        train_view(photo(8, 8), 8, rng(seed), (1, 1), True, (2, 7))
-    assert counts.sum() == 1800 and counts.min() > 140 and counts.max() < 260
-
-
 def test_views_are_repeatable_and_leave_the_image_alone():
     image = photo()
     before = pixels(image)
-    views = [train_view(image, 24, rng(3), (0.5, 1), True, (3, 9)) for _ in range(2)]
+    views = [train_view(Decoded(image), 24, rng(3), (0.5, 1), True, (3, 9)) for _ in range(2)]
     assert (views[0] == views[1]).all() and (pixels(image) == before).all()
-    assert (views[0] != train_view(image, 24, rng(4), (0.5, 1), True, (3, 9))).any()
+    assert (views[0] != train_view(Decoded(image), 24, rng(4), (0.5, 1), True, (3, 9))).any()

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import mvlm.kernels.linear as linear_module
 from mvlm.kernels import probes
 from mvlm.kernels.linear import (
     by_apex,
@@ -37,6 +38,21 @@ def make_inputs(*shape: int) -> list[Tensor]:
 @SHAPES
 def test_onednn(shape: tuple[int, ...]) -> None:
     check_against_float64(by_onednn, lambda x, w, b: x @ w.T + b, by_torch, *make_inputs(*shape))
+
+
+@SHAPES
+def test_onednn_in_both_directions_where_mkl_is_slow(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "mkl_lacks_avx512", lambda: True)
+    x, weight, bias = (t.requires_grad_() for t in make_inputs(*shape))
+    products: list[tuple[int, ...]] = []
+    product = linear_module._onednn_product
+    monkeypatch.setattr(linear_module, "_onednn_product", lambda *a: products.append(a[0].shape) or product(*a))
+    found = torch.autograd.grad(by_onednn(x, weight, bias).square().sum(), (x, weight, bias))
+    doubles = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    expected = torch.autograd.grad((doubles[0] @ doubles[1].T + doubles[2]).square().sum(), doubles)
+    assert len(products) == 3
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
 
 
 @needs_bf16

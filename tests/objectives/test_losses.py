@@ -152,7 +152,5 @@ def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) 
     total = 0.0
     for part in (slice(0, 2), slice(2, 5)):
         patches = torch.tensor(hidden[part])
-        total += masked_image_loss(
-            pixels[part], image, patches, 2, mean, torch.tensor(std), torch.tensor(5), 2, normalized
-        ).item()
+        total += masked_image_loss(pixels[part], image, patches, 2, mean, std, torch.tensor(5), 2, normalized).item()
     assert total / 2 == pytest.approx(by_hand / (5 * 12), rel=1e-6)

@@ -28,8 +28,10 @@ from mvlm.data.pairs import PairDataset
 from mvlm.data.tokenizer import train_tokenizer
 from mvlm.model import maskvlm
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.train.blocks import prepare_blocks
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
+from mvlm.train.kernels import apply_kernels
 from mvlm.train.optim import count_parameters, parameter_groups
 from tests.conftest import ROOT, TINY
 from tests.model.reference import reference_losses
@@ -72,8 +74,10 @@ def steps_of(loader: Loader) -> list[list[Batch]]:
 
 def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients) -> dict[str, Any]:
     world = dist.world()
-    config = configuration(shards, 16 // (world * accumulation))
+    config = configuration(shards, 16 // (world * accumulation), ["train.recompute=0.5"])
     model, loader = built(config, dist.rank(), world)
+    apply_kernels(model, config)
+    prepare_blocks(model, config, stage)
     content = {"zero_optimization": {"stage": stage}}
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
     history: dict[str, Any] = {"grad_norm": []}

@@ -23,6 +23,8 @@ def listed(run: Path) -> list[int]:
 
 def test_a_row_is_listed_once_whatever_the_attempts(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path, 100, 1000)
+    quarantine.add([], 16)
+    assert not (tmp_path / QUARANTINE).exists()
     quarantine.add([fault(5, 8), fault(3, 2), fault(5, 40)], 64)
     quarantine.add([fault(3, 90)], 128)
     assert listed(tmp_path) == [3, 5]  # in the order of their positions

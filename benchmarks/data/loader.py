@@ -1,0 +1,188 @@
+"""How fast images come out of a loader as batches, how soon the first one does, and what a loader process weighs.
+
+    python benchmarks/data/loader.py
+
+Decoding, random resized crop to 224 x 224 and flip, without RandAugment, two workers. Peers are webdataset with the
+same decoding and with Pillow and torchvision's transforms. Images per CPU second of all threads and processes, a loader
+a process, medians of interleaved rounds in one run on a RAM disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+RESULT = Path(__file__).parent / "results" / "loader.json"
+OURS, PROCESSES = "mvlm, 2 threads", "mvlm, 2 processes"
+SAME, PILLOW = "webdataset, the same decoding", "webdataset, Pillow + torchvision"
+GOALS = {
+    f"images/CPU-s, x {SAME}": 1.5,
+    f"images/CPU-s, x {PILLOW}": 3.8,
+    "first batch, s": 0.5,
+    "first batch at 90 % of an epoch, s": 0.1,
+    "private MB of a process beside buffers": 60,
+}
+SIZE, BATCH, WORKERS, SCALE = 224, 64, 2, (0.08, 1.0)
+
+
+def main() -> None:
+    from benchmarks.data.read import written
+    from benchmarks.data.write import machine
+
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--count", type=int, default=4000, help="images of the corpus (default: 4000)")
+    words.add_argument("--distinct", type=int, default=200, help="different ones among them (default: 200)")
+    words.add_argument("--batches", type=int, default=20, help="batches a round (default: 20)")
+    words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
+    words.add_argument("--one", nargs=2, metavar=("LOADER", "CORPORA"), help=argparse.SUPPRESS)
+    arguments = words.parse_args()
+    if arguments.one:
+        print(json.dumps(measured(arguments.one[0], Path(arguments.one[1]), arguments.batches)))
+        return
+    ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=ram) as scratch:
+        written(Path(scratch), arguments.count, arguments.distinct, ("mvlm", "webdataset"))
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (OURS, PROCESSES, SAME, PILLOW)}
+        for _ in range(arguments.rounds):
+            for name, of in rounds.items():
+                command = [sys.executable, __file__, "--batches", str(arguments.batches), "--one", name, scratch]
+                ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                of.append(json.loads(ended.stdout.splitlines()[-1]))
+                print(name, of[-1], flush=True)
+    found = {name: {key: statistics.median(one[key] for one in of) for key in of[0]} for name, of in rounds.items()}
+    ratios = {f"x {name}": found[OURS]["images/CPU-s"] / found[name]["images/CPU-s"] for name in (SAME, PILLOW)}
+    result = {"found": found, "ratios": ratios, "goals": GOALS, "rounds": arguments.rounds, "machine": machine()}
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
+    import torch
+
+    torch.set_num_threads(1)
+    if name.startswith("mvlm"):
+        return ours(corpora / "mvlm", "processes" if name == PROCESSES else "threads", batches)
+    from benchmarks.data.formats import webdataset_batches
+
+    began = time.perf_counter()
+    collate = same_decoding if name == SAME else pillow
+    stream = iter(webdataset_batches(corpora / "webdataset", WORKERS, collate))
+    next(stream)
+    first = time.perf_counter() - began
+    return {"images/CPU-s": rate(stream, batches), "first batch, s": first}
+
+
+def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
+    from mvlm.config import Config, Data
+    from mvlm.data.index import Mixture
+    from mvlm.data.loader import Loader
+    from mvlm.data.pairs import PairDataset
+    from mvlm.data.tokenizer import train_tokenizer
+
+    config = Config(data=Data(crop_scale=SCALE, randaugment=(0, 0)))
+    tokenizer = train_tokenizer(["a photograph of nothing at all"], 300)
+    options = {"global_batch": BATCH, "micro_batch": BATCH, "workers": WORKERS, "worker_mode": mode}
+
+    def opened(share: float) -> tuple[Any, float]:
+        """A loader from that share of an epoch on, and how long its first batch has taken from nothing."""
+        began = time.perf_counter()
+        dataset = PairDataset(Mixture([folder]), tokenizer, config, (14, 14))
+        draws = dataset.mixture.draws(0, config.data)
+        loader = Loader(dataset, draws, start_position=int(share * len(dataset)), **options)
+        next(loader)
+        return loader, time.perf_counter() - began
+
+    loader, first = opened(0)
+    with loader:
+        found = {"images/CPU-s": rate(loader, batches), "first batch, s": first}
+        if mode == "processes":
+            found["private MB of a process beside buffers"] = max(map(private_mb, children()))
+    loader, found["first batch at 90 % of an epoch, s"] = opened(0.9)
+    loader.close()
+    return found
+
+
+def same_decoding(images: Sequence[bytes]) -> Any:
+    """What a sample of ours does to its image."""
+    import numpy as np
+    import torch
+
+    from mvlm.data.decoding import open_picture
+    from mvlm.data.transforms import train_view
+
+    rng = np.random.default_rng()
+    return torch.from_numpy(
+        np.stack([train_view(open_picture(image), SIZE, rng, SCALE, True, (0, 0)) for image in images])
+    )
+
+
+def pillow(images: Sequence[bytes]) -> Any:
+    """As most training scripts do it, normalised there."""
+    import io
+
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    chain = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
+    return torch.stack([chain(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
+
+
+def rate(stream: Iterable[Any], batches: int) -> float:
+    following: Iterator[Any] = iter(stream)
+    for _ in range(4):  # what was prepared ahead of the clock
+        next(following)
+    began = cpu_seconds()
+    for _ in range(batches):
+        next(following)
+    return batches * BATCH / (cpu_seconds() - began)
+
+
+def cpu_seconds() -> float:
+    """Of this process and its children."""
+    ticks = 0
+    for pid in ("self", *children()):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def children() -> set[str]:
+    return {pid for task in Path("/proc/self/task").glob("*/children") for pid in task.read_text().split()}
+
+
+def private_mb(pid: str) -> float:
+    """Beside buffers and mapped shards, whose pages count as private while only one process has touched them."""
+    total, counts = 0, True
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        name, *values = line.split()
+        if not name.endswith(":"):
+            counts = "mvlm-images" not in line and ".arrow" not in line
+        elif counts and name.startswith("Private_"):
+            total += int(values[0])
+    return total / 1000
+
+
+if __name__ == "__main__":
+    main()

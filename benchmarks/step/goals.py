@@ -1,0 +1,83 @@
+"""What the fast step was to reach on one CPU core, and what it did reach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.step.medians import Result
+
+Of = dict[str, Result]
+"""The results of one precision by variant."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number that is to be at least, or at most, a bound for each precision."""
+
+    title: str
+    bounds: dict[str, float]
+    value: Callable[[Of], float]
+    needs: tuple[str, ...]
+    at_least: bool = True
+
+    def cell(self, precision: str, found: Of) -> str:
+        """What was reached, with the bound; empty where it was not measured."""
+        if not all(name in found for name in self.needs):
+            return ""
+        value, bound = self.value(found), self.bounds[precision]
+        reached = value >= bound if self.at_least else value <= bound
+        sign = "≥" if self.at_least else "≤"
+        return f"{value:.2f} ({sign} {bound:g}: {'reached' if reached else '**not reached**'})"
+
+
+def _plain(found: Of, suffix: str) -> Result:
+    """The faster of the two plain steps."""
+    return max(found[f"naive{suffix}"], found[f"sdpa{suffix}"], key=lambda result: result.pairs_per_s)
+
+
+def _speedup(suffix: str) -> Callable[[Of], float]:
+    return lambda found: found["kernels"].pairs_per_s / _plain(found, suffix).pairs_per_s
+
+
+def _both(value: float) -> dict[str, float]:
+    return {"fp32": value, "bf16": value}
+
+
+GOALS = (
+    Goal("pairs/s, of the faster plain step's", _both(1.45), _speedup(""), ("kernels", "naive", "sdpa")),
+    Goal("the same, text padded to 30 there", _both(1.45), _speedup("_30"), ("kernels", "naive_30", "sdpa_30")),
+    Goal(
+        "operations a second, of the matrix products' alone",
+        {"fp32": 0.70, "bf16": 0.55},
+        lambda found: found["kernels"].peak,
+        ("kernels",),
+    ),
+    Goal(
+        "operations a second, of ALBEF's own code's",
+        _both(1.0),
+        lambda found: found["kernels"].peak / found["albef"].peak,
+        ("kernels", "albef"),
+    ),
+    Goal(
+        "memory beyond the model, of the faster plain step's",
+        _both(0.85),
+        lambda found: found["kernels"].memory / _plain(found, "").memory,
+        ("kernels", "naive", "sdpa"),
+        at_least=False,
+    ),
+)
+
+
+def markdown(found: list[Result]) -> str:
+    """A row for each goal that was measured in any precision."""
+    by_precision = {
+        precision: {result.variant: result for result in found if result.precision == precision}
+        for precision in ("fp32", "bf16")
+    }
+    rows = []
+    for goal in GOALS:
+        cells = [goal.cell(precision, own) for precision, own in by_precision.items()]
+        if any(cells):
+            rows.append("| " + " | ".join([goal.title, *cells]) + " |")
+    return "\n".join(["| goal on one core | fp32 | bf16 |", "| --- | --- | --- |", *rows]) if rows else ""

@@ -1,0 +1,277 @@
+"""Decoders: from encoded bytes to a part of an image, resized, by the fastest of the libraries that are here.
+
+A JPEG is decoded by the first of `DECODERS` that this machine has. All of them show the same part at the same size
+through the same filter, an antialiased bicubic; of their pixels, `benchmarks/data/README.md` has the difference.
+Everything else (other formats, CMYK, pictures stored on their side) goes through Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mvlm.errors import UserError
+
+native_is_missing = ""
+"""Why the extension cannot be used; empty if it can."""
+
+try:
+    from mvlm.data import _native
+except ImportError as error:
+    native_is_missing = f"installing mvlm builds it where there are a C compiler and libjpeg-turbo's headers; {error}"
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+"""Named, since Pillow's other readers include some that run outside programs."""
+
+PIXEL_LIMIT = 89_478_485
+"""Pixels of an image at most (Pillow's own limit): a few bytes can claim to be a far larger one."""
+
+FORCE = "MVLM_DECODER"
+"""The environment variable that names the decoder to use: one of `DECODERS`, or "auto", as when it is not set."""
+
+GAP = 3
+"""Before the filter, a picture is shrunk by a cruder and faster way to no less than this many times the size wanted."""
+
+_JPEG_START = b"\xff\xd8\xff"
+_ORIENTATION = 0x0112  # EXIF's tag
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom, in pixels of the upright image."""
+
+
+class BadImage(ValueError):
+    """Bytes that are no image we can decode; the message says why."""
+
+
+class Picture(Protocol):
+    """An encoded image of known size, parts of which can be shown; width and height are in pixels."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+    def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
+        """Write the part in `box`, resized and perhaps mirrored, to `out`: uint8 [3, size, size], contiguous.
+
+        Raises:
+            BadImage: damage that was met on the way.
+        """
+
+
+def open_picture(data: bytes | memoryview) -> Picture:
+    """An encoded image, upright and in RGB, of which as little is decoded as is shown.
+
+    So damage comes to light here or when it is shown, and where it lies outside the parts shown, not at all: a corpus
+    is checked in full when it is sharded.
+
+    Raises:
+        BadImage: truncated, damaged, too large or of an unknown format.
+        UserError: the decoder that `MVLM_DECODER` names is not there.
+    """
+    opener = _OPENERS[chosen().name] if data[:3] == _JPEG_START else Decoded.open
+    return opener(data)
+
+
+def load_image(data: bytes | memoryview) -> Image.Image:
+    """Decode in full, to RGB: upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
+
+    Raises:
+        BadImage: truncated, damaged, too large or of an unknown format.
+    """
+    try:
+        image = _opened(data)
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except BadImage:
+        raise
+    except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
+        raise _bad(error) from error
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An RGB image that Pillow has decoded."""
+
+    image: Image.Image
+
+    @classmethod
+    def open(cls, data: bytes | memoryview) -> Decoded:
+        return cls(load_image(data))
+
+    @property
+    def width(self) -> int:
+        return self.image.width
+
+    @property
+    def height(self) -> int:
+        return self.image.height
+
+    def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
+        view = self.image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=GAP)
+        if flip:
+            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        out[:] = np.asarray(view).transpose(2, 0, 1)
+
+
+@dataclass(frozen=True)
+class NativeJpeg:
+    """A JPEG that our own extension decodes, as far as a part reaches, without the interpreter's lock."""
+
+    data: bytes | memoryview
+    width: int
+    height: int
+
+    @classmethod
+    def open(cls, data: bytes | memoryview) -> Picture:
+        try:
+            width, height, plain = _native.header(data)
+        except ValueError:
+            # Of a header that libjpeg warns of, Pillow is the judge, as it is when a corpus is sharded.
+            return Decoded.open(data)
+        return cls(data, width, height) if plain else Decoded.open(data)
+
+    def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
+        try:
+            taken = _native.view(self.data, box, shrink(box, size), flip, size, out)
+        except ValueError as error:
+            raise BadImage(str(error)) from None
+        if not taken:
+            Decoded.open(self.data).show(box, size, flip, out)
+
+
+@dataclass(frozen=True)
+class SimpleJpeg:
+    """A JPEG that simplejpeg decodes and Pillow resizes."""
+
+    data: bytes | memoryview
+    width: int
+    height: int
+    mode: str
+
+    @classmethod
+    def open(cls, data: bytes | memoryview) -> Picture:
+        import simplejpeg
+
+        try:
+            simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            return Decoded.open(data)  # as in `NativeJpeg`
+        try:
+            header = _opened(data)
+            upright = header.getexif().get(_ORIENTATION, 1) == 1
+        except BadImage:
+            raise
+        except Exception as error:  # as in `load_image`
+            raise _bad(error) from error
+        if not upright or header.mode not in ("RGB", "L"):
+            return Decoded.open(data)
+        return cls(data, header.width, header.height, header.mode)
+
+    def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
+        import simplejpeg
+
+        by = shrink(box, size)
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                self.data,
+                "GRAY" if self.mode == "L" else "RGB",
+                min_width=-(-self.width // by),
+                min_height=-(-self.height // by),
+                strict=True,
+            )
+        except ValueError as error:
+            raise BadImage(str(error)) from None
+        image = Image.fromarray(pixels.squeeze(2) if self.mode == "L" else pixels)
+        part = (box[0] / by, box[1] / by, box[2] / by, box[3] / by)
+        view = image.resize((size, size), Image.Resampling.BICUBIC, part, reducing_gap=GAP).convert("RGB")
+        out[:] = np.asarray(view).transpose(2, 0, 1)[:, :, :: -1 if flip else 1]
+
+
+def shrink(box: Box, size: int) -> int:
+    """1, 2, 4 or 8: a JPEG decoded at this part of its size still has `GAP` pixels of `box` for each one of `size`."""
+    shorter = min(box[2] - box[0], box[3] - box[1])
+    return next((by for by in (8, 4, 2) if shorter >= by * GAP * size), 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The decoder of JPEGs, and for each that goes before it the reason why it is not that one."""
+
+    name: str
+    passed_over: dict[str, str]
+
+
+def chosen() -> Choice:
+    """What JPEGs are decoded by on this machine.
+
+    Raises:
+        UserError: `MVLM_DECODER` names one that is not there.
+    """
+    return _choose(os.environ.get(FORCE, "auto"))
+
+
+@cache
+def _choose(asked: str) -> Choice:
+    if asked not in ("auto", *DECODERS):
+        raise UserError(f'{FORCE}={asked} is no decoder: set it to "auto" or one of {", ".join(DECODERS)}.')
+    passed_over: dict[str, str] = {}
+    for name, why_not in DECODERS.items():
+        reason = why_not()
+        if asked == name and reason is not None:
+            raise UserError(f"{FORCE}={asked} asks for a decoder that does not work here ({reason}): unset it.")
+        if reason is None and asked in ("auto", name):
+            return Choice(name, passed_over)
+        passed_over[name] = reason or f"{FORCE}={asked} asks for another"
+    raise AssertionError("Pillow is always there")
+
+
+def _no_simplejpeg() -> str | None:
+    try:
+        import simplejpeg  # noqa: F401
+    except ImportError as error:
+        return f"it does not import ({error})"
+    return None
+
+
+DECODERS: dict[str, Callable[[], str | None]] = {
+    "native": lambda: native_is_missing or None,
+    "simplejpeg": _no_simplejpeg,
+    "pillow": lambda: None,
+}
+"""In order of preference, each with what says why it cannot be used."""
+
+_OPENERS: dict[str, Callable[[bytes | memoryview], Picture]] = {
+    "native": NativeJpeg.open,
+    "simplejpeg": SimpleJpeg.open,
+    "pillow": Decoded.open,
+}
+
+
+def _opened(data: bytes | memoryview) -> Image.Image:
+    """The header of an image, as Pillow reads it."""
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.width * image.height > PIXEL_LIMIT:
+        raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {PIXEL_LIMIT}")
+    return image
+
+
+def _bad(error: Exception) -> BadImage:
+    return BadImage(f"{type(error).__name__}: {error}".replace("\n", " "))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit grey at 255 instead of scaling it.
+        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,121 @@
+"""Augmentation that does what it says, keeps colours, and is the same with and without the extension."""
+
+import colorsys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from mvlm.data import augmenting
+from mvlm.data.augmenting import OPERATIONS, autocontrast, brightness, randaugment, translate_x
+from mvlm.data.decoding import native_is_missing
+
+GREY = (128, 128, 128)
+
+
+@pytest.fixture(params=["native", "pillow"])
+def implementation(request, monkeypatch):
+    if request.param == "pillow":
+        monkeypatch.setattr(augmenting, "native_is_missing", "a test does without it")
+    elif native_is_missing:
+        pytest.skip(native_is_missing)
+
+
+def array(image):
+    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+
+
+def scene(size, seed=0):
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 256, (size // 4, size // 4, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def hue(colour):
+    return colorsys.rgb_to_hsv(*(value / 255 for value in colour))[0]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
+@pytest.mark.parametrize("level", [-1.0, -0.7, 0.7, 1.0])
+@pytest.mark.parametrize("colour", [(255, 165, 0), (230, 60, 200), (90, 30, 160), (20, 200, 90)])
+def test_no_operation_changes_a_hue(implementation, operation, level, colour):
+    """A coloured square on grey keeps its hue, at its middle; orange must not become yellow."""
+    image = Image.new("RGB", (64, 64), GREY)
+    image.paste(colour, (12, 12, 52, 52))
+    changed = operation(array(image), level)[:, 32, 32]
+    assert abs(hue(changed.tolist()) - hue(colour)) < 0.012
+
+
+def test_operations_move_and_stretch_as_they_say(implementation):
+    image = np.zeros((3, 224, 224), np.uint8)
+    image[:, 112, 112] = 255
+    assert np.argwhere(translate_x(image, 1.0)[0] == 255).tolist() == [[112, 102]]
+    grey = np.linspace(50, 90, 3 * 64 * 64).reshape(3, 64, 64).astype(np.uint8)
+    stretched = autocontrast(grey, 0.3)
+    assert (stretched.min(), stretched.max()) == (0, 255)
+    flat = np.full((3, 8, 8), 7, np.uint8)
+    assert (autocontrast(flat, 1.0) == 7).all()
+    view = array(scene(64))
+    assert brightness(view, -0.7).mean() < view.mean() < brightness(view, 0.7).mean()
+
+
+def pillow(name, image, level):
+    def affine(*matrix):
+        return image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=GREY)
+
+    size = image.width
+    return {
+        "sharpness": lambda: ImageEnhance.Sharpness(image).enhance(1 + 0.9 * level),
+        "shear_x": lambda: affine(1, 0.3 * level, 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, 0.3 * level, 1, 0),
+        "translate_x": lambda: affine(1, 0, 10 / 224 * size * level, 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, 10 / 224 * size * level),
+        "rotate": lambda: image.rotate(30 * level, Image.Resampling.BILINEAR, fillcolor=GREY),
+        "brightness": lambda: Image.blend(
+            image, Image.new("RGB", image.size, "white" if level > 0 else "black"), 0.5 * abs(level)
+        ),
+    }[name]()
+
+
+@pytest.mark.parametrize("size", [1, 2, 33, 224])
+@pytest.mark.parametrize("operation", OPERATIONS[2:], ids=lambda operation: operation.__name__)
+def test_operations_are_pillows(implementation, operation, size):
+    image = scene(size) if size > 3 else Image.new("RGB", (size, size), (10, 200, 90))
+    view = array(image)
+    kept = view.copy()
+    for level in (-1.0, -0.63, 0.21, 0.7, 1.0):
+        difference = np.abs(operation(view, level).astype(int) - array(pillow(operation.__name__, image, level)))
+        assert (view == kept).all()
+        # A pixel whose place is on the very edge of the image may fall to either side of it.
+        assert (difference > 1).mean() < 0.002 and difference.mean() < 0.1
+
+
+def test_randaugment_draws_every_operation_as_often(monkeypatch):
+    counts = np.zeros(len(OPERATIONS), dtype=int)
+
+    def counting(index):
+        def operation(view, level):
+            counts[index] += 1
+            assert abs(level) == 0.7
+            return view
+
+        return operation
+
+    monkeypatch.setattr(augmenting, "OPERATIONS", tuple(counting(i) for i in range(len(OPERATIONS))))
+    for seed in range(900):
+        randaugment(np.zeros((3, 8, 8), np.uint8), np.random.default_rng(seed), 2, 7)
+    assert counts.sum() == 1800 and counts.min() > 140 and counts.max() < 260
+
+
+@pytest.mark.skipif(bool(native_is_missing), reason=native_is_missing)
+def test_the_extension_refuses_what_makes_no_sense():
+    view = np.zeros((3, 8, 8), np.uint8)
+    for arguments in (
+        (view, 9, (1, 0, 0, 0, 1, 0)),
+        (view, 8, (1, 0, float("nan"), 0, 1, 0)),
+        (view, 8, (1e9, 0, 0, 0, 1, 0)),
+    ):
+        with pytest.raises(ValueError, match="sense"):
+            augmenting._native.warp(*arguments, np.empty_like(view))
+    with pytest.raises(ValueError, match="sense"):
+        augmenting._native.sharpen(view, 8, 0.5, view)

@@ -1,0 +1,164 @@
+"""The contrastive loss cut into micro-batches against the gradient of its formula in float64."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from mvlm.errors import UserError
+from mvlm.kernels import contrastive_triton
+from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS, PAYS, WIDEST, contrastive_share
+
+
+@pytest.fixture(params=["triton", "torch"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    for op in (LOG_SUM_EXPS, CONTRASTIVE):
+        monkeypatch.setattr(op, "choice", request.param)
+    return request.param
+
+
+class Pairs(NamedTuple):
+    image_GE: Tensor
+    text_GE: Tensor
+    temperature: Tensor
+    ids_G2: Tensor
+
+
+def make_pairs(count: int, width: int, temperature: float, generator: torch.Generator, device: torch.device) -> Pairs:
+    """Unit features; about one pair in four shares its image or caption with another."""
+    features = (torch.randn(count, width, generator=generator) for _ in range(2))
+    image_GE, text_GE = (torch.nn.functional.normalize(x, dim=-1).to(device) for x in features)
+    ids_G2 = torch.randint(0, 4 * count, (count, 2), generator=generator).to(device)
+    ids_G2[count // 3, 0], ids_G2[count - 1, 1] = ids_G2[0, 0], ids_G2[count // 2, 1]
+    return Pairs(image_GE, text_GE, torch.tensor([temperature], device=device), ids_G2)
+
+
+def kept(pairs: Pairs, excluding: bool) -> Tensor:
+    same = (pairs.ids_G2[:, None] == pairs.ids_G2).any(-1) & excluding
+    return ~same | torch.eye(len(same), dtype=torch.bool, device=same.device)
+
+
+def exact(pairs: Pairs, excluding: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """In float64: the log-sum-exps as G x 2, each pair's loss, and the gradients of the losses' sum at image, text and
+    temperature."""
+    image, text, temperature = (tensor.double().requires_grad_() for tensor in pairs[:3])
+    scores = image @ text.T / temperature
+    left = scores.masked_fill(~kept(pairs, excluding), float("-inf"))
+    lse = torch.stack([left.logsumexp(1), left.logsumexp(0)], 1)
+    losses = lse.mean(1) - scores.diagonal()
+    return lse.detach(), losses.detach(), list(torch.autograd.grad(losses.sum(), (image, text, temperature)))
+
+
+SHAPES = [
+    (1, 20, 1, 0.07),  # pairs of the global batch, width, pairs of a micro-batch, temperature
+    (7, 1, 7, 0.07),
+    (37, 20, 5, 0.07),
+    (70, 33, 35, 0.5),
+    (64, 64, 64, 0.005),
+]
+
+
+@pytest.mark.parametrize("programs", [256, 1])
+@pytest.mark.parametrize("excluding", [False, True])
+@pytest.mark.parametrize(("count", "width", "size", "temperature"), SHAPES)
+def test_micro_batches_add_up_to_the_formula(
+    count: int,
+    width: int,
+    size: int,
+    temperature: float,
+    excluding: bool,
+    programs: int,
+    device: torch.device,
+    generator: torch.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one span of many tiles and in many spans."""
+    monkeypatch.setattr(contrastive_triton, "PROGRAMS", programs)
+    pairs = make_pairs(count, width, temperature, generator, device)
+    lse, losses, gradients = exact(pairs, excluding)
+    ids_G2 = pairs.ids_G2 if excluding else None
+    at_temperature = torch.zeros(1, dtype=torch.float64, device=device)
+    for start in range(0, count, size):
+        rows = slice(start, start + size)
+        image, text, divisor = (x.clone().requires_grad_() for x in (*(f[rows] for f in pairs[:2]), pairs.temperature))
+        ours = [
+            LOG_SUM_EXPS(one, others, divisor, start, ids_G2).detach()
+            for one, others in ((image, pairs.text_GE), (text, pairs.image_GE))
+        ]
+        precision = {"rtol": 1e-5, "atol": 1e-6 / temperature}
+        torch.testing.assert_close(torch.stack(ours, 1).double(), lse[rows], **precision)
+        whole = pairs.image_GE, pairs.text_GE, lse.float(), ids_G2, start
+        share = contrastive_share(image, text, divisor, *whole)
+        torch.testing.assert_close(share.double(), losses[rows].sum(), rtol=1e-5, atol=1e-5 / temperature)
+        (3 * share).backward()
+        for found, wanted in ((image.grad, gradients[0][rows]), (text.grad, gradients[1][rows])):
+            assert found is not None
+            torch.testing.assert_close(found.double(), 3 * wanted, rtol=1e-4, atol=1e-5 / temperature)
+        assert divisor.grad is not None
+        at_temperature += divisor.grad.double() / 3
+    torch.testing.assert_close(at_temperature, gradients[2], rtol=1e-4, atol=1e-5 / temperature**2)
+
+
+def test_features_of_any_stride(device: torch.device, generator: torch.Generator) -> None:
+    pairs = make_pairs(20, 24, 0.07, generator, device)
+    spread = pairs.text_GE.repeat_interleave(2, 1)[:, ::2]
+    own = pairs.image_GE.T.contiguous().T[4:9]
+    found = LOG_SUM_EXPS(own, spread, pairs.temperature, 4, None)
+    torch.testing.assert_close(found.double(), exact(pairs, False)[0][4:9, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_no_rows_are_no_numbers(device: torch.device, generator: torch.Generator) -> None:
+    pairs = make_pairs(8, 24, 0.07, generator, device)
+    nobody, nothing = pairs.image_GE[:0], torch.zeros(0, device=device)
+    assert LOG_SUM_EXPS(nobody, pairs.text_GE, pairs.temperature, 3, None).shape == (0,)
+    others = torch.zeros(8, device=device)
+    gradient = CONTRASTIVE(nobody, pairs.text_GE, pairs.temperature, 3, nothing, others, None)
+    assert gradient.shape == (0, 24)
+
+
+def test_bf16_loses_no_more_than_eager_bf16(device: torch.device, generator: torch.Generator) -> None:
+    pairs = make_pairs(64, 64, 0.07, generator, device)
+    image, text = pairs.image_GE.bfloat16(), pairs.text_GE.bfloat16()
+    expected = (image.double() @ text.double().T / pairs.temperature.double()).logsumexp(1)
+    eager = (image @ text.T / pairs.temperature.bfloat16()).logsumexp(1)
+    found = LOG_SUM_EXPS(image, text, pairs.temperature, 0, None)
+    assert found.dtype == torch.float32
+    assert (found.double() - expected).abs().max() <= 2 * (eager.double() - expected).abs().max()
+
+
+def test_features_that_are_not_finite_are_seen(device: torch.device, generator: torch.Generator) -> None:
+    pairs = make_pairs(8, 24, 0.07, generator, device)
+    pairs.image_GE[5, 0] = float("nan")
+    found = LOG_SUM_EXPS(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, None)
+    assert found.isnan().nonzero().flatten().tolist() == [5]
+    zeros = torch.zeros(8, device=device)
+    gradient = CONTRASTIVE(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, zeros, zeros, None)
+    assert gradient.isnan().any(1).nonzero().flatten().tolist() == [5]
+
+
+def test_features_computed_twice_cannot_make_the_gradient_explode(
+    device: torch.device, generator: torch.Generator
+) -> None:
+    """A log-sum-exp of features rounded otherwise may lie below the score that it is the sum over."""
+    pairs = make_pairs(8, 24, 0.001, generator, device)
+    lse = LOG_SUM_EXPS(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, None) - 200
+    gradient = CONTRASTIVE(pairs.image_GE, pairs.text_GE, pairs.temperature, 0, lse, lse, None)
+    assert gradient.abs().max() <= 8 / 0.001
+
+
+def test_streaming_is_the_automatic_choice_for_large_global_batches_alone(
+    device: torch.device, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for op in (LOG_SUM_EXPS, CONTRASTIVE):
+        monkeypatch.setattr(op, "choice", "auto")
+        for count, name in ((PAYS - 1, "torch"), (PAYS, "triton")):
+            assert op.first(torch.zeros(2, 1, device=device), torch.zeros(count, 1, device=device)).name == name
+        wide = torch.zeros(1, WIDEST + 1, device=device), torch.zeros(PAYS, WIDEST + 1, device=device)
+        assert op.first(*wide).name == "torch"
+        if implementation == "triton":
+            monkeypatch.setattr(op, "choice", "triton")
+            with pytest.raises(UserError, match="width 513"):
+                op(*wide)

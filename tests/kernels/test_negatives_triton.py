@@ -1,0 +1,119 @@
+"""Drawn negatives against the scores in float64 and noise from Python's own integers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mvlm.kernels.negatives import NEGATIVES
+
+WORD = 2**64 - 1
+TIE = 1e-4  # scores closer than this may change places by rounding
+
+
+@pytest.fixture(params=["triton", "torch"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(NEGATIVES, "choice", request.param)
+    return request.param
+
+
+def splitmix64(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & WORD
+    return x ^ (x >> 31)
+
+
+def noise(seed: int, row: int, column: int) -> float:
+    mixed = splitmix64(splitmix64(splitmix64(seed) ^ row) ^ column)
+    return -math.log(-math.log(((mixed >> 40) + 0.5) / 2**24))
+
+
+def noisy_scores(draw: dict[str, Any]) -> np.ndarray:
+    """B x B in float64, -inf for a pair itself and for those of other groups."""
+    own, others, ids = (None if x is None else x.cpu() for x in (draw["own"], draw["others"], draw["ids"]))
+    scores = (own.double() @ others.double().T / draw["temperature"].cpu().double()).numpy()
+    for i, row in enumerate(draw["position"].tolist()):
+        for j, column in enumerate(draw["position"].tolist()):
+            scores[i, j] = (0.0 if draw["uniform"] else scores[i, j]) + noise(draw["seed"], row, column)
+            if ids is not None and bool((ids[i] == ids[j]).any()):
+                scores[i, j] -= 1e6
+            if i == j or i // draw["group"] != j // draw["group"]:
+                scores[i, j] = -math.inf
+    return scores
+
+
+def drawn(draw: dict[str, Any]) -> Tensor:
+    names = ("own", "others", "temperature", "position", "group", "seed", "ids", "uniform")
+    return NEGATIVES(*(draw[name] for name in names))
+
+
+def make_draw(count: int, width: int, group: int, generator: torch.Generator, device: torch.device) -> dict[str, Any]:
+    features = (torch.randn(count, width, generator=generator) for _ in range(2))
+    own, others = (torch.nn.functional.normalize(x, dim=-1).to(device) for x in features)
+    return {
+        "own": own,
+        "others": others,
+        "temperature": torch.tensor([0.07], device=device),
+        "position": torch.arange(count, device=device) + 10**10,
+        "group": group,
+        "seed": 2**31 + 11,
+        "ids": torch.randint(0, count + 1, (count, 2), generator=generator).to(device),
+        "uniform": False,
+    }
+
+
+@pytest.mark.parametrize("uniform", [False, True])
+@pytest.mark.parametrize("excluding", [False, True])
+@pytest.mark.parametrize(("count", "width", "group"), [(2, 5, 2), (12, 24, 4), (21, 33, 7), (80, 64, 40), (48, 1, 16)])
+def test_the_highest_noisy_score_is_drawn(
+    count: int,
+    width: int,
+    group: int,
+    excluding: bool,
+    uniform: bool,
+    device: torch.device,
+    generator: torch.Generator,
+) -> None:
+    draw = make_draw(count, width, group, generator, device) | {"uniform": uniform}
+    if not excluding:
+        draw["ids"] = None
+    scores, found = noisy_scores(draw), drawn(draw).cpu().numpy()
+    assert found.dtype == np.int64
+    assert (scores[np.arange(count), found] >= scores.max(1) - TIE).all()
+
+
+def test_features_of_any_stride(device: torch.device, generator: torch.Generator) -> None:
+    draw = make_draw(12, 24, 4, generator, device)
+    strided = {name: draw[name].T.contiguous().T for name in ("own", "others", "ids")}
+    spread = draw["position"].repeat_interleave(2)[::2]
+    assert torch.equal(drawn(draw | strided | {"position": spread}), drawn(draw))
+
+
+def test_an_only_other_pair_is_drawn_though_it_is_a_duplicate(device: torch.device, generator: torch.Generator) -> None:
+    draw = make_draw(4, 24, 2, generator, device)
+    draw["ids"][:] = 3
+    assert drawn(draw).tolist() == [1, 0, 3, 2]
+
+
+def test_features_that_are_not_finite_still_give_other_pairs(device: torch.device, generator: torch.Generator) -> None:
+    draw = make_draw(32, 24, 16, generator, device)
+    draw["own"][1], draw["others"][2], draw["others"][20] = float("nan"), float("inf"), float("-inf")
+    for row, other in enumerate(drawn(draw).tolist()):
+        assert other != row and other // 16 == row // 16
+
+
+def test_no_rows_are_no_draws(device: torch.device, generator: torch.Generator) -> None:
+    assert drawn(make_draw(0, 24, 4, generator, device)).shape == (0,)
+
+
+def test_many_groups(device: torch.device, generator: torch.Generator) -> None:
+    """More than a grid's second dimension takes; the interpreter needs milliseconds a group."""
+    count = 140_000 if device.type == "cuda" else 200
+    draw = make_draw(count, 8, 2, generator, device)
+    assert torch.equal(drawn(draw), torch.arange(count, device=device) ^ 1)
