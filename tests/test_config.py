@@ -81,8 +81,6 @@ DECISIONS = {
     "data.text_length": 30,
     # retrieval
     "eval.rerank": 128,
-    "eval.memory_gb": 4.0,
-    "eval.share": 0.1,
     # questions
     "task.answer_minimum": 9,
 }
