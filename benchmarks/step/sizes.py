@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 from mvlm.batch import Batch
 from mvlm.config import Config, load_config
-from mvlm.data.collate import Sample, collate
+from mvlm.data.collate import collate
+from mvlm.data.pairs import Pair
 from mvlm.data.tokenizer import SPECIAL_TOKENS
 from mvlm.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
@@ -92,10 +93,11 @@ def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0) -> Batch:
         pairs: 0 = the size's own number.
     """
     samples = [_sample(size, grid, place) for place in range(pairs or size.pairs)]
-    return collate(samples, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
+    images_1BCHW = torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))
+    return collate(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
 
 
-def _sample(size: Size, grid: tuple[int, int], place: int) -> Sample:
+def _sample(size: Size, grid: tuple[int, int], place: int) -> Pair:
     config = size.config
     objectives, side = config.objectives, config.model.image_size
     drawn = generator(0, Purpose.VIEW, 0, 0, place)
@@ -120,4 +122,12 @@ def _sample(size: Size, grid: tuple[int, int], place: int) -> Sample:
         objectives.image_mask_ratio,
         objectives.image_mask_rounding,
     )
-    return Sample(image_CHW, image_CHW, hidden_N, text_L, masked_L, target_L, position=place, image_id=place)
+    return Pair(
+        images=(image_CHW,),
+        position=place,
+        row=place,
+        patch_mask_N=hidden_N,
+        text_L=text_L,
+        masked_text_L=masked_L,
+        target_L=target_L,
+    )
