@@ -6,7 +6,7 @@ Nothing here may import torch when loaded: loader processes are to stay small.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +64,7 @@ class PairDataset(Rows[Pair]):
         def rng(purpose: Purpose) -> np.random.Generator:
             return self.rng(purpose, position, occurrence, row)
 
-        caption = self._choose(content.captions, position // len(self) + occurrence, rng(Purpose.CAPTION))
+        caption = self._choose(content.captions, position // len(self) + occurrence, lambda: rng(Purpose.CAPTION))
         flip = self.config.data.flip and not SIDES.search(caption)
         purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: self.image_shape[0]]
         self.show(content.image, content.crc32, flip, [rng(purpose) for purpose in purposes], out_VCHW)
@@ -85,10 +85,10 @@ class PairDataset(Rows[Pair]):
 
         return collate(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
 
-    def _choose(self, captions: list[str], seen: int, rng: np.random.Generator) -> str:
+    def _choose(self, captions: list[str], seen: int, rng: Callable[[], np.random.Generator]) -> str:
         match self.config.data.caption:
             case "draw":
-                return captions[int(rng.integers(len(captions)))]
+                return captions[int(rng().integers(len(captions)))]
             case "cycle":
                 return captions[seen % len(captions)]
             case "first":
