@@ -26,7 +26,7 @@ def randaugment(view: np.ndarray, rng: np.random.Generator, operations: int, mag
     `view`, uint8 [3, size, size] and contiguous, is changed in place.
     """
     changed = view
-    for choice in rng.integers(len(OPERATIONS), size=operations):
+    for choice in rng.integers(len(OPERATIONS), size=operations) if operations else ():
         sign = 1 if rng.random() < 0.5 else -1
         changed = OPERATIONS[choice](changed, sign * magnitude / 10)
     if changed is not view:

@@ -94,7 +94,7 @@ class Corpus:
             ) from None
 
     def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < len(self):
+        if not 0 <= index < self.manifest.rows:
             raise IndexError(f"row {index} of {len(self)}")
         shard = bisect_right(self.shard_starts, index) - 1
         return shard, index - self.shard_starts[shard]
@@ -199,7 +199,7 @@ class Mixture:
 
     def locate(self, row: int) -> tuple[Corpus, int]:
         """The corpus and the row in it of a global row."""
-        if not 0 <= row < len(self):
+        if not 0 <= row < self._starts[-1]:
             raise IndexError(f"row {row} of {len(self)}")
         number = bisect_right(self._starts, row) - 1
         return self.corpora[number], row - self._starts[number]

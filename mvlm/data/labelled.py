@@ -78,15 +78,16 @@ class LabelledDataset(Rows[Labelled]):
         size = config.model.image_size
         self.image_shape = (2 if task == "nlvr2" else 1, 3, size, size)
 
-    def prepare(self, content: Row, position: int, row: int, occurrence: int) -> Labelled:
+    def prepare(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Labelled:
         sentences = SENTENCES[self.task](content.own)
         said = (*sentences, *content.own.get("answers", ()))
         flip = self.config.data.flip and not any(map(SIDES.search, said))
         encoded = [(content.image, content.crc32), *([content.second] if content.second else [])]
-        draws = [self.rng(purpose, position, occurrence, row) for purpose in (Purpose.VIEW, Purpose.MASKED_VIEW)]
-        images = [self.views(*image, flip, draw)[0] for image, draw in zip(encoded, draws, strict=False)]
+        for nth, (image, purpose) in enumerate(zip(encoded, (Purpose.VIEW, Purpose.MASKED_VIEW), strict=False)):
+            draw = self.rng(purpose, position, occurrence, row)
+            self.show(*image, flip, [draw], out_VCHW[nth : nth + 1])
         return Labelled(
-            images=tuple(images),
+            images=out_VCHW,
             texts_TL=tuple(map(self.captions.encode, sentences)),
             label=self._label(content.own),
             position=position,

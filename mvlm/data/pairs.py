@@ -6,7 +6,7 @@ Nothing here may import torch when loaded: loader processes are to stay small.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,18 +60,18 @@ class PairDataset(Rows[Pair]):
         size = config.model.image_size
         self.image_shape = (1 if config.data.shared_view else 2, 3, size, size)
 
-    def prepare(self, content: Row, position: int, row: int, occurrence: int) -> Pair:
+    def prepare(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Pair:
         def rng(purpose: Purpose) -> np.random.Generator:
             return self.rng(purpose, position, occurrence, row)
 
-        caption = self._choose(content.captions, position // len(self) + occurrence, rng(Purpose.CAPTION))
+        caption = self._choose(content.captions, position // len(self) + occurrence, lambda: rng(Purpose.CAPTION))
         flip = self.config.data.flip and not SIDES.search(caption)
         purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: self.image_shape[0]]
-        images = self.views(content.image, content.crc32, flip, *map(rng, purposes))
+        self.show(content.image, content.crc32, flip, [rng(purpose) for purpose in purposes], out_VCHW)
         text_L = self.captions.encode(caption)
         masked_text_L, target_L = self._hide_tokens(text_L, rng(Purpose.TOKENS))
         return Pair(
-            images=images,
+            images=out_VCHW,
             patch_mask_N=self._hide_patches(rng(Purpose.PATCHES)),
             text_L=text_L,
             masked_text_L=masked_text_L,
@@ -85,10 +85,10 @@ class PairDataset(Rows[Pair]):
 
         return collate(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
 
-    def _choose(self, captions: list[str], seen: int, rng: np.random.Generator) -> str:
+    def _choose(self, captions: list[str], seen: int, rng: Callable[[], np.random.Generator]) -> str:
         match self.config.data.caption:
             case "draw":
-                return captions[int(rng.integers(len(captions)))]
+                return captions[int(rng().integers(len(captions)))]
             case "cycle":
                 return captions[seen % len(captions)]
             case "first":

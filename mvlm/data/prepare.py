@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -21,17 +20,11 @@ S = TypeVar("S", bound=Sample)
 
 
 class Samples(Protocol[S_co]):
-    def sample(self, position: int, row: int, occurrence: int = 0) -> S_co: ...
+    def sample(self, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S_co: ...
 
     def bring(self, row: int) -> None: ...
 
 
 def prepare(dataset: Samples[S], draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
-    """The samples without their images, which go to `images_VBCHW`, uint8."""
-    samples = []
-    for at, draw in enumerate(draws):
-        sample = dataset.sample(*draw)
-        for view, image_CHW in enumerate(sample.images):
-            images_VBCHW[view, at] = image_CHW
-        samples.append(replace(sample, images=()))
-    return samples
+    """The samples, their images in `images_VBCHW`, uint8."""
+    return [dataset.sample(*draw, images_VBCHW[:, at]) for at, draw in enumerate(draws)]

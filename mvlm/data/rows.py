@@ -45,9 +45,9 @@ class Fault:
 
 @dataclass(frozen=True)
 class Sample:
-    """One prepared row; the loader takes the images out and hands them to `collate` stacked."""
+    """One prepared row."""
 
-    images: tuple[np.ndarray, ...]  # uint8 [3, H, W] each, as many as the data set's `image_shape` says
+    images: np.ndarray  # uint8 [V, 3, H, W], where the loader wants them; it hands them to `collate` itself
     position: int
     row: int  # of the mixture, after any replacement
     faults: tuple[Fault, ...] = ()  # the rows that this one stands for
@@ -73,26 +73,29 @@ class Rows(Generic[S]):
         """Samples an epoch."""
         return self.mixture.per_epoch
 
-    def sample(self, position: int, row: int, occurrence: int = 0) -> S:
+    def sample(self, position: int, row: int, occurrence: int = 0, out_VCHW: np.ndarray | None = None) -> S:
         """Prepare `row` as it is seen at `position`, counted in samples from the run's start.
 
         A row without a good image gives way to others, drawn for this position.
 
         Args:
             occurrence: how often the epoch has drawn the row before.
+            out_VCHW: where its images go, uint8 of `image_shape`; new memory where it is not given.
 
         Raises:
             UserError: the shard has changed or is damaged, or no row drawn has a good image; names shard, row and key.
         """
         faults: list[Fault] = []
+        if out_VCHW is None:
+            out_VCHW = np.empty(self.image_shape, np.uint8)
         while True:
             content = self.mixture.row(row)
             try:
-                sample = self.prepare(content, position, row, occurrence)
+                sample = self.prepare(content, position, row, occurrence, out_VCHW)
             except BadImage as error:
                 faults.append(self._fault(content, position, row, error))
             else:
-                return replace(sample, faults=tuple(faults))
+                return replace(sample, faults=tuple(faults)) if faults else sample
             if len(faults) > ATTEMPTS:
                 raise UserError(
                     f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
@@ -105,8 +108,8 @@ class Rows(Generic[S]):
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
         self.mixture.bring(row)
 
-    def prepare(self, content: Row, position: int, row: int, occurrence: int) -> S:
-        """The sample of a row; raises `BadImage` where an image of it cannot be decoded."""
+    def prepare(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S:
+        """The sample of a row, its images in `out_VCHW`; raises `BadImage` where one of them cannot be decoded."""
         raise NotImplementedError
 
     def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
@@ -116,13 +119,16 @@ class Rows(Generic[S]):
     def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:
         return generator(self.config.run.seed, purpose, position // len(self), occurrence, row)
 
-    def views(self, data: memoryview, crc32: int, flip: bool, *draws: np.random.Generator) -> tuple[np.ndarray, ...]:
-        """A view of an encoded image for each of `draws`: uint8 [3, H, W]."""
+    def show(
+        self, data: memoryview, crc32: int, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray
+    ) -> None:
+        """Write a view of an encoded image for each of `draws`."""
         size, settings = self.config.model.image_size, self.config.data
         area, operations = settings.crop_scale, settings.randaugment
         try:
             picture = open_picture(data)
-            return tuple(train_view(picture, size, rng, area, flip, operations) for rng in draws)
+            for view_CHW, rng in zip(out_VCHW, draws, strict=True):
+                train_view(picture, size, rng, area, flip, operations, view_CHW)
         except BadImage as error:
             raise BadImage(why_bad(data, crc32, error)) from None
 

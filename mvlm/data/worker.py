@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -23,6 +24,9 @@ from mvlm.errors import UserError
 
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Sent to a whole job or terminal; it is the training process that decides what to do about them."""
+
+ELSEWHERE = np.empty((0, 3, 0, 0), np.uint8)
+"""Sent back for images, which the training process has in its memory."""
 
 
 def main(connection: Connection) -> None:
@@ -39,7 +43,8 @@ def main(connection: Connection) -> None:
         try:
             if file not in buffers:
                 buffers[file] = _mapped_from_parent(file, shape)
-            answer: Any = prepare(dataset, draws, buffers[file][:, first : first + len(draws)])
+            samples = prepare(dataset, draws, buffers[file][:, first : first + len(draws)])
+            answer: Any = [replace(sample, images=ELSEWHERE) for sample in samples]
         except UserError as error:
             answer = error
         except Exception:
