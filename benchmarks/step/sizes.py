@@ -123,7 +123,7 @@ def _sample(size: Size, grid: tuple[int, int], place: int) -> Pair:
         objectives.image_mask_rounding,
     )
     return Pair(
-        images=(image_CHW,),
+        images=image_CHW[None],
         position=place,
         row=place,
         patch_mask_N=hidden_N,
