@@ -45,12 +45,12 @@ def grown(cluster, jobs):
     job = jobs("grown", "min_nodes = 1\n")
     seen = SimpleNamespace(submitted=job.submit())
     job.wait_for_progress(1)
+    job.wait("a scrape of its metrics", lambda: "ray_mvlm_step" in cluster.metrics())
     with job.paused(1):
         cluster.join("w1")
         seen.status, seen.rival = job.ask("status").stdout, job.submit()
         seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
         job.wait_for_log(1, "nodes have come")
-        job.wait("a scrape of its metrics", lambda: "ray_mvlm_step" in cluster.metrics())
         seen.metrics = cluster.metrics()
     seen.seconds_lost = job.seconds_lost(lambda: None)
     with ThreadPoolExecutor() as pool:

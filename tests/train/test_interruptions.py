@@ -138,7 +138,7 @@ def test_a_run_ends_before_its_time_does(tmp_path: Path, train_here: TrainHere) 
 def test_a_later_attempt_ends_this_one_without_another_write(tmp_path: Path, scenes: Path, one_rank: None) -> None:
     run = tmp_path / "run"
 
-    def begin_another(model: torch.nn.Module, folder: Path, step: int) -> dict[str, float]:
+    def begin_another(model: torch.nn.Module, folder: Path, step: int, last: bool) -> dict[str, float]:
         (folder / "attempts" / "0002.json").touch()
         return {}
 
