@@ -85,8 +85,9 @@ class Corpus:
 
     def _read(self, index: int, get: Callable[[Columns, int], T]) -> T:
         shard, local = self._locate(index)
-        rows, at = (self._opened.get(shard) or self._open(shard)).find(local)
+        opened = self._opened.get(shard) or self._open(shard)
         try:
+            rows, at = opened.find(local)
             return get(rows, at)
         except ValueError as error:
             raise UserError(
@@ -120,9 +121,8 @@ class Corpus:
             starts = list(accumulate((len(batch) for batch in filled), initial=0))
             if starts.pop() != rows:
                 raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
-            return OpenShard(
-                file if self.place.cached else None, starts, [Columns(batch, self.manifest.task) for batch in filled]
-            )
+            columns = [Columns(batch, self.manifest.task) for batch in filled]
+            return OpenShard(file, file.fileno(), file.size(), self.place.cached, starts, columns)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 

@@ -87,6 +87,19 @@ def test_a_cut_shard_is_named_with_the_rows_lost(folder, tmp_path):
         Mixture([copy])
 
 
+def test_a_shard_cut_while_it_is_mapped_is_named(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "cut")
+    corpus = Corpus(tmp_path / "cut")
+    whole = bytes(corpus.image(0))
+    file = Path(corpus.where(0).split(" row ")[0])
+    with file.open("r+b") as shard:
+        shard.truncate(100)
+    with pytest.raises(UserError, match=rf"{file.name} row 0 cannot be read .* not all are there any more"):
+        corpus.image(0)
+    shutil.copy(folder / file.name, file)
+    assert bytes(corpus.image(0)) == whole
+
+
 def test_no_folder_and_no_rows_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.train"):
         Mixture([])
