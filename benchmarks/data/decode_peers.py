@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks.data.formats import write_ffcv
 from mvlm.data.decoding import Box
 from mvlm.data.transforms import crop_box
 
@@ -92,17 +93,13 @@ def dali(scale: tuple[float, float], batch: int) -> Stack:
 
 
 def ffcv(scale: tuple[float, float], batches: list[list[bytes]]) -> Callable[[list[list[bytes]]], object]:
-    """Whole epochs, from a file of its own, in which the images are as FFCV encodes them anew, at quality 90."""
-    from ffcv.fields import RGBImageField
+    """Whole epochs, from a file of its own, as `write_ffcv` makes it."""
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
-    from ffcv.writer import DatasetWriter
 
     path = Path(tempfile.mkdtemp()) / "images.beton"
-    images = [(np.asarray(Image.open(io.BytesIO(image)).convert("RGB")),) for batch in batches for image in batch]
-    field = RGBImageField(write_mode="jpg", jpeg_quality=90)
-    DatasetWriter(str(path), {"image": field}, num_workers=1).from_indexed_dataset(images)
+    write_ffcv([("", image, []) for batch in batches for image in batch], path)
     steps = [RandomResizedCropRGBImageDecoder((SIZE, SIZE), scale), RandomHorizontalFlip(), ToTensor()]
     loader = Loader(
         str(path), batch_size=len(batches[0]), num_workers=1, order=OrderOption.RANDOM, pipelines={"image": steps}

@@ -1,38 +1,35 @@
-"""The formats that reading is compared over: each writes a corpus, reads it in its order and row by row, and loads it.
+"""The formats that are compared: each writes a corpus, and reads it in its order and row by row.
 
 What a library is not installed for is left out by who asks; what a format does not have is None.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Record = tuple[str, bytes, list[str]]  # key, JPEG, captions
-Collate = Callable[[Sequence[Any]], Any]
 
 SHARD = 64 << 20
 BATCH = 64
-BUFFER = 1000  # samples of a shuffle buffer
 
 
 class Format(NamedTuple):
     write: Callable[[Iterable[Record], Path], None]
-    in_order: Callable[[Path], Iterator[Any]]  # images, bytes or the like
+    in_order: Callable[[Path], Iterator[Any]] | None  # images, bytes or the like
     by_row: Callable[[Path], tuple[int, Callable[[int], Any]]] | None  # rows, and what gives an image of one
-    batches: Callable[[Path, int, Collate], Iterable[Any]] | None  # shuffled, by so many processes
 
 
-def write_mvlm(records: Iterable[Record], out: Path) -> None:
+def write_mvlm(records: Iterable[Record], out: Path, shard: int = SHARD) -> None:
     from benchmarks.data.corpus import SIZE
     from data_tools.record import Row
     from data_tools.writer import CorpusWriter
 
-    writer = CorpusWriter(out, SHARD)
+    writer = CorpusWriter(out, shard)
     for key, image, captions in records:
         writer.add(Row(key, image, tuple(captions), "", *SIZE, zlib.crc32(image)))
     writer.close()
@@ -88,15 +85,6 @@ def webdataset_in_order(out: Path) -> Iterator[Any]:
 
     tars = sorted(map(str, out.glob("*.tar")))
     return (sample["jpg"] for sample in webdataset.WebDataset(tars, shardshuffle=False))
-
-
-def webdataset_batches(out: Path, workers: int, collate: Collate) -> Iterable[Any]:
-    import webdataset
-
-    tars = sorted(map(str, out.glob("*.tar")))
-    data = webdataset.WebDataset(tars, shardshuffle=100, seed=1).repeat().shuffle(BUFFER, seed=1)
-    batches = data.map(itemgetter("jpg")).batched(BATCH, collation_fn=collate, partial=False)
-    return webdataset.WebLoader(batches, batch_size=None, num_workers=workers)
 
 
 def write_mds(records: Iterable[Record], out: Path) -> None:
@@ -163,11 +151,24 @@ def hf_in_order(out: Path) -> Iterator[Any]:
     return (row["jpg"] for row in datasets.load_from_disk(str(out)))
 
 
+def write_ffcv(records: Iterable[Record], out: Path) -> None:
+    """FFCV takes pixels, and encodes them anew."""
+    import numpy as np
+    from ffcv.fields import RGBImageField
+    from ffcv.writer import DatasetWriter
+    from PIL import Image
+
+    images = [(np.asarray(Image.open(io.BytesIO(image)).convert("RGB")),) for _, image, _ in records]
+    field = RGBImageField(write_mode="jpg", jpeg_quality=90)
+    DatasetWriter(str(out), {"image": field}, num_workers=1).from_indexed_dataset(images)
+
+
 FORMATS = {
-    "mvlm": Format(write_mvlm, mvlm_in_order, mvlm_by_row, None),
-    "folder": Format(write_folder, folder_in_order, folder_by_row, None),
-    "webdataset": Format(write_webdataset, webdataset_in_order, None, webdataset_batches),
-    "MDS": Format(write_mds, mds_in_order, mds_by_row, None),
-    "litdata": Format(write_litdata, litdata_in_order, None, None),
-    "HF datasets": Format(write_hf, hf_in_order, hf_by_row, None),
+    "mvlm": Format(write_mvlm, mvlm_in_order, mvlm_by_row),
+    "folder": Format(write_folder, folder_in_order, folder_by_row),
+    "webdataset": Format(write_webdataset, webdataset_in_order, None),
+    "MDS": Format(write_mds, mds_in_order, mds_by_row),
+    "litdata": Format(write_litdata, litdata_in_order, None),
+    "HF datasets": Format(write_hf, hf_in_order, hf_by_row),
+    "FFCV": Format(write_ffcv, None, None),  # only its own decoder reads it
 }

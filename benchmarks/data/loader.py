@@ -2,9 +2,9 @@
 
     python benchmarks/data/loader.py
 
-Decoding, random resized crop to 224 x 224 and flip, without RandAugment, two workers. Peers are webdataset with the
-same decoding and with Pillow and torchvision's transforms. Images per CPU second of all threads and processes, a loader
-a process, medians of interleaved rounds in one run on a RAM disk.
+Decoding, random resized crop to 224 x 224 and flip, without RandAugment, two workers. Peers (load_peers.py)
+that are not installed are left out. Images per CPU second of all threads and processes, a loader a process, medians of
+interleaved rounds in one run on a RAM disk.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
+from benchmarks.data.formats import BATCH  # noqa: E402
+from benchmarks.data.load_peers import PEERS, PILLOW, SAME, SCALE, WORKERS  # noqa: E402
+
 RESULT = Path(__file__).parent / "results" / "loader.json"
 OURS, PROCESSES = "mvlm, 2 threads", "mvlm, 2 processes"
-SAME, PILLOW = "webdataset, the same decoding", "webdataset, Pillow + torchvision"
 GOALS = {
     f"images/CPU-s, x {SAME}": 1.5,
     f"images/CPU-s, x {PILLOW}": 3.8,
@@ -35,11 +37,10 @@ GOALS = {
     "first batch at 90 % of an epoch, s": 0.1,
     "private MB of a process beside buffers": 60,
 }
-SIZE, BATCH, WORKERS, SCALE = 224, 64, 2, (0.08, 1.0)
 
 
 def main() -> None:
-    from benchmarks.data.read import written
+    from benchmarks.data.read import versions, written
     from benchmarks.data.write import machine
 
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,8 +56,12 @@ def main() -> None:
         return
     ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=ram) as scratch:
-        written(Path(scratch), arguments.count, arguments.distinct, ("mvlm", "webdataset"))
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (OURS, PROCESSES, SAME, PILLOW)}
+        formats = dict.fromkeys(["mvlm", *(peer.format for peer in PEERS.values())])
+        here = written(Path(scratch), arguments.count, arguments.distinct, formats)
+        peers = [name for name, peer in PEERS.items() if peer.format in here]
+        if "nvidia-dali-cuda120" not in versions():
+            peers.remove("DALI, its own decoding")
+        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (OURS, PROCESSES, *peers)}
         for _ in range(arguments.rounds):
             for name, of in rounds.items():
                 command = [sys.executable, __file__, "--batches", str(arguments.batches), "--one", name, scratch]
@@ -64,8 +69,14 @@ def main() -> None:
                 of.append(json.loads(ended.stdout.splitlines()[-1]))
                 print(name, of[-1], flush=True)
     found = {name: {key: statistics.median(one[key] for one in of) for key in of[0]} for name, of in rounds.items()}
-    ratios = {f"x {name}": found[OURS]["images/CPU-s"] / found[name]["images/CPU-s"] for name in (SAME, PILLOW)}
-    result = {"found": found, "ratios": ratios, "goals": GOALS, "rounds": arguments.rounds, "machine": machine()}
+    ratios = {f"x {name}": found[OURS]["images/CPU-s"] / found[name]["images/CPU-s"] for name in peers}
+    result = {
+        "found": found,
+        "ratios": ratios,
+        "goals": GOALS,
+        "rounds": arguments.rounds,
+        "machine": machine() | versions(),
+    }
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
@@ -76,11 +87,9 @@ def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
     torch.set_num_threads(1)
     if name.startswith("mvlm"):
         return ours(corpora / "mvlm", "processes" if name == PROCESSES else "threads", batches)
-    from benchmarks.data.formats import webdataset_batches
-
     began = time.perf_counter()
-    collate = same_decoding if name == SAME else pillow
-    stream = iter(webdataset_batches(corpora / "webdataset", WORKERS, collate))
+    peer = PEERS[name]
+    stream = peer.batches(corpora / peer.format.replace(" ", "-"))
     next(stream)
     first = time.perf_counter() - began
     return {"images/CPU-s": rate(stream, batches), "first batch, s": first}
@@ -114,39 +123,6 @@ def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
     loader, found["first batch at 90 % of an epoch, s"] = opened(0.9)
     loader.close()
     return found
-
-
-def same_decoding(images: Sequence[bytes]) -> Any:
-    """What a sample of ours does to its image."""
-    import numpy as np
-    import torch
-
-    from mvlm.data.decoding import open_picture
-    from mvlm.data.transforms import train_view
-
-    rng = np.random.default_rng()
-    return torch.from_numpy(
-        np.stack([train_view(open_picture(image), SIZE, rng, SCALE, True, (0, 0)) for image in images])
-    )
-
-
-def pillow(images: Sequence[bytes]) -> Any:
-    """As most training scripts do it, normalised there."""
-    import io
-
-    import torch
-    from PIL import Image
-    from torchvision import transforms
-
-    chain = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(SIZE, SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
-            transforms.RandomHorizontalFlip(),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
-        ]
-    )
-    return torch.stack([chain(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
 
 
 def rate(stream: Iterable[Any], batches: int) -> float:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from benchmarks.step.medians import Result
 
+OURS = "without_compilation"
+"""The step that a run takes on a CPU where it is told nothing (`train.compile`)."""
+
 Of = dict[str, Result]
 """The results of one precision by variant."""
 
@@ -37,7 +40,7 @@ def _plain(found: Of, suffix: str) -> Result:
 
 
 def _speedup(suffix: str) -> Callable[[Of], float]:
-    return lambda found: found["kernels"].pairs_per_s / _plain(found, suffix).pairs_per_s
+    return lambda found: found[OURS].pairs_per_s / _plain(found, suffix).pairs_per_s
 
 
 def _both(value: float) -> dict[str, float]:
@@ -45,25 +48,25 @@ def _both(value: float) -> dict[str, float]:
 
 
 GOALS = (
-    Goal("pairs/s, of the faster plain step's", _both(1.45), _speedup(""), ("kernels", "naive", "sdpa")),
-    Goal("the same, text padded to 30 there", _both(1.45), _speedup("_30"), ("kernels", "naive_30", "sdpa_30")),
+    Goal("pairs/s, of the faster plain step's", _both(1.45), _speedup(""), (OURS, "naive", "sdpa")),
+    Goal("the same, text padded to 30 there", _both(1.45), _speedup("_30"), (OURS, "naive_30", "sdpa_30")),
     Goal(
         "operations a second, of the matrix products' alone",
         {"fp32": 0.70, "bf16": 0.55},
-        lambda found: found["kernels"].peak,
-        ("kernels",),
+        lambda found: found[OURS].peak,
+        (OURS,),
     ),
     Goal(
         "operations a second, of ALBEF's own code's",
         _both(1.0),
-        lambda found: found["kernels"].peak / found["albef"].peak,
-        ("kernels", "albef"),
+        lambda found: found[OURS].peak / found["albef"].peak,
+        (OURS, "albef"),
     ),
     Goal(
         "memory beyond the model, of the faster plain step's",
         _both(0.85),
-        lambda found: found["kernels"].memory / _plain(found, "").memory,
-        ("kernels", "naive", "sdpa"),
+        lambda found: found[OURS].memory / _plain(found, "").memory,
+        (OURS, "naive", "sdpa"),
         at_least=False,
     ),
 )
@@ -80,4 +83,5 @@ def markdown(found: list[Result]) -> str:
         cells = [goal.cell(precision, own) for precision, own in by_precision.items()]
         if any(cells):
             rows.append("| " + " | ".join([goal.title, *cells]) + " |")
-    return "\n".join(["| goal on one core | fp32 | bf16 |", "| --- | --- | --- |", *rows]) if rows else ""
+    title = "| goal on one core, of the step that a run takes by itself there: not compiled | fp32 | bf16 |"
+    return "\n".join([title, "| --- | --- | --- |", *rows]) if rows else ""

@@ -1,0 +1,142 @@
+"""The loaders that ours is compared with, each as its documentation puts it together: shuffled, batches without end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.data.formats import BATCH
+
+SIZE, WORKERS, SCALE = 224, 2, (0.08, 1.0)
+BUFFER = 1000  # samples of a shuffle buffer
+
+Collate = Callable[[Sequence[Any]], Any]
+"""Encoded images -> what a batch is made of."""
+
+
+class Peer(NamedTuple):
+    format: str  # that it reads
+    batches: Callable[[Path], Iterator[Any]]
+
+
+def same_decoding(images: Sequence[Any]) -> Any:
+    """What a sample of ours does to its image."""
+    import numpy as np
+    import torch
+
+    from mvlm.data.decoding import open_picture
+    from mvlm.data.transforms import train_view
+
+    rng = np.random.default_rng()
+    return torch.from_numpy(
+        np.stack([train_view(open_picture(image), SIZE, rng, SCALE, True, (0, 0)) for image in images])
+    )
+
+
+def pillow(images: Sequence[Any]) -> Any:
+    """As most training scripts do it, normalised there."""
+    import io
+
+    import torch
+    from PIL import Image
+    from torchvision import transforms
+
+    chain = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(SIZE, SCALE, interpolation=transforms.InterpolationMode.BICUBIC),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,) * 3, (0.5,) * 3),
+        ]
+    )
+    return torch.stack([chain(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
+
+
+def webdataset(out: Path, collate: Collate) -> Iterator[Any]:
+    import webdataset
+
+    tars = sorted(map(str, out.glob("*.tar")))
+    data = webdataset.WebDataset(tars, shardshuffle=100, seed=1).repeat().shuffle(BUFFER, seed=1)
+    batches = data.map(itemgetter("jpg")).batched(BATCH, collation_fn=collate, partial=False)
+    return iter(webdataset.WebLoader(batches, batch_size=None, num_workers=WORKERS))
+
+
+def mds(out: Path) -> Iterator[Any]:
+    from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+
+    clean_stale_shared_memory()
+    return _endless(_loader(StreamingDataset(local=str(out), shuffle=True, batch_size=BATCH, shuffle_seed=1)))
+
+
+def litdata(out: Path) -> Iterator[Any]:
+    import litdata
+
+    data = litdata.StreamingDataset(str(out), shuffle=True, seed=1)
+    options = {"batch_size": BATCH, "num_workers": WORKERS, "drop_last": True}
+    return _endless(litdata.StreamingDataLoader(data, collate_fn=_decoded, **options))
+
+
+def hf_datasets(out: Path) -> Iterator[Any]:
+    import datasets
+
+    return _endless(_loader(datasets.load_from_disk(str(out)), shuffle=True))
+
+
+def ffcv(out: Path) -> Iterator[Any]:
+    """With its own decoding, by threads."""
+    from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor
+
+    steps = [RandomResizedCropRGBImageDecoder((SIZE, SIZE), SCALE), RandomHorizontalFlip(), ToTensor()]
+    options = {"num_workers": WORKERS, "order": OrderOption.RANDOM, "pipelines": {"image": steps}}
+    return _endless(Loader(str(out), batch_size=BATCH, **options))
+
+
+def dali(out: Path) -> Iterator[Any]:
+    """With its own decoding, by threads, of webdataset's shards."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    tars = sorted(map(str, out.glob("*.tar")))
+
+    @pipeline_def(batch_size=BATCH, num_threads=WORKERS, device_id=None, seed=1)
+    def build():
+        image = fn.readers.webdataset(paths=tars, ext=["jpg"], random_shuffle=True, initial_fill=BUFFER)
+        image = fn.decoders.image_random_crop(image, device="cpu", output_type=types.RGB, random_area=list(SCALE))
+        image = fn.resize(image, device="cpu", resize_x=SIZE, resize_y=SIZE)
+        return fn.flip(image, device="cpu", horizontal=fn.random.coin_flip())
+
+    pipeline = build()
+    pipeline.build()
+    while True:
+        yield pipeline.run()[0].as_array()
+
+
+def _loader(data: Any, **options: Any) -> Any:
+    from torch.utils.data import DataLoader
+
+    return DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=_decoded, drop_last=True, **options)
+
+
+def _decoded(samples: Sequence[dict[str, Any]]) -> Any:
+    return same_decoding([sample["jpg"] for sample in samples])
+
+
+def _endless(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+SAME, PILLOW = "webdataset, the same decoding", "webdataset, Pillow + torchvision"
+PEERS = {
+    SAME: Peer("webdataset", lambda out: webdataset(out, same_decoding)),
+    PILLOW: Peer("webdataset", lambda out: webdataset(out, pillow)),
+    "MDS, the same decoding": Peer("MDS", mds),
+    "litdata, the same decoding": Peer("litdata", litdata),
+    "HF datasets, the same decoding": Peer("HF datasets", hf_datasets),
+    "FFCV, its own decoding": Peer("FFCV", ffcv),
+    "DALI, its own decoding": Peer("webdataset", dali),
+}
