@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from tests.conftest import ROOT, TINY
 
@@ -29,7 +30,7 @@ cpus_per_process = 2
 logs = "{logs}"
 environment = {{ OMP_NUM_THREADS = "1" }}
 """
-STEPS = 150
+STEPS = 100
 SETTINGS = [*TINY, "optim.lr=1e-4", "optim.encoder_lr=1e-4", f"train.steps={STEPS}", "checkpoint.every=20"]
 FETCH = """
 import sys
@@ -214,3 +215,17 @@ class RayJob:
         reached = max(self.losses())
         self.wait(f"step {reached + 1} in attempt {attempt}", lambda: self.step() > reached)
         return time.monotonic() - began
+
+
+@pytest.fixture(scope="module", name="cluster")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    cluster = RayCluster(tmp_path_factory.mktemp("ray"))
+    yield cluster
+    cluster.down()
+
+
+@pytest.fixture(scope="module", name="jobs")
+def ray_jobs(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Callable[..., RayJob]:
+    """make(name, more of the job file) -> a job."""
+    folder = tmp_path_factory.mktemp("jobs")
+    return lambda name, extra="": RayJob(cluster, folder, name, scenes / "train", extra)

@@ -36,20 +36,15 @@ ON_CPU = {"offload_optimizer": {"device": "cpu"}}
 CASES: dict[str, dict[str, Any]] = {
     "fp32 stage 0": {"zero_optimization": zero(0)},
     "fp32 stage 1": {"zero_optimization": zero(1)},
-    "fp32 stage 2": {"zero_optimization": zero(2)},
     "fp32 stage 3": {"zero_optimization": zero(3)},
-    "fp32 stage 2 offload": {"zero_optimization": zero(2, **ON_CPU)},
     "fp32 stage 3 offload": {"zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
     "fp32 hpz": {"zero_optimization": zero(3, zero_hpz_partition_size=2)},
-    "bf16 stage 0": {"bf16": BF16, "zero_optimization": zero(0)},
     "bf16 stage 1": {
         "bf16": BF16,
         "zero_optimization": zero(1),
         "data_types": {"grad_accum_dtype": "fp32"},  # another optimiser of DeepSpeed's
     },
-    "bf16 stage 2": {"bf16": BF16, "zero_optimization": zero(2)},
     "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
-    "fp16 stage 1": {"fp16": FP16, "zero_optimization": zero(1)},
     "fp16 stage 2": {"fp16": FP16, "zero_optimization": zero(2)},
     "fp16 stage 3": {"fp16": FP16, "zero_optimization": zero(3)},
 }
@@ -149,7 +144,7 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
         "cpu": {"bf16": BF16, "zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
         "disk": {"bf16": BF16, "zero_optimization": zero(3, **ON_CPU, offload_param=on_disk)},
     }
-    found = launched(cases, 2, scenes, tmp_path, wide + "max_position_embeddings=64}")
+    found = launched(cases, 1, scenes, tmp_path, wide + "max_position_embeddings=64}")
     assert list((tmp_path / "disk").rglob("*.swp"))
     assert found["disk"]["end"] == found["cpu"]["end"]
     assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]

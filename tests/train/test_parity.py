@@ -12,7 +12,7 @@ from tests.conftest import ROOT, free_port, run_command
 WORKER = str(ROOT / "tests/train/parity_worker.py")
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.campaign), 2], ids=["1 rank", "2 ranks"])
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     file = tmp_path_factory.mktemp("parity") / "histories.json"
     deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
