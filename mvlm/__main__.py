@@ -10,8 +10,15 @@ from importlib import import_module
 
 from mvlm.errors import UserError
 
-COMMANDS = ("train", "evaluate", "predict", "report", "preflight", "kernels")
-"""Modules of mvlm.cli. Only the one that is asked for is imported: for some it takes seconds."""
+COMMANDS = {
+    "train": "pretrain a model, or fine-tune one",
+    "evaluate": "measure a trained model on held-out shards",
+    "predict": "try a trained model on your own images and sentences",
+    "report": "write a page about a run: curves, numbers and examples",
+    "preflight": "find the slow or dead node before a run",
+    "kernels": "show who computes what on this machine",
+}
+"""Modules of mvlm.cli, and what each does. Only the one that is asked for is imported: for some it takes seconds."""
 BUG = 70
 
 
@@ -22,8 +29,11 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(takes_overrides=False)
     words = sys.argv[1:] if argv is None else argv
-    for name in [name for name in COMMANDS if name in words] or COMMANDS:
-        import_module(f"mvlm.cli.{name}").add_parser(subparsers)
+    for name, does in COMMANDS.items():
+        if name in words:
+            import_module(f"mvlm.cli.{name}").add_parser(subparsers, does)
+        else:
+            subparsers.add_parser(name, help=does)
     args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
     args.overrides = overrides
     strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]

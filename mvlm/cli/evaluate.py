@@ -35,11 +35,11 @@ VQA, NLVR2 and entailment take a run that was fine-tuned for them, and shards of
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any, does: str) -> None:
     """Add `evaluate` to the command line."""
     parser = subparsers.add_parser(
         "evaluate",
-        help="measure a trained model on held-out shards",
+        help=does,
         description="Measure a trained model on held-out shards; a launcher's ranks share the work.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

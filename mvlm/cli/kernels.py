@@ -16,11 +16,11 @@ The names are those that [kernels] in the run TOML takes. docs/kernels.md says w
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any, does: str) -> None:
     """Add `kernels` to the command line."""
     parser = subparsers.add_parser(
         "kernels",
-        help="show who computes what on this machine",
+        help=does,
         usage="mvlm kernels [RUN.toml] [--json FILE] [key=value ...]",
         description="Show the implementation that each operation takes on this machine, and why it takes no other.",
         epilog=EXAMPLES,

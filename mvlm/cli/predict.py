@@ -42,11 +42,11 @@ nlvr2 judges a sentence of two images, the left one first.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any, does: str) -> None:
     """Add `predict` to the command line."""
     parser = subparsers.add_parser(
         "predict",
-        help="try a trained model on your own images and sentences",
+        help=does,
         description="Try a trained model on your own images and sentences: "
         + "; ".join(f"{name}: {each.help}" for name, each in PREDICTIONS.items())
         + ".",

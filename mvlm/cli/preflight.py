@@ -17,10 +17,10 @@ the node, when one is missing, dead, slow or unlike the others.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
     parser = subparsers.add_parser(
         "preflight",
-        help="find the slow or dead node before a run",
+        help=does,
         usage="mvlm preflight RUN.toml [--json FILE] [--timeout SECONDS] [key=value ...]",
         description="Measure every node and every pair of nodes, under the launcher of the run to come.",
         epilog=EXAMPLES,

@@ -22,11 +22,11 @@ written them, and measured on the run's data.eval otherwise.
 """
 
 
-def add_parser(subparsers: Any) -> None:
+def add_parser(subparsers: Any, does: str) -> None:
     """Add `report` to the command line."""
     parser = subparsers.add_parser(
         "report",
-        help="write a page about a run: curves, numbers and examples",
+        help=does,
         description="Write one HTML file, with nothing outside it, about one run or several side by side.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,

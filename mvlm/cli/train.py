@@ -25,10 +25,10 @@ CAUSE_FIRST_SECONDS = 10.0
 """A rank that has lost another one lets that one's exit code reach the launcher before its own."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction) -> None:
+def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
     parser = subparsers.add_parser(
         "train",
-        help="pretrain a model",
+        help=does,
         usage="mvlm train RUN.toml --deepspeed_config JSON [key=value ...]",
         description="Pretrain a model, or go on with a run that was stopped.",
         epilog=EXAMPLES,
