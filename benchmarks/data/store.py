@@ -32,6 +32,7 @@ from benchmarks.data.corpus import captions, photo  # noqa: E402
 from benchmarks.data.formats import write_mvlm  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 from mvlm.config import Config, Data  # noqa: E402
+from mvlm.data.ahead import fill_ahead  # noqa: E402
 from mvlm.data.index import training_mixture  # noqa: E402
 from mvlm.data.loader import Loader  # noqa: E402
 from mvlm.data.pairs import PairDataset  # noqa: E402
@@ -105,7 +106,8 @@ def epoch(data: Data, images_per_s: float) -> dict[str, float]:
     began = time.perf_counter()
     dataset = PairDataset(training_mixture(data), train_tokenizer(["a photograph"], 300), config, (14, 14))
     draws = dataset.mixture.draws(0, data)
-    loader = Loader(dataset, draws, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS)
+    ahead = fill_ahead(dataset.mixture, draws, 0)
+    loader = Loader(dataset, draws, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS, ahead=ahead)
     most = _Watch(Path(data.cache))
     with loader, most:
         next(loader)

@@ -70,7 +70,7 @@ def make_world(folder: Path, task: str, rows: int) -> Path:
 
 
 def train(run: Path, world: Path, seed: int, steps: int, *words: str) -> None:
-    given = {"run.dir": run, "run.seed": seed, "data.train": world / "train", "train.steps": steps, "eval.every": 0}
+    given = {"run.dir": run, "run.seed": seed, "data.train": world / "train", "train.steps": steps, "data.eval": []}
     overrides = [*(f"{key}={value}" for key, value in given.items()), "checkpoint.every=500", *words]
     call("mvlm", "train", "examples/scenes.toml", "--deepspeed_config", "ds_configs/cpu.json", *overrides)
 

@@ -124,6 +124,8 @@ class Loader(Generic[S, B]):
             raise StopIteration
         began = time.perf_counter()
         self.position = next(self._handed_out)
+        if self._ahead is not None:
+            self._ahead.at(self.position)
         try:
             return [self._take() for _ in range(self.accumulation)]
         except BaseException:
@@ -183,8 +185,6 @@ class Loader(Generic[S, B]):
     def _next_draws(self) -> list[Draw]:
         """What the next micro-batch consists of."""
         first = next(self._micro_batches)
-        if self._ahead is not None:
-            self._ahead.at(first)
         positions = np.arange(first, first + self._micro_batch)
         rows, occurrences = self.draws(positions)
         return list(zip(positions.tolist(), rows.tolist(), occurrences.tolist(), strict=True))

@@ -203,7 +203,7 @@ def images(loader, steps):
 def test_the_stream_is_filled_ahead_within_the_bound(
     shards, tmp_path, tokenizer, config, store, largest, mode, monkeypatch
 ):
-    monkeypatch.setattr(ahead, "STRIDE", 16)
+    monkeypatch.setattr(ahead, "STRIDES", range(16, 4096))
     bound = Cache(str(tmp_path / "c"), 5 * largest / 1e9)
     local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=bound)
     draws = remote.draws(7, Data(shuffle_shards=2))
