@@ -14,13 +14,14 @@ LONGEST = 330  # lines of a product file: "about 300"
 
 MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.batch": set(),
-    "mvlm.config": {"toml"},
+    "mvlm.config": {"ranges", "toml"},
     "mvlm.dist": set(),
     "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
     "mvlm.limits": set(),
     "mvlm.masking": {"batch"},
     "mvlm.network": set(),
+    "mvlm.ranges": {"config"},
     "mvlm.toml": set(),
     "mvlm.preflight": {"dist", "train", "preflight"},
     "mvlm.kernels": {"batch", "kernels"},
