@@ -15,8 +15,9 @@ from mvlm.errors import UserError
 FETCHERS = 4
 """Shards a rank fetches at a time: one connection seldom fills a line."""
 
-STRIDES = range(64, 4096)
-"""Positions looked at together, about half a shard's rows: until all are passed, none of their shards is given up."""
+STRIDE = 4096
+"""Positions looked at together at most; of smaller shards half a shard's rows, since until all are passed none of their
+shards is given up."""
 
 LOOK_AGAIN_S = 1.0
 """Another process may have made room or failed."""
@@ -43,7 +44,7 @@ class Ahead:
         self._starts = np.concatenate([first + np.array(c.shard_starts[:-1]) for first, c in mixture.starts()])
         self._position = self._looked_to = position
         half_a_shard = len(mixture) // len(places) // 2
-        self._stride = min(max(STRIDES.start, min(half_a_shard, STRIDES.stop)), draws.per_epoch)
+        self._stride = max(1, min(half_a_shard, STRIDE, draws.per_epoch))
         self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards as they come
         self._planning = threading.Lock()
         self._moved = threading.Condition()
