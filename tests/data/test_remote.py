@@ -17,7 +17,7 @@ from made_shards import encoded, make_rows, write_shards
 from slow_store import SlowStore
 
 from mvlm.config import Data
-from mvlm.data import cache
+from mvlm.data import ahead, cache
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.cache import Cache
 from mvlm.data.index import Mixture
@@ -200,7 +200,10 @@ def images(loader, steps):
 
 
 @pytest.mark.parametrize("mode", ["threads", "processes"])
-def test_the_stream_is_filled_ahead_within_the_bound(shards, tmp_path, tokenizer, config, store, largest, mode):
+def test_the_stream_is_filled_ahead_within_the_bound(
+    shards, tmp_path, tokenizer, config, store, largest, mode, monkeypatch
+):
+    monkeypatch.setattr(ahead, "LOOK_AGAIN_S", 0.01)  # as often as a long run does
     bound = Cache(str(tmp_path / "c"), 5 * largest / 1e9)
     local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=bound)
     draws = remote.draws(7, Data(shuffle_shards=2))
