@@ -20,7 +20,6 @@ from mvlm.data.index import Mixture
 from mvlm.data.pairs import SIDES
 from mvlm.data.rows import Rows, Sample
 from mvlm.data.schema import LABELS
-from mvlm.masking import Purpose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,16 +77,12 @@ class LabelledDataset(Rows[Labelled]):
         size = config.model.image_size
         self.image_shape = (2 if task == "nlvr2" else 1, 3, size, size)
 
-    def prepare(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Labelled:
+    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Labelled:
         sentences = SENTENCES[self.task](content.own)
         said = (*sentences, *content.own.get("answers", ()))
-        flip = self.config.data.flip and not any(map(SIDES.search, said))
-        encoded = [(content.image, content.crc32), *([content.second] if content.second else [])]
-        for nth, (image, purpose) in enumerate(zip(encoded, (Purpose.VIEW, Purpose.MASKED_VIEW), strict=False)):
-            draw = self.rng(purpose, position, occurrence, row)
-            self.show(*image, flip, [draw], out_VCHW[nth : nth + 1])
         return Labelled(
             images=out_VCHW,
+            flip=self.config.data.flip and not any(map(SIDES.search, said)),
             texts_TL=tuple(map(self.captions.encode, sentences)),
             label=self._label(content.own),
             position=position,

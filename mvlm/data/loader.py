@@ -9,38 +9,29 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from mvlm.data.ahead import Ahead
 from mvlm.data.buffers import Buffer, Kept, Pinned, Shared
 from mvlm.data.collate import pin
 from mvlm.data.order import Draws
-from mvlm.data.prepare import CHUNK, Draw, prepare
 from mvlm.data.processes import Processes
-from mvlm.data.rows import Fault, Sample
+from mvlm.data.rows import Dataset, Draw, Fault, Sample
 from mvlm.errors import UserError
 
 S = TypeVar("S", bound=Sample)
 B = TypeVar("B")
-B_co = TypeVar("B_co", covariant=True)
 
+CHUNK = 8
+"""Samples prepared at a time: enough to make handing them over cheap, few enough to keep all workers busy."""
 
-class Dataset(Protocol[S, B_co]):
-    """What the loader reads from: `mvlm.data.rows.Rows` and its like."""
-
-    image_shape: tuple[int, int, int, int]
-
-    def sample(self, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S: ...
-
-    def bring(self, row: int) -> None: ...
-
-    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
+DRAWN = 1024
+"""Positions whose rows are computed at a time."""
 
 
 class Loader(Generic[S, B]):
@@ -93,7 +84,6 @@ class Loader(Generic[S, B]):
                 "ranks: choose train.micro_batch so that micro_batch x ranks divides it."
             )
         self.dataset = dataset
-        self.draws = draws
         self.accumulation = global_batch // (micro_batch * world)
         self.wait_seconds = 0.0
         self.position = start_position
@@ -102,7 +92,7 @@ class Loader(Generic[S, B]):
         self._handed_out = _starts(start_position, global_batch, skip)
         own = [(m * world + rank) * micro_batch for m in range(self.accumulation)]
         steps = _starts(start_position, global_batch, skip)
-        self._micro_batches = (start + offset for start in steps for offset in own)
+        self._micro_batches = _drawn(draws, (start + offset for start in steps for offset in own), micro_batch)
         self._prefetch = prefetch
         self._pin = pin
         self._ahead = ahead
@@ -156,7 +146,7 @@ class Loader(Generic[S, B]):
     def _take(self) -> B:
         """The next micro-batch, with the ones after it set going."""
         if self._pool is None:
-            buffer, draws = self._buffers.take(), self._next_draws()
+            buffer, draws = self._buffers.take(), next(self._micro_batches)
             batch, faults = self._finish(buffer, self._prepare(buffer, draws, 0))
         else:
             while len(self._pending) < self._prefetch:
@@ -167,7 +157,7 @@ class Loader(Generic[S, B]):
         return batch
 
     def _start(self, pool: ThreadPoolExecutor) -> Future[tuple[B, list[Fault]]]:
-        buffer, draws = self._buffers.take(), self._next_draws()
+        buffer, draws = self._buffers.take(), next(self._micro_batches)
         starts = range(0, len(draws), self._chunk)
         chunks = [pool.submit(self._prepare, buffer, draws[first : first + self._chunk], first) for first in starts]
         return self._finisher.submit(lambda: self._finish(buffer, [s for chunk in chunks for s in chunk.result()]))
@@ -176,18 +166,20 @@ class Loader(Generic[S, B]):
         """A part of a micro-batch, that from its sample `first` on."""
         if self._processes is not None:
             return self._processes.prepare(draws, buffer, first)
-        return prepare(self.dataset, draws, buffer.images_VBCHW[:, first : first + len(draws)])
+        return self.dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
 
     def _finish(self, buffer: Buffer, samples: list[S]) -> tuple[B, list[Fault]]:
         batch = self.dataset.collate(samples, buffer.lend())
         return pin(batch) if self._pin else batch, [fault for sample in samples for fault in sample.faults]
 
-    def _next_draws(self) -> list[Draw]:
-        """What the next micro-batch consists of."""
-        first = next(self._micro_batches)
-        positions = np.arange(first, first + self._micro_batch)
-        rows, occurrences = self.draws(positions)
-        return list(zip(positions.tolist(), rows.tolist(), occurrences.tolist(), strict=True))
+
+def _drawn(draws: Draws, firsts: Iterator[int], micro_batch: int) -> Iterator[list[Draw]]:
+    """What each micro-batch consists of, by its first position; of many at once, as a call costs by itself."""
+    while several := list(itertools.islice(firsts, max(1, DRAWN // micro_batch))):
+        positions = np.add.outer(several, np.arange(micro_batch)).ravel()
+        rows, occurrences = draws(positions)
+        drawn = list(zip(positions.tolist(), rows.tolist(), occurrences.tolist(), strict=True))
+        yield from (drawn[at : at + micro_batch] for at in range(0, len(drawn), micro_batch))
 
 
 def _starts(position: int, global_batch: int, skip: Collection[int]) -> Iterator[int]:

@@ -60,18 +60,16 @@ class PairDataset(Rows[Pair]):
         size = config.model.image_size
         self.image_shape = (1 if config.data.shared_view else 2, 3, size, size)
 
-    def prepare(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Pair:
+    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Pair:
         def rng(purpose: Purpose) -> np.random.Generator:
             return self.rng(purpose, position, occurrence, row)
 
         caption = self._choose(content.captions, position // len(self) + occurrence, lambda: rng(Purpose.CAPTION))
-        flip = self.config.data.flip and not SIDES.search(caption)
-        purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: self.image_shape[0]]
-        self.show(content.image, content.crc32, flip, [rng(purpose) for purpose in purposes], out_VCHW)
         text_L = self.captions.encode(caption)
         masked_text_L, target_L = self._hide_tokens(text_L, rng(Purpose.TOKENS))
         return Pair(
             images=out_VCHW,
+            flip=self.config.data.flip and not SIDES.search(caption),
             patch_mask_N=self._hide_patches(rng(Purpose.PATCHES)),
             text_L=text_L,
             masked_text_L=masked_text_L,

@@ -9,12 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mvlm.data.buffers import Buffer
-from mvlm.data.prepare import Draw, Samples
-from mvlm.data.rows import Sample
+from mvlm.data.rows import Dataset, Draw, Sample
 from mvlm.errors import UserError
 
 S = TypeVar("S", bound=Sample)
@@ -22,53 +22,67 @@ S = TypeVar("S", bound=Sample)
 SECONDS_TO_END = 10.0
 
 
+@dataclass(frozen=True)
+class _Started:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    is_up: threading.Event  # or will never be
+    greeter: threading.Thread  # sends it the data set, and waits for its answer
+
+    def end(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        try:
+            self.process.wait(SECONDS_TO_END)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.greeter.join()
+        self.connection.close()
+
+
 class Processes(Generic[S]):
     """Prepares samples in the process of the thread that calls, which is started at its first call.
+
+    Until that process is up, half a second, the thread prepares them itself, so that the first batch does not wait.
 
     Args:
         dataset: must be picklable, and so must be what it imports without torch.
     """
 
-    def __init__(self, dataset: Samples[S]):
+    def __init__(self, dataset: Dataset[S, Any]):
         self._dataset = dataset
         self._own = threading.local()
-        self._all: list[tuple[subprocess.Popen[bytes], Connection]] = []
+        self._all: list[_Started] = []
 
     def prepare(self, draws: Sequence[Draw], buffer: Buffer, first: int) -> list[S]:
-        """As `mvlm.data.prepare.prepare`, into a shared buffer from its sample `first` on.
+        """As `Rows.samples`, into a shared buffer from its sample `first` on.
 
         Raises:
             UserError: as the data set does, or because the process was killed.
         """
-        if not hasattr(self._own, "process"):
-            self._own.process = self._start()
-        process, connection = self._own.process
+        if not hasattr(self._own, "started"):
+            self._own.started = self._start()
+        own: _Started = self._own.started
+        if not own.is_up.is_set():
+            return self._dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
         for _, row, _ in draws:  # here, since clients of object stores are too large for a loader process
             self._dataset.bring(row)
         try:
-            connection.send((buffer.file, buffer.images_VBCHW.shape, first, draws))
-            answer = connection.recv()
+            own.connection.send((buffer.file, buffer.images_VBCHW.shape, first, draws))
+            answer = own.connection.recv()
         except (EOFError, ConnectionError):
-            raise _death(process.wait()) from None
+            raise _death(own.process.wait()) from None
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     def close(self) -> None:
         """End all processes; no thread may be in `prepare`."""
-        for process, connection in self._all:
-            connection.close()
-            assert process.stdin
-            process.stdin.close()
-        for process, _ in self._all:
-            try:
-                process.wait(SECONDS_TO_END)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._all.clear()
+        while self._all:
+            self._all.pop().end()
 
-    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+    def _start(self) -> _Started:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
@@ -77,10 +91,21 @@ class Processes(Generic[S]):
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             )
-        connection = Connection(ours.detach())
-        self._all.append((process, connection))
-        connection.send(self._dataset)
-        return process, connection
+        connection, is_up = Connection(ours.detach()), threading.Event()
+        greeter = threading.Thread(target=self._greet, args=(connection, is_up), daemon=True)
+        greeter.start()
+        started = _Started(process, connection, is_up, greeter)
+        self._all.append(started)
+        return started
+
+    def _greet(self, connection: Connection, is_up: threading.Event) -> None:
+        try:
+            connection.send(self._dataset)
+            connection.recv()
+        except (EOFError, ConnectionError):
+            pass  # it has died, which whoever asks it for samples will say
+        finally:
+            is_up.set()
 
 
 def _death(code: int) -> UserError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
@@ -48,12 +48,29 @@ class Sample:
     """One prepared row."""
 
     images: np.ndarray  # uint8 [V, 3, H, W], where the loader wants them; it hands them to `collate` itself
+    flip: bool  # whether its views may be mirrored
     position: int
     row: int  # of the mixture, after any replacement
     faults: tuple[Fault, ...] = ()  # the rows that this one stands for
 
 
 S = TypeVar("S", bound=Sample)
+B_co = TypeVar("B_co", covariant=True)
+
+Draw = tuple[int, int, int]
+"""Position, row and occurrence."""
+
+
+class Dataset(Protocol[S, B_co]):
+    """What the loader reads from: `Rows` and its like."""
+
+    image_shape: tuple[int, int, int, int]
+
+    def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]: ...
+
+    def bring(self, row: int) -> None: ...
+
+    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
 
 
 class Rows(Generic[S]):
@@ -73,27 +90,43 @@ class Rows(Generic[S]):
         """Samples an epoch."""
         return self.mixture.per_epoch
 
-    def sample(self, position: int, row: int, occurrence: int = 0, out_VCHW: np.ndarray | None = None) -> S:
-        """Prepare `row` as it is seen at `position`, counted in samples from the run's start.
+    def sample(self, position: int, row: int, occurrence: int = 0) -> S:
+        """One sample, as `samples` prepares it, in memory of its own."""
+        views, *shape = self.image_shape
+        return self.samples([(position, row, occurrence)], np.empty((views, 1, *shape), np.uint8))[0]
 
-        A row without a good image gives way to others, drawn for this position.
+    def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
+        """Prepare rows as they are seen at their positions, counted in samples from the run's start.
+
+        A row without a good image gives way to others, drawn for its position. All that is no image is prepared
+        first: an image empties the processor's caches, and a sentence that follows one takes twice its time.
 
         Args:
-            occurrence: how often the epoch has drawn the row before.
-            out_VCHW: where its images go, uint8 of `image_shape`; new memory where it is not given.
+            draws: the occurrence is how often the epoch has drawn the row before.
+            images_VBCHW: where the images go, uint8.
 
         Raises:
-            UserError: the shard has changed or is damaged, or no row drawn has a good image; names shard, row and key.
+            UserError: a shard has changed or is damaged, or no row drawn has a good image; names shard, row and key.
         """
+        contents = [self.mixture.row(row) for _, row, _ in draws]
+        described = [
+            self.describe(content, *draw, images_VBCHW[:, at])
+            for at, (content, draw) in enumerate(zip(contents, draws, strict=True))
+        ]
+        return [
+            self._with_images(content, sample, occurrence)
+            for content, sample, (_, _, occurrence) in zip(contents, described, draws, strict=True)
+        ]
+
+    def _with_images(self, content: Row, sample: S, occurrence: int) -> S:
+        """A sample whose images have been drawn, or the one that replaces it."""
         faults: list[Fault] = []
-        if out_VCHW is None:
-            out_VCHW = np.empty(self.image_shape, np.uint8)
+        position = sample.position
         while True:
-            content = self.mixture.row(row)
             try:
-                sample = self.prepare(content, position, row, occurrence, out_VCHW)
+                self._draw_images(content, sample, occurrence)
             except BadImage as error:
-                faults.append(self._fault(content, position, row, error))
+                faults.append(self._fault(content, position, sample.row, error))
             else:
                 return replace(sample, faults=tuple(faults)) if faults else sample
             if len(faults) > ATTEMPTS:
@@ -103,13 +136,15 @@ class Rows(Generic[S]):
                 )
             rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, len(faults), position)
             row, occurrence = int(rng.integers(len(self.mixture))), REPLACED + position
+            content = self.mixture.row(row)
+            sample = self.describe(content, position, row, occurrence, sample.images)
 
     def bring(self, row: int) -> None:
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
         self.mixture.bring(row)
 
-    def prepare(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S:
-        """The sample of a row, its images in `out_VCHW`; raises `BadImage` where one of them cannot be decoded."""
+    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S:
+        """The sample of a row, whose images are still to be drawn into `out_VCHW`."""
         raise NotImplementedError
 
     def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
@@ -119,7 +154,17 @@ class Rows(Generic[S]):
     def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:
         return generator(self.config.run.seed, purpose, position // len(self), occurrence, row)
 
-    def show(
+    def _draw_images(self, content: Row, sample: S, occurrence: int) -> None:
+        """The views of a sample's image, or one view of each of its two; raises `BadImage`."""
+        purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: len(sample.images)]
+        draws = [self.rng(purpose, sample.position, occurrence, sample.row) for purpose in purposes]
+        if content.second is None:
+            self._show(content.image, content.crc32, sample.flip, draws, sample.images)
+        else:
+            self._show(content.image, content.crc32, sample.flip, draws[:1], sample.images[:1])
+            self._show(*content.second, sample.flip, draws[1:], sample.images[1:])
+
+    def _show(
         self, data: memoryview, crc32: int, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray
     ) -> None:
         """Write a view of an encoded image for each of `draws`."""

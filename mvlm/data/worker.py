@@ -1,8 +1,8 @@
 """A loader's process: prepares samples and writes their images into memory it shares with the training process.
 
-Started as `python -m mvlm.data.worker DESCRIPTOR`, a socket over which come the data set and then, again and again,
-descriptor and shape of a buffer, where in it to begin, and what to prepare. It never loads torch, and ends with the
-process that started it, whatever ends that.
+Started as `python -m mvlm.data.worker DESCRIPTOR`, a socket over which comes the data set, answered by None as soon as
+it is there, and then, again and again, descriptor and shape of a buffer, where in it to begin, and what to prepare. It
+never loads torch, and ends with the process that started it, whatever ends that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from mvlm.data.memory import mapped
-from mvlm.data.prepare import Samples, prepare
+from mvlm.data.rows import Rows
 from mvlm.errors import UserError
 
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,7 +34,8 @@ def main(connection: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     buffers: dict[int, np.ndarray] = {}
-    dataset: Samples[Any] = connection.recv()
+    dataset: Rows[Any] = connection.recv()
+    connection.send(None)  # ready
     while True:
         try:
             file, shape, first, draws = connection.recv()
@@ -43,7 +44,7 @@ def main(connection: Connection) -> None:
         try:
             if file not in buffers:
                 buffers[file] = _mapped_from_parent(file, shape)
-            samples = prepare(dataset, draws, buffers[file][:, first : first + len(draws)])
+            samples = dataset.samples(draws, buffers[file][:, first : first + len(draws)])
             answer: Any = [replace(sample, images=ELSEWHERE) for sample in samples]
         except UserError as error:
             answer = error

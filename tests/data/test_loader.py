@@ -151,10 +151,10 @@ class Slow:
         self.dataset, self.seconds, self.asked = dataset, seconds, []
         self.collate, self.image_shape = dataset.collate, dataset.image_shape
 
-    def sample(self, position, row, occurrence, out):
-        self.asked.append(position)
-        time.sleep(self.seconds)
-        return self.dataset.sample(position, row, occurrence, out)
+    def samples(self, draws, images):
+        self.asked += [position for position, _, _ in draws]
+        time.sleep(self.seconds * len(draws))
+        return self.dataset.samples(draws, images)
 
 
 def test_no_more_is_prepared_than_asked_for(dataset, draws):

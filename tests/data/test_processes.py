@@ -57,14 +57,22 @@ def private_mb(pid):
     return total / 1000
 
 
+def use(loader, before):
+    """Take batches until all loader processes have prepared some; their ids."""
+
+    def at_work():
+        next(loader)
+        started = children() - before
+        return len(started) == 2 and all("mvlm-images" in Path(f"/proc/{pid}/maps").read_text() for pid in started)
+
+    wait_until(at_work)
+    return children() - before
+
+
 def test_a_process_is_small_and_knows_no_torch(dataset):
     before = children()
     with opened(dataset) as loader:
-        for _ in range(20):
-            next(loader)
-        pids = children() - before
-        assert len(pids) == 2
-        for pid in pids:
+        for pid in use(loader, before):
             assert private_mb(pid) < 60
             maps = Path(f"/proc/{pid}/maps").read_text()
             assert "libarrow" in maps and "torch" not in maps and "transformers" not in maps
@@ -102,8 +110,7 @@ def test_processes_die_with_their_parent(tmp_path):
 def test_signals_meant_for_the_job_do_not_end_them(dataset):
     before = children()
     with opened(dataset) as loader:
-        next(loader)
-        for pid, number in itertools.product(children() - before, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)):
+        for pid, number in itertools.product(use(loader, before), (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)):
             os.kill(pid, number)
         for _ in range(5):
             next(loader)
@@ -112,8 +119,7 @@ def test_signals_meant_for_the_job_do_not_end_them(dataset):
 def test_a_killed_process_is_an_error_and_no_hang(dataset):
     before = children()
     with opened(dataset) as loader:
-        next(loader)
-        for pid in children() - before:
+        for pid in use(loader, before):
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(UserError, match=r"loader process was killed by SIGKILL.*data\.workers"):
             for _ in loader:
@@ -136,4 +142,17 @@ def test_a_bug_comes_through_with_its_traceback(mixture, tokenizer, config):
         opened(Broken(mixture, tokenizer, config, (4, 4)), workers=1) as loader,
         pytest.raises(RuntimeError, match=r"(?s)loader process.*broken\.py.*KeyError: 'a bug'"),
     ):
-        next(loader)
+        for _ in loader:
+            pass
+
+
+def test_the_first_batch_does_not_wait_for_a_process(dataset, monkeypatch, tmp_path):
+    silent = tmp_path / "python"
+    silent.write_text("#!/bin/sh\nexec cat\n")
+    silent.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(silent))
+    with opened(dataset) as loader:
+        first = next(loader)
+    with Loader(dataset, DRAWS, global_batch=16, micro_batch=8, workers=0) as plain:
+        for ours, expected in zip(first, next(plain), strict=True):
+            assert (ours.image_BCHW == expected.image_BCHW).all() and (ours.text_BL == expected.text_BL).all()
