@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -54,12 +56,45 @@ def pillow(images: Sequence[Any]) -> Any:
     return torch.stack([chain(Image.open(io.BytesIO(image)).convert("RGB")) for image in images])
 
 
-def webdataset(out: Path, collate: Collate) -> Iterator[Any]:
+def same_work() -> Collate:
+    """Also the words and what is hidden, a batch at a time, as transformers' collator does it."""
+    import torch
+
+    tokenizer = make_tokenizer()
+
+    def collate(samples: Sequence[Any]) -> Any:
+        images = same_decoding([sample["jpg"] for sample in samples])
+        captions = [random.choice(json.loads(sample["json"])) for sample in samples]
+        words = tokenizer(captions, padding=True, truncation=True, max_length=30, return_tensors="pt")
+        text_BL = words["input_ids"]
+        hidden_BL = torch.rand(text_BL.shape) < 0.3
+        hidden_BL &= ~torch.isin(text_BL, torch.tensor(tokenizer.all_special_ids))
+        draw_BL = torch.rand(text_BL.shape)
+        shown_BL = torch.where(draw_BL < 0.9, torch.randint(len(tokenizer), text_BL.shape), text_BL)
+        shown_BL[draw_BL < 0.8] = tokenizer.mask_token_id
+        masked_BL = torch.where(hidden_BL, shown_BL, text_BL)
+        target_BL = text_BL.masked_fill(~hidden_BL, -100)
+        blocks_BK = torch.rand(len(samples), 49).argsort(1).argsort(1) < 30
+        mask_BHW = blocks_BK.view(-1, 7, 7).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        return images, text_BL, words["attention_mask"], masked_BL, target_BL, mask_BHW.flatten(1)
+
+    return collate
+
+
+def make_tokenizer() -> Any:
+    from benchmarks.data.corpus import captions
+    from mvlm.data.tokenizer import train_tokenizer
+
+    return train_tokenizer([caption for number in range(200) for caption in captions(number)], 2000)
+
+
+def webdataset(out: Path, collate: Collate, field: str | None = "jpg") -> Iterator[Any]:
     import webdataset
 
     tars = sorted(map(str, out.glob("*.tar")))
     data = webdataset.WebDataset(tars, shardshuffle=100, seed=1).repeat().shuffle(BUFFER, seed=1)
-    batches = data.map(itemgetter("jpg")).batched(BATCH, collation_fn=collate, partial=False)
+    data = data.map(itemgetter(field)) if field else data
+    batches = data.batched(BATCH, collation_fn=collate, partial=False)
     return iter(webdataset.WebLoader(batches, batch_size=None, num_workers=WORKERS))
 
 
@@ -131,7 +166,9 @@ def _endless(loader: Iterable[Any]) -> Iterator[Any]:
 
 
 SAME, PILLOW = "webdataset, the same decoding", "webdataset, Pillow + torchvision"
+SAME_WORK = "webdataset, the same decoding, words and masks"
 PEERS = {
+    SAME_WORK: Peer("webdataset", lambda out: webdataset(out, same_work(), None)),
     SAME: Peer("webdataset", lambda out: webdataset(out, same_decoding)),
     PILLOW: Peer("webdataset", lambda out: webdataset(out, pillow)),
     "MDS, the same decoding": Peer("MDS", mds),

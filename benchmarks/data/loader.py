@@ -26,12 +26,12 @@ sys.path.insert(0, str(ROOT))
 os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 from benchmarks.data.formats import BATCH  # noqa: E402
-from benchmarks.data.load_peers import PEERS, PILLOW, SAME, SCALE, WORKERS  # noqa: E402
+from benchmarks.data.load_peers import PEERS, PILLOW, SAME_WORK, SCALE, WORKERS, make_tokenizer  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "loader.json"
 OURS, PROCESSES = "mvlm, 2 threads", "mvlm, 2 processes"
 GOALS = {
-    f"images/CPU-s, x {SAME}": 1.5,
+    f"images/CPU-s, x {SAME_WORK}": 1.5,
     f"images/CPU-s, x {PILLOW}": 3.8,
     "first batch, s": 0.5,
     "first batch at 90 % of an epoch, s": 0.1,
@@ -100,10 +100,9 @@ def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
     from mvlm.data.index import Mixture
     from mvlm.data.loader import Loader
     from mvlm.data.pairs import PairDataset
-    from mvlm.data.tokenizer import train_tokenizer
 
     config = Config(data=Data(crop_scale=SCALE, randaugment=(0, 0)))
-    tokenizer = train_tokenizer(["a photograph of nothing at all"], 300)
+    tokenizer = make_tokenizer()
     options = {"global_batch": BATCH, "micro_batch": BATCH, "workers": WORKERS, "worker_mode": mode}
 
     def opened(share: float) -> tuple[Any, float]:

@@ -124,6 +124,7 @@ def _sample(size: Size, grid: tuple[int, int], place: int) -> Pair:
     )
     return Pair(
         images=image_CHW[None],
+        flip=False,
         position=place,
         row=place,
         patch_mask_N=hidden_N,
