@@ -1,0 +1,81 @@
+"""Questions answered and statements judged, against the model asked one by one and without its shortcuts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mvlm.config import Task
+from mvlm.data.labelled import ANSWERS
+from mvlm.data.pictures import Pictures
+from mvlm.errors import UserError
+from mvlm.evaluate.retrieval import Search
+from mvlm.model.task import TaskModel
+from mvlm.model.weights import Loaded
+from mvlm.predict.choose import ANSWER, JUDGE
+from mvlm.predict.prediction import Asked
+from tests.evaluate.tiny import CONFIG, make_tokenizer
+
+GIVEN = ("red", "blue", "2", "no")
+SEARCH = Search(batch=3, rerank=4, memory_gb=1.0)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """tuned(task, classes) -> a run fine-tuned for it, with random weights."""
+
+    def made(task, classes):
+        folder = tmp_path_factory.mktemp(task)
+        make_tokenizer().save_pretrained(folder)
+        (folder / ANSWERS).write_text(json.dumps(list(GIVEN)))
+        torch.manual_seed(1)
+        config = replace(CONFIG, task=Task(name=task))
+        return Loaded(TaskModel(config, make_tokenizer(), classes).eval(), folder, config, step=3)
+
+    return made
+
+
+@torch.no_grad()
+def logits(model, files, sentence):
+    """Of one sample, with whole outputs of the cross encoders, each image read by itself."""
+    pictures = Pictures(files, [sentence], make_tokenizer(), CONFIG.data.text_length, CONFIG.model.image_size)
+    text, valid = pictures.texts([0])
+    words, features = model.encode_text(text, valid), []
+    for row in range(len(files)):
+        image = model.encode_image(pictures.images([row]))
+        seen = model.cross_image(image, words, context_valid_BT=valid)
+        read = model.cross_text(words, image, valid_BL=valid)
+        features += [seen[0, 0], read[0, 0]]
+    return model.head(torch.cat(features))
+
+
+def test_each_answer_has_a_probability_of_its_own(tuned, files):
+    loaded, question = tuned("vqa", len(GIVEN)), "what colour is the dog"
+    answer = ANSWER.run(loaded, Asked(files, (question,), 3, SEARCH, draws=False), CPU)
+    assert [entry["images"] for entry in answer.entries] == [[str(path)] for path in files]
+    for path, entry in zip(files, answer.entries, strict=True):
+        share = logits(loaded.model, [path], question).sigmoid()
+        best = share.argsort(descending=True)[:3].tolist()
+        assert [each["answer"] for each in entry["answers"]] == [GIVEN[place] for place in best]
+        assert [each["probability"] for each in entry["answers"]] == pytest.approx(share[best].tolist(), abs=1e-6)
+    assert f"{share[best[0]]:6.1%}  {GIVEN[best[0]]}" in answer.text
+
+
+def test_a_statement_of_two_images_depends_on_their_order(tuned, files):
+    loaded, said = tuned("nlvr2", 2), "the left image has a red dog"
+    given = []
+    for pair in (files[:2], files[1::-1]):
+        answer = JUDGE.run(loaded, Asked(tuple(pair), (said,), 2, SEARCH, draws=True), CPU)
+        assert len(answer.pictures) == 2
+        shares = {each["answer"]: each["probability"] for each in answer.entries[0]["answers"]}
+        expected = logits(loaded.model, pair, said).softmax(-1).tolist()
+        assert [shares["False"], shares["True"]] == pytest.approx(expected, abs=1e-6)
+        given.append(shares["True"])
+    assert given[0] != pytest.approx(given[1], abs=1e-4)
+
+
+def test_a_statement_of_two_images_needs_two(tuned, files):
+    with pytest.raises(UserError, match=r"3 images for 1 sentences: give two for each"):
+        JUDGE.run(tuned("nlvr2", 2), Asked(files[:3], ("a red dog",), 2, SEARCH, draws=False), CPU)
