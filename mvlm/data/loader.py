@@ -152,6 +152,8 @@ class Loader(Generic[S, B]):
             while len(self._pending) < self._prefetch:
                 self._pending.append(self._start(self._pool))
             batch, faults = self._pending.popleft().result()
+            if self._processes is not None:
+                self._processes.may_start = True
             self._pending.append(self._start(self._pool))
         self.faults += faults
         return batch

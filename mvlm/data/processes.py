@@ -42,18 +42,22 @@ class _Started:
 
 
 class Processes(Generic[S]):
-    """Prepares samples in the process of the thread that calls, which is started at its first call.
+    """Prepares samples in the process of the thread that calls.
 
-    Until that process is up, half a second, the thread prepares them itself, so that the first batch does not wait.
+    Until that process is up the thread prepares them itself, so that the first batch does not wait.
 
     Args:
         dataset: must be picklable, and so must be what it imports without torch.
+
+    Attributes:
+        may_start: set as soon as starting them, half a second of a core for each, holds up no first batch.
     """
 
     def __init__(self, dataset: Dataset[S, Any]):
         self._dataset = dataset
         self._own = threading.local()
         self._all: list[_Started] = []
+        self.may_start = False
 
     def prepare(self, draws: Sequence[Draw], buffer: Buffer, first: int) -> list[S]:
         """As `Rows.samples`, into a shared buffer from its sample `first` on.
@@ -61,10 +65,10 @@ class Processes(Generic[S]):
         Raises:
             UserError: as the data set does, or because the process was killed.
         """
-        if not hasattr(self._own, "started"):
-            self._own.started = self._start()
-        own: _Started = self._own.started
-        if not own.is_up.is_set():
+        own: _Started | None = getattr(self._own, "started", None)
+        if own is None and self.may_start:
+            own = self._own.started = self._start()
+        if own is None or not own.is_up.is_set():
             return self._dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
         for _, row, _ in draws:  # here, since clients of object stores are too large for a loader process
             self._dataset.bring(row)

@@ -96,7 +96,7 @@ def test_processes_die_with_their_parent(tmp_path):
         "from mvlm.config import *; from mvlm.data.tokenizer import train_tokenizer\n"
         "mixture = Mixture([write_shards(Path(sys.argv[1]), make_rows(130))])\n"
         "dataset = PairDataset(mixture, train_tokenizer(['a b'], 300), Config(model=Model(image_size=32)), (4, 4))\n"
-        "loader = opened(dataset); next(loader)\n"
+        "loader = opened(dataset); use(loader, set())\n"
         "print(*children(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "shards")]
