@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": str(ROOT)}
 
 from benchmarks.data.formats import BATCH  # noqa: E402
 from benchmarks.data.load_peers import PEERS, PILLOW, SAME_WORK, SCALE, WORKERS, make_tokenizer  # noqa: E402
