@@ -141,6 +141,7 @@ def main() -> int:
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
     torch.set_num_threads(1)
+    gc.freeze()  # so that what is collected after each module is looked for in what the step has made alone
     size = SIZES[arguments.size]
     size = replace(size, overrides=(*size.overrides, f"objectives.itm_group={MICRO_BATCHES[0]}"))
     found = [
