@@ -150,6 +150,7 @@ def main() -> int:
         for pairs in MICRO_BATCHES
         for share in RECOMPUTED
     ]
+    gc.unfreeze()
     arguments.results.mkdir(parents=True, exist_ok=True)
     path = arguments.results / f"memory-{size.name}.json"
     path.write_text("[\n" + ",\n".join(json.dumps(line) for line in found) + "\n]\n", encoding="utf-8")
