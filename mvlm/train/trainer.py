@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import Losses
+from mvlm.batch import Losses, Tally
 from mvlm.config import Config
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
 from mvlm.data.rows import Rows
 from mvlm.errors import UserError
 from mvlm.train import checkpoint as checkpoints
+from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
 from mvlm.train.engine import Engine
 from mvlm.train.guard import Bad, Guard
@@ -58,6 +59,7 @@ class Trainer:
 
     config: Config
     engine: Engine
+    arithmetic: Arithmetic
     dataset: Rows[Any]
     state: TrainState
     layout: dict[str, Any]
@@ -180,7 +182,9 @@ class Trainer:
         micro_batches = next(self.loader)
         self.watchdog.at(state.step, "computing the update")
         factor = lr_factor(state.step, self.warmup, self.layout["steps"], config.optim.floor)
-        losses = self.engine.step(micro_batches, factor, state.step)
+        last = state.step + 1 == self.layout["steps"]
+        tally = Tally() if last or (state.step + 1) % config.log.every == 0 else None
+        losses = self.engine.step(micro_batches, factor, state.step, tally)
         position = self.loader.position
         total = _weighted(losses, config)
         self.guard.watch(state.step + 1, position, total, self.engine.grad_norm, self.engine.overflowed)
@@ -188,10 +192,11 @@ class Trainer:
         self.state = state
         self.meter.stepped(time.perf_counter() - began)
         self.monitor.advance(state.step)
-        last = state.step == self.layout["steps"]
-        if last or state.step % config.log.every == 0:
-            metrics = self.meter.metrics(losses, state, factor, self.loader.wait_seconds, len(self.dataset))
-            self.monitor.log(metrics | {"bad_images": len(self.quarantine)})
+        if tally:
+            metrics = self.meter.metrics(losses, tally, state, factor, self.loader.wait_seconds, len(self.dataset))
+            metrics |= self.arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
+            left_out = {"bad_images": len(self.quarantine), "skipped": len(self.skipped.positions)}
+            self.monitor.log(metrics | left_out)
         aside = time.perf_counter()
         if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
             if bad := self._drain():
