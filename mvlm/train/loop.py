@@ -96,7 +96,7 @@ def train(
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
     describe_run(run, config, ds_config, engine.model, layout, site)  # a run refused before must not look like this one
     with ExitStack() as stack:
-        monitor = stack.enter_context(Monitor(run, state.step, total, config.log.tensorboard))
+        monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
         if taken:
             monitor.say(str(taken))

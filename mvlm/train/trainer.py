@@ -25,6 +25,7 @@ from mvlm.train.engine import Engine
 from mvlm.train.guard import Bad, Guard
 from mvlm.train.metrics import Meter
 from mvlm.train.monitor import Monitor
+from mvlm.train.profile import Profiling
 from mvlm.train.quarantine import Quarantine
 from mvlm.train.saver import Saver
 from mvlm.train.schedule import lr_factor
@@ -37,8 +38,8 @@ from mvlm.train.watchdog import Watchdog
 DONE, PREEMPTED = 0, 75
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
 
-Evaluate = Callable[[Any, Path, int, bool], dict[str, float]]
-"""(model, run folder, step, whether it is the last) -> flat metrics; called on every rank at once."""
+Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
+"""(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
 
 
 class Said(NamedTuple):
@@ -80,6 +81,7 @@ class Trainer:
         self.quarantine = Quarantine(self.run, config.data.tolerance, len(mixture))
         self.skipped = Skipped(self.run, self.state.skipped)
         self.meter = Meter(config, self.engine)
+        self.profiling = Profiling(self.run)
         self._start_from(self.state)
 
     def _start_from(self, state: TrainState) -> None:
@@ -104,6 +106,7 @@ class Trainer:
         self.meter.restart(state.step)
 
     def close(self) -> None:
+        self.profiling.close()
         self.loader.close()
 
     def to_the_end(self, can_go_back: bool) -> int:
@@ -134,6 +137,8 @@ class Trainer:
         self.saver.finish()
         self.watchdog.at(self.state.step, "waiting for the mirror", LONG)
         self.uploads.finish()
+        self.watchdog.at(self.state.step, "waiting for the trackers")
+        self.monitor.finish(done=True)
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return DONE
 
@@ -192,11 +197,13 @@ class Trainer:
         self.state = state
         self.meter.stepped(time.perf_counter() - began)
         self.monitor.advance(state.step)
+        self.profiling.stepped(state.step)
         if tally:
             metrics = self.meter.metrics(losses, tally, state, factor, self.loader.wait_seconds, len(self.dataset))
             metrics |= self.arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
             left_out = {"bad_images": len(self.quarantine), "skipped": len(self.skipped.positions)}
             self.monitor.log(metrics | left_out)
+            self.profiling.look()
         aside = time.perf_counter()
         if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
             if bad := self._drain():
@@ -205,7 +212,10 @@ class Trainer:
             self._save()
         if self.evaluate and (last or (config.eval.every and state.step % config.eval.every == 0)):
             self.watchdog.at(state.step, "evaluating", LONG)
-            self.monitor.log({"step": state.step} | self._evaluated(self.evaluate))
+            metrics, picture = self._evaluated(self.evaluate)
+            self.monitor.log({"step": state.step} | metrics)
+            if picture:
+                self.monitor.picture(state.step, picture)
         self.meter.leave_out(time.perf_counter() - aside)  # neither is training
 
     def _list_faults(self) -> None:
@@ -213,7 +223,7 @@ class Trainer:
         self.quarantine.add(self.loader.faults, self.state.samples_seen)
         self.loader.faults.clear()
 
-    def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
+    def _evaluated(self, evaluate: Evaluate) -> tuple[dict[str, float], Path | None]:
         self.engine.engine.eval()
         with torch.no_grad():
             return evaluate(self.engine.model, self.run, self.state.step, self.state.step == self.layout["steps"])
@@ -272,6 +282,8 @@ class Trainer:
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
             "the same command goes on from there."
         )
+        self.watchdog.at(self.state.step, "waiting for the trackers")
+        self.monitor.finish(done=False)
         dist.barrier()  # see to_the_end
         return PREEMPTED
 
