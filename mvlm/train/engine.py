@@ -123,7 +123,7 @@ class Engine:
         applied = self.engine.was_step_applied()
         if tally and applied and self.grad_norm is not None:
             norms = self._gradients.norms(self.grad_norm, self.device)
-            tally.values |= {f"grad_norm/{part}": norm for part, norm in norms.items()}
+            tally.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
         self.updates += applied
         self.overflowed = self._fp16 and not applied
         if self.overflowed and self._scaler and scale == self._scaler.min_scale:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 from mvlm import dist
 
@@ -79,7 +79,8 @@ class Profiling:
     def _begin(self, steps: int) -> None:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
         self._left, self._began = steps, time.perf_counter()
-        self._profile = profile(activities=activities, record_shapes=True)
+        everything = lambda step: ProfilerAction.RECORD  # noqa: E731 - a schedule, with which steps are named
+        self._profile = profile(activities=activities, schedule=everything, record_shapes=True)
         self._profile.start()
 
     def _write(self, step: int) -> None:

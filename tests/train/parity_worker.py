@@ -131,7 +131,7 @@ def part_norms(model: MaskVLM) -> dict[str, float]:
     squares: dict[str, float] = {}
     for name, parameter in model.named_parameters():
         is_head = "head" in name or "projection" in name or name.startswith("temperature")
-        part = f"grad_norm/{'heads' if is_head else name.split('.')[0]}"
+        part = f"grad_norms/{'heads' if is_head else name.split('.')[0]}"
         assert parameter.grad is not None
         squares[part] = squares.get(part, 0.0) + parameter.grad.double().square().sum().item()
     return {part: square**0.5 for part, square in squares.items()}

@@ -75,7 +75,7 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
     for line, other in zip(found, expected, strict=True):
         for name in LOSSES:
             assert line[name] == pytest.approx(other[name], rel=losses), name
-        for name in ("grad_norm", *(f"grad_norm/{part}" for part in PARTS)):
+        for name in ("grad_norm", *(f"grad_norms/{part}" for part in PARTS)):
             assert line[name] == pytest.approx(other[name], rel=norm), name
 
 
@@ -131,7 +131,7 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
     assert [line["updates"] for line in lines] == [0, 0, 0, 1, 2]
     assert [line["loss_scale"]["cur_scale"] for line in lines] == [2.0**14, 2.0**13, 2.0**12, 2.0**12, 2.0**12]
     assert all(line["grad_norm"] == math.inf for line in lines[:3])
-    assert ["grad_norm/vision" in line for line in lines] == [False, False, False, True, True]
+    assert ["grad_norms/vision" in line for line in lines] == [False, False, False, True, True]
 
 
 def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_first_step_of_every_layout_is_the_reference_pair_by_pair(histories:
 
 def test_what_is_told_beside_the_losses_says_something(histories: dict) -> None:
     plain = histories["plain"]
-    norms = [plain[f"grad_norm/{part}"] for part in PARTS]
+    norms = [plain[f"grad_norms/{part}"] for part in PARTS]
     for step, norm in enumerate(plain["grad_norm"]):
         assert sum(of_part[step] ** 2 for of_part in norms) == pytest.approx(norm**2)
     assert min(min(of_part) for of_part in norms) > 0
