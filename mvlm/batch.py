@@ -142,5 +142,27 @@ def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
     return once(batch)
 
 
+class Tally:
+    """What a forward pass tells beside its losses when it is asked to, from what it has computed anyhow.
+
+    Everything stays on the device, so that nothing is waited for.
+
+    Attributes:
+        right, asked: by metric, how many of this rank's guesses are right, a scalar, and of how many.
+        values: by metric, a scalar that is the same on every rank.
+    """
+
+    def __init__(self) -> None:
+        self.right: dict[str, Tensor] = {}
+        self.asked: dict[str, int] = {}
+        self.values: dict[str, Tensor] = {}
+
+    def count(self, name: str, right: Tensor) -> None:
+        """Add guesses, each 1 or True where it is right, 0 or False where it is wrong."""
+        total = right.detach().float().sum()
+        self.right[name] = self.right[name] + total if name in self.right else total
+        self.asked[name] = self.asked.get(name, 0) + right.numel()
+
+
 Losses: TypeAlias = "dict[str, Tensor]"
 """Scalars named "image", "text", "itc", "itm", of which one of weight 0 is absent, or "task", fine-tuning's own."""

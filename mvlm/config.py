@@ -182,6 +182,9 @@ class Checkpoint:
 class Log:
     every: int = 10  # steps
     tensorboard: bool = True
+    wandb: str = ""  # a project of Weights & Biases, or entity/project; "" = none
+    mlflow: str = ""  # MLflow's tracking URI, such as http://host:5000 or a folder; "" = none
+    pictures: int = 4  # images restored at an evaluation, for people to look at; 0 = none
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ NOT_NEGATIVE = {
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
     "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
+    "log": ("pictures",),
     "eval": ("every", "rerank", "limit"),
 }
 

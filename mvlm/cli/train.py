@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.data.index import training_mixture
     from mvlm.errors import UserError
     from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
+    from mvlm.train.trackers import require_installed
 
     config = load_config(args.config, args.overrides)
     if not config.data.train:
         raise UserError(
             f"{args.config} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`."
         )
+    require_installed(config.log)
     read_deepspeed_json(args.deepspeed_config)
     training_mixture(config.data, config.task.corpus)
     launched = dist.environment()

@@ -88,6 +88,12 @@ def examples(
         )
 
 
+def restored(model: MaskVLM, dataset: EvalDataset, rows: Sequence[int], device: torch.device) -> list[ImageExample]:
+    """The images of these rows, as `examples` gives them."""
+    with shares.inference(model):
+        return _image_examples(model, dataset, np.asarray(rows, dtype=np.int64), device)
+
+
 def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, device: torch.device) -> list[ImageExample]:
     captions = first_captions(dataset)[rows].tolist()
     image_BCHW, mask_BN = dataset.images(rows.tolist()).to(device), patch_masks(model, rows).to(device)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +17,7 @@ from mvlm.data.index import Mixture, held_out
 from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate.labelled import evaluate_labelled
+from mvlm.evaluate.pictures import is_due, write_pictures
 from mvlm.evaluate.ranking import RECALLS
 from mvlm.evaluate.retrieval import DIRECTIONS, Search, evaluate_retrieval
 from mvlm.model.maskvlm import MaskVLM
@@ -26,8 +27,15 @@ LONG_SECONDS = 30.0
 """A shorter evaluation is never put off."""
 
 
-def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], dict[str, float]]:
-    """What the training loop calls on every rank with (model, run folder, step, whether it is the last): flat metrics.
+class Evaluated(NamedTuple):
+    """Flat metrics, and pictures for people to look at, where there are any."""
+
+    metrics: dict[str, float]
+    picture: Path | None = None
+
+
+def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], Evaluated]:
+    """What the training loop calls on every rank with (model, run folder, step, whether it is the last).
 
     Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
     `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
@@ -42,35 +50,47 @@ def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], dic
     measure = _choosing(config, run, mixture) if config.task.is_labelled else _retrieval(config, run, mixture)
     pace = Pace(config.eval.share)
 
-    def evaluate(model: Any, folder: Path, step: int, last: bool) -> dict[str, float]:
+    def evaluate(model: Any, folder: Path, step: int, last: bool) -> Evaluated:
         if not last and pace.too_soon():
-            return {"eval/put_off": pace.seconds}
+            return Evaluated({"eval/put_off": pace.seconds})
         with pace:
-            return measure(model)
+            return measure(model, step, last)
 
     return evaluate
 
 
-def _retrieval(config: Config, run: Path, mixture: Mixture) -> Callable[[MaskVLM], dict[str, float]]:
+Measure = Callable[[Any, int, bool], Evaluated]
+"""(model, step, whether it is the last) -> what was found."""
+
+
+def _retrieval(config: Config, run: Path, mixture: Mixture) -> Measure:
     search = Search(config.eval.batch, config.eval.rerank, config.eval.memory_gb)
 
     @cache  # the run's tokenizer is not there before training begins
     def opened() -> EvalDataset:
         return EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
 
-    return lambda model: flat_metrics(evaluate_retrieval(model, opened(), search, dist.device()))
+    def measure(model: MaskVLM, step: int, last: bool) -> Evaluated:
+        metrics = flat_metrics(evaluate_retrieval(model, opened(), search, dist.device()))
+        count = config.log.pictures if config.objectives.image else 0
+        if not count or not (last or is_due(step // config.eval.every)):
+            return Evaluated(metrics)
+        return Evaluated(metrics, write_pictures(model, opened(), count, run, step, dist.device()))
+
+    return measure
 
 
-def _choosing(config: Config, run: Path, mixture: Mixture) -> Callable[[TaskModel], dict[str, float]]:
+def _choosing(config: Config, run: Path, mixture: Mixture) -> Measure:
     @cache
     def opened() -> LabelledEvalDataset:
         return LabelledEvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
 
-    def measure(model: TaskModel) -> dict[str, float]:
+    def measure(model: TaskModel, step: int, last: bool) -> Evaluated:
         classes = class_names(config.task.name, run / "tokenizer")
         result, _ = evaluate_labelled(model, opened(), classes, config.eval.batch, dist.device())
         kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
-        return {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result} | kinds
+        shares = {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result}
+        return Evaluated(shares | kinds)
 
     return measure
 

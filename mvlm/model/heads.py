@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mvlm.batch import Tally
 from mvlm.config import Model
 from mvlm.kernels.word_loss import word_loss
 from mvlm.model.cross import CrossEncoder, init_linear
@@ -55,10 +56,12 @@ class MatchHead(nn.Module):
 class WordClassifier(nn.Linear):
     """Tokens to words or, given the right words, to their cross-entropy at once."""
 
-    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, tokens_MD: Tensor, target_M: Tensor | None = None, tally: Tally | None = None
+    ) -> Tensor:
         if target_M is None:
             return super().forward(tokens_MD)
-        return word_loss(tokens_MD, self.weight, self.bias, target_M)
+        return word_loss(tokens_MD, self.weight, self.bias, target_M, tally)
 
 
 class WordHead(nn.Module):
@@ -74,9 +77,13 @@ class WordHead(nn.Module):
         elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained):
             self.classifier.weight.data.copy_(embedding.weight.data)
 
-    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None) -> Tensor:
-        """... x D -> ... x V or, given the M right words, the sum of their cross-entropies in fp32."""
-        return self.classifier(tokens_MD, target_M)
+    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None, tally: Tally | None = None) -> Tensor:
+        """... x D -> ... x V or, given the M right words, the sum of their cross-entropies in fp32.
+
+        Args:
+            tally: gets `word_accuracy`.
+        """
+        return self.classifier(tokens_MD, target_M, tally)
 
 
 class MaskTokens(nn.Module):

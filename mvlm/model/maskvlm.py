@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool, Tally
 from mvlm.config import Config
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
 from mvlm.model.readings import Matching, Restoring
 from mvlm.objectives.itc import contrast, itc_loss
-from mvlm.objectives.itm import hard_negatives, itm_loss
+from mvlm.objectives.itm import hard_negatives, itm_loss, itm_right
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
 
@@ -36,8 +36,12 @@ class MaskVLM(Encoders):
         self.text_projection = Projection(text_width, model)
         self.temperature = Temperature(model)
 
-    def forward(self, batch: Batch, pool: Pool | None = None) -> Losses:
-        """The four losses of a micro-batch; without a pool the micro-batch is the global batch."""
+    def forward(self, batch: Batch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
+        """The four losses of a micro-batch; without a pool the micro-batch is the global batch.
+
+        Args:
+            tally: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
+        """
         weights = self.config.objectives
         pool = pool or _pool_of_one(batch, weights.exclude_duplicates)
         image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch)
@@ -53,7 +57,10 @@ class MaskVLM(Encoders):
         if weights.itc or weights.itm:
             own = self._project(batch, aligned_image_BSD, aligned_text_BLD)
         if weights.itc:
-            losses["itc"] = itc_loss(own, self.temperature(), pool)
+            temperature = self.temperature()
+            losses["itc"] = itc_loss(own, temperature, pool)
+            if tally:
+                tally.values["temperature"] = temperature.detach().squeeze()
         if weights.itm:
             image_idx_B, text_idx_B = self._draw_negatives(batch, own)
             image_matching = Matching(aligned_image_BSD, aligned_text_BLD, image_idx_B, text_idx_B)
@@ -72,9 +79,12 @@ class MaskVLM(Encoders):
         if weights.itm:
             own_B1D, drawn_text_B1D, drawn_image_B1D = matched_text_B3D.split(1, dim=1)
             matched_text_B3D = torch.cat([own_B1D, drawn_image_B1D, drawn_text_B1D], dim=1)  # as the image side's
-            losses["itm"] = itm_loss(self.match_head(matched_image_B3D, matched_text_B3D))
+            logits_B32 = self.match_head(matched_image_B3D, matched_text_B3D)
+            losses["itm"] = itm_loss(logits_B32)
+            if tally:
+                tally.count("itm_accuracy", itm_right(logits_B32.detach()))
         if weights.text:
-            losses["text"] = self._text_loss(batch, pool, fused_text_BCD)
+            losses["text"] = self._text_loss(batch, pool, fused_text_BCD, tally)
         if weights.image:
             losses["image"] = self._image_loss(batch, pool, fused_image_BSD, context_text_BLD)
         return losses
@@ -145,10 +155,10 @@ class MaskVLM(Encoders):
             uniform=weights.itm_negatives == "uniform",
         )
 
-    def _text_loss(self, batch: Batch, pool: Pool, fused_BCD: Tensor) -> Tensor:
+    def _text_loss(self, batch: Batch, pool: Pool, fused_BCD: Tensor, tally: Tally | None) -> Tensor:
         hidden = batch.hidden
         target_M = batch.target_BL.gather(1, hidden.token_BC).flatten()[hidden.token_M]
-        total = self.word_head(fused_BCD.flatten(0, 1)[hidden.token_M], target_M)
+        total = self.word_head(fused_BCD.flatten(0, 1)[hidden.token_M], target_M, tally)
         return masked_text_loss(total, pool.hidden_tokens, pool.parts)
 
     def _image_loss(self, batch: Batch, pool: Pool, fused_BSD: Tensor, text_BLD: Tensor) -> Tensor:

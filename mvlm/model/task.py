@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import LabelledBatch, Losses, Pool
+from mvlm.batch import LabelledBatch, Losses, Pool, Tally
 from mvlm.config import Config
 from mvlm.model.cross import init_linear
 from mvlm.model.encoders import Encoders
-from mvlm.objectives.labels import answer_loss, label_loss
+from mvlm.objectives.labels import answer_loss, label_loss, label_right
 
 HEAD = "head."
 """What the names of the new parameters begin with; pretraining has the others."""
@@ -42,9 +42,11 @@ class TaskModel(Encoders):
         width = self.vision.width + self.text.width
         self.head = Head(config.task.images * width, width, classes, config.model.cross_init_std)
 
-    def forward(self, batch: LabelledBatch, pool: Pool | None = None) -> Losses:
+    def forward(self, batch: LabelledBatch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
         """The loss of a micro-batch; it knows of no other, so that a pool changes nothing."""
         logits_BA = self.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
+        if tally:
+            tally.count("task_accuracy", label_right(logits_BA, batch.label_B))
         return {"task": LOSSES[self.config.task.name](logits_BA, batch.label_B)}
 
     def logits(self, image_VBCHW: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:

@@ -49,3 +49,9 @@ def itm_loss(logits_BX2: Tensor) -> Tensor:
     target_BX = torch.zeros(logits_BX2.shape[:2], dtype=torch.int64, device=logits_BX2.device)
     target_BX[:, 0] = 1
     return F.cross_entropy(logits_BX2.float().flatten(0, 1), target_BX.flatten())
+
+
+def itm_right(logits_BX2: Tensor) -> Tensor:
+    """bool BX, which of these readings are told for what they are: the pair itself a match, its negatives none."""
+    match_BX = logits_BX2[..., 1] > logits_BX2[..., 0]
+    return torch.cat([match_BX[:, :1], ~match_BX[:, 1:]], dim=1)

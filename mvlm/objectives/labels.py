@@ -19,3 +19,9 @@ def answer_loss(logits_BA: Tensor, target_BA: Tensor) -> Tensor:
 def label_loss(logits_BA: Tensor, label_B: Tensor) -> Tensor:
     """Cross-entropy with the one class that is right, averaged over samples, in fp32."""
     return F.cross_entropy(logits_BA.float(), label_B)
+
+
+def label_right(logits_BA: Tensor, label: Tensor) -> Tensor:
+    """How right the class of the largest logit is, B: 0 or 1, or an answer's own share where classes are answers."""
+    guess_B = logits_BA.argmax(-1)
+    return label.gather(1, guess_B[:, None])[:, 0] if label.ndim == 2 else guess_B == label

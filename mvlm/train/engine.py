@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import IGNORE, Batch, Contrast, Encoded, LabelledBatch, Losses, Pool
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, LabelledBatch, Losses, Pool, Tally
 from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.objectives.itc import contrast
 from mvlm.train.adamw import build_adamw
+from mvlm.train.gradients import GradientParts
 from mvlm.train.optim import parameter_groups
 from mvlm.train.partitions import Flat, Partitions, Sharded, Whole
 
@@ -68,6 +69,9 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: Encoders = self.engine.module
         self._partitions = self._find_partitions()
+        second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
+        places = self._partitions.places(p for p in self.model.parameters() if p.requires_grad)
+        self._gradients = GradientParts([optimizer, *([second] if second else [])], places, self._names)
         if self.stage == 0 and not self._plain:
             self._partitions.prepare(0)  # and counts it
         self._fp16 = "fp16" in low_precision
@@ -83,8 +87,13 @@ class Engine:
             return Whole(self.engine.optimizer, list(self.model.parameters()))
         return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer)
 
-    def step(self, micro_batches: Sequence[Batch | LabelledBatch], lr_factor: float, step: int) -> Losses:
+    def step(
+        self, micro_batches: Sequence[Batch | LabelledBatch], lr_factor: float, step: int, tally: Tally | None = None
+    ) -> Losses:
         """One update from this rank's micro-batches of a global batch.
+
+        Args:
+            tally: gets what the model tells beside its losses, and the norms of its parts' gradients.
 
         Returns:
             The mean over this rank's micro-batches of each loss, on the device; their mean over ranks is the
@@ -99,9 +108,10 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
         scale = self._scaler and self._scaler.cur_scale
+        self._gradients.wanted = tally is not None
         parts: list[Losses] = []
         for batch, pool in zip(micro_batches, self._pools(micro_batches), strict=True):
-            losses = self.engine(batch, pool)
+            losses = self.engine(batch, pool, tally)
             self.engine.backward(sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()))
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
@@ -111,6 +121,9 @@ class Engine:
         if not self._plain:
             self.grad_norm = self.engine.get_global_grad_norm()
         applied = self.engine.was_step_applied()
+        if tally and applied and self.grad_norm is not None:
+            norms = self._gradients.norms(self.grad_norm, self.device)
+            tally.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
         self.updates += applied
         self.overflowed = self._fp16 and not applied
         if self.overflowed and self._scaler and scale == self._scaler.min_scale:

@@ -16,6 +16,7 @@ from mvlm.data.pairs import PairDataset
 from mvlm.data.rows import Rows
 from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
+from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
 from mvlm.train.blocks import prepare_blocks
 from mvlm.train.checkpoint import Start
@@ -82,6 +83,7 @@ def train(
     }
     apply_kernels(model, config)
     prepare_blocks(model, config, layout["zero_stage"])
+    arithmetic = Arithmetic.of(config, model, ds_config)
     engine = Engine(model, config, ds_config)
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint)
     if start.resumes:
@@ -94,7 +96,7 @@ def train(
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
     describe_run(run, config, ds_config, engine.model, layout, site)  # a run refused before must not look like this one
     with ExitStack() as stack:
-        monitor = stack.enter_context(Monitor(run, state.step, total, config.log.tensorboard))
+        monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
         if taken:
             monitor.say(str(taken))
@@ -102,7 +104,20 @@ def train(
         uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
         saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number, site, uploads))
         trainer = Trainer(
-            config, engine, dataset, state, layout, warmup, stop, attempt, monitor, watchdog, saver, uploads, evaluate
+            config,
+            engine,
+            arithmetic,
+            dataset,
+            state,
+            layout,
+            warmup,
+            stop,
+            attempt,
+            monitor,
+            watchdog,
+            saver,
+            uploads,
+            evaluate,
         )
         stack.callback(trainer.close)
         can_go_back = start.resumes and start.own

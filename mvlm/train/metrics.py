@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mvlm import dist
-from mvlm.batch import Losses
+from mvlm.batch import Losses, Tally
 from mvlm.config import Config
 from mvlm.train.engine import Engine
 from mvlm.train.state import TrainState
@@ -44,11 +44,12 @@ class Meter:
         self._clock += seconds
 
     def metrics(
-        self, losses: Losses, state: TrainState, factor: float, data_waited: float, rows: int
+        self, losses: Losses, tally: Tally, state: TrainState, factor: float, data_waited: float, rows: int
     ) -> dict[str, Any]:
         """The global batch's losses and what else there is to tell; all ranks must call, and wait for the device.
 
         Args:
+            tally: of the same step.
             factor: of the peak learning rates.
             data_waited: seconds the loader has waited since it was opened.
             rows: of the data, which make an epoch.
@@ -57,6 +58,7 @@ class Meter:
         parts = dict(zip(losses, means, strict=True))
         loss = sum(self.config.objectives.weight(name) * value for name, value in parts.items())
         metrics: dict[str, Any] = {"step": state.step, "loss": loss} | parts
+        metrics |= told(tally)
         optim = self.config.optim
         metrics["lr"], metrics["encoder_lr"] = optim.lr * factor, optim.encoder_lr * factor
         metrics["grad_norm"] = None if self.engine.grad_norm is None else float(self.engine.grad_norm)
@@ -79,6 +81,22 @@ class Meter:
         self.restart(state.step)
         self._data_waited = data_waited
         return timing
+
+
+def told(tally: Tally) -> dict[str, float | None]:
+    """The global batch's accuracies, of which one that nothing was asked for is None, and the other values.
+
+    All ranks must call, and wait for the device.
+    """
+    right, values = list(tally.right), list(tally.values)
+    metrics: dict[str, float | None] = {}
+    if right:
+        counts_2X = torch.stack([torch.stack(list(tally.right.values())).cpu(), torch.tensor([*tally.asked.values()])])
+        sums_2X = dist.all_reduce(counts_2X.double())
+        metrics |= {name: r / a if a else None for name, r, a in zip(right, *sums_2X.tolist(), strict=True)}
+    if values:
+        metrics |= dict(zip(values, torch.stack(list(tally.values.values())).tolist(), strict=True))
+    return metrics
 
 
 def opening(config: Config, state: TrainState, resumed: Path | None, layout: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What a person and a machine see of a run: progress bar, metrics.jsonl, TensorBoard. Rank 0 only."""
+"""What a person and a machine see of a run: progress bar, metrics.jsonl, trackers. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,28 +15,33 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mvlm import dist
+from mvlm.config import Log
 from mvlm.errors import cannot_write
+from mvlm.train.trackers import PATIENCE, Follower, followers, numbers
 
 METRICS = "metrics.jsonl"
+HURRY = 5.0  # seconds that trackers get when a run ends on an error
 SHOWN = ("loss", "image", "text", "itc", "itm", "task")
 
 
 class Monitor:
-    """Reports of one rank; on ranks other than 0 it writes nothing."""
+    """Reports of one rank; on ranks other than 0 it writes nothing.
 
-    def __init__(self, run: Path, first_step: int, total_steps: int, tensorboard: bool) -> None:
+    Args:
+        run: has `run.json`.
+        log: which trackers follow.
+    """
+
+    def __init__(self, run: Path, first_step: int, total_steps: int, log: Log) -> None:
         self.main = dist.rank() == 0
         self.console = Console(stderr=True)
         self._progress: Progress | None = None
-        self._writer: Any = None
+        self._followers: list[Follower] = []
         if not self.main:
             return
         _drop_torn_line(run / METRICS)
         self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._followers = followers(run, first_step, log, self.say)
         columns = ("[progress.description]{task.description}", "{task.fields[report]}")
         self._progress = Progress(
             TextColumn(columns[0]),
@@ -55,12 +61,22 @@ class Monitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.finish(done=False, patience=HURRY)
         with contextlib.suppress(OSError):  # every line was flushed when it was written
             if self._progress:
                 self._progress.stop()
                 self._file.close()
-            if self._writer:
-                self._writer.close()
+
+    def finish(self, done: bool, patience: float = PATIENCE) -> None:
+        """Let the trackers take what they have not taken yet, and end.
+
+        Args:
+            done: the run has reached its last step.
+            patience: seconds that all of them get together.
+        """
+        deadline = time.monotonic() + patience
+        while self._followers:
+            self._followers.pop().close(done, max(0.0, deadline - time.monotonic()))
 
     def advance(self, step: int) -> None:
         if self._progress:
@@ -95,10 +111,13 @@ class Monitor:
         }
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        if self._writer:
-            for name, value in metrics.items():
-                if isinstance(value, (int, float)) and name != "step":
-                    self._writer.add_scalar(name, value, metrics["step"])
+        for follower in self._followers:
+            follower.log(metrics["step"], numbers(metrics))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Hand pictures that lie in the run folder to the trackers."""
+        for follower in self._followers:
+            follower.picture(step, path)
 
     def say(self, sentence: str) -> None:
         """Tell the person at the terminal, above the progress bar."""

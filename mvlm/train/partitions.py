@@ -6,13 +6,23 @@ Every method is called by all ranks, with the same parameter at the same time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Place(NamedTuple):
+    """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor laid flat."""
+
+    parameter: Parameter
+    owner: Tensor
+    start: int
+    length: int
 
 
 class Partitions(ABC):
@@ -33,6 +43,10 @@ class Partitions(ABC):
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `read` gives, and the low-precision copy that the model computes with."""
+
+    @abstractmethod
+    def places(self, parameters: Iterable[Parameter]) -> Iterator[Place]:
+        """This rank's piece of each parameter of which it has one."""
 
     @abstractmethod
     def _owners(self) -> list[Tensor]:
@@ -95,6 +109,10 @@ class Whole(Partitions):
             if key in whole:
                 self._base.state[master][key].copy_(whole[key])
 
+    def places(self, parameters: Iterable[Parameter]) -> Iterator[Place]:
+        for parameter in parameters:
+            yield Place(parameter, self._masters[id(parameter)], 0, parameter.numel())
+
     def _owners(self) -> list[Tensor]:
         return list(self._masters.values())
 
@@ -132,6 +150,13 @@ class Flat(Partitions):
         self._optimizer._hp_optimizer_states_linked = False
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
+    def places(self, parameters: Iterable[Any]) -> Iterator[Place]:
+        owners = self._owners()
+        for parameter in parameters:
+            if (mapping := parameter._hp_mapping) is not None:
+                address = mapping.hp_fragment_address
+                yield Place(parameter, owners[mapping.param_group_index], address.start, address.numel)
+
     def _owners(self) -> list[Tensor]:
         return [parameter for group in self._base.param_groups for parameter in group["params"]]
 
@@ -153,14 +178,26 @@ class Sharded(Partitions):
 
         with GatheredParameters([parameter], modifier_rank=0):
             parameter.data.copy_(whole["weight"])
-        zero = self._optimizer
-        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
-        start = size * zero._get_param_partition_rank(parameter)
+        group, offset, size, start = self._position(parameter)
         master = self._owners()[group]
         for key, tensor in whole.items():
             part = tensor.flatten()[start : start + size]
             target = master if key == "weight" else self._base.state[master][key]
             target.data[offset : offset + size].copy_(torch.nn.functional.pad(part, (0, size - len(part))))
+
+    def places(self, parameters: Iterable[Any]) -> Iterator[Place]:
+        owners = self._owners()
+        for parameter in parameters:
+            group, offset, size, start = self._position(parameter)
+            length = min(size, parameter.ds_numel - start)  # the last ranks' parts are filled up
+            if length > 0:
+                yield Place(parameter, owners[group], offset, length)
+
+    def _position(self, parameter: Any) -> tuple[int, int, int, int]:
+        """Which owner has this rank's part, where it begins there, its size, and where it begins in the parameter."""
+        zero = self._optimizer
+        group, offset, size = zero.grad_position[zero.get_param_id(parameter)]
+        return group, offset, size, size * zero._get_param_partition_rank(parameter)
 
     def _owners(self) -> list[Tensor]:
         return list(self._optimizer.fp32_partitioned_groups_flat)

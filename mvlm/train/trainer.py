@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import Losses
+from mvlm.batch import Losses, Tally
 from mvlm.config import Config
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
 from mvlm.data.rows import Rows
 from mvlm.errors import UserError
 from mvlm.train import checkpoint as checkpoints
+from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
 from mvlm.train.engine import Engine
 from mvlm.train.guard import Bad, Guard
 from mvlm.train.metrics import Meter
 from mvlm.train.monitor import Monitor
+from mvlm.train.profile import Profiling
 from mvlm.train.quarantine import Quarantine
 from mvlm.train.saver import Saver
 from mvlm.train.schedule import lr_factor
@@ -36,8 +38,8 @@ from mvlm.train.watchdog import Watchdog
 DONE, PREEMPTED = 0, 75
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
 
-Evaluate = Callable[[Any, Path, int, bool], dict[str, float]]
-"""(model, run folder, step, whether it is the last) -> flat metrics; called on every rank at once."""
+Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
+"""(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
 
 
 class Said(NamedTuple):
@@ -58,6 +60,7 @@ class Trainer:
 
     config: Config
     engine: Engine
+    arithmetic: Arithmetic
     dataset: Rows[Any]
     state: TrainState
     layout: dict[str, Any]
@@ -78,6 +81,7 @@ class Trainer:
         self.quarantine = Quarantine(self.run, config.data.tolerance, len(mixture))
         self.skipped = Skipped(self.run, self.state.skipped)
         self.meter = Meter(config, self.engine)
+        self.profiling = Profiling(self.run)
         self._start_from(self.state)
 
     def _start_from(self, state: TrainState) -> None:
@@ -102,6 +106,7 @@ class Trainer:
         self.meter.restart(state.step)
 
     def close(self) -> None:
+        self.profiling.close()
         self.loader.close()
 
     def to_the_end(self, can_go_back: bool) -> int:
@@ -132,6 +137,8 @@ class Trainer:
         self.saver.finish()
         self.watchdog.at(self.state.step, "waiting for the mirror", LONG)
         self.uploads.finish()
+        self.watchdog.at(self.state.step, "waiting for the trackers")
+        self.monitor.finish(done=True)
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return DONE
 
@@ -180,7 +187,9 @@ class Trainer:
         micro_batches = next(self.loader)
         self.watchdog.at(state.step, "computing the update")
         factor = lr_factor(state.step, self.warmup, self.layout["steps"], config.optim.floor)
-        losses = self.engine.step(micro_batches, factor, state.step)
+        last = state.step + 1 == self.layout["steps"]
+        tally = Tally() if last or (state.step + 1) % config.log.every == 0 else None
+        losses = self.engine.step(micro_batches, factor, state.step, tally)
         position = self.loader.position
         total = _weighted(losses, config)
         self.guard.watch(state.step + 1, position, total, self.engine.grad_norm, self.engine.overflowed)
@@ -188,10 +197,13 @@ class Trainer:
         self.state = state
         self.meter.stepped(time.perf_counter() - began)
         self.monitor.advance(state.step)
-        last = state.step == self.layout["steps"]
-        if last or state.step % config.log.every == 0:
-            metrics = self.meter.metrics(losses, state, factor, self.loader.wait_seconds, len(self.dataset))
-            self.monitor.log(metrics | {"bad_images": len(self.quarantine)})
+        self.profiling.stepped(state.step)
+        if tally:
+            metrics = self.meter.metrics(losses, tally, state, factor, self.loader.wait_seconds, len(self.dataset))
+            metrics |= self.arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
+            left_out = {"bad_images": len(self.quarantine), "skipped": len(self.skipped.positions)}
+            self.monitor.log(metrics | left_out)
+            self.profiling.look()
         aside = time.perf_counter()
         if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
             if bad := self._drain():
@@ -200,7 +212,10 @@ class Trainer:
             self._save()
         if self.evaluate and (last or (config.eval.every and state.step % config.eval.every == 0)):
             self.watchdog.at(state.step, "evaluating", LONG)
-            self.monitor.log({"step": state.step} | self._evaluated(self.evaluate))
+            metrics, picture = self._evaluated(self.evaluate)
+            self.monitor.log({"step": state.step} | metrics)
+            if picture:
+                self.monitor.picture(state.step, picture)
         self.meter.leave_out(time.perf_counter() - aside)  # neither is training
 
     def _list_faults(self) -> None:
@@ -208,7 +223,7 @@ class Trainer:
         self.quarantine.add(self.loader.faults, self.state.samples_seen)
         self.loader.faults.clear()
 
-    def _evaluated(self, evaluate: Evaluate) -> dict[str, float]:
+    def _evaluated(self, evaluate: Evaluate) -> tuple[dict[str, float], Path | None]:
         self.engine.engine.eval()
         with torch.no_grad():
             return evaluate(self.engine.model, self.run, self.state.step, self.state.step == self.layout["steps"])
@@ -267,6 +282,8 @@ class Trainer:
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
             "the same command goes on from there."
         )
+        self.watchdog.at(self.state.step, "waiting for the trackers")
+        self.monitor.finish(done=False)
         dist.barrier()  # see to_the_end
         return PREEMPTED
 

@@ -12,9 +12,14 @@ from mvlm.model.maskvlm import MaskVLM
 
 
 def reference_losses(
-    model: MaskVLM, batch: Batch, image_idx: list[int], text_idx: list[int]
+    model: MaskVLM, batch: Batch, image_idx: list[int], text_idx: list[int], right: dict[str, list[bool]] | None = None
 ) -> dict[str, torch.Tensor]:
-    """The four losses; the negatives are given, for their draw is tested by itself."""
+    """The four losses; the negatives are given, for their draw is tested by itself.
+
+    Args:
+        right: gets which words and matches the model would tell rightly.
+    """
+    right = right if right is not None else {}
     pairs = range(len(batch))
     hide = model.config.objectives.hide
 
@@ -37,6 +42,7 @@ def reference_losses(
         for place, word in enumerate(batch.target_BL[i].tolist()):
             if word != IGNORE:
                 word_losses.append(-F.log_softmax(words[place], -1)[word])
+                right.setdefault("word_accuracy", []).append(int(words[place].argmax()) == word)
         fused = model.fuse_image(image(i, True), other_text, valid(other_text))
         mask = batch.patch_mask_BN[i : i + 1]
         pixels = model.unpatchify(model.reconstruct_image(fused, other_text, valid(other_text), mask))[0]
@@ -63,6 +69,7 @@ def reference_losses(
         fused_text = model.fuse_text(words, picture, valid(words))[:, 0]
         logits_2 = model.match_head.classifier(fused_image * model.match_head.align(fused_text))[0]
         matches.append(-F.log_softmax(logits_2, -1)[label])
+        right.setdefault("itm_accuracy", []).append(int(logits_2.argmax()) == label)
     return {
         "itc": itc,
         "itm": torch.stack(matches).mean(),

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 
 from mvlm import dist
-from mvlm.batch import Batch
+from mvlm.batch import Batch, Tally
 from mvlm.train.blocks import prepare_blocks
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
 from mvlm.train.kernels import apply_kernels
+from mvlm.train.metrics import told
 from mvlm.train.optim import count_parameters
 from tests.train.parity_worker import built, configuration, steps_of
 
@@ -77,10 +78,11 @@ def trained(engine: Engine, batches: list[list[Batch]], start: int, stop: int) -
     """One line a step, with every number that it gave."""
     lines = []
     for step in range(start, stop):
-        losses = engine.step(batches[step], 0.5, step)
+        tally = Tally()
+        losses = engine.step(batches[step], 0.5, step, tally)
         means = {name: (dist.all_reduce(loss) / dist.world()).item() for name, loss in losses.items()}
-        told = {"grad_norm": norm(engine), "updates": engine.updates, "overflowed": engine.overflowed}
-        lines.append(means | told | {"loss_scale": engine.loss_scale_state()})
+        facts = {"grad_norm": norm(engine), "updates": engine.updates, "overflowed": engine.overflowed}
+        lines.append(means | facts | told(tally) | {"loss_scale": engine.loss_scale_state()})
     return lines
 
 

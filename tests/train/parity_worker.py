@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import Batch
+from mvlm.batch import Batch, Tally
 from mvlm.config import Config, load_config
 from mvlm.data.index import Mixture
 from mvlm.data.loader import Loader
@@ -32,6 +32,7 @@ from mvlm.train.blocks import prepare_blocks
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
 from mvlm.train.kernels import apply_kernels
+from mvlm.train.metrics import told
 from mvlm.train.optim import count_parameters, parameter_groups
 from tests.conftest import ROOT, TINY
 from tests.model.reference import reference_losses
@@ -82,8 +83,11 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
     history: dict[str, Any] = {"grad_norm": []}
     for step, micro_batches in enumerate(steps_of(loader)):
-        for name, loss in engine.step(micro_batches, 0.5, step).items():
+        tally = Tally()
+        for name, loss in engine.step(micro_batches, 0.5, step, tally).items():
             history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
+        for name, value in told(tally).items():
+            history.setdefault(name, []).append(value)
         assert engine.grad_norm is not None
         history["grad_norm"].append(float(engine.grad_norm))
         if step == 0:
@@ -122,6 +126,17 @@ def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dic
     return errors
 
 
+def part_norms(model: MaskVLM) -> dict[str, float]:
+    """Of the gradients as they are; what stands in the model beside its encoders and the decoder is a head."""
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        is_head = "head" in name or "projection" in name or name.startswith("temperature")
+        part = f"grad_norms/{'heads' if is_head else name.split('.')[0]}"
+        assert parameter.grad is not None
+        squares[part] = squares.get(part, 0.0) + parameter.grad.double().square().sum().item()
+    return {part: square**0.5 for part, square in squares.items()}
+
+
 def plain_run(shards: str) -> dict[str, list[float]]:
     """A torch loop over whole global batches, without DeepSpeed, ranks or pools."""
     config = configuration(shards, 16)
@@ -132,9 +147,12 @@ def plain_run(shards: str) -> dict[str, list[float]]:
     for (batch,) in steps_of(loader):
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * group["peak_lr"]
-        losses = model(batch)
+        tally = Tally()
+        losses = model(batch, None, tally)
         optimizer.zero_grad()
         sum(losses.values()).backward()
+        for name, value in told(tally).items() | part_norms(model).items():
+            history.setdefault(name, []).append(value)
         history["grad_norm"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)))
         optimizer.step()
         for name, loss in losses.items():
@@ -152,7 +170,8 @@ if __name__ == "__main__":
     dist.init()
     losses, gradients = reference_step(args.shards)
     results = {f"zero{s}_accumulation{acc}": engine_run(args.shards, s, acc, gradients) for s, acc in LAYOUTS}
+    plain = plain_run(args.shards)
     if dist.rank() == 0:
-        args.file.write_text(json.dumps(results | {"plain": plain_run(args.shards), "reference": losses}))
+        args.file.write_text(json.dumps(results | {"plain": plain, "reference": losses}))
     dist.barrier()
     dist.close()

@@ -18,6 +18,7 @@ from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine, build_optimizer
+from mvlm.train.gradients import PARTS
 from mvlm.train.optim import count_parameters
 from mvlm.train.partitions import Whole
 from tests.conftest import ROOT, TINY, free_port, run_command
@@ -74,7 +75,8 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
     for line, other in zip(found, expected, strict=True):
         for name in LOSSES:
             assert line[name] == pytest.approx(other[name], rel=losses), name
-        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=norm)
+        for name in ("grad_norm", *(f"grad_norms/{part}" for part in PARTS)):
+            assert line[name] == pytest.approx(other[name], rel=norm), name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -129,6 +131,7 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
     assert [line["updates"] for line in lines] == [0, 0, 0, 1, 2]
     assert [line["loss_scale"]["cur_scale"] for line in lines] == [2.0**14, 2.0**13, 2.0**12, 2.0**12, 2.0**12]
     assert all(line["grad_norm"] == math.inf for line in lines[:3])
+    assert ["grad_norms/vision" in line for line in lines] == [False, False, False, True, True]
 
 
 def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from mvlm.config import Log
 from mvlm.train.monitor import Monitor
 
 
 def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
-    with Monitor(tmp_path, 0, 2, tensorboard=False) as monitor:
+    with Monitor(tmp_path, 0, 2, Log(tensorboard=False)) as monitor:
         monitor.log({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
 
     def refuse(word: str) -> None:
@@ -26,6 +27,6 @@ def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
 @pytest.mark.parametrize("whole", ["", '{"step": 1}\n{"step": 2}\n'])
 def test_a_torn_line_goes_and_the_whole_ones_stay(tmp_path: Path, whole: str, torn: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(whole + torn)
-    with Monitor(tmp_path, 2, 4, tensorboard=False) as monitor:
+    with Monitor(tmp_path, 2, 4, Log(tensorboard=False)) as monitor:
         monitor.log({"step": 3})
     assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"step": 3}\n'

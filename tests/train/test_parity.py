@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvlm.train.gradients import PARTS
 from tests.conftest import ROOT, free_port, run_command
 
 WORKER = str(ROOT / "tests/train/parity_worker.py")
@@ -26,7 +27,8 @@ def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
     layouts = {name: history for name, history in histories.items() if name.startswith("zero")}
     assert len(layouts) == 8
     for layout, history in layouts.items():
-        for name in ("image", "text", "itc", "itm", "grad_norm", "weights"):
+        assert history.keys() - {"gradient_errors"} == plain.keys()
+        for name in plain:
             found, expected = (torch.tensor(h[name], dtype=torch.float64) for h in (history, plain))
             message = f"{name} of {layout}"
             torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5, msg=lambda m, s=message: f"{s}: {m}")
@@ -40,6 +42,17 @@ def test_the_first_step_of_every_layout_is_the_reference_pair_by_pair(histories:
             errors = history["gradient_errors"]
             assert len(errors) > 60
             assert max(errors.values()) < 1e-5, f"{layout}: {max(errors, key=errors.get)}"
+
+
+def test_what_is_told_beside_the_losses_says_something(histories: dict) -> None:
+    plain = histories["plain"]
+    norms = [plain[f"grad_norms/{part}"] for part in PARTS]
+    for step, norm in enumerate(plain["grad_norm"]):
+        assert sum(of_part[step] ** 2 for of_part in norms) == pytest.approx(norm**2)
+    assert min(min(of_part) for of_part in norms) > 0
+    assert 0 < plain["itm_accuracy"][0] < 1
+    assert plain["word_accuracy"][-1] > 0
+    assert len(set(plain["temperature"])) == len(plain["temperature"])
 
 
 def test_training_moved(histories: dict) -> None:

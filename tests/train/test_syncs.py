@@ -14,6 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mvlm.batch import Tally
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
 from mvlm.train.optim import count_parameters
@@ -145,7 +146,7 @@ def test_a_step_of_training_waits_for_nothing_in_our_code(
     content = {"zero_optimization": {"stage": stage}}
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model)))
     first, second, *_ = steps_of(loader)
-    engine.step(first, 0.5, 0)  # which leaves some constants on the device
+    engine.step(first, 0.5, 0, Tally())  # which leaves some constants on the device
     with Waits() as waits:
-        engine.step(second, 0.5, 1)
+        engine.step(second, 0.5, 1, Tally())
     assert set(waits.found) == set()

@@ -1,0 +1,64 @@
+"""Pictures restored while a run trains: the same few held-out ones each time, so that progress can be seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mvlm import dist
+from mvlm.data.dataset import EvalDataset
+from mvlm.errors import cannot_write
+from mvlm.evaluate.examples import ImageExample, restored
+from mvlm.model.maskvlm import MaskVLM
+
+PICTURES = "pictures"
+ALL, GAP, WHITE = 32, 4, 255
+LARGEST = 256  # pixels a side that are kept of each
+
+
+def is_due(turn: int) -> bool:
+    """Whether evaluation number `turn` of a run makes pictures: the first 32, then 16 for each doubling.
+
+    A thousand evaluations make 113, and a resumed run the same ones.
+    """
+    return turn % (1 << max(0, turn.bit_length() - ALL.bit_length() + 1)) == 0
+
+
+def write_pictures(
+    model: MaskVLM, dataset: EvalDataset, count: int, folder: Path, step: int, device: torch.device
+) -> Path:
+    """Restore `count` rows, evenly apart; all ranks must call, rank 0 writes `pictures/step_00001000.png`.
+
+    A row of the picture is an original, what was hidden of it in grey, and what the model restores with and without
+    the sentence.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
+    drawn = [_row(example) for example in restored(model, dataset, rows.tolist(), device)]
+    path = folder / PICTURES / f"step_{step:08d}.png"
+    if dist.rank() == 0:
+        beside = np.full((GAP, *drawn[0].shape[1:]), WHITE, np.uint8)
+        whole = np.concatenate([part for row in drawn for part in (row, beside)][:-1])
+        try:
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(whole).save(path)
+        except OSError as error:
+            raise cannot_write(str(path), error, "free some room and start again") from None
+    return path
+
+
+def _row(example: ImageExample) -> np.ndarray:
+    views = [_small(view) for view in (example.original, example.hidden, example.with_text, example.without_text)]
+    beside = np.full((len(views[0]), GAP, 3), WHITE, np.uint8)
+    return np.concatenate([part for view in views for part in (view, beside)][:-1], axis=1)
+
+
+def _small(view_HWC: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(view_HWC)
+    image.thumbnail((LARGEST, LARGEST))
+    return np.asarray(image)
