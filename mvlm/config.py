@@ -256,6 +256,12 @@ def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
     return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
 
 
+def require_training_data(config: Config, where: str) -> None:
+    """Raise `UserError` where `data.train` names nothing; `where` names the TOML."""
+    if not config.data.train:
+        raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`.")
+
+
 def dump_config(config: Config) -> str:
     """The configuration as TOML that `load_config` reads back to an equal `Config`."""
     lines = []

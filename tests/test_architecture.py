@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.ranges": {"config"},
     "mvlm.toml": set(),
     "mvlm.preflight": {"dist", "train", "preflight"},
+    "mvlm.check": {"check", "config", "data", "model", "train"},
     "mvlm.kernels": {"batch", "kernels"},
     "mvlm.objectives": {"batch", "kernels", "objectives"},
     "mvlm.model": {"batch", "config", "objectives", "kernels", "model"},

@@ -76,10 +76,10 @@ def resolve(
     for section in ("optimizer", "scheduler"):  # ours are handed over as objects
         resolved.pop(section, None)
     with mistakes.gathered():
-        zero = ds_fill.fill_zero(resolved, parameters, json_name)
+        zero, low_precision = ds_fill.fill_zero(resolved, parameters, json_name), True
         with mistakes.gathered():
             low_precision = ds_fill.fill_precision(resolved, json_name)
-            ds_fill.fill_offload(zero, config, low_precision, json_name)
+        ds_fill.fill_offload(zero, config, low_precision, json_name)
     mistakes.settle()
     resolved |= {key: value for key, (value, _) in _owned(config, world).items()}
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
