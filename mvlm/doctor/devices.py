@@ -31,7 +31,7 @@ def find(options: Options) -> Iterator[Finding]:
     built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
     yield works("torch", f"torch {torch.__version__} is built for {built_for}")
     yield _cuda()
-    yield from _compute(torch.device("cpu"), "the CPU")
+    yield from _compute(torch.device("cpu"), "The CPU")
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.device("cuda", number)
         yield from _compute(device, f"GPU {number} ({torch.cuda.get_device_name(device)})")
@@ -53,7 +53,7 @@ def _cuda() -> Finding:
         says = f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} and torch is built for CPUs alone"
         return broken("gpu", says, "install a torch that is built for CUDA, see pytorch.org", facts)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and not hidden.strip("- 1"):
+    if hidden in ("", "-1"):
         says = f"CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs of this machine"
         return absent("gpu", says, "unset it to train on them", facts)
     try:

@@ -8,26 +8,34 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import mvlm
 from mvlm.doctor.findings import Finding, Options, broken, first_line
+from mvlm.doctor.patience import patience
 from mvlm.doctor.registry import PROBES
 
 AT_ONCE = 4
+_running: set[int] = set()
+"""Process groups of probes."""
 ENDING_SECONDS = 2.0
 """For a killed probe to be gone; one that waits for a dead disk cannot be killed and is left behind."""
 
 
-def examine(options: Options, names: Iterable[str] = tuple(PROBES)) -> Iterator[Finding]:
+def examine(options: Options) -> Iterator[Finding]:
     """Run the probes, several at once, and give their findings in order, as soon as each is known."""
     at_once = min(AT_ONCE, len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(at_once) as pool:
-        for findings in pool.map(partial(isolated, options=options), names):
-            yield from findings
+        try:
+            for findings in pool.map(partial(isolated, options=options), PROBES):
+                yield from findings
+        finally:  # be it that the user has had enough
+            pool.shutdown(wait=False, cancel_futures=True)
+            for group in list(_running):
+                _kill(group)
 
 
 def isolated(name: str, options: Options, seconds: float | None = None) -> list[Finding]:
@@ -36,7 +44,7 @@ def isolated(name: str, options: Options, seconds: float | None = None) -> list[
     Args:
         seconds: in place of the probe's own time limit.
     """
-    limit = PROBES[name].seconds if seconds is None else seconds
+    limit = patience(PROBES[name].seconds) if seconds is None else seconds
     words = [word for folder in options.shards for word in ("--shards", folder)]
     words += ["--run", options.run] if options.run else []
     command = [sys.executable, "-m", "mvlm.doctor.probe", name, *words]
@@ -50,12 +58,14 @@ def isolated(name: str, options: Options, seconds: float | None = None) -> list[
         errors="replace",
         start_new_session=True,
     ) as child:
+        _running.add(child.pid)
         try:
             answer, said = child.communicate(timeout=limit)
         except subprocess.TimeoutExpired:
             return [_end(child, name, limit)]
         finally:
             _kill(child.pid)  # and what it may have left
+            _running.discard(child.pid)
     if child.returncode == 0:
         with contextlib.suppress(ValueError, TypeError):
             return [Finding(**finding) for finding in json.loads(answer)]

@@ -14,7 +14,9 @@ import sys
 import time
 from collections.abc import Iterator
 
+from mvlm.doctor.devices import gpus_of_machine
 from mvlm.doctor.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.doctor.patience import patience
 
 PATIENCE_SECONDS = 20.0
 LIMIT_SECONDS = 60.0  # for both, the imports among them
@@ -22,14 +24,18 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
 def find(options: Options) -> Iterator[Finding]:
-    import torch
-
     yield _reduce("gloo", {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = _usable_gpus() if gpus_of_machine() else 0
     if gpus >= 2:
         yield _reduce("nccl", {"NCCL_DEBUG": os.environ.get("NCCL_DEBUG", "WARN")})
     else:
         yield absent("nccl", f"NCCL is not needed: {'one GPU is' if gpus else 'no GPUs are'} here to use it")
+
+
+def _usable_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def _reduce(backend: str, environment: dict[str, str]) -> Finding:
@@ -81,11 +87,12 @@ def _two_ranks(environment: dict[str, str]) -> str | None:
         )
         for rank in range(2)
     ]
-    deadline = time.monotonic() + LIMIT_SECONDS
+    limit = patience(LIMIT_SECONDS)
+    deadline = time.monotonic() + limit
     try:
         while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
             if time.monotonic() > deadline:
-                return f"nothing came within {LIMIT_SECONDS:.0f} s"
+                return f"nothing came within {limit:.0f} s"
             time.sleep(0.05)
     finally:
         for rank in ranks:
@@ -109,13 +116,14 @@ def main() -> int:
 
     from mvlm import dist
 
-    meeting = dist.Meeting(PATIENCE_SECONDS)
-    with meeting.group("doctor", [0, 1], PATIENCE_SECONDS):
+    seconds = patience(PATIENCE_SECONDS)
+    meeting = dist.Meeting(seconds)
+    with meeting.group("doctor", [0, 1], seconds):
         total = dist.all_reduce(torch.tensor([1.0 + meeting.rank], device=dist.device()))
         right = float(total) == 3.0
     with contextlib.suppress(ConnectionError):
         meeting.post(f"done/{meeting.rank}", True)
-        meeting.read(f"done/{1 - meeting.rank}", PATIENCE_SECONDS)  # rank 0 keeps the store until rank 1 is done
+        meeting.read(f"done/{1 - meeting.rank}", seconds)  # rank 0 keeps the store until rank 1 is done
     if not right:
         print(f"1 and 2 were added up to {float(total):g}", file=sys.stderr)
     return 0 if right else 1

@@ -105,16 +105,14 @@ def _open_files() -> set[str]:
 
 def find_apex(options: Options) -> Iterator[Finding]:
     """NVIDIA's apex is known by its compiled part `amp_C`; PyPI's package of that name is another project."""
+    build = "build NVIDIA's with cluster/gpu/build_apex.sh"
+    if importlib.util.find_spec("amp_C") is None:
+        yield _without_amp(build)
+        return
     import torch  # noqa: F401  # whose libraries amp_C is linked to
 
-    build = "build NVIDIA's with cluster/gpu/build_apex.sh"
     try:
         importlib.import_module("amp_C")
-    except ModuleNotFoundError as error:
-        if error.name == "amp_C":
-            yield _without_amp(build)
-            return
-        yield broken("apex", f"NVIDIA's apex cannot be imported ({first_line(error)})", build + " anew")
     except Exception as error:  # what was built for another torch raises ImportError and more
         yield broken("apex", f"NVIDIA's apex does not fit this torch ({first_line(error)})", build + " anew")
     else:

@@ -24,7 +24,7 @@ class Probe:
     """
     Args:
         find: what it finds.
-        seconds: after which it hangs; several times what it takes on a slow disk and a busy core.
+        seconds: after which it hangs, on a machine that is not busy: ten times and more what it takes there.
     """
 
     find: Callable[[Options], Iterator[Finding]]
@@ -32,18 +32,18 @@ class Probe:
 
 
 PROBES = {
-    "packages": Probe(packages.find, 30),
-    "torch": Probe(devices.find, 120),
+    "packages": Probe(packages.find, 20),
+    "torch": Probe(devices.find, 60),
     "compiler": Probe(extensions.find_compiler, 60),
-    "locks": Probe(extensions.find_locks, 30),
-    "deepspeed": Probe(deepspeed_ops.find, 120),
+    "locks": Probe(extensions.find_locks, 20),
+    "deepspeed": Probe(deepspeed_ops.find, 90),
     "apex": Probe(extensions.find_apex, 60),
-    "triton": Probe(triton_kernels.find, 180),
-    "exchange": Probe(exchange.find, 90),
-    "slurm": Probe(schedulers.find_slurm, 30),
-    "ray": Probe(schedulers.find_ray, 90),
-    "jpeg": Probe(data.find_decoder, 60),
+    "triton": Probe(triton_kernels.find, 120),
+    "exchange": Probe(exchange.find, 100),
+    "slurm": Probe(schedulers.find_slurm, 20),
+    "ray": Probe(schedulers.find_ray, 80),
+    "jpeg": Probe(data.find_decoder, 30),
     "shards": Probe(data.find_shards, 300),
     "storage": Probe(storage.find, 90),
-    "clock": Probe(storage.find_clock, 30),
+    "clock": Probe(storage.find_clock, 20),
 }
