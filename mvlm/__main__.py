@@ -15,6 +15,8 @@ COMMANDS = {
     "evaluate": "measure a trained model on held-out shards",
     "predict": "try a trained model on your own images and sentences",
     "report": "write a page about a run: curves, numbers and examples",
+    "doctor": "try what of this machine works",
+    "check": "tell whether a run can begin or go on, without training",
     "preflight": "find the slow or dead node before a run",
     "kernels": "show who computes what on this machine",
 }

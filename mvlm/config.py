@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mvlm.errors import UserError
+from mvlm.errors import Mistakes, UserError
 from mvlm.ranges import check_ranges
 from mvlm.toml import apply_override, as_toml, build
 
@@ -214,6 +214,18 @@ class Config:
 
 def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
     """Read a run TOML and apply `table.key=value` overrides, values in TOML syntax or bare strings."""
+    mistakes = Mistakes()
+    config = read_config(path, overrides, mistakes)
+    mistakes.settle()
+    return config
+
+
+def read_config(path: str | Path, overrides: typing.Iterable[str], mistakes: Mistakes) -> Config:
+    """The same as far as it can be read: what is wrong is gathered, and the default stands in its place.
+
+    Raises:
+        UserError: the file is no TOML.
+    """
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -224,19 +236,33 @@ def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Confi
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
     for override in overrides:
-        apply_override(tables, override)
-    return config_from_dict(tables, str(path))
+        with mistakes.gathered():
+            apply_override(tables, override)
+    return _checked(tables, str(path), mistakes)
 
 
 def config_from_dict(tables: dict[str, Any], where: str) -> Config:
     """Build and check a `Config`; `where` names the file in error messages."""
-    config = build(Config, tables, where, "")
-    check_ranges(config, where)
+    mistakes = Mistakes()
+    config = _checked(tables, where, mistakes)
+    mistakes.settle()
+    return config
+
+
+def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
+    config = build(Config, tables, where, "", mistakes)
+    check_ranges(config, where, mistakes)
     own = OBJECTIVES_OF.get(config.task.name, ())
     if own and not any(getattr(config.objectives, name) for name in own):
-        raise UserError(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
+        mistakes.add(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
     foreign = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in own}
     return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
+
+
+def require_training_data(config: Config, where: str) -> None:
+    """Raise `UserError` where `data.train` names nothing; `where` names the TOML."""
+    if not config.data.train:
+        raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`.")
 
 
 def dump_config(config: Config) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 OUT_OF_SIGHT = {
     errno.EIO,
@@ -30,10 +32,41 @@ class UserError(Exception):
     """A user's mistake or bad data.
 
     Its message is one sentence: what, where (file, row, rank) and what to do. The commands print it
-    without a traceback and exit with code 1.
+    without a traceback and exit with code 1. Where several things were found wrong at once it has a sentence for
+    each; the first is its message.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return self.args
+
+
+class Mistakes:
+    """What is wrong, gathered by a check that goes on to the next thing instead of ending at the first."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def add(self, sentence: str) -> None:
+        self.sentences.append(sentence)
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Keep the sentences of a `UserError` that ends the block."""
+        try:
+            yield
+        except UserError as error:
+            self.sentences += error.sentences
+
+    def settle(self) -> None:
+        """Raises UserError where there is any."""
+        if self.sentences:
+            raise UserError(*self.sentences)
 
 
 class StorageLost(UserError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from mvlm.errors import UserError
+from mvlm.errors import Mistakes
 
 if TYPE_CHECKING:
     from mvlm.config import Config
@@ -31,8 +31,8 @@ NOT_NEGATIVE = {
 }
 
 
-def check_ranges(config: Config, where: str) -> None:
-    """Refuse values that no run could work with, each on its own; `where` names the file in the message."""
+def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
+    """Find values that no run could work with, each on its own; `where` names the file in the message."""
 
     def value(name: str) -> Any:
         section, key = name.split(".")
@@ -40,7 +40,7 @@ def check_ranges(config: Config, where: str) -> None:
 
     def require(holds: bool, name: str, wanted: str) -> None:
         if not holds:
-            raise UserError(f"{where}: {name} is {value(name)!r}: it must be {wanted}.")
+            mistakes.add(f"{where}: {name} is {value(name)!r}: it must be {wanted}.")
 
     for table, keys in AT_LEAST_ONE.items():
         for key in keys:

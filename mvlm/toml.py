@@ -10,7 +10,7 @@ import types
 import typing
 from typing import Any, Literal
 
-from mvlm.errors import UserError
+from mvlm.errors import Mistakes, UserError
 
 
 def as_toml(value: Any) -> str:
@@ -47,27 +47,26 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     tables[keys[-1]] = value
 
 
-def build(cls: type, values: Any, where: str, prefix: str) -> Any:
+def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -> Any:
     """The dataclass `cls` from a table; `where` names the file and `prefix` the table, for messages.
 
-    Raises:
-        UserError: a key is not known, or a value not of its type.
+    A key that is not known, or a value not of its type, is one of the `mistakes`; the default stands in its place.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
+        mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
+        return cls()
     hints = typing.get_type_hints(cls)
-    for name in values:
+    built = {}
+    for name, value in values.items():
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
             hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(sorted(hints))}."
-            raise UserError(f"{where}: unknown key {prefix}{name}; {hint}")
-    built = {}
-    for name, value in values.items():
-        kind = hints[name]
-        if dataclasses.is_dataclass(kind):
-            built[name] = build(typing.cast(type, kind), value, where, f"{prefix}{name}.")
+            mistakes.add(f"{where}: unknown key {prefix}{name}; {hint}")
+        elif dataclasses.is_dataclass(hints[name]):
+            built[name] = build(typing.cast(type, hints[name]), value, where, f"{prefix}{name}.", mistakes)
         else:
-            built[name] = _convert(kind, value, f"{where}: {prefix}{name}")
+            with mistakes.gathered():
+                built[name] = _convert(hints[name], value, f"{where}: {prefix}{name}")
     return cls(**built)
 
 

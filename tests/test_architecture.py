@@ -24,6 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.ranges": {"config"},
     "mvlm.toml": set(),
     "mvlm.preflight": {"dist", "train", "preflight"},
+    "mvlm.check": {"check", "config", "data", "model", "train"},
+    "mvlm.doctor": {"check", "data", "dist", "doctor", "kernels"},
     "mvlm.kernels": {"batch", "kernels"},
     "mvlm.objectives": {"batch", "kernels", "objectives"},
     "mvlm.model": {"batch", "config", "objectives", "kernels", "model"},
@@ -36,7 +38,12 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Our own modules by first name within mvlm; `errors` and the version are everybody's. The commands may import all."""
 
 ONLY_IN = {
-    "deepspeed": {"mvlm/train/adamw.py", "mvlm/train/engine.py", "mvlm/train/partitions.py"},
+    "deepspeed": {
+        "mvlm/doctor/deepspeed_ops.py",
+        "mvlm/train/adamw.py",
+        "mvlm/train/engine.py",
+        "mvlm/train/partitions.py",
+    },
     "torch.distributed": {"mvlm/train/engine.py", "mvlm/dist.py"},
 }
 DATA_TOOLS_MAY = {"mvlm.data.schema", "mvlm.data.tokenizer", "mvlm.errors"}

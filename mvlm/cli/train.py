@@ -45,17 +45,13 @@ def run(args: argparse.Namespace) -> int:
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
     from mvlm import dist, network
-    from mvlm.config import load_config
+    from mvlm.config import load_config, require_training_data
     from mvlm.data.index import training_mixture
-    from mvlm.errors import UserError
     from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
     from mvlm.train.trackers import require_installed
 
     config = load_config(args.config, args.overrides)
-    if not config.data.train:
-        raise UserError(
-            f"{args.config} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`."
-        )
+    require_training_data(config, args.config)
     require_installed(config.log)
     read_deepspeed_json(args.deepspeed_config)
     training_mixture(config.data, config.task.corpus)

@@ -18,7 +18,7 @@ from mvlm.data.cache import Cache
 from mvlm.data.columns import Columns, OpenShard, Row
 from mvlm.data.order import Draws, draw_counts
 from mvlm.data.places import open_place
-from mvlm.data.schema import CAPTION, SCHEMAS
+from mvlm.data.schema import CAPTION, SCHEMAS, Manifest
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -45,10 +45,7 @@ class Corpus:
         self.folder = folder
         self.place = open_place(folder, cache or Cache())
         self.manifest = self.place.manifest
-        if self.manifest.task != task:
-            raise UserError(
-                f"{self.folder} holds rows of the task {self.manifest.task!r} and not {task!r}: give one of that."
-            )
+        check_task(folder, self.manifest, task)
         self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
 
@@ -113,18 +110,40 @@ class Corpus:
         rows, name = self.manifest.shards.rows[number], self.place.name(number)
         try:
             file = self.place.map(number)
-            reader = pa.ipc.open_file(file)
-            if not reader.schema.equals(SCHEMAS[self.manifest.task]):
-                raise ValueError("its columns are not those of this version")
-            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-            filled = [batch for batch in batches if len(batch)]
-            starts = list(accumulate((len(batch) for batch in filled), initial=0))
-            if starts.pop() != rows:
-                raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
-            columns = [Columns(batch, self.manifest.task) for batch in filled]
-            return OpenShard(file, file.fileno(), file.size(), self.place.cached, starts, columns)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
+        return open_rows(file, name, rows, self.manifest.task, self.place.cached)
+
+
+def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:
+    """Raise `UserError` where a corpus is not for the task."""
+    if manifest.task != task:
+        raise UserError(f"{folder} holds rows of the task {manifest.task!r} and not {task!r}: give one of that.")
+
+
+def open_rows(file: pa.MemoryMappedFile, name: str, rows: int, task: str, cached: bool = False) -> OpenShard:
+    """A mapped shard's rows by column; nothing but its footer and the heads of its batches is read.
+
+    Args:
+        name, rows: of the shard, for messages and as the manifest says.
+        cached: it may be dropped from the node's cache.
+
+    Raises:
+        UserError: it is no Arrow file, or has other columns or another number of rows.
+    """
+    try:
+        reader = pa.ipc.open_file(file)
+        if not reader.schema.equals(SCHEMAS[task]):
+            raise ValueError("its columns are not those of this version")
+        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        filled = [batch for batch in batches if len(batch)]
+        starts = list(accumulate((len(batch) for batch in filled), initial=0))
+        if starts.pop() != rows:
+            raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
+        columns = [Columns(batch, task) for batch in filled]
+        return OpenShard(file, file.fileno(), file.size(), cached, starts, columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 
 
 class Mixture:

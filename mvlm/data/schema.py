@@ -210,3 +210,13 @@ def check_length(folder: str | Path, shard: Shard) -> int:
             "copy or shard it again."
         )
     return found.st_mtime_ns
+
+
+def check_hash(folder: str | Path, shard: Shard) -> None:
+    """Raise `UserError` where the shard's bytes are not those that were written."""
+    path = Path(folder) / shard.file
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise UserError(
+                f"{path} has changed since it was written (its SHA-256 is not the manifest's): copy or shard it again."
+            )

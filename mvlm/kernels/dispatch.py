@@ -74,12 +74,16 @@ class Op:
         Raises:
             UserError: there is none of that name, or it cannot run on this machine.
         """
-        names = [implementation.name for implementation in self.implementations]
-        if name != AUTO and name not in names:
-            raise UserError(f"kernels.{self.name} = {name!r} is not known: choose {', '.join([AUTO, *names])}.")
+        self.check_name(name)
         if name != AUTO and (reason := self.why_not(self._named(name))):
             raise UserError(f"kernels.{self.name} = {name!r} cannot run here ({reason}): choose auto or another.")
         self.choice = name
+
+    def check_name(self, name: str) -> None:
+        """Raise `UserError` where neither "auto" nor an implementation has that name."""
+        names = [AUTO, *(implementation.name for implementation in self.implementations)]
+        if name not in names:
+            raise UserError(f"kernels.{self.name} = {name!r} is not known: choose {', '.join(names)}.")
 
     def why_not(self, implementation: Implementation) -> str | None:
         """Why it cannot run on this machine; probed once."""

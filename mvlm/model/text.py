@@ -123,11 +123,25 @@ def _settings(config: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     return settings
 
 
+def is_model_type(text: str) -> bool:
+    """Whether `model.text` names a kind of encoder, "roberta", and not a certain one."""
+    return text in CONFIG_MAPPING and not Path(text).exists()
+
+
+def check_has_weights(config: Model) -> None:
+    """Raise `UserError` where pretrained weights are asked of a model type."""
+    if is_model_type(config.text) and config.text_weights == "pretrained":
+        raise UserError(
+            f"model.text {config.text!r} is a model type, which has no weights: set model.text_weights = 'random', or "
+            "name a pretrained encoder."
+        )
+
+
 def _create(config: Model, settings: dict[str, Any], pretrained: bool) -> Any:
+    if pretrained:
+        check_has_weights(config)
     try:
-        if config.text in CONFIG_MAPPING and not Path(config.text).exists():
-            if pretrained:
-                raise ValueError("it is a model type, which has no weights; set text_weights = 'random'")
+        if is_model_type(config.text):
             return AutoModel.from_config(AutoConfig.for_model(config.text, **settings))
         if pretrained:
             return AutoModel.from_pretrained(config.text, **settings)

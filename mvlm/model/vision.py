@@ -153,8 +153,7 @@ def _create(config: Model, load_weights: bool) -> Any:
         arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
     weights = config.vision_weights if load_weights else "random"
     if weights not in ("pretrained", "random"):
-        if not Path(weights).is_file():
-            raise UserError(f"model.vision_weights names no file at {weights}: give 'pretrained', 'random' or a file.")
+        check_weights_file(weights)
         arguments["checkpoint_path"] = weights
     try:
         return timm.create_model(name, pretrained=weights == "pretrained", **arguments)
@@ -164,6 +163,12 @@ def _create(config: Model, load_weights: bool) -> Any:
             f"({_first_line(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
             "folder or 'random'."
         ) from error
+
+
+def check_weights_file(path: str) -> None:
+    """Raise `UserError` where `model.vision_weights` names no file."""
+    if not Path(path).is_file():
+        raise UserError(f"model.vision_weights names no file at {path}: give 'pretrained', 'random' or a file.")
 
 
 def _check(vit: Any, config: Model) -> None:

@@ -36,7 +36,8 @@ def prepare_blocks(model: nn.Module, config: Config, stage: int) -> None:
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=config.model.dropout > 0
         )
     if config.train.compile:
-        _check_compiler(stage)
+        check_stage(config, stage)
+        _check_compiler()
         torch._dynamo.config.recompile_limit = VARIANTS
         for block in blocks:  # recomputation within: the compiler sees both passes, and takes one graph for them
             block.forward = torch.compile(block.forward)
@@ -61,11 +62,15 @@ def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
     return len({type(module) for module in modules}) == 1 and min(linears) > 1
 
 
-def _check_compiler(stage: int) -> None:
-    if stage == 3:
+def check_stage(config: Config, stage: int) -> None:
+    """Raise `UserError` where blocks are to be compiled that cannot be at this stage of ZeRO."""
+    if config.train.compile and stage == 3:
         raise UserError(
             "train.compile does not go with ZeRO stage 3, which gathers parameters in the middle of every block: "
             "set it to false, or use a stage below 3."
         )
+
+
+def _check_compiler() -> None:
     if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
         raise UserError("train.compile needs a C++ compiler on every node: install g++, or set it to false.")

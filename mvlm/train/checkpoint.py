@@ -6,8 +6,6 @@ that is whole takes its place.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -26,17 +24,14 @@ from mvlm.model.weights import (
     CHECKPOINTS,
     LATEST,
     MOMENTS,
-    UNREADABLE,
     WEIGHTS,
     find_checkpoint,
-    has_moments,
-    is_moments,
     open_tensors,
-    read_index,
 )
 from mvlm.train.engine import Engine
 from mvlm.train.partitions import MOMENTS as KEYS
 from mvlm.train.state import TrainState
+from mvlm.train.wholeness import can_go_on, compare_shapes, find_damage, read_whole_state, refusal
 
 FOLDERS = "step_????????"
 
@@ -61,11 +56,11 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
     Raises:
         UserError: there is no such checkpoint, or none of the run folder is whole.
     """
-    start = as_rank_0(lambda: _given_start(run, config))
+    start = as_rank_0(lambda: given_start(run, config))
     return start or Start(newest_whole(run), resumes=True, own=True)
 
 
-def _given_start(run: Path, config: Checkpoint) -> Start | None:
+def given_start(run: Path, config: Checkpoint) -> Start | None:
     """By all rules but the first: None where that one holds."""
     if (run / CHECKPOINTS / LATEST).is_file():
         return None
@@ -86,6 +81,21 @@ def _point_latest(checkpoint: Path) -> None:
         raise UserError(f"{checkpoint.parent} cannot be written ({error}): free some room or set run.dir.") from None
 
 
+@dataclass(frozen=True)
+class Search:
+    """What the checkpoints of a run folder are good for.
+
+    Attributes:
+        whole: the newest that the run can go on from.
+        damaged: newer ones that are not whole, the latest first.
+        reason: what is wrong with the latest, where it is damaged.
+    """
+
+    whole: Path
+    damaged: tuple[Path, ...] = ()
+    reason: str = ""
+
+
 def newest_whole(run: Path) -> Path:
     """The run's latest checkpoint; where it is damaged, the newest older whole one, which becomes the latest.
 
@@ -94,23 +104,34 @@ def newest_whole(run: Path) -> Path:
     Raises:
         UserError: none is whole; nothing has been renamed.
     """
+    found = search_whole(run)
+    if found.damaged:
+        as_rank_0(partial(_set_aside, found))
+    return found.whole
+
+
+def search_whole(run: Path, hashes: bool = True) -> Search:
+    """Find it and change nothing; all ranks must call. Raises as `newest_whole`.
+
+    Args:
+        hashes: False compares lengths alone.
+    """
     latest = as_rank_0(lambda: _latest(run))
-    while reason := find_damage(latest):
+    while reason := find_damage(latest, hashes):
         newer = as_rank_0(lambda: _latest(run))
         if newer == latest:
             break
         latest = newer  # another attempt lives, and has deleted what it no longer keeps
     if not reason:
-        return latest
+        return Search(latest)
     damaged = [latest]
     older = as_rank_0(lambda: [path for path in latest.parent.glob(FOLDERS) if path.name < latest.name])
     for candidate in sorted(older, reverse=True):
-        if find_damage(candidate):
+        if find_damage(candidate, hashes):
             damaged.append(candidate)
-        elif _can_go_on(candidate):
-            as_rank_0(partial(_set_aside, damaged, reason, candidate))
-            return candidate
-    raise _refusal(latest, reason)
+        elif can_go_on(candidate):
+            return Search(candidate, tuple(damaged), reason)
+    raise refusal(latest, reason)
 
 
 def restore_start(engine: Engine, run: Path, start: Start) -> tuple[TrainState, Path]:
@@ -149,24 +170,12 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     Raises:
         UserError: the checkpoint is damaged, lacks moments that the run needs, or is another model's.
     """
-    if reason := find_damage(checkpoint):
-        raise _refusal(checkpoint, reason)
-    state = read_state(checkpoint)
-    if not _can_go_on(checkpoint):
-        raise UserError(
-            f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
-            "start a new run with checkpoint.init to take its weights alone."
-        )
+    state = read_whole_state(checkpoint)
     parameters = dict(engine.parameters())
     with ExitStack() as stack:
         weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
         moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
-        for name, file in weights.items():
-            shape, parameter = tuple(file.get_slice(name).get_shape()), parameters.get(name)
-            if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
-                raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
-        if lacking := parameters.keys() - weights.keys():
-            raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
+        compare_shapes(checkpoint, weights, parameters)
         engine.prepare_state(state.updates)
         for name, parameter in parameters.items():
             titles = {key: f"{key}/{name}" for key in KEYS}
@@ -177,45 +186,6 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     return state
 
 
-def read_state(checkpoint: Path) -> TrainState:
-    """Raises one of UNREADABLE where state.json is damaged."""
-    return TrainState.from_json(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, if anything; the ranks share the reading, and all must call.
-
-    Moments that were deleted altogether are no damage.
-    """
-    return next(filter(None, dist.gather_objects(_find_damage_in_share(checkpoint))), None)
-
-
-def _find_damage_in_share(checkpoint: Path) -> str | None:
-    if not checkpoint.is_dir():
-        return "it is missing"
-    try:
-        read_state(checkpoint)
-        files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
-        for entry in files[dist.rank() :: dist.world()]:
-            with open(checkpoint / entry.file, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                    return f"{entry.file} has another SHA-256 than index.json says"
-    except UNREADABLE as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
-def _can_go_on(checkpoint: Path) -> bool:
-    """Whether an undamaged checkpoint has the moments that its optimiser needs."""
-    return read_state(checkpoint).updates == 0 or has_moments(checkpoint)
-
-
-def _refusal(checkpoint: Path, reason: str) -> UserError:
-    return UserError(
-        f"{checkpoint} is damaged ({reason}): go on from another checkpoint, by checkpoint.resume in a new run.dir."
-    )
-
-
 def _latest(run: Path) -> Path:
     """The folder that `latest` names, be it whole or not."""
     latest = run / CHECKPOINTS / LATEST
@@ -223,7 +193,8 @@ def _latest(run: Path) -> Path:
     return latest.with_name(name) if re.fullmatch(r"step_\d{8}", name) else find_checkpoint(run)
 
 
-def _set_aside(damaged: list[Path], reason: str, used: Path) -> None:
+def _set_aside(found: Search) -> None:
+    damaged, reason, used = found.damaged, found.reason, found.whole
     try:
         write_durably(used.parent / LATEST, used.name)
         kept = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.config import Config
-from mvlm.errors import UserError
+from mvlm.errors import Mistakes, UserError
 from mvlm.train import ds_fill
 from mvlm.train.ds_fill import AUTO
 
@@ -23,6 +23,12 @@ REFUSED = {
 }
 
 SECTIONS = ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler", "data_types", "torch_autocast")
+INNER_SECTIONS = (
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+    "optimizer.params",
+    "scheduler.params",
+)
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
 
 
@@ -43,8 +49,8 @@ def resolve(
     config: Config,
     where: tuple[str, str],
     world: int,
-    total_steps: int,
-    warmup_steps: int,
+    total_steps: int | None,
+    warmup_steps: int | None,
     parameters: int,
 ) -> dict[str, Any]:
     """Fill in a DeepSpeed configuration for `deepspeed.initialize`, given our own optimiser and schedule.
@@ -52,23 +58,30 @@ def resolve(
     Args:
         content: the user's JSON.
         where: names of the JSON and the TOML, for messages.
+        total_steps, warmup_steps: None where they are not known; what the JSON says of them is then let pass.
         parameters: of the model, which buckets are sized to.
 
     Raises:
-        UserError: a key contradicts the TOML (both values and both files are named) or cannot work here.
+        UserError: keys contradict the TOML (both values and both files are named) or cannot work here; each has its
+            sentence.
     """
-    json_name = where[0]
-    _refuse(content, json_name)
-    _check_owned(content, config, where, world, total_steps, warmup_steps)
+    json_name, mistakes = where[0], Mistakes()
+    _check_shape(content, json_name)
+    with mistakes.gathered():
+        refuse_sections(content, json_name)
+    _check_owned(content, config, where, world, total_steps, warmup_steps, mistakes)
     resolved: dict[str, Any] = {
         key: value for key, value in json.loads(json.dumps(content)).items() if value is not None
     }
     for section in ("optimizer", "scheduler"):  # ours are handed over as objects
         resolved.pop(section, None)
+    with mistakes.gathered():
+        zero, low_precision = ds_fill.fill_zero(resolved, parameters, json_name), True
+        with mistakes.gathered():
+            low_precision = ds_fill.fill_precision(resolved, json_name)
+        ds_fill.fill_offload(zero, config, low_precision, json_name)
+    mistakes.settle()
     resolved |= {key: value for key, (value, _) in _owned(config, world).items()}
-    zero = ds_fill.fill_zero(resolved, parameters, json_name)
-    low_precision = ds_fill.fill_precision(resolved, json_name)
-    ds_fill.fill_offload(zero, config, low_precision, json_name)
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
     for key in [key for key, value in resolved.items() if value == AUTO]:
         del resolved[key]
@@ -114,17 +127,31 @@ def usable_ranks(config: Config, world: int) -> int:
     return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
 
 
-def _refuse(content: dict[str, Any], json_name: str) -> None:
-    """What is no configuration, or cannot work here whatever its values."""
-    for section in SECTIONS:
-        if not isinstance(content.get(section) or {}, dict):
-            raise UserError(f"{json_name}: {section} is {content[section]!r}: give a JSON object, or delete it.")
+def refuse_sections(content: dict[str, Any], json_name: str) -> None:
+    """Raise `UserError` for what is no configuration, or cannot work here whatever its values and the TOML's."""
+    _check_shape(content, json_name)
+    mistakes = Mistakes()
     for name, remedy in REFUSED.items():
-        value: Any = content
-        for key in name.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
+        value = _look_up(content, name)
         if value and not (isinstance(value, dict) and value.get("enabled") is False):
-            raise UserError(f"{json_name}: section {name!r} cannot work here: {remedy}.")
+            mistakes.add(f"{json_name}: section {name!r} cannot work here: {remedy}.")
+    mistakes.settle()
+
+
+def _check_shape(content: dict[str, Any], json_name: str) -> None:
+    mistakes = Mistakes()
+    for section in (*SECTIONS, *INNER_SECTIONS):
+        if not isinstance(found := _look_up(content, section) or {}, dict):
+            mistakes.add(f"{json_name}: {section} is {found!r}: give a JSON object, or delete it.")
+    mistakes.settle()
+
+
+def _look_up(content: dict[str, Any], name: str) -> Any:
+    """What stands at a dotted name; None where nothing does."""
+    value: Any = content
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 Owned = dict[str, tuple[Any, str]]
@@ -144,7 +171,13 @@ def _owned(config: Config, world: int) -> Owned:
 
 
 def _check_owned(
-    content: dict[str, Any], config: Config, where: tuple[str, str], world: int, total_steps: int, warmup_steps: int
+    content: dict[str, Any],
+    config: Config,
+    where: tuple[str, str],
+    world: int,
+    total_steps: int | None,
+    warmup_steps: int | None,
+    mistakes: Mistakes,
 ) -> None:
     """What the TOML owns must be absent, "auto" or equal in the JSON."""
     json_name, toml_name = where
@@ -173,26 +206,28 @@ def _check_owned(
     def agree(found: dict[str, Any], table: Owned, prefix: str) -> None:
         for key, (value, owner) in table.items():
             given = found.get(key, AUTO)
-            if given not in (AUTO, None) and given != value:
-                raise UserError(
+            if value is not None and given not in (AUTO, None) and given != value:
+                mistakes.add(
                     f"{json_name} sets {prefix}{key} to {given!r} but {toml_name} makes it {value!r} ({owner}): "
                     f"change one, or write {AUTO!r} in the JSON."
                 )
 
-    agree(content, _owned(config, world), "")
+    with mistakes.gathered():
+        agree(content, _owned(config, world), "")
     sections = (("optimizer", OPTIMIZERS, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
     for section, kinds, table, harmless in sections:
         given = content.get(section) or {}
         kind, params = given.get("type", AUTO), given.get("params") or {}
         if kind not in (AUTO, *kinds):
-            raise UserError(
+            mistakes.add(
                 f"{json_name} sets {section}.type to {kind!r} but {toml_name} is trained with {kinds[0]!r}: "
                 f"delete the section, or write {AUTO!r}."
             )
+            continue
         agree(params, table, f"{section}.params.")
         for key, value in params.items():
             if key not in (*table, harmless) and value not in (AUTO, None):
-                raise UserError(
+                mistakes.add(
                     f"{json_name} sets {section}.params.{key} to {value!r}, which the {kinds[0]} that {toml_name} "
                     "is trained with does not know: delete it."
                 )

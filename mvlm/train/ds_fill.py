@@ -12,7 +12,7 @@ import torch
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.errors import UserError
+from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.probes import cpu_has_bf16_products
 
 AUTO = "auto"
@@ -85,37 +85,44 @@ def _ranks_per_node() -> int:
 
 
 def fill_offload(zero: dict[str, Any], config: Config, low_precision: bool, json_name: str) -> None:
-    """Refuse what would not work, and give NVMe its folder."""
+    """Refuse what would not work, and give NVMe its folder; raises `UserError` with a sentence for each section."""
+    mistakes = Mistakes()
     for old, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
         if zero.pop(old, False):
             zero.setdefault(new, {"device": "cpu"})
     for name in OFFLOADS:
-        section = zero.get(name) or {}
-        device = section.get("device", "none")
-        if device not in ("none", "cpu", "nvme"):
-            raise UserError(f"{json_name}: zero_optimization.{name}.device is {device!r}: give none, cpu or nvme.")
-        needed = {"offload_optimizer": 1, "offload_param": 3}[name]
-        if device != "none" and zero["stage"] < needed:
+        with mistakes.gathered():
+            _fill_one_offload(name, zero, config, low_precision, json_name)
+    mistakes.settle()
+
+
+def _fill_one_offload(name: str, zero: dict[str, Any], config: Config, low_precision: bool, json_name: str) -> None:
+    section = zero.get(name) or {}
+    device = section.get("device", "none")
+    if device not in ("none", "cpu", "nvme"):
+        raise UserError(f"{json_name}: zero_optimization.{name}.device is {device!r}: give none, cpu or nvme.")
+    needed = {"offload_optimizer": 1, "offload_param": 3}[name]
+    if device != "none" and zero["stage"] < needed:
+        raise UserError(
+            f"{json_name} offloads to {device} by zero_optimization.{name}, which needs ZeRO stage {needed}"
+            f"{' or more' if needed < 3 else ''}, at stage {zero['stage']}: raise that or delete the section."
+        )
+    if section.get("ratio", 1) != 1:
+        raise UserError(f"{json_name}: zero_optimization.{name}.ratio is {section['ratio']!r}: it must be 1.")
+    if device == "nvme" and name == "offload_optimizer":
+        raise UserError(
+            f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed (found in 0.19.8) mixes "
+            "up the gradients of large parameters: use 'cpu'; offload_param may be on 'nvme'."
+        )
+    if device == "nvme":
+        if not low_precision:
             raise UserError(
-                f"{json_name} offloads to {device} by zero_optimization.{name}, which needs ZeRO stage {needed}"
-                f"{' or more' if needed < 3 else ''}, at stage {zero['stage']}: raise that or delete the section."
+                f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed keeps 16 bits of each "
+                "parameter: enable bf16, or use 'cpu'."
             )
-        if section.get("ratio", 1) != 1:
-            raise UserError(f"{json_name}: zero_optimization.{name}.ratio is {section['ratio']!r}: it must be 1.")
-        if device == "nvme" and name == "offload_optimizer":
-            raise UserError(
-                f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed (found in 0.19.8) mixes "
-                "up the gradients of large parameters: use 'cpu'; offload_param may be on 'nvme'."
-            )
-        if device == "nvme":
-            if not low_precision:
-                raise UserError(
-                    f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed keeps 16 bits of each "
-                    "parameter: enable bf16, or use 'cpu'."
-                )
-            section["nvme_path"] = _nvme_folder(section.get("nvme_path"), config, name, json_name)
-        else:
-            section.pop("nvme_path", None)
+        section["nvme_path"] = _nvme_folder(section.get("nvme_path"), config, name, json_name)
+    else:
+        section.pop("nvme_path", None)
 
 
 def _nvme_folder(given: str | None, config: Config, name: str, json_name: str) -> str:

@@ -31,6 +31,7 @@ from mvlm.train.checkpoint import Start, write_durably
 from mvlm.train.sites import Site
 
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+TRAINED = "auto"  # in place of a tokenizer's folder
 
 
 def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start, site: Site) -> PreTrainedTokenizerBase:
@@ -41,19 +42,14 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start,
     Raises:
         UserError: the folder cannot be written, or no answer is frequent enough.
     """
-    folder = run / TOKENIZER
-    if dist.rank() == 0 and not (start.resumes and folder.is_dir()):
+    folder, source = run / TOKENIZER, tokenizer_source(config, run, start)
+    if dist.rank() == 0 and source != str(folder):
         _make_folder(run)
-        if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
-            tokenizer = load_tokenizer(str(start.checkpoint.parent.parent / TOKENIZER))
-        elif config.data.tokenizer == "auto":
-            tokenizer = train_tokenizer(_texts(config, mixture), config.data.vocabulary)
-        else:
-            tokenizer = load_tokenizer(config.data.tokenizer or config.model.text)
+        tokenizer = _trained(config, mixture) if source == TRAINED else load_tokenizer(source)
         try:
             save_tokenizer(tokenizer, folder)
             if config.task.name == "vqa":
-                save_answers(_answers(config, mixture, start), folder / ANSWERS)
+                save_answers(find_answers(config, mixture, start), folder / ANSWERS)
         except UserError:
             raise
         except Exception as error:  # the tokenizers library raises nothing more particular
@@ -62,6 +58,19 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start,
     if not site.is_whole:
         _copy_to_sites(folder, site)
     return load_tokenizer(str(folder))
+
+
+def tokenizer_source(config: Config, run: Path, start: Start) -> str:
+    """Where the run's tokenizer is loaded from, or `TRAINED`: kept on resume, else the encoder's own or a given one."""
+    if start.resumes and (run / TOKENIZER).is_dir():
+        return str(run / TOKENIZER)
+    if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
+        return str(start.checkpoint.parent.parent / TOKENIZER)
+    return config.data.tokenizer or config.model.text
+
+
+def _trained(config: Config, mixture: Mixture) -> PreTrainedTokenizerBase:
+    return train_tokenizer(_texts(config, mixture), config.data.vocabulary)
 
 
 def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
@@ -73,8 +82,12 @@ def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
             yield from mixture.captions(row)
 
 
-def _answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, ...]:
-    """Those of the run that this one goes on with, or the frequent ones of the data."""
+def find_answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, ...]:
+    """What questions are answered by: as in the run that this one goes on with, or the frequent ones of the data.
+
+    Raises:
+        UserError: no answer is frequent enough.
+    """
     if start.checkpoint and start.resumes:
         return load_answers(start.checkpoint.parent.parent / TOKENIZER / ANSWERS)
     of_people = (mixture.row(row).own["answers"] for row in range(len(mixture)))
@@ -101,12 +114,13 @@ def _copy_to_sites(folder: Path, site: Site) -> None:
 
 
 def build_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
+    config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int, load_weights: bool = True
 ) -> tuple[Encoders, Taken | None]:
     """The model with the weights it starts from; without any where it goes on from a checkpoint.
 
     Args:
         classes: that a fine-tuning task chooses among; 0 = no such task.
+        load_weights: False leaves out pretrained ones, for a model on the meta device.
 
     Returns:
         The model, and what was taken of `checkpoint.init`'s weights.
@@ -114,8 +128,8 @@ def build_model(
     torch.manual_seed(config.run.seed)
     if start.checkpoint and start.resumes:
         return offline_model(config, start.checkpoint), None
-    scratch = start.checkpoint is None
-    model = TaskModel(config, tokenizer, classes, scratch) if classes else MaskVLM(config, tokenizer, scratch)
+    pretrained = load_weights and start.checkpoint is None
+    model = TaskModel(config, tokenizer, classes, pretrained) if classes else MaskVLM(config, tokenizer, pretrained)
     return model, take_weights(model, start.checkpoint) if start.checkpoint else None
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.errors import UserError
+from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.dispatch import Op
 from mvlm.kernels.layers import use_kernels
 from mvlm.kernels.ops import OPS, example
@@ -36,6 +36,15 @@ def apply_kernels(model: nn.Module, config: Config) -> None:
 def settle_run(config: Config) -> None:
     """Choose as `[kernels]` says, on every rank alike."""
     settle(ALL_OPS, {name: getattr(config.kernels, name) for name in ALL_OPS})
+
+
+def check_names(config: Config) -> None:
+    """Raise `UserError` where `[kernels]` names an implementation that there is on no machine, a sentence for each."""
+    mistakes = Mistakes()
+    for name, op in ALL_OPS.items():
+        with mistakes.gathered():
+            op.check_name(getattr(config.kernels, name))
+    mistakes.settle()
 
 
 def survey(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mvlm.data.index import training_mixture
 from mvlm.data.labelled import LabelledDataset, class_names
 from mvlm.data.pairs import PairDataset
 from mvlm.data.rows import Rows
-from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
+from mvlm.errors import OUT_OF_SIGHT, cannot_write
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
@@ -36,6 +36,7 @@ from mvlm.train.state import TrainState
 from mvlm.train.trainer import Evaluate, Trainer
 from mvlm.train.uploads import Uploads
 from mvlm.train.watchdog import Watchdog
+from mvlm.train.wholeness import check_continuity
 
 
 def train(
@@ -144,15 +145,5 @@ def schedule_steps(config: Config, samples: int) -> tuple[int, int]:
 def _go_on(engine: Engine, run: Path, start: Start, here: TrainState) -> tuple[Start, TrainState]:
     """Fill the engine; the start as it turned out to be, and its state, if this configuration and data can go on so."""
     state, checkpoint = checkpoints.restore_start(engine, run, start)
-    if state.manifest_fingerprint != here.manifest_fingerprint:
-        raise UserError(
-            f"{checkpoint} was trained on other shards than data.train names (fingerprint "
-            f"{state.manifest_fingerprint[:12]} and not {here.manifest_fingerprint[:12]}): "
-            "give the same shards, or start a new run.dir with checkpoint.init."
-        )
-    if state.seed != here.seed:
-        raise UserError(
-            f"{checkpoint} was trained with run.seed {state.seed} and this run sets {here.seed}: "
-            "give the same seed, or start a new run.dir with checkpoint.init."
-        )
+    check_continuity(checkpoint, state, here.seed, here.manifest_fingerprint)
     return replace(start, checkpoint=checkpoint), state

@@ -319,11 +319,11 @@ def test_what_a_living_attempt_deletes_is_not_taken_for_damaged(
     run, living = tmp_path / "run", iter((4, 6))
     steps_saved(run, Checkpoint(keep=1), 2)
 
-    def find_late(checkpoint: Path) -> str | None:
+    def find_late(checkpoint: Path, hashes: bool) -> str | None:
         for step in living:
             steps_saved(run, Checkpoint(keep=1), step)
             break
-        return find_damage(checkpoint)
+        return find_damage(checkpoint, hashes)
 
     monkeypatch.setattr(checkpoints, "find_damage", find_late)
     assert newest_whole(run).name == "step_00000006"

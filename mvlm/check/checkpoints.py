@@ -1,0 +1,108 @@
+"""Where a run would begin: the checkpoints of its folder, of `checkpoint.resume` or `.init`, and its mirror."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from mvlm.check.report import Report
+from mvlm.config import Config
+from mvlm.errors import UserError
+from mvlm.model.weights import CHECKPOINTS
+from mvlm.train.checkpoint import FOLDERS, Start, given_start, search_whole
+from mvlm.train.mirror import Mirror
+from mvlm.train.state import TrainState
+from mvlm.train.wholeness import check_continuity, find_damage, read_whole_state
+
+BYTES_A_PARAMETER = 12
+"""Of a checkpoint: the fp32 weight and AdamW's two moments."""
+
+
+def check_start(report: Report, config: Config, deep: bool) -> tuple[Start | None, TrainState | None]:
+    """Where training would begin, and the state of what it would go on from; None for what is not to be had."""
+    run = Path(config.run.dir)
+    _check_writable(report, run)
+    start, state = _find_start(report, config, run, deep)
+    _check_others(report, run, start, deep)
+    return start, state
+
+
+def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[Start | None, TrainState | None]:
+    how = "lengths and hashes right" if deep else "lengths right (hashes: --deep)"
+    try:
+        start = given_start(run, config.checkpoint)
+        if start is None:
+            found = search_whole(run, hashes=deep)
+            start = Start(found.whole, resumes=True, own=True)
+            if found.damaged:
+                report.wrong(
+                    "checkpoint",
+                    f"{found.damaged[0]} is damaged ({found.reason}): training would set it aside and go on from "
+                    f"{found.whole.name}; bring a whole copy back first if there is one.",
+                )
+        if start.checkpoint is None:
+            report.right("checkpoint", f"{run} holds no checkpoint: the run begins from scratch.")
+            return start, None
+        if not start.resumes:
+            if reason := find_damage(start.checkpoint, hashes=deep):
+                raise UserError(f"{start.checkpoint} is damaged ({reason}): set checkpoint.init to another.")
+            report.right("checkpoint", f"{start.checkpoint} gives its weights, {how}.")
+            return start, None
+        state = read_whole_state(start.checkpoint, hashes=deep and not start.own)  # those were read by the search
+    except UserError as error:
+        report.wrong("checkpoint", *error.sentences)
+        return None, None
+    report.right("checkpoint", f"{start.checkpoint} is where the run goes on, at step {state.step}, {how}.")
+    return start, state
+
+
+def check_continuing(report: Report, checkpoint: Path, state: TrainState, seed: int, fingerprint: str) -> None:
+    """Whether the run's seed and shards are the checkpoint's."""
+    with report.judged("checkpoint"):
+        check_continuity(checkpoint, state, seed, fingerprint)
+        report.right("checkpoint", f"{checkpoint.name} was trained on these very shards with this seed.")
+
+
+def check_mirror(report: Report, config: Config) -> None:
+    """`checkpoint.mirror`, which is read and not written to."""
+    if not config.checkpoint.mirror:
+        return
+    with report.judged("mirror"):
+        history = Mirror(config.checkpoint.mirror).history()
+        newest = f"its newest checkpoint is of step {history[0].step}" if history else "it holds no checkpoint yet"
+        report.right("mirror", f"{config.checkpoint.mirror} can be read, and {newest}.")
+
+
+def check_room(report: Report, config: Config, parameters: int) -> None:
+    """Whether the disk has room for one more checkpoint."""
+    run, wanted = Path(config.run.dir), BYTES_A_PARAMETER * parameters
+    free = shutil.disk_usage(_existing(run)).free
+    sizes = f"a checkpoint takes {wanted / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
+    if wanted > free:
+        report.wrong("checkpoint", f"{run} has no room: {sizes}; free some, or set run.dir to a larger disk.")
+    else:
+        report.right("checkpoint", f"{run} has room: {sizes}.")
+
+
+def _check_others(report: Report, run: Path, start: Start | None, deep: bool) -> None:
+    """The run's own checkpoints that have not been spoken of: an older one is what a run falls back on."""
+    for folder in sorted((run / CHECKPOINTS).glob(FOLDERS)):
+        known = start is not None and folder == start.checkpoint
+        known = known or any(problem.startswith(f"{folder} is damaged") for problem in report.problems)
+        if not known and (reason := find_damage(folder, hashes=deep)):
+            report.wrong("checkpoint", f"{folder} is damaged ({reason}): copy it again, or delete it.")
+
+
+def _check_writable(report: Report, run: Path) -> None:
+    place = _existing(run)
+    if not place.is_dir():
+        report.wrong("run", f"{place} is in the way of the run folder {run}: it is no folder; set run.dir.")
+    elif not os.access(place, os.W_OK | os.X_OK):
+        report.wrong("run", f"{place} may not be written to: set run.dir to a place you may write.")
+    else:
+        report.right("run", f"{run} can be {'written to' if place == run.absolute() else 'made'}.")
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())

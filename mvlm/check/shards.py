@@ -1,0 +1,99 @@
+"""The shards that a run names: manifests, tasks, lengths, columns and, where asked for, hashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+
+from mvlm.check.report import Report
+from mvlm.config import Config, require_training_data
+from mvlm.data.cache import Cache
+from mvlm.data.index import Mixture, check_task, held_out, open_rows, training_mixture
+from mvlm.data.places import Remote
+from mvlm.data.schema import Manifest, Shard, check_hash, check_length, read_manifest
+from mvlm.errors import Mistakes, UserError
+
+
+def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mixture | None:
+    """`data.train`, as the mixture that training would draw from; None where it cannot be opened."""
+    with report.judged("data"):
+        require_training_data(config, toml)
+    for folder in config.data.train:
+        check_corpus(report, config, folder, deep)
+    if not config.data.train:
+        return None
+    try:
+        mixture = training_mixture(config.data, config.task.corpus)
+        mixture.draws(config.run.seed, config.data)
+    except UserError as error:
+        report.wrong("data", *error.sentences)
+        return None
+    report.right("data", f"An epoch draws {mixture.per_epoch:,} of {len(mixture):,} rows.")
+    return mixture
+
+
+def check_evaluation(report: Report, config: Config, deep: bool) -> None:
+    """`data.eval`, which a run need not have."""
+    for folder in config.data.eval:
+        check_corpus(report, config, folder, deep)
+    if config.data.eval:
+        with report.judged("data"):
+            held_out(config.data, config.task.corpus)
+    else:
+        report.right("data", "No data.eval is named: the run evaluates nothing.")
+
+
+def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> None:
+    """One folder or URL of shards, for the run's task."""
+    mistakes = Mistakes()
+    cache = Cache(config.data.cache, config.data.cache_gb)
+    with report.judged("data"):
+        if "://" in folder:
+            manifest, how = _check_remote(Remote(folder, cache), config.task.corpus, deep, mistakes)
+        else:
+            manifest, how = _check_folder(Path(folder), config.task.corpus, deep, mistakes)
+        report.wrong("data", *mistakes.sentences)
+        if not mistakes.sentences:
+            count = len(manifest.shards)
+            held = f"{manifest.rows:,} rows of {manifest.task} in {count:,} shard{'s' if count != 1 else ''}"
+            report.right("data", f"{folder} holds {held}: {how}.")
+
+
+def _check_folder(folder: Path, task: str, deep: bool, mistakes: Mistakes) -> tuple[Manifest, str]:
+    manifest = read_manifest(folder)
+    with mistakes.gathered():
+        check_task(folder, manifest, task)
+    for sentence in shard_problems(folder, manifest, deep):
+        mistakes.add(sentence)
+    return manifest, "lengths, columns and hashes right" if deep else "lengths and columns right (hashes: --deep)"
+
+
+def shard_problems(folder: Path, manifest: Manifest, deep: bool) -> list[str]:
+    """A sentence for each shard that is not as the manifest says; `deep` reads them in full, for their hashes."""
+    mistakes = Mistakes()
+    for shard in manifest.shards:
+        with mistakes.gathered():
+            _check_shard(folder, shard, manifest.task, deep)
+    return mistakes.sentences
+
+
+def _check_shard(folder: Path, shard: Shard, task: str, deep: bool) -> None:
+    check_length(folder, shard)
+    path = folder / shard.file
+    try:
+        if deep:
+            check_hash(folder, shard)
+        open_rows(pa.memory_map(str(path)), str(path), shard.rows, task)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
+
+
+def _check_remote(place: Remote, task: str, deep: bool, mistakes: Mistakes) -> tuple[Manifest, str]:
+    with mistakes.gathered():
+        check_task(place.url, place.manifest, task)
+    if deep:
+        for number in range(len(place.manifest.shards)):
+            with mistakes.gathered():
+                place.bring(number)
+    return place.manifest, "all fetched and their hashes right" if deep else "held against their hashes when fetched"

@@ -1,0 +1,56 @@
+"""mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+EXAMPLES = """examples:
+  mvlm check run.toml
+  mvlm check run.toml --deepspeed_config ds_configs/zero2.json --world 64 train.global_batch=4096
+  mvlm check run.toml --deep --json
+
+Nothing is trained or written, and no GPU is needed. Ends with 1 where anything is wrong. docs/doctor.md has more.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
+    """Add `check` to the command line."""
+    parser = subparsers.add_parser(
+        "check",
+        help=does,
+        usage="mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [--deep] [--json] [key=value ...]",
+        description="Tell everything that would keep a run from beginning or going on, and what is right.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="RUN.toml")
+    parser.add_argument("--deepspeed_config", metavar="JSON", help="to compare with the TOML")
+    parser.add_argument("--world", type=_ranks, metavar="N", help="ranks that the run will have (the launcher's, or 1)")
+    parser.add_argument("--deep", action="store_true", help="read all shards and checkpoints, for their hashes")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def _ranks(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of ranks")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check and print; the exit code is 1 where anything is wrong."""
+    from mvlm import dist
+    from mvlm.check.everything import check_run
+    from mvlm.check.report import as_text
+    from mvlm.errors import UserError
+
+    world = args.world or dist.environment()["world"]
+    report = check_run(args.config, args.overrides, args.deepspeed_config, world, args.deep)
+    if args.json:
+        problems = len(report.problems)
+        print(json.dumps({"problems": problems, "findings": [asdict(one) for one in report.findings]}, indent=1))
+    else:
+        print(as_text(report))
+    return UserError.exit_code if report.problems else 0

@@ -1,0 +1,108 @@
+"""Whether a checkpoint is whole, and one that a run can go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from torch.nn import Parameter
+
+from mvlm import dist
+from mvlm.errors import UserError
+from mvlm.model.weights import UNREADABLE, has_moments, is_moments, read_index
+from mvlm.train.state import TrainState
+
+
+def find_damage(checkpoint: Path, hashes: bool = True) -> str | None:
+    """What is wrong with a checkpoint's files, if anything; the ranks share the reading, and all must call.
+
+    Moments that were deleted altogether are no damage.
+
+    Args:
+        hashes: False compares lengths alone.
+    """
+    return next(filter(None, dist.gather_objects(_find_damage_in_share(checkpoint, hashes))), None)
+
+
+def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
+    if not checkpoint.is_dir():
+        return "it is missing"
+    try:
+        read_state(checkpoint)
+        files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
+        for entry in files[dist.rank() :: dist.world()]:
+            if (size := (checkpoint / entry.file).stat().st_size) != entry.bytes:
+                return f"{entry.file} has {size} bytes and not the {entry.bytes} of index.json"
+            if not hashes:
+                continue
+            with open(checkpoint / entry.file, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    return f"{entry.file} has another SHA-256 than index.json says"
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """Raises one of UNREADABLE where state.json is damaged."""
+    return TrainState.from_json(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
+    """The state of a checkpoint that a run can go on from; all ranks must call.
+
+    Raises:
+        UserError: it is damaged, or lacks moments that the run needs.
+    """
+    if reason := find_damage(checkpoint, hashes):
+        raise refusal(checkpoint, reason)
+    if not can_go_on(checkpoint):
+        raise UserError(
+            f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
+            "start a new run with checkpoint.init to take its weights alone."
+        )
+    return read_state(checkpoint)
+
+
+def can_go_on(checkpoint: Path) -> bool:
+    """Whether an undamaged checkpoint has the moments that its optimiser needs."""
+    return read_state(checkpoint).updates == 0 or has_moments(checkpoint)
+
+
+def refusal(checkpoint: Path, reason: str) -> UserError:
+    """What to raise where a damaged checkpoint has no other to take its place."""
+    return UserError(
+        f"{checkpoint} is damaged ({reason}): go on from another checkpoint, by checkpoint.resume in a new run.dir."
+    )
+
+
+def compare_shapes(checkpoint: Path, weights: Mapping[str, safe_open], parameters: Mapping[str, Parameter]) -> None:
+    """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device."""
+    for name, file in weights.items():
+        shape, parameter = tuple(file.get_slice(name).get_shape()), parameters.get(name)
+        if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
+            raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
+    if lacking := parameters.keys() - weights.keys():
+        raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
+
+
+def check_continuity(checkpoint: Path, state: TrainState, seed: int, fingerprint: str) -> None:
+    """Raise `UserError` where a run of this seed on these shards would not go on as the checkpoint's began.
+
+    Args:
+        fingerprint: of the mixture of data.train.
+    """
+    if state.manifest_fingerprint != fingerprint:
+        raise UserError(
+            f"{checkpoint} was trained on other shards than data.train names (fingerprint "
+            f"{state.manifest_fingerprint[:12]} and not {fingerprint[:12]}): "
+            "give the same shards, or start a new run.dir with checkpoint.init."
+        )
+    if state.seed != seed:
+        raise UserError(
+            f"{checkpoint} was trained with run.seed {state.seed} and this run sets {seed}: "
+            "give the same seed, or start a new run.dir with checkpoint.init."
+        )

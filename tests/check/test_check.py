@@ -1,0 +1,190 @@
+"""`mvlm check` finds everything that is wrong at once, in the words that training would use."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mvlm.__main__ import main
+from mvlm.check.everything import check_run
+from mvlm.config import load_config
+from mvlm.train.loop import train
+from mvlm.train.signals import SIGNALS
+from tests.conftest import ROOT, TINY
+from tests.train.conftest import one_rank  # noqa: F401
+
+TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:  # noqa: F811
+    """A run of two updates with a checkpoint after each."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=2", "checkpoint.every=1"]
+    assert train(load_config(TOML, words), (JSON, TOML)) == 0
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def overrides(scenes: Path, run: Path, *more: str) -> list[str]:
+    shards = [f"data.train={scenes}/train", f"data.eval={scenes}/eval"]
+    return [*TINY, *shards, f"run.dir={run}", "train.steps=4", *more]
+
+
+def problems(words: list[str], deepspeed: str = JSON, world: int = 1, deep: bool = False) -> list[str]:
+    return check_run(TOML, words, deepspeed, world, deep).problems
+
+
+def only(found: list[str], *parts: str) -> None:
+    """There is one problem, and its sentence has these parts and says what to do."""
+    (sentence,) = found
+    assert all(part in sentence for part in parts), sentence
+    assert sentence.endswith((".", "?")) and (":" in sentence or ";" in sentence)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_that_can_begin_or_go_on(
+    scenes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content(run)
+    words = ["check", TOML, "--deepspeed_config", JSON, "--world", "3", "--deep", *overrides(scenes, run)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 ranks x 1 micro-batch of 8, ITM groups of 4" in said
+    assert "step_00000002 is where the run goes on, at step 2, lengths and hashes right" in said
+    assert "step_00000002 holds this model's parameters" in said and "ZeRO stage 1, fp32" in said
+    assert content(run) == before
+    for start in ("", f"checkpoint.init={run}", f"checkpoint.resume={run}/checkpoints/step_00000001"):
+        assert problems(overrides(scenes, tmp_path / "new", *filter(None, [start]))) == []
+    assert not (tmp_path / "new").exists()
+
+
+def test_everything_that_is_wrong_is_told_at_once(
+    scenes: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = shutil.copytree(scenes / "eval", tmp_path / "shards")
+    os.truncate(shards / "000000.arrow", 1000)
+    os.truncate(next((run / "checkpoints/step_00000002").glob("weights-*")), 100)
+    wrong = {
+        "train_batch_size": 999,
+        "elasticity": {"enabled": True},
+        "optimizer": {"params": {"lr": 0.5, "momentum": 0.9}},
+        "scheduler": {"params": {"total_num_steps": 7}},
+        "zero_optimization": {"stage": 1, "offload_param": {"device": "cpu"}, "offload_optimizer": {"device": "disk"}},
+        "fp16": {"enabled": True},
+        "bf16": {"enabled": True},
+    }
+    (tmp_path / "wrong.json").write_text(json.dumps(wrong))
+    words = overrides(
+        scenes, run, f"data.eval={shards}", "run.seed=5", "kernels.attention=flash", "model.cross_depth=2"
+    )
+    assert main(["check", TOML, "--deepspeed_config", str(tmp_path / "wrong.json"), "--json", *words]) == 1
+    report = json.loads(capsys.readouterr().out)
+    found = [finding["sentence"] for finding in report["findings"] if finding["verdict"] == "wrong"]
+    expected = [
+        "shards/000000.arrow has 1000 bytes",
+        "step_00000002 is damaged (weights-",
+        "was trained with run.seed 0 and this run sets 5",
+        "step_00000001 lacks cross_image.blocks.1",
+        "kernels.attention = 'flash' is not known",
+        "section 'elasticity' cannot work here",
+        "sets train_batch_size to 999 but",
+        "sets optimizer.params.lr to 0.5 but",
+        "sets optimizer.params.momentum to 0.9",
+        "sets scheduler.params.total_num_steps to 7 but",
+        "enables both fp16 and bf16",
+        "offload_optimizer.device is 'disk'",
+        "zero_optimization.offload_param, which needs ZeRO stage 3",
+    ]
+    for part in expected:
+        assert sum(part in sentence for sentence in found) == 1, part
+    assert len(found) == report["problems"] == len(expected)
+
+
+def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
+    toml = tmp_path / "mine.toml"
+    toml.write_text('[train]\nglobal_bacth = 8\n[optim]\nlr = -1\n[data]\nflip = "no"\n[model]\ndropout = 2\n')
+    found = check_run(str(toml), [f"data.train={scenes}/nowhere", "data"], JSON, 1, False).problems
+    expected = ["train.global_bacth; did you mean", "optim.lr is -1", "data.flip is 'no'", "model.dropout is 2"]
+    expected += ["'data' is not of the form", "No shards at"]
+    assert [sum(part in sentence for sentence in found) for part in expected] == [1] * len(expected)
+    assert len(found) == len(expected)
+    toml.write_text("[train\n")
+    only(check_run(str(toml), [], None, 1, False).problems, "mine.toml is not valid TOML")
+    found = check_run(str(tmp_path / "absent.toml"), [], str(tmp_path / "absent.json"), 1, False).problems
+    assert ["absent.toml" in found[0], "absent.json" in found[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.train=[]",
+        "train.micro_batch=6",
+        "data.tokenizer=nowhere/at/all.json",
+        "model.vision=no_such_vit",
+        "model.text_weights=pretrained",
+        "checkpoint.init=nowhere",
+        "objectives.image_mask_block=3",
+        "task.name=vqa",
+    ],
+)
+def test_check_and_train_say_the_same(
+    override: str, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = overrides(scenes, tmp_path / "run", "data.eval=[]", override)
+    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
+    assert said in problems(words)
+
+
+def test_check_and_train_say_the_same_of_a_checkpoint(
+    scenes: Path, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = overrides(scenes, run, "data.eval=[]", f"data.train={scenes}/eval")
+    assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
+    assert "other shards" in said and problems(words) == [said]
+    next((run / "checkpoints/step_00000002").glob("moments-*")).unlink()
+    only(problems(words), "step_00000002 holds no optimizer moments", "checkpoint.init")
+
+
+def test_hashes_are_compared_where_asked_for(scenes: Path, run: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(scenes / "eval", tmp_path / "shards")
+    weights = next((run / "checkpoints/step_00000001").glob("weights-*"))
+    for file in (shards / "000000.arrow", weights):
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    words = overrides(scenes, run, f"data.eval={shards}")
+    assert problems(words) == []
+    found = problems(words, deep=True)
+    assert ["000000.arrow has changed" in found[0], "step_00000001 is damaged" in found[1]] == [True, True]
+    assert len(found) == 2
+
+
+def test_a_run_folder_that_cannot_be(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    only(problems(overrides(scenes, tmp_path / "file/run")), "file", "run.dir")
+    words = overrides(scenes, tmp_path / "run", "checkpoint.mirror=nowhere://bucket/run")
+    only(problems(words), "checkpoint.mirror", "nowhere")
