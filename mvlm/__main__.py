@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "pretrain a model, or fine-tune one",
     "evaluate": "measure a trained model on held-out shards",
     "predict": "try a trained model on your own images and sentences",
+    "watch": "show how a running job stands",
     "report": "write a page about a run: curves, numbers and examples",
     "preflight": "find the slow or dead node before a run",
     "kernels": "show who computes what on this machine",
