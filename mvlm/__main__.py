@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "pretrain a model, or fine-tune one",
     "evaluate": "measure a trained model on held-out shards",
     "predict": "try a trained model on your own images and sentences",
+    "watch": "show how a running job stands",
     "report": "write a page about a run: curves, numbers and examples",
     "doctor": "try what of this machine works",
     "check": "tell whether a run can begin or go on, without training",

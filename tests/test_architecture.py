@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.evaluate": {"batch", "config", "masking", "model", "data", "dist", "evaluate"},
     "mvlm.train": {"batch", "config", "dist", "flops", "masking", "kernels", "objectives", "model", "data", "train"},
     "mvlm.predict": {"model", "data", "evaluate", "predict"},
+    "mvlm.watch": {"train", "watch"},
     "mvlm.report": {"batch", "config", "dist", "masking", "model", "data", "evaluate", "report"},
 }
 """Our own modules by first name within mvlm; `errors` and the version are everybody's. The commands may import all."""

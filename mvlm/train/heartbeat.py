@@ -12,7 +12,13 @@ from typing import Any
 
 HEARTBEATS = "heartbeat"
 QUIET_AFTER = 5  # looks, one heartbeat's time apart, that find nothing new
+LONGEST_PERIOD_S = 60.0
 NAMED = 4  # ranks that a sentence names
+
+
+def period_s(hang_minutes: float) -> float:
+    """Seconds between the heartbeats of a rank whose run takes that long without progress for a hang."""
+    return min(60 * hang_minutes / 10, LONGEST_PERIOD_S)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,10 @@ from typing import NamedTuple, NoReturn
 
 from mvlm import dist
 from mvlm.model.weights import CHECKPOINTS, LATEST
-from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, Others, duration, read
+from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, Others, duration, period_s, read
 
 HANGS = "hangs.jsonl"
 HUNG = 75
-LONGEST_PERIOD_S = 60.0
 STDERR = 2
 
 
@@ -59,7 +58,7 @@ class Watchdog:
         self._folder = run / HEARTBEATS
         self._attempt = attempt
         self._limit = 60 * minutes
-        self._period = min(self._limit / 10, LONGEST_PERIOD_S)
+        self._period = period_s(minutes)
         self._rank, self._host = dist.rank(), socket.gethostname()
         self._ranks = range(dist.world()) if ranks is None else ranks
         self._unseen = dist.world() - len(self._ranks)

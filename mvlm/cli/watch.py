@@ -1,0 +1,88 @@
+"""mvlm watch RUN [--once] [--json]"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+
+from mvlm.errors import UserError
+from mvlm.watch.screen import screen
+from mvlm.watch.status import Status, Watcher
+
+EXAMPLES = """examples:
+  mvlm watch runs/mine
+  mvlm watch /mnt/cluster/runs/mine --once
+  mvlm watch runs/mine --once --json
+
+It reads the run folder alone, so it may run on another machine that sees it, and it may be started before the run.
+"""
+EVERY_S = 2.0
+
+
+def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
+    """Add `watch` to the command line."""
+    parser = subparsers.add_parser(
+        "watch",
+        help=does,
+        description="Show how a job stands until it is done or Ctrl-C ends this; the job notices nothing of it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder")
+    parser.add_argument("--once", action="store_true", help="show it once; so it is where the output is no terminal")
+    parser.add_argument("--json", action="store_true", help="an object a line, with all that is known")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it; returns the exit code.
+
+    Raises:
+        UserError: --once, and there is no such folder.
+    """
+    watcher = Watcher(args.run_folder)
+    status = watcher.look()
+    if args.once or not (args.json or sys.stdout.isatty()):
+        if status.state == "waiting":
+            raise UserError(f"There is no run folder {args.run_folder} yet: give one, or leave --once out to wait.")
+        print(as_json(status)) if args.json else Console().print(screen(status, watcher.history))
+        return 0
+    try:
+        follow_as_json(watcher, status) if args.json else follow(watcher, status)
+    except KeyboardInterrupt:
+        return 0
+    return 0
+
+
+def follow(watcher: Watcher, status: Status) -> None:
+    """Show it in place until it is done."""
+    with Live(screen(status, watcher.history), auto_refresh=False) as live:
+        while status.state != "done":
+            time.sleep(EVERY_S)
+            status = watcher.look()
+            live.update(screen(status, watcher.history), refresh=True)
+
+
+def follow_as_json(watcher: Watcher, status: Status) -> None:
+    """Print a line now and whenever there is another step, checkpoint, evaluation or state, until it is done."""
+    told: tuple[object, ...] = ()
+    while True:
+        news = status.state, status.attempt, status.step, status.checkpoint, status.evaluation.get("step")
+        if news != told:
+            told = news
+            print(as_json(status), flush=True)
+        if status.state == "done":
+            return
+        time.sleep(EVERY_S)
+        status = watcher.look()
+
+
+def as_json(status: Status) -> str:
+    return json.dumps(dataclasses.asdict(status))

@@ -1,0 +1,55 @@
+"""A file of JSON lines that another process, maybe on another machine, appends to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+TAIL = 64 << 20
+"""Bytes of a file that are read at first: of the longest runs not everything."""
+
+
+class Lines:
+    """Gives every whole line once. A last line without its end is read again when it has one.
+
+    Attributes:
+        replaced: whether the last look found another file in the place of the one before, which is read anew.
+    """
+
+    def __init__(self, path: Path, tail: int = TAIL) -> None:
+        self.path, self._tail = path, tail
+        self._file, self._read = 0, 0  # its inode, and the bytes up to the end of the last whole line
+        self.replaced = False
+
+    def new(self) -> list[dict[str, Any]]:
+        """The lines that have come since the last look; one that is no JSON object is left out."""
+        try:
+            with open(self.path, "rb") as file:
+                return self._new(file)
+        except OSError:  # not there yet, or out of sight for now
+            self.replaced = False
+            return []
+
+    def _new(self, file: Any) -> list[dict[str, Any]]:
+        facts = os.fstat(file.fileno())
+        known = self._file != 0
+        self.replaced = known and (facts.st_ino != self._file or facts.st_size < self._read)
+        if self.replaced or not known:
+            self._file, self._read = facts.st_ino, max(0, facts.st_size - self._tail)
+            if self._read:
+                file.seek(self._read)
+                self._read += len(file.readline())
+        file.seek(self._read)
+        whole, end, _ = file.read().rpartition(b"\n")
+        self._read += len(whole) + len(end)
+        return [found for line in whole.splitlines() if (found := _object(line)) is not None]
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

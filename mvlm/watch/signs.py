@@ -1,0 +1,74 @@
+"""Whether the ranks of a run are alive, by the heartbeats in its folder."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, period_s, read
+
+
+@dataclass(frozen=True)
+class Signs:
+    """Of one attempt.
+
+    Args:
+        beats: by rank, the last heartbeat.
+        age_s: by rank, how long ago it gave the last sign of life.
+        quiet: ranks that are gone, or have given none for QUIET_AFTER times the heartbeats' own distance.
+    """
+
+    beats: dict[int, Heartbeat]
+    age_s: dict[int, float]
+    quiet: frozenset[int]
+
+    @property
+    def all_quiet(self) -> bool:
+        return len(self.quiet) == len(self.beats)
+
+    @property
+    def hang(self) -> str | None:
+        """Who holds the run up, as a sentence, when some rank is stuck or gives no sign of life and others do."""
+        hang = Hang(dict(self.beats), self.quiet)
+        troubled = self.quiet or any(beat.stuck for beat in self.beats.values())
+        return hang.sentence() if troubled and not self.all_quiet and hang.at_fault else None
+
+
+class Ears:
+    """Knows life by new heartbeats: the clocks of other hosts are trusted for the first look alone.
+
+    Args:
+        clock, monotonic: the time now.
+    """
+
+    def __init__(
+        self, run: Path, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._folder = run / HEARTBEATS
+        self._clock, self._monotonic = clock, monotonic
+        self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when, by this machine's clock
+
+    def listen(self, attempt: int, hang_minutes: float) -> Signs:
+        """What the ranks of this attempt tell now."""
+        now, limit = self._monotonic(), QUIET_AFTER * period_s(hang_minutes)
+        for path in sorted(self._folder.glob("rank-*.json")):
+            rank = path.stem.removeprefix("rank-")
+            beat = read(self._folder, int(rank), attempt) if rank.isdecimal() else None
+            before = self._heard.get(beat.rank) if beat else None
+            if beat and (before is None or before[0].attempt != attempt):
+                self._heard[beat.rank] = beat, now - max(0.0, self._clock() - beat.time)
+            elif beat and before and before[0] != beat:
+                self._heard[beat.rank] = beat, now
+        heard = {rank: found for rank, found in self._heard.items() if found[0].attempt == attempt}
+        beats = {rank: beat for rank, (beat, _) in sorted(heard.items())}
+        ages = {rank: now - heard[rank][1] for rank in beats}
+        quiet = frozenset(rank for rank, beat in beats.items() if ages[rank] > limit or _is_gone(beat))
+        return Signs(beats, ages, quiet)
+
+
+def _is_gone(beat: Heartbeat) -> bool:
+    """Whether its process has ended, where that can be known: on its own host."""
+    return beat.host == socket.gethostname() and Path("/proc/self").exists() and not Path(f"/proc/{beat.pid}").exists()
