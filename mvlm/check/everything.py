@@ -98,7 +98,9 @@ def _check_deepspeed(
     stage = resolved["zero_optimization"]["stage"]
     with report.judged("deepspeed"):
         check_stage(config, stage)
-        report.right("deepspeed", f"{names[0]} goes with the TOML: ZeRO stage {stage}, {_precision(resolved)}.")
+        report.right(
+            "deepspeed", f"{names[0]} goes with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
+        )
     if mixture is None:
         report.unknown("deepspeed", f"The steps of the scheduler that {names[0]} may name depend on the shards.")
 

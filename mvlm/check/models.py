@@ -36,10 +36,10 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         Its parameters; 0 where it cannot be built.
     """
     parameters = 0
+    if start.checkpoint is None:
+        _check_weights(report, config.model)
     with report.judged("model"):
         tokenizer = _tokenizer(report, config, start)
-        if start.checkpoint is None:
-            _check_weights(report, config.model)
         model, taken = _built(config, tokenizer, start, _classes(config, start, mixture, deep))
         if mixture and not config.task.is_labelled:
             PairDataset(mixture, tokenizer, config, model.grid)

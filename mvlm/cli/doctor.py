@@ -11,8 +11,9 @@ EXAMPLES = """examples:
   mvlm doctor --shards shards/train --run runs/mine
   srun -N 4 --ntasks-per-node 1 mvlm doctor --json
 
-Takes under a minute. Each probe runs in a process and a time limit of its own; `python -m mvlm.doctor.probe NAME` runs
-one alone. Ends with 1 where something is broken; what is absent is said and is no fault. docs/doctor.md has more.
+Takes a quarter of a minute on a free core. Each probe runs in a process and a time limit of its own, and
+`python -m mvlm.doctor.probe NAME` runs one alone. Ends with 1 where something is broken; what is absent is said and is
+no fault. docs/doctor.md has more.
 """
 
 

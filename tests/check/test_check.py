@@ -73,7 +73,7 @@ def test_a_run_that_can_begin_or_go_on(
     said = capsys.readouterr().out
     assert "2 of 3 ranks x 1 micro-batch of 8, ITM groups of 4" in said
     assert "step_00000002 is where the run goes on, at step 2, lengths and hashes right" in said
-    assert "step_00000002 holds this model's parameters" in said and "ZeRO stage 1, fp32" in said
+    assert "step_00000002 holds this model's parameters" in said and "ZeRO stage 1, fp32 on this machine" in said
     assert content(run) == before
     for start in ("", f"checkpoint.init={run}", f"checkpoint.resume={run}/checkpoints/step_00000001"):
         assert problems(overrides(scenes, tmp_path / "new", *filter(None, [start]))) == []
