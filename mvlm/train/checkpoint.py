@@ -22,6 +22,7 @@ from typing import TypeVar
 from mvlm import dist
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
+from mvlm.model.foreign import is_foreign
 from mvlm.model.weights import (
     CHECKPOINTS,
     LATEST,
@@ -56,7 +57,7 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
     """Decide where training begins; all ranks must call, and are told the same.
 
     1. The latest whole checkpoint in the run folder, so that a command that is started again goes on. 2.
-    `checkpoint.resume`, when given. 3. The weights alone of `checkpoint.init`. 4. Scratch.
+    `checkpoint.resume`, when given. 3. The weights alone of `checkpoint.init`. 4. Scratch, or encoders of others.
 
     Raises:
         UserError: there is no such checkpoint, or none of the run folder is whole.
@@ -71,7 +72,8 @@ def _given_start(run: Path, config: Checkpoint) -> Start | None:
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume), resumes=True, own=False)
-    return Start(find_checkpoint(config.init) if config.init else None, resumes=False, own=False)
+    ours = config.init and not is_foreign(config.init)
+    return Start(find_checkpoint(config.init) if ours else None, resumes=False, own=False)
 
 
 def make_latest(checkpoint: Path) -> None:

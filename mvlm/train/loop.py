@@ -22,7 +22,7 @@ from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
-from mvlm.train.folder import TOKENIZER, build_model, describe_run, prepare_tokenizer
+from mvlm.train.folder import STARTED, TOKENIZER, build_model, describe_run, prepare_tokenizer
 from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
@@ -66,7 +66,7 @@ def train(
     start = checkpoints.starting_point(run, config.checkpoint)
     tokenizer = prepare_tokenizer(config, run, mixture, start, site)
     classes = class_names(config.task.name, run / TOKENIZER)
-    model, taken = build_model(config, tokenizer, start, len(classes))
+    model, beginning = build_model(config, tokenizer, start, len(classes))
     dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
     if classes:
         dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
@@ -92,12 +92,13 @@ def train(
             start, state = _go_on(engine, run, start, state)
         assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
-    describe_run(run, config, ds_config, engine.model, layout, site)  # a run refused before must not look like this one
+    # A run that was refused before now must not look like this one.
+    describe_run(run, config, ds_config, engine.model, layout, site, beginning)
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log.tensorboard))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
-        if taken:
-            monitor.say(str(taken))
+        if beginning:
+            monitor.say(f"{beginning}\nEvery tensor stands in {run / STARTED}.")
         watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
         uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
         saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number, site, uploads))
