@@ -25,6 +25,7 @@ from mvlm.errors import UserError
 from mvlm.model.foreign import is_foreign
 from mvlm.model.weights import (
     CHECKPOINTS,
+    EMA,
     LATEST,
     MOMENTS,
     UNREADABLE,
@@ -163,6 +164,7 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     with ExitStack() as stack:
         weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
         moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
+        averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.averages else {}
         for name, file in weights.items():
             shape, parameter = tuple(file.get_slice(name).get_shape()), parameters.get(name)
             if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
@@ -171,9 +173,13 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
             raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
         engine.prepare_state(state.updates)
         for name, parameter in parameters.items():
-            titles = {key: f"{key}/{name}" for key in KEYS}
-            whole = {key: moments[title].get_tensor(title) for key, title in titles.items() if title in moments}
-            engine.write(parameter, {"weight": weights[name].get_tensor(name), **whole})
+            whole = {"weight": weights[name].get_tensor(name)}
+            if parameter.requires_grad:
+                titles = {key: f"{key}/{name}" for key in KEYS}
+                whole |= {key: moments[title].get_tensor(title) for key, title in titles.items() if title in moments}
+                if engine.averages:  # which begin here where the checkpoint has none
+                    whole[EMA] = averages[name].get_tensor(name) if name in averages else whole["weight"]
+            engine.write(parameter, whole)
     if state.loss_scale is not None:
         engine.set_loss_scale_state(state.loss_scale)
     return state

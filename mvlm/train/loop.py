@@ -27,7 +27,7 @@ from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
 from mvlm.train.monitor import Monitor
-from mvlm.train.optim import count_parameters
+from mvlm.train.optim import count_parameters, freeze
 from mvlm.train.saver import Saver
 from mvlm.train.signals import StopRequests
 from mvlm.train.sites import find_site
@@ -80,10 +80,11 @@ def train(
         "steps": total,
         "rows": len(mixture),
     }
+    freeze(model, config.train.freeze)
     apply_kernels(model, config)
     prepare_blocks(model, config, layout["zero_stage"])
     engine = Engine(model, config, ds_config)
-    state = TrainState(0, 0, config.run.seed, mixture.fingerprint)
+    state = TrainState(0, 0, config.run.seed, mixture.fingerprint, frozen=config.train.freeze)
     if start.resumes:
         start, state = _go_on(engine, run, start, state)
     attempt = Attempt(run, mirror)
@@ -140,5 +141,10 @@ def _go_on(engine: Engine, run: Path, start: Start, here: TrainState) -> tuple[S
         raise UserError(
             f"{checkpoint} was trained with run.seed {state.seed} and this run sets {here.seed}: "
             "give the same seed, or start a new run.dir with checkpoint.init."
+        )
+    if set(state.frozen) != set(here.frozen):
+        raise UserError(
+            f"{checkpoint} was trained with train.freeze {list(state.frozen)} and this run sets {list(here.frozen)}: "
+            "give the same, or start a new run.dir with checkpoint.init."
         )
     return replace(start, checkpoint=checkpoint), state
