@@ -52,11 +52,11 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
-    vision_weights: str = "pretrained"  # "pretrained", "random" or a safetensors file
+    vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, a folder or "hf-hub:owner/name"
     vision_args: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model
     image_size: int = 224
     text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
-    text_weights: str = "pretrained"  # "pretrained" or "random"
+    text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, a folder or "hf-hub:..."
     text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)
@@ -134,6 +134,7 @@ class Optim:
     warmup_epochs: float = 5.0  # (P); ignored where warmup_steps is given
     warmup_steps: int = -1
     floor: float = 0.1  # of the peak, at the end of the cosine (R)
+    layer_decay: float = 1.0  # of an encoder's rate from each block to the one below it: 0.65 to 0.75 in BEiT and MAE
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,8 @@ class Train:
     hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
     compile: bool = False  # torch.compile of each block: minutes at the start, then faster steps on a GPU
     recompute: float = 0.0  # share of the blocks that keep their input alone and compute the rest again in backward
+    freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text", "text.model.embeddings"
+    ema: float = 0.0  # decay of an average of the weights, such as 0.999, which is evaluated in their place; 0 = none
 
 
 @dataclass(frozen=True)
@@ -174,7 +177,7 @@ class Checkpoint:
     keep: int = 2  # newest checkpoints kept
     keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good; 0 = none
     resume: str = ""  # a checkpoint to go on from where the run folder has none of its own
-    init: str = ""  # a run or checkpoint whose weights alone are taken
+    init: str = ""  # a run or checkpoint of ours or others whose weights alone are taken
     mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that gets each checkpoint too; "" = none
 
 

@@ -72,11 +72,13 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
         require(0 < value(name) < math.inf, name, "above 0")
     require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
     require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
+    require(0 < optim.layer_decay <= 1, "optim.layer_decay", "above 0 and at most 1")
     length = train.steps > 0 or 0 < train.epochs < math.inf
     require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
     require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
+    require(0 <= train.ema < 1, "train.ema", "at least 0 and below 1")
     require(0 < config.eval.memory_gb < math.inf, "eval.memory_gb", "above 0")
     require(0 < config.eval.share < math.inf, "eval.share", "above 0")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")

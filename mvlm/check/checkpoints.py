@@ -57,10 +57,10 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
     return start, state
 
 
-def check_continuing(report: Report, checkpoint: Path, state: TrainState, seed: int, fingerprint: str) -> None:
-    """Whether the run's seed and shards are the checkpoint's."""
+def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, fingerprint: str) -> None:
+    """Whether the run's seed, frozen parts and shards are the checkpoint's."""
     with report.judged("checkpoint"):
-        check_continuity(checkpoint, state, seed, fingerprint)
+        check_continuity(checkpoint, state, config.run.seed, fingerprint, config.train.freeze)
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards with this seed.")
 
 

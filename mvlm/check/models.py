@@ -17,12 +17,12 @@ from mvlm.data.pairs import PairDataset
 from mvlm.data.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
+from mvlm.model.foreign import HUB, read_tensors
 from mvlm.model.text import check_has_weights
-from mvlm.model.vision import check_weights_file
 from mvlm.model.weights import WEIGHTS, open_tensors
 from mvlm.train.checkpoint import Start
 from mvlm.train.folder import TOKENIZER, TRAINED, build_model, find_answers, tokenizer_source
-from mvlm.train.optim import count_parameters
+from mvlm.train.optim import count_parameters, freeze
 from mvlm.train.wholeness import compare_shapes
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -43,6 +43,7 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         model, taken = _built(config, tokenizer, start, _classes(config, start, mixture, deep))
         if mixture and not config.task.is_labelled:
             PairDataset(mixture, tokenizer, config, model.grid)
+        freeze(model, config.train.freeze)
         parameters = count_parameters(model)
         report.right("model", f"The model can be built: {parameters / 1e6:.3g} million parameters.")
         if taken:
@@ -75,7 +76,7 @@ def _built(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, cla
         raise UserError(
             f"The model of {run} cannot be built ({reason}): copy its folders tokenizer and text_encoder again."
         ) from None
-    return model, str(taken) if taken else ""
+    return model, " ".join(str(taken).splitlines()) if start.checkpoint and taken else ""
 
 
 def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokenizerBase:
@@ -106,13 +107,22 @@ def _check_weights(report: Report, config: Model) -> None:
         if config.vision_weights == "pretrained":
             _check_on_hub(report, "model.vision", config.vision, _timm_repository(config.vision))
         elif config.vision_weights != "random":
-            check_weights_file(config.vision_weights)
-            report.right("weights", f"model.vision_weights names a file, {config.vision_weights}.")
-    if config.text_weights != "pretrained":
-        return
+            _check_place(report, "model.vision_weights", config.vision_weights)
     with report.judged("weights"):
-        check_has_weights(config)
-        _check_on_hub(report, "model.text", config.text, config.text)
+        if config.text_weights == "pretrained":
+            check_has_weights(config)
+            _check_on_hub(report, "model.text", config.text, config.text)
+        elif config.text_weights != "random":
+            _check_place(report, "model.text_weights", config.text_weights)
+
+
+def _check_place(report: Report, key: str, place: str) -> None:
+    """Raises UserError where it can be known already that no weights are to be had there."""
+    if place.startswith(HUB):
+        report.unknown("weights", f"{key} = {place!r} is fetched from the hub when the run begins.")
+    else:
+        read_tensors(place)
+        report.right("weights", f"{key} = {place!r} can be read.")
 
 
 def _timm_repository(name: str) -> str:

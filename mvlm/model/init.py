@@ -1,89 +1,115 @@
-"""The weights of another run to start from: as they are, positions fitted to another image size, new heads fresh."""
+"""The weights that a run starts from, and the list of what came from where."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
+from mvlm.model.filling import Filled, fit_image_positions, fit_text_positions
+from mvlm.model.foreign import read_tensors
+from mvlm.model.names import WORDS, image_encoder
 from mvlm.model.task import HEAD
-from mvlm.model.weights import WEIGHTS, open_tensors
-
-POSITIONS = "vision.vit.pos_embed"
+from mvlm.model.weights import is_averaged, open_weights
 
 
-@dataclass
-class Taken:
-    """What became of a checkpoint's weights.
+@dataclass(frozen=True)
+class Started:
+    """What a run's model started from.
 
     Attributes:
-        copied: parameters that hold the checkpoint's values.
-        fresh: those of the new head.
-        left: the checkpoint's modules that this model does not have.
-        positions: image positions there and here, where they were interpolated.
+        filled: by part, those with weights of somebody's.
+        fresh: parameters of all other parts, with random values.
     """
 
-    checkpoint: Path
-    copied: int = 0
-    fresh: int = 0
-    left: set[str] = field(default_factory=set)
-    positions: tuple[int, int] | None = None
+    filled: tuple[Filled, ...]
+    fresh: tuple[str, ...]
 
     def __str__(self) -> str:
-        parts = [f"{self.copied} tensors taken"]
-        if self.positions:
-            parts.append(f"position embeddings interpolated from {self.positions[0]} to {self.positions[1]} patches")
-        if self.fresh:
-            parts.append(f"{self.fresh} of the head new")
-        if self.left:
-            parts.append(f"{', '.join(sorted(self.left))} left behind")
-        return f"Weights of {self.checkpoint}: {'; '.join(parts)}."
+        parts = sorted({name.split(".")[0] for name in self.fresh})
+        new = [f"New: {len(self.fresh)} tensors of {', '.join(parts)}."] if self.fresh else []
+        return "\n".join([*map(str, self.filled), *new])
+
+    def to_json(self) -> str:
+        content = {"parts": [filled.to_json() for filled in self.filled], "fresh": self.fresh}
+        return json.dumps(content, indent=1)
 
 
-def take_weights(model: Encoders, checkpoint: Path) -> Taken:
-    """Fill a model with the weights of a run that may have been of another task and image size.
+def started(model: Encoders) -> Started:
+    """Of a model built by its configuration."""
+    encoders = {"vision.": model.vision.filled, "text.": model.text.filled}
+    theirs = tuple(prefix for prefix, filled in encoders.items() if filled)
+    fresh = [name for name, _ in model.named_parameters() if not name.startswith(theirs) or name.endswith("mask_token")]
+    return Started(tuple(filter(None, encoders.values())), tuple(fresh))
+
+
+def with_encoders_of(config: Config, place: str) -> Config:
+    """The configuration with each encoder that a checkpoint of others holds taken from there.
+
+    Raises:
+        UserError: it holds none.
+    """
+    tensors = read_tensors(place)
+    found: dict[str, Any] = {}
+    if image_encoder(tensors):
+        found["vision_weights"] = place
+    if any(name.endswith(WORDS) for name in tensors):
+        found["text_weights"] = place
+    if not found:
+        raise UserError(
+            f"checkpoint.init={place} holds no encoder of a known kind (its tensors begin with "
+            f"{', '.join(list(tensors)[:2])}): give a run, or a checkpoint of timm, transformers, MAE, SimMIM, "
+            "ALBEF or BLIP."
+        )
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **found))
+
+
+def take_weights(model: Encoders, checkpoint: Path) -> Started:
+    """Fill a model with the weights of a run of ours that may have been of another task and image size.
+
+    Where the run kept an average of its weights (`train.ema`), that is what is taken.
 
     Raises:
         UserError: a parameter beyond the head is missing or of another shape.
     """
-    taken, parameters = Taken(checkpoint), dict(model.named_parameters())
-    with open_tensors(checkpoint, WEIGHTS) as files:
-        taken.left = {name.split(".")[0] for name in files} - {name for name, _ in model.named_children()}
-        for name, parameter in parameters.items():
+    filled = Filled("model", f"{checkpoint}{' (its averaged weights)' if is_averaged(checkpoint) else ''}")
+    with open_weights(checkpoint) as files:
+        filled.left = sorted({name.split(".")[0] for name in files} - {name for name, _ in model.named_children()})
+        for name, parameter in model.named_parameters():
             tensor = files[name].get_tensor(name) if name in files else None
-            if name == POSITIONS and tensor is not None and tensor.shape != parameter.shape:
-                tensor = _interpolated(model, tensor)
-                taken.positions = (
-                    _patches(model, files[name].get_slice(name).get_shape()[1]),
-                    model.grid[0] * model.grid[1],
-                )
-            if tensor is not None and tensor.shape == parameter.shape:
+            there, here = None if tensor is None else tuple(tensor.shape), tuple(parameter.shape)
+            if tensor is not None and there != here:
+                tensor = _fitted(model, name, tensor)
+            if tensor is not None and tuple(tensor.shape) == here:
                 parameter.data.copy_(tensor)
-                taken.copied += 1
+                if there == here or there is None:
+                    filled.matched.append(name)
+                else:
+                    filled.resized[name] = there, here
             elif name.startswith(HEAD):
-                taken.fresh += 1
+                filled.fresh.append(name)
             else:
-                there = "lacks it" if tensor is None else f"has it of shape {tuple(tensor.shape)}"
+                found = "lacks it" if there is None else f"has it of shape {there}"
                 raise UserError(
-                    f"{checkpoint} cannot be started from: {name} has shape {tuple(parameter.shape)} here and the "
-                    f"checkpoint {there}; give the same [model] and tokenizer as that run's config.toml."
+                    f"{checkpoint} cannot be started from: {name} has shape {here} here and the checkpoint {found}; "
+                    "give the same [model] and tokenizer as that run's config.toml."
                 )
-    return taken
+    return Started((filled,), ())
 
 
-def _interpolated(model: Encoders, position_1SD: Tensor) -> Tensor:
-    """Bicubic, as timm fits the positions of pretrained weights; those of CLS and its like stay."""
-    vit = model.vision.vit
-    return resample_abs_pos_embed(position_1SD, list(model.grid), num_prefix_tokens=_prefix(vit))
-
-
-def _patches(model: Encoders, positions: int) -> int:
-    return positions - _prefix(model.vision.vit)
-
-
-def _prefix(vit: object) -> int:
-    return 0 if getattr(vit, "no_embed_class", False) else int(vit.num_prefix_tokens)  # type: ignore[attr-defined]
+def _fitted(model: Encoders, name: str, tensor: Tensor) -> Tensor | None:
+    """Positions for this model's number of patches or words; None where it is nothing of that kind."""
+    fits = {
+        "vision.vit.": fit_image_positions(model.vision.vit, model.grid),
+        "text.model.": fit_text_positions(model.text.model, model.text.first_position),
+    }
+    return next(
+        (fit(name.removeprefix(prefix), tensor) for prefix, fit in fits.items() if name.startswith(prefix)), None
+    )

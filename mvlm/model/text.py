@@ -23,6 +23,9 @@ from mvlm.config import Model
 from mvlm.errors import UserError
 from mvlm.kernels.attention import attention
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
+from mvlm.model.filling import Filled, fill, fit_text_positions
+from mvlm.model.foreign import described_kind, read_tensors
+from mvlm.model.names import Foreign, text_encoder
 
 PACKABLE = {
     "albert": 0,
@@ -42,16 +45,21 @@ behind the padding token's number and 0 where they begin at 0. Texts go through 
 
 
 class TextEncoder(nn.Module):
-    """Token ids to token features; the first token is the sentence's CLS."""
+    """Token ids to token features; the first token is the sentence's CLS.
+
+    Attributes:
+        filled: what became of the weights it started from; None = random ones, or a checkpoint's that fills it later.
+    """
 
     def __init__(self, config: Model, tokenizer: PreTrainedTokenizerBase, load_weights: bool) -> None:
         super().__init__()
-        self.pretrained = load_weights and config.text_weights == "pretrained"
+        self.pretrained = load_weights and config.text_weights != "random"
         settings = _settings(config, tokenizer)
-        self.model: Any = _create(config, settings, self.pretrained)
+        self.model: Any = _create(config, settings)
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # would get no gradient
         self.settings: PretrainedConfig = self.model.config
+        self.filled: Filled | None = _fill(self.model, config) if self.pretrained else None
         self.width: int = self.settings.hidden_size
         self.embedding: nn.Embedding = self.model.get_input_embeddings()
         if self.embedding.num_embeddings < len(tokenizer):
@@ -60,9 +68,8 @@ class TextEncoder(nn.Module):
                 f"{self.embedding.num_embeddings}: set data.tokenizer to the encoder's own."
             )
         self.packable = self.settings.model_type in PACKABLE
+        self.first_position = _first_position(self.settings)
         if self.packable:
-            behind_padding = PACKABLE[self.settings.model_type]
-            self.first_position = behind_padding * ((self.settings.pad_token_id or 0) + 1)
             self.settings._attn_implementation = _OURS  # for good: blocks are also run again outside of `forward`
 
     def forward(self, text_BL: Tensor, valid_BL: Tensor, packing: Packing | None = None) -> Tensor:
@@ -119,7 +126,7 @@ def _settings(config: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, An
     settings |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
     settings |= {"dropout": config.dropout, "attention_dropout": config.dropout}  # the names some encoders use
     if config.text_weights == "random":
-        settings |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+        settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | settings
     return settings
 
 
@@ -137,17 +144,67 @@ def check_has_weights(config: Model) -> None:
         )
 
 
-def _create(config: Model, settings: dict[str, Any], pretrained: bool) -> Any:
-    if pretrained:
-        check_has_weights(config)
+def _create(config: Model, settings: dict[str, Any]) -> Any:
     try:
         if is_model_type(config.text):
             return AutoModel.from_config(AutoConfig.for_model(config.text, **settings))
-        if pretrained:
-            return AutoModel.from_pretrained(config.text, **settings)
         return AutoModel.from_config(AutoConfig.from_pretrained(config.text, **settings))
     except Exception as error:  # transformers and the hub raise many kinds; all mean this encoder cannot be had
+        raise _not_built(config, error) from error
+
+
+def _not_built(config: Model, error: Exception) -> UserError:
+    return UserError(
+        f"model.text {config.text!r} cannot be built ({str(error).splitlines()[0] if str(error) else error!r}): "
+        "check the name and text_args, give a local folder, or a model type with text_weights = 'random'."
+    )
+
+
+def _fill(model: Any, config: Model) -> Filled:
+    """Give the encoder the weights of `model.text` itself, or those of a checkpoint of others."""
+    settings = model.config
+    if config.text_weights == "pretrained":
+        foreign = _of_transformers(config)
+        where = config.text
+    else:
+        where = config.text_weights
+        kind = described_kind(where)
+        if kind and kind != settings.model_type:
+            raise UserError(
+                f"{where} holds a {kind!r} and model.text {config.text!r} is a {settings.model_type!r}: set model.text "
+                f"to that folder, and data.tokenizer to its tokenizer."
+            )
+        found = text_encoder(read_tensors(where), model.base_model_prefix, where)
+        if found is None:
+            raise UserError(
+                f"{where} holds no text encoder of a known kind: give a checkpoint of a transformers encoder, of ALBEF "
+                "or of BLIP to model.text_weights."
+            )
+        foreign, where = found, f"{where} ({found.family})"
+    depth = settings.num_hidden_layers
+    if foreign.layers is not None and depth > foreign.layers:
         raise UserError(
-            f"model.text {config.text!r} cannot be built ({str(error).splitlines()[0] if str(error) else error!r}): "
-            "check the name and text_args, give a local folder, or a model type with text_weights = 'random'."
-        ) from error
+            f"{where} has {foreign.layers} layers that read text alone, and {depth} are asked for: the others expect "
+            f"an image; set model.text_args.num_hidden_layers = {foreign.layers}."
+        )
+    filled = Filled("text encoder", where)
+    advice = "set model.text, model.text_args (vocab_size among them) and data.tokenizer to those of the checkpoint"
+    fill(model, foreign, filled, fit_text_positions(model, _first_position(settings)), (), advice)
+    return filled
+
+
+def _first_position(settings: PretrainedConfig) -> int:
+    """The row of the position embeddings that a text's first token has."""
+    return PACKABLE.get(settings.model_type, 0) * ((settings.pad_token_id or 0) + 1)
+
+
+def _of_transformers(config: Model) -> Foreign:
+    """The weights of a name or folder as transformers itself reads them."""
+    check_has_weights(config)
+    try:
+        model, found = AutoModel.from_pretrained(config.text, output_loading_info=True)
+    except Exception as error:
+        raise _not_built(config, error) from error
+    lacking = {name for name in found["missing_keys"] if not name.startswith("pooler.")}
+    tensors = {name: tensor for name, tensor in model.named_parameters() if name not in lacking}
+    return Foreign("transformers", tensors, len(found["unexpected_keys"]))

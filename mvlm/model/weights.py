@@ -1,8 +1,9 @@
 """Weights at rest: a run's folder, read without DeepSpeed.
 
 A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
-`moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), `state.json` and
-`index.json`, which names every file with its length and hash. `checkpoints/latest` holds the newest one's name.
+`moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), where the run averages
+its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which names every file
+with its length and hash. `checkpoints/latest` holds the newest one's name.
 Beside them may lie `step_N.partial-A`, being written by the run's attempt A, and `step_N.damaged`, set aside.
 """
 
@@ -28,7 +29,7 @@ from mvlm.model.task import HEAD, TaskModel
 
 CHECKPOINTS = "checkpoints"
 LATEST = "latest"
-WEIGHTS, MOMENTS = "weights", "moments"
+WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
 
 
@@ -87,24 +88,46 @@ def has_moments(checkpoint: Path) -> bool:
     return any((checkpoint / entry.file).exists() for entry in read_index(checkpoint) if is_moments(entry))
 
 
+def _index(checkpoint: Path) -> list[Entry]:
+    try:
+        return read_index(checkpoint)
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / 'index.json'} is damaged ({error}): use another checkpoint.") from None
+
+
 @contextmanager
 def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, safe_open]]:
-    """The open file of every tensor of `weights` or `moments`: `files[title].get_tensor(title)` reads that one alone.
+    """The open file of every tensor of one kind: `files[title].get_tensor(title)` reads that one alone.
+
+    Args:
+        kind: WEIGHTS, MOMENTS or EMA.
 
     Raises:
         UserError: a file is missing, cut short or damaged.
     """
-    try:
-        entries = read_index(checkpoint)
-    except UNREADABLE as error:
-        raise UserError(f"{checkpoint / 'index.json'} is damaged ({error}): use another checkpoint.") from None
     files: dict[str, safe_open] = {}
     with ExitStack() as stack:
-        for entry in entries:
-            if entry.file.startswith(kind):
+        for entry in _index(checkpoint):
+            if entry.file.startswith(f"{kind}-"):
                 file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
                 files |= dict.fromkeys(file.keys(), file)
         yield files
+
+
+def is_averaged(checkpoint: Path) -> bool:
+    """Whether an average of the weights lies beside them."""
+    return any(entry.file.startswith(f"{EMA}-") for entry in _index(checkpoint))
+
+
+@contextmanager
+def open_weights(checkpoint: Path) -> Iterator[dict[str, safe_open]]:
+    """What to evaluate a checkpoint by or start another run from: the average of each weight, where there is one.
+
+    Raises:
+        UserError: a file is missing, cut short or damaged.
+    """
+    with open_tensors(checkpoint, WEIGHTS) as weights, open_tensors(checkpoint, EMA) as averages:
+        yield weights | averages
 
 
 def _open(path: Path, length: int) -> safe_open:
@@ -119,13 +142,13 @@ def _open(path: Path, length: int) -> safe_open:
 
 
 def load_weights(model: Encoders, checkpoint: Path) -> None:
-    """Fill a model with a checkpoint's weights.
+    """Fill a model with a checkpoint's weights, the average of them where there is one.
 
     Raises:
         UserError: a parameter is missing, unknown or of another shape.
     """
     wanted = dict(model.named_parameters())
-    with open_tensors(checkpoint, WEIGHTS) as files:
+    with open_weights(checkpoint) as files:
         for name, file in files.items():
             tensor, parameter = file.get_tensor(name), wanted.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
@@ -180,7 +203,7 @@ def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
 def offline_model(config: Config, checkpoint: Path) -> Encoders:
     """The model of a checkpoint without its weights, the text encoder described by the run's folder `text_encoder`."""
     run = checkpoint.parent.parent
-    settings = dataclasses.replace(config.model, text=str(run / "text_encoder"))
+    settings = dataclasses.replace(config.model, text=str(run / "text_encoder"), text_weights="pretrained")
     described, tokenizer = dataclasses.replace(config, model=settings), AutoTokenizer.from_pretrained(run / "tokenizer")
     model: Encoders
     if config.task.is_labelled:

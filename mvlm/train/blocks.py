@@ -24,6 +24,8 @@ that share their code."""
 def prepare_blocks(model: nn.Module, config: Config, stage: int) -> None:
     """Have a share of the blocks computed again in backward (`train.recompute`), and compile all (`train.compile`).
 
+    Frozen blocks are not counted: nothing of them is kept for backward.
+
     Args:
         stage: of ZeRO.
 
@@ -31,7 +33,8 @@ def prepare_blocks(model: nn.Module, config: Config, stage: int) -> None:
         UserError: blocks cannot be compiled at this stage or on this machine.
     """
     blocks = list(find_blocks(model))
-    for block in evenly(blocks, config.train.recompute):
+    trained = [block for block in blocks if any(parameter.requires_grad for parameter in block.parameters())]
+    for block in evenly(trained, config.train.recompute):
         block.forward = partial(
             checkpoint, block.forward, use_reentrant=False, preserve_rng_state=config.model.dropout > 0
         )

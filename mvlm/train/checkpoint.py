@@ -20,8 +20,10 @@ from typing import TypeVar
 from mvlm import dist
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
+from mvlm.model.foreign import is_foreign
 from mvlm.model.weights import (
     CHECKPOINTS,
+    EMA,
     LATEST,
     MOMENTS,
     WEIGHTS,
@@ -51,7 +53,7 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
     """Decide where training begins; all ranks must call, and are told the same.
 
     1. The latest whole checkpoint in the run folder, so that a command that is started again goes on. 2.
-    `checkpoint.resume`, when given. 3. The weights alone of `checkpoint.init`. 4. Scratch.
+    `checkpoint.resume`, when given. 3. The weights alone of `checkpoint.init`. 4. Scratch, or encoders of others.
 
     Raises:
         UserError: there is no such checkpoint, or none of the run folder is whole.
@@ -66,7 +68,8 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume), resumes=True, own=False)
-    return Start(find_checkpoint(config.init) if config.init else None, resumes=False, own=False)
+    ours = config.init and not is_foreign(config.init)
+    return Start(find_checkpoint(config.init) if ours else None, resumes=False, own=False)
 
 
 def make_latest(checkpoint: Path) -> None:
@@ -175,12 +178,17 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     with ExitStack() as stack:
         weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
         moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
+        averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.averages else {}
         compare_shapes(checkpoint, weights, parameters)
         engine.prepare_state(state.updates)
         for name, parameter in parameters.items():
-            titles = {key: f"{key}/{name}" for key in KEYS}
-            whole = {key: moments[title].get_tensor(title) for key, title in titles.items() if title in moments}
-            engine.write(parameter, {"weight": weights[name].get_tensor(name), **whole})
+            whole = {"weight": weights[name].get_tensor(name)}
+            if parameter.requires_grad:
+                titles = {key: f"{key}/{name}" for key in KEYS}
+                whole |= {key: moments[title].get_tensor(title) for key, title in titles.items() if title in moments}
+                if engine.averages:  # which begin here where the checkpoint has none
+                    whole[EMA] = averages[name].get_tensor(name) if name in averages else whole["weight"]
+            engine.write(parameter, whole)
     if state.loss_scale is not None:
         engine.set_loss_scale_state(state.loss_scale)
     return state

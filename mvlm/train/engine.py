@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,12 @@ from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import EMA
 from mvlm.objectives.itc import contrast
 from mvlm.train.adamw import build_adamw
 from mvlm.train.gradients import GradientParts
 from mvlm.train.optim import parameter_groups
-from mvlm.train.partitions import Flat, Partitions, Sharded, Whole
+from mvlm.train.partitions import Flat, Frozen, Partitions, Sharded, Whole
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """DeepSpeed's names for what its dynamic loss scaler remembers."""
@@ -37,7 +39,7 @@ class Engine:
     """A model, its optimiser and DeepSpeed's wrapping of both.
 
     Args:
-        model: on the CPU, with its initial fp32 weights, equal on every rank.
+        model: on the CPU, with its initial fp32 weights, equal on every rank; what requires no gradient is not trained.
         ds_config: as `ds_config.resolve` returns it.
 
     Attributes:
@@ -63,6 +65,8 @@ class Engine:
         if self._plain:  # clipped here, where the norm can be had
             ds_config = ds_config | {"gradient_clipping": 0.0}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
         optimizer, ds_config = build_optimizer(model, config, ds_config, self.device)
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
@@ -72,8 +76,8 @@ class Engine:
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
         places = self._partitions.places(p for p in self.model.parameters() if p.requires_grad)
         self._gradients = GradientParts([optimizer, *([second] if second else [])], places, self._names)
-        if self.stage == 0 and not self._plain:
-            self._partitions.prepare(0)  # and counts it
+        if self.averages or (self.stage == 0 and not self._plain):
+            self._partitions.prepare(0)  # in bf16 at stage 0 that update is counted
         self._fp16 = "fp16" in low_precision
         scaler: Any = self.engine.optimizer.loss_scaler if self._fp16 else None
         self._scaler = scaler if self._fp16 and scaler.dynamic else None
@@ -84,8 +88,14 @@ class Engine:
 
     def _find_partitions(self) -> Partitions:
         if self.stage == 0:
-            return Whole(self.engine.optimizer, list(self.model.parameters()))
-        return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer)
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            return Whole(self.engine.optimizer, trained, self.averages)
+        return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer, self.averages)
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self.config.train.ema > 0
 
     def step(
         self, micro_batches: Sequence[Batch | LabelledBatch], lr_factor: float, step: int, tally: Tally | None = None
@@ -125,6 +135,8 @@ class Engine:
             norms = self._gradients.norms(self.grad_norm, self.device)
             tally.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
         self.updates += applied
+        if applied and self.averages:
+            self._partitions.follow(self.config.train.ema)
         self.overflowed = self._fp16 and not applied
         if self.overflowed and self._scaler and scale == self._scaler.min_scale:
             raise UserError(
@@ -168,13 +180,34 @@ class Engine:
         return ((self._names[id(parameter)], parameter) for parameter in self.model.parameters())
 
     def whole_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Name and whole fp32 master weight and moments of every parameter, on every rank; all ranks must call."""
+        """Name and whole fp32 master weight, average and moments of every parameter, on every rank; all must call."""
         moments = self.updates > 0
-        return ((name, self._partitions.read(parameter, moments)) for name, parameter in self.parameters())
+        for name, parameter in self.parameters():
+            is_trained = parameter.requires_grad
+            yield name, self._partitions.read(parameter, moments) if is_trained else self._frozen.read(parameter)
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
-        self._partitions.write(parameter, {key: tensor.to(self.device) for key, tensor in whole.items()})
+        whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
+        (self._partitions if parameter.requires_grad else self._frozen).write(parameter, whole)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model computes with its averaged weights meanwhile, where there are such; all ranks must enter.
+
+        An error within ends the run: ranks that have met one cannot exchange anything with the others.
+        """
+        self._exchange()
+        yield
+        self._exchange()
+
+    def _exchange(self) -> None:
+        if not self.averages:
+            return
+        for _, parameter in self.parameters():
+            if parameter.requires_grad:
+                whole = {key: tensor.clone() for key, tensor in self._partitions.read(parameter, False).items()}
+                self._partitions.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
 
     def prepare_state(self, updates: int) -> None:
         """Zero the optimiser's moments and set the count of updates it is to go on from, so that `write` can fill them.

@@ -23,14 +23,14 @@ from mvlm.data.labelled import ANSWERS, SENTENCES
 from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.init import Taken, take_weights
+from mvlm.model.init import Started, started, take_weights, with_encoders_of
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.task import TaskModel
 from mvlm.model.weights import offline_model
 from mvlm.train.checkpoint import Start, write_durably
 from mvlm.train.sites import Site
 
-TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+TOKENIZER, TEXT_ENCODER, STARTED = "tokenizer", "text_encoder", "started_from.json"
 TRAINED = "auto"  # in place of a tokenizer's folder
 
 
@@ -115,7 +115,7 @@ def _copy_to_sites(folder: Path, site: Site) -> None:
 
 def build_model(
     config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int, load_weights: bool = True
-) -> tuple[Encoders, Taken | None]:
+) -> tuple[Encoders, Started | None]:
     """The model with the weights it starts from; without any where it goes on from a checkpoint.
 
     Args:
@@ -123,20 +123,35 @@ def build_model(
         load_weights: False leaves out pretrained ones, for a model on the meta device.
 
     Returns:
-        The model, and what was taken of `checkpoint.init`'s weights.
+        The model, and what it started from.
+
+    Raises:
+        UserError: the weights asked for cannot be had, or are another model's.
     """
     torch.manual_seed(config.run.seed)
     if start.checkpoint and start.resumes:
         return offline_model(config, start.checkpoint), None
-    pretrained = load_weights and start.checkpoint is None
-    model = TaskModel(config, tokenizer, classes, pretrained) if classes else MaskVLM(config, tokenizer, pretrained)
-    return model, take_weights(model, start.checkpoint) if start.checkpoint else None
+    scratch = start.checkpoint is None
+    built = with_encoders_of(config, config.checkpoint.init) if scratch and config.checkpoint.init else config
+    pretrained = load_weights and scratch
+    model = TaskModel(built, tokenizer, classes, pretrained) if classes else MaskVLM(built, tokenizer, pretrained)
+    model.config = config
+    return model, take_weights(model, start.checkpoint) if start.checkpoint else started(model)
 
 
 def describe_run(
-    run: Path, config: Config, ds_config: dict[str, Any], model: Encoders, layout: dict[str, Any], site: Site
+    run: Path,
+    config: Config,
+    ds_config: dict[str, Any],
+    model: Encoders,
+    layout: dict[str, Any],
+    site: Site,
+    beginning: Started | None,
 ) -> None:
-    """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder."""
+    """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
+
+    Where the run begins, also what its weights started from, to the last tensor.
+    """
     hosts = dist.gather_objects(socket.gethostname())
     if not site.leads:
         return
@@ -155,6 +170,8 @@ def describe_run(
         write_durably(run / "config.toml", dump_config(config))
         write_durably(run / "deepspeed.json", json.dumps(ds_config, indent=1))
         model.text.settings.save_pretrained(run / TEXT_ENCODER)
+        if beginning:
+            write_durably(run / STARTED, beginning.to_json())
         write_durably(run / "run.json", json.dumps(facts, indent=1))
     except OSError as error:
         raise UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.") from None

@@ -23,12 +23,12 @@ from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
-from mvlm.train.folder import TOKENIZER, build_model, describe_run, prepare_tokenizer
+from mvlm.train.folder import STARTED, TOKENIZER, build_model, describe_run, prepare_tokenizer
 from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
 from mvlm.train.monitor import Monitor
-from mvlm.train.optim import count_parameters
+from mvlm.train.optim import count_parameters, freeze
 from mvlm.train.saver import Saver
 from mvlm.train.signals import StopRequests
 from mvlm.train.sites import find_site
@@ -68,7 +68,7 @@ def train(
     start = checkpoints.starting_point(run, config.checkpoint)
     tokenizer = prepare_tokenizer(config, run, mixture, start, site)
     classes = class_names(config.task.name, run / TOKENIZER)
-    model, taken = build_model(config, tokenizer, start, len(classes))
+    model, beginning = build_model(config, tokenizer, start, len(classes))
     dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
     if classes:
         dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
@@ -82,11 +82,12 @@ def train(
         "steps": total,
         "rows": len(mixture),
     }
+    freeze(model, config.train.freeze)
     apply_kernels(model, config)
     prepare_blocks(model, config, layout["zero_stage"])
     arithmetic = Arithmetic.of(config, model, ds_config)
     engine = Engine(model, config, ds_config)
-    state = TrainState(0, 0, config.run.seed, mixture.fingerprint)
+    state = TrainState(0, 0, config.run.seed, mixture.fingerprint, frozen=config.train.freeze)
     if start.resumes:
         start, state = _go_on(engine, run, start, state)
     attempt = Attempt(run, mirror)
@@ -95,12 +96,13 @@ def train(
             start, state = _go_on(engine, run, start, state)
         assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
-    describe_run(run, config, ds_config, engine.model, layout, site)  # a run refused before must not look like this one
+    # A run that was refused before now must not look like this one.
+    describe_run(run, config, ds_config, engine.model, layout, site, beginning)
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
-        if taken:
-            monitor.say(str(taken))
+        if beginning:
+            monitor.say(f"{beginning}\nEvery tensor stands in {run / STARTED}.")
         watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
         uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
         saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number, site, uploads))
@@ -145,5 +147,5 @@ def schedule_steps(config: Config, samples: int) -> tuple[int, int]:
 def _go_on(engine: Engine, run: Path, start: Start, here: TrainState) -> tuple[Start, TrainState]:
     """Fill the engine; the start as it turned out to be, and its state, if this configuration and data can go on so."""
     state, checkpoint = checkpoints.restore_start(engine, run, start)
-    check_continuity(checkpoint, state, here.seed, here.manifest_fingerprint)
+    check_continuity(checkpoint, state, here.seed, here.manifest_fingerprint, here.frozen)
     return replace(start, checkpoint=checkpoint), state

@@ -17,12 +17,12 @@ from typing import NamedTuple, TypeVar
 
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import CHECKPOINTS, MOMENTS, WEIGHTS, Entry
+from mvlm.model.weights import CHECKPOINTS, EMA, MOMENTS, WEIGHTS, Entry
 
 PAUSES_S = (1.0, 4.0, 16.0)  # before another try
 INDEX = "index.json"
 STATE = "state.json"
-FILES = re.compile(rf"({WEIGHTS}|{MOMENTS})-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(STATE)}")
+FILES = re.compile(rf"({WEIGHTS}|{MOMENTS}|{EMA})-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(STATE)}")
 PLACES = re.compile(r"step_(\d{8})\.attempt-(\d{1,9})")
 
 Answer = TypeVar("Answer")

@@ -1,5 +1,8 @@
 """AdamW's fp32 master weights and moments as whole tensors, wherever DeepSpeed keeps them.
 
+An exponential moving average of the weights lies in the optimiser's state under EMA, beside the moments: DeepSpeed
+splits it among the ranks and finds it as it does those.
+
 Every method is called by all ranks, with the same parameter at the same time.
 """
 
@@ -12,6 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+
+from mvlm.model.weights import EMA
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -30,15 +35,16 @@ class Partitions(ABC):
 
     Args:
         optimizer: DeepSpeed's optimiser around ours, or ours where DeepSpeed puts none around it.
+        averages: keep an average of each weight from `prepare` on.
     """
 
-    def __init__(self, optimizer: Any) -> None:
-        self._optimizer = optimizer
+    def __init__(self, optimizer: Any, averages: bool = False) -> None:
+        self._optimizer, self.averages = optimizer, averages
         self._base: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     @abstractmethod
     def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
-        """The whole "weight" and, if wanted and there, moments; views of them where this rank has them whole."""
+        """The whole "weight", its average and, if wanted and there, moments; views where this rank has them whole."""
 
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
@@ -52,8 +58,20 @@ class Partitions(ABC):
     def _owners(self) -> list[Tensor]:
         """The tensors that our optimiser keeps state for."""
 
+    def _keys(self, moments: bool) -> tuple[str, ...]:
+        return (*(MOMENTS if moments else ()), *((EMA,) if self.averages else ()))
+
+    @torch.no_grad()
+    def follow(self, decay: float) -> None:
+        """One step of the averages of what this rank holds: average = decay x average + (1 - decay) x weight."""
+        owners = self._owners()
+        torch._foreach_lerp_([self._base.state[owner][EMA] for owner in owners], owners, 1 - decay)
+
     def prepare(self, updates: int) -> None:
-        """Zero moments, made where there are none yet, and the number of updates that they are said to come from."""
+        """Zero moments, made where there are none yet, and the number of updates that they are said to come from.
+
+        Averages begin as the weights that are there.
+        """
         for owner in self._owners():
             state = self._base.state[owner]
             for key in MOMENTS:
@@ -61,6 +79,8 @@ class Partitions(ABC):
                     state[key].zero_()
                 else:
                     state[key] = torch.zeros_like(owner, memory_format=torch.preserve_format)
+            if self.averages:
+                state[EMA] = owner.detach().clone(memory_format=torch.preserve_format)
             if isinstance(self._base, torch.optim.AdamW):
                 device = owner.device if self._base.defaults["fused"] else "cpu"
                 state["step"] = torch.tensor(float(updates), device=device)
@@ -89,8 +109,8 @@ class Partitions(ABC):
 class Whole(Partitions):
     """Stage 0: every rank has all of it. In bf16 the masters are fp32 copies of the parameters."""
 
-    def __init__(self, optimizer: Any, parameters: list[Parameter]) -> None:
-        super().__init__(optimizer)
+    def __init__(self, optimizer: Any, parameters: list[Parameter], averages: bool = False) -> None:
+        super().__init__(optimizer, averages)
         self._masters: dict[int, Tensor] = {id(parameter): parameter for parameter in parameters}
         if optimizer is not self._base:
             for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
@@ -98,16 +118,16 @@ class Whole(Partitions):
 
     def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
         master = self._masters[id(parameter)]
-        state = self._base.state[master] if moments else {}
-        return {"weight": master.data, **{key: state[key] for key in MOMENTS if key in state}}
+        keys = self._keys(moments)
+        state = self._base.state[master] if keys else {}
+        return {"weight": master.data, **{key: state[key] for key in keys if key in state}}
 
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         master = self._masters[id(parameter)]
         master.data.copy_(whole["weight"])
         parameter.data.copy_(whole["weight"])
-        for key in MOMENTS:
-            if key in whole:
-                self._base.state[master][key].copy_(whole[key])
+        for key in whole.keys() - {"weight"}:
+            self._base.state[master][key].copy_(whole[key])
 
     def places(self, parameters: Iterable[Parameter]) -> Iterator[Place]:
         for parameter in parameters:
@@ -126,7 +146,7 @@ class Flat(Partitions):
         whole = {"weight": safe_get_full_fp32_param(parameter)}
         if moments:
             self._link()
-            whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments)}
         return {key: tensor.reshape(parameter.shape) for key, tensor in whole.items()}
 
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
@@ -134,9 +154,8 @@ class Flat(Partitions):
 
         parameter.data.copy_(whole["weight"])
         safe_set_full_fp32_param(parameter, whole["weight"])
-        for key in MOMENTS:
-            if key in whole:
-                safe_set_full_optimizer_state(parameter, whole[key], key)
+        for key in whole.keys() - {"weight"}:
+            safe_set_full_optimizer_state(parameter, whole[key], key)
 
     def prepare(self, updates: int) -> None:
         super().prepare(updates)
@@ -168,8 +187,7 @@ class Sharded(Partitions):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         whole = {"weight": safe_get_full_fp32_param(parameter)}
-        if moments:
-            whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments)}
         return {key: tensor.reshape(parameter.ds_shape) for key, tensor in whole.items()}
 
     def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
@@ -201,3 +219,40 @@ class Sharded(Partitions):
 
     def _owners(self) -> list[Tensor]:
         return list(self._optimizer.fp32_partitioned_groups_flat)
+
+
+class Frozen:
+    """Parameters that are not trained: whole fp32 weights like those of `Partitions`, and nothing else.
+
+    Where the model computes in 16 bits, the weights as they were given wait on the CPU for the next checkpoint.
+
+    Args:
+        parameters: before DeepSpeed takes the model.
+        low_precision: it is going to round them.
+        sharded: it is going to split them among the ranks (stage 3).
+    """
+
+    def __init__(self, parameters: list[Parameter], low_precision: bool, sharded: bool) -> None:
+        self._given = {id(p): p.detach().clone() for p in parameters} if low_precision else {}
+        self._sharded = sharded
+
+    def read(self, parameter: Any) -> dict[str, Tensor]:
+        if id(parameter) in self._given:
+            return {"weight": self._given[id(parameter)]}
+        if not self._sharded:
+            return {"weight": parameter.data}
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return {"weight": parameter.data.clone()}
+
+    def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
+        if id(parameter) in self._given:
+            self._given[id(parameter)].copy_(whole["weight"])
+        if not self._sharded:
+            parameter.data.copy_(whole["weight"])
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(whole["weight"])

@@ -26,9 +26,10 @@ from torch import Tensor
 from mvlm import dist
 from mvlm.config import Checkpoint
 from mvlm.errors import cannot_write
-from mvlm.model.weights import CHECKPOINTS, LATEST, MOMENTS, WEIGHTS, Entry
+from mvlm.model.weights import CHECKPOINTS, EMA, LATEST, MOMENTS, WEIGHTS, Entry
 from mvlm.train.checkpoint import FOLDERS, write_durably
 from mvlm.train.engine import Engine
+from mvlm.train.partitions import MOMENTS as KEYS
 from mvlm.train.sites import Site
 from mvlm.train.state import TrainState
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 SO = "free some room and start again"
 Content = dict[str, dict[str, Tensor]]
 """Tensors by title, by kind of file."""
+
+KINDS = {"weight": WEIGHTS, EMA: EMA} | dict.fromkeys(KEYS, MOMENTS)
+"""The kind of file for each tensor that an engine has of a parameter."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _own_share(engine: Engine) -> Content:
     for number, (name, whole) in enumerate(engine.whole_tensors()):
         if number % dist.world() == dist.rank():
             for key, tensor in whole.items():
-                kind, title = (WEIGHTS, name) if key == "weight" else (MOMENTS, f"{key}/{name}")
+                kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
                 content.setdefault(kind, {})[title] = tensor.detach().to("cpu", copy=True).contiguous()
     return content
 

@@ -18,6 +18,7 @@ class TrainState:
     skipped: tuple[int, ...] = ()  # stream positions at which a batch was skipped
     recent_losses: tuple[float, ...] = ()  # of the last good steps, by which a spike is known
     loss_scale: dict[str, float] | None = None  # of fp16
+    frozen: tuple[str, ...] = ()  # parts that are not trained
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -27,5 +28,5 @@ class TrainState:
         """Raises: TypeError: it is no object, or a key is missing or unknown."""
         if not isinstance(content, dict):
             raise TypeError(f"{content!r} is no JSON object")
-        lists = {name: tuple(content.get(name, ())) for name in ("skipped", "recent_losses")}
+        lists = {name: tuple(content.get(name, ())) for name in ("skipped", "recent_losses", "frozen")}
         return cls(**(content | lists))

@@ -225,7 +225,7 @@ class Trainer:
 
     def _evaluated(self, evaluate: Evaluate) -> tuple[dict[str, float], Path | None]:
         self.engine.engine.eval()
-        with torch.no_grad():
+        with torch.no_grad(), self.engine.averaged():
             return evaluate(self.engine.model, self.run, self.state.step, self.state.step == self.layout["steps"])
 
     def _save(self) -> None:

@@ -24,9 +24,11 @@ from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
 from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import told
-from mvlm.train.optim import count_parameters
+from mvlm.train.optim import count_parameters, freeze
 from tests.train.parity_worker import built, configuration, steps_of
 
+DECAY = 0.9  # of the average
+SOME = ("temperature.value", "word_head.classifier.weight", "word_head.classifier.bias", "match_head.classifier.bias")
 KEPT = 3  # the step gone back to, of the five that are trained
 
 
@@ -35,16 +37,28 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     config = configuration(shards, max(4, 16 // (world * 2)), overrides)  # two micro-batches a rank
     model, loader = built(config, dist.rank(), world)
     ds_config = resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model))
+    given = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    freeze(model, config.train.freeze)
     apply_kernels(model, config)
     prepare_blocks(model, config, ds_config["zero_optimization"]["stage"])
     engine = Engine(model, config, ds_config)
     batches = steps_of(loader)
     batches.append(batches[0])
     at_start = kept(engine)
-    to_kept = trained(engine, batches, 0, KEPT)
+    averages = {name: weight.double() for name, weight in of_some(engine, "weight").items()}
+    to_kept = trained(engine, batches, 0, KEPT, averages)
     at_kept = kept(engine)
-    undisturbed = trained(engine, batches, KEPT, len(batches))
+    undisturbed = trained(engine, batches, KEPT, len(batches), averages)
     end = digest(engine)
+
+    average_errors = errors(engine, averages)
+    with engine.averaged():
+        exchanged = digest(engine)
+        computed_with = errors(engine, averages, "weight")
+    after_exchange = digest(engine)
+    frozen = [
+        torch.equal(whole["weight"].cpu(), given[name]) for name, whole in engine.whole_tensors() if len(whole) == 1
+    ]
 
     engine.config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, text=float("nan")))
     engine.step(batches[0], 0.5, 0)
@@ -69,21 +83,40 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
         "end": [end, end_again],
         "firsts": [first["kept"]["digest"], digest(engine)],
         "after_firsts": trained(engine, batches, KEPT, len(batches)),
+        "averages": [len(averages), average_errors, computed_with],
+        "exchanged": [end, exchanged, after_exchange],
+        "frozen": frozen,
         "groups": [[g["name"], g["lr"], g["weight_decay"]] for g in engine.engine.optimizer.param_groups],
         "optimizer": type(engine.engine.basic_optimizer).__name__,
     }
 
 
-def trained(engine: Engine, batches: list[list[Batch]], start: int, stop: int) -> list[dict[str, Any]]:
-    """One line a step, with every number that it gave."""
+def trained(
+    engine: Engine, batches: list[list[Batch]], start: int, stop: int, averages: dict[str, torch.Tensor] | None = None
+) -> list[dict[str, Any]]:
+    """One line a step, with every number that it gave; `averages` follow the weights in float64."""
     lines = []
     for step in range(start, stop):
-        tally = Tally()
+        tally, before = Tally(), engine.updates
         losses = engine.step(batches[step], 0.5, step, tally)
+        if averages is not None and engine.updates > before:
+            for name, weight in of_some(engine, "weight").items():
+                averages[name] = DECAY * averages[name] + (1 - DECAY) * weight.double()
         means = {name: (dist.all_reduce(loss) / dist.world()).item() for name, loss in losses.items()}
         facts = {"grad_norm": norm(engine), "updates": engine.updates, "overflowed": engine.overflowed}
         lines.append(means | facts | told(tally) | {"loss_scale": engine.loss_scale_state()})
     return lines
+
+
+def of_some(engine: Engine, key: str) -> dict[str, torch.Tensor]:
+    """Whole tensors of four parameters: gathering all after every step would take most of the time."""
+    some = [(name, parameter) for name, parameter in engine.parameters() if name in SOME]
+    return {name: engine._partitions.read(parameter, False)[key].cpu().clone() for name, parameter in some}
+
+
+def errors(engine: Engine, averages: dict[str, torch.Tensor], key: str = "ema") -> float:
+    """The largest difference from the averages in float64."""
+    return max((found - averages[name]).abs().max().item() for name, found in of_some(engine, key).items())
 
 
 def norm(engine: Engine) -> float:

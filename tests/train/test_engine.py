@@ -67,7 +67,8 @@ def launched(
 
 @pytest.fixture(scope="module")
 def results(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    return launched(CASES, 2, scenes, tmp_path_factory.mktemp("engines"), "train.recompute=0.5")
+    more = ["train.recompute=0.5", "train.ema=0.9", "train.freeze=['vision', 'text.model.embeddings']"]
+    return launched(CASES, 2, scenes, tmp_path_factory.mktemp("engines"), *more)
 
 
 def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:
@@ -115,6 +116,22 @@ def test_each_group_has_its_own_rate_and_decay_after_all_that(results: dict[str,
         "new_decay": (0.5 * 3e-3, 0.05),
         "new_no_decay": (0.5 * 3e-3, 0.0),
     }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_average_follows_the_weights_and_takes_their_place(results: dict[str, Any], case: str) -> None:
+    """Against decay x average + (1 - decay) x weight in float64; once exchanged back, every bit is as before."""
+    found = results[case]
+    count, error, in_place = found["averages"]
+    assert count == 4 and 0 < error < 1e-6 and in_place == error
+    before, within, after = found["exchanged"]
+    assert before == after != within
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_frozen_weights_keep_every_bit(results: dict[str, Any], case: str) -> None:
+    """In 16 bits too, where the model computes with rounded ones, and after all was written back."""
+    assert len(results[case]["frozen"]) == 18 + 5 and all(results[case]["frozen"])
 
 
 @pytest.mark.parametrize("case", CASES)

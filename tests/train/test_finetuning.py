@@ -17,7 +17,6 @@ from mvlm.__main__ import main as mvlm
 from mvlm.config import load_config
 from mvlm.data.answers import load_answers
 from mvlm.errors import UserError
-from mvlm.model.init import POSITIONS
 from mvlm.model.weights import find_checkpoint, load_run, load_task_run, open_tensors
 from mvlm.train.loop import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
@@ -68,12 +67,14 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert train_here(run, *tuning(shards, task, pretrained, "model.image_size=48")) == 0
 
     said = capsys.readouterr().err.replace("\n", "")
-    assert "interpolated from 4 to 9 patches" in said and "of the head new" in said and "word_head left behind" in said
+    assert "vision.vit.pos_embed resized from 1 x 5 x 32 to 1 x 10 x 32; 6 new (head.0.weight, " in said
+    listed = json.loads((run / "started_from.json").read_text())["parts"][0]
+    assert len(listed["fresh"]) == 6 and "word_head" in listed["left"]
     with open_tensors(find_checkpoint(pretrained), "weights") as before:
         with open_tensors(run / "checkpoints" / "step_00000000", "weights") as first:
             start = {name: file.get_tensor(name) for name, file in first.items()}
         for name, tensor in start.items():
-            if name == POSITIONS:
+            if name == "vision.vit.pos_embed":
                 fitted = resample_abs_pos_embed(before[name].get_tensor(name), [3, 3])
                 torch.testing.assert_close(tensor, fitted, rtol=0, atol=0)
             elif not name.startswith("head."):

@@ -87,3 +87,57 @@ def test_the_optimiser_is_adamw_as_configured() -> None:
         first, second = 0.2 * gradient / (1 - 0.8), 0.1 * gradient**2 / (1 - 0.9)
         expected = before[name] * (1 - lr * decay) - lr * first / (second.sqrt() + 1e-3)
         torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7)
+
+
+DEEP = [
+    "model.vision_args={patch_size=16, embed_dim=32, depth=3, num_heads=2}",
+    "optim.encoder_lr=1e-3",
+    "optim.layer_decay=0.5",
+]
+
+
+def mae_layer(name: str, depth: int) -> int:
+    """facebookresearch/mae, util/lr_decay.py, get_layer_id_for_vit, with num_layers = depth + 1."""
+    if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("blocks") else depth + 1
+
+
+def test_each_layer_of_an_encoder_has_its_share_of_the_rate() -> None:
+    """Of the image encoder by MAE's own rule; of the text encoder by the same, where its names say so."""
+    model, groups = build(*DEEP)
+    group_of = by_parameter(model, groups)
+    for name, group in group_of.items():
+        peak = group["peak_lr"]
+        if name.endswith("mask_token") or not name.startswith(("vision.", "text.")):
+            assert peak == 3e-4, name
+        elif name.startswith("vision."):
+            expected = 1e-3 * 0.5 ** (4 - mae_layer(name.removeprefix("vision.vit."), 3))
+            assert peak == pytest.approx(expected), name
+        else:
+            assert peak == pytest.approx(1e-3 * (0.25 if ".embeddings." in name else 0.5)), name
+        assert group["weight_decay"] == (0.05 if dict(model.named_parameters())[name].ndim > 1 else 0.0)
+    rates = {name: group_of[name]["peak_lr"] for name in group_of if name.startswith("vision.")}
+    assert rates["vision.vit.cls_token"] == 1e-3 / 16 and rates["vision.vit.norm.weight"] == 1e-3
+    assert rates["vision.vit.patch_embed.patch_embed.proj.weight"] == 1e-3 / 16
+    assert [rates[f"vision.vit.blocks.{n}.norm1.bias"] for n in range(3)] == [1e-3 / 8, 1e-3 / 4, 1e-3 / 2]
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(listed) == len(set(listed)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "mpnet"])
+def test_the_layers_of_other_text_encoders_are_found(kind: str) -> None:
+    sizes = "hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48, embedding_size=16"
+    sizes = "dim=24, n_layers=3, n_heads=3, hidden_dim=48" if kind == "distilbert" else sizes
+    model, groups = build(*DEEP, f"model.text={kind}", f"model.text_args={{{sizes}}}", "model.cross_heads=2")
+    rates = {name: group["peak_lr"] for name, group in by_parameter(model, groups).items() if name.startswith("text.")}
+    depth = 1 if kind == "albert" else 3  # whose layers share their weights
+    found = {name.split("layer.")[-1][0]: rate for name, rate in rates.items() if ".layer." in name}
+    if kind != "albert":
+        assert found == {str(n): pytest.approx(1e-3 * 0.5 ** (3 - n)) for n in range(3)}
+    embeddings = {rate for name, rate in rates.items() if name.startswith("text.model.embeddings")}
+    assert sorted(embeddings) == [pytest.approx(1e-3 * 0.5 ** (depth + 1))]
+
+
+def test_without_layer_decay_the_groups_are_four() -> None:
+    assert [group["name"] for group in build()[1]] == ["encoder_decay", "encoder_no_decay", "new_decay", "new_no_decay"]

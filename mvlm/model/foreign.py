@@ -1,0 +1,157 @@
+"""Checkpoints that others have written: every tensor of a file, a folder or a hub's repository, by its name there.
+
+Nothing is unpickled but tensors, containers and numbers (torch.load's `weights_only`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mvlm.errors import UserError
+
+HUB = "hf-hub:"
+"""Begins the name of a repository on the Hugging Face hub, as timm has it: hf-hub:owner/name, or ...@revision."""
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Of a folder, in the order they are looked for; each may instead be in parts, named by `<file>.index.json`."""
+
+WRAPPERS = ("model", "state_dict", "module")
+"""Keys under which training programs keep the model's tensors beside the optimiser's and the epoch."""
+
+SETTINGS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
+    argparse.Namespace,
+    (OrderedDict, "yacs.config.CfgNode"),
+]
+"""What MAE and SimMIM keep beside tensors; both hold plain values, and the second is read as what it inherits from."""
+
+
+def is_foreign(place: str) -> bool:
+    """Whether it names a file, or a folder or repository that keeps a model's tensors as transformers and timm do."""
+    path = Path(place)
+    return place.startswith(HUB) or path.is_file() or any(_present(path))
+
+
+def read_tensors(place: str) -> dict[str, Tensor]:
+    """All tensors, by name; bytes come from the disk as they are used.
+
+    Args:
+        place: a .safetensors file, a file of torch.save, a folder of `FILES`, or `hf-hub:owner/name`.
+
+    Raises:
+        UserError: there is nothing, it is damaged, or it would have to be unpickled.
+    """
+    path = _local(place)
+    if path.is_dir():
+        return _read_folder(path, place)
+    if not path.is_file():
+        raise UserError(f"No weights at {place}: give a file, a folder with one of {', '.join(FILES)}, or {HUB}NAME.")
+    return _read_file(path)
+
+
+def described_kind(place: str) -> str | None:
+    """What transformers' config.json in a folder or repository says its model is, such as "roberta"."""
+    file = _local(place) / "config.json"
+    try:
+        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return kind if isinstance(kind, str) else None
+
+
+def _local(place: str) -> Path:
+    return _download(place.removeprefix(HUB)) if place.startswith(HUB) else Path(place)
+
+
+def _present(folder: Path) -> Iterator[Path]:
+    for name in FILES:
+        yield from (path for path in (folder / f"{name}.index.json", folder / name) if path.is_file())
+
+
+def _read_folder(folder: Path, place: str) -> dict[str, Tensor]:
+    path = next(_present(folder), None)
+    if path is None:
+        raise UserError(f"{place} has none of {', '.join(FILES)}: give the file itself.")
+    if path.suffix != ".json":
+        return _read_file(path)
+    try:
+        parts = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}): fetch the checkpoint again.") from None
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        if Path(part).name != part or not (folder / part).is_file():
+            raise UserError(f"{path} names {part}, which is no file beside it: fetch the checkpoint again.")
+        tensors |= _read_file(folder / part)
+    return tensors
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): fetch it again.") from None
+    return _unwrapped(_unpickled(path), path)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(SETTINGS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f", {named[1]}" if named else ""
+        raise UserError(
+            f"{path} holds more than tensors{what}, and would run code when read: where you trust it, save "
+            "its tensors alone, by safetensors.torch.save_file(torch.load(FILE, weights_only=False)['model'], "
+            "'model.safetensors')."
+        ) from None
+    except Exception as error:  # torch raises many kinds for a file that it did not write
+        raise UserError(
+            f"{path} is no checkpoint that torch can read ({(str(error) or repr(error)).splitlines()[0]}): "
+            "give a .safetensors file or one of torch.save."
+        ) from None
+
+
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
+    """The model's tensors, out of what they were saved in."""
+    while isinstance(content, dict) and (key := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)):
+        content = content[key]
+    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name: give a checkpoint that has them under {WRAPPERS[0]!r}.")
+    if all(name.startswith("module.") for name in tensors):  # of torch's DistributedDataParallel
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        for pattern in ("*.safetensors*", "*.bin*"):
+            folder = Path(
+                snapshot_download(repository, revision=revision or None, allow_patterns=[pattern, "config.json"])
+            )
+            if any(_present(folder)):
+                return folder
+    except Exception as error:  # the hub's client raises many kinds
+        raise UserError(
+            f"{HUB}{name} cannot be fetched ({(str(error) or repr(error)).splitlines()[0]}): check the name, or give "
+            "a file or folder."
+        ) from None
+    raise UserError(f"{HUB}{name} has none of {', '.join(FILES)}: give another repository.")

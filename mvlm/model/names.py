@@ -1,0 +1,166 @@
+"""The encoders in checkpoints of others, under the names that timm and transformers give their tensors.
+
+Known by their names alone: timm and transformers; MAE (facebookresearch/mae, models_mae.py); SimMIM (microsoft/SimMIM,
+models/simmim.py); ALBEF (salesforce/ALBEF, models/model_pretrain.py); BLIP (salesforce/BLIP, models/blip_pretrain.py).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mvlm.errors import UserError
+
+Pixels = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of the three colours."""
+
+IMAGENET: Pixels = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP: Pixels = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An encoder in somebody's checkpoint.
+
+    Attributes:
+        family: whose it is, for people.
+        tensors: by the name that timm or transformers has for them, and all others that belong to the encoder.
+        others: how many tensors the checkpoint has besides.
+        pixels: what the images it was trained on were normalised with, where that is known.
+        mask_token: D, where a hidden patch's embedding was replaced by it before positions were added, as here.
+        layers: of a text encoder, those that read text alone; None = all.
+    """
+
+    family: str
+    tensors: dict[str, Tensor]
+    others: int
+    pixels: Pixels | None = None
+    mask_token: Tensor | None = None
+    layers: int | None = None
+
+
+def image_encoder(tensors: dict[str, Tensor]) -> Foreign | None:
+    """The image encoder under timm's names, if there is one."""
+    if "visual_encoder.patch_embed.proj.weight" in tensors:
+        own = _below(tensors, "visual_encoder.")
+        return Foreign(_fusion_family(tensors), own, len(tensors) - len(own), CLIP)
+    if "encoder.patch_embed.proj.weight" in tensors:
+        own = _below(tensors, "encoder.")
+        token = own.pop("mask_token", None)
+        others = len(tensors) - len(own) - (token is not None)
+        return Foreign("SimMIM", own, others, IMAGENET, None if token is None else token.flatten())
+    if "patch_embed.proj.weight" in tensors:
+        is_mae = "decoder_pos_embed" in tensors
+        own = {name: tensor for name, tensor in tensors.items() if not (is_mae and _of_mae_decoder(name))}
+        return Foreign("MAE" if is_mae else "timm", own, len(tensors) - len(own), IMAGENET if is_mae else None)
+    for prefix in ("", "vit.", "deit."):
+        if f"{prefix}embeddings.patch_embeddings.projection.weight" in tensors:
+            is_mae = "decoder.decoder_pos_embed" in tensors
+            own = _from_transformers_vit(_below(tensors, prefix))
+            count = sum(name.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")) for name in tensors)
+            return Foreign("transformers", own, len(tensors) - count, IMAGENET if is_mae else None)
+    return None
+
+
+def text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Foreign | None:
+    """The text encoder under transformers' names, if there is one.
+
+    Args:
+        prefix: under which transformers keeps such an encoder in larger models, such as "bert".
+        where: the checkpoint, for messages.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    fused = "visual_encoder.patch_embed.proj.weight" in tensors
+    inside = _below(tensors, "text_encoder.") if fused else tensors
+    found = [name.removesuffix(WORDS) for name in inside if name.endswith(WORDS)]
+    if not found:
+        return None
+    outer = min(found, key=len)
+    kind = "bert" if fused else outer.rstrip(".").rpartition(".")[2]
+    if kind in CONFIG_MAPPING and kind != prefix:
+        raise UserError(
+            f"{where} holds a text encoder of the kind {kind!r} and model.text is a {prefix!r}: set model.text to "
+            f"{kind!r} or to a model of that kind, and data.tokenizer to its tokenizer."
+        )
+    own = {_modern(name): tensor for name, tensor in _below(inside, outer).items()}
+    own = {name: tensor for name, tensor in own.items() if not name.startswith(("cls.", "lm_head.", "pooler."))}
+    crossing = [int(m[1]) for name in own if (m := re.match(r"encoder\.layer\.(\d+)\.crossattention\.", name))]
+    layers = min(crossing) if crossing and min(crossing) > 0 else None
+    family = _fusion_family(tensors) if fused else "transformers"
+    return Foreign(family, own, len(tensors) - len(own), layers=layers)
+
+
+WORDS = "embeddings.word_embeddings.weight"
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _fusion_family(tensors: dict[str, Tensor]) -> str:
+    """ALBEF's text encoder is the lower half of a BERT; BLIP's reads images in every layer, which can be left out."""
+    everywhere = any(".layer.0.crossattention." in name for name in tensors)
+    return "BLIP" if everywhere else "ALBEF"
+
+
+def _of_mae_decoder(name: str) -> bool:
+    return name.startswith("decoder_") or name == "mask_token"
+
+
+def _modern(name: str) -> str:
+    """Names that BERT's checkpoints of 2018 have for a norm's weight and bias."""
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: "LayerNorm." + OLD_NORM[m[1]], name)
+
+
+OLD_NORM = {"gamma": "weight", "beta": "bias"}
+
+
+def with_layout_of(own: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """BEiT's way of writing a block, which SimMIM has too, as timm's plain ViT has it where that is `wanted`."""
+    if not any(name.endswith("attn.q_bias") for name in own) or any(name.endswith("attn.q_bias") for name in wanted):
+        return own
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name.endswith("attn.q_bias"):
+            value = own[name.replace("q_bias", "v_bias")]
+            renamed[name.replace("q_bias", "qkv.bias")] = torch.cat([tensor, torch.zeros_like(tensor), value])
+        elif not name.endswith("attn.v_bias"):
+            renamed[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)] = tensor
+    return renamed
+
+
+VIT = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.distillation_token": "dist_token",
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "layernorm": "norm",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attn.proj",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+}
+"""transformers' names of a ViT (ViTModel, ViTMAEModel, DeiTModel) and timm's; queries, keys and values stand apart."""
+
+
+def _from_transformers_vit(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        block, inner = "", name
+        if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
+            block, inner = f"blocks.{match[1]}.", match[2]
+        if match := re.fullmatch(r"attention\.attention\.query\.(weight|bias)", inner):
+            thirds = [tensors[name.replace("query", part)] for part in ("query", "key", "value")]
+            renamed[f"{block}attn.qkv.{match[1]}"] = torch.cat(thirds)
+        elif inner in VIT:
+            renamed[VIT[inner]] = tensor
+        elif (stem := inner.rpartition(".")[0]) in VIT:
+            renamed[f"{block}{VIT[stem]}.{inner.rpartition('.')[2]}"] = tensor
+    return renamed
