@@ -52,11 +52,11 @@ class Data:
 @dataclass(frozen=True)
 class Model:
     vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
-    vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, a folder or "hf-hub:owner/name"
+    vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, folder or run, or "hf-hub:owner/name"
     vision_args: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model
     image_size: int = 224
     text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
-    text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, a folder or "hf-hub:..."
+    text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, folder or run, or "hf-hub:..."
     text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)

@@ -89,9 +89,13 @@ def run(args: argparse.Namespace) -> int:
             loaded = load_run(args.checkpoint, device)
         settings = _settings(args, loaded.config.eval)
         result = task.run(loaded, settings, device) | {"step": loaded.step, "data": args.data}
+        if loaded.averaged:
+            result["weights"] = f"averaged, train.ema = {loaded.config.train.ema}"
         predictions = result.pop("predictions", "")
         if dist.rank() == 0:
             print(task.text(result), end="")
+            if loaded.averaged:
+                print(f"Weights: {result['weights']}")
             _write(args.predictions, predictions, "--predictions")
             _write(args.json, json.dumps(result, indent=1) + "\n", "--json")
     finally:

@@ -22,7 +22,7 @@ LARGEST = 256  # pixels a side that are kept of each
 def is_due(turn: int) -> bool:
     """Whether evaluation number `turn` of a run makes pictures: the first 32, then 16 for each doubling.
 
-    A thousand evaluations make 113, and a resumed run the same ones.
+    A thousand evaluations make 111, and a resumed run the same ones.
     """
     return turn % (1 << max(0, turn.bit_length() - ALL.bit_length() + 1)) == 0
 

@@ -47,12 +47,17 @@ def read_tensors(place: str) -> dict[str, Tensor]:
     """All tensors, by name; bytes come from the disk as they are used.
 
     Args:
-        place: a .safetensors file, a file of torch.save, a folder of `FILES`, or `hf-hub:owner/name`.
+        place: a .safetensors file, a file of torch.save, a folder of `FILES`, a run of ours or `hf-hub:owner/name`.
 
     Raises:
         UserError: there is nothing, it is damaged, or it would have to be unpickled.
     """
     path = _local(place)
+    if _is_ours(path):
+        from mvlm.model.weights import find_checkpoint, open_weights  # which builds the models that read this
+
+        with open_weights(find_checkpoint(path)) as files:
+            return {name: file.get_tensor(name) for name, file in files.items()}
     if path.is_dir():
         return _read_folder(path, place)
     if not path.is_file():
@@ -62,12 +67,17 @@ def read_tensors(place: str) -> dict[str, Tensor]:
 
 def described_kind(place: str) -> str | None:
     """What transformers' config.json in a folder or repository says its model is, such as "roberta"."""
-    file = _local(place) / "config.json"
+    folder = _local(place)
+    file = (folder / "text_encoder" if _is_ours(folder) else folder) / "config.json"
     try:
         kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return None
     return kind if isinstance(kind, str) else None
+
+
+def _is_ours(path: Path) -> bool:
+    return (path / "index.json").is_file() or (path / "checkpoints/latest").is_file()
 
 
 def _local(place: str) -> Path:

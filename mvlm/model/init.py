@@ -17,6 +17,7 @@ from mvlm.model.filling import Filled, fit_image_positions, fit_text_positions
 from mvlm.model.foreign import read_tensors
 from mvlm.model.names import WORDS, image_encoder
 from mvlm.model.task import HEAD
+from mvlm.model.vision import MASK_TOKEN
 from mvlm.model.weights import is_averaged, open_weights
 
 
@@ -44,9 +45,14 @@ class Started:
 
 def started(model: Encoders) -> Started:
     """Of a model built by its configuration."""
-    encoders = {"vision.": model.vision.filled, "text.": model.text.filled}
+    encoders = {"vision.vit.": model.vision.filled, "text.": model.text.filled}
     theirs = tuple(prefix for prefix, filled in encoders.items() if filled)
-    fresh = [name for name, _ in model.named_parameters() if not name.startswith(theirs) or name.endswith("mask_token")]
+    has_token = model.vision.filled is not None and MASK_TOKEN in model.vision.filled.matched
+    fresh = [
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith(theirs) or (name.endswith(MASK_TOKEN) and not has_token)
+    ]
     return Started(tuple(filter(None, encoders.values())), tuple(fresh))
 
 

@@ -45,6 +45,10 @@ class Foreign:
 
 def image_encoder(tensors: dict[str, Tensor]) -> Foreign | None:
     """The image encoder under timm's names, if there is one."""
+    if own := _below(tensors, "vision.vit."):
+        own = {name.replace("patch_embed.patch_embed.", "patch_embed."): tensor for name, tensor in own.items()}
+        token = own.pop("patch_embed.mask_token", None)
+        return Foreign("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
     if "visual_encoder.patch_embed.proj.weight" in tensors:
         own = _below(tensors, "visual_encoder.")
         return Foreign(_fusion_family(tensors), own, len(tensors) - len(own), CLIP)
@@ -77,7 +81,7 @@ def text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Foreign
         UserError: it is of another kind.
     """
     fused = "visual_encoder.patch_embed.proj.weight" in tensors
-    inside = _below(tensors, "text_encoder.") if fused else tensors
+    inside = _below(tensors, "text_encoder.") if fused else _below(tensors, "text.model.") or tensors
     found = [name.removesuffix(WORDS) for name in inside if name.endswith(WORDS)]
     if not found:
         return None
@@ -92,7 +96,7 @@ def text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Foreign
     own = {name: tensor for name, tensor in own.items() if not name.startswith(("cls.", "lm_head.", "pooler."))}
     crossing = [int(m[1]) for name in own if (m := re.match(r"encoder\.layer\.(\d+)\.crossattention\.", name))]
     layers = min(crossing) if crossing and min(crossing) > 0 else None
-    family = _fusion_family(tensors) if fused else "transformers"
+    family = _fusion_family(tensors) if fused else "transformers" if inside is tensors else "mvlm"
     return Foreign(family, own, len(tensors) - len(own), layers=layers)
 
 

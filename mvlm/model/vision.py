@@ -19,6 +19,8 @@ from mvlm.model.foreign import read_tensors
 from mvlm.model.names import Foreign, image_encoder, with_layout_of
 from mvlm.model.readings import take
 
+MASK_TOKEN = "patch_embed.mask_token"
+
 
 class MaskedPatchEmbed(nn.Module):
     """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3).
@@ -94,8 +96,9 @@ class VisionEncoder(nn.Module):
             vit.patch_drop = VisiblePatches(self.prefix)
         else:
             vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
-            if mask_token is not None:
+            if self.filled and mask_token is not None:
                 vit.patch_embed.mask_token.data.copy_(mask_token)
+                self.filled.matched.append(MASK_TOKEN)
         vit.forward_head = _keep_tokens  # called as a module, as ZeRO-3 needs, the ViT then gives every token
         self.vit: Any = vit
 

@@ -44,6 +44,7 @@ class Loaded(Generic[M_co]):
     tokenizer_folder: Path
     config: Config
     step: int
+    averaged: bool = False  # it has the average of the run's weights (train.ema)
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
         raise UserError(
             f"{path} was fine-tuned for {task}: evaluate {task}, or give a run of pretraining or retrieval."
         )
-    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step)
+    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step, loaded.averaged)
 
 
 def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
@@ -184,7 +185,7 @@ def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu
             f"{path} is a run of {loaded.config.task.name} and not of {task}: "
             f"fine-tune it first, by task.name = {task!r} and checkpoint.init."
         )
-    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step)
+    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step, loaded.averaged)
 
 
 def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
@@ -197,7 +198,7 @@ def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
         step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
     except UNREADABLE as error:
         raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
-    return Loaded(model.to(device).eval(), run / "tokenizer", config, step)
+    return Loaded(model.to(device).eval(), run / "tokenizer", config, step, is_averaged(checkpoint))
 
 
 def offline_model(config: Config, checkpoint: Path) -> Encoders:

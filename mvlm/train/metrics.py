@@ -102,9 +102,10 @@ def told(tally: Tally) -> dict[str, float | None]:
 def opening(config: Config, state: TrainState, resumed: Path | None, layout: dict[str, Any]) -> str:
     """The first sentence of a run."""
     start = f"Going on from {resumed.name}" if resumed else "Starting"
+    averaged = f"; evaluated by averaged weights, train.ema = {config.train.ema}" if config.train.ema else ""
     return (
         f"{start}: {layout['parameters'] / 1e6:.1f} M parameters, {layout['rows']:,} images, "
         f"{layout['steps']:,} steps of {config.train.global_batch} pairs = {dist.world()} ranks x "
         f"{layout['accumulation']} x {layout['micro_batch']}, ZeRO {layout['zero_stage']}, {dist.device()}; "
-        f"everything goes to {config.run.dir}"
+        f"everything goes to {config.run.dir}{averaged}"
     )

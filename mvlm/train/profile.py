@@ -64,8 +64,9 @@ class Profiling:
             return
         self._left -= 1
         try:
-            self._profile.step()
-            if not self._left:
+            if self._left:
+                self._profile.step()
+            else:
                 self._write(step)
         except (OSError, RuntimeError) as error:
             self._give_up(error)

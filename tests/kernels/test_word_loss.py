@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mvlm.batch import Tally
 from mvlm.kernels import probes
 from mvlm.kernels.word_loss import by_liger, by_torch, word_loss
 from tests.conftest import ROOT
@@ -30,6 +31,14 @@ def check(run: Callable, words: int, width: int, vocabulary: int) -> None:
         return (logits.exp().sum(-1).log() - logits[torch.arange(words), target]).sum()
 
     check_against_float64(lambda *x: run(*x, target), formula, lambda *x: by_torch(*x, target), *inputs)
+    with torch.no_grad():
+        tokens, weight, bias = inputs
+        guess = (tokens @ weight.T + bias).argmax(-1) if words else target
+    target[::2] = guess[::2]
+    tally = Tally()
+    run(*(x.requires_grad_() for x in inputs), target, tally)
+    assert tally.asked == {"word_accuracy": words}
+    assert float(tally.right["word_accuracy"]) == int((guess == target).sum())
 
 
 @pytest.mark.parametrize("words", [0, 1, 7])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +23,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config import Model, load_config
+from mvlm.config import Model, config_from_dict, load_config
 from mvlm.errors import UserError
 from mvlm.model.foreign import read_tensors
 from mvlm.model.init import with_encoders_of
@@ -359,3 +361,11 @@ def test_text_encoders_that_do_not_fit_are_refused(tmp_path: Path, tokenizer: Pr
     for where, name in ((file, "roberta"), ("pretrained", str(tmp_path / "roberta"))):
         with pytest.raises(UserError, match=r"16 of its 53 tensors, encoder\.layer\.2.* missing there"):
             TextEncoder(text(where, name, layers=3), tokenizer, load_weights=True)
+
+
+def test_the_examples_of_the_page_are_valid() -> None:
+    page = (ROOT / "docs/initialising.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 8
+    for example in examples:
+        config_from_dict(tomllib.loads(example), "docs/initialising.md")

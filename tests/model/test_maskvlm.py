@@ -7,7 +7,7 @@ import torch
 from reference import reference_losses
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch
+from mvlm.batch import IGNORE, Batch, Tally
 from mvlm.config import Config, load_config
 from mvlm.data.collate import hidden_places, pack
 from mvlm.errors import UserError
@@ -96,6 +96,30 @@ def test_losses_and_gradients_are_the_references(
         zero = torch.zeros_like(parameter)
         expected_grad = zero if parameter.grad is None else parameter.grad
         torch.testing.assert_close(gradients.get(name, zero), expected_grad, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("overrides", [[], ["objectives.hide=both", "objectives.alignment_inputs=masked"]])
+def test_what_is_told_right_is_the_references(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+) -> None:
+    model, batch = build(tokenizer, *WIDER, *overrides), make_batch(patches=16)
+    with torch.no_grad():
+        model.word_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model tells no word right
+        model.match_head.classifier.weight.mul_(20.0)
+    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
+    draw = maskvlm.hard_negatives
+    monkeypatch.setattr(maskvlm, "hard_negatives", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
+    tally = Tally()
+    with_tally = model(batch, None, tally)
+    expected: dict[str, list[bool]] = {}
+    reference_losses(model, batch, *(index.tolist() for index in drawn[0]), expected)
+    assert tally.asked == {name: len(right) for name, right in expected.items()}
+    assert {name: float(right) for name, right in tally.right.items()} == {n: sum(r) for n, r in expected.items()}
+    for name, right in expected.items():
+        assert 0 < sum(right) < len(right), name
+    assert tally.values["temperature"] == model.temperature.value.detach()
+    without = model(batch)
+    assert all(torch.equal(with_tally[name], without[name]) for name in without)
 
 
 @pytest.mark.parametrize("masking", ["token", "drop"])

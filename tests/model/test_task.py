@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvlm.batch import LabelledBatch
+from mvlm.batch import LabelledBatch, Tally
 from mvlm.config import Task
 from mvlm.model.task import TaskModel
 from tests.evaluate.tiny import CONFIG, make_tokenizer
@@ -53,6 +53,17 @@ def test_one_loss_trains_everything_that_is_read(task: str) -> None:
     losses["task"].backward()
     idle = {name for name, parameter in model.named_parameters() if parameter.grad is None or not parameter.grad.any()}
     assert idle <= {"vision.vit.patch_embed.mask_token"} | {name for name in idle if name.endswith("key_value.bias")}
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
+def test_the_share_told_right_is_counted(task: str) -> None:
+    model, batch = make(task)
+    guesses = model.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0]).argmax(-1).tolist()
+    label = batch.label_B if task == "vqa" else torch.tensor([guesses[0], guesses[1], guesses[2] + 1])
+    tally = Tally()
+    model(replace(batch, label_B=label), None, tally)
+    expected = sum(float(label[b, guess]) for b, guess in enumerate(guesses)) if task == "vqa" else 2.0
+    assert (float(tally.right["task_accuracy"]), tally.asked["task_accuracy"]) == (pytest.approx(expected), B)
 
 
 def test_the_order_of_a_pair_matters_and_padding_does_not() -> None:

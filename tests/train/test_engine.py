@@ -76,8 +76,9 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
     for line, other in zip(found, expected, strict=True):
         for name in LOSSES:
             assert line[name] == pytest.approx(other[name], rel=losses), name
-        for name in ("grad_norm", *(f"grad_norms/{part}" for part in PARTS)):
-            assert line[name] == pytest.approx(other[name], rel=norm), name
+        assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=norm)
+        for name in (f"grad_norms/{part}" for part in PARTS):  # of which the small ones round more
+            assert line[name] == pytest.approx(other[name], rel=3 * norm), name
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -67,3 +67,24 @@ def test_a_checkpoint_that_is_nowhere_or_does_not_fit_is_refused(train_here: Tra
     with pytest.raises(UserError, match=r"does not fit the text encoder: 1 of its 37 tensors, .*word_embeddings"):
         train_here(tmp_path / "run", *[word.replace("vocab_size=320", "vocab_size=310") for word in words(file)])
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_one_encoder_of_a_run_of_ours(train_here: TrainHere, tmp_path: Path) -> None:
+    """By its averaged weights, its mask token with it; the text encoder is another one."""
+    assert train_here(tmp_path / "first", "train.steps=2", "train.ema=0.5") == 0
+    given = [f"model.vision_weights={tmp_path}/first", "model.text=bert"]
+    assert train_here(tmp_path / "second", *given, "train.steps=1", "optim.encoder_lr=0") == 0
+    started = load_file(tmp_path / "second/checkpoints/step_00000000/weights-00000-of-00001.safetensors")
+    expected = load_run(tmp_path / "first").model.named_parameters()
+    (filled,) = json.loads((tmp_path / "second/started_from.json").read_text())["parts"]
+    assert len(filled["matched"]) == 19 and "patch_embed.mask_token" in filled["matched"]
+    image = {name: weight for name, weight in expected if name.startswith("vision.")}
+    assert len(image) == 19 and all(torch.equal(started[name], weight) for name, weight in image.items())
+    with pytest.raises(UserError, match=r"holds a 'roberta' and model\.text 'bert' is a 'bert'"):
+        train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first")
+    given = [f"model.text={tmp_path}/first/text_encoder", f"data.tokenizer={tmp_path}/first/tokenizer"]
+    assert train_here(tmp_path / "third", *given, f"model.text_weights={tmp_path}/first", "train.steps=1") == 0
+    started = load_file(tmp_path / "third/checkpoints/step_00000000/weights-00000-of-00001.safetensors")
+    for name, weight in load_run(tmp_path / "first").model.named_parameters():
+        if name.startswith("text."):
+            assert torch.equal(started[name], weight)
