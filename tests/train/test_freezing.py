@@ -101,9 +101,9 @@ def whole(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None
     run, seen = tmp_path_factory.mktemp("whole") / "run", []
     (run.parent / "ds.json").write_text("{}")
 
-    def evaluate(model: MaskVLM, folder: Path, step: int, last: bool) -> dict[str, float]:
+    def evaluate(model: MaskVLM, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         seen.append((step, {name: parameter.detach().clone() for name, parameter in model.named_parameters()}))
-        return {"eval/steps": step}
+        return {"eval/steps": step}, None
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", *WORDS, "eval.every=2"]
