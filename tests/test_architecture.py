@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.model": {"batch", "config", "objectives", "kernels", "model"},
     "mvlm.data": {"batch", "config", "masking", "data"},
     "mvlm.evaluate": {"batch", "config", "masking", "model", "data", "dist", "evaluate"},
-    "mvlm.train": {"batch", "config", "dist", "masking", "kernels", "objectives", "model", "data", "train"},
+    "mvlm.train": {"batch", "config", "dist", "limits", "masking", "kernels", "objectives", "model", "data", "train"},
+    "mvlm.plan": {"config", "flops", "masking", "model", "data", "train", "plan"},
     "mvlm.predict": {"model", "data", "evaluate", "predict"},
     "mvlm.report": {"batch", "config", "dist", "masking", "model", "data", "evaluate", "report"},
 }
