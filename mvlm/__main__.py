@@ -15,6 +15,7 @@ COMMANDS = {
     "evaluate": "measure a trained model on held-out shards",
     "predict": "try a trained model on your own images and sentences",
     "report": "write a page about a run: curves, numbers and examples",
+    "plan": "work out a run's memory, time and communication before it starts",
     "preflight": "find the slow or dead node before a run",
     "kernels": "show who computes what on this machine",
 }
