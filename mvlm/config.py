@@ -142,7 +142,8 @@ class Train:
     epochs: float = 50.0  # (R); ignored where steps is given
     steps: int = 0
     global_batch: int = 512  # pairs a step over all ranks and accumulation (P)
-    micro_batch: int = 0  # pairs a rank a forward pass; 0 = the largest without accumulation
+    # pairs a rank a forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
+    micro_batch: int | Literal["auto"] = 0
     deterministic: bool = False  # the same bits on CUDA in every run, at some cost in speed; a CPU gives them anyhow
     time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none but SLURM's own, which is known
     spike: float = 3.0  # a loss above this many times the median of the last 64 is rolled back; 0 = only NaN and inf

@@ -1,4 +1,4 @@
-"""How many cores a rank may compute on."""
+"""How many cores a rank may compute on, and how much memory there is."""
 
 from __future__ import annotations
 
@@ -41,6 +41,25 @@ def cpu_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/
         if level == root:
             break
     return max(1, math.floor(min(min(quotas), 1 << 20)))
+
+
+def available_memory(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Bytes that this machine can still give, or this container where it may have less."""
+    fields = dict(line.split(":", 1) for line in _read(Path("/proc/meminfo")).splitlines() if ":" in line)
+    rooms = [int(fields["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in fields else [1 << 60]
+    rooms.append(_room(root / "memory/memory.limit_in_bytes", root / "memory/memory.usage_in_bytes"))
+    relative = next((line[3:] for line in _read(own).splitlines() if line.startswith("0::")), "/")
+    folder = root / relative.lstrip("/")
+    for level in (folder, *folder.parents):
+        rooms.append(_room(level / "memory.max", level / "memory.current"))
+        if level == root:
+            break
+    return max(0, min(rooms))
+
+
+def _room(limit: Path, used: Path) -> int:
+    most, now = _read(limit).strip(), _read(used).strip()
+    return int(most) - int(now) if most.isdigit() and now.isdigit() else 1 << 60
 
 
 def _ratio(quota: str, period: str) -> float:

@@ -24,7 +24,7 @@ NOT_NEGATIVE = {
     "model": ("cross_init_std",),
     "data": ("workers", "tolerance", "shuffle_shards", "cache_gb"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
-    "train": ("steps", "micro_batch", "time_limit", "max_skipped"),
+    "train": ("steps", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
     "log": ("pictures",),
     "eval": ("every", "rerank", "limit"),
@@ -76,6 +76,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     length = train.steps > 0 or 0 < train.epochs < math.inf
     require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
+    require(train.micro_batch == "auto" or train.micro_batch >= 0, "train.micro_batch", "0 or more, or 'auto'")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
     require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
     require(0 <= train.ema < 1, "train.ema", "at least 0 and below 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -77,6 +78,8 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
         if value not in args:
             raise UserError(f"{name} is {value!r}: choose one of {', '.join(map(repr, args))}.")
         return value
+    if origin in (types.UnionType, typing.Union):
+        return _convert_any(args, value, name)
     if origin is tuple:
         items = [value] if isinstance(value, str) else value
         if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
@@ -91,6 +94,16 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
+def _convert_any(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    """`value` as one of several kinds, the message naming all where it is none of them."""
+    words = [repr(word) for kind in kinds if typing.get_origin(kind) is Literal for word in typing.get_args(kind)]
+    for kind in kinds:
+        with contextlib.suppress(UserError):
+            return _convert(kind, value, name)
+    plain = [_article(kind) for kind in kinds if typing.get_origin(kind) is not Literal]
+    raise UserError(f"{name} is {value!r}: give {' or '.join([*plain, *words])}.")
+
+
 def _article(kind: type) -> str:
     words = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", dict: "a table"}
-    return words.get(kind, kind.__name__ if not isinstance(kind, types.UnionType) else str(kind))
+    return words.get(kind, kind.__name__)

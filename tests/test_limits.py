@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mvlm import limits
-from mvlm.limits import cpu_quota, share_cores
+from mvlm.limits import available_memory, cpu_quota, share_cores
 
 
 @pytest.fixture
@@ -59,3 +59,25 @@ def test_the_smallest_quota_of_all_levels(tmp_path: Path, files: dict[str, str],
     own = tmp_path / "own"
     own.write_text("0::/a/b\n")
     assert cpu_quota(tmp_path, own) == cores
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"a/b/memory.max": "max", "a/b/memory.current": "9"}, None),
+        ({"a/b/memory.max": "1000", "a/b/memory.current": "400"}, 600),
+        (
+            {"a/b/memory.max": "1000", "a/b/memory.current": "400", "a/memory.max": "900", "a/memory.current": "800"},
+            100,
+        ),
+        ({"memory/memory.limit_in_bytes": "5000", "memory/memory.usage_in_bytes": "6000"}, 0),
+    ],
+)
+def test_memory_that_is_left_at_every_level(tmp_path: Path, files: dict[str, str], left: int | None) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    own = tmp_path / "own"
+    own.write_text("0::/a/b\n")
+    found = available_memory(tmp_path, own)
+    assert found == left if left is not None else found > 1 << 20  # this machine's own

@@ -12,7 +12,6 @@ import argparse
 import gc
 import json
 import sys
-import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,9 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -30,41 +27,10 @@ from benchmarks.step.ladder import RESULTS
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.trial import PRECISIONS
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.train.live_memory import LiveMemory
 
 RECOMPUTED = (0.0, 0.5, 1.0)
 MICRO_BATCHES = (4, 8, 16)
-
-
-class LiveMemory(TorchDispatchMode):
-    """Bytes of the tensors that were made while it is active and are still alive.
-
-    Attributes:
-        live: now.
-        peak: at most, since it was set.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live = self.peak = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {id(storage) for storage in _storages((args, kwargs))}
-        made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
-            if id(storage) not in old and storage not in self._known:
-                self._known.add(storage)
-                self._change(storage.nbytes())
-                weakref.finalize(storage, self._change, -storage.nbytes())
-        return made
-
-    def _change(self, count: int) -> None:
-        self.live += count
-        self.peak = max(self.peak, self.live)
-
-
-def _storages(tree: Any) -> list[Any]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def measure(size: Size, dtype: torch.dtype, pairs: int, recompute: float) -> dict[str, Any]:

@@ -48,6 +48,13 @@ class CaptionTokenizer:
         """int64 [L], cut to `length`, with the special tokens that begin and end a sentence."""
         return np.array(self._encoder.encode(caption).ids, dtype=np.int64)
 
+    def longest(self) -> np.ndarray:
+        """int64 [length]: an ordinary token again and again between those that begin and end a sentence."""
+        ends = self.encode("")
+        text_L = np.full(self.length, self.ordinary_ids[0])
+        text_L[0], text_L[-1] = ends[0], ends[-1]
+        return text_L
+
     def spans(self, caption: str) -> list[tuple[int, int]]:
         """Where in the caption each token of `encode` stands, as (first, last + 1) character; special ones (0, 0)."""
         return self._encoder.encode(caption).offsets

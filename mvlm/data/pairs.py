@@ -78,6 +78,20 @@ class PairDataset(Rows[Pair]):
             row=row,
         )
 
+    def longest(self, position: int) -> Pair:
+        drawn = np.random.default_rng(position)
+        text_L = self.captions.longest()
+        masked_text_L, target_L = self._hide_tokens(text_L, drawn)
+        return Pair(
+            images=np.empty(0),
+            patch_mask_N=self._hide_patches(drawn),
+            text_L=text_L,
+            masked_text_L=masked_text_L,
+            target_L=target_L,
+            position=position,
+            row=position,
+        )
+
     def collate(self, samples: Sequence[Pair], images_VBCHW: Tensor) -> Batch:
         from mvlm.data.collate import collate  # it needs torch
 

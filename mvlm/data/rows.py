@@ -147,6 +147,10 @@ class Rows(Generic[S]):
         """The sample of a row, whose images are still to be drawn into `out_VCHW`."""
         raise NotImplementedError
 
+    def longest(self, position: int) -> S:
+        """A made sample without image that takes as much memory as one may."""
+        raise NotImplementedError
+
     def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
         """The batch of these samples, whose images stand in a tensor that it keeps."""
         raise NotImplementedError

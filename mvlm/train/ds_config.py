@@ -92,11 +92,18 @@ def resolve(
 
 def micro_batch(config: Config, world: int) -> int:
     """Pairs a rank a forward pass: as given, or the whole share of the rank."""
-    return config.train.micro_batch or config.train.global_batch // world
+    return _given(config) or config.train.global_batch // world
+
+
+def micro_batches(config: Config, world: int) -> list[int]:
+    """Those that divide the global batch among `world` ranks and hold whole ITM groups, smallest first."""
+    share = config.train.global_batch // world
+    unit = config.objectives.itm_group if config.objectives.itm else 1
+    return [pairs for pairs in range(unit, share + 1, unit) if share % pairs == 0]
 
 
 def accumulation_steps(config: Config, world: int) -> int:
-    """Micro-batches a rank a step.
+    """Micro-batches a rank a step; where the micro-batch is still to be found, as if it were the rank's whole share.
 
     Raises:
         UserError: ranks x micro-batch does not divide the global batch, or ITM's groups do not fit the micro-batch.
@@ -117,14 +124,20 @@ def accumulation_steps(config: Config, world: int) -> int:
 
 def usable_ranks(config: Config, world: int) -> int:
     """The largest number of the launched ranks that divides the global batch into whole ITM groups."""
-    total = config.train.global_batch
-    unit = config.train.micro_batch or (config.objectives.itm_group if config.objectives.itm else 1)
+    total, given = config.train.global_batch, _given(config)
+    unit = given or (config.objectives.itm_group if config.objectives.itm else 1)
     if total % unit:
         raise UserError(
             f"train.global_batch {total} is no multiple of {unit} "
-            f"({'train.micro_batch' if config.train.micro_batch else 'objectives.itm_group'}): change one of the two."
+            f"({'train.micro_batch' if given else 'objectives.itm_group'}): change one of the two."
         )
     return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
+
+
+def _given(config: Config) -> int:
+    """`train.micro_batch`, 0 where no number is given."""
+    given = config.train.micro_batch
+    return 0 if given == "auto" else given
 
 
 def refuse_sections(content: dict[str, Any], json_name: str) -> None:

@@ -23,6 +23,7 @@ from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
+from mvlm.train.fitting import settle_micro_batch
 from mvlm.train.folder import STARTED, TOKENIZER, build_model, describe_run, prepare_tokenizer
 from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
@@ -74,17 +75,21 @@ def train(
         dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
     parameters = count_parameters(model)
     ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
+    stage = ds_config["zero_optimization"]["stage"]
+    freeze(model, config.train.freeze)
+    apply_kernels(model, config)
+    prepare_blocks(model, config, stage)
+    if config.train.micro_batch == "auto":
+        config = settle_micro_batch(config, model, dataset, ds_config, start)
+        ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
     layout = {
         "micro_batch": micro_batch(config, dist.world()),
         "accumulation": accumulation_steps(config, dist.world()),
-        "zero_stage": ds_config["zero_optimization"]["stage"],
+        "zero_stage": stage,
         "parameters": parameters,
         "steps": total,
         "rows": len(mixture),
     }
-    freeze(model, config.train.freeze)
-    apply_kernels(model, config)
-    prepare_blocks(model, config, layout["zero_stage"])
     arithmetic = Arithmetic.of(config, model, ds_config)
     engine = Engine(model, config, ds_config)
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint, frozen=config.train.freeze)

@@ -1,0 +1,243 @@
+"""Planned against measured: python benchmarks/plan/compare.py
+
+Each line is a step of the real engine, DeepSpeed included: its memory at the peak, and the operations of its forward
+and backward pass as torch's counter counts them, beside what mvlm/plan says. On a CPU memory is followed tensor by
+tensor; on a GPU it is what torch's allocator has handed out. Writes a table between the marks of README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+from benchmarks.step.count import count_flops
+from benchmarks.step.ladder import device_name
+from benchmarks.step.sizes import SIZES, Size, build
+from mvlm import dist
+from mvlm.batch import Batch
+from mvlm.data.collate import collate
+from mvlm.data.pairs import Pair
+from mvlm.data.tokenizer import SPECIAL_TOKENS
+from mvlm.flops import step_flops
+from mvlm.masking import Purpose, generator, patch_mask, token_mask
+from mvlm.model.dimensions import dimensions
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.plan.activations import longest
+from mvlm.plan.encoders import Shape, parameters_by_part
+from mvlm.plan.kept import Arithmetic
+from mvlm.plan.memory import peak
+from mvlm.train.blocks import prepare_blocks
+from mvlm.train.ds_config import resolve
+from mvlm.train.engine import Engine
+from mvlm.train.kernels import apply_kernels
+from mvlm.train.live_memory import LiveMemory
+from mvlm.train.states import Zero, states
+
+README = Path(__file__).parent / "README.md"
+SMALL_GROUPS = ("objectives.itm_group=4",)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step: `accumulation` micro-batches of `pairs` pairs with captions of the greatest length."""
+
+    size: str
+    precision: str
+    stage: int
+    pairs: int
+    accumulation: int = 1
+    overrides: tuple[str, ...] = ()
+
+
+ON_CPU = (
+    Case("tiny", "fp32", 1, 4),
+    Case("tiny", "fp32", 0, 32),
+    Case("tiny", "bf16", 1, 32),
+    Case("tiny", "bf16", 2, 8, accumulation=2),
+    Case("tiny", "bf16", 3, 32),
+    Case("small", "fp32", 1, 8),
+    Case("small", "fp32", 1, 8, overrides=("train.recompute=1",)),
+    Case("small", "bf16", 2, 8),
+    Case("full", "bf16", 1, 4),
+)
+ON_GPU = (
+    Case("full", "bf16", 1, 32),
+    Case("full", "bf16", 1, 128),
+    Case("full", "bf16", 1, 128, overrides=("train.recompute=0.5",)),
+    Case("full", "bf16", 1, 128, overrides=("train.recompute=1",)),
+    Case("full", "bf16", 2, 64, accumulation=2),
+    Case("full", "bf16", 3, 64),
+    Case("full", "fp32", 1, 32),
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Bytes at the peak, and operations of a step."""
+
+    planned_memory: float
+    measured_memory: float
+    planned_flops: float
+    counted_flops: float
+
+
+def compare(case: Case) -> Compared:
+    """Run the case; the process group must be there."""
+    size = _size(case)
+    config, device = size.config, dist.device()
+    memory = LiveMemory()
+    with memory:
+        model = build(size)
+    shape = Shape(dimensions(model), parameters_by_part(model))
+    batches = [longest_batch(size, model.grid, case.pairs) for _ in range(case.accumulation)]
+    counted = _counted(size, batches[0], device) * case.accumulation
+    content: dict[str, Any] = {"zero_optimization": {"stage": case.stage, "overlap_comm": True}}
+    content["bf16"] = {"enabled": case.precision == "bf16"}
+    resolved = resolve(content, config, ("json", "toml"), 1, 100, 10, shape.total)
+    apply_kernels(model, config)
+    prepare_blocks(model, config, case.stage)
+    measured = _peak_of_second_step(model, size, resolved, batches, memory)
+    zero = Zero.of(resolved)
+    how = (Arithmetic.on_gpu if device.type == "cuda" else Arithmetic.on_cpu)(zero.element)
+    work = longest(config, shape)
+    planned = peak(config, shape, work, how, states(shape.total, zero, 1, case.accumulation), case.pairs)
+    flops = sum(step_flops(shape.sizes, work, config.objectives).values()) * case.pairs * case.accumulation
+    return Compared(planned.total, measured, flops, counted)
+
+
+def _size(case: Case) -> Size:
+    size = SIZES[case.size]
+    batch = (f"train.global_batch={case.pairs * case.accumulation}", f"train.micro_batch={case.pairs}")
+    return dataclasses.replace(size, overrides=(*size.overrides, *SMALL_GROUPS, *batch, *case.overrides))
+
+
+def _counted(size: Size, batch: Batch, device: torch.device) -> int:
+    """Of a model of its own, nothing of it recomputed, which is not counted as work; the pool is the micro-batch."""
+    model, batch = build(size).to(device), batch.to(device)
+    return count_flops(lambda: sum(model(batch).values()).backward())
+
+
+def _peak_of_second_step(
+    model: MaskVLM, size: Size, resolved: dict[str, Any], batches: list[Batch], memory: LiveMemory
+) -> float:
+    """The first step makes the optimiser's state."""
+    on_gpu = dist.device().type == "cuda"
+    if on_gpu:
+        engine = Engine(model, size.config, resolved)
+        engine.step(batches, 0.5, 0)
+        gc.collect()
+        torch.cuda.reset_peak_memory_stats()
+        engine.step(batches, 0.5, 1)
+        return float(torch.cuda.max_memory_allocated())
+    with memory:
+        engine = Engine(model, size.config, resolved)
+        engine.step(batches, 0.5, 0)
+        gc.collect()
+        memory.peak = memory.live
+        engine.step(batches, 0.5, 1)
+        return float(memory.peak)
+
+
+def longest_batch(size: Size, grid: tuple[int, int], pairs: int) -> Batch:
+    """Made pairs whose captions all have the greatest length."""
+    config, specials = size.config, len(SPECIAL_TOKENS)
+    objectives, side = config.objectives, config.model.image_size
+    samples = []
+    for place in range(pairs):
+        drawn = generator(0, Purpose.VIEW, 0, 0, place)
+        text_L = drawn.integers(specials, size.vocabulary, config.data.text_length)
+        text_L[0], text_L[-1] = SPECIAL_TOKENS.index("<s>"), SPECIAL_TOKENS.index("</s>")
+        masked_L, target_L = token_mask(
+            drawn,
+            text_L,
+            text_L < specials,
+            ratio=objectives.text_mask_ratio,
+            minimum=objectives.text_mask_minimum,
+            mask_share=objectives.text_mask_token,
+            random_share=objectives.text_mask_random,
+            mask_id=SPECIAL_TOKENS.index("<mask>"),
+            random_ids=np.arange(specials, size.vocabulary),
+        )
+        block, ratio = objectives.image_mask_block, objectives.image_mask_ratio
+        hidden_N = patch_mask(drawn, grid, block, ratio, objectives.image_mask_rounding)
+        samples.append(
+            Pair(
+                images=drawn.integers(0, 256, (1, 3, side, side), dtype=np.uint8),
+                position=place,
+                row=place,
+                patch_mask_N=hidden_N,
+                text_L=text_L,
+                masked_text_L=masked_L,
+                target_L=target_L,
+            )
+        )
+    images_1BCHW = torch.from_numpy(np.stack([sample.images for sample in samples], axis=1))
+    return collate(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), config.data.text_length)
+
+
+def line(case: Case, found: Compared) -> str:
+    memory, flops = (
+        (found.planned_memory, found.measured_memory),
+        (found.planned_flops / case.pairs / case.accumulation, found.counted_flops / case.pairs / case.accumulation),
+    )
+    cells = [
+        case.size,
+        case.precision,
+        str(case.stage),
+        f"{case.accumulation} x {case.pairs}",
+        ", ".join(case.overrides) or "-",
+        *(f"{value / 1e6:,.0f}" for value in memory),
+        f"{(memory[0] / memory[1] - 1) * 100:+.1f} %",
+        *(f"{value / 1e9:.2f}" for value in flops),
+        f"{(flops[0] / flops[1] - 1) * 100:+.1f} %",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+HEAD = (
+    "| size | precision | ZeRO | pairs | settings | planned MB | measured MB | | planned GFLOP a pair | counted | |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def write_table(lines: list[str], kind: str) -> None:
+    """Between the marks of README.md for this kind of device."""
+    text = README.read_text(encoding="utf-8")
+    begin, end = f"<!-- table of {kind} -->", f"<!-- end of {kind} -->"
+    before, rest = text.split(begin)
+    table = "\n".join([f"\n\n{device_name()}, torch {torch.__version__}:\n", HEAD, *lines])
+    README.write_text(f"{before}{begin}{table}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    arguments = words.parse_args()
+    torch.set_num_threads(1)
+    dist.init()
+    kind = "gpu" if dist.uses_cuda() else "cpu"
+    lines = []
+    for case in ON_GPU if dist.uses_cuda() else ON_CPU:
+        if case.size in arguments.sizes:
+            lines.append(line(case, compare(case)))
+            print(lines[-1], flush=True)
+            gc.collect()
+    write_table(lines, kind)
+    dist.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

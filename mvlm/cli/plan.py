@@ -1,0 +1,80 @@
+"""mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+EXAMPLES = """examples:
+  mvlm plan mvlm/configs/base.toml --deepspeed_config ds_configs/zero1.json --gpu h100
+  mvlm plan mvlm/configs/huge.toml --deepspeed_config ds_configs/zero3.json --gpu h100 --nodes 8 train.recompute=1
+  mvlm plan run.toml --deepspeed_config ds_configs/fp16.json --gpu v100 --json plan.json train.micro_batch=auto
+
+Needs no GPU, no data and no network. docs/plan.md says how each figure comes about.
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
+    parser = subparsers.add_parser(
+        "plan",
+        help=does,
+        usage="mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [--nodes N] [--gpus-per-node N] [--pairs N] "
+        "[--mfu SHARE] [--json FILE] [key=value ...]",
+        description="Work out a run's size, memory, time and communication before it starts.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", metavar="RUN.toml")
+    parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
+    parser.add_argument("--gpu", required=True, metavar="NAME", help="such as h100, a100-40gb, v100")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(8)")
+    parser.add_argument(
+        "--pairs", type=int, default=4_000_000, metavar="N", help="an epoch, where data.train is not given (4000000)"
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.45, metavar="SHARE", help="of the peak that products reach (0.45)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write it here as well")
+    parser.set_defaults(run=run, takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the plan; returns the exit code.
+
+    Raises:
+        UserError: the configuration is wrong, or what it names is not known.
+    """
+    from mvlm.cli.output import write_whole
+    from mvlm.config import load_config
+    from mvlm.data.index import training_mixture
+    from mvlm.errors import UserError
+    from mvlm.plan.cards import find_card
+    from mvlm.plan.plan import Planner, Request, as_json
+    from mvlm.plan.text import as_text
+    from mvlm.train.ds_config import read_deepspeed_json
+
+    for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give 1 or more.")
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu is {args.mfu:g}: give a share above 0 and at most 1, such as 0.45.")
+    config = load_config(args.config, args.overrides)
+    corpus = training_mixture(config.data, config.task.corpus).per_epoch if config.data.train else args.pairs
+    request = Request(
+        config=config,
+        content=read_deepspeed_json(args.deepspeed_config),
+        names=(args.deepspeed_config, args.config),
+        card_name=args.gpu.lower(),
+        card=find_card(args.gpu),
+        nodes=args.nodes,
+        per_node=args.gpus_per_node,
+        corpus=corpus,
+        mfu=args.mfu,
+    )
+    plan = as_json(Planner(request))
+    print(as_text(plan), end="")
+    if args.json:
+        write_whole(args.json, json.dumps(plan, indent=1) + "\n", "--json")
+    return 0

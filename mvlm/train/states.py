@@ -1,0 +1,103 @@
+"""What a rank keeps of the model itself under each ZeRO stage (Rajbhandari et al. 2020), as DeepSpeed 0.19 keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+FP32 = 4
+GATHERED = 1_000_000_000
+"""Elements that stage 3 leaves gathered where the JSON does not say: its stage3_max_live_parameters."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """A resolved DeepSpeed configuration, as far as memory and communication follow from it.
+
+    Attributes:
+        element: bytes of a weight, an activation and a gradient: 2 or 4.
+        reduce_bucket, prefetch_bucket, gathered: elements.
+        secondary: ranks that hold all weights once more among them (hpZ); 1 = none.
+    """
+
+    stage: int
+    element: int
+    overlap: bool
+    reduce_bucket: int
+    prefetch_bucket: int
+    gathered: int
+    secondary: int
+    contiguous: bool
+    optimizer_on_host: bool
+    weights_on_host: bool
+
+    @classmethod
+    def of(cls, resolved: dict[str, Any]) -> Zero:
+        """From what `ds_config.resolve` gives."""
+        zero = resolved["zero_optimization"]
+        low = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
+        stage = zero["stage"]
+
+        def on_host(name: str) -> bool:
+            return (zero.get(name) or {}).get("device", "none") != "none"
+
+        return cls(
+            stage=stage,
+            element=2 if low else FP32,
+            overlap=zero.get("overlap_comm", stage == 3),
+            reduce_bucket=int(zero["reduce_bucket_size"]),
+            prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", zero["reduce_bucket_size"])),
+            gathered=int(zero.get("stage3_max_live_parameters", GATHERED)),
+            secondary=int(zero.get("zero_hpz_partition_size", 1)),
+            contiguous=zero.get("contiguous_gradients", True),
+            optimizer_on_host=on_host("offload_optimizer"),
+            weights_on_host=on_host("offload_param"),
+        )
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes on a rank's device.
+
+    Attributes:
+        weights: that the step computes with, those that stage 3 gathers included.
+        gradients: at the end of a backward pass.
+        held: of `gradients`, from one micro-batch of a step to the next, or all the time.
+        optimizer: fp32 weights and both of AdamW's moments.
+        buckets: that gradients are reduced in.
+        update: of the optimiser's step alone: the fp32 gradient of what it updates at once.
+    """
+
+    weights: float
+    gradients: float
+    held: float
+    optimizer: float
+    buckets: float
+    update: float
+
+
+def states(parameters: int, zero: Zero, ranks: int, accumulation: int) -> States:
+    """Of a model of so many parameters on each of `ranks`.
+
+    Args:
+        accumulation: micro-batches a step.
+    """
+    whole, share = parameters * zero.element, parameters / ranks
+    weights = float(whole)
+    if zero.stage == 3:
+        kept = 0.0 if zero.weights_on_host else share * zero.element
+        kept += 0.0 if zero.secondary == 1 else whole / zero.secondary
+        weights = kept + (min(parameters, zero.gathered) * zero.element if ranks > 1 or zero.weights_on_host else 0.0)
+    gradients = float(whole) if zero.stage < 2 else share * zero.element
+    held = gradients if accumulation > 1 or zero.stage == 3 else 0.0
+    copies = 2 if zero.stage == 0 and zero.element == FP32 else 3
+    mine = parameters if zero.stage == 0 else share
+    optimizer = copies * FP32 * mine
+    update = FP32 * mine if zero.element != FP32 or zero.stage else 0.0
+    buckets = 0.0
+    if zero.stage and zero.contiguous:
+        buckets = min(zero.reduce_bucket, parameters) * zero.element * (2.0 if zero.overlap else 1.0)
+    if zero.optimizer_on_host:
+        optimizer, update = 0.0, 0.0
+        gradients = held = 0.0 if zero.stage < 3 else gradients
+    return States(weights, gradients, held, optimizer, buckets, update)
