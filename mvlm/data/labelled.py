@@ -92,7 +92,7 @@ class LabelledDataset(Rows[Labelled]):
     def longest(self, position: int) -> Labelled:
         label = np.zeros(len(self._answers), dtype=np.float32) if self.task == "vqa" else np.array(0)
         texts_TL = (self.captions.longest(),) * (2 if self.task == "foils" else 1)
-        return Labelled(images=np.empty(0), texts_TL=texts_TL, label=label, position=position, row=position)
+        return Labelled(images=np.empty(0), flip=False, texts_TL=texts_TL, label=label, position=position, row=position)
 
     def collate(self, samples: Sequence[Labelled], images_VBCHW: Tensor) -> LabelledBatch:
         from mvlm.data.collate import collate_labelled  # it needs torch

@@ -84,6 +84,7 @@ class PairDataset(Rows[Pair]):
         masked_text_L, target_L = self._hide_tokens(text_L, drawn)
         return Pair(
             images=np.empty(0),
+            flip=False,
             patch_mask_N=self._hide_patches(drawn),
             text_L=text_L,
             masked_text_L=masked_text_L,
