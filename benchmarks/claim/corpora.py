@@ -1,0 +1,94 @@
+"""The corpora: shards cut into nested parts, so that a tenth of the pairs lies in a quarter, and that in a half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.claim import world
+from data_tools.__main__ import main as data_tools
+from data_tools.shard import Options, shard
+from data_tools.split import parse_split
+from mvlm.data.index import Mixture
+from mvlm.data.schema import MANIFEST
+from mvlm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENES, EMOJI = "scenes", "emoji"
+BUNDLED = (SCENES, EMOJI)
+
+PARTS = {100: ("p10", "p25", "p50", "p100"), 50: ("p10", "p25", "p50"), 25: ("p10", "p25"), 10: ("p10",)}
+"""The parts that make each share of the training pairs."""
+EVAL = "eval"
+_OF_TRAINING = {"p10": 0.10, "p25": 0.15, "p50": 0.25, "p100": 0.50}
+
+HELD_OUT, HELD_OUT_SCENES = 0.15, 0.25
+"""To be tested on; of scenes more, since both of a pair of foils must be held out."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Args:
+    folder: of the parts.
+    foils: shards of swapped-attribute foils; None where the corpus has none.
+    words: to hide; none = tokens drawn as in training.
+    """
+
+    name: str
+    folder: Path
+    foils: Path | None = None
+    words: tuple[str, ...] = ()
+
+    def train(self, share: int) -> list[str]:
+        return [str(self.folder / part) for part in PARTS[share]]
+
+    @property
+    def eval(self) -> str:
+        return str(self.folder / EVAL)
+
+
+def prepare(name: str, source: str, folder: Path) -> Corpus:
+    """The corpus `name`, made in `folder` unless it is there.
+
+    Args:
+        source: "" for a bundled one; else shards, or archives and folders of pictures with captions (comma between).
+
+    Raises:
+        UserError: there is no such corpus, or it cannot be made.
+    """
+    out = folder / name
+    if name == SCENES and not source:
+        foils = folder / "foils"
+        if not out.exists():
+            shard(world.captioned(), out, Options(split=parse_split(_split(HELD_OUT_SCENES), "group")))
+        if not foils.exists():
+            held_out = Mixture([out / EVAL])
+            shard(world.foils({held_out.row(row).key for row in range(len(held_out))}), foils, Options())
+        return Corpus(name, out, foils, world.WORDS)
+    if name == EMOJI and not source:
+        source = str(ROOT / "examples/emoji.tar")
+    if not source:
+        raise UserError(
+            f"--corpus {name} is not bundled: write --corpus {name}=SHARDS, or one of {', '.join(BUNDLED)}."
+        )
+    if not out.exists():
+        paths, split = source.split(","), ["--split", _split(HELD_OUT), "--out", str(out)]
+        if (Path(paths[0]) / MANIFEST).is_file():
+            if len(paths) > 1:
+                raise UserError(
+                    f"--corpus {name}={source}: of shards give one folder; `data_tools merge` joins several."
+                )
+            _call("split", *paths, *split, "--split-by", "crc32")
+        else:
+            _call("shard", "folder", *paths, *split, "--split-by", "group", "--workers", "1")
+    return Corpus(name, out)
+
+
+def _split(held_out: float) -> str:
+    training = (f"{part}={share * (1 - held_out):.6f}" for part, share in _OF_TRAINING.items())
+    return ",".join([*training, f"{EVAL}={held_out:.6f}"])
+
+
+def _call(*words: str) -> None:
+    if data_tools(list(words)):
+        raise UserError(f"`data_tools {' '.join(words)}` failed: see above.")
