@@ -37,6 +37,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"{', '.join(BUNDLED)}, or NAME=SHARDS, or NAME=ARCHIVE,ARCHIVE of captioned pictures",
     )
     run.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells whose names begin so: scenes/all/10")
+    run.add_argument(
+        "--tune", choices=("retrieval", "vqa"), nargs="+", default=[], help="fine-tune the ablation's cells"
+    )
     run.add_argument("--size", choices=("small", "gpu"), default="small", help="of the models (default: small)")
     run.add_argument("--jobs", choices=("local", "slurm", "ray"), default="local", help="where training runs")
     run.add_argument("--job", default="", metavar="JOB.toml", help="of `python -m cluster`, for slurm and ray")

@@ -8,29 +8,31 @@ import json
 import os
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from benchmarks.claim.corpora import ROOT, SCENES, Corpus
+from benchmarks.claim.corpora import ROOT, Corpus
 from benchmarks.claim.cost import equal_compute
-from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, Cell
-from benchmarks.claim.scores import measure, pack
+from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
+from benchmarks.claim.scores import measure, measure_answers, pack
 from mvlm import dist
 from mvlm.config import load_config
 from mvlm.data.index import Mixture
 from mvlm.errors import UserError
-from mvlm.model.weights import MOMENTS, find_checkpoint, load_run
+from mvlm.model.weights import MOMENTS, find_checkpoint, load_run, load_task_run
 from mvlm.train.loop import train
 from mvlm.train.signals import StopRequests
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]
 PREEMPTED = 75
+TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Plan:
 
     Attributes:
         overrides: of the size's TOML, without the folders.
-        settings: a hash of all that decides the result: a cell run with other settings is another one.
+        base: the cell that is fine-tuned; None = this one is pretrained.
+        settings: a hash of what was asked for, TOML, overrides and data: a cell run with others is another one.
     """
 
     cell: Cell
@@ -73,6 +76,7 @@ class Plan:
     run: Path
     overrides: tuple[str, ...]
     settings: str
+    base: Plan | None = None
 
     @property
     def toml(self) -> str:
@@ -80,7 +84,8 @@ class Plan:
 
     @property
     def folders(self) -> tuple[str, ...]:
-        return f"run.dir={self.run}", f"data.train={json.dumps(self.corpus.train(self.cell.share))}"
+        data = f"data.train={json.dumps(self.corpus.train(self.cell.share, self.cell.tune))}"
+        return f"run.dir={self.run}", data, *([f"checkpoint.init={self.base.run}"] if self.base else [])
 
     @property
     def words(self) -> list[str]:
@@ -90,16 +95,22 @@ class Plan:
 
 def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str, ...] = ()) -> Plan:
     """Args: extra: further overrides, of every cell."""
-    overrides = [f"run.seed={cell.seed}", *extra, *OBJECTIVES[cell.objective]]
+    overrides = [f"run.seed={cell.seed}", *extra, *(TUNES[cell.tune] if cell.tune else OBJECTIVES[cell.objective])]
     toml = str(ROOT / size.toml(cell.corpus))
-    if cell.budget == COMPUTE:
+    base = plan(replace(cell, tune=""), size, corpus, folder, extra) if cell.tune else None
+    if base:
+        overrides.append(f"train.steps={max(2, load_config(toml, base.overrides).train.steps // TUNED_FOR)}")
+    elif cell.budget == COMPUTE:
         steps = _equal_compute(toml, tuple(corpus.train(cell.share)), extra, cell.objective)
         overrides.append(f"train.steps={steps}")
-    config = load_config(toml, overrides)
-    fingerprints = [Mixture([part]).fingerprint for part in (*corpus.train(cell.share), corpus.eval)]
-    settings = hashlib.sha256(repr((config, fingerprints)).encode()).hexdigest()[:12]
+    task = load_config(toml, overrides).task.corpus
+    parts = (*corpus.train(cell.share, cell.tune), corpus.eval(cell.tune))
+    fingerprints = [Mixture([part], task=task).fingerprint for part in parts]
+    tables = tomllib.loads(Path(toml).read_text(encoding="utf-8"))
+    decisive = [tables, overrides, fingerprints, base.settings if base else ""]
+    settings = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
     run = folder / size.name / run_name(cell, settings)
-    return Plan(cell, size, corpus, run, tuple(overrides), settings)
+    return Plan(cell, size, corpus, run, tuple(overrides), settings, base)
 
 
 def run_name(cell: Cell, settings: str) -> str:
@@ -139,6 +150,8 @@ def train_cell(planned: Plan, stop: StopRequests) -> int:
     """Train in this process, from wherever the run was stopped; the exit code of `mvlm train`."""
     if trained(planned):
         return 0
+    if planned.base and (code := train_cell(planned.base, stop)):
+        return code
     code = train(
         load_config(planned.toml, planned.words), (str(ROOT / planned.size.deepspeed), planned.toml), None, stop
     )
@@ -151,9 +164,13 @@ def train_cell(planned: Plan, stop: StopRequests) -> int:
 def measure_cell(planned: Plan) -> Record:
     """The record of a trained cell."""
     began, device = time.process_time(), dist.device()
-    loaded = load_run(planned.run, device)
-    numbers, rows = measure(loaded, planned.corpus, device)
     cell = planned.cell
+    if cell.tune == "vqa":
+        answering = load_task_run(planned.run, "vqa", device)
+        steps, (numbers, rows) = answering.step, measure_answers(answering, planned.corpus, device)
+    else:
+        loaded = load_run(planned.run, device)
+        steps, (numbers, rows) = loaded.step, measure(loaded, planned.corpus, device)
     return {
         "cell": cell.kind,
         "seed": cell.seed,
@@ -162,7 +179,7 @@ def measure_cell(planned: Plan) -> Record:
         "overrides": list(planned.overrides),
         "settings": planned.settings,
         "pairs": sum(len(Mixture([part])) for part in planned.corpus.train(cell.share)),
-        "steps": loaded.step,
+        "steps": steps,
         "code": code_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.claim import world
+from benchmarks.claim.grid import EMOJI, SCENES
 from data_tools.__main__ import main as data_tools
 from data_tools.shard import Options, shard
 from data_tools.split import parse_split
@@ -14,7 +15,6 @@ from mvlm.data.schema import MANIFEST
 from mvlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-SCENES, EMOJI = "scenes", "emoji"
 BUNDLED = (SCENES, EMOJI)
 
 PARTS = {100: ("p10", "p25", "p50", "p100"), 50: ("p10", "p25", "p50"), 25: ("p10", "p25"), 10: ("p10",)}
@@ -31,20 +31,25 @@ class Corpus:
     """Args:
     folder: of the parts.
     foils: shards of swapped-attribute foils; None where the corpus has none.
+    questions: folder of the same parts with questions; None where the corpus has none.
     words: to hide; none = tokens drawn as in training.
     """
 
     name: str
     folder: Path
     foils: Path | None = None
+    questions: Path | None = None
     words: tuple[str, ...] = ()
 
-    def train(self, share: int) -> list[str]:
-        return [str(self.folder / part) for part in PARTS[share]]
+    def train(self, share: int, tune: str = "") -> list[str]:
+        """Shards to train on, or to fine-tune on."""
+        return [str(self._of(tune) / part) for part in PARTS[share]]
 
-    @property
-    def eval(self) -> str:
-        return str(self.folder / EVAL)
+    def eval(self, tune: str = "") -> str:
+        return str(self._of(tune) / EVAL)
+
+    def _of(self, tune: str) -> Path:
+        return self.questions if tune == "vqa" and self.questions else self.folder
 
 
 def prepare(name: str, source: str, folder: Path) -> Corpus:
@@ -58,13 +63,16 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
     """
     out = folder / name
     if name == SCENES and not source:
-        foils = folder / "foils"
+        foils, questions = folder / "foils", folder / "questions"
+        in_parts = Options(split=parse_split(_split(HELD_OUT_SCENES), "group"))
         if not out.exists():
-            shard(world.captioned(), out, Options(split=parse_split(_split(HELD_OUT_SCENES), "group")))
+            shard(world.captioned(), out, in_parts)
+        if not questions.exists():
+            shard(world.questions(), questions, in_parts)
         if not foils.exists():
             held_out = Mixture([out / EVAL])
             shard(world.foils({held_out.row(row).key for row in range(len(held_out))}), foils, Options())
-        return Corpus(name, out, foils, world.WORDS)
+        return Corpus(name, out, foils, questions, world.WORDS)
     if name == EMOJI and not source:
         source = str(ROOT / "examples/emoji.tar")
     if not source:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+SCENES, EMOJI = "scenes", "emoji"
 ALL_FOUR, BASELINE, ALBEF = "all", "itc_itm", "albef"
 
 ABLATION = {
@@ -36,18 +37,31 @@ STEPS, COMPUTE = "steps", "compute"
 """What a cell has as much of as all four losses on the same corpus: updates, or operations."""
 
 
+TUNES = {
+    "retrieval": ("task.name=retrieval", "data.tokenizer=''"),
+    "vqa": ("task.name=vqa", "data.tokenizer=''"),
+}
+"""What a pretrained cell may be fine-tuned for, on all pairs or questions of its corpus; as overrides."""
+TUNED = (*ABLATION, ALBEF)
+"""The objectives whose cells are fine-tuned where it is asked for."""
+
+
 @dataclass(frozen=True)
 class Cell:
+    """Args: tune: one of TUNES, which this cell is fine-tuned for after being pretrained; "" = it is not."""
+
     corpus: str
     objective: str
     share: int = 100
     budget: str = STEPS
+    tune: str = ""
     seed: int = 0
 
     @property
     def kind(self) -> str:
-        """The cell without its seed: `scenes/all/100`, or `scenes/itc_itm/10/compute`."""
-        return "/".join([self.corpus, self.objective, str(self.share), *([COMPUTE] if self.budget == COMPUTE else [])])
+        """The cell without its seed: `scenes/all/100`, `scenes/itc_itm/10/compute`, `scenes/all/100/vqa`."""
+        compute = [COMPUTE] if self.budget == COMPUTE else []
+        return "/".join([self.corpus, self.objective, str(self.share), *compute, *([self.tune] if self.tune else [])])
 
     @property
     def name(self) -> str:
@@ -67,8 +81,12 @@ def core(corpora: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
     )
 
 
-def night(corpora: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
-    """Everything: the core's cells first in each round, then the ablation, limited data, equal compute and masking."""
+def night(corpora: Iterable[str], seeds: Sequence[int], tunes: Sequence[str] = ()) -> list[Cell]:
+    """Everything: the core's cells first in each round, then the ablation, limited data, equal compute and masking.
+
+    Args:
+        tunes: what the ablation's cells are fine-tuned for besides; questions there are about scenes alone.
+    """
     corpora = list(corpora)
     kinds = core(corpora, [0])
     for corpus in corpora:
@@ -76,12 +94,14 @@ def night(corpora: Iterable[str], seeds: Sequence[int]) -> list[Cell]:
         kinds += [Cell(corpus, name, share) for share in SHARES for name in (ALL_FOUR, BASELINE, ALBEF)]
         kinds += [Cell(corpus, name, share, COMPUTE) for share in SHARES for name in (BASELINE, ALBEF)]
         kinds += [Cell(corpus, objective) for objective in (*MASKING, *RATIOS)]
+        fitting = [tune for tune in tunes if tune != "vqa" or corpus == SCENES]
+        kinds += [Cell(corpus, objective, tune=tune) for tune in fitting for objective in TUNED]
     return in_rounds(list(dict.fromkeys(kinds)), seeds)
 
 
 def in_rounds(kinds: Sequence[Cell], seeds: Sequence[int]) -> list[Cell]:
     """Each of the cells with every seed, round by round, so that what is compared has always been run equally often."""
-    return [Cell(cell.corpus, cell.objective, cell.share, cell.budget, seed) for seed in seeds for cell in kinds]
+    return [replace(cell, seed=seed) for seed in seeds for cell in kinds]
 
 
 def matching(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
@@ -140,6 +160,11 @@ def contrasts(corpus: str) -> list[Contrast]:
         ),
         Contrast("one modality hidden at a time − both at once", Cell(corpus, ALL_FOUR), Cell(corpus, "hide_both")),
     ]
+    for tune in TUNES:
+        control = Cell(corpus, BASELINE, tune=tune)
+        for objective in (ALL_FOUR, "itc_itm_text", "itc_itm_image", "masked_only"):
+            title = f"`{objective}` − (ITC + ITM), fine-tuned for {tune}"
+            found.append(Contrast(title, Cell(corpus, objective, tune=tune), control))
     return found + [
         Contrast(f"{name} − the default's 60 / 30", Cell(corpus, name), Cell(corpus, ALL_FOUR)) for name in RATIOS
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import subprocess
 import sys
 import time
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """
     stop = StopRequests()
     sources = {name: source for name, _, source in (word.partition("=") for word in args.corpus)}
-    cells = matching((core if args.core else night)(sources, args.seeds), args.only)
+    cells = matching(core(sources, args.seeds) if args.core else night(sources, args.seeds, args.tune), args.only)
     if not cells:
         raise UserError(f"--only {' '.join(args.only)} is the beginning of no cell's name: see --dry-run without it.")
     size = SIZES[args.size]
@@ -67,6 +68,7 @@ def _one_after_another(plans: Iterator[Plan], results: Path, stop: StopRequests,
                 return PREEMPTED
             spent = time.process_time() - began
             add_record(results, measure_cell(planned) | {"training_cpu_s": round(spent, 1)})
+            gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
     return 0
 
 

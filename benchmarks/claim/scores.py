@@ -10,16 +10,20 @@ import numpy as np
 import torch
 
 from benchmarks.claim.corpora import Corpus
-from mvlm.data.dataset import EvalDataset
+from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
 from mvlm.data.foils import FoilDataset
 from mvlm.data.index import Mixture
+from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate import memory, ranking, shares
+from mvlm.evaluate.accuracy import vqa_accuracy
+from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, Search, image_features, retrieve, summary, text_features
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.task import TaskModel
 from mvlm.model.weights import Loaded
 
 WORD = re.compile(r"\w+")
@@ -35,7 +39,7 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
     """Everything that this run's losses let it be asked."""
     objectives, settings = loaded.config.objectives, loaded.config.eval
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    held_out = EvalDataset(Mixture([corpus.eval]), tokenizer, loaded.config, settings.limit)
+    held_out = EvalDataset(Mixture([corpus.eval()]), tokenizer, loaded.config, settings.limit)
     search = Search(settings.batch, settings.rerank, settings.memory_gb, equal_captions=True)
     numbers: dict[str, float] = {}
     rows: dict[str, np.ndarray] = {}
@@ -49,6 +53,18 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
     if objectives.text or objectives.image:
         _add(numbers, rows, restoring(loaded.model, held_out, corpus.words, settings.batch, device))
     return numbers, rows
+
+
+def measure_answers(loaded: Loaded[TaskModel], corpus: Corpus, device: torch.device) -> Measured:
+    """Of a run fine-tuned for questions: whether each is answered right."""
+    mixture = Mixture([corpus.eval("vqa")], task="vqa")
+    dataset = LabelledEvalDataset(
+        mixture, load_tokenizer(str(loaded.tokenizer_folder)), loaded.config, loaded.config.eval.limit
+    )
+    classes = class_names("vqa", loaded.tokenizer_folder)
+    result, predicted = evaluate_labelled(loaded.model, dataset, classes, loaded.config.eval.batch, device)
+    scores = [vqa_accuracy(answer, row["answers"]) for answer, row in zip(predicted, dataset.values, strict=True)]
+    return {"answers": result["accuracy"]}, {"answers": np.array(scores)}
 
 
 def retrieval(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch.device) -> Measured:

@@ -21,7 +21,7 @@ from mvlm.errors import UserError
 PAGE = ROOT / "docs/claim.md"
 BEGIN, END = "<!-- measured: benchmarks.claim table -->", "<!-- end of measured -->"
 
-MEASURES = {"foils": "foils", "recall": "mean recall"}
+MEASURES = {"foils": "foils", "recall": "mean recall", "answers": "questions"}
 """What treatments are compared by, row by row, and its name in the table."""
 
 Seeds = dict[int, dict[str, Any]]
@@ -112,6 +112,7 @@ COLUMNS = {
     "words_right": "words, right image",
     "words_none": "none",
     "words_wrong": "wrong",
+    "answers": "questions",
     "pixels_right": "pixel L1, right text",
     "pixels_none": "none",
 }

@@ -12,12 +12,13 @@ from itertools import combinations
 
 from data_tools.record import Record
 from data_tools.synth.blocks import Dice
-from data_tools.synth.scenes import COLOURS, SHAPES, Scene, describe, picture, scene_key, scenes_of
+from data_tools.synth.scenes import CELLS, COLOURS, SHAPES, Scene, describe, picture, scene_key, scenes_of
 
 THINGS = frozenset((colour, shape) for colour in list(COLOURS)[:3] for shape in list(SHAPES)[:3])
 WORDS = tuple(dict.fromkeys([*(colour for colour, _ in sorted(THINGS)), *(shape for _, shape in sorted(THINGS))]))
 OBJECTS = (2, 3)
 ATTRIBUTES = ("colour", "shape")
+ANSWERS = 10  # as many as VQA v2 has of each question
 
 
 def scenes() -> list[Scene]:
@@ -51,6 +52,33 @@ def foils(held_out: Container[str]) -> Iterator[Record]:
                     columns = {"caption": describe(shown), "foil": describe(false), "swapped": attribute}
                     key = f"{scene_key(shown)}-{scene_key(false)}"
                     yield Record(key=key, image=picture(shown), captions=(), source="claim-foils", columns=columns)
+
+
+def questions() -> Iterator[Record]:
+    """One question about each scene, in VQA's form; the question alone is right a third of the time.
+
+    The scene is the group, so that a split sends a question where `captioned`'s scene goes.
+    """
+    dice = Dice("claim/questions")
+    for number, scene in enumerate(scenes()):
+        question, answer, kind = dice.pick(list(_askable(scene)))
+        columns = {"question_id": number, "question": question, "answers": [answer] * ANSWERS, "question_type": kind}
+        key = scene_key(scene)
+        yield Record(key=key, image=picture(scene), source="claim-vqa", fields={"group": key}, columns=columns)
+
+
+def _askable(scene: Scene) -> Iterator[tuple[str, str, str]]:
+    """Questions with one answer, that answer, and the kind."""
+    things = [thing for thing in scene if thing]
+    for cell, thing in zip(CELLS, scene, strict=True):
+        if thing:
+            yield f"what colour is the thing {cell}?", thing[0], "colour of a place"
+            yield f"what shape is the thing {cell}?", thing[1], "shape of a place"
+    for colour, shape in things:
+        if [s for _, s in things].count(shape) == 1:
+            yield f"what colour is the {shape}?", colour, "colour of a shape"
+        if [c for c, _ in things].count(colour) == 1:
+            yield f"what shape is the {colour} thing?", shape, "shape of a colour"
 
 
 def _twins(scene: Scene) -> Iterator[tuple[Scene, str]]:

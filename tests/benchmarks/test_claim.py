@@ -12,6 +12,8 @@ from benchmarks.claim import grid, world
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import pack, unpack
 from benchmarks.claim.table import Measured, tables
+from mvlm import dist
+from mvlm.train.signals import SIGNALS
 
 # Of printed tables: t for 0.975.
 TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042, 1000: 1.962}
@@ -137,3 +139,53 @@ def test_tables_of_a_few_made_cells() -> None:
     assert "`scenes/all/100` | 4 | 100 | 5 |" in text
     assert "4 of 4" in text and "0.125" in text  # the least that four seeds' signs can say
     assert measured.compare(grid.contrasts("scenes")[1], "foils") is None
+
+
+TINY = [
+    "model.vision_args={patch_size=16, embed_dim=32, depth=1, num_heads=2}",
+    "model.text_args={hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, "
+    "max_position_embeddings=64}",
+    "model.cross_depth=1",
+    "model.cross_heads=2",
+    "model.contrastive_width=16",
+    "data.workers=0",
+    "train.steps=3",
+    "optim.warmup_steps=1",
+    "train.global_batch=16",
+    "eval.limit=32",
+]
+
+
+@pytest.fixture
+def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """DeepSpeed cannot be given a second process group: this one stays for the process's other tests."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    dist.init()
+    monkeypatch.setattr(dist, "close", lambda: None)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_cells_are_run_once_and_can_be_drawn(
+    one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results/cells.jsonl"
+    words = ["run", "--corpus", "scenes", "--seeds", "0", "--tune", "vqa", "--set", *TINY]
+    words += ["--folder", str(tmp_path), "--results", str(results)]
+    asked = ["scenes/all/10/0", "scenes/masked_only/100/0", "scenes/albef/10/compute", "scenes/itc_itm/100/vqa"]
+    assert claim([*words, "--only", asked[0]]) == 0
+    first = results.read_text()
+    assert claim([*words, "--only", *asked]) == 0
+    assert results.read_text().startswith(first)
+    records = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [record["cell"] for record in records] == [name.removesuffix("/0") for name in asked]
+    four, masked, albef, answers = records
+    assert albef["steps"] > four["steps"] == 3
+    assert {"foils_itm", "foils_words", "recall_reranked", "pixels_none"} <= four["numbers"].keys()
+    assert len(unpack(four["rows"]["recall"])) == 32
+    assert "recall" not in masked["numbers"] and "words_wrong" in masked["numbers"]
+    assert answers["rows"].keys() == {"answers"} and answers["steps"] == 2
+    assert claim(["table", "--folder", str(tmp_path), "--results", str(results)]) == 0
+    assert "| `scenes/all/10` | 1 |" in capsys.readouterr().out
+    assert (results.parent / "reconstructions-small.png").stat().st_size > 1000
