@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import signal
+from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.claim import cell as cells
 from benchmarks.claim import grid, world
+from benchmarks.claim.__main__ import main as claim
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import pack, unpack
 from benchmarks.claim.table import Measured, tables
