@@ -40,18 +40,28 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--tune", choices=("retrieval", "vqa"), nargs="+", default=[], help="fine-tune the ablation's cells"
     )
-    run.add_argument("--size", choices=("small", "gpu"), default="small", help="of the models (default: small)")
+    run.add_argument("--size", choices=("small", "gpu", "paper"), default="small", help="of the models (small)")
     run.add_argument("--jobs", choices=("local", "slurm", "ray"), default="local", help="where training runs")
     run.add_argument("--job", default="", metavar="JOB.toml", help="of `python -m cluster`, for slurm and ray")
     run.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="of corpora and training runs")
     run.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="where a line is added for each cell")
-    run.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further overrides, of every cell")
+    run.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="overrides of every cell",
+    )
     run.add_argument("--dry-run", action="store_true", help="say what would be run")
     run.set_defaults(command="run")
     table = commands.add_parser("table", help="draw the table and the plots")
     table.add_argument("--results", type=Path, default=CELLS, metavar="FILE")
     table.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="of training runs, for reconstructions")
     table.set_defaults(command="table")
+    hours = commands.add_parser("hours", help="GPU-hours of the paper's own runs, from closed forms")
+    hours.add_argument("--tflops", type=float, default=312, help="a card's peak in bf16 (default: an A100's 312)")
+    hours.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of it that is reached (default: 0.4)")
+    hours.set_defaults(command="hours")
     return top
 
 
@@ -61,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
     from mvlm.errors import UserError
 
     try:
+        if args.command == "hours":
+            from benchmarks.claim.cost import gpu_hours
+
+            print(gpu_hours(args.tflops, args.mfu))
+            return 0
         if args.command == "table":
             from benchmarks.claim.table import draw
 

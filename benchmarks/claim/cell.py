@@ -57,7 +57,9 @@ _FOLDER = "benchmarks/claim/sizes"
 SIZES = {
     "small": Size("small", f"{_FOLDER}/small_scenes.toml", f"{_FOLDER}/small_pictures.toml", "ds_configs/cpu.json"),
     "gpu": Size("gpu", f"{_FOLDER}/gpu_scenes.toml", f"{_FOLDER}/gpu_pictures.toml", "ds_configs/zero1.json"),
+    "paper": Size("paper", "mvlm/configs/base.toml", "mvlm/configs/base.toml", "ds_configs/zero1.json"),
 }
+"""`paper` is the paper's own model and recipe, which wants `--set train.steps=N`."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str,
     elif cell.budget == COMPUTE:
         steps = _equal_compute(toml, tuple(corpus.train(cell.share)), extra, cell.objective)
         overrides.append(f"train.steps={steps}")
-    task = load_config(toml, overrides).task.corpus
+    config = load_config(toml, overrides)
+    if not config.train.steps:
+        raise UserError(f"{toml} counts epochs, of which less data gives fewer updates: add --set train.steps=N.")
+    task = config.task.corpus
     parts = (*corpus.train(cell.share, cell.tune), corpus.eval(cell.tune))
     fingerprints = [Mixture([part], task=task).fingerprint for part in parts]
     tables = tomllib.loads(Path(toml).read_text(encoding="utf-8"))

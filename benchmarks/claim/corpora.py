@@ -11,7 +11,7 @@ from data_tools.__main__ import main as data_tools
 from data_tools.shard import Options, shard
 from data_tools.split import parse_split
 from mvlm.data.index import Mixture
-from mvlm.data.schema import MANIFEST
+from mvlm.data.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,6 +24,8 @@ _OF_TRAINING = {"p10": 0.10, "p25": 0.15, "p50": 0.25, "p100": 0.50}
 
 HELD_OUT, HELD_OUT_SCENES = 0.15, 0.25
 """To be tested on; of scenes more, since both of a pair of foils must be held out."""
+MOST_HELD_OUT = 5000  # rows of a large corpus
+ALONE = ("--workers", "1")
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,18 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
             f"--corpus {name} is not bundled: write --corpus {name}=SHARDS, or one of {', '.join(BUNDLED)}."
         )
     if not out.exists():
-        paths, split = source.split(","), ["--split", _split(HELD_OUT), "--out", str(out)]
-        if (Path(paths[0]) / MANIFEST).is_file():
-            if len(paths) > 1:
-                raise UserError(
-                    f"--corpus {name}={source}: of shards give one folder; `data_tools merge` joins several."
-                )
-            _call("split", *paths, *split, "--split-by", "crc32")
-        else:
-            _call("shard", "folder", *paths, *split, "--split-by", "group", "--workers", "1")
+        _cut(name, source.split(","), out)
     return Corpus(name, out)
+
+
+def _cut(name: str, paths: list[str], out: Path) -> None:
+    if not (Path(paths[0]) / MANIFEST).is_file():
+        _call("shard", "folder", *paths, "--split", _split(HELD_OUT), "--split-by", "group", "--out", str(out), *ALONE)
+        return
+    if len(paths) > 1:
+        raise UserError(f"--corpus {name}: of shards give one folder; `data_tools merge` joins several.")
+    held_out = min(HELD_OUT, MOST_HELD_OUT / read_manifest(paths[0]).rows)
+    _call("split", paths[0], "--split", _split(held_out), "--split-by", "crc32", "--out", str(out))
 
 
 def _split(held_out: float) -> str:

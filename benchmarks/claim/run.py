@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{len(cells)} cells")
         return 0
     corpora = {name: prepare(name, source, args.folder / "corpora") for name, source in sources.items()}
-    plans = (plan(cell, size, corpora[cell.corpus], args.folder, tuple(args.set)) for cell in cells)
+    extra = tuple(word for word in args.set if not word.startswith("job."))
+    plans = (plan(cell, size, corpora[cell.corpus], args.folder, extra) for cell in cells)
     if args.jobs != "local":
         return _submit(plans, args)
     with _one_rank():
@@ -96,7 +97,8 @@ def _submit(plans: Iterator[Plan], args: argparse.Namespace) -> int:
         if is_done(planned, records) or trained(planned):
             continue
         name = f"claim-{planned.run.name}"
-        words = [f"job.name={name}", f"job.run={planned.toml}", f"job.deepspeed={ROOT / planned.size.deepspeed}"]
+        words = [word for word in args.set if word.startswith("job.")]
+        words += [f"job.name={name}", f"job.run={planned.toml}", f"job.deepspeed={ROOT / planned.size.deepspeed}"]
         words.append(f"job.logs={planned.run.with_suffix('.logs')}")
         verb = "render" if args.dry_run else "submit"
         command = [sys.executable, "-m", "cluster", verb, args.job, "--on", args.jobs, *words, *planned.words]

@@ -110,32 +110,30 @@ def foils(model: MaskVLM, dataset: FoilDataset, search: Search, device: torch.de
 
 
 def _swapped_words(model: MaskVLM, dataset: FoilDataset, batch: int, device: torch.device) -> np.ndarray:
-    """[N, 2] log-likelihood, given the image, of the words in which a row's two sentences differ.
+    """[N, 2] log-likelihood, given the image, of the words in which a row's two sentences differ, all hidden at once.
 
-    It is the pseudo-log-likelihood of Salazar et al. (ACL 2020, arXiv 1910.14659) of those words alone: each token is
-    hidden in turn.
+    Hidden one at a time they would be told by the words still there: of the image's colours, the one not yet named.
     """
-    sums = np.zeros((len(dataset), 2))
-    items = [
-        (row, side, place) for row in range(len(dataset)) for side in (0, 1) for place in _differing(dataset, row, side)
-    ]
-    for first in range(0, len(items), batch):
-        part = items[first : first + batch]
-        text_BL, valid_BL = (t.to(device) for t in dataset.texts([2 * row + side for row, side, _ in part]))
-        at = torch.arange(len(part), device=device), torch.tensor([place for *_, place in part], device=device)
-        target_B = text_BL[at].clone()
-        text_BL[at] = dataset.tokens.mask_id
-        image_BSD = model.encode_image(dataset.images([row for row, *_ in part]).to(device))
-        fused_BLD = model.fuse_text(model.encode_text(text_BL, valid_BL), image_BSD, valid_BL)
-        logits_BV = model.reconstruct_text(fused_BLD[at]).float()
-        found_B = logits_BV.log_softmax(-1).gather(1, target_B[:, None])[:, 0].double().cpu().numpy()
-        np.add.at(sums, tuple(np.array([(row, side) for row, side, _ in part]).T), found_B)
-    return sums
+    sums = np.zeros(len(dataset.captions))
+    for first in range(0, len(sums), batch):
+        sentences = range(first, min(first + batch, len(sums)))
+        text_BL, valid_BL = (t.to(device) for t in dataset.texts(list(sentences)))
+        hidden_BL = torch.zeros_like(valid_BL)
+        for row, sentence in enumerate(sentences):
+            hidden_BL[row, _differing(dataset, sentence)] = True
+        image_BSD = model.encode_image(dataset.images([sentence // 2 for sentence in sentences]).to(device))
+        masked_BLD = model.encode_text(text_BL.masked_fill(hidden_BL, dataset.tokens.mask_id), valid_BL)
+        logits_MV = model.reconstruct_text(model.fuse_text(masked_BLD, image_BSD, valid_BL)[hidden_BL]).float()
+        found_M = logits_MV.log_softmax(-1).gather(1, text_BL[hidden_BL][:, None])[:, 0].double()
+        row_M = hidden_BL.nonzero()[:, 0]
+        of_batch = torch.zeros(len(sentences), dtype=torch.float64, device=device).index_add_(0, row_M, found_M)
+        sums[list(sentences)] = of_batch.cpu().numpy()
+    return sums.reshape(-1, 2)
 
 
-def _differing(dataset: FoilDataset, row: int, side: int) -> list[int]:
-    """The tokens of one of a row's sentences that stand in words which the other has otherwise at that place."""
-    sentence, other = dataset.captions[2 * row + side], dataset.captions[2 * row + 1 - side]
+def _differing(dataset: FoilDataset, index: int) -> list[int]:
+    """The tokens of a sentence that stand in words which the other one of its row has otherwise at that place."""
+    sentence, other = dataset.captions[index], dataset.captions[index ^ 1]
     words, others = list(WORD.finditer(sentence)), WORD.findall(other)
     differing = [word for word, its in zip(words, others, strict=True) if word.group() != its]
     return [

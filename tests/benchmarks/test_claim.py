@@ -14,10 +14,12 @@ import pytest
 from benchmarks.claim import cell as cells
 from benchmarks.claim import grid, world
 from benchmarks.claim.__main__ import main as claim
+from benchmarks.claim.cost import gpu_hours
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import pack, unpack
-from benchmarks.claim.table import Measured, tables
+from benchmarks.claim.table import PAGE, Measured, into_page, tables
 from mvlm import dist
+from mvlm.errors import UserError
 from mvlm.train.signals import SIGNALS
 
 # Of printed tables: t for 0.975.
@@ -98,7 +100,23 @@ def test_rounds_are_whole_and_the_core_comes_first() -> None:
     asked = {
         c for corpus in corpora for question in grid.contrasts(corpus) for c in (question.treatment, question.control)
     }
-    assert asked <= set(grid.night(corpora, [0]))
+    offered = set(grid.night(corpora, [0], list(grid.TUNES)))
+    assert {cell for cell in asked if (cell.corpus, cell.tune) != ("emoji", "vqa")} <= offered
+
+
+def test_the_page_lists_the_cells_and_what_the_papers_runs_cost() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| `")]
+    for name, overrides in grid.OBJECTIVES.items():
+        row = next(row for row in rows if f"`{name}`" in row.split("|")[1])
+        for override in overrides:
+            key, _, value = override.partition("=")
+            assert key in row and value in row
+    costs = gpu_hours(312, 0.4).splitlines()
+    assert sum(row in costs for row in rows) == 7
+    assert into_page(page, "new\nlines").count("new\nlines") == 1
+    with pytest.raises(UserError, match="put both back"):
+        into_page(page.replace("<!-- end of measured -->", ""), "")
 
 
 def test_a_few_cells_are_picked_by_the_beginnings_of_their_names() -> None:
