@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from benchmarks.claim import grid, world
 from benchmarks.claim.__main__ import main as claim
 from benchmarks.claim.cost import gpu_hours
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
-from benchmarks.claim.scores import pack, unpack
+from benchmarks.claim.scores import _differing, pack, unpack
 from benchmarks.claim.table import PAGE, Measured, into_page, tables
 from mvlm import dist
+from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.train.signals import SIGNALS
 
@@ -141,6 +145,23 @@ def test_the_world_is_whole_and_foils_differ_in_what_is_where_alone() -> None:
         assert caption != foil and first.image != second.image
 
 
+def test_the_words_that_a_foil_exchanges_are_found() -> None:
+    captions = ["red circle top left, blue star top right", "red star top left, blue circle top right"]
+    tokens = CaptionTokenizer(train_tokenizer(captions, 300), 30)
+    dataset: Any = SimpleNamespace(captions=captions, tokens=tokens)
+    for index, words in ((0, "circlestar"), (1, "starcircle")):
+        spans = [tokens.spans(captions[index])[place] for place in _differing(dataset, index)]
+        assert "".join(captions[index][first:last] for first, last in spans).replace(" ", "") == words
+
+
+def test_two_processes_share_the_cells(tmp_path: Path) -> None:
+    planned: Any = SimpleNamespace(run=tmp_path / "small/scenes-all-100-0")
+    with cells.claimed(planned) as mine, cells.claimed(planned) as twice:
+        assert mine and not twice
+    with cells.claimed(planned) as again:
+        assert again
+
+
 def made_record(kind: str, seed: int, score_N: np.ndarray) -> cells.Record:
     numbers = {"foils": float(score_N.mean()), "foils_itm": float(score_N.mean()), "pixels_right": 0.25}
     facts = {"cell": kind, "seed": seed, "size": "small", "pairs": 100, "steps": 5, "settings": "x"}
@@ -209,6 +230,11 @@ def test_cells_are_run_once_and_can_be_drawn(
     assert len(unpack(four["rows"]["recall"])) == 32
     assert "recall" not in masked["numbers"] and "words_wrong" in masked["numbers"]
     assert answers["rows"].keys() == {"answers"} and answers["steps"] == 2
+    results.write_text(first)  # as if it had been killed between training and measuring the others
+    trained = {run: run.read_text() for run in (tmp_path / "small").glob("*/metrics.jsonl")}
+    assert claim([*words, "--only", asked[1]]) == 0
+    assert json.loads(results.read_text().splitlines()[1])["numbers"] == masked["numbers"]
+    assert {run: run.read_text() for run in trained} == trained
     assert claim(["table", "--folder", str(tmp_path), "--results", str(results)]) == 0
     assert "| `scenes/all/10` | 1 |" in capsys.readouterr().out
     assert (results.parent / "reconstructions-small.png").stat().st_size > 1000
