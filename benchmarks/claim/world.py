@@ -1,8 +1,8 @@
 """A small synthetic world in which bags of words are not enough: nine things, two or three to a grid of four cells.
 
-The world of `data_tools synth` has so many scenes that a batch hardly ever holds two of the same things: neither ITC
-nor ITM then has to learn what is where, and foils stay at chance whatever is trained. Here a batch of 64 is full of
-scenes with the same things in other places, and with the same colours on other shapes.
+The world of `data_tools synth` has so many scenes that a batch hardly ever holds two of the same things: nothing in ITC
+and ITM then asks what is where. Here a batch of 64 is full of scenes with the same things in other places, and with the
+same colours on other shapes.
 """
 
 from __future__ import annotations

@@ -192,6 +192,7 @@ TINY = [
     "model.cross_depth=1",
     "model.cross_heads=2",
     "model.contrastive_width=16",
+    "objectives.itm_group=4",
     "data.workers=0",
     "train.steps=3",
     "optim.warmup_steps=1",
