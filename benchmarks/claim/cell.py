@@ -1,0 +1,227 @@
+"""A cell: one training run, measured, as one line of JSON."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claim.corpora import ROOT, Corpus
+from benchmarks.claim.cost import equal_compute
+from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
+from benchmarks.claim.scores import measure, measure_answers, pack
+from mvlm import dist
+from mvlm.config import load_config
+from mvlm.data.index import Mixture
+from mvlm.errors import UserError
+from mvlm.model.weights import MOMENTS, find_checkpoint, load_run, load_task_run
+from mvlm.train.loop import train
+from mvlm.train.signals import StopRequests
+
+CELLS = Path(__file__).parent / "results/cells.jsonl"
+Record = dict[str, Any]
+PREEMPTED = 75
+TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large the grid's models are.
+
+    Attributes:
+        scenes, pictures: TOMLs of the synthetic world and of all other corpora.
+        deepspeed: a DeepSpeed JSON.
+    """
+
+    name: str
+    scenes: str
+    pictures: str
+    deepspeed: str
+
+    def toml(self, corpus: str) -> str:
+        return self.scenes if corpus == SCENES else self.pictures
+
+
+_FOLDER = "benchmarks/claim/sizes"
+SIZES = {
+    "small": Size("small", f"{_FOLDER}/small_scenes.toml", f"{_FOLDER}/small_pictures.toml", "ds_configs/cpu.json"),
+    "gpu": Size("gpu", f"{_FOLDER}/gpu_scenes.toml", f"{_FOLDER}/gpu_pictures.toml", "ds_configs/zero1.json"),
+    "paper": Size("paper", "mvlm/configs/base.toml", "mvlm/configs/base.toml", "ds_configs/zero1.json"),
+}
+"""`paper` is the paper's own model and recipe, which wants `--set train.steps=N`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cell as it is going to be run.
+
+    Attributes:
+        overrides: of the size's TOML, without the folders.
+        base: the cell that is fine-tuned; None = this one is pretrained.
+        settings: a hash of what was asked for, TOML, overrides and data: a cell run with others is another one.
+    """
+
+    cell: Cell
+    size: Size
+    corpus: Corpus
+    run: Path
+    overrides: tuple[str, ...]
+    settings: str
+    base: Plan | None = None
+
+    @property
+    def toml(self) -> str:
+        return str(ROOT / self.size.toml(self.cell.corpus))
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        data = f"data.train={json.dumps(self.corpus.train(self.cell.share, self.cell.tune))}"
+        return f"run.dir={self.run}", data, *([f"checkpoint.init={self.base.run}"] if self.base else [])
+
+    @property
+    def words(self) -> list[str]:
+        """All overrides, as `mvlm train` takes them."""
+        return [*self.folders, *self.overrides]
+
+
+def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str, ...] = ()) -> Plan:
+    """Args: extra: further overrides, of every cell."""
+    overrides = [f"run.seed={cell.seed}", *extra, *(TUNES[cell.tune] if cell.tune else OBJECTIVES[cell.objective])]
+    toml = str(ROOT / size.toml(cell.corpus))
+    base = plan(replace(cell, tune=""), size, corpus, folder, extra) if cell.tune else None
+    if base:
+        overrides.append(f"train.steps={max(2, load_config(toml, base.overrides).train.steps // TUNED_FOR)}")
+    elif cell.budget == COMPUTE:
+        steps = _equal_compute(toml, tuple(corpus.train(cell.share)), extra, cell.objective)
+        overrides.append(f"train.steps={steps}")
+    config = load_config(toml, overrides)
+    if not config.train.steps:
+        raise UserError(f"{toml} counts epochs, of which less data gives fewer updates: add --set train.steps=N.")
+    task = config.task.corpus
+    parts = (*corpus.train(cell.share, cell.tune), corpus.eval(cell.tune))
+    fingerprints = [Mixture([part], task=task).fingerprint for part in parts]
+    tables = tomllib.loads(Path(toml).read_text(encoding="utf-8"))
+    decisive = [tables, overrides, fingerprints, base.settings if base else ""]
+    settings = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:12]
+    run = folder / size.name / run_name(cell, settings)
+    return Plan(cell, size, corpus, run, tuple(overrides), settings, base)
+
+
+def run_name(cell: Cell, settings: str) -> str:
+    """Of the training run's folder."""
+    return f"{cell.name.replace('/', '-')}-{settings}"
+
+
+@lru_cache
+def _equal_compute(toml: str, train: tuple[str, ...], extra: tuple[str, ...], objective: str) -> int:
+    return equal_compute(toml, [f"data.train={json.dumps(train)}", *extra], objective, ALL_FOUR)
+
+
+@contextmanager
+def claimed(planned: Plan) -> Iterator[bool]:
+    """Whether the cell is this process's: no other one that shares the folder runs it meanwhile."""
+    planned.run.parent.mkdir(parents=True, exist_ok=True)
+    with planned.run.with_suffix(".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def trained(planned: Plan) -> bool:
+    """Whether the run has reached its last step."""
+    try:
+        checkpoint = find_checkpoint(planned.run)
+    except UserError:
+        return False
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    return state["step"] == load_config(planned.toml, planned.words).train.steps
+
+
+def train_cell(planned: Plan, stop: StopRequests) -> int:
+    """Train in this process, from wherever the run was stopped; the exit code of `mvlm train`."""
+    if trained(planned):
+        return 0
+    if planned.base and (code := train_cell(planned.base, stop)):
+        return code
+    code = train(
+        load_config(planned.toml, planned.words), (str(ROOT / planned.size.deepspeed), planned.toml), None, stop
+    )
+    if code == 0:
+        for moments in find_checkpoint(planned.run).glob(f"{MOMENTS}-*"):
+            moments.unlink()
+    return code
+
+
+def measure_cell(planned: Plan) -> Record:
+    """The record of a trained cell."""
+    began, device = time.process_time(), dist.device()
+    cell = planned.cell
+    if cell.tune == "vqa":
+        answering = load_task_run(planned.run, "vqa", device)
+        steps, (numbers, rows) = answering.step, measure_answers(answering, planned.corpus, device)
+    else:
+        loaded = load_run(planned.run, device)
+        steps, (numbers, rows) = loaded.step, measure(loaded, planned.corpus, device)
+    return {
+        "cell": cell.kind,
+        "seed": cell.seed,
+        "size": planned.size.name,
+        "toml": planned.size.toml(cell.corpus),
+        "overrides": list(planned.overrides),
+        "settings": planned.settings,
+        "pairs": sum(len(Mixture([part])) for part in planned.corpus.train(cell.share)),
+        "steps": steps,
+        "code": code_version(),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device.type,
+        "evaluation_cpu_s": round(time.process_time() - began, 1),
+        "numbers": {name: round(value, 5) for name, value in numbers.items()},
+        "rows": {name: pack(score_N) for name, score_N in rows.items()},
+    }
+
+
+def code_version() -> str:
+    """`git describe` of this tree, which says where it was changed since; "unknown" outside of git."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def read_records(file: Path) -> list[Record]:
+    """All that were measured, in the order they were."""
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def add_record(file: Path, record: Record) -> None:
+    """In one write, so that processes that share the file do not mix their lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(record, separators=(",", ":")) + "\n"
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(descriptor, line.encode())
+    finally:
+        os.close(descriptor)
+
+
+def is_done(planned: Plan, records: list[Record]) -> bool:
+    """Whether this very cell, of this size and with these settings, has been measured."""
+    wanted = (planned.cell.kind, planned.cell.seed, planned.size.name, planned.settings)
+    return any((r["cell"], r["seed"], r["size"], r["settings"]) == wanted for r in records)

@@ -1,0 +1,106 @@
+"""The corpora: shards cut into nested parts, so that a tenth of the pairs lies in a quarter, and that in a half."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.claim import world
+from benchmarks.claim.grid import EMOJI, SCENES
+from data_tools.__main__ import main as data_tools
+from data_tools.shard import Options, shard
+from data_tools.split import parse_split
+from mvlm.data.index import Mixture
+from mvlm.data.schema import MANIFEST, read_manifest
+from mvlm.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+BUNDLED = (SCENES, EMOJI)
+
+PARTS = {100: ("p10", "p25", "p50", "p100"), 50: ("p10", "p25", "p50"), 25: ("p10", "p25"), 10: ("p10",)}
+"""The parts that make each share of the training pairs."""
+EVAL = "eval"
+_OF_TRAINING = {"p10": 0.10, "p25": 0.15, "p50": 0.25, "p100": 0.50}
+
+HELD_OUT, HELD_OUT_SCENES = 0.15, 0.25
+"""To be tested on; of scenes more, since both of a pair of foils must be held out."""
+MOST_HELD_OUT = 5000  # rows of a large corpus
+ALONE = ("--workers", "1")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Args:
+    folder: of the parts.
+    foils: shards of swapped-attribute foils; None where the corpus has none.
+    questions: folder of the same parts with questions; None where the corpus has none.
+    words: to hide; none = tokens drawn as in training.
+    """
+
+    name: str
+    folder: Path
+    foils: Path | None = None
+    questions: Path | None = None
+    words: tuple[str, ...] = ()
+
+    def train(self, share: int, tune: str = "") -> list[str]:
+        """Shards to train on, or to fine-tune on."""
+        return [str(self._of(tune) / part) for part in PARTS[share]]
+
+    def eval(self, tune: str = "") -> str:
+        return str(self._of(tune) / EVAL)
+
+    def _of(self, tune: str) -> Path:
+        return self.questions if tune == "vqa" and self.questions else self.folder
+
+
+def prepare(name: str, source: str, folder: Path) -> Corpus:
+    """The corpus `name`, made in `folder` unless it is there.
+
+    Args:
+        source: "" for a bundled one; else shards, or archives and folders of pictures with captions (comma between).
+
+    Raises:
+        UserError: there is no such corpus, or it cannot be made.
+    """
+    out = folder / name
+    if name == SCENES and not source:
+        foils, questions = folder / "foils", folder / "questions"
+        in_parts = Options(split=parse_split(_split(HELD_OUT_SCENES), "group"))
+        if not out.exists():
+            shard(world.captioned(), out, in_parts)
+        if not questions.exists():
+            shard(world.questions(), questions, in_parts)
+        if not foils.exists():
+            held_out = Mixture([out / EVAL])
+            shard(world.foils({held_out.row(row).key for row in range(len(held_out))}), foils, Options())
+        return Corpus(name, out, foils, questions, world.WORDS)
+    if name == EMOJI and not source:
+        source = str(ROOT / "examples/emoji.tar")
+    if not source:
+        raise UserError(
+            f"--corpus {name} is not bundled: write --corpus {name}=SHARDS, or one of {', '.join(BUNDLED)}."
+        )
+    if not out.exists():
+        _cut(name, source.split(","), out)
+    return Corpus(name, out)
+
+
+def _cut(name: str, paths: list[str], out: Path) -> None:
+    if not (Path(paths[0]) / MANIFEST).is_file():
+        _call("shard", "folder", *paths, "--split", _split(HELD_OUT), "--split-by", "group", "--out", str(out), *ALONE)
+        return
+    if len(paths) > 1:
+        raise UserError(f"--corpus {name}: of shards give one folder; `data_tools merge` joins several.")
+    held_out = min(HELD_OUT, MOST_HELD_OUT / read_manifest(paths[0]).rows)
+    _call("split", paths[0], "--split", _split(held_out), "--split-by", "crc32", "--out", str(out))
+
+
+def _split(held_out: float) -> str:
+    training = (f"{part}={share * (1 - held_out):.6f}" for part, share in _OF_TRAINING.items())
+    return ",".join([*training, f"{EVAL}={held_out:.6f}"])
+
+
+def _call(*words: str) -> None:
+    if data_tools(list(words)):
+        raise UserError(f"`data_tools {' '.join(words)}` failed: see above.")

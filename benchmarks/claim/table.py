@@ -1,0 +1,190 @@
+"""The table and the plots of docs/claim.md, drawn from the cells that have been measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claim.cell import CELLS, read_records
+from benchmarks.claim.corpora import ROOT
+from benchmarks.claim.grid import Cell, Contrast, contrasts
+from benchmarks.claim.paired import LEVEL, Comparison, compare
+from benchmarks.claim.scores import unpack
+from mvlm.errors import UserError
+
+PAGE = ROOT / "docs/claim.md"
+BEGIN, END = "<!-- measured: benchmarks.claim table -->", "<!-- end of measured -->"
+
+MEASURES = {"foils": "foils", "recall": "mean recall", "answers": "questions"}
+"""What treatments are compared by, row by row, and its name in the table."""
+
+Seeds = dict[int, dict[str, Any]]
+"""Of one kind of cell: the record of each seed."""
+
+
+def draw(results: Path, folder: Path) -> int:
+    """Everything that can be drawn from `results`, beside it and into the page; the exit code.
+
+    Args:
+        folder: of training runs, whose checkpoints restore pictures where they are still there.
+
+    Raises:
+        UserError: nothing has been measured, or the page has lost its markers.
+    """
+    from benchmarks.claim import plots
+
+    records = read_records(results)
+    if not records:
+        raise UserError(f"{results} holds no cell: `python -m benchmarks.claim run --core` first.")
+    texts = []
+    for size in dict.fromkeys(record["size"] for record in records):
+        measured = Measured.of(records, size)
+        texts.append(tables(measured))
+        plots.limited_data(measured, results.with_name(f"limited-data-{size}.png"))
+        plots.ablation(measured, results.with_name(f"ablation-{size}.png"))
+        plots.reconstructions(measured, folder, results.with_name(f"reconstructions-{size}.png"))
+    text = "\n\n".join(texts)
+    print(text)
+    if results == CELLS:
+        PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    return 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All cells of one size: `cells[kind][seed]` is the newest record."""
+
+    size: str
+    cells: dict[str, Seeds]
+
+    @classmethod
+    def of(cls, records: Iterable[dict[str, Any]], size: str) -> Measured:
+        cells: dict[str, Seeds] = defaultdict(dict)
+        for record in records:
+            if record["size"] == size:
+                cells[record["cell"]][record["seed"]] = record
+        return cls(size, dict(cells))
+
+    @property
+    def corpora(self) -> list[str]:
+        return list(dict.fromkeys(kind.split("/")[0] for kind in self.cells))
+
+    def values(self, cell: Cell, number: str) -> list[float]:
+        """A number of each seed that has it."""
+        seeds = self.cells.get(cell.kind, {})
+        return [record["numbers"][number] for _, record in sorted(seeds.items()) if number in record["numbers"]]
+
+    def compare(self, contrast: Contrast, measure: str) -> Comparison | None:
+        """Over the seeds that both cells have; None where there are fewer than two, or no such measure."""
+        of_treatment, of_control = (self.cells.get(c.kind, {}) for c in (contrast.treatment, contrast.control))
+        pairs = [
+            (unpack(of_treatment[seed]["rows"][measure]), unpack(of_control[seed]["rows"][measure]))
+            for seed in sorted(of_treatment.keys() & of_control.keys())
+            if measure in of_treatment[seed]["rows"] and measure in of_control[seed]["rows"]
+        ]
+        if len(pairs) < 2 or len({len(rows) for pair in pairs for rows in pair}) > 1:
+            return None
+        return compare(*(np.stack(side) for side in zip(*pairs, strict=True)))
+
+
+def tables(measured: Measured) -> str:
+    """Markdown: for each corpus, every cell's numbers and every comparison that there are seeds for."""
+    parts = []
+    for corpus in measured.corpora:
+        parts.append(f"### {corpus}, size `{measured.size}`\n\n{_numbers(measured, corpus)}")
+        if compared := _comparisons(measured, corpus):
+            parts.append(compared)
+    return "\n\n".join(parts)
+
+
+COLUMNS = {
+    "foils_itm": "foils by ITM",
+    "foils_itc": "by ITC",
+    "foils_words": "by words",
+    "recall_reranked": "mean recall, re-ranked",
+    "recall_itc": "by ITC",
+    "words_right": "words, right image",
+    "words_none": "none",
+    "words_wrong": "wrong",
+    "answers": "questions",
+    "pixels_right": "pixel L1, right text",
+    "pixels_none": "none",
+}
+PER_CENT = {name for name in COLUMNS if not name.startswith("pixels")}
+
+
+def _numbers(measured: Measured, corpus: str) -> str:
+    kinds = [kind for kind in measured.cells if kind.split("/")[0] == corpus]
+    used = [
+        name for name in COLUMNS if any(name in r["numbers"] for kind in kinds for r in measured.cells[kind].values())
+    ]
+    rows = []
+    for kind in kinds:
+        seeds = measured.cells[kind]
+        steps, pairs = (next(iter(seeds.values()))[name] for name in ("steps", "pairs"))
+        numbers = (_spread([r["numbers"][name] for r in seeds.values() if name in r["numbers"]], name) for name in used)
+        rows.append([f"`{kind}`", str(len(seeds)), f"{pairs:,}", f"{steps:,}", *numbers])
+    return _markdown(["cell", "seeds", "pairs", "steps", *(COLUMNS[name] for name in used)], rows)
+
+
+def _spread(values: Sequence[float], name: str) -> str:
+    """Mean and, in brackets, standard deviation over the seeds."""
+    if not values:
+        return ""
+    factor, digits = (100, 1) if name in PER_CENT else (1, 3)
+    text = f"{factor * statistics.mean(values):.{digits}f}"
+    return text + (f" ({factor * statistics.stdev(values):.{digits}f})" if len(values) > 1 else "")
+
+
+def _comparisons(measured: Measured, corpus: str) -> str:
+    rows = []
+    for contrast in contrasts(corpus):
+        for measure, title in MEASURES.items():
+            if found := measured.compare(contrast, measure):
+                rows.append([contrast.title, title, *_row(found)])
+    head = [
+        "comparison",
+        "measure",
+        "difference, points",
+        f"{LEVEL:.0%} interval",
+        "d",
+        "better in",
+        "p",
+        "sign flips' p",
+    ]
+    return _markdown(head, rows) if rows else ""
+
+
+def _row(found: Comparison) -> list[str]:
+    return [
+        f"{100 * found.difference:+.1f}",
+        f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
+        f"{found.effect:+.1f}",
+        f"{found.wins:g} of {found.seeds}",
+        f"{found.p:.3f}",
+        f"{found.flips_p:.3f}",
+    ]
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def into_page(page: str, text: str) -> str:
+    """The page with `text` between its markers.
+
+    Raises:
+        UserError: a marker is missing.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise UserError(f"{PAGE} lacks the line {BEGIN} or {END}: put both back, around the tables.")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
