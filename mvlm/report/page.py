@@ -20,11 +20,18 @@ from mvlm.report.facts import Facts
 from mvlm.report.measure import Measured
 
 LOSSES = {"loss": "Loss, total", "text": "Masked text", "image": "Masked image", "itc": "ITC", "itm": "ITM"}
+ACCURACIES = {
+    "word_accuracy": "Masked words right",
+    "itm_accuracy": "Matches right",
+    "task_accuracy": "Answers right",
+    "temperature": "Temperature",
+}
 SPEED = {
     "lr": "Learning rate of the new modules",
     "encoder_lr": "Learning rate of the encoders",
     "grad_norm": "Gradient norm",
     "pairs_per_s": "Pairs a second",
+    "mfu": "Model FLOPs utilisation",
     "memory_gb": "Memory, GB",
 }
 RECALLS = {
@@ -51,7 +58,7 @@ def render(runs: Sequence[tuple[Facts, Measured]], now: datetime) -> str:
             {"name": name, "color": index % len(COLORS), "facts": of_run, "about": about(of_run), "measured": measured}
             for index, (name, (of_run, measured)) in enumerate(zip(names, runs, strict=True))
         ],
-        losses=_charts(facts, LOSSES),
+        losses=_charts(facts, LOSSES | ACCURACIES),
         recalls=_charts(facts, RECALLS),
         speed=_charts(facts, SPEED, log=("grad_norm",)),
         made=f"{now:%Y-%m-%d %H:%M}",

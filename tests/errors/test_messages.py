@@ -17,6 +17,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.errors import UserError
 from mvlm.model.weights import find_checkpoint
+from mvlm.train import trackers
 from mvlm.train.signals import SIGNALS
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
@@ -84,6 +85,13 @@ def source(folder: Path, images: list[bytes | None], lines: list[str] | None = N
 
 
 # --- making shards
+
+
+def test_a_tracker_that_is_not_installed(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+    said = fails(mvlm, *train(tmp_path / "run", "data.train=shards", "log.wandb=project"))
+    assert "log.wandb" in said and "pip install wandb" in said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("command", [("shard", "folder"), ("shard", "webdataset"), ("verify",), ("stats",)])

@@ -20,8 +20,8 @@ from mvlm.train.monitor import Monitor
 from mvlm.train.trackers import Follower, MLflow, TensorBoard, WeightsAndBiases, numbers, require_installed
 from tests.conftest import free_port
 
-WANDB = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed: pip install mvlm[trackers]")
-MLFLOW = pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed: pip install mvlm[trackers]")
+WANDB = pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed (the extra `trackers`)")
+MLFLOW = pytest.mark.skipif(find_spec("mlflow") is None, reason="mlflow is not installed (the extra `trackers`)")
 
 
 class Recorder:
