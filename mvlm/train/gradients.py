@@ -68,6 +68,6 @@ class GradientParts:
         for group in optimizer.param_groups:
             for owner in group["params"]:
                 for part, start, end in self._pieces.get(id(owner), ()) if owner.grad is not None else ():
-                    found.setdefault(part, []).append(owner.grad.view(-1)[start:end])
+                    found.setdefault(part, []).append(owner.grad.reshape(-1)[start:end])
         for part, slices in found.items():
             self._sums.setdefault(part, []).append(torch.nn.utils.get_total_norm(slices).float().square())

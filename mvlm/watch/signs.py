@@ -10,6 +10,10 @@ from pathlib import Path
 
 from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, period_s, read
 
+GONE_AFTER = 2
+"""Heartbeats' times after which a missing process counts. A container may share its host's name and not its processes,
+but it goes on to give signs of life."""
+
 
 @dataclass(frozen=True)
 class Signs:
@@ -18,7 +22,8 @@ class Signs:
     Args:
         beats: by rank, the last heartbeat.
         age_s: by rank, how long ago it gave the last sign of life.
-        quiet: ranks that are gone, or have given none for QUIET_AFTER times the heartbeats' own distance.
+        quiet: ranks that have given none for QUIET_AFTER times the heartbeats' own distance, or GONE_AFTER times where
+            their process is not to be found on this host.
     """
 
     beats: dict[int, Heartbeat]
@@ -53,7 +58,7 @@ class Ears:
 
     def listen(self, attempt: int, hang_minutes: float) -> Signs:
         """What the ranks of this attempt tell now."""
-        now, limit = self._monotonic(), QUIET_AFTER * period_s(hang_minutes)
+        now, period = self._monotonic(), period_s(hang_minutes)
         for path in sorted(self._folder.glob("rank-*.json")):
             rank = path.stem.removeprefix("rank-")
             beat = read(self._folder, int(rank), attempt) if rank.isdecimal() else None
@@ -65,7 +70,11 @@ class Ears:
         heard = {rank: found for rank, found in self._heard.items() if found[0].attempt == attempt}
         beats = {rank: beat for rank, (beat, _) in sorted(heard.items())}
         ages = {rank: now - heard[rank][1] for rank in beats}
-        quiet = frozenset(rank for rank, beat in beats.items() if ages[rank] > limit or _is_gone(beat))
+        quiet = frozenset(
+            rank
+            for rank, beat in beats.items()
+            if ages[rank] > (GONE_AFTER if _is_gone(beat) else QUIET_AFTER) * period
+        )
         return Signs(beats, ages, quiet)
 
 
