@@ -41,7 +41,7 @@ class Size:
 
     Attributes:
         scenes, pictures: TOMLs of the synthetic world and of all other corpora.
-        deepspeed: a DeepSpeed JSON.
+        deepspeed: a DeepSpeed JSON; without a GPU it is ON_CPU.
     """
 
     name: str
@@ -53,9 +53,10 @@ class Size:
         return self.scenes if corpus == SCENES else self.pictures
 
 
+ON_CPU = "ds_configs/cpu.json"
 _FOLDER = "benchmarks/claim/sizes"
 SIZES = {
-    "small": Size("small", f"{_FOLDER}/small_scenes.toml", f"{_FOLDER}/small_pictures.toml", "ds_configs/cpu.json"),
+    "small": Size("small", f"{_FOLDER}/small_scenes.toml", f"{_FOLDER}/small_pictures.toml", ON_CPU),
     "gpu": Size("gpu", f"{_FOLDER}/gpu_scenes.toml", f"{_FOLDER}/gpu_pictures.toml", "ds_configs/zero1.json"),
     "paper": Size("paper", "mvlm/configs/base.toml", "mvlm/configs/base.toml", "ds_configs/zero1.json"),
 }
@@ -157,9 +158,8 @@ def train_cell(planned: Plan, stop: StopRequests) -> int:
         return 0
     if planned.base and (code := train_cell(planned.base, stop)):
         return code
-    code = train(
-        load_config(planned.toml, planned.words), (str(ROOT / planned.size.deepspeed), planned.toml), None, stop
-    )
+    deepspeed = planned.size.deepspeed if dist.uses_cuda() else ON_CPU
+    code = train(load_config(planned.toml, planned.words), (str(ROOT / deepspeed), planned.toml), None, stop)
     if code == 0:
         for moments in find_checkpoint(planned.run).glob(f"{MOMENTS}-*"):
             moments.unlink()

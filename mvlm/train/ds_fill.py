@@ -64,7 +64,7 @@ def fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> dict
         raise UserError(f"{json_name}: zero_optimization.stage is {stage!r}: it must be 0, 1, 2 or 3.")
     if zero.get("compute_grad_norm") is False:
         raise UserError(f"{json_name} sets zero_optimization.compute_grad_norm to False: every step's norm is watched.")
-    bucket = max(500_000, min(50_000_000, parameters // 10))
+    bucket = max(500_000, min(50_000_000, parameters // 20 * 2))  # DeepSpeed refuses odd ones
     sizes = {"reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     stage3 = {"stage3_prefetch_bucket_size": bucket, "stage3_param_persistence_threshold": min(100_000, bucket)}
     for key, value in (sizes | stage3).items():

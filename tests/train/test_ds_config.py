@@ -95,7 +95,7 @@ def test_the_users_own_json_is_not_changed() -> None:
     assert given == HUGGING_FACE
 
 
-@pytest.mark.parametrize(("parameters", "bucket"), [(1000, 500_000), (100_000_000, 10_000_000), (10**10, 50_000_000)])
+@pytest.mark.parametrize(("parameters", "bucket"), [(1000, 500_000), (100_000_019, 10_000_000), (10**10, 50_000_000)])
 def test_buckets_are_a_tenth_of_the_model_within_bounds(parameters: int, bucket: int) -> None:
     zero = resolved({"zero_optimization": {"stage": 1}}, parameters=parameters)["zero_optimization"]
     assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
