@@ -43,10 +43,12 @@ class Started:
         return json.dumps(content, indent=1)
 
 
-def started(model: Encoders) -> Started:
-    """Of a model built by its configuration."""
+def started(model: Encoders) -> Started | None:
+    """Of a model built by its configuration; None where all its weights are random, as was asked for."""
     encoders = {"vision.vit.": model.vision.filled, "text.": model.text.filled}
     theirs = tuple(prefix for prefix, filled in encoders.items() if filled)
+    if not theirs:
+        return None
     has_token = model.vision.filled is not None and MASK_TOKEN in model.vision.filled.matched
     fresh = [
         name
