@@ -18,10 +18,11 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mvlm import dist
 from mvlm.__main__ import main
-from mvlm.batch import Batch, Losses, Pool
+from mvlm.batch import Batch, Losses
 
 FACTORS = {"nan": float("nan"), "spike": 50.0}
 FOLDER, ATTEMPT = "FAULTS", "FAULTS_ATTEMPT"
@@ -44,8 +45,8 @@ def observe(folder: Path) -> None:
 
 def _spoilt(forward: Callable[..., Losses], factors: dict[int, float]) -> Callable[..., Losses]:
     @functools.wraps(forward)
-    def spoilt(model: object, batch: Batch, pool: Pool | None = None) -> Losses:
-        losses = forward(model, batch, pool)
+    def spoilt(model: object, batch: Batch, *beside: Any) -> Losses:
+        losses = forward(model, batch, *beside)
         for position in factors.keys() & set(batch.position_B.tolist()):
             losses = {name: loss * factors[position] for name, loss in losses.items()}
         return losses
@@ -66,7 +67,7 @@ def _thinned(following: Callable[..., list[Batch]], absent: list[tuple[int, int]
 
 def _recorded(update: Callable[..., Losses], path: Path) -> Callable[..., Losses]:
     @functools.wraps(update)
-    def recorded(engine: object, micro_batches: list[Batch], lr_factor: float, step: int) -> Losses:
+    def recorded(engine: object, micro_batches: list[Batch], lr_factor: float, step: int, *beside: Any) -> Losses:
         line = {
             "time": time.time(),
             "attempt": int(os.environ[ATTEMPT].rpartition(" ")[2]),
@@ -77,7 +78,7 @@ def _recorded(update: Callable[..., Losses], path: Path) -> Callable[..., Losses
         }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        return update(engine, micro_batches, lr_factor, step)
+        return update(engine, micro_batches, lr_factor, step, *beside)
 
     return recorded
 

@@ -175,6 +175,7 @@ def longest_batch(size: Size, grid: tuple[int, int], pairs: int) -> Batch:
         samples.append(
             Pair(
                 images=drawn.integers(0, 256, (1, 3, side, side), dtype=np.uint8),
+                flip=False,
                 position=place,
                 row=place,
                 patch_mask_N=hidden_N,

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,10 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     undisturbed = trained(engine, batches, KEPT, len(batches), averages)
     end = digest(engine)
 
-    average_errors = errors(engine, averages)
+    average_errors = errors(engine, averages) if engine.averages else math.nan
     with engine.averaged():
         exchanged = digest(engine)
-        computed_with = errors(engine, averages, "weight")
+        computed_with = errors(engine, averages, "weight") if engine.averages else math.nan
     after_exchange = digest(engine)
     frozen = [
         torch.equal(whole["weight"].cpu(), given[name]) for name, whole in engine.whole_tensors() if len(whole) == 1

@@ -30,8 +30,8 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     forward = MaskVLM.forward
 
     def apply(factors: dict[int, float]) -> None:
-        def poisoned(self, batch, pool=None):
-            losses = forward(self, batch, pool)
+        def poisoned(self, batch, *beside):
+            losses = forward(self, batch, *beside)
             factor = next((f for at, f in factors.items() if (batch.position_B == at).any()), 1.0)
             return {name: loss * factor for name, loss in losses.items()}
 
@@ -82,8 +82,8 @@ def test_a_gradient_that_is_no_number_is_found_though_the_loss_is_one(
 ) -> None:
     forward = MaskVLM.forward
 
-    def poisoned(self, batch, pool=None):
-        losses = forward(self, batch, pool)
+    def poisoned(self, batch, *beside):
+        losses = forward(self, batch, *beside)
         if (batch.position_B == 3 * BATCH).any():
             losses["itm"].register_hook(lambda gradient: gradient * math.nan)
         return losses
@@ -139,9 +139,9 @@ def test_a_run_ends_before_its_time_does(tmp_path: Path, train_here: TrainHere) 
 def test_a_later_attempt_ends_this_one_without_another_write(tmp_path: Path, scenes: Path, one_rank: None) -> None:
     run = tmp_path / "run"
 
-    def begin_another(model: torch.nn.Module, folder: Path, step: int, last: bool) -> dict[str, float]:
+    def begin_another(model: torch.nn.Module, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         (folder / "attempts" / "0002.json").touch()
-        return {}
+        return {}, None
 
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=12", EVERY, "eval.every=6"]
     (tmp_path / "ds.json").write_text("{}")
