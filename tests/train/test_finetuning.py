@@ -142,9 +142,11 @@ def test_two_ranks_train_and_predict_as_one(
     shards, toml, ds = worlds("nlvr2"), str(ROOT / "mvlm/configs/nlvr2.toml"), str(ROOT / "ds_configs/cpu.json")
     small = [*TINY, "model.vision=vit_base_patch16_224", "model.text=roberta", "model.text_weights=random"]
     words = [*small, *tuning(shards, "nlvr2", pretrained, "data.workers=1")]
-    two = mvlm_command("train", toml, "--deepspeed_config", ds, f"run.dir={tmp_path}/two", *words, ranks=2)
+    auto = "train.micro_batch=auto"  # which the ranks agree on: all of their share fits
+    two = mvlm_command("train", toml, "--deepspeed_config", ds, f"run.dir={tmp_path}/two", *words, auto, ranks=2)
     done = run_command(two)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "two/run.json").read_text())["micro_batch"] == 4
     assert train(load_config(toml, [*words, f"run.dir={tmp_path}/one"]), (ds, toml)) == 0
     one, both = task_losses(tmp_path / "one"), task_losses(tmp_path / "two")
     assert list(both) == list(one)
