@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -24,14 +23,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 
 from benchmarks.step.count import count_flops
 from benchmarks.step.ladder import device_name
-from benchmarks.step.sizes import SIZES, Size, build
+from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm import dist
 from mvlm.batch import Batch
-from mvlm.data.collate import collate
-from mvlm.data.pairs import Pair
-from mvlm.data.tokenizer import SPECIAL_TOKENS
 from mvlm.flops import step_flops
-from mvlm.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.dimensions import dimensions
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.plan.activations import longest
@@ -101,7 +96,7 @@ def compare(case: Case) -> Compared:
     with memory:
         model = build(size)
     shape = Shape(dimensions(model), parameters_by_part(model))
-    batches = [longest_batch(size, model.grid, case.pairs) for _ in range(case.accumulation)]
+    batches = [make_batch(size, model.grid, case.pairs, size.config.data.text_length) for _ in range(case.accumulation)]
     counted = _counted(size, batches[0], device) * case.accumulation
     content: dict[str, Any] = {"zero_optimization": {"stage": case.stage, "overlap_comm": True}}
     content["bf16"] = {"enabled": case.precision == "bf16"}
@@ -148,44 +143,6 @@ def _peak_of_second_step(
         memory.peak = memory.live
         engine.step(batches, 0.5, 1)
         return float(memory.peak)
-
-
-def longest_batch(size: Size, grid: tuple[int, int], pairs: int) -> Batch:
-    """Made pairs whose captions all have the greatest length."""
-    config, specials = size.config, len(SPECIAL_TOKENS)
-    objectives, side = config.objectives, config.model.image_size
-    samples = []
-    for place in range(pairs):
-        drawn = generator(0, Purpose.VIEW, 0, 0, place)
-        text_L = drawn.integers(specials, size.vocabulary, config.data.text_length)
-        text_L[0], text_L[-1] = SPECIAL_TOKENS.index("<s>"), SPECIAL_TOKENS.index("</s>")
-        masked_L, target_L = token_mask(
-            drawn,
-            text_L,
-            text_L < specials,
-            ratio=objectives.text_mask_ratio,
-            minimum=objectives.text_mask_minimum,
-            mask_share=objectives.text_mask_token,
-            random_share=objectives.text_mask_random,
-            mask_id=SPECIAL_TOKENS.index("<mask>"),
-            random_ids=np.arange(specials, size.vocabulary),
-        )
-        block, ratio = objectives.image_mask_block, objectives.image_mask_ratio
-        hidden_N = patch_mask(drawn, grid, block, ratio, objectives.image_mask_rounding)
-        samples.append(
-            Pair(
-                images=drawn.integers(0, 256, (1, 3, side, side), dtype=np.uint8),
-                flip=False,
-                position=place,
-                row=place,
-                patch_mask_N=hidden_N,
-                text_L=text_L,
-                masked_text_L=masked_L,
-                target_L=target_L,
-            )
-        )
-    images_1BCHW = torch.from_numpy(np.stack([sample.images for sample in samples], axis=1))
-    return collate(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), config.data.text_length)
 
 
 def line(case: Case, found: Compared) -> str:

@@ -85,23 +85,23 @@ def build(size: Size) -> MaskVLM:
     return MaskVLM(size.config, tokenizer, load_weights=False)
 
 
-def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0) -> Batch:
-    """A batch whose captions have 8 to 30 tokens, all lengths alike; every pair is another.
+def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int = SHORTEST) -> Batch:
+    """A batch whose captions have `shortest` to 30 tokens, all lengths alike; every pair is another.
 
     Args:
         grid: rows and columns of the model's patches.
         pairs: 0 = the size's own number.
     """
-    samples = [_sample(size, grid, place) for place in range(pairs or size.pairs)]
+    samples = [_sample(size, grid, place, shortest) for place in range(pairs or size.pairs)]
     images_1BCHW = torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))
     return collate(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
 
 
-def _sample(size: Size, grid: tuple[int, int], place: int) -> Pair:
+def _sample(size: Size, grid: tuple[int, int], place: int, shortest: int) -> Pair:
     config = size.config
     objectives, side = config.objectives, config.model.image_size
     drawn = generator(0, Purpose.VIEW, 0, 0, place)
-    text_L = drawn.integers(len(SPECIAL_TOKENS), size.vocabulary, drawn.integers(SHORTEST, config.data.text_length + 1))
+    text_L = drawn.integers(len(SPECIAL_TOKENS), size.vocabulary, drawn.integers(shortest, config.data.text_length + 1))
     text_L[0], text_L[-1] = SPECIAL_TOKENS.index("<s>"), SPECIAL_TOKENS.index("</s>")
     masked_L, target_L = token_mask(
         generator(0, Purpose.TOKENS, 0, 0, place),
