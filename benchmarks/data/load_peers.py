@@ -64,7 +64,7 @@ def same_work() -> Collate:
 
     def collate(samples: Sequence[Any]) -> Any:
         images = same_decoding([sample["jpg"] for sample in samples])
-        captions = [random.choice(json.loads(sample["json"])) for sample in samples]
+        captions = [random.choice(_captions(sample)) for sample in samples]
         words = tokenizer(captions, padding=True, truncation=True, max_length=30, return_tensors="pt")
         text_BL = words["input_ids"]
         hidden_BL = torch.rand(text_BL.shape) < 0.3
@@ -79,6 +79,11 @@ def same_work() -> Collate:
         return images, text_BL, words["attention_mask"], masked_BL, target_BL, mask_BHW.flatten(1)
 
     return collate
+
+
+def _captions(sample: dict[str, Any]) -> list[str]:
+    found = sample["json"] if "json" in sample else sample["captions"]
+    return found if isinstance(found, list) else json.loads(found)
 
 
 def make_tokenizer() -> Any:
@@ -98,26 +103,26 @@ def webdataset(out: Path, collate: Collate, field: str | None = "jpg") -> Iterat
     return iter(webdataset.WebLoader(batches, batch_size=None, num_workers=WORKERS))
 
 
-def mds(out: Path) -> Iterator[Any]:
+def mds(out: Path, collate: Collate) -> Iterator[Any]:
     from streaming import StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
 
     clean_stale_shared_memory()
-    return _endless(_loader(StreamingDataset(local=str(out), shuffle=True, batch_size=BATCH, shuffle_seed=1)))
+    return _endless(_loader(StreamingDataset(local=str(out), shuffle=True, batch_size=BATCH, shuffle_seed=1), collate))
 
 
-def litdata(out: Path) -> Iterator[Any]:
+def litdata(out: Path, collate: Collate) -> Iterator[Any]:
     import litdata
 
     data = litdata.StreamingDataset(str(out), shuffle=True, seed=1)
     options = {"batch_size": BATCH, "num_workers": WORKERS, "drop_last": True}
-    return _endless(litdata.StreamingDataLoader(data, collate_fn=_decoded, **options))
+    return _endless(litdata.StreamingDataLoader(data, collate_fn=collate, **options))
 
 
-def hf_datasets(out: Path) -> Iterator[Any]:
+def hf_datasets(out: Path, collate: Collate) -> Iterator[Any]:
     import datasets
 
-    return _endless(_loader(datasets.load_from_disk(str(out)), shuffle=True))
+    return _endless(_loader(datasets.load_from_disk(str(out)), collate, shuffle=True))
 
 
 def ffcv(out: Path) -> Iterator[Any]:
@@ -150,10 +155,10 @@ def dali(out: Path) -> Iterator[Any]:
         yield pipeline.run()[0].as_array()
 
 
-def _loader(data: Any, **options: Any) -> Any:
+def _loader(data: Any, collate: Collate, **options: Any) -> Any:
     from torch.utils.data import DataLoader
 
-    return DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=_decoded, drop_last=True, **options)
+    return DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=collate, drop_last=True, **options)
 
 
 def _decoded(samples: Sequence[dict[str, Any]]) -> Any:
@@ -171,9 +176,12 @@ PEERS = {
     SAME_WORK: Peer("webdataset", lambda out: webdataset(out, same_work(), None)),
     SAME: Peer("webdataset", lambda out: webdataset(out, same_decoding)),
     PILLOW: Peer("webdataset", lambda out: webdataset(out, pillow)),
-    "MDS, the same decoding": Peer("MDS", mds),
-    "litdata, the same decoding": Peer("litdata", litdata),
-    "HF datasets, the same decoding": Peer("HF datasets", hf_datasets),
+    "MDS, the same decoding, words and masks": Peer("MDS", lambda out: mds(out, same_work())),
+    "MDS, the same decoding": Peer("MDS", lambda out: mds(out, _decoded)),
+    "litdata, the same decoding, words and masks": Peer("litdata", lambda out: litdata(out, same_work())),
+    "litdata, the same decoding": Peer("litdata", lambda out: litdata(out, _decoded)),
+    "HF datasets, the same decoding, words and masks": Peer("HF datasets", lambda out: hf_datasets(out, same_work())),
+    "HF datasets, the same decoding": Peer("HF datasets", lambda out: hf_datasets(out, _decoded)),
     "FFCV, its own decoding": Peer("FFCV", ffcv),
     "DALI, its own decoding": Peer("webdataset", dali),
 }
