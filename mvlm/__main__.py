@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "try a trained model on your own images and sentences",
     "watch": "show how a running job stands",
     "report": "write a page about a run: curves, numbers and examples",
+    "export": "write a model for transformers, ONNX or torch.export",
     "plan": "work out a run's memory, time and communication before it starts",
     "doctor": "try what of this machine works",
     "check": "tell whether a run can begin or go on, without training",

@@ -16,6 +16,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.batch": set(),
     "mvlm.config": {"ranges", "toml"},
     "mvlm.dist": set(),
+    "mvlm.imports": set(),
+    "mvlm.export": {"config", "data", "model", "report", "export"},
     "mvlm.flops": {"batch", "config", "model"},
     "mvlm.errors": set(),
     "mvlm.limits": set(),

@@ -15,8 +15,9 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from mvlm.data.upright import GAP, resized, upright
 from mvlm.errors import UserError
 
 native_is_missing = ""
@@ -35,9 +36,6 @@ PIXEL_LIMIT = 89_478_485
 
 FORCE = "MVLM_DECODER"
 """The environment variable that names the decoder to use: one of `DECODERS`, or "auto", as when it is not set."""
-
-GAP = 3
-"""Before the filter, a picture is shrunk by a cruder and faster way to no less than this many times the size wanted."""
 
 _JPEG_START = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112  # EXIF's tag
@@ -89,7 +87,7 @@ def load_image(data: bytes | memoryview) -> Image.Image:
     try:
         image = _opened(data)
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return upright(image)
     except BadImage:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
@@ -115,7 +113,7 @@ class Decoded:
         return self.image.height
 
     def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
-        view = self.image.resize((size, size), Image.Resampling.BICUBIC, box, reducing_gap=GAP)
+        view = resized(self.image, size, box)
         if flip:
             view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         out[:] = np.asarray(view).transpose(2, 0, 1)
@@ -191,7 +189,7 @@ class SimpleJpeg:
             raise BadImage(str(error)) from None
         image = Image.fromarray(pixels.squeeze(2) if self.mode == "L" else pixels)
         part = (box[0] / by, box[1] / by, box[2] / by, box[3] / by)
-        view = image.resize((size, size), Image.Resampling.BICUBIC, part, reducing_gap=GAP).convert("RGB")
+        view = resized(image, size, part).convert("RGB")
         out[:] = np.asarray(view).transpose(2, 0, 1)[:, :, :: -1 if flip else 1]
 
 
@@ -265,13 +263,3 @@ def _opened(data: bytes | memoryview) -> Image.Image:
 
 def _bad(error: Exception) -> BadImage:
     return BadImage(f"{type(error).__name__}: {error}".replace("\n", " "))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")

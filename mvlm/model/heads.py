@@ -93,7 +93,8 @@ class MaskTokens(nn.Module):
 
     def __init__(self, width: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
+        self.token = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.token, std=0.02)
         rows, columns = (torch.arange(side, dtype=torch.float32) for side in grid)
         position_ND = torch.cat(
             [

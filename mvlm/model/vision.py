@@ -31,7 +31,8 @@ class MaskedPatchEmbed(nn.Module):
     def __init__(self, patch_embed: nn.Module, width: int) -> None:
         super().__init__()
         self.patch_embed = patch_embed
-        self.mask_token = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02))
+        self.mask_token = nn.Parameter(torch.empty(width))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, inputs: tuple[Tensor, Tensor | None]) -> Tensor:
         image_BCHW, patch_mask_BN = inputs

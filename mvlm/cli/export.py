@@ -1,0 +1,51 @@
+"""`mvlm export RUN --out DIR`: a model for those who do not have mvlm."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = """examples:
+  mvlm export runs/mine --out exported/mine
+  mvlm export runs/vqa/checkpoints/step_00010000 --out exported/vqa
+  mvlm export runs/mine --out exported/mine_onnx --format onnx
+
+hf: a Hugging Face folder that AutoModel and AutoProcessor load, with a model card; weights bit for bit.
+onnx, torch: image and sentence to their vectors, for retrieval, as graphs of ONNX or torch.export, each compared with
+the model. A run's newest checkpoint is taken, or the one that is named.
+"""
+
+
+def add_parser(subparsers: Any, does: str) -> None:
+    """Add `export` to the command line."""
+    parser = subparsers.add_parser(
+        "export",
+        help=does,
+        description="Write a trained model in a form that others read.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    parser.add_argument("--format", choices=("hf", "onnx", "torch"), default="hf", help="(hf)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export; returns the exit code.
+
+    Raises:
+        UserError: there is no such run, packages are missing, or the folder cannot be written.
+    """
+    if args.format == "hf":
+        from mvlm.export.card import model_card
+        from mvlm.export.folder import export_folder
+
+        export_folder(args.run_folder, args.out, model_card(args.run_folder, args.out.name))
+    else:
+        from mvlm.export.dual import export_dual
+
+        export_dual(args.run_folder, args.out, args.format)
+    print(f"Written to {args.out}")
+    return 0

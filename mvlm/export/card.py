@@ -1,0 +1,116 @@
+"""The model card: what people read before they use a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import mvlm
+from mvlm.config import Config
+from mvlm.model.weights import find_checkpoint, is_averaged, open_weights
+from mvlm.report.facts import Facts, read_facts, read_json
+
+PURPOSE = {
+    "pretrain": "pretrained on images and their sentences",
+    "retrieval": "fine-tuned for retrieval",
+    "vqa": "fine-tuned to answer questions about an image",
+    "nlvr2": "fine-tuned to judge sentences about two images",
+    "entailment": "fine-tuned to judge whether an image entails a sentence",
+}
+EXAMPLE = {"vqa": "what colour is the bus?", "nlvr2": "both show a bus", "entailment": "a bus stands still"}
+
+
+def model_card(run: Path, name: str) -> str:
+    """README.md of the model of a run or of one of its checkpoints.
+
+    Raises:
+        UserError: there is no such run, or a file of it is damaged.
+    """
+    checkpoint = find_checkpoint(run)
+    facts = read_facts(checkpoint.parent.parent)
+    config, task = facts.config, facts.config.task
+    with open_weights(checkpoint) as files:
+        parameters = sum(_count(file.get_slice(title).get_shape()) for title, file in files.items())
+    state = read_json(checkpoint / "state.json") or {}
+    pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
+    return pages.get_template("card.md").render(
+        name=name,
+        pipeline="visual-question-answering" if task.name == "vqa" else "zero-shot-image-classification",
+        parameters=f"{parameters:,}",
+        purpose=PURPOSE[task.name],
+        labelled=task.is_labelled,
+        task=task.name,
+        example=EXAMPLE.get(task.name, ""),
+        version=mvlm.__version__,
+        step=f"{state.get('step', 0):,}",
+        steps=f"{facts.described['steps']:,}",
+        averaged=is_averaged(checkpoint),
+        data=_data(facts),
+        config=config,
+        recipe=_recipe(facts),
+        numbers=_numbers(facts),
+        started=_started(config),
+    )
+
+
+def _count(shape: list[int]) -> int:
+    product = 1
+    for side in shape:
+        product *= side
+    return product
+
+
+def _data(facts: Facts) -> list[str]:
+    """The corpora by the last parts of their places, which alone mean something elsewhere."""
+    data = facts.config.data
+    names = [f"trained on `{'/'.join(Path(place).parts[-2:])}`" for place in data.train]
+    names += [f"held out: `{'/'.join(Path(place).parts[-2:])}`" for place in data.eval]
+    return [*names, f"{facts.described['rows']:,} rows an epoch"]
+
+
+def _recipe(facts: Facts) -> dict[str, Any]:
+    config, described = facts.config, facts.described
+    losses = {name: config.objectives.weight(name) for name in ("image", "text", "itc", "itm")}
+    recipe = {
+        "losses": ", ".join(f"{name} {weight:g}" for name, weight in losses.items() if weight) or config.task.name,
+        "global batch": config.train.global_batch,
+        "learning rate, encoders'": f"{config.optim.lr:g}, {config.optim.encoder_lr:g}",
+        "weight decay": config.optim.weight_decay,
+        "image encoder": config.model.vision,
+        "text encoder": config.model.text,
+        "ranks, ZeRO stage": f"{described['world']}, {described['zero_stage']}",
+        "device": described["device"],
+        "seed": config.run.seed,
+    }
+    return recipe | {name: number for name, number in described["versions"].items() if name in ("torch", "deepspeed")}
+
+
+def _numbers(facts: Facts) -> dict[str, str]:
+    """The run's last evaluation, and retrieval as `mvlm evaluate` wrote it into the run's folder."""
+    numbers: dict[str, str] = {}
+    for line in facts.metrics.values():
+        numbers |= {key: f"{value:.4g}" for key, value in line.items() if key.startswith("eval/")}
+    retrieval = read_json(facts.folder / "retrieval.json") or {}
+    for direction in ("image_to_text", "text_to_image"):
+        for ranked, found in (retrieval.get(direction) or {}).items():
+            if found:
+                recalls = ", ".join(f"{100 * found[key]:.1f}" for key in ("r1", "r5", "r10"))
+                numbers[f"{direction.replace('_', ' ')} by {ranked}: R@1, R@5, R@10, %"] = recalls
+    return numbers
+
+
+def _started(config: Config) -> str:
+    if config.checkpoint.init:
+        return f"the run or checkpoint `{Path(config.checkpoint.init).name}`"
+    if config.model.vision_weights == config.model.text_weights == "random":
+        return "none, both began from random weights"
+    parts = []
+    for kind, name, weights in (
+        ("image", config.model.vision, config.model.vision_weights),
+        ("text", config.model.text, config.model.text_weights),
+    ):
+        source = name if weights == "pretrained" else "random weights" if weights == "random" else weights
+        parts.append(f"{kind}, {Path(source).name if source.startswith('/') else source}")
+    return "; ".join(parts)

@@ -1,0 +1,50 @@
+"""What transformers reads of an exported model before its weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from mvlm.config import Config, config_from_dict
+
+
+class MaskVLMConfig(PretrainedConfig):
+    """An exported model of pretraining or retrieval.
+
+    Args:
+        settings: the tables `model`, `objectives` and `task` of the run's TOML, its encoders named by their kind and
+            described in full, and `data.text_length`.
+        vocabulary: tokens that the text encoder reads.
+        pad_token_id: the padding token.
+    """
+
+    model_type = "maskvlm"
+
+    def __init__(
+        self,
+        settings: dict[str, Any] | None = None,
+        vocabulary: int = 0,
+        pad_token_id: int = 0,
+        **others: Any,
+    ) -> None:
+        super().__init__(**others)
+        self.settings, self.vocabulary, self.pad_token_id = settings or {}, vocabulary, pad_token_id
+        self.tie_word_embeddings = True  # only then does transformers heed which names mean the same weight
+        _register_models()
+
+    def run_config(self) -> Config:
+        """The configuration as the model's own code takes it; raises `UserError` where it is damaged."""
+        return config_from_dict(self.settings, "config.json, settings")
+
+
+class MaskVLMTaskConfig(MaskVLMConfig):
+    """An exported model that was fine-tuned for questions, pairs or entailment; its classes are `id2label`."""
+
+    model_type = "maskvlm_task"
+
+
+def _register_models() -> None:
+    """Have the Auto classes know the models, which is put off until a configuration is there: their code takes a second
+    to import, and is imported by parts of itself."""
+    from mvlm.export.modeling import MaskVLMModel  # noqa: F401

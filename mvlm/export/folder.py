@@ -1,0 +1,167 @@
+"""A run as a Hugging Face model folder: configuration, weights, tokenizer, processor, code and card."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from mvlm.config import Config, load_config
+from mvlm.data.labelled import class_names
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
+from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
+from mvlm.export.sources import remote_code
+from mvlm.model.weights import find_checkpoint, open_weights
+
+SHARD_BYTES = 2_000_000_000
+"""Weights in a file, and in memory at once."""
+
+PREFIX = "network."
+"""Before every parameter's name: the exported classes hold the model under it."""
+
+NOT_OF_AN_ENCODER = {"model_type", "transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path"}
+"""Keys of an encoder's config.json that say nothing of its shape."""
+
+
+def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write the model of a run or of one checkpoint as a folder, whole or not at all.
+
+    One file of weights is in memory at a time.
+
+    Args:
+        card: README.md, what people read of the model.
+
+    Raises:
+        UserError: there is no such run, it is damaged, or the folder cannot be written.
+    """
+    checkpoint = find_checkpoint(run)
+    folder = checkpoint.parent.parent
+    config = load_config(folder / "config.toml")
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    with whole_folder(out) as temporary:
+        _describe(config, folder, tokenizer).save_pretrained(temporary)
+        write_weights(checkpoint, temporary, shard_bytes)
+        _write_processor(config, tokenizer, temporary)
+        for name, source in remote_code().items():
+            (temporary / name).write_text(source, encoding="utf-8")
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
+    """The weights of a checkpoint (their average, where there is one), about `shard_bytes` a file, and their index."""
+    with open_weights(checkpoint) as files:
+        shards: list[list[str]] = [[]]
+        filled = 0
+        for name, file in files.items():
+            weight = file.get_slice(name)
+            size = 4 * int(torch.Size(weight.get_shape()).numel())  # checkpoints are fp32
+            if shards[-1] and filled + size > shard_bytes:
+                shards.append([])
+                filled = 0
+            shards[-1].append(name)
+            filled += size
+        places: dict[str, str] = {}
+        for number, names in enumerate(shards, start=1):
+            part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+            file_name = f"model{part}.safetensors"
+            save_file({PREFIX + n: files[n].get_tensor(n) for n in names}, out / file_name, metadata={"format": "pt"})
+            places |= dict.fromkeys((PREFIX + name for name in names), file_name)
+    if len(shards) > 1:
+        total = sum((out / name).stat().st_size for name in set(places.values()))
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
+    """config.json, of which nothing depends on this machine's files."""
+    text = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    settings = dataclasses.replace(
+        config.model,
+        **_portable_vision(config),
+        vision_weights="random",
+        text=text["model_type"],
+        text_weights="random",
+        text_args={key: value for key, value in text.items() if key not in NOT_OF_AN_ENCODER},
+    )
+    tables = {
+        "model": dataclasses.asdict(settings),
+        "objectives": dataclasses.asdict(config.objectives),
+        "task": dataclasses.asdict(config.task),
+        "data": {"text_length": config.data.text_length},
+    }
+    auto = {
+        "AutoConfig": "configuration_maskvlm.MaskVLMConfig",
+        "AutoModel": "modeling_maskvlm.MaskVLMModel",
+        "AutoProcessor": "processing_maskvlm.MaskVLMProcessor",
+    }
+    given: dict[str, Any] = {
+        "settings": json.loads(json.dumps(tables)),
+        "vocabulary": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": "float32",
+    }
+    if not config.task.is_labelled:
+        return MaskVLMConfig(**given, architectures=["MaskVLMModel"], auto_map=auto)
+    classes = class_names(config.task.name, folder / "tokenizer")
+    model = "modeling_maskvlm.MaskVLMForImageTextClassification"
+    auto |= {"AutoConfig": "configuration_maskvlm.MaskVLMTaskConfig", "AutoModel": model}
+    auto["AutoModelForVisualQuestionAnswering"] = model
+    return MaskVLMTaskConfig(
+        **given,
+        id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
+        architectures=["MaskVLMForImageTextClassification"],
+        auto_map=auto,  # type: ignore[call-arg]  # PretrainedConfig takes any
+    )
+
+
+def _portable_vision(config: Config) -> dict[str, Any]:
+    """How to name the image encoder where it was named by a folder of timm's."""
+    folder = Path(config.model.vision)
+    if not folder.is_dir():
+        return {}
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    pixels = {key: described["pretrained_cfg"][key] for key in ("mean", "std") if key in described["pretrained_cfg"]}
+    overlay = pixels | config.model.vision_args.get("pretrained_cfg_overlay", {})
+    arguments = described.get("model_args", {}) | config.model.vision_args | {"pretrained_cfg_overlay": overlay}
+    return {"vision": described["architecture"], "vision_args": arguments}
+
+
+def _write_processor(config: Config, tokenizer: Any, out: Path) -> None:
+    tokenizer.model_max_length = config.data.text_length
+    images = MaskVLMImageProcessor(config.model.image_size)
+    MaskVLMProcessor(images, tokenizer, config.data.text_length).save_pretrained(out)
+    described = out / "processor_config.json"
+    content = json.loads(described.read_text(encoding="utf-8"))
+    content["auto_map"] = {
+        "AutoProcessor": "processing_maskvlm.MaskVLMProcessor",
+        "AutoImageProcessor": "processing_maskvlm.MaskVLMImageProcessor",
+    }
+    content["image_processor"]["auto_map"] = {"AutoImageProcessor": "processing_maskvlm.MaskVLMImageProcessor"}
+    described.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when all is written."""
+    if out.exists():
+        raise UserError(f"{out} exists: give --out a new folder, or remove that one first.")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(out)
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error}): give --out another place.") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,167 @@
+"""The model as transformers' users call it. Shape legend: mvlm/batch.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModel, AutoModelForVisualQuestionAnswering, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import ModelOutput
+
+from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.task import LOSSES, TaskModel
+
+
+@dataclass
+class MaskVLMOutput(ModelOutput):
+    """What images and sentences have in common.
+
+    Attributes:
+        loss: of contrast within the batch, where it was asked for.
+        logits_per_image, logits_per_text: cosine over temperature, image x text and text x image.
+        image_embeds, text_embeds: unit vectors BE.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+class Vocabulary:
+    """What the model's code asks of a tokenizer."""
+
+    def __init__(self, config: MaskVLMConfig) -> None:
+        self.size, self.pad_token_id = config.vocabulary, config.pad_token_id
+
+    def __len__(self) -> int:
+        return self.size
+
+
+class MaskVLMPreTrainedModel(PreTrainedModel):
+    config_class = MaskVLMConfig
+    base_model_prefix = "network"
+    main_input_name = "pixel_values"
+    _no_split_modules = ["CrossBlock"]  # noqa: RUF012
+
+    @classmethod
+    def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:
+        """On the CPU, without drawing weights: on the meta device what is no weight, as positions, would be lost."""
+        contexts = super().get_init_context(*args, **options)
+        return [*(each for each in contexts if not isinstance(each, torch.device)), no_init_weights()]
+
+    def _init_weights(self, module: Any) -> None:
+        """The network has drawn its own."""
+
+    def _tie_and_finish(self) -> None:
+        """Tell transformers which names mean the same weight: of these a file holds the first."""
+        first: dict[int, str] = {}
+        self._tied_weights_keys = {
+            name: first[id(weight)]
+            for name, weight in self.named_parameters(remove_duplicate=False)
+            if first.setdefault(id(weight), name) != name
+        }
+        self.post_init()
+
+
+class MaskVLMModel(MaskVLMPreTrainedModel):
+    """A model of pretraining or retrieval: what image and sentence have in common, and hidden parts restored.
+
+    Images are uint8 BCHW as the processor gives them; they are normalised within.
+    """
+
+    def __init__(self, config: MaskVLMConfig) -> None:
+        super().__init__(config)
+        self.network = MaskVLM(config.run_config(), Vocabulary(config), load_weights=False)  # type: ignore[arg-type]
+        self._tie_and_finish()
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, return_loss: bool = False
+    ) -> MaskVLMOutput:
+        """Compare every image with every sentence, by ITC.
+
+        Args:
+            pixel_values: uint8 [images, 3, H, W].
+            input_ids, attention_mask: [sentences, L].
+            return_loss: of contrast, where image i belongs to sentence i.
+        """
+        image_AE = self.get_image_features(pixel_values)
+        text_TE = self.get_text_features(input_ids, attention_mask)
+        logits_AT = image_AE @ text_TE.T / self.network.temperature()
+        loss = None
+        if return_loss:
+            right = torch.arange(len(logits_AT), device=logits_AT.device)
+            loss = (F.cross_entropy(logits_AT, right) + F.cross_entropy(logits_AT.T, right)) / 2
+        return MaskVLMOutput(loss, logits_AT, logits_AT.T, image_AE, text_TE)
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """-> BE, unit length."""
+        return self.network.project_image(self.network.encode_image(pixel_values))
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """-> BE, unit length."""
+        return self.network.project_text(self.network.encode_text(input_ids, attention_mask.bool()))
+
+    def match(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Image i with sentence i -> B2, ITM's logits of "no match" and "match"."""
+        image_BSD, text_BLD, valid_BL = self._encode(pixel_values, input_ids, attention_mask)
+        return self.network.match(image_BSD, text_BLD, valid_BL)
+
+    def restore_words(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """-> BLV, logits of every word; hide some by the tokenizer's mask token."""
+        image_BSD, text_BLD, valid_BL = self._encode(pixel_values, input_ids, attention_mask)
+        return self.network.reconstruct_text(self.network.fuse_text(text_BLD, image_BSD, valid_BL))
+
+    def restore_patches(
+        self, pixel_values: Tensor, hidden_patches: Tensor, input_ids: Tensor, attention_mask: Tensor
+    ) -> Tensor:
+        """-> BCHW in the space of training (the normalised image, unless objectives.normalized_targets), of which the
+        hidden patches (bool BN, True = hidden) are what is restored."""
+        network, valid_BL = self.network, attention_mask.bool()
+        image_BSD = network.encode_image(pixel_values, hidden_patches)
+        text_BLD = network.encode_text(input_ids, valid_BL)
+        fused_BSD = network.fuse_image(image_BSD, text_BLD, valid_BL)
+        patches_BNQ = network.reconstruct_image(fused_BSD, text_BLD, valid_BL, hidden_patches)
+        return network.unpatchify(patches_BNQ)
+
+    def _encode(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        valid_BL = attention_mask.bool()
+        return self.network.encode_image(pixel_values), self.network.encode_text(input_ids, valid_BL), valid_BL
+
+
+class MaskVLMForImageTextClassification(MaskVLMPreTrainedModel):
+    """A model fine-tuned for VQA, NLVR2 or visual entailment."""
+
+    config_class = MaskVLMTaskConfig  # type: ignore[assignment]
+
+    def __init__(self, config: MaskVLMTaskConfig) -> None:
+        super().__init__(config)
+        vocabulary: Any = Vocabulary(config)
+        self.network = TaskModel(config.run_config(), vocabulary, len(config.id2label or ()), load_weights=False)
+        self._tie_and_finish()
+
+    def forward(
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> SequenceClassifierOutput:
+        """-> `logits` BA.
+
+        Args:
+            pixel_values: uint8 BCHW; of NLVR2 [B, 2, C, H, W], the left image first.
+            labels: int64 B, or of VQA float BA, how right each answer is.
+        """
+        image_BVCHW = pixel_values if pixel_values.ndim == 5 else pixel_values[:, None]
+        logits_BA = self.network.logits(image_BVCHW.transpose(0, 1), input_ids, attention_mask.bool())
+        loss = None if labels is None else LOSSES[self.network.config.task.name](logits_BA, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits_BA)
+
+
+AutoModel.register(MaskVLMConfig, MaskVLMModel, exist_ok=True)
+AutoModel.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)
+AutoModelForVisualQuestionAnswering.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)

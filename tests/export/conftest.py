@@ -1,0 +1,69 @@
+"""Run folders of tiny models with random weights, for every task."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mvlm.config import Task, dump_config
+from mvlm.data.labelled import ANSWERS, class_names
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.task import TaskModel
+from tests.evaluate.tiny import CONFIG, make_tokenizer
+
+GIVEN = ("red", "blue", "2", "no")
+
+
+def write_run(folder, config, files=1, ema=False):
+    """What `mvlm train` leaves of a model: its files, as far as they are read again."""
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "tokenizer" / ANSWERS).write_text(json.dumps(list(GIVEN)))
+    torch.manual_seed(0)
+    if config.task.is_labelled:
+        model = TaskModel(config, tokenizer, len(class_names(config.task.name, folder / "tokenizer")))
+    else:
+        model = MaskVLM(config, tokenizer)
+    model.text.settings.save_pretrained(folder / "text_encoder")
+    (folder / "config.toml").write_text(dump_config(config))
+    versions = {"torch": torch.__version__, "deepspeed": "0"}
+    described = {"steps": 9, "rows": 7, "world": 2, "zero_stage": 1, "device": "cpu", "versions": versions}
+    (folder / "run.json").write_text(json.dumps(described))
+    (folder / "metrics.jsonl").write_text('{"step": 7, "eval/image_to_text_r1": 0.25}\n')
+    checkpoint = folder / "checkpoints" / "step_00000007"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parent / "latest").write_text(checkpoint.name)
+    (checkpoint / "state.json").write_text('{"step": 7}')
+    weights = {name: weight.data.clone() for name, weight in model.named_parameters()}
+    kinds = {"weights": weights} | (
+        {"ema": {n: w + 1 for n, w in weights.items() if n.startswith("head")}} if ema else {}
+    )
+    listed = []
+    for kind, tensors in kinds.items():
+        names = list(tensors)
+        for number in range(files):
+            path = checkpoint / f"{kind}-{number:05d}-of-{files:05d}.safetensors"
+            save_file({name: tensors[name].contiguous() for name in names[number::files]}, path)
+            content = path.read_bytes()
+            listed.append({"file": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    (checkpoint / "index.json").write_text(json.dumps({"files": listed}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made_run(tmp_path_factory):
+    """made_run(task, ...) -> the folder of a run of this task."""
+
+    def made(task="pretrain", files=1, ema=False, **model):
+        config = replace(CONFIG, task=Task(name=task), model=replace(CONFIG.model, **model))
+        return write_run(tmp_path_factory.mktemp(task), config, files, ema)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def run(made_run):
+    return made_run()

@@ -1,0 +1,69 @@
+"""Graphs of the dual encoder, run by onnxruntime and by torch alone, against the model."""
+
+import json
+import sys
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from tokenizers import Tokenizer
+
+from mvlm.__main__ import main
+from mvlm.model.weights import load_run
+
+SENTENCES = ["a red dog", "the star is green and the sky is blue"]
+
+
+@pytest.fixture(scope="module")
+def given():
+    return torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def tokens(folder):
+    """What someone without mvlm gives the text encoder."""
+    inputs = json.loads((folder / "inputs.json").read_text())
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(inputs["text_length"])
+    tokenizer.enable_padding(pad_id=inputs["pad_token_id"])
+    encoded = tokenizer.encode_batch(SENTENCES)
+    return np.array([each.ids for each in encoded]), np.array([each.attention_mask for each in encoded])
+
+
+@torch.no_grad()
+def features(run, given, ids, mask):
+    model = load_run(run).model
+    text_BLD = model.encode_text(torch.from_numpy(ids), torch.from_numpy(mask).bool())
+    return model.project_image(model.encode_image(given)).numpy(), model.project_text(text_BLD).numpy()
+
+
+def test_onnx(run, tmp_path, given):
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 0
+    ids, mask = tokens(tmp_path / "out")
+    image, text = (onnxruntime.InferenceSession(tmp_path / "out" / f"{side}.onnx") for side in ("image", "text"))
+    found = image.run(["features"], {"pixel_values": given.numpy()})[0]
+    read = text.run(["features"], {"input_ids": ids, "attention_mask": mask})[0]
+    for ours, theirs in zip(features(run, given, ids, mask), (found, read), strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
+
+
+def test_torch_export(run, tmp_path, given):
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
+    ids, mask = tokens(tmp_path / "out")
+    image, text = (torch.export.load(tmp_path / "out" / f"{side}.pt2").module() for side in ("image", "text"))
+    with torch.no_grad():
+        found, read = image(given).numpy(), text(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+    for ours, theirs in zip(features(run, given, ids, mask), (found, read), strict=True):
+        np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_a_model_of_a_task_has_no_dual_encoder(made_run, tmp_path, capsys):
+    assert main(["export", str(made_run("vqa")), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 1
+    assert "was fine-tuned for vqa" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_packages_that_are_missing_are_named(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "onnx"]) == 1
+    assert "ONNX needs onnxruntime: pip install" in capsys.readouterr().err

@@ -1,0 +1,218 @@
+"""Exported folders, against the model that they were made of."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
+
+from mvlm.__main__ import main
+from mvlm.data.pictures import Pictures
+from mvlm.errors import UserError
+from mvlm.export.card import model_card
+from mvlm.export.folder import export_folder
+from mvlm.model.weights import load_run, load_task_run
+from tests.conftest import ROOT
+from tests.evaluate.tiny import CAPTIONS, CONFIG, make_tokenizer
+
+SENTENCES = [caption for of_image in CAPTIONS for caption in of_image][:4]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(2)
+    Image.fromarray(rng.integers(0, 256, (40, 31, 3), dtype=np.uint8)).save(folder / "a.jpg")
+    Image.fromarray(rng.integers(0, 256, (16, 16, 4), dtype=np.uint8)).save(folder / "b.png")
+    Image.fromarray(rng.integers(0, 65536, (20, 30), dtype=np.uint16)).save(folder / "c.png")
+    turned = Image.fromarray(rng.integers(0, 256, (10, 25, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned.save(folder / "d.jpg", exif=exif)
+    return sorted(folder.iterdir())
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "small"
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    return out
+
+
+def equal(found, wanted):
+    return torch.equal(found, wanted) and found.dtype == wanted.dtype
+
+
+def test_the_processor_gives_what_the_model_was_shown(exported, pictures):
+    ours = Pictures(pictures, SENTENCES, make_tokenizer(), CONFIG.data.text_length, CONFIG.model.image_size)
+    processor = AutoProcessor.from_pretrained(exported)
+    given = processor(images=[Image.open(path) for path in pictures], text=SENTENCES)
+    assert equal(given["pixel_values"], ours.images(range(4)))
+    text, valid = ours.texts(range(4))
+    assert equal(given["input_ids"], text) and equal(given["attention_mask"].bool(), valid)
+
+
+@torch.no_grad()
+def test_every_output_is_equal_to_the_last_bit(exported, run, pictures):
+    ours = load_run(run).model
+    theirs = AutoModel.from_pretrained(exported).eval()
+    given = AutoProcessor.from_pretrained(exported)(images=[Image.open(path) for path in pictures], text=SENTENCES)
+    image, text, valid = given["pixel_values"], given["input_ids"], given["attention_mask"].bool()
+    image_BSD, text_BLD = ours.encode_image(image), ours.encode_text(text, valid)
+    image_BE, text_BE = ours.project_image(image_BSD), ours.project_text(text_BLD)
+    output = theirs(**given)
+    assert equal(output.image_embeds, image_BE) and equal(output.text_embeds, text_BE)
+    assert equal(output.logits_per_image, image_BE @ text_BE.T / ours.temperature())
+    assert equal(theirs.match(**given), ours.match(image_BSD, text_BLD, valid))
+    words = ours.reconstruct_text(ours.fuse_text(text_BLD, image_BSD, valid))
+    assert equal(theirs.restore_words(**given), words)
+    hidden = torch.rand(4, 4, generator=torch.Generator().manual_seed(3)) < 0.5
+    fused = ours.fuse_image(ours.encode_image(image, hidden), text_BLD, valid)
+    restored = ours.unpatchify(ours.reconstruct_image(fused, text_BLD, valid, hidden))
+    assert equal(theirs.restore_patches(image, hidden, text, valid), restored)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
+@torch.no_grad()
+def test_the_heads_of_tasks(made_run, task, tmp_path, pictures):
+    run = made_run(task, ema=task == "vqa")  # the average is what is exported, where there is one
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    auto = AutoModelForVisualQuestionAnswering if task == "vqa" else AutoModel
+    theirs, ours = auto.from_pretrained(tmp_path / "out").eval(), load_task_run(run, task).model
+    given = AutoProcessor.from_pretrained(tmp_path / "out")(
+        images=[Image.open(path) for path in pictures], text=SENTENCES[:2]
+    )
+    image = given["pixel_values"]
+    given["pixel_values"] = image.unflatten(0, (2, 2)) if task == "nlvr2" else image[:2]
+    views = torch.stack([image[::2], image[1::2]]) if task == "nlvr2" else image[None, :2]
+    assert equal(theirs(**given).logits, ours.logits(views, given["input_ids"], given["attention_mask"].bool()))
+    named = {"vqa": ["red", "blue", "2", "no"], "nlvr2": ["False", "True"]}.get(task)
+    assert named is None or list(theirs.config.id2label.values()) == named
+    with torch.enable_grad():
+        labels = torch.rand(2, 4) if task == "vqa" else torch.tensor([0, 1])
+        theirs(**given, labels=labels).loss.backward()
+    assert all(weight.grad is not None for weight in theirs.network.head.parameters())
+
+
+def test_weights_in_several_files_and_saved_again(made_run, tmp_path):
+    run = made_run(files=3)
+    export_folder(run, tmp_path / "out", "# card", shard_bytes=20_000)
+    assert len(list((tmp_path / "out").glob("model-*-of-*.safetensors"))) > 5
+    model = AutoModel.from_pretrained(tmp_path / "out")
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again").state_dict()
+    ours = dict(load_run(run).model.named_parameters())
+    for name, weight in ours.items():
+        assert torch.equal(again[f"network.{name}"], weight), name
+
+
+def test_a_tied_classifier_stays_tied(made_run, tmp_path):
+    run = made_run(tie_classifier=True)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    model, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values()), report
+    network = model.network
+    assert network.word_head.classifier.weight is network.text.embedding.weight
+    assert sum("classifier.weight" in name or "word_embeddings.weight" in name for name in stored) == 2  # match_head's
+
+
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from mvlm.export.folder import write_weights
+from mvlm.model.weights import load_run
+held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+mapped = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("weights-*"))
+resource.setrlimit(resource.RLIMIT_DATA, (held + mapped + 40_000_000, -1))
+if sys.argv[3] == "stream":
+    write_weights(Path(sys.argv[1]), Path(sys.argv[2]), 8_000_000)
+else:
+    load_run(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize(("how", "fits"), [("stream", True), ("load", False)])
+def test_memory_is_that_of_a_file_and_not_of_the_model(made_run, tmp_path, how, fits):
+    run = made_run(text_args=CONFIG.model.text_args | {"num_hidden_layers": 80, "hidden_size": 256})
+    checkpoint = run / "checkpoints" / "step_00000007"
+    assert sum(file.stat().st_size for file in checkpoint.glob("weights-*")) > 100_000_000
+    words = [sys.executable, "-c", LIMITED, str(checkpoint), str(tmp_path), how]
+    ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (ended.returncode == 0) == fits, ended.stderr[-500:]
+
+
+ALONE = """
+import sys
+class NoMvlm:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "mvlm":
+            raise ImportError(name)
+sys.meta_path.insert(0, NoMvlm())
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
+given = processor(images=[Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))], text=["a red dog"])
+with torch.no_grad():
+    torch.save([model(**given).logits_per_image, model.match(**given)], sys.argv[2])
+"""
+
+
+def test_without_mvlm_the_code_in_the_folder_gives_the_same(exported, tmp_path):
+    words = [sys.executable, "-c", ALONE, str(exported), str(tmp_path / "found.pt")]
+    places = {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ""}
+    ended = subprocess.run(words, cwd=tmp_path, env=os.environ | places, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    model = AutoModel.from_pretrained(exported).eval()
+    image = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
+    given = AutoProcessor.from_pretrained(exported)(images=[image], text=["a red dog"])
+    with torch.no_grad():
+        wanted = [model(**given).logits_per_image, model.match(**given)]
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert all(equal(ours, theirs) for ours, theirs in zip(wanted, found, strict=True))
+
+
+def test_importing_mvlm_imports_nothing_large():
+    code = "import sys, mvlm; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_the_card_says_what_the_run_was(run, exported):
+    card = (exported / "README.md").read_text()
+    assert card == model_card(run, "small")
+    assert "step 7 of 9" in card
+    count = sum(weight.numel() for weight in load_run(run).model.parameters())
+    assert f"of {count:,} parameters" in card
+    assert "| eval/image_to_text_r1 | 0.25 |" in card and "| ranks, ZeRO stage | 2, 1 |" in card
+
+
+def test_nothing_of_this_machine_is_told(run, exported):
+    for path in exported.iterdir():
+        if path.suffix != ".safetensors":
+            assert str(run) not in path.read_text(), path
+    assert json.loads((exported / "config.json").read_text())["settings"]["model"]["text"] == "roberta"
+
+
+def test_a_folder_is_whole_or_not_there(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "there").mkdir()
+    assert main(["export", str(run), "--out", str(tmp_path / "there")]) == 1
+    assert capsys.readouterr().err == (
+        f"mvlm: {tmp_path / 'there'} exists: give --out a new folder, or remove that one first.\n"
+    )
+    full = OSError(28, "No space left on device")
+
+    def fails(*_, **__):
+        raise full
+
+    monkeypatch.setattr("mvlm.export.folder.save_file", fails)
+    with pytest.raises(UserError, match=r"cannot be written .*No space left.*give --out another place"):
+        export_folder(run, tmp_path / "out", "# card")
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
