@@ -16,6 +16,7 @@ from PIL import Image
 
 from mvlm import __version__
 from mvlm.report.charts import COLORS, line_chart
+from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import Facts
 from mvlm.report.measure import Measured
 
@@ -34,11 +35,13 @@ SPEED = {
     "mfu": "Model FLOPs utilisation",
     "memory_gb": "Memory, GB",
 }
-RECALLS = {
+SCORES = {
     "eval/image_to_text_r1": "Image to text R@1, ITC",
     "eval/text_to_image_r1": "Text to image R@1, ITC",
     "eval/image_to_text_reranked_r1": "Image to text R@1, re-ranked",
     "eval/text_to_image_reranked_r1": "Text to image R@1, re-ranked",
+    "eval/accuracy": "Accuracy on held-out rows",
+    "eval/consistency": "Consistency on held-out rows",
 }
 SMALL = 128
 """Pixels a side below which a picture is stored without loss and shown with its pixels."""
@@ -55,11 +58,20 @@ def render(runs: Sequence[tuple[Facts, Measured]], now: datetime) -> str:
     names = _distinct_names(facts)
     return environment.get_template("template.html").render(
         runs=[
-            {"name": name, "color": index % len(COLORS), "facts": of_run, "about": about(of_run), "measured": measured}
+            {
+                "name": name,
+                "color": index % len(COLORS),
+                "facts": of_run,
+                "about": about(of_run),
+                "corpora": corpora(of_run),
+                "bad_images": int(max((line.get("bad_images") or 0 for line in of_run.metrics.values()), default=0)),
+                "measured": measured,
+            }
             for index, (name, (of_run, measured)) in enumerate(zip(names, runs, strict=True))
         ],
+        differences=differences(facts) if len(facts) > 1 else [],
         losses=_charts(facts, LOSSES | ACCURACIES),
-        recalls=_charts(facts, RECALLS),
+        scores=_charts(facts, SCORES),
         speed=_charts(facts, SPEED, log=("grad_norm",)),
         made=f"{now:%Y-%m-%d %H:%M}",
         version=__version__,

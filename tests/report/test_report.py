@@ -4,13 +4,17 @@ import base64
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
+from mvlm.report.compare import corpora, differences
+from mvlm.report.facts import read_facts
 from tests.report.conftest import HOSTILE
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -141,6 +145,46 @@ def test_two_runs_stand_side_by_side(bare_run, trained, tmp_path):
     assert "var(--line-0)" in text
     assert "var(--line-1)" in text
     assert str(bare_run) in page.text, "runs of one name are told apart by their folders"
+
+
+def test_what_differs_between_runs_is_told_and_nothing_else(bare_run, tmp_path):
+    other = shutil.copytree(bare_run, tmp_path / "other")
+    config = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(config.replace("image_mask_ratio = 0.6", "image_mask_ratio = 0.5"))
+    described = json.loads((other / "run.json").read_text())
+    described["versions"]["torch"] = "9.9"
+    (other / "run.json").write_text(json.dumps(described | {"zero_stage": 3}))
+    first, second = read_facts(bare_run), read_facts(other)
+    torch = first.described["versions"]["torch"]
+    wanted = [("objectives.image_mask_ratio", ["0.6", "0.5"]), ("zero stage", ["1", "3"]), ("torch", [torch, "9.9"])]
+    assert differences([first, second]) == wanted
+    report(bare_run, other, "--out", tmp_path / "both.html")
+    assert "What differs" in read(tmp_path / "both.html")[1].text
+    report(bare_run, "--out", tmp_path / "one.html")
+    assert "What differs" not in read(tmp_path / "one.html")[1].text
+
+
+def test_what_became_of_the_data(bare_run, add_metrics, tmp_path):
+    """A folder with a broken and a missing picture is sharded; the page says what sharding said."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "0.png")
+    (folder / "1.png").write_bytes(b"no picture")
+    lines = [{"id": str(n), "image": f"{n}.png", "captions": [HOSTILE]} for n in range(3)]
+    (folder / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert data_tools(["shard", "folder", str(folder), "--out", str(tmp_path / "shards")]) == 0
+    config = (bare_run / "config.toml").read_text()
+    train_line = next(line for line in config.splitlines() if line.startswith("train = "))
+    (bare_run / "config.toml").write_text(config.replace(train_line, f'train = ["{tmp_path / "shards"}"]'))
+    add_metrics(bare_run, {"step": 4, "bad_images": 2})
+    counted = json.loads((tmp_path / "shards" / "yield.json").read_text())
+    assert (counted["read"], counted["kept"], len(counted["dropped"])) == (3, 1, 2)
+    (corpus,) = corpora(read_facts(bare_run))
+    assert (corpus.read, corpus.kept, corpus.captions) == (3, 1, 1)
+    report(bare_run, "--out", tmp_path / "page.html")
+    _, page = read(tmp_path / "page.html")
+    told = ", ".join(f"1 {reason}" for reason in sorted(counted["dropped"]))
+    assert told in page.text
 
 
 def test_a_repeated_step_counts_once_and_a_cut_last_line_is_left_out(bare_run, add_metrics):
