@@ -304,6 +304,6 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes | None) 
             load_config(path)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "mvlm/configs").glob("*.toml")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted((ROOT / "mvlm/configs").rglob("*.toml")), ids=lambda path: path.name)
 def test_the_files_we_ship_are_valid(path: Path) -> None:
     assert load_config(path) != Config()

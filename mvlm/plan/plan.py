@@ -16,6 +16,7 @@ from mvlm.plan.communication import Fabric, Step, step_time
 from mvlm.plan.encoders import Shape, shape_of
 from mvlm.plan.kept import Arithmetic
 from mvlm.plan.memory import Memory, peak
+from mvlm.train.blocks import evenly
 from mvlm.train.ds_config import micro_batches, resolve, usable_ranks
 from mvlm.train.loop import schedule_steps
 from mvlm.train.states import Zero, states
@@ -132,9 +133,8 @@ class Planner:
 
     def _recomputed(self, forward: float) -> float:
         """Operations of blocks that backward computes again."""
-        found = pieces(self.config, self.shape, self.work, self.how)
-        blocks = [piece for piece in found if piece.block]
-        return forward * sum(piece.again > 0 for piece in blocks) / len(blocks)
+        blocks = [piece for piece in pieces(self.config, self.shape, self.work, self.how) if piece.block]
+        return forward * len(evenly(blocks, self.config.train.recompute)) / len(blocks)
 
     def stage(self, stage: int) -> Zero:
         """The same configuration at another ZeRO stage, without offload."""

@@ -21,10 +21,12 @@ from benchmarks.claim.paired import compare, crossed_variance, sign_flips, stude
 from benchmarks.claim.scores import _differing, pack, unpack
 from benchmarks.claim.table import PAGE, Measured, into_page, tables
 from mvlm import dist
+from mvlm.config import load_config
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.train.signals import SIGNALS
+from tests.conftest import ROOT
 
 # Of printed tables: t for 0.975.
 TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042, 1000: 1.962}
@@ -239,3 +241,17 @@ def test_cells_are_run_once_and_can_be_drawn(
     assert claim(["table", "--folder", str(tmp_path), "--results", str(results)]) == 0
     assert "| `scenes/all/10` | 1 |" in capsys.readouterr().out
     assert (results.parent / "reconstructions-small.png").stat().st_size > 1000
+
+
+def test_the_configurations_of_the_papers_rows_are_base_with_the_words_of_the_grid() -> None:
+    """No file may drift from the recipe or from what the grid calls by its name."""
+    configs = ROOT / "mvlm/configs"
+    files = {path.stem: path for path in (configs / "ablation").glob("*.toml")}
+    assert set(files) == {*grid.ABLATION, *grid.MASKING, "image_50", "image_70", "text_15"}
+    place = ['data.train=["shards/coco_train", "shards/cc3m_halves/half"]', "train.epochs=30"]
+    for name, path in files.items():
+        wanted = load_config(configs / "base.toml", [*place, f"run.dir=runs/paper/{name}", *grid.OBJECTIVES[name]])
+        assert load_config(path) == wanted, name
+    corpora = 'data.train=["shards/coco_train", "shards/vg", "shards/cc3m", "shards/sbu"]'
+    whole = load_config(configs / "base.toml", [corpora, "run.dir=runs/paper/base_4m"])
+    assert load_config(configs / "base_4m.toml") == whole
