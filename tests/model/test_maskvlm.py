@@ -185,15 +185,18 @@ def test_an_objective_of_weight_zero_is_absent_and_costs_no_parameter_a_gradient
 
 def test_masked_alignment_reads_the_hidden_inputs(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = make_batch()
-    whole, masked = (build(tokenizer, f"objectives.alignment_inputs={w}")(batch)["itc"] for w in ("full", "masked"))
+    whole, masked = (
+        build(tokenizer, f"objectives.alignment_inputs={inputs}").double()(batch)["itc"]
+        for inputs in ("full", "masked")
+    )
     shown = dataclasses.replace(
         batch,
         patch_mask_BN=torch.zeros_like(batch.patch_mask_BN).index_fill(1, torch.tensor([0]), False),
         masked_text_BL=batch.text_BL,
     )
-    shown_masked = build(tokenizer, "objectives.alignment_inputs=masked")(shown)["itc"]
-    assert whole.item() != pytest.approx(masked.item(), rel=1e-4)
-    assert shown_masked.item() == pytest.approx(whole.item(), rel=1e-5)
+    shown_masked = build(tokenizer, "objectives.alignment_inputs=masked").double()(shown)["itc"]
+    assert whole.item() != pytest.approx(masked.item(), rel=1e-6)
+    assert shown_masked.item() == pytest.approx(whole.item(), rel=1e-9)
 
 
 def test_the_temperature_is_clamped_and_can_come_back() -> None:
