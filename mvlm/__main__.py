@@ -14,6 +14,8 @@ COMMANDS = {
     "train": "pretrain a model, or fine-tune one",
     "evaluate": "measure a trained model on held-out shards",
     "predict": "try a trained model on your own images and sentences",
+    "index": "embed a corpus's images, to be searched",
+    "search": "find images of a corpus by a sentence or by a picture",
     "watch": "show how a running job stands",
     "report": "write a page about a run: curves, numbers and examples",
     "plan": "work out a run's memory, time and communication before it starts",
