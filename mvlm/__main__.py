@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "try a trained model on your own images and sentences",
     "index": "embed a corpus's images, to be searched",
     "search": "find images of a corpus by a sentence or by a picture",
+    "serve": "show a trained model on a web page, to be tried by hand",
     "watch": "show how a running job stands",
     "report": "write a page about a run: curves, numbers and examples",
     "plan": "work out a run's memory, time and communication before it starts",

@@ -13,7 +13,13 @@ def trained(scenes, tmp_path_factory):
     """A run of a few steps on `scenes`; sentences and pictures matter to each other from the start."""
     run = tmp_path_factory.mktemp("trained") / "run"
     words = [f"data.train={scenes / 'train'}", f"data.eval={scenes / 'eval'}", f"run.dir={run}", "train.steps=12"]
-    words += ["model.cross_init_std=0.3", "train.global_batch=32", "optim.lr=0.003", "optim.encoder_lr=0.003"]
+    words += [
+        "data.vocabulary=512",
+        "model.cross_init_std=0.3",
+        "train.global_batch=32",
+        "optim.lr=0.003",
+        "optim.encoder_lr=0.003",
+    ]
     command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, *words]
     done = run_command(mvlm_command(*command, "eval.every=0", launcher=False))
     assert done.returncode == 0, done.stderr
