@@ -48,6 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "mvlm.plan": {"config", "flops", "masking", "model", "data", "train", "plan"},
     "mvlm.predict": {"model", "data", "evaluate", "predict"},
+    "mvlm.search": {"model", "data", "evaluate", "search"},
+    "mvlm.serve": {"masking", "model", "data", "evaluate", "predict", "search", "serve"},
     "mvlm.watch": {"train", "watch"},
     "mvlm.report": {"batch", "config", "dist", "masking", "model", "data", "evaluate", "report"},
 }

@@ -19,23 +19,15 @@ from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
 
 
-class EvalDataset:
-    """The first `limit` rows (0 = all) as plain images and all their captions.
+class EvalImages:
+    """The first `rows` rows of a mixture as plain images.
 
-    Attributes:
-        captions: every caption of every row, row after row.
-        owner: int64 [len(captions)], the row of each.
-        tokens: the `CaptionTokenizer`.
+    Args:
+        image_size: their side as the model reads them, in pixels.
     """
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
-        self.mixture = mixture
-        self.tokens = CaptionTokenizer(tokenizer, config.data.text_length)
-        self.image_size = config.model.image_size
-        self.rows = min(limit, len(mixture)) if limit else len(mixture)
-        captions = [mixture.captions(row) for row in range(self.rows)]
-        self.captions = [caption for of_row in captions for caption in of_row]
-        self.owner = np.repeat(np.arange(self.rows), [len(of_row) for of_row in captions])
+    def __init__(self, mixture: Mixture, rows: int, image_size: int):
+        self.mixture, self.rows, self.image_size = mixture, rows, image_size
 
     def __len__(self) -> int:
         """Images."""
@@ -48,10 +40,6 @@ class EvalDataset:
             UserError: an image cannot be decoded; names shard, row and key.
         """
         return torch.from_numpy(np.stack([self._views(row)[0] for row in rows]))
-
-    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """text_BL int64 and valid_BL bool of the captions with these indices."""
-        return self.tokens.batch([self.captions[index] for index in captions])
 
     def _views(self, row: int) -> list[np.ndarray]:
         """The images of a row, which are two only of a pair."""
@@ -69,6 +57,27 @@ class EvalDataset:
                 f"{self.mixture.where(row)} (key {key!r}): {why_bad(data, crc32, error)}: "
                 "copy the shard again, or shard the corpus again, which sets such images aside."
             ) from error
+
+
+class EvalDataset(EvalImages):
+    """The first `limit` rows (0 = all) as plain images and all their captions.
+
+    Attributes:
+        captions: every caption of every row, row after row.
+        owner: int64 [len(captions)], the row of each.
+        tokens: the `CaptionTokenizer`.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
+        super().__init__(mixture, min(limit, len(mixture)) if limit else len(mixture), config.model.image_size)
+        self.tokens = CaptionTokenizer(tokenizer, config.data.text_length)
+        captions = [mixture.captions(row) for row in range(self.rows)]
+        self.captions = [caption for of_row in captions for caption in of_row]
+        self.owner = np.repeat(np.arange(self.rows), [len(of_row) for of_row in captions])
+
+    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """text_BL int64 and valid_BL bool of the captions with these indices."""
+        return self.tokens.batch([self.captions[index] for index in captions])
 
 
 class LabelledEvalDataset(EvalDataset):

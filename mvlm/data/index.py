@@ -69,8 +69,13 @@ class Corpus:
 
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
+        shard, local = self.position(index)
+        return f"{shard} row {local}"
+
+    def position(self, index: int) -> tuple[str, int]:
+        """The file of a row and the row in it."""
         shard, local = self._locate(index)
-        return f"{self.place.name(shard)} row {local}"
+        return self.place.name(shard), local
 
     def changed(self, index: int) -> bool:
         """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
@@ -238,6 +243,10 @@ class Mixture:
     def where(self, row: int) -> str:
         corpus, local = self.locate(row)
         return corpus.where(local)
+
+    def position(self, row: int) -> tuple[str, int]:
+        corpus, local = self.locate(row)
+        return corpus.position(local)
 
     def changed(self, row: int) -> bool:
         corpus, local = self.locate(row)

@@ -10,6 +10,7 @@ Beside them may lie `step_N.partial-A`, being written by the run's attempt A, an
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -45,6 +46,7 @@ class Loaded(Generic[M_co]):
     config: Config
     step: int
     averaged: bool = False  # it has the average of the run's weights (train.ema)
+    fingerprint: str = ""  # of the weights' files
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,12 @@ def is_averaged(checkpoint: Path) -> bool:
     return any(entry.file.startswith(f"{EMA}-") for entry in _index(checkpoint))
 
 
+def fingerprint(checkpoint: Path) -> str:
+    """Equal exactly when the weights, and the average of them, are the same files; whether moments lie there or not."""
+    weights = [entry for entry in _index(checkpoint) if entry.file.startswith((f"{WEIGHTS}-", f"{EMA}-"))]
+    return hashlib.sha256("".join(sorted(entry.sha256 for entry in weights)).encode()).hexdigest()
+
+
 @contextmanager
 def open_weights(checkpoint: Path) -> Iterator[dict[str, safe_open]]:
     """What to evaluate a checkpoint by or start another run from: the average of each weight, where there is one.
@@ -174,7 +182,9 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
         raise UserError(
             f"{path} was fine-tuned for {task}: evaluate {task}, or give a run of pretraining or retrieval."
         )
-    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step, loaded.averaged)
+    return Loaded(
+        loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step, loaded.averaged, loaded.fingerprint
+    )
 
 
 def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
@@ -185,7 +195,9 @@ def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu
             f"{path} is a run of {loaded.config.task.name} and not of {task}: "
             f"fine-tune it first, by task.name = {task!r} and checkpoint.init."
         )
-    return Loaded(loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step, loaded.averaged)
+    return Loaded(
+        loaded.model, loaded.tokenizer_folder, loaded.config, loaded.step, loaded.averaged, loaded.fingerprint
+    )
 
 
 def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
@@ -198,7 +210,8 @@ def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
         step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
     except UNREADABLE as error:
         raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
-    return Loaded(model.to(device).eval(), run / "tokenizer", config, step, is_averaged(checkpoint))
+    averaged, of_weights = is_averaged(checkpoint), fingerprint(checkpoint)
+    return Loaded(model.to(device).eval(), run / "tokenizer", config, step, averaged, of_weights)
 
 
 def offline_model(config: Config, checkpoint: Path) -> Encoders:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.data.pictures import Pictures
+from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.collate import pad
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
@@ -21,23 +25,18 @@ MASK = "[MASK]"
 
 
 def guess_words(
-    model: MaskVLM, pictures: Pictures, row: int, masked: str, top: int, device: torch.device
+    model: MaskVLM, text_1L: Tensor, valid_1L: Tensor, hidden_1L: Tensor, images: dict[str, Tensor], top: int
 ) -> dict[str, list[list[tuple[int, float]]]]:
-    """The `top` tokens, with their probabilities, for each hidden word: `with_image`, and `without_image`.
+    """The `top` tokens, with their probabilities, for each hidden token: with each of the images, by its name.
 
     Args:
-        masked: the sentence with the tokenizer's mask token where a word is hidden.
-
-    Without an image is with one of the colour that the encoder's normalisation makes 0.
+        text_1L: the sentence with the mask token where `hidden_1L` is True.
+        images: each uint8 1CHW, on the model's device.
     """
-    text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([masked]))
-    hidden_1L = text_1L == pictures.tokens.mask_id
-    image_1CHW = pictures.images([row]).to(device)
-    blank_1CHW = torch.ones_like(image_1CHW) * _mean_colour(model).to(device)
     guesses = {}
     with shares.inference(model):
         text_1LD = model.encode_text(text_1L, valid_1L)
-        for name, shown_1CHW in (("with_image", image_1CHW), ("without_image", blank_1CHW)):
+        for name, shown_1CHW in images.items():
             fused_1LD = model.fuse_text(text_1LD, model.encode_image(shown_1CHW), valid_1L)
             probability_MV = model.reconstruct_text(fused_1LD[hidden_1L]).float().softmax(-1)
             best = probability_MV.topk(min(top, probability_MV.shape[1]), dim=-1)
@@ -46,8 +45,68 @@ def guess_words(
     return guesses
 
 
-def _mean_colour(model: MaskVLM) -> Tensor:
-    return (torch.tensor(model.vision.mean) * 255).round().to(torch.uint8).view(3, 1, 1)
+@dataclass(frozen=True)
+class Masked:
+    """A sentence in which every token of some words is hidden."""
+
+    text_L: np.ndarray
+    words: list[int]  # the places of the hidden words among all words
+    tokens: list[list[int]]  # of each, the places of its tokens in text_L
+
+    def tensors(self, tokens: CaptionTokenizer, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """text_1L, valid_1L and hidden_1L, as `guess_words` takes them."""
+        text_1L, valid_1L = (tensor.to(device) for tensor in pad([self.text_L], tokens.pad_id, tokens.length))
+        hidden_1L = torch.zeros_like(valid_1L)
+        hidden_1L[0, [place for of_word in self.tokens for place in of_word]] = True
+        return text_1L, valid_1L, hidden_1L
+
+    def by_word(self, guesses: list[list[tuple[int, float]]]) -> list[list[list[tuple[int, float]]]]:
+        """The guesses for all hidden tokens, in their order, as those for each word."""
+        following = iter(guesses)
+        return [[next(following) for _ in of_word] for of_word in self.tokens]
+
+
+def hide_words(tokens: CaptionTokenizer, words: Sequence[str], hidden: Sequence[int]) -> Masked:
+    """Hide some of the words of a sentence, that are written with a space between.
+
+    Args:
+        hidden: their places among `words`.
+
+    Raises:
+        UserError: none is hidden, or one is beyond the tokens that the model reads.
+    """
+    sentence, chosen = " ".join(words), sorted({place for place in hidden if place < len(words)})
+    if not chosen:
+        raise UserError("No word is hidden: hide one.")
+    text_L, spans, places = tokens.encode(sentence).copy(), tokens.spans(sentence), []
+    for word in chosen:
+        first = sum(len(before) + 1 for before in words[:word])
+        last = first + len(words[word])
+        places.append([place for place, (start, end) in enumerate(spans) if start < last and end > first])
+        if not places[-1]:
+            raise UserError(
+                f"The word {words[word]!r} is beyond the {tokens.length} tokens that this model reads: "
+                "give a shorter sentence."
+            )
+        text_L[places[-1]] = tokens.mask_id
+    return Masked(text_L, chosen, places)
+
+
+def likeliest(
+    tokenizer: PreTrainedTokenizerBase, guesses: list[list[tuple[int, float]]], top: int
+) -> list[dict[str, Any]]:
+    """The `top` fillings of a word of one or more tokens, each token guessed for itself: {word, probability}."""
+    best: list[tuple[list[int], float]] = [([], 1.0)]
+    for of_token in guesses:
+        longer = [([*ids, token], share * odds) for ids, share in best for token, odds in of_token]
+        best = sorted(longer, key=lambda each: -each[1])[:top]
+    return [{"word": str(tokenizer.decode(ids)).strip(), "probability": share} for ids, share in best]
+
+
+def blank_image(model: MaskVLM, image_1CHW: Tensor) -> Tensor:
+    """An image like this one that shows nothing: all of the colour that the encoder's normalisation makes 0."""
+    colour = (torch.tensor(model.vision.mean) * 255).round().to(torch.uint8).view(3, 1, 1)
+    return torch.ones_like(image_1CHW) * colour.to(image_1CHW.device)
 
 
 class Words:
@@ -61,7 +120,11 @@ class Words:
         for number, (path, sentence) in enumerate(zip(asked.images, asked.sentences, strict=True)):
             masked = sentence.replace(MASK, tokenizer.mask_token)
             _check(sentence, int((pictures.tokens.encode(masked) == pictures.tokens.mask_id).sum()), loaded)
-            best = guess_words(loaded.model, pictures, number, masked, asked.top, device)
+            text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([masked]))
+            image_1CHW = pictures.images([number]).to(device)
+            images = {"with_image": image_1CHW, "without_image": blank_image(loaded.model, image_1CHW)}
+            hidden_1L = text_1L == pictures.tokens.mask_id
+            best = guess_words(loaded.model, text_1L, valid_1L, hidden_1L, images, asked.top)
             guesses = {name: [_spelled(tokenizer, ids) for ids in of_masks] for name, of_masks in best.items()}
             filled = _fill(sentence, [words[0]["word"] for words in guesses["with_image"]])
             entries.append({"image": str(path), "sentence": sentence, "filled": filled, **guesses})

@@ -1,0 +1,38 @@
+"""`mvlm index SHARDS...`: a corpus's images made searchable by a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mvlm import dist
+from mvlm.model.weights import load_run
+from mvlm.search.build import build_index
+
+
+def add_parser(subparsers: Any, does: str) -> None:
+    """Add `index` to the command line."""
+    parser = subparsers.add_parser(
+        "index",
+        help=does,
+        description="Embed the images of shards for `mvlm search` and `mvlm serve`. An index that is there already is "
+        "replaced when the new one is whole.",
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARDS", help="shard folders")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="the folder to write")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed and write; returns the exit code.
+
+    Raises:
+        UserError: the checkpoint or the shards cannot be used, or the index cannot be written.
+    """
+    device = dist.device()
+    loaded = load_run(args.checkpoint, device)
+    count = build_index(loaded, args.shards, args.out, device)
+    print(f"{args.out}: {count:,} images by the weights of step {loaded.step}.")
+    return 0

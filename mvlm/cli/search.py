@@ -1,0 +1,92 @@
+"""`mvlm search INDEX`: the images of a corpus that fit a sentence or are like another."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvlm import dist
+from mvlm.cli.output import write_whole
+from mvlm.data.decoding import Decoded
+from mvlm.data.pictures import read_picture
+from mvlm.data.transforms import eval_view
+from mvlm.errors import UserError
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import Loaded, load_run
+from mvlm.predict.prediction import file_name, printable
+from mvlm.search.find import Found, ImageIndex, find_by_image, find_by_sentence
+
+EXAMPLES = """examples:
+  mvlm search corpus.index --checkpoint runs/tiny --text "a red circle" --out found
+  mvlm search corpus.index --checkpoint runs/tiny --image cat.jpg --top 10 --json found.json
+
+A sentence's first answers are ordered again by ITM, which reads them from the shards; --rerank 0 leaves ITC's order.
+"""
+
+
+def add_parser(subparsers: Any, does: str) -> None:
+    """Add `search` to the command line."""
+    parser = subparsers.add_parser(
+        "search",
+        help=does,
+        description="Find images in an index made by `mvlm index`.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="the run or checkpoint that made it")
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", metavar="TEXT", help="a sentence")
+    asked.add_argument("--image", type=Path, metavar="FILE", help="a picture")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="best answers shown (5)")
+    parser.add_argument(
+        "--rerank", type=int, default=32, metavar="K", help="of a sentence's, ordered again by ITM (32)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here as well")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the pictures found in this folder")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Search, print, and write what is to be written; returns the exit code.
+
+    Raises:
+        UserError: the index or what it was made of cannot be used, or something cannot be written.
+    """
+    if args.top < 1 or args.rerank < 0:
+        raise UserError(f"--top is {args.top} and --rerank {args.rerank}: give 1 or more, and 0 or more.")
+    device = dist.device()
+    loaded = load_run(args.checkpoint, device)
+    index = ImageIndex(args.index, loaded)
+    found = _find(args, index, loaded, device)
+    print(printable(args.text or args.image))
+    for each in found:
+        print(_line(each))
+    for number, each in enumerate(found if args.out else []):
+        buffer = io.BytesIO()
+        index.picture(each.image).save(buffer, "PNG")
+        write_whole(args.out / file_name(number, Path(each.key.replace("/", "_"))), buffer.getvalue(), "--out")
+    if args.json:
+        answers = [dataclasses.asdict(each) for each in found]
+        content = {"text": args.text, "image": args.image and str(args.image), "step": loaded.step, "found": answers}
+        write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
+    return 0
+
+
+def _find(args: argparse.Namespace, index: ImageIndex, loaded: Loaded[MaskVLM], device: torch.device) -> list[Found]:
+    if args.image is None:
+        return find_by_sentence(index, loaded, args.text, args.top, args.rerank, device)
+    view_CHW = eval_view(Decoded(read_picture(args.image)), loaded.config.model.image_size)
+    return find_by_image(index, loaded, torch.from_numpy(view_CHW)[None], args.top, device)
+
+
+def _line(found: Found) -> str:
+    match = "" if found.match is None else f"  match {found.match:6.1%}"
+    place = f"{found.shard} row {found.row} (key {found.key!r})"
+    return f"  similarity {found.similarity:+.3f}{match}  {printable(place)}  {printable(found.caption)}"

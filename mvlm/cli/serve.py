@@ -1,0 +1,94 @@
+"""`mvlm serve RUN`: a trained model on a web page."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import socket
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from mvlm import dist
+from mvlm.errors import UserError
+from mvlm.model.weights import load_run
+from mvlm.search.find import ImageIndex
+from mvlm.serve.answers import Answers
+from mvlm.serve.app import make_app
+from mvlm.serve.gate import Gate
+
+CONNECTIONS = 200
+"""At most; what a browser asks beyond is refused before anything is read."""
+
+FAREWELL_S = 3
+"""For answers under way when it is ended."""
+
+
+def add_parser(subparsers: Any, does: str) -> None:
+    """Add `serve` to the command line."""
+    parser = subparsers.add_parser(
+        "serve",
+        help=does,
+        description="Show a trained model on a web page: search a corpus, hide patches of a picture or words of a "
+        "sentence and see them guessed. Ctrl-C ends it.",
+    )
+    parser.add_argument("checkpoint", metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`, to be searched")
+    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="the address to listen at (127.0.0.1)")
+    parser.add_argument("--port", type=_port, default=8000, metavar="PORT", help="0 = any that is free (8000)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until it is ended; returns the exit code.
+
+    Raises:
+        UserError: the checkpoint or the index cannot be used, or the address is taken or none of this machine's.
+    """
+    with _listen(args.host, args.port) as listener:
+        device = dist.device()
+        loaded = load_run(args.checkpoint, device)
+        answers = Answers(loaded, ImageIndex(args.index, loaded) if args.index else None, device)
+        app = make_app(answers, Gate(), {"localhost", args.host, socket.gethostname(), socket.getfqdn()})
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_graceful_shutdown=FAREWELL_S,
+        )
+        print(f"{args.checkpoint}, step {loaded.step}, at {_address(listener)} (Ctrl-C ends it)", flush=True)
+        try:
+            uvicorn.Server(config).run(sockets=[listener])
+        except KeyboardInterrupt:
+            print("Ended.")
+    return 0
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:  # which the system would take for another one
+        raise argparse.ArgumentTypeError("must be 0 to 65535")
+    return port
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens before the model is loaded, which takes long."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen()
+        return listener
+    except OSError as error:
+        raise UserError(f"{host} port {port} cannot be listened at ({error}): give another --port or --host.") from None
+
+
+def _address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ipaddress.ip_address(host).version == 6 else f"http://{host}:{port}"

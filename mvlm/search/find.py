@@ -1,0 +1,191 @@
+"""The nearest images of an index: ITC's features order all, ITM the first of them again where a sentence is asked."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mvlm.data.cache import Cache
+from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.dataset import EvalImages
+from mvlm.data.decoding import BadImage, load_image
+from mvlm.data.index import Mixture
+from mvlm.data.rows import why_bad
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate import memory, ranking, shares
+from mvlm.evaluate.matching import match_pairs
+from mvlm.evaluate.memory import Tokens
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import Loaded
+from mvlm.search.folder import open_table, open_vectors, read_contents
+
+EXACT = 1 << 20
+"""Images up to which every one is compared, in tenths of a second; beyond, the graphs are followed, and one may be
+missed."""
+
+WIDTH_OF_SEARCH = 512
+"""Candidates that a graph keeps in sight; usearch's own 64 miss more."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image of the index.
+
+    Args:
+        image: its number in the index.
+        shard, row, key, caption: as the table has them.
+        similarity: the cosine of ITC.
+        match: the probability by ITM; None where it was not asked.
+    """
+
+    image: int
+    shard: str
+    row: int
+    key: str
+    caption: str
+    similarity: float
+    match: float | None = None
+
+
+class ImageIndex:
+    """An index opened for the model that made it.
+
+    Raises:
+        UserError: there is none, it is damaged, or other weights made it.
+    """
+
+    def __init__(self, folder: Path, loaded: Loaded[MaskVLM]) -> None:
+        self.folder, self._loaded = folder, loaded
+        self.contents = read_contents(folder)
+        if self.contents.weights != loaded.fingerprint:
+            raise UserError(
+                f"{folder} was made by other weights, of step {self.contents.step}, and this checkpoint is of step "
+                f"{loaded.step}: give the checkpoint that made it, or make it again with `mvlm index`."
+            )
+        self._vectors, self._table = open_vectors(folder, self.contents), open_table(folder, self.contents)
+
+    def __len__(self) -> int:
+        """Images."""
+        return self.contents.rows
+
+    def nearest(self, query_E: Tensor, count: int) -> list[Found]:
+        """The `count` images of the greatest cosine with a feature, best first; equal ones in the index's order."""
+        query = query_E.float().cpu().numpy()
+        images, similarities = [], []
+        for part in self._vectors:
+            part.expansion_search = max(WIDTH_OF_SEARCH, count)  # type: ignore[misc]  # it has a setter
+            matches = part.search(query, min(count, len(part)), exact=len(self) <= EXACT)
+            images.append(matches.keys.astype(np.int64))
+            similarities.append(1 - matches.distances)
+        image_K, similarity_K = np.concatenate(images), np.concatenate(similarities)
+        best = np.lexsort((image_K, -similarity_K))[:count]
+        return [self._describe(int(image_K[at]), float(similarity_K[at])) for at in best]
+
+    def picture(self, image: int) -> Image.Image:
+        """The image with this number, decoded in full.
+
+        Raises:
+            UserError: the shards are not those that were indexed, or the image was damaged.
+        """
+        content = self.shards.row(image)
+        try:
+            if zlib.crc32(content.image) != content.crc32:
+                raise BadImage("its checksum differs")
+            return load_image(content.image)
+        except BadImage as error:
+            raise UserError(
+                f"{self.shards.where(image)} (key {content.key!r}): {why_bad(content.image, content.crc32, error)}: "
+                "copy or shard it again."
+            ) from None
+
+    @cached_property
+    def shards(self) -> Mixture:
+        """The shards that were indexed, opened when an image is first needed.
+
+        Raises:
+            UserError: they were moved or changed.
+        """
+        data = self._loaded.config.data
+        folders = [indexed.folder for indexed in self.contents.shards]
+        try:
+            mixture = Mixture(folders, cache=Cache(data.cache, data.cache_gb))
+        except UserError as error:
+            raise UserError(
+                f"The shards of {self.folder} are not where they were indexed ({str(error).rstrip('.')}): put them "
+                "back, or index them where they are with `mvlm index`."
+            ) from None
+        for corpus, indexed in zip(mixture.corpora, self.contents.shards, strict=True):
+            if corpus.manifest.fingerprint != indexed.fingerprint:
+                raise UserError(
+                    f"{indexed.folder} has changed since {self.folder} was made: index it again with `mvlm index`."
+                )
+        return mixture
+
+    def _describe(self, image: int, similarity: float) -> Found:
+        return Found(image, **self._table.slice(image, 1).to_pylist()[0], similarity=similarity)
+
+
+class _Candidates:
+    """Images of an index, and the sentence that each may match: what `match_pairs` reads."""
+
+    def __init__(self, index: ImageIndex, images: Sequence[int], sentence: str, tokens: CaptionTokenizer, size: int):
+        self.captions, self.tokens, self._numbers = [sentence], tokens, images
+        self._all = EvalImages(index.shards, len(index), size)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        return self._all.images([self._numbers[row] for row in rows])
+
+    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return self.tokens.batch([self.captions[index] for index in captions])
+
+
+def find_by_sentence(
+    index: ImageIndex, loaded: Loaded[MaskVLM], sentence: str, top: int, rerank: int, device: torch.device
+) -> list[Found]:
+    """The `top` images for a sentence; ITM orders ITC's first `rerank` again, where the model has learned it.
+
+    Raises:
+        UserError: the shards, which re-ranking reads, were moved, changed or damaged.
+    """
+    config, model = loaded.config, loaded.model
+    rerank = rerank if config.objectives.itm else 0
+    tokens = CaptionTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length)
+    with shares.inference(model):
+        text_1L, valid_1L = (tensor.to(device) for tensor in tokens.batch([sentence]))
+        feature_E = model.project_text(model.encode_text(text_1L, valid_1L))[0]
+        found = index.nearest(feature_E, max(top, rerank))
+        first = [each.image for each in found[:rerank]]
+        if not first:
+            return found[:top]
+        candidates = _Candidates(index, first, sentence, tokens, config.model.image_size)
+        sizes = memory.sizes(config.eval.memory_gb, config.eval.batch, len(first), 1, Tokens.of(model, tokens.length))
+        odds_K = match_pairs(model, candidates, np.arange(len(first)), sizes, device)
+    order = ranking.rerank(np.arange(len(first))[None], odds_K[None])[0]
+    matched = [replace(found[at], match=float(1 / (1 + np.exp(-odds_K[at])))) for at in order]
+    return (matched + found[rerank:])[:top]
+
+
+def find_by_image(
+    index: ImageIndex, loaded: Loaded[MaskVLM], image_1CHW: Tensor, top: int, device: torch.device
+) -> list[Found]:
+    """The `top` images most like one, by ITC's features alone.
+
+    Args:
+        image_1CHW: uint8, as the model reads it.
+    """
+    model = loaded.model
+    with shares.inference(model):
+        feature_E = model.project_image(model.encode_image(image_1CHW.to(device)))[0]
+    return index.nearest(feature_E, top)

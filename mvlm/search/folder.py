@@ -1,0 +1,203 @@
+"""An index at rest: a folder with the contrastive features of a corpus's images, and where each came from.
+
+    vectors-00000.usearch   features of the first PART images in a usearch graph, fp32, keyed by the number of the image
+    rows.arrow              shard, row in it, key and first caption of each image, in the same order
+    index.json              the weights, the shards, and each vector file with its length and hash; written last
+
+It is written beside its place and renamed when it is whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from usearch.index import Index
+
+from mvlm.errors import UserError
+
+FORMAT, VERSION = "mvlm index", 1
+INDEX, TABLE = "index.json", "rows.arrow"
+TABLE_SCHEMA = pa.schema(
+    [("shard", pa.string()), ("row", pa.int64()), ("key", pa.string()), ("caption", pa.string())],
+)
+PART = 1 << 18
+"""Images of a vector file, the graph of which is in memory while it is built: 0.3 GB at a width of 256."""
+
+METRIC, DTYPE = "ip", "f32"
+
+
+@dataclass(frozen=True)
+class VectorFile:
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """A folder of shards as it was when it was indexed."""
+
+    folder: str
+    fingerprint: str  # of its manifest
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What index.json says."""
+
+    weights: str  # their fingerprint
+    step: int
+    width: int
+    rows: int
+    shards: tuple[Indexed, ...]
+    table: str  # SHA-256
+    vectors: tuple[VectorFile, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
+
+
+class VectorWriter:
+    """Features to vector files, PART images each; one part is in memory at a time.
+
+    Args:
+        width: values of a feature.
+    """
+
+    def __init__(self, folder: Path, width: int) -> None:
+        self.folder, self.width, self.rows = folder, width, 0
+        self.files: list[VectorFile] = []
+        self._part = self._empty()
+
+    def add(self, feature_BE: np.ndarray) -> None:
+        """The next images' features, fp32."""
+        while len(feature_BE):
+            head, feature_BE = np.split(feature_BE, [PART - len(self._part)])
+            self._part.add(np.arange(self.rows, self.rows + len(head)), head)
+            self.rows += len(head)
+            if len(self._part) == PART:
+                self.save()
+
+    def save(self) -> None:
+        """Write the part that is in memory, if there is any."""
+        if not len(self._part):
+            return
+        path, rows = self.folder / f"vectors-{len(self.files):05d}.usearch", len(self._part)
+        self._part.save(str(path))
+        self.files.append(VectorFile(path.name, rows, path.stat().st_size, hash_of(path)))
+        self._part = self._empty()
+
+    def _empty(self) -> Index:
+        return Index(ndim=self.width, metric=METRIC, dtype=DTYPE)
+
+
+@contextmanager
+def new_index(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write an index into, which takes its place at the end of the block.
+
+    Raises:
+        UserError: something that is no index stands there, or it cannot be written.
+    """
+    if out.exists() and not (out / INDEX).is_file():
+        raise UserError(f"{out} exists and is no index: give --out a new name, or remove it.")
+    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if out.exists():
+            out.rename(old)
+        partial.rename(out)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{out} cannot be written ({error}): make room, or give --out another place.") from None
+
+
+def read_contents(folder: Path) -> Contents:
+    """What an index holds.
+
+    Raises:
+        UserError: there is none, or it is damaged; names the file.
+    """
+    path = folder / INDEX
+    if not path.is_file():
+        raise UserError(f"No index at {folder}: make one with `mvlm index SHARDS --checkpoint RUN --out {folder}`.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
+            raise ValueError("it is of another version of mvlm")
+        content["shards"] = tuple(Indexed(**shard) for shard in content["shards"])
+        content["vectors"] = tuple(VectorFile(**file) for file in content["vectors"])
+        contents = Contents(**content)
+        if sum(file.rows for file in contents.vectors) != contents.rows:
+            raise ValueError("its numbers of rows differ")
+        return contents
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from None
+
+
+def open_vectors(folder: Path, contents: Contents) -> list[Index]:
+    """The vector files, mapped and not read into memory; each is compared with its hash first, since usearch is not.
+
+    Raises:
+        UserError: one is missing or is not what was written.
+    """
+    opened = []
+    for file in contents.vectors:
+        path = folder / file.file
+        _check(path, file.sha256)
+        try:
+            part = Index.restore(str(path), view=True)
+        except (RuntimeError, ValueError) as error:
+            raise damaged(path, str(error)) from None
+        if part is None or (len(part), part.ndim) != (file.rows, contents.width):
+            raise damaged(path, "it holds other vectors")
+        opened.append(part)
+    return opened
+
+
+def open_table(folder: Path, contents: Contents) -> pa.Table:
+    """The table of rows, mapped.
+
+    Raises:
+        UserError: it is missing or is not what was written.
+    """
+    path = folder / TABLE
+    _check(path, contents.table)
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise damaged(path, str(error)) from None
+    if not table.schema.equals(TABLE_SCHEMA) or len(table) != contents.rows:
+        raise damaged(path, "it holds other rows")
+    return table
+
+
+def damaged(path: Path, reason: str) -> UserError:
+    return UserError(f"{path} is damaged ({reason}): make the index again with `mvlm index`.")
+
+
+def hash_of(path: Path) -> str:
+    """SHA-256; raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, sha256: str) -> None:
+    try:
+        found = hash_of(path)
+    except OSError as error:
+        raise damaged(path, str(error)) from None
+    if found != sha256:
+        raise damaged(path, "its SHA-256 is not that of the file written")

@@ -1,0 +1,198 @@
+"""Answers to what a page asks, as JSON takes them; pictures are data URLs of PNG and JPEG made here."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mvlm import masking
+from mvlm.data.captions import CaptionTokenizer
+from mvlm.data.decoding import PIXEL_LIMIT, BadImage, Decoded, load_image
+from mvlm.data.index import Mixture, held_out
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.data.transforms import eval_view
+from mvlm.errors import UserError
+from mvlm.evaluate.examples import pictures_of
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.weights import Loaded
+from mvlm.predict.patches import restore
+from mvlm.predict.words import blank_image, guess_words, hide_words, likeliest
+from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
+from mvlm.serve.asked import AskedPatches, AskedSearch, AskedView, AskedWords, Picture
+
+SAMPLES = 8
+THUMBNAIL = 256  # pixels
+GUESSES = 4
+RERANK = 32
+
+
+@dataclass(frozen=True)
+class Sample:
+    caption: str
+    picture: Image.Image
+
+
+class Answers:
+    """Each method is one turn at the model.
+
+    Args:
+        index: of images to search; None = there is none.
+    """
+
+    def __init__(self, loaded: Loaded[MaskVLM], index: ImageIndex | None, device: torch.device) -> None:
+        self.loaded, self.index, self.device = loaded, index, device
+        config, self.model = loaded.config, loaded.model
+        self.tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+        self.tokens = CaptionTokenizer(self.tokenizer, config.data.text_length)
+        self.block = config.objectives.image_mask_block
+        self.squares = masking.block_grid(self.model.grid, self.block)
+        self.samples = _samples(self._shards())
+
+    def about(self) -> dict[str, Any]:
+        """What the page needs to know before it asks anything."""
+        return {
+            "step": self.loaded.step,
+            "squares": self.squares,
+            "hidden_share": self.loaded.config.objectives.image_mask_ratio,
+            "images": len(self.index) if self.index else 0,
+            "samples": [{"caption": s.caption, "picture": data_url(s.picture)} for s in self.samples],
+        }
+
+    def view(self, asked: AskedView) -> dict[str, Any]:
+        """A picture as the model sees it."""
+        return {"picture": array_url(pictures_of(self._image(asked.picture))[0])}
+
+    def search(self, asked: AskedSearch) -> dict[str, Any]:
+        if self.index is None:
+            raise UserError("There is no index here: start `mvlm serve` with --index.")
+        if asked.picture is not None:
+            image_1CHW = self._image(asked.picture)
+            found = find_by_image(self.index, self.loaded, image_1CHW, asked.top, self.device)
+        elif asked.sentence.strip():
+            found = find_by_sentence(self.index, self.loaded, asked.sentence, asked.top, RERANK, self.device)
+        else:
+            raise UserError("Nothing is asked: write a sentence or choose a picture.")
+        return {
+            "found": [
+                {
+                    "image": each.image,
+                    "key": each.key,
+                    "caption": each.caption,
+                    "similarity": each.similarity,
+                    "match": each.match,
+                    "picture": data_url(self.index.picture(each.image)),
+                }
+                for each in found
+            ]
+        }
+
+    def patches(self, asked: AskedPatches) -> dict[str, Any]:
+        """The hidden squares restored with the sentence and without."""
+        mask_1N = self._mask(asked.hidden)
+        restored = restore(self.model, self.tokens, self._image(asked.picture), mask_1N, asked.sentence)
+        return {
+            "with_sentence": array_url(restored.with_sentence),
+            "without_sentence": array_url(restored.without_sentence),
+            "l1_with": restored.l1_with,
+            "l1_without": restored.l1_without,
+        }
+
+    def words(self, asked: AskedWords) -> dict[str, Any]:
+        """What the hidden words could be: with the picture, without one, and with another where one is given."""
+        masked = hide_words(self.tokens, asked.words, asked.hidden)
+        image_1CHW = self._image(asked.picture)
+        images = {"with_image": image_1CHW, "without_image": blank_image(self.model, image_1CHW)}
+        if asked.other is not None:
+            images["other_image"] = self._image(asked.other)
+        guesses = guess_words(self.model, *masked.tensors(self.tokens, self.device), images, GUESSES)
+        answers: list[dict[str, Any]] = [{"place": place, "word": asked.words[place]} for place in masked.words]
+        for name, of_tokens in guesses.items():
+            for answer, of_word in zip(answers, masked.by_word(of_tokens), strict=True):
+                answer[name] = likeliest(self.tokenizer, of_word, GUESSES)
+        return {"words": answers}
+
+    def _image(self, picture: Picture) -> Tensor:
+        """uint8 1CHW as the model reads it, on its device.
+
+        Raises:
+            UserError: it is no picture, or none of that number is here.
+        """
+        view_CHW = eval_view(Decoded(self._decoded(picture)), self.loaded.config.model.image_size)
+        return torch.from_numpy(view_CHW)[None].to(self.device)
+
+    def _decoded(self, picture: Picture) -> Image.Image:
+        match picture:
+            case Picture(upload=str(text), sample=None, found=None):
+                return _uploaded(text)
+            case Picture(upload=None, sample=int(number), found=None) if number < len(self.samples):
+                return self.samples[number].picture
+            case Picture(upload=None, sample=None, found=int(number)) if self.index and number < len(self.index):
+                return self.index.picture(number)
+        raise UserError("There is no such picture here: choose another.")
+
+    def _mask(self, hidden: list[int]) -> Tensor:
+        rows, columns = self.squares
+        squares = np.zeros(rows * columns, dtype=bool)
+        squares[[square for square in hidden if square < len(squares)]] = True
+        if not squares.any():
+            raise UserError("Nothing is hidden: hide a square of the picture.")
+        if squares.all():
+            raise UserError("Everything is hidden: leave the model a square to see.")
+        mask_N = squares.reshape(rows, columns).repeat(self.block, axis=0).repeat(self.block, axis=1).ravel()
+        return torch.from_numpy(mask_N)[None].to(self.device)
+
+    def _shards(self) -> Mixture | None:
+        """Where samples come from: the index's corpus, or what the run is evaluated on; neither need be here."""
+        data = self.loaded.config.data
+        try:
+            return self.index.shards if self.index else held_out(data) if data.eval else None
+        except UserError:
+            return None
+
+
+def _samples(shards: Mixture | None) -> list[Sample]:
+    """Some images, evenly spread, with their first captions."""
+    if shards is None:
+        return []
+    samples = []
+    for row in np.linspace(0, len(shards) - 1, min(SAMPLES, len(shards))).round().astype(int).tolist():
+        content = shards.row(row)
+        try:
+            picture = load_image(content.image)
+        except BadImage:
+            continue
+        picture.thumbnail((1024, 1024))
+        samples.append(Sample(content.captions[0], picture))
+    return samples
+
+
+def _uploaded(text: str) -> Image.Image:
+    try:
+        return load_image(base64.b64decode(text, validate=True))
+    except (BadImage, binascii.Error):
+        raise UserError(
+            "This is no picture that can be shown, or it is damaged or too large: choose a JPEG, PNG, WebP, GIF or BMP "
+            f"file of at most {PIXEL_LIMIT // 1_000_000} million pixels."
+        ) from None
+
+
+def array_url(picture_HWC: np.ndarray) -> str:
+    return data_url(Image.fromarray(picture_HWC), 1024)
+
+
+def data_url(picture: Image.Image, side: int = THUMBNAIL) -> str:
+    """The picture, no larger than a square of `side` pixels; small ones keep each pixel."""
+    if max(picture.size) > side:
+        picture = picture.copy()
+        picture.thumbnail((side, side))
+    buffer, kind = io.BytesIO(), "PNG" if max(picture.size) <= 128 else "JPEG"
+    picture.save(buffer, kind, quality=88)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

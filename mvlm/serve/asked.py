@@ -1,0 +1,47 @@
+"""What a page may ask, with the bounds of each value."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Sentence = Annotated[str, Field(max_length=2000)]
+Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Picture(_Strict):
+    """One of the three: a file in base64, the number of a sample, or that of an image of the index."""
+
+    upload: str | None = None
+    sample: Annotated[int, Field(ge=0)] | None = None
+    found: Annotated[int, Field(ge=0)] | None = None
+
+
+class AskedView(_Strict):
+    picture: Picture
+
+
+class AskedSearch(_Strict):
+    """By a sentence or by a picture."""
+
+    sentence: Sentence = ""
+    picture: Picture | None = None
+    top: Annotated[int, Field(ge=1, le=50)] = 8
+
+
+class AskedPatches(_Strict):
+    picture: Picture
+    sentence: Sentence
+    hidden: Numbers  # squares of the grid, row by row
+
+
+class AskedWords(_Strict):
+    picture: Picture
+    words: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=300)]
+    hidden: Numbers  # places among `words`
+    other: Picture | None = None

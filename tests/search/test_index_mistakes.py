@@ -1,0 +1,145 @@
+"""Every mistake with an index is one sentence, and half an index is none."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from mvlm.__main__ import main
+from mvlm.data.schema import read_manifest
+from tests.conftest import ROOT, mvlm_command
+
+
+@pytest.fixture
+def copy(index, tmp_path):
+    return shutil.copytree(index, tmp_path / "index")
+
+
+def search(index, run, *words):
+    return ["search", index, "--checkpoint", run, *(words or ("--text", "a red circle"))]
+
+
+def test_no_index(trained, tmp_path, said):
+    assert "No index at" in said(*search(tmp_path / "nowhere", trained))
+
+
+def test_nothing_asked(index, trained):
+    with pytest.raises(SystemExit) as ended:
+        main(["search", str(index), "--checkpoint", str(trained)])
+    assert ended.value.code == 2
+
+
+def test_numbers_that_ask_for_nothing(index, trained, said):
+    assert "--top is 0" in said(*search(index, trained, "--text", "x", "--top", "0"))
+
+
+def test_other_weights(index, trained, said):
+    first = trained / "checkpoints/step_00000000"
+    assert "made by other weights, of step 12, and this checkpoint is of step 0" in said(*search(index, first))
+
+
+def test_moments_that_were_deleted_make_no_other_weights(index, trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    for path in run.glob("checkpoints/*/moments-*"):
+        path.unlink()
+    assert main([str(word) for word in search(index, run)]) == 0
+
+
+@pytest.mark.parametrize("file", ["vectors-00000.usearch", "rows.arrow"])
+@pytest.mark.parametrize("harm", ["flip", "cut", "remove"])
+def test_a_damaged_file(copy, trained, said, file, harm):
+    path = copy / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(content if harm == "flip" else content[: len(content) // 2])
+    assert f"{file} is damaged" in said(*search(copy, trained))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": "mvlm index", "version": 9}'])
+def test_a_description_that_is_none(copy, trained, said, content):
+    (copy / "index.json").write_text(content)
+    assert "index.json is damaged" in said(*search(copy, trained))
+
+
+@pytest.mark.parametrize("file", ["vectors-00000.usearch", "/etc/passwd", "../x"])
+def test_a_description_that_lies(copy, trained, said, file):
+    described = json.loads((copy / "index.json").read_text())
+    described["vectors"][0] |= {"file": file, "rows": 299}
+    described["rows"] = 299
+    (copy / "index.json").write_text(json.dumps(described))
+    assert "is damaged" in said(*search(copy, trained))
+
+
+@pytest.fixture
+def moving(trained, scenes, tmp_path):
+    """An index of shards that may be changed at will: the shards, and the index."""
+    shards, index = shutil.copytree(scenes / "eval", tmp_path / "shards"), tmp_path / "index"
+    assert main(["index", str(shards), "--checkpoint", str(trained), "--out", str(index)]) == 0
+    return shards, index
+
+
+def test_shards_that_were_moved(moving, trained, tmp_path, said, found):
+    shards, index = moving
+    shards.rename(tmp_path / "elsewhere")
+    assert "are not where they were indexed" in said(*search(index, trained))
+    assert len(found(*search(index, trained)[1:], "--text", "x", "--rerank", 0)) == 5
+
+
+def test_other_shards_in_their_place(moving, trained, scenes, said):
+    shards, index = moving
+    shutil.rmtree(shards)
+    shutil.copytree(scenes / "train", shards)
+    assert f"{shards} has changed since {index} was made" in said(*search(index, trained))
+
+
+def test_a_picture_that_was_damaged(moving, trained, said, tmp_path):
+    shards, index = moving
+    shard = shards / "000000.arrow"
+    shard.write_bytes(shard.read_bytes().replace(b"IDAT", b"IDAU"))
+    said_of = said(*search(index, trained, "--text", "x", "--rerank", "0", "--out", tmp_path / "out"))
+    assert "000000.arrow row" in said_of and "its checksum differs" in said_of
+
+
+def test_no_shards_to_index(trained, tmp_path, said):
+    out = tmp_path / "index"
+    assert "No shards at" in said("index", tmp_path / "nowhere", "--checkpoint", trained, "--out", out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_index_is_left_alone(trained, scenes, tmp_path, said):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/precious").write_text("x")
+    words = ["index", scenes / "eval", "--checkpoint", trained, "--out", tmp_path / "mine"]
+    assert "is no index" in said(*words)
+    assert (tmp_path / "mine/precious").read_text() == "x"
+
+
+def test_no_room(mount_disk, trained, scenes, said):
+    out = mount_disk("20k") / "index"
+    assert "cannot be written" in said("index", scenes / "train", "--checkpoint", trained, "--out", out)
+    assert not out.exists()
+
+
+def test_killed_it_leaves_none_and_the_next_is_whole(trained, scenes, tmp_path, found, said):
+    out = tmp_path / "index"
+    words = ["index", *[str(scenes / "train")] * 40, "--checkpoint", str(trained), "--out", str(out)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(mvlm_command(*words, launcher=False), cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    while not (tmp_path / ".index.partial/rows.arrow").exists() and child.poll() is None:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    assert (tmp_path / ".index.partial").exists()
+    assert "No index at" in said(*search(out, trained))
+    assert main(["index", str(scenes / "eval"), "--checkpoint", str(trained), "--out", str(out)]) == 0
+    rows = read_manifest(scenes / "eval").rows
+    assert len(found(*search(out, trained)[1:], "--top", 100)) == rows
+    assert not (tmp_path / ".index.partial").exists()

@@ -1,0 +1,125 @@
+"""What is found in an index, against every image of the corpus compared by itself."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mvlm.__main__ import main
+from mvlm.data.dataset import EvalDataset
+from mvlm.data.decoding import load_image
+from mvlm.data.index import Mixture
+from mvlm.data.schema import read_manifest
+from mvlm.data.tokenizer import load_tokenizer
+from mvlm.model.weights import load_run
+from mvlm.search import find, folder
+from mvlm.search.build import build_index
+
+CPU = torch.device("cpu")
+SENTENCE = "red circle top left"
+
+
+@pytest.fixture(scope="module")
+def loaded(trained):
+    return load_run(trained)
+
+
+@pytest.fixture(scope="module")
+def dataset(loaded, scenes):
+    return EvalDataset(
+        Mixture([scenes / "eval", scenes / "train"]), load_tokenizer(str(loaded.tokenizer_folder)), loaded.config
+    )
+
+
+@pytest.fixture(scope="module")
+@torch.no_grad()
+def every_feature(loaded, dataset):
+    model = loaded.model
+    return torch.cat([model.project_image(model.encode_image(dataset.images([row]))) for row in range(len(dataset))])
+
+
+@torch.no_grad()
+def brute_force(loaded, dataset, every_feature, sentence):
+    """The cosine of every image and the probability of a match, each image by itself."""
+    text, valid = dataset.tokens.batch([sentence])
+    words = loaded.model.encode_text(text, valid)
+    similarity = (every_feature @ loaded.model.project_text(words)[0]).numpy()
+    match = [
+        float(loaded.model.match(loaded.model.encode_image(dataset.images([row])), words, valid)[0].softmax(-1)[1])
+        for row in range(len(dataset))
+    ]
+    return similarity, np.array(match)
+
+
+@pytest.mark.parametrize("sentence", [SENTENCE, "a yellow star", "x"])
+def test_the_nearest_images_are_those_of_comparing_all(loaded, dataset, every_feature, index, trained, found, sentence):
+    similarity, _ = brute_force(loaded, dataset, every_feature, sentence)
+    answers = found(index, "--checkpoint", trained, "--text", sentence, "--top", 20, "--rerank", 0)
+    scores = [each["similarity"] for each in answers]
+    np.testing.assert_allclose(scores, np.sort(similarity)[::-1][:20], atol=2e-6)
+    assert len({each["image"] for each in answers}) == 20
+    for each in answers:
+        assert each["similarity"] == pytest.approx(similarity[each["image"]], abs=2e-6)
+        assert each["match"] is None
+        row = dataset.mixture.row(each["image"])
+        assert (each["shard"], each["row"]) == dataset.mixture.position(each["image"])
+        assert (each["key"], each["caption"]) == (row.key, row.captions[0])
+
+
+def test_the_first_are_ordered_again_by_matching(loaded, dataset, every_feature, index, trained, found):
+    similarity, match = brute_force(loaded, dataset, every_feature, SENTENCE)
+    answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 12, "--rerank", 8)
+    first, rest = answers[:8], answers[8:]
+    shares = [each["match"] for each in first]
+    assert shares == sorted(shares, reverse=True) and all(each["match"] is None for each in rest)
+    np.testing.assert_allclose(shares, match[[each["image"] for each in first]], atol=1e-5)
+    together = sorted((each["similarity"] for each in first), reverse=True)
+    np.testing.assert_allclose(together, np.sort(similarity)[::-1][:8], atol=2e-6)
+
+
+def test_a_picture_finds_itself_first(dataset, every_feature, index, trained, found, tmp_path, capsys):
+    row = 7
+    load_image(dataset.mixture.image(row)).save(tmp_path / "asked.png")
+    words = ["--checkpoint", trained, "--image", tmp_path / "asked.png", "--top", 3, "--out", tmp_path / "drawn"]
+    answers = found(index, *words)
+    similarity = (every_feature @ every_feature[row]).numpy()
+    assert answers[0]["similarity"] == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose([each["similarity"] for each in answers], np.sort(similarity)[::-1][:3], atol=2e-6)
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert len(drawn) == 3
+    shown, kept = Image.open(drawn[1]), load_image(dataset.mixture.image(answers[1]["image"]))
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(kept))
+    assert f"row {answers[0]['row']} (key" in capsys.readouterr().out
+
+
+def test_many_small_parts_followed_by_their_graphs_find_the_same(loaded, scenes, every_feature, tmp_path, monkeypatch):
+    monkeypatch.setattr(folder, "PART", 50)
+    monkeypatch.setattr(find, "EXACT", 0)
+    build_index(loaded, [str(scenes / "eval"), str(scenes / "train")], tmp_path / "index", CPU)
+    index = find.ImageIndex(tmp_path / "index", loaded)
+    assert [file.rows for file in index.contents.vectors] == [50] * 6
+    for query in every_feature[::60]:
+        similarity = (every_feature @ query).numpy()
+        scores = [each.similarity for each in index.nearest(query, 20)]
+        np.testing.assert_allclose(scores, np.sort(similarity)[::-1][:20], atol=2e-6)
+
+
+def test_more_answers_than_images(index, trained, found, scenes, tmp_path):
+    answers = found(index, "--checkpoint", trained, "--text", SENTENCE, "--top", 1000)
+    assert sorted(each["image"] for each in answers) == list(range(300))
+
+
+def test_an_index_is_replaced_by_the_next(loaded, scenes, tmp_path):
+    for part in ("eval", "train"):
+        rows = read_manifest(scenes / part).rows
+        assert build_index(loaded, [str(scenes / part)], tmp_path / "index", CPU) == rows
+        assert len(find.ImageIndex(tmp_path / "index", loaded)) == rows
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_help_names_the_commands(capsys):
+    for command in ("index", "search"):
+        with pytest.raises(SystemExit) as ended:
+            main([command, "--help"])
+        assert ended.value.code == 0
+        assert "--checkpoint RUN" in capsys.readouterr().out

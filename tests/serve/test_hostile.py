@@ -1,0 +1,270 @@
+"""What is sent to the server by whoever means it no good, and by too many at once."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import struct
+import threading
+import time
+import zlib
+from urllib.parse import urlsplit
+
+import httpx
+import psutil
+import pytest
+from PIL import Image
+
+from mvlm.__main__ import main
+from mvlm.serve import guard
+from mvlm.serve.gate import WAITING, Gate
+from tests.serve.conftest import start
+
+
+def encode(data):
+    return {"upload": base64.b64encode(data).decode()}
+
+
+def png(width=40, height=30):
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 90).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def bomb(side):
+    """A PNG of a few hundred bytes that says it has side x side pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(9999))) + chunk(b"IEND", b"")
+    )
+
+
+def refused(response, status):
+    """The sentence that it is refused with."""
+    assert response.status_code == status, response.text
+    (sentence,) = response.json().values()
+    assert sentence.endswith(".") and "\n" not in sentence and "Traceback" not in sentence
+    return sentence
+
+
+HOSTILE = {
+    "text": b"<html><script>alert(1)</script></html>",
+    "nothing": b"",
+    "cut": png()[:-60],
+    "bomb": bomb(60_000),
+    "svg": b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>',
+    "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(x) show",
+    "noise": os.urandom(5000),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_is_no_picture_is_refused_at_once(served, client, kind):
+    before, began = psutil.Process(served[0].pid).memory_info().rss, time.monotonic()
+    sentence = refused(client.post("/api/view", json={"picture": encode(HOSTILE[kind])}), 400)
+    assert "This is no picture that can be shown" in sentence
+    assert time.monotonic() - began < 2
+    assert psutil.Process(served[0].pid).memory_info().rss - before < 30e6
+
+
+def test_a_good_upload_is_shown(client):
+    answer = client.post("/api/view", json={"picture": encode(png())})
+    assert answer.status_code == 200 and answer.json()["picture"].startswith("data:image/png;base64,")
+
+
+@pytest.mark.parametrize(
+    ("path", "question"),
+    [
+        ("view", {"picture": {"upload": "no base64!"}}),
+        ("view", {"picture": {"sample": 99}}),
+        ("view", {"picture": {"found": 10**9}}),
+        ("view", {"picture": {}}),
+        ("view", {"picture": {"sample": 0, "found": 0}}),
+        ("search", {"sentence": "  "}),
+        ("patches", {"picture": {"sample": 0}, "sentence": "x", "hidden": []}),
+        ("patches", {"picture": {"sample": 0}, "sentence": "x", "hidden": [0, 1, 2, 3]}),
+        ("words", {"picture": {"sample": 0}, "words": ["a"], "hidden": []}),
+        ("words", {"picture": {"sample": 0}, "words": ["a"] * 300, "hidden": [299]}),
+        ("words", {"picture": {"sample": 0}, "words": [""], "hidden": [0]}),
+    ],
+)
+def test_what_cannot_be_answered_is_one_sentence(client, path, question):
+    assert ": " in refused(client.post(f"/api/{path}", json=question), 400)
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {},
+        {"picture": {"sample": -1}},
+        {"picture": {"sample": "0"}},
+        {"picture": {"path": "/etc/passwd"}},
+        {"picture": {"sample": 0}, "extra": 1},
+        [],
+        "x",
+    ],
+)
+def test_what_is_no_question_is_one_sentence(client, question):
+    refused(client.post("/api/view", json=question), 422)
+
+
+def test_a_sentence_too_long_and_one_of_markup(client):
+    refused(client.post("/api/search", json={"sentence": "x" * 2001}), 422)
+    hostile = "<script>alert(1)</script>\x00\u202e"
+    answer = client.post("/api/words", json={"picture": {"sample": 0}, "words": [hostile], "hidden": [0]})
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/json"
+    assert client.post("/api/search", json={"sentence": hostile}).status_code == 200
+
+
+def test_json_in_disguise_is_not_read(client):
+    """Another site's form may send text without asking; it cannot send JSON."""
+    content = json.dumps({"picture": {"sample": 0}})
+    refused(client.post("/api/view", content=content, headers={"content-type": "text/plain"}), 422)
+    refused(client.post("/api/view", content="{", headers={"content-type": "application/json"}), 422)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:80", "", "a]b["])
+def test_another_name_is_turned_away(client, host):
+    refused(client.get("/health", headers={"host": host}), 421)
+    refused(client.post("/api/view", json={}, headers={"host": host}), 421)
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:9", "[::1]:8000", "[::1]", "10.0.0.7:80"])
+def test_own_names_and_addresses_are_let_in(client, host):
+    assert client.get("/health", headers={"host": host}).status_code == 200
+
+
+def test_every_answer_has_the_policy(client):
+    for response in (
+        client.get("/"),
+        client.get("/nowhere"),
+        client.post("/api/view", json={}),
+        client.get("/page.js"),
+    ):
+        policy = response.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "script-src 'self';" in policy and "unsafe" not in policy
+        assert response.headers["x-content-type-options"] == "nosniff"
+    page = client.get("/").text
+    assert "http://" not in page and "https://" not in page and " style=" not in page and "onclick" not in page
+    assert "innerHTML" not in client.get("/page.js").text
+    assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 404
+    assert client.get("/../../etc/passwd").status_code == 404
+
+
+def raw(address, head):
+    """A connection on which this was sent."""
+    parts = urlsplit(address)
+    connection = socket.create_connection((parts.hostname, parts.port), timeout=20)
+    connection.sendall(head.replace("\n", "\r\n").encode())
+    return connection
+
+
+POST = "POST /api/view HTTP/1.1\nHost: localhost\nContent-Type: application/json\n"
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(served):
+    with raw(served[1], f"{POST}Content-Length: 1000000000000\n\n") as connection:
+        assert b" 413 " in connection.recv(100)
+    before = psutil.Process(served[0].pid).memory_info().rss
+    with raw(served[1], f"{POST}Transfer-Encoding: chunked\n\n") as connection:
+        chunk, sent = b"100000\r\n" + bytes(1 << 20) + b"\r\n", 0
+        with contextlib.suppress(OSError):  # it hangs up
+            while sent < 2000:
+                connection.sendall(chunk)
+                sent += 1
+    assert sent < 100
+    assert psutil.Process(served[0].pid).memory_info().rss - before < 100e6
+
+
+def test_beyond_the_places_others_are_asked_to_come_again(served, client):
+    slow = [raw(served[1], f"{POST}Content-Length: 100\n\n{{") for _ in range(WAITING + 1)]
+    deadline = time.monotonic() + 10
+    while (response := client.post("/api/view", json={"picture": {"sample": 0}})).status_code == 200:
+        assert time.monotonic() < deadline
+        slow.append(raw(served[1], f"{POST}Content-Length: 100\n\n{{"))  # for one that came while this was answered
+    assert "your turn in a few seconds" in refused(response, 503)
+    assert int(response.headers["retry-after"]) > 0
+    assert client.get("/health").status_code == client.get("/").status_code == 200
+    for connection in slow:
+        connection.close()
+    while client.post("/api/view", json={"picture": {"sample": 0}}).status_code == 503:
+        assert time.monotonic() < deadline
+    assert client.post("/api/view", json={"picture": {"sample": 0}}).status_code == 200
+
+
+def test_a_request_that_never_ends_loses_its_place(monkeypatch):
+    monkeypatch.setattr(guard, "PATIENCE_S", 0.1)
+    sent, gate = [], Gate(waiting=0)
+
+    async def never():
+        await asyncio.sleep(60)
+
+    async def send(message):
+        sent.append(message)
+
+    async def go():
+        scope = {"type": "http", "method": "POST", "path": "/api/view", "headers": [(b"host", b"localhost")]}
+        await guard.Guard(None, gate, {"localhost"})(scope, never, send)
+
+    asyncio.run(go())
+    assert sent[0]["status"] == 408
+    assert gate.enter() is not None
+
+
+def test_one_at_a_time_whatever_is_waiting():
+    inside, most, lock = 0, 0, threading.Lock()
+
+    def work():
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        with lock:
+            inside -= 1
+
+    async def go():
+        gate = Gate()
+        await asyncio.gather(*(gate.pass_through(work) for _ in range(6)))
+
+    asyncio.run(go())
+    assert most == 1
+
+
+def test_a_port_that_is_taken(trained, served, capsys):
+    port = urlsplit(served[1]).port
+    assert main(["serve", str(trained), "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"127.0.0.1 port {port} cannot be listened at" in error and "--port" in error
+    assert main(["serve", str(trained), "--host", "192.0.2.1"]) == 1
+    assert "192.0.2.1 port 8000 cannot be listened at" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", str(trained), "--port", "99999"])
+    assert ended.value.code == 2
+
+
+def test_no_run_and_no_index_to_serve(trained, tmp_path, capsys):
+    assert main(["serve", str(tmp_path), "--port", "0"]) == 1
+    assert "No checkpoint at" in capsys.readouterr().err
+    assert main(["serve", str(trained), "--index", str(tmp_path), "--port", "0"]) == 1
+    assert "No index at" in capsys.readouterr().err
+
+
+def test_without_an_index_it_serves_the_rest(trained):
+    process, address = start(trained)
+    try:
+        with httpx.Client(base_url=address, timeout=60) as client:
+            assert client.get("/api/about").json()["images"] == 0
+            assert "--index" in refused(client.post("/api/search", json={"sentence": "x"}), 400)
+            assert client.post("/api/view", json={"picture": {"sample": 0}}).status_code == 200
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0

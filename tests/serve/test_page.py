@@ -1,0 +1,186 @@
+"""The page in a real browser, by mouse, by keyboard and on a telephone's width."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+webdriver = pytest.importorskip("selenium.webdriver")
+from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+CHROMIUM, DRIVER = "/usr/bin/chromium", "/usr/bin/chromedriver"
+if not (Path(CHROMIUM).exists() and Path(DRIVER).exists()):
+    pytest.skip("Debian's chromium and chromium-driver are not installed", allow_module_level=True)
+
+OPTIONS = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking "
+OPTIONS += "disable-component-update disable-sync"
+MARKUP = '<img src=x onerror="document.title=1">'
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    options = webdriver.ChromeOptions()
+    profile = tmp_path_factory.mktemp("profile")
+    for option in (*OPTIONS.split(), f"user-data-dir={profile}"):
+        options.add_argument(f"--{option}")
+    options.binary_location = CHROMIUM
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(service=Service(DRIVER), options=options)
+    yield driver
+    driver.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+class Page:
+    """What a person does on it."""
+
+    def __init__(self, browser, address, width):
+        self.browser = browser
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(address)
+        self.wait(lambda: self.source("without-sentence") and self.all("#guesses table"))
+        self.settle()
+
+    def wait(self, condition):
+        """Elements may be drawn anew while they are looked at."""
+        patient = WebDriverWait(self.browser, 15, 0.05, ignored_exceptions=[StaleElementReferenceException])
+        return patient.until(lambda _: condition())
+
+    def settle(self):
+        """Until nothing is painted, asked or drawn any more."""
+        script = "return document.querySelectorAll('[aria-busy], .waiting').length"
+        self.wait(lambda: self.browser.execute_script(script) == 0)
+
+    def all(self, selector):
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def one(self, name):
+        return self.browser.find_element(By.ID, name)
+
+    def source(self, name):
+        return self.one(name).get_attribute("src")
+
+    def hidden(self):
+        return [cell.get_attribute("aria-selected") == "true" for cell in self.all("[role=gridcell]")]
+
+    def press(self, *keys):
+        ActionChains(self.browser).send_keys(*keys).perform()
+
+    def after(self, act):
+        """Do it, and wait for the restored picture to be another."""
+        before = self.source("with-sentence")
+        act()
+        self.wait(lambda: self.source("with-sentence") != before)
+        self.settle()
+
+    def guesses(self):
+        return [row.text for row in self.all("#guesses tbody tr")]
+
+
+@pytest.fixture(params=[1280, 375])
+def page(browser, served, request):
+    page = Page(browser, served[1], request.param)
+    yield page
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [entry for entry in severe if "status of 400" not in entry["message"]] == []
+
+
+def test_no_width_needs_scrolling_to_the_side(page):
+    page.one("query").send_keys("red circle " + "x" * 80, Keys.ENTER)
+    page.wait(lambda: page.all("#found li"))
+    page.one("sentence").send_keys("y" * 120)
+    page.wait(lambda: any("y" * 120 in chip.text for chip in page.all("#chips button")))
+    widths = page.browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert widths[0] == widths[1]
+
+
+def test_squares_are_hidden_by_mouse(page):
+    page.one("clear").click()
+    assert page.hidden() == [False] * 4
+    cells = page.all("[role=gridcell]")
+    page.after(cells[1].click)
+    assert page.hidden() == [False, True, False, False]
+    drag = ActionChains(page.browser).click_and_hold(cells[0]).move_to_element(cells[2]).release()
+    page.after(drag.perform)
+    assert page.hidden() == [True, True, True, False]
+    page.after(cells[1].click)
+    assert page.hidden() == [True, False, True, False]
+    assert page.source("with-sentence") != page.source("without-sentence")
+    page.after(lambda: page.one("sentence").send_keys(" green star"))
+
+
+def test_squares_are_hidden_by_keyboard(page):
+    page.one("clear").click()
+    page.browser.execute_script("arguments[0].focus()", page.one("sentence"))
+    for _ in range(30):  # to the grid, as a person without a mouse gets there
+        page.press(Keys.TAB)
+        if page.browser.switch_to.active_element.get_attribute("role") == "gridcell":
+            break
+    page.after(lambda: page.press(Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, " "))
+    assert page.hidden() == [False, False, False, True]
+    focused = page.browser.switch_to.active_element
+    assert focused.get_attribute("aria-label") == "row 2, column 2, hidden"
+    assert focused.value_of_css_property("outline-style") == "solid"
+    page.after(lambda: page.press(Keys.ARROW_UP, " "))
+    page.after(lambda: page.press(Keys.ARROW_DOWN, " "))
+    assert page.hidden() == [False, True, False, False]
+
+
+def test_guesses_of_hidden_words_change_with_the_picture(page):
+    assert [chip.get_attribute("aria-pressed") for chip in page.all("#chips button")][:2] == ["true", "false"]
+    first = page.guesses()
+    page.all("#chips button")[1].send_keys(" ")
+    page.wait(lambda: len(page.all("#guesses table")) == 2)
+    page.all("#chips button")[1].click()
+    page.wait(lambda: len(page.all("#guesses table")) == 1)
+    assert page.guesses() == first
+    page.all("#others button")[3].click()
+    page.wait(lambda: len(page.all("#guesses th")) == 3)
+    shares = [cell.text.split()[-2] for cell in page.all("#guesses tbody tr:first-child td")]
+    assert len(set(shares)) == 3, "with the picture, without one, with the other"
+
+
+def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):
+    page.one("query").send_keys("red circle top left", Keys.ENTER)
+    page.wait(lambda: len(page.all("#found img")) == 8)
+    script = "return [...document.querySelectorAll('#found img')].every((i) => i.complete && i.naturalWidth > 0)"
+    assert page.wait(lambda: page.browser.execute_script(script))
+    caption = page.all("#found li p")[0].text
+    page.after(lambda: page.all("#found button")[0].send_keys(Keys.ENTER))
+    assert page.one("sentence").get_attribute("value") == caption
+
+
+def test_pictures_of_ones_own(page, tmp_path):
+    good, bad = tmp_path / "good.png", tmp_path / "<b>bad.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)).save(good)
+    bad.write_text("no picture")
+    page.after(lambda: page.one("file").send_keys(str(good)))
+    page.one("file").send_keys(str(bad))
+    page.wait(lambda: "This is no picture that can be shown" in page.one("pair-status").text)
+    page.one("query-file").send_keys(str(good))
+    page.wait(lambda: len(page.all("#found img")) == 8)
+
+
+def test_markup_stays_text(page):
+    page.one("sentence").clear()
+    page.one("sentence").send_keys(MARKUP)
+    page.wait(lambda: [chip.text for chip in page.all("#chips button")] == MARKUP.split())
+    page.all("#chips button")[1].click()
+    page.wait(lambda: MARKUP.split()[1] in page.one("guesses").text)
+    assert page.browser.title == "MaskVLM" and not page.all("#guesses img, #chips img")
+
+
+def test_everything_has_a_name(page):
+    script = """return [...document.querySelectorAll('button, input, [role=gridcell], img[src]')].filter((e) =>
+        !(e.textContent.trim() || e.alt || e.ariaLabel || e.labels?.length || e.querySelector('img')?.alt)).length"""
+    assert page.browser.execute_script(script) == 0
