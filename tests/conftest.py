@@ -110,3 +110,32 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
     yield mount
     if disk.is_mount():
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a few steps on `scenes`; sentences and pictures matter to each other from the start."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    words = [f"data.train={scenes / 'train'}", f"data.eval={scenes / 'eval'}", f"run.dir={run}", "train.steps=12"]
+    words += [
+        "data.vocabulary=512",
+        "model.cross_init_std=0.3",
+        "train.global_batch=32",
+        "optim.lr=0.003",
+        "optim.encoder_lr=0.003",
+    ]
+    command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, *words]
+    done = run_command(mvlm_command(*command, "eval.every=0", launcher=False))
+    assert done.returncode == 0, done.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def index(trained: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both parts of `scenes`, the held-out one first."""
+    from mvlm.__main__ import main
+
+    out = tmp_path_factory.mktemp("indexed") / "index"
+    words = ["index", str(scenes / "eval"), str(scenes / "train"), "--checkpoint", str(trained), "--out", str(out)]
+    assert main(words) == 0
+    return out

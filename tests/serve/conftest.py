@@ -10,7 +10,6 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT
-from tests.search.conftest import index, trained  # noqa: F401
 
 
 def start(*words, **environment):
@@ -26,7 +25,7 @@ def start(*words, **environment):
 
 
 @pytest.fixture(scope="session")
-def served(trained, index, tmp_path_factory):  # noqa: F811
+def served(trained, index, tmp_path_factory):
     """The server and its address; it leaves nothing in the folder for temporary files and ends well at Ctrl-C."""
     scratch = tmp_path_factory.mktemp("scratch")
     process, address = start(trained, "--index", index, TMPDIR=str(scratch))
