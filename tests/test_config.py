@@ -115,6 +115,8 @@ def another(value: Any, hint: Any) -> Any:
         return value + 1 if isinstance(value, int) else value * 0.5 + 0.001
     if isinstance(value, str):
         return 's3://quo"te\\back\nline\ttab é 猫 \x7f\x01'
+    if hint == dict[str, float]:
+        return {"a": 0.5, "odd key": 2.0}
     if isinstance(value, dict):
         return {"a": 1, "odd key": [1.5, True], "nested": {"s": "x"}}
     if value == ():  # weights go with the folders they are for
