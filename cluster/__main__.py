@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from cluster import local, ray_backend, ray_preflight, slurm, slurm_preflight
+from cluster.completion import SHELLS, script
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
@@ -57,6 +58,9 @@ def parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run, takes_overrides=False)
         if run is _logs:
             command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    command = commands.add_parser("completion", help="print what a shell needs to complete mvlm-cluster")
+    command.add_argument("shell", choices=SHELLS)
+    command.set_defaults(run=_completion, takes_overrides=False)
     return top
 
 
@@ -91,6 +95,11 @@ def _logs(args: argparse.Namespace) -> int:
 def _cancel(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
     print(BACKENDS[read_record(folder).backend].cancel(folder))
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    print(script(parser(), "mvlm-cluster", args.shell))
     return 0
 
 

@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from data_tools import commands, commands_sources, commands_tools
+from mvlm.completion import SHELLS, script
 from mvlm.errors import UserError
 
 EXAMPLES = """examples:
@@ -33,7 +34,15 @@ def parser() -> argparse.ArgumentParser:
     subs = top.add_subparsers(metavar="COMMAND", required=True)
     for module in (commands, commands_sources, commands_tools):
         module.add_parser(subs)
+    completion = subs.add_parser("completion", help="print what a shell needs to complete mvlm-data")
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=complete)
     return top
+
+
+def complete(arguments: argparse.Namespace) -> int:
+    print(script(parser(), "mvlm-data", arguments.shell))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
