@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 
@@ -20,7 +21,7 @@ EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
   python -m cluster render cluster/local.toml --on local data.train=shards/train
   python -m cluster preflight cluster/local.toml --on local
-  python -m cluster status cluster/local.toml
+  python -m cluster status cluster/local.toml --json
   python -m cluster logs -f cluster/local.toml
   python -m cluster cancel runs/tiny
   python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
@@ -56,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__.removeprefix("_"), help=text)
         command.add_argument("job", metavar="JOB.toml|DIR", help="the job file, or the folder of its logs")
         command.set_defaults(run=run, takes_overrides=False)
+        if run is _status:
+            command.add_argument("--json", action="store_true", help="print JSON instead of lines")
         if run is _logs:
             command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
     command = commands.add_parser("completion", help="print what a shell needs to complete mvlm-cluster")
@@ -82,7 +85,8 @@ def _preflight(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
-    print(BACKENDS[read_record(folder).backend].status(folder))
+    backend = BACKENDS[read_record(folder).backend]
+    print(json.dumps(backend.status_facts(folder), indent=1) if args.json else backend.status(folder))
     return 0
 
 
