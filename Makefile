@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint docs coverage audit
+.PHONY: demo test lint docs coverage audit test-lowest
 demo: .venv/installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash examples/demo.sh
 
@@ -26,6 +26,9 @@ coverage: .venv/installed-dev
 
 audit: .venv/installed-dev
 	$(BIN)/python .ci/audit
+
+test-lowest:
+	PYTHON=$(PYTHON) .ci/lowest
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv

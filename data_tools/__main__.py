@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   python -m data_tools preview shards/cc3m --out cc3m.html
   python -m data_tools retry shards/cc3m
   python -m data_tools merge shards/cc3m shards/sbu --prefix-keys --out shards/both
-  python -m data_tools split shards/both --split train=0.99,eval=0.01 --out shards/parts
+  python -m data_tools split shards/both --split train=0.99,eval=0.01 --out shards/divided
   python -m data_tools synth --task vqa --count 8000 --holdout-pairs 4 --split train=0.9,eval=0.1 --out shards/questions
   python -m data_tools tokenizer shards/emoji/train --vocab 4096 --out tokenizer.json
 
