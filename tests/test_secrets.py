@@ -20,7 +20,7 @@ SECRETS = {
     "a key of an API": r"\bsk-[0-9A-Za-z_-]{32,}",
     "a web token": r"\beyJ[0-9A-Za-z_-]{10,}\.eyJ[0-9A-Za-z_-]{10,}\.[0-9A-Za-z_-]{10,}",
     "a password in a URL": r"\b[a-z][a-z0-9+]*://[^/\s:@\"'{}$<>]+:[^/\s:@\"'{}$<>]+@[a-z0-9]",
-    "a value for a secret": r"(?i)\b(password|passwd|secret_?key|api_?key|access_token)[\"']?\s*[:=]\s*[\"'][^\"'{}$<>\s]{12,}[\"']",
+    "a value for a secret": r"(?i)\b(password|secret_?key|api_?key|token)[\"']?\s*[:=]\s*[\"'][^\"'{}$<>\s]{12,}[\"']",
 }
 
 

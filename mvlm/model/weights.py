@@ -56,8 +56,11 @@ class Entry:
     sha256: str
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, setting: str = "") -> Path:
     """The checkpoint that `path` means: itself, or a run folder's latest.
+
+    Args:
+        setting: that names it, if any, for the message.
 
     Raises:
         UserError: there is none.
@@ -71,7 +74,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if (checkpoint / "index.json").is_file():
             return checkpoint
         raise UserError(f"{latest} names {checkpoint.name}, which is no checkpoint: write a whole one's name into it.")
-    raise UserError(f"No checkpoint at {path}: give a run folder or one of its checkpoints/step_... folders.")
+    named = f" ({setting})" if setting else ""
+    raise UserError(f"No checkpoint at {path}{named}: give a run folder or one of its checkpoints/step_... folders.")
 
 
 def read_index(checkpoint: Path) -> list[Entry]:
