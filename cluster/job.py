@@ -203,7 +203,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     name, _, text = override.partition("=")
     _, *keys = name.split(".")
     if not all(keys) or not (len(keys) == 1 or (len(keys) == 2 and keys[0] == "environment")):
-        raise JobError(f"The override {override!r} is not of the form job.key=value or job.environment.NAME=value.")
+        raise JobError(
+            f"The override {override!r} is not of the form job.key=value or job.environment.NAME=value: mend it."
+        )
     if len(keys) == 1:
         value = _value(text)
         is_text = any(f.name == keys[0] and f.type == "str" for f in FIELDS)

@@ -36,7 +36,7 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"The override {override!r} is not of the form table.key=value, for example train.steps=100.")
+        raise UserError(f"The override {override!r} is not of the form table.key=value: write it like train.steps=100.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -44,7 +44,7 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         tables = tables.setdefault(key, {})
         if not isinstance(tables, dict):
-            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not.")
+            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not: name a key alone.")
     tables[keys[-1]] = value
 
 

@@ -158,10 +158,16 @@ def load_weights(model: Encoders, checkpoint: Path) -> None:
             tensor, parameter = file.get_tensor(name), wanted.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
-                raise UserError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)} and is {shape} in this model.")
+                raise UserError(
+                    f"{checkpoint} does not fit its own config.toml: {name} has shape {tuple(tensor.shape)} and is "
+                    f"{shape} in the model; use another checkpoint."
+                )
             parameter.data.copy_(tensor)
     if wanted:
-        raise UserError(f"{checkpoint} lacks {len(wanted)} parameters of this model, {next(iter(wanted))} first.")
+        raise UserError(
+            f"{checkpoint} lacks {len(wanted)} parameters of the model that its config.toml describes, "
+            f"{next(iter(wanted))} first: use another checkpoint."
+        )
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[MaskVLM]:
