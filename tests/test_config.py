@@ -197,6 +197,7 @@ def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_pat
         ("run.dir=", lambda c: c.run.dir, ""),
         ("data.flip=false", lambda c: c.data.flip, False),
         ("data.train=one", lambda c: c.data.train, ("one",)),
+        ("data.eval=", lambda c: c.data.eval, ()),
         ('data.train=["one", "two"]', lambda c: c.data.train, ("one", "two")),
         ("optim.betas=[0.9,0.98]", lambda c: c.optim.betas, (0.9, 0.98)),
         ("data.caption=first", lambda c: c.data.caption, "first"),
