@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import re
 import shlex
 import subprocess
@@ -62,11 +63,10 @@ def test_what_lies_outside_the_pages_is_part_of_the_site(site: Path) -> None:
 
 
 def test_the_configuration_reference_is_that_of_the_code() -> None:
-    sys.path.insert(0, str(ROOT / "docs/hooks"))
-    try:
-        import reference
-    finally:
-        sys.path.pop(0)
+    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/hooks/reference.py")
+    assert spec and spec.loader
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "python docs/hooks/reference.py writes it"
     for line in reference.page().splitlines():
         if re.match(r"\| `\w+` \|", line):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,11 +18,20 @@ from PIL import Image
 from data_tools import readers
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
+from mvlm.batch import Encoded
 from mvlm.evaluate import task
 from mvlm.objectives import extra
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, run_command
 
 EXAMPLES = ROOT / "examples/extending"
+WITH_THE_OBJECTIVE = """
+import sys
+from distance_objective import distance_loss
+from mvlm.__main__ import main
+from mvlm.objectives.extra import EXTRA
+EXTRA["distance"] = distance_loss
+sys.exit(main(sys.argv[1:]))
+"""
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
 
 
@@ -62,17 +73,19 @@ def test_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_an_objective_and_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes: Path) -> None:
-    loss = example("distance_objective").distance_loss
-    monkeypatch.setitem(extra.EXTRA, "distance", loss)
     run = tmp_path / "run"
     words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={run}"]
-    assert mvlm([*words, "train.steps=3", "objectives.extra.distance=0.5"]) == 0
+    # DeepSpeed begins once a process
+    command = [sys.executable, "-c", WITH_THE_OBJECTIVE, *words, "train.steps=3", "objectives.extra.distance=0.5"]
+    ended = run_command(command, PYTHONPATH=f"{ROOT}{os.pathsep}{EXAMPLES}")
+    assert ended.returncode == 0, ended.stderr
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert 0 < line["distance"] < 4
         four = sum(line[name] for name in ("image", "text", "itc", "itm"))
         assert line["loss"] == pytest.approx(four + 0.5 * line["distance"], rel=1e-5)
 
+    monkeypatch.setitem(extra.EXTRA, "distance", example("distance_objective").distance_loss)
     gap = example("gap_task").Gap()
     monkeypatch.setitem(task.TASKS, gap.name, gap)
     out = tmp_path / "gap.json"
@@ -81,8 +94,6 @@ def test_an_objective_and_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_an_objective_is_the_same_in_any_micro_batches() -> None:
-    from mvlm.batch import Encoded
-
     features = torch.nn.functional.normalize(torch.randn(2, 12, 8, dtype=torch.float64), dim=-1)
     number = torch.arange(12)
 
