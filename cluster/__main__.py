@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import traceback
 
 from cluster import local, ray_backend, ray_preflight, slurm, slurm_preflight
+from cluster.completion import SHELLS, script
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
 from cluster.watch import BUG, MISTAKE, discard_output
@@ -19,7 +21,7 @@ EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
   python -m cluster render cluster/local.toml --on local data.train=shards/train
   python -m cluster preflight cluster/local.toml --on local
-  python -m cluster status cluster/local.toml
+  python -m cluster status cluster/local.toml --json
   python -m cluster logs -f cluster/local.toml
   python -m cluster cancel runs/tiny
   python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
@@ -55,8 +57,13 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(run.__name__.removeprefix("_"), help=text)
         command.add_argument("job", metavar="JOB.toml|DIR", help="the job file, or the folder of its logs")
         command.set_defaults(run=run, takes_overrides=False)
+        if run is _status:
+            command.add_argument("--json", action="store_true", help="print JSON instead of lines")
         if run is _logs:
             command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    command = commands.add_parser("completion", help="print what a shell needs to complete mvlm-cluster")
+    command.add_argument("shell", choices=SHELLS)
+    command.set_defaults(run=_completion, takes_overrides=False)
     return top
 
 
@@ -78,7 +85,8 @@ def _preflight(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
-    print(BACKENDS[read_record(folder).backend].status(folder))
+    backend = BACKENDS[read_record(folder).backend]
+    print(json.dumps(backend.status_facts(folder), indent=1) if args.json else backend.status(folder))
     return 0
 
 
@@ -91,6 +99,11 @@ def _logs(args: argparse.Namespace) -> int:
 def _cancel(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
     print(BACKENDS[read_record(folder).backend].cancel(folder))
+    return 0
+
+
+def _completion(args: argparse.Namespace) -> int:
+    print(script(parser(), "mvlm-cluster", args.shell))
     return 0
 
 

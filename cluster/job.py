@@ -53,7 +53,7 @@ class Sweep:
     parallel: int = 0  # runs at the same time; 0 = as many as there is room for
     samples: int = 0  # combinations drawn at random; 0 = every one
     metric: str = "loss"  # of metrics.jsonl
-    mode: str = "min"
+    mode: str = "min"  # of the metric that is better
     grace_steps: int = 0  # a run may be given up for a bad metric after so many steps; 0 = never
     reduction: int = 3  # of so many runs one goes on at each rung
 
@@ -62,12 +62,12 @@ class Sweep:
 class Job:
     """What [job] says. Paths count from the folder the command is given in, as those of `mvlm train` do."""
 
-    name: str
+    name: str  # of the job, its logs and its scheduler's entry
     run: str  # path of the run TOML
     deepspeed: str  # path of the DeepSpeed JSON
-    nodes: int = 1
+    nodes: int = 1  # machines
     min_nodes: int = 0  # goes on with as few where nodes are lost; 0 = `nodes`
-    gpus_per_node: int = 0
+    gpus_per_node: int = 0  # a process for each; 0 = on the CPU
     processes_per_node: int = 1  # on the CPU; exclusive with gpus_per_node
     cpus_per_process: int = 0  # 0 = what the scheduler gives
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
@@ -79,9 +79,9 @@ class Job:
     logs: str = ""  # "" = runs/NAME/logs
     time: str = ""  # limit as SLURM writes it: minutes, H:M:S or D-H:M:S
     warning_seconds: int = 120  # before the limit, to save in
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
+    partition: str = ""  # of SLURM
+    account: str = ""  # of SLURM
+    qos: str = ""  # of SLURM
     gpu_request: str = "gpus-per-node"  # or gres, for clusters that know no other
     launcher: str = "srun"  # what starts the ranks on SLURM
     sbatch: list[str] = field(default_factory=list)  # further options of sbatch, such as "--constraint=h100"
@@ -203,7 +203,9 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     name, _, text = override.partition("=")
     _, *keys = name.split(".")
     if not all(keys) or not (len(keys) == 1 or (len(keys) == 2 and keys[0] == "environment")):
-        raise JobError(f"The override {override!r} is not of the form job.key=value or job.environment.NAME=value.")
+        raise JobError(
+            f"The override {override!r} is not of the form job.key=value or job.environment.NAME=value: mend it."
+        )
     if len(keys) == 1:
         value = _value(text)
         is_text = any(f.name == keys[0] and f.type == "str" for f in FIELDS)

@@ -13,13 +13,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from cluster import processes
 from cluster.environment import LAUNCHER_VARIABLES, added, free_port, inherited
 from cluster.job import Job, JobError, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, show
 from cluster.processes import POLL_SECONDS, Stopper
-from cluster.progress import describe_attempt, describe_end, describe_progress
+from cluster.progress import describe_attempt, describe_end, describe_progress, facts
 from cluster.record import Record, claim, read_record
 from cluster.watch import PATIENCE, Limit, Watch, describe_exit, next_attempt
 
@@ -95,6 +96,12 @@ def status(folder: Path) -> str:
     for attempt in record.attempts:
         lines.append(f"  {describe_attempt(attempt, watched and attempt is record.attempts[-1])}")
     return "\n".join([*lines, f"  {describe_progress(record)}"])
+
+
+def status_facts(folder: Path) -> dict[str, Any]:
+    """The same for programs."""
+    record = read_record(folder)
+    return facts(record, _is_watched(record), record.attempts)
 
 
 def _condition(record: Record, folder: Path) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cluster.record import METRICS, Attempt, Record, last_training_line
 from cluster.watch import describe_exit
@@ -28,6 +31,19 @@ def describe_progress(record: Record) -> str:
     path = Path(record.run_folder) / METRICS
     metrics = last_training_line(Path(record.run_folder))
     return f"step {metrics['step']}  loss {metrics['loss']:.4f}  ({path})" if metrics else f"no step in {path}"
+
+
+def facts(record: Record, active: bool, attempts: Iterable[Attempt]) -> dict[str, Any]:
+    """The same for programs; `active` while it runs or waits to."""
+    return {
+        "name": record.name,
+        "backend": record.backend,
+        "job_id": record.job_id,
+        "run_folder": record.run_folder,
+        "active": active,
+        "attempts": [asdict(attempt) for attempt in attempts],
+        "metrics": last_training_line(Path(record.run_folder)),
+    }
 
 
 def describe_end(record: Record) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster import logs as log_files
 from cluster.job import Job, JobError, check_files, refuse
-from cluster.progress import describe_attempt, describe_end, describe_progress
+from cluster.progress import describe_attempt, describe_end, describe_progress, facts
 from cluster.ray_client import POLL_SECONDS, address, connect, driver_log, import_path, said_plainly, show_driver_log
 from cluster.ray_spec import FILE, Spec
 from cluster.record import RECORD, Attempt, Record, claim, read_record
@@ -129,6 +129,14 @@ def status(folder: Path) -> str:
     else:
         lines.append(f"  {describe_progress(record)}")
     return "\n".join(lines)
+
+
+def status_facts(folder: Path) -> dict[str, Any]:
+    """The same for programs; a sweep's `runs` are its trials."""
+    record = read_record(folder)
+    active = _is_active(_state(record)[0])
+    trials = (read_record(path.parent) for path in sorted(folder.glob(f"trial-*/{RECORD}")))
+    return facts(record, active, record.attempts) | {"runs": [facts(each, active, each.attempts) for each in trials]}
 
 
 def logs(folder: Path, follow: bool) -> None:

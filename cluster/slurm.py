@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from cluster import slurm_queue
 from cluster.job import Job, JobError, Sweep, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, attempt_numbers, show
-from cluster.progress import describe_attempt, describe_end, describe_progress
+from cluster.progress import describe_attempt, describe_end, describe_progress, facts
 from cluster.record import RECORD, Attempt, Record, claim, read_record
 from cluster.slurm_queue import Queued
 from cluster.slurm_script import Task, script
@@ -89,6 +90,14 @@ def status(folder: Path) -> str:
     numbers = attempt_numbers(folder)
     lines += [_attempt_line(attempt_folder(folder, n), running and n == numbers[-1]) for n in numbers]
     return "\n".join([*lines, f"  {describe_progress(record)}"])
+
+
+def status_facts(folder: Path) -> dict[str, Any]:
+    """The same for programs; a sweep's `runs` are each the same again."""
+    record = read_record(folder)
+    attempts = (_attempt(attempt_folder(folder, number)) for number in attempt_numbers(folder))
+    found = facts(record, bool(slurm_queue.queued(record.job_id)), filter(None, attempts))
+    return found | {"runs": [status_facts(run) for run in _runs(folder)]}
 
 
 def logs(folder: Path, follow: bool) -> None:
@@ -190,16 +199,24 @@ def _condition(record: Record, folder: Path, queue: list[Queued]) -> str:
 
 
 def _attempt_line(folder: Path, runs: bool) -> str:
-    number = int(folder.name.removeprefix("attempt-"))
+    attempt = _attempt(folder)
+    return f"  {describe_attempt(attempt, runs)}" if attempt else f"  attempt {_number(folder)} has not begun"
+
+
+def _attempt(folder: Path) -> Attempt | None:
+    """What the batch script has noted of it; None before it begins."""
     try:
-        started = int((folder / "started").read_text())
+        attempt = Attempt(_number(folder), int((folder / "started").read_text()))
     except (OSError, ValueError):
-        return f"  attempt {number} has not begun"
-    attempt = Attempt(number, started)
+        return None
     with contextlib.suppress(OSError, ValueError):
         attempt.exit_code = int((folder / "exit_code").read_text())
         attempt.ended = (folder / "exit_code").stat().st_mtime
-    return f"  {describe_attempt(attempt, runs)}"
+    return attempt
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("attempt-"))
 
 
 def _run_line(folder: Path, states: dict[str, str]) -> str:

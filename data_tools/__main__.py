@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from data_tools import commands, commands_sources, commands_tools
+from mvlm.completion import SHELLS, script
 from mvlm.errors import UserError
 
 EXAMPLES = """examples:
@@ -19,7 +20,7 @@ EXAMPLES = """examples:
   python -m data_tools preview shards/cc3m --out cc3m.html
   python -m data_tools retry shards/cc3m
   python -m data_tools merge shards/cc3m shards/sbu --prefix-keys --out shards/both
-  python -m data_tools split shards/both --split train=0.99,eval=0.01 --out shards/parts
+  python -m data_tools split shards/both --split train=0.99,eval=0.01 --out shards/divided
   python -m data_tools synth --task vqa --count 8000 --holdout-pairs 4 --split train=0.9,eval=0.1 --out shards/questions
   python -m data_tools tokenizer shards/emoji/train --vocab 4096 --out tokenizer.json
 
@@ -33,7 +34,15 @@ def parser() -> argparse.ArgumentParser:
     subs = top.add_subparsers(metavar="COMMAND", required=True)
     for module in (commands, commands_sources, commands_tools):
         module.add_parser(subs)
+    completion = subs.add_parser("completion", help="print what a shell needs to complete mvlm-data")
+    completion.add_argument("shell", choices=SHELLS)
+    completion.set_defaults(run=complete)
     return top
+
+
+def complete(arguments: argparse.Namespace) -> int:
+    print(script(parser(), "mvlm-data", arguments.shell))
+    return 0
 
 
 def main(argv: list[str] | None = None) -> int:

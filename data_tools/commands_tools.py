@@ -67,6 +67,7 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         "--images", type=_number_or_all, default=None, metavar="N|all", help="images to decode (default: all)"
     )
     checked.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
+    checked.add_argument("--json", action="store_true", help="print JSON instead of lines: what is wrong, by corpus")
     checked.set_defaults(run=verify)
 
     counted = subparsers.add_parser("stats", help="counts and distributions")
@@ -127,22 +128,26 @@ def synth(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    sound = [_verify_corpus(folder, arguments) for folder in corpora(arguments.shards)]
-    return 0 if all(sound) else 1
+    found = {folder: _verify_corpus(folder, arguments) for folder in corpora(arguments.shards)}
+    if arguments.json:
+        print(json.dumps({str(folder): wrong for folder, wrong in found.items()}, indent=1))
+    return 1 if any(found.values()) else 0
 
 
-def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> bool:
+def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
     manifest = read_manifest(folder)
-    found = 0
+    found = []
     with _rows_done(f"verifying {folder.name}", manifest.rows) as advance:
         for problem in problems(folder, arguments.workers, advance, arguments.images):
-            found += 1
-            print(problem, file=sys.stderr)
+            found.append(str(problem))
+            if not arguments.json:
+                print(problem, file=sys.stderr)
     sampled = arguments.images is not None and arguments.images < manifest.rows
     decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
-    outcome = f"{found:,} problems" if found else "sound"
-    print(f"{folder}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
-    return not found
+    outcome = f"{len(found):,} problems" if found else "sound"
+    if not arguments.json:
+        print(f"{folder}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
+    return found
 
 
 def stats(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ def add_source(command: argparse.ArgumentParser) -> None:
     own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
     own.add_argument("--annotations", nargs="+", metavar="FILE", help="the answers to the questions of each PATH")
     own.add_argument("--names", metavar="NAMING", help="how a download folder's files are called")
-    own.add_argument("--subset", metavar="NAME,NAME", help="the parts to take (default: all)")
+    own.add_argument("--subset", metavar="NAME,NAME", help="the source's own splits to take (default: all)")
     own.add_argument("--image-column", metavar="NAME")
     own.add_argument("--caption-column", metavar="NAME")
     own.add_argument("--key-column", metavar="NAME")

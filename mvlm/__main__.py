@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Container
 from importlib import import_module
 
 from mvlm.errors import UserError
@@ -25,23 +26,30 @@ COMMANDS = {
     "check": "tell whether a run can begin or go on, without training",
     "preflight": "find the slow or dead node before a run",
     "kernels": "show who computes what on this machine",
+    "completion": "print what a shell needs to complete these commands",
 }
 """Modules of mvlm.cli, and what each does. Only the one that is asked for is imported: for some it takes seconds."""
-BUG = 70
+BUG, INTERRUPTED = 70, 130
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 start it again."""
+def command_line(words: Container[str]) -> argparse.ArgumentParser:
+    """The parser, with the arguments of those commands alone that are among the words."""
     parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(takes_overrides=False)
-    words = sys.argv[1:] if argv is None else argv
     for name, does in COMMANDS.items():
         if name in words:
             import_module(f"mvlm.cli.{name}").add_parser(subparsers, does)
         else:
             subparsers.add_parser(name, help=does)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 start it again,
+    130 Ctrl-C; docs/exit_codes.md says what to do."""
+    parser = command_line(sys.argv[1:] if argv is None else argv)
     args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
     args.overrides = overrides
     strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]
@@ -51,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except UserError as error:
         return _report_mistake(error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception:
         traceback.print_exc()
         return BUG

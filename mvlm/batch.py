@@ -165,4 +165,5 @@ class Tally:
 
 
 Losses: TypeAlias = "dict[str, Tensor]"
-"""Scalars named "image", "text", "itc", "itm", of which one of weight 0 is absent, or "task", fine-tuning's own."""
+"""Scalars named "image", "text", "itc", "itm", of which one of weight 0 is absent, and after further objectives; or
+"task", fine-tuning's own."""

@@ -22,7 +22,7 @@ from mvlm.toml import apply_override, as_toml, build
 @dataclass(frozen=True)
 class Run:
     dir: str = "runs/mvlm"  # everything the run writes lies here
-    seed: int = 0
+    seed: int = 0  # of the order, the masks, the augmentation and new weights
 
 
 @dataclass(frozen=True)
@@ -54,31 +54,33 @@ class Model:
     vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
     vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, folder or run, or "hf-hub:owner/name"
     vision_args: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model
-    image_size: int = 224
+    image_size: int = 224  # pixels a side that the encoder sees (P)
     text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
     text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, folder or run, or "hf-hub:..."
     text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)
-    cross_heads: int = 12  # (D)
-    cross_norm: Literal["pre", "post"] = "pre"  # (D)
+    cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
+    cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
     cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
     dropout: float = 0.0  # everywhere (D)
-    contrastive_width: int = 256  # (D)
+    contrastive_width: int = 256  # of the features that ITC compares (D)
     temperature: float = 0.07  # initial value of the learned temperature (D)
-    temperature_min: float = 0.001  # (D)
-    temperature_max: float = 0.5  # (D)
+    temperature_min: float = 0.001  # it is clamped to this (D)
+    temperature_max: float = 0.5  # and to this (D)
     tie_classifier: bool = False  # the text decoder's weight is the text encoder's embedding (D)
     classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding where that is pretrained (D)
 
 
 @dataclass(frozen=True)
 class Objectives:
-    image: float = 1.0  # weights of the four losses; 0 = not computed (P); tasks without them take 0
-    text: float = 1.0
-    itc: float = 1.0
-    itm: float = 1.0
-    image_mask_ratio: float = 0.6  # (P)
+    image: float = 1.0  # weight of the masked image's loss; 0 = not computed (P); tasks without it take 0
+    text: float = 1.0  # of the masked words' (P)
+    itc: float = 1.0  # of image-text contrast (P)
+    itm: float = 1.0  # of image-text matching (P)
+    # weights of further objectives, by the names that mvlm/objectives/extra.py gives them
+    extra: dict[str, float] = field(default_factory=dict)
+    image_mask_ratio: float = 0.6  # of the blocks (P)
     image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see hidden patches, as in MAE (D)
     image_mask_block: int = 2  # patches a side hidden together: 32 pixels at P = 16 (P)
     image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
@@ -91,16 +93,16 @@ class Objectives:
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
     exclude_duplicates: bool = True  # pairs of the same image or caption are no ITC/ITM negatives of each other (D)
     itm_group: int = 16  # consecutive positions that ITM negatives are drawn from (D)
-    itm_negatives: Literal["hard", "uniform"] = "hard"  # (D)
+    itm_negatives: Literal["hard", "uniform"] = "hard"  # drawn by the similarity, or all alike (D)
 
     def weight(self, loss: str) -> float:
         """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
-        return 1.0 if loss == "task" else getattr(self, loss)
+        return 1.0 if loss == "task" else self.extra[loss] if loss in self.extra else getattr(self, loss)
 
 
 @dataclass(frozen=True)
 class Task:
-    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"
+    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what the model is trained for
     answer_minimum: int = 9  # vqa: questions that most people answer so, for an answer to be a class (D)
 
     @property
@@ -125,22 +127,22 @@ OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc
 
 @dataclass(frozen=True)
 class Optim:
-    lr: float = 3e-4  # new modules (P)
-    encoder_lr: float = 1e-5  # the two encoders (P)
+    lr: float = 3e-4  # peak of the new modules (P)
+    encoder_lr: float = 1e-5  # peak of the two encoders (P)
     weight_decay: float = 0.05  # not on norms, biases and embeddings of one dimension (P)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
     clip: float = 1.0  # global gradient norm; 0 = off
-    warmup_epochs: float = 5.0  # (P); ignored where warmup_steps is given
-    warmup_steps: int = -1
+    warmup_epochs: float = 5.0  # of a linear rise (P); ignored where warmup_steps is given
+    warmup_steps: int = -1  # -1 = warmup_epochs
     floor: float = 0.1  # of the peak, at the end of the cosine (R)
     layer_decay: float = 1.0  # of an encoder's rate from each block to the one below it: 0.65 to 0.75 in BEiT and MAE
 
 
 @dataclass(frozen=True)
 class Train:
-    epochs: float = 50.0  # (R); ignored where steps is given
-    steps: int = 0
+    epochs: float = 50.0  # over data.train (R); ignored where steps is given
+    steps: int = 0  # updates of the weights; 0 = epochs
     global_batch: int = 512  # pairs a step over all ranks and accumulation (P)
     # pairs a rank a forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
     micro_batch: int | Literal["auto"] = 0
@@ -159,17 +161,17 @@ class Train:
 class Kernels:
     """Which implementation each operation takes: "auto", or one by the name that `mvlm kernels` gives it."""
 
-    attention: str = "auto"
-    linear: str = "auto"
-    gelu_linear: str = "auto"
-    layer_norm: str = "auto"
-    word_loss: str = "auto"
-    packed_attention: str = "auto"
-    patch_l1: str = "auto"
-    log_sum_exps: str = "auto"
-    contrastive: str = "auto"
-    negatives: str = "auto"
-    optimizer: str = "auto"
+    attention: str = "auto"  # of padded sequences
+    linear: str = "auto"  # a layer's product and bias
+    gelu_linear: str = "auto"  # GELU and the linear layer behind it
+    layer_norm: str = "auto"  # of every block
+    word_loss: str = "auto"  # logits of hidden words and their cross-entropy
+    packed_attention: str = "auto"  # of texts without padding
+    patch_l1: str = "auto"  # of hidden patches with the image
+    log_sum_exps: str = "auto"  # over the global batch's similarities
+    contrastive: str = "auto"  # a micro-batch's share of ITC
+    negatives: str = "auto"  # drawing those of ITM
+    optimizer: str = "auto"  # AdamW
 
 
 @dataclass(frozen=True)
@@ -184,8 +186,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Log:
-    every: int = 10  # steps
-    tensorboard: bool = True
+    every: int = 10  # steps between lines of metrics.jsonl
+    tensorboard: bool = True  # event files in the run folder
     wandb: str = ""  # a project of Weights & Biases, or entity/project; "" = none
     mlflow: str = ""  # MLflow's tracking URI, such as http://host:5000 or a folder; "" = none
     pictures: int = 4  # images restored at an evaluation, for people to look at; 0 = none
@@ -259,7 +261,9 @@ def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
     own = OBJECTIVES_OF.get(config.task.name, ())
     if own and not any(getattr(config.objectives, name) for name in own):
         mistakes.add(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
-    foreign = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in own}
+    foreign: dict[str, Any] = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in own}
+    if not own:
+        foreign["extra"] = {}
     return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
 
 

@@ -51,6 +51,8 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
     for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
         require(0 < value(name) < 1, name, "between 0 and 1")
+    extra = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in objectives.extra.values())
+    require(extra, "objectives.extra", "a table of weights, each 0 or more")
     require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
     shown = objectives.text_mask_token
     shares = shown >= 0 and shown + objectives.text_mask_random <= 1

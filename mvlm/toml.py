@@ -36,7 +36,7 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     keys = name.split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise UserError(f"The override {override!r} is not of the form table.key=value, for example train.steps=100.")
+        raise UserError(f"The override {override!r} is not of the form table.key=value: write it like train.steps=100.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -44,7 +44,7 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         tables = tables.setdefault(key, {})
         if not isinstance(tables, dict):
-            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not.")
+            raise UserError(f"The override {override!r} treats {key!r} as a table, which it is not: name a key alone.")
     tables[keys[-1]] = value
 
 
@@ -72,7 +72,8 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:
-    """Check `value` against the annotation `kind`; a whole number does for a float and a string for a list of one."""
+    """Check `value` against the annotation `kind`; a whole number does for a float, a string for a list of one
+    and an empty string for an empty list."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in args:
@@ -81,7 +82,7 @@ def _convert(kind: Any, value: Any, name: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _convert_any(args, value, name)
     if origin is tuple:
-        items = [value] if isinstance(value, str) else value
+        items = ([value] if value else []) if isinstance(value, str) else value
         if not isinstance(items, list) or (args[-1] is not Ellipsis and len(items) != len(args)):
             length = "" if args[-1] is Ellipsis else f" of {len(args)}"
             raise UserError(f"{name} is {value!r}: give a list{length}.")

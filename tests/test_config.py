@@ -115,6 +115,8 @@ def another(value: Any, hint: Any) -> Any:
         return value + 1 if isinstance(value, int) else value * 0.5 + 0.001
     if isinstance(value, str):
         return 's3://quo"te\\back\nline\ttab é 猫 \x7f\x01'
+    if hint == dict[str, float]:
+        return {"a": 0.5, "odd key": 2.0}
     if isinstance(value, dict):
         return {"a": 1, "odd key": [1.5, True], "nested": {"s": "x"}}
     if value == ():  # weights go with the folders they are for
@@ -195,6 +197,7 @@ def test_a_whole_number_does_for_a_number_and_a_string_for_a_list_of_one(tmp_pat
         ("run.dir=", lambda c: c.run.dir, ""),
         ("data.flip=false", lambda c: c.data.flip, False),
         ("data.train=one", lambda c: c.data.train, ("one",)),
+        ("data.eval=", lambda c: c.data.eval, ()),
         ('data.train=["one", "two"]', lambda c: c.data.train, ("one", "two")),
         ("optim.betas=[0.9,0.98]", lambda c: c.optim.betas, (0.9, 0.98)),
         ("data.caption=first", lambda c: c.data.caption, "first"),

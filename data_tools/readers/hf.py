@@ -125,7 +125,8 @@ def _files(path: Path, subset: str) -> Sequence[Path]:
     splits = _json(path / "dataset_dict.json").get("splits")
     if isinstance(splits, list):
         if unknown := chosen - set(splits):
-            raise UserError(f"{path} has the splits {', '.join(map(str, splits))}, not {sorted(unknown)[0]!r}.")
+            known = ", ".join(map(str, splits))
+            raise UserError(f"{path} has no split {sorted(unknown)[0]!r}: give --subset one of {known}.")
         folders = [path / PurePath(str(split)).name for split in splits if not chosen or split in chosen]
         return [file for folder in folders for file in _saved(folder)]
     if (path / "state.json").is_file():

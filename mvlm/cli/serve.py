@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
             limit_concurrency=CONNECTIONS,
             timeout_graceful_shutdown=FAREWELL_S,
         )
-        print(f"{args.checkpoint}, step {loaded.step}, at {_address(listener)} (Ctrl-C ends it)", flush=True)
         try:
+            print(f"{args.checkpoint}, step {loaded.step}, at {_address(listener)} (Ctrl-C ends it)", flush=True)
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
             print("Ended.")

@@ -156,9 +156,13 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(
-            f"{folder} holds no {MANIFEST}: no finished shard folder; run `python -m data_tools shard` to its end."
-        ) from None
+        splits = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST}"))
+        so = (
+            f"it holds {', '.join(splits)}; give one of these, such as {folder / splits[-1]}."
+            if splits
+            else "no finished shard folder; run `python -m data_tools shard` to its end."
+        )
+        raise UserError(f"{folder} holds no {MANIFEST}: {so}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or shard the corpus again.") from None
     return parse_manifest(content, str(path))

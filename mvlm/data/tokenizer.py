@@ -72,7 +72,10 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = _with_roles(_read_file(path))
     else:
         if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_name):
-            raise UserError(f"No tokenizer at {path_or_name}: make one with `python -m data_tools tokenizer`.")
+            raise UserError(
+                f"No tokenizer at {path_or_name}: give data.tokenizer a tokenizer.json, which `python -m data_tools "
+                "tokenizer` makes."
+            )
         tokenizer = _from_pretrained(path_or_name)
     missing = [name for name in ("mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
     for names in (("cls", "bos"), ("sep", "eos")):

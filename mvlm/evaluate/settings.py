@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mvlm.data.dataset import EvalDataset
+from mvlm.data.index import Mixture
+from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate.retrieval import Search
+from mvlm.model.weights import Loaded
 
 
 @dataclass(frozen=True)
@@ -17,3 +21,9 @@ class Settings:
     words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
     templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
     train: str = ""  # probe: the folder that it learns from
+
+
+def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
+    """Shards of images and captions, read with the model's tokenizer."""
+    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+    return EvalDataset(Mixture(settings.data), tokenizer, loaded.config, settings.limit)

@@ -7,16 +7,13 @@ from typing import Any, Protocol
 import torch
 from rich.table import Table
 
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
-from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate.classification import Classification
 from mvlm.evaluate.foils import Foils
 from mvlm.evaluate.labelled import TITLES, Choosing
 from mvlm.evaluate.probe import Probe
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval
-from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.settings import Settings, captions_of
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.weights import Loaded
 
@@ -83,12 +80,6 @@ class Reconstruction:
             shown = (form.format(scores[c]) if c in scores else "" for c in ("right", "none", "wrong", "constant"))
             table.add_row(name, *shown)
         return render(table, result["protocol"])
-
-
-def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
-    """Shards of images and captions, read with the model's tokenizer."""
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    return EvalDataset(Mixture(settings.data), tokenizer, loaded.config, settings.limit)
 
 
 _ALL: tuple[Task, ...] = (Retrieval(), Reconstruction(), Classification(), Probe(), Foils(), *map(Choosing, TITLES))

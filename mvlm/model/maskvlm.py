@@ -11,6 +11,7 @@ from mvlm.config import Config
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
 from mvlm.model.readings import Matching, Restoring
+from mvlm.objectives.extra import chosen
 from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import hard_negatives, itm_loss, itm_right
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
@@ -27,6 +28,7 @@ class MaskVLM(Encoders):
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, load_weights: bool = True) -> None:
         super().__init__(config, tokenizer, load_weights)
+        self.extra = chosen(config.objectives.extra)
         model, image_width, text_width = config.model, self.vision.width, self.text.width
         vision = self.vision
         self.image_decoder = ImageDecoder(image_width, text_width, vision.patch, vision.grid, model, vision.drops)
@@ -37,7 +39,7 @@ class MaskVLM(Encoders):
         self.temperature = Temperature(model)
 
     def forward(self, batch: Batch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
-        """The four losses of a micro-batch; without a pool the micro-batch is the global batch.
+        """The four losses of a micro-batch, and further ones; without a pool the micro-batch is the global batch.
 
         Args:
             tally: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
@@ -54,7 +56,7 @@ class MaskVLM(Encoders):
 
         losses: Losses = {}
         image_matching = text_matching = image_restoring = text_restoring = None
-        if weights.itc or weights.itm:
+        if weights.itc or weights.itm or self.extra:
             own = self._project(batch, aligned_image_BSD, aligned_text_BLD)
         if weights.itc:
             temperature = self.temperature()
@@ -87,7 +89,7 @@ class MaskVLM(Encoders):
             losses["text"] = self._text_loss(batch, pool, fused_text_BCD, tally)
         if weights.image:
             losses["image"] = self._image_loss(batch, pool, fused_image_BSD, context_text_BLD)
-        return losses
+        return losses | {name: objective(own) for name, objective in self.extra.items()}
 
     def project_image(self, image_BSD: Tensor) -> Tensor:
         """-> BE, unit length, fp32."""
@@ -125,7 +127,7 @@ class MaskVLM(Encoders):
         What no objective reads hidden is given whole in its place.
         """
         weights = self.config.objectives
-        aligned = weights.alignment_inputs == "masked" and (weights.itc or weights.itm)
+        aligned = weights.alignment_inputs == "masked" and (weights.itc or weights.itm or self.extra)
         both = weights.hide == "both" and (weights.image or weights.text)
         if weights.image or aligned or both:
             image_BSD, hidden_image_BSD = self.vision.both(batch)

@@ -58,8 +58,11 @@ class Entry:
     sha256: str
 
 
-def find_checkpoint(path: str | Path) -> Path:
+def find_checkpoint(path: str | Path, setting: str = "") -> Path:
     """The checkpoint that `path` means: itself, or a run folder's latest.
+
+    Args:
+        setting: that names it, if any, for the message.
 
     Raises:
         UserError: there is none.
@@ -73,7 +76,8 @@ def find_checkpoint(path: str | Path) -> Path:
         if (checkpoint / "index.json").is_file():
             return checkpoint
         raise UserError(f"{latest} names {checkpoint.name}, which is no checkpoint: write a whole one's name into it.")
-    raise UserError(f"No checkpoint at {path}: give a run folder or one of its checkpoints/step_... folders.")
+    named = f" ({setting})" if setting else ""
+    raise UserError(f"No checkpoint at {path}{named}: give a run folder or one of its checkpoints/step_... folders.")
 
 
 def read_index(checkpoint: Path) -> list[Entry]:
@@ -162,10 +166,16 @@ def load_weights(model: Encoders, checkpoint: Path) -> None:
             tensor, parameter = file.get_tensor(name), wanted.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
-                raise UserError(f"{checkpoint}: {name} has shape {tuple(tensor.shape)} and is {shape} in this model.")
+                raise UserError(
+                    f"{checkpoint} does not fit its own config.toml: {name} has shape {tuple(tensor.shape)} and is "
+                    f"{shape} in the model; use another checkpoint."
+                )
             parameter.data.copy_(tensor)
     if wanted:
-        raise UserError(f"{checkpoint} lacks {len(wanted)} parameters of this model, {next(iter(wanted))} first.")
+        raise UserError(
+            f"{checkpoint} lacks {len(wanted)} parameters of the model that its config.toml describes, "
+            f"{next(iter(wanted))} first: use another checkpoint."
+        )
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[MaskVLM]:

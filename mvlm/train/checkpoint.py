@@ -67,9 +67,10 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
     if (run / CHECKPOINTS / LATEST).is_file():
         return None
     if config.resume:
-        return Start(find_checkpoint(config.resume), resumes=True, own=False)
+        return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
     ours = config.init and not is_foreign(config.init)
-    return Start(find_checkpoint(config.init) if ours else None, resumes=False, own=False)
+    init = find_checkpoint(config.init, "checkpoint.init") if ours else None
+    return Start(init, resumes=False, own=False)
 
 
 def make_latest(checkpoint: Path) -> None:

@@ -40,7 +40,9 @@ def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not valid JSON ({error}): mend it.") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+        raise UserError(
+            f"{path} must hold a JSON object, not a {type(content).__name__}: begin from one of ds_configs/."
+        )
     return content
 
 

@@ -117,6 +117,13 @@ def test_status_tells_attempts_and_the_last_step(story):
     assert "not running, the last attempt is done" in after and f"step {STEPS} " in after
 
 
+def test_status_for_programs(story):
+    told = json.loads(ask("status", story.logs.parent, "--json").stdout)
+    assert (told["name"], told["backend"], told["active"]) == ("small", "local", False)
+    assert [attempt["exit_code"] for attempt in told["attempts"]] == [75, 70, 0]
+    assert told["metrics"]["step"] == STEPS
+
+
 def test_logs_are_kept_by_attempt_and_rank_and_followed_to_the_end(story):
     kept = sorted(str(path.relative_to(story.logs)) for path in story.logs.glob("attempt-*/*"))
     names = ("launcher.log", "rank-00000.log", "rank-00001.log")

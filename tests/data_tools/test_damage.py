@@ -34,6 +34,21 @@ def problems(corpus: Path, capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
+def test_what_is_wrong_as_json(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def told(code: int) -> dict[str, list[str]]:
+        capsys.readouterr()
+        assert main(["verify", str(corpus), "--json", "--workers", "1"]) == code
+        output = capsys.readouterr()
+        assert output.err == ""
+        return json.loads(output.out)
+
+    assert told(0) == {str(corpus): []}
+    shard = sorted(corpus.glob("*.arrow"))[0]
+    os.truncate(shard, shard.stat().st_size // 2)
+    (wrong,) = told(1).values()
+    assert any(shard.name in sentence for sentence in wrong)
+
+
 def test_a_sound_corpus_passes(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(corpus), "--workers", "2"]) == 0
     output = capsys.readouterr()

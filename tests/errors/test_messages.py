@@ -164,7 +164,10 @@ def test_shards_that_are_not_there(fails: Fails, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_no_shards(fails: Fails, tmp_path: Path, scenes: Path) -> None:
-    assert "manifest.json" in fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}"))
+    said = fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}"))
+    assert "manifest.json" in said and "eval, train" in said and f"such as {scenes}/train" in said
+    (tmp_path / "empty").mkdir()
+    assert "data_tools shard" in fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/empty"))
 
 
 def test_a_shard_cut_short(fails: Fails, tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -215,8 +218,8 @@ def test_a_json_that_contradicts_the_toml(
         ("data.tokenizer=nowhere/at/all.json", "nowhere/at/all.json"),
         ("model.vision=no_such_vit", "no_such_vit"),
         ("model.image_size=56", "vit_base"),
-        ("checkpoint.resume=nowhere", "nowhere"),
-        ("checkpoint.init=nowhere", "nowhere"),
+        ("checkpoint.resume=nowhere", "nowhere (checkpoint.resume)"),
+        ("checkpoint.init=nowhere", "nowhere (checkpoint.init)"),
         ("objectives.image_mask_block=3", "image_mask_block"),
     ],
 )

@@ -1,0 +1,110 @@
+"""The pages: they build without a warning, load nothing from elsewhere, and name only what there is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import parser as cluster_parser
+from data_tools.__main__ import parser as data_parser
+from mvlm.__main__ import COMMANDS, command_line
+from tests.conftest import ROOT
+
+pytest.importorskip("mkdocs")
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    ROOT / "data_tools/README.md",
+    ROOT / "ds_configs/README.md",
+]
+OURS = re.compile(r"(?!.*`)(mvlm(-data|-cluster)?|[^'\"(]*(-m|--module) (mvlm|data_tools|cluster)) ")
+LOADED = re.compile(r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*\shref=["']?(?:https?:)?//""")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 40
+    for page in pages:
+        assert not LOADED.search(page.read_text(encoding="utf-8")), page
+    for style in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
+
+
+def test_what_lies_outside_the_pages_is_part_of_the_site(site: Path) -> None:
+    cluster = (site / "cluster.html").read_text(encoding="utf-8")
+    assert 'href="files/cluster/local.toml.html"' in cluster
+    assert "processes_per_node" in (site / "files/cluster/local.toml.html").read_text(encoding="utf-8")
+    back = (site / "files/ds_configs/index.html").read_text(encoding="utf-8")
+    assert "DeepSpeed" in back
+
+
+def test_the_configuration_reference_is_that_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "docs/hooks/reference.py")
+    assert spec and spec.loader
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "python docs/hooks/reference.py writes it"
+    for line in reference.page().splitlines():
+        if re.match(r"\| `\w+` \|", line):
+            assert all(cell.strip() for cell in line.strip("|").split(" | ")), line
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Page and words of every command of ours in a block of code."""
+    for page in PAGES:
+        # fences begin and end blocks in turn
+        for block in re.split(r"^```.*\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1::2]:
+            for line in re.sub(r"\\\n\s*", "", block).splitlines():
+                for part in re.split(r" && | \| ", line):
+                    if OURS.match(part) and (own := _own(shlex.split(part, comments=True))):
+                        yield page.name, own
+
+
+def _own(words: list[str]) -> list[str]:
+    """A command from its name on, `mvlm`, `data_tools` or `cluster`; nothing where it is none or only sketched."""
+    if not words or any(word in ("...", "…") or word.startswith(("[--", "[key", "`")) for word in words[1:]):
+        return []
+    if words[0] in ("mvlm", "mvlm-data", "mvlm-cluster"):
+        return [{"mvlm-data": "data_tools", "mvlm-cluster": "cluster"}.get(words[0], "mvlm"), *words[1:]]
+    for flag in ("-m", "--module"):
+        if flag in words and words[words.index(flag) + 1] in ("mvlm", "data_tools", "cluster"):
+            return words[words.index(flag) + 1 :]
+    return []
+
+
+@cache
+def parser(name: str) -> argparse.ArgumentParser:
+    return {"mvlm": lambda: command_line(COMMANDS), "data_tools": data_parser, "cluster": cluster_parser}[name]()
+
+
+@pytest.mark.parametrize(("page", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_command_that_a_page_names_exists(page: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        _, rest = parser(words[0]).parse_known_args(words[1:])
+    except SystemExit:
+        pytest.fail(f"{page}: {' '.join(words)}: {capsys.readouterr().err.splitlines()[-1]}")
+    assert [word for word in rest if word.startswith("-") or "=" not in word] == [], words

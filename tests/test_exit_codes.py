@@ -1,0 +1,86 @@
+"""docs/exit_codes.md has the codes that the code has, and the commands end with them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import cluster.__main__ as cluster_main
+import data_tools.__main__ as data_main
+import mvlm.__main__ as mvlm_main
+from cluster import watch
+from mvlm.cli import kernels, train
+from mvlm.errors import StorageLost, UserError
+from mvlm.train import trainer, watchdog
+from tests.conftest import ROOT
+
+TABLE = {
+    int(code): words
+    for code, words in re.findall(
+        r"^\| (\d+) \| ([^|]+) \|", (ROOT / "docs/exit_codes.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+}
+
+
+def test_the_page_lists_every_code_that_there_is() -> None:
+    codes = {
+        *(watch.DONE, watch.MISTAKE, watch.USAGE, watch.BUG, watch.PREEMPTED),
+        *(UserError.exit_code, StorageLost.exit_code, mvlm_main.BUG, mvlm_main.INTERRUPTED),
+        *(trainer.DONE, trainer.PREEMPTED, train.PREEMPTED, watchdog.HUNG, cluster_main.INTERRUPTED),
+    }
+    assert codes == TABLE.keys()
+
+
+def test_the_same_name_is_the_same_code_everywhere() -> None:
+    assert watch.PREEMPTED == trainer.PREEMPTED == train.PREEMPTED == StorageLost.exit_code == watchdog.HUNG
+    assert UserError.exit_code == watch.MISTAKE and mvlm_main.BUG == watch.BUG
+    assert cluster_main.INTERRUPTED == mvlm_main.INTERRUPTED
+    for code, word in {0: "done", 1: "mistake", 2: "usage", 70: "bug", 75: "saved", 130: "Ctrl-C"}.items():
+        assert word in TABLE[code]
+
+
+def ends_by(error: BaseException) -> Callable[..., int]:
+    def run(*args: object) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("Bad: mend it."), 1), (RuntimeError("bug"), 70)])
+@pytest.mark.parametrize("what", ["mvlm", "data_tools", "cluster"])
+def test_what_goes_wrong_ends_with_its_code(
+    what: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if what == "cluster" and code == 1:
+        error = cluster_main.JobError(str(error))
+    assert _run(what, ends_by(error), monkeypatch) == code
+
+
+@pytest.mark.parametrize("what", ["mvlm", "data_tools", "cluster"])
+def test_ctrl_c(what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(what, ends_by(KeyboardInterrupt()), monkeypatch) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [mvlm_main.main, data_main.main, cluster_main.main])
+def test_wrong_usage(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["no-such-command"])
+    assert ended.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def _run(what: str, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch) -> int:
+    """A command of each of the three, with something else in the place of what it does."""
+    monkeypatch.setattr(sys, "argv", [what])
+    if what == "mvlm":
+        monkeypatch.setattr(kernels, "run", command)
+        return mvlm_main.main(["kernels"])
+    if what == "data_tools":
+        monkeypatch.setattr(data_main, "complete", command)
+        return data_main.main(["completion", "bash"])
+    monkeypatch.setattr(cluster_main, "_completion", command)
+    return cluster_main.main(["completion", "bash"])

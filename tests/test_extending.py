@@ -1,0 +1,116 @@
+"""The examples of docs/extending.md work, each with its one line, and the page shows them as they are."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data_tools import readers
+from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main as mvlm
+from mvlm.batch import Encoded
+from mvlm.evaluate import task
+from mvlm.objectives import extra
+from tests.conftest import ROOT, TINY, run_command
+
+EXAMPLES = ROOT / "examples/extending"
+WITH_THE_OBJECTIVE = """
+import sys
+from distance_objective import distance_loss
+from mvlm.__main__ import main
+from mvlm.objectives.extra import EXTRA
+EXTRA["distance"] = distance_loss
+sys.exit(main(sys.argv[1:]))
+"""
+TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_each_example_as_it_is() -> None:
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(\"\"\".*?)```", page, flags=re.DOTALL)
+    assert shown == [
+        (EXAMPLES / name).read_text(encoding="utf-8")
+        for name in ("csv_source.py", "gap_task.py", "distance_objective.py")
+    ]
+
+
+def test_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(readers.SOURCES, "csv", example("csv_source").CsvSource)
+    for number in range(3):
+        Image.fromarray(np.full((20, 20, 3), 80 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    lines = ["image,caption", '0.png,"one, two"', "1.png,three", "../2.png,out", "none.png,nothing"]
+    (tmp_path / "all.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "shards"
+    assert data_tools(["shard", "csv", str(tmp_path / "all.csv"), "--tolerate", "0.6", "--out", str(out)]) == 0
+    assert data_tools(["verify", str(out)]) == 0
+    assert json.loads((out / "manifest.json").read_text())["rows"] == 2
+    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert [(line["where"], line["reason"]) for line in listed] == [
+        ("all.csv:3", "image path leaves the folder"),
+        ("all.csv:4", "image is missing"),
+    ]
+    Image.fromarray(np.full((20, 20, 3), 9, np.uint8)).save(tmp_path / "none.png")
+    assert data_tools(["retry", str(out)]) == 0  # asks for the record by `where`
+    assert json.loads((out / "manifest.json").read_text())["rows"] == 3
+
+
+def test_an_objective_and_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes: Path) -> None:
+    run = tmp_path / "run"
+    words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={run}"]
+    # DeepSpeed begins once a process
+    command = [sys.executable, "-c", WITH_THE_OBJECTIVE, *words, "train.steps=3", "objectives.extra.distance=0.5"]
+    ended = run_command(command, PYTHONPATH=f"{ROOT}{os.pathsep}{EXAMPLES}")
+    assert ended.returncode == 0, ended.stderr
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert 0 < line["distance"] < 4
+        four = sum(line[name] for name in ("image", "text", "itc", "itm"))
+        assert line["loss"] == pytest.approx(four + 0.5 * line["distance"], rel=1e-5)
+
+    monkeypatch.setitem(extra.EXTRA, "distance", example("distance_objective").distance_loss)
+    gap = example("gap_task").Gap()
+    monkeypatch.setitem(task.TASKS, gap.name, gap)
+    out = tmp_path / "gap.json"
+    assert mvlm(["evaluate", "gap", "--checkpoint", str(run), "--data", f"{scenes}/eval", "--json", str(out)]) == 0
+    assert 0 < json.loads(out.read_text())["gap"] < 2
+
+
+def test_an_objective_is_the_same_in_any_micro_batches() -> None:
+    features = torch.nn.functional.normalize(torch.randn(2, 12, 8, dtype=torch.float64), dim=-1)
+    number = torch.arange(12)
+
+    def loss(rows: slice) -> torch.Tensor:
+        own = Encoded(features[0, rows], features[1, rows], number[rows], number[rows])
+        return example("distance_objective").distance_loss(own)
+
+    parts = torch.stack([loss(slice(start, start + 3)) for start in range(0, 12, 3)])
+    torch.testing.assert_close(parts.mean(), loss(slice(None)))
+
+
+def test_an_objective_that_is_not_there(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes: Path
+) -> None:
+    words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={tmp_path}/run"]
+    assert mvlm([*words, "objectives.extra.distance=0.5"]) == 1
+    said = capsys.readouterr().err
+    assert "'distance'" in said and "mvlm/objectives/extra.py" in said
+    assert mvlm([*words, "objectives.extra.distance=-1"]) == 1
+    assert "objectives.extra" in capsys.readouterr().err
