@@ -22,7 +22,7 @@ from mvlm.model.readings import take
 MASK_TOKEN = "patch_embed.mask_token"
 
 POSITION_STD = 3**-0.5
-"""Of random position embeddings: as large as what torch's random convolution makes of an even patch of value 1.
+"""Of the patches' random position embeddings: as large as what torch's random convolution makes of an even patch of value 1.
 
 Beside such patches timm's 0.02 is nothing, and a small model takes thousands of steps to tell where a thing stands."""
 
@@ -87,7 +87,7 @@ class VisionEncoder(nn.Module):
         elif source != "random":
             self.filled, mask_token = _fill(vit, config)
         elif load_weights and getattr(vit, "pos_embed", None) is not None:
-            nn.init.trunc_normal_(vit.pos_embed, std=POSITION_STD)
+            nn.init.trunc_normal_(vit.pos_embed.data[:, -vit.patch_embed.num_patches :], std=POSITION_STD)
         self.size = config.image_size
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.patch = self.size // self.grid[0]

@@ -25,8 +25,8 @@ from tests.conftest import ROOT, TINY, free_port, run_command
 
 WORKER = str(ROOT / "tests/train/engine_worker.py")
 BF16 = {"enabled": True}
-FP16 = {"enabled": True, "initial_scale_power": 15, "hysteresis": 1, "loss_scale_window": 2}
-"""The gradients overflow until the scale is 2 ** 12."""
+FP16 = {"enabled": True, "initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 2}
+"""The gradients overflow until the scale is 2 ** 13."""
 
 
 def zero(stage: int, **settings: Any) -> dict[str, Any]:
@@ -50,7 +50,7 @@ CASES: dict[str, dict[str, Any]] = {
     "fp16 stage 3": {"fp16": FP16, "zero_optimization": zero(3)},
 }
 LOSSES = ("image", "text", "itc", "itm")
-ROUNDING = {"fp32": (2e-4, 2e-4), "bf16": (2e-3, 3e-2), "fp16": (2e-3, 3e-2)}
+ROUNDING = {"fp32": (2e-4, 2e-4), "bf16": (6e-3, 3e-2), "fp16": (2e-3, 3e-2)}
 """By precision: of losses and of the gradient's norm, relative to fp32 at stage 0."""
 
 
@@ -78,7 +78,7 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
             assert line[name] == pytest.approx(other[name], rel=losses), name
         assert line["grad_norm"] == pytest.approx(other["grad_norm"], rel=norm)
         for name in (f"grad_norms/{part}" for part in PARTS):  # of which the small ones round more
-            assert line[name] == pytest.approx(other[name], rel=3 * norm), name
+            assert line[name] == pytest.approx(other[name], rel=5 * norm), name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -147,7 +147,7 @@ def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str
     lines = results[case]["to_kept"] + results[case]["undisturbed"]
     assert [line["overflowed"] for line in lines] == [True, True, True, False, False]
     assert [line["updates"] for line in lines] == [0, 0, 0, 1, 2]
-    assert [line["loss_scale"]["cur_scale"] for line in lines] == [2.0**14, 2.0**13, 2.0**12, 2.0**12, 2.0**12]
+    assert [line["loss_scale"]["cur_scale"] for line in lines] == [2.0**15, 2.0**14, 2.0**13, 2.0**13, 2.0**13]
     assert all(line["grad_norm"] == math.inf for line in lines[:3])
     assert ["grad_norms/vision" in line for line in lines] == [False, False, False, True, True]
 
