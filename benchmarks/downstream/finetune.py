@@ -46,7 +46,7 @@ def main() -> None:
         for task, world in WORLDS.items():
             for start in STARTS:
                 run = tuned(args, task, start, seed)
-                words = [f"task.name={task}", "optim.lr=1e-3", "optim.encoder_lr=1e-3"]
+                words = [f"task.name={task}", "optim.lr=5e-4", "optim.encoder_lr=5e-4"]
                 if start == "pretrained":
                     words += [f"checkpoint.init={base}", "data.tokenizer=''"]
                 train(run, worlds[world], seed, args.steps, *words)
