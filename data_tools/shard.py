@@ -323,4 +323,7 @@ def _task_of(record: Record) -> str:
 def _nothing_left(counts: Yield, out: Path | str, name: str) -> str:
     if not counts.read:
         return f"{out} was not made, because the source holds no records: check its path."
-    return f"{out} was not made, because no record fell into the split {name!r}: raise its share or add records."
+    return (
+        f"{out} was not made, because none of {counts.kept} records fell into the split {name!r}, which a hash of each "
+        "decides: raise its share, or add records."
+    )
