@@ -22,7 +22,7 @@ from mvlm.model.readings import take
 MASK_TOKEN = "patch_embed.mask_token"
 
 POSITION_STD = 3**-0.5
-"""Of the patches' random position embeddings: as large as what torch's random convolution makes of an even patch of value 1.
+"""Of the patches' random position embeddings: as large as what a random convolution makes of an even patch of value 1.
 
 Beside such patches timm's 0.02 is nothing, and a small model takes thousands of steps to tell where a thing stands."""
 

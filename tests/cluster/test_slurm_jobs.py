@@ -82,7 +82,9 @@ def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make, monkeypatc
     assert slurm.on("scancel", "--signal=USR2", job_id).returncode == 0
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job_id}").stdout)
     assert [step for step, _ in job.metrics()] == list(range(1, STEPS + 1))
-    assert [sorted(path.name for path in job.attempt(n).glob("exit-*")) for n in (1, 2)] == [["exit-75"], ["exit-0"]]
+    first, second = ({path.name for path in job.attempt(n).glob("exit-*")} for n in (1, 2))
+    # The launcher ends the other rank, with SIGTERM, if it is later in ending by itself.
+    assert "exit-75" in first and first <= {"exit-75", "exit-143"} and second == {"exit-0"}
     said = "".join(path.read_text() for path in (job.folder / "submitit").glob("*_0_log.err"))
     assert "Caught signal SIGUSR2" in said and "Job not requeued" not in said
 
