@@ -16,16 +16,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data_tools.check import SOUND, TOO_ELONGATED, TOO_SMALL, Checked, Demands, Picture, check_record
+from data_tools.check import SOUND, TOO_ELONGATED, TOO_SMALL, Checked, Demands, check_record
 from data_tools.dedup import DISTANCE, DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded, Seen
 from data_tools.engines import engine
 from data_tools.record import Dropped, Record
 from data_tools.resume import Again, Changed, Item, State, Trail, replayed, versions
+from data_tools.rows import stored_row, task_of
 from data_tools.split import MISSING, Split
 from data_tools.storage import Finished, Store, opened, write_text
 from data_tools.writer import CorpusWriter
 from data_tools.yields import Yield
-from mvlm.data.schema import CAPTION, MANIFEST, OWN_COLUMNS, SCHEMAS, Manifest, read_manifest
+from mvlm.data.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, read_manifest
 from mvlm.errors import UserError
 
 QUARANTINE = "quarantine.jsonl"
@@ -202,7 +203,7 @@ class _Work:
             row, name = kept
             self._counts.count(item.source, len(row.captions))
             assert isinstance(item, Record)
-            self._open(_task_of(item))
+            self._open(task_of(item))
             self._write(row, name, number)
 
     def _admit(self, item: Item, result: Checked | Dropped) -> tuple[SimpleNamespace, str] | Dropped:
@@ -297,27 +298,6 @@ class _Work:
             f"{self._out} was not made, because {total or counts.read} of {counts.read} records were dropped, "
             f"{count} of them for {reason!r}: mend those listed in {beside} beside it{remedy}."
         )
-
-
-def stored_row(record: Record, found: Checked) -> SimpleNamespace:
-    """With all columns of the record's task as attributes."""
-    first, *second = found.pictures
-    row = SimpleNamespace(key=record.key, captions=found.captions, source=record.source, **found.columns)
-    row.image, (row.width, row.height, row.crc32) = _stored(record.image, first)
-    if second:
-        row.image2, (row.width2, row.height2, row.crc32_2) = _stored(record.image2, second[0])
-    return row
-
-
-def _stored(image: bytes, picture: Picture) -> tuple[bytes, tuple[int, int, int]]:
-    return picture.encoded or image, (picture.width, picture.height, picture.crc32)
-
-
-def _task_of(record: Record) -> str:
-    """The task whose own columns the record has."""
-    names = set(record.columns)
-    tasks = [task for task, columns in OWN_COLUMNS.items() if {column.name for column in columns} == names]
-    return tasks[0] if names else CAPTION
 
 
 def _nothing_left(counts: Yield, out: Path | str, name: str) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -139,3 +140,22 @@ def index(trained: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory)
     words = ["index", str(scenes / "eval"), str(scenes / "train"), "--checkpoint", str(trained), "--out", str(out)]
     assert main(words) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def loaded(trained: Path) -> Any:
+    """The model of `trained`."""
+    from mvlm.model.weights import load_run
+
+    return load_run(trained)
+
+
+@pytest.fixture(scope="session")
+def dataset(loaded: Any, scenes: Path) -> Any:
+    """The images of `index`, in its order, with their captions."""
+    from mvlm.data.dataset import EvalDataset
+    from mvlm.data.index import Mixture
+    from mvlm.data.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+    return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), tokenizer, loaded.config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def model_card(run: Path, name: str) -> str:
     facts = read_facts(checkpoint.parent.parent)
     config, task = facts.config, facts.config.task
     with open_weights(checkpoint) as files:
-        parameters = sum(_count(file.get_slice(title).get_shape()) for title, file in files.items())
+        parameters = sum(math.prod(file.get_slice(title).get_shape()) for title, file in files.items())
     state = read_json(checkpoint / "state.json") or {}
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
     return pages.get_template("card.md").render(
@@ -53,13 +54,6 @@ def model_card(run: Path, name: str) -> str:
         numbers=_numbers(facts),
         started=_started(config),
     )
-
-
-def _count(shape: list[int]) -> int:
-    product = 1
-    for side in shape:
-        product *= side
-    return product
 
 
 def _data(facts: Facts) -> list[str]:

@@ -63,19 +63,20 @@ def export_dual(run: Path, out: Path, form: str) -> None:
     if missing:
         raise UserError(f"ONNX needs {', '.join(missing)}: pip install {' '.join(ONNX_PACKAGES)}.")
     loaded = load_run(run)
+    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     write: Writer = _write_onnx if form == "onnx" else _write_torch
     suffix = "onnx" if form == "onnx" else "pt2"
     with whole_folder(out) as temporary, torch.no_grad():
         _write_checked(ImageFeatures(loaded.model), _images(loaded), write, temporary / f"image.{suffix}")
         _write_checked(TextFeatures(loaded.model), _texts(loaded), write, temporary / f"text.{suffix}")
-        load_tokenizer(str(loaded.tokenizer_folder)).backend_tokenizer.save(str(temporary / "tokenizer.json"))
+        tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"))
         inputs = {
             "pixel_values": "uint8 [B, 3, H, W], RGB, resized whole by an antialiased bicubic; normalised within",
             "image_size": loaded.config.model.image_size,
             "input_ids": "int64 [B, L], special tokens included",
             "attention_mask": "int64 [B, L], 1 = a token, 0 = padding",
             "text_length": loaded.config.data.text_length,
-            "pad_token_id": load_tokenizer(str(loaded.tokenizer_folder)).pad_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
             "temperature": float(loaded.model.temperature()),
         }
         (temporary / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")

@@ -6,29 +6,13 @@ import torch
 from PIL import Image
 
 from mvlm.__main__ import main
-from mvlm.data.dataset import EvalDataset
 from mvlm.data.decoding import load_image
-from mvlm.data.index import Mixture
 from mvlm.data.schema import read_manifest
-from mvlm.data.tokenizer import load_tokenizer
-from mvlm.model.weights import load_run
 from mvlm.search import find, folder
 from mvlm.search.build import build_index
 
 CPU = torch.device("cpu")
 SENTENCE = "red circle top left"
-
-
-@pytest.fixture(scope="module")
-def loaded(trained):
-    return load_run(trained)
-
-
-@pytest.fixture(scope="module")
-def dataset(loaded, scenes):
-    return EvalDataset(
-        Mixture([scenes / "eval", scenes / "train"]), load_tokenizer(str(loaded.tokenizer_folder)), loaded.config
-    )
 
 
 @pytest.fixture(scope="module")

@@ -9,26 +9,11 @@ import torch
 from PIL import Image
 
 from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.evaluate.examples import paste, pictures_of
-from mvlm.model.weights import load_run
 from mvlm.predict.words import blank_image, hide_words, likeliest
 
 SENTENCE = "red circle top left"
-
-
-@pytest.fixture(scope="module")
-def loaded(trained):
-    return load_run(trained)
-
-
-@pytest.fixture(scope="module")
-def dataset(loaded, scenes):
-    return EvalDataset(
-        Mixture([scenes / "eval", scenes / "train"]), load_tokenizer(str(loaded.tokenizer_folder)), loaded.config
-    )
 
 
 def pixels(url):
