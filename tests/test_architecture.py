@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.search": {"model", "data", "evaluate", "search"},
     "mvlm.serve": {"masking", "model", "data", "evaluate", "predict", "search", "serve"},
     "mvlm.watch": {"train", "watch"},
-    "mvlm.report": {"batch", "config", "dist", "masking", "model", "data", "evaluate", "report"},
+    "mvlm.report": {"batch", "config", "dist", "masking", "model", "data", "evaluate", "report", "toml"},
 }
 """Our own modules by first name within mvlm; `errors` and the version are everybody's. The commands may import all."""
 

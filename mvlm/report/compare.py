@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.report.facts import Facts, read_json
+from mvlm.toml import as_toml
 
 YIELD = "yield.json"
 """What `data_tools shard` leaves beside the shards it wrote, or beside the folders that it split them into."""
@@ -62,6 +63,8 @@ def _told(facts: Facts) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return as_toml(value)
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value)) or "none"
     if isinstance(value, dict):
