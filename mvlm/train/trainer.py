@@ -202,7 +202,7 @@ class Trainer:
             metrics = self.meter.metrics(losses, tally, state, factor, self.loader.wait_seconds, len(self.dataset))
             metrics |= self.arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
             left_out = {"bad_images": len(self.quarantine), "skipped": len(self.skipped.positions)}
-            self.monitor.log(metrics | left_out)
+            self._tell(metrics | left_out)
             self.profiling.look()
         aside = time.perf_counter()
         if last or (config.checkpoint.every and state.step % config.checkpoint.every == 0):
@@ -213,10 +213,14 @@ class Trainer:
         if self.evaluate and (last or (config.eval.every and state.step % config.eval.every == 0)):
             self.watchdog.at(state.step, "evaluating", LONG)
             metrics, picture = self._evaluated(self.evaluate)
-            self.monitor.log({"step": state.step} | metrics)
+            self._tell({"step": state.step} | metrics)
             if picture:
                 self.monitor.picture(state.step, picture)
         self.meter.leave_out(time.perf_counter() - aside)  # neither is training
+
+    def _tell(self, metrics: dict[str, Any]) -> None:
+        if not self.attempt.superseded():  # a machine that stood still since the ranks agreed may have been given up
+            self.monitor.log(metrics)
 
     def _list_faults(self) -> None:
         """Write down the images replaced since the last time; all ranks must call."""

@@ -59,24 +59,34 @@ class Story:
         self.injected["node killed"] = time.monotonic()
         self.slurm.node("kill", "n2")
         self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
-        self.stale = []
-        waiting = list(self.trials)
-        while waiting:  # both are on n1: they stand still until it is cut off
-            for trial in [trial for trial in waiting if trial.steps(1)]:
-                self.stale += trial.ranks("n1")
-                self.stale[-1].send_signal(signal.SIGSTOP)
-                waiting.remove(trial)
-        self.cancel("pdsh", f"job.environment.PYTHON_X={HOSTILE}")
-        self.job.make_steps(3)
+        self.stand_still()
         self.slurm.boot("n2")
 
+    def stand_still(self):
+        """What runs on n1 stops at its next step: on a busy machine it would be done before that node is cut off."""
+        self.stale, self.held = [], []
+        resumed_at = self.job.steps(2)[-1]
+        waiting = [(trial, 1, 0, self.stale) for trial in self.trials] + [(self.job, 3, resumed_at, self.held)]
+
+        def all_stand_still():
+            for job, number, step, stopped in list(waiting):
+                if max(job.steps(number), default=0) > step:
+                    stopped += job.ranks("n1")
+                    stopped[-1].send_signal(signal.SIGSTOP)
+                    waiting.remove((job, number, step, stopped))
+            return not waiting
+
+        wait_for(all_stand_still, lambda: self.job.said(3))
+
     def cut_a_link(self):
-        self.job.make_steps(3, more_than=self.job.steps(2)[-1])
         self.injected["link of the first node cut"] = time.monotonic()
         self.slurm.node("cut", "n1")
-        self.cancel("torchrun")
+        for rank in self.held:
+            rank.send_signal(signal.SIGCONT)
+        for launcher, *words in (("torchrun",), ("pdsh", f"job.environment.PYTHON_X={HOSTILE}")):
+            self.cancel(launcher, *words)
         for trial in self.trials:
-            trial.make_steps(2)
+            trial.end(2)
         for rank in self.stale:  # they still see the storage
             rank.send_signal(signal.SIGCONT)
         self.stale_ended = [rank.wait(timeout=60) for rank in self.stale]
