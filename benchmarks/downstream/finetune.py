@@ -27,7 +27,7 @@ WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
 WORDS = "red,green,blue,yellow,purple,orange,circle,square,triangle,star"
 HELD_OUT = 3  # pairs of colour and shape that training never shows
 # About half of them show what is held out. Of two scenes and a statement 9,000 rows are learned by heart.
-ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 60_000, "entailment": 40_000, "foils": 4_000}
+ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 40_000, "entailment": 40_000, "foils": 4_000}
 PRETRAINING = 600  # steps
 STEPS = {"vqa": 1200, "nlvr2": 2000, "entailment": 1200}
 AFTER = {"nlvr2": "vqa"}  # straight from captions its loss is that of a coin for 1,600 steps
