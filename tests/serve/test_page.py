@@ -1,4 +1,4 @@
-"""The page in a real browser, by mouse, by keyboard and on a telephone's width."""
+"""The page in a real browser, by mouse, by finger, by keyboard and on a telephone's width."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,9 @@ webdriver = pytest.importorskip("selenium.webdriver")
 from selenium.common.exceptions import StaleElementReferenceException  # noqa: E402
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.actions.action_builder import ActionBuilder  # noqa: E402
+from selenium.webdriver.common.actions.interaction import POINTER_TOUCH  # noqa: E402
+from selenium.webdriver.common.actions.pointer_input import PointerInput  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
@@ -117,6 +120,18 @@ def test_squares_are_hidden_by_mouse(page):
     assert page.hidden() == [True, False, True, False]
     assert page.source("with-sentence") != page.source("without-sentence")
     page.after(lambda: page.one("sentence").send_keys(" green star"))
+
+
+def test_squares_are_hidden_by_a_finger_and_the_page_stays_where_it_is(page):
+    page.one("clear").click()
+    cells = page.all("[role=gridcell]")
+    page.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", cells[2])
+    scrolled = page.browser.execute_script("return window.scrollY")
+    touch = ActionBuilder(page.browser, mouse=PointerInput(POINTER_TOUCH, "finger"))
+    touch.pointer_action.move_to(cells[2]).pointer_down().move_to(cells[0]).pointer_up()
+    page.after(touch.perform)
+    assert page.hidden() == [True, False, True, False]
+    assert page.browser.execute_script("return window.scrollY") == scrolled
 
 
 def test_squares_are_hidden_by_keyboard(page):
