@@ -19,7 +19,7 @@ SMALLER = [
     "max_position_embeddings=64, initializer_range=0.08}",
     "model.contrastive_width=64",
     "optim.warmup_steps=50",
-    "train.steps=400",
+    "train.steps=300",
     "train.global_batch=32",
     "data.eval=[]",
 ]
@@ -48,7 +48,7 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Measure:
     return evaluate
 
 
-@pytest.mark.parametrize(("part", "least"), [("eval", 0.9), ("novel", 0.75)])
+@pytest.mark.parametrize(("part", "least"), [("eval", 0.85), ("novel", 0.7)])
 def test_hidden_words_are_read_off_the_image(measure: Measure, part: str, least: float) -> None:
     accuracy = measure("reconstruction", part, "--words", WORDS)["word_accuracy"]
     assert accuracy["right"] > least
