@@ -2,7 +2,7 @@
 
 python -m benchmarks.downstream.finetune [--seeds 0 1 2] [--folder DIR]
 
-Every seed pretrains on captions, fine-tunes from there for questions and for entailment, and from questions for pairs;
+Every seed pretrains on captions, fine-tunes from there for questions, and from questions for pairs and for entailment;
 then all are trained once more without pretraining. A run that was stopped goes on, and what was measured is kept;
 results/finetune.json is written anew from all that is there. README.md beside this file says what each number means.
 """
@@ -30,7 +30,9 @@ HELD_OUT = 3  # pairs of colour and shape that training never shows
 ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 40_000, "entailment": 40_000, "foils": 4_000}
 PRETRAINING = 600  # steps
 STEPS = {"vqa": 1200, "nlvr2": 2000, "entailment": 1200}
-AFTER = {"nlvr2": "vqa"}  # straight from captions its loss is that of a coin for 1,600 steps
+# Straight from captions, statements about pairs stay at a coin's loss for 1,600 steps, and entailment at that of one
+# who tells what is covered, and nothing else, for 1,200: what is asked of both sides at once has no first step.
+AFTER = {"nlvr2": "vqa", "entailment": "vqa"}
 STARTS = ("pretrained", "scratch")
 PARTS = ("eval", "novel")
 PARTS_OF = {task: [f"{task}_{part}" for part in PARTS] for task in WORLDS}
