@@ -148,7 +148,7 @@ class Train:
     micro_batch: int | Literal["auto"] = 0
     deterministic: bool = False  # the same bits on CUDA in every run, at some cost in speed; a CPU gives them anyhow
     time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none but SLURM's own, which is known
-    spike: float = 3.0  # a loss above this many times the median of the last 64 is rolled back; 0 = only NaN and inf
+    spike: float = 3.0  # a loss above 1 and this many times the last 64's median is rolled back; 0 = only NaN and inf
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
     hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
     compile: bool = False  # torch.compile of each block: minutes at the start, then faster steps on a GPU

@@ -12,6 +12,7 @@ from torch import Tensor
 
 LAG = 2  # steps after which numbers are read: a GPU has them by then, and the host need not wait for it
 HISTORY, ENOUGH = 64, 16  # losses that a spike is measured by: the last ones, and how many there must be
+SMALL = 1.0  # nats; losses below it, as of fine-tuning near its end, jump by multiples at a hard batch and fall back
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Guard:
     """Readings wait `LAG` steps; then all ranks exchange and judge them alike.
 
     Args:
-        spike: a loss above this many times the median of the last good ones is a spike; 0 = none is.
+        spike: a loss above `SMALL` and this many times the median of the last good ones is a spike; 0 = none is.
         recent_losses: of the steps before.
     """
 
@@ -93,6 +94,6 @@ class Guard:
             return f"the gradient's norm is {grad_norm}"
         if self._spike and len(self._losses) >= ENOUGH:
             usual = statistics.median(self._losses)
-            if loss > self._spike * usual:
+            if loss > max(self._spike * usual, SMALL):
                 return f"the loss is {loss:.4g}, {loss / usual:.1f} times the median {usual:.4g} of the steps before"
         return None

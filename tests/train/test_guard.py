@@ -46,6 +46,12 @@ def test_a_spike_is_a_multiple_of_the_median() -> None:
     assert not judged(Guard(0.0, ()), [*usual, 1e9])
 
 
+def test_a_small_loss_may_jump_by_multiples() -> None:
+    usual = [0.1] * ENOUGH
+    assert not judged(Guard(3.0, ()), [*usual, 0.9])
+    assert judged(Guard(3.0, ()), [*usual, 1.1])
+
+
 def test_too_few_losses_say_nothing_of_a_spike() -> None:
     assert not judged(Guard(3.0, ()), [1.0] * (ENOUGH - 1) + [100.0])
     assert judged(Guard(3.0, ()), [1.0] * ENOUGH + [100.0])
