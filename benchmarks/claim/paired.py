@@ -45,8 +45,8 @@ class Comparison:
 
     @property
     def effect(self) -> float:
-        """Cohen's d of paired differences."""
-        return self.difference / self.spread if self.spread else math.copysign(math.inf, self.difference)
+        """Cohen's d of paired differences; NaN where all seeds differ alike."""
+        return self.difference / self.spread if self.spread else math.nan
 
 
 def compare(treatment_SR: np.ndarray, control_SR: np.ndarray) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -165,7 +166,7 @@ def _row(found: Comparison) -> list[str]:
     return [
         f"{100 * found.difference:+.1f}",
         f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",
-        f"{found.effect:+.1f}",
+        "" if math.isnan(found.effect) else f"{found.effect:+.1f}",
         f"{found.wins:g} of {found.seeds}",
         f"{found.p:.3f}",
         f"{found.flips_p:.3f}",

@@ -57,6 +57,12 @@ def test_one_row_is_the_paired_t_test() -> None:
     assert found.wins == (d > 0).sum()
 
 
+def test_where_all_seeds_are_alike_no_effect_size_is_told() -> None:
+    found = compare(np.ones((3, 4)), np.ones((3, 4)))
+    assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
+    assert np.isnan(found.effect)
+
+
 def test_the_crossed_variance_is_unbiased() -> None:
     rng, deviations, draws = np.random.default_rng(2), (0.5, 1.0, 2.0), 3000
     truth = deviations[0] ** 2 / 4 + deviations[1] ** 2 / 9 + deviations[2] ** 2 / 36
