@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.downstream.finetune import WORLDS, spread
+from benchmarks.downstream.finetune import PARTS, RESULTS, WORLDS, spread
 from benchmarks.downstream.one_sided import STATED, by_text_alone
 from data_tools.__main__ import main as data_tools
+
+MARGINS = {"vqa": 0.4, "nlvr2": 0.15, "entailment": 0.4}
+"""By how much the worst seed must beat what the best predictor of one side can reach."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("task", list(WORLDS))
+def test_what_was_measured_is_above_chance_by_a_margin(task: str, part: str) -> None:
+    measured = json.loads(RESULTS.read_text())["tasks"][task]
+    chance = max(measured["chance"].values())
+    assert len(measured["pretrained"]["seeds"]) >= 3
+    assert measured["pretrained"][f"{task}_{part}"]["accuracy"]["min"] > chance + MARGINS[task]
+    for other in ("wrong_images", "wrong_texts"):  # and it was the other side that told
+        assert measured["pretrained"]["exchanged"][other]["max"] < chance + 0.05
 
 
 @pytest.mark.parametrize("task", list(WORLDS))
