@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.downstream.finetune import WORDS
 from data_tools.__main__ import main as data_tools
 from tests.conftest import mvlm_command, run_command
 
-CHANCE = 1 / 297  # of the held-out scenes
-WORDS = "red,green,blue,yellow,purple,orange,circle,square,triangle,star"
 SMALLER = [
     "model.vision_args={patch_size=16, embed_dim=64, depth=2, num_heads=4}",
     "model.text_args={hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, "
@@ -59,4 +58,4 @@ def test_hidden_words_are_read_off_the_image(measure: Measure, part: str, least:
 def test_held_out_scenes_are_found_by_their_captions(measure: Measure) -> None:
     found = measure("retrieval", "eval")
     for direction in ("image_to_text", "text_to_image"):
-        assert found[direction]["reranked"]["r1"] > 0.5 > 100 * CHANCE, found
+        assert found[direction]["reranked"]["r1"] > 0.5, found  # of 297 scenes
