@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -12,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 from mvlm.check.report import Report
 from mvlm.config import Config, Model
 from mvlm.data.index import Mixture
-from mvlm.data.labelled import class_names
+from mvlm.data.labelled import LabelledDataset, class_names
 from mvlm.data.pairs import PairDataset
+from mvlm.data.rows import Rows
 from mvlm.data.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -41,8 +43,11 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
     with report.judged("model"):
         tokenizer = _tokenizer(report, config, start)
         model, taken = _built(config, tokenizer, start, _classes(config, start, mixture, deep))
-        if mixture and not config.task.is_labelled:
-            PairDataset(mixture, tokenizer, config, model.grid)
+        if mixture:
+            dataset = _dataset(config, mixture, tokenizer, model)
+            trained = tokenizer_source(config, Path(config.run.dir), start) == TRAINED  # then nobody knows lengths yet
+            if not trained and (cut := dataset.told_cut()):
+                report.unknown("data", cut)
         freeze(model, config.train.freeze)
         parameters = count_parameters(model)
         report.right("model", f"The model can be built: {parameters / 1e6:.3g} million parameters.")
@@ -51,6 +56,13 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         elif start.checkpoint:
             _compare(report, start.checkpoint, model)
     return parameters
+
+
+def _dataset(config: Config, mixture: Mixture, tokenizer: PreTrainedTokenizerBase, model: Encoders) -> Rows[Any]:
+    """Raises UserError where the mask blocks do not fit the image."""
+    if config.task.is_labelled:
+        return LabelledDataset(mixture, config.task.name, tokenizer, config)
+    return PairDataset(mixture, tokenizer, config, model.grid)
 
 
 def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:

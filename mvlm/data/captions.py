@@ -48,6 +48,21 @@ class CaptionTokenizer:
         """int64 [L], cut to `length`, with the special tokens that begin and end a sentence."""
         return np.array(self._encoder.encode(caption).ids, dtype=np.int64)
 
+    def whole_lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before it is cut, special ones included."""
+        return [
+            len(encoded.ids) + sum(len(more.ids) - sum(more.special_tokens_mask) for more in encoded.overflowing)
+            for encoded in map(self._encoder.encode, captions)
+        ]
+
+    def told_cut(self, captions: Sequence[str]) -> str:
+        """How many of them are cut, and how long the longest is, as a part of a sentence; "" where none is."""
+        lengths = self.whole_lengths(captions)
+        cut = sum(length > self.length for length in lengths)
+        if not cut:
+            return ""
+        return f"{cut:,} of {len(lengths):,} are longer, up to {max(lengths)} tokens"
+
     def longest(self) -> np.ndarray:
         """int64 [length]: an ordinary token again and again between those that begin and end a sentence."""
         ends = self.encode("")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,12 @@ class EvalDataset(EvalImages):
         captions = [mixture.captions(row) for row in range(self.rows)]
         self.captions = [caption for of_row in captions for caption in of_row]
         self.owner = np.repeat(np.arange(self.rows), [len(of_row) for of_row in captions])
+
+    @cached_property
+    def told_length(self) -> str:
+        """What is read of the texts, as a part of a sentence."""
+        cut = self.tokens.told_cut(self.captions) or "none is longer"
+        return f"texts cut at {self.tokens.length} tokens ({cut})"
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool of the captions with these indices."""

@@ -77,8 +77,11 @@ class LabelledDataset(Rows[Labelled]):
         size = config.model.image_size
         self.image_shape = (2 if task == "nlvr2" else 1, 3, size, size)
 
+    def sentences(self, content: Row) -> Sequence[str]:
+        return SENTENCES[self.task](content.own)
+
     def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Labelled:
-        sentences = SENTENCES[self.task](content.own)
+        sentences = self.sentences(content)
         said = (*sentences, *content.own.get("answers", ()))
         return Labelled(
             images=out_VCHW,

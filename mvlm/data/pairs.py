@@ -60,6 +60,9 @@ class PairDataset(Rows[Pair]):
         size = config.model.image_size
         self.image_shape = (1 if config.data.shared_view else 2, 3, size, size)
 
+    def sentences(self, content: Row) -> Sequence[str]:
+        return content.captions
+
     def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Pair:
         def rng(purpose: Purpose) -> np.random.Generator:
             return self.rng(purpose, position, occurrence, row)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from mvlm.config import Config
+from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.decoding import BadImage, open_picture
 from mvlm.data.index import Mixture, Row
 from mvlm.data.transforms import train_view
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 50
 """Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
+
+LOOKED_AT = 256
+"""Rows whose texts are counted before a run begins."""
 
 REPLACED = 1 << 32
 """Occurrences from here on are of rows drawn in place of others."""
@@ -78,9 +82,11 @@ class Rows(Generic[S]):
 
     Attributes:
         image_shape: [V, 3, H, W] of a sample's images, stacked.
+        captions: what the sentences are read by.
     """
 
     image_shape: tuple[int, int, int, int]
+    captions: CaptionTokenizer
 
     def __init__(self, mixture: Mixture, config: Config):
         self.mixture = mixture
@@ -143,6 +149,10 @@ class Rows(Generic[S]):
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
         self.mixture.bring(row)
 
+    def sentences(self, content: Row) -> Sequence[str]:
+        """All that may be read of a row."""
+        raise NotImplementedError
+
     def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S:
         """The sample of a row, whose images are still to be drawn into `out_VCHW`."""
         raise NotImplementedError
@@ -154,6 +164,18 @@ class Rows(Generic[S]):
     def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
         """The batch of these samples, whose images stand in a tensor that it keeps."""
         raise NotImplementedError
+
+    def told_cut(self) -> str:
+        """A sentence when texts are cut of the first rows that a run draws; "" where all of them are read whole.
+
+        Rows at URLs are not looked at: they would have to be fetched before the run begins.
+        """
+        draws = self.mixture.draws(self.config.run.seed, self.config.data)
+        drawn, _ = draws(np.arange(min(LOOKED_AT, len(self))))
+        contents = [self.mixture.row(int(row)) for row in drawn if not self.mixture.locate(int(row))[0].place.cached]
+        cut = self.captions.told_cut([sentence for content in contents for sentence in self.sentences(content)])
+        where = f"Texts are cut at data.text_length = {self.config.data.text_length}"
+        return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
 
     def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:
         return generator(self.config.run.seed, purpose, position // len(self), occurrence, row)

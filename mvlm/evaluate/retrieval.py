@@ -111,7 +111,7 @@ def summary(found: Retrieval, dataset: EvalDataset) -> dict[str, Any]:
         "chance": {key: max(shares[key] for shares in by_chance) for key in by_chance[0]},
         "images": images,
         "captions": captions,
-        "protocol": _protocol(images, captions, found.search),
+        "protocol": _protocol(dataset, found.search),
     }
 
 
@@ -153,7 +153,7 @@ def _tree(numbers: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
     return tree
 
 
-def _protocol(images: int, captions: int, search: Search) -> str:
+def _protocol(dataset: EvalDataset, search: Search) -> str:
     again = (
         f"ITM orders the first {search.rerank} of each query again, the others stay behind them in ITC's order"
         if search.rerank
@@ -166,7 +166,8 @@ def _protocol(images: int, captions: int, search: Search) -> str:
         else "an image counts as found at its best-placed caption, a caption at its one image"
     )
     return (
-        f"{images} images and {captions} captions, all of them candidates of every query; "
+        f"{len(dataset)} images and {len(dataset.captions)} captions, all of them candidates of every query; "
+        f"{dataset.told_length}; "
         f"ITC orders them by cosine similarity, {again}; {right}; equal scores keep the order of the data. "
         f"Mean recall is that of R@1, R@5 and R@10 both ways; the median rank begins at 1. Intervals hold "
         f"{intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the images, each with its captions."

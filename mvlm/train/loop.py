@@ -106,6 +106,8 @@ def train(
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
+        if monitor.main and not start.resumes and (cut := dataset.told_cut()):
+            monitor.say(cut)
         if beginning:
             monitor.say(f"{beginning}\nEvery tensor stands in {run / STARTED}.")
         watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))

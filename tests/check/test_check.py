@@ -78,6 +78,8 @@ def test_a_run_that_can_begin_or_go_on(
     for start in ("", f"checkpoint.init={run}", f"checkpoint.resume={run}/checkpoints/step_00000001"):
         assert problems(overrides(scenes, tmp_path / "new", *filter(None, [start]))) == []
     assert not (tmp_path / "new").exists()
+    shorter = check_run(TOML, overrides(scenes, run, "data.text_length=5"), JSON, 1, False)
+    assert any("are longer, up to" in f.sentence for f in shorter.findings if f.verdict == "unknown")
 
 
 def test_everything_that_is_wrong_is_told_at_once(

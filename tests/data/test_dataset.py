@@ -70,6 +70,19 @@ def test_captions_are_tokenised_as_transformers_does(dataset, tokenizer, rows):
             assert dataset.captions.encode(caption).tolist() == expected
 
 
+def test_texts_that_are_cut_are_told(dataset, mixture, tokenizer, with_data, rows):
+    captions = [caption for row in rows for caption in row["captions"]]
+    lengths = [len(tokenizer(caption)["input_ids"]) for caption in captions]
+    assert dataset.captions.whole_lengths(captions) == lengths and min(lengths) <= 14 < max(lengths)
+    cut = sum(length > 14 for length in lengths)
+    told = f"{cut} of {len(lengths)} are longer, up to {max(lengths)} tokens"
+    assert f"at data.text_length = 14: of the first rows' {told}" in dataset.told_cut()
+    longer = PairDataset(mixture, tokenizer, with_data(text_length=max(lengths)), dataset.grid)
+    assert longer.told_cut() == ""
+    assert f"texts cut at 14 tokens ({cut} of" in EvalDataset(mixture, tokenizer, dataset.config).told_length
+    assert EvalDataset(mixture, tokenizer, longer.config).told_length.endswith("tokens (none is longer)")
+
+
 def test_spans_say_where_each_token_stands(dataset):
     caption = "a dog near the red cat"
     text, spans = dataset.captions.encode(caption), dataset.captions.spans(caption)

@@ -67,6 +67,8 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert train_here(run, *tuning(shards, task, pretrained, "model.image_size=48")) == 0
 
     said = capsys.readouterr().err.replace("\n", "")
+    whole = task == "entailment"  # the words of its sentences are those of captions
+    assert ("Texts are cut at data.text_length = " in said) != whole
     assert "vision.vit.pos_embed resized from 1 x 5 x 32 to 1 x 10 x 32; 6 new (head.0.weight, " in said
     listed = json.loads((run / "started_from.json").read_text())["parts"][0]
     assert len(listed["fresh"]) == 6 and "word_head" in listed["left"]
@@ -86,6 +88,7 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert mvlm([*words, "--predictions", str(predictions)]) == 0
     found = json.loads(result.read_text())
     assert found["step"] == STEPS and 0 <= found["accuracy"] <= 1
+    assert ("none is longer" if whole else f" of {found['rows']} are longer, up to ") in found["protocol"]
     rows = sum(kind["rows"] for kind in found["by_kind"].values())
     assert rows == found["rows"] > 0
     if task == "vqa":
