@@ -33,6 +33,8 @@ STEPS = {"vqa": 1200, "nlvr2": 2000, "entailment": 1200}
 # Straight from captions, statements about pairs stay at a coin's loss for 1,600 steps, and entailment at that of one
 # who tells what is covered, and nothing else, for 1,200: what is asked of both sides at once has no first step.
 AFTER = {"nlvr2": "vqa", "entailment": "vqa"}
+# Captions teach the tokenizer no "together" and no "not": statements are spelt, with up to 55 tokens.
+TEXT_LENGTH = 60
 STARTS = ("pretrained", "scratch")
 PARTS = ("eval", "novel")
 PRETRAINED = [f"{task}_{part}" for task in ("retrieval", "reconstruction") for part in PARTS] + ["foils_eval"]
@@ -54,7 +56,7 @@ def main() -> None:
             measure_pretrained(base, worlds["caption"], worlds["foils"])
             for task, world in WORLDS.items():
                 run = tuned(args, task, start, seed)
-                words = [f"task.name={task}", "optim.lr=5e-4", "optim.encoder_lr=5e-4"]
+                words = [f"task.name={task}", "optim.lr=5e-4", "optim.encoder_lr=5e-4", f"data.text_length={TEXT_LENGTH}"]
                 before = tuned(args, AFTER[task], start, seed) if task in AFTER else base
                 if start == "pretrained" or task in AFTER:
                     words += [f"checkpoint.init={before}", "data.tokenizer=''"]

@@ -68,8 +68,10 @@ class Attention(TimmAttention):
             return super().forward(x, attn_mask, is_causal)
         batch, length, _ = x.shape
         gate = None if self.gate is None else self.gate(x).sigmoid()
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
+        # Their gradients are put together in one pass; those of an unbound dimension in two.
+        query, key, value = (
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
+        )
         dropout = self.attn_drop.p if self.training else 0.0
         attended = attention(self.q_norm(query), self.k_norm(key), value, attn_mask, dropout)
         attended = self.norm(attended.transpose(1, 2).reshape(batch, length, self.attn_dim))

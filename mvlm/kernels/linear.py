@@ -1,11 +1,13 @@
 """Linear layers, and the GELU before one, with what each CPU and GPU does best.
 
-torch's own way on a CPU copies the bias into the result before it multiplies; oneDNN's fused product does not. Its
-weight gradient multiplies transposed views, which a wide input makes slow in 16 bits. MKL does without AVX-512 on AMD.
+torch's own way on a CPU copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a
+wide layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of
+one. MKL does without AVX-512 on AMD.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,7 +25,12 @@ def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One product that adds the bias as it goes, on a CPU."""
-    return _OneDnn.apply(x, weight, bias)
+    return _Linear.apply(x, weight, bias, _onednn_product)
+
+
+def by_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's product, and gradients by the products that a CPU is fastest at."""
+    return _Linear.apply(x, weight, bias, F.linear)
 
 
 def by_apex(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -33,19 +40,25 @@ def by_apex(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return FusedDenseFunc.apply(x.flatten(0, -2).contiguous(), weight, bias).unflatten(0, x.shape[:-1])
 
 
-class _OneDnn(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
-        return _onednn_product(x, weight, bias)
+        return product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return gradients(grad, x, weight, (needs_x, needs_weight, needs_bias and ctx.has_bias))
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        return *gradients(grad, x, weight, (needs_x, needs_weight, needs_bias and ctx.has_bias)), None
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -60,7 +73,7 @@ def gradients(
     return (
         _input_gradient(grad, weight) if needs[0] else None,
         _weight_gradient(rows, inputs) if needs[1] else None,
-        rows.sum(0) if needs[2] else None,
+        _bias_gradient(rows) if needs[2] else None,
     )
 
 
@@ -75,11 +88,40 @@ def _mkl_is_slow(x: Tensor) -> bool:
 
 
 def _weight_gradient(grad_RO: Tensor, x_RI: Tensor) -> Tensor:
-    """R rows -> OI. A CPU's product in 16 bits is the faster one with a narrow gradient transposed in memory first."""
+    """R rows -> OI. A CPU is faster with the narrow side first, which in 16 bits is transposed in memory before."""
     if _mkl_is_slow(x_RI) and x_RI.numel():
         return _onednn_product(grad_RO.t().contiguous(), x_RI.t().contiguous(), None)
-    narrow = grad_RO.device.type == "cpu" and grad_RO.dtype == torch.bfloat16 and 2 * grad_RO.shape[1] <= x_RI.shape[1]
-    return (grad_RO.t().contiguous() if narrow else grad_RO.t()) @ x_RI
+    (outputs, inputs), much = (grad_RO.shape[1], x_RI.shape[1]), 3 if x_RI.dtype == torch.bfloat16 else 2
+    if x_RI.device.type == "cpu" and much * outputs <= inputs:
+        return _turned(grad_RO) @ x_RI
+    if x_RI.device.type == "cpu" and much * inputs <= outputs <= len(x_RI):
+        return (_turned(x_RI) @ grad_RO).t().contiguous()
+    return grad_RO.t() @ x_RI
+
+
+def _turned(x_RD: Tensor) -> Tensor:
+    return x_RD.t().contiguous() if x_RD.dtype == torch.bfloat16 else x_RD.t()
+
+
+def _bias_gradient(grad_RO: Tensor) -> Tensor:
+    """R rows -> O. On a CPU a product with ones takes half the time of a sum over rows; in 16 bits if they are long."""
+    if grad_RO.device.type != "cpu" or (grad_RO.dtype == torch.bfloat16 and grad_RO.shape[1] < 1024):
+        return grad_RO.sum(0)
+    return (grad_RO.new_ones(1, len(grad_RO)) @ grad_RO)[0]
+
+
+WORTH_A_CALL = 1 << 20
+"""Numbers in the wider of a layer's input and result."""
+
+
+def _has_mkl() -> str | None:
+    return None if torch.backends.mkl.is_available() else "this torch is built without MKL"
+
+
+def _mkl_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    if x.device.type != "cpu":
+        return "it runs on CPUs"
+    return "it computes in fp32" if x.dtype != torch.float32 or weight.dtype != torch.float32 else _autocast(x)
 
 
 def _has_onednn() -> str | None:
@@ -103,6 +145,14 @@ def _onednn_pays(x: Tensor, *_: object) -> str | None:
         return "MKL is as fast in fp32 on this CPU"
     if x.dtype == torch.bfloat16 and not probes.cpu_has_bf16_products():
         return "this CPU has no products in bf16"
+    return None
+
+
+def _mkl_pays(x: Tensor, weight: Tensor, *_: object) -> str | None:
+    if torch.compiler.is_compiling():
+        return "a compiler takes the backward apart by itself"
+    if x.shape[:-1].numel() * max(weight.shape) < WORTH_A_CALL:
+        return "what it saves is less than its call from Python"
     return None
 
 
@@ -130,6 +180,7 @@ linear = Op(
         "apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, _not_measured, probes.apex_version
     ),
     Implementation("onednn", by_onednn, _has_onednn, _onednn_takes, _onednn_pays, probes.torch_version),
+    Implementation("mkl", by_mkl, _has_mkl, _mkl_takes, _mkl_pays, probes.torch_version),
     Implementation("torch", by_torch, version=probes.torch_version),
 )
 """linear(x, weight, bias or None): x of any number of dimensions, its last the weight's second."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mvlm.config import Model
 from mvlm.errors import UserError
 from mvlm.kernels.attention import attention
-from mvlm.model.readings import Look, Matching, Readings, Restoring
+from mvlm.model.readings import Look, Matching, Readings, Restoring, places
 
 
 class Attention(nn.Module):
@@ -23,9 +23,11 @@ class Attention(nn.Module):
 
     def forward(self, queries_BTD: Tensor, context_BUD: Tensor, looks: list[Look]) -> Tensor:
         """BTD looking at BUD -> BTD; the looks' queries are those of T, in their order."""
-        query = self.query(queries_BTD)
-        key, value = self.key_value(context_BUD).chunk(2, dim=-1)
-        attended = [self._attend(query[:, look.queries], key, value, look) for look in looks]
+        query = places(self.query(queries_BTD), [look.queries for look in looks])
+        key, value = (
+            places(part, [look.keys for look in looks]) for part in self.key_value(context_BUD).chunk(2, dim=-1)
+        )
+        attended = [self._attend(*parts) for parts in zip(query, key, value, looks, strict=True)]
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
 
     def weights(self, queries_BTD: Tensor, context_BUD: Tensor) -> Tensor:
@@ -39,16 +41,12 @@ class Attention(nn.Module):
     def _attend(self, query_BTD: Tensor, key_BUD: Tensor, value_BUD: Tensor, look: Look) -> Tensor:
         query, key, value = (
             x.reshape(len(query_BTD) * look.count, -1, self.heads, query_BTD.shape[-1] // self.heads).transpose(1, 2)
-            for x in (query_BTD, self._rows(key_BUD, look), self._rows(value_BUD, look))
+            for x in (query_BTD, *(x if look.rows_B is None else x[look.rows_B] for x in (key_BUD, value_BUD)))
         )
         mask = None if look.valid is None else look.valid.reshape(len(key), 1, 1, -1)
         dropout = self.dropout if self.training else 0.0
         attended = attention(query, key, value, mask, dropout)
         return attended.transpose(1, 2).reshape(query_BTD.shape)
-
-    @staticmethod
-    def _rows(x_BUD: Tensor, look: Look) -> Tensor:
-        return (x_BUD if look.rows_B is None else x_BUD[look.rows_B])[:, look.keys]
 
 
 class FeedForward(nn.Sequential):

@@ -116,13 +116,14 @@ class Readings:
         """What the last block has to compute: the wanted places of the hidden sequence, CLS of each match."""
         if self.keep_BC is None and not self.matched:
             return x_BTD
-        parts = []
-        if self.restored:
-            hidden_BLD = x_BTD[:, : self.restored]
-            parts.append(hidden_BLD if self.keep_BC is None else take(hidden_BLD, self.keep_BC))
+        batch, length, _ = x_BTD.shape
+        kept_BC = self.keep_BC
+        if kept_BC is None:
+            kept_BC = torch.arange(self.restored, device=x_BTD.device).expand(batch, -1)
         if self.matched:
-            parts.append(x_BTD[:, self.restored :: self.matched])
-        return torch.cat(parts, dim=1)
+            cls_3 = torch.arange(self.restored, length, self.matched, device=x_BTD.device)
+            kept_BC = torch.cat([kept_BC, cls_3.expand(batch, -1)], dim=1)
+        return take(x_BTD, kept_BC)
 
     def _kept(self) -> int:
         return self.restored if self.keep_BC is None else self.keep_BC.shape[1]
@@ -130,6 +131,17 @@ class Readings:
     def split(self, kept_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """What the last block gives -> the restored places BCD and the matches' CLS B3D; no length where none is."""
         return kept_BTD[:, : self._kept()], kept_BTD[:, self._kept() :]
+
+
+def places(x_BTD: Tensor, slices: list[slice]) -> list[Tensor]:
+    """Places of each sequence; where they make up all of it, by one operation: a slice's gradient is as long as it."""
+    bounds = [part.indices(x_BTD.shape[1]) for part in slices]
+    ends = [0, *(end for _, end, _ in bounds)]
+    if len(slices) == 1 and ends[-1] - bounds[0][0] == x_BTD.shape[1]:
+        return [x_BTD]
+    if [start for start, _, _ in bounds] == ends[:-1] and ends[-1] == x_BTD.shape[1]:
+        return list(x_BTD.split([end - start for start, end, _ in bounds], dim=1))
+    return [x_BTD[:, part] for part in slices]
 
 
 def take(x_BLD: Tensor, place_BC: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import mvlm.kernels.linear as linear_module
 from mvlm.kernels import probes
 from mvlm.kernels.linear import (
     by_apex,
+    by_mkl,
     by_onednn,
     by_torch,
     gelu_linear_kept,
@@ -22,7 +23,8 @@ from mvlm.kernels.linear import (
 )
 from tests.kernels.reference import check_against_float64
 
-SHAPES = pytest.mark.parametrize("shape", [(6, 24, 5), (2, 3, 7, 33), (1, 9, 9), (257, 16, 3)])
+SOME_SHAPES = [(6, 24, 5), (2, 3, 7, 33), (1, 9, 9), (257, 16, 3)]
+SHAPES = pytest.mark.parametrize("shape", SOME_SHAPES)
 needs_bf16 = pytest.mark.skipif(not probes.cpu_has_bf16_products(), reason="this CPU has no products in bf16")
 
 
@@ -53,6 +55,18 @@ def test_onednn_in_both_directions_where_mkl_is_slow(shape: tuple[int, ...], mon
     assert len(products) == 3
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-5 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("shape", [*SOME_SHAPES, (2, 40, 8, 33), (70, 33, 8), (0, 4, 3)])
+def test_mkl(shape: tuple[int, ...]) -> None:
+    check_against_float64(by_mkl, lambda x, w, b: x @ w.T + b, by_torch, *make_inputs(*shape))
+
+
+@pytest.mark.parametrize("outputs", [8, 1200])
+def test_gradients_are_those_that_an_optimizer_expects(outputs: int) -> None:
+    x, weight, bias = (t.requires_grad_() for t in make_inputs(5, 30, outputs))
+    by_mkl(x, weight, bias).square().sum().backward()
+    assert weight.grad.is_contiguous() and weight.grad.shape == weight.shape and bias.grad.shape == bias.shape
 
 
 @needs_bf16
@@ -105,6 +119,13 @@ def test_a_recomputed_gelu_keeps_half_of_what_a_feed_forward_keeps() -> None:
 def test_which_cpu_takes_onednn(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
     monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
     assert linear.first(*(x.to(dtype) for x in make_inputs(3, 4, 5))).name == name
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch is built without MKL")
+def test_large_layers_in_fp32_take_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset({"GenuineIntel", "avx512f"}))
+    assert linear.first(torch.empty(2, 1024, 4), torch.empty(512, 4), None).name == "mkl"
+    assert linear.first(torch.empty(2, 1023, 4), torch.empty(512, 4), None).name == "torch"
 
 
 def test_autocast_is_left_to_torch() -> None:
