@@ -41,7 +41,7 @@ def _block(
     """Pairs that tell the statements apart; each scene holds one of the things in `shown`, if any, or none held out."""
     pool = THINGS if shown else [thing for thing in THINGS if thing not in held_out]
     thing = dice.pick(pool)
-    numbers = dice.pick(((2, 3), (3, 2), (3, 3)))
+    numbers = dice.pick(((2, 3), (3, 2), (3, 3), (3, 4), (4, 3), (4, 4)))
     a, b = (_pair(numbers, lambda number: _scene_with(dice, pool, thing, shown, number)) for _ in range(2))
     statements = [draw(dice, thing) for draw in templates]
     if any(holds(a) == holds(b) for _, _, holds in statements):
