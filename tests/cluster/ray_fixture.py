@@ -201,7 +201,7 @@ class RayJob:
 
     def wait_for_exit(self, code: int = 0) -> None:
         """Until the last attempt has ended so."""
-        self.wait(f"exit code {code}", lambda: self.attempts()[-1]["exit_code"] == code)
+        self.wait(f"exit code {code}", lambda: [one["exit_code"] for one in self.attempts()][-1:] == [code])
 
     def seconds_lost(self, fault: Callable[[], None]) -> float:
         """From a fault until the next attempt passes the step that was reached.
