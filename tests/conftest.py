@@ -20,6 +20,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin beside another test's ranks make small products a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+LONGEST = ("faults", "cluster", "train", "benchmarks")
+"""Folders whose files take minutes: begun first, lest one process is left with them when the others are done."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    folders = [item.path.relative_to(ROOT / "tests").parts[0] for item in items]
+    ranks = [LONGEST.index(folder) if folder in LONGEST else len(LONGEST) for folder in folders]
+    items[:] = [item for _, item in sorted(zip(ranks, items, strict=True), key=lambda pair: pair[0])]
+
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
