@@ -30,7 +30,7 @@ HELD_OUT = 3  # pairs of colour and shape that training never shows
 ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 160_000, "entailment": 40_000, "foils": 4_000}
 PRETRAINING = 600  # steps
 # Who counts 96 % of things right after 1,200 updates on questions compares their numbers late or never.
-STEPS = {"vqa": 2400, "nlvr2": 12_000, "entailment": 1200}
+STEPS = {"vqa": 2400, "nlvr2": 6000, "entailment": 1200}
 # Straight from captions, statements about pairs stay at a coin's loss for 1,600 steps, and entailment at that of one
 # who tells what is covered, and nothing else, for 1,200: what is asked of both sides at once has no first step.
 AFTER = {"nlvr2": "vqa", "entailment": "vqa"}
