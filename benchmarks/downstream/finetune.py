@@ -29,7 +29,7 @@ HELD_OUT = 3  # pairs of colour and shape that training never shows
 # Up to half of them show what is held out. Of two scenes and a statement 18,000 left to train on are learned by heart.
 ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 160_000, "entailment": 40_000, "foils": 4_000}
 PRETRAINING = 600  # steps
-# Who counts 96 % of things right after 1,200 updates on questions compares their numbers late or never.
+# A model that counts only 96 % of things right, as after 1,200 updates on questions, compares numbers late or never.
 STEPS = {"vqa": 2400, "nlvr2": 6000, "entailment": 1200}
 # Straight from captions, statements about pairs stay at a coin's loss for 1,600 steps, and entailment at that of one
 # who tells what is covered, and nothing else, for 1,200: what is asked of both sides at once has no first step.
@@ -37,7 +37,7 @@ AFTER = {"nlvr2": "vqa", "entailment": "vqa"}
 # Captions teach the tokenizer no "together" and no "not": statements are spelt, with up to 55 tokens. A tokenizer of
 # all tasks' words reads them faster, but hypotheses stayed at 67 % then: pretraining had not seen their words.
 RECIPE = {"nlvr2": ("data.text_length=60",)}
-ENGINE = {"nlvr2": "zero1"}  # bf16: learns as fast an update as fp32, in two thirds of the time
+ENGINE = {"nlvr2": "zero1"}  # bf16: as much learned an update as in fp32, in two thirds of the time
 STARTS = ("pretrained", "scratch")
 PARTS = ("eval", "novel")
 PRETRAINED = [f"{task}_{part}" for task in ("retrieval", "reconstruction") for part in PARTS] + ["foils_eval"]
