@@ -38,7 +38,7 @@ def is_gone(pid):
         return True
 
 
-def wait_until(holds, seconds=20):
+def wait_until(holds, seconds=100):
     deadline = time.monotonic() + seconds
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.02)
