@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.downstream.one_sided import STATED, by_text_alone, with_one_side_exchanged
+from benchmarks.downstream.statements import by_kind_of_statement
 from mvlm.cli.output import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +99,10 @@ def measure_pretrained(run: Path, world: Path, foils: Path) -> None:
 
 def measure_tuned(run: Path, task: str, world: Path) -> None:
     for part in PARTS:
-        evaluate(run, task, world / part, part)
+        predictions, kinds = run / f"{task}_{part}.predictions", run / f"statements_{part}.json"
+        evaluate(run, task, world / part, part, "--predictions", str(predictions))
+        if task == "nlvr2" and not kinds.exists():
+            write_whole(kinds, json.dumps(by_kind_of_statement(predictions, world / part)), "--folder")
     exchanged = run / "exchanged.json"
     if not exchanged.exists():
         write_whole(exchanged, json.dumps(with_one_side_exchanged(run, task, world / "eval")), "--folder")
@@ -120,9 +124,9 @@ def write(args: argparse.Namespace, chance: dict[str, dict[str, float]]) -> None
             runs = {seed: tuned(args, task, start, seed) for seed in args.seeds}
             done = {seed: run for seed, run in runs.items() if (run / "exchanged.json").exists()}
             if done:
-                tasks[task][start] = {"seeds": list(done)} | of_runs(
-                    [*done.values()], [*(f"{task}_{part}" for part in PARTS), "exchanged"]
-                )
+                names = (task, "statements") if task == "nlvr2" else (task,)
+                parts = [f"{name}_{part}" for name in names for part in PARTS]
+                tasks[task][start] = {"seeds": list(done)} | of_runs([*done.values()], [*parts, "exchanged"])
     bases = [args.folder / f"pretrained_{seed}" for seed in args.seeds]
     pretrained = of_runs([base for base in bases if (base / "foils_eval.json").exists()], PRETRAINED)
     settings = {"rows": ROWS, "pretraining": PRETRAINING, "steps": STEPS}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from benchmarks.downstream.finetune import PARTS, RESULTS, WORLDS, spread
 from benchmarks.downstream.one_sided import STATED, by_text_alone
+from benchmarks.downstream.statements import KINDS, by_kind_of_statement, kind_of
 from data_tools.__main__ import main as data_tools
+from mvlm.data.index import Mixture
 
 MARGINS = {"vqa": 0.4, "nlvr2": 0.15, "entailment": 0.4}
 """By how much the worst seed must beat what the best predictor of one side can reach."""
@@ -33,6 +36,23 @@ def test_sentences_seen_in_training_tell_no_more_than_is_stated(task: str, tmp_p
     assert data_tools([*words, "--out", str(out)]) == 0
     margin = 0.07  # three standard errors of some 300 rows at a half would be 0.087; blocks are balanced within
     assert by_text_alone(task, out) <= STATED[task]["text_alone"] + margin
+
+
+def test_every_kind_of_statement_is_known_by_its_words_and_counted(tmp_path: Path) -> None:
+    words = ["synth", "--task", "pairs", "--count", "600", "--seed", "3", "--out", str(tmp_path / "pairs")]
+    assert data_tools(words) == 0
+    mixture = Mixture([tmp_path / "pairs"], task="nlvr2")
+    rows = [mixture.row(row).own for row in range(len(mixture))]
+    for row in rows:
+        fitting = [kind for kind, pattern in KINDS.items() if re.match(pattern, row["sentence"].lower())]
+        assert len(fitting) == 1, row["sentence"]
+    wrong_of_sums = [row["label"] ^ (kind_of(row["sentence"]) == "number of both together") for row in rows]
+    (tmp_path / "predictions").write_text("".join(f"key-{label},{label}\n" for label in wrong_of_sums))
+    found = by_kind_of_statement(tmp_path / "predictions", tmp_path / "pairs")
+    assert {kind: one["score"] for kind, one in found.items()} == {
+        kind: float(kind != "number of both together") for kind in KINDS
+    }
+    assert sum(one["rows"] for one in found.values()) == len(rows)
 
 
 def test_numbers_are_spread_and_texts_left_out() -> None:
