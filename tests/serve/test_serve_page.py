@@ -25,7 +25,7 @@ def test_every_command_runs(trained, scenes, tmp_path):
             process, address = start(*words[: words.index("--port")])
             assert address.startswith("http://127.0.0.1:")
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=30) == 0
+            assert process.wait(timeout=100) == 0
 
 
 def test_the_limits_are_those_it_names():
