@@ -30,7 +30,8 @@ HELD_OUT = 3  # pairs of colour and shape that training never shows
 # Up to half of them show what is held out. Of two scenes and a statement 18,000 left to train on are learned by heart.
 ROWS = {"caption": 20_000, "vqa": 20_000, "pairs": 160_000, "entailment": 40_000, "foils": 4_000}
 PRETRAINING = 600  # steps
-# A model that counts only 96 % of things right, as after 1,200 updates on questions, compares numbers late or never.
+# A model that counts 96 % of things right, as after 1,200 updates on questions, compares numbers later than one that
+# counts all; and sums come after what compares numbers, if the rate has not fallen before.
 STEPS = {"vqa": 2400, "nlvr2": 6000, "entailment": 1200}
 # Straight from captions, statements about pairs stay at a coin's loss for 1,600 steps, and entailment at that of one
 # who tells what is covered, and nothing else, for 1,200: what is asked of both sides at once has no first step.

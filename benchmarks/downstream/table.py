@@ -12,7 +12,7 @@ from benchmarks.step.table import put
 
 README = Path(__file__).parent / "README.md"
 TITLES = {"vqa": "questions", "nlvr2": "statements about two scenes", "entailment": "hypotheses"}
-SEEN = {"right": "the right one", "none": "none", "wrong": "another's", "constant": "the constant picture"}
+SEEN = {"right": "the right one", "none": "none", "wrong": "another's"}
 
 
 def main() -> None:
@@ -34,11 +34,10 @@ def _pretrained(found: dict[str, Any]) -> Iterator[list[str]]:
     for way, title in (("image_to_text", "image to text"), ("text_to_image", "text to image")):
         yield [f"R@1, {title}, by ITC", *(percent(part[way]["itc"]["r1"]) for part in retrieval)]
         yield ["the same, re-ranked by ITM", *(percent(part[way]["reranked"]["r1"]) for part in retrieval)]
-    for seen in ("right", "none", "wrong"):
-        title = f"hidden words; image: {SEEN[seen]}"
-        yield [title, *(percent(part["word_accuracy"][seen]) for part in reconstruction)]
-    for seen in ("right", "none", "wrong", "constant"):
-        title = f"hidden pixels' L1; caption: {SEEN[seen]}" if seen != "constant" else f"the same of {SEEN[seen]}"
+    for seen, title in SEEN.items():
+        yield [f"hidden words; image: {title}", *(percent(part["word_accuracy"][seen]) for part in reconstruction)]
+    pixels = {seen: f"hidden pixels' L1; caption: {title}" for seen, title in SEEN.items()}
+    for seen, title in (pixels | {"constant": "the same of the constant picture"}).items():
         yield [title, *(f"{part['pixel_l1'][seen]['mean']:.2f}" for part in reconstruction)]
     for head, title in (("itc", "foils by ITC"), ("itm", "foils by ITM")):
         yield [f"{title} (chance 50)", percent(found["foils_eval"]["accuracy"][head]["all"]), ""]
@@ -56,13 +55,7 @@ def _tuned(found: dict[str, Any]) -> Iterator[list[str]]:
             percent(reached["exchanged"]["wrong_texts"]),
         ]
         if task == "nlvr2":
-            yield [
-                "all pairs of a sentence (consistency)",
-                *(percent(part["consistency"]) for part in parts),
-                "",
-                "",
-                "",
-            ]
+            yield ["all pairs of a sentence (consistency)", *(percent(p["consistency"]) for p in parts), "", "", ""]
         kinds = [reached[f"statements_{part}"] for part in PARTS] if task == "nlvr2" else [p["by_kind"] for p in parts]
         for kind in kinds[0]:
             yield [f"of these: {kind}", *(percent(part[kind]["score"]) for part in kinds), "", "", ""]
