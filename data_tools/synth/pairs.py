@@ -1,9 +1,13 @@
 """Two scenes and a statement about both, true or false, as in NLVR2.
 
-A block is two pairs of scenes, A and B, and two statements with their negations; each statement holds of exactly one
-of A and B. So each sentence is true once and false once, and of each pair of images as many true things are said as
-false ones: chance is 1/2 from the text alone and from the images alone. A and B have as many things left and right as
-each other, so numbers of things say nothing even together with the polarity of the sentence.
+A block is two pairs of scenes, A and B, and two statements with what is said against each; of a statement and its
+denial one holds of A and the other of B. So each sentence is true once and false once, and of each pair of images as
+many true things are said as false ones: chance is 1/2 from the text alone and from the images alone. A and B have as
+many things left and right as each other, so numbers of things say nothing even together with the polarity of the
+sentence.
+
+A sum is denied by another sum, not by "not two": what is right would then turn on two numbers, the stated one and the
+polarity all at once, none of which says anything without the others, and training would find it by luck.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_ki
 from data_tools.synth.scenes import COLOURS, SHAPES, THINGS, Scene, Thing
 
 Pair = tuple[Scene, Scene]
-Statement = tuple[str, str, Callable[[Pair], bool]]  # what is said, its negation, and when it holds
+Claim = tuple[str, Callable[[Pair], bool]]  # what is said, and when it holds
+Statement = tuple[Claim, Claim]  # a claim and its denial
 Template = Callable[[Dice, Thing], Statement]
 
 STATEMENTS_A_BLOCK = 2
@@ -44,16 +49,22 @@ def _block(
     numbers = dice.pick(((2, 3), (3, 2), (3, 3), (3, 4), (4, 3), (4, 4)))
     a, b = (_pair(numbers, lambda number: _scene_with(dice, pool, thing, shown, number)) for _ in range(2))
     statements = [draw(dice, thing) for draw in templates]
-    if any(holds(a) == holds(b) for _, _, holds in statements):
+    if not all(_told_apart(a, b, *statement) for statement in statements):
         return None
     if len({*a, *b}) < 4 or not one_kind((*a, *b), held_out):
         return None
     return [
-        Sample(pair, {"sentence": sentence, "label": holds(pair) == (sentence == said)})
-        for said, negated, holds in statements
-        for sentence in (said, negated)
+        Sample(pair, {"sentence": sentence, "label": holds(pair)})
+        for statement in statements
+        for sentence, holds in statement
         for pair in (a, b)
     ]
+
+
+def _told_apart(a: Pair, b: Pair, claim: Claim, denial: Claim) -> bool:
+    """Whether one of the two holds of A alone, and the other of B alone."""
+    (_, said), (_, denied) = claim, denial
+    return said(a) == denied(b) != said(b) == denied(a)
 
 
 def _pair(numbers: tuple[int, int], scene: Callable[[int], Scene]) -> Pair:
@@ -76,8 +87,12 @@ def _some(thing: Thing) -> str:
     return f"a{'n' if thing[0][0] in 'aeiou' else ''} {thing[0]} {thing[1]}"
 
 
+def _denied(said: str, negation: str, holds: Callable[[Pair], bool]) -> Statement:
+    return (said, holds), (negation, lambda pair: not holds(pair))
+
+
 def _both(dice: Dice, thing: Thing) -> Statement:
-    return (
+    return _denied(
         f"Both images show {_some(thing)}.",
         f"It is not so that both images show {_some(thing)}.",
         lambda pair: thing in pair[0] and thing in pair[1],
@@ -85,7 +100,7 @@ def _both(dice: Dice, thing: Thing) -> Statement:
 
 
 def _either(dice: Dice, thing: Thing) -> Statement:
-    return (
+    return _denied(
         f"At least one image shows {_some(thing)}.",
         f"Neither image shows {_some(thing)}.",
         lambda pair: thing in pair[0] or thing in pair[1],
@@ -95,7 +110,7 @@ def _either(dice: Dice, thing: Thing) -> Statement:
 def _side(dice: Dice, thing: Thing) -> Statement:
     side = dice.pick((0, 1))
     name = ("left", "right")[side]
-    return (
+    return _denied(
         f"The {name} image shows {_some(thing)}.",
         f"The {name} image does not show {_some(thing)}.",
         lambda pair: thing in pair[side],
@@ -104,7 +119,7 @@ def _side(dice: Dice, thing: Thing) -> Statement:
 
 def _same_number(dice: Dice, thing: Thing) -> Statement:
     kind, number = _kind(dice, thing)
-    return (
+    return _denied(
         f"Both images show the same number of {kind}.",
         f"The images show different numbers of {kind}.",
         lambda pair: number(pair[0]) == number(pair[1]),
@@ -113,7 +128,7 @@ def _same_number(dice: Dice, thing: Thing) -> Statement:
 
 def _more(dice: Dice, thing: Thing) -> Statement:
     kind, number = _kind(dice, thing)
-    return (
+    return _denied(
         f"There are more {kind} in the left image than in the right one.",
         f"There are not more {kind} in the left image than in the right one.",
         lambda pair: number(pair[0]) > number(pair[1]),
@@ -122,13 +137,13 @@ def _more(dice: Dice, thing: Thing) -> Statement:
 
 def _total(dice: Dice, thing: Thing) -> Statement:
     kind, number = _kind(dice, thing)
-    stated = dice.pick((1, 2))
-    word = ("one", "two")[stated - 1]
-    return (
-        f"The number of {kind} in both images together is {word}.",
-        f"The number of {kind} in both images together is not {word}.",
-        lambda pair: number(pair[0]) + number(pair[1]) == stated,
-    )
+
+    def claim(stated: int) -> Claim:
+        sentence = f"The number of {kind} in both images together is {('one', 'two', 'three')[stated - 1]}."
+        return sentence, lambda pair: number(pair[0]) + number(pair[1]) == stated
+
+    less = dice.pick((1, 2))
+    return claim(less), claim(less + 1)
 
 
 def _kind(dice: Dice, thing: Thing) -> tuple[str, Callable[[Scene], int]]:

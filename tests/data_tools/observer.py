@@ -102,10 +102,9 @@ def true_of(sentence: str, left: View, right: View) -> bool:
         return number(found[1], left) != number(found[1], right)
     if found := re.fullmatch(r"There are (not )?more ([\w ]+) in the left image than in the right one\.", sentence):
         return (number(found[2], left) > number(found[2], right)) == (not found[1])
-    found = re.fullmatch(r"The number of ([\w ]+) in both images together is (not )?(one|two)\.", sentence)
+    found = re.fullmatch(r"The number of ([\w ]+) in both images together is (one|two|three)\.", sentence)
     assert found, sentence
-    total = number(found[1], left) + number(found[1], right)
-    return (total == {"one": 1, "two": 2}[found[3]]) == (not found[2])
+    return number(found[1], left) + number(found[1], right) == {"one": 1, "two": 2, "three": 3}[found[2]]
 
 
 def relation(hypothesis: str, seen: View) -> str:

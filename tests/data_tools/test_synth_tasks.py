@@ -23,7 +23,7 @@ ROWS = {"vqa": 3600, "pairs": 3200, "entailment": 3600, "foils": 2000}
 GOLDEN = {
     "caption": "0547db05f7ca06bb9b1540f06a1831db574062398be98bd73fe99f83c524a06a",
     "vqa": "eee0b39d74fd7ab152015ef2da2f9c90ff4fe224b9cd86da5115cb116034a154",
-    "pairs": "87acec36207afd5ed45300496a109d9ed2ac84de854df9ecf6da684d3ad2e176",
+    "pairs": "17452471ac462854abbd6fe7c2c16bcdc28ca1ac521d180eb5dac1354115b1ce",
     "entailment": "4e360923b31778f1c414eca5d4928a73dafcc18b80947b156b5806d45836f04b",
     "foils": "58970bcf478c3567245bbfa051c74d8379448880c994bb41a313751f4a905c02",
 }
@@ -73,6 +73,23 @@ def test_a_foil_exchanges_one_attribute_and_is_the_other_twins_caption() -> None
         twins[row["group"]].append((row["caption"], row["foil"]))
     assert all(a == b[::-1] for a, b in twins.values())
     assert 0.4 < Counter(row["swapped"] for row in rows("foils"))["colour"] / ROWS["foils"] < 0.6
+
+
+def test_a_sum_is_denied_by_its_neighbour_which_holds_of_the_other_pair() -> None:
+    blocks = defaultdict(set)
+    for row in whole_blocks(rows("pairs")):
+        if found := re.fullmatch(r"The number of ([\w ]+) in both images together is (\w+)\.", row["sentence"]):
+            total = sum(observer.number(found[1], seen) for seen in row["views"])
+            blocks[row["group"]].add((found[1], found[2], total, row["label"]))
+    words = {"one": 1, "two": 2, "three": 3}
+    assert {word for block in blocks.values() for _, word, _, _ in block} == words.keys()
+    for block in blocks.values():
+        (_,) = {kind for kind, _, _, _ in block}
+        less, more = sorted({words[word] for _, word, _, _ in block})
+        assert more == less + 1
+        assert {(words[word], total, label) for _, word, total, label in block} == {
+            (stated, total, stated == total) for stated in (less, more) for total in (less, more)
+        }
 
 
 CHANCE = {"pairs": 1 / 2, "entailment": 1 / 3}
