@@ -3,6 +3,9 @@
 Three scenes and three hypotheses make a block, in which each scene has each label once and each hypothesis has each
 label once: chance is 1/3 from the hypothesis alone and from the image alone. Every scene of a block shows as many
 things as the others, under one cover.
+
+A third of the hypotheses are denials. If half were, what a scene shows would say nothing of a label without the
+polarity, and training could stay where it tells what is covered and nothing else.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
     cells = dice.sample(range(len(CELLS)), 3)
     things = dice.things(3)
     kinds = [dice.pick(list(SAYS)) for _ in cells]
-    denied = [dice.coin() for _ in cells]
+    denied = [dice.pick((True, False, False)) for _ in cells]
     labels = [[LABELS[(about - scene) % 3] for about in range(3)] for scene in range(3)]
     scenes = []
     for row in labels:

@@ -24,7 +24,7 @@ GOLDEN = {
     "caption": "0547db05f7ca06bb9b1540f06a1831db574062398be98bd73fe99f83c524a06a",
     "vqa": "eee0b39d74fd7ab152015ef2da2f9c90ff4fe224b9cd86da5115cb116034a154",
     "pairs": "17452471ac462854abbd6fe7c2c16bcdc28ca1ac521d180eb5dac1354115b1ce",
-    "entailment": "4e360923b31778f1c414eca5d4928a73dafcc18b80947b156b5806d45836f04b",
+    "entailment": "e49eb1a08a2bfa67d38fbbf758c034afb9a0a791a695c0d2bd83e0a8e87e240c",
     "foils": "58970bcf478c3567245bbfa051c74d8379448880c994bb41a313751f4a905c02",
 }
 """SHA-256 of keys, images and columns of 500 rows of seed 5."""
