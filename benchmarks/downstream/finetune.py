@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/downstream")
     args = parser.parse_args()
     worlds = {world: make_world(args.folder / "worlds", world) for world in ROWS}
-    read = [worlds[world] for world in ("caption", *WORLDS.values())]
-    tokenizer = make_tokenizer(args.folder / "worlds/tokenizer.json", read)
+    with_texts = [worlds[world] for world in ("caption", *WORLDS.values())]
+    tokenizer = make_tokenizer(args.folder / "worlds/tokenizer.json", with_texts)
     chance = {
         task: STATED[task] | {"by_text_seen": by_text_alone(task, worlds[world])} for task, world in WORLDS.items()
     }
@@ -69,7 +69,7 @@ def main() -> None:
                     words.append(f"checkpoint.init={before}")
                 train(run, worlds[world], seed, STEPS[task], *words)
                 measure_tuned(run, task, worlds[world])
-                write(args, chance)
+                write(args.folder, chance)
 
 
 def tuned(args: argparse.Namespace, task: str, start: str, seed: int) -> Path:
@@ -125,20 +125,19 @@ def evaluate(run: Path, task: str, data: Path, part: str, *options: str) -> None
         call("mvlm", "evaluate", task, *words)
 
 
-def write(args: argparse.Namespace, chance: dict[str, dict[str, float]]) -> None:
-    """What all runs that are done have reached, in mean and spread over their seeds."""
+def write(folder: Path, chance: dict[str, dict[str, float]]) -> None:
+    """What all runs in the folder that are done have reached, in mean and spread over their seeds."""
     tasks: dict[str, Any] = {}
     for task in WORLDS:
         tasks[task] = {"chance": chance[task]}
         for start in STARTS:
-            runs = {seed: tuned(args, task, start, seed) for seed in args.seeds}
-            done = {seed: run for seed, run in runs.items() if (run / "exchanged.json").exists()}
+            done = sorted(path.parent for path in folder.glob(f"{task}_{start}_*/exchanged.json"))
             if done:
                 names = (task, "statements") if task == "nlvr2" else (task,)
                 parts = [f"{name}_{part}" for name in names for part in PARTS]
-                tasks[task][start] = {"seeds": list(done)} | of_runs([*done.values()], [*parts, "exchanged"])
-    bases = [args.folder / f"pretrained_{seed}" for seed in args.seeds]
-    pretrained = of_runs([base for base in bases if (base / "foils_eval.json").exists()], PRETRAINED)
+                seeds = [int(run.name.rpartition("_")[2]) for run in done]
+                tasks[task][start] = {"seeds": seeds} | of_runs(done, [*parts, "exchanged"])
+    pretrained = of_runs(sorted(path.parent for path in folder.glob("pretrained_*/foils_eval.json")), PRETRAINED)
     settings = {"rows": ROWS, "pretraining": PRETRAINING, "steps": STEPS}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({**settings, "pretrained": pretrained, "tasks": tasks}, indent=1) + "\n")
