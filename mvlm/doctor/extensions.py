@@ -65,11 +65,10 @@ def _cannot_compile(command: list[str]) -> str | None:
 
 def find_locks(options: Options) -> Iterator[Finding]:
     """torch holds a file named `lock` open while it compiles an extension, and waits for ever for another's."""
-    folder = extensions_folder()
-    locks = sorted(path for pattern in ("*/lock", "*/*/lock") for path in folder.glob(pattern))
-    held = _open_files() if locks else set()
+    found = locks()
+    held = open_files() if found else set()
     stale = 0
-    for lock in locks:
+    for lock in found:
         try:
             minutes = max(0.0, time.time() - lock.stat().st_mtime) / 60
         except FileNotFoundError:
@@ -82,7 +81,7 @@ def find_locks(options: Options) -> Iterator[Finding]:
         says = f"{lock} was left {minutes:.0f} minutes ago by a killed compilation, and every later one waits for it"
         yield broken("locks", says, f"rm {shlex.quote(str(lock))}, unless another machine is compiling there")
     if not stale:
-        yield works("locks", f"No compilation has left a lock in {folder}")
+        yield works("locks", f"No compilation has left a lock in {extensions_folder()}")
 
 
 def extensions_folder() -> Path:
@@ -92,7 +91,12 @@ def extensions_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
 
 
-def _open_files() -> set[str]:
+def locks() -> list[Path]:
+    """Of compilations under way, and of some that were killed."""
+    return sorted(path for pattern in ("*/lock", "*/*/lock") for path in extensions_folder().glob(pattern))
+
+
+def open_files() -> set[str]:
     """Of all processes that may be looked into, those of this user among them."""
     found = set()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):

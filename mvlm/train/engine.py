@@ -8,11 +8,9 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 has none.
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +24,8 @@ from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.weights import EMA
 from mvlm.objectives.itc import contrast
-from mvlm.train.adamw import build_adamw
 from mvlm.train.gradients import GradientParts
-from mvlm.train.optim import parameter_groups
+from mvlm.train.offload import build_optimizer
 from mvlm.train.partitions import Flat, Frozen, Partitions, Sharded, Whole
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -226,57 +223,6 @@ class Engine:
         if self._scaler is not None:
             for name in LOSS_SCALE:
                 setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
-
-
-def build_optimizer(
-    model: Encoders, config: Config, ds_config: dict[str, Any], device: torch.device
-) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
-    """AdamW on the device or, where its state is offloaded, on the CPU, and the DeepSpeed configuration to go with it.
-
-    Raises:
-        UserError: parameters are offloaded to a disk that cannot be written or that DeepSpeed cannot reach.
-    """
-    from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
-
-    groups, zero = parameter_groups(model, config.optim), ds_config["zero_optimization"]
-    if folder := (zero.get("offload_param") or {}).get("nvme_path"):
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"Parameters cannot be offloaded to {folder} ({error}): set nvme_path.") from None
-        if reason := _why_not_built(AsyncIOBuilder):
-            raise UserError(
-                f"Offload to NVMe needs DeepSpeed's async_io, which cannot be compiled here ({reason}): install g++ "
-                "and libaio-dev (libaio-devel), or offload to the CPU with ds_configs/zero3_offload.json."
-            )
-    if (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
-        return build_adamw(groups, config, device, zero["stage"]), ds_config
-    if reason := _why_not_built(CPUAdamBuilder):
-        if dist.rank() == 0:
-            print(
-                f"mvlm: DeepSpeed's AdamW for CPUs cannot be compiled ({reason}); torch's serves, more slowly.",
-                file=sys.stderr,
-                flush=True,
-            )
-        on_cpu = build_adamw(groups, config, torch.device("cpu"), zero["stage"])
-        return on_cpu, ds_config | {"zero_force_ds_cpu_optimizer": False}
-    from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-    optim = config.optim
-    settings: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
-    return DeepSpeedCPUAdam(groups, lr=optim.lr, adamw_mode=True, **settings), ds_config
-
-
-def _why_not_built(builder: Any) -> str | None:
-    """Compile one of DeepSpeed's extensions, or load it where that has been done; None when every rank can."""
-    # The ninja of this environment, be it activated or not: another version of it would compile all anew.
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    try:
-        builder().load(verbose=False)
-        failure = None
-    except Exception as error:  # compilers fail in many ways
-        failure = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return next((f"rank {rank}: {found}" for rank, found in enumerate(dist.gather_objects(failure)) if found), None)
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:

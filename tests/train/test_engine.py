@@ -10,18 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.ops.op_builder.builder import OpBuilder
 
-from mvlm.config import load_config
-from mvlm.data.tokenizer import train_tokenizer
-from mvlm.errors import UserError
-from mvlm.model.maskvlm import MaskVLM
-from mvlm.train.ds_config import resolve
-from mvlm.train.engine import Engine, build_optimizer
 from mvlm.train.gradients import PARTS
-from mvlm.train.optim import count_parameters
 from mvlm.train.partitions import Whole
-from tests.conftest import ROOT, TINY, free_port, run_command
+from tests.conftest import ROOT, free_port, run_command
 
 WORKER = str(ROOT / "tests/train/engine_worker.py")
 BF16 = {"enabled": True}
@@ -171,12 +163,6 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
     assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]
 
 
-def tiny_model(*overrides: str) -> MaskVLM:
-    config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
-    torch.manual_seed(0)
-    return MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
-
-
 def test_deepspeeds_adamw_goes_on_in_every_bit(results: dict[str, Any]) -> None:
     """It multiplies up beta ** updates, and a new one would take the power: the fixture has compiled it."""
     if results["fp32 stage 3 offload"]["optimizer"] != "DeepSpeedCPUAdam":
@@ -206,34 +192,3 @@ def test_deepspeeds_adamw_goes_on_in_every_bit(results: dict[str, Any]) -> None:
         partitions.write(parameter, kept)
         update(parameter, optimizer, range(30, 60))
         assert torch.equal(parameter.detach(), expected)
-
-
-def test_without_a_compiler_torchs_adamw_serves_offload(
-    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had it compiled
-    model = tiny_model()
-    content = {"zero_optimization": {"stage": 2, **ON_CPU}}
-    ds_config = resolve(content, model.config, ("json", "toml"), 1, 10, 2, count_parameters(model))
-    optimizer, with_it = build_optimizer(model, model.config, ds_config, torch.device("cpu"))
-    assert type(optimizer) is torch.optim.AdamW
-    assert "AdamW for CPUs cannot be compiled (rank 0: " in capsys.readouterr().err
-    engine = Engine(model, model.config, with_it)
-    assert engine.engine.basic_optimizer is not None and engine.updates == 0
-
-
-def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
-    model = tiny_model()
-    on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
-    ds_config = {"zero_optimization": zero(3, offload_param=on_disk)}
-    with pytest.raises(UserError, match=r"async_io.*libaio-dev.*zero3_offload\.json"):
-        build_optimizer(model, model.config, ds_config, torch.device("cpu"))
-    (tmp_path / "file").touch()
-    on_disk["nvme_path"] = str(tmp_path / "file/below")
-    with pytest.raises(UserError, match=r"cannot be offloaded to .*nvme_path"):
-        build_optimizer(model, model.config, ds_config, torch.device("cpu"))
