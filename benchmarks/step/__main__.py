@@ -46,8 +46,9 @@ def main(words: list[str] | None = None) -> int:
     lines = ladder.read(path)
     text = table.markdown(lines)
     draw(results(lines), path.with_suffix(".png"))
-    if arguments.results == ladder.RESULTS and table.BEGIN.format(name) in README.read_text(encoding="utf-8"):
-        README.write_text(table.put(README.read_text(encoding="utf-8"), name, text), encoding="utf-8")
+    readme, name = README.read_text(encoding="utf-8"), ladder.name_of(path)
+    if table.BEGIN.format(name) in readme:
+        README.write_text(table.put(readme, name, text), encoding="utf-8")
     print(text)
     return 0
 

@@ -33,6 +33,11 @@ def device_name() -> str:
     return f"{cpu}, {', '.join(sorted(wanted))}"
 
 
+def name_of(path: Path) -> str:
+    """What a file of results is called in the README: its place among them, without its ending."""
+    return os.path.relpath(path.with_suffix(""), RESULTS)
+
+
 def read(path: Path) -> list[Line]:
     """The lines written so far; a last one that was cut short is left out."""
     if not path.exists():

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mvlm.doctor.devices import gpus_of_machine
 from mvlm.doctor.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.extensions import extensions_folder, locks, open_files
 
 SOURCE = '#include <Python.h>\nextern "C" int answer() { return 40 + Py_IsInitialized() * 2; }\n'
 ANSWER = 42
@@ -82,29 +83,6 @@ def find_locks(options: Options) -> Iterator[Finding]:
         yield broken("locks", says, f"rm {shlex.quote(str(lock))}, unless another machine is compiling there")
     if not stale:
         yield works("locks", f"No compilation has left a lock in {extensions_folder()}")
-
-
-def extensions_folder() -> Path:
-    """Where torch keeps extensions that it has compiled."""
-    if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
-
-
-def locks() -> list[Path]:
-    """Of compilations under way, and of some that were killed."""
-    return sorted(path for pattern in ("*/lock", "*/*/lock") for path in extensions_folder().glob(pattern))
-
-
-def open_files() -> set[str]:
-    """Of all processes that may be looked into, those of this user among them."""
-    found = set()
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            found.add(os.readlink(descriptor))
-        except OSError:
-            continue
-    return found
 
 
 def find_apex(options: Options) -> Iterator[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,11 @@ import torch
 
 from mvlm import dist
 from mvlm.config import Config
-from mvlm.doctor.extensions import locks, open_files
 from mvlm.errors import UserError
+from mvlm.extensions import wait_for_compilations
 from mvlm.model.encoders import Encoders
 from mvlm.train.adamw import build_adamw
 from mvlm.train.optim import parameter_groups
-
-QUIET_SECONDS = 600.0
-"""In which no file of an extension changes: then its compilation is taken for dead, be its machine this one or not."""
 
 
 def build_optimizer(
@@ -74,39 +70,3 @@ def _why_not_built(builder: Any) -> str | None:
     except Exception as error:  # compilers fail in many ways
         failure = (str(error).strip() or type(error).__name__).splitlines()[0]
     return next((f"rank {rank}: {found}" for rank, found in enumerate(dist.gather_objects(failure)) if found), None)
-
-
-def wait_for_compilations(extensions: set[str]) -> None:
-    """Until no other process compiles any of these; the lock of one that was killed is removed.
-
-    torch itself would wait for such a lock for ever. A lock that no process of this machine holds may be another
-    machine's, whose compilation is taken for dead when nothing in its folder has changed for `QUIET_SECONDS`.
-    """
-    for lock in locks():
-        if lock.parent.name in extensions:
-            _wait_for(lock)
-
-
-def _wait_for(lock: Path) -> None:
-    _say(f"{lock.parent.name} is being compiled by another process, or {lock} was left by one; waiting.")
-    while lock.exists():
-        if os.path.realpath(lock) not in open_files() and _seconds_since_change(lock.parent) > QUIET_SECONDS:
-            lock.unlink(missing_ok=True)
-            _say(
-                f"removed {lock}, which a killed compilation had left {QUIET_SECONDS / 60:.0f} minutes ago or earlier."
-            )
-        time.sleep(0.5)
-
-
-def _seconds_since_change(folder: Path) -> float:
-    changes = []
-    for path in (folder, *folder.iterdir()):
-        try:
-            changes.append(path.stat().st_mtime)
-        except FileNotFoundError:
-            continue  # compilers make and remove files
-    return time.time() - max(changes)
-
-
-def _say(sentence: str) -> None:
-    print(f"mvlm: {sentence}", file=sys.stderr, flush=True)

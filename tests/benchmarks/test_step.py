@@ -134,10 +134,10 @@ def test_a_goal_that_was_missed_is_said_so() -> None:
     assert goals.markdown(found[:1]) == ""
 
 
-@pytest.mark.parametrize("path", sorted(ladder.RESULTS.glob("*-?pu.jsonl")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(ladder.RESULTS.rglob("*-?pu.jsonl")), ids=ladder.name_of)
 def test_the_readme_says_what_was_measured(path: Path) -> None:
     text = README.read_text(encoding="utf-8")
-    assert table.put(text, path.stem, table.markdown(ladder.read(path))) == text
+    assert table.put(text, ladder.name_of(path), table.markdown(ladder.read(path))) == text
 
 
 def test_live_memory_is_what_is_alive() -> None:

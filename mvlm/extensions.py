@@ -1,0 +1,70 @@
+"""Where torch keeps the extensions that it compiles, and the locks of compilations under way."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+QUIET_SECONDS = 600.0
+"""In which no file of an extension changes: then its compilation is taken for dead, be its machine this one or not."""
+
+
+def extensions_folder() -> Path:
+    """Where torch keeps extensions that it has compiled."""
+    if given := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torch_extensions"
+
+
+def locks() -> list[Path]:
+    """Of compilations under way, and of some that were killed."""
+    return sorted(path for pattern in ("*/lock", "*/*/lock") for path in extensions_folder().glob(pattern))
+
+
+def open_files() -> set[str]:
+    """Of all processes that may be looked into, those of this user among them."""
+    found = set()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            found.add(os.readlink(descriptor))
+        except OSError:
+            continue
+    return found
+
+
+def wait_for_compilations(extensions: set[str]) -> None:
+    """Until no other process compiles any of these; the lock of one that was killed is removed.
+
+    torch itself would wait for such a lock for ever. A lock that no process of this machine holds may be another
+    machine's, whose compilation is taken for dead when nothing in its folder has changed for `QUIET_SECONDS`.
+    """
+    for lock in locks():
+        if lock.parent.name in extensions:
+            _wait_for(lock)
+
+
+def _wait_for(lock: Path) -> None:
+    _say(f"{lock.parent.name} is being compiled by another process, or {lock} was left by one; waiting.")
+    while lock.exists():
+        if os.path.realpath(lock) not in open_files() and _seconds_since_change(lock.parent) > QUIET_SECONDS:
+            lock.unlink(missing_ok=True)
+            _say(
+                f"removed {lock}, which a killed compilation had left {QUIET_SECONDS / 60:.0f} minutes ago or earlier."
+            )
+        time.sleep(0.5)
+
+
+def _seconds_since_change(folder: Path) -> float:
+    changes = []
+    for path in (folder, *folder.iterdir()):
+        try:
+            changes.append(path.stat().st_mtime)
+        except FileNotFoundError:
+            continue  # compilers make and remove files
+    return time.time() - max(changes)
+
+
+def _say(sentence: str) -> None:
+    print(f"mvlm: {sentence}", file=sys.stderr, flush=True)
