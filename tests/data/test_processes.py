@@ -40,9 +40,9 @@ def is_gone(pid):
 
 def wait_until(holds, seconds=100):
     deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
+    while not holds():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
-    assert holds()
 
 
 def private_mb(pid):
