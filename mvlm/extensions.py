@@ -46,13 +46,12 @@ def wait_for_compilations(extensions: set[str]) -> None:
 
 
 def _wait_for(lock: Path) -> None:
-    _say(f"{lock.parent.name} is being compiled by another process, or {lock} was left by one; waiting.")
+    minutes = f"{QUIET_SECONDS / 60:.0f} minutes"
+    _say(f"Waiting for {lock}, until {lock.parent.name} is compiled or nothing has changed there for {minutes}.")
     while lock.exists():
         if os.path.realpath(lock) not in open_files() and _seconds_since_change(lock.parent) > QUIET_SECONDS:
             lock.unlink(missing_ok=True)
-            _say(
-                f"removed {lock}, which a killed compilation had left {QUIET_SECONDS / 60:.0f} minutes ago or earlier."
-            )
+            _say(f"Removed {lock}, which a killed compilation had left.")
         time.sleep(0.5)
 
 
