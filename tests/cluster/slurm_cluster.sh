@@ -42,9 +42,11 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=0
 ReturnToService=2
 KillWait=2
-SlurmdTimeout=10
+SlurmdTimeout=20
 TCPTimeout=2
-MessageTimeout=5
+MessageTimeout=20
+BatchStartTimeout=60
+UnkillableStepTimeout=180
 SlurmdParameters=config_overrides
 GresTypes=gpu
 CONF

@@ -128,7 +128,9 @@ class SlurmJob:
 
     def said(self, number: int) -> str:
         logs = sorted([*self.logs.glob("slurm-*.log"), *self.attempt(number).glob("*.log")])
-        return "\n".join(f"{path}: {path.read_text()[-3000:]}" for path in logs) + self.slurm.on("sinfo", "-l").stdout
+        logs += [*self.slurm.folder.glob("slurm/log/slurm*.log")]  # why a node was drained, for one
+        asked = [self.slurm.on(*words.split()).stdout for words in ("sinfo -l", "sinfo -R", "squeue -l")]
+        return "\n".join([*(f"{path}: {path.read_text()[-3000:]}" for path in logs), *asked])
 
     def ranks(self, node: str) -> list[psutil.Process]:
         """Living `mvlm` processes of this job on a node."""
