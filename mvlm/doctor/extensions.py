@@ -79,7 +79,7 @@ def find_locks(options: Options) -> Iterator[Finding]:
             yield works("locks", says, facts={"lock": str(lock)})
             continue
         stale += 1
-        says = f"{lock} was left {minutes:.0f} minutes ago by a killed compilation, and every later one waits for it"
+        says = f"{lock} was left {minutes:.0f} minutes ago by a killed compilation, and the next one waits for it"
         yield broken("locks", says, f"rm {shlex.quote(str(lock))}, unless another machine is compiling there")
     if not stale:
         yield works("locks", f"No compilation has left a lock in {extensions_folder()}")
