@@ -1,7 +1,8 @@
 """Attention of queries to keys and values, and timm's attention layers made to use it.
 
 On a GPU `scaled_dot_product_attention` is the fused kernel to have. On a CPU it does not use the instructions there are
-for bf16 in its backward: two matrix products with a softmax between them take half its time (docs/kernels.md).
+for bf16 in its backward: two matrix products with a softmax between them take half its time, and three quarters in fp32
+where the keys are few (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 
+from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
-from mvlm.kernels.probes import torch_version
 
 
 def by_products(
@@ -39,18 +40,26 @@ def by_sdpa(
     return F.scaled_dot_product_attention(query_BHLd, key_BHTd, value_BHTd, attn_mask=mask, dropout_p=dropout)
 
 
-def _products_pay(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
+FEW_KEYS, MANY_QUERIES = 32, 256
+"""Up to so many keys, of a text, and of queries, of an image, two products are faster than the fused kernel in fp32."""
+
+
+def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object) -> str | None:
     if query_BHLd.device.type != "cpu":
         return "the fused kernel is faster on a GPU"
-    if query_BHLd.dtype not in (torch.bfloat16, torch.float16):
+    if query_BHLd.dtype in (torch.bfloat16, torch.float16):
+        return None
+    if query_BHLd.dtype != torch.float32 or not torch.backends.mkl.is_available() or probes.mkl_lacks_avx512():
         return "the fused kernel is faster in this precision"
+    if key_BHTd.shape[2] > FEW_KEYS or not 1 < query_BHLd.shape[2] <= MANY_QUERIES:
+        return "the fused kernel is faster with so many keys or queries, or one query"
     return None
 
 
 attention = Op(
     "attention",
-    Implementation("products", by_products, pays=_products_pay, version=torch_version),
-    Implementation("sdpa", by_sdpa, version=torch_version),
+    Implementation("products", by_products, pays=_products_pay, version=probes.torch_version),
+    Implementation("sdpa", by_sdpa, version=probes.torch_version),
 )
 """attention(query_BHLd, key_BHTd, value_BHTd, mask=None, dropout=0.0) -> BHLd.
 

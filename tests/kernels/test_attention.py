@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvlm.kernels import probes
 from mvlm.kernels.attention import Attention, attention, by_products, by_sdpa, use_attention
 from tests.kernels.reference import check_against_float64, value_and_gradients
 
@@ -54,11 +55,20 @@ def test_dropout_keeps_the_mean(run: Callable) -> None:
     torch.testing.assert_close(drawn.mean(0), run(query, key, value), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "name"), [(torch.float32, "sdpa"), (torch.float64, "sdpa"), (torch.bfloat16, "products")]
-)
+@pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "sdpa"), (torch.bfloat16, "products")])
 def test_products_are_taken_in_16_bits_on_a_cpu(dtype: torch.dtype, name: str) -> None:
     assert attention.first(*(x.to(dtype) for x in make_inputs(1, 2, 3, 4))).name == name
+
+
+@pytest.mark.skipif(probes.mkl_lacks_avx512() or not torch.backends.mkl.is_available(), reason="MKL is slow here")
+@pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 30), (591, 30)])
+def test_products_are_taken_in_fp32_where_the_keys_are_those_of_a_text(queries: int, keys: int) -> None:
+    def taken(queries: int, keys: int) -> str:
+        query, key, value = torch.empty(3, 1, 2, max(queries, keys), 4)
+        return attention.first(query[:, :, :queries], key[:, :, :keys], value[:, :, :keys]).name
+
+    assert taken(197, 30) == taken(30, 30) == "products"
+    assert taken(queries, keys) == "sdpa"
 
 
 def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
