@@ -69,12 +69,12 @@ def count(prepared: Prepared) -> int:
 
 
 def time_step(
-    prepared: Prepared, device: torch.device, steps: int, product_flops: Callable[[], float]
+    prepared: Prepared, device: torch.device, steps: int, measure_products: Callable[[], float]
 ) -> dict[str, Any]:
     """Forward and backward pass; the first one, which is not timed, also compiles.
 
     Args:
-        product_flops: measures the products' speed, before and after every timed step: a shared machine's own changes.
+        measure_products: called before and after every timed step, since the speed of a shared machine changes.
     """
 
     def step() -> None:
@@ -86,10 +86,10 @@ def time_step(
     step()
     prepared.model.zero_grad(set_to_none=True)
     _forget_peak(device)
-    products, times = [product_flops()], []
+    products, times = [measure_products()], []
     for _ in range(steps):
         times.append(_timed(step, device))
-        products.append(product_flops())
+        products.append(measure_products())
     return {
         "product_flops": median(products),
         "seconds": [wall for wall, _ in times],
