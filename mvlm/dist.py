@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,7 +18,17 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from mvlm.errors import UserError
+
 TIMEOUT = timedelta(minutes=30)
+JOINING_S = 600.0
+"""That ranks may start apart: their imports come from one file server."""
+
+
+class RanksApart(UserError):
+    """The ranks have not come together: the run is to be started again, which may be on other nodes or another port."""
+
+    exit_code = 75
 
 
 def environment() -> dict[str, int]:
@@ -29,7 +40,11 @@ def environment() -> dict[str, int]:
 
 
 def init(ranks: int | None = None) -> None:
-    """Join the process group of the launcher's ranks, or of the first `ranks` of them."""
+    """Join the process group of the launcher's ranks, or of the first `ranks` of them.
+
+    Raises:
+        RanksApart: some have not come, or they do not reach each other.
+    """
     given = environment()
     world = ranks or given["world"]
     os.environ.update(RANK=str(given["rank"]), LOCAL_RANK=str(given["local_rank"]), WORLD_SIZE=str(world))
@@ -37,13 +52,42 @@ def init(ranks: int | None = None) -> None:
         return
     backend = "cpu:gloo,cuda:nccl" if uses_cuda() else "gloo"
     # A rank alone meets itself in its own memory: no port that a neighbour could hold.
-    store = torch_dist.HashStore() if world == 1 else None
-    if store is None:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", "29500")
+    store = torch_dist.HashStore() if world == 1 else _come_together()
+    store.set_timeout(TIMEOUT)
     if uses_cuda():
         torch.cuda.set_device(device())
     torch_dist.init_process_group(backend, store=store, rank=given["rank"], world_size=world, timeout=TIMEOUT)
+
+
+def _come_together() -> torch_dist.Store:
+    """The store that all ranks have come to. Without this a rank that never starts holds the others for `TIMEOUT`."""
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    rank = environment()["rank"]
+    try:
+        meeting = Meeting(JOINING_S)
+    except ConnectionError as error:
+        if rank == 0:
+            raise RanksApart(
+                f"{address} cannot be opened ({error}): give the launcher another port, deepspeed --master_port or "
+                "torchrun --master-port."
+            ) from None
+        raise RanksApart(
+            f"Rank 0 is not to be reached at {address} ({error}): see how its log ends, and start the same command "
+            "again."
+        ) from None
+    try:
+        absent = meeting.assemble(JOINING_S)
+    except ConnectionError as error:
+        raise RanksApart(f"Rank 0 at {address} is gone ({error}): see how its log ends.") from None
+    if absent:
+        named = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        raise RanksApart(
+            f"Of {meeting.world} ranks these have not come to {address} within {JOINING_S:.0f} s: {named}; see how "
+            "their logs end, and start the same command again."
+        )
+    return meeting.store
 
 
 def close() -> None:
@@ -146,7 +190,25 @@ class Meeting:
         except torch_dist.DistError as error:
             raise ConnectionError(str(error).splitlines()[0]) from None
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = torch_dist.PrefixStore(f"meeting/{attempt}", store)
+        self.store = torch_dist.PrefixStore(f"meeting/{attempt}", store)
+
+    def assemble(self, patience: float) -> list[int]:
+        """Wait for all ranks; those that have not come within so many seconds, the same on each that has.
+
+        Raises:
+            ConnectionError: the store is gone.
+        """
+        self.post(f"here/{self.rank}", True)
+        if self.rank == 0:
+            deadline, absent = time.monotonic() + patience, []
+            for rank in range(self.world):
+                if not self.read(f"here/{rank}", max(deadline - time.monotonic(), 0.001)):
+                    absent.append(rank)
+            self.post("absent", absent)
+        answer: list[int] | None = self.read("absent", 2 * patience)
+        if answer is None:
+            raise ConnectionError("no answer")
+        return answer
 
     def post(self, key: str, word: Any) -> None:
         """Leave a word that JSON can hold.
@@ -155,7 +217,7 @@ class Meeting:
             ConnectionError: the store is gone.
         """
         try:
-            self._store.set(key, json.dumps(word))
+            self.store.set(key, json.dumps(word))
         except torch_dist.DistError as error:
             raise ConnectionError(str(error).splitlines()[0]) from None
 
@@ -166,7 +228,7 @@ class Meeting:
             ConnectionError: the store is gone.
         """
         try:
-            self._store.wait([key], timedelta(seconds=patience))
+            self.store.wait([key], timedelta(seconds=patience))
         except torch_dist.DistStoreError:
             return None
         except torch_dist.DistError as error:
@@ -180,7 +242,7 @@ class Meeting:
             ConnectionError: the store is gone.
         """
         try:
-            return json.loads(self._store.get(key)) if self._store.check([key]) else None
+            return json.loads(self.store.get(key)) if self.store.check([key]) else None
         except torch_dist.DistError as error:
             raise ConnectionError(str(error).splitlines()[0]) from None
 
@@ -199,7 +261,7 @@ class Meeting:
             torch.cuda.set_device(device())
         torch_dist.init_process_group(
             backend,
-            store=torch_dist.PrefixStore(name, self._store),
+            store=torch_dist.PrefixStore(name, self.store),
             rank=ranks.index(self.rank),
             world_size=len(ranks),
             timeout=timedelta(seconds=patience),

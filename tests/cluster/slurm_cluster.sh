@@ -23,7 +23,7 @@ ClusterName=test
 SlurmctldHost=ctl($(node_ip ctl))
 AuthType=auth/slurm
 CredType=cred/slurm
-AuthInfo=cred_expire=15
+AuthInfo=cred_expire=25
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation=$S/ctld
