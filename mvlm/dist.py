@@ -21,8 +21,8 @@ from torch import Tensor
 from mvlm.errors import UserError
 
 TIMEOUT = timedelta(minutes=30)
-JOINING_S = 600.0
-"""That ranks may start apart: their imports come from one file server."""
+JOINING_S = 900.0
+"""That ranks may start apart; on hundreds of nodes their imports wait for one file server."""
 
 
 class RanksApart(UserError):
