@@ -23,6 +23,7 @@ from mvlm.errors import UserError
 TIMEOUT = timedelta(minutes=30)
 JOINING_S = 900.0
 """That ranks may start apart; on hundreds of nodes their imports wait for one file server."""
+HEARING_S = 5.0
 
 
 class RanksApart(UserError):
@@ -208,6 +209,11 @@ class Meeting:
         answer: list[int] | None = self.read("absent", 2 * patience)
         if answer is None:
             raise ConnectionError("no answer")
+        if answer and self.rank:
+            self.post(f"heard/{self.rank}", True)
+        elif answer:  # the store goes when this rank ends
+            for rank in set(range(1, self.world)) - set(answer):
+                self.read(f"heard/{rank}", HEARING_S)
         return answer
 
     def post(self, key: str, word: Any) -> None:
