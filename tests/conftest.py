@@ -71,7 +71,7 @@ def mvlm_command(*words: str, ranks: int = 1, launcher: bool = True) -> list[str
     return [str(Path(sys.executable).parent / launch[0]), *launch[1:], *words]
 
 
-def run_command(command: list[str], timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_command(command: list[str], timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run from the project's root, threads limited so that two ranks share a small machine."""
     env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)

@@ -17,7 +17,7 @@ def test_on_this_machine_it_measures_the_ranks_of_the_job(job, tmp_path):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=400,
     )
     assert done.returncode == 0, done.stderr
     assert "ranks: 2  nodes: 1  rounds of pairs: 0" in done.stdout and "all 2 ranks: " in done.stdout

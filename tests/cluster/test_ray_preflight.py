@@ -34,7 +34,7 @@ def ray_cluster(tmp_path):
         log = tmp_path / "script.log"  # daemons inherit it, so it must be no pipe
         command = ["bash", str(SCRIPT), verb, str(tmp_path), *map(str, words)]
         with open(log, "w") as out:
-            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=out, timeout=240).returncode
+            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=out, stderr=out, timeout=400).returncode
         return log.read_text(), code
 
     try:

@@ -45,7 +45,7 @@ class Launched:
         self.process = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **output)
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while not (self.run / "metrics.jsonl").exists() or read_metrics(self.run)[-1:] == [] or self.step() < step:
             assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.005)
@@ -66,7 +66,7 @@ class Launched:
         return min(found)
 
     def end(self) -> tuple[int, str]:
-        output = self.process.communicate(timeout=120)[0]
+        output = self.process.communicate(timeout=400)[0]
         return self.process.returncode, output
 
 

@@ -289,7 +289,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
         subprocess.Popen(command, cwd=ROOT, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
-    spoken = [rank.communicate(timeout=180)[1] for rank in ranks]
+    spoken = [rank.communicate(timeout=400)[1] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], spoken
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second

@@ -20,7 +20,7 @@ from tests.train import watchdog_worker
 from tests.train.watchdog_worker import AT, ATTEMPT, SECONDS, work
 
 CHECKPOINT = "step_00000002"
-DEADLINE = 90.0
+DEADLINE = 200.0
 
 
 class Ranks:
