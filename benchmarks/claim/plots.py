@@ -140,9 +140,12 @@ def _bars(axes: Axes, measured: Measured, corpus: str, name: str) -> None:
 
 
 def _mean(values: list[float]) -> tuple[float, float]:
-    """In per cent, with the reach of Student's interval of the mean over seeds; 0 where there is one seed."""
+    """In per cent, with the reach of Student's interval of the mean over seeds; 0 below three seeds.
+
+    That of two reaches thirteen standard errors, and leaves of the picture nothing else.
+    """
     count = len(values)
-    if count < 2:
-        return 100 * values[0], 0.0
+    if count < 3:
+        return 100 * float(np.mean(values)), 0.0
     reach = student_quantile((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / count**0.5
     return 100 * float(np.mean(values)), 100 * float(reach)
