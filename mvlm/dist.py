@@ -62,17 +62,15 @@ def init(ranks: int | None = None) -> None:
 
 def _come_together() -> torch_dist.Store:
     """The store that all ranks have come to. Without this a rank that never starts holds the others for `TIMEOUT`."""
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    rank = environment()["rank"]
+    host, port = meeting_place()
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # DeepSpeed looks for them
+    address = f"{host}:{port}"
     try:
         meeting = Meeting(JOINING_S)
     except ConnectionError as error:
-        if rank == 0:
+        if environment()["rank"] == 0:
             raise RanksApart(
-                f"{address} cannot be opened ({error}): give the launcher another port, deepspeed --master_port or "
-                "torchrun --master-port."
+                f"{address} cannot be opened ({error}): give the launcher another port, as deepspeed --master_port."
             ) from None
         raise RanksApart(
             f"Rank 0 is not to be reached at {address} ({error}): see how its log ends, and start the same command "
@@ -89,6 +87,11 @@ def _come_together() -> torch_dist.Store:
             "their logs end, and start the same command again."
         )
     return meeting.store
+
+
+def meeting_place() -> tuple[str, int]:
+    """Host and port of the store that all ranks come to."""
+    return os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
 
 
 def close() -> None:
@@ -180,10 +183,9 @@ class Meeting:
     def __init__(self, patience: float) -> None:
         self.rank, self.world = environment()["rank"], environment()["world"]
         kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        address = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
         try:
             store = torch_dist.TCPStore(
-                *address,
+                *meeting_place(),
                 is_master=self.rank == 0 and not kept_by_launcher,
                 timeout=timedelta(seconds=patience),
                 wait_for_workers=False,

@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from mvlm.dist import Meeting
+from mvlm.dist import Meeting, meeting_place
 from mvlm.errors import UserError
 
 SLACK_S = 5.0
@@ -28,9 +28,9 @@ class RollCall:
     """
 
     def __init__(self, host: str, patience: float) -> None:
-        address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
+        host_0, port = meeting_place()
         self._who = f"rank {os.environ.get('RANK', '0')} on {host}"
-        self._rank_0 = f"rank 0 at {address}"
+        self._rank_0 = f"rank 0 at {host_0}:{port}"
         self._guard = threading.Timer(0, self._give_up)
         self.allow(patience)
         try:
