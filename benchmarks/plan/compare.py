@@ -27,6 +27,7 @@ from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm import dist
 from mvlm.batch import Batch
 from mvlm.flops import step_flops
+from mvlm.kernels.probes import cpu_gains_by_bf16
 from mvlm.model.dimensions import dimensions
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.plan.activations import longest
@@ -105,7 +106,8 @@ def compare(case: Case) -> Compared:
     prepare_blocks(model, config, case.stage)
     measured = _peak_of_second_step(model, size, resolved, batches, memory)
     zero = Zero.of(resolved)
-    how = (Arithmetic.on_gpu if device.type == "cuda" else Arithmetic.on_cpu)(zero.element)
+    on_gpu = device.type == "cuda"
+    how = Arithmetic.on_gpu(zero.element) if on_gpu else Arithmetic.on_cpu(zero.element, cpu_gains_by_bf16())
     work = longest(config, shape)
     planned = peak(config, shape, work, how, states(shape.total, zero, 1, case.accumulation), case.pairs)
     flops = sum(step_flops(shape.sizes, work, config.objectives).values()) * case.pairs * case.accumulation

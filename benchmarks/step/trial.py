@@ -13,6 +13,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -111,13 +112,17 @@ def time_optimizer(size: Size, device: torch.device, steps: int) -> dict[str, An
 
 
 def product_flops(size: Size, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of matrix products of the model's own shapes: the best shape's best time."""
+    """Operations a second of matrix products of the model's own shapes: the best shape's best time.
+
+    In fp32 too where `dtype` is bf16 and the device a CPU: not every one has instructions for bf16.
+    """
     with torch.device("meta"):
         vision = build(size).vision
     tokens, width = 2 * size.pairs * (vision.grid[0] * vision.grid[1] + 1), vision.width
     best = 0.0
     shapes = [(width, width), (width, 4 * width), (4 * width, width)]
-    for inner, outer in shapes:
+    dtypes = {dtype, torch.float32} if device.type == "cpu" else {dtype}
+    for (inner, outer), dtype in product(shapes, dtypes):
         a = torch.randn(tokens, inner, device=device, dtype=dtype)
         weight = nn.Linear(inner, outer, bias=False, device=device, dtype=dtype).weight.detach()
         _timed(lambda a=a, weight=weight: a @ weight.T, device)

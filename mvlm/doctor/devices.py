@@ -73,10 +73,10 @@ def _compute(device: torch.device, name: str) -> Iterator[Finding]:
     """A product in each precision that training computes in, held against one in float64."""
     import torch
 
-    from mvlm.kernels.probes import cpu_has_bf16_products
+    from mvlm.kernels.probes import cpu_gains_by_bf16
 
     on_gpu = device.type == "cuda"
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16_products()
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_gains_by_bf16()
     failures = []
     for dtype in (torch.float32, torch.bfloat16):
         if failure := _wrong_product(device, dtype):
@@ -87,9 +87,9 @@ def _compute(device: torch.device, name: str) -> Iterator[Finding]:
     else:
         yield works("product", f"{name} multiplies rightly in fp32 and bf16")
     if has_bf16:
-        yield works("bf16", f"{name} has instructions for bf16")
+        yield works("bf16", f"{name} is faster in bf16 than in fp32")
     else:
-        yield absent("bf16", f"{name} has no instructions for bf16, which is then slower than fp32")
+        yield absent("bf16", f"{name} is no faster in bf16 than in fp32")
 
 
 def _wrong_product(device: torch.device, dtype: torch.dtype) -> str | None:

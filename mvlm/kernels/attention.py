@@ -2,15 +2,18 @@
 
 On a GPU `scaled_dot_product_attention` is the fused kernel to have. On a CPU it does not use the instructions there are
 for bf16 in its backward: two matrix products with a softmax between them take half its time, and three quarters in fp32
-where the keys are few (docs/kernels.md).
+where the keys are few (docs/kernels.md). A CPU without such instructions is faster in fp32.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
@@ -44,12 +47,61 @@ FEW_KEYS, MANY_QUERIES = 32, 256
 """Up to so many keys, of a text, and of queries, of an image, two products are faster than the fused kernel in fp32."""
 
 
+def by_fp32(
+    query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """bf16 by the fused kernel in fp32, rounded once."""
+    if dropout or not query_BHLd.numel():
+        return by_sdpa(query_BHLd.float(), key_BHTd.float(), value_BHTd.float(), mask, dropout).to(query_BHLd.dtype)
+    return _FusedInFp32.apply(query_BHLd, key_BHTd, value_BHTd, mask)
+
+
+class _FusedInFp32(torch.autograd.Function):
+    """The kernel behind `by_sdpa`; what it keeps for backward stays in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        attended, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query.float(), key.float(), value.float(), attn_mask=_added(mask)
+        )
+        attended = attended.to(query.dtype)
+        ctx.save_for_backward(query, key, value, attended, log_sum_exp, mask)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *kept, log_sum_exp, mask = ctx.saved_tensors
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad.float(), *(x.float() for x in kept), log_sum_exp, 0.0, False, attn_mask=_added(mask)
+        )
+        return *(x.to(grad.dtype) for x in found), None
+
+
+def _added(mask: Tensor | None) -> Tensor | None:
+    """What is added to the scores."""
+    if mask is None:
+        return None
+    # Not infinity, which makes NaN of a row where nothing may be seen.
+    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def _fp32_takes(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
+    if query_BHLd.device.type != "cpu":
+        return "it runs on CPUs"
+    return None if query_BHLd.dtype in (torch.bfloat16, torch.float32) else "it computes in fp32"
+
+
+def _fp32_pays(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
+    return None if probes.imitates(query_BHLd) else "there is nothing to be gained from another precision"
+
+
 def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object) -> str | None:
     if query_BHLd.device.type != "cpu":
         return "the fused kernel is faster on a GPU"
     if query_BHLd.dtype in (torch.bfloat16, torch.float16):
         return None
-    if query_BHLd.dtype != torch.float32 or not torch.backends.mkl.is_available() or probes.mkl_lacks_avx512():
+    if query_BHLd.dtype != torch.float32 or not probes.HAS_MKL or probes.mkl_lacks_avx512():
         return "the fused kernel is faster in this precision"
     if key_BHTd.shape[2] > FEW_KEYS or not 1 < query_BHLd.shape[2] <= MANY_QUERIES:
         return "the fused kernel is faster with so many keys or queries, or one query"
@@ -58,6 +110,7 @@ def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object
 
 attention = Op(
     "attention",
+    Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("products", by_products, pays=_products_pay, version=probes.torch_version),
     Implementation("sdpa", by_sdpa, version=probes.torch_version),
 )

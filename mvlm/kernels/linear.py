@@ -2,7 +2,8 @@
 
 torch's own way on a CPU copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a
 wide layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of
-one. MKL does without AVX-512 on AMD.
+one. MKL does without AVX-512 on AMD. A CPU without instructions for bf16 multiplies the same numbers in fp32 four times
+as fast as its libraries imitate them (docs/kernels.md).
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ def by_mkl(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return _Linear.apply(x, weight, bias, F.linear)
 
 
+def by_fp32(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Products of bf16 numbers in fp32, rounded once; what is kept for backward stays in bf16."""
+    return _Linear.apply(x, weight, bias, _fp32_product)
+
+
 def by_apex(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Bias in the forward product, its gradient in the weight's product (apex/fused_dense/fused_dense.py)."""
     from apex.fused_dense.fused_dense import FusedDenseFunc
@@ -50,7 +56,7 @@ class _Linear(torch.autograd.Function):
         product: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        ctx.has_bias, ctx.in_fp32 = bias is not None, product is _fp32_product
         return product(x, weight, bias)
 
     @staticmethod
@@ -58,11 +64,19 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        return *gradients(grad, x, weight, (needs_x, needs_weight, needs_bias and ctx.has_bias)), None
+        needs = needs_x, needs_weight, needs_bias and ctx.has_bias
+        if not ctx.in_fp32:
+            return *gradients(grad, x, weight, needs), None
+        found = gradients(grad.float(), x.float(), weight.float(), needs)
+        return *(None if gradient is None else gradient.to(grad.dtype) for gradient in found), None
 
 
 def _onednn_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _fp32_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x.float(), weight.float(), None if bias is None else bias.float()).to(x.dtype)
 
 
 def gradients(
@@ -115,7 +129,7 @@ WORTH_A_CALL = 1 << 20
 
 
 def _has_mkl() -> str | None:
-    return None if torch.backends.mkl.is_available() else "this torch is built without MKL"
+    return None if probes.HAS_MKL else "this torch is built without MKL"
 
 
 def _mkl_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -143,9 +157,7 @@ def _onednn_pays(x: Tensor, *_: object) -> str | None:
         return "a compiler finds the fused product by itself"
     if x.dtype == torch.float32 and not probes.mkl_lacks_avx512():
         return "MKL is as fast in fp32 on this CPU"
-    if x.dtype == torch.bfloat16 and not probes.cpu_has_bf16_products():
-        return "this CPU has no products in bf16"
-    return None
+    return "this CPU multiplies faster in fp32" if probes.imitates(x) else None
 
 
 def _mkl_pays(x: Tensor, weight: Tensor, *_: object) -> str | None:
@@ -154,6 +166,18 @@ def _mkl_pays(x: Tensor, weight: Tensor, *_: object) -> str | None:
     if x.shape[:-1].numel() * max(weight.shape) < WORTH_A_CALL:
         return "what it saves is less than its call from Python"
     return None
+
+
+def _fp32_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+    if x.device.type != "cpu":
+        return "it runs on CPUs"
+    if x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
+        return "it computes in fp32"
+    return _autocast(x)
+
+
+def _fp32_pays(x: Tensor, *_: object) -> str | None:
+    return None if probes.imitates(x) else "there is nothing to be gained from another precision"
 
 
 def _apex_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
@@ -179,6 +203,7 @@ linear = Op(
     Implementation(
         "apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, _not_measured, probes.apex_version
     ),
+    Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("onednn", by_onednn, _has_onednn, _onednn_takes, _onednn_pays, probes.torch_version),
     Implementation("mkl", by_mkl, _has_mkl, _mkl_takes, _mkl_pays, probes.torch_version),
     Implementation("torch", by_torch, version=probes.torch_version),

@@ -31,9 +31,10 @@ class Arithmetic:
         return cls(element, packed_attention=element == 2)
 
     @classmethod
-    def on_cpu(cls, element: int) -> Arithmetic:
-        """What it takes on a CPU, where attention in 16 bits is two products with a softmax between them."""
-        return cls(element, fused_attention=element == FP32, packed_attention=False, fused_losses=False)
+    def on_cpu(cls, element: int, gains_by_bf16: bool) -> Arithmetic:
+        """What it takes on a CPU; one that is faster in bf16 has two products with a softmax between them for it."""
+        fused = element == FP32 or not gains_by_bf16
+        return cls(element, fused_attention=fused, packed_attention=False, fused_losses=False)
 
 
 @dataclass(frozen=True)

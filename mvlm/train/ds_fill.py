@@ -13,7 +13,7 @@ import torch
 from mvlm import dist
 from mvlm.config import Config
 from mvlm.errors import Mistakes, UserError
-from mvlm.kernels.probes import cpu_has_bf16_products
+from mvlm.kernels.probes import cpu_gains_by_bf16
 
 AUTO = "auto"
 OFFLOADS = ("offload_optimizer", "offload_param")
@@ -50,10 +50,10 @@ def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
 
 
 def _has_bf16() -> bool:
-    """Whether this rank's device multiplies bf16 by instructions of its own."""
+    """Whether this rank's device multiplies faster in bf16."""
     if dist.uses_cuda():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return cpu_has_bf16_products()
+    return cpu_gains_by_bf16()
 
 
 def fill_zero(resolved: dict[str, Any], parameters: int, json_name: str) -> dict[str, Any]:

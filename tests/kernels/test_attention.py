@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvlm.kernels import probes
-from mvlm.kernels.attention import Attention, attention, by_products, by_sdpa, use_attention
+from mvlm.kernels.attention import Attention, attention, by_fp32, by_products, by_sdpa, use_attention
 from tests.kernels.reference import check_against_float64, value_and_gradients
 
-WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa])
+WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32])
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -29,7 +29,7 @@ def make_inputs(batch: int, queries: int, keys: int, depth: int) -> list[Tensor]
 
 
 @WAYS
-@pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 3), (2, 0, 5, 8), (0, 4, 5, 8)])
+@pytest.mark.parametrize("shape", [(2, 7, 5, 8), (1, 1, 1, 3), (2, 9, 40, 8), (2, 0, 5, 8), (0, 4, 5, 8)])
 @pytest.mark.parametrize("masked", [False, True])
 def test_value_and_gradients(run: Callable, shape: tuple[int, int, int, int], masked: bool) -> None:
     inputs = make_inputs(*shape)
@@ -55,12 +55,33 @@ def test_dropout_keeps_the_mean(run: Callable) -> None:
     torch.testing.assert_close(drawn.mean(0), run(query, key, value), atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize(("dtype", "name"), [(torch.float64, "sdpa"), (torch.bfloat16, "products")])
-def test_products_are_taken_in_16_bits_on_a_cpu(dtype: torch.dtype, name: str) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_fp32_keeps_bf16(masked: bool) -> None:
+    inputs = [x.bfloat16().requires_grad_() for x in make_inputs(2, 9, 40, 8)]
+    mask = torch.ones(2, 1, 1, 40, dtype=torch.bool) if masked else None
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        attended = by_fp32(*inputs, mask)
+    of_queries_alone = (2, 3, 9)  # the softmax's normalisation
+    assert {x.dtype for x in kept if x.shape != of_queries_alone} - {torch.bool} == {attended.dtype}
+    torch.testing.assert_close(attended, by_sdpa(*inputs, mask), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "name"),
+    [
+        ("avx512f", torch.float64, "sdpa"),
+        ("avx512f amx_bf16", torch.bfloat16, "products"),
+        ("avx512f", torch.bfloat16, "fp32"),
+        ("avx2", torch.float16, "products"),
+    ],
+)
+def test_which_cpu_takes_what(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
+    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
     assert attention.first(*(x.to(dtype) for x in make_inputs(1, 2, 3, 4))).name == name
 
 
-@pytest.mark.skipif(probes.mkl_lacks_avx512() or not torch.backends.mkl.is_available(), reason="MKL is slow here")
+@pytest.mark.skipif(probes.mkl_lacks_avx512() or not probes.HAS_MKL, reason="MKL is slow here")
 @pytest.mark.parametrize(("queries", "keys"), [(197, 197), (30, 197), (1, 30), (591, 30)])
 def test_products_are_taken_in_fp32_where_the_keys_are_those_of_a_text(queries: int, keys: int) -> None:
     def taken(queries: int, keys: int) -> str:

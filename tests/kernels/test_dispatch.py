@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mvlm.errors import UserError
+from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.ops import OPS, example
 
 
 def make_op() -> Op:
@@ -59,10 +61,10 @@ def test_a_named_implementation_does_not_fall_back() -> None:
 
 
 def test_a_machine_is_probed_once() -> None:
-    probes = []
-    op = Op("x", Implementation("here", lambda: 1, probe=lambda: probes.append(1)), Implementation("torch", lambda: 1))
+    probed = []
+    op = Op("x", Implementation("here", lambda: 1, probe=lambda: probed.append(1)), Implementation("torch", lambda: 1))
     op(), op(), op.choose("here"), op()
-    assert len(probes) == 1
+    assert len(probed) == 1
 
 
 def test_nothing_that_takes_the_arguments_is_an_error_with_all_reasons() -> None:
@@ -75,3 +77,20 @@ def test_compiled_code_calls_through_without_a_break() -> None:
     op = Op("double", Implementation("torch", lambda x: x + x))
     compiled = torch.compile(lambda x: op(x) + 1, backend="eager", fullgraph=True)
     assert compiled(torch.tensor(2.0)) == 5
+
+
+@pytest.mark.parametrize("flags", ["GenuineIntel avx512f", "GenuineIntel amx_bf16", "AuthenticAMD avx512f avx512_bf16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["attention", "linear"])
+def test_the_choice_of_a_layer_on_any_cpu_is_compiled_without_a_break(
+    name: str, dtype: torch.dtype, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    monkeypatch.setattr(probes, "_CPU_FLAGS", frozenset(flags.split()))
+    arguments = example(name, torch.device("cpu"), dtype)
+    if name == "attention":  # to the few keys of a text, which are another case
+        query, key, value = arguments
+        arguments = query, key[:, :, :8], value[:, :, :8]
+    wanted = OPS[name](*arguments)  # which also probes what this machine has
+    found = torch.compile(OPS[name], backend="eager", fullgraph=True)(*arguments)
+    torch.testing.assert_close(found, wanted)

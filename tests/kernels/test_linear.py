@@ -14,6 +14,7 @@ import mvlm.kernels.linear as linear_module
 from mvlm.kernels import probes
 from mvlm.kernels.linear import (
     by_apex,
+    by_fp32,
     by_mkl,
     by_onednn,
     by_torch,
@@ -25,7 +26,7 @@ from tests.kernels.reference import check_against_float64
 
 SOME_SHAPES = [(6, 24, 5), (2, 3, 7, 33), (1, 9, 9), (257, 16, 3)]
 SHAPES = pytest.mark.parametrize("shape", SOME_SHAPES)
-needs_bf16 = pytest.mark.skipif(not probes.cpu_has_bf16_products(), reason="this CPU has no products in bf16")
+needs_bf16 = pytest.mark.skipif(not probes.cpu_gains_by_bf16(), reason="this CPU multiplies faster in fp32")
 
 
 def make_inputs(*shape: int) -> list[Tensor]:
@@ -60,6 +61,24 @@ def test_onednn_in_both_directions_where_mkl_is_slow(shape: tuple[int, ...], mon
 @pytest.mark.parametrize("shape", [*SOME_SHAPES, (2, 40, 8, 33), (70, 33, 8), (0, 4, 3)])
 def test_mkl(shape: tuple[int, ...]) -> None:
     check_against_float64(by_mkl, lambda x, w, b: x @ w.T + b, by_torch, *make_inputs(*shape))
+
+
+@pytest.mark.parametrize("shape", [*SOME_SHAPES, (2, 40, 8, 33), (0, 4, 3)])
+def test_fp32(shape: tuple[int, ...]) -> None:
+    check_against_float64(by_fp32, lambda x, w, b: x @ w.T + b, by_torch, *make_inputs(*shape))
+
+
+def test_fp32_rounds_once_and_keeps_bf16() -> None:
+    """A sum of 4,096 products is right to bf16's last digit, as none of products that are rounded on the way."""
+    x, weight, bias = (t.bfloat16().requires_grad_() for t in make_inputs(3, 4096, 5))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = by_fp32(x, weight, bias)
+    exact = x.double() @ weight.double().T + bias.double()
+    assert torch.equal(found, exact.float().bfloat16())
+    assert {tensor.dtype for tensor in kept} == {found.dtype} == {torch.bfloat16}
+    gradients = torch.autograd.grad(found.sum(), (x, weight, bias))
+    assert torch.equal(gradients[1], x.double().sum(0).float().bfloat16().expand(5, -1))
 
 
 @pytest.mark.parametrize("outputs", [8, 1200])
@@ -112,16 +131,18 @@ def test_a_recomputed_gelu_keeps_half_of_what_a_feed_forward_keeps() -> None:
         ("GenuineIntel avx512f amx_bf16", torch.float32, "torch"),
         ("AuthenticAMD avx512f avx512_bf16", torch.float32, "onednn"),
         ("AuthenticAMD avx2", torch.float32, "torch"),
-        ("GenuineIntel avx2", torch.bfloat16, "torch"),
+        ("GenuineIntel avx512f avx512_bf16", torch.bfloat16, "fp32"),
+        ("AuthenticAMD avx512f avx512_bf16", torch.bfloat16, "onednn"),
+        ("AuthenticAMD avx2", torch.bfloat16, "fp32"),
         ("GenuineIntel avx512f amx_bf16", torch.float64, "torch"),
     ],
 )
-def test_which_cpu_takes_onednn(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
+def test_which_cpu_takes_what(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
     monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
     assert linear.first(*(x.to(dtype) for x in make_inputs(3, 4, 5))).name == name
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch is built without MKL")
+@pytest.mark.skipif(not probes.HAS_MKL, reason="this torch is built without MKL")
 def test_large_layers_in_fp32_take_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset({"GenuineIntel", "avx512f"}))
     assert linear.first(torch.empty(2, 1024, 4), torch.empty(512, 4), None).name == "mkl"

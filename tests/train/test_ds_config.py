@@ -312,11 +312,12 @@ def test_auto_that_deepspeed_knows_a_default_for_is_left_to_it() -> None:
         (True, True, "avx2", True),
         (True, False, "amx_bf16", False),
         (False, True, "avx2 avx512f", False),
-        (False, False, "avx512f avx512_bf16", True),
+        (False, False, "AuthenticAMD avx512f avx512_bf16", True),
+        (False, False, "GenuineIntel avx512f avx512_bf16", False),
         (False, False, "amx_bf16", True),
     ],
 )
-def test_bf16_auto_is_on_where_the_device_computes_in_it(
+def test_bf16_auto_is_on_where_the_device_gains_by_it(
     cuda: bool, native: bool, flags: str, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from mvlm.kernels.probes import cpu_gains_by_bf16
 from tests.conftest import ROOT, mvlm_command, run_command
 
 TINY_TOML = str(ROOT / "mvlm/configs/tiny.toml")
@@ -16,7 +17,8 @@ def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None
     out = tmp_path / "kernels.json"
     done = run_command(mvlm_command("kernels", "--json", str(out), launcher=False))
     assert done.returncode == 0, done.stderr
-    assert "attention: in fp32 sdpa; in bf16 products\n" in done.stdout
+    in_bf16 = "products" if cpu_gains_by_bf16() else "fp32"
+    assert f"attention: in fp32 sdpa; in bf16 {in_bf16}\n" in done.stdout
     assert "  apex\n    not taken: " in done.stdout
     operations = json.loads(out.read_text())["operations"]
     assert {"attention", "linear", "gelu_linear", "layer_norm", "word_loss", "optimizer"} <= operations.keys()
@@ -35,5 +37,5 @@ def test_it_follows_a_run_and_refuses_what_cannot_be() -> None:
     done = run_command(mvlm_command("kernels", TINY_TOML, "kernels.attention=flash", launcher=False))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
-        "mvlm: kernels.attention = 'flash' is not known: choose auto, products, sdpa."
+        "mvlm: kernels.attention = 'flash' is not known: choose auto, fp32, products, sdpa."
     )
