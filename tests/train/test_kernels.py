@@ -73,7 +73,9 @@ def test_tanh_gelu_is_another_function() -> None:
 
 def test_a_name_that_is_not_known_is_refused() -> None:
     model = build("kernels.attention=flash3")
-    with pytest.raises(UserError, match=r"kernels\.attention = 'flash3' is not known: choose auto, fp32, products, sdpa\."):
+    with pytest.raises(
+        UserError, match=r"kernels\.attention = 'flash3' is not known: choose auto, fp32, products, sdpa\."
+    ):
         apply_kernels(model, model.config)
 
 
