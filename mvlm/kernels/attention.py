@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op
 
 
 def by_products(
@@ -88,7 +88,7 @@ def _added(mask: Tensor | None) -> Tensor | None:
 
 def _fp32_takes(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
     if query_BHLd.device.type != "cpu":
-        return "it runs on CPUs"
+        return FOR_CPUS
     return None if query_BHLd.dtype in (torch.bfloat16, torch.float32) else "it computes in fp32"
 
 

@@ -20,6 +20,8 @@ import torch
 from mvlm.errors import UserError
 
 AUTO = "auto"
+FOR_CPUS = "it runs on CPUs"
+"""What an implementation for CPUs has against other devices, where nobody misses it."""
 
 
 def here() -> None:
@@ -119,7 +121,8 @@ class Op:
             if self.why_not(implementation):
                 continue
             if reason := implementation.accepts(*args, **kwargs):
-                refusals[implementation.name] = reason
+                if reason != FOR_CPUS:
+                    refusals[implementation.name] = reason
             elif not implementation.pays(*args, **kwargs):
                 self._say(implementation, refusals)
                 return implementation

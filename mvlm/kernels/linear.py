@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -134,7 +134,7 @@ def _has_mkl() -> str | None:
 
 def _mkl_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if x.device.type != "cpu":
-        return "it runs on CPUs"
+        return FOR_CPUS
     return "it computes in fp32" if x.dtype != torch.float32 or weight.dtype != torch.float32 else _autocast(x)
 
 
@@ -144,7 +144,7 @@ def _has_onednn() -> str | None:
 
 def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if x.device.type != "cpu":
-        return "it runs on CPUs"
+        return FOR_CPUS
     if x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
         return "it computes in fp32 or bf16"
     if x.numel() == 0:
@@ -170,7 +170,7 @@ def _mkl_pays(x: Tensor, weight: Tensor, *_: object) -> str | None:
 
 def _fp32_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     if x.device.type != "cpu":
-        return "it runs on CPUs"
+        return FOR_CPUS
     if x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
         return "it computes in fp32"
     return _autocast(x)

@@ -94,3 +94,17 @@ def test_the_choice_of_a_layer_on_any_cpu_is_compiled_without_a_break(
     wanted = OPS[name](*arguments)  # which also probes what this machine has
     found = torch.compile(OPS[name], backend="eager", fullgraph=True)(*arguments)
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["attention", "linear"])
+def test_nothing_is_said_of_cpus_elsewhere(name: str, dtype: torch.dtype, capsys: pytest.CaptureFixture) -> None:
+    arguments = example(name, torch.device("meta"), dtype)
+    assert OPS[name].first(*arguments).name in ("sdpa", "torch")
+    assert capsys.readouterr().err == ""
+    OPS[name].choose("fp32")
+    try:
+        with pytest.raises(UserError, match=r"fp32' cannot compute this \(it runs on CPUs\)"):
+            OPS[name](*arguments)
+    finally:
+        OPS[name].choose("auto")
