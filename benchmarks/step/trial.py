@@ -122,9 +122,9 @@ def product_flops(size: Size, device: torch.device, dtype: torch.dtype) -> float
     best = 0.0
     shapes = [(width, width), (width, 4 * width), (4 * width, width)]
     dtypes = {dtype, torch.float32} if device.type == "cpu" else {dtype}
-    for (inner, outer), dtype in product(shapes, dtypes):
-        a = torch.randn(tokens, inner, device=device, dtype=dtype)
-        weight = nn.Linear(inner, outer, bias=False, device=device, dtype=dtype).weight.detach()
+    for (inner, outer), each in product(shapes, dtypes):
+        a = torch.randn(tokens, inner, device=device, dtype=each)
+        weight = nn.Linear(inner, outer, bias=False, device=device, dtype=each).weight.detach()
         _timed(lambda a=a, weight=weight: a @ weight.T, device)
         deadline = time.monotonic() + PRODUCT_SECONDS / len(shapes)
         while time.monotonic() < deadline:

@@ -43,10 +43,6 @@ def by_sdpa(
     return F.scaled_dot_product_attention(query_BHLd, key_BHTd, value_BHTd, attn_mask=mask, dropout_p=dropout)
 
 
-FEW_KEYS, MANY_QUERIES = 32, 256
-"""Up to so many keys, of a text, and of queries, of an image, two products are faster than the fused kernel in fp32."""
-
-
 def by_fp32(
     query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
@@ -94,6 +90,10 @@ def _fp32_takes(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
 
 def _fp32_pays(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
     return None if probes.imitates(query_BHLd) else "there is nothing to be gained from another precision"
+
+
+FEW_KEYS, MANY_QUERIES = 32, 256
+"""Up to so many keys, of a text, and of queries, of an image, two products are faster than the fused kernel in fp32."""
 
 
 def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object) -> str | None:

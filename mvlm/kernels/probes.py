@@ -64,6 +64,7 @@ def triton_interprets() -> bool:
 
 
 def _read_cpu_flags() -> frozenset[str]:
+    """What Linux says the CPU can do, and its vendor; empty where it does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -72,18 +73,13 @@ def _read_cpu_flags() -> frozenset[str]:
     return frozenset(" ".join(words).split())
 
 
-HAS_MKL, _CPU_FLAGS = torch.backends.mkl.is_available(), _read_cpu_flags()
+HAS_MKL, CPU_FLAGS = torch.backends.mkl.is_available(), _read_cpu_flags()
 """Asked at import, since torch's compiler can trace neither question."""
-
-
-def cpu_flags() -> frozenset[str]:
-    """What Linux says the CPU can do, and its vendor; empty where it does not say."""
-    return _CPU_FLAGS
 
 
 def mkl_lacks_avx512() -> bool:
     """MKL takes its AVX2 code on CPUs that are not Intel's."""
-    return {"AuthenticAMD", "avx512f"} <= cpu_flags()
+    return {"AuthenticAMD", "avx512f"} <= CPU_FLAGS
 
 
 def cpu_gains_by_bf16() -> bool:
@@ -91,8 +87,7 @@ def cpu_gains_by_bf16() -> bool:
 
     Intel's AVX-512 makes no more operations a second in bf16 than in fp32, and oneDNN three fifths of them.
     """
-    flags = cpu_flags()
-    return "amx_bf16" in flags or {"AuthenticAMD", "avx512_bf16"} <= flags
+    return "amx_bf16" in CPU_FLAGS or {"AuthenticAMD", "avx512_bf16"} <= CPU_FLAGS
 
 
 def imitates(x: Tensor) -> bool:

@@ -20,7 +20,7 @@ OFFLOADS = ("offload_optimizer", "offload_param")
 
 
 def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
-    """fp16 only where asked for; bf16 "auto" is on where every rank's GPU or CPU has it. Whether either is."""
+    """fp16 only where asked for; bf16 "auto" is on where every rank's GPU or CPU gains by it. Whether either is."""
     fp16, bf16 = (resolved.get(name) or {} for name in ("fp16", "bf16"))
     if fp16.get("enabled") == AUTO:
         fp16["enabled"] = False

@@ -77,7 +77,7 @@ def test_fp32_keeps_bf16(masked: bool) -> None:
     ],
 )
 def test_which_cpu_takes_what(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
-    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     assert attention.first(*(x.to(dtype) for x in make_inputs(1, 2, 3, 4))).name == name
 
 

@@ -86,7 +86,7 @@ def test_the_choice_of_a_layer_on_any_cpu_is_compiled_without_a_break(
     name: str, dtype: torch.dtype, flags: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch._dynamo.reset()
-    monkeypatch.setattr(probes, "_CPU_FLAGS", frozenset(flags.split()))
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     arguments = example(name, torch.device("cpu"), dtype)
     if name == "attention":  # to the few keys of a text, which are another case
         query, key, value = arguments

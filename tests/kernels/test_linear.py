@@ -138,13 +138,13 @@ def test_a_recomputed_gelu_keeps_half_of_what_a_feed_forward_keeps() -> None:
     ],
 )
 def test_which_cpu_takes_what(monkeypatch: pytest.MonkeyPatch, flags: str, dtype: torch.dtype, name: str) -> None:
-    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     assert linear.first(*(x.to(dtype) for x in make_inputs(3, 4, 5))).name == name
 
 
 @pytest.mark.skipif(not probes.HAS_MKL, reason="this torch is built without MKL")
 def test_large_layers_in_fp32_take_mkl(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset({"GenuineIntel", "avx512f"}))
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset({"GenuineIntel", "avx512f"}))
     assert linear.first(torch.empty(2, 1024, 4), torch.empty(512, 4), None).name == "mkl"
     assert linear.first(torch.empty(2, 1023, 4), torch.empty(512, 4), None).name == "torch"
 

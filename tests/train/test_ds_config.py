@@ -18,7 +18,7 @@ from tests.conftest import ROOT
 @pytest.fixture(autouse=True)
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that "auto" turns no bf16 on for, whatever this machine is."""
-    monkeypatch.setattr(probes, "cpu_flags", frozenset)
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset())
 
 
 def config(*overrides: str) -> Config:
@@ -320,7 +320,7 @@ def test_auto_that_deepspeed_knows_a_default_for_is_left_to_it() -> None:
 def test_bf16_auto_is_on_where_the_device_gains_by_it(
     cuda: bool, native: bool, flags: str, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(probes, "CPU_FLAGS", frozenset(flags.split()))
     monkeypatch.setattr("mvlm.dist.uses_cuda", lambda: cuda)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: native)
     found = resolved({"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}})
