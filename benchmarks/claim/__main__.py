@@ -38,7 +38,11 @@ def parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--only", nargs="+", default=[], metavar="CELL", help="cells whose names begin so: scenes/all/10")
     run.add_argument(
-        "--tune", choices=("retrieval", "vqa"), nargs="+", default=[], help="fine-tune the ablation's cells"
+        "--tune",
+        choices=("retrieval", "vqa"),
+        nargs="+",
+        default=[],
+        help="fine-tune the ablation's cells, and the core's",
     )
     run.add_argument("--size", choices=("small", "gpu", "paper"), default="small", help="of the models (small)")
     run.add_argument("--jobs", choices=("local", "slurm", "ray"), default="local", help="where training runs")

@@ -195,12 +195,17 @@ def measure_cell(planned: Plan) -> Record:
 
 
 def code_version() -> str:
-    """`git describe` of this tree, which says where it was changed since; "unknown" outside of git."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    """The commit, and "-dirty" where anything but results was changed since; "unknown" outside of git."""
     try:
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git("describe", "--always", "--exclude=*")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/*/results/*")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return commit + ("-dirty" if changed else "")
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def read_records(file: Path) -> list[Record]:

@@ -43,9 +43,11 @@ TUNES = {
     "retrieval": ("task.name=retrieval", "data.tokenizer=''"),
     "vqa": ("task.name=vqa", "data.tokenizer=''"),
 }
-"""What a pretrained cell may be fine-tuned for, on all pairs or questions of its corpus; as overrides."""
+"""What a pretrained cell may be fine-tuned for, on its pairs or the questions about them; as overrides."""
 TUNED = (*ABLATION, ALBEF)
-"""The objectives whose cells are fine-tuned where it is asked for."""
+"""The objectives whose cells with all pairs are fine-tuned where it is asked for."""
+FEW = 10
+"""The share with which a pretrained cell is fine-tuned besides, on what there is to the same pairs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def night(corpora: Iterable[str], seeds: Sequence[int], tunes: Sequence[str] = (
     """Everything: the core's cells first in each round, then the ablation, limited data, equal compute and masking.
 
     Args:
-        tunes: what the ablation's cells are fine-tuned for besides; questions there are about scenes alone.
+        tunes: what cells are fine-tuned for besides; questions there are about scenes alone.
     """
     corpora = list(corpora)
     kinds = core(corpora, [0])
@@ -98,6 +100,7 @@ def night(corpora: Iterable[str], seeds: Sequence[int], tunes: Sequence[str] = (
         kinds += [Cell(corpus, objective) for objective in (*MASKING, *RATIOS) if (corpus, objective) != SAME]
         fitting = [tune for tune in tunes if tune != "vqa" or corpus == SCENES]
         kinds += [Cell(corpus, objective, tune=tune) for tune in fitting for objective in TUNED]
+        kinds += [Cell(corpus, name, FEW, tune=tune) for tune in fitting for name in (ALL_FOUR, BASELINE, ALBEF)]
     return in_rounds(list(dict.fromkeys(kinds)), seeds)
 
 
@@ -167,6 +170,9 @@ def contrasts(corpus: str) -> list[Contrast]:
         for objective in (ALL_FOUR, "itc_itm_text", "itc_itm_image", "masked_only"):
             title = f"`{objective}` − (ITC + ITM), fine-tuned for {tune}"
             found.append(Contrast(title, Cell(corpus, objective, tune=tune), control))
+        for name, words in ((BASELINE, "(ITC + ITM)"), (ALBEF, "ALBEF-like")):
+            title = f"all four − {words}, {FEW} % of the pairs, fine-tuned for {tune}"
+            found.append(Contrast(title, Cell(corpus, ALL_FOUR, FEW, tune=tune), Cell(corpus, name, FEW, tune=tune)))
     return found + [
         Contrast(f"{name} − the default's 60 / 30", Cell(corpus, name), Cell(corpus, ALL_FOUR))
         for name in RATIOS

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -168,6 +169,24 @@ def test_two_processes_share_the_cells(tmp_path: Path) -> None:
         assert mine and not twice
     with cells.claimed(planned) as again:
         assert again
+
+
+def test_a_cells_code_is_changed_by_code_and_not_by_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    assert cells.code_version() == "unknown"
+    code, results = tmp_path / "code.py", tmp_path / "benchmarks/claim/results/cells.jsonl"
+    results.parent.mkdir(parents=True)
+    for file in (code, results):
+        file.write_text("\n")
+    me = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    for words in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "one")):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    commit = cells.code_version()
+    assert set(commit) <= set("0123456789abcdef")
+    results.write_text("{}\n")
+    assert cells.code_version() == commit
+    code.write_text("1\n")
+    assert cells.code_version() == f"{commit}-dirty"
 
 
 def made_record(kind: str, seed: int, score_N: np.ndarray) -> cells.Record:
