@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 SCENES, EMOJI = "scenes", "emoji"
@@ -101,6 +101,7 @@ def night(corpora: Iterable[str], seeds: Sequence[int], tunes: Sequence[str] = (
         fitting = [tune for tune in tunes if tune != "vqa" or corpus == SCENES]
         kinds += [Cell(corpus, objective, tune=tune) for tune in fitting for objective in TUNED]
         kinds += [Cell(corpus, name, FEW, tune=tune) for tune in fitting for name in (ALL_FOUR, BASELINE, ALBEF)]
+        kinds += [Cell(corpus, name, FEW, COMPUTE, tune) for tune in fitting for name in (BASELINE, ALBEF)]
     return in_rounds(list(dict.fromkeys(kinds)), seeds)
 
 
@@ -165,16 +166,21 @@ def contrasts(corpus: str) -> list[Contrast]:
         ),
         Contrast("one modality hidden at a time − both at once", Cell(corpus, ALL_FOUR), Cell(corpus, "hide_both")),
     ]
-    for tune in TUNES:
-        control = Cell(corpus, BASELINE, tune=tune)
-        for objective in (ALL_FOUR, "itc_itm_text", "itc_itm_image", "masked_only"):
-            title = f"`{objective}` − (ITC + ITM), fine-tuned for {tune}"
-            found.append(Contrast(title, Cell(corpus, objective, tune=tune), control))
-        for name, words in ((BASELINE, "(ITC + ITM)"), (ALBEF, "ALBEF-like")):
-            title = f"all four − {words}, {FEW} % of the pairs, fine-tuned for {tune}"
-            found.append(Contrast(title, Cell(corpus, ALL_FOUR, FEW, tune=tune), Cell(corpus, name, FEW, tune=tune)))
+    found += [question for tune in TUNES for question in _fine_tuned(corpus, tune)]
     return found + [
         Contrast(f"{name} − the default's 60 / 30", Cell(corpus, name), Cell(corpus, ALL_FOUR))
         for name in RATIOS
         if (corpus, name) != SAME
     ]
+
+
+def _fine_tuned(corpus: str, tune: str) -> Iterator[Contrast]:
+    control = Cell(corpus, BASELINE, tune=tune)
+    for objective in (ALL_FOUR, "itc_itm_text", "itc_itm_image", "masked_only"):
+        title = f"`{objective}` − (ITC + ITM), fine-tuned for {tune}"
+        yield Contrast(title, Cell(corpus, objective, tune=tune), control)
+    treatment = Cell(corpus, ALL_FOUR, FEW, tune=tune)
+    for budget, words in ((STEPS, "equal steps"), (COMPUTE, "equal compute")):
+        for name, control_words in ((BASELINE, "(ITC + ITM)"), (ALBEF, "ALBEF-like")):
+            title = f"all four − {control_words} at {words}, {FEW} %, fine-tuned for {tune}"
+            yield Contrast(title, treatment, Cell(corpus, name, FEW, budget, tune))
