@@ -32,7 +32,7 @@ from mvlm.train.signals import StopRequests
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]
 PREEMPTED = 75
-TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates
+TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates, also after pretraining at equal compute
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def plan(cell: Cell, size: Size, corpus: Corpus, folder: Path, extra: tuple[str,
     toml = str(ROOT / size.toml(cell.corpus))
     base = plan(replace(cell, tune=""), size, corpus, folder, extra) if cell.tune else None
     if base:
-        overrides.append(f"train.steps={max(2, load_config(toml, base.overrides).train.steps // TUNED_FOR)}")
+        overrides.append(f"train.steps={max(2, load_config(toml, extra).train.steps // TUNED_FOR)}")
     elif cell.budget == COMPUTE:
         steps = _equal_compute(toml, tuple(corpus.train(cell.share)), extra, cell.objective)
         overrides.append(f"train.steps={steps}")
