@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,18 +27,30 @@ CURVES = {
     "ALBEF-like": (ALBEF, STEPS),
     "ALBEF-like, equal compute": (ALBEF, COMPUTE),
 }
-TITLES = {"foils": "foils right, %", "recall": "mean recall, %"}
+TITLES = {"foils": "foils right, %", "recall": "mean recall, %", "answers": "questions right, fine-tuned, %"}
+PRETRAINED = ("foils", "recall")
+"""What is measured without fine-tuning."""
 
 
 def limited_data(measured: Measured, file: Path) -> bool:
     """Against the share of the training pairs; bars hold LEVEL of the seeds' mean. False: there is nothing to draw."""
-    panels = [(corpus, name) for corpus in measured.corpora for name in TITLES if _has(measured, corpus, name)]
+    panels = [
+        (corpus, name)
+        for corpus in measured.corpora
+        for name in TITLES
+        if any(measured.values(_cell(corpus, ALL_FOUR, share, STEPS, name), name) for share in SHARES)
+    ]
     return _draw(panels, file, lambda axes, panel: _curves(axes, measured, *panel))
 
 
 def ablation(measured: Measured, file: Path) -> bool:
     """A bar for each row of the paper's Table 5, and the ALBEF-like one."""
-    panels = [(corpus, name) for corpus in measured.corpora for name in TITLES if _has(measured, corpus, name)]
+    panels = [
+        (corpus, name)
+        for corpus in measured.corpora
+        for name in PRETRAINED
+        if measured.values(Cell(corpus, ALL_FOUR), name)
+    ]
     return _draw(panels, file, lambda axes, panel: _bars(axes, measured, *panel))
 
 
@@ -94,8 +107,9 @@ def _restored(run: Path, data: Path) -> np.ndarray:
     return np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=255) for p in pictures], axis=1)
 
 
-def _has(measured: Measured, corpus: str, name: str) -> bool:
-    return bool(measured.values(Cell(corpus, ALL_FOUR), name))
+def _cell(corpus: str, objective: str, share: int, budget: str, name: str) -> Cell:
+    """The one in which `name` is measured."""
+    return Cell(corpus, objective, share, budget, "" if name in PRETRAINED else "vqa")
 
 
 def _draw(panels: list[tuple[str, str]], file: Path, draw) -> bool:
@@ -103,8 +117,11 @@ def _draw(panels: list[tuple[str, str]], file: Path, draw) -> bool:
         return False
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(panels), 3.6), layout="constrained")
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    rows = math.ceil(len(panels) / 3)
+    columns = math.ceil(len(panels) / rows)
+    figure = Figure(figsize=(5 * columns, 3.6 * rows), layout="constrained")
+    for place, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, place)
         draw(axes, panel)
         axes.set_title(panel[0])
         axes.spines[["top", "right"]].set_visible(False)
@@ -114,7 +131,7 @@ def _draw(panels: list[tuple[str, str]], file: Path, draw) -> bool:
 
 def _curves(axes: Axes, measured: Measured, corpus: str, name: str) -> None:
     for label, (objective, budget) in CURVES.items():
-        found = {share: measured.values(Cell(corpus, objective, share, budget), name) for share in SHARES}
+        found = {share: measured.values(_cell(corpus, objective, share, budget, name), name) for share in SHARES}
         shares = sorted(share for share, values in found.items() if values)
         if shares:
             means, reaches = zip(*(_mean(found[share]) for share in shares), strict=True)

@@ -245,7 +245,7 @@ def test_cells_are_run_once_and_can_be_drawn(
     results = tmp_path / "results/cells.jsonl"
     words = ["run", "--corpus", "scenes", "--seeds", "0", "--tune", "vqa", "--set", *TINY]
     words += ["--folder", str(tmp_path), "--results", str(results)]
-    asked = ["scenes/all/10/0", "scenes/masked_only/100/0", "scenes/albef/10/compute", "scenes/itc_itm/100/vqa"]
+    asked = ["scenes/all/10/0", "scenes/masked_only/100/0", "scenes/albef/10/compute/0", "scenes/itc_itm/100/vqa"]
     assert claim([*words, "--only", asked[0]]) == 0
     first = results.read_text()
     assert claim([*words, "--only", *asked]) == 0
