@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("retrieval", "vqa"),
         nargs="+",
         default=[],
-        help="fine-tune the ablation's cells, and the core's",
+        help="fine-tune the ablation's cells, and the core's with a tenth of the pairs",
     )
     run.add_argument("--size", choices=("small", "gpu", "paper"), default="small", help="of the models (small)")
     run.add_argument("--jobs", choices=("local", "slurm", "ray"), default="local", help="where training runs")

@@ -47,7 +47,7 @@ TUNES = {
 TUNED = (*ABLATION, ALBEF)
 """The objectives whose cells with all pairs are fine-tuned where it is asked for."""
 FEW = 10
-"""The share with which a pretrained cell is fine-tuned besides, on what there is to the same pairs."""
+"""The share of the pairs whose cells, all four, ITC + ITM and ALBEF-like, are fine-tuned too, on those same pairs."""
 
 
 @dataclass(frozen=True)

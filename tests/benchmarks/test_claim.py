@@ -17,6 +17,7 @@ import pytest
 from benchmarks.claim import cell as cells
 from benchmarks.claim import grid, world
 from benchmarks.claim.__main__ import main as claim
+from benchmarks.claim.corpora import prepare
 from benchmarks.claim.cost import gpu_hours
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import _differing, pack, unpack
@@ -258,6 +259,11 @@ def test_cells_are_run_once_and_can_be_drawn(
     assert len(unpack(four["rows"]["recall"])) == 32
     assert "recall" not in masked["numbers"] and "words_wrong" in masked["numbers"]
     assert answers["rows"].keys() == {"answers"} and answers["steps"] == 2
+    corpus = prepare("scenes", "", tmp_path / "corpora")
+    at_compute = grid.Cell("scenes", "albef", 10, grid.COMPUTE, "vqa")
+    planned = cells.plan(at_compute, cells.SIZES["small"], corpus, tmp_path, (*TINY, "train.steps=30"))
+    assert planned.base and load_config(planned.base.toml, planned.base.words).train.steps > 33
+    assert load_config(planned.toml, planned.words).train.steps == 10
     results.write_text(first)  # as if it had been killed between training and measuring the others
     trained = {run: run.read_text() for run in (tmp_path / "small").glob("*/metrics.jsonl")}
     assert claim([*words, "--only", asked[1]]) == 0
