@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     run = commands.add_parser("run", help="train and measure cells, seed by seed", epilog=EXAMPLES, formatter_class=raw)
     run.add_argument("--core", action="store_true", help="all four losses against ITC + ITM alone")
-    run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    run.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], metavar="SEED", help="of each cell (0 1 2 3 4)"
+    )
     run.add_argument(
         "--corpus",
         nargs="+",
