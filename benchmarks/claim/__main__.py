@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 done, 1 a user's mistake, 75 stopped with everything saved."""
     args = parser().parse_args(argv)
+    from cluster.job import JobError
     from mvlm.errors import UserError
 
     try:
@@ -89,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.claim.run import run
 
         return run(args)
-    except UserError as error:
+    except (UserError, JobError) as error:
         print(error, file=sys.stderr)
         return 1
 

@@ -28,6 +28,8 @@ from mvlm.errors import UserError
 from mvlm.model.weights import MOMENTS, find_checkpoint, load_run, load_task_run
 from mvlm.train.loop import train
 from mvlm.train.signals import StopRequests
+from mvlm.watch.lines import Lines
+from mvlm.watch.status import METRICS
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]
@@ -90,6 +92,10 @@ class Plan:
         data = f"data.train={json.dumps(self.corpus.train(self.cell.share, self.cell.tune))}"
         return f"run.dir={self.run}", data, *([f"checkpoint.init={self.base.run}"] if self.base else [])
 
+    def beside(self, ending: str) -> Path:
+        """A path next to the run's folder."""
+        return self.run.with_name(self.run.name + ending)
+
     @property
     def words(self) -> list[str]:
         """All overrides, as `mvlm train` takes them."""
@@ -133,7 +139,7 @@ def _equal_compute(toml: str, train: tuple[str, ...], extra: tuple[str, ...], ob
 def claimed(planned: Plan) -> Iterator[bool]:
     """Whether the cell is this process's: no other one that shares the folder runs it meanwhile."""
     planned.run.parent.mkdir(parents=True, exist_ok=True)
-    with planned.run.with_suffix(".lock").open("w") as file:
+    with planned.beside(".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -188,10 +194,20 @@ def measure_cell(planned: Plan) -> Record:
         "code": code_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,
+        "training_s": round(training_seconds(planned.run), 1),
         "evaluation_cpu_s": round(time.process_time() - began, 1),
         "numbers": {name: round(value, 5) for name, value in numbers.items()},
         "rows": {name: pack(score_N) for name, score_N in rows.items()},
     }
+
+
+def training_seconds(run: Path) -> float:
+    """What a run's updates took, in all its attempts and wherever they ran; without starts, saves and measuring."""
+    lines = [line for line in Lines(run / METRICS).new() if "pairs_per_s" in line]
+    batch = load_config(run / "config.toml").train.global_batch
+    last_steps = [0, *(line["step"] for line in lines)]
+    spans = (line["step"] - last for line, last in zip(lines, last_steps, strict=False))
+    return sum(span * batch / line["pairs_per_s"] for span, line in zip(spans, lines, strict=True))
 
 
 def code_version() -> str:

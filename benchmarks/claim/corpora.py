@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,13 @@ from mvlm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 BUNDLED = (SCENES, EMOJI)
+FOILS, QUESTIONS = "foils", "questions"
 
 PARTS = {100: ("p10", "p25", "p50", "p100"), 50: ("p10", "p25", "p50"), 25: ("p10", "p25"), 10: ("p10",)}
 """The parts that make each share of the training pairs."""
 EVAL = "eval"
+MADE_OF = "made_of.txt"  # the sources of a user's corpus, a line each
+EMOJI_ARCHIVE = "examples/emoji.tar"
 _OF_TRAINING = {"p10": 0.10, "p25": 0.15, "p50": 0.25, "p100": 0.50}
 
 HELD_OUT, HELD_OUT_SCENES = 0.15, 0.25
@@ -63,9 +67,10 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
     Raises:
         UserError: there is no such corpus, or it cannot be made.
     """
+    _check_name(name, source)
     out = folder / name
-    if name == SCENES and not source:
-        foils, questions = folder / "foils", folder / "questions"
+    if name == SCENES:
+        foils, questions = folder / FOILS, folder / QUESTIONS
         in_parts = Options(split=parse_split(_split(HELD_OUT_SCENES), "group"))
         if not out.exists():
             shard(world.captioned(), out, in_parts)
@@ -75,15 +80,32 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
             held_out = Mixture([out / EVAL])
             shard(world.foils({held_out.row(row).key for row in range(len(held_out))}), foils, Options())
         return Corpus(name, out, foils, questions, world.WORDS)
-    if name == EMOJI and not source:
-        source = str(ROOT / "examples/emoji.tar")
-    if not source:
+    sources = [str(Path(path).resolve()) for path in source.split(",")] if source else [str(ROOT / EMOJI_ARCHIVE)]
+    if not out.exists():
+        _cut(name, sources, out)
+        (out / MADE_OF).write_text("\n".join(sources), encoding="utf-8")
+    elif source and (made_of := _read_if_there(out / MADE_OF)) not in (sources, []):
+        raise UserError(
+            f"--corpus {name} is of {','.join(made_of)} in {folder}: give what is of {source} another name, "
+            f"or delete {out}."
+        )
+    return Corpus(name, out)
+
+
+def _check_name(name: str, source: str) -> None:
+    """It is a folder's name and the first part of its cells'."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise UserError(f"--corpus {name}: a name has letters, digits, _ and - only, such as my_pictures=SHARDS.")
+    if source and name in (*BUNDLED, FOILS, QUESTIONS):
+        raise UserError(f"--corpus {name}={source}: {name} is the name of bundled data, choose another.")
+    if not source and name not in BUNDLED:
         raise UserError(
             f"--corpus {name} is not bundled: write --corpus {name}=SHARDS, or one of {', '.join(BUNDLED)}."
         )
-    if not out.exists():
-        _cut(name, source.split(","), out)
-    return Corpus(name, out)
+
+
+def _read_if_there(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 def _cut(name: str, paths: list[str], out: Path) -> None:

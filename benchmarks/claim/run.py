@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import gc
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +20,10 @@ from benchmarks.claim.cell import (
     plan,
     read_records,
     train_cell,
-    trained,
 )
-from benchmarks.claim.corpora import ROOT, prepare
+from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.grid import core, matching, night
+from benchmarks.claim.jobs import is_under_way, submit
 from mvlm import dist
 from mvlm.errors import UserError
 from mvlm.limits import share_cores
@@ -38,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         UserError: an argument, the data or a configuration will not do.
+        JobError: a job will not do, or its cluster does not answer.
     """
     stop = StopRequests()
     sources = {name: source for name, _, source in (word.partition("=") for word in args.corpus)}
@@ -49,13 +48,21 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(cell.name for cell in cells))
         print(f"{len(cells)} cells")
         return 0
-    corpora = {name: prepare(name, source, args.folder / "corpora") for name, source in sources.items()}
+    corpora = _prepare(sources, args.folder)
     extra = tuple(word for word in args.set if not word.startswith("job."))
     plans = (plan(cell, size, corpora[cell.corpus], args.folder, extra) for cell in cells)
     if args.jobs != "local":
-        return _submit(plans, args)
+        return submit(plans, args)
     with _one_rank():
         return _one_after_another(plans, args.results, stop, len(cells))
+
+
+def _prepare(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
+    """One process at a time: another that was started with it waits and finds the corpora made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "corpora.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return {name: prepare(name, source, folder / "corpora") for name, source in sources.items()}
 
 
 def _one_after_another(plans: Iterator[Plan], results: Path, stop: StopRequests, count: int) -> int:
@@ -63,12 +70,13 @@ def _one_after_another(plans: Iterator[Plan], results: Path, stop: StopRequests,
         with claimed(planned) as mine:
             if not mine or is_done(planned, read_records(results)):
                 continue
+            if is_under_way(planned):
+                print(f"{planned.cell.name} waits or runs on a cluster: left to it", flush=True)
+                continue
             print(f"== {number} of {count}: {planned.cell.name}", flush=True)
-            began = time.process_time()
             if train_cell(planned, stop) == PREEMPTED:
                 return PREEMPTED
-            spent = time.process_time() - began
-            add_record(results, measure_cell(planned) | {"training_cpu_s": round(spent, 1)})
+            add_record(results, measure_cell(planned))
             gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
     return 0
 
@@ -86,25 +94,3 @@ def _one_rank() -> Iterator[None]:
         yield
     finally:
         dist.close()
-
-
-def _submit(plans: Iterator[Plan], args: argparse.Namespace) -> int:
-    """Hand the training of each cell that is not done to `python -m cluster`; `run` without --jobs measures them."""
-    if not args.job:
-        raise UserError(f"--jobs {args.jobs} needs --job JOB.toml, of `python -m cluster`, such as cluster/slurm.toml.")
-    records, waiting = read_records(args.results), 0
-    for planned in plans:
-        if is_done(planned, records) or trained(planned):
-            continue
-        name = f"claim-{planned.run.name}"
-        words = [word for word in args.set if word.startswith("job.")]
-        words += [f"job.name={name}", f"job.run={planned.toml}", f"job.deepspeed={ROOT / planned.size.deepspeed}"]
-        words.append(f"job.logs={planned.run.with_suffix('.logs')}")
-        verb = "render" if args.dry_run else "submit"
-        command = [sys.executable, "-m", "cluster", verb, args.job, "--on", args.jobs, *words, *planned.words]
-        if code := subprocess.run(command, cwd=ROOT).returncode:
-            return code
-        waiting += 1
-    done = "would be submitted" if args.dry_run else "submitted"
-    print(f"{waiting} training runs {done}; once they have ended, the same command without --jobs measures them.")
-    return 0

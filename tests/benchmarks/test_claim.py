@@ -17,7 +17,7 @@ import pytest
 from benchmarks.claim import cell as cells
 from benchmarks.claim import grid, world
 from benchmarks.claim.__main__ import main as claim
-from benchmarks.claim.corpora import prepare
+from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.cost import gpu_hours
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import _differing, pack, unpack
@@ -164,12 +164,41 @@ def test_the_words_that_a_foil_exchanges_are_found() -> None:
         assert "".join(captions[index][first:last] for first, last in spans).replace(" ", "") == words
 
 
+@pytest.mark.parametrize(
+    ("name", "source", "says"),
+    [
+        ("../x", "shards", "a name has letters"),
+        ("emoji", "shards", "the name of bundled data"),
+        ("foils", "shards", "the name of bundled data"),
+        ("mine", "", "is not bundled"),
+    ],
+)
+def test_names_that_a_corpus_cannot_have(tmp_path: Path, name: str, source: str, says: str) -> None:
+    with pytest.raises(UserError, match=f"--corpus {name}.* {says}"):
+        prepare(name, source, tmp_path)
+
+
+def test_a_name_stands_for_one_corpus(tmp_path: Path, scenes: Path) -> None:
+    first = prepare("mine", str(scenes / "train"), tmp_path)
+    assert prepare("mine", str(scenes / "train"), tmp_path) == first
+    with pytest.raises(UserError, match=r"give what is of .* another name"):
+        prepare("mine", str(scenes / "eval"), tmp_path)
+
+
 def test_two_processes_share_the_cells(tmp_path: Path) -> None:
-    planned: Any = SimpleNamespace(run=tmp_path / "small/scenes-all-100-0")
+    cell, corpus = grid.Cell("scenes", "all", seed=0), Corpus("scenes", tmp_path)
+    planned = cells.Plan(cell, cells.SIZES["small"], corpus, tmp_path / "small/scenes-all-100-0", (), "")
     with cells.claimed(planned) as mine, cells.claimed(planned) as twice:
         assert mine and not twice
     with cells.claimed(planned) as again:
         assert again
+
+
+def test_what_a_run_took_is_added_up_over_its_attempts(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("[train]\nglobal_batch = 64\n")
+    lines = [{"step": 50, "pairs_per_s": 64.0}, {"step": 60, "eval/recall": 0.5}, {"step": 80, "pairs_per_s": 128.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert cells.training_seconds(tmp_path) == 50 * 64 / 64 + 30 * 64 / 128
 
 
 def test_a_cells_code_is_changed_by_code_and_not_by_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,6 +286,7 @@ def test_cells_are_run_once_and_can_be_drawn(
     assert albef["steps"] > four["steps"] == 3
     assert {"foils_itm", "foils_words", "recall_reranked", "pixels_none"} <= four["numbers"].keys()
     assert len(unpack(four["rows"]["recall"])) == 32
+    assert all(record["training_s"] > 0 for record in records)
     assert "recall" not in masked["numbers"] and "words_wrong" in masked["numbers"]
     assert answers["rows"].keys() == {"answers"} and answers["steps"] == 2
     corpus = prepare("scenes", "", tmp_path / "corpora")
