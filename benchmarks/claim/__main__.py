@@ -9,6 +9,7 @@ from pathlib import Path
 from benchmarks.claim.corpora import BUNDLED, ROOT
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
+INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m benchmarks.claim run --core
   python -m benchmarks.claim run --seeds 0 1 2 --corpus scenes --only scenes/all scenes/hide_both
@@ -72,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; 0 done, 1 a user's mistake, 75 stopped with everything saved."""
+    """Run one command; 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
     args = parser().parse_args(argv)
     from cluster.job import JobError
     from mvlm.errors import UserError
@@ -93,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     except (UserError, JobError) as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
         UserError: an argument, the data or a configuration will not do.
         JobError: a job will not do, or its cluster does not answer.
     """
-    stop = StopRequests()
     sources = {name: source for name, _, source in (word.partition("=") for word in args.corpus)}
     cells = matching(core(sources, args.seeds) if args.core else night(sources, args.seeds, args.tune), args.only)
     if not cells:
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if args.jobs != "local":
         return submit(plans, args)
     with _one_rank():
-        return _one_after_another(plans, args.results, stop, len(cells))
+        return _one_after_another(plans, args.results, StopRequests(), len(cells))
 
 
 def _prepare(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,15 @@ class SlurmCluster:
         done = self.on(sys.executable, "-m", "cluster", *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def commands(self, folder: Path) -> Path:
+        """A folder for PATH, by which sbatch and squeue work off the cluster as they do on its controller."""
+        folder.mkdir(exist_ok=True)
+        for name in ("sbatch", "squeue"):
+            words = [str(HERE / "slurm_cluster.sh"), "on", str(self.folder), shutil.which(name) or name]
+            (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            (folder / name).chmod(0o755)
+        return folder
 
     def node(self, verb: str, node: str) -> None:
         """cut, heal or kill a node."""

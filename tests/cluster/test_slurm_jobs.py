@@ -1,12 +1,14 @@
 """Short jobs on a real SLURM cluster: what it reads of the script, what it refuses, and submitit."""
 
 import json
+import os
 import sys
 
 import pytest
 
+from benchmarks.claim.__main__ import main as claim
 from tests.cluster.slurm_fixture import SlurmJob, wait_for
-from tests.conftest import TINY
+from tests.conftest import TINY, run_command
 
 HOSTILE = """it's $(touch pwned) "50%j" \\ new"""
 HOSTILE_OPTION = f"'''--comment={HOSTILE}'''"
@@ -113,26 +115,34 @@ def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
     assert slurm.cluster("status", job.logs).count("failed with exit code 137") == 2
 
 
-def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(slurm, make, tmp_path):
+def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
+    slurm, make, tmp_path, monkeypatch, capsys
+):
     job, results = make("grid"), tmp_path / "results/cells.jsonl"
     words = ["run", "--corpus", "scenes", "--tune", "vqa", "--only", "scenes/all/10/0", "scenes/all/10/vqa/0"]
-    words += ["--folder", tmp_path / "claim", "--results", results, "--set", "train.steps=4", "optim.warmup_steps=1"]
+    words += ["--folder", str(tmp_path / "claim"), "--results", str(results), "--set", "train.steps=4"]
     words += [word for word in TINY if not word.startswith(("data.vocabulary", "model.image_size"))]
-    on_slurm = ["--jobs", "slurm", "--job", job.file]
+    on_path = {"PATH": f"{slurm.commands(tmp_path / 'commands')}:{os.environ['PATH']}"}
 
-    def grid(*more):
-        done = slurm.on(sys.executable, "-m", "benchmarks.claim", *words, *more)
+    def submit(*more):
+        with monkeypatch.context() as patch:
+            patch.setenv("PATH", on_path["PATH"])
+            assert claim([*words, *more, "--jobs", "slurm", "--job", str(job.file)]) == 0
+        return capsys.readouterr().out
+
+    def measure():
+        done = run_command([sys.executable, "-m", "benchmarks.claim", *words], **on_path)
         assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+        return done
 
-    assert ": 1 submitted, 1 left until their pretraining has ended." in grid("job.sbatch=['--hold']", *on_slurm)
+    assert ": 1 submitted, 1 left until their pretraining has ended." in submit("job.sbatch=['--hold']")
     (path,) = (tmp_path / "claim/small").glob("*.logs/job.json")
     job_id = json.loads(path.read_text())["job_id"]
-    assert ": 1 waiting or running already, 1 left until their pretraining has ended." in grid(*on_slurm)
-    assert grid().count("waits or runs on a cluster: left to it") == 2 and not results.exists()
+    assert ": 1 waiting or running already, 1 left until their pretraining has ended." in submit()
+    assert measure().stdout.count("waits or runs on a cluster: left to it") == 2 and not results.exists()
     assert slurm.on("scontrol", "release", job_id).returncode == 0
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job_id}").stdout)
-    assert grid().count("Starting") == 1  # the fine-tuning alone
+    assert measure().stderr.count("Starting") == 1  # the fine-tuning alone
     cells = [json.loads(line) for line in results.read_text().splitlines()]
     assert [(cell["cell"], cell["steps"]) for cell in cells] == [("scenes/all/10", 4), ("scenes/all/10/vqa", 2)]
     assert all(cell["training_s"] > 0 for cell in cells)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.cpp_extension import _get_build_directory
 
 from mvlm.config import Config, Kernels
 from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.train.adamw import build_adamw, by_apex, by_deepspeed, by_torch, optimizer
+from tests.train.conftest import is_compiled
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -47,7 +46,7 @@ def train(groups: list[dict[str, Any]], adamw: torch.optim.Optimizer) -> list[to
 def test_twenty_updates_are_those_of_torch_in_float64(build: Any) -> None:
     if build is by_apex and (reason := probes.apex("amp_C")):
         pytest.skip(reason)
-    if build is by_deepspeed and not list(Path(_get_build_directory("fused_adam", verbose=False)).glob("*.so")):
+    if build is by_deepspeed and not is_compiled("fused_adam"):
         pytest.skip("DeepSpeed's fused AdamW, which takes a minute to compile, has not been compiled here")
     settings = {"lr": 1e-3, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
     exact = make_groups(torch.float64)
