@@ -82,7 +82,7 @@ def prepare(name: str, source: str, folder: Path) -> Corpus:
         return Corpus(name, out, foils, questions, world.WORDS)
     sources = [str(Path(path).resolve()) for path in source.split(",")] if source else [str(ROOT / EMOJI_ARCHIVE)]
     if not out.exists():
-        _cut(name, sources, out)
+        _cut(name, sources, out)  # in one move, so that a kill before the next line leaves it whole, its source unknown
         (out / MADE_OF).write_text("\n".join(sources), encoding="utf-8")
     elif source and (made_of := _read_if_there(out / MADE_OF)) not in (sources, []):
         raise UserError(
