@@ -230,7 +230,7 @@ class Meeting:
             raise ConnectionError(str(error).splitlines()[0]) from None
 
     def read(self, key: str, patience: float) -> Any:
-        """The word that is left there within so many seconds; None when none is.
+        """The word that is left there within so many seconds, however slow the store's answer is; None when none is.
 
         Raises:
             ConnectionError: the store is gone.
@@ -238,7 +238,7 @@ class Meeting:
         try:
             self.store.wait([key], timedelta(seconds=patience))
         except torch_dist.DistStoreError:
-            return None
+            pass  # out of time for the store's answer, too, with the word perhaps long there
         except torch_dist.DistError as error:
             raise ConnectionError(str(error).splitlines()[0]) from None
         return self.peek(key)
