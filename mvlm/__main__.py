@@ -10,6 +10,7 @@ from collections.abc import Container
 from importlib import import_module
 
 from mvlm.errors import UserError
+from mvlm.imports import uncollected
 
 COMMANDS = {
     "train": "pretrain a model, or fine-tune one",
@@ -40,7 +41,9 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
     parser.set_defaults(takes_overrides=False)
     for name, does in COMMANDS.items():
         if name in words:
-            import_module(f"mvlm.cli.{name}").add_parser(subparsers, does)
+            with uncollected():
+                module = import_module(f"mvlm.cli.{name}")
+            module.add_parser(subparsers, does)
         else:
             subparsers.add_parser(name, help=does)
     return parser

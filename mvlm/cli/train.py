@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from mvlm.imports import uncollected
+
 if TYPE_CHECKING:
     from mvlm.train.signals import StopRequests
 
@@ -44,11 +46,12 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.train.signals import StopRequests
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
-    from mvlm import dist, network
-    from mvlm.config import load_config, require_training_data
-    from mvlm.data.index import training_mixture
-    from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
-    from mvlm.train.trackers import require_installed
+    with uncollected():
+        from mvlm import dist, network
+        from mvlm.config import load_config, require_training_data
+        from mvlm.data.index import training_mixture
+        from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
+        from mvlm.train.trackers import require_installed
 
     config = load_config(args.config, args.overrides)
     require_training_data(config, args.config)
@@ -70,13 +73,11 @@ def run(args: argparse.Namespace) -> int:
     if ranks > 1 and launched["rank"] == 0 and (description := network.describe()):
         print(description)
     try:
-        from mvlm.train.loop import train
-
-        evaluate = None
-        if config.data.eval:
+        with uncollected():
             from mvlm.evaluate.training import evaluator
+            from mvlm.train.loop import train
 
-            evaluate = evaluator(config, Path(config.run.dir))
+        evaluate = evaluator(config, Path(config.run.dir)) if config.data.eval else None
         code = train(config, (args.deepspeed_config, args.config), evaluate, stop)
     except Exception as error:
         if dist.lost_peer(error):

@@ -17,5 +17,5 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, vars(case).values())))
 def test_memory_and_operations_are_as_planned(one_rank: None, case: Case) -> None:
     found = compare(case)
-    assert found.planned_memory == pytest.approx(found.measured_memory, rel=0.1)
+    assert found.planned_memory == pytest.approx(found.measured_memory, rel=0.12)  # on AMD's CPUs 10 % low in fp32
     assert found.planned_flops == pytest.approx(found.counted_flops, rel=0.03)
