@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.downstream.finetune import WORDS
 from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main as mvlm
 from tests.conftest import mvlm_command, run_command
 
 SMALLER = [
@@ -27,7 +28,7 @@ Measure = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def measure(tmp_path_factory: pytest.TempPathFactory) -> Measure:
+def measure(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Measure:
     """`mvlm evaluate TASK` on "eval", or on "novel", whose pairs of colour and shape were never seen."""
     folder = tmp_path_factory.mktemp("attained")
     words = ["--count", "4000", "--seed", "1", "--holdout-pairs", "3", "--split", "train=0.9,eval=0.1"]
@@ -40,8 +41,7 @@ def measure(tmp_path_factory: pytest.TempPathFactory) -> Measure:
     def evaluate(task: str, part: str, *options: str) -> dict[str, Any]:
         file = folder / f"{task}_{part}.json"
         given = ["--checkpoint", str(folder / "run"), "--data", str(folder / "world" / part), "--json", str(file)]
-        done = run_command(mvlm_command("evaluate", task, *given, *options, launcher=False))
-        assert done.returncode == 0, done.stderr
+        assert mvlm(["evaluate", task, *given, *options]) == 0
         return json.loads(file.read_text())
 
     return evaluate

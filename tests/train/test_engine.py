@@ -27,12 +27,10 @@ def zero(stage: int, **settings: Any) -> dict[str, Any]:
 
 
 ON_CPU = {"offload_optimizer": {"device": "cpu"}}
-CASES: dict[str, dict[str, Any]] = {
-    "fp32 stage 0": {"zero_optimization": zero(0)},
-    "fp32 stage 1": {"zero_optimization": zero(1)},
-    "fp32 stage 3": {"zero_optimization": zero(3)},
+PLAIN = "fp32 stage 0"  # which the others are held against
+COMMON: dict[str, dict[str, Any]] = {
+    PLAIN: {"zero_optimization": zero(0)},
     "fp32 stage 3 offload": {"zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
-    "fp32 hpz": {"zero_optimization": zero(3, zero_hpz_partition_size=2)},
     "bf16 stage 1": {
         "bf16": BF16,
         "zero_optimization": zero(1),
@@ -40,6 +38,12 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
     "fp16 stage 2": {"fp16": FP16, "zero_optimization": zero(2)},
+}
+"""Each optimiser, sharding and precision once; the rest is left to campaigns."""
+CASES = COMMON | {
+    "fp32 stage 1": {"zero_optimization": zero(1)},
+    "fp32 stage 3": {"zero_optimization": zero(3)},
+    "fp32 hpz": {"zero_optimization": zero(3, zero_hpz_partition_size=2)},
     "fp16 stage 3": {"fp16": FP16, "zero_optimization": zero(3)},
 }
 LOSSES = ("image", "text", "itc", "itm")
@@ -58,13 +62,25 @@ def launched(
     return json.loads((folder / "results.json").read_text())
 
 
+def each(*precisions: str) -> pytest.MarkDecorator:
+    """Over the cases of these precisions."""
+    marks = {case: [] if case in COMMON else [pytest.mark.campaign] for case in CASES if case.startswith(precisions)}
+    return pytest.mark.parametrize("case", [pytest.param(case, marks=marks[case]) for case in marks])
+
+
 @pytest.fixture(scope="module")
-def results(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def results(
+    request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Of the cases that are asked for, and of the plain one."""
+    calls = [item.callspec for item in request.session.items if item.path == request.path and hasattr(item, "callspec")]
+    asked = {PLAIN, *(call.params["case"] for call in calls)}
     more = ["train.recompute=0.5", "train.ema=0.9", "train.freeze=['text']"]
     folder = tmp_path_factory.mktemp("engines")
     # Where there is no compiler, torch's AdamW serves for offloaded state.
     environment = {} if is_compiled("cpu_adam") else {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(folder)}
-    return launched(CASES, 2, scenes, folder, *more, **environment)
+    cases = {case: CASES[case] for case in CASES if case in asked}
+    return launched(cases, 2, scenes, folder, *more, **environment)
 
 
 def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:
@@ -77,7 +93,7 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
             assert line[name] == pytest.approx(other[name], rel=5 * norm), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("fp32", "bf16", "fp16")
 def test_a_live_engine_set_back_repeats_itself(results: dict[str, Any], case: str) -> None:
     """After more updates and a poisoned one: weights, moments, losses, norms, loss scale, in every bit."""
     found = results[case]
@@ -88,23 +104,23 @@ def test_a_live_engine_set_back_repeats_itself(results: dict[str, Any], case: st
     assert found["from_the_start"] == found["to_kept"]
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("fp16")])
+@each("fp32", "bf16")
 def test_all_train_alike(results: dict[str, Any], case: str) -> None:
-    found, plain = results[case], results["fp32 stage 0"]
+    found, plain = results[case], results[PLAIN]
     close(found["to_kept"] + found["undisturbed"], plain["to_kept"] + plain["undisturbed"], case[:4])
     assert [line["updates"] for line in found["to_kept"] + found["undisturbed"]] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("fp32", "bf16", "fp16")
 def test_any_goes_on_from_what_another_saved(results: dict[str, Any], case: str) -> None:
-    found, plain = results[case], results["fp32 stage 0"]
+    found, plain = results[case], results[PLAIN]
     assert found["firsts"][0] == found["firsts"][1]
     if not any(line["overflowed"] for line in found["after_firsts"]):
         close(found["after_firsts"], plain["undisturbed"], case[:4])
     assert found["after_firsts"][0]["updates"] == (3 if found["after_firsts"][0]["overflowed"] else 4)
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("fp32", "bf16", "fp16")
 def test_each_group_has_its_own_rate_and_decay_after_all_that(results: dict[str, Any], case: str) -> None:
     rates = {name: (lr, decay) for name, lr, decay in results[case]["groups"]}
     assert rates == {
@@ -115,7 +131,7 @@ def test_each_group_has_its_own_rate_and_decay_after_all_that(results: dict[str,
     }
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("fp32", "bf16", "fp16")
 def test_an_average_follows_the_weights_and_takes_their_place(results: dict[str, Any], case: str) -> None:
     """Against decay x average + (1 - decay) x weight in float64; once exchanged back, every bit is as before."""
     found = results[case]
@@ -125,20 +141,20 @@ def test_an_average_follows_the_weights_and_takes_their_place(results: dict[str,
     assert before == after != within
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("fp32", "bf16", "fp16")
 def test_frozen_weights_keep_every_bit(results: dict[str, Any], case: str) -> None:
     """In 16 bits too, where the model computes with rounded ones, and after all was written back."""
     assert len(results[case]["frozen"]) == 21 and all(results[case]["frozen"])
 
 
-@pytest.mark.parametrize("case", CASES)
+@each("fp32", "bf16", "fp16")
 def test_a_gradient_that_is_not_finite_is_seen_in_the_norm(results: dict[str, Any], case: str) -> None:
     poisoned = results[case]["poisoned"]
     assert not math.isfinite(poisoned["grad_norm"])
     assert poisoned["overflowed"] == case.startswith("fp16")
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("fp16")])
+@each("fp16")
 def test_an_overflow_in_fp16_is_no_update_and_halves_the_scale(results: dict[str, Any], case: str) -> None:
     lines = results[case]["to_kept"] + results[case]["undisturbed"]
     assert [line["overflowed"] for line in lines] == [True, True, True, False, False]
@@ -164,9 +180,15 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
     assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]
 
 
-def test_deepspeeds_adamw_goes_on_in_every_bit(results: dict[str, Any]) -> None:
+def test_deepspeeds_adamw_serves_offloaded_state(results: dict[str, Any]) -> None:
+    if not is_compiled("cpu_adam"):
+        pytest.skip("DeepSpeed's AdamW for CPUs, which takes minutes to compile, has not been compiled here")
+    assert results["fp32 stage 3 offload"]["optimizer"] == "DeepSpeedCPUAdam"
+
+
+def test_deepspeeds_adamw_goes_on_in_every_bit() -> None:
     """It multiplies up beta ** updates, and a new one would take the power."""
-    if results["fp32 stage 3 offload"]["optimizer"] != "DeepSpeedCPUAdam":
+    if not is_compiled("cpu_adam"):
         pytest.skip("DeepSpeed's AdamW for CPUs, which takes minutes to compile, has not been compiled here")
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
