@@ -18,7 +18,7 @@ from tests.conftest import ROOT, TINY
 
 OF_ANOTHER_LAUNCHER = {"RANK": "7", "LOCAL_RANK": "7", "WORLD_SIZE": "9", "LOCAL_SIZE": "5", "MASTER_PORT": "1"}
 STEPS = 50
-PATIENCE = 300  # seconds, for a machine with other things to do
+PATIENCE = 600  # seconds, for a machine with other things to do
 
 
 class Story:
