@@ -194,7 +194,7 @@ def measure_cell(planned: Plan) -> Record:
         "code": code_version(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": device.type,
-        "training_s": round(training_seconds(planned.run), 1),
+        "training_s": round(training_seconds(planned.run), 3),
         "evaluation_cpu_s": round(time.process_time() - began, 1),
         "numbers": {name: round(value, 5) for name, value in numbers.items()},
         "rows": {name: pack(score_N) for name, score_N in rows.items()},

@@ -110,12 +110,13 @@ def _read_if_there(file: Path) -> list[str]:
 
 def _cut(name: str, paths: list[str], out: Path) -> None:
     if not (Path(paths[0]) / MANIFEST).is_file():
-        _call("shard", "folder", *paths, "--split", _split(HELD_OUT), "--split-by", "group", "--out", str(out), *ALONE)
+        parts = ("--split", _split(HELD_OUT), "--split-by", "group")
+        _call(name, "shard", "folder", *paths, *parts, "--out", str(out), *ALONE)
         return
     if len(paths) > 1:
         raise UserError(f"--corpus {name}: of shards give one folder; `data_tools merge` joins several.")
     held_out = min(HELD_OUT, MOST_HELD_OUT / read_manifest(paths[0]).rows)
-    _call("split", paths[0], "--split", _split(held_out), "--split-by", "crc32", "--out", str(out))
+    _call(name, "split", paths[0], "--split", _split(held_out), "--split-by", "crc32", "--out", str(out))
 
 
 def _split(held_out: float) -> str:
@@ -123,6 +124,6 @@ def _split(held_out: float) -> str:
     return ",".join([*training, f"{EVAL}={held_out:.6f}"])
 
 
-def _call(*words: str) -> None:
+def _call(name: str, *words: str) -> None:
     if data_tools(list(words)):
-        raise UserError(f"`data_tools {' '.join(words)}` failed: see above.")
+        raise UserError(f"--corpus {name} was not made: `data_tools {words[0]}` says why above.")

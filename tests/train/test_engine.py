@@ -64,8 +64,12 @@ def launched(
 
 def each(*precisions: str) -> pytest.MarkDecorator:
     """Over the cases of these precisions."""
-    marks = {case: [] if case in COMMON else [pytest.mark.campaign] for case in CASES if case.startswith(precisions)}
-    return pytest.mark.parametrize("case", [pytest.param(case, marks=marks[case]) for case in marks])
+    cases = [
+        pytest.param(case, marks=() if case in COMMON else pytest.mark.campaign)
+        for case in CASES
+        if case.startswith(precisions)
+    ]
+    return pytest.mark.parametrize("case", cases)
 
 
 @pytest.fixture(scope="module")
