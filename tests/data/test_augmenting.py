@@ -90,21 +90,22 @@ def test_operations_are_pillows(implementation, operation, size):
         assert (difference > 1).mean() < 0.002 and difference.mean() < 0.1
 
 
-def test_randaugment_draws_every_operation_as_often(monkeypatch):
-    counts = np.zeros(len(OPERATIONS), dtype=int)
+def test_every_operation_is_drawn_alike_and_in_both_directions(monkeypatch):
+    drawn = []
 
-    def counting(index):
-        def operation(view, level):
-            counts[index] += 1
-            assert abs(level) == 0.7
-            return view
+    def recorded(name):
+        return lambda view, level: drawn.append((name, level)) or view
 
-        return operation
-
-    monkeypatch.setattr(augmenting, "OPERATIONS", tuple(counting(i) for i in range(len(OPERATIONS))))
-    for seed in range(900):
-        randaugment(np.zeros((3, 8, 8), np.uint8), np.random.default_rng(seed), 2, 7)
-    assert counts.sum() == 1800 and counts.min() > 140 and counts.max() < 260
+    monkeypatch.setattr(augmenting, "OPERATIONS", tuple(recorded(operation.__name__) for operation in OPERATIONS))
+    rng, view = np.random.default_rng(0), array(scene(32))
+    for _ in range(2000):
+        randaugment(view, rng, 2, 7)
+    assert len(drawn) == 4000
+    for operation in OPERATIONS:
+        levels = [level for name, level in drawn if name == operation.__name__]
+        assert set(levels) == {-0.7, 0.7}
+        assert abs(len(levels) - 4000 / 9) < 5 * (4000 / 9) ** 0.5
+        assert abs(sum(levels) / 0.7) < 5 * len(levels) ** 0.5
 
 
 @pytest.mark.skipif(bool(native_is_missing), reason=native_is_missing)

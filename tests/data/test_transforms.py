@@ -136,6 +136,16 @@ def test_crops_have_the_area_and_aspect_asked_for():
     assert abs(np.mean(centres) - 0.5) < 0.01
 
 
+def test_area_is_drawn_evenly_and_aspect_evenly_by_its_logarithm():
+    """As torchvision does, by the largest distance from the distribution where every draw fits (Kolmogorov)."""
+    boxes = [crop_box(rng(seed), 2000, 2000, (0.1, 0.3)) for seed in range(3000)]
+    sides = np.array([(right - left, bottom - top) for left, top, right, bottom in boxes], dtype=float)
+    area = (sides.prod(1) / 2000**2 - 0.1) / 0.2
+    aspect = np.log(sides[:, 0] / sides[:, 1]) / (2 * np.log(4 / 3)) + 0.5
+    for shares in (area, aspect):
+        assert np.abs(np.sort(shares) - (np.arange(3000) + 0.5) / 3000).max() < 2 / 3000**0.5
+
+
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 500), (500, 1), (2000, 20)])
 def test_extreme_shapes_fall_back_to_the_centre(width, height):
     left, top, right, bottom = crop_box(rng(), width, height, (0.9, 1.0))

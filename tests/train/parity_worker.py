@@ -1,6 +1,6 @@
 """Run under the deepspeed launcher: a few steps in each of several layouts, every number of them to a JSON file.
 
-The first step of each is also held against the plain reference of tests/model: every pair by itself, in float64.
+The first step of each is also held against the oracle of tests/model: every pair by itself, in float64.
 
 deepspeed --num_accelerators R tests/train/parity_worker.py SHARDS FILE
 """
@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import Batch, Tally
+from mvlm.batch import Batch, Losses, Tally
 from mvlm.config import Config, load_config
 from mvlm.data.index import Mixture
 from mvlm.data.loader import Loader
 from mvlm.data.order import Draws
 from mvlm.data.pairs import PairDataset
 from mvlm.data.tokenizer import train_tokenizer
-from mvlm.model import maskvlm
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.blocks import prepare_blocks
 from mvlm.train.ds_config import resolve
@@ -36,7 +34,7 @@ from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import told
 from mvlm.train.optim import count_parameters, parameter_groups
 from tests.conftest import ROOT, TINY
-from tests.model.reference import reference_losses
+from tests.model.oracle import Oracle
 
 Gradients = dict[str, Tensor]
 
@@ -48,7 +46,14 @@ LAYOUTS = [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)]  # Ze
 
 def configuration(shards: str, micro: int, overrides: Iterable[str] = ()) -> Config:
     own = [f"data.train={shards}/train", f"train.micro_batch={micro}", "optim.lr=3e-3"]
-    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *own, *overrides])
+    weights = ["objectives.image=0.5", "objectives.text=2", "objectives.itc=0.7", "objectives.itm=3"]
+    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *own, *weights, *overrides])
+
+
+def weighted(losses: Losses, config: Config) -> Tensor:
+    objectives = config.objectives
+    weights = {"image": objectives.image, "text": objectives.text, "itc": objectives.itc, "itm": objectives.itm}
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
 
 
 def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
@@ -101,21 +106,12 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
 
 
 def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
-    """Losses and gradients of the first global batch, pair by pair in float64."""
+    """Losses of the first global batch and gradients of their weighted sum, pair by pair in float64."""
     model, loader = built(configuration(shards, 16), 0, 1)
-    batch = steps_of(loader)[0][0]
-    drawn: list[tuple[Tensor, Tensor]] = []
-    draw = maskvlm.hard_negatives
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(maskvlm, "hard_negatives", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[0])
-        model(batch)  # draws as training does, in fp32
-    model = model.double()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())
-        losses = reference_losses(model, batch, *(index_B.tolist() for index_B in drawn[0]))
-    sum(losses.values()).backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    return {name: loss.item() for name, loss in losses.items()}, gradients
+    copies = {name: parameter.detach().double().requires_grad_() for name, parameter in model.named_parameters()}
+    losses = Oracle(copies, model.config, vision_heads=2, text_heads=2)(steps_of(loader)[0][0]).losses
+    weighted(losses, model.config).backward()
+    return {name: loss.item() for name, loss in losses.items()}, {name: copy.grad for name, copy in copies.items()}
 
 
 def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dict[str, float]:
@@ -154,7 +150,7 @@ def plain_run(shards: str) -> dict[str, list[float]]:
         tally = Tally()
         losses = model(batch, None, tally)
         optimizer.zero_grad()
-        sum(losses.values()).backward()
+        weighted(losses, config).backward()
         for name, value in told(tally).items() | part_norms(model).items():
             history.setdefault(name, []).append(value)
         history["grad_norm"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)))

@@ -34,7 +34,7 @@ def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
             torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5, msg=lambda m, s=message: f"{s}: {m}")
 
 
-def test_the_first_step_of_every_layout_is_the_reference_pair_by_pair(histories: dict) -> None:
+def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: dict) -> None:
     for layout, history in histories.items():
         if layout.startswith("zero"):
             for name, loss in histories["reference"].items():
