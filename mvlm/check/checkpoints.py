@@ -8,10 +8,12 @@ from pathlib import Path
 
 from mvlm.check.report import Report
 from mvlm.config import Config
+from mvlm.data.index import Mixture
 from mvlm.errors import UserError
 from mvlm.model.weights import CHECKPOINTS
 from mvlm.train.checkpoint import FOLDERS, Start, given_start, search_whole
 from mvlm.train.mirror import Mirror
+from mvlm.train.order import settle_order, with_stored_order
 from mvlm.train.state import TrainState
 from mvlm.train.wholeness import check_continuity, find_damage, read_whole_state
 
@@ -57,11 +59,15 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
     return start, state
 
 
-def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, fingerprint: str) -> None:
-    """Whether the run's seed, frozen parts and shards are the checkpoint's."""
+def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, mixture: Mixture) -> None:
+    """Whether the run's seed, frozen parts and shards are the checkpoint's, and the order of its samples."""
     with report.judged("checkpoint"):
-        check_continuity(checkpoint, state, config.run.seed, fingerprint, config.train.freeze)
+        check_continuity(checkpoint, state, config.run.seed, mixture.fingerprint, config.train.freeze)
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards with this seed.")
+        state, change = settle_order(with_stored_order(state, checkpoint), config.data, mixture.per_epoch)
+        mixture.sampler(config.run.seed, state.order)
+        if change:
+            report.right("checkpoint", change)
 
 
 def check_mirror(report: Report, config: Config) -> None:

@@ -46,7 +46,7 @@ def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world:
     start, state = checkpoints.check_start(report, config, deep)
     checkpoints.check_mirror(report, config)
     if start and state and start.checkpoint and mixture:
-        checkpoints.check_continuing(report, config, start.checkpoint, state, mixture.fingerprint)
+        checkpoints.check_continuing(report, config, start.checkpoint, state, mixture)
     parameters = models.check_model(report, config, start, mixture, deep) if start else 0
     if parameters:
         checkpoints.check_room(report, config, parameters)

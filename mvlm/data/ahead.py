@@ -8,8 +8,8 @@ from collections import deque
 import numpy as np
 
 from mvlm.data.index import Mixture
-from mvlm.data.order import Draws
 from mvlm.data.places import Remote
+from mvlm.data.sampler import Sampler
 from mvlm.errors import UserError
 
 FETCHERS = 4
@@ -23,7 +23,7 @@ LOOK_AGAIN_S = 1.0
 """Another process may have made room or failed."""
 
 
-def fill_ahead(mixture: Mixture, draws: Draws, position: int) -> Ahead | None:
+def fill_ahead(mixture: Mixture, draws: Sampler, position: int) -> Ahead | None:
     """Begin to; None where nothing of the mixture is at a URL."""
     return Ahead(mixture, draws, position) if any(corpus.place.cached for corpus in mixture.corpora) else None
 
@@ -37,7 +37,7 @@ class Ahead:
         position: where the stream begins.
     """
 
-    def __init__(self, mixture: Mixture, draws: Draws, position: int):
+    def __init__(self, mixture: Mixture, draws: Sampler, position: int):
         self._draws, self._cache = draws, mixture.cache
         places = [(corpus.place, number) for corpus in mixture.corpora for number in range(len(corpus.manifest.shards))]
         self._places = places

@@ -18,6 +18,7 @@ from mvlm.data.cache import Cache
 from mvlm.data.columns import Columns, OpenShard, Row
 from mvlm.data.order import Draws, draw_counts
 from mvlm.data.places import open_place
+from mvlm.data.sampler import BLOCKS, OrderSpec, Sampler, SuccessiveOrders, order_of
 from mvlm.data.schema import CAPTION, SCHEMAS, Manifest
 from mvlm.errors import UserError
 
@@ -200,21 +201,34 @@ class Mixture:
         Raises:
             UserError: the shards of URLs, of those that are shuffled together, do not fit into the cache.
         """
-        self._check_cache(data.shuffle_shards)
-        if not data.shuffle_shards:
-            return Draws(self.sizes, self.weights, seed, data.shuffle_block, data.shuffle_window)
+        return self._draws(seed, order_of(data))
+
+    def sampler(self, seed: int, orders: Sequence[OrderSpec]) -> Sampler:
+        """The same of a run that each of these orders holds for from its epoch on. Raises as `draws`."""
+        draws = [(order.from_epoch, self._draws(seed, order, ends=order is not orders[-1])) for order in orders]
+        return SuccessiveOrders(draws) if len(draws) > 1 else draws[0][1]
+
+    def _draws(self, seed: int, order: OrderSpec, ends: bool = False) -> Draws:
+        """Args: ends: with the running epoch, which cannot be given another order."""
+        window = order.parameters["window"]
+        if order.kind == BLOCKS:
+            self._check_cache(0, ends)
+            return Draws(self.sizes, self.weights, seed, order.parameters["block"], window)
+        self._check_cache(window, ends)
         shards = [corpus.manifest.shards.rows for corpus in self.corpora]
         rows_a_shard = max(1, len(self) // sum(map(len, shards)))
-        return Draws(self.sizes, self.weights, seed, rows_a_shard, data.shuffle_shards, shards)
+        return Draws(self.sizes, self.weights, seed, rows_a_shard, window, shards)
 
-    def _check_cache(self, shuffle_shards: int) -> None:
+    def _check_cache(self, shuffle_shards: int, ends: bool) -> None:
         remote = [shard.bytes for c in self.corpora if c.place.cached for shard in c.manifest.shards]
         wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all where it is 0
         if wanted > self.cache.capacity:
             together = f"The {shuffle_shards} shards shuffled together" if shuffle_shards else "All shards at URLs"
+            way_out = "raise that" if ends else "raise that, or set data.shuffle_shards to fewer"
+            until = ", until the epoch that has begun so has ended" if ends else ""
             raise UserError(
                 f"{together} and those after them have {wanted / 1e9:.3g} GB and data.cache_gb is "
-                f"{self.cache.capacity / 1e9:.3g}: raise that, or set data.shuffle_shards to fewer."
+                f"{self.cache.capacity / 1e9:.3g}: {way_out}{until}."
             )
 
     def starts(self) -> Iterator[tuple[int, Corpus]]:

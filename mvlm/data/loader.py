@@ -19,9 +19,9 @@ import numpy as np
 from mvlm.data.ahead import Ahead
 from mvlm.data.buffers import Buffer, Kept, Pinned, Shared
 from mvlm.data.collate import pin
-from mvlm.data.order import Draws
 from mvlm.data.processes import Processes
 from mvlm.data.rows import Dataset, Draw, Fault, Sample
+from mvlm.data.sampler import Sampler
 from mvlm.errors import UserError
 
 S = TypeVar("S", bound=Sample)
@@ -64,7 +64,7 @@ class Loader(Generic[S, B]):
     def __init__(
         self,
         dataset: Dataset[S, B],
-        draws: Draws,
+        draws: Sampler,
         *,
         global_batch: int,
         micro_batch: int,
@@ -175,7 +175,7 @@ class Loader(Generic[S, B]):
         return pin(batch) if self._pin else batch, [fault for sample in samples for fault in sample.faults]
 
 
-def _drawn(draws: Draws, firsts: Iterator[int], micro_batch: int) -> Iterator[list[Draw]]:
+def _drawn(draws: Sampler, firsts: Iterator[int], micro_batch: int) -> Iterator[list[Draw]]:
     """What each micro-batch consists of, by its first position; of many at once, as a call costs by itself."""
     while several := list(itertools.islice(firsts, max(1, DRAWN // micro_batch))):
         positions = np.add.outer(several, np.arange(micro_batch)).ravel()

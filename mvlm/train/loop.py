@@ -30,6 +30,7 @@ from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
 from mvlm.train.monitor import Monitor
 from mvlm.train.optim import count_parameters, freeze
+from mvlm.train.order import with_stored_order
 from mvlm.train.saver import Saver
 from mvlm.train.signals import StopRequests
 from mvlm.train.sites import find_site
@@ -155,4 +156,4 @@ def _go_on(engine: Engine, run: Path, start: Start, here: TrainState) -> tuple[S
     """Fill the engine; the start as it turned out to be, and its state, if this configuration and data can go on so."""
     state, checkpoint = checkpoints.restore_start(engine, run, start)
     check_continuity(checkpoint, state, here.seed, here.manifest_fingerprint, here.frozen)
-    return replace(start, checkpoint=checkpoint), state
+    return replace(start, checkpoint=checkpoint), with_stored_order(state, checkpoint)

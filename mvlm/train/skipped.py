@@ -11,7 +11,7 @@ import numpy as np
 
 from mvlm import dist
 from mvlm.data.index import Mixture
-from mvlm.data.order import Draws
+from mvlm.data.sampler import Sampler
 from mvlm.errors import cannot_write
 from mvlm.train.guard import Bad
 
@@ -35,7 +35,7 @@ class Skipped:
     def positions_before(self, position: int) -> tuple[int, ...]:
         return tuple(sorted(p for p in self.positions if p < position))
 
-    def add(self, bad: Bad, global_batch: int, draws: Draws, mixture: Mixture) -> None:
+    def add(self, bad: Bad, global_batch: int, draws: Sampler, mixture: Mixture) -> None:
         """Leave a batch out from now on; all ranks must call, rank 0 writes down its samples.
 
         Raises:

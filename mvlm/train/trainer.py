@@ -25,6 +25,7 @@ from mvlm.train.engine import Engine
 from mvlm.train.guard import Bad, Guard
 from mvlm.train.metrics import Meter
 from mvlm.train.monitor import Monitor
+from mvlm.train.order import settle_order
 from mvlm.train.profile import Profiling
 from mvlm.train.quarantine import Quarantine
 from mvlm.train.saver import Saver
@@ -76,15 +77,17 @@ class Trainer:
     def __post_init__(self) -> None:
         config = self.config
         self.run = Path(config.run.dir)
-        mixture = self.dataset.mixture
-        self.draws = mixture.draws(config.run.seed, config.data)
-        self.quarantine = Quarantine(self.run, config.data.tolerance, len(mixture))
+        self.quarantine = Quarantine(self.run, config.data.tolerance, len(self.dataset.mixture))
         self.skipped = Skipped(self.run, self.state.skipped)
         self.meter = Meter(config, self.engine)
         self.profiling = Profiling(self.run)
         self._start_from(self.state)
 
     def _start_from(self, state: TrainState) -> None:
+        state, change = settle_order(state, self.config.data, len(self.dataset))
+        if change:
+            self.monitor.say(change)
+        self.draws = self.dataset.mixture.sampler(self.config.run.seed, state.order)
         self.state = state
         self.saved_step = state.step
         self.guard = Guard(self.config.train.spike, state.recent_losses)
@@ -257,7 +260,8 @@ class Trainer:
         self.uploads.complete_folder()
         checkpoint = checkpoints.newest_whole(self.run)
         self.loader.close()
-        self._start_from(checkpoints.restore(self.engine, checkpoint))
+        state = checkpoints.restore(self.engine, checkpoint)
+        self._start_from(state if state.order else dataclasses.replace(state, order=self.state.order))
         self.monitor.say(
             f"At step {bad.step} {bad.reason}: back to {checkpoint.name}, without that batch "
             f"(its samples stand in {self.run / SKIPPED})."
