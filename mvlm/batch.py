@@ -110,6 +110,7 @@ class Contrast:
     text_GE: Tensor  # unit length
     ids_G2: Tensor | None  # int64 image and caption; None where pairs that share one are negatives all the same
     lse_G2: Tensor  # fp32 log-sum-exp over the similarities of each image with all texts, of each text with all images
+    at_temperature: Tensor  # fp32 scalar, the gradient at the temperature of the sum over the G pairs
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class Pool:
     parts: int  # micro-batches in the global batch
     hidden_tokens: Tensor  # scalar, in the whole global batch
     hidden_patches: Tensor  # scalar, in the whole global batch
+    itm_readings: Tensor  # scalar, that count in the whole global batch: each pair's own, and of its negatives
 
 
 def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
@@ -148,20 +150,25 @@ class Tally:
     Everything stays on the device, so that nothing is waited for.
 
     Attributes:
-        right, asked: by metric, how many of this rank's guesses are right, a scalar, and of how many.
+        right, asked: by metric, how many of this rank's guesses are right, and of how many, both scalars.
         values: by metric, a scalar that is the same on every rank.
     """
 
     def __init__(self) -> None:
         self.right: dict[str, Tensor] = {}
-        self.asked: dict[str, int] = {}
+        self.asked: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
 
-    def count(self, name: str, right: Tensor) -> None:
-        """Add guesses, each 1 or True where it is right, 0 or False where it is wrong."""
-        total = right.detach().float().sum()
-        self.right[name] = self.right[name] + total if name in self.right else total
-        self.asked[name] = self.asked.get(name, 0) + right.numel()
+    def count(self, name: str, right: Tensor, counted: Tensor | None = None) -> None:
+        """Add guesses, each 1 or True where it is right, 0 or False where it is wrong.
+
+        Args:
+            counted: bool, which of them count; None = all.
+        """
+        right = right.detach().float()
+        counted = right.new_ones(()).expand_as(right) if counted is None else counted.float()
+        self.right[name] = self.right.get(name, 0) + (right * counted).sum()
+        self.asked[name] = self.asked.get(name, 0) + counted.sum()
 
 
 Losses: TypeAlias = "dict[str, Tensor]"

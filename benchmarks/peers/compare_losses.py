@@ -186,7 +186,7 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
     whole = contrast([pairs], [0], inputs.temperature, exclude_duplicates=True)
-    counts = torch.ones(1), torch.ones(1)
+    counts = torch.ones(3)
     ours_itc = itc_loss(pairs, inputs.temperature, Pool(lambda own, temperature: whole, 0, 1, *counts))
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier
@@ -196,7 +196,9 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
             (inputs.text_BLD[text_idx_B], valid_BL[text_idx_B], inputs.image_BSD),
         )
     )
-    ours_itm = itm_loss(torch.stack([positive, negative_image, negative_text], dim=1))
+    logits_B32 = torch.stack([positive, negative_image, negative_text], dim=1)
+    all_B3 = torch.ones(PAIRS, 3, dtype=torch.bool)
+    ours_itm = itm_loss(logits_B32, all_B3, all_B3.sum(), parts=1)
     logits = pairs.image_BE @ pairs.text_BE.T / inputs.temperature
     own = torch.eye(PAIRS, dtype=torch.bool)
     stated = torch.cat([x.masked_fill(own, float("-inf")).softmax(1) for x in (logits.T, logits)])

@@ -112,6 +112,21 @@ CONTRASTIVE = Op(
 )
 
 
+def temperature_gradient(
+    image_BE: Tensor, text_GE: Tensor, temperature: Tensor, start: int, lse_G2: Tensor, ids_G2: Tensor | None
+) -> Tensor:
+    """The own images' part of the gradient at the temperature of the sum over the G pairs, a scalar.
+
+    s = image · text / T, hence it is -sum_i image_i · dL/dimage_i / T, with each similarity in one micro-batch's rows.
+
+    Args: as for `contrastive_share`.
+    """
+    lse_image_G, lse_text_G = lse_G2.unbind(1)
+    own = slice(start, start + len(image_BE))
+    at_image_BE = CONTRASTIVE(image_BE, text_GE, temperature, start, lse_image_G[own], lse_text_G, ids_G2)
+    return -(at_image_BE * image_BE.float()).sum() / temperature.squeeze()
+
+
 class _Share(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -124,8 +139,9 @@ class _Share(torch.autograd.Function):
         lse_G2: Tensor,
         ids_G2: Tensor | None,
         start: int,
+        at_temperature: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2)
+        ctx.save_for_backward(image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, at_temperature)
         ctx.start = start
         positive_B = (image_BE.float() * text_BE.float()).sum(-1) / temperature
         return lse_G2[start : start + len(image_BE)].mean(1).sum() - positive_B.sum()
@@ -133,15 +149,14 @@ class _Share(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2 = ctx.saved_tensors
+        image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, at_temperature = ctx.saved_tensors
         lse_image_G, lse_text_G = lse_G2.unbind(1)
         own = slice(ctx.start, ctx.start + len(image_BE))
         at_image_BE = CONTRASTIVE(image_BE, text_GE, temperature, ctx.start, lse_image_G[own], lse_text_G, ids_G2)
         at_text_BE = CONTRASTIVE(text_BE, image_GE, temperature, ctx.start, lse_text_G[own], lse_image_G, ids_G2)
-        # s = image · text / T, hence dL/dT = -sum_i image_i · dL/dimage_i / T; own rows once, no columns.
-        at_temperature = -(at_image_BE * image_BE.float()).sum() / temperature
-        gradients = (at_image_BE.to(image_BE.dtype), at_text_BE.to(text_BE.dtype), at_temperature.to(temperature.dtype))
-        return (*(gradient * grad for gradient in gradients), None, None, None, None, None)
+        own_share = at_temperature.expand_as(temperature) * len(image_BE) / len(lse_G2)
+        gradients = (at_image_BE.to(image_BE.dtype), at_text_BE.to(text_BE.dtype), own_share.to(temperature.dtype))
+        return (*(gradient * grad for gradient in gradients), None, None, None, None, None, None)
 
 
 def contrastive_share(
@@ -153,11 +168,12 @@ def contrastive_share(
     lse_G2: Tensor,
     ids_G2: Tensor | None,
     start: int,
+    at_temperature: Tensor,
 ) -> Tensor:
     """The sum over the own pairs of both directions' mean, with the gradient of the sum over all G pairs.
 
-    The own features' gradient is the whole of it; the temperature's is the own rows' part, which adds up over the
-    micro-batches.
+    The own features' gradient is the whole of it; the temperature's is the own pairs' equal share of it, so that its
+    sign is the same in every micro-batch.
 
     Args:
         image_BE, text_BE: the own pairs' features, pairs `start` to `start + B` of the global batch.
@@ -165,5 +181,6 @@ def contrastive_share(
         image_GE, text_GE: the global batch's features, without gradient.
         lse_G2: `log_sum_exps` of each image against all texts, and of each text against all images.
         ids_G2: as in `log_sum_exps`.
+        at_temperature: what `temperature_gradient` adds up to over all micro-batches.
     """
-    return _Share.apply(image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, start)
+    return _Share.apply(image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, start, at_temperature)

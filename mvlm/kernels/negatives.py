@@ -8,9 +8,6 @@ from torch import Tensor
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
 
-NEVER_UNLESS_ALONE = 1e6
-"""What a duplicate's similarity is lowered by: beyond any similarity at the lowest temperature."""
-
 
 def negatives(
     own_BE: Tensor,
@@ -32,24 +29,33 @@ def negatives(
         temperature: T, one value.
         position_B: int64, samples seen before each pair.
         group: K, consecutive pairs that draw from each other.
-        ids_B2: image and caption of each pair; pairs that share one are drawn only where nothing else is there.
+        ids_B2: image and caption of each pair; one that shares either is never drawn.
         uniform: draw all candidates alike.
 
     Returns:
-        idx_B, int64 rows of the micro-batch.
+        idx_B, int64 rows of the micro-batch; where a group has nothing to draw, some row of it that says nothing.
     """
     own_gKE, others_gKE = (x.float().unflatten(0, (-1, group)) for x in (own_BE, others_BE))
     scores_gKK = own_gKE @ others_gKE.mT / temperature
     scores_gKK = torch.zeros_like(scores_gKK) if uniform else scores_gKK.nan_to_num(0.0)
-    if ids_B2 is not None:
-        ids_gK2 = ids_B2.unflatten(0, (-1, group))
-        shared_gKK = (ids_gK2[:, :, None] == ids_gK2[:, None]).any(-1)
-        scores_gKK = scores_gKK - NEVER_UNLESS_ALONE * shared_gKK
     position_gK = position_B.unflatten(0, (-1, group))
     scores_gKK = scores_gKK + gumbel_noise(seed, position_gK[:, :, None], position_gK[:, None, :])
-    itself = torch.eye(group, dtype=torch.bool, device=scores_gKK.device)
+    never = torch.eye(group, dtype=torch.bool, device=scores_gKK.device)
+    if ids_B2 is not None:
+        never = never | duplicates(ids_B2, group)
     first_g1 = torch.arange(0, len(position_B), group, device=position_B.device)[:, None]
-    return (scores_gKK.masked_fill(itself, float("-inf")).argmax(-1) + first_g1).flatten()
+    # No finite number is below every similarity: a low temperature makes them as large as it likes.
+    return (scores_gKK.masked_fill(never, float("-inf")).argmax(-1) + first_g1).flatten()
+
+
+def duplicates(ids_B2: Tensor, group: int) -> Tensor:
+    """Which pairs of a group have the same image or the same caption, each itself among them -> bool, groups x K x K.
+
+    Args:
+        ids_B2: image and caption of each pair, B a multiple of `group`.
+    """
+    ids_gK2 = ids_B2.unflatten(0, (-1, group))
+    return (ids_gK2[:, :, None] == ids_gK2[:, None]).any(-1)
 
 
 def gumbel_noise(seed: int, row: Tensor, column: Tensor) -> Tensor:

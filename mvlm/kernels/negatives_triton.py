@@ -10,13 +10,11 @@ from torch import Tensor
 from torch.library import triton_op, wrap_triton
 
 from mvlm.kernels.contrastive_triton import products
-from mvlm.kernels.negatives import NEVER_UNLESS_ALONE
 
 TILE = {"TILE": 16, "CHUNK": 32}
 """Rows and candidates at a time, the fewest that `tl.dot` takes, for groups are small; and columns of features."""
 
 LARGEST = tl.constexpr(torch.finfo(torch.float32).max)
-NEVER = tl.constexpr(NEVER_UNLESS_ALONE)
 
 
 @triton.jit
@@ -69,10 +67,10 @@ def draw(
         else:
             scores = products(own, others, row, column, end, end, width, TILE, TILE, CHUNK, "ieee") / divisor
             scores = tl.where(scores != scores, 0.0, tl.minimum(tl.maximum(scores, -LARGEST), LARGEST))
-        if ids is not None:
-            scores -= NEVER * shared(ids, row, column, end).to(tl.float32)
         scores += gumbel_noise(seed, row_position, tl.load(positions + column, mask=column < end, other=0))
         never = (row[:, None] == column[None, :]) | (column >= end)[None, :]
+        if ids is not None:
+            never |= duplicates(ids, row, column, end)
         highest, at = tl.max(tl.where(never, float("-inf"), scores), 1, return_indices=True)
         index = tl.where(highest > best, first + offset + at, index)
         best = tl.maximum(best, highest)
@@ -80,8 +78,8 @@ def draw(
 
 
 @triton.jit
-def shared(ids, rows, columns, end):
-    """Which pairs of a tile share their image or their caption."""
+def duplicates(ids, rows, columns, end):
+    """Which pairs of a tile have the same image or the same caption."""
     same = rows[:, None] < 0
     for kind in tl.static_range(2):
         mine = tl.load(ids + rows * 2 + kind, mask=rows < end, other=0)

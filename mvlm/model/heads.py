@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from mvlm.batch import Tally
 from mvlm.config import Model
@@ -25,6 +28,23 @@ class Projection(nn.Module):
         return F.normalize(self.linear(tokens_BLD[:, 0]).float(), dim=-1)
 
 
+class _Clamp(torch.autograd.Function):
+    """A clamp whose gradient passes but where a step against it leads further out: so a value can come back."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, lowest: float, highest: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.bounds = lowest, highest
+        return value.clamp(lowest, highest)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (value,), (lowest, highest) = ctx.saved_tensors, ctx.bounds
+        outward = ((value <= lowest) & (grad > 0)) | ((value >= highest) & (grad < 0))
+        return grad.masked_fill(outward, 0), None, None
+
+
 class Temperature(nn.Module):
     """The learned temperature of the contrastive softmax, clamped."""
 
@@ -34,9 +54,7 @@ class Temperature(nn.Module):
         self.value = nn.Parameter(torch.full((1,), config.temperature))
 
     def forward(self) -> Tensor:
-        # The gradient passes the clamp: a value that has left the bounds could not come back otherwise.
-        value = self.value.float()
-        return value + (value.clamp(*self.bounds) - value).detach()
+        return _Clamp.apply(self.value.float(), *self.bounds)
 
 
 class MatchHead(nn.Module):

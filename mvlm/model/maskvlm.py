@@ -13,7 +13,7 @@ from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, W
 from mvlm.model.readings import Matching, Restoring
 from mvlm.objectives.extra import chosen
 from mvlm.objectives.itc import contrast, itc_loss
-from mvlm.objectives.itm import hard_negatives, itm_loss, itm_right
+from mvlm.objectives.itm import counted_readings, hard_negatives, itm_loss, itm_right
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
 
@@ -45,7 +45,7 @@ class MaskVLM(Encoders):
             tally: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
         """
         weights = self.config.objectives
-        pool = pool or _pool_of_one(batch, weights.exclude_duplicates)
+        pool = pool or self._pool_of_one(batch)
         image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch)
         aligned_image_BSD, aligned_text_BLD = image_BSD, text_BLD
         if weights.alignment_inputs == "masked":
@@ -82,9 +82,10 @@ class MaskVLM(Encoders):
             own_B1D, drawn_text_B1D, drawn_image_B1D = matched_text_B3D.split(1, dim=1)
             matched_text_B3D = torch.cat([own_B1D, drawn_image_B1D, drawn_text_B1D], dim=1)  # as the image side's
             logits_B32 = self.match_head(matched_image_B3D, matched_text_B3D)
-            losses["itm"] = itm_loss(logits_B32)
+            counted_B3 = self._counted_readings(batch)
+            losses["itm"] = itm_loss(logits_B32, counted_B3, pool.itm_readings, pool.parts)
             if tally:
-                tally.count("itm_accuracy", itm_right(logits_B32.detach()))
+                tally.count("itm_accuracy", itm_right(logits_B32.detach()), counted_B3)
         if weights.text:
             losses["text"] = self._text_loss(batch, pool, fused_text_BCD, tally)
         if weights.image:
@@ -120,6 +121,24 @@ class MaskVLM(Encoders):
             return self._project(batch, image_BSD, self.text(batch.masked_text_BL, batch.valid_BL, batch.packing))
         text_BLD = self.text(batch.text_BL, batch.valid_BL, batch.packing)
         return self._project(batch, self.encode_image(batch.image_BCHW), text_BLD)
+
+    def denominators(self, batch: Batch) -> Tensor:
+        """Hidden tokens, hidden patches and readings of ITM that count, of this micro-batch -> int64, 3 of them."""
+        tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
+        readings = self._counted_readings(batch).sum() if self.config.objectives.itm else torch.zeros_like(tokens)
+        return torch.stack([tokens, patches, readings])
+
+    def _counted_readings(self, batch: Batch) -> Tensor:
+        weights = self.config.objectives
+        return counted_readings(batch.image_id_B, batch.caption_id_B, weights.itm_group, weights.exclude_duplicates)
+
+    def _pool_of_one(self, batch: Batch) -> Pool:
+        """The micro-batch as its own global batch."""
+
+        def alone(own: Encoded, temperature: Tensor) -> Contrast:
+            return contrast([own], [0], temperature, self.config.objectives.exclude_duplicates)
+
+        return Pool(alone, 0, 1, *self.denominators(batch))
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder.
@@ -177,13 +196,3 @@ class MaskVLM(Encoders):
             pool.parts,
             self.config.objectives.normalized_targets,
         )
-
-
-def _pool_of_one(batch: Batch, exclude_duplicates: bool) -> Pool:
-    """The micro-batch as its own global batch."""
-
-    def alone(own: Encoded, temperature: Tensor) -> Contrast:
-        return contrast([own], [0], temperature, exclude_duplicates)
-
-    tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-    return Pool(alone, start=0, parts=1, hidden_tokens=tokens, hidden_patches=patches)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import Contrast, Encoded, Pool
-from mvlm.kernels.contrastive import LOG_SUM_EXPS, contrastive_share
+from mvlm.kernels.contrastive import LOG_SUM_EXPS, contrastive_share, temperature_gradient
 
 
 def itc_loss(own: Encoded, temperature: Tensor, pool: Pool) -> Tensor:
@@ -31,6 +31,7 @@ def itc_loss(own: Encoded, temperature: Tensor, pool: Pool) -> Tensor:
         whole.lse_G2,
         whole.ids_G2,
         pool.start,
+        whole.at_temperature,
     )
     return share * pool.parts / len(whole.lse_G2)
 
@@ -70,4 +71,9 @@ def contrast(
             for own, start in zip(micro_batches, starts, strict=True)
         ]
     )
-    return Contrast(image_GE, text_GE, ids_G2, lse_G2)
+    own_parts = [
+        temperature_gradient(own.image_BE, text_GE, temperature, start, lse_G2, ids_G2)
+        for own, start in zip(micro_batches, starts, strict=True)
+    ]
+    at_temperature = gather(torch.stack(own_parts).sum(0, keepdim=True)).sum()
+    return Contrast(image_GE, text_GE, ids_G2, lse_G2, at_temperature)

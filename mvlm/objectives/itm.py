@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import Encoded
-from mvlm.kernels.negatives import NEGATIVES
+from mvlm.batch import IGNORE, Encoded
+from mvlm.kernels.negatives import NEGATIVES, duplicates
 
 
 @torch.no_grad()
@@ -28,11 +28,12 @@ def hard_negatives(
     Args:
         pairs: the micro-batch's unit features, B a multiple of `group`.
         position_B: samples seen before each pair.
-        exclude_duplicates: a pair of the same image or caption is drawn only where nothing else is there.
+        exclude_duplicates: a pair of the same image or caption is never drawn.
         uniform: draw all candidates alike.
 
     Returns:
-        image_idx_B (the negative image of text i), text_idx_B (the negative text of image i), rows of the micro-batch.
+        image_idx_B (the negative image of text i), text_idx_B (the negative text of image i), rows of the micro-batch;
+        they say nothing where `counted_readings` leaves the pair's negatives out.
     """
     ids_B2 = torch.stack([pairs.image_id_B, pairs.caption_id_B], 1) if exclude_duplicates else None
 
@@ -43,12 +44,36 @@ def hard_negatives(
     return draw(pairs.text_BE, pairs.image_BE, 0), draw(pairs.image_BE, pairs.text_BE, 1)
 
 
-def itm_loss(logits_BX2: Tensor) -> Tensor:
-    """Mean two-way cross-entropy of B pairs in X readings each: the pair itself, then its negatives; index 1 means
-    match."""
-    target_BX = torch.zeros(logits_BX2.shape[:2], dtype=torch.int64, device=logits_BX2.device)
+def counted_readings(image_id_B: Tensor, caption_id_B: Tensor, group: int, exclude_duplicates: bool) -> Tensor:
+    """bool B3, which readings of a pair the loss counts: the pair itself, and its two negatives where there are such.
+
+    A group whose other pairs all show the same image or say the same has none: to call one of them "no match" would be
+    wrong.
+
+    Args:
+        image_id_B, caption_id_B, group, exclude_duplicates: as for `hard_negatives`.
+    """
+    counted_B3 = torch.ones(len(image_id_B), 3, dtype=torch.bool, device=image_id_B.device)
+    if exclude_duplicates:
+        same_gKK = duplicates(torch.stack([image_id_B, caption_id_B], 1), group)
+        counted_B3[:, 1:] = ~same_gKK.all(-1).view(-1, 1)
+    return counted_B3
+
+
+def itm_loss(logits_BX2: Tensor, counted_BX: Tensor, readings: Tensor, parts: int) -> Tensor:
+    """Two-way cross-entropy of a micro-batch's pairs in X readings each, as its share of the global batch's mean.
+
+    Args:
+        logits_BX2: of the pair itself, then of its negatives; index 1 means match.
+        counted_BX: bool, the readings that count.
+        readings: how many of the whole global batch count.
+        parts: micro-batches in it, whose results are averaged.
+    """
+    target_BX = torch.zeros_like(counted_BX, dtype=torch.int64)
     target_BX[:, 0] = 1
-    return F.cross_entropy(logits_BX2.float().flatten(0, 1), target_BX.flatten())
+    target_BX = target_BX.masked_fill(~counted_BX, IGNORE)
+    total = F.cross_entropy(logits_BX2.float().flatten(0, 1), target_BX.flatten(), ignore_index=IGNORE, reduction="sum")
+    return total * parts / readings
 
 
 def itm_right(logits_BX2: Tensor) -> Tensor:

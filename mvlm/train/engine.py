@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
-from mvlm.batch import IGNORE, Batch, Contrast, Encoded, LabelledBatch, Losses, Pool, Tally
+from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Losses, Pool, Tally
 from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -143,7 +143,7 @@ class Engine:
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _pools(self, micro_batches: Sequence[Batch | LabelledBatch]) -> Sequence[Pool | None]:
-        """What each micro-batch needs to know of the global batch: hidden counts, and everybody's features.
+        """What each micro-batch needs to know of the global batch: what losses are divided by, and all features.
 
         Fine-tuning's losses are plain means over samples, which need nothing.
         """
@@ -151,12 +151,12 @@ class Engine:
         return self._pools_of_pairs(pairs) if pairs else [None] * len(micro_batches)
 
     def _pools_of_pairs(self, micro_batches: list[Batch]) -> list[Pool]:
-        counts = [torch.stack([(b.target_BL != IGNORE).sum(), b.patch_mask_BN.sum()]) for b in micro_batches]
-        hidden_tokens, hidden_patches = dist.all_reduce(torch.stack(counts).sum(0)).unbind()
+        assert isinstance(self.model, MaskVLM)
+        denominators = dist.all_reduce(torch.stack([self.model.denominators(b) for b in micro_batches]).sum(0))
         starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         parts = len(micro_batches) * dist.world()
         everybody = self._contrast(micro_batches, starts)
-        return [Pool(everybody, start, parts, hidden_tokens, hidden_patches) for start in starts]
+        return [Pool(everybody, start, parts, *denominators) for start in starts]
 
     def _contrast(self, micro_batches: list[Batch], starts: list[int]) -> Callable[[Encoded, Tensor], Contrast]:
         """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several."""

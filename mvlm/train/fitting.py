@@ -214,5 +214,5 @@ def _pool(batch: Batch | LabelledBatch, config: Config, pairs: int) -> Pool | No
 
         return contrast([own], [0], temperature, config.objectives.exclude_duplicates, everybody)
 
-    counts = batch.patch_mask_BN.sum() * parts
-    return Pool(repeated, start=0, parts=parts, hidden_tokens=counts, hidden_patches=counts)
+    counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
+    return Pool(repeated, 0, parts, counts, counts, counts)

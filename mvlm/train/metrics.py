@@ -91,8 +91,8 @@ def told(tally: Tally) -> dict[str, float | None]:
     right, values = list(tally.right), list(tally.values)
     metrics: dict[str, float | None] = {}
     if right:
-        counts_2X = torch.stack([torch.stack(list(tally.right.values())).cpu(), torch.tensor([*tally.asked.values()])])
-        sums_2X = dist.all_reduce(counts_2X.double())
+        counts_2X = torch.stack([*tally.right.values(), *tally.asked.values()]).view(2, -1)
+        sums_2X = dist.all_reduce(counts_2X.cpu().double())
         metrics |= {name: r / a if a else None for name, r, a in zip(right, *sums_2X.tolist(), strict=True)}
     if values:
         metrics |= dict(zip(values, torch.stack(list(tally.values.values())).tolist(), strict=True))

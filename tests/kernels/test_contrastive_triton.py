@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mvlm.errors import UserError
 from mvlm.kernels import contrastive_triton
-from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS, PAYS, WIDEST, contrastive_share
+from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS, PAYS, WIDEST, contrastive_share, temperature_gradient
 
 
 @pytest.fixture(params=["triton", "torch"], autouse=True)
@@ -90,7 +90,7 @@ def test_micro_batches_add_up_to_the_formula(
         ]
         precision = {"rtol": 1e-5, "atol": 1e-6 / temperature}
         torch.testing.assert_close(torch.stack(ours, 1).double(), lse[rows], **precision)
-        whole = pairs.image_GE, pairs.text_GE, lse.float(), ids_G2, start
+        whole = pairs.image_GE, pairs.text_GE, lse.float(), ids_G2, start, gradients[2].float().squeeze()
         share = contrastive_share(image, text, divisor, *whole)
         torch.testing.assert_close(share.double(), losses[rows].sum(), rtol=1e-5, atol=1e-5 / temperature)
         (3 * share).backward()
@@ -98,7 +98,10 @@ def test_micro_batches_add_up_to_the_formula(
             assert found is not None
             torch.testing.assert_close(found.double(), 3 * wanted, rtol=1e-4, atol=1e-5 / temperature)
         assert divisor.grad is not None
-        at_temperature += divisor.grad.double() / 3
+        torch.testing.assert_close(divisor.grad.double(), 3 * gradients[2] * len(image) / count)
+        at_temperature += temperature_gradient(
+            image.detach(), pairs.text_GE, pairs.temperature, start, lse.float(), ids_G2
+        )
     torch.testing.assert_close(at_temperature, gradients[2], rtol=1e-4, atol=1e-5 / temperature**2)
 
 

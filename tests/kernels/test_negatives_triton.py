@@ -41,9 +41,8 @@ def noisy_scores(draw: dict[str, Any]) -> np.ndarray:
     for i, row in enumerate(draw["position"].tolist()):
         for j, column in enumerate(draw["position"].tolist()):
             scores[i, j] = (0.0 if draw["uniform"] else scores[i, j]) + noise(draw["seed"], row, column)
-            if ids is not None and bool((ids[i] == ids[j]).any()):
-                scores[i, j] -= 1e6
-            if i == j or i // draw["group"] != j // draw["group"]:
+            duplicate = ids is not None and bool((ids[i] == ids[j]).any())
+            if duplicate or i == j or i // draw["group"] != j // draw["group"]:
                 scores[i, j] = -math.inf
     return scores
 
@@ -86,6 +85,7 @@ def test_the_highest_noisy_score_is_drawn(
     scores, found = noisy_scores(draw), drawn(draw).cpu().numpy()
     assert found.dtype == np.int64
     assert (scores[np.arange(count), found] >= scores.max(1) - TIE).all()
+    assert (found // group == np.arange(count) // group).all()
 
 
 def test_features_of_any_stride(device: torch.device, generator: torch.Generator) -> None:
@@ -95,10 +95,19 @@ def test_features_of_any_stride(device: torch.device, generator: torch.Generator
     assert torch.equal(drawn(draw | strided | {"position": spread}), drawn(draw))
 
 
-def test_an_only_other_pair_is_drawn_though_it_is_a_duplicate(device: torch.device, generator: torch.Generator) -> None:
-    draw = make_draw(4, 24, 2, generator, device)
-    draw["ids"][:] = 3
-    assert drawn(draw).tolist() == [1, 0, 3, 2]
+@pytest.mark.parametrize("temperature", [0.07, 1e-9])
+def test_no_temperature_draws_a_duplicate(temperature: float, device: torch.device, generator: torch.Generator) -> None:
+    draw = make_draw(20, 24, 20, generator, device)
+    draw["ids"][:, 0], draw["ids"][:, 1] = torch.arange(20), torch.arange(20) // 19
+    draw["others"][19], draw["temperature"][:] = -draw["own"][:19].mean(0), temperature
+    assert drawn(draw).tolist()[:19] == [19] * 19
+
+
+def test_a_group_with_nothing_to_draw_stays_in_itself(device: torch.device, generator: torch.Generator) -> None:
+    draw = make_draw(12, 24, 4, generator, device)
+    draw["ids"][4:8] = 3
+    found = drawn(draw).tolist()
+    assert all(row // 4 == other // 4 for row, other in enumerate(found))
 
 
 def test_features_that_are_not_finite_still_give_other_pairs(device: torch.device, generator: torch.Generator) -> None:
@@ -115,5 +124,5 @@ def test_no_rows_are_no_draws(device: torch.device, generator: torch.Generator) 
 def test_many_groups(device: torch.device, generator: torch.Generator) -> None:
     """More than a grid's second dimension takes; the interpreter needs milliseconds a group."""
     count = 140_000 if device.type == "cuda" else 200
-    draw = make_draw(count, 8, 2, generator, device)
+    draw = make_draw(count, 8, 2, generator, device) | {"ids": None}
     assert torch.equal(drawn(draw), torch.arange(count, device=device) ^ 1)

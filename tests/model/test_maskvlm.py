@@ -240,6 +240,21 @@ def test_an_objective_of_weight_zero_is_absent_and_costs_no_parameter_a_gradient
     assert all(p.grad is None for p in model.cross_image.parameters())
 
 
+def test_a_group_that_says_the_same_has_no_negatives(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, seen = make_batch(), []
+    batch = dataclasses.replace(batch, caption_id_B=torch.tensor([9, 9, 9, 9, 4, 5, 6, 7]))
+    loss = maskvlm.itm_loss
+    monkeypatch.setattr(maskvlm, "itm_loss", lambda logits, *rest: seen.append(logits) or loss(logits, *rest))
+    tally = Tally()
+    found = build(tokenizer)(batch, None, tally)["itm"]
+    log_p = seen[0].log_softmax(-1)
+    kept = [log_p[:, 0, 1], log_p[4:, 1, 0], log_p[4:, 2, 0]]
+    torch.testing.assert_close(found, -torch.cat(kept).mean())
+    assert tally.asked["itm_accuracy"] == 16
+
+
 def test_masked_alignment_reads_the_hidden_inputs(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = make_batch()
     whole, masked = (
@@ -256,12 +271,20 @@ def test_masked_alignment_reads_the_hidden_inputs(tokenizer: PreTrainedTokenizer
     assert shown_masked.item() == pytest.approx(whole.item(), rel=1e-9)
 
 
-def test_the_temperature_is_clamped_and_can_come_back() -> None:
+@pytest.mark.parametrize(
+    ("value", "slope", "passes"),
+    [
+        *[(0.2, 1.0, 1), (0.2, -1.0, 1)],  # within
+        *[(0.05, 1.0, 0), (0.05, -1.0, 1), (0.5, 1.0, 1), (0.5, -1.0, 0)],  # at a bound
+        *[(0.01, 1.0, 0), (0.01, -1.0, 1), (0.9, 1.0, 1), (0.9, -1.0, 0)],  # beyond it
+    ],
+)
+def test_the_temperature_is_clamped_and_its_gradient_leads_back_alone(value: float, slope: float, passes: int) -> None:
     temperature = Temperature(tiny("model.temperature_min=0.05").model)
-    temperature.value.data.fill_(0.01)
-    assert temperature().item() == pytest.approx(0.05)
-    temperature().backward()
-    assert temperature.value.grad.item() == 1.0
+    temperature.value.data.fill_(value)
+    assert temperature().item() == pytest.approx(min(max(value, 0.05), 0.5))
+    (slope * temperature()).backward()
+    assert temperature.value.grad.item() == passes * slope
 
 
 def test_the_word_classifier_starts_from_or_is_the_embedding() -> None:

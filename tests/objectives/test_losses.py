@@ -10,7 +10,7 @@ from mvlm.batch import Encoded, Pool
 from mvlm.kernels.negatives import gumbel_noise
 from mvlm.kernels.word_loss import word_loss
 from mvlm.objectives.itc import contrast, itc_loss
-from mvlm.objectives.itm import hard_negatives, itm_loss
+from mvlm.objectives.itm import counted_readings, hard_negatives, itm_loss
 from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
 UNIQUE = torch.arange(100)
@@ -44,7 +44,7 @@ def test_itc_is_the_formula(exclude: bool) -> None:
             for j in group:
                 same[i, j] = i != j
     pairs = Encoded(image, text, image_id, caption_id)
-    pool = Pool(lambda own, t: contrast([own], [0], t, exclude), 0, 1, torch.tensor(1), torch.tensor(1))
+    pool = Pool(lambda own, t: contrast([own], [0], t, exclude), 0, 1, *torch.ones(3))
     loss = itc_loss(pairs, torch.tensor([0.07]), pool)
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
 
@@ -82,17 +82,32 @@ def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
             assert set(alone.tolist()) <= {0, 1, 2, 3}
 
 
-def test_a_duplicate_is_drawn_only_when_nothing_else_is_there() -> None:
-    image, text = features(4, seed=4)
+@pytest.mark.parametrize("temperature", [0.07, 1e-9])
+def test_a_duplicate_is_never_drawn(temperature: float) -> None:
+    image, text = (x.float() for x in features(4, seed=4))
+    text[3] = -image[0]  # the least alike, and yet the only one there is
+    image[3] = -text[0]
     caption = torch.tensor([1, 1, 1, 2])
     for step in range(200):
         position = torch.arange(4) + 4 * step
         pairs = Encoded(image, text, UNIQUE[:4], caption)
-        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(0.07), 4, 0, True)
+        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(temperature), 4, 0, True)
         assert image_idx[:3].tolist() == text_idx[:3].tolist() == [3, 3, 3]
-        everything_alike = Encoded(image, text, UNIQUE[:4], torch.ones(4, dtype=torch.int64))
-        for index in hard_negatives(everything_alike, position, torch.tensor(0.07), 4, 0, True):
-            assert all(i != j for i, j in enumerate(index.tolist()))
+
+
+def test_negatives_count_where_there_are_such() -> None:
+    image = torch.tensor([1, 2, 3, 4, 5, 5, 5, 5, 1, 1, 2, 3])
+    caption = torch.tensor([1, 1, 1, 1, 1, 2, 3, 4, 1, 2, 1, 3])
+    alone = [True, False, False]
+    every = [[True] * 3] * 4
+    assert (
+        counted_readings(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
+    )
+    assert counted_readings(image, caption, 12, True).all()
+    assert counted_readings(image, caption, 4, False).all()
+    one_other = torch.tensor([1, 1, 1, 2])
+    assert counted_readings(UNIQUE[:4], one_other, 4, True).all()
+    assert counted_readings(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
 
 
 def test_features_that_are_not_finite_still_give_other_pairs() -> None:
@@ -119,7 +134,26 @@ def test_itm_is_two_way_cross_entropy_with_the_pair_before_its_negatives() -> No
     for positive, *negatives in logits.double().tolist():
         by_hand += math.log(1 + math.exp(positive[0] - positive[1]))
         by_hand += sum(math.log(1 + math.exp(match - none)) for none, match in negatives)
-    assert itm_loss(logits).item() == pytest.approx(by_hand / 12, rel=1e-6)
+    assert itm_loss(logits, torch.ones(4, 3, dtype=torch.bool), torch.tensor(12), 1).item() == pytest.approx(
+        by_hand / 12, rel=1e-6
+    )
+
+
+def test_itm_shares_average_to_the_mean_over_the_readings_that_count() -> None:
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([[True] * 3, [True, False, False], [True] * 3, [True] * 3])
+    logits[1, 1:] = 1e4  # whatever stands there
+    logits.requires_grad_()
+    by_hand = 0.0
+    for pair, count in zip(logits.double().tolist(), counted.tolist(), strict=True):
+        for reading, (none, match) in enumerate(pair):
+            if count[reading]:
+                by_hand += math.log(1 + math.exp(none - match if reading == 0 else match - none))
+    parts = [itm_loss(logits[rows], counted[rows], torch.tensor(10), 2) for rows in (slice(0, 2), slice(2, 4))]
+    whole = sum(parts) / 2
+    assert whole.item() == pytest.approx(by_hand / 10, rel=1e-6)
+    whole.backward()
+    assert (logits.grad != 0).any(-1).equal(counted)
 
 
 def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:

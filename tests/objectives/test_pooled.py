@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mvlm.batch import Encoded, Pool
+from mvlm.kernels.contrastive import temperature_gradient
 from mvlm.objectives.itc import contrast, itc_loss
 
 G, WIDTH = 12, 8
@@ -45,7 +46,7 @@ def test_parts_averaged_have_the_gradient_of_the_whole(parts: int) -> None:
     whole = contrast([everything], [0], ours[1], True)
     for start in range(0, G, size):
         rows = slice(start, start + size)
-        pool = Pool(lambda own, t: whole, start, parts, torch.tensor(1), torch.tensor(1))
+        pool = Pool(lambda own, t: whole, start, parts, *torch.ones(3))
         loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), ours[1], pool)
         value += loss.item() / parts
         (loss / parts).backward()  # as accumulation and data parallelism do
@@ -70,6 +71,10 @@ def test_micro_batches_of_two_ranks_are_told_apart() -> None:
     for name in ("image_BE", "text_BE", "image_id_B", "caption_id_B"):
         of_rank_1 += [getattr(part(start), name) for start in (3, 9)]
     of_rank_1 += [alone.lse_G2[start : start + 3] for start in (3, 9)]
+    its_images = [
+        temperature_gradient(image[s : s + 3], text, temperature, s, alone.lse_G2, alone.ids_G2) for s in (3, 9)
+    ]
+    of_rank_1 += [sum(its_images).reshape(1)]
     found = contrast([part(0), part(6)], [0, 6], temperature, True, lambda own: torch.cat([own, of_rank_1.pop(0)]))
-    for name in ("image_GE", "text_GE", "ids_G2", "lse_G2"):
+    for name in ("image_GE", "text_GE", "ids_G2", "lse_G2", "at_temperature"):
         torch.testing.assert_close(getattr(found, name), getattr(alone, name))
