@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from mvlm.batch import Batch
 from mvlm.config import Objectives
 from mvlm.model.dimensions import Dimensions, Tower
+from mvlm.model.views import Views
 
 Flops = dict[str, float]
 """Operations a pair by component: "vision", "text", "cross_image", "cross_text", "image_decoder", "heads"."""
@@ -80,11 +81,11 @@ def forward_flops(sizes: Dimensions, work: Work, objectives: Objectives, savings
     """Operations of a pair's forward pass; a component that the objectives do not need is absent."""
     flops = {
         "vision": _patch_embedding(sizes, work, objectives, savings) + _vision(sizes, work, objectives),
-        "text": _views(objectives, "text") * _text(sizes.text, work, savings.packed),
+        "text": sum(Views.read(objectives, "text")) * _text(sizes.text, work, savings.packed),
     }
     aligned_hidden, context_hidden = objectives.alignment_inputs == "masked", objectives.hide == "both"
     one_context = aligned_hidden == context_hidden
-    whole, hidden = _image_tokens(sizes, work, objectives)
+    whole, hidden = image_tokens(sizes, work, objectives)
     aligned, context = hidden if aligned_hidden else whole, hidden if context_hidden else whole
     if objectives.image or objectives.itm:
         restoring = _Reading(hidden, work.length, hidden) if objectives.image else None
@@ -116,21 +117,14 @@ def step_flops(sizes: Dimensions, work: Work, objectives: Objectives, savings: S
     return step
 
 
-def _views(objectives: Objectives, modality: str) -> int:
-    """Passes of an encoder: of the whole input, and of the hidden one where an objective reads it."""
-    aligned = objectives.alignment_inputs == "masked" and (objectives.itc or objectives.itm)
-    both = objectives.hide == "both" and (objectives.image or objectives.text)
-    return 2 if getattr(objectives, modality) or aligned or both else 1
-
-
-def _image_tokens(sizes: Dimensions, work: Work, objectives: Objectives) -> tuple[float, float]:
+def image_tokens(sizes: Dimensions, work: Work, objectives: Objectives) -> tuple[float, float]:
     """Tokens with CLS of the whole and of the hidden image."""
     whole = sizes.patches + 1.0
     return whole, whole - work.hidden_patches if objectives.image_masking == "drop" else whole
 
 
 def _patch_embedding(sizes: Dimensions, work: Work, objectives: Objectives, savings: Savings) -> float:
-    views = _views(objectives, "image")
+    views = sum(Views.read(objectives, "image"))
     if savings.pruned and work.shared_view and objectives.image_masking != "drop":
         views = 1
     return views * 2.0 * sizes.patches * sizes.patch_values * sizes.vision.width
@@ -138,8 +132,8 @@ def _patch_embedding(sizes: Dimensions, work: Work, objectives: Objectives, savi
 
 def _vision(sizes: Dimensions, work: Work, objectives: Objectives) -> float:
     extra = sizes.vision.tokens_extra - 1
-    views = _image_tokens(sizes, work, objectives)[: _views(objectives, "image")]
-    return sum(_tower(sizes.vision, tokens + extra, (tokens + extra) ** 2) for tokens in views)
+    lengths = zip(image_tokens(sizes, work, objectives), Views.read(objectives, "image"), strict=True)
+    return sum(_tower(sizes.vision, tokens + extra, (tokens + extra) ** 2) for tokens, is_read in lengths if is_read)
 
 
 def _text(tower: Tower, work: Work, packed: bool) -> float:

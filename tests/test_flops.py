@@ -12,6 +12,7 @@ from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm.flops import FULL, NAIVE, Savings, Work, forward_flops, step_flops
 from mvlm.model.dimensions import dimensions
+from tests.conftest import ROOT
 
 WIDE_TEXT = "model.text_args={hidden_size=96, num_hidden_layers=1, num_attention_heads=2, intermediate_size=160, "
 OTHER = dataclasses.replace(
@@ -51,6 +52,10 @@ def test_the_naive_step_is_counted(size: Size, padding: int, masked: bool) -> No
         ("alignment_inputs=masked",),
         ("image_masking=drop",),
         ("image_masking=drop", "alignment_inputs=masked"),
+        ("hide=both", "alignment_inputs=masked"),
+        ("hide=both", "alignment_inputs=masked", "image_masking=drop"),
+        ("image=0", "alignment_inputs=masked"),
+        ("text=0", "itc=0", "itm=0"),
     ],
 )
 def test_the_models_own_step_is_counted(size: Size, objectives: tuple[str, ...]) -> None:
@@ -60,6 +65,24 @@ def test_the_models_own_step_is_counted(size: Size, objectives: tuple[str, ...])
     counted = count_flops(lambda: sum(model(batch).values()).backward())
     flops = step_flops(dimensions(model), Work.of(batch), size.config.objectives, FULL)
     assert sum(flops.values()) * len(batch) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "than_30", "than_50"), [("full", 17, 24), ("small", 21, 28)])
+def test_the_pages_name_what_a_step_saves(name: str, than_30: int, than_50: int) -> None:
+    size = SIZES[name]
+    with torch.device("meta"):
+        model = build(size)
+    work, sizes = Work.of(make_batch(size, model.grid)), dimensions(model)
+
+    def total(savings: Savings, length: int) -> float:
+        flops = step_flops(sizes, dataclasses.replace(work, length=length), size.config.objectives, savings)
+        return sum(flops.values())
+
+    saved = [100 * (1 - total(FULL, 30) / total(NAIVE, length)) for length in (30, 50)]
+    assert [round(share) for share in saved] == [than_30, than_50]
+    pages = [(ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/performance.md")]
+    for page in pages if name == "full" else pages[1:]:
+        assert f"{than_30} %" in page and f"{than_50} %" in page
 
 
 def test_sizes_are_read_from_a_model_without_weights() -> None:

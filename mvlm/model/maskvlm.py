@@ -11,6 +11,7 @@ from mvlm.config import Config
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
 from mvlm.model.readings import Matching, Restoring
+from mvlm.model.views import Views
 from mvlm.objectives.extra import chosen
 from mvlm.objectives.itc import contrast, itc_loss
 from mvlm.objectives.itm import counted_readings, hard_negatives, itm_loss, itm_right
@@ -143,21 +144,13 @@ class MaskVLM(Encoders):
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder.
 
-        What no objective reads hidden is given whole in its place.
+        A view that no objective reads is not computed: the other stands in its place.
         """
-        weights = self.config.objectives
-        aligned = weights.alignment_inputs == "masked" and (weights.itc or weights.itm or self.extra)
-        both = weights.hide == "both" and (weights.image or weights.text)
-        if weights.image or aligned or both:
-            image_BSD, hidden_image_BSD = self.vision.both(batch)
-        else:
-            image_BSD = hidden_image_BSD = self.encode_image(batch.image_BCHW)
-        if weights.text or aligned or both:
-            texts_2BL = torch.stack([batch.text_BL, batch.masked_text_BL])
-            text_BLD, hidden_text_BLD = self.text(texts_2BL, batch.valid_BL, batch.packing)
-        else:
-            text_BLD = hidden_text_BLD = self.text(batch.text_BL, batch.valid_BL, batch.packing)
-        return image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD
+        image_views, text_views = (Views.read(self.config.objectives, modality) for modality in ("image", "text"))
+        images = self.vision.views(batch, image_views)
+        given = zip((batch.text_BL, batch.masked_text_BL), text_views, strict=True)
+        texts = self.text(torch.stack([text for text, is_read in given if is_read]), batch.valid_BL, batch.packing)
+        return images[0], texts[0], images[-1], texts[-1]
 
     def _project(self, batch: Batch, image_BSD: Tensor, text_BLD: Tensor) -> Encoded:
         image_BE, text_BE = self.project_image(image_BSD), self.project_text(text_BLD)

@@ -18,6 +18,7 @@ from mvlm.model.filling import LAST_NORM, Filled, check_nothing_is_left_out, fil
 from mvlm.model.foreign import read_tensors
 from mvlm.model.names import Foreign, image_encoder, with_layout_of
 from mvlm.model.readings import take
+from mvlm.model.views import Views
 
 MASK_TOKEN = "patch_embed.mask_token"
 
@@ -136,16 +137,20 @@ class VisionEncoder(nn.Module):
         patch_embed = self.vit.patch_embed if self.drops else self.vit.patch_embed.patch_embed
         return self.normalize(image_BCHW).to(patch_embed.proj.weight.dtype)
 
-    def both(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The whole images and the hidden ones -> BSD each, in one pass where they are equally long."""
+    def views(self, batch: Batch, views: Views) -> list[Tensor]:
+        """The whole images, the masked ones or both -> BSD each, in one pass where they are equally long."""
         images, mask_BN = batch.image_BCHW, batch.patch_mask_BN
-        if self.drops:
+        if views.whole and views.masked and not self.drops:
+            if batch.masked_image_BCHW is not images:
+                images = torch.cat([images, batch.masked_image_BCHW])
+            return list(self(images, torch.cat([torch.zeros_like(mask_BN), mask_BN])).chunk(2))
+        features = [self(images)] if views.whole else []
+        if views.masked and self.drops:
             visible_BV = visible_places(mask_BN, mask_BN.shape[1] - batch.hidden.patch_BC.shape[1])
-            return self(images), self._visible(batch.masked_image_BCHW, visible_BV)
-        if batch.masked_image_BCHW is not images:
-            images = torch.cat([images, batch.masked_image_BCHW])
-        whole_BSD, hidden_BSD = self(images, torch.cat([torch.zeros_like(mask_BN), mask_BN])).chunk(2)
-        return whole_BSD, hidden_BSD
+            features.append(self._visible(batch.masked_image_BCHW, visible_BV))
+        elif views.masked:
+            features.append(self(batch.masked_image_BCHW, mask_BN))
+        return features
 
     def normalize(self, image_BCHW: Tensor) -> Tensor:
         """uint8 to fp32 with the encoder's own mean and standard deviation."""

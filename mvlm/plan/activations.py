@@ -13,9 +13,10 @@ from dataclasses import replace
 
 from mvlm.config import Config
 from mvlm.data.collate import HIDDEN_MULTIPLE, PAD_MULTIPLE
-from mvlm.flops import Work
+from mvlm.flops import Work, image_tokens
 from mvlm.masking import block_grid, exact_count
 from mvlm.model.dimensions import Tower
+from mvlm.model.views import Views
 from mvlm.plan.cross import Stack, stack_pieces
 from mvlm.plan.encoders import Shape
 from mvlm.plan.kept import FP32, NORM_BYTES, Arithmetic, Piece, attention
@@ -72,20 +73,13 @@ def pieces(config: Config, shape: Shape, work: Work, how: Arithmetic) -> list[Pi
     return [piece if piece.block else Piece(piece.part, piece.kept, 0.0, piece.scratch) for piece in found]
 
 
-def _views(config: Config, modality: str) -> int:
-    objectives = config.objectives
-    aligned = objectives.alignment_inputs == "masked" and (objectives.itc or objectives.itm)
-    both = objectives.hide == "both" and (objectives.image or objectives.text)
-    return 2 if getattr(objectives, modality) or aligned or both else 1
-
-
 def _vision(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterator[Piece]:
     sizes = shape.sizes
     tower, drops = sizes.vision, config.objectives.image_masking == "drop"
-    views = _views(config, "image")
-    whole = sizes.patches + tower.tokens_extra
-    lengths: list[float] = [whole, whole - work.hidden_patches if drops else whole][:views]
-    images = views if drops or not config.data.shared_view else 1
+    extra = tower.tokens_extra - 1
+    views = zip(image_tokens(sizes, work, config.objectives), Views.read(config.objectives, "image"), strict=True)
+    lengths = [length + extra for length, is_read in views if is_read]
+    images = len(lengths) if drops or not config.data.shared_view else 1
     yield Piece("vision", how.element * images * sizes.patches * sizes.patch_values)
     for _ in range(tower.depth):
         yield _tower_block("vision", tower, lengths, how)
@@ -93,7 +87,7 @@ def _vision(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterat
 
 
 def _text(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterator[Piece]:
-    tower, lengths = shape.sizes.text, [work.length] * _views(config, "text")
+    tower, lengths = shape.sizes.text, [work.length] * sum(Views.read(config.objectives, "text"))
     tokens = sum(lengths)
     yield Piece("text", tokens * (tower.width * how.element + NORM_BYTES))
     for _ in range(tower.depth):
@@ -120,8 +114,7 @@ def _tower_block(part: str, tower: Tower, lengths: list[float], how: Arithmetic,
 
 def _cross_image(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterator[Piece]:
     objectives, sizes = config.objectives, shape.sizes
-    whole = sizes.patches + 1
-    hidden = whole - work.hidden_patches if objectives.image_masking == "drop" else whole
+    whole, hidden = image_tokens(sizes, work, objectives)
     aligned = hidden if objectives.alignment_inputs == "masked" else whole
     yield from _readings(
         config,
@@ -138,18 +131,20 @@ def _cross_image(config: Config, shape: Shape, work: Work, how: Arithmetic) -> I
             matched=aligned if objectives.itm else 0,
             keeps=bool(objectives.itm),
         ),
+        work.length,
     )
 
 
 def _cross_text(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterator[Piece]:
     objectives, sizes = config.objectives, shape.sizes
+    whole, hidden = image_tokens(sizes, work, objectives)
     yield from _readings(
         config,
         how,
         Stack(
             "cross_text",
             sizes.text.width,
-            sizes.patches + 1,
+            hidden if objectives.hide == "both" else whole,
             sizes.cross_heads,
             sizes.cross_ratio,
             sizes.cross_depth,
@@ -158,19 +153,25 @@ def _cross_text(config: Config, shape: Shape, work: Work, how: Arithmetic) -> It
             matched=work.length if objectives.itm else 0,
             keeps=True,
         ),
+        hidden if objectives.alignment_inputs == "masked" else whole,
     )
 
 
-def _readings(config: Config, how: Arithmetic, stack: Stack) -> Iterator[Piece]:
-    """One pass over both, or one for each where they read different contexts."""
+def _readings(config: Config, how: Arithmetic, stack: Stack, aligned: float) -> Iterator[Piece]:
+    """One pass over both, or one for each where they read different contexts.
+
+    Args:
+        stack: its context is what is restored from.
+        aligned: tokens of the context that is matched.
+    """
     objectives = config.objectives
     apart = (objectives.alignment_inputs == "masked") != (objectives.hide == "both")
     if apart and stack.restored and stack.matched:
         alone = stack.part == "cross_text"
         yield from stack_pieces(replace(stack, matched=0, keeps=alone), how)
-        yield from stack_pieces(replace(stack, restored=0, kept=0, keeps=True), how)
+        yield from stack_pieces(replace(stack, context=aligned, restored=0, kept=0, keeps=True), how)
     else:
-        yield from stack_pieces(stack, how)
+        yield from stack_pieces(stack if stack.restored else replace(stack, context=aligned), how)
 
 
 def _decoder(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterator[Piece]:

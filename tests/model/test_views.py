@@ -1,0 +1,84 @@
+"""An encoder computes what the objectives read, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+from test_maskvlm import WIDER, build, make_batch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mvlm.config import Objectives
+from mvlm.model.views import Views
+
+DROPPED = "objectives.image_masking=drop"
+BOTH = ("objectives.hide=both", "objectives.alignment_inputs=masked")
+
+
+def encoded_tokens(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> tuple[int, int]:
+    """Tokens of images and of texts that go through the first block of their encoder, of 8 pairs: images of 16 patches
+    of which 12 are masked, texts of 10 tokens, padding included."""
+    model, batch = build(tokenizer, *WIDER, *overrides), make_batch(patches=16)
+    counts = {"image": 0, "text": 0}
+
+    def count(modality: str) -> object:
+        def hook(block: object, inputs: tuple[Tensor, ...]) -> None:
+            counts[modality] += inputs[0].shape[:-1].numel()
+
+        return hook
+
+    model.vision.vit.blocks[0].register_forward_pre_hook(count("image"))
+    model.text.model.encoder.layer[0].register_forward_pre_hook(count("text"))
+    with torch.no_grad():
+        model(batch)
+    return counts["image"], counts["text"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "images", "texts"),
+    [
+        ((), 17 + 17, 2),
+        (("objectives.hide=both",), 17 + 17, 2),
+        (BOTH, 17, 1),
+        ((*BOTH, DROPPED), 5, 1),
+        ((DROPPED, "objectives.alignment_inputs=masked"), 17 + 5, 2),  # words are reconstructed from the whole image
+        ((DROPPED, "objectives.alignment_inputs=masked", "objectives.text=0"), 5, 2),
+        (("objectives.itc=0", "objectives.itm=0", "objectives.text=0"), 17, 1),
+        (("objectives.image=0", "objectives.text=0"), 17, 1),
+        (("objectives.image=0", "objectives.text=0", "objectives.alignment_inputs=masked"), 17, 1),
+    ],
+)
+def test_only_what_is_read_is_encoded(
+    tokenizer: PreTrainedTokenizerBase, overrides: tuple[str, ...], images: int, texts: int
+) -> None:
+    one_text = encoded_tokens(tokenizer, "objectives.image=0", "objectives.text=0")[1]
+    assert encoded_tokens(tokenizer, *overrides) == (8 * images, texts * one_text)
+
+
+def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Under every combination of objectives; that the losses are right is held by the reference."""
+    model, batch = build(tokenizer), make_batch()
+    batch = dataclasses.replace(batch, masked_image_BCHW=batch.image_BCHW.clone())
+    other = {
+        "image": (
+            dataclasses.replace(batch, image_BCHW=batch.image_BCHW.flip(-1)),
+            dataclasses.replace(batch, patch_mask_BN=batch.patch_mask_BN.roll(1, 0)),
+        ),
+        "text": (
+            dataclasses.replace(batch, text_BL=batch.text_BL.flip(0)),
+            dataclasses.replace(batch, masked_text_BL=batch.masked_text_BL.flip(0)),
+        ),
+    }
+    for *weights, hide, inputs in itertools.product(*[(0.0, 1.0)] * 4, ("one", "both"), ("full", "masked")):
+        if any(weights):
+            given = dict(zip(("image", "text", "itc", "itm"), weights, strict=True))
+            objectives = Objectives(**given, hide=hide, alignment_inputs=inputs, itm_group=4)
+            model.config = dataclasses.replace(model.config, objectives=objectives)
+            with torch.no_grad():
+                losses = model(batch)
+                for modality, changed in other.items():
+                    depends = tuple(any(model(one)[name] != losses[name] for name in losses) for one in changed)
+                    assert depends == Views.read(objectives, modality), (objectives, modality)
