@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import timm
-import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.check.report import Report
 from mvlm.config import Config, Model
 from mvlm.data.index import Mixture
-from mvlm.data.labelled import LabelledDataset, class_names
-from mvlm.data.pairs import PairDataset
-from mvlm.data.rows import Rows
-from mvlm.data.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.foreign import HUB, read_tensors
 from mvlm.model.text import check_has_weights
 from mvlm.model.weights import WEIGHTS, open_tensors
 from mvlm.train.checkpoint import Start
-from mvlm.train.folder import TOKENIZER, TRAINED, build_model, find_answers, tokenizer_source
+from mvlm.train.folder import TRAINED, find_answers, tokenizer_source
 from mvlm.train.optim import count_parameters, freeze
+from mvlm.train.rehearsal import build_empty, coming_classes, coming_dataset, coming_tokenizer
 from mvlm.train.wholeness import compare_shapes
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -42,27 +37,20 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         _check_weights(report, config.model)
     with report.judged("model"):
         tokenizer = _tokenizer(report, config, start)
-        model, taken = _built(config, tokenizer, start, _classes(config, start, mixture, deep))
+        model, taken = build_empty(config, tokenizer, start, _classes(config, start, mixture, deep))
         if mixture:
-            dataset = _dataset(config, mixture, tokenizer, model)
+            dataset = coming_dataset(config, mixture, tokenizer, model)
             trained = tokenizer_source(config, Path(config.run.dir), start) == TRAINED  # then nobody knows lengths yet
             if not trained and (cut := dataset.told_cut()):
                 report.unknown("data", cut)
         freeze(model, config.train.freeze)
         parameters = count_parameters(model)
         report.right("model", f"The model can be built: {parameters / 1e6:.3g} million parameters.")
-        if taken:
-            report.right("checkpoint", taken)
+        if start.checkpoint and taken:
+            report.right("checkpoint", " ".join(str(taken).splitlines()))
         elif start.checkpoint:
             _compare(report, start.checkpoint, model)
     return parameters
-
-
-def _dataset(config: Config, mixture: Mixture, tokenizer: PreTrainedTokenizerBase, model: Encoders) -> Rows[Any]:
-    """Raises UserError where the mask blocks do not fit the image."""
-    if config.task.is_labelled:
-        return LabelledDataset(mixture, config.task.name, tokenizer, config)
-    return PairDataset(mixture, tokenizer, config, model.grid)
 
 
 def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
@@ -71,46 +59,21 @@ def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
         report.right("checkpoint", f"{checkpoint.name} holds this model's parameters, in name and shape.")
 
 
-def _built(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int) -> tuple[Encoders, str]:
-    """The model of shapes alone, and what was taken of `checkpoint.init`.
-
-    Raises:
-        UserError: it cannot be built, or the checkpoint's weights do not fit.
-    """
-    try:
-        with torch.device("meta"):
-            model, taken = build_model(config, tokenizer, start, classes, load_weights=False)
-    except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
-        if start.checkpoint is None:
-            raise
-        run = start.checkpoint.parent.parent
-        reason = str(error).strip().partition("\n")[0]
-        raise UserError(
-            f"The model of {run} cannot be built ({reason}): copy its folders tokenizer and text_encoder again."
-        ) from None
-    return model, " ".join(str(taken).splitlines()) if start.checkpoint and taken else ""
-
-
 def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokenizerBase:
-    """The run's; one of as many tokens stands for one that is trained when the run begins."""
+    tokenizer = coming_tokenizer(config, Path(config.run.dir), start)
     source = tokenizer_source(config, Path(config.run.dir), start)
     if source == TRAINED:
-        tokenizer: PreTrainedTokenizerBase = train_tokenizer((), config.data.vocabulary)
-        tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), config.data.vocabulary)])
         report.right("tokenizer", f"One of up to {config.data.vocabulary:,} tokens will be trained on data.train.")
-        return tokenizer
-    tokenizer = load_tokenizer(source)
-    report.right("tokenizer", f"{source} can be loaded: {len(tokenizer):,} tokens.")
+    else:
+        report.right("tokenizer", f"{source} can be loaded: {len(tokenizer):,} tokens.")
     return tokenizer
 
 
 def _classes(config: Config, start: Start, mixture: Mixture | None, deep: bool) -> int:
-    """How many the run's task chooses among; of answers that are still to be counted, 1 stands for all."""
-    if config.task.name != "vqa":
-        return len(class_names(config.task.name, Path()))
-    if start.checkpoint and start.resumes:
-        return len(class_names("vqa", start.checkpoint.parent.parent / TOKENIZER))
-    return len(find_answers(config, mixture, start)) if deep and mixture else 1
+    """How many the run's task chooses among; answers that are still to be counted are so by `deep` alone."""
+    if config.task.name == "vqa" and deep and mixture:
+        return len(find_answers(config, mixture, start))
+    return coming_classes(config, start)
 
 
 def _check_weights(report: Report, config: Model) -> None:

@@ -54,8 +54,7 @@ class TextEncoder(nn.Module):
     def __init__(self, config: Model, tokenizer: PreTrainedTokenizerBase, load_weights: bool) -> None:
         super().__init__()
         self.pretrained = load_weights and config.text_weights != "random"
-        settings = _settings(config, tokenizer)
-        self.model: Any = _create(config, settings)
+        self.model: Any = _create(config, describe(config, tokenizer))
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # would get no gradient
         self.settings: PretrainedConfig = self.model.config
@@ -121,13 +120,19 @@ AttentionInterface.register(_OURS, _attend)
 AttentionMaskInterface.register(_OURS, sdpa_mask)  # bool, True = may be seen; none where there is no padding
 
 
-def _settings(config: Model, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    settings = dict(config.text_args)
+def describe(config: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """The settings of the encoder that `config` asks for; raises `UserError` where they cannot be had."""
+    settings: dict[str, Any] = dict(config.text_args)
     settings |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
     settings |= {"dropout": config.dropout, "attention_dropout": config.dropout}  # the names some encoders use
     if config.text_weights == "random":
         settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | settings
-    return settings
+    try:
+        if is_model_type(config.text):
+            return AutoConfig.for_model(config.text, **settings)
+        return AutoConfig.from_pretrained(config.text, **settings)
+    except Exception as error:  # transformers and the hub raise many kinds; all mean this encoder cannot be had
+        raise _not_built(config, error) from error
 
 
 def is_model_type(text: str) -> bool:
@@ -144,12 +149,10 @@ def check_has_weights(config: Model) -> None:
         )
 
 
-def _create(config: Model, settings: dict[str, Any]) -> Any:
+def _create(config: Model, settings: PretrainedConfig) -> Any:
     try:
-        if is_model_type(config.text):
-            return AutoModel.from_config(AutoConfig.for_model(config.text, **settings))
-        return AutoModel.from_config(AutoConfig.from_pretrained(config.text, **settings))
-    except Exception as error:  # transformers and the hub raise many kinds; all mean this encoder cannot be had
+        return AutoModel.from_config(settings)
+    except Exception as error:  # transformers raises many kinds; all mean this encoder cannot be had
         raise _not_built(config, error) from error
 
 

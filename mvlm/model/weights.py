@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
-from mvlm.config import Config, load_config
+from mvlm.config import Config, Model, load_config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
@@ -226,9 +226,8 @@ def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
 
 def offline_model(config: Config, checkpoint: Path) -> Encoders:
     """The model of a checkpoint without its weights, the text encoder described by the run's folder `text_encoder`."""
-    run = checkpoint.parent.parent
-    settings = dataclasses.replace(config.model, text=str(run / "text_encoder"), text_weights="pretrained")
-    described, tokenizer = dataclasses.replace(config, model=settings), AutoTokenizer.from_pretrained(run / "tokenizer")
+    described = dataclasses.replace(config, model=with_described_text(config.model, checkpoint))
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint.parent.parent / "tokenizer")
     model: Encoders
     if config.task.is_labelled:
         model = TaskModel(described, tokenizer, _classes(checkpoint), load_weights=False)
@@ -236,6 +235,11 @@ def offline_model(config: Config, checkpoint: Path) -> Encoders:
         model = MaskVLM(described, tokenizer, load_weights=False)
     model.config = config
     return model
+
+
+def with_described_text(config: Model, checkpoint: Path) -> Model:
+    """The same model with the text encoder that a checkpoint's run describes."""
+    return dataclasses.replace(config, text=str(checkpoint.parent.parent / "text_encoder"), text_weights="pretrained")
 
 
 def _classes(checkpoint: Path) -> int:

@@ -31,6 +31,7 @@ from mvlm.train.mirror import Mirror
 from mvlm.train.monitor import Monitor
 from mvlm.train.optim import count_parameters, freeze
 from mvlm.train.order import with_stored_order
+from mvlm.train.rehearsal import rehearse
 from mvlm.train.saver import Saver
 from mvlm.train.signals import StopRequests
 from mvlm.train.sites import find_site
@@ -63,11 +64,13 @@ def train(
     stop.limit_time(config.train.time_limit)
     mixture = training_mixture(config.data, config.task.corpus)
     total, warmup = schedule_steps(config, mixture.per_epoch)
+    content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     site = find_site(run, mirrored=mirror is not None)
     if mirror and not fetch_newest(mirror, run, site):
         begin_without(mirror, run, site)
     start = checkpoints.starting_point(run, config.checkpoint)
+    rehearse(config, content, names, start, mixture, (total, warmup))
     tokenizer = prepare_tokenizer(config, run, mixture, start, site)
     classes = class_names(config.task.name, run / TOKENIZER)
     model, beginning = build_model(config, tokenizer, start, len(classes))
@@ -75,14 +78,14 @@ def train(
     if classes:
         dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
     parameters = count_parameters(model)
-    ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
+    ds_config = resolve(content, config, names, dist.world(), total, warmup, parameters)
     stage = ds_config["zero_optimization"]["stage"]
     freeze(model, config.train.freeze)
     apply_kernels(model, config)
     prepare_blocks(model, config, stage)
     if config.train.micro_batch == "auto":
         config = settle_micro_batch(config, model, dataset, ds_config, start)
-        ds_config = resolve(read_deepspeed_json(names[0]), config, names, dist.world(), total, warmup, parameters)
+        ds_config = resolve(content, config, names, dist.world(), total, warmup, parameters)
     layout = {
         "micro_batch": micro_batch(config, dist.world()),
         "accumulation": accumulation_steps(config, dist.world()),

@@ -146,6 +146,9 @@ def test_a_toml_with_several_mistakes(scenes: Path, tmp_path: Path) -> None:
         "data.tokenizer=nowhere/at/all.json",
         "model.vision=no_such_vit",
         "model.text_weights=pretrained",
+        "model.text=gpt2",
+        "data.text_length=63",
+        "train.freeze=['visoin']",
         "checkpoint.init=nowhere",
         "objectives.image_mask_block=3",
         "task.name=vqa",
@@ -158,6 +161,7 @@ def test_check_and_train_say_the_same(
     assert main(["train", TOML, "--deepspeed_config", JSON, *words]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1].removeprefix("mvlm: ")
     assert said in problems(words)
+    assert not (tmp_path / "run").exists()
 
 
 def test_check_and_train_say_the_same_of_a_checkpoint(
