@@ -60,7 +60,7 @@ class Watch:
         """The exit code of the last attempt. Meanwhile a first stop signal lets the ranks save, a second kills them."""
         before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         for number, handler in before.items():
-            if handler is not signal.SIG_IGN:  # nohup
+            if number != signal.SIGHUP or handler is not signal.SIG_IGN:  # nohup
                 signal.signal(number, self._count_signal)
         try:
             return self._attempts()

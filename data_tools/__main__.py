@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 
@@ -47,6 +48,7 @@ def complete(arguments: argparse.Namespace) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
     arguments = parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"There is no run folder {args.run_folder} yet: give one, or leave --once out to wait.")
         print(as_json(status)) if args.json else Console().print(screen(status, watcher.history))
         return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
     try:
         follow_as_json(watcher, status) if args.json else follow(watcher, status)
     except KeyboardInterrupt:

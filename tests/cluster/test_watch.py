@@ -16,7 +16,6 @@ from tests.conftest import ROOT
 WATCH = """
 import os, signal, socket, sys
 from pathlib import Path
-signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest's workers ignore it, and so would their children
 from cluster.environment import inherited
 from cluster.processes import start_time
 from cluster.record import Record
@@ -40,9 +39,14 @@ def watch(tmp_path):
     """Start a watch over a launcher given as Python text, its output unread."""
     started = []
 
-    def start(launcher, restarts=0, limit=()):
+    def start(launcher, restarts=0, limit=(), ignoring=()):
+        def ignore():
+            for number in ignoring:
+                signal.signal(number, signal.SIG_IGN)
+
         words = [sys.executable, "-c", WATCH, str(tmp_path), launcher, str(restarts), *map(str, limit)]
-        started.append(subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(words, cwd=ROOT, preexec_fn=ignore, **pipes))
         return started[-1]
 
     yield start
@@ -99,6 +103,16 @@ def test_a_stop_is_not_followed_by_a_restart(watch, tmp_path, number):
     process = watch(waiting, restarts=5)
     wait_for(tmp_path / "attempt-001/launcher.log")
     process.send_signal(number)
+    assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
+
+
+def test_a_watch_in_the_background_hears_all_but_the_hangup_that_nohup_has_it_ignore(watch, tmp_path):
+    process = watch(WAITS, restarts=5, ignoring=(signal.SIGINT, signal.SIGHUP))
+    wait_for(tmp_path / "attempt-001/launcher.log")
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGINT)
     assert process.wait(60) == 75 and exit_codes(tmp_path) == [75]
 
 
