@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,8 @@ from mvlm.model.weights import load_run
 from mvlm.search.find import ImageIndex
 from mvlm.serve.answers import Answers
 from mvlm.serve.app import make_app
+from mvlm.serve.connection import CONNECTIONS, BoundedConnection
 from mvlm.serve.gate import Gate
-
-CONNECTIONS = 200
-"""At most; what a browser asks beyond is refused before anything is read."""
 
 FAREWELL_S = 3
 """For answers under way when it is ended."""
@@ -46,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or the index cannot be used, or the address is taken or none of this machine's.
     """
+    _heed_signals()
     with _listen(args.host, args.port) as listener:
         device = dist.device()
         loaded = load_run(args.checkpoint, device)
@@ -58,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
             lifespan="off",
             ws="none",
             server_header=False,
-            limit_concurrency=CONNECTIONS,
+            http=BoundedConnection,
+            backlog=CONNECTIONS,  # as many are accepted at once, each of them a file
             timeout_graceful_shutdown=FAREWELL_S,
         )
         try:
@@ -67,6 +68,13 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print("Ended.")
     return 0
+
+
+def _heed_signals() -> None:
+    """Let SIGINT and SIGTERM end us also where they were inherited as ignored, as a background shell's children do."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, default)
 
 
 def _port(text: str) -> int:

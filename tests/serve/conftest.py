@@ -12,12 +12,20 @@ import pytest
 from tests.conftest import ROOT
 
 
-def start(*words, **environment):
-    """`mvlm serve` with these words on a free port: the process, and its address once it listens."""
+def start(*words, ignored=(), **environment):
+    """`mvlm serve` with these words on a free port: the process, and its address once it listens.
+
+    `ignored` are signals that it inherits as ignored, as children of a background shell do Ctrl-C's.
+    """
+
+    def dispositions():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, "-m", "mvlm", "serve", *map(str, words), "--port", "0"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=dispositions)
     line = process.stdout.readline()
     found = re.search(r"http://\S+", line)
     assert found, line + process.stderr.read()

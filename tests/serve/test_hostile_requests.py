@@ -259,7 +259,8 @@ def test_no_run_and_no_index_to_serve(trained, tmp_path, capsys):
 
 
 def test_without_an_index_it_serves_the_rest(trained):
-    process, address = start(trained)
+    """And Ctrl-C's signal ends it also where it was started with that ignored."""
+    process, address = start(trained, ignored=[signal.SIGINT])
     try:
         with httpx.Client(base_url=address, timeout=60) as client:
             assert client.get("/api/about").json()["images"] == 0
@@ -267,4 +268,5 @@ def test_without_an_index_it_serves_the_rest(trained):
             assert client.post("/api/view", json={"picture": {"sample": 0}}).status_code == 200
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=100) == 0
+        assert process.communicate(timeout=100) == ("Ended.\n", "")
+        assert process.returncode == 0

@@ -6,7 +6,7 @@ import signal
 
 from mvlm.__main__ import main
 from mvlm.data.decoding import PIXEL_LIMIT
-from mvlm.serve import gate, guard
+from mvlm.serve import connection, gate, guard
 from tests.conftest import ROOT
 from tests.serve.conftest import start
 
@@ -33,3 +33,5 @@ def test_the_limits_are_those_it_names():
     assert f"{guard.BODY_LIMIT / 1e6:.1f} MB is refused" in PAGE
     assert f"after {guard.PATIENCE_S} seconds" in PAGE
     assert gate.WAITING == 8 and "Eight requests may wait" in PAGE
+    assert f"{connection.CONNECTIONS} connections at most, and {connection.PER_CLIENT} of one address" in PAGE
+    assert f"after {connection.HEADERS_S} seconds without a request's headers" in PAGE
