@@ -27,6 +27,12 @@ TOO_ELONGATED = "image is too elongated"
 MAY_BE_EMPTY = {"question_type", "group", "swapped", "answers"}
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
+INVISIBLE = re.compile(
+    "[\\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]+"
+)
+"""White space, what Unicode calls ignorable by default (joiners, marks of direction, …), and Braille's blank."""
+
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -137,7 +143,8 @@ def _clean_column(name: str, value: object) -> object:
 def clean_captions(raw: Iterable[object], words: tuple[int, int] | None = None) -> tuple[tuple[str, ...], Counter[str]]:
     """The usable captions, and how many of the others were dropped for which reason.
 
-    Bytes must be UTF-8. Control characters, line breaks and runs of white space become one space; ends are stripped.
+    Bytes must be UTF-8. Control characters, line breaks and runs of white space become one space; ends are stripped;
+    what has nothing to be seen is empty.
     `words` are the fewest and most a caption may have.
     """
     kept: list[str] = []
@@ -158,7 +165,7 @@ def _clean(text: object) -> tuple[str, str]:
     """The cleaned text, or why there is none."""
     if isinstance(text, bytes):
         try:
-            text = text.decode("utf-8")
+            text = text.decode("utf-8-sig")
         except UnicodeDecodeError:
             return "", "is not UTF-8"
     if not isinstance(text, str):
@@ -169,4 +176,4 @@ def _clean(text: object) -> tuple[str, str]:
     if SURROGATE.search(text):
         return "", "is not UTF-8"
     text = " ".join(CONTROL.sub(" ", text).split())
-    return text, "" if text else "is empty"
+    return (text, "") if text and not INVISIBLE.fullmatch(text) else ("", "is empty")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.readers import SOURCES, Source
+from data_tools.readers.webdataset import RULES
 from mvlm.errors import UserError
 
-OPTIONS = ("images", "annotations", "names", "subset", "image_column", "caption_column", "key_column")
+OPTIONS = ("images", "annotations", "names", "subset", "image_column", "caption_column", "key_column", "key_up_to")
 """Of some sources; each is named like the parameter it becomes."""
 
 WRITING = (
@@ -34,6 +35,7 @@ def add_source(command: argparse.ArgumentParser) -> None:
     own.add_argument("--image-column", metavar="NAME")
     own.add_argument("--caption-column", metavar="NAME")
     own.add_argument("--key-column", metavar="NAME")
+    own.add_argument("--key-up-to", choices=RULES, help="where in a tar member's name the key of its record ends")
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = "sources:\n" + "\n".join(map(_about, SOURCES))
 

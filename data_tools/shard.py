@@ -94,7 +94,7 @@ def shard(
                     work.abandon()
                     states = _afresh(store, out, "read a source that has changed since")
                 else:
-                    return work.finish()
+                    return work.finish(Counter(getattr(records, "unused", ())))
 
 
 def needed(options: Options) -> Demands:
@@ -252,8 +252,9 @@ class _Work:
         """Leave the work to a run afresh."""
         self._quarantine.close()
 
-    def finish(self) -> Yield:
-        """Write what is left and let the corpus appear."""
+    def finish(self, unused: Counter[str]) -> Yield:
+        """Write what is left and let the corpus appear; `unused` are the source's files of no record, by the reason."""
+        self._counts.unused = unused
         self._quarantine.flush()
         os.fsync(self._quarantine.fileno())
         self._quarantine.close()

@@ -14,6 +14,9 @@ OTHERS = "(others)"
 """Sources beyond that many are counted together: where each record names its own, the report must stay one."""
 
 
+COUNTERS = ("dropped", "dropped_captions", "unused")
+
+
 @dataclass
 class SourceYield:
     """The records of one source."""
@@ -32,6 +35,7 @@ class Yield:
     dropped: Counter[str] = field(default_factory=Counter)
     captions: int = 0
     dropped_captions: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)  # files of the source that belong to no record
     splits: dict[str, int] = field(default_factory=dict)
     sources: dict[str, SourceYield] = field(default_factory=dict)
 
@@ -49,7 +53,7 @@ class Yield:
             self.captions += outcome
 
     def as_dict(self) -> dict[str, Any]:
-        counters = {"dropped": _sorted(self.dropped), "dropped_captions": _sorted(self.dropped_captions)}
+        counters = {name: _sorted(getattr(self, name)) for name in COUNTERS}
         sources = {name: vars(s) | {"dropped": _sorted(s.dropped)} for name, s in sorted(self.sources.items())}
         return vars(self) | counters | {"sources": sources}
 
@@ -58,7 +62,7 @@ class Yield:
         sources = {
             name: SourceYield(s["read"], s["kept"], Counter(s["dropped"])) for name, s in content["sources"].items()
         }
-        counters = {name: Counter(content[name]) for name in ("dropped", "dropped_captions")}
+        counters = {name: Counter(content.get(name, {})) for name in COUNTERS}
         return cls(**content | counters | {"sources": sources})
 
     def to_json(self) -> str:
@@ -67,9 +71,13 @@ class Yield:
     def summary(self) -> str:
         """A few lines for a person."""
         lines = [f"read {self.read:,} records, kept {self.kept:,} with {self.captions:,} captions"]
-        for title, counter in (("records", self.dropped), ("captions", self.dropped_captions)):
+        for told, what, counter in (
+            ("dropped", "records", self.dropped),
+            ("dropped", "captions", self.dropped_captions),
+            ("left unused", "files", self.unused),
+        ):
             if counter:
-                lines.append(f"dropped {counter.total():,} {title}:")
+                lines.append(f"{told} {counter.total():,} {what}:")
                 lines += [f"  {count:>9,}  {reason}" for reason, count in _by_count(counter)]
         if len(self.sources) > 1:
             lines.append("by source:")

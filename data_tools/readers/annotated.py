@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import ijson
-
 from data_tools.readers.images import ImageFolders, Refused
+from data_tools.readers.json_stream import parse_json
 from data_tools.readers.members import MAX_TEXT_BYTES
 from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
@@ -120,23 +119,10 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path} cannot be read ({error.strerror}): change its permissions.") from None
 
 
-def json_items(file: BinaryIO, prefix: str) -> Iterator[Any]:
-    """The values at an ijson prefix such as "images.item", one at a time: the file is never held in full.
-
-    Raises:
-        UserError: the file is not JSON, or ends early.
-    """
-    try:
-        yield from ijson.items(file, prefix, use_float=True)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{file.name} is cut short or not JSON ({reason}): download it again.") from None
-
-
 def lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines as they are, but cut at the longest plausible length."""
+    """The lines as they are, but for a byte-order mark, and cut at the longest plausible length."""
     while line := file.readline(MAX_TEXT_BYTES):
-        yield line
+        yield line.removeprefix(codecs.BOM_UTF8)  # not of the first alone: `cat` joins files that begin with one
 
 
 def one_file(paths: Sequence[Path], source: str) -> Path:
@@ -148,7 +134,7 @@ def one_file(paths: Sequence[Path], source: str) -> Path:
 
 def json_object(line: bytes) -> dict[str, Any]:
     """Raises `ValueError` where the line is no JSON object in UTF-8."""
-    content = json.loads(line.decode("utf-8"))
+    content = parse_json(line)
     if not isinstance(content, dict):
         raise ValueError("the line is no JSON object")
     return content

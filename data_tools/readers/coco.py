@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, Unfit, json_items, text, whole
+from data_tools.readers.annotated import Annotated, At, Entry, Unfit, text, whole
+from data_tools.readers.captions import captions_of
+from data_tools.readers.json_stream import json_items
 
 
 def coco(paths: list[Path], images: list[str]) -> Annotated:
@@ -19,21 +21,22 @@ def coco(paths: list[Path], images: list[str]) -> Annotated:
 
 def _items(file: BinaryIO) -> Iterator[Any]:
     """Each image with its captions, in the order of the images."""
-    captions: dict[Any, list[object]] = {}
+    captions: dict[str, list[object]] = {}
     for annotation in json_items(file, "annotations.item"):
         if isinstance(annotation, dict):
-            captions.setdefault(annotation.get("image_id"), []).append(annotation.get("caption"))
+            captions.setdefault(str(annotation.get("image_id")), []).append(annotation.get("caption"))
     file.seek(0)
     for image in json_items(file, "images.item"):
-        yield image | {"captions": captions.pop(image.get("id"), [])} if isinstance(image, dict) else image
+        yield image | {"captions": captions.pop(str(image.get("id")), [])} if isinstance(image, dict) else image
     yield from ({"id": image_id} for image_id in captions)
 
 
 def _entry(item: Any, at: At) -> Entry:
-    image_id = whole(item["id"])
+    """COCO's ids are whole numbers; files made in its form have texts too, and of one id now this, now that."""
+    image_id = item["id"] if isinstance(item["id"], str) else whole(item["id"])
     if "captions" not in item:
         raise Unfit("captions of an image the file does not list")
     name = text(item["file_name"])
     folder = PurePosixPath(at.file).stem.rpartition("_")[2]
     fields = {"image_id": image_id, "file_name": name}
-    return Entry(str(image_id), (name, f"{folder}/{name}"), item["captions"], fields)
+    return Entry(str(image_id), (name, f"{folder}/{name}"), captions_of(item["captions"]), fields)

@@ -85,7 +85,7 @@ def _read_mapping(path: Path) -> dict[str, str]:
         raise UserError(f"--names {path} is no file and none of {', '.join(NAMINGS)}: give one of them.")
     check_file(path)
     mapping = {}
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
         for number, line in enumerate(lines, 1):
             url, tab, name = line.rstrip("\r\n").partition("\t")
             if not tab or not is_inside(name):

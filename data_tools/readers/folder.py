@@ -6,15 +6,16 @@ and optionally `source`; other fields are free and serve `--split-by`.
 
 from __future__ import annotations
 
-import io
-import json
 import tarfile
 from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
+from data_tools.readers.annotated import lines
+from data_tools.readers.captions import captions_of
 from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
-from data_tools.readers.members import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, is_inside, open_tar, unsafe
+from data_tools.readers.json_stream import parse_json
+from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
 from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
 
@@ -33,13 +34,11 @@ class FolderSource:
     def __iter__(self) -> Iterator[Record | Dropped]:
         self.position = 0
         for folder in self._folders:
-            with folder.open_captions() as lines:
-                yield from self._records(folder, lines)
+            with folder.open_captions() as file:
+                yield from self._records(folder, file)
 
-    def _records(self, folder: Opened, lines: BinaryIO) -> Iterator[Record | Dropped]:
-        number = 0
-        while line := lines.readline(MAX_TEXT_BYTES):
-            number += 1
+    def _records(self, folder: Opened, file: BinaryIO) -> Iterator[Record | Dropped]:
+        for number, line in enumerate(lines(file), 1):
             self.position += len(line)
             where = f"{folder.name}/{CAPTIONS}:{number}"
             if line.strip() and (self.only is None or where in self.only):
@@ -94,10 +93,9 @@ class Archive:
         self.name = path.name
         self._tar = open_tar(path, "r:")
         try:
-            members = self._tar.getmembers()
-        except (tarfile.TarError, OSError) as error:
+            self._members = {str(PurePosixPath(member.name)): member for member in self._tar.files()}
+        except DAMAGE as error:
             raise UserError(f"{path} is cut short or damaged ({error}): copy it again.") from None
-        self._members = {str(PurePosixPath(m.name)): m for m in members if not m.isdir()}
         found = [name for name in self._members if PurePosixPath(name).name == CAPTIONS and name.count("/") <= 1]
         if len(found) != 1 or unsafe(self._members[found[0]]):
             raise UserError(f"{path} holds {len(found)} files {CAPTIONS} at or just below its top: it must hold one.")
@@ -106,7 +104,7 @@ class Archive:
         self.captions_size = self._captions.size
 
     def open_captions(self) -> BinaryIO:
-        return io.BytesIO(self._read(self._captions))
+        return self._tar.content(self._captions)
 
     def read_image(self, name: str) -> bytes:
         if not is_inside(name):
@@ -119,19 +117,14 @@ class Archive:
         if member.size > MAX_IMAGE_BYTES:
             raise Refused("image file is too large")
         try:
-            return self._read(member)
+            return self._tar.content(member).read()
         except (tarfile.TarError, OSError):
             raise Refused("image cannot be read") from None
-
-    def _read(self, member: tarfile.TarInfo) -> bytes:
-        file = self._tar.extractfile(member)
-        assert file is not None, "only regular members are read"
-        return file.read()
 
 
 def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
     try:
-        content: Any = json.loads(line.decode("utf-8"))
+        content: Any = parse_json(line)
     except (ValueError, RecursionError) as error:
         return Dropped("", "line is not JSON in UTF-8", where, str(error)[:200])
     if not isinstance(content, dict):
@@ -151,7 +144,7 @@ def _record(folder: Opened, line: bytes, where: str) -> Record | Dropped:
     return Record(
         key=str(key),
         image=data,
-        captions=captions if isinstance(captions, list) else [captions],
+        captions=captions_of(captions),
         source=source if isinstance(source, str) else "",
         fields=content,
         where=where,

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.readers.captions import captions_of
 from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
 from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
@@ -96,8 +97,7 @@ class HfSource:
                 yield Dropped(str(key), str(refused), where)
                 continue
             fields = {column: value for column, value in row.items() if not isinstance(value, bytes | dict)}
-            listed = captions if isinstance(captions, list) else [captions]
-            yield Record(str(key), image, listed, fields=fields, where=where)
+            yield Record(str(key), image, captions_of(captions), fields=fields, where=where)
 
 
 def _is_image(type_: pa.DataType) -> bool:
@@ -151,7 +151,7 @@ def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy the data set again.") from None
     return content if isinstance(content, dict) else {}

@@ -5,7 +5,7 @@ webdataset`), in a folder (files) or in the parquet itself (parquet).
 from __future__ import annotations
 
 import re
-import tarfile
+from collections import Counter
 from collections.abc import Container, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +14,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_tools.readers.captions import captions_of
 from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
-from data_tools.readers.members import StrictHeader
-from data_tools.readers.webdataset import CUT, IMAGE_EXTENSIONS, tar_records
+from data_tools.readers.members import DAMAGE, StrictTar
+from data_tools.readers.webdataset import CUT, IMAGE_EXTENSIONS, tar_records, up_to_first_dot
 from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
 
@@ -38,9 +39,11 @@ class Img2datasetSource:
         self.only: Container[str] | None = None
         self.size = sum(_size(folder / name) for folder, name in self._shards)
         self.position = 0
+        self.unused: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record | Dropped]:
         self.position = 0
+        self.unused.clear()
         for folder, name in self._shards:
             for item in self._shard(folder.resolve(), name):
                 if self.only is None or item.where in self.only:
@@ -65,14 +68,14 @@ class Img2datasetSource:
     def _tar(self, path: Path, name: str, found: set[str]) -> Iterator[Record | Dropped]:
         """The tar's records; their keys are added to `found`. A tar that cannot be opened is as if cut at its start."""
         try:
-            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|", tarinfo=StrictHeader) as tar:
-                for item in tar_records(tar, path.name):
+            with StrictTar.open(path, "r:", ignore_zeros=True) as tar:
+                for item in tar_records(tar, path.name, up_to_first_dot, self.unused):
                     if item.where == path.name:  # it is cut
                         yield replace(item, where=name)
                         continue
                     found.add(item.key)
                     yield replace(item, where=f"{name}:{item.key}")
-        except (tarfile.TarError, EOFError, OSError) as error:
+        except DAMAGE as error:
             yield Dropped("", CUT, name, str(error))
 
 
@@ -111,7 +114,7 @@ def _record(folder: Path, name: str, row: dict[str, Any]) -> Record | Dropped:
         return Dropped(key, str(refused), where, str(row.get("url"))[:500])
     if not isinstance(image, bytes):
         return Dropped(key, MISSING_IMAGE, where, str(row.get("url"))[:500])
-    return Record(key, image, [row.get("caption")], fields=row, where=where)
+    return Record(key, image, captions_of(row.get("caption")), fields=row, where=where)
 
 
 def _reason(status: str, message: str) -> str:

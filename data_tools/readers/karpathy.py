@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, json_items, text
+from data_tools.readers.annotated import Annotated, At, Entry, text
+from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
 
 SUBSETS = ("train", "restval", "val", "test")

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import lzma
 import tarfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Self
+from typing import BinaryIO, Self
 
 from mvlm.errors import UserError
 
 MAX_IMAGE_BYTES = 256_000_000
 MAX_TEXT_BYTES = 16_000_000
 """Longer members and lines are not read: no image or caption is that long, and memory is finite."""
+
+MAX_MEMBER_BYTES = 1 << 33
+"""The most that a plain header can state; what claims more is damage, or was made to keep a reader busy."""
+
+MAX_HEADER_BYTES = 16_384
+"""Of a long name or of pax records, which tarfile reads in one go; file systems allow a path 4,096."""
+
+MAX_ZERO_BYTES = 1 << 24
+"""Of zeros in a row: they end an archive, and stand between those that were joined by `cat`."""
+
+DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+"""What reading a damaged archive, compressed or not, may raise."""
+
+_EXTENSIONS = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 
 def unsafe(member: tarfile.TarInfo) -> str:
@@ -30,28 +52,76 @@ def is_inside(name: str) -> bool:
 
 
 class StrictHeader(tarfile.TarInfo):
-    """A header that is cut, garbled or absent is an error; tarfile alone takes it for the end of the archive."""
+    """A header that is cut, garbled, absent or beyond all bounds is an error.
+
+    tarfile alone takes most of these for the end of the archive, and reads as much as a header claims.
+    """
 
     @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> Self:
+    def fromtarfile(cls, tar: StrictTar) -> Self:  # type: ignore[override]
         try:
-            return super().fromtarfile(tar)
+            header = super().fromtarfile(tar)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
-            raise  # the mark of a whole archive
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None  # type: ignore[attr-defined]
+            tar.zero_bytes += tarfile.BLOCKSIZE
+            if tar.zero_bytes > MAX_ZERO_BYTES:
+                raise tarfile.ReadError(f"nothing but zeros up to byte {tar.offset}") from None
+            raise  # tarfile goes on behind it: another archive may follow
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            if tar.zero_bytes:
+                raise  # the end of a whole archive
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
+        except (tarfile.HeaderError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise tarfile.ReadError(f"{error} at byte {tar.offset}") from None
+        tar.zero_bytes = 0
+        if not 0 <= header.size <= MAX_MEMBER_BYTES:
+            raise tarfile.ReadError(f"a member claims {header.size:,} bytes at byte {header.offset}")
+        return header
+
+    def _proc_member(self, tar: StrictTar) -> tarfile.TarInfo:
+        """tarfile's own hook, which reads what stands between this header and the member that it describes."""
+        if self.type in _EXTENSIONS and not 0 <= self.size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a name or its attributes claim {self.size:,} bytes at byte {tar.offset}")
+        return super()._proc_member(tar)  # type: ignore[misc, no-any-return]
+
+    def _proc_sparse(self, tar: StrictTar) -> tarfile.TarInfo:
+        """Of a file with holes tarfile reads the whole map, however long."""
+        raise tarfile.ReadError(f"a file with holes (of GNU's sparse format) at byte {tar.offset}")
+
+    def _proc_gnusparse_10(self, *_: object) -> None:
+        """As in `_proc_sparse`, in pax's words."""
+        raise tarfile.ReadError("a file with holes (of GNU's sparse format)")
 
 
-def open_tar(path: Path, mode: str) -> tarfile.TarFile:
-    """Open an archive for reading; `mode` is tarfile's.
+class StrictTar(tarfile.TarFile):
+    """An archive of strict headers, or several joined by `cat`."""
+
+    tarinfo = StrictHeader
+    zero_bytes = 0  # in a row, up to where it is read
+
+    def files(self) -> Iterator[tarfile.TarInfo]:
+        """The members that are no folders, in order, none of which is kept in memory; may raise any of `DAMAGE`."""
+        while (member := self.next()) is not None:
+            self.members: list[tarfile.TarInfo] = []  # or tarfile would keep every header it has seen
+            if not member.isdir():
+                yield member
+
+    def content(self, member: tarfile.TarInfo) -> BinaryIO:
+        """The content of a regular member, to be read before the next one is asked for."""
+        file = self.extractfile(member)
+        assert file is not None, "only regular members are read"
+        return file  # type: ignore[return-value]
+
+
+def open_tar(path: Path, mode: str, file: BinaryIO | None = None) -> StrictTar:
+    """Open an archive for reading; `mode` is tarfile's. Of a `file` that is given, `path` is but the name.
 
     Raises:
         UserError: there is no such file, or it is no such archive.
     """
     try:
-        return tarfile.open(path, mode, tarinfo=StrictHeader)  # type: ignore[call-overload, no-any-return]
+        return StrictTar.open(None if file else path, mode, file, ignore_zeros=True)  # type: ignore[call-overload, no-any-return]
     except FileNotFoundError:
         raise UserError(f"No archive at {path}: check the path.") from None
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+    except DAMAGE as error:
         reason = str(error).partition("\n")[0].rstrip(":")
         raise UserError(f"{path} cannot be read as a tar archive ({reason}): check that it is one.") from None

@@ -7,8 +7,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, json_items, one_file, text
+from data_tools.readers.annotated import Annotated, At, Entry, one_file, text
 from data_tools.readers.downloads import places
+from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
 
 

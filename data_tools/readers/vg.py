@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, json_items, whole
+from data_tools.readers.annotated import Annotated, At, Entry, whole
+from data_tools.readers.json_stream import json_items
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 

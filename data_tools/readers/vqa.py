@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, Unfit, check_file, json_items, text, whole
+from data_tools.readers.annotated import Annotated, At, Entry, Unfit, check_file, text, whole
+from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
 
 SUBTYPES = ("train2014", "val2014", "test2015")

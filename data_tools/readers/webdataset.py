@@ -1,20 +1,24 @@
-"""Tars in webdataset's layout: consecutive members whose names agree up to the first dot are one record.
+"""Tars in webdataset's layout: consecutive members whose names agree up to a dot are one record.
 
-The image is the member with an image's extension. Captions come from `.json` ("captions", a list, or "caption";
-"source" optional; other fields serve `--split-by`) and, where that has none, from `.txt` (one caption).
+The image is the member whose last extension is an image's. Captions come from `.json` ("captions", a list, or
+"caption"; "source" optional; other fields serve `--split-by`) and, where that has none, from `.txt` (one caption).
 """
 
 from __future__ import annotations
 
-import json
-import tarfile
-import zlib
-from collections.abc import Container, Iterator
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tarfile import TarInfo
+from typing import Any, BinaryIO
 
-from data_tools.readers.members import MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictHeader, open_tar, unsafe
+from data_tools.readers.captions import captions_of
+from data_tools.readers.json_stream import parse_json
+from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
 from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
 
@@ -22,90 +26,174 @@ IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
 TEXT_EXTENSIONS = {"txt", "json"}
 CUT = "tar is cut short or damaged from here on"
 
+MOST_KINDS = 50
+"""Reasons for which files are not used; beyond that many they are counted together, for names may be anything."""
 
-@dataclass
-class _Group:
-    """The members read so far of one record, by extension, or why it is refused."""
+Names = tuple[str, str] | None
+"""The key and the extensions in a member's name, or None where it has no extension."""
 
-    key: str
-    where: str
-    wanted: bool = True
-    members: dict[str, bytes] = field(default_factory=dict)
-    refused: str = ""
-    detail: str = ""
+_FIRST_DOT = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 
-    def add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> None:
-        if not self.wanted:
-            return
-        if reason := unsafe(member):
-            self._refuse(reason, member.name)
-        if self.refused or extension not in IMAGE_EXTENSIONS | TEXT_EXTENSIONS:
-            return
-        is_image = extension in IMAGE_EXTENSIONS
-        if member.size > (MAX_IMAGE_BYTES if is_image else MAX_TEXT_BYTES):
-            self._refuse("image file is too large" if is_image else "caption file is too large", member.name)
-        elif is_image and self.members.keys() & IMAGE_EXTENSIONS:
-            self._refuse("more than one image", member.name)
-        else:
-            file = tar.extractfile(member)
-            assert file is not None, "only regular members are read"
-            self.members[extension] = file.read()
 
-    def _refuse(self, reason: str, detail: str) -> None:
-        self.refused, self.detail = reason, detail
+def up_to_first_dot(name: str) -> Names:
+    """As webdataset's own reader has it, `base_plus_ext`."""
+    match = _FIRST_DOT.fullmatch(name)
+    return (match[1], match[2].lower()) if match else None
+
+
+def up_to_last_dot(name: str) -> Names:
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.rpartition(".")
+    return (f"{folder}{slash}{stem}", extension.lower()) if stem else None
+
+
+RULES: dict[str, Callable[[str], Names]] = {"first-dot": up_to_first_dot, "last-dot": up_to_last_dot}
+"""By the words of `--key-up-to`: up to where a member's name is the key of its record."""
 
 
 class WebdatasetSource:
-    """The records of tars, compressed or not, in the order given; each is streamed once from end to end."""
+    """tars, compressed or not, each streamed from end to end; --key-up-to: first-dot or last-dot, where in its name the
+    key of a member ends (default: first-dot, as webdataset has it, but last-dot where by that an image would take
+    another's place); key: the folder in the tar and that part of the name"""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Path], key_up_to: str = "") -> None:
         for path in paths:
             if not path.is_file():
                 raise UserError(f"No archive at {path}: check the path.")
             open_tar(path, "r:*").close()
         self._paths = paths
+        self._rule = RULES[key_up_to] if key_up_to else None
         self.only: Container[str] | None = None
         self.size = sum(path.stat().st_size for path in paths)
         self.position = 0
+        self.unused: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record | Dropped]:
         start = 0
+        self.unused.clear()
         for path in self._paths:
-            size = path.stat().st_size
-            with path.open("rb") as file, tarfile.open(fileobj=file, mode="r|*", tarinfo=StrictHeader) as tar:
-                for record in tar_records(tar, path.name, self.only):
+            with _opened(path) as (file, tar):
+                for record in tar_records(tar, path.name, self._names, self.unused, self.only):
                     self.position = start + file.tell()
                     yield record
-            start += size
+            start += path.stat().st_size
+
+    def _names(self, name: str) -> Names:
+        if self._rule is None and name.rpartition("/")[2].count(".") > 1:
+            self._rule = self._decided()  # until here both rules have said the same
+        return (self._rule or up_to_first_dot)(name)
+
+    def _decided(self) -> Callable[[str], Names]:
+        """The first dot, unless two images of any of the tars would then have one key; reads all their headers."""
+        stems: dict[int, int] = {}  # of hashes, for there may be many
+        for path in self._paths:
+            try:
+                with _opened(path) as (_, tar):
+                    for member in tar.files():
+                        first, last = up_to_first_dot(member.name), up_to_last_dot(member.name)
+                        if not first or not last or last[1] not in IMAGE_EXTENSIONS:
+                            continue
+                        if stems.setdefault(hash(first[0]), hash(last[0])) != hash(last[0]):
+                            print(_told(path, member, first[0]), file=sys.stderr)
+                            return up_to_last_dot
+            except DAMAGE:
+                continue  # it is told of where it is met
+        return up_to_first_dot
 
 
-def tar_records(tar: tarfile.TarFile, tar_name: str, only: Container[str] | None = None) -> Iterator[Record | Dropped]:
-    """The records of an open tar; `where` is "TAR:MEMBER", the first member of the record."""
+def _told(path: Path, member: TarInfo, key: str) -> str:
+    return (
+        f"{path}: up to the first dot, where webdataset ends a key, {member.name!r} and another image are both "
+        f"{key!r}: all keys of this source end at the last dot instead. Give --key-up-to to have either rule."
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, StrictTar]]:
+    with path.open("rb") as file, open_tar(path, "r:*", file) as tar:
+        yield file, tar
+
+
+@dataclass
+class _Group:
+    """The members read so far of one record, or why it is refused."""
+
+    key: str
+    where: str
+    unused: Counter[str]
+    wanted: bool = True
+    parts: dict[str, bytes] = field(default_factory=dict)  # "image", "txt", "json"
+    plain: dict[str, bool] = field(default_factory=dict)  # of each, whether its name has but one extension
+    rivals: list[str] = field(default_factory=list)  # images beside the one kept whose names are no longer
+    refused: str = ""
+    detail: str = ""
+
+    def add(self, tar: StrictTar, member: TarInfo, extensions: str) -> None:
+        if not self.wanted:
+            return
+        if reason := unsafe(member):
+            self._refuse(reason, member.name)
+        if self.refused:
+            return
+        kind = extensions.rpartition(".")[2]
+        if kind in IMAGE_EXTENSIONS:
+            self._keep(tar, member, "image", "." not in extensions, MAX_IMAGE_BYTES)
+        elif kind in TEXT_EXTENSIONS:
+            self._keep(tar, member, kind, "." not in extensions, MAX_TEXT_BYTES)
+        else:
+            _count(self.unused, f".{kind} is not read" if kind.isalnum() and len(kind) <= 8 else "not read")
+
+    def _keep(self, tar: StrictTar, member: TarInfo, part: str, plain: bool, most: int) -> None:
+        """Of several, such as `x.jpg` and `x.mask.png`, the one with but one extension is the record's."""
+        if member.size > most:
+            self._refuse("image file is too large" if part == "image" else "caption file is too large", member.name)
+            return
+        if part in self.parts:
+            _count(self.unused, f"its record has another {part}")
+        if part not in self.parts or plain > self.plain[part]:
+            self.parts[part], self.plain[part] = tar.content(member).read(), plain
+            self.rivals = self.rivals if part != "image" else []
+        elif part == "image" and plain == self.plain[part]:
+            self.rivals = [*self.rivals, member.name][:3]  # the names are but for the message
+
+    def _refuse(self, reason: str, detail: str) -> None:
+        self.refused, self.detail = reason, detail
+
+
+def tar_records(
+    tar: StrictTar,
+    tar_name: str,
+    names: Callable[[str], Names],
+    unused: Counter[str],
+    only: Container[str] | None = None,
+) -> Iterator[Record | Dropped]:
+    """The records of an open tar; `where` is "TAR:MEMBER", the first member of the record.
+
+    Files that no record has a use for are counted in `unused`, by the reason.
+    """
     group: _Group | None = None
     try:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or tarfile would keep every header it has seen
-            if member.isdir():
+        for member in tar.files():
+            found = names(member.name)
+            if found is None:
+                _count(unused, "no extension")
                 continue
-            key, extension = _key(member.name)
+            key, extensions = found
             if group is None or group.key != key:
                 if group is not None:
                     yield from _record(group)
                 where = f"{tar_name}:{member.name}"
-                group = _Group(key, where, only is None or where in only)
-            group.add(tar, member, extension)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                group = _Group(key, where, unused, only is None or where in only)
+            group.add(tar, member, extensions)
+    except DAMAGE as error:
         yield Dropped(group.key if group else "", CUT, tar_name, str(error))
         return
     if group is not None:
         yield from _record(group)
 
 
-def _key(name: str) -> tuple[str, str]:
-    """The record's key (folder and base name up to the first dot) and the extension, in lower case."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
+def _count(unused: Counter[str], reason: str) -> None:
+    unused[reason if reason in unused or len(unused) < MOST_KINDS else "not read"] += 1
 
 
 def _record(group: _Group) -> Iterator[Record | Dropped]:
@@ -113,26 +201,30 @@ def _record(group: _Group) -> Iterator[Record | Dropped]:
     if group.refused:
         yield Dropped(group.key, group.refused, group.where, group.detail)
         return
-    if not group.members:
+    if not group.parts:
         return
-    image = next((group.members[e] for e in group.members if e in IMAGE_EXTENSIONS), None)
-    if image is None:
-        yield Dropped(group.key, "no image", group.where)
+    image = group.parts.get("image")
+    if image is None or group.rivals:
+        yield Dropped(
+            group.key, "more than one image" if image else "no image", group.where, ", ".join(group.rivals[:3])
+        )
         return
     try:
-        content: Any = json.loads(group.members.get("json", b"{}").decode("utf-8"))
+        content: Any = parse_json(group.parts.get("json", b"{}"))
     except (ValueError, RecursionError) as error:
         yield Dropped(group.key, "the .json is not JSON in UTF-8", group.where, str(error)[:200])
         return
     content = content if isinstance(content, dict) else {}
     captions = content.get("captions", content.get("caption"))
-    if not captions and "txt" in group.members:
-        captions = group.members["txt"]
+    if "txt" in group.parts and not captions:
+        captions = group.parts["txt"]
+    elif "txt" in group.parts and group.parts["txt"].decode("utf-8", "replace").strip() not in captions_of(captions):
+        _count(group.unused, "a .txt beside captions in a .json")
     source = content.get("source")
     yield Record(
         key=group.key,
         image=image,
-        captions=captions if isinstance(captions, list) else [captions],
+        captions=captions_of(captions),
         source=source if isinstance(source, str) else "",
         fields=content,
         where=group.where,

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_tools.check import MAX_TEXT
 from data_tools.image import BadImage, decode, decoded_size
+from data_tools.readers.webdataset import CUT
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
@@ -217,3 +218,74 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Pa
     assert len(list((tmp_path / ".out.partial/.state").glob("*.state"))) > 1
     run(*argv, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE, pax: dict[str, str] | None = None) -> bytes:
+    """A header that claims so much; nothing stands behind it."""
+    member = tarfile.TarInfo(name)
+    member.size, member.type, member.pax_headers = size, kind, pax or {}
+    return member.tobuf(tarfile.PAX_FORMAT if pax else tarfile.GNU_FORMAT)
+
+
+def good_tar() -> bytes:
+    """Without the zeros that would end it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in (("a.jpg", photo(1)), ("a.txt", b"a caption"), ("b.txt", b"another")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        return buffer.getvalue()[: tar.offset]
+
+
+def negative() -> bytes:
+    """A size below nothing, in base 256, by which tarfile would go back and never end."""
+    header = bytearray(tar_header("b.jpg", 0))
+    header[124:136] = (-1024 & (1 << 96) - 1).to_bytes(12)
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+SPARSE_TAIL = 40 << 30
+TARS = {
+    "10 TB": (tar_header("b.jpg", 10 << 40), 0),
+    "20 GB": (tar_header("b.jpg", 20_000_000_000), SPARSE_TAIL),
+    "10 TB in a pax record": (tar_header("b.jpg", 0, pax={"size": str(10 << 40)}), 0),
+    "6 GB that are not there": (tar_header("b.jpg", 6_000_000_000), 0),
+    "a name of 500 MB": (tar_header("././@LongLink", 500_000_000, tarfile.GNUTYPE_LONGNAME), SPARSE_TAIL),
+    "pax records of 500 MB": (tar_header("pax", 500_000_000, tarfile.XHDTYPE), SPARSE_TAIL),
+    "a size below nothing": (negative(), 0),
+    "pax upon pax": (
+        b"".join(tar_header("p", 0, tarfile.XHDTYPE) for _ in range(3000)) + tar_header("b.jpg", 0),
+        0,
+    ),
+    "a sparse map": (tar_header("b.jpg", 0, tarfile.GNUTYPE_SPARSE), 0),
+    "zeros": (b"", SPARSE_TAIL),
+}
+
+BOUNDED = """
+import resource, sys
+from pathlib import Path
+from data_tools.readers.webdataset import WebdatasetSource
+resource.setrlimit(resource.RLIMIT_AS, (1_500_000_000, 1_500_000_000))
+resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sys.argv[1:]:
+    print(*(f"{item.key}: {getattr(item, 'reason', 'good')}" for item in WebdatasetSource([Path(path)])), sep="; ")
+assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+"""
+
+
+def test_a_tar_is_read_no_further_than_makes_sense(tmp_path: Path) -> None:
+    """Whatever a header claims: 100 MB of memory and CPU seconds. But for their first blocks the files are holes."""
+    paths = []
+    for number, (hostile, length) in enumerate(TARS.values()):
+        paths.append(tmp_path / f"{number}.tar")
+        with paths[-1].open("wb") as file:
+            file.write(good_tar() + hostile)
+            file.truncate(max(file.tell(), length))
+    ended = subprocess.run([sys.executable, "-c", BOUNDED, *map(str, paths)], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    for name, line in zip(TARS, ended.stdout.splitlines(), strict=True):
+        assert line == f"a: good; b: {CUT}", name
