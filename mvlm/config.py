@@ -41,7 +41,7 @@ class Data:
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
     shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
-    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = one in TMPDIR
+    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = your own in TMPDIR
     cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
     workers: int = 2  # decoding threads or processes a rank; 0 = in the training thread
     worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock

@@ -1,6 +1,7 @@
 """A bounded folder of a node for shards that lie elsewhere, shared by all processes of the node.
 
-A shard is `<sha256>.arrow`, and has that name only once its bytes have been held against the hash. While it is fetched
+A shard is `<sha256>.arrow`, and has that name only once its bytes have been held against the hash; it is trusted from
+then on since nobody but the user may write there, and since every row has a checksum of its own. While it is fetched
 it is `<sha256>.<bytes>.part`, and who fetches it holds a lock on `<sha256>.lock`. What was touched longest ago is
 dropped first; so whoever knows the future touches last what comes first. A mapped shard may be dropped: its bytes stay
 until it is unmapped.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -23,6 +25,8 @@ from mvlm.errors import UserError
 PAUSES_S = (0.5, 2.0, 8.0)  # before a shard is fetched again
 WAIT_S = 0.05  # for another process to finish a shard
 
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
 Fetch = Callable[[Path], None]
 """Writes a shard's bytes to a file; whatever it raises counts as one failure."""
 
@@ -30,22 +34,33 @@ Fetch = Callable[[Path], None]
 class Cache:
     """
     Args:
-        folder: on a disk of this node; "" = a folder in TMPDIR.
+        folder: on a disk of this node; "" = the user's own in TMPDIR.
         gigabytes: of all shards together; one that is larger is fetched alone.
     """
 
     def __init__(self, folder: str = "", gigabytes: float = 32.0):
-        self.folder = Path(folder) if folder else Path(tempfile.gettempdir()) / "mvlm-shards"
+        self.folder = Path(folder) if folder else Path(tempfile.gettempdir()) / f"mvlm-shards-{os.getuid()}"
         self.capacity = int(gigabytes * 1e9)
 
     def make(self) -> None:
-        """Make the folder; raises `UserError` where it cannot be made."""
+        """Make the folder; raises `UserError` where it cannot be made, or others than the user may write to it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.folder.stat()
         except OSError as error:
             raise UserError(
                 f"The cache {self.folder} cannot be made ({error}): set data.cache to a folder you may write."
             ) from None
+        if found.st_uid != os.getuid():
+            raise UserError(
+                f"The cache {self.folder} belongs to user {found.st_uid} and not to you, so that its shards cannot be "
+                "trusted: set data.cache to a folder of your own."
+            )
+        if found.st_mode & WRITABLE_BY_OTHERS:
+            raise UserError(
+                f"The cache {self.folder} may be written by others (mode {stat.S_IMODE(found.st_mode):04o}), so that "
+                "its shards cannot be trusted: empty it and chmod it to 700, or set data.cache to another folder."
+            )
 
     def path(self, shard: Shard) -> Path:
         return self.folder / f"{shard.sha256}.arrow"

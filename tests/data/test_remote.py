@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zlib
@@ -143,6 +144,40 @@ def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
     assert [number for number in range(13) if bound.holds(shard[number])] == [0, 3, 4]
     place.bring_ahead(5, [shard[0], shard[3], shard[4]])
     assert not bound.holds(shard[5])  # not at the cost of what is needed sooner
+
+
+def test_a_cache_that_others_may_write_is_refused(shards, tmp_path, store):
+    """What lies in it with the right name and length may have any bytes."""
+    folder = tmp_path / "c"
+    assert Mixture([f"slow://{shards}"], cache=Cache(str(folder))).row(5).key == "k00005"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    for mode in (0o770, 0o777, 0o1777):
+        folder.chmod(mode)
+        with pytest.raises(UserError, match=rf"may be written by others \(mode {mode:04o}\).* chmod it to 700"):
+            Mixture([f"slow://{shards}"], cache=Cache(str(folder)))
+    folder.chmod(0o755)
+    assert Mixture([f"slow://{shards}"], cache=Cache(str(folder))).row(5).key == "k00005"
+
+
+def test_every_user_of_a_node_has_a_cache_and_trusts_no_others(shards, monkeypatch):
+    if os.getuid() != 0:
+        pytest.skip("becoming another user needs root")
+    with tempfile.TemporaryDirectory() as scratch:  # pytest's own is closed to other users
+        os.chmod(scratch, 0o1777)
+        monkeypatch.setattr(tempfile, "tempdir", scratch)
+        Mixture([f"slow://{shards}"], cache=Cache())
+        other = os.fork()
+        if not other:
+            try:
+                os.setuid(12345)
+                Cache().make()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(other, 0)[1] == 0
+        assert sorted(os.listdir(scratch)) == ["mvlm-shards-0", "mvlm-shards-12345"]
+        with pytest.raises(UserError, match=r"mvlm-shards-12345 belongs to user 12345 and not to you"):
+            Cache(f"{scratch}/mvlm-shards-12345").make()
 
 
 SCRIPT = """
