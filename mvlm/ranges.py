@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from mvlm.checkpoint.layout import LAST_STEP
 from mvlm.errors import Mistakes
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
     require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
     require(0 < optim.layer_decay <= 1, "optim.layer_decay", "above 0 and at most 1")
+    require(train.steps <= LAST_STEP, "train.steps", f"at most {LAST_STEP}, which a checkpoint's name has room for")
     length = train.steps > 0 or 0 < train.epochs < math.inf
     require(length, "train.epochs", "above 0 where train.steps is not given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")

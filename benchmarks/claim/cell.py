@@ -22,10 +22,11 @@ from benchmarks.claim.cost import equal_compute
 from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
 from benchmarks.claim.scores import measure, measure_answers, pack
 from mvlm import dist
+from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
 from mvlm.config import load_config
 from mvlm.data.index import Mixture
 from mvlm.errors import UserError
-from mvlm.model.weights import MOMENTS, find_checkpoint, load_run, load_task_run
+from mvlm.model.weights import load_run, load_task_run
 from mvlm.train.loop import train
 from mvlm.train.signals import StopRequests
 from mvlm.watch.lines import Lines

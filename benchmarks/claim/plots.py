@@ -13,7 +13,7 @@ from benchmarks.claim.cell import run_name
 from benchmarks.claim.corpora import EVAL
 from benchmarks.claim.grid import ABLATION, ALBEF, ALL_FOUR, BASELINE, COMPUTE, OBJECTIVES, SHARES, STEPS, Cell
 from benchmarks.claim.paired import LEVEL, student_quantile
-from mvlm.model.weights import CHECKPOINTS, LATEST
+from mvlm.checkpoint.layout import CHECKPOINTS, LATEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

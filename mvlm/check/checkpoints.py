@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from mvlm.check.report import Report
+from mvlm.checkpoint.layout import step_folders
 from mvlm.config import Config
 from mvlm.data.index import Mixture
 from mvlm.errors import UserError
-from mvlm.model.weights import CHECKPOINTS
-from mvlm.train.checkpoint import FOLDERS, Start, given_start, search_whole
+from mvlm.train.checkpoint import Start, given_start, search_whole
 from mvlm.train.mirror import Mirror
 from mvlm.train.order import settle_order, with_stored_order
 from mvlm.train.state import TrainState
@@ -37,6 +37,12 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
         if start is None:
             found = search_whole(run, hashes=deep)
             start = Start(found.whole, resumes=True, own=True)
+            if found.problem:
+                report.wrong(
+                    "checkpoint",
+                    f"{found.problem}: training would go on from {found.whole.name}, the newest whole checkpoint; "
+                    "write another's name into it if that is not what you want.",
+                )
             if found.damaged:
                 report.wrong(
                     "checkpoint",
@@ -93,7 +99,7 @@ def check_room(report: Report, config: Config, parameters: int) -> None:
 
 def _check_others(report: Report, run: Path, start: Start | None, deep: bool) -> None:
     """The run's own checkpoints that have not been spoken of: an older one is what a run falls back on."""
-    for folder in sorted((run / CHECKPOINTS).glob(FOLDERS)):
+    for folder in reversed(step_folders(run)):
         known = start is not None and folder == start.checkpoint
         known = known or any(problem.startswith(f"{folder} is damaged") for problem in report.problems)
         if not known and (reason := find_damage(folder, hashes=deep)):

@@ -9,13 +9,14 @@ from huggingface_hub import constants, try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.check.report import Report
+from mvlm.checkpoint.layout import WEIGHTS
 from mvlm.config import Config, Model
 from mvlm.data.index import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.foreign import HUB, read_tensors
 from mvlm.model.text import check_has_weights
-from mvlm.model.weights import WEIGHTS, open_tensors
+from mvlm.model.weights import open_tensors
 from mvlm.train.checkpoint import Start
 from mvlm.train.folder import TRAINED, find_answers, tokenizer_source
 from mvlm.train.optim import count_parameters, freeze

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 
 from mvlm import dist
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
 from mvlm.config import load_config
 from mvlm.data.pictures import find_pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.weights import Loaded, find_checkpoint, load_run, load_task_run
+from mvlm.model.weights import Loaded, load_run, load_task_run
 from mvlm.predict.choose import ANSWER, JUDGE, Choice
 from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, Prediction

@@ -9,8 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mvlm
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import Config
-from mvlm.model.weights import find_checkpoint, is_averaged, open_weights
+from mvlm.model.weights import is_averaged, open_weights
 from mvlm.report.facts import Facts, read_facts, read_json
 
 PURPOSE = {

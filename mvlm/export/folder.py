@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import Config, load_config
 from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
@@ -21,7 +22,7 @@ from mvlm.errors import UserError
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
 from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
 from mvlm.export.sources import remote_code
-from mvlm.model.weights import find_checkpoint, open_weights
+from mvlm.model.weights import open_weights
 
 SHARD_BYTES = 2_000_000_000
 """Weights in a file, and in memory at once."""

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
 from mvlm.errors import UserError
 
 HUB = "hf-hub:"
@@ -54,7 +55,7 @@ def read_tensors(place: str) -> dict[str, Tensor]:
     """
     path = _local(place)
     if _is_ours(path):
-        from mvlm.model.weights import find_checkpoint, open_weights  # which builds the models that read this
+        from mvlm.model.weights import open_weights  # which builds the models that read this
 
         with open_weights(find_checkpoint(path)) as files:
             return {name: file.get_tensor(name) for name, file in files.items()}
@@ -77,7 +78,7 @@ def described_kind(place: str) -> str | None:
 
 
 def _is_ours(path: Path) -> bool:
-    return (path / "index.json").is_file() or (path / "checkpoints/latest").is_file()
+    return (path / INDEX).is_file() or has_checkpoints(path)
 
 
 def _local(place: str) -> Path:

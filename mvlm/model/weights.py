@@ -1,11 +1,4 @@
-"""Weights at rest: a run's folder, read without DeepSpeed.
-
-A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
-`moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), where the run averages
-its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which names every file
-with its length and hash. `checkpoints/latest` holds the newest one's name.
-Beside them may lie `step_N.partial-A`, being written by the run's attempt A, and `step_N.damaged`, set aside.
-"""
+"""Weights at rest: a run's folder, read without DeepSpeed. Its layout: mvlm/checkpoint/layout.py."""
 
 from __future__ import annotations
 
@@ -22,17 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
+from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, find_checkpoint, read_index
 from mvlm.config import Config, Model, load_config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.task import HEAD, TaskModel
-
-CHECKPOINTS = "checkpoints"
-LATEST = "latest"
-WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
-UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
-
 
 M_co = TypeVar("M_co", bound=Encoders, covariant=True)
 
@@ -47,52 +35,6 @@ class Loaded(Generic[M_co]):
     step: int
     averaged: bool = False  # it has the average of the run's weights (train.ema)
     fingerprint: str = ""  # of the weights' files
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file of a checkpoint as index.json names it."""
-
-    file: str
-    bytes: int
-    sha256: str
-
-
-def find_checkpoint(path: str | Path, setting: str = "") -> Path:
-    """The checkpoint that `path` means: itself, or a run folder's latest.
-
-    Args:
-        setting: that names it, if any, for the message.
-
-    Raises:
-        UserError: there is none.
-    """
-    path = Path(path)
-    if (path / "index.json").is_file():
-        return path
-    latest = path / CHECKPOINTS / LATEST
-    if latest.is_file():
-        checkpoint = path / CHECKPOINTS / latest.read_text(encoding="utf-8", errors="replace").strip()
-        if (checkpoint / "index.json").is_file():
-            return checkpoint
-        raise UserError(f"{latest} names {checkpoint.name}, which is no checkpoint: write a whole one's name into it.")
-    named = f" ({setting})" if setting else ""
-    raise UserError(f"No checkpoint at {path}{named}: give a run folder or one of its checkpoints/step_... folders.")
-
-
-def read_index(checkpoint: Path) -> list[Entry]:
-    """The files of a checkpoint; raises one of UNREADABLE where index.json is damaged."""
-    content = json.loads((checkpoint / "index.json").read_text(encoding="utf-8"))
-    return [Entry(**entry) for entry in content["files"]]
-
-
-def is_moments(entry: Entry) -> bool:
-    return entry.file.startswith(MOMENTS)
-
-
-def has_moments(checkpoint: Path) -> bool:
-    """Whether any of the optimiser's files lies there; raises one of UNREADABLE where index.json is damaged."""
-    return any((checkpoint / entry.file).exists() for entry in read_index(checkpoint) if is_moments(entry))
 
 
 def _index(checkpoint: Path) -> list[Entry]:

@@ -10,52 +10,81 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from mvlm import dist
+from mvlm.checkpoint.layout import Writer
 from mvlm.errors import UserError
+from mvlm.train.checkpoint import as_rank_0
 from mvlm.train.mirror import Mirror
+from mvlm.train.sites import Site
 
 ATTEMPTS = "attempts"
+
+Result = TypeVar("Result")
 
 
 class Attempt:
     """The next number of a run, claimed by rank 0; all ranks must construct it.
 
     A claim is a file `attempts/NNNN.json` that only one process can create. Whoever sees a higher number than
-    its own has been superseded: it writes nothing more and ends.
+    its own has been superseded: it writes nothing more and ends. Every run folder of nodes that have their own gets a
+    copy; where it has gone, so has the run folder.
+
+    Args:
+        resumes: it resumes one of the run's own checkpoints.
+        site: the ranks that see this run folder; None = all.
+
+    Attributes:
+        number: from 1 on.
+        writer: what checkpoints of this attempt are known by. An attempt that resumes the run's own checkpoint
+            belongs to the chain of the attempt before it; any other, or where that is not known, begins a chain.
 
     Raises:
         UserError: the run folder cannot be written.
     """
 
-    def __init__(self, run: Path, mirror: Mirror | None = None) -> None:
-        self._folder = run / ATTEMPTS
+    def __init__(
+        self, run: Path, mirror: Mirror | None = None, resumes: bool = False, site: Site | None = None
+    ) -> None:
+        self._run, self._folder = run, run / ATTEMPTS
         self._mirror = mirror
+        self._leads = (site or Site.of_all()).leads
         self._overtaken = False
-        claimed: int | UserError = 0
-        if dist.rank() == 0:
+        claimed = as_rank_0(lambda: self._tried(lambda: self._claim(resumes)))
+        self.writer, self._claim_text = claimed
+        self.number = self.writer.attempt
+        failure = None
+        if self._leads and dist.rank():
             try:
-                claimed = self._claim()
-            except OSError as error:
-                claimed = UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.")
+                self._tried(self._copy_claim)
             except UserError as error:
-                claimed = error
-        claimed = dist.broadcast_object(claimed)
-        if isinstance(claimed, UserError):
-            raise claimed
-        self.number = claimed
+                failure = error
+        if failure := next(filter(None, dist.gather_objects(failure)), None):
+            raise failure
 
-    def _claim(self) -> int:
+    def _tried(self, action: Callable[[], Result]) -> Result:
+        try:
+            return action()
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self._run} cannot be written ({error}): free some room or set run.dir."
+            ) from None
+
+    def _claim(self, resumes: bool) -> tuple[Writer, str]:
         self._folder.mkdir(parents=True, exist_ok=True)
+        own = secrets.token_hex(8)
+        chain = (resumes and self._chain_before()) or own
         facts = {"host": socket.gethostname(), "pid": os.getpid(), "world": dist.world(), "at": time.time()}
-        self._claim_text = json.dumps(facts | {"id": secrets.token_hex(8)})
-        number = 1 + max((int(path.stem) for path in self._folder.glob("[0-9]*.json")), default=0)
+        text = json.dumps(facts | {"id": own, "chain": chain})
+        number = 1 + max(self._numbers_here(), default=0)
         elsewhere = max(self._numbers_in_mirror(), default=0)
         while True:
             try:
                 with open(self._path(number), "x", encoding="utf-8") as file:
-                    file.write(self._claim_text)
+                    file.write(text)
             except FileExistsError:
                 pass
             else:
@@ -63,8 +92,29 @@ class Attempt:
                     break
             number += 1
         if self._mirror:
-            self._mirror.write(_name(number), self._claim_text.encode())
-        return number
+            self._mirror.write(claim_name(number), text.encode())
+        return Writer(chain, number), text
+
+    def _copy_claim(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path(self.number).write_text(self._claim_text, encoding="utf-8")
+
+    def _chain_before(self) -> str | None:
+        """That of the last attempt before this one; None where it is not known."""
+        here, there = max(self._numbers_here(), default=0), max(self._numbers_in_mirror(), default=0)
+        if self._mirror and there > here:
+            return chain_of(self._mirror.read(claim_name(there)))
+        return chain_of(self._path(here).read_bytes()) if here else None
+
+    def is_lost(self) -> bool:
+        """Whether the claim has gone from the run folder, which has been removed, moved or replaced then.
+
+        Asked by the ranks that lead a site, which tell the others; others see nothing.
+        """
+        try:
+            return self._leads and self._path(self.number).read_text(encoding="utf-8") != self._claim_text
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+            return True
 
     def superseded(self) -> bool:
         """Whether a later attempt has begun; asked by rank 0, which tells the others."""
@@ -77,18 +127,41 @@ class Attempt:
         """
         if self._mirror and not self._overtaken:
             latest = max(self._numbers_in_mirror(), default=0)
-            own = self._mirror.read(_name(self.number))
+            own = self._mirror.read(claim_name(self.number))
             self._overtaken = latest > self.number or own != self._claim_text.encode()
         return self._overtaken
 
+    def is_of_chain(self, number: int) -> bool:
+        """Whether an attempt that the mirror knows belongs to the same chain."""
+        if number == self.number:
+            return True
+        claim = self._mirror.read(claim_name(number)) if self._mirror else None
+        return chain_of(claim) == self.writer.chain
+
     def _numbers_in_mirror(self) -> list[int]:
         names = self._mirror.sizes(ATTEMPTS) if self._mirror else {}
-        stems = (Path(name).stem for name in names)
-        return [int(stem) for stem in stems if stem.isdecimal()]
+        return _numbers(names)
+
+    def _numbers_here(self) -> list[int]:
+        return _numbers(path.name for path in self._folder.glob("*.json"))
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:04d}.json"
 
 
-def _name(number: int) -> str:
+def claim_name(number: int) -> str:
+    """Of an attempt's claim in the mirror."""
     return f"{ATTEMPTS}/{number:04d}.json"
+
+
+def chain_of(claim: bytes | None) -> str | None:
+    """The chain that a claim names; None where it is not to be read."""
+    try:
+        return str(json.loads(claim or b"")["chain"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    stems = (Path(name).stem for name in names)
+    return [int(stem) for stem in stems if stem.isdecimal()]

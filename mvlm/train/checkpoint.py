@@ -1,15 +1,15 @@
-"""Going on from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/model/weights.py.
+"""Going on from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/checkpoint/layout.py.
 
 Written by mvlm/train/saver.py. Where the run's latest checkpoint turns out to be damaged, the newest older one
-that is whole takes its place.
+that is whole takes its place; where `latest` is lost or names none, the newest whole one.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,24 +18,15 @@ from pathlib import Path
 from typing import TypeVar
 
 from mvlm import dist
+from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
 from mvlm.model.foreign import is_foreign
-from mvlm.model.weights import (
-    CHECKPOINTS,
-    EMA,
-    LATEST,
-    MOMENTS,
-    WEIGHTS,
-    find_checkpoint,
-    open_tensors,
-)
+from mvlm.model.weights import open_tensors
 from mvlm.train.engine import Engine
 from mvlm.train.partitions import MOMENTS as KEYS
 from mvlm.train.state import TrainState
 from mvlm.train.wholeness import can_go_on, compare_shapes, find_damage, read_whole_state, refusal
-
-FOLDERS = "step_????????"
 
 Found = TypeVar("Found")
 
@@ -52,8 +43,9 @@ class Start:
 def starting_point(run: Path, config: Checkpoint) -> Start:
     """Decide where training begins; all ranks must call, and are told the same.
 
-    1. The latest whole checkpoint in the run folder, so that a command that is started again goes on. 2.
-    `checkpoint.resume`, when given. 3. The weights alone of `checkpoint.init`. 4. Scratch, or encoders of others.
+    1. The latest whole checkpoint in the run folder, so that a command that is started again goes on; a folder that
+    has any, whole or not, is never begun anew. 2. `checkpoint.resume`, when given. 3. The weights alone of
+    `checkpoint.init`. 4. Scratch, or encoders of others.
 
     Raises:
         UserError: there is no such checkpoint, or none of the run folder is whole.
@@ -64,7 +56,7 @@ def starting_point(run: Path, config: Checkpoint) -> Start:
 
 def given_start(run: Path, config: Checkpoint) -> Start | None:
     """By all rules but the first: None where that one holds."""
-    if (run / CHECKPOINTS / LATEST).is_file():
+    if has_checkpoints(run):
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
@@ -90,27 +82,30 @@ class Search:
     """What the checkpoints of a run folder are good for.
 
     Attributes:
-        whole: the newest that the run can go on from.
+        whole: that the run can go on from.
         damaged: newer ones that are not whole, the latest first.
-        reason: what is wrong with the latest, where it is damaged.
+        reason: what is wrong with the first of them.
+        problem: what is wrong with the file `latest`, where it names none of them.
     """
 
     whole: Path
     damaged: tuple[Path, ...] = ()
     reason: str = ""
+    problem: str = ""
 
 
 def newest_whole(run: Path) -> Path:
-    """The run's latest checkpoint; where it is damaged, the newest older whole one, which becomes the latest.
+    """The checkpoint to resume from, which becomes the latest: the one that `latest` names; where that is damaged, the
+    newest older whole one; where `latest` is no use, the newest whole one.
 
-    The damaged ones are then renamed to `step_N.damaged`, and one sentence says so. All ranks must call.
+    Damaged ones are then renamed to `step_N.damaged`, and one sentence says so. All ranks must call.
 
     Raises:
         UserError: none is whole; nothing has been renamed.
     """
     found = search_whole(run)
-    if found.damaged:
-        as_rank_0(partial(_set_aside, found))
+    if found.damaged or found.problem:
+        as_rank_0(partial(_settle, found))
     return found.whole
 
 
@@ -120,22 +115,23 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
     Args:
         hashes: False compares lengths alone.
     """
-    latest = as_rank_0(lambda: _latest(run))
-    while reason := find_damage(latest, hashes):
-        newer = as_rank_0(lambda: _latest(run))
-        if newer == latest:
+    found = as_rank_0(lambda: candidates(run))
+    while reason := find_damage(found.first, hashes):
+        again = as_rank_0(lambda: candidates(run))
+        if again.first == found.first:
             break
-        latest = newer  # another attempt lives, and has deleted what it no longer keeps
-    if not reason:
-        return Search(latest)
-    damaged = [latest]
-    older = as_rank_0(lambda: [path for path in latest.parent.glob(FOLDERS) if path.name < latest.name])
-    for candidate in sorted(older, reverse=True):
+        found = again  # another attempt lives, and has deleted what it no longer keeps
+    if not reason and (not found.problem or can_go_on(found.first)):
+        return Search(found.first, problem=found.problem)
+    damaged = [found.first] if reason else []
+    for candidate in found.others:
         if find_damage(candidate, hashes):
             damaged.append(candidate)
         elif can_go_on(candidate):
-            return Search(candidate, tuple(damaged), reason)
-    raise refusal(latest, reason)
+            return Search(candidate, tuple(damaged), reason or "", found.problem)
+    if reason:
+        raise refusal(found.first, reason)
+    return Search(found.first, problem=found.problem)
 
 
 def restore_start(engine: Engine, run: Path, start: Start) -> tuple[TrainState, Path]:
@@ -195,16 +191,13 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     return state
 
 
-def _latest(run: Path) -> Path:
-    """The folder that `latest` names, be it whole or not."""
-    latest = run / CHECKPOINTS / LATEST
-    name = latest.read_text(encoding="utf-8", errors="replace").strip()
-    return latest.with_name(name) if re.fullmatch(r"step_\d{8}", name) else find_checkpoint(run)
-
-
-def _set_aside(found: Search) -> None:
-    damaged, reason, used = found.damaged, found.reason, found.whole
+def _settle(found: Search) -> None:
+    """Set aside what is damaged, have `latest` name what is used, and say why."""
+    damaged, used = found.damaged, found.whole
+    why = [found.problem] if found.problem else []
+    why += [f"{damaged[0]} is damaged ({found.reason})"] if damaged else []
     try:
+        _clear_latest(used.parent / LATEST)
         write_durably(used.parent / LATEST, used.name)
         kept = []
         for folder in filter(Path.is_dir, damaged):
@@ -215,15 +208,22 @@ def _set_aside(found: Search) -> None:
         sync_folder(used.parent)
     except OSError as error:
         raise UserError(
-            f"{damaged[0]} is damaged ({reason}) and cannot be renamed ({error}): free some room, or set "
+            f"{' and '.join(why)}, and {used.parent} cannot be written ({error}): free some room, or set "
             f"checkpoint.resume={used}."
         ) from None
     kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
+    newest = ", the newest whole checkpoint" if found.problem else ""
     print(
-        f"mvlm: {damaged[0]} is damaged ({reason}): the run goes on from {used.name}{kept_as}.",
+        f"mvlm: {' and '.join(why)}: the run goes on from {used.name}{newest}{kept_as}.",
         file=sys.stderr,
         flush=True,
     )
+
+
+def _clear_latest(latest: Path) -> None:
+    """A folder in its place could not be replaced by a file."""
+    if latest.is_dir() and not latest.is_symlink():
+        os.rename(latest, latest.with_name(f"{LATEST}.aside-{time.time_ns()}"))
 
 
 def write_durably(path: Path, text: str) -> None:

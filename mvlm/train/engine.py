@@ -18,11 +18,11 @@ from torch import Tensor
 
 from mvlm import dist
 from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Losses, Pool, Tally
+from mvlm.checkpoint.layout import EMA
 from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import EMA
 from mvlm.objectives.itc import contrast
 from mvlm.train.gradients import GradientParts
 from mvlm.train.offload import build_optimizer

@@ -13,11 +13,21 @@ from functools import partial
 from pathlib import Path
 
 from mvlm import dist
+from mvlm.checkpoint.layout import (
+    CHECKPOINTS,
+    INDEX,
+    LATEST,
+    UNREADABLE,
+    Entry,
+    read_index,
+    step_folders,
+    step_name,
+    step_of,
+)
 from mvlm.errors import UserError
-from mvlm.model.weights import CHECKPOINTS, LATEST, UNREADABLE, Entry, read_index
-from mvlm.train.checkpoint import FOLDERS, as_rank_0, find_damage, sync_folder, write_durably
+from mvlm.train.checkpoint import as_rank_0, find_damage, sync_folder, write_durably
 from mvlm.train.folder import TEXT_ENCODER, TOKENIZER
-from mvlm.train.mirror import INDEX, Mirror, Place, read_entries
+from mvlm.train.mirror import Mirror, Place, read_entries
 from mvlm.train.monitor import METRICS
 from mvlm.train.sites import Site
 from mvlm.train.skipped import SKIPPED
@@ -61,16 +71,13 @@ def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
 def _is_behind(run: Path, newest: Place) -> bool:
     step = as_rank_0(lambda: _newest_step(run))
     if step == newest.step:
-        return find_damage(run / CHECKPOINTS / f"step_{step:08d}") is not None
+        return find_damage(run / CHECKPOINTS / step_name(step)) is not None
     return step < newest.step
 
 
 def _newest_step(run: Path) -> int:
     """Of the checkpoints in the run folder, -1 for none. One that was gone back on counts: that was somebody's will."""
-    if not (run / CHECKPOINTS / LATEST).is_file():
-        return -1
-    whole = (path.parent.name for path in (run / CHECKPOINTS).glob(f"{FOLDERS}/{INDEX}"))
-    return max((int(name.removeprefix("step_")) for name in whole), default=-1)
+    return max((step_of(folder) for folder in step_folders(run) if (folder / INDEX).is_file()), default=-1)
 
 
 def _fetch(mirror: Mirror, place: Place, run: Path, site: Site) -> str | None:
@@ -83,7 +90,7 @@ def _fetch(mirror: Mirror, place: Place, run: Path, site: Site) -> str | None:
         return f"{INDEX}: {type(error).__name__}: {error}"
     if not index:
         return f"{INDEX} is gone"
-    folder = run / CHECKPOINTS / f"step_{place.step:08d}"
+    folder = run / CHECKPOINTS / step_name(place.step)
     unfinished = folder.with_name(folder.name + UNFINISHED)
     _on_each(run, site.leads, partial(_make_ready, folder, unfinished))
     failure = _on_each(run, True, partial(_fetch_files, mirror, place, site.share(entries), unfinished))
@@ -182,24 +189,27 @@ def begin_without(mirror: Mirror, run: Path, site: Site) -> None:
     """
     if site.is_whole:
         return
-    latest = run / CHECKPOINTS / LATEST
-    if whole := _on_each(run, site.leads, partial(_own_whole, latest)):
+    if whole := _on_each(run, site.leads, partial(_own_whole, run)):
         raise UserError(
             f"{whole} is whole on one node, and neither the others nor {mirror.url} have it: start the run on that "
             "node alone first, which uploads it."
         )
-    _on_each(run, site.leads, partial(_forget, latest))
+    _on_each(run, site.leads, partial(_set_parts_aside, run))
 
 
-def _own_whole(latest: Path) -> str | None:
-    if not latest.is_file():
-        return None
-    checkpoint = latest.with_name(latest.read_text(encoding="utf-8", errors="replace").strip())
-    try:
-        return str(checkpoint) if all((checkpoint / entry.file).exists() for entry in read_index(checkpoint)) else None
-    except UNREADABLE:
-        return None
+def _own_whole(run: Path) -> str | None:
+    def has_all(checkpoint: Path) -> bool:
+        try:
+            return all((checkpoint / entry.file).exists() for entry in read_index(checkpoint))
+        except UNREADABLE:
+            return False
+
+    return next((str(folder) for folder in step_folders(run) if has_all(folder)), None)
 
 
-def _forget(latest: Path) -> None:
-    latest.unlink(missing_ok=True)
+def _set_parts_aside(run: Path) -> None:
+    (run / CHECKPOINTS / LATEST).unlink(missing_ok=True)
+    for folder in step_folders(run):
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, aside)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from mvlm import dist
+from mvlm.checkpoint.layout import LAST_STEP
 from mvlm.config import Config
 from mvlm.data.index import training_mixture
 from mvlm.data.labelled import LabelledDataset, class_names
 from mvlm.data.pairs import PairDataset
 from mvlm.data.rows import Rows
-from mvlm.errors import OUT_OF_SIGHT, cannot_write
+from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
@@ -99,7 +100,7 @@ def train(
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint, frozen=config.train.freeze)
     if start.resumes:
         start, state = _go_on(engine, run, start, state)
-    attempt = Attempt(run, mirror)
+    attempt = Attempt(run, mirror, start.resumes and start.own, site)
     if start.checkpoint and start.resumes and start.own:
         if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
             start, state = _go_on(engine, run, start, state)
@@ -116,7 +117,7 @@ def train(
             monitor.say(f"{beginning}\nEvery tensor stands in {run / STARTED}.")
         watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
         uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
-        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt.number, site, uploads))
+        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt, site, uploads))
         trainer = Trainer(
             config,
             engine,
@@ -146,9 +147,18 @@ def train(
 
 
 def schedule_steps(config: Config, samples: int) -> tuple[int, int]:
-    """Updates in all and updates of warm-up, of so many samples an epoch."""
+    """Updates in all and updates of warm-up, of so many samples an epoch.
+
+    Raises:
+        UserError: there are more than a checkpoint's name has room for.
+    """
     per_epoch = samples / config.train.global_batch
     total = config.train.steps or math.ceil(config.train.epochs * per_epoch)
+    if total > LAST_STEP:
+        raise UserError(
+            f"train.epochs = {config.train.epochs} makes {total} steps of data.train: lower it, so that they are at "
+            f"most {LAST_STEP}, which a checkpoint's name has room for."
+        )
     warmup = config.optim.warmup_steps
     if warmup < 0:
         warmup = round(config.optim.warmup_epochs * per_epoch)

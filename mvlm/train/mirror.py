@@ -15,15 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, MOMENTS, STEP, WEIGHTS, Entry, step_name
+from mvlm.checkpoint.prune import lineage, to_keep
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import CHECKPOINTS, EMA, MOMENTS, WEIGHTS, Entry
 
 PAUSES_S = (1.0, 4.0, 16.0)  # before another try
-INDEX = "index.json"
 STATE = "state.json"
 FILES = re.compile(rf"({WEIGHTS}|{MOMENTS}|{EMA})-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(STATE)}")
-PLACES = re.compile(r"step_(\d{8})\.attempt-(\d{1,9})")
 
 Answer = TypeVar("Answer")
 
@@ -35,7 +34,7 @@ class Place(NamedTuple):
     step: int
 
     def path(self, file: str = "") -> str:
-        return f"{CHECKPOINTS}/step_{self.step:08d}.attempt-{self.attempt}/{file}".rstrip("/")
+        return f"{CHECKPOINTS}/{step_name(self.step)}.attempt-{self.attempt}/{file}".rstrip("/")
 
 
 class Mirror:
@@ -105,16 +104,24 @@ class Mirror:
 
     def history(self) -> list[Place]:
         """The whole checkpoints, newest first, without those that a later attempt has gone back on."""
-        return _history(self.sizes(CHECKPOINTS))
-
-    def prune(self, newest: Place, config: Checkpoint) -> None:
-        """Delete all but the last `keep` and the multiples of `keep_every`: what is half, or gone back on, as well."""
         sizes = self.sizes(CHECKPOINTS)
-        history = _history(sizes)
-        multiples = [place for place in history if config.keep_every and place.step % config.keep_every == 0]
-        kept = {newest, *history[: config.keep], *multiples}
-        for place in sorted(_places(sizes)):
-            if place.attempt <= newest.attempt and place not in kept:
+        return lineage(place for place in _places(sizes) if place.path(INDEX) in sizes)
+
+    def prune(self, newest: Place, config: Checkpoint, is_own: Callable[[int], bool]) -> None:
+        """Delete what the run's own attempts have left half, or saved up to `newest` and need not keep.
+
+        Args:
+            is_own: whether an attempt belongs to the chain of the one that calls.
+        """
+        sizes = self.sizes(CHECKPOINTS)
+        places = sorted(_places(sizes))
+        attempts = {place.attempt for place in places if place.attempt <= newest.attempt}
+        own = set(filter(is_own, attempts))
+        whole = [p for p in places if p.attempt in own and p.path(INDEX) in sizes and p.step <= newest.step]
+        kept = to_keep(whole, config)
+        for place in places:
+            beyond = place.path(INDEX) in sizes and place.step > newest.step
+            if place.attempt in own and not beyond and place not in kept:
                 if place.path(INDEX) in sizes:  # first: what is half deleted must not look whole
                     self._delete(place.path(INDEX))
                 self._delete(place.path())
@@ -163,13 +170,5 @@ def read_entries(index: bytes, where: str) -> list[Entry]:
 
 def _places(sizes: dict[str, int]) -> set[Place]:
     folders = {name.split("/")[1] for name in sizes if name.count("/") == 2}
-    found = filter(None, map(PLACES.fullmatch, folders))
-    return {Place(attempt=int(match[2]), step=int(match[1])) for match in found}
-
-
-def _history(sizes: dict[str, int]) -> list[Place]:
-    history: list[Place] = []
-    for place in sorted(_places(sizes), reverse=True):
-        if place.path(INDEX) in sizes and (not history or place.step < history[-1].step):
-            history.append(place)
-    return history
+    found = filter(None, map(STEP.fullmatch, folders))
+    return {Place(attempt=int(match[2]), step=int(match[1])) for match in found if match[2]}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.model.weights import EMA
+from mvlm.checkpoint.layout import EMA
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

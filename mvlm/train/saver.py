@@ -1,4 +1,4 @@
-"""Checkpoints, written while training goes on. Their layout: mvlm/model/weights.py.
+"""Checkpoints, written while training goes on. Their layout: mvlm/checkpoint/layout.py.
 
 Each rank copies the parameters dealt to it, as whole fp32 tensors by name, and a thread writes them beside the
 final place. When all ranks' files are written, hashed and synced, rank 0 renames the folder and only then points
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import struct
 import time
@@ -24,10 +23,12 @@ import torch
 from torch import Tensor
 
 from mvlm import dist
+from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
+from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.config import Checkpoint
 from mvlm.errors import cannot_write
-from mvlm.model.weights import CHECKPOINTS, EMA, LATEST, MOMENTS, WEIGHTS, Entry
-from mvlm.train.checkpoint import FOLDERS, write_durably
+from mvlm.train.attempt import Attempt
+from mvlm.train.checkpoint import write_durably
 from mvlm.train.engine import Engine
 from mvlm.train.partitions import MOMENTS as KEYS
 from mvlm.train.sites import Site
@@ -59,7 +60,7 @@ class Saver:
     """Starts checkpoints and publishes them; `start`, `publish` and `finish` are for all ranks at once.
 
     Args:
-        attempt: the run's; partial checkpoints of earlier attempts are deleted.
+        attempt: at the run; what earlier ones have left half written is deleted.
         site: the ranks that see this run folder; None = all.
         uploads: gets what is published.
     """
@@ -69,20 +70,17 @@ class Saver:
         engine: Engine,
         run: Path,
         config: Checkpoint,
-        attempt: int,
+        attempt: Attempt,
         site: Site | None = None,
         uploads: Uploads | None = None,
     ) -> None:
         self.seconds = 0.0  # from start to published, of the last checkpoint
         self._engine, self._config, self._attempt = engine, config, attempt
         self._site, self._uploads = site or Site.of_all(), uploads
-        self._home = run / CHECKPOINTS
+        self._run, self._home = run, run / CHECKPOINTS
         self._pending: _Pending | None = None
         if self._site.leads:
-            for path in self._home.glob("*.partial-*"):
-                number = re.fullmatch(rf"{FOLDERS.replace('?', '[0-9]')}\.partial-(\d+)", path.name)
-                if number and int(number[1]) < attempt:
-                    shutil.rmtree(path, ignore_errors=True)
+            delete_unfinished(self._home, attempt.number)
 
     def __enter__(self) -> Saver:
         return self
@@ -113,8 +111,8 @@ class Saver:
         """
         self.finish()
         since = time.monotonic()
-        folder = self._home / f"step_{state.step:08d}"
-        partial = folder.with_name(f"{folder.name}.partial-{self._attempt}")
+        folder = self._home / step_name(state.step)
+        partial = folder.with_name(f"{folder.name}.partial-{self._attempt.number}")
         self._pending = _Pending(state, folder, partial, _Share(partial, _own_share(self._engine)), since)
         self._pending.share.start()
 
@@ -137,14 +135,16 @@ class Saver:
         failure = next((failure for _, failure in gathered if failure), None)
         if self._site.leads:
             if not failure:
-                failure = _publish(pending, [entry for entries, _ in gathered for entry in entries])
+                entries = [entry for entries, _ in gathered for entry in entries]
+                failure = _publish(pending, entries, self._attempt.writer)
             if failure:
                 shutil.rmtree(pending.partial, ignore_errors=True)
         failure = next(filter(None, dist.gather_objects(failure)), None)
         if failure:
             raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
         if self._site.leads:
-            prune(pending.folder, self._config, self._uploads.held if self._uploads else None)
+            held = self._uploads.held if self._uploads else None
+            prune(self._run, pending.folder, self._config, self._attempt.writer, held)
         if self._uploads:
             self._uploads.offer(pending.folder)
         self.seconds = time.monotonic() - pending.since
@@ -220,40 +220,20 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _publish(pending: _Pending, entries: list[Entry]) -> _Failure | None:
+def _publish(pending: _Pending, entries: list[Entry], writer: Writer) -> _Failure | None:
     """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
     folder, partial = pending.folder, pending.partial
     try:
         state = json.dumps(pending.state.to_json())
         entries = [*entries, Entry("state.json", len(state), hashlib.sha256(state.encode()).hexdigest())]
+        index = {"written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
         write_durably(partial / "state.json", state)
-        write_durably(partial / "index.json", json.dumps({"files": [asdict(entry) for entry in entries]}, indent=1))
-        if folder.exists():  # a repeated step, after going on from an older checkpoint
-            older = max((path.name for path in folder.parent.glob(FOLDERS) if path.name < folder.name), default=None)
-            if older:  # `latest` must not name what is about to be deleted
-                write_durably(folder.parent / LATEST, older)
-            shutil.rmtree(folder)
+        write_durably(partial / INDEX, json.dumps(index, indent=1))
+        replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
         os.rename(partial, folder)
         write_durably(folder.parent / LATEST, folder.name)
+        if replaced:
+            shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         return _Failure(dist.rank(), error)
     return None
-
-
-def prune(newest: Path, config: Checkpoint, held: Path | None) -> None:
-    """Delete all but the last `keep`, the multiples of `keep_every`, and the one that is `held` for another while.
-
-    What lies beyond `newest`, left by a run that was gone back on, goes first and is not kept for good.
-    """
-
-    def beyond(folder: Path) -> bool:
-        return folder.name > newest.name
-
-    def for_good(folder: Path) -> bool:
-        step = int(folder.name.removeprefix("step_"))
-        return not beyond(folder) and config.keep_every > 0 and step % config.keep_every == 0
-
-    found = sorted(newest.parent.glob(FOLDERS), key=lambda folder: (not beyond(folder), folder.name))
-    for folder in found[: -config.keep]:
-        if folder != held and not for_good(folder):
-            shutil.rmtree(folder, ignore_errors=True)

@@ -15,16 +15,16 @@ from threading import Thread
 import torch
 
 from mvlm import dist
+from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, read_index, step_of
+from mvlm.checkpoint.prune import prune
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import CHECKPOINTS, LATEST, read_index
 from mvlm.train.attempt import Attempt
 from mvlm.train.checkpoint import as_rank_0
 from mvlm.train.fetch import fetch_newest
 from mvlm.train.folder import TEXT_ENCODER, TOKENIZER
-from mvlm.train.mirror import INDEX, STATE, Mirror, Place
+from mvlm.train.mirror import STATE, Mirror, Place
 from mvlm.train.monitor import METRICS
-from mvlm.train.saver import prune
 from mvlm.train.sites import Site
 from mvlm.train.skipped import SKIPPED
 
@@ -107,7 +107,7 @@ class Uploads:
         if self._next:
             self._begin()
         if self._newest and self._site.leads:
-            prune(self._newest, self._config, self.held)
+            prune(self._run, self._newest, self._config, self._attempt.writer, self.held)
 
     def drain(self) -> None:
         """Wait for all uploads, be they good or not; all ranks must call."""
@@ -151,7 +151,7 @@ class Uploads:
         self._task = _Task(self._upload_share)
 
     def _place(self, folder: Path) -> Place:
-        return Place(self._attempt.number, int(folder.name.removeprefix("step_")))
+        return Place(self._attempt.number, step_of(folder))
 
     def _upload_share(self) -> None:
         assert self._mirror and self._folder
@@ -174,7 +174,7 @@ class Uploads:
         self._stop_if_superseded()
         mirror.upload(folder / INDEX, place.path(INDEX))
         mirror.write(f"{CHECKPOINTS}/{LATEST}", Path(place.path()).name.encode())
-        mirror.prune(place, self._config)
+        mirror.prune(place, self._config, self._attempt.is_of_chain)
 
     def _stop_if_superseded(self) -> None:
         if self._attempt.superseded_in_mirror():
@@ -212,6 +212,6 @@ class _Task(Thread):
 
 def _has(mirror: Mirror, checkpoint: Path) -> bool:
     newest = next(iter(mirror.history()), None)
-    if newest is None or f"step_{newest.step:08d}" != checkpoint.name:
+    if newest is None or newest.step != step_of(checkpoint):
         return False
     return mirror.read(newest.path(INDEX)) == (checkpoint / INDEX).read_bytes()

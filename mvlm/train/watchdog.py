@@ -28,7 +28,8 @@ from types import TracebackType
 from typing import NamedTuple, NoReturn
 
 from mvlm import dist
-from mvlm.model.weights import CHECKPOINTS, LATEST
+from mvlm.checkpoint.layout import candidates
+from mvlm.errors import UserError
 from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, Others, duration, period_s, read
 
 HANGS = "hangs.jsonl"
@@ -248,8 +249,8 @@ def _is_exchanging() -> bool:
 
 def _way_on(run: Path) -> str:
     try:
-        newest = (run / CHECKPOINTS / LATEST).read_text(encoding="utf-8").strip()
-    except OSError:
+        newest = candidates(run).first.name
+    except UserError:
         return "there is no whole checkpoint yet, so the same command starts anew"
     return f"the newest whole checkpoint is {newest}, and the same command goes on from it"
 

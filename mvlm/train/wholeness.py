@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +10,8 @@ from safetensors import safe_open
 from torch.nn import Parameter
 
 from mvlm import dist
+from mvlm.checkpoint.layout import UNREADABLE, find_damaged_file, has_moments
 from mvlm.errors import UserError
-from mvlm.model.weights import UNREADABLE, has_moments, is_moments, read_index
 from mvlm.train.state import TrainState
 
 
@@ -32,18 +31,9 @@ def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
         return "it is missing"
     try:
         read_state(checkpoint)
-        files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
-        for entry in files[dist.rank() :: dist.world()]:
-            if (size := (checkpoint / entry.file).stat().st_size) != entry.bytes:
-                return f"{entry.file} has {size} bytes and not the {entry.bytes} of index.json"
-            if not hashes:
-                continue
-            with open(checkpoint / entry.file, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                    return f"{entry.file} has another SHA-256 than index.json says"
     except UNREADABLE as error:
         return f"{type(error).__name__}: {error}"
-    return None
+    return find_damaged_file(checkpoint, hashes, slice(dist.rank(), None, dist.world()))
 
 
 def read_state(checkpoint: Path) -> TrainState:

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mvlm.checkpoint.layout import candidates, step_of
+from mvlm.errors import UserError
 from mvlm.train.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
 from mvlm.watch.lines import Lines
 from mvlm.watch.signs import Ears, Signs
 
-METRICS, DESCRIPTION, LATEST, ATTEMPTS = "metrics.jsonl", "run.json", "checkpoints/latest", "attempts"
+METRICS, DESCRIPTION, ATTEMPTS = "metrics.jsonl", "run.json", "attempts"
 HANG_MINUTES = 15.0  # the configuration's default, where run.json is not there yet
 
 
@@ -120,13 +122,11 @@ class Watcher:
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
         """The latest checkpoint's step, and how many seconds old it is."""
-        path = self.run / LATEST
         try:
-            step = path.read_text(encoding="utf-8").strip().removeprefix("step_")
-            age = max(0.0, self._clock() - path.stat().st_mtime)
-        except (OSError, ValueError):
+            latest = candidates(self.run).first
+            return step_of(latest), max(0.0, self._clock() - latest.stat().st_mtime)
+        except (OSError, UserError):
             return None, None
-        return (int(step), age) if step.isdecimal() else (None, None)
 
 
 def _judge(step: int, steps: int | None, checkpoint: int | None, signs: Signs) -> tuple[str, str]:

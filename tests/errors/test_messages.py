@@ -15,8 +15,8 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import find_checkpoint
 from mvlm.train import trackers
 from mvlm.train.signals import SIGNALS
 from tests.conftest import ROOT, TINY, mvlm_command, run_command

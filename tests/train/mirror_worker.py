@@ -38,9 +38,9 @@ def started(mirror: Mirror, site: Site) -> tuple[Saver, Uploads, Trained]:
     for folder in SMALL:
         (RUN / folder).mkdir(exist_ok=True)
         (RUN / folder / "config.json").write_text("{}")
-    engine, attempt = Trained(), Attempt(RUN, mirror)
+    engine, attempt = Trained(), Attempt(RUN, mirror, resumes=True, site=site)
     uploads = Uploads(mirror, RUN, Checkpoint(keep=1), attempt, site, print)
-    return Saver(engine, RUN, Checkpoint(keep=1), attempt.number, site, uploads), uploads, engine
+    return Saver(engine, RUN, Checkpoint(keep=1), attempt, site, uploads), uploads, engine
 
 
 def mistake(action: Callable[[], object]) -> str:

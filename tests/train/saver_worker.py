@@ -12,6 +12,7 @@ import torch
 from mvlm import dist
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
+from mvlm.train.attempt import Attempt
 from mvlm.train.checkpoint import find_damage, newest_whole
 from mvlm.train.saver import Saver
 from mvlm.train.state import TrainState
@@ -39,7 +40,7 @@ def save(saver: Saver, engine: Trained, step: int) -> None:
 
 def main(folder: Path) -> dict[str, object]:
     run, engine = folder / "run", Trained()
-    saver = Saver(engine, run, Checkpoint(keep=3), attempt=1)
+    saver = Saver(engine, run, Checkpoint(keep=3), Attempt(run))
     for step in (2, 4):
         save(saver, engine, step)
     seen: dict[str, object] = {"latest": newest_whole(run).name}

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import find_checkpoint, load_run
+from mvlm.model.weights import load_run
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train import loop
 from tests.conftest import ROOT, TINY
@@ -173,10 +174,27 @@ def test_a_damaged_description_is_an_error_of_the_checkpoint(
     assert STEP in refused(train_here, copy)
 
 
-@pytest.mark.parametrize("name", ["step_00000003", "the third", ""])
-def test_latest_that_names_nothing_is_an_error(copy: Path, train_here: TrainHere, name: str) -> None:
-    (copy / "checkpoints/latest").write_text(name)
-    assert (name or "latest") in refused(train_here, copy)
+def test_a_run_without_latest_goes_on_and_keeps_what_is_whole(
+    copy: Path, train_here: TrainHere, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With two kept and two there, it once began from scratch and deleted both."""
+    before = content(copy / STEP)
+    (copy / "checkpoints/latest").unlink()
+    assert train_here(copy, "checkpoint.init=nowhere") == 0  # which is not even looked at
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mvlm: ")]
+    assert said == [
+        f"mvlm: {copy}/checkpoints/latest is missing: the run goes on from step_00000006, the newest whole checkpoint."
+    ]
+    assert [line["step"] for line in read_metrics(copy)] == [1, 2, 3, 4, 5, 6]
+    assert content(copy / STEP) == before
+    assert (copy / "checkpoints/latest").read_text() == "step_00000006"
+
+
+def test_a_run_whose_checkpoints_are_all_lost_is_not_begun_anew(copy: Path, train_here: TrainHere) -> None:
+    for step in (4, 6):
+        shutil.rmtree(copy / f"checkpoints/step_{step:08d}")
+    message = refused(train_here, copy)
+    assert "names" in message and "set another run.dir to begin anew" in message
 
 
 def test_another_seed_cannot_go_on(copy: Path, train_here: TrainHere) -> None:

@@ -14,10 +14,11 @@ from timm.layers import resample_abs_pos_embed
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import load_config
 from mvlm.data.answers import load_answers
 from mvlm.errors import UserError
-from mvlm.model.weights import find_checkpoint, load_run, load_task_run, open_tensors
+from mvlm.model.weights import load_run, load_task_run, open_tensors
 from mvlm.train.loop import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.train.conftest import TrainHere, read_metrics

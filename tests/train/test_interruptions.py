@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import find_checkpoint
 from mvlm.train.loop import train
 from mvlm.train.skipped import SKIPPED
 from tests.conftest import TINY

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import Checkpoint, load_config
 from mvlm.errors import StorageLost, UserError, cannot_write
-from mvlm.model.weights import find_checkpoint
 from mvlm.train import mirror as mirrors
 from mvlm.train.attempt import Attempt
 from mvlm.train.checkpoint import find_damage, newest_whole
@@ -156,16 +157,16 @@ def test_a_mirror_that_is_no_url_is_refused(scenes: Path, tmp_path: Path) -> Non
 class Node:
     """A run folder, alone or after others, with the same mirror."""
 
-    def __init__(self, run: Path, mirror: Mirror, config: Checkpoint | None = None) -> None:
+    def __init__(self, run: Path, mirror: Mirror, config: Checkpoint | None = None, resumes: bool = True) -> None:
         self.run, self.mirror, self.engine = run, mirror, Trained()
         self.said: list[str] = []
         for folder in SMALL:
             (run / folder).mkdir(parents=True, exist_ok=True)
             (run / folder / "config.json").write_text('{"a": 1}')
-        self.attempt = Attempt(run, mirror)
+        self.attempt = Attempt(run, mirror, resumes)
         config = config or Checkpoint()
         self.uploads = Uploads(mirror, run, config, self.attempt, Site.of_all(), self.said.append)
-        self.saver = Saver(self.engine, run, config, self.attempt.number, uploads=self.uploads)
+        self.saver = Saver(self.engine, run, config, self.attempt, uploads=self.uploads)
 
     def save(self, *steps: int) -> None:
         for step in steps:
@@ -344,8 +345,28 @@ def test_the_mirror_keeps_what_the_run_keeps(tmp_path: Path, store: Mirror) -> N
     Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(10)  # what lay beyond is of the past
     assert store.history() == [Place(2, 10), Place(1, 8), Place(1, 4)]
     assert fetched(tmp_path / "node", store) == 10
-    folders = sorted(path.name for path in (tmp_path / "mirror/checkpoints").glob("step*"))
-    assert folders == [Path(place.path()).name for place in sorted(store.history(), key=lambda place: place.step)]
+    beyond = {Place(1, 12), Place(1, 14)}
+    assert places(tmp_path) == {*store.history(), *beyond}
+    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(14)  # and now it has been passed
+    assert store.history() == [Place(3, 14), Place(2, 10), Place(1, 8), Place(1, 4)]
+    assert places(tmp_path) == set(store.history())
+
+
+def places(folder: Path) -> set[Place]:
+    found = (re.fullmatch(r"step_(\d+).attempt-(\d+)", path.name) for path in (folder / "mirror/checkpoints").iterdir())
+    return {Place(int(match[2]), int(match[1])) for match in found if match}
+
+
+def test_another_runs_checkpoints_in_the_same_mirror_are_not_deleted(tmp_path: Path, store: Mirror) -> None:
+    """As where `checkpoint.mirror` was copied from another run's TOML."""
+    Node(tmp_path / "another", store).save(2, 4)
+    (tmp_path / "mirror/checkpoints/step_00000003.attempt-1").mkdir()  # half, and perhaps still being written
+    half = tmp_path / "mirror/checkpoints/step_00000003.attempt-1/state.json"
+    half.touch()
+    node = Node(tmp_path / "run", store, Checkpoint(keep=1), resumes=False)
+    node.save(6, 8)
+    assert places(tmp_path) == {Place(1, 2), Place(1, 3), Place(1, 4), Place(2, 8)}
+    assert half.exists()
 
 
 def test_attempts_are_numbered_over_all_nodes(tmp_path: Path, store: Mirror) -> None:

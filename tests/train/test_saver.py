@@ -20,10 +20,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvlm.batch import Batch
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.weights import find_checkpoint, open_tensors
+from mvlm.model.weights import open_tensors
 from mvlm.train import checkpoint as checkpoints
+from mvlm.train.attempt import Attempt
 from mvlm.train.checkpoint import find_damage, make_latest, newest_whole, restore
 from mvlm.train.ds_config import resolve
 from mvlm.train.engine import Engine
@@ -71,7 +73,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
     """To the tensors, the update counter and the losses of the checkpoint's step, with and without moments."""
     engine, batches = engine_of(scenes, stage)
-    saver = Saver(engine, tmp_path, Checkpoint(), attempt=1)
+    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
     losses, kept = [], {}
     for step in range(4):
         if step in (0, 2):
@@ -92,7 +94,7 @@ def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_ran
     """A process without DeepSpeed and without mvlm reads what the engine holds."""
     engine, batches = engine_of(scenes, 1)
     engine.step(batches[0], 0.5, 0)
-    saver = Saver(engine, tmp_path, Checkpoint(), attempt=1)
+    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
     saver.start(state_of(engine, 1))
     saver.finish()
     code = (
@@ -134,13 +136,13 @@ def test_training_goes_on_while_files_are_written(scenes: Path, tmp_path: Path, 
     """
     engine, batches = engine_of(scenes, 0)
     engine.step(batches[0], 0.5, 0)
-    saver = Saver(engine, tmp_path, Checkpoint(), attempt=3)
+    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
     saver.start(state_of(engine, 1))
     assert saver.pending
     saver.finish()
     assert not saver.pending and saver.seconds > 0
 
-    partial = tmp_path / "checkpoints/step_00000002.partial-3"
+    partial = tmp_path / "checkpoints/step_00000002.partial-1"
     partial.mkdir()
     pipe = partial / "weights-00000-of-00001.safetensors"
     os.mkfifo(pipe)
@@ -164,9 +166,10 @@ def names(run: Path) -> list[str]:
     return sorted(path.name.removeprefix("step_000000") for path in (run / "checkpoints").iterdir())
 
 
-def steps_saved(run: Path, config: Checkpoint, *steps: int, attempt: int = 1) -> list[str]:
+def steps_saved(run: Path, config: Checkpoint, *steps: int) -> list[str]:
+    """By another attempt of the run's chain."""
     engine = Trained()
-    saver = Saver(engine, run, config, attempt)
+    saver = Saver(engine, run, config, Attempt(run, resumes=True))
     for step in steps:
         save(saver, engine, step)
     return names(run)
@@ -179,27 +182,30 @@ def test_the_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_lies_beyond_goes_first(tmp_path: Path) -> None:
+def test_what_lies_beyond_goes_when_the_run_has_passed_it(tmp_path: Path) -> None:
     """A run that was gone back on is not mixed with the one that goes on; a repeated step is replaced."""
     steps_saved(tmp_path, Checkpoint(keep=4, keep_every=8), 2, 4, 6, 8)
     make_latest(tmp_path / "checkpoints/step_00000004")
     assert find_checkpoint(tmp_path).name == "step_00000004"
     old = (tmp_path / "checkpoints/step_00000006").stat().st_ino
-    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 6) == ["02", "04", "06", "latest"]
+    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 6) == ["02", "04", "06", "08", "latest"]
     assert (tmp_path / "checkpoints/step_00000006").stat().st_ino != old
     assert find_checkpoint(tmp_path).name == "step_00000006"
+    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 7) == ["04", "06", "07", "08", "latest"]
+    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 9) == ["06", "07", "09", "latest"]
 
 
 def test_leftovers_of_earlier_attempts_are_deleted(tmp_path: Path) -> None:
-    for name in ("step_00000004.partial-1", "step_00000006.partial-3", "notes.partial-mine"):
+    for name in ("step_00000004.partial-1", "step_00000004.deleted-1", "step_00000006.partial-3", "notes.partial-mine"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    Saver(Trained(), tmp_path, Checkpoint(), attempt=2)
+    Attempt(tmp_path)
+    Saver(Trained(), tmp_path, Checkpoint(), Attempt(tmp_path))
     assert names(tmp_path) == ["06.partial-3", "notes.partial-mine"]
 
 
 def test_a_saver_that_is_left_gives_up_what_is_pending(tmp_path: Path) -> None:
     steps_saved(tmp_path, Checkpoint(), 2)
-    with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), attempt=2) as saver:
+    with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), Attempt(tmp_path)) as saver:
         saver.start(TrainState(4, 64, 0, "shards"))
         raise KeyError
     assert names(tmp_path) == ["02", "latest"]
@@ -253,12 +259,12 @@ def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
         moment += 1
         run = tmp_path / f"moment-{moment}"
         shutil.copytree(tmp_path / "before", run)
-        alive = not killed_at(moment, run, lambda run=run: steps_saved(run, Checkpoint(keep=1), 4, attempt=1))
+        alive = not killed_at(moment, run, lambda run=run: steps_saved(run, Checkpoint(keep=1), 4))
         checkpoint = find_checkpoint(run)
         assert find_damage(checkpoint) is None
         found.append(int(weight_of(checkpoint)))
         assert checkpoint.name == f"step_0000000{found[-1]}"
-        assert steps_saved(run, Checkpoint(keep=1), 6, attempt=2) == ["06", "latest"]
+        assert steps_saved(run, Checkpoint(keep=1), 6) == ["06", "latest"]
     assert moment > 15
     assert found[0] == latest and found[-1] == 4
     assert set(found) == {2, 4}

@@ -51,9 +51,10 @@ class Job:
         )
 
     def save(self, step: int) -> None:
-        (self.folder / "checkpoints").mkdir(exist_ok=True)
-        (self.folder / "checkpoints/latest").write_text(f"step_{step:08d}")
-        os.utime(self.folder / "checkpoints/latest", (self.now, self.now))
+        folder = self.folder / f"checkpoints/step_{step:08d}"
+        folder.mkdir(parents=True)
+        os.utime(folder, (self.now, self.now))
+        (self.folder / "checkpoints/latest").write_text(folder.name)
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_files_that_are_just_being_written_are_no_trouble(running: Job) -> None:
     (running.folder / "heartbeat/rank-00001.json").write_text("")
     (running.folder / "checkpoints/latest").write_text("")
     status = watcher(running).look()
-    assert (status.state, status.seen, status.checkpoint, status.steps) == ("running", 1, None, None)
+    assert (status.state, status.seen, status.checkpoint, status.steps) == ("running", 1, 0, None)
 
 
 def test_the_screen_says_it_all(running: Job) -> None:

@@ -1,0 +1,242 @@
+"""Where a run's checkpoints lie, and which of them it stands at.
+
+A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
+`moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), where the run averages
+its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which names every file
+with its length and hash, and who has written them. `checkpoints/latest` holds the name of the one to resume from.
+Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, and `step_N.deleted-A`, being deleted;
+`step_N.damaged`, and `step_N.aside-A`, another's that lay where attempt A wrote. A copy of a mirror has
+`step_N.attempt-A`.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvlm.errors import OUT_OF_SIGHT, StorageLost, UserError
+
+CHECKPOINTS, LATEST, INDEX = "checkpoints", "latest", "index.json"
+WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
+UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
+
+LAST_STEP = 99_999_999
+"""That a folder's name has room for."""
+
+STEP = re.compile(r"step_(\d{8})(?:\.attempt-(\d{1,9}))?")
+LONGEST_NAME = 64  # bytes of `latest` that are read
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a checkpoint as index.json names it."""
+
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Who has written a checkpoint: an attempt, and the chain of attempts that it belongs to, each resuming another."""
+
+    chain: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a run may be resumed from.
+
+    Attributes:
+        first: the folder that `latest` names, whole or not; where `latest` is no use, that of the highest step.
+        others: those to look at where `first` is not whole, the best first: of lower steps.
+        problem: what is wrong with `latest`, as the beginning of a sentence; "" for nothing.
+    """
+
+    first: Path
+    others: tuple[Path, ...]
+    problem: str
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """The number in a step folder's name."""
+    return _order(folder.name)[0]
+
+
+def step_folders(run: Path) -> list[Path]:
+    """The step folders of a run, whole or not, highest step first.
+
+    Raises:
+        UserError: the run's folder cannot be read; StorageLost, where it is out of sight.
+    """
+    home = run / CHECKPOINTS
+    try:
+        names = sorted(filter(STEP.fullmatch, os.listdir(home)), key=_order, reverse=True)
+        return [home / name for name in names if (home / name).is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise _cannot_read(home, error) from None
+
+
+def has_checkpoints(run: Path) -> bool:
+    """Whether a run has, or once had, something to resume from: it is then never begun from scratch."""
+    return os.path.lexists(run / CHECKPOINTS / LATEST) or bool(step_folders(run))
+
+
+def candidates(run: Path) -> Candidates:
+    """What a run may be resumed from, by what `latest` names or, where that is no use, by the steps there are.
+
+    Raises:
+        UserError: there is nothing, or it cannot be read.
+    """
+    named, problem = _read_latest(run / CHECKPOINTS / LATEST)
+    steps = step_folders(run)
+    if named:
+        return Candidates(named, tuple(folder for folder in steps if step_of(folder) < step_of(named)), "")
+    if not steps:
+        raise UserError(
+            f"{problem}, and no step folder lies beside it: bring the run's checkpoints back, or set another run.dir "
+            "to begin anew."
+        )
+    return Candidates(steps[0], tuple(steps[1:]), problem)
+
+
+def find_checkpoint(path: str | Path, setting: str = "") -> Path:
+    """The checkpoint that `path` means: itself, or the one that a run folder stands at, by `latest` where that is
+    some use, else the newest whole one, which is then said.
+
+    Args:
+        setting: that names it, if any, for the message.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(path)
+    if (path / INDEX).is_file():
+        return path
+    if not has_checkpoints(path):
+        named = f" ({setting})" if setting else ""
+        raise UserError(
+            f"No checkpoint at {path}{named}: give a run folder or one of its checkpoints/step_... folders."
+        )
+    found = candidates(path)
+    if not found.problem:
+        if (found.first / INDEX).is_file():
+            return found.first
+        raise UserError(f"{found.first}, which latest names, is no checkpoint: write a whole one's name into latest.")
+    for folder in (found.first, *found.others):
+        if not find_damaged_file(folder, hashes=False):
+            _tell(f"{found.problem}: {folder.name} is used, the newest whole checkpoint.")
+            return folder
+    raise UserError(f"{found.problem}, and no step folder beside it is whole: bring a whole one back.")
+
+
+def read_index(checkpoint: Path) -> list[Entry]:
+    """The files of a checkpoint; raises one of UNREADABLE where index.json is damaged."""
+    content = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))
+    return [Entry(**entry) for entry in content["files"]]
+
+
+def read_writer(checkpoint: Path) -> Writer | None:
+    """Who has written a checkpoint; None where that is not known, as of one that lies elsewhere behind a link."""
+    if checkpoint.is_symlink():
+        return None
+    try:
+        by = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))["written_by"]
+        return Writer(str(by["chain"]), int(by["attempt"]))
+    except UNREADABLE:
+        return None
+
+
+def is_moments(entry: Entry) -> bool:
+    return entry.file.startswith(MOMENTS)
+
+
+def has_moments(checkpoint: Path) -> bool:
+    """Whether any of the optimiser's files lies there; raises one of UNREADABLE where index.json is damaged."""
+    return any((checkpoint / entry.file).exists() for entry in read_index(checkpoint) if is_moments(entry))
+
+
+def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)) -> str | None:
+    """What is wrong with the files that index.json names, if anything. Moments deleted altogether are no damage.
+
+    Args:
+        hashes: False compares lengths alone.
+        share: of the files that are looked at.
+    """
+    try:
+        files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
+        for entry in files[share]:
+            if (size := (checkpoint / entry.file).stat().st_size) != entry.bytes:
+                return f"{entry.file} has {size} bytes and not the {entry.bytes} of index.json"
+            if not hashes:
+                continue
+            with open(checkpoint / entry.file, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+                    return f"{entry.file} has another SHA-256 than index.json says"
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _read_latest(latest: Path) -> tuple[Path | None, str]:
+    """The step folder that `latest` names, or None and what is wrong with it."""
+    try:
+        name = _read_name(latest)
+        while not latest.with_name(name).is_dir():
+            again = _read_name(latest)
+            if again == name:
+                return None, f"{latest} names {latest.with_name(name)}, which is not there"
+            name = again  # an attempt that lives has saved, and deleted what it no longer keeps
+    except ValueError as error:
+        return None, f"{latest} {error}"
+    except OSError as error:
+        if error.errno in OUT_OF_SIGHT:
+            raise _cannot_read(latest, error) from None
+        return None, f"{latest} cannot be read ({error.strerror})"
+    return latest.with_name(name), ""
+
+
+def _read_name(latest: Path) -> str:
+    """Raises: ValueError: what is wrong with `latest`."""
+    if latest.is_symlink():
+        raise ValueError("is a symbolic link")
+    if not latest.exists():
+        raise ValueError("is missing")
+    if not latest.is_file():
+        raise ValueError("is no file")
+    with open(latest, "rb") as file:
+        name = file.read(LONGEST_NAME).decode(errors="replace").strip()
+    if not STEP.fullmatch(name):
+        raise ValueError("names no step" if name else "is empty")
+    return name
+
+
+def _order(name: str) -> tuple[int, int]:
+    found = STEP.fullmatch(name)
+    assert found, name
+    return int(found[1]), int(found[2] or 0)
+
+
+def _cannot_read(path: Path, error: OSError) -> UserError:
+    if error.errno in OUT_OF_SIGHT:
+        return StorageLost(f"{path} is out of sight ({error}): start the same command again where it is seen.")
+    return UserError(f"{path} cannot be read ({error}): give yourself the right to, or set another run.dir.")
+
+
+@functools.cache  # a command may ask more than once
+def _tell(sentence: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(f"mvlm: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,96 @@
+"""Deleting checkpoints: only what a chain of attempts has itself written, and superseded.
+
+What somebody has copied into the folder, what lay there when a run began, and what no writer is known of stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from mvlm.checkpoint.layout import STEP, Writer, read_writer, step_folders, step_of
+from mvlm.config import Checkpoint
+
+UNFINISHED = re.compile(rf"{STEP.pattern}\.(?:partial|deleted)-(?P<attempt>\d+)")
+
+Saved = TypeVar("Saved", bound=tuple[int, int])
+"""A checkpoint as (attempt that saved it, step)."""
+
+
+def lineage(saved: Iterable[Saved]) -> list[Saved]:
+    """Newest first, those that lead to the newest: without what a later attempt has gone back on."""
+    found: list[Saved] = []
+    for each in sorted(saved, reverse=True):
+        if not found or each[1] < found[-1][1]:
+            found.append(each)
+    return found
+
+
+def to_keep(saved: Iterable[Saved], config: Checkpoint) -> list[Saved]:
+    """Of one chain's checkpoints, the last `keep` that lead to the newest and the multiples of `keep_every`."""
+    found = lineage(saved)
+    multiples = [each for each in found if config.keep_every and each[1] % config.keep_every == 0]
+    return [*found[: config.keep], *multiples]
+
+
+def prune(run: Path, newest: Path, config: Checkpoint, writer: Writer, held: Path | None) -> None:
+    """Delete what the writer's chain has saved up to `newest` and need not keep, but not what is `held`.
+
+    What lies beyond, after the run was gone back on, is superseded when the chain has passed it.
+    """
+    saved: dict[tuple[int, int], Path] = {}
+    for folder in step_folders(run):
+        by, step = read_writer(folder), step_of(folder)
+        if by and by.chain == writer.chain and step <= step_of(newest):
+            saved[by.attempt, step] = folder
+    kept = [*map(saved.get, to_keep(saved, config)), held]
+    for folder in saved.values():
+        if folder not in kept:
+            with contextlib.suppress(OSError):  # the next time, then
+                _delete(folder, writer)
+
+
+def make_way(folder: Path, writer: Writer) -> Path | None:
+    """Free a step's place: what the writer's chain saved there is to be deleted, anything else is set aside and told.
+
+    Returns:
+        Where the former lies now.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    if not os.path.lexists(folder):
+        return None
+    by = read_writer(folder)
+    if by and by.chain == writer.chain:
+        return _rename(folder, f"deleted-{writer.attempt}")
+    aside = _rename(folder, f"aside-{writer.attempt}")
+    print(
+        f"mvlm: {folder} was there and is none of this run's: it is kept as {aside.name}.", file=sys.stderr, flush=True
+    )
+    return None
+
+
+def delete_unfinished(home: Path, attempt: int) -> None:
+    """Delete what earlier attempts have left half written and half deleted."""
+    for path in home.glob("step_*"):
+        found = UNFINISHED.fullmatch(path.name)
+        if found and int(found["attempt"]) < attempt:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _delete(folder: Path, writer: Writer) -> None:
+    """Under another name, lest a kill leaves half a checkpoint under its own."""
+    shutil.rmtree(_rename(folder, f"deleted-{writer.attempt}"))
+
+
+def _rename(folder: Path, ending: str) -> Path:
+    renamed = folder.with_name(f"{folder.name}.{ending}")
+    os.rename(folder, renamed)
+    return renamed
