@@ -64,6 +64,7 @@ ONLY_IN = {
     "deepspeed": {
         "mvlm/doctor/deepspeed_ops.py",
         "mvlm/train/adamw.py",
+        "mvlm/train/ds_keys.py",
         "mvlm/train/engine.py",
         "mvlm/train/offload.py",
         "mvlm/train/partitions.py",

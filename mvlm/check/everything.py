@@ -11,7 +11,9 @@ from mvlm.config import Config, read_config
 from mvlm.data.index import Mixture
 from mvlm.errors import Mistakes, UserError
 from mvlm.train.blocks import check_stage
-from mvlm.train.ds_config import read_deepspeed_json, refuse_sections, resolve
+from mvlm.train.ds_config import resolve
+from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
+from mvlm.train.ds_keys import check_keys
 from mvlm.train.loop import schedule_steps
 
 
@@ -62,6 +64,8 @@ def _check_sections_alone(report: Report, content: dict[str, Any] | None, deepsp
     if content is not None and deepspeed:
         with report.judged("deepspeed"):
             refuse_sections(content, deepspeed)
+        with report.judged("deepspeed"):
+            check_keys(content, deepspeed)
 
 
 def _check_what_does_not_depend(
@@ -86,8 +90,7 @@ def _check_deepspeed(
 ) -> None:
     total, warmup = schedule_steps(config, mixture.per_epoch) if mixture else (None, None)
     if not ranks:
-        with report.judged("deepspeed"):
-            refuse_sections(content, names[0])
+        _check_sections_alone(report, content, names[0])
         report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
         return
     try:

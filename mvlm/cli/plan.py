@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.plan.cards import find_card
     from mvlm.plan.plan import Planner, Request, as_json
     from mvlm.plan.text import as_text
-    from mvlm.train.ds_config import read_deepspeed_json
+    from mvlm.train.ds_json import read_deepspeed_json
 
     for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
         if value < 1:

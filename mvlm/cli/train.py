@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         from mvlm import dist, network
         from mvlm.config import load_config, require_training_data
         from mvlm.data.index import training_mixture
-        from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, usable_ranks
+        from mvlm.train.ds_config import accumulation_steps, usable_ranks
+        from mvlm.train.ds_json import read_deepspeed_json
         from mvlm.train.trackers import require_installed
 
     config = load_config(args.config, args.overrides)

@@ -4,46 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from mvlm.config import Config
 from mvlm.errors import Mistakes, UserError
 from mvlm.train import ds_fill
-from mvlm.train.ds_fill import AUTO
+from mvlm.train.ds_json import AUTO, check_shape, refuse_sections, without_effect
+from mvlm.train.ds_keys import check_keys, check_values
 
-REFUSED = {
-    "amp": "NVIDIA apex no longer has amp; use the bf16 section",
-    "elasticity": "the global batch is fixed and checkpoints load at any number of ranks without it; delete it",
-    "curriculum_learning": "the order of samples belongs to the loader; delete it",
-    "data_efficiency": "the order of samples belongs to the loader; delete it",
-    "sparse_gradients": "sparse embeddings are not used; delete it",
-    "zero_optimization.zenflow": "checkpoints could not be taken of it; use offload_optimizer alone",
-    "zero_optimization.offload_optimizer.super_offload": "checkpoints could not be taken of it; delete it",
-}
-
-SECTIONS = ("zero_optimization", "fp16", "bf16", "optimizer", "scheduler", "data_types", "torch_autocast")
-INNER_SECTIONS = (
-    "zero_optimization.offload_optimizer",
-    "zero_optimization.offload_param",
-    "optimizer.params",
-    "scheduler.params",
-)
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
-
-
-def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"No DeepSpeed configuration at {path}: give --deepspeed_config one of ds_configs/.") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): mend it.") from None
-    if not isinstance(content, dict):
-        raise UserError(
-            f"{path} must hold a JSON object, not a {type(content).__name__}: begin from one of ds_configs/."
-        )
-    return content
 
 
 def resolve(
@@ -68,13 +37,16 @@ def resolve(
             sentence.
     """
     json_name, mistakes = where[0], Mistakes()
-    _check_shape(content, json_name)
+    check_shape(content, json_name)
     with mistakes.gathered():
         refuse_sections(content, json_name)
+    with mistakes.gathered():
+        check_keys(content, json_name)
     _check_owned(content, config, where, world, total_steps, warmup_steps, mistakes)
-    resolved: dict[str, Any] = {
-        key: value for key, value in json.loads(json.dumps(content)).items() if value is not None
-    }
+    copied = without_effect(json.loads(json.dumps(content)))
+    resolved: dict[str, Any] = {key: value for key, value in copied.items() if value is not None}
+    if old := resolved.pop("bfloat16", None):  # its former name
+        resolved.setdefault("bf16", old)
     for section in ("optimizer", "scheduler"):  # ours are handed over as objects
         resolved.pop(section, None)
     with mistakes.gathered():
@@ -89,6 +61,7 @@ def resolve(
         del resolved[key]
     if left := [name for name, value in _leaves(resolved, "") if value == AUTO]:
         raise UserError(f"{json_name}: {left[0]} is {AUTO!r}, which has no meaning here; give a value or delete it.")
+    check_values(resolved, json_name)
     return resolved
 
 
@@ -142,33 +115,6 @@ def _given(config: Config) -> int:
     return 0 if given == "auto" else given
 
 
-def refuse_sections(content: dict[str, Any], json_name: str) -> None:
-    """Raise `UserError` for what is no configuration, or cannot work here whatever its values and the TOML's."""
-    _check_shape(content, json_name)
-    mistakes = Mistakes()
-    for name, remedy in REFUSED.items():
-        value = _look_up(content, name)
-        if value and not (isinstance(value, dict) and value.get("enabled") is False):
-            mistakes.add(f"{json_name}: section {name!r} cannot work here: {remedy}.")
-    mistakes.settle()
-
-
-def _check_shape(content: dict[str, Any], json_name: str) -> None:
-    mistakes = Mistakes()
-    for section in (*SECTIONS, *INNER_SECTIONS):
-        if not isinstance(found := _look_up(content, section) or {}, dict):
-            mistakes.add(f"{json_name}: {section} is {found!r}: give a JSON object, or delete it.")
-    mistakes.settle()
-
-
-def _look_up(content: dict[str, Any], name: str) -> Any:
-    """What stands at a dotted name; None where nothing does."""
-    value: Any = content
-    for key in name.split("."):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
 Owned = dict[str, tuple[Any, str]]
 """Key of the JSON -> the value that this run has, and what makes it so."""
 
@@ -198,6 +144,7 @@ def _check_owned(
     json_name, toml_name = where
     optim = config.optim
     always = "always so"
+    gradients: Owned = {"gradient_allreduce_op": ("mean", always), "managed_gradient_accumulation": (True, always)}
     optimizer: Owned = {
         "lr": (optim.lr, "optim.lr"),
         "betas": (list(optim.betas), "optim.betas"),
@@ -228,7 +175,7 @@ def _check_owned(
                 )
 
     with mistakes.gathered():
-        agree(content, _owned(config, world), "")
+        agree(content, _owned(config, world) | gradients, "")
     sections = (("optimizer", OPTIMIZERS, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
     for section, kinds, table, harmless in sections:
         given = content.get(section) or {}

@@ -14,8 +14,8 @@ from mvlm import dist
 from mvlm.config import Config
 from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.probes import cpu_gains_by_bf16
+from mvlm.train.ds_json import AUTO
 
-AUTO = "auto"
 OFFLOADS = ("offload_optimizer", "offload_param")
 
 

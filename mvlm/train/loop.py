@@ -21,7 +21,8 @@ from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
 from mvlm.train.blocks import prepare_blocks
 from mvlm.train.checkpoint import Start
-from mvlm.train.ds_config import accumulation_steps, micro_batch, read_deepspeed_json, resolve
+from mvlm.train.ds_config import accumulation_steps, micro_batch, resolve
+from mvlm.train.ds_json import read_deepspeed_json
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
 from mvlm.train.fitting import settle_micro_batch

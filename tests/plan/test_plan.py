@@ -14,7 +14,7 @@ from mvlm.errors import UserError
 from mvlm.plan.cards import CARDS, find_card
 from mvlm.plan.encoders import KNOWN_TEXT, Shape, shape_of
 from mvlm.plan.plan import Planner, Request, as_json, round_figures
-from mvlm.train.ds_config import read_deepspeed_json
+from mvlm.train.ds_json import read_deepspeed_json
 from tests.conftest import ROOT
 
 GOLDEN = Path(__file__).parent / "golden.json"

@@ -11,7 +11,9 @@ import pytest
 from mvlm.config import Config, load_config
 from mvlm.errors import UserError
 from mvlm.kernels import probes
-from mvlm.train.ds_config import accumulation_steps, read_deepspeed_json, resolve, usable_ranks
+from mvlm.train.ds_config import accumulation_steps, resolve, usable_ranks
+from mvlm.train.ds_json import read_deepspeed_json, unused
+from mvlm.train.ds_keys import PLAIN, check_keys
 from tests.conftest import ROOT
 
 
@@ -413,3 +415,134 @@ def test_the_most_ranks_that_divide_the_batch_are_used(overrides: list[str], wor
 def test_a_batch_of_no_whole_groups_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.global_batch 40 .*objectives\.itm_group"):
         usable_ranks(config("train.global_batch=40", "train.micro_batch=0"), 2)
+
+
+class Asked(dict[str, Any]):
+    """Notes which of its keys are asked for, whether they are there or not."""
+
+    def __init__(self, content: dict[str, Any], name: str, found: set[str]) -> None:
+        super().__init__(content)
+        self.name, self.found = name, found
+
+    def _note(self, key: str) -> str:
+        self.found.add(f"{self.name}{key}")
+        return key
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(self._note(str(key)))
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(self._note(key))
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return super().get(self._note(key), default)
+
+    def keys(self) -> Any:
+        return self
+
+    def __copy__(self) -> Asked:
+        return self
+
+
+def test_every_key_that_deepspeed_looks_for_is_known() -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    found: set[str] = set()
+    sections: dict[str, Any] = {name: Asked({}, f"{name}.", found) for name in PLAIN}
+    batch = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    DeepSpeedConfig(Asked({**batch, **sections}, "", found))
+    assert {"steps_per_print", "flops_profiler.detailed", "aio.queue_depth"} <= found
+    for name in found:
+        content: dict[str, Any] = {}
+        *above, key = name.split(".")
+        for section in above:
+            content = {section: {key: {}}}
+        check_keys(content or {key: {}}, "user.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "advice"),
+    [
+        ({"nonsense": 1}, "nonsense", "delete it."),
+        ({"train_batchsize": 64}, "train_batchsize", "did you mean train_batch_size?"),
+        ({"zero_optimisation": {"stage": 2}}, "zero_optimisation", "did you mean zero_optimization?"),
+        ({"bf16": {"enable": True}}, "bf16.enable", "did you mean bf16.enabled?"),
+        ({"wandb": {"projct": "x"}}, "wandb.projct", "did you mean wandb.project?"),
+        ({"optimizer": {"tpye": "AdamW"}}, "optimizer.tpye", "did you mean optimizer.type?"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"devise": "cpu"}}},
+            "zero_optimization.offload_optimizer.devise",
+            "did you mean zero_optimization.offload_optimizer.device?",
+        ),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known(content: dict[str, Any], name: str, advice: str) -> None:
+    assert refusal(content) == f"user.json: {name} is no key that DeepSpeed knows; {advice}"
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size"),
+        ({"tensor_parallel": {"tp": {"tp_size": 2}}}, "tensor_parallel.tp.tp_size"),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
+        ({"compile": {"deepcompile": True}}, "compile.deepcompile"),
+        ({"deepcompile": True}, "deepcompile"),
+        ({"hybrid_engine": {"enabled": True}}, "hybrid_engine"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "zero_optimization.mics_shard_size"),
+    ],
+)
+def test_what_would_change_the_training_is_refused(content: dict[str, Any], name: str) -> None:
+    assert f"{name!r} cannot work here" in refusal(content)
+
+
+def test_gradients_are_summed_as_the_trainer_expects() -> None:
+    for key, value in (("gradient_allreduce_op", "sum"), ("managed_gradient_accumulation", False)):
+        assert f"sets {key} to {value!r} but" in refusal({key: value})
+    resolved({"gradient_allreduce_op": "mean", "managed_gradient_accumulation": True})
+
+
+def test_what_does_nothing_here_is_told_and_kept_from_deepspeed() -> None:
+    given = {
+        "activation_checkpointing": {"partition_activations": True, "cpu_checkpointing": False},
+        "checkpoint": {"use_node_local_storage": True},
+        "tensor_parallel": {"autotp_size": 1},
+        "sequence_parallel_size": 1,
+        "amp": {"enabled": False},
+        "nebula": {"enabled": False},
+        "autotuning": {"enabled": False, "fast": "auto"},
+        "zero_optimization": {"stage": 2, "mics_shard_size": -1},
+        "steps_per_print": 10,
+    }
+    found = resolved(given)
+    assert not given.keys() & found.keys() - {"zero_optimization", "steps_per_print"}
+    assert "mics_shard_size" not in found["zero_optimization"] and found["steps_per_print"] == 10
+    told = unused(given, "user.json")
+    assert [sentence.split(" is not used: ")[0] for sentence in told] == [
+        "user.json: activation_checkpointing",
+        "user.json: checkpoint",
+        "user.json: tensor_parallel",
+    ]
+
+
+def test_bf16_may_go_by_its_former_name() -> None:
+    assert resolved({"bfloat16": {"enabled": True}})["bf16"] == {"enabled": True}
+    assert "enables both fp16 and bf16" in refusal(
+        {"bfloat16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 1}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (
+            {"zero_optimization": {"stage": 1, "overlap_comm": "some"}},
+            "zero_optimization.overlap_comm is 'some' (Input",
+        ),
+        ({"communication_data_type": "fp8"}, "refused by DeepSpeed (Invalid communication_data_type"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket_size": -1}}, "zero_optimization.reduce_bucket_size is -1"),
+        ({"flops_profiler": True}, "refused by DeepSpeed"),
+    ],
+)
+def test_a_value_that_deepspeed_would_not_take_is_named(content: dict[str, Any], words: str) -> None:
+    assert words in refusal(content)

@@ -1,0 +1,136 @@
+"""The user's DeepSpeed JSON by itself: what of it cannot work here, or does nothing, whatever the TOML says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mvlm.errors import Mistakes, UserError
+
+AUTO = "auto"
+LAYERS_ARE_WHOLE = "every rank has whole layers, or ZeRO stage 3's share of them; delete it"
+REFUSED = {
+    "amp": "NVIDIA apex no longer has amp; use the bf16 section",
+    "compression_training": "nothing is pruned or quantised in training; delete it",
+    "curriculum_learning": "the order of samples belongs to the loader; delete it",
+    "data_efficiency": "the order of samples belongs to the loader; delete it",
+    "deepcompile": "it would compile the whole step; delete it, and set train.compile in the TOML",
+    "elasticity": "the global batch is fixed and checkpoints load at any number of ranks without it; delete it",
+    "eigenvalue": "nothing is quantised by it; delete it",
+    "expert_parallel": "the model has no experts; delete it",
+    "graph_harvesting": "DeepSpeed no longer has it; delete it",
+    "hybrid_engine": "nothing is generated in training; delete it",
+    "nebula": "checkpoints are the trainer's own; delete it",
+    "progressive_layer_drop": "no layer is left out; set drop_path_rate in model.vision_args",
+    "quantize_training": "nothing is quantised in training; delete it",
+    "sequence_parallel_size": "every rank has whole sequences; delete it",
+    "sparse_attention": "DeepSpeed no longer has it; delete it",
+    "sparse_gradients": "sparse embeddings are not used; delete it",
+    "weight_quantization": "nothing is quantised in training; delete it",
+    "compile.deepcompile": "it would compile the whole step; delete it, and set train.compile in the TOML",
+    "tensor_parallel.autotp_size": LAYERS_ARE_WHOLE,
+    "tensor_parallel.tp.tp_size": LAYERS_ARE_WHOLE,
+    "tensor_parallel.tensor_parallel.tp_size": LAYERS_ARE_WHOLE,
+    "zero_optimization.mics_shard_size": "DeepSpeed no longer has it; use zero_hpz_partition_size",
+    "zero_optimization.mics_hierarchical_params_gather": "DeepSpeed no longer has it; delete it",
+    "zero_optimization.zeropp_loco_param": "DeepSpeed no longer has it; delete it",
+    "zero_optimization.zenflow": "checkpoints could not be taken of it; use offload_optimizer alone",
+    "zero_optimization.offload_optimizer.super_offload": "checkpoints could not be taken of it; delete it",
+}
+"""What would make of the training something else than the TOML says, and what to do instead."""
+
+HARMLESS = {"sequence_parallel_size": 1, "zero_optimization.mics_shard_size": -1}
+"""Values of theirs, beside false, 0 and "auto", that ask for nothing; of the keys of tensor_parallel it is 1."""
+
+UNUSED = {
+    "activation_checkpointing": "train.recompute in the TOML saves that memory",
+    "autotuning": "train.micro_batch = 'auto' in the TOML finds the micro-batch",
+    "checkpoint": "[checkpoint] in the TOML says how they are written",
+    "compile": "train.compile in the TOML compiles the blocks",
+    "data_parallel_size": "all ranks take part",
+    "dataloader_drop_last": "the loader is the trainer's own",
+    "datastates_ckpt": "[checkpoint] in the TOML says how they are written",
+    "pipeline": "the model is no pipeline",
+    "seq_parallel_communication_data_type": "every rank has whole sequences",
+    "tensor_parallel": "every rank has whole layers",
+    "use_data_before_expert_parallelism": "the model has no experts",
+}
+"""Known to DeepSpeed and without effect here, and what takes its place."""
+
+SECTIONS = ("zero_optimization", "fp16", "bf16", "bfloat16", "optimizer", "scheduler", "data_types", "torch_autocast")
+INNER_SECTIONS = (
+    "zero_optimization.offload_optimizer",
+    "zero_optimization.offload_param",
+    "optimizer.params",
+    "scheduler.params",
+)
+
+
+def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
+    """Its content.
+
+    Raises:
+        UserError: there is none, or it holds no JSON object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"No DeepSpeed configuration at {path}: give --deepspeed_config one of ds_configs/.") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): mend it.") from None
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} must hold a JSON object, not a {type(content).__name__}: begin from one of ds_configs/."
+        )
+    return content
+
+
+def refuse_sections(content: dict[str, Any], json_name: str) -> None:
+    """Raise `UserError` for what is no configuration, or cannot work here whatever its values and the TOML's."""
+    check_shape(content, json_name)
+    mistakes = Mistakes()
+    for name, remedy in REFUSED.items():
+        value = look_up(content, name)
+        if not _is_off(name, value):
+            kind = "section" if isinstance(value, dict) else "key"
+            mistakes.add(f"{json_name}: {kind} {name!r} cannot work here: {remedy}.")
+    mistakes.settle()
+
+
+def check_shape(content: dict[str, Any], json_name: str) -> None:
+    """Raise `UserError` where a value stands in place of a section."""
+    mistakes = Mistakes()
+    for section in (*SECTIONS, *INNER_SECTIONS):
+        if not isinstance(found := look_up(content, section) or {}, dict):
+            mistakes.add(f"{json_name}: {section} is {found!r}: give a JSON object, or delete it.")
+    mistakes.settle()
+
+
+def unused(content: dict[str, Any], json_name: str) -> list[str]:
+    """A sentence for each key that asks for something and changes nothing here."""
+    asked = [name for name in UNUSED if not _is_off(name, content.get(name))]
+    return [f"{json_name}: {name} is not used: {UNUSED[name]}." for name in asked]
+
+
+def without_effect(content: dict[str, Any]) -> dict[str, Any]:
+    """What is left for DeepSpeed, which refuses some sections even where they are turned off."""
+    zero = content.get("zero_optimization")
+    kept = {name: value for name, value in content.items() if name not in UNUSED and name not in REFUSED}
+    if isinstance(zero, dict):
+        kept["zero_optimization"] = {k: v for k, v in zero.items() if f"zero_optimization.{k}" not in REFUSED}
+    return kept
+
+
+def look_up(content: dict[str, Any], name: str) -> Any:
+    """What stands at a dotted name; None where nothing does."""
+    value: Any = content
+    for key in name.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _is_off(name: str, value: Any) -> bool:
+    harmless = 1 if name.startswith("tensor_parallel.") else HARMLESS.get(name)
+    turned_off = isinstance(value, dict) and value.get("enabled") is False
+    return not value or value in (AUTO, harmless) or turned_off
