@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from mvlm.config import Config, read_config
 from mvlm.data.index import Mixture
 from mvlm.errors import Mistakes, UserError
 from mvlm.train.blocks import check_stage
+from mvlm.train.doubtful import doubts
 from mvlm.train.ds_config import resolve
 from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
 from mvlm.train.ds_keys import check_keys
@@ -57,7 +59,16 @@ def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
         _check_deepspeed(report, config, content, (deepspeed, toml), ranks, mixture, parameters)
+    if mixture:
+        _warn(report, config, content, deepspeed or "", mixture)
     return report
+
+
+def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:
+    total, _ = schedule_steps(config, mixture.per_epoch)
+    with contextlib.suppress(UserError):  # of data.eval, which has been told
+        for topic, sentence in doubts(config, content, json_name, mixture, total):
+            report.warning(topic, sentence)
 
 
 def _check_sections_alone(report: Report, content: dict[str, Any] | None, deepspeed: str | None) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from mvlm.errors import UserError
 
-Verdict = Literal["right", "wrong", "unknown"]
+Verdict = Literal["right", "wrong", "warning", "unknown"]
 SHOWN = 20
 """Sentences of one topic and verdict that are printed; a report has all of them."""
 
@@ -17,7 +17,7 @@ SHOWN = 20
 @dataclass(frozen=True)
 class Finding:
     topic: str
-    verdict: Verdict  # unknown: it could not be checked here
+    verdict: Verdict  # warning: it can be done and is hardly meant; unknown: it could not be checked here
     sentence: str
 
 
@@ -34,6 +34,9 @@ class Report:
         for sentence in sentences:
             if sentence not in self.problems:
                 self._add(Finding(topic, "wrong", sentence))
+
+    def warning(self, topic: str, sentence: str) -> None:
+        self._add(Finding(topic, "warning", sentence))
 
     def unknown(self, topic: str, sentence: str) -> None:
         self._add(Finding(topic, "unknown", sentence))
@@ -66,6 +69,6 @@ def as_text(report: Report) -> str:
     for (topic, verdict), count in counts.items():
         if count > SHOWN:
             lines.append(f"{verdict:8} {topic:10} {count - SHOWN} more of the kind, which --json lists.")
-    totals = {v: sum(finding.verdict == v for finding in report.findings) for v in ("right", "wrong", "unknown")}
+    totals = {v: sum(finding.verdict == v for finding in report.findings) for v in get_args(Verdict)}
     lines.append(f"check: {', '.join(f'{count} {verdict}' for verdict, count in totals.items())}")
     return "\n".join(lines)

@@ -21,6 +21,7 @@ from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
 from mvlm.train.blocks import prepare_blocks
 from mvlm.train.checkpoint import Start
+from mvlm.train.doubtful import doubts
 from mvlm.train.ds_config import accumulation_steps, micro_batch, resolve
 from mvlm.train.ds_json import read_deepspeed_json
 from mvlm.train.engine import Engine
@@ -112,6 +113,9 @@ def train(
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
+        if monitor.main:
+            for _, doubt in doubts(config, content, names[0], mixture, total):
+                monitor.say(f"warning: {doubt}")
         if monitor.main and not start.resumes and (cut := dataset.told_cut()):
             monitor.say(cut)
         if beginning:

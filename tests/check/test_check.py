@@ -194,3 +194,32 @@ def test_a_run_folder_that_cannot_be(scenes: Path, tmp_path: Path) -> None:
     only(problems(overrides(scenes, tmp_path / "file/run")), "file", "run.dir")
     words = overrides(scenes, tmp_path / "run", "checkpoint.mirror=nowhere://bucket/run")
     only(problems(words), "checkpoint.mirror", "nowhere")
+
+
+def test_what_is_hardly_meant_is_told_by_check_and_by_training(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.json").write_text('{"activation_checkpointing": {"cpu_checkpointing": true}}')
+    copied = shutil.copytree(scenes / "train", tmp_path / "copied")
+    words = overrides(
+        scenes, tmp_path / "run", f"data.eval={copied}", "train.global_batch=400", "train.steps=1", "eval.every=2"
+    )
+    found = check_run(TOML, words, str(tmp_path / "mine.json"), 1, False)
+    warnings = [finding.sentence for finding in found.findings if finding.verdict == "warning"]
+    expected = [
+        "mine.json: activation_checkpointing is not used: train.recompute",
+        f"data.eval's {copied} holds the rows of data.train's {scenes}/train:",
+        "train.global_batch 400 is more than the 251 rows of an epoch: each step sees every row 1.59 times",
+        "eval.every is 2 and the run has 1 steps",
+    ]
+    assert [part in sentence for part, sentence in zip(expected, warnings, strict=True)] == [True] * len(expected)
+    assert not found.problems
+    assert train(load_config(TOML, words), (str(tmp_path / "mine.json"), TOML)) == 0
+    said = capsys.readouterr().err
+    assert [f"warning: {sentence}" in said for sentence in warnings] == [True] * len(expected)
+    nothing = check_run(TOML, [*words, "data.eval=[]"], JSON, 1, False).findings
+    assert [f.sentence for f in nothing if f.topic == "eval"] == [
+        "eval.every is 2 and no data.eval is named: nothing is evaluated; name held-out shards."
+    ]
+    plain = check_run(TOML, overrides(scenes, tmp_path / "run", "eval.every=4"), JSON, 1, False).findings
+    assert not [f for f in plain if f.verdict == "warning"]
