@@ -196,6 +196,7 @@ def test_a_run_folder_that_cannot_be(scenes: Path, tmp_path: Path) -> None:
     only(problems(words), "checkpoint.mirror", "nowhere")
 
 
+@pytest.mark.usefixtures("one_rank")
 def test_what_is_hardly_meant_is_told_by_check_and_by_training(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
