@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,22 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 89_478_485
-"""Pillow's own limit of a plausible image; what decodes to more is taken for a decompression bomb."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Formats decoded; Pillow's others are left out, since some of them start programs or follow references."""
-
-JPEG_START = b"\xff\xd8\xff"
-ORIENTATION = 0x0112  # EXIF's tag
-
-
-class BadImage(Exception):
-    """An image that does not decode: `reason` is counted, `detail` explains."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+from mvlm.data.encoded import JPEG_START, BadImage, check_scans, check_size, damaged, open_image
+from mvlm.data.upright import ORIENTATION, eight_bits
 
 
 @dataclass(frozen=True)
@@ -49,20 +33,21 @@ def decode(data: bytes, longest_side: int = 0) -> Decoded:
     `colour` is given as well where a side exceeds `longest_side`, unless that is 0.
 
     Raises:
-        BadImage: the bytes are no image of `FORMATS`, are cut short or damaged, or decode to more than `MAX_PIXELS`.
+        BadImage: the bytes are no image of the formats taken, are cut short or damaged, or ask for too much.
     """
     if not data:
         raise BadImage("image is empty", "0 bytes")
     if data.startswith(JPEG_START):
+        check_scans(data)
         try:
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError:
             pass  # a kind of JPEG that simplejpeg does not know: Pillow may
         else:
-            _refuse_bomb(width, height)
+            check_size(width, height, 4 if colours in ("CMYK", "YCCK") else 3)
             colour = _jpeg_colour(data) if 0 < longest_side < max(width, height) else None
             return Decoded(width, height, _brightness(colour) if colour else _jpeg_pixels(data, "GRAY"), colour)
-    with _opened(data) as image:
+    with opened(data) as image:
         image.load()
         colour = image.copy() if 0 < longest_side < max(image.size) else None
         return Decoded(*image.size, _brightness(image), colour)
@@ -78,7 +63,7 @@ def _jpeg_pixels(data: bytes, mode: str) -> np.ndarray:
 
 def _jpeg_colour(data: bytes) -> Image.Image:
     """With the profile and orientation of its header, as Pillow gives them."""
-    with _opened(data) as header:
+    with opened(data) as header:
         if header.mode == "CMYK":
             _jpeg_pixels(data, "GRAY")  # for its warnings; only Pillow knows the ways in which inks are inverted
             return header.copy()
@@ -98,28 +83,18 @@ def decoded_size(data: bytes) -> tuple[int, int]:
     return image.width, image.height
 
 
-def _refuse_bomb(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImage("image is too large", f"{width} x {height} pixels")
-
-
 @contextmanager
-def _opened(data: bytes) -> Iterator[Image.Image]:
+def opened(data: bytes) -> Iterator[Image.Image]:
     """Pillow's image of the bytes; whatever goes wrong inside the block is a `BadImage`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _refuse_bomb(*image.size)
+            with open_image(data) as image:
                 yield image
-        except Image.DecompressionBombError as error:
-            raise BadImage("image is too large", str(error)) from None
-        except Image.UnidentifiedImageError:
-            raise BadImage("not an image", f"begins with {data[:16]!r}") from None
-        except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
-            raise BadImage("image is damaged", f"{type(error).__name__}: {error}") from None
-        except (zlib.error, OverflowError, MemoryError, AttributeError, RuntimeError) as error:
-            raise BadImage("image is damaged", f"{type(error).__name__}: {error}") from None
+        except BadImage:
+            raise
+        except Exception as error:  # as in `open_image`
+            raise damaged(error) from None
 
 
 def shrunk(image: Image.Image, longest_side: int, quality: int) -> tuple[bytes, int, int]:
@@ -143,10 +118,8 @@ def shrunk(image: Image.Image, longest_side: int, quality: int) -> tuple[bytes, 
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """As RGBA where there is transparency, else as L or RGB; 16 bits are scaled, where Pillow alone would clip them."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values >> 8 if values.max(initial=0) > 255 else values).clip(0, 255).astype(np.uint8))
+    """As RGBA where there is transparency, else as L or RGB, with the grey of training."""
+    image = eight_bits(image)
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")

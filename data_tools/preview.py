@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import warnings
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -15,8 +14,9 @@ from PIL import Image
 
 from data_tools.check import BadImage, decoded_size
 from data_tools.corpora import rows_at, spread
-from data_tools.image import FORMATS
+from data_tools.image import opened
 from mvlm.data.schema import IMAGE_COLUMNS, read_manifest
+from mvlm.data.upright import eight_bits
 
 SIDE = 192
 """Pixels a picture is shown in; larger ones are made smaller, so that the sheet stays small."""
@@ -103,8 +103,8 @@ def _picture(data: bytes, name: str) -> str:
 
 def _encoded(data: bytes, kind: str) -> bytes:
     out = io.BytesIO()
-    with warnings.catch_warnings(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        warnings.simplefilter("ignore")
+    with opened(data) as header:
+        image = eight_bits(header)
         shown = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in ("P", "1") else image
         shown.thumbnail((SIDE, SIDE))
         shown = shown.convert("RGBA" if shown.has_transparency_data else "RGB")

@@ -71,7 +71,14 @@ ONLY_IN = {
     },
     "torch.distributed": {"mvlm/train/engine.py", "mvlm/dist.py"},
 }
-DATA_TOOLS_MAY = {"mvlm.completion", "mvlm.data.schema", "mvlm.data.tokenizer", "mvlm.errors"}
+DATA_TOOLS_MAY = {
+    "mvlm.completion",
+    "mvlm.data.encoded",
+    "mvlm.data.schema",
+    "mvlm.data.tokenizer",
+    "mvlm.data.upright",
+    "mvlm.errors",
+}
 
 
 def imported(source: str, package: str) -> set[str]:

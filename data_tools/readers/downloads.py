@@ -11,10 +11,11 @@ from urllib.parse import unquote, urlsplit
 
 from data_tools.readers.annotated import check_file
 from data_tools.readers.members import is_inside
+from mvlm.data.encoded import EXTENSIONS
 from mvlm.errors import UserError
 
 NAMINGS = ("row0", "row1", "md5", "crc32", "basename")
-EXTENSIONS = ("", ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".JPG", ".JPEG", ".PNG")
+ENDINGS = ("", *(f".{extension}" for extension in EXTENSIONS), ".JPG", ".JPEG", ".PNG", ".TIF", ".TIFF")
 
 Places = Callable[[int, str], Sequence[str]]
 """Takes the number of a row, counted from 0, and its URL."""
@@ -27,7 +28,7 @@ def places(naming: str, images: Sequence[str]) -> Places:
         naming: "row0" or "row1": the row's number, counted from 0 or 1 and padded with zeros as the files are;
             "md5": of the URL, in hexadecimal; "crc32": ROW_CRC or CRC, the row counted from 0 and the URL's CRC-32,
             both decimal; "basename": the last part of the URL's path. All lie right in the folder, and all but the
-            last may have any of `EXTENSIONS`. Else a text file with a line `URL<TAB>path within the folder` for each
+            last may have any of `ENDINGS`. Else a text file with a line `URL<TAB>path within the folder` for each
             image, which is held in memory.
 
     Raises:
@@ -35,7 +36,7 @@ def places(naming: str, images: Sequence[str]) -> Places:
     """
     if naming in ("row0", "row1"):
         first, widths = int(naming[-1]), _widths(images)
-        return lambda row, url: [f"{number}{e}" for number in _padded(row + first, widths) for e in EXTENSIONS]
+        return lambda row, url: [f"{number}{e}" for number in _padded(row + first, widths) for e in ENDINGS]
     if naming == "md5":
         return lambda row, url: _extended(hashlib.md5(_bytes(url), usedforsecurity=False).hexdigest())
     if naming == "crc32":
@@ -54,7 +55,7 @@ def _bytes(url: str) -> bytes:
 
 
 def _extended(stem: str) -> list[str]:
-    return [stem + extension for extension in EXTENSIONS]
+    return [stem + extension for extension in ENDINGS]
 
 
 def _basename(row: int, url: str) -> list[str]:

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from data_tools.readers.captions import captions_of
 from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
 from data_tools.readers.members import DAMAGE, StrictTar
-from data_tools.readers.webdataset import CUT, IMAGE_EXTENSIONS, tar_records, up_to_first_dot
+from data_tools.readers.webdataset import CUT, tar_records, up_to_first_dot
 from data_tools.record import Dropped, Record
+from mvlm.data.encoded import EXTENSIONS
 from mvlm.errors import UserError
 
 SUCCESS = "success"
@@ -107,7 +108,7 @@ def _record(folder: Path, name: str, row: dict[str, Any]) -> Record | Dropped:
     if status != SUCCESS:
         detail = f"{row.get('error_message') or status}: {row.get('url')}"
         return Dropped(key, _reason(status, str(row.get("error_message"))), where, detail[:500])
-    extensions = [extension for extension in row if extension in IMAGE_EXTENSIONS]
+    extensions = [extension for extension in row if extension in EXTENSIONS]
     try:
         image = row.pop(extensions[0]) if extensions else _file(folder, name, key)
     except Refused as refused:
@@ -124,7 +125,7 @@ def _reason(status: str, message: str) -> str:
 
 
 def _file(folder: Path, name: str, key: str) -> bytes:
-    for extension in sorted(IMAGE_EXTENSIONS):
+    for extension in sorted(EXTENSIONS):
         data = read_inside(folder, f"{name}/{key}.{extension}")
         if data is not None:
             return data

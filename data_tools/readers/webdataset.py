@@ -20,9 +20,9 @@ from data_tools.readers.captions import captions_of
 from data_tools.readers.json_stream import parse_json
 from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
 from data_tools.record import Dropped, Record
+from mvlm.data.encoded import EXTENSIONS, OTHERS
 from mvlm.errors import UserError
 
-IMAGE_EXTENSIONS = {"jpg", "jpeg", "png", "webp", "gif", "bmp"}
 TEXT_EXTENSIONS = {"txt", "json"}
 CUT = "tar is cut short or damaged from here on"
 
@@ -91,7 +91,7 @@ class WebdatasetSource:
                 with _opened(path) as (_, tar):
                     for member in tar.files():
                         first, last = up_to_first_dot(member.name), up_to_last_dot(member.name)
-                        if not first or not last or last[1] not in IMAGE_EXTENSIONS:
+                        if not first or not last or last[1] not in EXTENSIONS:
                             continue
                         if stems.setdefault(hash(first[0]), hash(last[0])) != hash(last[0]):
                             print(_told(path, member, first[0]), file=sys.stderr)
@@ -124,6 +124,7 @@ class _Group:
     wanted: bool = True
     parts: dict[str, bytes] = field(default_factory=dict)  # "image", "txt", "json"
     plain: dict[str, bool] = field(default_factory=dict)  # of each, whether its name has but one extension
+    foreign: str = ""  # the format of an image that cannot be read
     rivals: list[str] = field(default_factory=list)  # images beside the one kept whose names are no longer
     refused: str = ""
     detail: str = ""
@@ -136,10 +137,12 @@ class _Group:
         if self.refused:
             return
         kind = extensions.rpartition(".")[2]
-        if kind in IMAGE_EXTENSIONS:
+        if kind in EXTENSIONS:
             self._keep(tar, member, "image", "." not in extensions, MAX_IMAGE_BYTES)
         elif kind in TEXT_EXTENSIONS:
             self._keep(tar, member, kind, "." not in extensions, MAX_TEXT_BYTES)
+        elif kind in OTHERS:
+            self.foreign = OTHERS[kind]
         else:
             _count(self.unused, f".{kind} is not read" if kind.isalnum() and len(kind) <= 8 else "not read")
 
@@ -196,19 +199,27 @@ def _count(unused: Counter[str], reason: str) -> None:
     unused[reason if reason in unused or len(unused) < MOST_KINDS else "not read"] += 1
 
 
+def _no_image(group: _Group) -> str:
+    """Why a group with a file of interest is no record, or "" where it has one image."""
+    if group.rivals:
+        return "more than one image"
+    if "image" in group.parts:
+        return ""
+    return f"unsupported image format ({group.foreign})" if group.foreign else "no image" if group.parts else ""
+
+
 def _record(group: _Group) -> Iterator[Record | Dropped]:
     """The group's record; nothing where it holds no file of interest."""
     if group.refused:
         yield Dropped(group.key, group.refused, group.where, group.detail)
         return
-    if not group.parts:
-        return
     image = group.parts.get("image")
-    if image is None or group.rivals:
-        yield Dropped(
-            group.key, "more than one image" if image else "no image", group.where, ", ".join(group.rivals[:3])
-        )
+    if reason := _no_image(group):
+        yield Dropped(group.key, reason, group.where, ", ".join(group.rivals))
+    if reason or image is None:
         return
+    if group.foreign:
+        _count(group.unused, f"{group.foreign} is not read")
     try:
         content: Any = parse_json(group.parts.get("json", b"{}"))
     except (ValueError, RecursionError) as error:

@@ -7,7 +7,6 @@ Everything else (other formats, CMYK, pictures stored on their side) goes throug
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from mvlm.data.upright import GAP, resized, upright
+from mvlm.data.encoded import JPEG_START, BadImage, check_scans, damaged, open_image
+from mvlm.data.upright import GAP, ORIENTATION, resized, upright
 from mvlm.errors import UserError
 
 native_is_missing = ""
@@ -28,24 +28,11 @@ try:
 except ImportError as error:
     native_is_missing = f"installing mvlm builds it where there are a C compiler and libjpeg-turbo's headers; {error}"
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-"""Named, since Pillow's other readers include some that run outside programs."""
-
-PIXEL_LIMIT = 89_478_485
-"""Pixels of an image at most (Pillow's own limit): a few bytes can claim to be a far larger one."""
-
 FORCE = "MVLM_DECODER"
 """The environment variable that names the decoder to use: one of `DECODERS`, or "auto", as when it is not set."""
 
-_JPEG_START = b"\xff\xd8\xff"
-_ORIENTATION = 0x0112  # EXIF's tag
-
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom, in pixels of the upright image."""
-
-
-class BadImage(ValueError):
-    """Bytes that are no image we can decode; the message says why."""
 
 
 class Picture(Protocol):
@@ -74,24 +61,27 @@ def open_picture(data: bytes | memoryview) -> Picture:
         BadImage: truncated, damaged, too large or of an unknown format.
         UserError: the decoder that `MVLM_DECODER` names is not there.
     """
-    opener = _OPENERS[chosen().name] if data[:3] == _JPEG_START else Decoded.open
-    return opener(data)
+    if data[:3] != JPEG_START:
+        return Decoded.open(data)
+    check_scans(data)
+    return _OPENERS[chosen().name](data)
 
 
 def load_image(data: bytes | memoryview) -> Image.Image:
-    """Decode in full, to RGB: upright by its EXIF orientation, transparency on white, 16 bits scaled to 8.
+    """Decode in full, to RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8; of
+    several frames or pages the first.
 
     Raises:
         BadImage: truncated, damaged, too large or of an unknown format.
     """
     try:
-        image = _opened(data)
+        image = open_image(data)
         image.load()
         return upright(image)
     except BadImage:
         raise
     except Exception as error:  # Pillow's readers raise nearly anything on damaged bytes
-        raise _bad(error) from error
+        raise damaged(error) from error
 
 
 @dataclass(frozen=True)
@@ -140,7 +130,7 @@ class NativeJpeg:
         try:
             taken = _native.view(self.data, box, shrink(box, size), flip, size, out)
         except ValueError as error:
-            raise BadImage(str(error)) from None
+            raise BadImage("image is damaged", str(error)) from None
         if not taken:
             Decoded.open(self.data).show(box, size, flip, out)
 
@@ -163,12 +153,12 @@ class SimpleJpeg:
         except ValueError:
             return Decoded.open(data)  # as in `NativeJpeg`
         try:
-            header = _opened(data)
-            upright = header.getexif().get(_ORIENTATION, 1) == 1
+            header = open_image(data)
+            upright = header.getexif().get(ORIENTATION, 1) == 1
         except BadImage:
             raise
         except Exception as error:  # as in `load_image`
-            raise _bad(error) from error
+            raise damaged(error) from error
         if not upright or header.mode not in ("RGB", "L"):
             return Decoded.open(data)
         return cls(data, header.width, header.height, header.mode)
@@ -186,7 +176,7 @@ class SimpleJpeg:
                 strict=True,
             )
         except ValueError as error:
-            raise BadImage(str(error)) from None
+            raise BadImage("image is damaged", str(error)) from None
         image = Image.fromarray(pixels.squeeze(2) if self.mode == "L" else pixels)
         part = (box[0] / by, box[1] / by, box[2] / by, box[3] / by)
         view = resized(image, size, part).convert("RGB")
@@ -251,15 +241,3 @@ _OPENERS: dict[str, Callable[[bytes | memoryview], Picture]] = {
     "simplejpeg": SimpleJpeg.open,
     "pillow": Decoded.open,
 }
-
-
-def _opened(data: bytes | memoryview) -> Image.Image:
-    """The header of an image, as Pillow reads it."""
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
-    if image.width * image.height > PIXEL_LIMIT:
-        raise BadImage(f"{image.width} x {image.height} pixels are more than the limit of {PIXEL_LIMIT}")
-    return image
-
-
-def _bad(error: Exception) -> BadImage:
-    return BadImage(f"{type(error).__name__}: {error}".replace("\n", " "))

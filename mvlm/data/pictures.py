@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.decoding import BadImage, Decoded, load_image
+from mvlm.data.encoded import EXTENSIONS
 from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
 """Of the files taken for pictures in a folder; a file named by itself is one whatever it is called."""
 
 LARGEST_FILE = 256_000_000
@@ -77,7 +78,7 @@ def read_picture(path: Path) -> Image.Image:
     """
     try:
         if not path.is_file():  # a device or a pipe might never end
-            raise UserError(f"No picture at {path}: give the path of a JPEG, PNG, WebP, GIF or BMP file.")
+            raise UserError(f"No picture at {path}: give the path of a JPEG, PNG, WebP, TIFF or other image file.")
         if path.stat().st_size > LARGEST_FILE:
             raise BadImage(f"{path.stat().st_size} bytes are more than the limit of {LARGEST_FILE}")
         return load_image(path.read_bytes())

@@ -8,20 +8,38 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageOps
 
+ORIENTATION = 0x0112  # EXIF's tag
+
 GAP = 3
 """Before the filter, a picture is shrunk by a cruder and faster way to no less than this many times the size wanted."""
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """To RGB: upright by its EXIF orientation, transparency on white, 16 bits scaled to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        # Pillow would clip 16-bit grey at 255 instead of scaling it.
-        return Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    """To RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8."""
+    if image.getexif().get(ORIENTATION, 1) != 1:  # Pillow would copy an upright one, too
+        image = ImageOps.exif_transpose(image)
+    image = eight_bits(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits in 8, where Pillow would clip it at 255; every other image as it is.
+
+    Of 16 bits they are the upper ones. Whole numbers of 32 bits and floats have no white of their own: they are
+    stretched, so that the least is black and the greatest white.
+    """
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode not in ("I", "F"):
+        return image
+    values = np.asarray(image, np.float32)
+    finite = np.isfinite(values)
+    low, high = (values[finite].min(), values[finite].max()) if finite.any() else (0.0, 1.0)
+    share = (values - low) / max(high - low, np.finfo(np.float32).tiny)
+    return Image.fromarray((255 * np.nan_to_num(share).clip(0, 1)).round().astype(np.uint8))
 
 
 def resized(image: Image.Image, size: int, box: tuple[float, float, float, float] | None = None) -> Image.Image:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mvlm import masking
 from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.decoding import PIXEL_LIMIT, BadImage, Decoded, load_image
+from mvlm.data.decoding import BadImage, Decoded, load_image
+from mvlm.data.encoded import PIXEL_LIMIT
 from mvlm.data.index import Mixture, held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.data.transforms import eval_view
@@ -179,8 +180,8 @@ def _uploaded(text: str) -> Image.Image:
         return load_image(base64.b64decode(text, validate=True))
     except (BadImage, binascii.Error):
         raise UserError(
-            "This is no picture that can be shown, or it is damaged or too large: choose a JPEG, PNG, WebP, GIF or BMP "
-            f"file of at most {PIXEL_LIMIT // 1_000_000} million pixels."
+            "This is no picture that can be shown, or it is damaged or too large: choose a JPEG, PNG, WebP, TIFF or "
+            f"other image file of at most {PIXEL_LIMIT // 1_000_000} million pixels."
         ) from None
 
 

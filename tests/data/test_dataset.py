@@ -154,7 +154,7 @@ def test_an_evaluated_image_that_is_bad_names_shard_row_and_key(tmp_path, tokeni
         EvalDataset(Mixture([folder]), tokenizer, config).images(range(6))
     rows[4]["crc32"] = zlib.crc32(b"<html>")
     folder = write_shards(tmp_path / "t", rows, shard_rows=4)
-    with pytest.raises(UserError, match=r"row 0 \(key 'k00004'\).*cannot identify"):
+    with pytest.raises(UserError, match=r"row 0 \(key 'k00004'\).*not an image"):
         EvalDataset(Mixture([folder]), tokenizer, config).images(range(6))
 
 

@@ -270,19 +270,6 @@ def test_an_image_that_claims_to_be_huge_is_refused_by_its_header():
 
 
 @native
-def test_a_file_cannot_ask_for_work_without_end():
-    """Three channels in a scan each, of which the last is there six hundred times."""
-    data = jpeg(Image.new("L", (64, 48)))
-    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
-    three = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, 48, 64, 3) + b"".join(bytes([i, 0x11, 0]) for i in (1, 2, 3))
-    scans = [data[scan : scan + 5] + bytes([i]) + data[scan + 6 : -2] for i in (1, 2, 3)]
-    head, end = data[:frame] + three + data[frame + 13 : scan], data[-2:]
-    shown(NativeJpeg.open(head + b"".join(scans) + end), (0, 0, 64, 48), 32)
-    with pytest.raises(BadImage, match="more scans"):
-        shown(NativeJpeg.open(head + b"".join(scans) + scans[2] * 600 + end), (0, 0, 64, 48), 32)
-
-
-@native
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -50,7 +50,7 @@ def test_the_rows_it_stands_for_are_told(damaged, tokenizer, config):
     assert dataset.sample(0, 3).faults == ()
     first, written = dataset.sample(9, 4).faults[0], dataset.sample(9, 18).faults[0]
     assert (first.row, first.key, first.position) == (4, "k00004", 9)
-    assert first.where.endswith("000000.arrow row 4") and "cannot identify" in first.reason
+    assert first.where.endswith("000000.arrow row 4") and "not an image" in first.reason
     assert written.where.endswith("000001.arrow row 2") and "checksum differs" in written.reason
     chains = [dataset.sample(position, 4).faults for position in range(200)]
     longest = max(chains, key=len)

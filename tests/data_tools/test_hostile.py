@@ -76,6 +76,9 @@ SOUND = {
     "animated GIF": (animated("GIF"), (30, 20)),
     "animated PNG": (animated("PNG"), (30, 20)),
     "animated WebP": (animated("WEBP"), (30, 20)),
+    "TIFF of several pages": (animated("TIFF"), (30, 20)),
+    "JPEG 2000": (encoded(Image.new("RGB", (30, 20)), "JPEG2000"), (30, 20)),
+    "AVIF": (encoded(Image.new("RGB", (30, 20)), "AVIF"), (30, 20)),
     "progressive": (encoded(Image.open(io.BytesIO(photo(1))), progressive=True), (24, 18)),
 }
 
@@ -92,6 +95,7 @@ UNSOUND = {
     "html": (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "not an image"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
     "svg": (b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", "not an image"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), "unsupported image format (HEIC)"),
     "nothing": (b"", "image is empty"),
 }
 

@@ -14,14 +14,15 @@ import pytest
 from made import photo, quarantine, read_rows, run
 from webdataset.tariterators import base_plus_ext, group_by_keys
 
-from data_tools.readers.webdataset import IMAGE_EXTENSIONS, WebdatasetSource, up_to_first_dot
+from data_tools.readers.webdataset import WebdatasetSource, up_to_first_dot
 from data_tools.record import Record
+from mvlm.data.encoded import EXTENSIONS
 
 Members = Sequence[tuple[str, bytes]]
 
 WORDS = ("a", "b", "v1", "3", "X", "0001", "", "é", "a b")
 FOLDERS = ("", "", "x/", "./", "d.1/", "d.1/e.f/", ".h/")
-EXTENSIONS = ("jpg", "PNG", "txt", "json", "cls", "seg.png", "alt.txt", "")
+DRAWN = ("jpg", "PNG", "txt", "json", "cls", "seg.png", "alt.txt", "")
 
 
 def write_tar(path: Path, members: Members) -> Path:
@@ -48,7 +49,7 @@ def drawn(seed: int) -> Members:
     members: dict[str, bytes] = {}
     for number in range(40):
         stem = rng.choice(FOLDERS) + ".".join(rng.choice(WORDS) for _ in range(rng.choice((1, 1, 1, 2, 3))))
-        for extension in rng.sample(EXTENSIONS, rng.randint(1, 4)):
+        for extension in rng.sample(DRAWN, rng.randint(1, 4)):
             name = f"{stem}.{extension}" if extension else stem
             data = json.dumps({"caption": f"c{number}"}) if extension == "json" else f"{number} {extension}"
             if not name.endswith("/"):
@@ -70,7 +71,7 @@ def test_up_to_the_first_dot_records_are_what_webdataset_makes_of_them(tmp_path:
         assert up_to_first_dot(name) == (None if key is None else (key, extensions.lower()))
     expected = []
     for sample in group_by_keys([{"fname": name, "data": data, "__url__": ""} for name, data in members]):
-        images, texts, listed = (parts(sample, kinds) for kinds in (IMAGE_EXTENSIONS, {"txt"}, {"json"}))
+        images, texts, listed = (parts(sample, kinds) for kinds in (set(EXTENSIONS), {"txt"}, {"json"}))
         captions = [json.loads(listed[0])["caption"]] if listed else [*texts[:1], None][:1]
         outcome = captions if len(images) == 1 else "more than one image" if images else "no image"
         if images or texts or listed:
@@ -135,6 +136,26 @@ def test_every_file_that_is_not_used_is_counted(tmp_path: Path) -> None:
         "no extension": 1,
     }
     assert "left unused 7 files" in (tmp_path / "out/yield.txt").read_text()
+
+
+def test_images_of_other_formats_are_dropped_by_name(tmp_path: Path) -> None:
+    members = [
+        ("a.heic", b"\0\0\0\x18ftypheic" + bytes(9)),
+        ("a.txt", b"words"),
+        ("b.jxl", b"\xff\x0a"),
+        *pairs("c"),
+        ("c.heif", b""),
+        ("d.TIFF", photo(2, "TIFF")),
+        ("d.txt", b"d"),
+    ]
+    source = WebdatasetSource([write_tar(tmp_path / "a.tar", members)])
+    assert read(source) == [
+        ("a", "unsupported image format (HEIC)"),
+        ("b", "unsupported image format (JPEG XL)"),
+        ("c", [b"c"]),
+        ("d", [b"d"]),
+    ]
+    assert source.unused == {"HEIC is not read": 1}
 
 
 def test_names_beyond_number_do_not_swell_the_report(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@
 #endif
 
 enum {
-    SCAN_LIMIT = 500,    /* of a progressive image: a small file can ask to go over its pixels without end */
     SPARE = 2,           /* pixels around those used: at the edge of a part, colours are not those of the whole */
     SEGMENT_MAX = 65533, /* bytes */
 };
@@ -24,7 +23,6 @@ enum {
 struct decoder {
     struct jpeg_decompress_struct jpeg; /* first: libjpeg hands back a pointer to it */
     struct jpeg_error_mgr errors;
-    struct jpeg_progress_mgr progress;
     jmp_buf failed;
     enum outcome outcome;
     char *message;
@@ -58,11 +56,6 @@ static void on_message(j_common_ptr jpeg, int level) {
     if (level < 0) on_error(jpeg);
 }
 
-static void on_progress(j_common_ptr jpeg) {
-    struct decoder *decoder = (struct decoder *)jpeg;
-    if (decoder->jpeg.input_scan_number > SCAN_LIMIT) refuse(decoder, "more scans than any image needs");
-}
-
 static void prepare(struct decoder *decoder, const uint8_t *data, size_t length, char *message) {
     memset(decoder, 0, sizeof *decoder);
     decoder->data = data;
@@ -71,7 +64,6 @@ static void prepare(struct decoder *decoder, const uint8_t *data, size_t length,
     decoder->jpeg.err = jpeg_std_error(&decoder->errors);
     decoder->errors.error_exit = on_error;
     decoder->errors.emit_message = on_message;
-    decoder->progress.progress_monitor = on_progress;
 }
 
 static void release(struct decoder *decoder) {
@@ -86,7 +78,6 @@ static void release(struct decoder *decoder) {
 static void read_header(struct decoder *decoder, int with_metadata) {
     struct jpeg_decompress_struct *jpeg = &decoder->jpeg;
     jpeg_create_decompress(jpeg);
-    jpeg->progress = &decoder->progress;
     jpeg_mem_src(jpeg, decoder->data, decoder->length);
     if (with_metadata) jpeg_save_markers(jpeg, JPEG_APP0 + 1, SEGMENT_MAX);
     jpeg_read_header(jpeg, TRUE);

@@ -13,7 +13,7 @@ enum outcome {
 };
 
 enum {
-    PIXEL_LIMIT = 89478485,
+    PIXEL_LIMIT = 89478485, /* as in mvlm/data/encoded.py, which also bounds the scans before we are asked */
     SIZE_LIMIT = 8192, /* pixels a side of a result */
     MESSAGE_LENGTH = 256,
 };
