@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -164,12 +165,22 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
 
 
 def check_files(job: Job) -> None:
-    """Refuse a job whose files are not there, before anything is started."""
+    """Refuse a job whose files or interpreter are not there, before anything is started."""
     for key in ("run", "deepspeed"):
         if not Path(getattr(job, key)).is_file():
             raise JobError(
                 f"job.{key} names {getattr(job, key)}, which is no file here: paths count from {Path.cwd()}."
             )
+    if job.venv and not out_of_sight(job.venv) and not os.access(Path(job.venv) / "bin/python", os.X_OK):
+        raise JobError(
+            f"job.venv names {job.venv}, where there is no bin/python to run: give a virtual environment's folder; "
+            f"paths count from {Path.cwd()}."
+        )
+
+
+def out_of_sight(path: str) -> bool:
+    """Whether it lies on a disk that this machine does not have: not even the first folder of its path is here."""
+    return Path(path).is_absolute() and not Path(*Path(path).parts[:2]).exists()
 
 
 def run_folder(job: Job, overrides: Iterable[str]) -> Path:
@@ -234,6 +245,11 @@ def _checked(values: dict[str, Any], where: str) -> Job:
         raise JobError(f"{where}: job.min_nodes is {job.min_nodes}: it must not be above job.nodes, {job.nodes}.")
     if job.time and not job.time_seconds:
         raise JobError(f"{where}: job.time is {job.time!r}: give minutes, H:M:S or D-H:M:S.")
+    if job.time_seconds and job.time_seconds <= job.warning_seconds:
+        raise JobError(
+            f"{where}: job.time is {job.time!r}, and the last {job.warning_seconds} s of it, job.warning_seconds, "
+            "are for saving: give more time."
+        )
     if job.venv and job.container:
         raise JobError(f"{where}: job.venv and job.container are both given: an image has its own Python; keep one.")
     _check_environment(job.environment, where)

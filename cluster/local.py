@@ -149,10 +149,5 @@ def _check_supported(job: Job) -> None:
     if job.nodes > 1:
         raise JobError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
     refuse(job, "local", CANNOT)
-    if job.time_seconds and job.time_seconds <= job.warning_seconds:
-        raise JobError(
-            f"job.time is {job.time!r}, and the last {job.warning_seconds} s of it, job.warning_seconds, "
-            "are for saving: give more time."
-        )
     if not (processes.PROC / "self/environ").exists():
         raise JobError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")

@@ -186,9 +186,6 @@ def _check_supported(job: Job) -> None:
         raise JobError('sweep.values has "run.dir": each run of a sweep has its own folder already; remove it.')
     if not job.time:
         refuse(job, "ray", ("warning_seconds",))
-    limit = job.time_seconds
-    if limit is not None and limit <= job.warning_seconds:
-        raise JobError(f"job.time is {job.time!r}, which is all warning: set job.warning_seconds to less.")
 
 
 def _state(record: Record) -> tuple[str, int | None]:

@@ -47,6 +47,21 @@ def connect(server: str) -> Any:
         ) from None
 
 
+def join(**settings: Any) -> None:
+    """Join the Ray cluster whose job server has started this process.
+
+    Raises:
+        JobError: it is gone, or has not come up in time.
+    """
+    import ray
+
+    try:
+        ray.init(**settings)
+    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise JobError(f"Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.") from None
+
+
 @contextlib.contextmanager
 def said_plainly() -> Iterator[None]:
     """Turn what the server answers to a request that it refuses into a JobError."""
@@ -54,6 +69,9 @@ def said_plainly() -> Iterator[None]:
         yield
     except RuntimeError as error:  # the client's, for whatever the server answers
         raise JobError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
+    except OSError as error:  # requests', where it does not answer, or not in time
+        reason = str(error).strip().splitlines()[0]
+        raise JobError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
 
 
 def import_path() -> str:

@@ -20,6 +20,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.job import JobError
+from cluster.ray_client import join
 from cluster.ray_drain import DrainBeforeResize
 from cluster.ray_group import Group
 from cluster.ray_spec import Spec
@@ -34,7 +36,11 @@ def main(argv: list[str]) -> int:
     """Run the job to its end; returns its exit code."""
     spec = Spec.load(Path(argv[0]))
     os.chdir(spec.directory)
-    ray.init()  # joins the cluster of the job server
+    try:
+        join()
+    except JobError as error:
+        print(f"cluster: {error}", flush=True)
+        return PREEMPTED
     _watch_for_the_end(spec)
     if spec.job.sweep:
         from cluster.ray_sweep import run_sweep

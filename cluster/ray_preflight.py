@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.environment import free_port, inherited
-from cluster.job import Job, check_files, refuse
-from cluster.ray_client import address, connect, import_path, said_plainly, show_driver_log
+from cluster.job import Job, JobError, check_files, refuse
+from cluster.ray_client import address, connect, import_path, join, said_plainly, show_driver_log
 from cluster.ray_spec import Spec
 
 FILE = "preflight.json"
@@ -63,7 +63,11 @@ def main(argv: list[str]) -> int:
     spec = Spec.load(Path(argv[0]))
     nodes = spec.job.nodes
     resources = {name: amount * spec.job.ranks_per_node for name, amount in spec.resources().items()}
-    ray.init(address="auto", log_to_driver=False)
+    try:
+        join(address="auto", log_to_driver=False)
+    except JobError as error:
+        print(f"cluster: {error}", flush=True)
+        return 1
     group = placement_group([resources] * nodes, strategy="STRICT_SPREAD")
     print(f"waiting for {nodes} nodes, {PLACE_SECONDS:.0f} s at most", flush=True)
     if not group.wait(PLACE_SECONDS):

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.environment import added, python
 from cluster.job import Job, Sweep, run_folder
+from cluster.record import write_private
 
 FILE = "ray.json"
 
@@ -40,8 +41,7 @@ class Spec:
         return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
 
     def save(self, path: Path) -> None:
-        path.touch(mode=0o600)  # the environment may hold passwords
-        path.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        write_private(path, json.dumps(asdict(self), indent=1))
 
     def command(self) -> list[str]:
         """The argument list of a rank."""

@@ -45,6 +45,15 @@ class Record:
         os.replace(partial, logs / RECORD)
 
 
+def write_private(path: Path, text: str) -> None:
+    """Write a whole file that its owner alone may read: the environment of a job may hold passwords."""
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)  # one that was left behind would keep its mode
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, path)
+
+
 def find_logs(path: str) -> Path:
     """The log folder of a job, from its job file, its log folder or the folder that holds that.
 

@@ -15,7 +15,7 @@ from cluster import slurm_queue
 from cluster.job import Job, JobError, Sweep, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, attempt_numbers, show
 from cluster.progress import describe_attempt, describe_end, describe_progress, facts
-from cluster.record import RECORD, Attempt, Record, claim, read_record
+from cluster.record import RECORD, Attempt, Record, claim, read_record, write_private
 from cluster.slurm_queue import Queued
 from cluster.slurm_script import Task, script
 from cluster.sweep import combinations, override
@@ -54,7 +54,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     with claim(job.log_folder):
         _refuse_second(job)
         path = job.log_folder / SCRIPT
-        path.write_text(text, encoding="utf-8")
+        write_private(path, text)
         job_id = slurm_queue.submit(path)
         record = Record(
             job.name, "slurm", str(run_folder(job, overrides).resolve()), socket.gethostname(), job_id=job_id

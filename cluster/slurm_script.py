@@ -141,7 +141,7 @@ def _attempt(job: Job, first: int) -> list[str]:
 
 
 def _environment(job: Job) -> list[str]:
-    lines = [f"unset {' '.join(LAUNCHER_VARIABLES)}"]
+    lines, interpreter = [f"unset {' '.join(LAUNCHER_VARIABLES)}"], shlex.quote(str(python(job)))
     if not job.container:
         lines.append(f"export PATH={shlex.quote(str(python(job).parent))}:$PATH")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in slurm_launchers.exports(job).items()]
@@ -151,8 +151,8 @@ def _environment(job: Job) -> list[str]:
     ]
     if not job.container:
         lines += [
-            f'if ! {python(job).name} -c "import cluster.rank, mvlm"; then',
-            '  echo "cluster: $(hostname) finds no mvlm with the PATH $PATH: set job.venv, or install it there"',
+            f'if ! {interpreter} -c "import cluster.rank, mvlm"; then  # by its path: another must not take its place',
+            f'  echo "cluster: $(hostname) cannot import mvlm with "{interpreter}": set job.venv to one that it sees"',
             f"  exit {MISTAKE}",
             "fi",
         ]

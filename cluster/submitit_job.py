@@ -65,6 +65,9 @@ class TrainJob:
         job = self.job
         if job.time_seconds is None:
             raise JobError("job.time is missing, and submitit allows five minutes then: set job.time.")
+        kept = Path(folder)
+        kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept.chmod(0o700)  # submitit keeps the job in it, whose environment may hold passwords
         executor = submitit.AutoExecutor(
             folder, cluster="slurm", slurm_max_num_timeout=job.requeue, slurm_python=str(python(job))
         )

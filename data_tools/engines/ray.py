@@ -29,7 +29,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
     """Connect to the Ray at `address` (or $RAY_ADDRESS), or start one with `workers` processors, for the block.
 
     Raises:
-        UserError: there is no Ray at that address.
+        UserError: there is no Ray at that address, or it did not come up in time.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -43,9 +43,10 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
             store = max(LEAST_STORE, HELD * workers * CHUNK_ROOM)
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"No Ray at {address or 'this machine'} ({reason}): check --ray-address.") from None
+        advice = "check --ray-address" if address else "try again when the machine is less busy, or without Ray"
+        raise UserError(f"No Ray at {address or 'this machine'} ({reason}): {advice}.") from None
     try:
         yield
     finally:

@@ -25,6 +25,7 @@ MISTAKES = {
     "job.gpus_per_node=2": "are both given",
     "job.time=2": "and the last 120 s of it, job.warning_seconds, are for saving: give more time",
     "job.time=0:30": "the last 120 s of it, job.warning_seconds, are for saving: give more time",
+    "job.venv=nowhere": "job.venv names nowhere, where there is no bin/python to run",
     "job.partition=gpu": "job.partition is 'gpu', which the local back-end cannot honour",
     "job.run=nowhere.toml": "job.run names nowhere.toml",
     "job.deepspeed=nowhere.json": "job.deepspeed names nowhere.json",
@@ -46,6 +47,16 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(cluster, job, command, ove
     code, out, err = cluster(command, job, "--on", "local", override)
     assert (code, out) == (1, "")
     assert MISTAKES[override] in err and err.count("\n") == 1 and "Traceback" not in err
+    assert not (job.parent / "logs").exists()
+
+
+@pytest.mark.parametrize("backend", ["slurm", "ray"])
+@pytest.mark.parametrize("command", ["submit", "render", "preflight"])
+@pytest.mark.parametrize("override", ["job.time=2", "job.venv=nowhere", "job.venv=/etc/nowhere"])
+def test_no_backend_takes_another_python_or_a_time_that_is_all_warning(cluster, job, backend, command, override):
+    code, out, err = cluster(command, job, "--on", backend, override, "job.ray_address=http://127.0.0.1:1")
+    assert (code, out) == (1, "") and err.count("\n") == 1
+    assert MISTAKES["job.time=2"] in err or "where there is no bin/python to run" in err
     assert not (job.parent / "logs").exists()
 
 

@@ -4,10 +4,14 @@ import re
 import shlex
 
 import pytest
+import ray
 
+from cluster import ray_driver, ray_preflight
 from cluster.job import load_job
 from cluster.ray_backend import entrypoint, runtime_env
 from cluster.ray_spec import Spec
+from data_tools.engines.ray import connected
+from mvlm.errors import UserError
 from tests.conftest import free_port
 
 NOWHERE = "job.ray_address=http://127.0.0.1:1"
@@ -47,6 +51,28 @@ def test_a_spec_survives_the_disk(job, tmp_path):
     assert Spec.load(tmp_path / "ray.json") == given
 
 
+def test_the_environment_of_a_job_is_its_owners_alone(job, tmp_path):
+    (tmp_path / "ray.json").write_text("left by an earlier version")
+    Spec.of(load_job(job, ["job.environment.WANDB_API_KEY=secret"]), []).save(tmp_path / "ray.json")
+    assert "secret" in (tmp_path / "ray.json").read_text()
+    assert (tmp_path / "ray.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(job, tmp_path, monkeypatch, capsys):
+    def late(*args, **settings):
+        raise Exception("The current node timed out during startup. This could happen because\nof much.")
+
+    Spec.of(load_job(job), []).save(tmp_path / "ray.json")
+    monkeypatch.setattr(ray, "init", late)
+    for program, code in ((ray_driver, 75), (ray_preflight, 1)):
+        assert program.main([str(tmp_path / "ray.json")]) == code
+        said = capsys.readouterr().out
+        assert said.startswith("cluster: Ray cannot be joined on this node (The current node timed out")
+        assert said.count("\n") == 1
+    with pytest.raises(UserError, match=r"No Ray at this machine .*timed out.*: try again"), connected(None, 1):
+        pass
+
+
 def test_an_image_is_handed_to_ray(job):
     given = Spec.of(load_job(job, ["job.container=mvlm:1"]), [])
     assert runtime_env(given)["image_uri"] == "mvlm:1" and entrypoint(given).startswith("python -m cluster.ray_driver")
@@ -58,7 +84,7 @@ def test_an_image_is_handed_to_ray(job):
         (["job.partition=main"], "job.partition is 'main', which the ray back-end cannot honour: remove it."),
         (["job.launcher=torchrun"], "job.launcher is 'torchrun', which the ray back-end cannot honour"),
         (["job.warning_seconds=60"], "job.warning_seconds is 60, which the ray back-end cannot honour"),
-        (['job.time="2"'], "job.time is '2', which is all warning"),
+        (['job.time="2"'], "job.time is '2', and the last 120 s of it, job.warning_seconds, are for saving"),
         (["job.run=nowhere.toml"], "job.run names nowhere.toml, which is no file here"),
     ],
 )

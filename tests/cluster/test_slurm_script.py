@@ -1,5 +1,6 @@
 """The batch script, as text; test_slurm_jobs.py has SLURM read it."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -60,6 +61,23 @@ def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, overrid
     code, out, err = cluster(command, job, "--on", "slurm", *re.split(" (?=job)", override))
     assert (code, out) == (1, "") and MISTAKES[override] in err and err.count("\n") == 1
     assert not (job.parent / "logs").exists()
+
+
+def test_the_script_is_its_owners_alone(job, tmp_path, cluster, monkeypatch):
+    """It holds job.environment, where tokens are."""
+    (tmp_path / "bin").mkdir()
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.write_text("#!/bin/sh\necho 17\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    (tmp_path / "logs").mkdir()
+    script = tmp_path / "logs/job.sbatch"
+    script.write_text("left by an earlier version")
+    code, _, err = cluster("submit", job, "--on", "slurm", "job.environment.WANDB_API_KEY=secret")
+    assert code == 0, err
+    assert "secret" in script.read_text() and script.stat().st_mode & 0o777 == 0o600
+    others = [path for path in script.parent.rglob("*") if path.is_file() and path != script]
+    assert not any(b"secret" in path.read_bytes() for path in others)
 
 
 def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
