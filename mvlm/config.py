@@ -63,7 +63,7 @@ class Model:
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
     cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
     cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
-    dropout: float = 0.0  # everywhere (D)
+    dropout: float = 0.0  # everywhere; another micro-batch, as other ranks may bring, is another draw (D)
     contrastive_width: int = 256  # of the features that ITC compares (D)
     temperature: float = 0.07  # initial value of the learned temperature (D)
     temperature_min: float = 0.001  # it is clamped to this (D)

@@ -10,6 +10,7 @@ from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool, Tally
 from mvlm.config import Config
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
+from mvlm.model.randomness import is_random
 from mvlm.model.readings import Matching, Restoring
 from mvlm.model.views import Views
 from mvlm.objectives.extra import chosen
@@ -116,12 +117,18 @@ class MaskVLM(Encoders):
         return self.match_head(fused_image_BSD[:, 0], fused_text_BLD[:, 0])
 
     def encode_pairs(self, batch: Batch) -> Encoded:
-        """The contrastive features that `forward` computes for this micro-batch."""
-        if self.config.objectives.alignment_inputs == "masked":
-            image_BSD = self.encode_image(batch.masked_image_BCHW, batch.patch_mask_BN)
-            return self._project(batch, image_BSD, self.text(batch.masked_text_BL, batch.valid_BL, batch.packing))
-        text_BLD = self.text(batch.text_BL, batch.valid_BL, batch.packing)
-        return self._project(batch, self.encode_image(batch.image_BCHW), text_BLD)
+        """The contrastive features that `forward` computes for this micro-batch.
+
+        Where dropout draws, they are the same ones from the same state of the random generator: the encoders are then
+        given all that `forward` gives them, since what is drawn for a view depends on what goes with it.
+        """
+        masked = self.config.objectives.alignment_inputs == "masked"
+        aligned = Views(whole=not masked, masked=masked)
+        same = is_random(self.vision) or is_random(self.text)
+        image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch, None if same else aligned)
+        if masked:
+            image_BSD, text_BLD = hidden_image_BSD, hidden_text_BLD
+        return self._project(batch, image_BSD, text_BLD)
 
     def denominators(self, batch: Batch) -> Tensor:
         """Hidden tokens, hidden patches and readings of ITM that count, of this micro-batch -> int64, 3 of them."""
@@ -141,12 +148,14 @@ class MaskVLM(Encoders):
 
         return Pool(alone, 0, 1, *self.denominators(batch))
 
-    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _encode(self, batch: Batch, views: Views | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder.
 
-        A view that no objective reads is not computed: the other stands in its place.
+        Args:
+            views: those to compute of either modality; None = those that the objectives read. In the place of one
+                that is not computed stands the other.
         """
-        image_views, text_views = (Views.read(self.config.objectives, modality) for modality in ("image", "text"))
+        image_views, text_views = (views or Views.read(self.config.objectives, name) for name in ("image", "text"))
         images = self.vision.views(batch, image_views)
         given = zip((batch.text_BL, batch.masked_text_BL), text_views, strict=True)
         texts = self.text(torch.stack([text for text, is_read in given if is_read]), batch.valid_BL, batch.packing)

@@ -250,6 +250,11 @@ def _check(vit: Any, config: Model) -> None:
             f"model.image_size {config.image_size} is no multiple of the {patch[0]} x {patch[1]} patches of "
             f"{config.vision!r}: change one of the two."
         )
+    if config.vision_args.get("patch_drop_rate"):
+        raise UserError(
+            "model.vision_args.patch_drop_rate leaves out patches at random, so that masked ones lose their places: "
+            "take it out; objectives.image_masking = 'drop' leaves out the masked ones."
+        )
 
 
 def _keep_tokens(tokens_BSD: Tensor) -> Tensor:

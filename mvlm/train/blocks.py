@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mvlm.config import Config
 from mvlm.errors import UserError
+from mvlm.model.randomness import is_random
 
 VARIANTS = 64
 """Shapes and modes that a block is compiled for before it runs uncompiled; torch's 8 are few for blocks of three kinds
@@ -35,9 +36,7 @@ def prepare_blocks(model: nn.Module, config: Config, stage: int) -> None:
     blocks = list(find_blocks(model))
     trained = [block for block in blocks if any(parameter.requires_grad for parameter in block.parameters())]
     for block in evenly(trained, config.train.recompute):
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=config.model.dropout > 0
-        )
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=is_random(block))
     if config.train.compile:
         check_stage(config, stage)
         _check_compiler()

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,13 +112,15 @@ class Engine:
         """
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         self.engine.train()
-        seed_dropout(self.config.run.seed, step, dist.rank())
+        starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
         scale = self._scaler and self._scaler.cur_scale
         self._gradients.wanted = tally is not None
         parts: list[Losses] = []
-        for batch, pool in zip(micro_batches, self._pools(micro_batches), strict=True):
+        pools = self._pools(micro_batches, starts, step)
+        for batch, start, pool in zip(micro_batches, starts, pools, strict=True):
+            seed_dropout(self.config.run.seed, step, start)
             losses = self.engine(batch, pool, tally)
             self.engine.backward(sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()))
             if self._plain and self.engine.is_gradient_accumulation_boundary():
@@ -142,24 +145,30 @@ class Engine:
             )
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _pools(self, micro_batches: Sequence[Batch | LabelledBatch]) -> Sequence[Pool | None]:
+    def _pools(
+        self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
+    ) -> Sequence[Pool | None]:
         """What each micro-batch needs to know of the global batch: what losses are divided by, and all features.
 
         Fine-tuning's losses are plain means over samples, which need nothing.
         """
         pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
-        return self._pools_of_pairs(pairs) if pairs else [None] * len(micro_batches)
+        return self._pools_of_pairs(pairs, starts, step) if pairs else [None] * len(micro_batches)
 
-    def _pools_of_pairs(self, micro_batches: list[Batch]) -> list[Pool]:
+    def _pools_of_pairs(self, micro_batches: list[Batch], starts: list[int], step: int) -> list[Pool]:
         assert isinstance(self.model, MaskVLM)
         denominators = dist.all_reduce(torch.stack([self.model.denominators(b) for b in micro_batches]).sum(0))
-        starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         parts = len(micro_batches) * dist.world()
-        everybody = self._contrast(micro_batches, starts)
+        everybody = self._contrast(micro_batches, starts, step)
         return [Pool(everybody, start, parts, *denominators) for start in starts]
 
-    def _contrast(self, micro_batches: list[Batch], starts: list[int]) -> Callable[[Encoded, Tensor], Contrast]:
-        """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several."""
+    def _contrast(
+        self, micro_batches: list[Batch], starts: list[int], step: int
+    ) -> Callable[[Encoded, Tensor], Contrast]:
+        """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several.
+
+        These are computed twice, with the same dropout (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
+        """
         objectives = self.config.objectives
 
         def gathered(owns: list[Encoded], temperature: Tensor) -> Contrast:
@@ -168,8 +177,12 @@ class Engine:
         if not objectives.itc or len(micro_batches) == 1:
             return lambda own, temperature: gathered([own], temperature)
         assert isinstance(self.model, MaskVLM)
+        owns: list[Encoded] = []
         with torch.no_grad():
-            whole = gathered([self.model.encode_pairs(batch) for batch in micro_batches], self.model.temperature())
+            for batch, start in zip(micro_batches, starts, strict=True):
+                seed_dropout(self.config.run.seed, step, start)
+                owns.append(self.model.encode_pairs(batch))
+            whole = gathered(owns, self.model.temperature())
         return lambda own, temperature: whole
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -225,9 +238,13 @@ class Engine:
                 setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
 
 
-def seed_dropout(seed: int, step: int, rank: int) -> None:
-    """Device randomness from (seed, step, rank), so that none of it has to be saved."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank)
+def seed_dropout(seed: int, step: int, start: int) -> None:
+    """Have a micro-batch's device randomness come from (seed, step, where it begins in the global batch).
+
+    So none of it has to be saved, and a pass can be made twice. No device is waited for.
+    """
+    mixed = np.random.SeedSequence((seed % 2**64, step, start)).generate_state(1, np.uint64)
+    torch.manual_seed(int(mixed[0]))
 
 
 def _import_deepspeed() -> Any:

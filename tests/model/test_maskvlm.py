@@ -303,6 +303,7 @@ def test_the_word_classifier_starts_from_or_is_the_embedding() -> None:
         ("model.vision=resnet18", "vision"),
         ("model.vision=no_such_vit", "no_such_vit"),
         ("model.vision=vit_base_patch16_siglip_224", "CLS"),
+        ("model.vision_args={patch_size=16, embed_dim=32, depth=1, num_heads=2, patch_drop_rate=0.5}", "patch_drop"),
         ("model.text=no_such_text", "no_such_text"),
         ("model.cross_heads=5", "cross_heads"),
         ("model.image_size=40", "image_size"),

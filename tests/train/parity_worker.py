@@ -21,9 +21,8 @@ from torch import Tensor
 from mvlm import dist
 from mvlm.batch import Batch, Losses, Tally
 from mvlm.config import Config, load_config
-from mvlm.data.index import Mixture
+from mvlm.data.index import training_mixture
 from mvlm.data.loader import Loader
-from mvlm.data.order import Draws
 from mvlm.data.pairs import PairDataset
 from mvlm.data.tokenizer import train_tokenizer
 from mvlm.model.maskvlm import MaskVLM
@@ -57,7 +56,7 @@ def weighted(losses: Losses, config: Config) -> Tensor:
 
 
 def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
-    mixture = Mixture(config.data.train)
+    mixture = training_mixture(config.data)
     captions = [caption for row in range(len(mixture)) for caption in mixture.captions(row)]
     tokenizer = train_tokenizer(captions, config.data.vocabulary)
     torch.manual_seed(0)
@@ -67,7 +66,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
         model.word_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
     loader = Loader(
         PairDataset(mixture, tokenizer, config, model.grid),
-        Draws(mixture.sizes, mixture.weights, config.run.seed, config.data.shuffle_block, config.data.shuffle_window),
+        mixture.draws(config.run.seed, config.data),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         rank=rank,
@@ -171,6 +170,9 @@ if __name__ == "__main__":
     losses, gradients = reference_step(args.shards)
     results = {f"zero{s}_accumulation{acc}": engine_run(args.shards, s, acc, gradients) for s, acc in LAYOUTS}
     plain = plain_run(args.shards)
+    from tests.train.gradient_matrix import covering_rows, worst_of_each  # which imports what stands above
+
+    results["matrix"] = worst_of_each(covering_rows(), args.shards)
     if dist.rank() == 0:
         args.file.write_text(json.dumps(results | {"plain": plain, "reference": losses}))
     dist.barrier()

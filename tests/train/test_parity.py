@@ -9,6 +9,7 @@ import torch
 
 from mvlm.train.gradients import PARTS
 from tests.conftest import ROOT, free_port, run_command
+from tests.train.gradient_matrix import EXACT
 
 WORKER = str(ROOT / "tests/train/parity_worker.py")
 
@@ -42,6 +43,13 @@ def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: d
             errors = history["gradient_errors"]
             assert len(errors) > 60
             assert max(errors.values()) < 1e-5, f"{layout}: {max(errors, key=errors.get)}"
+
+
+def test_gradients_are_autograds_under_options_that_meet_in_pairs(histories: dict) -> None:
+    """Those for this number of ranks; tests/train/test_gradients.py has the others."""
+    assert len(histories["matrix"]) >= 4
+    for row, (parameter, error) in histories["matrix"].items():
+        assert error < EXACT, f"{parameter} of {row}"
 
 
 def test_what_is_told_beside_the_losses_says_something(histories: dict) -> None:
