@@ -106,10 +106,14 @@ class Attempt:
             return chain_of(self._mirror.read(claim_name(there)))
         return chain_of(self._path(here).read_bytes()) if here else None
 
-    def is_lost(self) -> bool:
-        """Whether the claim has gone from the run folder, which has been removed, moved or replaced then.
+    def is_gone(self) -> bool:
+        """Whether there is no claim any more, at the price of one look; asked as `is_lost`."""
+        return self._leads and not self._path(self.number).exists()
 
-        Asked by the ranks that lead a site, which tell the others; others see nothing.
+    def is_lost(self) -> bool:
+        """Whether the run folder is not the one that was claimed: it has been removed, moved or replaced since.
+
+        Asked by the ranks that lead a site, which tell the others; on others never.
         """
         try:
             return self._leads and self._path(self.number).read_text(encoding="utf-8") != self._claim_text
@@ -130,6 +134,13 @@ class Attempt:
             own = self._mirror.read(claim_name(self.number))
             self._overtaken = latest > self.number or own != self._claim_text.encode()
         return self._overtaken
+
+    def lost(self) -> UserError:
+        """What to raise on all ranks where the run folder of any is lost."""
+        return UserError(
+            f"The run folder {self._run} has been removed, moved or replaced since attempt {self.number} began, which "
+            "ends without writing more: move it back to go on from its newest checkpoint, or set another run.dir."
+        )
 
     def is_of_chain(self, number: int) -> bool:
         """Whether an attempt that the mirror knows belongs to the same chain."""

@@ -42,9 +42,8 @@ class Heartbeat:
         """In place and in one call: it works on a full disk, and NFS shows it to others at once, unlike a renamed file.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written, or the folder has gone.
         """
-        folder.mkdir(parents=True, exist_ok=True)
         file = os.open(_path(folder, self.rank), os.O_WRONLY | os.O_CREAT, 0o644)
         try:
             os.ftruncate(file, os.write(file, json.dumps(asdict(self)).encode()))

@@ -89,7 +89,7 @@ class Saver:
         """Give up what is pending: ranks that end on an error cannot agree on it any more."""
         if self._pending:
             self._pending.share.join()
-            if self._site.leads:
+            if self._site.leads and not self._attempt.is_lost():
                 shutil.rmtree(self._pending.partial, ignore_errors=True)
             self._pending = None
 
@@ -107,19 +107,26 @@ class Saver:
         """Copy this rank's share to the CPU and have it written in the background, after any checkpoint before it.
 
         Raises:
-            UserError: the checkpoint before it could not be written.
+            UserError: the checkpoint before it could not be written, or the run folder is not there any more.
         """
         self.finish()
+        self.require_folder()
         since = time.monotonic()
         folder = self._home / step_name(state.step)
         partial = folder.with_name(f"{folder.name}.partial-{self._attempt.number}")
-        self._pending = _Pending(state, folder, partial, _Share(partial, _own_share(self._engine)), since)
+        unmade = _make(partial)
+        self._pending = _Pending(state, folder, partial, _Share(partial, _own_share(self._engine), unmade), since)
         self._pending.share.start()
 
     def finish(self) -> None:
         """Wait for the pending checkpoint and publish it, if there is one."""
         if self._pending:
             self.publish()
+
+    def require_folder(self) -> None:
+        """Raises: UserError: on every rank, where the run folder of any has been removed, moved or replaced."""
+        if any(dist.gather_objects(self._attempt.is_lost())):
+            raise self._attempt.lost()
 
     def publish(self) -> None:
         """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
@@ -131,6 +138,7 @@ class Saver:
         assert self._pending
         pending, self._pending = self._pending, None
         pending.share.join()
+        self.require_folder()
         gathered = dist.gather_objects((pending.share.entries, pending.share.failure))
         failure = next((failure for _, failure in gathered if failure), None)
         if self._site.leads:
@@ -158,18 +166,23 @@ class _Failure(NamedTuple):
 
 
 class _Share(Thread):
-    """Writes this rank's files of one checkpoint; a file's tensors are let go of when it is written."""
+    """Writes this rank's files of one checkpoint; a file's tensors are let go of when it is written.
 
-    def __init__(self, partial: Path, content: Content) -> None:
+    Args:
+        unmade: why its folder could not be made, if so.
+    """
+
+    def __init__(self, partial: Path, content: Content, unmade: OSError | None) -> None:
         super().__init__(name="checkpoint", daemon=True)
-        self._partial, self._content = partial, content
+        self._partial, self._content, self._unmade = partial, content, unmade
         self.entries: list[Entry] = []
         self.failure: _Failure | None = _Failure(dist.rank(), OSError("a bug, whose traceback stands above"))
         self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
 
     def run(self) -> None:
         try:
-            self._partial.mkdir(parents=True, exist_ok=True)
+            if self._unmade:
+                raise self._unmade
             while self._content:
                 kind, tensors = self._content.popitem()
                 self.entries.append(write_tensors(self._partial / f"{kind}-{self._suffix}", tensors))
@@ -178,6 +191,16 @@ class _Share(Thread):
             self.failure = _Failure(dist.rank(), error)
         finally:
             self._content.clear()
+
+
+def _make(partial: Path) -> OSError | None:
+    """At once and without parents: nothing is made where a run folder was, or what has come in its place."""
+    try:
+        partial.parent.mkdir(exist_ok=True)
+        partial.mkdir(exist_ok=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def _own_share(engine: Engine) -> Content:

@@ -140,6 +140,7 @@ class Trainer:
         self.saver.finish()
         self.watchdog.at(self.state.step, "waiting for the mirror", LONG)
         self.uploads.finish()
+        self.saver.require_folder()
         self.watchdog.at(self.state.step, "waiting for the trackers")
         self.monitor.finish(done=True)
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
@@ -149,7 +150,7 @@ class Trainer:
         """One exchange over the host, the only one of a step that is ours; it also judges an earlier step.
 
         Raises:
-            UserError: a later attempt at this run has begun; nothing has been written since.
+            UserError: a later attempt at this run has begun, or its folder has gone; nothing has been written since.
         """
         self.watchdog.at(self.state.step, "agreeing with the other ranks")
         judged = self.guard.due(drain)
@@ -159,6 +160,7 @@ class Trainer:
             self.stop.orphaned(),
             self.stop.time_is_up(self.meter.longest_step, self.saver.seconds + self.uploads.seconds),
             self.attempt.superseded(),
+            self.attempt.is_gone(),
             self.saver.pending and self.saver.written,
             self.uploads.pending and self.uploads.ready,
             len(self.loader.faults),
@@ -166,9 +168,11 @@ class Trainer:
         began = time.perf_counter()
         told = torch.tensor([*map(float, flags), loss, grad_norm], dtype=torch.float64)
         *counts, loss, grad_norm = dist.all_reduce(told).tolist()
-        signalled, orphaned, time_is_up, superseded, written, uploaded, faults = map(int, counts)
+        signalled, orphaned, time_is_up, superseded, gone, written, uploaded, faults = map(int, counts)
         self.meter.waited += time.perf_counter() - began
         bad = self.guard.judge(loss / dist.world(), grad_norm / dist.world()) if judged else None
+        if gone:
+            raise self.attempt.lost()
         if superseded:
             raise UserError(
                 f"A later attempt at {self.run} has begun, so attempt {self.attempt.number} ends at step "

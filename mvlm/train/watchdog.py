@@ -79,6 +79,8 @@ class Watchdog:
         self._mark = Mark(self._mark.marks + 1, step, doing, patience)
 
     def __enter__(self) -> Watchdog:
+        with contextlib.suppress(OSError):  # once: a run folder that is removed must not come back
+            self._folder.mkdir(exist_ok=True)
         for thread in self._threads:
             thread.start()
         return self

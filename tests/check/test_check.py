@@ -88,6 +88,7 @@ def test_everything_that_is_wrong_is_told_at_once(
     shards = shutil.copytree(scenes / "eval", tmp_path / "shards")
     os.truncate(shards / "000000.arrow", 1000)
     os.truncate(next((run / "checkpoints/step_00000002").glob("weights-*")), 100)
+    (run / "checkpoints/latest").unlink()
     wrong = {
         "train_batch_size": 999,
         "elasticity": {"enabled": True},
@@ -106,6 +107,7 @@ def test_everything_that_is_wrong_is_told_at_once(
     found = [finding["sentence"] for finding in report["findings"] if finding["verdict"] == "wrong"]
     expected = [
         "shards/000000.arrow has 1000 bytes",
+        "latest is missing: training would go on from step_00000001, the newest whole checkpoint",
         "step_00000002 is damaged (weights-",
         "was trained with run.seed 0 and this run sets 5",
         "step_00000001 lacks cross_image.blocks.1",

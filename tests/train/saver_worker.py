@@ -66,6 +66,15 @@ def main(folder: Path) -> dict[str, object]:
     dist.barrier()
     seen["fallback"] = newest_whole(run).name
     seen["left"] = sorted(path.name for path in (run / "checkpoints").iterdir())
+    dist.barrier()
+    if dist.rank() == 0:
+        run.rename(folder / "moved")
+    dist.barrier()
+    try:
+        save(saver, engine, 8)
+    except UserError as error:
+        seen["moved"] = str(error)
+    seen["left in its place"] = run.exists()
     return seen
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from mvlm.check.everything import check_run
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import load_config
-from mvlm.model.weights import find_checkpoint
 from mvlm.train.loop import train
 from tests.conftest import ROOT, TINY
 from tests.train.conftest import TOML, losses_by_step

@@ -304,12 +304,13 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     assert first["after failure"] == ["latest", "step_00000002", "step_00000004"]
     assert first["whole"] is None
     assert first["fallback"] == "step_00000002"
+    assert "run has been removed, moved or replaced" in first["moved"] and first["left in its place"] is False
     assert first["left"] == ["latest", "step_00000002", "step_00000004.damaged", "step_00000006.damaged"]
     said = [line for line in spoken[0].splitlines() if line.startswith("mvlm: ")]
     assert len(said) == 1 and "moments-00001-of-00002" in said[0] and "goes on from step_00000002" in said[0]
     assert "mvlm: " not in spoken[1]
     tensors = {}
-    for path in sorted((tmp_path / "run/checkpoints/step_00000002").glob("weights-*")):
+    for path in sorted((tmp_path / "moved/checkpoints/step_00000002").glob("weights-*")):
         part = load_file(path)
         assert part.keys() == ({"first", "third.bias"} if "-00000-of" in path.name else {"second"})
         tensors |= part

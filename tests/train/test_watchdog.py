@@ -28,7 +28,7 @@ class Ranks:
 
     def __init__(self, run: Path, disturbed: int, how: str, prepare: Callable[[Path], None] | None = None) -> None:
         self.run = run
-        (run / "checkpoints").mkdir(parents=True)
+        (run / "checkpoints" / CHECKPOINT).mkdir(parents=True)
         (run / "checkpoints/latest").write_text(CHECKPOINT)
         if prepare:
             prepare(run)

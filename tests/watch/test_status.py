@@ -45,6 +45,7 @@ class Job:
 
     def beat(self, rank: int, attempt: int = 1, **more: Any) -> None:
         facts = {"host": "far", "pid": 1, "step": 7, "doing": "computing the update", "marks": 9, "still_s": 1.0}
+        (self.folder / HEARTBEATS).mkdir(exist_ok=True)
         flags = {"stuck": False, "exchanging": False, "ends": False}
         Heartbeat(**({"attempt": attempt, "rank": rank, "time": self.now} | facts | flags | more)).write(
             self.folder / HEARTBEATS
