@@ -11,6 +11,7 @@ from importlib import import_module
 
 from mvlm.errors import UserError
 from mvlm.imports import uncollected
+from mvlm.launch import environment
 
 COMMANDS = {
     "train": "pretrain a model, or fine-tune one",
@@ -70,9 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report_mistake(error: UserError) -> int:
-    from mvlm import dist
-
-    rank = dist.environment()["rank"]
+    rank = environment()["rank"]
     if rank:
         time.sleep(5)  # the launcher ends all at the first exit: let rank 0, which met the same mistake, speak first
     print(f"mvlm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)

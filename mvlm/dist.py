@@ -19,6 +19,7 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from mvlm.errors import UserError
+from mvlm.launch import environment
 
 TIMEOUT = timedelta(minutes=30)
 JOINING_S = 900.0
@@ -30,14 +31,6 @@ class RanksApart(UserError):
     """The ranks have not come together: the run is to be started again, which may be on other nodes or another port."""
 
     exit_code = 75
-
-
-def environment() -> dict[str, int]:
-    """Rank, local rank and world size as the launcher gave them: deepspeed and torchrun by name, srun by SLURM_*."""
-    slurm = "SLURM_PROCID" in os.environ and "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
-    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS") if slurm else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    values = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1), strict=True))
-    return dict(zip(("rank", "local_rank", "world"), values, strict=True))
 
 
 def init(ranks: int | None = None) -> None:

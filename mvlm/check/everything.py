@@ -6,15 +6,15 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from mvlm.check import checkpoints, configuration, models, shards
+from mvlm.check import checkpoints, configuration, models
+from mvlm.check.reading import Given, read_run
 from mvlm.check.report import Report
-from mvlm.config import Config, read_config
+from mvlm.config import Config
 from mvlm.data.index import Mixture
-from mvlm.errors import Mistakes, UserError
+from mvlm.errors import UserError
 from mvlm.train.blocks import check_stage
 from mvlm.train.doubtful import doubts
 from mvlm.train.ds_config import resolve
-from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
 from mvlm.train.ds_keys import check_keys
 from mvlm.train.loop import schedule_steps
 
@@ -27,26 +27,26 @@ def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world:
         world: ranks that will be launched.
         deep: also hold every shard and every checkpoint against its hashes, which reads them in full.
     """
-    report, mistakes = Report(), Mistakes()
-    config: Config | None = None
-    with report.judged("toml"):
-        config = read_config(toml, overrides, mistakes)
-    report.wrong("toml", *mistakes.sentences)
-    content: dict[str, Any] | None = None
-    if deepspeed:
+    report = Report()
+    check_given(report, read_run(report, toml, overrides, deepspeed, deep), world, deep)
+    return report
+
+
+def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
+    """Whether a run could be made of what was read."""
+    config, content, mixture = given.config, given.content, given.mixture
+    if content is not None and given.json:
         with report.judged("deepspeed"):
-            content = read_deepspeed_json(deepspeed)
+            check_keys(content, given.json)
     if config is None:
-        _check_sections_alone(report, content, deepspeed)
-        return report
-    if mistakes.sentences:
-        _check_what_does_not_depend(report, config, content, deepspeed, deep)
-        return report
-    given = f", with {len(overrides)} set behind the command" if overrides else ""
-    report.right("toml", f"All keys of {toml} are known and their values possible{given}.")
+        return
+    if given.mistaken:
+        checkpoints.check_start(report, config, deep)
+        report.unknown(
+            "toml", "The layout, the model and the DeepSpeed JSON's values are checked when the TOML is right."
+        )
+        return
     ranks = configuration.check_layout(report, config, world)
-    mixture = shards.check_training(report, config, toml, deep)
-    shards.check_evaluation(report, config, deep)
     start, state = checkpoints.check_start(report, config, deep)
     checkpoints.check_mirror(report, config)
     if start and state and start.checkpoint and mixture:
@@ -55,13 +55,12 @@ def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world:
     if parameters:
         checkpoints.check_room(report, config, parameters)
     configuration.check_kernels(report, config)
-    if deepspeed is None:
+    if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
-        _check_deepspeed(report, config, content, (deepspeed, toml), ranks, mixture, parameters)
+        _check_deepspeed(report, config, content, (given.json, given.toml), ranks, mixture, parameters)
     if mixture:
-        _warn(report, config, content, deepspeed or "", mixture)
-    return report
+        _warn(report, config, content, given.json or "", mixture)
 
 
 def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:
@@ -69,25 +68,6 @@ def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_n
     with contextlib.suppress(UserError):  # of data.eval, which has been told
         for topic, sentence in doubts(config, content, json_name, mixture, total):
             report.warning(topic, sentence)
-
-
-def _check_sections_alone(report: Report, content: dict[str, Any] | None, deepspeed: str | None) -> None:
-    if content is not None and deepspeed:
-        with report.judged("deepspeed"):
-            refuse_sections(content, deepspeed)
-        with report.judged("deepspeed"):
-            check_keys(content, deepspeed)
-
-
-def _check_what_does_not_depend(
-    report: Report, config: Config, content: dict[str, Any] | None, deepspeed: str | None, deep: bool
-) -> None:
-    """What can be told while keys of the TOML are wrong, and defaults stand in their place."""
-    for folder in (*config.data.train, *config.data.eval):
-        shards.check_corpus(report, config, folder, deep)
-    checkpoints.check_start(report, config, deep)
-    _check_sections_alone(report, content, deepspeed)
-    report.unknown("toml", "The layout, the model and the DeepSpeed JSON's values are checked when the TOML is right.")
 
 
 def _check_deepspeed(
@@ -101,7 +81,6 @@ def _check_deepspeed(
 ) -> None:
     total, warmup = schedule_steps(config, mixture.per_epoch) if mixture else (None, None)
     if not ranks:
-        _check_sections_alone(report, content, names[0])
         report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
         return
     try:

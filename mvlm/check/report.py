@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -22,10 +23,16 @@ class Finding:
 
 
 class Report:
-    """Findings in the order in which they were made; what is said twice counts once."""
+    """Findings in the order in which they were made; what is said twice counts once.
 
-    def __init__(self) -> None:
+    Args:
+        tell: called with a line for each finding as it is made; of a topic and verdict with the first `SHOWN`.
+    """
+
+    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
         self.findings: list[Finding] = []
+        self._tell = tell
+        self._counts: Counter[tuple[str, str]] = Counter()
 
     def right(self, topic: str, sentence: str) -> None:
         self._add(Finding(topic, "right", sentence))
@@ -55,20 +62,16 @@ class Report:
 
     def _add(self, finding: Finding) -> None:
         self.findings.append(finding)
+        self._counts[finding.topic, finding.verdict] += 1
+        if self._tell and self._counts[finding.topic, finding.verdict] <= SHOWN:
+            self._tell(f"{finding.verdict:8} {finding.topic:10} {finding.sentence}")
 
-
-def as_text(report: Report) -> str:
-    """A line a finding, and how many there are of each verdict."""
-    lines: list[str] = []
-    counts: dict[tuple[str, str], int] = {}
-    for finding in report.findings:
-        kind = finding.topic, finding.verdict
-        counts[kind] = counts.get(kind, 0) + 1
-        if counts[kind] <= SHOWN:
-            lines.append(f"{finding.verdict:8} {finding.topic:10} {finding.sentence}")
-    for (topic, verdict), count in counts.items():
-        if count > SHOWN:
-            lines.append(f"{verdict:8} {topic:10} {count - SHOWN} more of the kind, which --json lists.")
-    totals = {v: sum(finding.verdict == v for finding in report.findings) for v in get_args(Verdict)}
-    lines.append(f"check: {', '.join(f'{count} {verdict}' for verdict, count in totals.items())}")
-    return "\n".join(lines)
+    def closing(self) -> str:
+        """What was not told of a topic and verdict, and how many findings there are of each verdict."""
+        lines = [
+            f"{verdict:8} {topic:10} {count - SHOWN} more of the kind, which --json lists."
+            for (topic, verdict), count in self._counts.items()
+            if count > SHOWN
+        ]
+        totals = Counter(finding.verdict for finding in self.findings)
+        return "\n".join([*lines, f"check: {', '.join(f'{totals[name]} {name}' for name in get_args(Verdict))}"])

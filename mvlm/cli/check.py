@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
+from functools import partial
+
+from mvlm.errors import UserError
+from mvlm.imports import uncollected
+from mvlm.launch import environment
 
 EXAMPLES = """examples:
   mvlm check run.toml
@@ -41,16 +46,19 @@ def _ranks(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Check and print; the exit code is 1 where anything is wrong."""
-    from mvlm import dist
-    from mvlm.check.everything import check_run
-    from mvlm.check.report import as_text
-    from mvlm.errors import UserError
+    from mvlm.check.reading import read_run
+    from mvlm.check.report import Report
 
-    world = args.world or dist.environment()["world"]
-    report = check_run(args.config, args.overrides, args.deepspeed_config, world, args.deep)
+    report = Report(tell=None if args.json else partial(print, flush=True))
+    given = read_run(report, args.config, args.overrides, args.deepspeed_config, args.deep)
+    if given.config:
+        with uncollected():  # it takes seconds: what is wrong with paths and keys has been told
+            from mvlm.check.everything import check_given
+
+        check_given(report, given, args.world or environment()["world"], args.deep)
     if args.json:
         problems = len(report.problems)
         print(json.dumps({"problems": problems, "findings": [asdict(one) for one in report.findings]}, indent=1))
     else:
-        print(as_text(report))
+        print(report.closing())
     return UserError.exit_code if report.problems else 0

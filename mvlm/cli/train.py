@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mvlm.imports import uncollected
+from mvlm.launch import environment
 
 if TYPE_CHECKING:
+    from mvlm.config import Config
     from mvlm.train.signals import StopRequests
 
 EXAMPLES = """examples:
@@ -46,20 +48,12 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.train.signals import StopRequests
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
+    config = _read(args)
     with uncollected():
         from mvlm import dist, network
-        from mvlm.config import load_config, require_training_data
-        from mvlm.data.index import training_mixture
         from mvlm.train.ds_config import accumulation_steps, usable_ranks
-        from mvlm.train.ds_json import read_deepspeed_json
-        from mvlm.train.trackers import require_installed
 
-    config = load_config(args.config, args.overrides)
-    require_training_data(config, args.config)
-    require_installed(config.log)
-    read_deepspeed_json(args.deepspeed_config)
-    training_mixture(config.data, config.task.corpus)
-    launched = dist.environment()
+    launched = environment()
     ranks = usable_ranks(config, launched["world"])
     accumulation_steps(config, ranks)
     if launched["rank"] >= ranks:
@@ -87,6 +81,24 @@ def run(args: argparse.Namespace) -> int:
         raise
     dist.close()
     return code
+
+
+def _read(args: argparse.Namespace) -> Config:
+    """The configuration; a wrong path or key is told here, before torch is imported, which takes seconds."""
+    with uncollected():
+        from mvlm.config import load_config, require_training_data
+        from mvlm.data.index import held_out, training_mixture
+        from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
+        from mvlm.train.trackers import require_installed
+
+    config = load_config(args.config, args.overrides)
+    require_training_data(config, args.config)
+    require_installed(config.log)
+    refuse_sections(read_deepspeed_json(args.deepspeed_config), args.deepspeed_config)
+    training_mixture(config.data, config.task.corpus)
+    if config.data.eval:
+        held_out(config.data, config.task.corpus)
+    return config
 
 
 def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:

@@ -13,6 +13,7 @@ from mvlm import dist
 from mvlm.config import Config
 from mvlm.errors import UserError
 from mvlm.extensions import wait_for_compilations
+from mvlm.launch import environment
 from mvlm.model.encoders import Encoders
 from mvlm.train.adamw import build_adamw
 from mvlm.train.optim import parameter_groups
@@ -61,7 +62,7 @@ def _why_not_built(builder: Any) -> str | None:
     """Compile one of DeepSpeed's extensions, or load it where that has been done; None when every rank can."""
     # The ninja of this environment, be it activated or not: another version of it would compile all anew.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    if dist.environment()["local_rank"] == 0:
+    if environment()["local_rank"] == 0:
         wait_for_compilations({builder().name, "pin_memory"})  # which async_io loads first
     dist.barrier()  # no rank compiles while another may still remove a lock
     try:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 
 from mvlm.__main__ import main
 from mvlm.check.everything import check_run
+from mvlm.check.report import SHOWN, Report
 from mvlm.config import load_config
 from mvlm.train.loop import train
 from mvlm.train.signals import SIGNALS
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, run_command
 from tests.train.conftest import one_rank  # noqa: F401
 
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
@@ -226,3 +228,44 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
     ]
     plain = check_run(TOML, overrides(scenes, tmp_path / "run", "eval.every=4"), JSON, 1, False).findings
     assert not [f for f in plain if f.verdict == "warning"]
+
+
+BEFORE_TORCH = """
+import sys
+from mvlm.__main__ import main
+from mvlm.check.reading import read_run
+from mvlm.check.report import Report
+json = ["--deepspeed_config", "ds_configs/cpu.json"]
+toml = "mvlm/configs/tiny.toml"
+codes = [
+    main(["train", "nowhere.toml", *json]),
+    main(["train", toml, "--deepspeed_config", "nowhere.json", "data.train=nowhere"]),
+    main(["train", toml, *json, "data.train=nowhere"]),
+    main(["train", toml, *json, "data.train=" + sys.argv[1], "data.eval=nowhere"]),
+    main(["check", "nowhere.toml", *json]),
+]
+told = []
+read_run(Report(told.append), toml, ["data.train=nowhere"], json[1], False)
+assert codes == [1] * 5 and any("No shards at nowhere" in line for line in told), (codes, told)
+assert not {"torch", "transformers", "deepspeed"} & sys.modules.keys()
+"""
+
+
+def test_a_wrong_path_is_told_before_torch_is_imported(scenes: Path) -> None:
+    ended = run_command([sys.executable, "-c", BEFORE_TORCH, str(scenes / "train")])
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("nowhere") == 4
+
+
+def test_findings_are_told_as_they_are_made() -> None:
+    told: list[str] = []
+    report = Report(told.append)
+    for number in range(SHOWN + 3):
+        report.wrong("data", f"{number} is broken: mend it.")
+        assert len(told) == min(number + 1, SHOWN)
+    report.right("model", "It can be built.")
+    assert told[-1] == "right    model      It can be built."
+    assert report.closing().splitlines() == [
+        "wrong    data       3 more of the kind, which --json lists.",
+        f"check: 1 right, {SHOWN + 3} wrong, 0 warning, 0 unknown",
+    ]

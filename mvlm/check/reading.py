@@ -1,0 +1,61 @@
+"""What can be told of a run before torch is imported: its TOML, its DeepSpeed JSON and its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mvlm.check import shards
+from mvlm.check.report import Report
+from mvlm.config import Config, read_config
+from mvlm.data.index import Mixture
+from mvlm.errors import Mistakes
+from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a run is made of, as far as it could be read.
+
+    Attributes:
+        config: None where there is no TOML to be read.
+        mistaken: the TOML has mistakes, and defaults stand in their place.
+        json, content: path and content of the DeepSpeed JSON; None where none was given, or could be read.
+        mixture: `data.train`, None where it cannot be opened.
+    """
+
+    toml: str
+    config: Config | None
+    mistaken: bool
+    json: str | None
+    content: dict[str, Any] | None
+    mixture: Mixture | None
+
+
+def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str | None, deep: bool) -> Given:
+    """Read all of it.
+
+    Args:
+        deepspeed: the path of the DeepSpeed JSON.
+        deep: hold every shard against its hash.
+    """
+    mistakes, config, content, mixture = Mistakes(), None, None, None
+    with report.judged("toml"):
+        config = read_config(toml, overrides, mistakes)
+    report.wrong("toml", *mistakes.sentences)
+    if deepspeed:
+        with report.judged("deepspeed"):
+            content = read_deepspeed_json(deepspeed)
+    if content is not None and deepspeed:
+        with report.judged("deepspeed"):
+            refuse_sections(content, deepspeed)
+    if config and mistakes.sentences:
+        for folder in (*config.data.train, *config.data.eval):
+            shards.check_corpus(report, config, folder, deep)
+    elif config:
+        given = f", with {len(overrides)} set behind the command" if overrides else ""
+        report.right("toml", f"All keys of {toml} are known and their values possible{given}.")
+        mixture = shards.check_training(report, config, toml, deep)
+        shards.check_evaluation(report, config, deep)
+    return Given(toml, config, bool(mistakes.sentences), deepspeed, content, mixture)
