@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   python -m data_tools shard webdataset cc3m/*.tar --workers 16 --out shards/cc3m
   python -m data_tools synth --task caption --count 8400 --seed 0 --split train=0.95,eval=0.05 --out shards/shapes
   python -m data_tools verify shards/cc3m
+  python -m data_tools row-index shards/cc3m
   python -m data_tools stats shards/cc3m --plots cc3m.png
   python -m data_tools preview shards/cc3m --out cc3m.html
   python -m data_tools retry shards/cc3m
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(*error.sentences, sep="\n", file=sys.stderr)
         return 1
     except OSError as error:
         print(f"{error}: check that file and its disk.", file=sys.stderr)

@@ -18,9 +18,10 @@ from data_tools.plots import KINDS, plots
 from data_tools.preview import contact_sheet
 from data_tools.progress import progress
 from data_tools.resplit import resplit
+from data_tools.row_index import add_indexes
 from data_tools.shard import shard as shard_records
 from data_tools.split import parse_split
-from data_tools.stats import corpus_stats, table
+from data_tools.stats import UNCHECKED, corpus_stats, table
 from data_tools.storage import write_bytes, write_text, writing
 from data_tools.synth import TASKS
 from data_tools.synth.holdout import held_out, with_novel
@@ -69,6 +70,15 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     checked.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
     checked.add_argument("--json", action="store_true", help="print JSON instead of lines: what is wrong, by corpus")
     checked.set_defaults(run=verify)
+
+    indexed = subparsers.add_parser(
+        "row-index",
+        help="add row indexes to shards that have none",
+        description="Write beside each shard that has none, or a damaged one, the index by which its rows are found "
+        "and their texts are checked as they are read. Shards and fingerprint stay as they are, so no run changes.",
+    )
+    indexed.add_argument("shards", type=Path, metavar="SHARDS")
+    indexed.set_defaults(run=row_index)
 
     counted = subparsers.add_parser("stats", help="counts and distributions")
     counted.add_argument("shards", type=Path, metavar="SHARDS")
@@ -147,7 +157,18 @@ def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
     outcome = f"{len(found):,} problems" if found else "sound"
     if not arguments.json:
         print(f"{folder}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
+        if manifest.shards.unindexed:
+            print(f"{folder}: {UNCHECKED.format(manifest.shards.unindexed)}")
     return found
+
+
+def row_index(arguments: argparse.Namespace) -> int:
+    for folder in corpora(arguments.shards):
+        manifest = read_manifest(folder)
+        with _rows_done(f"indexing {folder.name}", manifest.rows) as advance:
+            written = add_indexes(folder, advance)
+        print(f"{folder}: {written:,} row indexes written, {len(manifest.shards) - written:,} were there")
+    return 0
 
 
 def stats(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,9 @@ from data_tools.storage import PLAN, STATE, Store, say_afresh, sealed, whole
 from mvlm.data.schema import MANIFEST
 from mvlm.errors import UserError
 
-OURS = re.compile(r"([A-Za-z0-9_-]+/)?(\d{6}\.arrow|manifest\.json|quarantine\.jsonl|yield\.(json|txt)|source\.json)")
+OURS = re.compile(
+    r"([A-Za-z0-9_-]+/)?(\d{6}\.(arrow|index)|manifest\.json|quarantine\.jsonl|yield\.(json|txt)|source\.json)"
+)
 """What `restart` may remove."""
 
 

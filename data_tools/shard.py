@@ -26,7 +26,7 @@ from data_tools.split import MISSING, Split
 from data_tools.storage import Finished, Store, opened, write_text
 from data_tools.writer import CorpusWriter
 from data_tools.yields import Yield
-from mvlm.data.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, read_manifest
+from mvlm.data.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, read_manifest
 from mvlm.errors import UserError
 
 QUARANTINE = "quarantine.jsonl"
@@ -80,7 +80,8 @@ def shard(
             states = [State.from_bytes(content) for content in store.begin(_plan(records, options))]
         except Finished as finished:
             return Yield.from_dict(json.loads(finished.read(YIELD)))
-        if not all(store.has(_shard_name(state), state.shard.bytes) for state in states):
+        files = {name: size for state in states for name, size in _placed(state.split, state.shard).items()}
+        if not all(store.has(name, size) for name, size in files.items()):
             states = _afresh(store, out, "lost a shard")
         with engine(options.engine, options.workers, options.ray_address) as run:
             excluded = Excluded(options.exclude, options.distance, run)
@@ -135,8 +136,9 @@ def _size(item: Item | Again) -> int:
     return len(record.image) + len(record.image2) if isinstance(record, Record) else 0
 
 
-def _shard_name(state: State) -> str:
-    return f"{state.split}/{state.shard.file}" if state.split else state.shard.file
+def _placed(split: str, shard: Shard) -> dict[str, int]:
+    """The files of a shard below the folder that is written, and their bytes."""
+    return {f"{split}/{file.file}" if split else file.file: file.bytes for file in shard.files}
 
 
 class _Work:
@@ -230,7 +232,7 @@ class _Work:
     def _checkpoint(self, name: str) -> None:
         """A shard is finished: make it last, then what a restart must know."""
         shard = self._writers[name].shards[-1]
-        self._store.keep(f"{name}/{shard.file}" if name else shard.file)
+        self._keep(name, shard)
         if self._options.origin is None:
             return
         state = State(
@@ -278,8 +280,12 @@ class _Work:
         known = len(writer.shards)
         manifest = writer.end()
         for shard in writer.shards[known:]:
-            self._store.keep(f"{name}/{shard.file}" if name else shard.file)
+            self._keep(name, shard)
         return manifest
+
+    def _keep(self, name: str, shard: Shard) -> None:
+        for file in _placed(name, shard):
+            self._store.keep(file)
 
     def _check_tolerance(self) -> None:
         counts, tolerate = self._counts, self._options.tolerate

@@ -31,6 +31,8 @@ COUNTED = ("source", "question_type", "label", "swapped", "answers")
 BINS = 40
 """Bins of a histogram at most."""
 
+UNCHECKED = "texts of {:,} shards are not checked as they are read: give these a row index (data_tools row-index)"
+
 SHOWN = 10
 """Values shown of a counted column."""
 
@@ -56,6 +58,7 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
         "captions": manifest.captions,
         "image_bytes": manifest.image_bytes,
         "shards": len(manifest.shards),
+        "shards_without_index": manifest.shards.unindexed,
         "fingerprint": manifest.fingerprint,
         "counts": {name: _sorted(counter) for name, counter in counts.items()},
         "distributions": {name: _distribution(counter) for name, counter in values.items()},
@@ -119,6 +122,8 @@ def table(stats: dict[str, Any]) -> str:
     said = f", {captions:,} captions" if captions else ""
     head = f"{stats['rows']:,} {what}{said}, {megabytes:,.1f} MB in {stats['shards']} shards"
     names = ["mean", *QUANTILES]
+    if stats["shards_without_index"]:
+        head += f"\n{UNCHECKED.format(stats['shards_without_index'])}"
     lines = [head, "", f"{'':<20}" + "".join(f"{name:>11}" for name in names)]
     for name, values in stats["distributions"].items():
         numbers = "".join(f"{values[column]:>11,.{column == 'mean':d}f}" for column in names)

@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from data_tools import check
 from data_tools.check import BadImage, decoded_size
 from data_tools.corpora import open_shard, shard_batch, spread
 from data_tools.engines.local import ordered_map
-from mvlm.data.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, read_manifest
+from mvlm.data.columns import CHANGED, ShardRows
+from mvlm.data.memory import MappedFile
+from mvlm.data.row_index import unpacked
+from mvlm.data.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, check_index_hash, index_again, read_manifest
 from mvlm.errors import UserError
 
 MAY_BE_EMPTY = check.MAY_BE_EMPTY | {"source"}
@@ -26,6 +31,7 @@ class _Stored:
     where: str
     columns: dict[str, Any]
     decode: bool  # whether it is of the sample whose images are decoded
+    changed: bool  # whether its texts are not those that its row index knows
 
     def __str__(self) -> str:
         return self.where
@@ -50,8 +56,9 @@ def problems(
     """
     manifest = read_manifest(folder)
     decoded = None if images is None else frozenset(spread(manifest.rows, images))
-    named = {shard.file for shard in manifest.shards}
-    for stray in sorted({path.name for path in folder.glob("*.arrow")} - named):
+    named = {file.file for shard in manifest.shards for file in shard.files}
+    found = {path.name for pattern in ("*.arrow", "*.index") for path in folder.glob(pattern)}
+    for stray in sorted(found - named):
         yield f"{folder / stray} is not named in the manifest."
     seen: set[str] = set()
     totals = {"rows": 0, "captions": 0, "image_bytes": 0}
@@ -99,8 +106,20 @@ class _ShardCheck:
         if _sha256(path) != shard.sha256:
             yield None, f"{path} has changed since it was written: its SHA-256 is not the manifest's."
         try:
+            reader = open_shard(path, self.task)
+        except UserError as error:
+            yield None, str(error)
+            return
+        try:
+            indexed = self._indexed()
+        except UserError as error:
+            indexed = None
+            yield None, str(error)
+        try:
             rows = 0
-            for row, problem in ordered_map(_row_problem, self._stored(), workers, lambda row: row.image_bytes):
+            for row, problem in ordered_map(
+                _row_problem, self._stored(reader, indexed), workers, lambda row: row.image_bytes
+            ):
                 rows += 1
                 key = row.columns["key"]
                 repeated = f"{row.where} repeats the key {key!r}." if key in seen else ""
@@ -112,17 +131,29 @@ class _ShardCheck:
         if rows != shard.rows:
             yield None, f"{path} holds {rows} rows where the manifest says {shard.rows}."
 
-    def _stored(self) -> Iterator[_Stored]:
-        reader = open_shard(self.path, self.task)
+    def _indexed(self) -> ShardRows | None:
+        """The rows by their index, if there is one; raises `UserError` where that is damaged."""
+        if self.shard.index is None:
+            return None
+        check_index_hash(self.path.parent, self.shard.index)
+        file = self.path.parent / self.shard.index.file
+        try:
+            index = unpacked(MappedFile(file).data, self.shard.bytes, self.shard.rows)
+            return ShardRows(MappedFile(self.path).data, self.task, index)
+        except ValueError as error:
+            raise UserError(f"{file} cannot be used ({error}): {index_again(self.path.parent)}.") from None
+
+    def _stored(self, reader: pa.ipc.RecordBatchFileReader, indexed: ShardRows | None) -> Iterator[_Stored]:
         number = 0
-        for index in range(reader.num_record_batches):
+        for batch in range(reader.num_record_batches):
             try:
-                rows = shard_batch(self.path, reader, index).to_pylist()
+                rows = shard_batch(self.path, reader, batch).to_pylist()
             except (UserError, ValueError) as error:
                 raise UserError(f"{self.path} is damaged from row {number} on: {error}") from None
             for row in rows:
                 decode = self.decoded is None or self.first + number in self.decoded
-                yield _Stored(f"{self.path} row {number} ({row['key']})", row, decode)
+                changed = indexed is not None and not indexed.is_sound(number)
+                yield _Stored(f"{self.path} row {number} ({row['key']})", row, decode, changed)
                 number += 1
 
 
@@ -132,7 +163,8 @@ def _sha256(path: Path) -> str:
 
 
 def _row_problem(row: _Stored) -> str:
-    problem = next(_image_problems(row), "") or next(_text_problems(row.columns), "")
+    texts = CHANGED if row.changed else next(_text_problems(row.columns), "")
+    problem = next(_image_problems(row), "") or texts
     return f"{row.where}: {problem}." if problem else ""
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from data_tools.row_index import add_index
 from data_tools.storage import staged, sync_folder, write_text, writing
 from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
 
@@ -34,7 +35,9 @@ class Hash(Protocol):
 
 
 class CorpusWriter:
-    """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`; `close` writes the manifest.
+    """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`, each with its row index.
+
+    `close` writes the manifest.
 
     `shards` are those finished so far. `hasher` is only ever replaced to measure what hashing costs.
     """
@@ -113,7 +116,7 @@ class CorpusWriter:
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self.shards.append(self._shard.close())
+            self.shards.append(add_index(self._folder, self._shard.close(), self._task))
             self._shard = None
             self._finished = (self.rows, self.captions, self.image_bytes)
 

@@ -75,7 +75,10 @@ ONLY_IN = {
 }
 DATA_TOOLS_MAY = {
     "mvlm.completion",
+    "mvlm.data.columns",
     "mvlm.data.encoded",
+    "mvlm.data.memory",
+    "mvlm.data.row_index",
     "mvlm.data.schema",
     "mvlm.data.tokenizer",
     "mvlm.data.upright",

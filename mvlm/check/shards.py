@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow as pa
-
 from mvlm.check.report import Report
 from mvlm.config import Config, require_training_data
 from mvlm.data.cache import Cache
-from mvlm.data.index import Mixture, check_task, held_out, open_rows, training_mixture
+from mvlm.data.columns import open_shard
+from mvlm.data.index import Mixture, check_task, held_out, training_mixture
+from mvlm.data.memory import MappedFile
 from mvlm.data.places import Remote
-from mvlm.data.schema import Manifest, Shard, check_hash, check_length, read_manifest
+from mvlm.data.schema import (
+    Manifest,
+    Shard,
+    check_hash,
+    check_index_hash,
+    check_index_length,
+    check_length,
+    index_again,
+    read_manifest,
+)
 from mvlm.errors import Mistakes, UserError
 
 
@@ -58,6 +67,12 @@ def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> Non
             count = len(manifest.shards)
             held = f"{manifest.rows:,} rows of {manifest.task} in {count:,} shard{'s' if count != 1 else ''}"
             report.right("data", f"{folder} holds {held}: {how}.")
+            if without := manifest.shards.unindexed:
+                report.unknown(
+                    "data",
+                    f"{folder}: the texts of {without:,} of {count:,} shards are not checked as they are read, since "
+                    f"these have no row index: add it with `python -m data_tools row-index`, which changes no run.",
+                )
 
 
 def _check_folder(folder: Path, task: str, deep: bool, mistakes: Mistakes) -> tuple[Manifest, str]:
@@ -84,8 +99,12 @@ def _check_shard(folder: Path, shard: Shard, task: str, deep: bool) -> None:
     try:
         if deep:
             check_hash(folder, shard)
-        open_rows(pa.memory_map(str(path)), str(path), shard.rows, task)
-    except OSError as error:
+        file = MappedFile(path)
+        open_shard(file, None, shard, str(path), task)
+        if index := shard.index:
+            (check_index_hash if deep else check_index_length)(folder, index)
+            open_shard(file, MappedFile(folder / index.file), shard, str(path), task, index_again(folder))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
 
 

@@ -1,157 +1,241 @@
-"""The columns of a mapped shard as views of its bytes; no row is ever parsed by Arrow."""
+"""The rows of a mapped shard as views of its bytes, each checked as it is read; no row is ever parsed by Arrow."""
 
 from __future__ import annotations
 
-import os
+import hashlib
+import struct
+import zlib
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import dataclass
-from struct import calcsize
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cache
+from struct import Struct
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from mvlm.data.schema import CAPTION, OWN_COLUMNS
+from mvlm.data.encoded import ChangedImage
+from mvlm.data.memory import MappedFile
+from mvlm.data.row_index import RowIndex, buffer_count, parsed, row_crc32, unpacked
+from mvlm.data.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard
+from mvlm.errors import UserError
+
+CHANGED = "its texts are not those that were written (their checksum differs)"
+
+_PAIR = Struct("<ii")
+_TEXT, _TEXTS, _BITS = "text", "texts", "bits"
+_NUMBERS = {pa.int32(): Struct("<i"), pa.uint32(): Struct("<I"), pa.int64(): Struct("<q")}
+
+
+class DamagedRow(ValueError):
+    """A row that is not the one that was written; the message says in half a sentence what is wrong with it."""
+
+    def __init__(self, reason: str, key: str):
+        super().__init__(reason)
+        self.key = key  # as it now reads
+
+
+class Encoded(NamedTuple):
+    """An encoded image as it lies in its shard."""
+
+    data: memoryview  # uint8, of the mapped shard
+    crc32: int
+
+    def checked(self) -> memoryview:
+        """Its bytes; raises `ChangedImage` where they are not those that were written."""
+        if zlib.crc32(self.data) != self.crc32:
+            raise ChangedImage
+        return self.data
 
 
 class Row(NamedTuple):
-    """One row, without a copy of its image."""
+    """One row. What is in it was checked, but for the images, which are when they are asked for, and are not copied."""
 
     key: str
-    image: memoryview  # uint8, of the mapped shard
+    encoded: tuple[Encoded, ...]  # the image; of a pair, the left and the right one
     captions: list[str]
     source: str
     width: int
     height: int
-    crc32: int
-    second: tuple[memoryview, int] | None  # of a pair, the right image and its crc32
     own: dict[str, Any]  # the columns that only this task has, by name
 
-
-class _Strings:
-    """A binary or string column of a record batch."""
-
-    __slots__ = ("_bytes", "_offsets")
-
-    def __init__(self, offsets: pa.Buffer, data: pa.Buffer | None, first: int, length: int):
-        self._offsets = _integers(offsets, "i", first, length + 1)
-        self._bytes = memoryview(data if data is not None else b"").cast("B")
-
-    def __getitem__(self, index: int) -> memoryview:
-        start, end = self._offsets[index], self._offsets[index + 1]
-        if not 0 <= start <= end <= len(self._bytes):
-            raise ValueError("an offset points outside its column")
-        return self._bytes[start:end]
-
-    def text(self, index: int) -> str:
-        return str(self[index], "utf-8")
+    @property
+    def image(self) -> memoryview:
+        """The encoded image, or the left one; raises `ChangedImage`."""
+        return self.encoded[0].checked()
 
 
-class _Texts:
-    """A column of lists of strings."""
+class _Layout(NamedTuple):
+    """Where a task's columns stand among the numbers that `RowIndex.buffers` has of a batch."""
 
-    __slots__ = ("_offsets", "_texts")
-
-    def __init__(self, column: pa.ListArray):
-        if column.values.null_count:
-            raise ValueError("it holds nulls")
-        self._offsets = _integers(column.buffers()[1], "i", column.offset, len(column) + 1)
-        self._texts = _strings(column.values)
-
-    def __getitem__(self, index: int) -> list[str]:
-        return [self._texts.text(i) for i in range(self._offsets[index], self._offsets[index + 1])]
+    columns: tuple[tuple[str, Any, int], ...]  # all but the images: name, kind, first of its numbers
+    images: tuple[tuple[str, int], ...]  # column of the CRC-32, first of its numbers
+    own: tuple[str, ...]
+    stride: int  # numbers of a batch
 
 
-class Columns:
-    """Those of one record batch as views of the mapped file.
+class ShardRows:
+    """The rows of a mapped shard.
 
     Args:
+        data: the shard's bytes.
         task: of `SCHEMAS`.
+        index: where its columns lie; where it has no CRC-32, texts are not checked.
+
+    Raises:
+        ValueError: the index is of other columns.
     """
 
-    __slots__ = ("_captions", "_crc32", "_height", "_image", "_key", "_own", "_second", "_source", "_width")
+    __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_starts")
 
-    def __init__(self, batch: pa.RecordBatch, task: str):
-        batch.validate()
-        if any(column.null_count for column in batch.columns):
-            raise ValueError("it holds nulls")
-        self._key, self._image, self._source = (_strings(batch.column(name)) for name in ("key", "image", "source"))
-        self._width, self._height = (_numbers(batch.column(name), "i") for name in ("width", "height"))
-        self._crc32 = _numbers(batch.column("crc32"), "I")
-        self._captions = _Texts(batch.column("captions")) if task == CAPTION else None
-        self._own = [(field.name, _reader(batch.column(field.name))) for field in OWN_COLUMNS.get(task, ())]
-        pairs = "image2" in batch.schema.names
-        self._second = (_strings(batch.column("image2")), _numbers(batch.column("crc32_2"), "I")) if pairs else None
+    def __init__(self, data: memoryview, task: str, index: RowIndex):
+        self._data, self._layout = data, _layout(task)
+        self._starts, self._buffers, self._crc32 = index.starts, index.buffers, index.crc32
+        if len(self._buffers) != self._layout.stride * (len(self._starts) - 1):
+            raise ValueError("its index is of other columns")
 
-    def row(self, index: int) -> Row:
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row(self, number: int) -> Row:
+        """Raises `DamagedRow`; the images are not looked at yet."""
+        key: Any = b""
+        try:
+            values, images = self._read(number)
+            key = values["key"]
+            if self._crc32 is not None and row_crc32(values.values()) != self._crc32[number]:
+                raise ValueError(CHANGED)
+            told = {name: _decoded(value) for name, value in values.items()}
+            if told.get("captions") == []:
+                raise ValueError("the row has no caption")
+        except (ValueError, struct.error) as error:
+            raise DamagedRow(str(error), str(key, "utf-8", "replace")) from None
         return Row(
-            key=self._key.text(index),
-            image=self._image[index],
-            captions=self.captions(index),
-            source=self._source.text(index),
-            width=self._width[index],
-            height=self._height[index],
-            crc32=self._crc32[index],
-            second=(self._second[0][index], self._second[1][index]) if self._second else None,
-            own={name: read(index) for name, read in self._own} if self._own else {},
+            key=told["key"],
+            encoded=images,
+            captions=told.get("captions", []),
+            source=told["source"],
+            width=told["width"],
+            height=told["height"],
+            own={name: told[name] for name in self._layout.own},
         )
 
-    def image(self, index: int) -> memoryview:
-        return self._image[index]
+    def is_sound(self, number: int) -> bool:
+        """Whether the row has its CRC-32; the images are not looked at."""
+        try:
+            self.row(number)
+        except DamagedRow:
+            return False
+        return True
 
-    def captions(self, index: int) -> list[str]:
-        """Raises ValueError where a row of captions has none."""
-        if self._captions is None:
-            return []
-        captions = self._captions[index]
-        if not captions:
-            raise ValueError("the row has no caption")
-        return captions
+    def crc32(self, number: int) -> int:
+        """Of a row as it is now; raises ValueError where it cannot be read."""
+        return row_crc32(self._read(number)[0].values())
+
+    def _read(self, number: int) -> tuple[dict[str, Any], tuple[Encoded, ...]]:
+        """The row's bytes and numbers by column, in the schema's order, and its images."""
+        batch = bisect_right(self._starts, number) - 1
+        at, first = number - self._starts[batch], batch * self._layout.stride
+        values = {name: self._value(kind, first + place, at) for name, kind, place in self._layout.columns}
+        images = [Encoded(self._text(first + place, at), values[crc32]) for crc32, place in self._layout.images]
+        return values, tuple(images)
+
+    def _value(self, kind: Any, place: int, at: int) -> Any:
+        if kind is _TEXT:
+            return self._text(place, at)
+        if kind is _TEXTS:
+            start, end = self._span(place, at, self._buffers[place + 3] // 4 - 1)
+            return [self._text(place + 2, nth) for nth in range(start, end)]
+        if kind is _BITS:
+            return self._data[self._buffers[place] + (at >> 3)] >> (at & 7) & 1
+        return kind.unpack_from(self._data, self._buffers[place] + kind.size * at)[0]
+
+    def _text(self, place: int, at: int) -> memoryview:
+        start, end = self._span(place, at, self._buffers[place + 3])
+        first = self._buffers[place + 2]
+        return self._data[first + start : first + end]
+
+    def _span(self, place: int, at: int, most: int) -> tuple[int, int]:
+        """Two neighbouring offsets."""
+        start, end = _PAIR.unpack_from(self._data, self._buffers[place] + 4 * at)
+        if not 0 <= start <= end <= most:
+            raise ValueError("an offset points outside its column")
+        return start, end
 
 
 @dataclass(frozen=True, slots=True)
 class OpenShard:
-    file: pa.MemoryMappedFile
-    descriptor: int  # of the file
-    size: int  # bytes mapped
-    cached: bool  # whether the file is one of the cache
-    starts: list[int]  # first row of each record batch, within the shard
-    batches: list[Columns]
+    """A mapped shard."""
 
-    def find(self, row: int) -> tuple[Columns, int]:
-        """Raises ValueError where the file was cut: the kernel ends a process that reads a page no longer there."""
-        if os.lseek(self.descriptor, 0, os.SEEK_END) < self.size:  # a third of the time of a stat
-            raise ValueError(f"of its {self.size} bytes not all are there any more")
-        batch = bisect_right(self.starts, row) - 1
-        return self.batches[batch], row - self.starts[batch]
+    file: MappedFile
+    index: MappedFile | None
+    rows: ShardRows
 
-    def is_dropped(self) -> bool:
-        """Whether the cache has dropped the file, so that it lives on through us alone."""
-        return self.cached and os.fstat(self.descriptor).st_nlink == 0
+    def index_is_whole(self, shard: Shard) -> bool:
+        """Whether the index has the manifest's hash; true also where there is none."""
+        return self.index is None or hashlib.sha256(self.index.data).hexdigest() == shard.index_sha256
 
 
-def _integers(buffer: pa.Buffer, code: Literal["i", "I", "q"], first: int, length: int) -> memoryview:
-    """A view of integers; indexing one gives a Python int, several times faster than a numpy scalar."""
-    size = calcsize(code)
-    return memoryview(buffer).cast("B")[size * first : size * (first + length)].cast(code)
+def open_shard(
+    file: MappedFile, index: MappedFile | None, shard: Shard, name: str, task: str, again: str = ""
+) -> OpenShard:
+    """A mapped shard's rows, by its row index; where it has none, Arrow reads its footer and the heads of its batches.
+
+    Args:
+        name: of the shard, for messages.
+        again: what to do where the index is damaged.
+
+    Raises:
+        UserError: it is no Arrow file, or has other columns or another number of rows; or its index is not its own.
+    """
+    remedy = "copy or shard it again"
+    try:
+        if index is None:
+            found = parsed(file.data, SCHEMAS[task])
+        else:
+            remedy = again
+            found = unpacked(index.data, len(file.data), shard.rows)
+        rows = ShardRows(file.data, task, found)
+        if len(rows) != shard.rows:
+            raise ValueError(f"it does not hold the {shard.rows} rows the manifest gives it")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        damaged = name if index is None else f"The row index of {name}"
+        raise UserError(f"{damaged} cannot be read ({error}): {remedy}.") from None
+    return OpenShard(file, index, rows)
 
 
-def _numbers(column: pa.Array, code: Literal["i", "I", "q"]) -> memoryview:
-    return _integers(column.buffers()[1], code, column.offset, len(column))
+def index_of(data: memoryview, task: str) -> RowIndex:
+    """The index of a mapped shard, to be written beside it.
+
+    Raises:
+        ValueError, pa.ArrowException: it is no shard of that task.
+    """
+    index = parsed(data, SCHEMAS[task])
+    rows = ShardRows(data, task, index)
+    return replace(index, crc32=[rows.crc32(number) for number in range(len(rows))])
 
 
-def _strings(column: pa.Array) -> _Strings:
-    _, offsets, data = column.buffers()
-    return _Strings(offsets, data, column.offset, len(column))
+@cache
+def _layout(task: str) -> _Layout:
+    columns, images, place = [], [], 0
+    for field in SCHEMAS[task]:
+        if field.name in IMAGE_COLUMNS:
+            images.append((IMAGE_COLUMNS[field.name][2], place))
+        else:
+            columns.append((field.name, _kind(field.type), place))
+        place += 2 * buffer_count(field.type)
+    own = tuple(field.name for field in OWN_COLUMNS.get(task, ()))
+    return _Layout(tuple(columns), tuple(images), own, place)
 
 
-def _reader(column: pa.Array) -> Callable[[int], Any]:
-    """What gives the Python value of a place in a column of text, texts, whole numbers or truths."""
-    if pa.types.is_list(column.type):
-        return _Texts(column).__getitem__
-    if pa.types.is_string(column.type):
-        return _strings(column).text
-    if pa.types.is_boolean(column.type):
-        bits, first = memoryview(column.buffers()[1]).cast("B"), column.offset
-        return lambda index: bool(bits[(first + index) >> 3] >> ((first + index) & 7) & 1)
-    return _numbers(column, "q").__getitem__
+def _kind(type_: pa.DataType) -> Any:
+    if pa.types.is_list(type_):
+        return _TEXTS
+    if pa.types.is_string(type_):
+        return _TEXT
+    return _BITS if pa.types.is_boolean(type_) else _NUMBERS[type_]
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, memoryview):
+        return str(value, "utf-8")
+    return [str(text, "utf-8") for text in value] if isinstance(value, list) else value

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.decoding import BadImage, open_picture
+from mvlm.data.decoding import open_picture
+from mvlm.data.encoded import BadImage, why_bad
 from mvlm.data.index import Mixture
 from mvlm.data.labelled import SENTENCES
-from mvlm.data.rows import why_bad
 from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
 
@@ -38,24 +38,18 @@ class EvalImages:
         """uint8 [B, 3, H, W], resized without a crop.
 
         Raises:
-            UserError: an image cannot be decoded; names shard, row and key.
+            UserError: an image cannot be decoded, or a row is not the one that was written; names shard, row and key.
         """
         return torch.from_numpy(np.stack([self._views(row)[0] for row in rows]))
 
     def _views(self, row: int) -> list[np.ndarray]:
         """The images of a row, which are two only of a pair."""
         content = self.mixture.row(row)
-        encoded = [(content.image, content.crc32)]
-        if content.second is not None:
-            encoded.append(content.second)
-        return [self._view(row, content.key, data, crc32) for data, crc32 in encoded]
-
-    def _view(self, row: int, key: str, data: memoryview, crc32: int) -> np.ndarray:
         try:
-            return eval_view(open_picture(data), self.image_size)
+            return [eval_view(open_picture(encoded.checked()), self.image_size) for encoded in content.encoded]
         except BadImage as error:
             raise UserError(
-                f"{self.mixture.where(row)} (key {key!r}): {why_bad(data, crc32, error)}: "
+                f"{self.mixture.where(row)} (key {content.key!r}): {why_bad(error)}: "
                 "copy the shard again, or shard the corpus again, which sets such images aside."
             ) from error
 

@@ -74,6 +74,20 @@ class BadImage(ValueError):
         self.reason, self.detail = reason, detail
 
 
+class ChangedImage(BadImage):
+    """Bytes of a shard that are not those that were written, by their checksum; whether they decode is not asked."""
+
+    def __init__(self) -> None:
+        super().__init__("its checksum differs")
+
+
+def why_bad(error: BadImage) -> str:
+    """Half a sentence: whether the image came so or was damaged since it was written."""
+    if isinstance(error, ChangedImage):
+        return f"the image is not the one that was written ({error})"
+    return f"the image cannot be decoded ({error})"
+
+
 def open_image(data: bytes | memoryview) -> Image.Image:
     """An image of which only the header is read, by Pillow; of several frames or pages it is the first.
 

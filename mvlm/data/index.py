@@ -6,27 +6,34 @@ import hashlib
 from array import array
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
-
-import pyarrow as pa
+from typing import Any
 
 from mvlm.config import Data
 from mvlm.data.cache import Cache
-from mvlm.data.columns import Columns, OpenShard, Row
+from mvlm.data.columns import DamagedRow, OpenShard, Row, open_shard
+from mvlm.data.encoded import ChangedImage, why_bad
 from mvlm.data.order import Draws, draw_counts
 from mvlm.data.places import open_place
 from mvlm.data.sampler import BLOCKS, OrderSpec, Sampler, SuccessiveOrders, order_of
-from mvlm.data.schema import CAPTION, SCHEMAS, Manifest
+from mvlm.data.schema import CAPTION, Manifest, index_again
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
 """Shards of a corpus mapped at a time: more than a shuffle window touches, fewer than the files a process may open."""
 
 
-T = TypeVar("T")
+class UnreadableRow(UserError):
+    """A single row that is not the one that was written; others may take its place."""
+
+    def __init__(self, where: str, key: str, reason: str):
+        super().__init__(f"{where} (key {key!r}): {reason}: copy its shard again, or shard the corpus again.")
+        self.where, self.key, self.reason = where, key, reason
+
+    def __reduce__(self) -> tuple[type[UnreadableRow], tuple[str, str, str]]:
+        return UnreadableRow, (self.where, self.key, self.reason)  # it comes out of loader processes
 
 
 class Corpus:
@@ -57,16 +64,36 @@ class Corpus:
         return self.manifest.rows
 
     def row(self, index: int) -> Row:
-        """Raises `UserError` naming shard and row where the shard is damaged."""
-        return self._read(index, Columns.row)
+        """A row, which touches no page of its image before that is asked for.
+
+        Raises:
+            UnreadableRow: it is not the one that was written.
+            UserError: the shard is damaged as a whole, or was cut; names it.
+        """
+        shard, local = self._locate(index)
+        opened = self._opened.get(shard) or self._open(shard)
+        if not opened.file.is_whole():
+            cut = f"of its {len(opened.file.data)} bytes not all are there any more"
+            raise UserError(f"{self.where(index)} cannot be read ({cut}): copy or shard it again.")
+        try:
+            return opened.rows.row(local)
+        except DamagedRow as error:
+            reason = str(error)
+            if not opened.index_is_whole(self.manifest.shards[shard]):
+                reason += f", but its row index has changed too, by its SHA-256: {index_again(self.folder)}"
+            raise UnreadableRow(self.where(index), error.key, reason) from None
 
     def image(self, index: int) -> memoryview:
         """The encoded image alone. Raises as `row`."""
-        return self._read(index, Columns.image)
+        row = self.row(index)
+        try:
+            return row.image
+        except ChangedImage as error:
+            raise UnreadableRow(self.where(index), row.key, why_bad(error)) from None
 
     def captions(self, index: int) -> list[str]:
-        """The captions alone; touches no page of the image. Raises as `row`."""
-        return self._read(index, Columns.captions)
+        """The captions alone. Raises as `row`."""
+        return self.row(index).captions
 
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
@@ -86,17 +113,6 @@ class Corpus:
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
         self.place.bring(self._locate(index)[0])
 
-    def _read(self, index: int, get: Callable[[Columns, int], T]) -> T:
-        shard, local = self._locate(index)
-        opened = self._opened.get(shard) or self._open(shard)
-        try:
-            rows, at = opened.find(local)
-            return get(rows, at)
-        except ValueError as error:
-            raise UserError(
-                f"{self.where(index)} cannot be read ({error}): the shard is damaged; copy or shard it again."
-            ) from None
-
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.manifest.rows:
             raise IndexError(f"row {index} of {len(self)}")
@@ -105,51 +121,27 @@ class Corpus:
 
     def _open(self, number: int) -> OpenShard:
         """Map a shard; threads may do that twice at the same time, which costs a little and harms nothing."""
-        for other in [other for other, shard in list(self._opened.items()) if shard.is_dropped()]:
-            self._opened.pop(other, None)  # else its bytes would stay on the disk
+        if self.place.cached:
+            for other in [other for other, shard in list(self._opened.items()) if shard.file.is_removed()]:
+                self._opened.pop(other, None)  # else its bytes would stay on the disk
         opened = self._opened[number] = self._open_shard(number)
         while len(self._opened) > OPEN_SHARDS:
             self._opened.popitem(last=False)
         return opened
 
     def _open_shard(self, number: int) -> OpenShard:
-        rows, name = self.manifest.shards.rows[number], self.place.name(number)
+        shard, name = self.manifest.shards[number], self.place.name(number)
         try:
-            file = self.place.map(number)
-        except (pa.ArrowException, OSError) as error:
+            file, index = self.place.map(number), self.place.map_index(number)
+        except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
-        return open_rows(file, name, rows, self.manifest.task, self.place.cached)
+        return open_shard(file, index, shard, name, self.manifest.task, index_again(self.folder))
 
 
 def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:
     """Raise `UserError` where a corpus is not for the task."""
     if manifest.task != task:
         raise UserError(f"{folder} holds rows of the task {manifest.task!r} and not {task!r}: give one of that.")
-
-
-def open_rows(file: pa.MemoryMappedFile, name: str, rows: int, task: str, cached: bool = False) -> OpenShard:
-    """A mapped shard's rows by column; nothing but its footer and the heads of its batches is read.
-
-    Args:
-        name, rows: of the shard, for messages and as the manifest says.
-        cached: it may be dropped from the node's cache.
-
-    Raises:
-        UserError: it is no Arrow file, or has other columns or another number of rows.
-    """
-    try:
-        reader = pa.ipc.open_file(file)
-        if not reader.schema.equals(SCHEMAS[task]):
-            raise ValueError("its columns are not those of this version")
-        batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        filled = [batch for batch in batches if len(batch)]
-        starts = list(accumulate((len(batch) for batch in filled), initial=0))
-        if starts.pop() != rows:
-            raise ValueError(f"it does not hold the {rows} rows the manifest gives it")
-        columns = [Columns(batch, task) for batch in filled]
-        return OpenShard(file, file.fileno(), file.size(), cached, starts, columns)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
 
 
 class Mixture:
@@ -253,6 +245,21 @@ class Mixture:
     def captions(self, row: int) -> list[str]:
         corpus, local = self.locate(row)
         return corpus.captions(local)
+
+    def key(self, row: int) -> str:
+        """The key, as it now reads where the row is damaged."""
+        try:
+            return self.row(row).key
+        except UnreadableRow as error:
+            return error.key
+
+    def sound(self, rows: Iterable[int], told: Callable[[UnreadableRow], object] = lambda error: None) -> Iterator[Row]:
+        """Those of these rows that are what was written; `told` hears of the others."""
+        for row in rows:
+            try:
+                yield self.row(row)
+            except UnreadableRow as error:
+                told(error)
 
     def where(self, row: int) -> str:
         corpus, local = self.locate(row)

@@ -1,9 +1,11 @@
-"""Memory that processes share, as an array."""
+"""Memory that processes share, and files mapped into memory."""
 
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,3 +13,32 @@ import numpy as np
 def mapped(file: int, shape: Sequence[int]) -> np.ndarray:
     """The memory of a descriptor as uint8 of that shape; it stays when the descriptor is closed."""
     return np.frombuffer(mmap.mmap(file, int(np.prod(shape))), np.uint8).reshape(shape)
+
+
+class MappedFile:
+    """A file's bytes, which stay for as long as they are used, even where the file is removed.
+
+    Attributes:
+        data: read-only, uint8.
+
+    Raises:
+        OSError, ValueError: it cannot be read, or is empty.
+    """
+
+    def __init__(self, path: str | Path):
+        self._path = path
+        with open(path, "rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            self._inode = os.fstat(file.fileno()).st_ino
+        self.data = memoryview(self._map)
+
+    def is_whole(self) -> bool:
+        """Whether it was not cut since: the kernel ends a process that reads a page no longer there."""
+        return self._map.size() >= len(self.data)
+
+    def is_removed(self) -> bool:
+        """Whether the file is no longer at its place, so that it lives on through us alone."""
+        try:
+            return os.stat(self._path).st_ino != self._inode
+        except FileNotFoundError:
+            return True

@@ -7,10 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from mvlm.data.cache import Cache
-from mvlm.data.schema import MANIFEST, Manifest, Shard, check_length, parse_manifest, read_manifest
+from mvlm.data.memory import MappedFile
+from mvlm.data.schema import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    check_index_length,
+    check_length,
+    parse_manifest,
+    read_manifest,
+)
 from mvlm.errors import UserError
 
 LOOKED_AT = 1000
@@ -37,14 +44,22 @@ class Folder:
     def name(self, number: int) -> str:
         return str(self.folder / self.manifest.shards[number].file)
 
-    def map(self, number: int) -> pa.MemoryMappedFile:
+    def map(self, number: int) -> MappedFile:
         """Raises `UserError` where the shard was changed since the corpus was opened, and OSError."""
         written = check_length(self.folder, self.manifest.shards[number])
         if self._written.setdefault(number, written) != written:
             raise UserError(
                 f"{self.name(number)} was written to since it was opened: copy or shard it again, then start again."
             )
-        return pa.memory_map(self.name(number))
+        return MappedFile(self.name(number))
+
+    def map_index(self, number: int) -> MappedFile | None:
+        """The shard's row index, if it has one; raises `UserError` where it is missing or cut, and OSError."""
+        index = self.manifest.shards[number].index
+        if index is None:
+            return None
+        check_index_length(self.folder, index)
+        return MappedFile(self.folder / index.file)
 
     def changed(self, number: int) -> bool:
         """Whether the shard was written to, cut or removed since the corpus was opened."""
@@ -87,12 +102,20 @@ class Remote:
     def name(self, number: int) -> str:
         return f"{self.url}/{self.manifest.shards[number].file}"
 
-    def map(self, number: int) -> pa.MemoryMappedFile:
+    def map(self, number: int) -> MappedFile:
         """Raises `UserError` where the shard cannot be fetched."""
+        return self._mapped(self.manifest.shards[number])
+
+    def map_index(self, number: int) -> MappedFile | None:
+        """The shard's row index, if it has one; raises as `map`."""
+        index = self.manifest.shards[number].index
+        return self._mapped(index) if index else None
+
+    def _mapped(self, file: Shard) -> MappedFile:
         while True:
-            path = self.cache.get(self.manifest.shards[number], self.name(number), partial(self._fetch, number))
+            self._get(file)
             try:
-                return pa.memory_map(str(path))
+                return MappedFile(self.cache.path(file))
             except FileNotFoundError:  # dropped in between
                 continue
 
@@ -101,17 +124,21 @@ class Remote:
         return False
 
     def bring(self, number: int) -> None:
-        """Have the shard in the cache; raises as `map`."""
-        self.cache.get(self.manifest.shards[number], self.name(number), partial(self._fetch, number))
+        """Have the shard in the cache, and its row index; raises as `map`."""
+        for file in self.manifest.shards[number].files:
+            self._get(file)
 
     def bring_ahead(self, number: int, sooner: Collection[Shard]) -> None:
-        """Fetch the shard while nobody waits, as `Cache.get_ahead`."""
-        shard = self.manifest.shards[number]
-        self.cache.get_ahead(shard, self.name(number), partial(self._fetch, number), sooner)
+        """Fetch them while nobody waits, as `Cache.get_ahead`."""
+        for file in self.manifest.shards[number].files:
+            self.cache.get_ahead(file, f"{self.url}/{file.file}", partial(self._fetch, file), sooner)
 
-    def _fetch(self, number: int, path: Path) -> None:
+    def _get(self, file: Shard) -> None:
+        self.cache.get(file, f"{self.url}/{file.file}", partial(self._fetch, file))
+
+    def _fetch(self, file: Shard, path: Path) -> None:
         store = self._store()
-        store.get_file(f"{self._root}/{self.manifest.shards[number].file}", str(path))
+        store.get_file(f"{self._root}/{file.file}", str(path))
 
     def _store(self) -> Any:
         if self._files is None:

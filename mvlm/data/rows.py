@@ -1,11 +1,10 @@
-"""What every training data set does with a row: seeded draws, and another row in place of one that is no image.
+"""What every training data set does with a row: seeded draws, and another row in place of one that is damaged.
 
 Nothing here or in what it imports may import torch: loader processes are to stay small.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -14,8 +13,10 @@ import numpy as np
 
 from mvlm.config import Config
 from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.decoding import BadImage, open_picture
-from mvlm.data.index import Mixture, Row
+from mvlm.data.columns import Encoded, Row
+from mvlm.data.decoding import open_picture
+from mvlm.data.encoded import BadImage, why_bad
+from mvlm.data.index import Mixture, UnreadableRow
 from mvlm.data.transforms import train_view
 from mvlm.errors import UserError
 from mvlm.masking import Purpose, generator
@@ -35,7 +36,7 @@ REPLACED = 1 << 32
 
 @dataclass(frozen=True)
 class Fault:
-    """A row whose image cannot be used, and at which position that was met."""
+    """A row that cannot be used, and at which position that was met."""
 
     row: int  # of the mixture
     where: str  # shard and row in it
@@ -63,6 +64,9 @@ B_co = TypeVar("B_co", covariant=True)
 
 Draw = tuple[int, int, int]
 """Position, row and occurrence."""
+
+Described = tuple[Row, S, int, list[Fault]]
+"""A row, its sample without images, its occurrence and the rows it stands for so far."""
 
 
 class Dataset(Protocol[S, B_co]):
@@ -104,46 +108,65 @@ class Rows(Generic[S]):
     def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
         """Prepare rows as they are seen at their positions, counted in samples from the run's start.
 
-        A row without a good image gives way to others, drawn for its position. All that is no image is prepared
-        first: an image empties the processor's caches, and a sentence that follows one takes twice its time.
+        A row that is not the one that was written, or has no good image, gives way to others, drawn for its position.
+        All that is no image is prepared first: an image empties the processor's caches, and a sentence that follows one
+        takes twice its time.
 
         Args:
             draws: the occurrence is how often the epoch has drawn the row before.
             images_VBCHW: where the images go, uint8.
 
         Raises:
-            UserError: a shard has changed or is damaged, or no row drawn has a good image; names shard, row and key.
+            UserError: a shard has changed or is damaged as a whole, or no row drawn is good; names shard, row and key.
         """
-        contents = [self.mixture.row(row) for _, row, _ in draws]
-        described = [
-            self.describe(content, *draw, images_VBCHW[:, at])
-            for at, (content, draw) in enumerate(zip(contents, draws, strict=True))
-        ]
-        return [
-            self._with_images(content, sample, occurrence)
-            for content, sample, (_, _, occurrence) in zip(contents, described, draws, strict=True)
-        ]
+        described = [self._described(*draw, images_VBCHW[:, at], []) for at, draw in enumerate(draws)]
+        return [self._with_images(*one) for one in described]
 
-    def _with_images(self, content: Row, sample: S, occurrence: int) -> S:
+    def _described(
+        self, position: int, row: int, occurrence: int, out_VCHW: np.ndarray, faults: list[Fault]
+    ) -> Described[S]:
+        """A row and its sample, or of the first one drawn in its place whose texts are those that were written."""
+        while True:
+            try:
+                content = self.mixture.row(row)
+            except UnreadableRow as error:
+                self._list(faults, Fault(row, error.where, error.key, error.reason, position))
+                row, occurrence = self._in_its_place(position, len(faults))
+            else:
+                sample = self.describe(content, position, row, occurrence, out_VCHW)
+                return content, sample, occurrence, faults
+
+    def _with_images(self, content: Row, sample: S, occurrence: int, faults: list[Fault]) -> S:
         """A sample whose images have been drawn, or the one that replaces it."""
-        faults: list[Fault] = []
         position = sample.position
         while True:
             try:
                 self._draw_images(content, sample, occurrence)
             except BadImage as error:
-                faults.append(self._fault(content, position, sample.row, error))
+                where = self.mixture.where(sample.row)
+                self._list(faults, Fault(sample.row, where, content.key, why_bad(error), position))
+                others = self._in_its_place(position, len(faults))
+                content, sample, occurrence, _ = self._described(position, *others, sample.images, faults)
             else:
                 return replace(sample, faults=tuple(faults)) if faults else sample
-            if len(faults) > ATTEMPTS:
-                raise UserError(
-                    f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
-                    "check the shards with `python -m data_tools verify`."
-                )
-            rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, len(faults), position)
-            row, occurrence = int(rng.integers(len(self.mixture))), REPLACED + position
-            content = self.mixture.row(row)
-            sample = self.describe(content, position, row, occurrence, sample.images)
+
+    def _in_its_place(self, position: int, bad: int) -> tuple[int, int]:
+        """Row and occurrence of what is tried at a position where so many rows were bad."""
+        rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, bad, position)
+        return int(rng.integers(len(self.mixture))), REPLACED + position
+
+    def _list(self, faults: list[Fault], fault: Fault) -> None:
+        """List a bad row, unless its shard is being changed: for that no other row is an answer."""
+        faults.append(fault)
+        if self.mixture.changed(fault.row):
+            raise UserError(
+                f"{fault}, and its shard was written to since it was opened: copy or shard it again, then start again."
+            )
+        if len(faults) > ATTEMPTS:
+            raise UserError(
+                f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
+                "check the shards with `python -m data_tools verify`."
+            )
 
     def bring(self, row: int) -> None:
         """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
@@ -172,8 +195,9 @@ class Rows(Generic[S]):
         """
         draws = self.mixture.draws(self.config.run.seed, self.config.data)
         drawn, _ = draws(np.arange(min(LOOKED_AT, len(self))))
-        contents = [self.mixture.row(int(row)) for row in drawn if not self.mixture.locate(int(row))[0].place.cached]
-        cut = self.captions.told_cut([sentence for content in contents for sentence in self.sentences(content)])
+        here = [int(row) for row in drawn if not self.mixture.locate(int(row))[0].place.cached]
+        sentences = [sentence for content in self.mixture.sound(here) for sentence in self.sentences(content)]
+        cut = self.captions.told_cut(sentences)
         where = f"Texts are cut at data.text_length = {self.config.data.text_length}"
         return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
 
@@ -184,37 +208,16 @@ class Rows(Generic[S]):
         """The views of a sample's image, or one view of each of its two; raises `BadImage`."""
         purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: len(sample.images)]
         draws = [self.rng(purpose, sample.position, occurrence, sample.row) for purpose in purposes]
-        if content.second is None:
-            self._show(content.image, content.crc32, sample.flip, draws, sample.images)
-        else:
-            self._show(content.image, content.crc32, sample.flip, draws[:1], sample.images[:1])
-            self._show(*content.second, sample.flip, draws[1:], sample.images[1:])
+        if len(content.encoded) == 1:
+            self._show(content.encoded[0], sample.flip, draws, sample.images)
+            return
+        for at, encoded in enumerate(content.encoded):
+            self._show(encoded, sample.flip, draws[at : at + 1], sample.images[at : at + 1])
 
-    def _show(
-        self, data: memoryview, crc32: int, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray
-    ) -> None:
+    def _show(self, encoded: Encoded, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray) -> None:
         """Write a view of an encoded image for each of `draws`."""
         size, settings = self.config.model.image_size, self.config.data
         area, operations = settings.crop_scale, settings.randaugment
-        try:
-            picture = open_picture(data)
-            for view_CHW, rng in zip(out_VCHW, draws, strict=True):
-                train_view(picture, size, rng, area, flip, operations, view_CHW)
-        except BadImage as error:
-            raise BadImage(why_bad(data, crc32, error)) from None
-
-    def _fault(self, content: Row, position: int, row: int, error: BadImage) -> Fault:
-        """What is wrong with a row, unless its shard is being changed: for that no other row is an answer."""
-        fault = Fault(row, self.mixture.where(row), content.key, str(error), position)
-        if self.mixture.changed(row):
-            raise UserError(
-                f"{fault}, and its shard was written to since it was opened: copy or shard it again, then start again."
-            )
-        return fault
-
-
-def why_bad(data: memoryview, crc32: int, error: BadImage) -> str:
-    """Half a sentence: whether the image came so or was damaged since it was written."""
-    if zlib.crc32(data) != crc32:
-        return "the image is not the one that was written (its checksum differs)"
-    return f"the image cannot be decoded ({error})"
+        picture = open_picture(encoded.checked())
+        for view_CHW, rng in zip(out_VCHW, draws, strict=True):
+            train_view(picture, size, rng, area, flip, operations, view_CHW)

@@ -4,10 +4,13 @@ A corpus is a folder of `NNNNNN.arrow` files and one `manifest.json`:
 
     {"format": "mvlm-shards", "version": 1, "task": "caption", "rows": R, "captions": C, "image_bytes": Y,
      "fingerprint": "<sha256 over the shards' hashes>",
-     "shards": [{"file": "000000.arrow", "rows": r, "bytes": b, "sha256": "<of the file>"}, ...]}
+     "shards": [{"file": "000000.arrow", "rows": r, "bytes": b, "sha256": "<of the file>"}, ...],
+     "indexes": [{"bytes": b, "sha256": "<of 000000.index>"}, ...]}
 
 The task says which columns the rows have (`SCHEMAS`) and is "caption" where it is left out; other tasks count no
-captions. Nothing but the manifest is read when a corpus is opened.
+captions. Nothing but the manifest is read when a corpus is opened. Of the row indexes (`mvlm.data.row_index`), which
+stand in the shards' order, some or all may be missing (null), as of shards that were made before there were any: they
+can be added without a change to a shard, and are no part of the fingerprint.
 """
 
 from __future__ import annotations
@@ -15,10 +18,10 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import pyarrow as pa
 
@@ -39,7 +42,7 @@ def _columns(**types: pa.DataType) -> list[pa.Field]:
 _TEXTS = pa.list_(pa.field("item", pa.string(), nullable=False))
 
 # key: unique within the corpus. image: an encoded file (JPEG, PNG, ...) as it came. source: where the row comes from,
-# "" if unknown. width and height: pixels, as decoded. crc32: of the image bytes.
+# "" if unknown. width and height: pixels, as decoded. crc32: of the image bytes; that of all else is in the row index.
 _IMAGE = _columns(key=pa.string(), image=pa.binary())
 _ORIGIN = _columns(source=pa.string(), width=pa.int32(), height=pa.int32(), crc32=pa.uint32())
 
@@ -76,6 +79,29 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
+    index_bytes: int = 0  # of its row index; 0: it has none
+    index_sha256: str = ""
+
+    @property
+    def index(self) -> Shard | None:
+        """The file of its row index, which is stored, fetched and checked like a shard."""
+        if not self.index_bytes:
+            return None
+        return Shard(index_file(self.file), self.rows, self.index_bytes, self.index_sha256)
+
+    @property
+    def files(self) -> list[Shard]:
+        return [self, self.index] if self.index else [self]
+
+
+def index_file(shard_file: str) -> str:
+    """The name of a shard's row index."""
+    return shard_file.removesuffix(".arrow") + ".index"
+
+
+def index_again(folder: str | Path) -> str:
+    """What to do about a row index that is damaged or missing, as the end of a sentence."""
+    return f"make it again with `python -m data_tools row-index {folder}`"
 
 
 class Shards(Sequence[Shard]):
@@ -89,6 +115,7 @@ class Shards(Sequence[Shard]):
         """Raises ValueError or TypeError where the values of one are none that a shard can have."""
         self._files, self._file_ends = bytearray(), array("q")
         self.rows, self._bytes, self._hashes = array("q"), array("q"), bytearray()
+        self._index_bytes, self._index_hashes = array("q"), bytearray()
         for shard in shards:
             if "/" in shard.file or shard.file in ("", ".", ".."):
                 raise ValueError(f"{shard.file!r} is outside its folder")
@@ -97,16 +124,30 @@ class Shards(Sequence[Shard]):
             self.rows.append(shard.rows)
             self._bytes.append(shard.bytes)
             self._hashes += bytes.fromhex(shard.sha256)
-        if len(self._hashes) != 32 * len(self):
+            self._index_bytes.append(shard.index_bytes)
+            self._index_hashes += bytes.fromhex(shard.index_sha256) if shard.index_bytes else bytes(32)
+        if not len(self._hashes) == len(self._index_hashes) == 32 * len(self):
             raise ValueError("a hash is no SHA-256")
+        if not any(self._index_bytes):
+            self._index_bytes, self._index_hashes = array("q"), bytearray()
 
     @property
     def hashes(self) -> str:
         """All SHA-256 in a row."""
         return self._hashes.hex()
 
+    @property
+    def unindexed(self) -> int:
+        """How many have no row index."""
+        return len(self) - sum(map(bool, self._index_bytes))
+
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shards) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # it is compared, never looked up
 
     @overload
     def __getitem__(self, number: int) -> Shard: ...
@@ -120,7 +161,11 @@ class Shards(Sequence[Shard]):
         number = range(len(self))[number]
         start = self._file_ends[number - 1] if number else 0
         file = self._files[start : self._file_ends[number]].decode()
-        return Shard(file, self.rows[number], self._bytes[number], self._hashes[32 * number : 32 * number + 32].hex())
+        of_it = slice(32 * number, 32 * number + 32)
+        shard = Shard(file, self.rows[number], self._bytes[number], self._hashes[of_it].hex())
+        if not self._index_bytes or not self._index_bytes[number]:
+            return shard
+        return replace(shard, index_bytes=self._index_bytes[number], index_sha256=self._index_hashes[of_it].hex())
 
 
 @dataclass(frozen=True)
@@ -139,7 +184,10 @@ class Manifest:
     def to_json(self) -> str:
         head = {"format": FORMAT, "version": VERSION, "task": self.task, "rows": self.rows, "captions": self.captions}
         head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
-        return json.dumps(head | {"shards": [asdict(shard) for shard in self.shards]}, indent=1) + "\n"
+        shards = [{"file": s.file, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in self.shards]
+        indexes = [{"bytes": s.bytes, "sha256": s.sha256} if s else None for s in (s.index for s in self.shards)]
+        told = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
+        return json.dumps(head | told, indent=1) + "\n"
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -177,7 +225,7 @@ def parse_manifest(text: str, path: str) -> Manifest:
                 f"{path} is of format {content['format']!r} version {content['version']!r}, "
                 f"not {FORMAT!r} version {VERSION}: shard the corpus again."
             )
-        shards = Shards(Shard(**shard) for shard in content["shards"])
+        shards = Shards(_shards(content["shards"], content.get("indexes")))
         task = content.get("task", CAPTION)
         if task not in SCHEMAS:
             raise UserError(f"{path} is of the unknown task {task!r}: update mvlm, or shard the corpus again.")
@@ -189,6 +237,13 @@ def parse_manifest(text: str, path: str) -> Manifest:
     if content.get("fingerprint") != manifest.fingerprint or sum(shards.rows) != manifest.rows:
         raise UserError(f"{path} contradicts itself (rows or fingerprint): it was edited; shard the corpus again.")
     return manifest
+
+
+def _shards(shards: list[dict[str, Any]], indexes: list[dict[str, Any] | None] | None) -> Iterator[Shard]:
+    """Those of a manifest; raises ValueError, KeyError or TypeError where they are malformed."""
+    for shard, index in zip(shards, indexes or [None] * len(shards), strict=True):
+        found = Shard(**shard)
+        yield replace(found, index_bytes=index["bytes"], index_sha256=index["sha256"]) if index else found
 
 
 def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
@@ -214,6 +269,25 @@ def check_length(folder: str | Path, shard: Shard) -> int:
             "copy or shard it again."
         )
     return found.st_mtime_ns
+
+
+def check_index_length(folder: str | Path, index: Shard) -> None:
+    """Raise `UserError` where a row index is missing or has another length than the manifest says."""
+    path = Path(folder) / index.file
+    size = path.stat().st_size if path.is_file() else None
+    if size != index.bytes:
+        found = "is missing" if size is None else f"has {size} bytes and not {index.bytes}"
+        raise UserError(f"{path} {found}, without which no row is checked: {index_again(folder)}.")
+
+
+def check_index_hash(folder: str | Path, index: Shard) -> None:
+    """Raise `UserError` where the row index's bytes are not those that were written."""
+    check_index_length(folder, index)
+    path = Path(folder) / index.file
+    if hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256:
+        raise UserError(
+            f"{path} has changed since it was written (its SHA-256 is not the manifest's): {index_again(folder)}."
+        )
 
 
 def check_hash(folder: str | Path, shard: Shard) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,9 +15,9 @@ from torch import Tensor
 from mvlm.data.cache import Cache
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.dataset import EvalImages
-from mvlm.data.decoding import BadImage, load_image
+from mvlm.data.decoding import load_image
+from mvlm.data.encoded import BadImage, why_bad
 from mvlm.data.index import Mixture
-from mvlm.data.rows import why_bad
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import memory, ranking, shares
@@ -98,13 +97,10 @@ class ImageIndex:
         """
         content = self.shards.row(image)
         try:
-            if zlib.crc32(content.image) != content.crc32:
-                raise BadImage("its checksum differs")
             return load_image(content.image)
         except BadImage as error:
             raise UserError(
-                f"{self.shards.where(image)} (key {content.key!r}): {why_bad(content.image, content.crc32, error)}: "
-                "copy or shard it again."
+                f"{self.shards.where(image)} (key {content.key!r}): {why_bad(error)}: copy or shard it again."
             ) from None
 
     @cached_property

@@ -17,7 +17,7 @@ from mvlm import masking
 from mvlm.data.captions import CaptionTokenizer
 from mvlm.data.decoding import BadImage, Decoded, load_image
 from mvlm.data.encoded import PIXEL_LIMIT
-from mvlm.data.index import Mixture, held_out
+from mvlm.data.index import Mixture, UnreadableRow, held_out
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.data.transforms import eval_view
 from mvlm.errors import UserError
@@ -165,10 +165,10 @@ def _samples(shards: Mixture | None) -> list[Sample]:
         return []
     samples = []
     for row in np.linspace(0, len(shards) - 1, min(SAMPLES, len(shards))).round().astype(int).tolist():
-        content = shards.row(row)
         try:
+            content = shards.row(row)
             picture = load_image(content.image)
-        except BadImage:
+        except (BadImage, UnreadableRow):
             continue
         picture.thumbnail((1024, 1024))
         samples.append(Sample(content.captions[0], picture))

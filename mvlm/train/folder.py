@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from mvlm import __version__, dist
 from mvlm.config import Config, dump_config
 from mvlm.data.answers import frequent_answers, load_answers, save_answers
+from mvlm.data.columns import Row
 from mvlm.data.index import Mixture
 from mvlm.data.labelled import ANSWERS, SENTENCES
 from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -75,11 +76,13 @@ def _trained(config: Config, mixture: Mixture) -> PreTrainedTokenizerBase:
 
 def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
     """All that the text encoder will read."""
-    for row in range(len(mixture)):
-        if config.task.is_labelled:
-            yield from SENTENCES[config.task.name](mixture.row(row).own)
-        else:
-            yield from mixture.captions(row)
+    for content in _sound(mixture):
+        yield from SENTENCES[config.task.name](content.own) if config.task.is_labelled else content.captions
+
+
+def _sound(mixture: Mixture) -> Iterator[Row]:
+    """The rows that are what was written; the others are told."""
+    return mixture.sound(range(len(mixture)), lambda error: print(f"Left out: {error}", file=sys.stderr))
 
 
 def find_answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ def find_answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, .
     """
     if start.checkpoint and start.resumes:
         return load_answers(start.checkpoint.parent.parent / TOKENIZER / ANSWERS)
-    of_people = (mixture.row(row).own["answers"] for row in range(len(mixture)))
+    of_people = (content.own["answers"] for content in _sound(mixture))
     answers = frequent_answers(of_people, config.task.answer_minimum)
     if not answers:
         raise UserError(

@@ -45,7 +45,7 @@ class Skipped:
         failure = None
         if dist.rank() == 0:
             rows = draws(np.arange(bad.position, bad.position + global_batch))[0].tolist()
-            samples = [{"where": mixture.where(row), "key": mixture.row(row).key} for row in rows]
+            samples = [{"where": mixture.where(row), "key": mixture.key(row)} for row in rows]
             line = {"position": bad.position, "step": bad.step, "reason": bad.reason, "at": time.time()}
             try:
                 with open(self._path, "a", encoding="utf-8") as file:

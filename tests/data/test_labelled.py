@@ -48,11 +48,9 @@ def test_columns_are_those_of_to_pylist(corpora, task):
     for number, row in enumerate(written(corpora[task])):
         content = mixture.row(number)
         assert content.own == {field.name: row[field.name] for field in OWN_COLUMNS[task]}
-        assert (content.key, bytes(content.image), content.crc32) == (row["key"], row["image"], row["crc32"])
-        if task == "nlvr2":
-            assert (bytes(content.second[0]), content.second[1]) == (row["image2"], row["crc32_2"])
-        else:
-            assert content.second is None
+        images = [(row["image"], row["crc32"])] + ([(row["image2"], row["crc32_2"])] if task == "nlvr2" else [])
+        assert content.key == row["key"]
+        assert [(bytes(encoded.data), encoded.crc32) for encoded in content.encoded] == images
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -81,7 +79,7 @@ def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data,
     dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, with_data(), ())
     assert (dataset.sample(0, 0).images == dataset.sample(0, 0).images).all()
     content = dataset.mixture.row(0)
-    monkeypatch.setattr(dataset.mixture, "row", lambda row: content._replace(second=(content.image, content.crc32)))
+    monkeypatch.setattr(dataset.mixture, "row", lambda row: content._replace(encoded=2 * content.encoded[:1]))
     left, right = dataset.sample(0, 0).images
     assert (left != right).any()
 

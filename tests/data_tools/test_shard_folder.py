@@ -17,7 +17,7 @@ from data_tools.__main__ import main
 from mvlm.data.schema import SCHEMA, check_lengths, read_manifest
 
 ROOT = Path(__file__).parents[2]
-FILES = ["000000.arrow", "manifest.json", "quarantine.jsonl", "source.json", "yield.json", "yield.txt"]
+FILES = ["000000.arrow", "000000.index", "manifest.json", "quarantine.jsonl", "source.json", "yield.json", "yield.txt"]
 
 
 def test_every_field_comes_back(tmp_path: Path) -> None:

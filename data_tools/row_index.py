@@ -1,0 +1,87 @@
+"""The row index beside each shard, made of the shard alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from data_tools.disk import sync_folder, write_bytes, write_text, writing
+from mvlm.data.columns import index_of
+from mvlm.data.memory import MappedFile
+from mvlm.data.row_index import packed
+from mvlm.data.schema import (
+    MANIFEST,
+    Manifest,
+    Shard,
+    Shards,
+    check_hash,
+    check_index_hash,
+    check_length,
+    index_file,
+    read_manifest,
+)
+from mvlm.errors import Mistakes, UserError
+
+
+def add_index(folder: Path, shard: Shard, task: str) -> Shard:
+    """Write the row index of a shard in `folder`; return the shard with it.
+
+    Raises:
+        UserError: the shard is damaged.
+    """
+    path = folder / shard.file
+    try:
+        data = MappedFile(path).data
+        content = packed(index_of(data, task), len(data))
+    except (pa.ArrowException, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
+    write_bytes(folder / index_file(shard.file), content)
+    return replace(shard, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest())
+
+
+def add_indexes(folder: Path, on_row: Callable[[int], None] = lambda image_bytes: None) -> int:
+    """Write a row index beside each shard of `folder` that has no sound one; return how many were written.
+
+    No shard is changed, nor the fingerprint. What was written when an error or the user ends it is kept.
+
+    Raises:
+        UserError: shards are not those that were written, or the folder is being changed or cannot be written; has a
+            sentence for each. All other shards have their index.
+    """
+    manifest, mistakes, written = read_manifest(folder), Mistakes(), 0
+    shards = list(manifest.shards)
+    with writing(folder):
+        try:
+            for number, shard in enumerate(manifest.shards):
+                with mistakes.gathered():
+                    if not _has_sound_index(folder, shard):
+                        check_length(folder, shard)
+                        check_hash(folder, shard)
+                        shards[number] = add_index(folder, shard, manifest.task)
+                        written += 1
+                for _ in range(shard.rows):
+                    on_row(0)
+        finally:
+            _name_indexes(folder, manifest, Shards(shards))
+    mistakes.settle()
+    return written
+
+
+def _name_indexes(folder: Path, manifest: Manifest, shards: Shards) -> None:
+    if read_manifest(folder) != manifest:
+        raise UserError(f"{folder} was changed meanwhile: run the same command again.")
+    write_text(folder / MANIFEST, replace(manifest, shards=shards).to_json())
+    sync_folder(folder)
+
+
+def _has_sound_index(folder: Path, shard: Shard) -> bool:
+    try:
+        if shard.index:
+            check_index_hash(folder, shard.index)
+    except UserError:
+        return False
+    return shard.index is not None

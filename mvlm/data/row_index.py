@@ -1,0 +1,161 @@
+"""The row index beside each shard: where its columns lie, and a CRC-32 of each row, so that no row is parsed by Arrow.
+
+`NNNNNN.index` beside `NNNNNN.arrow`, little-endian and made to be mapped:
+
+    head     magic "mvlmrows", u32 version, u32 CRC-32 of the other fields of the head and of starts and buffers,
+             u64 bytes of the shard, u64 rows, u64 record batches, u64 buffers a batch
+    starts   u64 [batches + 1]            the first row of each batch, then the number of rows
+    buffers  u64 [batches, buffers, 2]    offset in the shard and length of each buffer
+    crc32    u32 [rows]
+
+The buffers are those of the columns in the schema's order: of a text or an image its int32 offsets and its bytes, of a
+list of texts its int32 offsets and then those two of all the texts, of anything else its values.
+
+A row's CRC-32 is of all its columns but the images: as i64, in the schema's order, of a text its length in bytes, of a
+list of texts how many there are and the length of each, of anything else the value; then the bytes of all texts, in
+the same order. Among those values are the images' own CRC-32s (`IMAGE_COLUMNS`), so that it vouches for the images too.
+
+An index is a function of its shard alone. Its length and SHA-256 stand in the manifest, outside the fingerprint.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from struct import Struct, pack
+from typing import Any
+
+import pyarrow as pa
+
+MAGIC = b"mvlmrows"
+VERSION = 1
+_NAMES = Struct("<8sI")
+_CHECKED = Struct("<I")
+_SIZES = Struct("<QQQQ")
+_HEAD_BYTES = _NAMES.size + _CHECKED.size + _SIZES.size
+
+
+@dataclass(frozen=True, slots=True)
+class RowIndex:
+    """What is known of a mapped shard without reading a row.
+
+    Attributes:
+        starts: first row of each record batch, then the number of rows.
+        buffers: offset in the shard and length of each buffer, batch after batch.
+        crc32: of each row; None where the shard has no index, and its rows' texts cannot be checked.
+    """
+
+    starts: Sequence[int]
+    buffers: Sequence[int]
+    crc32: Sequence[int] | None
+
+
+def packed(index: RowIndex, shard_bytes: int) -> bytes:
+    """The file's content."""
+    starts, buffers, rows = _u64(index.starts), _u64(index.buffers), index.starts[-1]
+    batches = len(index.starts) - 1
+    sizes = _SIZES.pack(shard_bytes, rows, batches, len(index.buffers) // (2 * batches) if batches else 0)
+    names = _NAMES.pack(MAGIC, VERSION)
+    assert index.crc32 is not None
+    checked = _CHECKED.pack(zlib.crc32(b"".join((names, sizes, starts, buffers))))
+    return b"".join((names, checked, sizes, starts, buffers, pack(f"<{rows}I", *index.crc32)))
+
+
+def unpacked(data: memoryview, shard_bytes: int, rows: int) -> RowIndex:
+    """A view of a mapped index.
+
+    Args:
+        shard_bytes, rows: of its shard.
+
+    Raises:
+        ValueError: it is damaged, of another version or of another shard; half a sentence.
+    """
+    if len(data) < _HEAD_BYTES:
+        raise ValueError("it is cut short")
+    magic, version = _NAMES.unpack_from(data)
+    if magic != MAGIC:
+        raise ValueError("it is no row index")
+    if version != VERSION:
+        raise ValueError(f"it is of version {version} and not {VERSION}")
+    found_bytes, found_rows, batches, buffers = _SIZES.unpack_from(data, _NAMES.size + _CHECKED.size)
+    first = _HEAD_BYTES + 8 * (batches + 1)
+    end = first + 16 * batches * buffers
+    if len(data) != end + 4 * found_rows:
+        raise ValueError("it is cut short")
+    (checked,) = _CHECKED.unpack_from(data, _NAMES.size)
+    if zlib.crc32(data[_NAMES.size + _CHECKED.size : end], zlib.crc32(data[: _NAMES.size])) != checked:
+        raise ValueError("its head is damaged")
+    if (found_bytes, found_rows) != (shard_bytes, rows):
+        raise ValueError("it is of another shard")
+    return RowIndex(data[_HEAD_BYTES:first].cast("Q"), data[first:end].cast("Q"), data[end:].cast("I"))
+
+
+def parsed(shard: memoryview, schema: pa.Schema) -> RowIndex:
+    """What Arrow says of a mapped shard; no CRC-32.
+
+    Raises:
+        ValueError, pa.ArrowException: it is no Arrow file of these columns, or one that cannot be read in place.
+    """
+    whole = pa.py_buffer(shard)
+    reader = pa.ipc.open_file(pa.BufferReader(whole))
+    if not reader.schema.equals(schema):
+        raise ValueError("its columns are not those of this version")
+    starts, buffers = [0], []
+    for number in range(reader.num_record_batches):
+        batch = reader.get_batch(number)
+        batch.validate()
+        if len(batch):
+            starts.append(starts[-1] + len(batch))
+            buffers += _places(batch, whole)
+    return RowIndex(starts, buffers, None)
+
+
+def _places(batch: pa.RecordBatch, whole: pa.Buffer) -> list[int]:
+    """Offset and length of each of a batch's buffers."""
+    places: list[int] = []
+    for column in batch.columns:
+        listed = column.values if pa.types.is_list(column.type) else None
+        if column.null_count or (listed is not None and listed.null_count):
+            raise ValueError("it holds nulls")
+        parts = [column.buffers()[1]] if listed is not None else column.buffers()[1:]
+        for buffer in parts + (listed.buffers()[1:] if listed is not None else []):
+            if buffer is None or not buffer.size:  # of a column without a byte
+                places += (0, 0)
+                continue
+            at = buffer.address - whole.address
+            if not 0 <= at <= at + buffer.size <= whole.size:
+                raise ValueError("its columns are compressed")
+            places += (at, buffer.size)
+    return places
+
+
+def buffer_count(type_: pa.DataType) -> int:
+    """Buffers of a column of that type."""
+    if pa.types.is_list(type_):
+        return 3
+    return 2 if pa.types.is_string(type_) or pa.types.is_binary(type_) else 1
+
+
+def row_crc32(values: Iterable[Any]) -> int:
+    """Of one row, from the bytes, lists of bytes and numbers in its columns, as the head of this module defines it."""
+    numbers: list[int] = []
+    texts: list[memoryview] = []
+    for value in values:
+        if isinstance(value, memoryview):
+            numbers.append(len(value))
+            texts.append(value)
+        elif isinstance(value, list):
+            numbers += (len(value), *map(len, value))
+            texts += value
+        else:
+            numbers.append(value)
+    return zlib.crc32(b"".join((pack(f"<{len(numbers)}q", *numbers), *texts)))
+
+
+def _u64(values: Sequence[int]) -> bytes:
+    return pack(f"<{len(values)}Q", *values)
+
+
+assert sys.byteorder == "little", "the views of the mapped files are in the machine's order of bytes"

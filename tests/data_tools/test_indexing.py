@@ -1,0 +1,100 @@
+"""Whatever writes a shard writes its row index, and `verify` and `stats` say what an index cannot vouch for."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import pytest
+from made import read_rows, run, write_folder
+from made_corpus import caption_rows, write_corpus
+from PIL import Image
+
+from data_tools.__main__ import main
+from mvlm.data.schema import read_manifest
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write_folder(tmp_path / "in", 12)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--shard-mb", 0.005, "--workers", 1)
+    return tmp_path / "out"
+
+
+def told(corpus: Path, code: int, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert main(["verify", str(corpus), "--workers", "1"]) == code
+    output = capsys.readouterr()
+    return output.err if code else output.out
+
+
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def test_the_checksum_of_a_shrunk_image_is_of_the_bytes_stored(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", 6)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "out", "--longest-side", 16)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "as-it-came")
+    for row, original in zip(read_rows(tmp_path / "out"), read_rows(tmp_path / "as-it-came"), strict=True):
+        assert max(Image.open(io.BytesIO(row["image"])).size) == 16
+        assert row["crc32"] == zlib.crc32(row["image"]) != zlib.crc32(original["image"])
+
+
+def test_every_writer_writes_it(corpus: Path, tmp_path: Path) -> None:
+    run("merge", corpus, "--out", tmp_path / "merged")
+    run("split", corpus, "--split", "a=0.5,b=0.5", "--out", tmp_path / "divided")
+    run("synth", "--task", "vqa", "--count", 12, "--out", tmp_path / "made")
+    for folder in corpus, tmp_path / "merged", tmp_path / "divided/a", tmp_path / "divided/b", tmp_path / "made":
+        manifest = read_manifest(folder)
+        assert manifest.shards.unindexed == 0
+        named = [shard.index.file for shard in manifest.shards if shard.index]
+        assert sorted(path.name for path in folder.glob("*.index")) == named
+        written = [path.read_bytes() for path in sorted(folder.glob("*.index"))]
+        for path in folder.glob("*.index"):
+            path.unlink()
+        run("row-index", folder)
+        assert [path.read_bytes() for path in sorted(folder.glob("*.index"))] == written
+
+
+def test_verify_finds_a_changed_caption_and_a_changed_index(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shard, index = corpus / "000000.arrow", corpus / "000000.index"
+    whole = shard.read_bytes()
+    flip(shard, whole.index(read_rows(corpus)[1]["captions"][0].encode()))
+    error = told(corpus, 1, capsys)
+    assert "row 1 (r1): its texts are not those that were written" in error and error.count("\n") == 2
+    shard.write_bytes(whole)
+    flip(index, index.stat().st_size - 2)
+    error = told(corpus, 1, capsys)
+    assert "000000.index has changed" in error and "row-index" in error and error.count("\n") == 1
+    index.unlink()
+    assert "000000.index is missing" in told(corpus, 1, capsys)
+    assert main(["row-index", str(corpus)]) == 0
+    assert "1 row indexes written" in capsys.readouterr().out
+    assert "sound" in told(corpus, 0, capsys)
+    shutil.copy(index, corpus / "stray.index")
+    assert "stray.index is not named" in told(corpus, 1, capsys)
+
+
+def test_what_is_unchecked_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_corpus(tmp_path / "old", caption_rows(12))
+
+    def stats() -> tuple[str, int]:
+        capsys.readouterr()
+        run("stats", folder)
+        run("stats", folder, "--json")
+        table, _, told_json = capsys.readouterr().out.partition("\n{")
+        return table, json.loads("{" + told_json)["shards_without_index"]
+
+    assert "texts of 3 shards are not checked" in told(folder, 0, capsys)
+    table, without = stats()
+    assert "texts of 3 shards are not checked" in table and without == 3
+    run("row-index", folder)
+    assert "not checked" not in told(folder, 0, capsys)
+    table, without = stats()
+    assert "not checked" not in table and without == 0
