@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import timm
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
+from mvlm import hub
 from mvlm.check.report import Report
 from mvlm.checkpoint.layout import WEIGHTS
 from mvlm.config import Config, Model
@@ -115,12 +116,14 @@ def _check_on_hub(report: Report, key: str, name: str, repository: str) -> None:
         if not any((Path(repository) / file).is_file() for file in FILES):
             raise UserError(f"{key} = {name!r} holds neither {' nor '.join(FILES)}: give a folder with weights.")
         report.right("weights", f"{key} = {name!r} is a folder with weights.")
-    elif any(isinstance(try_to_load_from_cache(repository, file), str) for file in FILES):
+        return
+    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in FILES):
         report.right("weights", f"The weights of {key} = {name!r} are in this machine's cache of the hub.")
-    elif constants.HF_HUB_OFFLINE:
+        return
+    hub.ask()
+    if missing := hub.why_offline():
         raise UserError(
-            f"The weights of {key} = {name!r} are not in this machine's cache, and HF_HUB_OFFLINE forbids to fetch "
-            "them: fetch them where there is a network, or give a local folder."
+            f"The weights of {key} = {name!r} are not in this machine's cache, and {missing}: fetch them where there "
+            "is a network, or give a local folder."
         )
-    else:
-        report.unknown("weights", f"The weights of {key} = {name!r} are fetched from the hub when the run begins.")
+    report.unknown("weights", f"The weights of {key} = {name!r} are fetched from the hub when the run begins.")

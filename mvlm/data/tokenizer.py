@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mvlm import hub
 from mvlm.errors import UserError
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -114,10 +115,11 @@ def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:
         # What is cached must load at once on a node without network, where the hub's client would try again and again.
         with contextlib.suppress(OSError):
             return AutoTokenizer.from_pretrained(path_or_name, local_files_only=True)
+        if not Path(path_or_name).is_dir():
+            hub.ask()
         return AutoTokenizer.from_pretrained(path_or_name)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"The tokenizer {path_or_name} cannot be had ({reason}): download it where there is a network and give its "
-            "folder, or make one with `python -m data_tools tokenizer`."
+            f"The tokenizer {path_or_name} cannot be had ({hub.reason(error)}): download it where there is a network "
+            "and give its folder, or make one with `python -m data_tools tokenizer`."
         ) from None

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mvlm import hub
 from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
 from mvlm.errors import UserError
 
@@ -153,6 +154,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
+    hub.ask()
     try:
         for pattern in ("*.safetensors*", "*.bin*"):
             folder = Path(
@@ -162,7 +164,6 @@ def _download(name: str) -> Path:
                 return folder
     except Exception as error:  # the hub's client raises many kinds
         raise UserError(
-            f"{HUB}{name} cannot be fetched ({(str(error) or repr(error)).splitlines()[0]}): check the name, or give "
-            "a file or folder."
+            f"{HUB}{name} cannot be fetched ({hub.reason(error)}): check the name, or give a file or folder."
         ) from None
     raise UserError(f"{HUB}{name} has none of {', '.join(FILES)}: give another repository.")

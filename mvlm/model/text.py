@@ -18,6 +18,7 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mvlm import hub
 from mvlm.batch import Packing
 from mvlm.config import Model
 from mvlm.errors import UserError
@@ -130,6 +131,8 @@ def describe(config: Model, tokenizer: PreTrainedTokenizerBase) -> PretrainedCon
     try:
         if is_model_type(config.text):
             return AutoConfig.for_model(config.text, **settings)
+        if not Path(config.text).is_dir():
+            hub.ask()
         return AutoConfig.from_pretrained(config.text, **settings)
     except Exception as error:  # transformers and the hub raise many kinds; all mean this encoder cannot be had
         raise _not_built(config, error) from error
@@ -158,7 +161,7 @@ def _create(config: Model, settings: PretrainedConfig) -> Any:
 
 def _not_built(config: Model, error: Exception) -> UserError:
     return UserError(
-        f"model.text {config.text!r} cannot be built ({str(error).splitlines()[0] if str(error) else error!r}): "
+        f"model.text {config.text!r} cannot be built ({hub.reason(error)}): "
         "check the name and text_args, give a local folder, or a model type with text_weights = 'random'."
     )
 
@@ -204,6 +207,8 @@ def _first_position(settings: PretrainedConfig) -> int:
 def _of_transformers(config: Model) -> Foreign:
     """The weights of a name or folder as transformers itself reads them."""
     check_has_weights(config)
+    if not Path(config.text).is_dir():
+        hub.ask()
     try:
         model, found = AutoModel.from_pretrained(config.text, output_loading_info=True)
     except Exception as error:

@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from mvlm import hub
 from mvlm.batch import Batch
 from mvlm.config import Model
 from mvlm.errors import UserError
@@ -184,12 +185,14 @@ def _create(config: Model, pretrained: bool) -> Any:
     arguments: dict[str, Any] = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
     if config.dropout:
         arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
+    if pretrained or name.startswith(("hf-hub:", "hf_hub:")):
+        hub.ask()
     try:
         return timm.create_model(name, pretrained=pretrained, **arguments)
     except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
         raise UserError(
             f"model.vision {config.vision!r} cannot be built with vision_weights={config.vision_weights!r} "
-            f"({_first_line(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
+            f"({hub.reason(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
             "folder or 'random'."
         ) from error
 
@@ -259,7 +262,3 @@ def _check(vit: Any, config: Model) -> None:
 
 def _keep_tokens(tokens_BSD: Tensor) -> Tensor:
     return tokens_BSD
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
