@@ -149,6 +149,7 @@ class Saver:
                 shutil.rmtree(pending.partial, ignore_errors=True)
         failure = next(filter(None, dist.gather_objects(failure)), None)
         if failure:
+            self.require_folder()  # it may have gone just now
             raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
         if self._site.leads:
             held = self._uploads.held if self._uploads else None

@@ -123,7 +123,8 @@ class TensorBoard:
     def __init__(self, run: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
+        self._folder = run / "tensorboard"
+        self._writer = SummaryWriter(str(self._folder), purge_step=first_step + 1)
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
@@ -137,6 +138,7 @@ class TensorBoard:
             self._writer.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
     def close(self, done: bool) -> None:
+        self._folder.stat()  # its writer has a thread of its own, which would print a traceback where it has gone
         self._writer.close()
 
 

@@ -11,7 +11,9 @@ import torch
 
 from mvlm.config import Checkpoint, load_config
 from mvlm.errors import UserError
+from mvlm.train import saver as savers
 from mvlm.train.attempt import Attempt
+from mvlm.train.checkpoint import write_durably
 from mvlm.train.loop import train
 from mvlm.train.saver import Saver
 from mvlm.train.state import TrainState
@@ -67,6 +69,7 @@ def test_it_is_noticed_and_nothing_is_written_there(
     if fate is not remove and not last:
         shutil.rmtree(run, ignore_errors=True)
         run.with_name("moved").rename(run)
+        assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3]  # it ended at once
         assert train_here(run) == 0
         assert sorted({line["step"] for line in read_metrics(run)}) == [1, 2, 3, 4, 5, 6]
 
@@ -94,3 +97,20 @@ def test_it_is_noticed_between_the_beginning_and_the_end_of_a_save(tmp_path: Pat
         found = sorted(run.rglob("*"))
         saver.finish()
     assert sorted(run.rglob("*")) == found
+
+
+def test_it_is_noticed_in_the_middle_of_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the checkpoint has its name, and before `latest` has it."""
+    run = tmp_path / "run"
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    save(saver, engine, 2)
+
+    def late(path: Path, text: str) -> None:
+        if path.name == "latest":
+            move(run)
+        write_durably(path, text)
+
+    monkeypatch.setattr(savers, "write_durably", late)
+    with pytest.raises(UserError, match=LOST):
+        save(saver, engine, 4)
+    assert not run.exists()
