@@ -34,7 +34,7 @@ def model_card(run: Path, name: str) -> str:
     facts = read_facts(checkpoint.parent.parent)
     config, task = facts.config, facts.config.task
     with open_weights(checkpoint) as files:
-        parameters = sum(math.prod(file.get_slice(title).get_shape()) for title, file in files.items())
+        parameters = sum(math.prod(file.shape(title)) for title, file in files.items())
     state = read_json(checkpoint / "state.json") or {}
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
     return pages.get_template("card.md").render(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from mvlm.checkpoint.layout import find_checkpoint
@@ -64,8 +64,7 @@ def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
         shards: list[list[str]] = [[]]
         filled = 0
         for name, file in files.items():
-            weight = file.get_slice(name)
-            size = 4 * int(torch.Size(weight.get_shape()).numel())  # checkpoints are fp32
+            size = 4 * math.prod(file.shape(name))  # checkpoints are fp32
             if shards[-1] and filled + size > shard_bytes:
                 shards.append([])
                 filled = 0
@@ -75,7 +74,7 @@ def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
         for number, names in enumerate(shards, start=1):
             part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
             file_name = f"model{part}.safetensors"
-            save_file({PREFIX + n: files[n].get_tensor(n) for n in names}, out / file_name, metadata={"format": "pt"})
+            save_file({PREFIX + n: files[n].weight(n) for n in names}, out / file_name, metadata={"format": "pt"})
             places |= dict.fromkeys((PREFIX + name for name in names), file_name)
     if len(shards) > 1:
         total = sum((out / name).stat().st_size for name in set(places.values()))

@@ -12,6 +12,7 @@ from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor, nn
 
 from mvlm.errors import UserError
+from mvlm.model.finite import require_finite
 from mvlm.model.names import Foreign
 
 Shape = tuple[int, ...]
@@ -74,7 +75,7 @@ def fill(module: nn.Module, foreign: Foreign, filled: Filled, fit: Fit, optional
         advice: what to do where the two do not match, the end of the sentence.
 
     Raises:
-        UserError: a parameter is missing there, or of a shape that cannot be fitted.
+        UserError: a parameter is missing there, of a shape that cannot be fitted, or no finite number.
     """
     parameters = dict(module.named_parameters())
     wrong: list[str] = []
@@ -89,6 +90,7 @@ def fill(module: nn.Module, foreign: Foreign, filled: Filled, fit: Fit, optional
                 continue
             wrong.append(f"{name} is {_shape(here)} here and {'missing' if there is None else _shape(there)} there")
             continue
+        require_finite(name, tensor, filled.source)
         with torch.no_grad():
             parameter.copy_(tensor)
         if there == here:

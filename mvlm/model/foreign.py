@@ -59,7 +59,7 @@ def read_tensors(place: str) -> dict[str, Tensor]:
         from mvlm.model.weights import open_weights  # which builds the models that read this
 
         with open_weights(find_checkpoint(path)) as files:
-            return {name: file.get_tensor(name) for name, file in files.items()}
+            return {name: file.tensor(name) for name, file in files.items()}
     if path.is_dir():
         return _read_folder(path, place)
     if not path.is_file():

@@ -85,13 +85,13 @@ def take_weights(model: Encoders, checkpoint: Path) -> Started:
     Where the run kept an average of its weights (`train.ema`), that is what is taken.
 
     Raises:
-        UserError: a parameter beyond the head is missing or of another shape.
+        UserError: a parameter beyond the head is missing or of another shape, or one is no finite number.
     """
     filled = Filled("model", f"{checkpoint}{' (its averaged weights)' if is_averaged(checkpoint) else ''}")
     with open_weights(checkpoint) as files:
         filled.left = sorted({name.split(".")[0] for name in files} - {name for name, _ in model.named_children()})
         for name, parameter in model.named_parameters():
-            tensor = files[name].get_tensor(name) if name in files else None
+            tensor = files[name].weight(name) if name in files else None
             there, here = None if tensor is None else tuple(tensor.shape), tuple(parameter.shape)
             if tensor is not None and there != here:
                 tensor = _fitted(model, name, tensor)

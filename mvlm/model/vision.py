@@ -16,6 +16,7 @@ from mvlm.config import Model
 from mvlm.errors import UserError
 from mvlm.kernels.constants import constant
 from mvlm.model.filling import LAST_NORM, Filled, check_nothing_is_left_out, fill, fit_image_positions
+from mvlm.model.finite import require_finite
 from mvlm.model.foreign import read_tensors
 from mvlm.model.names import Foreign, image_encoder, with_layout_of
 from mvlm.model.readings import take
@@ -200,6 +201,8 @@ def _create(config: Model, pretrained: bool) -> Any:
 def _filled_by_timm(vit: Any, config: Model) -> Filled:
     """timm has loaded every tensor, or has refused; positions are the only ones that it fits."""
     filled = Filled("image encoder", f"timm's {config.vision}", [name for name, _ in vit.named_parameters()])
+    for name, weight in vit.named_parameters():
+        require_finite(name, weight, filled.source)
     trained_at = vit.pretrained_cfg.get("input_size", (3, config.image_size))[-1]
     if "pos_embed" in filled.matched and trained_at != config.image_size:
         *_, positions, width = vit.pos_embed.shape

@@ -13,12 +13,14 @@ from typing import Generic, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, find_checkpoint, read_index
 from mvlm.config import Config, Model, load_config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
+from mvlm.model.finite import require_finite
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.task import HEAD, TaskModel
 
@@ -37,6 +39,27 @@ class Loaded(Generic[M_co]):
     fingerprint: str = ""  # of the weights' files
 
 
+@dataclass(frozen=True)
+class TensorFile:
+    """An open file of a checkpoint, of which one tensor is read at a time."""
+
+    path: Path
+    file: safe_open
+
+    def tensor(self, title: str) -> Tensor:
+        tensor: Tensor = self.file.get_tensor(title)
+        return tensor
+
+    def weight(self, name: str) -> Tensor:
+        """Raises: UserError: it holds NaN or infinity."""
+        weight = self.tensor(name)
+        require_finite(name, weight, str(self.path))
+        return weight
+
+    def shape(self, title: str) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(title).get_shape())
+
+
 def _index(checkpoint: Path) -> list[Entry]:
     try:
         return read_index(checkpoint)
@@ -45,8 +68,8 @@ def _index(checkpoint: Path) -> list[Entry]:
 
 
 @contextmanager
-def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, safe_open]]:
-    """The open file of every tensor of one kind: `files[title].get_tensor(title)` reads that one alone.
+def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]:
+    """The open file of every tensor of one kind: `files[title].tensor(title)` reads that one alone.
 
     Args:
         kind: WEIGHTS, MOMENTS or EMA.
@@ -54,12 +77,12 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, safe_open]]:
     Raises:
         UserError: a file is missing, cut short or damaged.
     """
-    files: dict[str, safe_open] = {}
+    files: dict[str, TensorFile] = {}
     with ExitStack() as stack:
         for entry in _index(checkpoint):
             if entry.file.startswith(f"{kind}-"):
                 file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
-                files |= dict.fromkeys(file.keys(), file)
+                files |= dict.fromkeys(file.keys(), TensorFile(checkpoint / entry.file, file))
         yield files
 
 
@@ -75,7 +98,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 @contextmanager
-def open_weights(checkpoint: Path) -> Iterator[dict[str, safe_open]]:
+def open_weights(checkpoint: Path) -> Iterator[dict[str, TensorFile]]:
     """What to evaluate a checkpoint by or start another run from: the average of each weight, where there is one.
 
     Raises:
@@ -100,12 +123,12 @@ def load_weights(model: Encoders, checkpoint: Path) -> None:
     """Fill a model with a checkpoint's weights, the average of them where there is one.
 
     Raises:
-        UserError: a parameter is missing, unknown or of another shape.
+        UserError: a parameter is missing, unknown, of another shape or no finite number.
     """
     wanted = dict(model.named_parameters())
     with open_weights(checkpoint) as files:
         for name, file in files.items():
-            tensor, parameter = file.get_tensor(name), wanted.pop(name, None)
+            tensor, parameter = file.weight(name), wanted.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
                 raise UserError(
@@ -190,4 +213,4 @@ def _classes(checkpoint: Path) -> int:
         biases = sorted(name for name in files if name.startswith(HEAD) and name.endswith(".bias"))
         if not biases:
             raise UserError(f"{checkpoint} holds no head of a task: it is another model's; use its TOML.")
-        return files[biases[-1]].get_slice(biases[-1]).get_shape()[0]
+        return files[biases[-1]].shape(biases[-1])[0]

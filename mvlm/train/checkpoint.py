@@ -168,7 +168,8 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     One parameter's tensors are in memory at a time.
 
     Raises:
-        UserError: the checkpoint is damaged, lacks moments that the run needs, or is another model's.
+        UserError: the checkpoint is damaged, lacks moments that the run needs, is another model's, or has weights
+            that are no finite numbers.
     """
     state = read_whole_state(checkpoint)
     parameters = dict(engine.parameters())
@@ -179,12 +180,12 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
         compare_shapes(checkpoint, weights, parameters)
         engine.prepare_state(state.updates)
         for name, parameter in parameters.items():
-            whole = {"weight": weights[name].get_tensor(name)}
+            whole = {"weight": weights[name].weight(name)}
             if parameter.requires_grad:
                 titles = {key: f"{key}/{name}" for key in KEYS}
-                whole |= {key: moments[title].get_tensor(title) for key, title in titles.items() if title in moments}
+                whole |= {key: moments[title].tensor(title) for key, title in titles.items() if title in moments}
                 if engine.averages:  # which begin here where the checkpoint has none
-                    whole[EMA] = averages[name].get_tensor(name) if name in averages else whole["weight"]
+                    whole[EMA] = averages[name].weight(name) if name in averages else whole["weight"]
             engine.write(parameter, whole)
     if state.loss_scale is not None:
         engine.set_loss_scale_state(state.loss_scale)

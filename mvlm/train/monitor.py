@@ -25,11 +25,14 @@ SHOWN = ("loss", "image", "text", "itc", "itm", "task")
 
 
 class Monitor:
-    """Reports of one rank; on ranks other than 0 it writes nothing.
+    """Reports of one rank; on ranks other than 0 it writes nothing. All ranks must construct it.
 
     Args:
         run: has `run.json`.
         log: which trackers follow.
+
+    Raises:
+        UserError: metrics.jsonl cannot be written.
     """
 
     def __init__(self, run: Path, first_step: int, total_steps: int, log: Log) -> None:
@@ -37,10 +40,17 @@ class Monitor:
         self.console = Console(stderr=True)
         self._progress: Progress | None = None
         self._followers: list[Follower] = []
+        failure = None
+        if self.main:
+            try:
+                _drop_torn_line(run / METRICS)
+                self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            except OSError as error:
+                failure = cannot_write(str(run / METRICS), error, "move away what lies there, or free some room")
+        if failure := dist.broadcast_object(failure):
+            raise failure
         if not self.main:
             return
-        _drop_torn_line(run / METRICS)
-        self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._followers = followers(run, first_step, log, self.say)
         columns = ("[progress.description]{task.description}", "{task.fields[report]}")
         self._progress = Progress(

@@ -12,6 +12,7 @@ from pathlib import Path
 from mvlm import dist
 from mvlm.data.rows import Fault
 from mvlm.errors import UserError, cannot_write
+from mvlm.train.lists import read_listed
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -30,7 +31,7 @@ class Quarantine:
     def __init__(self, run: Path, tolerance: float, rows: int) -> None:
         self._path = run / QUARANTINE
         self._tolerance, self._all_rows = tolerance, rows
-        self._rows: set[int] = dist.broadcast_object(self._read() if dist.rank() == 0 else set())
+        self._rows = set(read_listed(self._path, "row"))
 
     def __len__(self) -> int:
         """Different images listed."""
@@ -69,18 +70,6 @@ class Quarantine:
         except OSError as error:
             return cannot_write(str(self._path), error, "free some room and start again")
         return None
-
-    def _read(self) -> set[int]:
-        """Rows of all whole lines; one that a kill cut off will be met again."""
-        if not self._path.exists():
-            return set()
-        rows = set()
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.add(int(json.loads(line)["row"]))
-            except (ValueError, KeyError, TypeError):
-                continue
-        return rows
 
 
 def _place(fault: Fault) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from mvlm.data.index import Mixture
 from mvlm.data.sampler import Sampler
 from mvlm.errors import cannot_write
 from mvlm.train.guard import Bad
+from mvlm.train.lists import read_listed
 
 SKIPPED = "skipped.jsonl"
 
@@ -29,8 +30,7 @@ class Skipped:
 
     def __init__(self, run: Path, positions: tuple[int, ...]) -> None:
         self._path = run / SKIPPED
-        listed = self._read() if dist.rank() == 0 else []
-        self.positions = {*positions, *dist.broadcast_object(listed)}
+        self.positions = {*positions, *read_listed(self._path, "position")}
 
     def positions_before(self, position: int) -> tuple[int, ...]:
         return tuple(sorted(p for p in self.positions if p < position))
@@ -56,15 +56,3 @@ class Skipped:
                 failure = cannot_write(str(self._path), error, "free some room and start again")
         if failure := dist.broadcast_object(failure):
             raise failure
-
-    def _read(self) -> list[int]:
-        """Positions of all whole lines; a last one that was cut off by a kill had not been acted upon."""
-        if not self._path.exists():
-            return []
-        positions = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                positions.append(int(json.loads(line)["position"]))
-            except (ValueError, KeyError, TypeError):
-                continue
-        return positions

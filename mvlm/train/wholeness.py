@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
 from torch.nn import Parameter
 
 from mvlm import dist
 from mvlm.checkpoint.layout import UNREADABLE, find_damaged_file, has_moments
 from mvlm.errors import UserError
+from mvlm.model.weights import TensorFile
 from mvlm.train.state import TrainState
 
 
@@ -69,10 +69,10 @@ def refusal(checkpoint: Path, reason: str) -> UserError:
     )
 
 
-def compare_shapes(checkpoint: Path, weights: Mapping[str, safe_open], parameters: Mapping[str, Parameter]) -> None:
+def compare_shapes(checkpoint: Path, weights: Mapping[str, TensorFile], parameters: Mapping[str, Parameter]) -> None:
     """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device."""
     for name, file in weights.items():
-        shape, parameter = tuple(file.get_slice(name).get_shape()), parameters.get(name)
+        shape, parameter = file.shape(name), parameters.get(name)
         if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
             raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
     if lacking := parameters.keys() - weights.keys():

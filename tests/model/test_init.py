@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import sys
@@ -264,6 +265,12 @@ def test_timms_own(tmp_path: Path) -> None:
         assert own.filled and list(own.filled.resized) == resized
         if size == 48:
             same(own(images()), expected)
+    with torch.no_grad():
+        theirs.blocks[1].attn.proj.weight[0, 0] = math.nan
+    timm.models.save_for_hf(theirs, folder, model_args={k: v for k, v in sizes.items() if k != "num_classes"})
+    for model in (vision(folder, half), settings.model):
+        with pytest.raises(UserError, match=r"blocks.1.attn.proj.weight of .*vit.* holds NaN in 1 of its 1024 values"):
+            VisionEncoder(model, load_weights=True)
 
 
 def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

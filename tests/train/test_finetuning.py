@@ -75,13 +75,13 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert len(listed["fresh"]) == 6 and "word_head" in listed["left"]
     with open_tensors(find_checkpoint(pretrained), "weights") as before:
         with open_tensors(run / "checkpoints" / "step_00000000", "weights") as first:
-            start = {name: file.get_tensor(name) for name, file in first.items()}
+            start = {name: file.tensor(name) for name, file in first.items()}
         for name, tensor in start.items():
             if name == "vision.vit.pos_embed":
-                fitted = resample_abs_pos_embed(before[name].get_tensor(name), [3, 3])
+                fitted = resample_abs_pos_embed(before[name].tensor(name), [3, 3])
                 torch.testing.assert_close(tensor, fitted, rtol=0, atol=0)
             elif not name.startswith("head."):
-                assert torch.equal(tensor, before[name].get_tensor(name)), name
+                assert torch.equal(tensor, before[name].tensor(name)), name
     assert [line["loss"] == line["task"] for line in read_metrics(run) if "loss" in line] == [True] * STEPS
 
     predictions, result = tmp_path / "predictions", tmp_path / "result.json"
