@@ -74,7 +74,7 @@ def name_of(row: Row) -> str:
     return " ".join(f"{option}={value}" for option, value in row.items())
 
 
-def config_of(row: Row, shards: str, micro: int) -> Config:
+def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
     options = [
         f'data.train=["{shards}/train", "{shards}/eval"]',
         f"data.weights={row['weights']}",
@@ -83,7 +83,9 @@ def config_of(row: Row, shards: str, micro: int) -> Config:
         VISION % row["drop_path"],
         f"objectives.alignment_inputs={row['aligned']}",
     ]
-    return configuration(shards, micro, [*options, f"train.global_batch={G}", "train.recompute=0.5", "optim.clip=0"])
+    return configuration(
+        shards, micro, [*options, f"train.global_batch={G}", "train.recompute=0.5", "optim.clip=0", *more]
+    )
 
 
 def alike(batch: Batch) -> Batch:
@@ -97,15 +99,20 @@ def global_batch(config: Config, rank: int, world: int) -> tuple[MaskVLM, list[B
     return model, [alike(batch) for batch in steps_of(loader)[0]]
 
 
+def engine_of(model: MaskVLM, config: Config, stage: int) -> Engine:
+    prepare_blocks(model, config, stage)
+    content = {"zero_optimization": {"stage": stage}}
+    ds_config = resolve(content, config, ("json", "toml"), dist.world(), 10, 2, count_parameters(model))
+    return Engine(model, config, ds_config)
+
+
 def engine_gradients(row: Row, shards: str) -> Gradients:
     """By name, from one update: AdamW's first moment is then a tenth of the gradient."""
     world = dist.world()
     config = config_of(row, shards, G // (world * row["accumulation"]))
     model, micro_batches = global_batch(config, dist.rank(), world)
     assert len(micro_batches) == row["accumulation"]
-    prepare_blocks(model, config, row["stage"])
-    content = {"zero_optimization": {"stage": row["stage"]}}
-    engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
+    engine = engine_of(model, config, row["stage"])
     torch.manual_seed(dist.rank())  # what was drawn before must not matter
     engine.step(micro_batches, 0.5, STEP)
     share = 1 - config.optim.betas[0]

@@ -20,9 +20,11 @@ from tests.conftest import ROOT, free_port, run_command
 from tests.train.gradient_matrix import (
     EXACT,
     OPTIONS,
+    G,
     Row,
     config_of,
     covering_rows,
+    engine_of,
     errors,
     every_row,
     global_batch,
@@ -68,6 +70,22 @@ def test_another_micro_batch_is_another_draw(scenes: Path, option: str) -> None:
     row = PLAIN | {option: OPTIONS[option][0]}
     one, two = (reference_gradients(row | {"accumulation": count}, str(scenes)) for count in (1, 2))
     assert max(errors(one, two).values()) > 0.1
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_temperature_beyond_its_bounds_goes_back_or_stays(one_rank: None, scenes: Path, stage: int) -> None:
+    """Of an untrained model whoever raises the temperature lowers the loss."""
+    row = PLAIN | {"accumulation": 2, "stage": stage}
+    values = []
+    for start in (0.6, 0.01):
+        config = config_of(row, str(scenes), G // 2, "model.temperature_min=0.05")
+        model, micro_batches = global_batch(config, 0, 1)
+        model.temperature.value.data.fill_(start)
+        engine = engine_of(model, config, stage)
+        for step in range(2):
+            engine.step(micro_batches, 1.0, step)
+        values.append(dict(engine.whole_tensors())["temperature.value"]["weight"].item() - start)
+    assert values == [pytest.approx(0.0, abs=1e-6), pytest.approx(2 * config.optim.lr, rel=0.3)]
 
 
 def test_draws_are_a_function_of_seed_step_and_place() -> None:
