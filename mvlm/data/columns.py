@@ -19,6 +19,7 @@ from mvlm.data.row_index import RowIndex, buffer_count, parsed, row_crc32, unpac
 from mvlm.data.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard
 from mvlm.errors import UserError
 
+OUTSIDE = "an offset points outside its column"
 CHANGED = "its texts are not those that were written (their checksum differs)"
 
 _PAIR = Struct("<ii")
@@ -69,6 +70,7 @@ class _Layout(NamedTuple):
 
     columns: tuple[tuple[str, Any, int], ...]  # all but the images: name, kind, first of its numbers
     images: tuple[tuple[str, int], ...]  # column of the CRC-32, first of its numbers
+    texts: tuple[tuple[str, bool], ...]  # columns of texts, and whether of lists of them
     own: tuple[str, ...]
     stride: int  # numbers of a batch
 
@@ -100,66 +102,82 @@ class ShardRows:
         """Raises `DamagedRow`; the images are not looked at yet."""
         key: Any = b""
         try:
-            values, images = self._read(number)
+            values, images, numbers, texts = self._read(number)
             key = values["key"]
-            if self._crc32 is not None and row_crc32(values.values()) != self._crc32[number]:
+            if self._crc32 is not None and row_crc32(numbers, texts) != self._crc32[number]:
                 raise ValueError(CHANGED)
-            told = {name: _decoded(value) for name, value in values.items()}
-            if told.get("captions") == []:
+            for name, is_list in self._layout.texts:
+                value = values[name]
+                values[name] = [str(text, "utf-8") for text in value] if is_list else str(value, "utf-8")
+            if values.get("captions") == []:
                 raise ValueError("the row has no caption")
         except (ValueError, struct.error) as error:
             raise DamagedRow(str(error), str(key, "utf-8", "replace")) from None
         return Row(
-            key=told["key"],
+            key=values["key"],
             encoded=images,
-            captions=told.get("captions", []),
-            source=told["source"],
-            width=told["width"],
-            height=told["height"],
-            own={name: told[name] for name in self._layout.own},
+            captions=values.get("captions", []),
+            source=values["source"],
+            width=values["width"],
+            height=values["height"],
+            own={name: values[name] for name in self._layout.own},
         )
 
     def is_sound(self, number: int) -> bool:
         """Whether the row has its CRC-32; the images are not looked at."""
         try:
-            self.row(number)
-        except DamagedRow:
+            return self._crc32 is None or self.crc32(number) == self._crc32[number]
+        except (ValueError, struct.error):
             return False
-        return True
 
     def crc32(self, number: int) -> int:
-        """Of a row as it is now; raises ValueError where it cannot be read."""
-        return row_crc32(self._read(number)[0].values())
+        """Of a row as it is now; raises ValueError or struct.error where it cannot be read."""
+        _, _, numbers, texts = self._read(number)
+        return row_crc32(numbers, texts)
 
-    def _read(self, number: int) -> tuple[dict[str, Any], tuple[Encoded, ...]]:
-        """The row's bytes and numbers by column, in the schema's order, and its images."""
+    def _read(self, number: int) -> tuple[dict[str, Any], tuple[Encoded, ...], list[int], list[memoryview]]:
+        """The row's bytes and numbers by column, its images, and what its CRC-32 is of."""
         batch = bisect_right(self._starts, number) - 1
         at, first = number - self._starts[batch], batch * self._layout.stride
-        values = {name: self._value(kind, first + place, at) for name, kind, place in self._layout.columns}
+        values: dict[str, Any] = {}
+        numbers: list[int] = []
+        texts: list[memoryview] = []
+        for name, kind, place in self._layout.columns:
+            value: Any
+            if kind is _TEXT:
+                value = self._text(first + place, at)
+                numbers.append(len(value))
+                texts.append(value)
+            elif kind is _TEXTS:
+                value = self._texts(first + place, at)
+                numbers += (len(value), *map(len, value))
+                texts += value
+            else:
+                value = self._number(kind, self._buffers[first + place], at)
+                numbers.append(value)
+            values[name] = value
         images = [Encoded(self._text(first + place, at), values[crc32]) for crc32, place in self._layout.images]
-        return values, tuple(images)
-
-    def _value(self, kind: Any, place: int, at: int) -> Any:
-        if kind is _TEXT:
-            return self._text(place, at)
-        if kind is _TEXTS:
-            start, end = self._span(place, at, self._buffers[place + 3] // 4 - 1)
-            return [self._text(place + 2, nth) for nth in range(start, end)]
-        if kind is _BITS:
-            return self._data[self._buffers[place] + (at >> 3)] >> (at & 7) & 1
-        return kind.unpack_from(self._data, self._buffers[place] + kind.size * at)[0]
+        return values, tuple(images), numbers, texts
 
     def _text(self, place: int, at: int) -> memoryview:
-        start, end = self._span(place, at, self._buffers[place + 3])
-        first = self._buffers[place + 2]
+        buffers = self._buffers
+        start, end = _PAIR.unpack_from(self._data, buffers[place] + 4 * at)
+        if not 0 <= start <= end <= buffers[place + 3]:
+            raise ValueError(OUTSIDE)
+        first = buffers[place + 2]
         return self._data[first + start : first + end]
 
-    def _span(self, place: int, at: int, most: int) -> tuple[int, int]:
-        """Two neighbouring offsets."""
+    def _texts(self, place: int, at: int) -> list[memoryview]:
         start, end = _PAIR.unpack_from(self._data, self._buffers[place] + 4 * at)
-        if not 0 <= start <= end <= most:
-            raise ValueError("an offset points outside its column")
-        return start, end
+        if not 0 <= start <= end < self._buffers[place + 3] // 4:
+            raise ValueError(OUTSIDE)
+        return [self._text(place + 2, nth) for nth in range(start, end)]
+
+    def _number(self, kind: Any, first: int, at: int) -> int:
+        if kind is _BITS:
+            return self._data[first + (at >> 3)] >> (at & 7) & 1
+        (value,) = kind.unpack_from(self._data, first + kind.size * at)
+        return int(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +242,8 @@ def _layout(task: str) -> _Layout:
             columns.append((field.name, _kind(field.type), place))
         place += 2 * buffer_count(field.type)
     own = tuple(field.name for field in OWN_COLUMNS.get(task, ()))
-    return _Layout(tuple(columns), tuple(images), own, place)
+    texts = tuple((name, kind is _TEXTS) for name, kind, _ in columns if kind in (_TEXT, _TEXTS))
+    return _Layout(tuple(columns), tuple(images), texts, own, place)
 
 
 def _kind(type_: pa.DataType) -> Any:
@@ -233,9 +252,3 @@ def _kind(type_: pa.DataType) -> Any:
     if pa.types.is_string(type_):
         return _TEXT
     return _BITS if pa.types.is_boolean(type_) else _NUMBERS[type_]
-
-
-def _decoded(value: Any) -> Any:
-    if isinstance(value, memoryview):
-        return str(value, "utf-8")
-    return [str(text, "utf-8") for text in value] if isinstance(value, list) else value

@@ -27,9 +27,12 @@ class MappedFile:
 
     def __init__(self, path: str | Path):
         self._path = path
-        with open(path, "rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            self._inode = os.fstat(file.fileno()).st_ino
+        file = os.open(path, os.O_RDONLY)
+        try:
+            self._map = mmap.mmap(file, 0, prot=mmap.PROT_READ)
+            self._inode = os.fstat(file).st_ino
+        finally:
+            os.close(file)
         self.data = memoryview(self._map)
 
     def is_whole(self) -> bool:

@@ -58,8 +58,14 @@ class Folder:
         index = self.manifest.shards[number].index
         if index is None:
             return None
-        check_index_length(self.folder, index)
-        return MappedFile(self.folder / index.file)
+        try:
+            file = MappedFile(self.folder / index.file)
+        except (FileNotFoundError, ValueError):
+            check_index_length(self.folder, index)
+            raise
+        if len(file.data) != index.bytes:
+            check_index_length(self.folder, index)
+        return file
 
     def changed(self, number: int) -> bool:
         """Whether the shard was written to, cut or removed since the corpus was opened."""

@@ -22,10 +22,9 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct, pack
-from typing import Any
 
 import pyarrow as pa
 
@@ -138,19 +137,8 @@ def buffer_count(type_: pa.DataType) -> int:
     return 2 if pa.types.is_string(type_) or pa.types.is_binary(type_) else 1
 
 
-def row_crc32(values: Iterable[Any]) -> int:
-    """Of one row, from the bytes, lists of bytes and numbers in its columns, as the head of this module defines it."""
-    numbers: list[int] = []
-    texts: list[memoryview] = []
-    for value in values:
-        if isinstance(value, memoryview):
-            numbers.append(len(value))
-            texts.append(value)
-        elif isinstance(value, list):
-            numbers += (len(value), *map(len, value))
-            texts += value
-        else:
-            numbers.append(value)
+def row_crc32(numbers: Sequence[int], texts: Sequence[memoryview]) -> int:
+    """Of one row, as the head of this module defines it: of its numbers and lengths, then of its texts."""
     return zlib.crc32(b"".join((pack(f"<{len(numbers)}q", *numbers), *texts)))
 
 

@@ -162,10 +162,10 @@ class Shards(Sequence[Shard]):
         start = self._file_ends[number - 1] if number else 0
         file = self._files[start : self._file_ends[number]].decode()
         of_it = slice(32 * number, 32 * number + 32)
-        shard = Shard(file, self.rows[number], self._bytes[number], self._hashes[of_it].hex())
+        shard = file, self.rows[number], self._bytes[number], self._hashes[of_it].hex()
         if not self._index_bytes or not self._index_bytes[number]:
-            return shard
-        return replace(shard, index_bytes=self._index_bytes[number], index_sha256=self._index_hashes[of_it].hex())
+            return Shard(*shard)
+        return Shard(*shard, self._index_bytes[number], self._index_hashes[of_it].hex())
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import pytest
 from mvlm.__main__ import main
 from mvlm.check.everything import check_run
 from mvlm.check.report import SHOWN, Report
+from mvlm.check.shards import check_corpus
 from mvlm.config import load_config
 from mvlm.train.loop import train
 from mvlm.train.signals import SIGNALS
@@ -269,3 +270,19 @@ def test_findings_are_told_as_they_are_made() -> None:
         "wrong    data       3 more of the kind, which --json lists.",
         f"check: 1 right, {SHOWN + 3} wrong, 0 warning, 0 unknown",
     ]
+
+
+def test_shards_whose_texts_are_not_checked_are_told(scenes: Path, tmp_path: Path) -> None:
+    def told() -> list[str]:
+        report = Report()
+        check_corpus(report, load_config(TOML, TINY), str(old), deep=False)
+        assert report.problems == []
+        return [finding.sentence for finding in report.findings if finding.verdict == "unknown"]
+
+    old = shutil.copytree(scenes / "train", tmp_path / "old")
+    assert told() == []
+    manifest = json.loads((old / "manifest.json").read_text())
+    del manifest["indexes"]
+    (old / "manifest.json").write_text(json.dumps(manifest))
+    (sentence,) = told()
+    assert "texts of 1 of 1 shards are not checked" in sentence and "row-index" in sentence

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,11 +18,12 @@ import pytest
 from made_shards import encoded, make_rows, write_shards
 from slow_store import SlowStore
 
+from data_tools.row_index import add_indexes
 from mvlm.config import Data
 from mvlm.data import ahead, cache
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.cache import Cache
-from mvlm.data.index import Mixture
+from mvlm.data.index import Mixture, UnreadableRow
 from mvlm.data.loader import Loader
 from mvlm.data.order import Draws
 from mvlm.data.pairs import PairDataset
@@ -279,3 +281,20 @@ def test_the_shards_needed_next_come_first(shards, tmp_path, largest):
     finally:
         filler.close()
     assert os.listdir(bound.folder)
+
+
+def test_row_indexes_come_with_their_shards_and_are_held_against_their_hashes(shards, tmp_path, store):
+    place = shutil.copytree(shards, tmp_path / "indexed")
+    add_indexes(place)
+    remote = Mixture([f"slow://{place}"], cache=Cache(str(tmp_path / "c")))
+    store.spoilt["000001.index"] = 2
+    assert remote.row(15).key == "k00015" and sorted(set(store.fetched)) == ["000001.arrow", "000001.index"]
+    assert store.fetched.count("000001.index") == 3
+    remote.bring(25)
+    assert sorted(set(store.fetched))[2:] == ["000002.arrow", "000002.index"]
+    with open(remote.cache.path(remote.corpora[0].manifest.shards[2]), "r+b") as file:
+        content = file.read()
+        file.seek(content.index("".join(Mixture([place]).captions(25)).encode()))
+        file.write(b"\0")
+    with pytest.raises(UnreadableRow, match=r"000002\.arrow row 5 .*texts are not those"):
+        remote.row(25)
