@@ -15,7 +15,7 @@ from typing import Any
 from cluster.logs import attempt_folder, attempt_numbers, launcher_log
 from cluster.ray_spec import Spec
 from cluster.record import Attempt, Record, read_record
-from cluster.watch import BUG, DONE, MISTAKE, PREEMPTED, USAGE, describe_exit
+from cluster.watch import BUG, DONE, FINAL, MISTAKE, PREEMPTED, USAGE, describe_exit, describe_stuck, is_stuck
 
 STRAGGLE = 30.0  # seconds that ranks get to end by themselves after the first has failed
 
@@ -59,6 +59,7 @@ class Running:
     placed: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     stop: bool = False
+    step: int = 0  # the newest of the run
     codes: dict[int, int] = field(default_factory=dict)
     reports: list[dict[str, Any]] = field(default_factory=list)
 
@@ -73,6 +74,7 @@ class Group:
             self._record = read_record(self._logs)
         self._now: Running | None = None
         self._ending = ""  # the reason
+        self._steps: list[int] = []  # the newest after each attempt
 
     async def join(self, group: str, rank: int, world: int, address: str, port: int) -> Place:
         """A rank's place in its attempt, which is a new one where `group` is; waits for rank 0.
@@ -103,13 +105,19 @@ class Group:
             return Beat(stop=True, reports=[], verdict=Verdict(PREEMPTED, final=False))
         if metrics:
             now.reports.append(metrics)
+            now.step = max(now.step, metrics["step"])
         return Beat(now.stop or bool(self._ending), now.reports[have:], self._verdict(now))
 
-    async def ended(self, attempt: int, rank: int, exit_code: int) -> None:
-        """Tell how a rank has ended. The attempt is over with the last one, or `STRAGGLE` seconds after a failure."""
+    async def ended(self, attempt: int, rank: int, exit_code: int, step: int = 0) -> None:
+        """Tell how a rank has ended. The attempt is over with the last one, or `STRAGGLE` seconds after a failure.
+
+        Args:
+            step: the newest of the run, as the rank's node sees it.
+        """
         now = self._current(attempt)
         if now is None:
             return
+        now.step = max(now.step, step)
         now.codes[rank] = exit_code
         if exit_code:
             self._say(f"rank {rank} ended with exit code {exit_code}")
@@ -122,7 +130,7 @@ class Group:
             return None
         self._close(now)
         code = _worst(now.codes)
-        return Verdict(code, final=code in (DONE, MISTAKE, USAGE) or bool(self._ending))
+        return Verdict(code, final=code in FINAL or bool(self._ending))
 
     async def stop(self, reason: str) -> bool:
         """Have all ranks save and end, for good; may be asked again.
@@ -173,7 +181,12 @@ class Group:
         if attempt.ended is None:
             attempt.ended = time.time()
             attempt.exit_code = _worst(now.codes) if len(now.codes) == now.world or any(now.codes.values()) else None
+            attempt.step = max(now.step, *self._steps, 0)
+            self._steps.append(attempt.step)
             self._say(f"attempt {attempt.number} {describe_exit(attempt.exit_code)}")
+            if is_stuck(self._steps) and attempt.exit_code not in FINAL:
+                self._ending = describe_stuck(attempt.step)
+                self._say(self._ending)
             self._record.save(self._logs)
 
     def _say(self, sentence: str) -> None:

@@ -27,7 +27,7 @@ from cluster.logs import attempt_folder, attempt_numbers, rank_log
 from cluster.processes import MARK, Stopper, send
 from cluster.ray_group import Place, Verdict
 from cluster.ray_spec import Spec
-from cluster.record import METRICS
+from cluster.record import METRICS, newest_step
 from cluster.watch import PATIENCE, PREEMPTED, describe_exit
 
 BEAT_SECONDS = 0.5
@@ -95,7 +95,8 @@ def _watch(process: subprocess.Popen[bytes], group: Any, attempt: int, rank: int
     ended = False
     while True:
         if not ended and process.poll() is not None:
-            ended = _answer(group.ended.remote(attempt, rank, exit_code(process))) is not OUT_OF_REACH
+            step = metrics.newest_step() if metrics else 0
+            ended = _answer(group.ended.remote(attempt, rank, exit_code(process), step)) is not OUT_OF_REACH
         fresh = metrics.newest() if metrics and reporter.idle else None
         beat = _answer(group.beat.remote(attempt, fresh, reporter.given))
         if beat is not OUT_OF_REACH:
@@ -146,6 +147,10 @@ class Metrics:
         self._gauges = {name: Gauge(f"mvlm_{name}", f"{name} of a run", ("job",)) for name in SHOWN}
         for gauge in self._gauges.values():
             gauge.set_default_tags({"job": job})
+
+    def newest_step(self) -> int:
+        """Of the run, saved or told of."""
+        return newest_step(self._path.parent)
 
     def newest(self) -> dict[str, Any] | None:
         """The last whole line with a loss that has come since the last call."""

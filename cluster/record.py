@@ -14,7 +14,7 @@ from typing import Any
 from cluster.job import JobError, load_job
 
 RECORD = "job.json"
-METRICS = "metrics.jsonl"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 TAIL_BYTES = 1 << 16
 
 
@@ -24,6 +24,7 @@ class Attempt:
     started: float  # seconds since the epoch
     ended: float | None = None
     exit_code: int | None = None
+    step: int | None = None  # the newest that the run had made when it ended
 
 
 @dataclass
@@ -102,17 +103,29 @@ def claim(logs: Path) -> Iterator[None]:
 
 def last_training_line(run_folder: Path) -> dict[str, Any] | None:
     """The newest line of the run's metrics.jsonl that holds a step and a loss."""
+    return next(_training_lines(run_folder), None)
+
+
+def newest_step(run_folder: Path) -> int:
+    """The highest that the run has told of lately or saved; 0 before its first."""
+    told = (metrics["step"] for metrics in _training_lines(run_folder))
+    names = (path.name.removeprefix("step_") for path in (run_folder / CHECKPOINTS).glob("step_*"))
+    saved = (int(name) for name in names if name.isdecimal())
+    return max((*told, *saved), default=0)
+
+
+def _training_lines(run_folder: Path) -> Iterator[dict[str, Any]]:
+    """Those at the end of metrics.jsonl that hold a step and a loss, the newest first."""
     try:
         with open(run_folder / METRICS, "rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:
-        return None
+        return
     for line in reversed(lines):
         try:
             metrics = json.loads(line)
         except ValueError:  # cut off by the tail, or still being written
             continue
         if isinstance(metrics, dict) and all(isinstance(metrics.get(key), int | float) for key in ("step", "loss")):
-            return metrics
-    return None
+            yield metrics

@@ -139,14 +139,15 @@ def cancel(folder: Path) -> str:
 
 def _tasks(job: Job, overrides: list[str]) -> list[Task]:
     if job.sweep is None:
-        return [Task("", overrides)]
+        return [Task("", overrides, str(run_folder(job, overrides)))]
     _check_sweep(job.sweep)
     base = run_folder(job, overrides)
     tasks = []
     for number, picked in enumerate(combinations(job.sweep)):
         words = [override(name, value) for name, value in picked.items()]
-        words.append(override("run.dir", str(base / _label(number))))
-        tasks.append(Task(_label(number), [*overrides, *words]))
+        run = str(base / _label(number))
+        words.append(override("run.dir", run))
+        tasks.append(Task(_label(number), [*overrides, *words], run))
     return tasks
 
 
@@ -212,6 +213,7 @@ def _attempt(folder: Path) -> Attempt | None:
     with contextlib.suppress(OSError, ValueError):
         attempt.exit_code = int((folder / "exit_code").read_text())
         attempt.ended = (folder / "exit_code").stat().st_mtime
+        attempt.step = int((folder / "step").read_text())
     return attempt
 
 

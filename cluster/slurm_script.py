@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cluster import slurm_launchers
 from cluster.environment import LAUNCHER_VARIABLES, python
 from cluster.job import Job, JobError
-from cluster.watch import BUG, DONE, MISTAKE, PREEMPTED, USAGE
+from cluster.watch import BUG, DONE, FRUITLESS, MISTAKE, PREEMPTED, USAGE, describe_stuck
 
 OURS = ("requeue", "no-requeue", "open-mode", "signal", "output", "error", "array", "wrap", "wait", "parsable", "chdir")
 """Options of sbatch that the script depends on."""
@@ -25,10 +25,12 @@ class Task:
     Args:
         label: "" in a job without a sweep; else names the folders of its logs and its run.
         overrides: `key=value` words of its run.
+        run: its folder.
     """
 
     label: str
     overrides: list[str]
+    run: str
 
 
 def script(job: Job, tasks: Sequence[Task], first_attempt: int) -> str:
@@ -117,10 +119,11 @@ def _opening(job: Job) -> list[str]:
 def _choice(job: Job, tasks: Sequence[Task]) -> list[str]:
     logs = shlex.quote(str(job.log_folder))
     if not tasks[0].label:
-        return [f"logs={logs}", "job=$SLURM_JOB_ID"]
+        return [f"logs={logs}", f"run={shlex.quote(tasks[0].run)}", "job=$SLURM_JOB_ID"]
     lines = ["case $SLURM_ARRAY_TASK_ID in"]
     for number, task in enumerate(tasks):
-        lines.append(f"  {number}) task={shlex.quote(task.label)} settings=({shlex.join(task.overrides)}) ;;")
+        words = f"task={shlex.quote(task.label)} run={shlex.quote(task.run)} settings=({shlex.join(task.overrides)})"
+        lines.append(f"  {number}) {words} ;;")
     return [*lines, "esac", f"logs={logs}/$task", "job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"]
 
 
@@ -131,7 +134,8 @@ def _attempt(job: Job, first: int) -> list[str]:
         f'  echo "cluster: $job was started again {job.requeue} times, as job.requeue allows, and ends"',
         f"  exit {PREEMPTED}",
         "fi",
-        f'attempt=$logs/attempt-$(printf "%03d" $(({first} + restarts)))',
+        f"number=$(({first} + restarts))",
+        'attempt=$logs/attempt-$(printf "%03d" $number)',
         'mkdir -p "$attempt"',
         'exec >>"$attempt/launcher.log" 2>&1',
         'date +%s >"$attempt/started"',
@@ -197,7 +201,18 @@ fi
 echo "$verdict" >"$attempt/exit_code"
 echo "cluster: restart $restarts of $job ends with $verdict"
 
-if ((verdict > {USAGE} && restarts < {job.requeue})); then
+newest_step() {{ # that the run has saved or told of
+  {{
+    ls "$run/checkpoints" | sed -n 's/^step_0*\\([0-9][0-9]*\\)$/\\1/p'
+    tail -c 65536 "$run/metrics.jsonl" | sed -n 's/^{{"step": \\([0-9]*\\), "loss".*/\\1/p'
+  }} 2>/dev/null | sort -n | tail -n 1
+}}
+step=$(newest_step || true)
+echo "${{step:-0}}" >"$attempt/step"
+before=$logs/attempt-$(printf "%03d" $((number - {FRUITLESS})))/step
+if ((verdict > {USAGE} && restarts >= {FRUITLESS})) && [[ -e $before ]] && ((step <= $(<"$before"))); then
+  echo "cluster: {describe_stuck("${step:-0}")}"
+elif ((verdict > {USAGE} && restarts < {job.requeue})); then
   facts=$(scontrol --oneliner show job "$job" || true)
   # not when cancelled, nor when this node was cut off and the job has been started without it
   if [[ $facts == *" JobState=RUNNING "* && $facts == *" Requeue=1 Restarts=$restarts "* ]]; then

@@ -18,16 +18,18 @@ from typing import TYPE_CHECKING
 
 from cluster import processes, slurm_launchers
 from cluster.environment import inherited, python
-from cluster.job import Job, JobError, check_files, load_job, refuse, split_overrides
+from cluster.job import Job, JobError, check_files, load_job, refuse, run_folder, split_overrides
 from cluster.logs import attempt_folder, attempt_numbers
+from cluster.record import newest_step
 from cluster.slurm_script import check_options
-from cluster.watch import DONE, MISTAKE, USAGE
+from cluster.watch import DONE, FINAL, FRUITLESS, MISTAKE, USAGE, describe_stuck
 
 if TYPE_CHECKING:
     import submitit
 
 CANNOT = ("min_nodes", "container", "launcher", "ray_address", "sweep")
 POLL_SECONDS = 0.5
+STEP = "step"  # in an attempt's folder: the newest that the run had made when it ended
 
 
 class TrainJob:
@@ -103,6 +105,8 @@ class TrainJob:
         while rank.poll() is None:  # no wait(): checkpoint() interrupts this, and must not find its lock taken
             time.sleep(POLL_SECONDS)
         code = rank.returncode
+        if code not in FINAL and here.global_rank == 0 and self._is_stuck(restarts):
+            raise JobError(f"Rank 0 ended with exit code {code}, and {describe_stuck(self._newest_step())}.")
         if code in (MISTAKE, USAGE) or (code != DONE and restarts >= self.job.requeue):
             raise JobError(f"Rank {here.global_rank} ended with exit code {code}: its log is in {attempt}.")
         if code != DONE and here.global_rank == 0:
@@ -121,6 +125,16 @@ class TrainJob:
         again = TrainJob(*self._arguments)
         again.first_attempt = self.first_attempt
         return submitit.helpers.DelayedSubmission(again)
+
+    def _newest_step(self) -> int:
+        return newest_step(run_folder(self.job, self.words))
+
+    def _is_stuck(self, restarts: int) -> bool:
+        """Whether this restart is one of several in a row without a new step; notes how far the run has come."""
+        own, before = (self.first_attempt + restarts - ago for ago in (0, FRUITLESS))
+        (attempt_folder(self.job.log_folder, own) / STEP).write_text(str(self._newest_step()), encoding="utf-8")
+        earlier = attempt_folder(self.job.log_folder, before) / STEP
+        return restarts >= FRUITLESS and earlier.exists() and self._newest_step() <= int(earlier.read_text())
 
     def _command(self, attempt: Path) -> list[str]:
         interpreter, job = str(python(self.job)), self.job

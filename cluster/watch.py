@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -17,10 +17,11 @@ from types import FrameType
 from cluster import processes
 from cluster.logs import Merged, attempt_folder, attempt_numbers, launcher_log, name_rank_logs
 from cluster.processes import MARK, POLL_SECONDS, Stopper
-from cluster.record import RECORD, Attempt, Record, read_record
+from cluster.record import RECORD, Attempt, Record, newest_step, read_record
 
 DONE, MISTAKE, USAGE, BUG, PREEMPTED = 0, 1, 2, 70, 75
 FINAL = (DONE, MISTAKE, USAGE)  # exit codes that another attempt would only repeat
+FRUITLESS = 3  # restarts in a row without a new step, after which another would only repeat them
 PATIENCE = 300.0  # seconds that ranks get to save when their launcher has died
 READER_PATIENCE = 2.0  # seconds that a reader of this command's output gets for the last of it
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -74,10 +75,14 @@ class Watch:
     def _attempts(self) -> int:
         if (self.logs / RECORD).exists():
             self.record.attempts = read_record(self.logs).attempts
-        first = next_attempt(self.logs)
+        first, steps = next_attempt(self.logs), []
         for number in range(first, first + self.restarts + 1):
             code = self._attempt(number)
             if code in FINAL or self._signals:
+                break
+            steps.append(self.record.attempts[-1].step or 0)
+            if is_stuck(steps):
+                _say(f"attempt {number} {describe_exit(code)}; {describe_stuck(max(steps))}")
                 break
             more = number < first + self.restarts
             _say(f"attempt {number} {describe_exit(code)}; {'starting again' if more else 'no restart is left'}")
@@ -107,6 +112,7 @@ class Watch:
                 Stopper(self.logs).end(PATIENCE)
                 raise
         attempt.ended, attempt.exit_code = time.time(), code
+        attempt.step = newest_step(Path(self.record.run_folder))
         self.record.save(self.logs)
         return code
 
@@ -186,6 +192,19 @@ class Echo:
 def next_attempt(logs: Path) -> int:
     """The number after those that have logged."""
     return max(attempt_numbers(logs), default=0) + 1
+
+
+def is_stuck(steps: Sequence[int]) -> bool:
+    """Whether so many restarts in a row have made no new step, given the newest step after each attempt."""
+    return len(steps) > FRUITLESS and max(steps[-FRUITLESS:]) <= max(steps[:-FRUITLESS])
+
+
+def describe_stuck(step: int | str) -> str:
+    """What then becomes of a job whose newest step this is."""
+    return (
+        f"{FRUITLESS} restarts in a row have made no step beyond {step}, so the job ends: see how its logs end, and "
+        "submit it again once that is mended"
+    )
 
 
 def describe_exit(code: int | None) -> str:

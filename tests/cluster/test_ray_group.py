@@ -52,6 +52,26 @@ def test_what_the_exit_codes_of_an_attempt_mean(group, tmp_path, codes, expected
     ]
 
 
+def test_restarts_without_a_new_step_end_the_job(group, tmp_path):
+    """Steps are what rank 0 finds on its disk, and what it has told of."""
+
+    async def attempt(number, code, found, told):
+        current = await start(group, f"workers {number}")
+        await group.beat(current, {"step": told}, 0)
+        await group.ended(current, 0, code, found)
+        await group.ended(current, 1, code)
+        return (await group.beat(current, None, 0)).verdict
+
+    async def story():
+        steps = [(100, 0), (100, 90), (100, 100), (0, 101), (100, 95), (100, 101), (101, 101)]
+        return [await attempt(number, 75, *found) for number, found in enumerate(steps)]
+
+    assert [verdict.final for verdict in asyncio.run(story())] == [False] * 6 + [True]
+    assert (
+        "3 restarts in a row have made no step beyond 101" in (tmp_path / "logs/attempt-007/launcher.log").read_text()
+    )
+
+
 def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(group, monkeypatch):
     monkeypatch.setattr(ray_group, "STRAGGLE", 0.05)
 

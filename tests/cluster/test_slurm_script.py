@@ -55,6 +55,40 @@ def test_the_example_is_rendered_as_a_person_would_write_it(cluster, monkeypatch
     assert script == (ROOT / "tests/cluster/slurm_example.sbatch").read_text()
 
 
+def ending(script, folder, restarts, code=75):
+    """What the script does once its launcher has ended: its exit code, and what it says."""
+    found = f"restarts={restarts}; number={restarts + 1}; job=7; logs={folder}; run={folder}; code={code}\n"
+    found += 'attempt=$logs/attempt-$(printf "%03d" $number); mkdir -p "$attempt"; touch "$attempt/exit-$code"\n'
+    found += 'scontrol() { echo "$1 JobState=RUNNING Requeue=1 Restarts=$restarts "; }\n'
+    text = "set -euo pipefail\n" + found + script[script.index("# The ranks' own codes") :]
+    done = subprocess.run(["bash", "-c", text], capture_output=True, text=True)
+    assert done.stderr == ""
+    return done.returncode, done.stdout
+
+
+def test_restarts_without_a_new_step_end_the_job(cluster, job, tmp_path):
+    script, stuck = render(cluster, job, "job.requeue=9"), "3 restarts in a row have made no step beyond"
+    checkpoints = tmp_path / "checkpoints"
+
+    def requeues(restarts, code=75):
+        returned, said = ending(script, tmp_path, restarts, code)
+        assert returned == code and (stuck in said) != ("requeue JobState" in said)
+        return stuck not in said
+
+    assert requeues(0)  # before its first step
+    (checkpoints / "step_00000000").mkdir(parents=True)
+    (checkpoints / "latest").touch()
+    assert requeues(1) and requeues(2, code=137) and not requeues(3)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 8, "loss": 2.5, "lr": 1}\n{"step": 8, "eval/tr": 9}\n')
+    assert requeues(3)
+    (checkpoints / "step_00000010").mkdir()
+    assert requeues(4) and requeues(5) and requeues(6)
+    assert not requeues(7) and f"{stuck} 10, so the job ends" in ending(script, tmp_path, 7)[1]
+    (checkpoints / "step_00000011").mkdir()
+    assert requeues(7)
+    assert ending(script, tmp_path, 8, code=0) == (0, "cluster: restart 8 of 7 ends with 0\n")
+
+
 @pytest.mark.parametrize("override", MISTAKES)
 @pytest.mark.parametrize("command", ["render", "submit"])
 def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, override):
@@ -165,9 +199,9 @@ def test_the_interpreter_is_that_of_the_virtual_environment(cluster, job):
 
 
 def test_attempts_are_counted_on(cluster, job):
-    assert 'attempt-$(printf "%03d" $((1 + restarts)))' in render(cluster, job)
+    assert "number=$((1 + restarts))" in render(cluster, job)
     (job.parent / "logs/attempt-004").mkdir(parents=True)
-    assert 'attempt-$(printf "%03d" $((5 + restarts)))' in render(cluster, job)
+    assert "number=$((5 + restarts))" in render(cluster, job)
 
 
 SWEEP = """

@@ -75,6 +75,32 @@ def test_what_may_go_better_is_tried_again_up_to_the_bound(watch, tmp_path, code
     assert len(list(tmp_path.glob("attempt-*/launcher.log"))) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("saved", "told", "expected"),
+    [([], [], 4), ([30] * 9, [], 4), ([], [30, 20, 30, 30, 30], 4), ([5, 5, 5, 7, 7, 7, 7], [1] * 9, 7)],
+    ids=["no step", "one checkpoint", "repeated steps", "a step in between"],
+)
+def test_restarts_without_a_new_step_end_the_job(watch, tmp_path, saved, told, expected):
+    """Each attempt saves a checkpoint and writes a line of metrics, if it is to."""
+    launcher = f"""
+import json, pathlib
+run = pathlib.Path({str(tmp_path)!r})
+number, saved, told = len(list(run.glob("attempt-*"))) - 1, {saved}, {told}
+for step in saved[number : number + 1]:
+    (run / f"checkpoints/step_{{step:08d}}").mkdir(parents=True, exist_ok=True)
+for step in told[number : number + 1]:
+    print(json.dumps({{"step": step, "loss": 1.0}}), file=open(run / "metrics.jsonl", "a"))
+raise SystemExit(75)
+"""
+    process = watch(launcher, restarts=8)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and exit_codes(tmp_path) == [75] * expected
+    newest = max(*saved, *told[:expected], 0, 0)
+    assert f"3 restarts in a row have made no step beyond {newest}, so the job ends: see how its logs end" in said
+    steps = [attempt["step"] for attempt in json.loads((tmp_path / "job.json").read_text())["attempts"]]
+    assert steps[-4:] == [newest] * 4
+
+
 def test_a_later_submission_counts_on(watch, tmp_path):
     assert watch("print(1)").wait(20) == 0
     assert watch("raise SystemExit(1)").wait(20) == 1
