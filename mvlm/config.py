@@ -43,7 +43,8 @@ class Data:
     shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
     cache: str = ""  # folder on each node's disk for the shards of URLs; "" = your own in TMPDIR
     cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
-    workers: int = 2  # decoding threads or processes a rank; 0 = in the training thread
+    patience: float = 10.0  # minutes that a store of shards which is gone is waited for, before the run saves and ends
+    workers: int = 2  # decoding threads or processes a rank; 0 = one image after the other, when asked
     worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
     tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number

@@ -75,6 +75,13 @@ class StorageLost(UserError):
     exit_code = 75
 
 
+class DataLost(UserError):
+    """A rank gets no more data, for a reason that another start may well not meet: a store of shards that is gone, or a
+    loader process that was killed. What the run has done can still be saved."""
+
+    exit_code = 75
+
+
 def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:
     """What to raise when a run that is under way cannot write.
 

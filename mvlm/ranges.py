@@ -23,7 +23,7 @@ AT_LEAST_ONE = {
 NOT_NEGATIVE = {
     "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
     "model": ("cross_init_std",),
-    "data": ("workers", "tolerance", "shuffle_shards", "cache_gb"),
+    "data": ("workers", "tolerance", "shuffle_shards", "cache_gb", "patience"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
     "train": ("steps", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),

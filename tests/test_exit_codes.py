@@ -14,7 +14,7 @@ import mvlm.__main__ as mvlm_main
 from cluster import watch
 from mvlm.cli import kernels, train
 from mvlm.dist import RanksApart
-from mvlm.errors import StorageLost, UserError
+from mvlm.errors import DataLost, StorageLost, UserError
 from mvlm.train import trainer, watchdog
 from tests.conftest import ROOT
 
@@ -29,7 +29,14 @@ TABLE = {
 def test_the_page_lists_every_code_that_there_is() -> None:
     codes = {
         *(watch.DONE, watch.MISTAKE, watch.USAGE, watch.BUG, watch.PREEMPTED),
-        *(UserError.exit_code, StorageLost.exit_code, RanksApart.exit_code, mvlm_main.BUG, mvlm_main.INTERRUPTED),
+        *(
+            UserError.exit_code,
+            DataLost.exit_code,
+            StorageLost.exit_code,
+            RanksApart.exit_code,
+            mvlm_main.BUG,
+            mvlm_main.INTERRUPTED,
+        ),
         *(trainer.DONE, trainer.PREEMPTED, train.PREEMPTED, watchdog.HUNG, cluster_main.INTERRUPTED),
     }
     assert codes == TABLE.keys()
@@ -37,7 +44,7 @@ def test_the_page_lists_every_code_that_there_is() -> None:
 
 def test_the_same_name_is_the_same_code_everywhere() -> None:
     assert watch.PREEMPTED == trainer.PREEMPTED == train.PREEMPTED == watchdog.HUNG
-    assert watch.PREEMPTED == StorageLost.exit_code == RanksApart.exit_code
+    assert watch.PREEMPTED == DataLost.exit_code == StorageLost.exit_code == RanksApart.exit_code
     assert UserError.exit_code == watch.MISTAKE and mvlm_main.BUG == watch.BUG
     assert cluster_main.INTERRUPTED == mvlm_main.INTERRUPTED
     for code, word in {0: "done", 1: "mistake", 2: "usage", 70: "bug", 75: "saved", 130: "Ctrl-C"}.items():

@@ -95,9 +95,9 @@ def _read(args: argparse.Namespace) -> Config:
     require_training_data(config, args.config)
     require_installed(config.log)
     refuse_sections(read_deepspeed_json(args.deepspeed_config), args.deepspeed_config)
-    training_mixture(config.data, config.task.corpus)
+    training_mixture(config.data, config.task.corpus, config.data.patience)
     if config.data.eval:
-        held_out(config.data, config.task.corpus)
+        held_out(config.data, config.task.corpus, config.data.patience)
     return config
 
 

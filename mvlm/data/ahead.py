@@ -10,7 +10,6 @@ import numpy as np
 from mvlm.data.index import Mixture
 from mvlm.data.places import Remote
 from mvlm.data.sampler import Sampler
-from mvlm.errors import UserError
 
 FETCHERS = 4
 """Shards a rank fetches at a time: one connection seldom fills a line."""
@@ -39,6 +38,7 @@ class Ahead:
 
     def __init__(self, mixture: Mixture, draws: Sampler, position: int):
         self._draws, self._cache = draws, mixture.cache
+        self._cache.outages.given_up = False
         places = [(corpus.place, number) for corpus in mixture.corpora for number in range(len(corpus.manifest.shards))]
         self._places = places
         self._starts = np.concatenate([first + np.array(c.shard_starts[:-1]) for first, c in mixture.starts()])
@@ -61,7 +61,8 @@ class Ahead:
             self._moved.notify_all()
 
     def close(self) -> None:
-        """End the threads, each after the shard it is fetching."""
+        """End the threads, each after the shard it is fetching, and let nobody wait for a store that is gone."""
+        self._cache.outages.given_up = True
         with self._moved:
             self._closed = True
             self._moved.notify_all()
@@ -103,11 +104,10 @@ class Ahead:
                 place, number = self._places[shard]
                 if self._closed:
                     return
-                if isinstance(place, Remote) and not self._cache.holds(shards[nth]):
-                    try:
-                        place.bring_ahead(number, shards[:nth])
-                    except UserError:
-                        continue
+                if not isinstance(place, Remote) or self._cache.holds(shards[nth]):
+                    continue
+                if place.bring_ahead(number, shards[:nth]):
+                    break  # looked at again in a moment
             self._wait_to_pass(position + self._stride)
 
     def _wait_to_pass(self, position: int) -> None:

@@ -19,10 +19,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mvlm.data.outage import Attempts, Outages
 from mvlm.data.schema import Shard
 from mvlm.errors import UserError
 
-PAUSES_S = (0.5, 2.0, 8.0)  # before a shard is fetched again
 WAIT_S = 0.05  # for another process to finish a shard
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -36,11 +36,16 @@ class Cache:
     Args:
         folder: on a disk of this node; "" = the user's own in TMPDIR.
         gigabytes: of all shards together; one that is larger is fetched alone.
+        patience: minutes that a store which is gone is waited for.
+
+    Attributes:
+        outages: what is waited for.
     """
 
-    def __init__(self, folder: str = "", gigabytes: float = 32.0):
+    def __init__(self, folder: str = "", gigabytes: float = 32.0, patience: float = 0.0):
         self.folder = Path(folder) if folder else Path(tempfile.gettempdir()) / f"mvlm-shards-{os.getuid()}"
         self.capacity = int(gigabytes * 1e9)
+        self.outages = Outages(patience)
 
     def make(self) -> None:
         """Make the folder; raises `UserError` where it cannot be made, or others than the user may write to it."""
@@ -84,20 +89,33 @@ class Cache:
 
         Raises:
             UserError: it cannot be fetched; says `name`.
+            DataLost: its store is gone, and has been waited for.
         """
-        while not self.holds(shard):
-            with self._locked(shard, wait=True) as mine:
-                if mine and not self.holds(shard):
-                    while (part := self._make_room(shard, keep=())) is None:
-                        time.sleep(WAIT_S)
-                    self._fill(part, shard, name, fetch)
+        with Attempts(name, self.outages) as attempts:
+            while not self.holds(shard):
+                if failure := self._fetch_in_turn(shard, fetch):
+                    attempts.failed(failure)
         return self.path(shard)
 
-    def get_ahead(self, shard: Shard, name: str, fetch: Fetch, sooner: Collection[Shard]) -> None:
-        """Fetch a shard unless another process does, or it would cost one of those needed sooner; raises as `get`."""
+    def _fetch_in_turn(self, shard: Shard, fetch: Fetch) -> Exception | None:
+        """One attempt, once no other process makes one; what has gone wrong."""
+        with self._locked(shard, wait=True) as mine:
+            if not mine or self.holds(shard):
+                return None
+            while (part := self._make_room(shard, keep=())) is None:
+                time.sleep(WAIT_S)
+            return self._fill(part, shard, fetch)
+
+    def get_ahead(self, shard: Shard, fetch: Fetch, sooner: Collection[Shard]) -> Exception | None:
+        """Try once to fetch a shard, unless another process does or it would cost one of those needed sooner.
+
+        Returns:
+            What has gone wrong, if anything.
+        """
         with self._locked(shard, wait=False) as mine:
             if mine and not self.holds(shard) and (part := self._make_room(shard, keep=sooner)):
-                self._fill(part, shard, name, fetch)
+                return self._fill(part, shard, fetch)
+        return None
 
     @contextmanager
     def _locked(self, shard: Shard, wait: bool) -> Iterator[bool]:
@@ -112,18 +130,19 @@ class Cache:
                 path.unlink()
             os.close(file)
 
-    def _fill(self, part: Path, shard: Shard, name: str, fetch: Fetch) -> None:
+    def _fill(self, part: Path, shard: Shard, fetch: Fetch) -> Exception | None:
+        """Fetch a shard into its part and give it its name; what has gone wrong, if anything."""
         try:
-            for pause in (*PAUSES_S, None):
-                failure = _failure(part, shard, fetch)
-                if failure is None:
-                    part.rename(self.path(shard))
-                    return
-                if pause is not None:
-                    time.sleep(pause)
+            fetch(part)
+            with open(part, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    return UserError("its hash is not the manifest's")
+            part.rename(self.path(shard))
+        except Exception as error:  # each store raises its own
+            return error
         finally:
             part.unlink(missing_ok=True)
-        raise UserError(f"{name} cannot be had, after {len(PAUSES_S) + 1} attempts ({failure}): is it still there?")
+        return None
 
     def _make_room(self, shard: Shard, keep: Collection[Shard]) -> Path | None:
         """The file to fetch a shard into, once there is room; None while others are fetched or kept instead.
@@ -163,17 +182,6 @@ class Cache:
         finally:
             os.close(file)
         return int(size)
-
-
-def _failure(part: Path, shard: Shard, fetch: Fetch) -> str | None:
-    """Fetch once; what went wrong, if anything did."""
-    try:
-        fetch(part)
-        with open(part, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except Exception as error:  # each store raises its own
-        return f"{type(error).__name__}: {error}".partition("\n")[0]
-    return None if found == shard.sha256 else "its hash is not the manifest's"
 
 
 def _lock(file: int, wait: bool) -> bool:

@@ -278,11 +278,11 @@ class Mixture:
         corpus.bring(local)
 
 
-def training_mixture(data: Data, task: str = CAPTION) -> Mixture:
-    """What a configuration trains on; raises as `Mixture`."""
-    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb), task)
+def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
+    """What a configuration trains on, with so many minutes for a store that is gone; raises as `Mixture`."""
+    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb, patience), task)
 
 
-def held_out(data: Data, task: str = CAPTION) -> Mixture:
-    """What it evaluates on; raises as `Mixture`."""
-    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb), task=task)
+def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
+    """What it evaluates on, likewise; raises as `Mixture`."""
+    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb, patience), task=task)

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
 from typing import Generic, Literal, TypeVar
 
@@ -46,7 +46,7 @@ class Loader(Generic[S, B]):
         global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
         start_position: samples already seen, from which the stream goes on.
         skip: positions at which a global batch begins that is left out.
-        workers: decoding threads or processes; 0 = decode when asked, in the consumer's thread.
+        workers: decoding threads or processes; 0 = decode when asked, one after the other.
         worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
@@ -90,6 +90,7 @@ class Loader(Generic[S, B]):
         self.faults: list[Fault] = []
         self._micro_batch = micro_batch
         self._handed_out = _starts(start_position, global_batch, skip)
+        self._upcoming = next(self._handed_out)
         own = [(m * world + rank) * micro_batch for m in range(self.accumulation)]
         steps = _starts(start_position, global_batch, skip)
         self._micro_batches = _drawn(draws, (start + offset for start in steps for offset in own), micro_batch)
@@ -104,6 +105,7 @@ class Loader(Generic[S, B]):
         self._pool = ThreadPoolExecutor(workers, "mvlm-data") if workers else None
         self._finisher = ThreadPoolExecutor(1, "mvlm-data-collate")
         self._pending: deque[Future[tuple[B, list[Fault]]]] = deque()
+        self._next: list[tuple[B, list[Fault]]] = []  # of the step to be handed out
         self._closed = False
 
     def __iter__(self) -> Iterator[list[B]]:
@@ -112,26 +114,44 @@ class Loader(Generic[S, B]):
     def __next__(self) -> list[B]:
         if self._closed:
             raise StopIteration
-        began = time.perf_counter()
-        self.position = next(self._handed_out)
-        if self._ahead is not None:
-            self._ahead.at(self.position)
         try:
-            return [self._take() for _ in range(self.accumulation)]
+            self.ready()
         except BaseException:
             self.close()
             raise
+        self.position, self._upcoming = self._upcoming, next(self._handed_out)
+        step, self._next = self._next, []
+        for _, faults in step:
+            self.faults += faults
+        return [batch for batch, _ in step]
+
+    def ready(self, seconds: float | None = None) -> bool:
+        """Whether the next step's micro-batches are there, having waited for them at most so long, or until they are.
+
+        Raises whatever has gone wrong with them.
+        """
+        began = time.perf_counter()
+        if self._ahead is not None:
+            self._ahead.at(self._upcoming)
+        try:
+            while len(self._next) < self.accumulation:
+                left = None if seconds is None else max(0.0, began + seconds - time.perf_counter())
+                if not self._take(left):
+                    return False
+            return True
         finally:
             self.wait_seconds += time.perf_counter() - began
 
     def close(self) -> None:
         """Drop what was prepared and end the threads and processes; iterating on stops."""
         self._closed = True
+        if self._ahead is not None:
+            self._ahead.close()  # first, since a thread may be waiting for a store that is gone
         self._pending.clear()
         for pool in (self._pool, self._finisher):
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
-        for helper in (self._processes, self._ahead, self._buffers):
+        for helper in (self._processes, self._buffers):
             if helper is not None:
                 helper.close()
 
@@ -143,23 +163,24 @@ class Loader(Generic[S, B]):
     ) -> None:
         self.close()
 
-    def _take(self) -> B:
-        """The next micro-batch, with the ones after it set going."""
-        if self._pool is None:
-            buffer, draws = self._buffers.take(), next(self._micro_batches)
-            batch, faults = self._finish(buffer, self._prepare(buffer, draws, 0))
-        else:
-            while len(self._pending) < self._prefetch:
-                self._pending.append(self._start(self._pool))
-            batch, faults = self._pending.popleft().result()
-            if self._processes is not None:
-                self._processes.may_start = True
-            self._pending.append(self._start(self._pool))
-        self.faults += faults
-        return batch
+    def _take(self, seconds: float | None) -> bool:
+        """Whether the next micro-batch has come, at most so long from now, with the ones after it set going."""
+        while len(self._pending) < (self._prefetch if self._pool else 1):
+            self._pending.append(self._start())
+        if not wait([self._pending[0]], seconds).done:
+            return False
+        self._next.append(self._pending.popleft().result())
+        if self._processes is not None:
+            self._processes.may_start = True
+        if self._pool:
+            self._pending.append(self._start())
+        return True
 
-    def _start(self, pool: ThreadPoolExecutor) -> Future[tuple[B, list[Fault]]]:
+    def _start(self) -> Future[tuple[B, list[Fault]]]:
         buffer, draws = self._buffers.take(), next(self._micro_batches)
+        if self._pool is None:
+            return self._finisher.submit(lambda: self._finish(buffer, self._prepare(buffer, draws, 0)))
+        pool = self._pool
         starts = range(0, len(draws), self._chunk)
         chunks = [pool.submit(self._prepare, buffer, draws[first : first + self._chunk], first) for first in starts]
         return self._finisher.submit(lambda: self._finish(buffer, [s for chunk in chunks for s in chunk.result()]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from mvlm.data.cache import Cache
 from mvlm.data.memory import MappedFile
+from mvlm.data.outage import Attempts, describe, may_pass
 from mvlm.data.schema import (
     MANIFEST,
     Manifest,
@@ -83,6 +84,7 @@ class Remote:
 
     Raises:
         UserError: the URL cannot be used, or holds no finished shards.
+        DataLost: its store is gone, and has been waited for.
     """
 
     cached = True
@@ -93,14 +95,23 @@ class Remote:
         cache.make()
         self._files: Any = None
         where = f"{self.url}/{MANIFEST}"
-        try:
-            content = self._store().cat_file(f"{self._root}/{MANIFEST}")
-        except Exception as error:  # each store raises its own
-            raise UserError(
-                f"{where} cannot be read ({type(error).__name__}: {error}): give the URL of finished shards, and what "
-                "the store needs for access."
-            ) from None
-        self.manifest: Manifest = parse_manifest(content.decode("utf-8", "replace"), where)
+        self.manifest: Manifest = parse_manifest(self._read_manifest(where).decode("utf-8", "replace"), where)
+
+    def _read_manifest(self, where: str) -> bytes:
+        """Of a store that may be gone for now: a run is often started again by what cannot look whether it is back."""
+        with Attempts(where, self.cache.outages) as attempts:
+            while True:
+                try:
+                    return bytes(self._store().cat_file(f"{self._root}/{MANIFEST}"))
+                except UserError:
+                    raise
+                except Exception as error:  # each store raises its own
+                    if not (self.cache.outages.patience and may_pass(error)):
+                        raise UserError(
+                            f"{where} cannot be read ({describe(error)}): give the URL of finished shards, and what "
+                            "the store needs for access."
+                        ) from None
+                    attempts.failed(error)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_files": None}  # connections are every process's own
@@ -109,7 +120,7 @@ class Remote:
         return f"{self.url}/{self.manifest.shards[number].file}"
 
     def map(self, number: int) -> MappedFile:
-        """Raises `UserError` where the shard cannot be fetched."""
+        """Raises `UserError` or `DataLost` where the shard cannot be fetched."""
         return self._mapped(self.manifest.shards[number])
 
     def map_index(self, number: int) -> MappedFile | None:
@@ -134,10 +145,12 @@ class Remote:
         for file in self.manifest.shards[number].files:
             self._get(file)
 
-    def bring_ahead(self, number: int, sooner: Collection[Shard]) -> None:
+    def bring_ahead(self, number: int, sooner: Collection[Shard]) -> Exception | None:
         """Fetch them while nobody waits, as `Cache.get_ahead`."""
         for file in self.manifest.shards[number].files:
-            self.cache.get_ahead(file, f"{self.url}/{file.file}", partial(self._fetch, file), sooner)
+            if failure := self.cache.get_ahead(file, partial(self._fetch, file), sooner):
+                return failure
+        return None
 
     def _get(self, file: Shard) -> None:
         self.cache.get(file, f"{self.url}/{file.file}", partial(self._fetch, file))

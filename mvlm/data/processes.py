@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from mvlm.data.buffers import Buffer
 from mvlm.data.rows import Dataset, Draw, Sample
-from mvlm.errors import UserError
+from mvlm.errors import DataLost, UserError
 
 S = TypeVar("S", bound=Sample)
 
@@ -63,7 +63,8 @@ class Processes(Generic[S]):
         """As `Rows.samples`, into a shared buffer from its sample `first` on.
 
         Raises:
-            UserError: as the data set does, or because the process was killed.
+            UserError: as the data set does, or because the process has ended.
+            DataLost: it was killed.
         """
         own: _Started | None = getattr(self._own, "started", None)
         if own is None and self.may_start:
@@ -113,8 +114,9 @@ class Processes(Generic[S]):
 
 
 def _death(code: int) -> UserError:
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return UserError(
-        f"A loader process {how}: what it said stands above; with SIGKILL take fewer data.workers or more memory, "
-        "with SIGBUS look for a shard that was cut while it was read."
+    if code >= 0:
+        return UserError(f"A loader process ended with code {code}: what it said stands above.")
+    return DataLost(
+        f"A loader process was killed by {signal.Signals(-code).name}: with SIGKILL take fewer data.workers or more "
+        "memory, with SIGBUS look for a shard that was cut while it was read."
     )

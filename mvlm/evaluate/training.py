@@ -46,7 +46,7 @@ def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], Eva
     Raises:
         UserError: at once, if `data.eval` cannot be opened.
     """
-    mixture = held_out(config.data, config.task.corpus)
+    mixture = held_out(config.data, config.task.corpus, config.data.patience)
     measure = _choosing(config, run, mixture) if config.task.is_labelled else _retrieval(config, run, mixture)
     pace = Pace(config.eval.share)
 

@@ -65,7 +65,7 @@ def train(
     run = Path(config.run.dir)
     stop = stop or StopRequests()
     stop.limit_time(config.train.time_limit)
-    mixture = training_mixture(config.data, config.task.corpus)
+    mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
     total, warmup = schedule_steps(config, mixture.per_epoch)
     content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from mvlm.config import Config
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.loader import Loader
 from mvlm.data.rows import Rows
-from mvlm.errors import UserError
+from mvlm.errors import DataLost, UserError
 from mvlm.train import checkpoint as checkpoints
 from mvlm.train.arithmetic import Arithmetic
 from mvlm.train.attempt import Attempt
@@ -33,26 +33,17 @@ from mvlm.train.schedule import lr_factor
 from mvlm.train.signals import StopRequests
 from mvlm.train.skipped import SKIPPED, Skipped
 from mvlm.train.state import TrainState
+from mvlm.train.step_flags import StepFlags, sync_ranks
 from mvlm.train.uploads import Uploads
 from mvlm.train.watchdog import Watchdog
 
 DONE, PREEMPTED = 0, 75
+LOOK_S = 1.0  # between two looks of a rank whose data have not come, whether they will
+TOLD = 3  # ranks whose words are told when data are lost
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, going back, files
 
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
 """(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
-
-
-class Said(NamedTuple):
-    """What the ranks told each other between two steps, alike on all: how many of them say so."""
-
-    signalled: int
-    orphaned: int
-    time_is_up: int
-    written: int
-    uploaded: int
-    faults: int
-    bad: Bad | None
 
 
 @dataclasses.dataclass
@@ -90,6 +81,7 @@ class Trainer:
         self.draws = self.dataset.mixture.sampler(self.config.run.seed, state.order)
         self.state = state
         self.saved_step = state.step
+        self._data_lost = ""
         self.guard = Guard(self.config.train.spike, state.recent_losses)
         self.loader: Loader[Any, Any] = Loader(
             self.dataset,
@@ -122,19 +114,23 @@ class Trainer:
             self._save()
             self.saver.finish()
         while self.state.step < self.layout["steps"]:
-            said = self._agree()
+            began = time.perf_counter()
+            is_there = self._wait_for_data()
+            said, bad = self._agree(waiting=not is_there)
             if self.saver.pending and said.written == dist.world():
                 self.saver.publish()
             if self.uploads.pending and said.uploaded == dist.world():
                 self.uploads.advance()
             if said.faults:
                 self._list_faults()
-            if said.bad:
-                self._go_back(said.bad)
-            elif reason := _reason_to_stop(said):
-                return self._stop(reason)
-            else:
-                self._step()
+            if bad:
+                self._go_back(bad)
+            elif said.reason_to_stop:
+                return self._stop(said.reason_to_stop)
+            elif said.without_data:
+                return self._stop(f"for want of data ({self._why_without()})")
+            elif not said.waiting:
+                self._step(began)
         self._list_faults()
         self.watchdog.at(self.state.step, "waiting for the checkpoint's files", LONG)
         self.saver.finish()
@@ -146,8 +142,34 @@ class Trainer:
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return DONE
 
-    def _agree(self, drain: bool = False) -> Said:
+    def _wait_for_data(self) -> bool:
+        """Whether the next step's data are there, or known to be lost.
+
+        They are waited for, unless their store is gone: that may last, and the ranks must hear of each other meanwhile.
+        """
+        self.watchdog.at(self.state.step, "waiting for data")
+        try:
+            while not self.loader.ready(LOOK_S):
+                if self.dataset.mixture.cache.outages.reasons:
+                    return False
+        except DataLost as error:
+            self._data_lost = str(error)
+        return True
+
+    def _why_without(self) -> str:
+        """The words of the ranks that have lost their data; all ranks must call."""
+        words = [f"rank {rank}: {lost}" for rank, lost in enumerate(dist.gather_objects(self._data_lost)) if lost]
+        return "; ".join(words[:TOLD]) + (f"; and {len(words) - TOLD} more" if len(words) > TOLD else "")
+
+    def _agree(self, drain: bool = False, waiting: bool = False) -> tuple[StepFlags, Bad | None]:
         """One exchange over the host, the only one of a step that is ours; it also judges an earlier step.
+
+        Args:
+            drain: judge a step though later ones are still to come.
+            waiting: for a store of shards that is gone.
+
+        Returns:
+            What all ranks say, alike on all, and the earlier step where it must not have been made.
 
         Raises:
             UserError: a later attempt at this run has begun, or its folder has gone; nothing has been written since.
@@ -155,7 +177,7 @@ class Trainer:
         self.watchdog.at(self.state.step, "agreeing with the other ranks")
         judged = self.guard.due(drain)
         loss, grad_norm = self.guard.report() if judged else (0.0, 0.0)
-        flags = (
+        flags = StepFlags(
             self.stop.signalled,
             self.stop.orphaned(),
             self.stop.time_is_up(self.meter.longest_step, self.saver.seconds + self.uploads.seconds),
@@ -164,33 +186,32 @@ class Trainer:
             self.saver.pending and self.saver.written,
             self.uploads.pending and self.uploads.ready,
             len(self.loader.faults),
+            waiting,
+            bool(self._data_lost),
         )
         began = time.perf_counter()
-        told = torch.tensor([*map(float, flags), loss, grad_norm], dtype=torch.float64)
-        *counts, loss, grad_norm = dist.all_reduce(told).tolist()
-        signalled, orphaned, time_is_up, superseded, gone, written, uploaded, faults = map(int, counts)
+        said, loss, grad_norm = sync_ranks(flags, loss, grad_norm)
         self.meter.waited += time.perf_counter() - began
-        bad = self.guard.judge(loss / dist.world(), grad_norm / dist.world()) if judged else None
-        if gone:
+        bad = self.guard.judge(loss, grad_norm) if judged else None
+        if said.gone:
             raise self.attempt.lost()
-        if superseded:
+        if said.superseded:
             raise UserError(
                 f"A later attempt at {self.run} has begun, so attempt {self.attempt.number} ends at step "
                 f"{self.state.step} without writing more: look at that one, or set another run.dir."
             )
-        return Said(signalled, orphaned, time_is_up, written, uploaded, faults, bad)
+        return said, bad
 
     def _drain(self) -> Bad | None:
         """Judge all steps made so far; the first that must not have been."""
         while self.guard.due(drain=True):
-            if bad := self._agree(drain=True).bad:
+            if bad := self._agree(drain=True)[1]:
                 return bad
         return None
 
-    def _step(self) -> None:
+    def _step(self, began: float) -> None:
+        """Args: began: when its data were first asked for, by `time.perf_counter`."""
         state, config = self.state, self.config
-        self.watchdog.at(state.step, "waiting for data")
-        began = time.perf_counter()
         micro_batches = next(self.loader)
         self.watchdog.at(state.step, "computing the update")
         factor = lr_factor(state.step, self.warmup, self.layout["steps"], config.optim.floor)
@@ -298,14 +319,6 @@ class Trainer:
         self.monitor.finish(done=False)
         dist.barrier()  # see to_the_end
         return PREEMPTED
-
-
-def _reason_to_stop(said: Said) -> str | None:
-    if said.signalled:
-        return "by a signal"
-    if said.orphaned:
-        return "because the launcher has died"
-    return "because the time is nearly up" if said.time_is_up else None
 
 
 def _weighted(losses: Losses, config: Config) -> Tensor:

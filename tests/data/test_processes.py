@@ -16,7 +16,7 @@ from mvlm.data.index import Mixture
 from mvlm.data.loader import Loader
 from mvlm.data.order import Draws
 from mvlm.data.pairs import PairDataset
-from mvlm.errors import UserError
+from mvlm.errors import DataLost, UserError
 
 DRAWS = Draws([130], [1.0], 7, 8, 4)
 
@@ -121,9 +121,10 @@ def test_a_killed_process_is_an_error_and_no_hang(dataset):
     with opened(dataset) as loader:
         for pid in use(loader, before):
             os.kill(pid, signal.SIGKILL)
-        with pytest.raises(UserError, match=r"loader process was killed by SIGKILL.*data\.workers"):
+        with pytest.raises(DataLost, match=r"loader process was killed by SIGKILL.*data\.workers") as lost:
             for _ in loader:
                 pass
+    assert lost.value.exit_code == 75
     assert children() == before
 
 

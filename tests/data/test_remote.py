@@ -20,7 +20,7 @@ from slow_store import SlowStore
 
 from data_tools.row_index import add_indexes
 from mvlm.config import Data
-from mvlm.data import ahead, cache
+from mvlm.data import ahead, outage
 from mvlm.data.ahead import fill_ahead
 from mvlm.data.cache import Cache
 from mvlm.data.index import Mixture, UnreadableRow
@@ -47,7 +47,7 @@ def store(monkeypatch):
     fsspec.register_implementation("slow", SlowStore, clobber=True)
     SlowStore.reset()
     SlowStore.clear_instance_cache()
-    monkeypatch.setattr(cache, "PAUSES_S", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(outage, "PAUSES_S", (0.0, 0.01, 0.01))
     return SlowStore
 
 

@@ -1,0 +1,50 @@
+"""A real HTTP server of shards on the loopback, that goes away and comes back."""
+
+import socket
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Handler(SimpleHTTPRequestHandler):
+    store: "Store"
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        super().do_GET()
+        if self.path.endswith(".arrow"):
+            self.store.served()
+
+
+class Store:
+    """A server of a folder, on one port for as often as it is started.
+
+    Args:
+        lasts: shards after which it goes away by itself, once.
+    """
+
+    def __init__(self, folder, lasts=0):
+        self.folder, self._left = folder, lasts
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.server = None
+
+    def start(self):
+        handler = type("Handler", (Handler,), {"store": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), partial(handler, directory=str(self.folder)))
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+
+    def served(self):
+        self._left -= 1
+        if self._left == 0:
+            threading.Thread(target=self.stop).start()
+
+    def stop(self):
+        server, self.server = self.server, None
+        if server:
+            server.shutdown()
+            server.server_close()

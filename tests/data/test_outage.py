@@ -1,0 +1,94 @@
+"""A real HTTP server of shards that goes away: waited for, given up in time, told from one that lacks a shard."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from http_store import Store
+from made_shards import make_rows, write_shards
+
+from mvlm.data import outage
+from mvlm.data.cache import Cache
+from mvlm.data.index import Mixture
+from mvlm.data.outage import may_pass
+from mvlm.errors import DataLost, UserError
+
+pytest.importorskip("aiohttp")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(outage, "PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(outage, "RETRY_S", 0.05)
+    write_shards(tmp_path / "shards", make_rows(40), shard_rows=10)
+    store = Store(tmp_path / "shards")
+    store.start()
+    yield store
+    store.stop()
+
+
+def test_a_store_that_comes_back_is_waited_for(store, tmp_path, capfd):
+    remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=5.0))
+    outages = remote.cache.outages
+    assert remote.row(5).key == "k00005" and not outages.reasons
+    store.stop()
+    with ThreadPoolExecutor(1) as thread:
+        row = thread.submit(remote.row, 15)
+        while not outages.reasons:
+            assert not row.done()
+            time.sleep(0.01)
+        assert list(outages.reasons) == [f"{store.url}/000001.arrow"]
+        store.start()
+        assert row.result(60).key == "k00015" and not outages.reasons
+    said = capfd.readouterr().err
+    assert (
+        f"mvlm: {store.url}/000001.arrow cannot be had for now (" in said and "up to 5 minutes, data.patience" in said
+    )
+
+
+def test_a_store_that_stays_away_is_given_up(store, tmp_path):
+    remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=0.005))
+    store.stop()
+    with pytest.raises(DataLost, match=r"000000\.arrow cannot be had, after \d+ attempts .* in 0\.005 minutes") as lost:
+        remote.row(5)
+    assert lost.value.exit_code == 75 and not remote.cache.outages.reasons
+    with pytest.raises(DataLost, match=r"manifest\.json cannot be had, .* in 0\.005 minutes"):
+        Mixture([store.url], cache=Cache(str(tmp_path / "d"), patience=0.005))
+    with pytest.raises(UserError, match=r"manifest\.json cannot be read") as mistake:  # nobody has said to wait
+        Mixture([store.url], cache=Cache(str(tmp_path / "d")))
+    assert mistake.value.exit_code == 1
+
+
+def test_what_nobody_needs_any_more_is_not_waited_for(store, tmp_path):
+    remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=60.0))
+    store.stop()
+    with ThreadPoolExecutor(1) as thread:
+        row = thread.submit(remote.row, 5)
+        while not remote.cache.outages.reasons:
+            time.sleep(0.01)
+        remote.cache.outages.given_up = True
+        with pytest.raises(DataLost):
+            row.result(60)
+
+
+def test_a_shard_that_the_store_lacks_is_not_waited_for(store, tmp_path):
+    remote = Mixture([store.url], cache=Cache(str(tmp_path / "c"), patience=60.0))
+    (store.folder / "000000.arrow").unlink()
+    with pytest.raises(UserError, match=r"000000\.arrow cannot be had, after 4 attempts \(FileNotFound") as mistake:
+        remote.row(5)
+    assert mistake.value.exit_code == 1
+
+
+class Answer(Exception):
+    def __init__(self, status):
+        self.status = status
+
+
+class NoCredentialsError(Exception):
+    pass
+
+
+def test_what_may_pass():
+    assert all(map(may_pass, (ConnectionError(), TimeoutError(), OSError(5, "input/output"), Answer(503), Answer(429))))
+    final = (FileNotFoundError(), PermissionError(), OSError(28, "no space"), Answer(403), NoCredentialsError())
+    assert not any(map(may_pass, (*final, ImportError("s3fs"), UserError("another hash"))))
