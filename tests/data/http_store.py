@@ -19,21 +19,19 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 class Store:
-    """A server of a folder, on one port for as often as it is started.
+    """A server of a folder, on one port for as often as it is started."""
 
-    Args:
-        lasts: shards after which it goes away by itself, once.
-    """
-
-    def __init__(self, folder, lasts=0):
-        self.folder, self._left = folder, lasts
+    def __init__(self, folder):
+        self.folder = folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = None
 
-    def start(self):
+    def start(self, lasts=0):
+        """Serve; `lasts` shards alone where that is given."""
+        self._left = lasts
         handler = type("Handler", (Handler,), {"store": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", self.port), partial(handler, directory=str(self.folder)))
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -27,8 +30,8 @@ JSON = str(ROOT / "ds_configs/cpu.json")
 def store(tmp_path: Path) -> Iterator[Store]:
     """Of 400 rows in 40 shards; it goes away after ten of them."""
     pytest.importorskip("aiohttp")
-    store = Store(write_shards(tmp_path / "shards", make_rows(400), shard_rows=10), lasts=10)
-    store.start()
+    store = Store(write_shards(tmp_path / "shards", make_rows(400), shard_rows=10))
+    store.start(lasts=10)
     yield store
     store.stop()
 
@@ -36,6 +39,13 @@ def store(tmp_path: Path) -> Iterator[Store]:
 def words(run: Path, train: str | Path, *overrides: str) -> list[str]:
     data = [f"data.train={train}", f"data.cache={run.parent / 'cache'}", "data.shuffle_shards=2"]
     return [*TINY, *data, f"run.dir={run}", f"train.steps={STEPS}", *overrides]
+
+
+def signal_when_gone(store: Store) -> None:
+    while store.server:
+        time.sleep(0.01)
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_store_that_goes_away(
@@ -55,6 +65,12 @@ def test_a_store_that_goes_away(
     assert 0 < step < STEPS and find_checkpoint(run).name == f"step_{step:08d}"
     said = capfd.readouterr().err
     assert f"Stopped for want of data (rank 0: {store.url}/0000" in said and f"at step {step}, saved in" in said
+    store.start(lasts=5)
+    waits = Thread(target=signal_when_gone, args=(store,))
+    waits.start()
+    assert train_here(run, *given, "data.patience=60") == 75  # at once, though an hour is left
+    waits.join()
+    assert "Stopped by a signal at step" in capfd.readouterr().err
     store.start()
     assert train_here(run, *given) == 0
     assert losses_by_step(run) == losses_by_step(whole)
