@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import Config
+from mvlm.export.configuration import NEEDED
 from mvlm.model.weights import is_averaged, open_weights
 from mvlm.report.facts import Facts, read_facts, read_json
 
@@ -39,6 +40,7 @@ def model_card(run: Path, name: str) -> str:
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
     return pages.get_template("card.md").render(
         name=name,
+        packages=" ".join(("torch", "transformers", "pillow", *NEEDED)),
         pipeline="visual-question-answering" if task.name == "vqa" else "zero-shot-image-classification",
         parameters=f"{parameters:,}",
         purpose=PURPOSE[task.name],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 from transformers import PretrainedConfig
 
 from mvlm.config import Config, config_from_dict
+
+NEEDED = ("timm", "torchvision")
+"""Packages that whoever has transformers may lack: the image encoder is timm's, and timm imports the other."""
 
 
 class MaskVLMConfig(PretrainedConfig):
@@ -47,4 +51,7 @@ class MaskVLMTaskConfig(MaskVLMConfig):
 def _register_models() -> None:
     """Have the Auto classes know the models, which is put off until a configuration is there: their code takes a second
     to import, and is imported by parts of itself."""
+    missing = [package for package in NEEDED if find_spec(package) is None]
+    if missing:
+        raise ImportError(f"This model needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
     from mvlm.export.modeling import MaskVLMModel  # noqa: F401

@@ -160,8 +160,20 @@ def whole_folder(out: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        _set_modes(temporary)
         temporary.rename(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written ({error}): give --out another place.") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _set_modes(folder: Path) -> None:
+    """Have every file be read by whom the umask lets read: safetensors gives its files to their owner alone."""
+    new = folder / ".new"
+    new.touch()
+    mode = new.stat().st_mode & 0o777
+    new.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)

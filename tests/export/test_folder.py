@@ -149,6 +149,9 @@ def test_memory_is_that_of_a_file_and_not_of_the_model(made_run, tmp_path, how, 
 
 ALONE = """
 import sys
+from importlib.machinery import PathFinder
+missing, find = ["timm", "torchvision"], PathFinder.find_spec
+PathFinder.find_spec = lambda name, *words: None if name.partition(".")[0] in missing else find(name, *words)
 class NoMvlm:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "mvlm":
@@ -157,6 +160,13 @@ sys.meta_path.insert(0, NoMvlm())
 import numpy as np, torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
+for missing[:] in (["timm", "torchvision"], ["torchvision"]):
+    for auto in AutoModel, AutoProcessor:
+        try:
+            auto.from_pretrained(sys.argv[1], trust_remote_code=True)
+        except ImportError as error:
+            print(error)
+missing.clear()
 model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)
 given = processor(images=[Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))], text=["a red dog"])
@@ -170,6 +180,10 @@ def test_without_mvlm_the_code_in_the_folder_gives_the_same(exported, tmp_path):
     places = {"HF_HOME": str(tmp_path / "hf"), "PYTHONPATH": ""}
     ended = subprocess.run(words, cwd=tmp_path, env=os.environ | places, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.splitlines() == [
+        *2 * ["This model needs timm and torchvision: pip install timm torchvision."],
+        *2 * ["This model needs torchvision: pip install torchvision."],
+    ]
     model = AutoModel.from_pretrained(exported).eval()
     image = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3))
     given = AutoProcessor.from_pretrained(exported)(images=[image], text=["a red dog"])
@@ -189,6 +203,7 @@ def test_the_card_says_what_the_run_was(run, exported):
     card = (exported / "README.md").read_text()
     assert card == model_card(run, "small")
     assert "step 7 of 9" in card
+    assert "It needs `pip install torch transformers pillow timm torchvision`." in card
     count = sum(weight.numel() for weight in load_run(run).model.parameters())
     assert f"of {count:,} parameters" in card
     assert "| eval/image_to_text_r1 | 0.25 |" in card and "| ranks, ZeRO stage | 2, 1 |" in card
@@ -199,6 +214,17 @@ def test_nothing_of_this_machine_is_told(run, exported):
         if path.suffix != ".safetensors":
             assert str(run) not in path.read_text(), path
     assert json.loads((exported / "config.json").read_text())["settings"]["model"]["text"] == "roberta"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_modes_that_the_umask_gives(run, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        export_folder(run, tmp_path / "out", "# card", shard_bytes=20_000)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o666 & ~mask}
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_a_folder_is_whole_or_not_there(run, tmp_path, monkeypatch, capsys):
