@@ -233,6 +233,40 @@ def read_config(path: str | Path, overrides: typing.Iterable[str], mistakes: Mis
     Raises:
         UserError: the file is no TOML.
     """
+    return _checked(_read_tables(path, overrides, mistakes), str(path), mistakes)
+
+
+def given_keys(path: str | Path, overrides: typing.Iterable[str]) -> frozenset[str]:
+    """The keys, as `table.key`, that a run TOML or its overrides set; all others have their defaults."""
+    tables = _read_tables(path, overrides, Mistakes())
+    return frozenset(f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table)
+
+
+YOUNGER_KEYS: dict[str, Any] = {"data.patience": 0.0}
+"""For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
+
+A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,
+whatever the default is or becomes.
+"""
+
+
+def load_stored_config(path: Path) -> Config:
+    """Read a configuration that a run has stored, which its version wrote with all the keys that it knew.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    mistakes = Mistakes()
+    tables = _read_tables(path, (), mistakes)
+    for name, value in YOUNGER_KEYS.items():
+        table, key = name.split(".")
+        tables.setdefault(table, {}).setdefault(key, value)
+    config = _checked(tables, str(path), mistakes)
+    mistakes.settle()
+    return config
+
+
+def _read_tables(path: str | Path, overrides: typing.Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
     path = Path(path)
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -245,7 +279,7 @@ def read_config(path: str | Path, overrides: typing.Iterable[str], mistakes: Mis
     for override in overrides:
         with mistakes.gathered():
             apply_override(tables, override)
-    return _checked(tables, str(path), mistakes)
+    return tables
 
 
 def config_from_dict(tables: dict[str, Any], where: str) -> Config:

@@ -52,6 +52,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "objectives",
         "model",
         "data",
+        "ranges",
+        "toml",
         "train",
     },
     "mvlm.plan": {"config", "flops", "masking", "model", "data", "train", "plan"},

@@ -23,7 +23,7 @@ from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, 
 from benchmarks.claim.scores import measure, measure_answers, pack
 from mvlm import dist
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
-from mvlm.config import load_config
+from mvlm.config import given_keys, load_config
 from mvlm.data.index import Mixture
 from mvlm.errors import UserError
 from mvlm.model.weights import load_run, load_task_run
@@ -166,7 +166,8 @@ def train_cell(planned: Plan, stop: StopRequests) -> int:
     if planned.base and (code := train_cell(planned.base, stop)):
         return code
     deepspeed = planned.size.deepspeed if dist.uses_cuda() else ON_CPU
-    code = train(load_config(planned.toml, planned.words), (str(ROOT / deepspeed), planned.toml), None, stop)
+    config, given = load_config(planned.toml, planned.words), given_keys(planned.toml, planned.words)
+    code = train(config, (str(ROOT / deepspeed), planned.toml), given, stop=stop)
     if code == 0:
         for moments in find_checkpoint(planned.run).glob(f"{MOMENTS}-*"):
             moments.unlink()

@@ -14,6 +14,7 @@ from mvlm.errors import UserError
 from mvlm.train.checkpoint import Start, given_start, search_whole
 from mvlm.train.mirror import Mirror
 from mvlm.train.order import settle_order, with_stored_order
+from mvlm.train.resume import resume_config
 from mvlm.train.state import TrainState
 from mvlm.train.wholeness import check_continuity, find_damage, read_whole_state
 
@@ -66,14 +67,25 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
 
 
 def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, mixture: Mixture) -> None:
-    """Whether the run's seed, frozen parts and shards are the checkpoint's, and the order of its samples."""
+    """Whether the run's shards are the checkpoint's, and the order of its samples."""
     with report.judged("checkpoint"):
-        check_continuity(checkpoint, state, config.run.seed, mixture.fingerprint, config.train.freeze)
-        report.right("checkpoint", f"{checkpoint.name} was trained on these very shards with this seed.")
+        check_continuity(checkpoint, state, mixture.fingerprint)
+        report.right("checkpoint", f"{checkpoint.name} was trained on these very shards.")
         state, change = settle_order(with_stored_order(state, checkpoint), config.data, mixture.per_epoch)
         mixture.sampler(config.run.seed, state.order)
         if change:
             report.right("checkpoint", change)
+
+
+def settle_config(report: Report, config: Config, given: frozenset[str], start: Start | None) -> Config:
+    """The configuration that a run would be resumed with, and what it changes; where that is refused, as given."""
+    if start and start.resumes:
+        with report.judged("checkpoint"):
+            resumed = resume_config(config, given, start)
+            for sentence in resumed.told:
+                report.right("checkpoint", sentence)
+            return resumed.config
+    return config
 
 
 def check_mirror(report: Report, config: Config) -> None:

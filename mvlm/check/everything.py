@@ -17,6 +17,7 @@ from mvlm.train.doubtful import doubts
 from mvlm.train.ds_config import resolve
 from mvlm.train.ds_keys import check_keys
 from mvlm.train.loop import schedule_steps
+from mvlm.train.state import TrainState
 
 
 def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world: int, deep: bool) -> Report:
@@ -46,8 +47,9 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
             "toml", "The layout, the model and the DeepSpeed JSON's values are checked when the TOML is right."
         )
         return
-    ranks = configuration.check_layout(report, config, world)
     start, state = checkpoints.check_start(report, config, deep)
+    config = checkpoints.settle_config(report, config, given.keys, start)
+    ranks = configuration.check_layout(report, config, world)
     checkpoints.check_mirror(report, config)
     if start and state and start.checkpoint and mixture:
         checkpoints.check_continuing(report, config, start.checkpoint, state, mixture)
@@ -58,7 +60,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
     if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
-        _check_deepspeed(report, config, content, (given.json, given.toml), ranks, mixture, parameters)
+        _check_deepspeed(report, config, content, (given.json, given.toml), ranks, mixture, parameters, state)
     if mixture:
         _warn(report, config, content, given.json or "", mixture)
 
@@ -78,8 +80,13 @@ def _check_deepspeed(
     ranks: int,
     mixture: Mixture | None,
     parameters: int,
+    state: TrainState | None,
 ) -> None:
-    total, warmup = schedule_steps(config, mixture.per_epoch) if mixture else (None, None)
+    total: int | None = None
+    warmup: int | None = None
+    if mixture:
+        with report.judged("checkpoint"):
+            total, warmup = schedule_steps(config, mixture.per_epoch, state)
     if not ranks:
         report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
         return

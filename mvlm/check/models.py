@@ -42,7 +42,7 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         model, taken = build_empty(config, tokenizer, start, _classes(config, start, mixture, deep))
         if mixture:
             dataset = coming_dataset(config, mixture, tokenizer, model)
-            trained = tokenizer_source(config, Path(config.run.dir), start) == TRAINED  # then nobody knows lengths yet
+            trained = tokenizer_source(config, start) == TRAINED  # then nobody knows lengths yet
             if not trained and (cut := dataset.told_cut()):
                 report.unknown("data", cut)
         freeze(model, config.train.freeze)
@@ -62,8 +62,8 @@ def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
 
 
 def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokenizerBase:
-    tokenizer = coming_tokenizer(config, Path(config.run.dir), start)
-    source = tokenizer_source(config, Path(config.run.dir), start)
+    tokenizer = coming_tokenizer(config, start)
+    source = tokenizer_source(config, start)
     if source == TRAINED:
         report.right("tokenizer", f"One of up to {config.data.vocabulary:,} tokens will be trained on data.train.")
     else:
@@ -73,8 +73,8 @@ def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokeni
 
 def _classes(config: Config, start: Start, mixture: Mixture | None, deep: bool) -> int:
     """How many the run's task chooses among; answers that are still to be counted are so by `deep` alone."""
-    if config.task.name == "vqa" and deep and mixture:
-        return len(find_answers(config, mixture, start))
+    if config.task.name == "vqa" and deep and mixture and not start.resumes:
+        return len(find_answers(config, mixture))
     return coming_classes(config, start)
 
 

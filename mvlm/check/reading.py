@@ -8,7 +8,7 @@ from typing import Any
 
 from mvlm.check import shards
 from mvlm.check.report import Report
-from mvlm.config import Config, read_config
+from mvlm.config import Config, given_keys, read_config
 from mvlm.data.index import Mixture
 from mvlm.errors import Mistakes
 from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
@@ -20,6 +20,7 @@ class Given:
 
     Attributes:
         config: None where there is no TOML to be read.
+        keys: that the TOML and the overrides set.
         mistaken: the TOML has mistakes, and defaults stand in their place.
         json, content: path and content of the DeepSpeed JSON; None where none was given, or could be read.
         mixture: `data.train`, None where it cannot be opened.
@@ -27,6 +28,7 @@ class Given:
 
     toml: str
     config: Config | None
+    keys: frozenset[str]
     mistaken: bool
     json: str | None
     content: dict[str, Any] | None
@@ -58,4 +60,5 @@ def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str
         report.right("toml", f"All keys of {toml} are known and their values possible{given}.")
         mixture = shards.check_training(report, config, toml, deep)
         shards.check_evaluation(report, config, deep)
-    return Given(toml, config, bool(mistakes.sentences), deepspeed, content, mixture)
+    keys = given_keys(toml, overrides) if config else frozenset()
+    return Given(toml, config, keys, bool(mistakes.sentences), deepspeed, content, mixture)

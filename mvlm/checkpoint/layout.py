@@ -3,7 +3,9 @@
 A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
 `moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), where the run averages
 its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which names every file
-with its length and hash, and who has written them. `checkpoints/latest` holds the name of the one to resume from.
+with its length and hash, and who has written them. What says what the weights mean lies there as well, under the names
+that it has in the run's folder (mvlm/checkpoint/description.py); not in one of version 0.1. `checkpoints/latest` holds
+the name of the one to resume from.
 Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, and `step_N.deleted-A`, being deleted;
 `step_N.damaged`, and `step_N.aside-A`, another's that lay where attempt A wrote. A copy of a mirror has
 `step_N.attempt-A`.

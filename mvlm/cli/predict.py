@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from mvlm import dist
+from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
-from mvlm.config import load_config
+from mvlm.config import load_stored_config
 from mvlm.data.pictures import find_pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
@@ -98,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 def _load(prediction: Prediction, checkpoint: str, device: torch.device) -> Loaded[Any]:
     if not isinstance(prediction, Choice):
         return load_run(checkpoint, device)
-    tuned = load_config(find_checkpoint(checkpoint).parent.parent / "config.toml").task.name
+    tuned = load_stored_config(described_in(find_checkpoint(checkpoint)) / CONFIG).task.name
     return load_task_run(checkpoint, tuned if tuned in prediction.tasks else prediction.tasks[0], device)
 
 

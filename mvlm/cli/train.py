@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mvlm.imports import uncollected
@@ -21,7 +20,8 @@ EXAMPLES = """examples:
   deepspeed --num_gpus 8 --module mvlm train run.toml --deepspeed_config ds_configs/zero1.json train.global_batch=1024
   torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
 
-The same command again goes on from the run folder's latest checkpoint, with any number of ranks.
+The same command again resumes the run folder's latest checkpoint, with any number of ranks. A resumed run keeps the
+values that it has; what the TOML or a key=value sets to something else is changed and told, or refused.
 SIGTERM or SIGUSR1 to any rank, or to the launcher, saves and ends with exit code 75.
 """
 PREEMPTED = 75
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     config = _read(args)
     with uncollected():
         from mvlm import dist, network
+        from mvlm.config import given_keys
         from mvlm.train.ds_config import accumulation_steps, usable_ranks
 
     launched = environment()
@@ -61,8 +62,6 @@ def run(args: argparse.Namespace) -> int:
     if ranks < launched["world"] and launched["rank"] == 0:
         print(f"train.global_batch {config.train.global_batch} uses {ranks} of the {launched['world']} ranks launched.")
     _use_the_cpu_well(ranks)
-    if config.train.deterministic:
-        _compute_deterministically()
     network.prepare()
     dist.init(ranks)
     if ranks > 1 and launched["rank"] == 0 and (description := network.describe()):
@@ -72,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
             from mvlm.evaluate.training import evaluator
             from mvlm.train.loop import train
 
-        evaluate = evaluator(config, Path(config.run.dir)) if config.data.eval else None
-        code = train(config, (args.deepspeed_config, args.config), evaluate, stop)
+        names, given = (args.deepspeed_config, args.config), given_keys(args.config, args.overrides)
+        code = train(config, names, given, evaluator, stop)
     except Exception as error:
         if dist.lost_peer(error):
             _end_alone(config.run.dir, error, stop)
@@ -115,15 +114,6 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
     while time.monotonic() < deadline and not stop.signalled:
         time.sleep(0.1)
     os._exit(PREEMPTED)  # tearing down a group that has lost a rank may hang
-
-
-def _compute_deterministically() -> None:
-    """Ask torch for the same bits in every run, and for an error where it cannot give them."""
-    import torch
-
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
 
 
 def _use_the_cpu_well(ranks: int) -> None:

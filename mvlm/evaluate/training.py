@@ -34,8 +34,8 @@ class Evaluated(NamedTuple):
     picture: Path | None = None
 
 
-def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], Evaluated]:
-    """What the training loop calls on every rank with (model, run folder, step, whether it is the last).
+def evaluator(config: Config) -> Callable[[Any, Path, int, bool], Evaluated] | None:
+    """What the training loop calls on every rank with (model, run folder, step, whether it is the last), if anything.
 
     Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
     `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
@@ -46,6 +46,9 @@ def evaluator(config: Config, run: Path) -> Callable[[Any, Path, int, bool], Eva
     Raises:
         UserError: at once, if `data.eval` cannot be opened.
     """
+    if not config.data.eval:
+        return None
+    run = Path(config.run.dir)
     mixture = held_out(config.data, config.task.corpus, config.data.patience)
     measure = _choosing(config, run, mixture) if config.task.is_labelled else _retrieval(config, run, mixture)
     pace = Pace(config.eval.share)

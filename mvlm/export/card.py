@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mvlm
+from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config import Config
 from mvlm.export.configuration import NEEDED
@@ -32,7 +33,7 @@ def model_card(run: Path, name: str) -> str:
         UserError: there is no such run, or a file of it is damaged.
     """
     checkpoint = find_checkpoint(run)
-    facts = read_facts(checkpoint.parent.parent)
+    facts = read_facts(checkpoint.parent.parent, described_in(checkpoint))
     config, task = facts.config, facts.config.task
     with open_weights(checkpoint) as files:
         parameters = sum(math.prod(file.shape(title)) for title, file in files.items())

@@ -14,8 +14,9 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import Config, load_config
+from mvlm.config import Config, load_stored_config
 from mvlm.data.labelled import class_names
 from mvlm.data.tokenizer import load_tokenizer
 from mvlm.errors import UserError
@@ -46,9 +47,9 @@ def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTE
         UserError: there is no such run, it is damaged, or the folder cannot be written.
     """
     checkpoint = find_checkpoint(run)
-    folder = checkpoint.parent.parent
-    config = load_config(folder / "config.toml")
-    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    folder = described_in(checkpoint)
+    config = load_stored_config(folder / CONFIG)
+    tokenizer = load_tokenizer(str(folder / TOKENIZER))
     with whole_folder(out) as temporary:
         _describe(config, folder, tokenizer).save_pretrained(temporary)
         write_weights(checkpoint, temporary, shard_bytes)
@@ -84,7 +85,7 @@ def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
 
 def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
     """config.json, of which nothing depends on this machine's files."""
-    text = json.loads((folder / "text_encoder" / "config.json").read_text(encoding="utf-8"))
+    text = json.loads((folder / TEXT_ENCODER / "config.json").read_text(encoding="utf-8"))
     settings = dataclasses.replace(
         config.model,
         **_portable_vision(config),
@@ -112,7 +113,7 @@ def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
     }
     if not config.task.is_labelled:
         return MaskVLMConfig(**given, architectures=["MaskVLMModel"], auto_map=auto)
-    classes = class_names(config.task.name, folder / "tokenizer")
+    classes = class_names(config.task.name, folder / TOKENIZER)
     model = "modeling_maskvlm.MaskVLMForImageTextClassification"
     auto |= {"AutoConfig": "configuration_maskvlm.MaskVLMTaskConfig", "AutoModel": model}
     auto["AutoModelForVisualQuestionAnswering"] = model

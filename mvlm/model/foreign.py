@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mvlm import hub
+from mvlm.checkpoint.description import TEXT_ENCODER, described_in
 from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
 from mvlm.errors import UserError
 
@@ -70,9 +71,10 @@ def read_tensors(place: str) -> dict[str, Tensor]:
 def described_kind(place: str) -> str | None:
     """What transformers' config.json in a folder or repository says its model is, such as "roberta"."""
     folder = _local(place)
-    file = (folder / "text_encoder" if _is_ours(folder) else folder) / "config.json"
+    if _is_ours(folder):
+        folder = described_in(find_checkpoint(folder)) / TEXT_ENCODER
     try:
-        kind = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         return None
     return kind if isinstance(kind, str) else None

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, find_checkpoint, read_index
-from mvlm.config import Config, Model, load_config
+from mvlm.config import Config, Model, load_stored_config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.finite import require_finite
@@ -177,34 +178,38 @@ def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu
 
 def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
     checkpoint = find_checkpoint(path)
-    run = checkpoint.parent.parent
-    config = load_config(run / "config.toml")
-    model = offline_model(config, checkpoint)
+    folder = described_in(checkpoint)
+    config = load_stored_config(folder / CONFIG)
+    model = offline_model(config, folder, _classes(checkpoint) if config.task.is_labelled else 0)
     load_weights(model, checkpoint)
     try:
         step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
     except UNREADABLE as error:
         raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
     averaged, of_weights = is_averaged(checkpoint), fingerprint(checkpoint)
-    return Loaded(model.to(device).eval(), run / "tokenizer", config, step, averaged, of_weights)
+    return Loaded(model.to(device).eval(), folder / TOKENIZER, config, step, averaged, of_weights)
 
 
-def offline_model(config: Config, checkpoint: Path) -> Encoders:
-    """The model of a checkpoint without its weights, the text encoder described by the run's folder `text_encoder`."""
-    described = dataclasses.replace(config, model=with_described_text(config.model, checkpoint))
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint.parent.parent / "tokenizer")
+def offline_model(config: Config, folder: Path, classes: int) -> Encoders:
+    """A run's model without its weights, of the tokenizer and the text encoder that a folder describes.
+
+    Args:
+        classes: that it chooses among; 0 = no such task.
+    """
+    described = dataclasses.replace(config, model=with_described_text(config.model, folder))
+    tokenizer = AutoTokenizer.from_pretrained(folder / TOKENIZER)
     model: Encoders
-    if config.task.is_labelled:
-        model = TaskModel(described, tokenizer, _classes(checkpoint), load_weights=False)
+    if classes:
+        model = TaskModel(described, tokenizer, classes, load_weights=False)
     else:
         model = MaskVLM(described, tokenizer, load_weights=False)
     model.config = config
     return model
 
 
-def with_described_text(config: Model, checkpoint: Path) -> Model:
-    """The same model with the text encoder that a checkpoint's run describes."""
-    return dataclasses.replace(config, text=str(checkpoint.parent.parent / "text_encoder"), text_weights="pretrained")
+def with_described_text(config: Model, folder: Path) -> Model:
+    """The same model with the text encoder that a folder describes."""
+    return dataclasses.replace(config, text=str(folder / TEXT_ENCODER), text_weights="pretrained")
 
 
 def _classes(checkpoint: Path) -> int:

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mvlm.config import Config, load_config
+from mvlm.config import Config, load_stored_config
 from mvlm.errors import UserError
 
 Curve = tuple[list[int], list[float]]
@@ -34,22 +34,25 @@ class Facts:
         return max(self.metrics, default=0)
 
 
-def read_facts(folder: Path) -> Facts:
+def read_facts(folder: Path, description: Path | None = None) -> Facts:
     """Read a run folder.
+
+    Args:
+        description: a checkpoint of the run whose copies of its run.json and config.toml are read in their place.
 
     Raises:
         UserError: it is none, or a file in it is damaged.
     """
-    described = read_json(folder / "run.json")
+    described = read_json((description or folder) / "run.json")
     if described is None:
         raise UserError(f"No run at {folder}: it holds no run.json; give a folder that `mvlm train` wrote.")
     metrics = folder / "metrics.jsonl"
-    written = (metrics if metrics.exists() else folder / "run.json").stat().st_mtime
+    written = (metrics if metrics.exists() else (description or folder) / "run.json").stat().st_mtime
     return Facts(
         folder,
         folder.resolve().name,
         described,
-        load_config(folder / "config.toml"),
+        load_stored_config((description or folder) / "config.toml"),
         _read_metrics(metrics),
         datetime.fromtimestamp(written).astimezone(),
     )

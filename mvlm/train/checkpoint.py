@@ -229,9 +229,15 @@ def _clear_latest(latest: Path) -> None:
 
 def write_durably(path: Path, text: str) -> None:
     """Replace a file's content in one rename, synced."""
+    write_bytes_durably(path, text.encode())
+
+
+def write_bytes_durably(path: Path, content: bytes) -> None:
+    """The same; the file's folder is made where it is missing."""
+    path.parent.mkdir(exist_ok=True)
     beside = path.with_name(path.name + ".partial")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(beside, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)

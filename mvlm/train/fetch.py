@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import sys
 import time
@@ -13,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm import dist
+from mvlm.checkpoint.description import CONFIG, DESCRIPTION, TEXT_ENCODER, TOKENIZER
 from mvlm.checkpoint.layout import (
     CHECKPOINTS,
     INDEX,
@@ -26,15 +26,12 @@ from mvlm.checkpoint.layout import (
 )
 from mvlm.errors import UserError
 from mvlm.train.checkpoint import as_rank_0, find_damage, sync_folder, write_durably
-from mvlm.train.folder import TEXT_ENCODER, TOKENIZER
 from mvlm.train.mirror import Mirror, Place, read_entries
 from mvlm.train.monitor import METRICS
 from mvlm.train.sites import Site
 from mvlm.train.skipped import SKIPPED
 
 UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
-DESCRIPTIONS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)")
-"""Files of a tokenizer's or a text encoder's folder: nothing that would be run."""
 
 
 def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
@@ -57,7 +54,7 @@ def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
             return True
         began = time.monotonic()
         if not (reason := _fetch(mirror, place, run, site) or ""):
-            _fetch_small_files(mirror, run, site)
+            _fetch_small_files(mirror, place, run, site)
             _tell(f"{mirror.url}/{place.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
             return True
         _tell(f"{mirror.url}/{place.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
@@ -128,6 +125,7 @@ def _make_ready(folder: Path, unfinished: Path) -> None:
 def _fetch_files(mirror: Mirror, place: Place, entries: list[Entry], unfinished: Path) -> str | None:
     for entry in entries:
         file = unfinished / entry.file
+        file.parent.mkdir(exist_ok=True)
         if not _is_right(file, entry):
             mirror.download(place.path(entry.file), file)
             if not _is_right(file, entry):
@@ -145,8 +143,9 @@ def _is_right(file: Path, entry: Entry) -> bool:
 
 
 def _finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -> None:
-    for stranger in {path.name for path in unfinished.iterdir()} - {entry.file for entry in entries}:
-        (unfinished / stranger).unlink()
+    named = {unfinished / entry.file for entry in entries}
+    for stranger in {path for path in unfinished.rglob("*") if path.is_file()} - named:
+        stranger.unlink()
     write_durably(unfinished / INDEX, index.decode())
     if folder.exists():
         shutil.rmtree(folder)
@@ -154,14 +153,15 @@ def _finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) 
     write_durably(folder.parent / LATEST, folder.name)
 
 
-def _fetch_small_files(mirror: Mirror, run: Path, site: Site) -> None:
+def _fetch_small_files(mirror: Mirror, place: Place, run: Path, site: Site) -> None:
     def described() -> None:
-        for folder in (TOKENIZER, TEXT_ENCODER):
-            (run / folder).mkdir(exist_ok=True)
-            for name in mirror.sizes(folder):
-                if DESCRIPTIONS.fullmatch(name.removeprefix(f"{folder}/")):
-                    mirror.download(name, run / name)
-            sync_folder(run / folder)
+        if (run / CHECKPOINTS / f"step_{place.step:08d}" / CONFIG).exists():
+            return  # it is whole by itself; one of version 0.1 needs these:
+        for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
+            if DESCRIPTION.fullmatch(name):
+                (run / name).parent.mkdir(exist_ok=True)
+                mirror.download(name, run / name)
+                sync_folder((run / name).parent)
 
     def recorded() -> None:
         for name in (METRICS, SKIPPED):  # only ever appended to: the longer one knows more

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from mvlm import dist
 from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Pool
+from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config import Config
 from mvlm.data.rows import Rows
 from mvlm.errors import UserError
@@ -62,9 +63,9 @@ def _remembered(start: Start) -> int | None:
     if not (start.checkpoint and start.resumes):
         return None
     try:
-        facts = json.loads((start.checkpoint.parent.parent / "run.json").read_text(encoding="utf-8"))
+        facts = json.loads((described_in(start.checkpoint) / RUN_JSON).read_text(encoding="utf-8"))
         return int(facts["micro_batch"])
-    except (OSError, ValueError, TypeError, KeyError):  # it is for people to read, too: tried again without
+    except (OSError, ValueError, TypeError, KeyError, UserError):  # it is for people to read, too: tried again without
         return None
 
 

@@ -16,8 +16,9 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mvlm import __version__, dist
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, DESCRIPTION, RUN_JSON, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.config import Config, dump_config
-from mvlm.data.answers import frequent_answers, load_answers, save_answers
+from mvlm.data.answers import frequent_answers, save_answers
 from mvlm.data.columns import Row
 from mvlm.data.index import Mixture
 from mvlm.data.labelled import ANSWERS, SENTENCES
@@ -28,45 +29,83 @@ from mvlm.model.init import Started, started, take_weights, with_encoders_of
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.task import TaskModel
 from mvlm.model.weights import offline_model
+from mvlm.train.attempt import ATTEMPTS
 from mvlm.train.checkpoint import Start, write_durably
 from mvlm.train.sites import Site
 
-TOKENIZER, TEXT_ENCODER, STARTED = "tokenizer", "text_encoder", "started_from.json"
+STARTED = "started_from.json"
 TRAINED = "auto"  # in place of a tokenizer's folder
 
 
 def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start, site: Site) -> PreTrainedTokenizerBase:
-    """The run's tokenizer, saved in its folder: kept on resume, else the encoder's own, a given one, or trained.
+    """The run's tokenizer, saved in its folder: the checkpoint's on resume, else the encoder's own, given or trained.
 
-    Beside it, where the task is to answer questions, come the answers there are to choose among.
+    Beside it, where the task is to answer questions, come the answers there are to choose among. On resume the text
+    encoder's description is put into the folder as well.
 
     Raises:
         UserError: the folder cannot be written, or no answer is frequent enough.
     """
-    folder, source = run / TOKENIZER, tokenizer_source(config, run, start)
-    if dist.rank() == 0 and source != str(folder):
+    folder = run / TOKENIZER
+    if dist.rank() == 0:
         _make_folder(run)
-        tokenizer = _trained(config, mixture) if source == TRAINED else load_tokenizer(source)
         try:
-            save_tokenizer(tokenizer, folder)
-            if config.task.name == "vqa":
-                save_answers(find_answers(config, mixture, start), folder / ANSWERS)
+            if start.checkpoint and start.resumes:
+                restore_description(start.checkpoint, run)
+            else:
+                source = tokenizer_source(config, start)
+                save_tokenizer(_trained(config, mixture) if source == TRAINED else load_tokenizer(source), folder)
+                if config.task.name == "vqa":
+                    save_answers(find_answers(config, mixture), folder / ANSWERS)
         except UserError:
             raise
         except Exception as error:  # the tokenizers library raises nothing more particular
             raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
     dist.barrier()
     if not site.is_whole:
-        _copy_to_sites(folder, site)
+        for kind in (TOKENIZER, TEXT_ENCODER) if start.resumes else (TOKENIZER,):
+            _copy_to_sites(run / kind, site)
     return load_tokenizer(str(folder))
 
 
-def tokenizer_source(config: Config, run: Path, start: Start) -> str:
+def restore_description(checkpoint: Path, run: Path) -> None:
+    """Have a run folder's tokenizer and text encoder's description be those of a checkpoint, of this or another run.
+
+    One sentence tells what had to be mended.
+    """
+    source = described_in(checkpoint)
+    if source == run:
+        return
+    mended = []
+    for kind in (TOKENIZER, TEXT_ENCODER):
+        (run / kind).mkdir(exist_ok=True)
+        wanted = {path.name: path.read_bytes() for path in (source / kind).iterdir()}
+        found = {path.name: path.read_bytes() for path in (run / kind).iterdir()}
+        for name in found.keys() - wanted.keys():  # it might change how text is read
+            mended.append(f"{kind}/{name} was added")
+            (run / kind / name).unlink()
+        for name in (name for name in wanted if found.get(name) != wanted[name]):
+            mended.append(f"{kind}/{name} was {'another' if name in found else 'missing'}")
+            (run / kind / name).write_bytes(wanted[name])
+    if mended and checkpoint.parent.parent == run:
+        print(
+            f"mvlm: In {run} {', '.join(mended)}: restored from {checkpoint.name}, which the run was trained with.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def read_description(run: Path) -> dict[str, bytes]:
+    """What a checkpoint takes along of the run folder, by name in both."""
+    files = (path for path in [run / CONFIG, run / DEEPSPEED, run / RUN_JSON, *(run / TOKENIZER).iterdir()])
+    named = {str(path.relative_to(run)): path for path in (*files, *(run / TEXT_ENCODER).iterdir())}
+    return {name: path.read_bytes() for name, path in sorted(named.items()) if DESCRIPTION.fullmatch(name)}
+
+
+def tokenizer_source(config: Config, start: Start) -> str:
     """Where the run's tokenizer is loaded from, or `TRAINED`: kept on resume, else the encoder's own or a given one."""
-    if start.resumes and (run / TOKENIZER).is_dir():
-        return str(run / TOKENIZER)
     if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
-        return str(start.checkpoint.parent.parent / TOKENIZER)
+        return str(described_in(start.checkpoint) / TOKENIZER)
     return config.data.tokenizer or config.model.text
 
 
@@ -85,14 +124,12 @@ def _sound(mixture: Mixture) -> Iterator[Row]:
     return mixture.sound(range(len(mixture)), lambda error: print(f"Left out: {error}", file=sys.stderr))
 
 
-def find_answers(config: Config, mixture: Mixture, start: Start) -> tuple[str, ...]:
-    """What questions are answered by: as in the run that this one goes on with, or the frequent ones of the data.
+def find_answers(config: Config, mixture: Mixture) -> tuple[str, ...]:
+    """What questions are answered by: the frequent answers of the data.
 
     Raises:
         UserError: no answer is frequent enough.
     """
-    if start.checkpoint and start.resumes:
-        return load_answers(start.checkpoint.parent.parent / TOKENIZER / ANSWERS)
     of_people = (content.own["answers"] for content in _sound(mixture))
     answers = frequent_answers(of_people, config.task.answer_minimum)
     if not answers:
@@ -117,11 +154,17 @@ def _copy_to_sites(folder: Path, site: Site) -> None:
 
 
 def build_model(
-    config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int, load_weights: bool = True
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Start,
+    described: Path,
+    classes: int,
+    load_weights: bool = True,
 ) -> tuple[Encoders, Started | None]:
     """The model with the weights it starts from; without any where it goes on from a checkpoint.
 
     Args:
+        described: the folder with tokenizer and text encoder's description of a run that is resumed.
         classes: that a fine-tuning task chooses among; 0 = no such task.
         load_weights: False leaves out pretrained ones, for a model on the meta device.
 
@@ -133,7 +176,7 @@ def build_model(
     """
     torch.manual_seed(config.run.seed)
     if start.checkpoint and start.resumes:
-        return offline_model(config, start.checkpoint), None
+        return offline_model(config, described, classes), None
     scratch = start.checkpoint is None
     built = with_encoders_of(config, config.checkpoint.init) if scratch and config.checkpoint.init else config
     pretrained = load_weights and scratch
@@ -150,10 +193,12 @@ def describe_run(
     layout: dict[str, Any],
     site: Site,
     beginning: Started | None,
+    attempt: int,
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
 
-    Where the run begins, also what its weights started from, to the last tensor.
+    The first two are kept of every attempt, in `attempts/NNNN`. Where the run begins, also what its weights started
+    from, to the last tensor.
     """
     hosts = dist.gather_objects(socket.gethostname())
     if not site.leads:
@@ -170,12 +215,15 @@ def describe_run(
         "deepspeed": ds_config,
     }
     try:
-        write_durably(run / "config.toml", dump_config(config))
-        write_durably(run / "deepspeed.json", json.dumps(ds_config, indent=1))
+        kept = run / ATTEMPTS / f"{attempt:04d}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for folder in (run, kept):
+            write_durably(folder / CONFIG, dump_config(config))
+            write_durably(folder / DEEPSPEED, json.dumps(ds_config, indent=1))
         model.text.settings.save_pretrained(run / TEXT_ENCODER)
         if beginning:
             write_durably(run / STARTED, beginning.to_json())
-        write_durably(run / "run.json", json.dumps(facts, indent=1))
+        write_durably(run / RUN_JSON, json.dumps(facts, indent=1))
     except OSError as error:
         raise UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.") from None
 

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvlm import dist
+from mvlm.checkpoint.description import TOKENIZER
 from mvlm.checkpoint.layout import LAST_STEP
 from mvlm.config import Config
 from mvlm.data.index import training_mixture
@@ -27,7 +33,7 @@ from mvlm.train.ds_json import read_deepspeed_json
 from mvlm.train.engine import Engine
 from mvlm.train.fetch import begin_without, fetch_newest
 from mvlm.train.fitting import settle_micro_batch
-from mvlm.train.folder import STARTED, TOKENIZER, build_model, describe_run, prepare_tokenizer
+from mvlm.train.folder import STARTED, build_model, describe_run, prepare_tokenizer, read_description
 from mvlm.train.kernels import apply_kernels
 from mvlm.train.metrics import opening
 from mvlm.train.mirror import Mirror
@@ -35,10 +41,12 @@ from mvlm.train.monitor import Monitor
 from mvlm.train.optim import count_parameters, freeze
 from mvlm.train.order import with_stored_order
 from mvlm.train.rehearsal import rehearse
+from mvlm.train.resume import deepspeed_changes, resume_config
 from mvlm.train.saver import Saver
 from mvlm.train.signals import StopRequests
 from mvlm.train.sites import find_site
 from mvlm.train.state import TrainState
+from mvlm.train.trackers import require_installed
 from mvlm.train.trainer import Evaluate, Trainer
 from mvlm.train.uploads import Uploads
 from mvlm.train.watchdog import Watchdog
@@ -46,13 +54,19 @@ from mvlm.train.wholeness import check_continuity
 
 
 def train(
-    config: Config, names: tuple[str, str], evaluate: Evaluate | None = None, stop: StopRequests | None = None
+    config: Config,
+    names: tuple[str, str],
+    given: frozenset[str],
+    evaluator: Callable[[Config], Evaluate | None] | None = None,
+    stop: StopRequests | None = None,
 ) -> int:
     """Train until the last step or until told to stop.
 
     Args:
         names: the paths of the DeepSpeed JSON and of the run TOML.
-        evaluate: called every `eval.every` steps and after the last.
+        given: the keys that the run TOML and the overrides set, of `given_keys`: where a run is resumed, all others
+            keep the values that it has.
+        evaluator: makes what is called every `eval.every` steps and after the last; None = nothing is.
         stop: has listened since the process began; None = from now on.
 
     Returns:
@@ -64,19 +78,26 @@ def train(
     """
     run = Path(config.run.dir)
     stop = stop or StopRequests()
-    stop.limit_time(config.train.time_limit)
-    mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
-    total, warmup = schedule_steps(config, mixture.per_epoch)
     content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     site = find_site(run, mirrored=mirror is not None)
     if mirror and not fetch_newest(mirror, run, site):
         begin_without(mirror, run, site)
     start = checkpoints.starting_point(run, config.checkpoint)
+    resumed = checkpoints.as_rank_0(partial(resume_config, config, given, start)) if start.resumes else None
+    if resumed:
+        config = resumed.config
+        require_installed(config.log)
+    stop.limit_time(config.train.time_limit)
+    if config.train.deterministic:
+        _compute_deterministically()
+    mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
+    total, warmup = schedule_steps(config, mixture.per_epoch, resumed.state if resumed else None)
+    evaluate = evaluator(config) if evaluator else None
     rehearse(config, content, names, start, mixture, (total, warmup))
     tokenizer = prepare_tokenizer(config, run, mixture, start, site)
     classes = class_names(config.task.name, run / TOKENIZER)
-    model, beginning = build_model(config, tokenizer, start, len(classes))
+    model, beginning = build_model(config, tokenizer, start, run, len(classes))
     dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
     if classes:
         dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
@@ -86,6 +107,7 @@ def train(
     freeze(model, config.train.freeze)
     apply_kernels(model, config)
     prepare_blocks(model, config, stage)
+    settings = config
     if config.train.micro_batch == "auto":
         config = settle_micro_batch(config, model, dataset, ds_config, start)
         ds_config = resolve(content, config, names, dist.world(), total, warmup, parameters)
@@ -100,19 +122,25 @@ def train(
     arithmetic = Arithmetic.of(config, model, ds_config)
     engine = Engine(model, config, ds_config)
     state = TrainState(0, 0, config.run.seed, mixture.fingerprint, frozen=config.train.freeze)
-    if start.resumes:
-        start, state = _go_on(engine, run, start, state)
+    if resumed:
+        start, state = _go_on(engine, run, start, mixture.fingerprint, resumed.alters_loss)
     attempt = Attempt(run, mirror, start.resumes and start.own, site)
-    if start.checkpoint and start.resumes and start.own:
+    if resumed and start.checkpoint and start.own:
         if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
-            start, state = _go_on(engine, run, start, state)
+            start, state = _go_on(engine, run, start, mixture.fingerprint, resumed.alters_loss)
         assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
     # A run that was refused before now must not look like this one.
-    describe_run(run, config, ds_config, engine.model, layout, site, beginning)
+    changes = resumed.told if resumed else ()
+    if start.checkpoint and start.resumes:
+        changes += checkpoints.as_rank_0(partial(deepspeed_changes, start.checkpoint, ds_config))
+    describe_run(run, settings, ds_config, engine.model, layout, site, beginning, attempt.number)
+    dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     with ExitStack() as stack:
         monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
         monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
+        for sentence in changes:
+            monitor.say(sentence)
         if monitor.main:
             for _, doubt in doubts(config, content, names[0], mixture, total):
                 monitor.say(f"warning: {doubt}")
@@ -122,7 +150,8 @@ def train(
             monitor.say(f"{beginning}\nEvery tensor stands in {run / STARTED}.")
         watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
         uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
-        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt, site, uploads))
+        description = read_description(run) if site.leads else {}
+        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt, site, uploads, description))
         trainer = Trainer(
             config,
             engine,
@@ -151,14 +180,26 @@ def train(
             raise
 
 
-def schedule_steps(config: Config, samples: int) -> tuple[int, int]:
+def schedule_steps(config: Config, samples: int, state: TrainState | None = None) -> tuple[int, int]:
     """Updates in all and updates of warm-up, of so many samples an epoch.
 
+    Args:
+        state: that a run is resumed from. Where updates before it took another global batch, epochs are still counted
+            in samples: the learning rate goes on from where it was, and its warm-up may have begun before update 0.
+
     Raises:
-        UserError: there are more than a checkpoint's name has room for.
+        UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
     """
-    per_epoch = samples / config.train.global_batch
-    total = config.train.steps or math.ceil(config.train.epochs * per_epoch)
+    batch = config.train.global_batch
+    per_epoch, offset = samples / batch, 0.0
+    if state:
+        offset = ((state.step + len(state.skipped)) * batch - state.samples_seen) / batch
+    total = config.train.steps or math.ceil(config.train.epochs * per_epoch + offset)
+    if state and state.step > total:
+        raise UserError(
+            f"The run is at step {state.step}, and train.{'steps' if config.train.steps else 'epochs'} ends it at step "
+            f"{total}: give more, or resume an older checkpoint."
+        )
     if total > LAST_STEP:
         raise UserError(
             f"train.epochs = {config.train.epochs} makes {total} steps of data.train: lower it, so that they are at "
@@ -166,12 +207,24 @@ def schedule_steps(config: Config, samples: int) -> tuple[int, int]:
         )
     warmup = config.optim.warmup_steps
     if warmup < 0:
-        warmup = round(config.optim.warmup_epochs * per_epoch)
+        warmup = round(config.optim.warmup_epochs * per_epoch + offset)
     return total, min(warmup, total - 1)
 
 
-def _go_on(engine: Engine, run: Path, start: Start, here: TrainState) -> tuple[Start, TrainState]:
-    """Fill the engine; the start as it turned out to be, and its state, if this configuration and data can go on so."""
+def _go_on(engine: Engine, run: Path, start: Start, fingerprint: str, fresh: bool) -> tuple[Start, TrainState]:
+    """Fill the engine; the start as it turned out to be, and its state, if this data can go on so.
+
+    Args:
+        fresh: the losses before are no measure of those to come.
+    """
     state, checkpoint = checkpoints.restore_start(engine, run, start)
-    check_continuity(checkpoint, state, here.seed, here.manifest_fingerprint, here.frozen)
-    return replace(start, checkpoint=checkpoint), with_stored_order(state, checkpoint)
+    check_continuity(checkpoint, state, fingerprint)
+    state = with_stored_order(state, checkpoint)
+    return replace(start, checkpoint=checkpoint), replace(state, recent_losses=()) if fresh else state
+
+
+def _compute_deterministically() -> None:
+    """Ask torch for the same bits in every run, and for an error where it cannot give them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

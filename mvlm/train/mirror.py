@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from mvlm.checkpoint.description import DESCRIPTION
 from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, MOMENTS, STEP, WEIGHTS, Entry, step_name
 from mvlm.checkpoint.prune import lineage, to_keep
 from mvlm.config import Checkpoint
@@ -22,7 +23,9 @@ from mvlm.errors import UserError
 
 PAUSES_S = (1.0, 4.0, 16.0)  # before another try
 STATE = "state.json"
-FILES = re.compile(rf"({WEIGHTS}|{MOMENTS}|{EMA})-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(STATE)}")
+FILES = re.compile(
+    rf"({WEIGHTS}|{MOMENTS}|{EMA})-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(STATE)}|{DESCRIPTION.pattern}"
+)
 
 Answer = TypeVar("Answer")
 

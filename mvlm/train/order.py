@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mvlm.config import Data
+from mvlm.checkpoint.description import CONFIG, described_in
+from mvlm.config import Data, load_stored_config
 from mvlm.data.sampler import OrderSpec, order_of, resumed
+from mvlm.errors import UserError
 from mvlm.train.state import TrainState
-
-SETTINGS = ("shuffle_block", "shuffle_window", "shuffle_shards")
-"""Of `Data`, those that decide the order; the seed, the shards and their weights may not change within a run."""
 
 
 def settle_order(state: TrainState, data: Data, per_epoch: int) -> tuple[TrainState, str]:
@@ -25,12 +22,11 @@ def with_stored_order(state: TrainState, checkpoint: Path) -> TrainState:
     """A state of before orders were recorded has the one of the configuration stored with its run, if that is there."""
     if state.order:
         return state
-    return replace(state, order=_stored_order(checkpoint.parent.parent / "config.toml"))
+    return replace(state, order=_stored_order(checkpoint))
 
 
-def _stored_order(config: Path) -> tuple[OrderSpec, ...]:
+def _stored_order(checkpoint: Path) -> tuple[OrderSpec, ...]:
     try:
-        table: dict[str, Any] = tomllib.loads(config.read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError):
+        return (order_of(load_stored_config(described_in(checkpoint) / CONFIG).data),)
+    except UserError:
         return ()
-    return (order_of(Data(**{name: table[name] for name in SETTINGS if name in table})),)

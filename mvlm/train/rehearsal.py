@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mvlm import dist
+from mvlm.checkpoint.description import TOKENIZER, described_in
 from mvlm.config import Config
 from mvlm.data.index import Mixture
 from mvlm.data.labelled import LabelledDataset, class_names
@@ -24,7 +25,7 @@ from mvlm.model.weights import with_described_text
 from mvlm.train.blocks import check_stage
 from mvlm.train.checkpoint import Start
 from mvlm.train.ds_config import resolve
-from mvlm.train.folder import TOKENIZER, TRAINED, build_model, tokenizer_source
+from mvlm.train.folder import TRAINED, build_model, tokenizer_source
 from mvlm.train.kernels import check_names
 from mvlm.train.optim import count_parameters, freeze
 
@@ -45,7 +46,7 @@ def rehearse(
         steps: updates in all and of warm-up.
     """
     check_names(config)
-    tokenizer = coming_tokenizer(config, Path(config.run.dir), start)
+    tokenizer = coming_tokenizer(config, start)
     model, _ = build_empty(config, tokenizer, start, coming_classes(config, start))
     coming_dataset(config, mixture, tokenizer, model)
     freeze(model, config.train.freeze)
@@ -53,9 +54,9 @@ def rehearse(
     check_stage(config, ds_config["zero_optimization"]["stage"])
 
 
-def coming_tokenizer(config: Config, run: Path, start: Start) -> PreTrainedTokenizerBase:
+def coming_tokenizer(config: Config, start: Start) -> PreTrainedTokenizerBase:
     """The run's; one of as many tokens stands for one that is trained when the run begins."""
-    source = tokenizer_source(config, run, start)
+    source = tokenizer_source(config, start)
     if source != TRAINED:
         return load_tokenizer(source)
     tokenizer: PreTrainedTokenizerBase = train_tokenizer((), config.data.vocabulary)
@@ -68,7 +69,7 @@ def coming_classes(config: Config, start: Start) -> int:
     if config.task.name != "vqa":
         return len(class_names(config.task.name, Path()))
     if start.checkpoint and start.resumes:
-        return len(class_names("vqa", start.checkpoint.parent.parent / TOKENIZER))
+        return len(class_names("vqa", described_in(start.checkpoint) / TOKENIZER))
     return 1
 
 
@@ -83,14 +84,15 @@ def build_empty(
     try:
         _check_text(config, tokenizer, start)
         with torch.device("meta"):
-            return build_model(config, tokenizer, start, classes, load_weights=False)
+            described = described_in(start.checkpoint) if start.checkpoint else Path()
+            return build_model(config, tokenizer, start, described, classes, load_weights=False)
     except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
         if start.checkpoint is None:
             raise
-        run = start.checkpoint.parent.parent
+        folder = described_in(start.checkpoint)
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"The model of {run} cannot be built ({reason}): copy its folders tokenizer and text_encoder again."
+            f"The model of {folder} cannot be built ({reason}): copy its folders tokenizer and text_encoder again."
         ) from None
 
 
@@ -104,7 +106,7 @@ def coming_dataset(config: Config, mixture: Mixture, tokenizer: PreTrainedTokeni
 def _check_text(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start) -> None:
     model = config.model
     if start.checkpoint and start.resumes:
-        model = with_described_text(model, start.checkpoint)
+        model = with_described_text(model, described_in(start.checkpoint))
     elif start.checkpoint is None and config.checkpoint.init:
         model = with_encoders_of(config, config.checkpoint.init).model
     if start.checkpoint is None:

@@ -13,6 +13,7 @@ import os
 import shutil
 import struct
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -28,7 +29,7 @@ from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.config import Checkpoint
 from mvlm.errors import cannot_write
 from mvlm.train.attempt import Attempt
-from mvlm.train.checkpoint import write_durably
+from mvlm.train.checkpoint import write_bytes_durably, write_durably
 from mvlm.train.engine import Engine
 from mvlm.train.partitions import MOMENTS as KEYS
 from mvlm.train.sites import Site
@@ -63,6 +64,7 @@ class Saver:
         attempt: at the run; what earlier ones have left half written is deleted.
         site: the ranks that see this run folder; None = all.
         uploads: gets what is published.
+        description: files by name that say what the weights mean, which every checkpoint takes along.
     """
 
     def __init__(
@@ -73,10 +75,12 @@ class Saver:
         attempt: Attempt,
         site: Site | None = None,
         uploads: Uploads | None = None,
+        description: Mapping[str, bytes] | None = None,
     ) -> None:
         self.seconds = 0.0  # from start to published, of the last checkpoint
         self._engine, self._config, self._attempt = engine, config, attempt
         self._site, self._uploads = site or Site.of_all(), uploads
+        self._description = description or {}
         self._run, self._home = run, run / CHECKPOINTS
         self._pending: _Pending | None = None
         if self._site.leads:
@@ -144,7 +148,7 @@ class Saver:
         if self._site.leads:
             if not failure:
                 entries = [entry for entries, _ in gathered for entry in entries]
-                failure = _publish(pending, entries, self._attempt.writer)
+                failure = _publish(pending, entries, self._description, self._attempt.writer)
             if failure:
                 shutil.rmtree(pending.partial, ignore_errors=True)
         failure = next(filter(None, dist.gather_objects(failure)), None)
@@ -244,14 +248,17 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def _publish(pending: _Pending, entries: list[Entry], writer: Writer) -> _Failure | None:
+def _publish(
+    pending: _Pending, entries: list[Entry], description: Mapping[str, bytes], writer: Writer
+) -> _Failure | None:
     """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
     folder, partial = pending.folder, pending.partial
     try:
         state = json.dumps(pending.state.to_json())
-        entries = [*entries, Entry("state.json", len(state), hashlib.sha256(state.encode()).hexdigest())]
+        for name, content in {**description, "state.json": state.encode()}.items():
+            write_bytes_durably(partial / name, content)
+            entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
         index = {"written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
-        write_durably(partial / "state.json", state)
         write_durably(partial / INDEX, json.dumps(index, indent=1))
         replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
         os.rename(partial, folder)

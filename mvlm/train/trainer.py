@@ -72,6 +72,7 @@ class Trainer:
         self.skipped = Skipped(self.run, self.state.skipped)
         self.meter = Meter(config, self.engine)
         self.profiling = Profiling(self.run)
+        self.first = self.state
         self._start_from(self.state)
 
     def _start_from(self, state: TrainState) -> None:
@@ -286,6 +287,8 @@ class Trainer:
         checkpoint = checkpoints.newest_whole(self.run)
         self.loader.close()
         state = checkpoints.restore(self.engine, checkpoint)
+        if state.step == self.first.step:  # its losses may be no measure any more
+            state = dataclasses.replace(state, recent_losses=self.first.recent_losses)
         self._start_from(state if state.order else dataclasses.replace(state, order=self.state.order))
         self.monitor.say(
             f"At step {bad.step} {bad.reason}: back to {checkpoint.name}, without that batch "

@@ -15,21 +15,21 @@ from threading import Thread
 import torch
 
 from mvlm import dist
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, RUN_JSON
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, read_index, step_of
 from mvlm.checkpoint.prune import prune
 from mvlm.config import Checkpoint
 from mvlm.errors import UserError
-from mvlm.train.attempt import Attempt
+from mvlm.train.attempt import ATTEMPTS, Attempt
 from mvlm.train.checkpoint import as_rank_0
 from mvlm.train.fetch import fetch_newest
-from mvlm.train.folder import TEXT_ENCODER, TOKENIZER
 from mvlm.train.mirror import STATE, Mirror, Place
 from mvlm.train.monitor import METRICS
 from mvlm.train.sites import Site
 from mvlm.train.skipped import SKIPPED
 
-CHANGING = ("config.toml", "deepspeed.json", "run.json", METRICS, SKIPPED)
-CONSTANT = (TOKENIZER, TEXT_ENCODER)
+BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, METRICS, SKIPPED)
+"""What people look for beside the checkpoints, as the run folder has it."""
 LOOK_S = 0.2
 
 
@@ -181,15 +181,10 @@ class Uploads:
             raise UserError(f"a later attempt than {self._attempt.number} has begun.")
 
     def _upload_small_files(self, mirror: Mirror) -> None:
-        for name in CHANGING:
+        settings = [f"{ATTEMPTS}/{self._attempt.number:04d}/{name}" for name in (CONFIG, DEEPSPEED)]
+        for name in (*BESIDE, *settings):
             if (self._run / name).exists():
                 mirror.upload(self._run / name, name)
-        for kind in CONSTANT:
-            there = mirror.sizes(kind)
-            for path in sorted((self._run / kind).iterdir()):
-                name = f"{kind}/{path.name}"
-                if path.is_file() and there.get(name) != path.stat().st_size:
-                    mirror.upload(path, name)  # once: older checkpoints need it whole at every moment
 
 
 class _Task(Thread):

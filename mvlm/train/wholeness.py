@@ -79,26 +79,15 @@ def compare_shapes(checkpoint: Path, weights: Mapping[str, TensorFile], paramete
         raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
 
 
-def check_continuity(checkpoint: Path, state: TrainState, seed: int, fingerprint: str, frozen: tuple[str, ...]) -> None:
-    """Raise `UserError` where a run of this seed on these shards would not go on as the checkpoint's began.
+def check_continuity(checkpoint: Path, state: TrainState, fingerprint: str) -> None:
+    """Raise `UserError` where a run on these shards would not go on as the checkpoint's began.
 
     Args:
         fingerprint: of the mixture of data.train.
-        frozen: the parts that train.freeze names.
     """
     if state.manifest_fingerprint != fingerprint:
         raise UserError(
             f"{checkpoint} was trained on other shards than data.train names (fingerprint "
             f"{state.manifest_fingerprint[:12]} and not {fingerprint[:12]}): "
             "give the same shards, or start a new run.dir with checkpoint.init."
-        )
-    if state.seed != seed:
-        raise UserError(
-            f"{checkpoint} was trained with run.seed {state.seed} and this run sets {seed}: "
-            "give the same seed, or start a new run.dir with checkpoint.init."
-        )
-    if set(state.frozen) != set(frozen):
-        raise UserError(
-            f"{checkpoint} was trained with train.freeze {list(state.frozen)} and this run sets {list(frozen)}: "
-            "give the same, or start a new run.dir with checkpoint.init."
         )

@@ -16,7 +16,7 @@ from mvlm.__main__ import main
 from mvlm.check.everything import check_run
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
-from mvlm.config import load_config
+from mvlm.config import given_keys, load_config
 from mvlm.train.loop import train
 from mvlm.train.signals import SIGNALS
 from tests.conftest import ROOT, TINY, run_command
@@ -38,7 +38,7 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: No
     """A run of two updates with a checkpoint after each."""
     run = tmp_path_factory.mktemp("trained") / "run"
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=2", "checkpoint.every=1"]
-    assert train(load_config(TOML, words), (JSON, TOML)) == 0
+    assert train(load_config(TOML, words), (JSON, TOML), given_keys(TOML, words)) == 0
     return run
 
 
@@ -112,7 +112,8 @@ def test_everything_that_is_wrong_is_told_at_once(
         "shards/000000.arrow has 1000 bytes",
         "latest is missing: training would go on from step_00000001, the newest whole checkpoint",
         "step_00000002 is damaged (weights-",
-        "was trained with run.seed 0 and this run sets 5",
+        "run.seed was 0 in the run of",
+        "model.cross_depth was 1 in the run of",
         "step_00000001 lacks cross_image.blocks.1",
         "kernels.attention = 'flash' is not known",
         "section 'elasticity' cannot work here",
@@ -220,7 +221,7 @@ def test_what_is_hardly_meant_is_told_by_check_and_by_training(
     ]
     assert [part in sentence for part, sentence in zip(expected, warnings, strict=True)] == [True] * len(expected)
     assert not found.problems
-    assert train(load_config(TOML, words), (str(tmp_path / "mine.json"), TOML)) == 0
+    assert train(load_config(TOML, words), (str(tmp_path / "mine.json"), TOML), given_keys(TOML, words)) == 0
     said = capsys.readouterr().err
     assert [f"warning: {sentence}" in said for sentence in warnings] == [True] * len(expected)
     nothing = check_run(TOML, [*words, "data.eval=[]"], JSON, 1, False).findings

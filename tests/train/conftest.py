@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from torch.utils.cpp_extension import _get_build_directory
 
 from mvlm import dist
-from mvlm.config import load_config
+from mvlm.config import given_keys, load_config
 from mvlm.train.loop import train
 from mvlm.train.signals import SIGNALS
 from tests.conftest import ROOT, TINY
@@ -46,7 +47,37 @@ def train_here(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[TrainHe
         file = tmp_path / "deepspeed.json"
         file.write_text(json.dumps(deepspeed or {}))
         words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
-        return train(load_config(TOML, words), (str(file), TOML))
+        return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words))
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+KEPT = Path(__file__).parent / "kept_runs"
+
+Resume = Callable[..., Path]
+
+
+def kept_words(folder: Path, *overrides: str) -> list[str]:
+    return [f"run.dir={folder}", f"data.train={KEPT / 'shards'}", *overrides]
+
+
+@pytest.fixture
+def resume_kept(one_rank: None, tmp_path: Path) -> Iterator[Resume]:
+    """resume_kept(ZeRO stage, overrides) -> the folder of a copy of that kept run, resumed on one rank."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(stage: int, *overrides: str) -> Path:
+        folder, toml = tmp_path / f"zero{stage}", str(KEPT / "run.toml")
+        if not folder.exists():
+            shutil.copytree(KEPT / f"zero{stage}", folder)
+            lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+            (folder / "metrics.jsonl").write_text("".join(lines[:3]))
+        deepspeed, words = tmp_path / "stage.json", kept_words(folder, *overrides)
+        deepspeed.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        assert train(load_config(toml, words), (str(deepspeed), toml), given_keys(toml, words)) == 0
+        return folder
 
     yield run
     for number, handler in handlers.items():

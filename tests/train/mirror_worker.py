@@ -24,7 +24,8 @@ from mvlm.train.uploads import Uploads
 from tests.train.saver_worker import Trained, save
 
 RUN = Path("run")
-SMALL = ("tokenizer", "text_encoder")
+DESCRIPTION = {"config.toml": b"", "tokenizer/tokenizer.json": b'{"a": 1}', "text_encoder/config.json": b"{}"}
+"""What a checkpoint takes along."""
 
 
 def files() -> list[str]:
@@ -35,12 +36,9 @@ def started(mirror: Mirror, site: Site) -> tuple[Saver, Uploads, Trained]:
     """As `mvlm train` does it."""
     if not fetch_newest(mirror, RUN, site):
         begin_without(mirror, RUN, site)
-    for folder in SMALL:
-        (RUN / folder).mkdir(exist_ok=True)
-        (RUN / folder / "config.json").write_text("{}")
     engine, attempt = Trained(), Attempt(RUN, mirror, resumes=True, site=site)
     uploads = Uploads(mirror, RUN, Checkpoint(keep=1), attempt, site, print)
-    return Saver(engine, RUN, Checkpoint(keep=1), attempt, site, uploads), uploads, engine
+    return Saver(engine, RUN, Checkpoint(keep=1), attempt, site, uploads, DESCRIPTION), uploads, engine
 
 
 def mistake(action: Callable[[], object]) -> str:

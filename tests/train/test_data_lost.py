@@ -90,7 +90,7 @@ def test_a_loader_process_that_is_killed(one_rank: None, scenes: Path, tmp_path:
 
     loading = ("data.worker_mode=processes", "data.workers=1", "eval.every=3", "eval.share=1e9")
     config = load_config(TOML, words(run, scenes / "train", "data.shuffle_shards=0", *loading))
-    assert train(config, (JSON, TOML), kill_loaders) == 75
+    assert train(config, (JSON, TOML), frozenset(), lambda _: kill_loaders) == 75
     assert read_metrics(run)[-1]["step"] >= 3
     assert find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:08d}"
 

@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import load_config
+from mvlm.config import given_keys, load_config
 from mvlm.data.answers import load_answers
 from mvlm.errors import UserError
 from mvlm.model.weights import load_run, load_task_run, open_tensors
@@ -151,7 +151,8 @@ def test_two_ranks_train_and_predict_as_one(
     done = run_command(two)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "two/run.json").read_text())["micro_batch"] == 4
-    assert train(load_config(toml, [*words, f"run.dir={tmp_path}/one"]), (ds, toml)) == 0
+    one_rank = [*words, f"run.dir={tmp_path}/one"]
+    assert train(load_config(toml, one_rank), (ds, toml), given_keys(toml, one_rank)) == 0
     one, both = task_losses(tmp_path / "one"), task_losses(tmp_path / "two")
     assert list(both) == list(one)
     for step, losses in one.items():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import load_config
+from mvlm.config import given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.train.loop import train
@@ -120,7 +120,10 @@ def test_a_bad_step_is_never_saved_when_the_run_is_stopped_on_it(
     poison({5 * BATCH: math.nan})
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=12", EVERY]
     (tmp_path / "ds.json").write_text("{}")
-    assert train(load_config(TOML, words), (str(tmp_path / "ds.json"), TOML), stop=StopAt6()) == 75
+    assert (
+        train(load_config(TOML, words), (str(tmp_path / "ds.json"), TOML), given_keys(TOML, words), stop=StopAt6())
+        == 75
+    )
     assert find_checkpoint(run).name == "step_00000004"
     assert train_here(run, "train.steps=12", EVERY) == 0
     leave_out(tmp_path / "clean", 5 * BATCH)
@@ -146,7 +149,12 @@ def test_a_later_attempt_ends_this_one_without_another_write(tmp_path: Path, sce
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=12", EVERY, "eval.every=6"]
     (tmp_path / "ds.json").write_text("{}")
     with pytest.raises(UserError, match=r"attempt 1 ends at step 6"):
-        train(load_config(TOML, words), (str(tmp_path / "ds.json"), TOML), begin_another)
+        train(
+            load_config(TOML, words),
+            (str(tmp_path / "ds.json"), TOML),
+            given_keys(TOML, words),
+            lambda _: begin_another,
+        )
     assert find_checkpoint(run).name == "step_00000004"
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvlm.config import Checkpoint, load_config
+from mvlm.config import Checkpoint, given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.train import saver as savers
 from mvlm.train.attempt import Attempt
@@ -63,7 +63,9 @@ def test_it_is_noticed_and_nothing_is_written_there(
     words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=6", "checkpoint.every=2"]
     (tmp_path / "ds.json").write_text("{}")
     with pytest.raises(UserError, match=LOST):
-        train(load_config(TOML, [*words, "eval.every=3"]), (str(tmp_path / "ds.json"), TOML), befall)
+        given = [*words, "eval.every=3"]
+        names = str(tmp_path / "ds.json"), TOML
+        train(load_config(TOML, given), names, given_keys(TOML, given), lambda _: befall)
     assert sorted(run.rglob("*")) == found
     assert run.exists() == (fate in (replace_by_an_empty_one, replace_by_anothers))
     if fate is not remove and not last:

@@ -12,14 +12,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import Checkpoint, load_config
+from mvlm.config import Checkpoint, given_keys, load_config
 from mvlm.errors import StorageLost, UserError, cannot_write
 from mvlm.train import mirror as mirrors
 from mvlm.train.attempt import Attempt
@@ -34,7 +35,7 @@ from mvlm.train.uploads import Uploads
 from mvlm.train.watchdog import _Inquiry
 from tests.conftest import ROOT, TINY, free_port
 from tests.train.conftest import TOML, TrainHere, losses_by_step, read_metrics
-from tests.train.mirror_worker import SMALL
+from tests.train.mirror_worker import DESCRIPTION
 from tests.train.saver_worker import Trained, save
 from tests.train.test_saver import killed_at, weight_of
 
@@ -46,7 +47,8 @@ def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
     (run.parent / "ds.json").write_text("{}")
-    assert train(load_config(TOML, words(scenes, run)), (str(run.parent / "ds.json"), TOML)) == 0
+    given = words(scenes, run)
+    assert train(load_config(TOML, given), (str(run.parent / "ds.json"), TOML), given_keys(TOML, given)) == 0
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return losses_by_step(run)
@@ -84,8 +86,9 @@ def test_a_run_goes_on_when_its_folder_is_lost(
     url = {"file": f"file://{tmp_path}/mirror", "memory": "memory://runs/mine", "s3": "s3://bucket/runs/mine"}[protocol]
     run, mirrored = tmp_path / "run", f"checkpoint.mirror={url}"
     (tmp_path / "ds.json").write_text("{}")
-    config = load_config(TOML, words(scenes, run, mirrored))
-    assert train(config, (str(tmp_path / "ds.json"), TOML), stop=StopAt3(run)) == 75
+    given = words(scenes, run, mirrored)
+    files = str(tmp_path / "ds.json"), TOML
+    assert train(load_config(TOML, given), files, given_keys(TOML, given), stop=StopAt3(run)) == 75
     stopped = int(find_checkpoint(run).name.removeprefix("step_"))
     assert 3 <= stopped < 6
     assert Mirror(url).history()[0] == Place(1, stopped)
@@ -105,7 +108,9 @@ def test_a_run_goes_on_when_its_folder_is_lost(
         f"step_00000004.attempt-{1 if stopped == 4 else 2}",
         "step_00000006.attempt-2",
     }
-    assert {"attempts/0002.json", "config.toml", "run.json", "deepspeed.json", "tokenizer/tokenizer.json"} < set(names)
+    assert {"attempts/0002.json", "config.toml", "run.json", "deepspeed.json"} < set(names)
+    whole = {f"checkpoints/step_00000006.attempt-2/{name}" for name in ("config.toml", "tokenizer/tokenizer.json")}
+    assert whole < set(names)
     assert Mirror(url).read("checkpoints/latest") == b"step_00000006.attempt-2"
 
 
@@ -157,16 +162,20 @@ def test_a_mirror_that_is_no_url_is_refused(scenes: Path, tmp_path: Path) -> Non
 class Node:
     """A run folder, alone or after others, with the same mirror."""
 
-    def __init__(self, run: Path, mirror: Mirror, config: Checkpoint | None = None, resumes: bool = True) -> None:
+    def __init__(
+        self,
+        run: Path,
+        mirror: Mirror,
+        config: Checkpoint | None = None,
+        resumes: bool = True,
+        description: Mapping[str, bytes] = DESCRIPTION,
+    ) -> None:
         self.run, self.mirror, self.engine = run, mirror, Trained()
         self.said: list[str] = []
-        for folder in SMALL:
-            (run / folder).mkdir(parents=True, exist_ok=True)
-            (run / folder / "config.json").write_text('{"a": 1}')
         self.attempt = Attempt(run, mirror, resumes)
         config = config or Checkpoint()
         self.uploads = Uploads(mirror, run, config, self.attempt, Site.of_all(), self.said.append)
-        self.saver = Saver(self.engine, run, config, self.attempt, uploads=self.uploads)
+        self.saver = Saver(self.engine, run, config, self.attempt, uploads=self.uploads, description=description)
 
     def save(self, *steps: int) -> None:
         for step in steps:
@@ -179,7 +188,7 @@ def fetched(run: Path, mirror: Mirror) -> int:
     assert fetch_newest(mirror, run, Site.of_all())
     checkpoint = newest_whole(run)
     assert find_damage(checkpoint) is None
-    assert json.loads((run / "tokenizer/config.json").read_text()) == {"a": 1}
+    assert described_in(checkpoint) == checkpoint
     assert not list((run / "checkpoints").glob("*.partial-*"))
     assert weight_of(checkpoint) == int(checkpoint.name.removeprefix("step_"))
     return int(checkpoint.name.removeprefix("step_"))
@@ -224,6 +233,10 @@ def test_a_kill_at_any_moment_of_uploading_leaves_a_whole_checkpoint(tmp_path: P
         "/tmp/evil",
         "weights-00000-of-00001.safetensors/../../evil",
         "index.json",
+        "tokenizer/code.py",
+        "tokenizer/../evil.json",
+        "tokenizer/deeper/config.json",
+        "text_encoder/.json",
         "",
         None,
         "state.json\n",
@@ -241,12 +254,20 @@ def test_a_hostile_index_is_refused(tmp_path: Path, store: Mirror, name: str | N
     assert set(tmp_path.rglob("*")) == before
 
 
-def test_a_hostile_tokenizer_folder_is_not_fetched(tmp_path: Path, store: Mirror) -> None:
-    Node(tmp_path / "run", store).save(2)
-    for name in ("tokenizer/code.py", "tokenizer/pickle.bin", "tokenizer/deeper/config.json", "tokenizer/.json"):
-        store.write(name, b"harm")
-    assert fetched(tmp_path / "node", store) == 2
-    assert [path.name for path in (tmp_path / "node/tokenizer").iterdir()] == ["config.json"]
+def test_beside_a_checkpoint_of_before_what_it_needs_is_fetched_and_nothing_hostile(
+    tmp_path: Path, store: Mirror
+) -> None:
+    """Version 0.1 left its configuration and tokenizer beside the checkpoints."""
+    Node(tmp_path / "run", store, description={}).save(2)
+    names = ["config.toml", "tokenizer/tokenizer.json", "text_encoder/config.json"]
+    hostile = ["tokenizer/code.py", "tokenizer/pickle.bin", "tokenizer/deeper/config.json", "tokenizer/.json"]
+    for name in names + hostile:
+        store.write(name, b"content")
+    node = tmp_path / "node"
+    assert fetch_newest(store, node, Site.of_all())
+    found = [path for path in node.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
+    assert sorted(str(path.relative_to(node)) for path in found) == sorted(names)
+    assert described_in(newest_whole(node)) == node
 
 
 @pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "index"])

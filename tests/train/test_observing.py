@@ -42,14 +42,14 @@ def observed(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFact
     own = [f"data.train={scenes}/train", f"data.eval={scenes}/eval", f"run.dir={observed.run}", f"train.steps={LAST}"]
     more = [f"eval.every={EVERY}", "eval.limit=16", "log.tensorboard=true", "log.every=2", "log.pictures=2"]
     config = load_config(TOML, [*TINY, *own, *more])
-    measure, watcher = evaluator(config, observed.run), Watcher(observed.run)
+    measure, watcher = evaluator(config), Watcher(observed.run)
 
     def evaluate(*args: Any) -> Any:
         observed.seen.append(watcher.look())
         return measure(*args)
 
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    assert train(config, (str(ROOT / "ds_configs/cpu.json"), TOML), evaluate) == 0
+    assert train(config, (str(ROOT / "ds_configs/cpu.json"), TOML), frozenset(), lambda _: evaluate) == 0
     for number, handler in handlers.items():
         signal.signal(number, handler)
     observed.seen.append(watcher.look())

@@ -10,7 +10,7 @@ import pytest
 
 from mvlm.check.everything import check_run
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import load_config
+from mvlm.config import given_keys, load_config
 from mvlm.train.loop import train
 from tests.conftest import ROOT, TINY
 from tests.train.conftest import TOML, losses_by_step
@@ -67,9 +67,9 @@ def test_an_epoch_ends_in_the_order_it_began_in(
     runs = {name: tmp_path / name for name in ("old", "changed")}
 
     def attempt(name: str, order: str, until: int = 1000) -> int:
-        config = load_config(TOML, words(scenes, runs[name], order))
+        given = words(scenes, runs[name], order)
         stop = StopAt(runs[name], until)
-        return train(config, (deepspeed, TOML), stop=stop)  # type: ignore[arg-type]
+        return train(load_config(TOML, given), (deepspeed, TOML), given_keys(TOML, given), stop=stop)  # type: ignore[arg-type]
 
     assert attempt("old", OLD) == 0
     assert attempt("changed", OLD, until=5) == 75

@@ -1,0 +1,56 @@
+"""What says what a checkpoint's weights mean, beside which it lies: settings, tokenizer, answers, text encoder."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from mvlm.checkpoint.layout import INDEX, UNREADABLE, read_index
+from mvlm.errors import UserError
+
+CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
+TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
+DESCRIPTION = re.compile(
+    rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}"
+    rf"|({TOKENIZER}|{TEXT_ENCODER})/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)"
+)
+"""Names of its files, alike in a checkpoint and in a run's folder: nothing that would be run."""
+
+
+def described_in(checkpoint: Path) -> Path:
+    """The folder with the description of a checkpoint.
+
+    It is the checkpoint itself, whose copies have the hashes of its index.json; its run's folder for a checkpoint of
+    version 0.1, which has no copies and no hashes of them.
+
+    Raises:
+        UserError: something is missing, or is not what was saved.
+    """
+    try:
+        entries = [entry for entry in read_index(checkpoint) if DESCRIPTION.fullmatch(entry.file)]
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / INDEX} is damaged ({error}): use another checkpoint.") from None
+    if not entries:
+        run = checkpoint.parent.parent
+        if lacking := [name for name in (CONFIG, TOKENIZER, TEXT_ENCODER) if not (run / name).exists()]:
+            raise UserError(
+                f"{run} lacks {' and '.join(lacking)}, of which {checkpoint.name}, saved by version 0.1, has no copy: "
+                "copy it there from a backup of that folder or from its checkpoint.mirror."
+            )
+        return run
+    for entry in entries:
+        found = _sha256(checkpoint / entry.file)
+        if found != entry.sha256:
+            how = "has another SHA-256 than index.json says" if found else "is missing"
+            raise UserError(f"{checkpoint / entry.file} {how}: use another checkpoint, or copy this one again.")
+    return checkpoint
+
+
+def _sha256(path: Path) -> str:
+    """Of a file's content; empty where there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
