@@ -8,6 +8,7 @@ import sys
 import traceback
 
 from cluster import local, ray_backend, ray_preflight, slurm, slurm_preflight
+from cluster.check import check_run
 from cluster.completion import SHELLS, script
 from cluster.job import JobError, load_job, split_overrides
 from cluster.record import find_logs, read_record
@@ -69,12 +70,19 @@ def parser() -> argparse.ArgumentParser:
 
 def _submit(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
-    return BACKENDS[args.on].submit(load_job(args.job, own), others)
+    backend, job = BACKENDS[args.on], load_job(args.job, own)
+    backend.render(job, others)  # which refuses what the back-end cannot do, in no time
+    backend.reach(job)
+    check_run(job, others, here=backend is local)
+    return backend.submit(job, others)
 
 
 def _render(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
-    print(BACKENDS[args.on].render(load_job(args.job, own), others))
+    job = load_job(args.job, own)
+    rendered = BACKENDS[args.on].render(job, others)
+    check_run(job, others, here=args.on == "local")
+    print(rendered)
     return 0
 
 

@@ -55,6 +55,13 @@ def render(job: Job, overrides: list[str]) -> str:
     return shlex.join([*(["env", *unset, *assignments] if unset or assignments else []), *argv])
 
 
+def reach(job: Job) -> None:
+    """Raises: JobError: the job, or what is left of it, runs here already."""
+    if job.log_folder.exists():
+        with claim(job.log_folder):
+            _refuse_second(job)
+
+
 def submit(job: Job, overrides: list[str]) -> int:
     """Run the job to its end, in the foreground.
 
@@ -70,11 +77,15 @@ def submit(job: Job, overrides: list[str]) -> int:
     run, pid = run_folder(job, overrides).resolve(), os.getpid()
     record = Record(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
     with claim(job.log_folder):
-        if processes.members(job.log_folder):
-            raise JobError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
+        _refuse_second(job)
         limit = Limit(job.time_seconds or math.inf, job.warning_seconds)
         start, variables = partial(command, job, overrides), inherited() | added(job)
         return Watch(record, job.log_folder, start, variables, job.requeue, limit).to_the_end()
+
+
+def _refuse_second(job: Job) -> None:
+    if processes.members(job.log_folder):
+        raise JobError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
 
 
 def preflight(job: Job, overrides: list[str]) -> int:

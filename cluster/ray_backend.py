@@ -89,6 +89,12 @@ def _sweep_lines(job: Job) -> list[str]:
     return [f"sweep: {line}" for line in lines]
 
 
+def reach(job: Job) -> None:
+    """Raises: JobError: no job server answers, or the job runs already."""
+    connect(address(job))
+    _earlier_attempts(job.log_folder)
+
+
 def submit(job: Job, overrides: list[str]) -> int:
     """Hand the job to Ray's job server, and return as soon as that has it.
 

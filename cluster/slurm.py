@@ -41,6 +41,12 @@ def render(job: Job, overrides: list[str]) -> str:
     return script(job, tasks, first)
 
 
+def reach(job: Job) -> None:
+    """Raises: JobError: this machine has no SLURM, or the job is in its queue already."""
+    slurm_queue.require("sbatch")
+    _refuse_second(job)
+
+
 def submit(job: Job, overrides: list[str]) -> int:
     """Put the job into SLURM's queue.
 

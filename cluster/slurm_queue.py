@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,12 @@ class Queued:
     @property
     def runs(self) -> bool:
         return self.state == "RUNNING"
+
+
+def require(command: str) -> None:
+    """Raises: JobError: SLURM's command is not on this machine."""
+    if shutil.which(command) is None:
+        raise JobError(f"There is no {command} on this machine: give the command where SLURM's are.")
 
 
 def submit(script: Path) -> str:
@@ -88,10 +95,9 @@ def remove(job_id: str) -> None:
 
 
 def _run(*command: str, seconds: float = ANSWER_SECONDS) -> subprocess.CompletedProcess[str]:
+    require(command[0])
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-    except FileNotFoundError:
-        raise JobError(f"There is no {command[0]} on this machine: give the command where SLURM's are.") from None
     except subprocess.TimeoutExpired:
         raise JobError(
             f"{command[0]} did not answer within {seconds:.0f} s: see whether SLURM's controller is up."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import processes, slurm_launchers
+from cluster.check import check_run
 from cluster.environment import inherited, python
 from cluster.job import Job, JobError, check_files, load_job, refuse, run_folder, split_overrides
 from cluster.logs import attempt_folder, attempt_numbers
@@ -60,13 +61,14 @@ class TrainJob:
             folder: for what submitit keeps; all nodes must see it.
 
         Raises:
-            JobError: the job has no time limit, without which submitit sets one of its own.
+            JobError: the run cannot begin, or the job has no time limit, without which submitit sets one of its own.
         """
         import submitit
 
         job = self.job
         if job.time_seconds is None:
             raise JobError("job.time is missing, and submitit allows five minutes then: set job.time.")
+        check_run(job, self.words, here=False)
         kept = Path(folder)
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
         kept.chmod(0o700)  # submitit keeps the job in it, whose environment may hold passwords

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from functools import partial
 
@@ -49,13 +51,15 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.check.reading import read_run
     from mvlm.check.report import Report
 
-    report = Report(tell=None if args.json else partial(print, flush=True))
-    given = read_run(report, args.config, args.overrides, args.deepspeed_config, args.deep)
-    if given.config:
-        with uncollected():  # it takes seconds: what is wrong with paths and keys has been told
-            from mvlm.check.everything import check_given
+    out = sys.stdout
+    report = Report(tell=None if args.json else partial(print, file=out, flush=True))
+    with redirect_stdout(sys.stderr):  # of libraries, which say what they like when they are imported
+        given = read_run(report, args.config, args.overrides, args.deepspeed_config, args.deep)
+        if given.config:
+            with uncollected():  # it takes seconds: what is wrong with paths and keys has been told
+                from mvlm.check.everything import check_given
 
-        check_given(report, given, args.world or environment()["world"], args.deep)
+            check_given(report, given, args.world or environment()["world"], args.deep)
     if args.json:
         problems = len(report.problems)
         print(json.dumps({"problems": problems, "findings": [asdict(one) for one in report.findings]}, indent=1))

@@ -1,6 +1,7 @@
 import pytest
 
-from cluster.__main__ import main
+from cluster.__main__ import BACKENDS, main
+from cluster.job import load_job, split_overrides
 from tests.cluster.slurm_fixture import slurm  # noqa: F401 - a fixture of the session
 from tests.conftest import ROOT
 
@@ -34,3 +35,9 @@ def cluster(capsys):
         return code, *capsys.readouterr()
 
     return run
+
+
+def rendered(job, backend, *words):
+    """What the back-end makes of a job, without the check of its run that the command begins with."""
+    own, others = split_overrides(words)
+    return BACKENDS[backend].render(load_job(job, own), others)

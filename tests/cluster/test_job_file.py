@@ -1,7 +1,6 @@
 """The job file and its overrides, and the command line they become."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import pytest
 
 from cluster.job import load_job, parse_time, run_folder
 from mvlm.config import Run
+from tests.cluster.conftest import rendered
 from tests.conftest import ROOT
 
 MISTAKES = {
@@ -96,11 +96,10 @@ def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
     monkeypatch.setenv("RANK", "5")
     hostile = "data.train=$(touch pwned); a b"
     overrides = ["job.environment.GREETING=two words", "train.steps=3", hostile]
-    code, out, _ = cluster("render", job, "--on", "local", *overrides)
-    words = shlex.split(out)
+    words = shlex.split(rendered(job, "local", *overrides))
     port = words[words.index("--master_port") + 1]
     launcher = next(word for word in words if word.endswith("/deepspeed"))
-    assert code == 0 and 1024 <= int(port) < 65536
+    assert 1024 <= int(port) < 65536
     assert words == [
         *["env", "-u", "RANK", "DS_ACCELERATOR=cpu", "GREETING=two words"],
         *[launcher, "--num_accelerators", "2", "--master_port", port],
@@ -136,7 +135,7 @@ def test_a_bad_sweep_is_named(cluster, job, text, message):
 
 def test_gpu_jobs_keep_deepspeeds_own_accelerator(cluster, job):
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 8"))
-    _, out, _ = cluster("render", job, "--on", "local")
+    out = rendered(job, "local")
     assert "--num_accelerators 8 " in out and "DS_ACCELERATOR" not in out
 
 
@@ -148,12 +147,6 @@ def test_the_run_folder_is_the_one_that_training_takes(job, tmp_path):
     assert str(run_folder(found, ["run.dir=a", "train.steps=3", 'run.dir="b c"'])) == "b c"
     run.write_text("[run]\ndir = 'of/toml'\n")
     assert str(run_folder(found, [])) == "of/toml"
-
-
-def test_the_example_renders_from_a_shell():
-    words = ["render", "cluster/local.toml", "--on", "local", "data.train=shards"]
-    done = subprocess.run([sys.executable, "-m", "cluster", *words], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and re.search("deepspeed .* data.train=shards\n$", done.stdout), done.stderr
 
 
 def test_cluster_imports_the_standard_library_alone():

@@ -12,6 +12,7 @@ from cluster.ray_backend import entrypoint, runtime_env
 from cluster.ray_spec import Spec
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
+from tests.cluster.conftest import rendered
 from tests.conftest import free_port
 
 NOWHERE = "job.ray_address=http://127.0.0.1:1"
@@ -19,8 +20,7 @@ NOWHERE = "job.ray_address=http://127.0.0.1:1"
 
 def test_render_shows_all_that_ray_is_given(job, cluster):
     words = ["job.processes_per_node=1", "job.nodes=4", "job.min_nodes=2", "job.cpus_per_process=3", 'job.time="90"']
-    code, out, _ = cluster("render", job, "--on", "ray", NOWHERE, *words, "job.environment.A=b c", "optim.lr=1e-4")
-    assert code == 0
+    out = rendered(job, "ray", NOWHERE, *words, "job.environment.A=b c", "optim.lr=1e-4")
     assert "workers: 2 to 4, each with 3 CPU, packed by node" in out
     assert "time: 90, the ranks save 120 s before its end" in out
     assert "rank environment: A=b c" in out and "rank environment: DS_ACCELERATOR=cpu" in out
@@ -33,8 +33,8 @@ def test_render_shows_a_sweep(job, cluster):
     job.write_text(
         job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4], "run.seed" = [1, 2] }\nsamples = 3\n'
     )
-    code, out, _ = cluster("render", job, "--on", "ray", NOWHERE)
-    assert code == 0 and "sweep: 3 of 4 runs, for the min of loss" in out and "sweep: run.seed = [1, 2]" in out
+    out = rendered(job, "ray", NOWHERE)
+    assert "sweep: 3 of 4 runs, for the min of loss" in out and "sweep: run.seed = [1, 2]" in out
 
 
 def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeypatch):

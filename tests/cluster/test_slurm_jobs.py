@@ -36,7 +36,7 @@ def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
     job = make("mistake")
     job.logs = job.folder / HOSTILE.replace("\\", "")  # which SLURM's paths cannot have
     variable = f"job.environment.GREETING={HOSTILE}"
-    job.submit(f"job.logs='''{job.logs}'''", variable, f"data.train={HOSTILE}", "job.requeue=2")
+    job.submit(f"job.logs='''{job.logs}'''", variable, f"data.train=/{HOSTILE}", "job.requeue=2")
     assert job.end(1) == "1"
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
     told = (job.attempt(1) / "rank-00000.log").read_text()
@@ -68,7 +68,8 @@ def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
 
 def test_what_slurm_refuses_is_one_sentence(slurm, make):
     job = make("refused")
-    done = slurm.on(sys.executable, "-m", "cluster", "submit", job.file, "--on", "slurm", "job.partition=nowhere")
+    words = [*job.words, "job.partition=nowhere"]
+    done = slurm.on(sys.executable, "-m", "cluster", "submit", job.file, "--on", "slurm", *words)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("cluster: sbatch refuses ") and "invalid partition" in done.stderr
     assert not (job.logs / "job.json").exists()
@@ -96,7 +97,7 @@ def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make, monkeypatc
 CRASHING = """#!/bin/sh
 # The interpreter of a virtual environment in which training is killed, as for want of memory, by one rank of two.
 case "$*" in
-"-m mvlm "*) [ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$ ;;
+"-m mvlm train "*) [ "$SLURM_PROCID" = 0 ] && exit 75; kill -9 $$ ;;
 *) exec {python} "$@" ;;
 esac
 """

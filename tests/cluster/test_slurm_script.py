@@ -9,8 +9,10 @@ import tomllib
 
 import pytest
 
-from cluster.job import Sweep
+from cluster import slurm
+from cluster.job import Sweep, load_job
 from cluster.sweep import combinations, override
+from tests.cluster.conftest import rendered
 from tests.conftest import ROOT
 
 HOSTILE = ["$(touch pwned)", "it's", 'a "b" c', "`touch pwned`", "a;b|c&d", "two words", "\\", "$HOME", "*", "é ü"]
@@ -28,9 +30,8 @@ MISTAKES = {
 }
 
 
-def render(cluster, job, *words):
-    code, out, err = cluster("render", job, "--on", "slurm", *words)
-    assert code == 0, err
+def render(job, *words):
+    out = rendered(job, "slurm", *words)
     subprocess.run(["bash", "-n"], input=out, text=True, check=True)
     return out
 
@@ -51,8 +52,8 @@ def array(script, name):
 
 def test_the_example_is_rendered_as_a_person_would_write_it(cluster, monkeypatch):
     monkeypatch.chdir(ROOT)
-    script = render(cluster, "cluster/slurm.toml", "data.train=/data/shards/train")
-    assert script == (ROOT / "tests/cluster/slurm_example.sbatch").read_text()
+    script = render("cluster/slurm.toml", "data.train=/data/shards/train")
+    assert script + "\n" == (ROOT / "tests/cluster/slurm_example.sbatch").read_text()
 
 
 def ending(script, folder, restarts, code=75):
@@ -67,7 +68,7 @@ def ending(script, folder, restarts, code=75):
 
 
 def test_restarts_without_a_new_step_end_the_job(cluster, job, tmp_path):
-    script, stuck = render(cluster, job, "job.requeue=9"), "3 restarts in a row have made no step beyond"
+    script, stuck = render(job, "job.requeue=9"), "3 restarts in a row have made no step beyond"
     checkpoints = tmp_path / "checkpoints"
 
     def requeues(restarts, code=75):
@@ -97,7 +98,7 @@ def test_what_slurm_cannot_honour_is_one_sentence(cluster, job, command, overrid
     assert not (job.parent / "logs").exists()
 
 
-def test_the_script_is_its_owners_alone(job, tmp_path, cluster, monkeypatch):
+def test_the_script_is_its_owners_alone(job, tmp_path, monkeypatch):
     """It holds job.environment, where tokens are."""
     (tmp_path / "bin").mkdir()
     sbatch = tmp_path / "bin/sbatch"
@@ -107,8 +108,7 @@ def test_the_script_is_its_owners_alone(job, tmp_path, cluster, monkeypatch):
     (tmp_path / "logs").mkdir()
     script = tmp_path / "logs/job.sbatch"
     script.write_text("left by an earlier version")
-    code, _, err = cluster("submit", job, "--on", "slurm", "job.environment.WANDB_API_KEY=secret")
-    assert code == 0, err
+    assert slurm.submit(load_job(job, ["job.environment.WANDB_API_KEY=secret"]), []) == 0
     assert "secret" in script.read_text() and script.stat().st_mode & 0o777 == 0o600
     others = [path for path in script.parent.rglob("*") if path.is_file() and path != script]
     assert not any(b"secret" in path.read_bytes() for path in others)
@@ -125,7 +125,7 @@ def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
 def test_nothing_of_the_job_is_run_by_the_shell(cluster, job, tmp_path, launcher):
     overrides = [f"data.train={text}" for text in HOSTILE]
     variables = [f"job.environment.PYTHON{number}={text}" for number, text in enumerate(HOSTILE)]
-    script = render(cluster, job, f"job.launcher={launcher}", *overrides, *variables)
+    script = render(job, f"job.launcher={launcher}", *overrides, *variables)
     train = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json"]
     assert array(script, "command")[1:] == ["-m", "mvlm", *train, *overrides]
     exports = re.findall(r"^export PYTHON\d=.*", script, re.MULTILINE)
@@ -143,8 +143,7 @@ def test_nothing_of_the_job_is_run_by_the_shell(cluster, job, tmp_path, launcher
 
 def test_each_launcher_starts_the_same_ranks(cluster, job):
     launch = {
-        name: function(render(cluster, job, f"job.launcher={name}", "job.cpus_per_process=3"), "launch")
-        for name in LAUNCHERS
+        name: function(render(job, f"job.launcher={name}", "job.cpus_per_process=3"), "launch") for name in LAUNCHERS
     }
     assert "--ntasks=$((${#hosts[@]} * 2)) --ntasks-per-node=2 " in launch["srun"]
     assert "--cpus-per-task=3 " in launch["srun"]
@@ -170,14 +169,14 @@ def test_each_launcher_starts_the_same_ranks(cluster, job):
     ],
 )
 def test_directives(cluster, job, words, lines):
-    script = render(cluster, job, *words)
+    script = render(job, *words)
     assert set(lines) <= {line.removeprefix("#SBATCH ") for line in script.splitlines()}
 
 
 @pytest.mark.parametrize(("request_", "line"), [("gres", "--gres=gpu:4"), ("gpus-per-node", "--gpus-per-node=4")])
 def test_gpus_are_asked_for_as_the_cluster_knows_them(cluster, job, request_, line):
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 4"))
-    script = render(cluster, job, f"job.gpu_request={request_}")
+    script = render(job, f"job.gpu_request={request_}")
     assert f"#SBATCH {line}\n" in script and "DS_ACCELERATOR" not in script and "--ntasks-per-node=4" in script
 
 
@@ -185,7 +184,7 @@ def test_a_container_sees_what_the_run_reads_and_writes(cluster, job, tmp_path):
     shards = tmp_path / "shards here"
     shards.mkdir()
     words = ["job.container=/images/my image.sqsh", "job.environment.A=1", f"data.train={shards}", "run.dir=/runs/mine"]
-    script = render(cluster, job, *words)
+    script = render(job, *words)
     options = shlex.split(function(script, "launch").partition("srun")[2])
     assert "--container-image=/images/my image.sqsh" in options and f"--container-workdir={ROOT}" in options
     mounts = next(word for word in options if word.startswith("--container-mounts=")).partition("=")[2].split(",")
@@ -194,14 +193,14 @@ def test_a_container_sees_what_the_run_reads_and_writes(cluster, job, tmp_path):
 
 
 def test_the_interpreter_is_that_of_the_virtual_environment(cluster, job):
-    assert "export PATH='/my venv/bin':$PATH" in render(cluster, job, "job.venv=/my venv")
-    assert f"export PATH={sys.executable.rpartition('/')[0]}:$PATH" in render(cluster, job)
+    assert "export PATH='/my venv/bin':$PATH" in render(job, "job.venv=/my venv")
+    assert f"export PATH={sys.executable.rpartition('/')[0]}:$PATH" in render(job)
 
 
 def test_attempts_are_counted_on(cluster, job):
-    assert "number=$((1 + restarts))" in render(cluster, job)
+    assert "number=$((1 + restarts))" in render(job)
     (job.parent / "logs/attempt-004").mkdir(parents=True)
-    assert "number=$((5 + restarts))" in render(cluster, job)
+    assert "number=$((5 + restarts))" in render(job)
 
 
 SWEEP = """
@@ -214,7 +213,7 @@ values."data.tokenizer" = ["auto", "it's $(touch pwned)"]
 
 def test_a_sweep_is_an_array_with_a_table_of_settings(cluster, job):
     job.write_text(job.read_text() + SWEEP)
-    script = render(cluster, job, "train.steps=3", "run.dir=runs/many")
+    script = render(job, "train.steps=3", "run.dir=runs/many")
     assert "#SBATCH --array=0-3%2\n" in script and "slurm-%A_%a.log" in script
     table = re.search(r"^case .*?^esac", script, re.MULTILINE | re.DOTALL)[0]
     show = f'SLURM_ARRAY_TASK_ID=3\n{table}\nprintf "%s\\0" "$task" "${{settings[@]}}"'

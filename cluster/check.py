@@ -1,0 +1,84 @@
+"""Before a job is queued: what `mvlm check` says of its run, asked of the job's own interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from cluster.environment import added, inherited, python
+from cluster.job import Job, JobError, out_of_sight
+from cluster.sweep import override
+
+PATH = re.compile(r"(?<![\w/.:])/[^\s:;,'\")]+")
+
+
+def check_run(job: Job, overrides: list[str], here: bool) -> None:
+    """Refuse a run that could not begin, and print what is to be known of one that can.
+
+    What is wrong because its path is on a disk that this machine does not have is no more than a warning: the nodes
+    may have it.
+
+    Args:
+        here: the run is trained on this machine, so that there is no such disk.
+
+    Raises:
+        JobError: with a line for each thing that is wrong.
+    """
+    interpreter, doubt = _interpreter(job)
+    wrong: list[str] = []
+    told = [doubt] if doubt else []
+    for words in _runs(job, overrides):
+        for finding in _findings(interpreter, job, words, told):
+            sentence, verdict = finding["sentence"], finding["verdict"]
+            if verdict == "wrong" and not here and any(out_of_sight(path) for path in PATH.findall(sentence)):
+                told.append(f"not to be seen from this machine, and not checked: {sentence}")
+            elif verdict == "wrong":
+                wrong.append(sentence)
+            elif verdict == "warning":
+                told.append(sentence)
+    for sentence in dict.fromkeys(told):
+        print(f"cluster: warning: {sentence}", file=sys.stderr, flush=True)
+    if wrong:
+        raise JobError("\n  ".join(["The run cannot begin, as `mvlm check` says:", *dict.fromkeys(wrong)]))
+
+
+def command(interpreter: str, job: Job, overrides: list[str]) -> list[str]:
+    """The argument list of the check."""
+    ranks = str(job.nodes * job.ranks_per_node)
+    check = [interpreter, "-m", "mvlm", "check", job.run, "--deepspeed_config", job.deepspeed, "--world", ranks]
+    return [*check, "--json", *overrides]
+
+
+def _interpreter(job: Job) -> tuple[str, str]:
+    """Who is asked, and what that leaves open."""
+    own = str(python(job))
+    if not job.container and os.access(own, os.X_OK):
+        return own, ""
+    where = f"the image {job.container}" if job.container else own
+    return sys.executable, f"{where} is not to be seen from this machine: the run is checked by {sys.executable}."
+
+
+def _runs(job: Job, overrides: list[str]) -> Iterator[list[str]]:
+    """The words of the run; of a sweep so many of its runs that each value comes up once."""
+    values = job.sweep.values if job.sweep else {}
+    for number in range(max(map(len, values.values()), default=1)):
+        yield [*overrides, *(override(name, tried[number % len(tried)]) for name, tried in values.items())]
+
+
+def _findings(interpreter: str, job: Job, overrides: list[str], told: list[str]) -> list[dict[str, Any]]:
+    argv = command(interpreter, job, overrides)
+    ended = subprocess.run(argv, env=inherited() | added(job), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        return json.loads(ended.stdout)["findings"]
+    except (ValueError, KeyError, TypeError):
+        reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
+    if job.modules or interpreter != str(python(job)):  # there it may have what it lacks here
+        told.append(f"The run could not be checked from this machine ({reason}).")
+        return []
+    raise JobError(f"The run cannot be checked ({reason}): see what `{shlex.join(argv)}` says.")
