@@ -174,14 +174,14 @@ def deepspeed_changes(checkpoint: Path, now: dict[str, Any]) -> tuple[str, ...]:
         return ()
     before, after = dict(_leaves(stored, "")), dict(_leaves(now, ""))
     keys = [key for key in before | after if not key.startswith(DERIVED) and before.get(key) != after.get(key)]
-    return _changes({key: (before.get(key), after.get(key)) for key in keys}, "In the DeepSpeed JSON ")
+    return _changes({key: (before.get(key), after.get(key)) for key in keys}, " in the DeepSpeed JSON")
 
 
 def _changes(changed: dict[str, tuple[Any, Any]], where: str = "") -> tuple[str, ...]:
     if not changed:
         return ()
     listed = ", ".join(f"{key}: {_shown(before)} -> {_shown(value)}" for key, (before, value) in changed.items())
-    return (f"{where or 'In the configuration '}changed since the checkpoint: {listed}.",)
+    return (f"Changed{where} since the checkpoint: {listed}.",)
 
 
 def _kept(kept: dict[str, tuple[Any, Any]]) -> tuple[str, ...]:

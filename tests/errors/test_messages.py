@@ -286,7 +286,7 @@ def test_rank_0_says_it_before_the_launcher_ends_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("room", "steps", "what"),
-    [("8k", 4, "tokenizer"), ("44k", 4, "step_00000000"), ("1m", 4, "step_00000004")],
+    [("8k", 4, "tokenizer"), ("56k", 4, "step_00000000"), ("1m", 4, "step_00000004")],
 )
 def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, room: str, steps: int, what: str) -> None:
     run = mount_disk(room) / "run"

@@ -126,7 +126,7 @@ def test_changes_are_told_taken_and_kept_with_each_attempt(
     changes += ["data.text_length=20", "train.steps=5", "train.global_batch=16", "data.randaugment=[0, 0]"]
     run = resume_kept(1, *changes)
     said = capfd.readouterr().err
-    (told,) = (line for line in said.splitlines() if "changed since the checkpoint" in line)
+    (told,) = (line for line in said.splitlines() if line.startswith("Changed since the checkpoint: "))
     for change in (
         "optim.lr: 0.01 -> 0.005",
         "objectives.itc: 1.0 -> 0.5",
@@ -148,7 +148,7 @@ def test_changes_are_told_taken_and_kept_with_each_attempt(
 
     assert resume_kept(1, *changes, "train.steps=6", "optim.clip=1.0") == run  # its default
     said = capfd.readouterr().err
-    (told,) = (line for line in said.splitlines() if "changed since the checkpoint" in line)
+    (told,) = (line for line in said.splitlines() if line.startswith("Changed since the checkpoint: "))
     assert told.endswith("optim.clip: 0.5 -> 1.0, train.steps: 5 -> 6.")
     kept = [tomllib.loads((run / f"attempts/{n:04d}/config.toml").read_text()) for n in (1, 2)]
     assert [(tables["train"]["steps"], tables["optim"]["clip"]) for tables in kept] == [(5, 0.5), (6, 1.0)]
@@ -167,7 +167,7 @@ def test_a_changed_stage_is_told(resume_kept: Resume, tmp_path: Path, capfd: pyt
     run.rename(tmp_path / "zero1")
     resume_kept(1, "train.steps=7")
     said = capfd.readouterr().err
-    assert "In the DeepSpeed JSON changed since the checkpoint: zero_optimization.stage: 0 -> 1." in said
+    assert "Changed in the DeepSpeed JSON since the checkpoint: zero_optimization.stage: 0 -> 1." in said
 
 
 def test_with_another_batch_the_learning_rate_goes_on_from_where_it_was() -> None:
