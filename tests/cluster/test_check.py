@@ -34,8 +34,9 @@ def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path):
     assert len(wrong) == 2
 
 
-def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, sbatch, scenes, tmp_path):
+def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, sbatch, scenes, tmp_path, monkeypatch):
     """Of a job for GPUs: what libraries print on a machine without one does not get into the way."""
+    monkeypatch.delenv("DS_ACCELERATOR")
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 2"))
     given = [*TINY, f"run.dir={tmp_path}/run", "train.steps=1", "eval.every=5"]
     shards = [f"data.train={scenes}/train", f"data.eval={scenes}/eval"]
