@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -108,3 +110,27 @@ def test_a_command_that_a_page_names_exists(page: str, words: list[str], capsys:
     except SystemExit:
         pytest.fail(f"{page}: {' '.join(words)}: {capsys.readouterr().err.splitlines()[-1]}")
     assert [word for word in rest if word.startswith("-") or "=" not in word] == [], words
+
+
+def test_what_was_measured_is_kept_and_every_kept_result_has_its_page() -> None:
+    page = (ROOT / "docs/measured.md").read_text(encoding="utf-8")
+    folders = re.findall(r"`(benchmarks/\w+/results)`", page)
+    assert {ROOT / folder for folder in folders} == set(ROOT.glob("benchmarks/*/results"))
+    for folder in folders:
+        assert any((ROOT / folder).iterdir()), folder
+    for script in re.findall(r"`(?:python )?((?:benchmarks/\w+/)?\w+\.py)\b", page):
+        assert list(ROOT.glob(script if "/" in script else f"benchmarks/data/{script}")), script
+
+
+@pytest.mark.parametrize(
+    ("script", "page"),
+    [("benchmarks.kernels.cpu", "docs/kernels.md"), ("benchmarks.plan.compare", "benchmarks/plan/README.md")],
+)
+def test_a_table_is_that_of_its_kept_result(script: str, page: str) -> None:
+    module = importlib.import_module(script)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    results = list(module.RESULTS.glob("*.json"))
+    assert results
+    for file in results:
+        begin, end = module.marks(file.stem)
+        assert text.split(begin)[1].split(end)[0] == module.table(json.loads(file.read_text(encoding="utf-8")))

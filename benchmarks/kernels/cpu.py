@@ -1,6 +1,6 @@
 """Milliseconds of forward and backward of each implementation on one core of a CPU, as docs/kernels.md quotes them.
 
-python benchmarks/kernels/cpu.py [--rounds 15]
+python benchmarks/kernels/cpu.py zen5 [--rounds 15]    # keeps results/zen5.json and writes its table on the page
 
 The sizes are those of a ViT of width 384 with 6 heads on 16 images of 224 pixels, and of texts of 30 tokens. Rounds
 take the implementations in turn, so that a busy neighbour slows all alike; the figure is the median of the rounds, of
@@ -10,15 +10,26 @@ the process's own time on the core.
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.step.ladder import device_name
 from mvlm.kernels.ops import OPS
 
+PAGE = Path(__file__).parents[2] / "docs/kernels.md"
+RESULTS = Path(__file__).parent / "results"
+PATCHES = "patch embedding"
 BATCH, TOKENS, WORDS, WIDTH, HEADS = 16, 197, 30, 384, 6
 
 
@@ -55,18 +66,64 @@ def milliseconds(runs: dict[str, Callable[..., Tensor]], arguments: tuple, round
     return {name: median(found) for name, found in times.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    torch.set_num_threads(1)
-    print("| operation | size | precision | milliseconds |\n|---|---|---|---|")
+def patch_embedding(dtype: torch.dtype) -> tuple[dict[str, Callable[..., Tensor]], tuple[Tensor, ...]]:
+    """The only convolution of a step, in the two orders of memory that torch has for one."""
+    images = torch.randn(BATCH, 3, 224, 224).to(dtype)
+    weight, bias = torch.randn(WIDTH, 3, 16, 16).to(dtype).requires_grad_(), torch.zeros(WIDTH, dtype=dtype)
+
+    def convolve(order: torch.memory_format) -> Callable[..., Tensor]:
+        def run(weight: Tensor, bias: Tensor) -> Tensor:
+            held = images.contiguous(memory_format=order)  # they come with the channels apart
+            return conv2d(held, weight.contiguous(memory_format=order), bias, stride=16)
+
+        return run
+
+    runs = {"contiguous": convolve(torch.contiguous_format), "channels-last": convolve(torch.channels_last)}
+    return runs, (weight, bias.requires_grad_())
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
+    lines = []
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         for (name, size), arguments in cases(dtype).items():
             able = [one for one in OPS[name].implementations if not OPS[name].why_not(one)]
             runs = {one.name: one.run for one in able if not one.accepts(*arguments)}
-            found = ", ".join(f"{who} {ms:.1f}" for who, ms in milliseconds(runs, arguments, rounds).items())
-            print(f"| {name} | {size} | {precision} | {found} |", flush=True)
+            lines.append({"operation": name, "size": size, "precision": precision})
+            lines[-1]["milliseconds"] = milliseconds(runs, arguments, rounds)
+            print(json.dumps(lines[-1]), flush=True)
+        lines.append({"operation": PATCHES, "size": "16 x 16 pixels of 224 x 224", "precision": precision})
+        lines[-1]["milliseconds"] = milliseconds(*patch_embedding(dtype), rounds)
+        print(json.dumps(lines[-1]), flush=True)
+    return lines
+
+
+def table(kept: dict[str, Any]) -> str:
+    """Of a kept result, for the page."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for line in kept["lines"]:
+        times = ", ".join(f"{who} {ms:.1f}" for who, ms in line["milliseconds"].items())
+        found.setdefault((line["operation"], line["size"]), {})[line["precision"]] = times
+    rows = [f"| {name} | {size} | {cell['fp32']} | {cell['bf16']} |" for (name, size), cell in found.items()]
+    head = ["| operation | size | fp32 | bf16 |", "|---|---|---|---|"]
+    return "\n".join([f"{kept['device']}, torch {kept['torch']}:", "", *head, *rows])
+
+
+def marks(name: str) -> tuple[str, str]:
+    return f"<!-- benchmarks/kernels/results/{name}.json -->\n\n", f"\n\n<!-- end of {name} -->"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the CPU, for the file that keeps the result")
+    parser.add_argument("--rounds", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    kept = {"device": device_name(), "torch": torch.__version__, "rounds": args.rounds, "lines": measure(args.rounds)}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{args.name}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    page, (begin, end) = PAGE.read_text(encoding="utf-8"), marks(args.name)
+    before, rest = page.split(begin)
+    PAGE.write_text(f"{before}{begin}{table(kept)}{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Each line is a step of the real engine, DeepSpeed included: its memory at the peak, and the operations of its forward
 and backward pass as torch's counter counts them, beside what mvlm/plan says. On a CPU memory is followed tensor by
-tensor; on a GPU it is what torch's allocator has handed out. Writes a table between the marks of README.md.
+tensor; on a GPU it is what torch's allocator has handed out. Keeps the figures in results/, their table in README.md.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from mvlm.train.live_memory import LiveMemory
 from mvlm.train.states import Zero, states
 
 README = Path(__file__).parent / "README.md"
+RESULTS = Path(__file__).parent / "results"
 SMALL_GROUPS = ("objectives.itm_group=4",)
 
 
@@ -147,20 +149,20 @@ def _peak_of_second_step(
         return float(memory.peak)
 
 
-def line(case: Case, found: Compared) -> str:
-    memory, flops = (
-        (found.planned_memory, found.measured_memory),
-        (found.planned_flops / case.pairs / case.accumulation, found.counted_flops / case.pairs / case.accumulation),
-    )
+def line(kept: dict[str, Any]) -> str:
+    """Of a case and what was found, for the table."""
+    of = 1e9 * kept["pairs"] * kept["accumulation"]
+    memory = kept["planned_memory"], kept["measured_memory"]
+    flops = kept["planned_flops"], kept["counted_flops"]
     cells = [
-        case.size,
-        case.precision,
-        str(case.stage),
-        f"{case.accumulation} x {case.pairs}",
-        ", ".join(case.overrides) or "-",
+        kept["size"],
+        kept["precision"],
+        str(kept["stage"]),
+        f"{kept['accumulation']} x {kept['pairs']}",
+        ", ".join(kept["overrides"]) or "-",
         *(f"{value / 1e6:,.0f}" for value in memory),
         f"{(memory[0] / memory[1] - 1) * 100:+.1f} %",
-        *(f"{value / 1e9:.2f}" for value in flops),
+        *(f"{value / of:.2f}" for value in flops),
         f"{(flops[0] / flops[1] - 1) * 100:+.1f} %",
     ]
     return "| " + " | ".join(cells) + " |"
@@ -172,13 +174,21 @@ HEAD = (
 )
 
 
-def write_table(lines: list[str], kind: str) -> None:
-    """Between the marks of README.md for this kind of device."""
-    text = README.read_text(encoding="utf-8")
-    begin, end = f"<!-- table of {kind} -->", f"<!-- end of {kind} -->"
+def table(kept: dict[str, Any]) -> str:
+    return "\n".join([f"{kept['device']}, torch {kept['torch']}:\n", HEAD, *map(line, kept["lines"])])
+
+
+def marks(kind: str) -> tuple[str, str]:
+    return f"<!-- table of {kind} -->\n\n", f"\n\n<!-- end of {kind} -->"
+
+
+def keep(kept: dict[str, Any], kind: str) -> None:
+    """As a file and, of that, as the table between the marks of README.md for this kind of device."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{kind}.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    text, (begin, end) = README.read_text(encoding="utf-8"), marks(kind)
     before, rest = text.split(begin)
-    table = "\n".join([f"\n\n{device_name()}, torch {torch.__version__}:\n", HEAD, *lines])
-    README.write_text(f"{before}{begin}{table}\n\n{end}{rest.split(end)[1]}", encoding="utf-8")
+    README.write_text(f"{before}{begin}{table(kept)}{end}{rest.split(end)[1]}", encoding="utf-8")
 
 
 def main() -> int:
@@ -191,10 +201,10 @@ def main() -> int:
     lines = []
     for case in ON_GPU if dist.uses_cuda() else ON_CPU:
         if case.size in arguments.sizes:
-            lines.append(line(case, compare(case)))
-            print(lines[-1], flush=True)
+            lines.append(dataclasses.asdict(case) | dataclasses.asdict(compare(case)))
+            print(line(lines[-1]), flush=True)
             gc.collect()
-    write_table(lines, kind)
+    keep({"device": device_name(), "torch": torch.__version__, "lines": lines}, kind)
     dist.close()
     return 0
 
