@@ -8,7 +8,6 @@ from pathlib import Path
 
 from data_tools.check import Demands
 from data_tools.corpora import corpora
-from data_tools.dedup import DISTANCE, MOST
 from data_tools.engines import ENGINES
 from data_tools.engines.local import cores
 from data_tools.shard import Options
@@ -73,14 +72,6 @@ def add_demands(command: argparse.ArgumentParser) -> None:
         metavar="SHARDS",
         help="leave out all that looks like an image of these shards, such as a test set's",
     )
-    asked.add_argument(
-        "--hash-distance",
-        type=int,
-        choices=range(MOST + 1),
-        default=DISTANCE,
-        metavar="BITS",
-        help=f"of the 64 bits of a perceptual hash, those that may differ, 0 to {MOST} (default: {DISTANCE})",
-    )
 
 
 def demanding(options: Options, arguments: argparse.Namespace) -> Options:
@@ -95,7 +86,7 @@ def demanding(options: Options, arguments: argparse.Namespace) -> Options:
         words and (words[0], words[1]),
     )
     exclude = tuple(folder for path in arguments.exclude for folder in corpora(path))
-    return replace(options, demands=demands, dedup=arguments.dedup, exclude=exclude, distance=arguments.hash_distance)
+    return replace(options, demands=demands, dedup=arguments.dedup, exclude=exclude)
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

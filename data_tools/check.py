@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_tools.image import BadImage, decode, decoded_size, dhash, shrunk
+from data_tools.image import BadImage, decode, decoded_size, shrunk
+from data_tools.look import look_of
 from data_tools.record import Dropped, Record
 
 __all__ = ["BadImage", "Checked", "Demands", "check_record", "clean_captions", "decoded_size"]
@@ -46,7 +47,7 @@ class Demands:
     max_aspect: float = 0.0  # longer by shorter side; 0: any
     caption_words: tuple[int, int] | None = None  # fewest and most
     exact_hash: bool = False  # SHA-256 of the bytes as they came
-    perceptual_hash: bool = False
+    look: bool = False  # what `data_tools.look` compares
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Picture:
     height: int
     crc32: int
     encoded: bytes = b""
-    perceptual: int = 0
+    look: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,17 @@ def _checked(item: Record, demands: Demands) -> Checked:
 
 
 def _picture(data: bytes, demands: Demands) -> Picture:
-    image = decode(data, demands.longest_side)
+    image = decode(data, 0 if demands.look else demands.longest_side or None)
     short, long = sorted((image.width, image.height))
     if short < demands.min_size:
         raise _Unfit(TOO_SMALL, f"{image.width} x {image.height} pixels")
     if demands.max_aspect and long > demands.max_aspect * short:
         raise _Unfit(TOO_ELONGATED, f"{image.width} x {image.height} pixels")
-    perceptual = dhash(image) if demands.perceptual_hash else 0
-    if image.colour:
+    look = look_of(image.colour) if demands.look and image.colour else b""
+    if image.colour and 0 < demands.longest_side < long:
         encoded, width, height = shrunk(image.colour, demands.longest_side, demands.quality)
-        return Picture(width, height, zlib.crc32(encoded), encoded, perceptual)
-    return Picture(image.width, image.height, zlib.crc32(data), b"", perceptual)
+        return Picture(width, height, zlib.crc32(encoded), encoded, look)
+    return Picture(image.width, image.height, zlib.crc32(data), b"", look)
 
 
 def _is_name(text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +40,10 @@ def shard_source(arguments: argparse.Namespace) -> int:
     options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)
     source = open_source(made_of)
     with progress("sharding", source.size, lambda: source.position) as advance:
-        print(shard_records(source, arguments.out, options, advance).summary())
+        found = shard_records(source, arguments.out, options, advance)
+        print(found.summary())
+    if found.warning():
+        print(found.warning(), file=sys.stderr)
     return 0
 
 

@@ -18,19 +18,18 @@ from mvlm.data.upright import ORIENTATION, eight_bits
 
 @dataclass(frozen=True)
 class Decoded:
-    """Width and height in pixels, before any EXIF rotation, and the brightness uint8 [height, width]."""
+    """Width and height in pixels, before any EXIF rotation."""
 
     width: int
     height: int
-    luma: np.ndarray
-    colour: Image.Image | None = None  # where it is to be shrunk
+    colour: Image.Image | None = None  # where it was asked for
 
 
-def decode(data: bytes, longest_side: int = 0) -> Decoded:
+def decode(data: bytes, colour_beyond: int | None = None) -> Decoded:
     """Decode an encoded image in full, the first frame of several.
 
     Of a JPEG every coefficient is decoded, but only the brightness turned into pixels: all damage shows before that.
-    `colour` is given as well where a side exceeds `longest_side`, unless that is 0.
+    `colour` is given as well where a side exceeds `colour_beyond` pixels.
 
     Raises:
         BadImage: the bytes are no image of the formats taken, are cut short or damaged, or ask for too much.
@@ -45,12 +44,14 @@ def decode(data: bytes, longest_side: int = 0) -> Decoded:
             pass  # a kind of JPEG that simplejpeg does not know: Pillow may
         else:
             check_size(width, height, 4 if colours in ("CMYK", "YCCK") else 3)
-            colour = _jpeg_colour(data) if 0 < longest_side < max(width, height) else None
-            return Decoded(width, height, _brightness(colour) if colour else _jpeg_pixels(data, "GRAY"), colour)
+            if colour_beyond is not None and max(width, height) > colour_beyond:
+                return Decoded(width, height, _jpeg_colour(data))
+            _jpeg_pixels(data, "GRAY")
+            return Decoded(width, height)
     with opened(data) as image:
         image.load()
-        colour = image.copy() if 0 < longest_side < max(image.size) else None
-        return Decoded(*image.size, _brightness(image), colour)
+        wanted = colour_beyond is not None and max(image.size) > colour_beyond
+        return Decoded(*image.size, image.copy() if wanted else None)
 
 
 def _jpeg_pixels(data: bytes, mode: str) -> np.ndarray:
@@ -71,10 +72,6 @@ def _jpeg_colour(data: bytes) -> Image.Image:
         colour.info = dict(header.info)
         colour.getexif()[ORIENTATION] = header.getexif().get(ORIENTATION, 1)
         return colour
-
-
-def _brightness(image: Image.Image) -> np.ndarray:
-    return np.asarray(image if image.mode == "L" else _eight_bits(image).convert("RGB").convert("L"))
 
 
 def decoded_size(data: bytes) -> tuple[int, int]:
@@ -123,13 +120,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         return image.convert("RGBA")
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
-
-
-def dhash(image: Decoded) -> int:
-    """A 64-bit perceptual hash: whether each of 8 x 8 patches is brighter than the next to its left.
-
-    Shrunk and re-encoded copies differ in a few bits, other pictures in about 32; plain ones have hash 0.
-    """
-    fine = np.asarray(Image.fromarray(image.luma).resize((72, 64), Image.Resampling.BOX), np.float32)
-    means = fine.reshape(8, 8, 9, 8).mean((1, 3))
-    return int.from_bytes(np.packbits(np.diff(means, axis=1) > 0.5).tobytes(), "big")

@@ -18,7 +18,7 @@ OPTIONS = ("images", "annotations", "names", "subset", "image_column", "caption_
 
 WRITING = (
     *("split", "split_by", "shard_mb", "longest_side", "quality", "min_size", "max_aspect", "caption_words"),
-    *("dedup", "exclude", "hash_distance"),
+    *("dedup", "exclude"),
 )
 """Arguments that decide what becomes of the records."""
 

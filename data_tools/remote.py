@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.disk import NO_ROOM
-from data_tools.storage import PLAN, STATE, Store, say_afresh, sealed, whole
+from data_tools.storage import PLAN, STATE, Store, say_afresh, sealed, unsealed, whole
 from mvlm.data.schema import MANIFEST
 from mvlm.errors import UserError
 
@@ -86,8 +86,11 @@ class Remote:
         except FileNotFoundError:
             return False
 
-    def add_state(self, state: bytes) -> None:
-        self._files.pipe_file(f"{self._root}/{STATE}/{self._count:06d}.state", sealed(state))
+    def seen(self, number: int) -> bytes:
+        return unsealed(self._files.cat_file(f"{self._root}/{STATE}/{number:06d}.state"))[1]
+
+    def add_state(self, state: bytes, seen: bytes) -> None:
+        self._files.pipe_file(f"{self._root}/{STATE}/{self._count:06d}.state", sealed(state, seen))
         self._count += 1
 
     def restart(self) -> None:

@@ -39,16 +39,15 @@ class State:
     finished: tuple[int, int, int]  # rows, captions, image bytes of that split's finished shards
     pending: dict[str, list[int]]  # by split: the numbers of the records of its shard under way
     quarantine: list[str]  # new lines
-    seen: bytes = b""  # what `Seen` has new
 
     def to_bytes(self) -> bytes:
-        return json.dumps(asdict(self) | {"seen": self.seen.hex()}).encode()
+        return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_bytes(cls, content: bytes) -> State:
         fields = json.loads(content)
         changed = {"shard": Shard(**fields["shard"]), "finished": tuple(fields["finished"])}
-        return cls(**fields | changed | {"seen": bytes.fromhex(fields["seen"])})
+        return cls(**fields | changed)
 
 
 @dataclass

@@ -7,7 +7,6 @@ its files move to their places. Killed before the rename, a retry did nothing; k
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -19,11 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_tools.check import Checked, Picture, check_record
+from data_tools.check import Checked, Picture, check_record, exact_hash
 from data_tools.corpora import batches
-from data_tools.dedup import EXCLUDED, Excluded, Seen
+from data_tools.dedup import DUPLICATE_ID, EXCLUDED, Excluded, Seen, row_look, row_size
 from data_tools.engines import Map, engine
-from data_tools.image import decode, dhash
 from data_tools.readers import Source
 from data_tools.record import Dropped, Record
 from data_tools.shard import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options, needed, stored_row
@@ -35,7 +33,6 @@ from mvlm.data.schema import MANIFEST, SCHEMAS, read_manifest
 from mvlm.errors import UserError
 
 PARTIAL, READY = ".retry.partial", ".retry"
-DUPLICATE_ID = "duplicate id"
 
 
 @dataclass(frozen=True)
@@ -139,12 +136,12 @@ class _Work:
             writer = CorpusWriter(stage / name, options.shard_bytes, SCHEMAS[manifest.task], manifest.task)
             writer.go_on(manifest.shards, (manifest.rows, manifest.captions, manifest.image_bytes))
             self._writers[name] = writer
-        self._excluded = Excluded(options.exclude, options.distance, run)
-        self._seen = Seen(options.dedup, options.distance)
+        self._excluded = Excluded(options.exclude, stage, run)
+        self._seen = Seen(options.dedup, stage)
         rows = self._rows()
-        hashed = run(_perceptual, rows, _row_size) if options.dedup == "perceptual" else ((row, 0) for row in rows)
-        for (key, image), perceptual in hashed:
-            self._seen.refuses(key, _found(image, perceptual))
+        looks = run(row_look, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
+        for (key, image), look in looks:
+            self._seen.refuses(key, _found(image, look), f"{key} ({out})")
         self._reached: set[str] = set()
         self._dropped: list[Dropped] = []
         self._counts = Yield.from_dict(json.loads((out / YIELD).read_text(encoding="utf-8")))
@@ -180,11 +177,12 @@ class _Work:
         split = self._options.split
         if split and split.allot(item) is None:
             return Dropped(item.key, MISSING, item.where, split.field, item.source)
-        if self._excluded.holds(result):
-            return Dropped(item.key, EXCLUDED, item.where, source=item.source)
+        if twin := self._excluded.twin(result):
+            return Dropped(item.key, EXCLUDED, item.where, f"looks like {twin}", item.source)
         stored = result.pictures[0].encoded or item.image
-        if reason := self._seen.refuses(item.key, replace(result, exact=_digest(stored))):
-            return Dropped(item.key, reason, item.where, source=item.source)
+        reason, detail = self._seen.refuses(item.key, replace(result, exact=exact_hash([stored])), str(item))
+        if reason:
+            return Dropped(item.key, reason, item.where, detail, item.source)
         return None
 
     def finish(self, listed: list[dict[str, str]]) -> Outcome:
@@ -209,21 +207,9 @@ def _file(where: str) -> str:
     return where.rpartition(":")[0]
 
 
-def _perceptual(row: tuple[str, bytes]) -> int:
-    return dhash(decode(row[1]))
-
-
-def _row_size(row: tuple[str, bytes]) -> int:
-    return len(row[1])
-
-
-def _found(image: bytes, perceptual: int) -> Checked:
+def _found(image: bytes, look: bytes) -> Checked:
     """As if a row had just been checked. Equal images are stored as equal bytes, also where they were shrunk."""
-    return Checked((), Counter(), (Picture(0, 0, 0, b"", perceptual),), exact=_digest(image))
-
-
-def _digest(image: bytes) -> bytes:
-    return hashlib.sha256(image).digest()[:16]
+    return Checked((), Counter(), (Picture(0, 0, 0, b"", look),), exact=exact_hash([image]))
 
 
 def _uncount(counts: Yield, entry: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from data_tools.check import SOUND, TOO_ELONGATED, TOO_SMALL, Checked, Demands, check_record
-from data_tools.dedup import DISTANCE, DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded, Seen
+from data_tools.dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded, Seen
 from data_tools.engines import engine
 from data_tools.record import Dropped, Record
 from data_tools.resume import Again, Changed, Item, State, Trail, replayed, versions
@@ -52,7 +52,6 @@ class Options:
     demands: Demands = SOUND
     dedup: str = ""  # "exact" or "perceptual": of equal images the first is kept
     exclude: tuple[Path, ...] = ()  # corpora none of whose images may come in
-    distance: int = DISTANCE  # bits by which perceptual hashes of one image may differ
     engine: str = "local"
     ray_address: str | None = None
     origin: Mapping[str, Any] | None = None  # what the records are of, for source.json; a restart needs it
@@ -84,7 +83,7 @@ def shard(
         if not all(store.has(name, size) for name, size in files.items()):
             states = _afresh(store, out, "lost a shard")
         with engine(options.engine, options.workers, options.ray_address) as run:
-            excluded = Excluded(options.exclude, options.distance, run)
+            excluded = Excluded(options.exclude, store.work, run)
             while True:
                 work = _Work(store, out, options, excluded, states)
                 try:
@@ -100,8 +99,8 @@ def shard(
 
 def needed(options: Options) -> Demands:
     """What the check must work out for the options' sake."""
-    perceptual = options.dedup == "perceptual" or bool(options.exclude)
-    return replace(options.demands, exact_hash=bool(options.dedup or options.exclude), perceptual_hash=perceptual)
+    look = options.dedup == "perceptual" or bool(options.exclude)
+    return replace(options.demands, exact_hash=options.dedup == "exact", look=look)
 
 
 def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
@@ -114,7 +113,7 @@ def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
         "split": options.split and [list(options.split.shares.items()), options.split.field],
         "shard_bytes": options.shard_bytes,
         "demands": asdict(options.demands),
-        "dedup": [options.dedup, options.distance],
+        "dedup": options.dedup,
         "exclude": [read_manifest(folder).fingerprint for folder in options.exclude],
         "versions": versions(),
     }
@@ -154,19 +153,19 @@ class _Work:
         self._names = list(options.split.shares) if options.split else [""]
         self._pending: dict[str, list[int]] = {name: [] for name in self._names}
         self._trail = Trail()
-        self._seen = Seen(options.dedup, options.distance)
+        self._seen = Seen(options.dedup, store.work, restarts=options.origin is not None)
         self._writers: dict[str, CorpusWriter] = {}
         self._task = ""
         self._quarantine = (store.work / QUARANTINE).open("w", encoding="utf-8")
         self._lines: list[str] = []
-        for state in states:
+        for number, state in enumerate(states):
             self._restore(state)
+            self._seen.restore(store.seen(number))
 
     def _restore(self, state: State) -> None:
         self._open(state.task)
         writer = self._writers[state.split]
         writer.go_on([*writer.shards, state.shard], state.finished)
-        self._seen.restore(state.seen)
         self._quarantine.writelines(state.quarantine)
 
     def _open(self, task: str) -> None:
@@ -217,10 +216,11 @@ class _Work:
         name = split.allot(item) if split else ""
         if name is None:
             return Dropped(item.key, MISSING, item.where, split.field if split else "", item.source)
-        if self._excluded.holds(result):
-            return Dropped(item.key, EXCLUDED, item.where, source=item.source)
-        if reason := self._seen.refuses(item.key, result):
-            return Dropped(item.key, reason, item.where, source=item.source)
+        if twin := self._excluded.twin(result):
+            return Dropped(item.key, EXCLUDED, item.where, f"looks like {twin}", item.source)
+        reason, detail = self._seen.refuses(item.key, result, str(item))
+        if reason:
+            return Dropped(item.key, reason, item.where, detail, item.source)
         return stored_row(item, result), name
 
     def _write(self, row: SimpleNamespace, name: str, number: int) -> None:
@@ -245,9 +245,8 @@ class _Work:
             finished=self._writers[name].finished,
             pending=self._pending,
             quarantine=self._lines,
-            seen=self._seen.new(),
         )
-        self._store.add_state(state.to_bytes())
+        self._store.add_state(state.to_bytes(), self._seen.new())
         self._lines = []
 
     def abandon(self) -> None:

@@ -67,8 +67,12 @@ class Store(Protocol):
         """Whether a kept file is there in full."""
         ...
 
-    def add_state(self, state: bytes) -> None:
-        """Make a state last; what it speaks of was kept before."""
+    def add_state(self, state: bytes, seen: bytes) -> None:
+        """Make a state last, with what `Seen` has new; what it speaks of was kept before."""
+        ...
+
+    def seen(self, number: int) -> bytes:
+        """What `Seen` had new in that state."""
         ...
 
     def restart(self) -> None:
@@ -202,10 +206,13 @@ class _Folder:
         path = self.work / name
         return path.is_file() and path.stat().st_size == size
 
-    def add_state(self, state: bytes) -> None:
+    def seen(self, number: int) -> bytes:
+        return unsealed((self.work / STATE / f"{number:06d}.state").read_bytes())[1]
+
+    def add_state(self, state: bytes, seen: bytes) -> None:
         folder = self.work / STATE
         number = len(list(folder.glob("*.state")))
-        write_bytes(folder / f"{number:06d}.state", sealed(state))
+        write_bytes(folder / f"{number:06d}.state", sealed(state, seen))
         sync_folder(folder)
 
     def restart(self) -> None:
@@ -252,16 +259,25 @@ def say_afresh(out: str) -> None:
     )
 
 
-def sealed(state: bytes) -> bytes:
-    return hashlib.sha256(state).digest() + state
+def sealed(state: bytes, seen: bytes) -> bytes:
+    """A state as it is stored: a hash of the rest, the length of its JSON, that, and what `Seen` has new."""
+    rest = len(state).to_bytes(8, "little") + state + seen
+    return hashlib.sha256(rest).digest() + rest
 
 
-def whole(sealed: Iterator[bytes]) -> list[bytes]:
+def unsealed(content: bytes) -> tuple[bytes, bytes]:
+    """The JSON and what follows."""
+    end = 40 + int.from_bytes(content[32:40], "little")
+    return content[40:end], content[end:]
+
+
+def whole(stored: Iterator[bytes]) -> list[bytes]:
+    """The JSON of the states that are whole, up to the first that is not."""
     states = []
-    for content in sealed:
+    for content in stored:
         if hashlib.sha256(content[32:]).digest() != content[:32]:
             break
-        states.append(content[32:])
+        states.append(unsealed(content)[0])
     return states
 
 

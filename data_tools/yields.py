@@ -7,7 +7,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from data_tools.dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE
 from data_tools.record import Dropped
+
+MANY_TWINS = 0.03
+"""Share of the records left out as copies beyond which somebody should look whether they are."""
 
 MOST_SOURCES = 100
 OTHERS = "(others)"
@@ -87,7 +91,17 @@ class Yield:
                     f"  {name or '(none given)'}: kept {part.kept:,} of {part.read:,}" + f" ({reasons})" * bool(reasons)
                 )
         lines += [f"{name}: {rows:,} records" for name, rows in self.splits.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *filter(None, [self.warning()])])
+
+    def warning(self) -> str:
+        """A sentence where so many records were left out as copies that somebody should look, else ""."""
+        copies = sum(self.dropped[reason] for reason in (DUPLICATE, NEAR_DUPLICATE, EXCLUDED))
+        if copies <= MANY_TWINS * self.read:
+            return ""
+        return (
+            f"WARNING: {copies:,} of {self.read:,} records ({copies / self.read:.0%}) were left out as copies of other "
+            "images: look at some of them in quarantine.jsonl, which names the other of each."
+        )
 
 
 def _sorted(counter: Counter[str]) -> dict[str, int]:

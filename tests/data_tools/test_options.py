@@ -13,8 +13,6 @@ from made import photo, quarantine, read_rows, run, write_captions, write_folder
 from PIL import Image
 
 from benchmarks.data.corpus import photo as lifelike
-from data_tools.dedup import MOST, NearHashes
-from data_tools.image import decode, dhash
 
 
 @pytest.fixture
@@ -114,76 +112,6 @@ def test_small_and_elongated_images_and_short_and_long_captions(tmp_path: Path) 
     assert quarantine(tmp_path / "out") == reasons
     found = json.loads((tmp_path / "out/yield.json").read_text())
     assert found["dropped_captions"] == {"caption has too few words": 1, "caption has too many words": 1}
-
-
-def copies(data: bytes) -> dict[str, bytes]:
-    """What becomes of an image on its way through the web."""
-    image = opened(data)
-    width, height = image.size
-    return {
-        "recoded": encoded(image, quality=50),
-        "half": encoded(image.resize((width // 2, height // 2), Image.Resampling.BICUBIC)),
-        "thumb": encoded(image.resize((width // 4, height // 4), Image.Resampling.LANCZOS), quality=70),
-        "squeezed": encoded(image.resize((224, 224), Image.Resampling.BILINEAR)),
-        "png": encoded(image.resize((300, 200)), "PNG"),
-        "webp": encoded(image, "WEBP", quality=60),
-    }
-
-
-def test_exact_and_perceptual_duplicates(folder: Callable[[dict[str, bytes]], Path]) -> None:
-    one, other = lifelike(1), lifelike(2)
-    images = {"one": one, "other": other, "same": one} | copies(one)
-    exact = sharded(folder(images), "--dedup", "exact")
-    assert exact[""] == {"same": "image is a duplicate"}
-    near = sharded(folder(images), "--dedup", "perceptual")
-    assert near[""] == dict.fromkeys(["same", *copies(one)], "image is a near duplicate")
-
-
-def test_no_image_of_an_excluded_corpus_comes_in(folder: Callable[[dict[str, bytes]], Path], tmp_path: Path) -> None:
-    """Copies that were shrunk and encoded anew are left out; a hundred other images are not."""
-    held_out = {str(seed): lifelike(seed) for seed in range(8)}
-    run("shard", "folder", folder(held_out), "--out", tmp_path / "test", "--split", "a=0.5,b=0.5")
-    leaks = {f"{name}-{kind}": data for name, one in held_out.items() for kind, data in copies(one).items()}
-    fresh = {f"fresh{seed}": lifelike(100 + seed, (160, 120)) for seed in range(100)}
-    rows = sharded(folder(leaks | fresh), "--exclude", tmp_path / "test")
-    assert rows.pop("") == dict.fromkeys(leaks, "image is excluded")
-    assert rows.keys() == fresh.keys()
-
-
-def test_plain_pictures_are_not_taken_for_one_another(folder: Callable[[dict[str, bytes]], Path]) -> None:
-    plain = {name: encoded(Image.new("RGB", (40, 40), name), "PNG") for name in ("red", "blue", "white")}
-    assert sharded(folder(plain), "--dedup", "perceptual")[""] == {}
-
-
-def test_a_plain_picture_is_known_again_by_its_bytes(
-    folder: Callable[[dict[str, bytes]], Path], tmp_path: Path
-) -> None:
-    red, blue = (encoded(Image.new("RGB", (40, 40), name), "PNG") for name in ("red", "blue"))
-    run("shard", "folder", folder({"held out": red}), "--out", tmp_path / "test")
-    source = folder({"leak": red, "blue": blue, "again": blue})
-    rows = sharded(source, "--exclude", tmp_path / "test", "--dedup", "perceptual")
-    assert rows.pop("") == {"leak": "image is excluded", "again": "image is a duplicate"}
-    assert rows.keys() == {"blue"}
-
-
-@pytest.mark.parametrize("distance", [0, 3, 4, 7, MOST])
-def test_the_index_finds_what_a_full_scan_finds(distance: int) -> None:
-    random = np.random.default_rng(distance)
-    values = [int(value) for value in random.integers(0, 2**63, 300, dtype=np.uint64)]
-    index = NearHashes(distance)
-    for value in values:
-        index.add(value)
-    for _ in range(300):
-        flips = random.choice(64, int(random.integers(0, distance + 3)), replace=False)
-        asked = values[int(random.integers(300))] ^ sum(1 << int(bit) for bit in flips)
-        assert index.near(asked) == any((asked ^ value).bit_count() <= distance for value in values)
-
-
-def test_unrelated_pictures_are_far_apart() -> None:
-    hashes = [dhash(decode(lifelike(seed, (120, 90)))) for seed in range(60)]
-    apart = [(a ^ b).bit_count() for n, a in enumerate(hashes) for b in hashes[:n]]
-    assert min(apart) > MOST
-    assert 28 < np.mean(apart) < 36
 
 
 def test_mistakes_in_options(tmp_path: Path, fails: Callable[..., str]) -> None:

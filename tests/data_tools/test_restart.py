@@ -15,6 +15,9 @@ import pytest
 from made import photo, run, tree, write_captions, write_folder
 
 from data_tools.__main__ import main
+from data_tools.record import Record
+from data_tools.shard import Options, shard
+from data_tools.storage import unsealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(source: Path, out: Path, *more: object) -> list[str]:
-    split = ["--split", "train=0.8,eval=0.2", "--split-by", "group", "--dedup", "exact", "--shard-mb", "0.02"]
+    split = ["--split", "train=0.8,eval=0.2", "--split-by", "group", "--dedup", "perceptual", "--shard-mb", "0.02"]
     return ["shard", "folder", str(source), "--out", str(out), *split, *map(str, more)]
 
 
@@ -45,7 +48,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     run(*words(source, out, "--workers", 1))
     reasons = json.loads((out / "yield.json").read_text())["dropped"]
-    assert reasons == {"duplicate id": 1, "image is a duplicate": 3, "image is missing": 3, "not an image": 2}
+    assert reasons == {"duplicate id": 1, "image is a near duplicate": 3, "image is missing": 3, "not an image": 2}
     return tree(out)
 
 
@@ -92,7 +95,8 @@ def test_finished_shards_are_not_made_again(source: Path, undisturbed: dict[str,
     argv = stopped(source, tmp_path / "out", 3)
     kept = {path: path.stat().st_ino for path in (tmp_path / ".out.partial").rglob("*.arrow")}
     assert len(kept) >= 3
-    named = [json.loads(path.read_bytes()[32:]) for path in (tmp_path / ".out.partial/.state").glob("*.state")]
+    stored = [path.read_bytes() for path in (tmp_path / ".out.partial/.state").glob("*.state")]
+    named = [json.loads(unsealed(content)[0]) for content in stored]
     done = {f"{state['split']}/{state['shard']['file']}" for state in named}
     run(*argv)
     for path, inode in kept.items():
@@ -142,6 +146,37 @@ def test_other_options_and_a_changed_source_start_afresh_and_say_so(
     assert "starting afresh" in capsys.readouterr().err
     run(*words(folder, tmp_path / "direct", "--workers", 1))
     assert tree(tmp_path / "changed") == tree(tmp_path / "direct")
+
+
+class Stop(Exception):
+    """In the place of a kill."""
+
+
+@pytest.mark.parametrize("change", ["an image of another size", "shorter"])
+def test_a_source_that_changed_under_the_same_names_starts_afresh(
+    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing but the records themselves tells it: their options and what is known of the source stay."""
+    records = [Record(f"r{n}", photo(n), ["noise"], where=f"made:{n}") for n in range(60)]
+    options = Options(shard_bytes=10_000, origin={"made": "here"})
+    read = 0
+
+    def stop(_: int) -> None:
+        nonlocal read
+        read += 1
+        if read == 50:
+            raise Stop
+
+    with pytest.raises(Stop):
+        shard(records, tmp_path / "out", options, stop)
+    assert len(list((tmp_path / ".out.partial/.state").glob("*.state"))) > 1
+    changed = records[:4] if change == "shorter" else list(records)
+    if change != "shorter":
+        changed[2] = Record("r2", photo(2, size=(40, 30)), ["noise"], where="made:2")
+    shard(changed, tmp_path / "out", options)
+    assert "read a source that has changed since: starting afresh" in capsys.readouterr().err
+    shard(changed, tmp_path / "direct", options)
+    assert tree(tmp_path / "out") == tree(tmp_path / "direct")
 
 
 def test_killed_while_cleaning_up(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""How well copies of pictures are told from pictures that only resemble them: `--dedup perceptual` and `--exclude`.
+
+    python benchmarks/data/copies.py emoji.tar clipart.tar
+
+Of each corpus: what would be dropped as a near duplicate, and how much of that is visibly different; of each kind of
+copy, how many are found; and how many pictures of one corpus are taken for some of the other. What is in the results is
+not measured again: the same command resumes where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data_tools.dedup import row_look
+from data_tools.look import read_look
+from data_tools.picture_index import NearHashes, PictureIndex
+
+RESULTS = Path(__file__).parent / "results/copies.json"
+SAMPLE = 500
+HASH_ALONE = 4
+"""Bits of a hash alone by which pictures were dropped before they were compared."""
+
+CELLS, LEVELS, VISIBLE = 40, 32, 0.02
+"""Two pictures are visibly different where, of 40 x 40 cells, more than 2 % differ by more than 32 grey levels."""
+
+Resampling = Image.Resampling
+
+
+def pictures(tar: Path) -> dict[str, bytes]:
+    with tarfile.open(tar) as content:
+        files = [member for member in content if member.isfile() and "/images/" in member.name]
+        return {Path(file.name).stem: content.extractfile(file).read() for file in files}
+
+
+def encoded(image: Image.Image, quality: int, kind: str = "JPEG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=quality)
+    return buffer.getvalue()
+
+
+def scaled(image: Image.Image, factor: float, way: Resampling = Resampling.BICUBIC) -> Image.Image:
+    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), way)
+
+
+def cropped(image: Image.Image, most: float, chance: random.Random) -> Image.Image:
+    left, right, top, bottom = (chance.uniform(0, most) for _ in range(4))
+    width, height = image.size
+    return image.crop(
+        (round(left * width), round(top * height), round(width - right * width), round(height - bottom * height))
+    )
+
+
+KINDS: dict[str, Callable[[Image.Image, random.Random], bytes]] = {
+    "JPEG of quality 75": lambda image, _: encoded(image, 75),
+    "JPEG of quality 50": lambda image, _: encoded(image, 50),
+    "JPEG of quality 30": lambda image, _: encoded(image, 30),
+    "WebP of quality 60": lambda image, _: encoded(image, 60, "WEBP"),
+    "half the size": lambda image, _: encoded(scaled(image, 0.5), 85),
+    "a quarter of the size": lambda image, _: encoded(scaled(image, 0.25), 85),
+    "1.5 times the size": lambda image, _: encoded(scaled(image, 1.5), 85),
+    "made square": lambda image, _: encoded(image.resize((round((image.width * image.height) ** 0.5),) * 2), 85),
+    "cropped by up to 2 % a side": lambda image, chance: encoded(cropped(image, 0.02, chance), 85),
+    "cropped by up to 5 % a side": lambda image, chance: encoded(cropped(image, 0.05, chance), 85),
+    "the same at half the size": lambda image, chance: encoded(scaled(cropped(image, 0.05, chance), 0.5), 75),
+    "cropped by up to 10 % a side": lambda image, chance: encoded(cropped(image, 0.10, chance), 85),
+}
+
+
+def differ(one: bytes, other: bytes) -> bool:
+    """Whether two whole pictures are visibly different; this shares nothing with what is measured."""
+    size = (4 * CELLS, 4 * CELLS)
+    a, b = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB").resize(size), np.float32) for data in (one, other))
+    cells = np.abs(a - b).max(2).reshape(CELLS, 4, CELLS, 4).mean((1, 3))
+    return bool((cells > LEVELS).mean() > VISIBLE)
+
+
+def dedup(images: dict[str, bytes], looks: dict[str, bytes]) -> dict[str, object]:
+    """What is dropped of a corpus, and by the hash alone."""
+    hashes, index, kept = NearHashes(HASH_ALONE), PictureIndex(Path(tempfile.gettempdir())), []
+    alone, pairs = [], []
+    for name, look in looks.items():
+        value = read_look(look).hashes[0]
+        near = hashes.near(value)
+        if len(near):
+            alone.append((name, kept[near[0]]))
+        else:
+            hashes.add(value)
+            kept.append(name)
+        twin = index.twin(look)
+        if twin:
+            pairs.append((name, twin))
+        else:
+            index.add(look, name)
+    found = {"pictures": len(images), "dropped": len(pairs), "dropped by the hash alone": len(alone)}
+    found["visibly different"] = sum(differ(images[one], images[other]) for one, other in pairs)
+    found["visibly different by the hash alone"] = sum(differ(images[one], images[other]) for one, other in alone)
+    return found | {"pairs": [" = ".join(pair) for pair in pairs]}
+
+
+def recall(images: dict[str, bytes], index: PictureIndex, kind: str) -> dict[str, object]:
+    chance = random.Random(kind)
+    chosen = random.Random(0).sample(sorted(images), min(SAMPLE, len(images)))
+    found = 0
+    for name in chosen:
+        image = Image.open(io.BytesIO(images[name])).convert("RGB")
+        found += bool(index.twin(row_look((name, KINDS[kind](image, chance)))))
+    return {"copies": len(chosen), "found": found}
+
+
+def indexed(looks: dict[str, bytes]) -> PictureIndex:
+    index = PictureIndex(Path(tempfile.gettempdir()))
+    for name, look in looks.items():
+        index.add(look, name)
+    return index
+
+
+def measurements(tars: list[Path]) -> Iterator[tuple[str, Callable[[], dict[str, object]]]]:
+    corpora = {tar.stem: pictures(tar) for tar in tars}
+    looks = {name: {key: row_look((key, data)) for key, data in images.items()} for name, images in corpora.items()}
+    for name, images in corpora.items():
+        yield f"{name}: near duplicates", lambda images=images, name=name: dedup(images, looks[name])
+        index = indexed(looks[name])
+        for kind in KINDS:
+            yield f"{name}: {kind}", lambda images=images, index=index, kind=kind: recall(images, index, kind)
+        for other in corpora.keys() - {name}:
+            yield (
+                f"{other} without {name}",
+                lambda index=index, other=other: {
+                    "pictures": len(looks[other]),
+                    "excluded": [f"{key} = {twin}" for key, look in looks[other].items() if (twin := index.twin(look))],
+                },
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tars", type=Path, nargs="+", metavar="TAR", help="of a source folder")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    for name, measure in measurements(arguments.tars):
+        if name not in results:
+            results[name] = measure()
+            arguments.results.write_text(json.dumps(results, indent=1) + "\n")
+        print(name, {key: value for key, value in results[name].items() if not isinstance(value, list)}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
