@@ -39,13 +39,13 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
             found = search_whole(run, hashes=deep)
             start = Start(found.whole, resumes=True, own=True)
             if found.problem:
-                report.wrong(
+                report.warning(
                     "checkpoint",
                     f"{found.problem}: training would go on from {found.whole.name}, the newest whole checkpoint; "
                     "write another's name into it if that is not what you want.",
                 )
             if found.damaged:
-                report.wrong(
+                report.warning(
                     "checkpoint",
                     f"{found.damaged[0]} is damaged ({found.reason}): training would set it aside and go on from "
                     f"{found.whole.name}; bring a whole copy back first if there is one.",
@@ -113,9 +113,9 @@ def _check_others(report: Report, run: Path, start: Start | None, deep: bool) ->
     """The run's own checkpoints that have not been spoken of: an older one is what a run falls back on."""
     for folder in reversed(step_folders(run)):
         known = start is not None and folder == start.checkpoint
-        known = known or any(problem.startswith(f"{folder} is damaged") for problem in report.problems)
+        known = known or any(found.sentence.startswith(f"{folder} is damaged") for found in report.findings)
         if not known and (reason := find_damage(folder, hashes=deep)):
-            report.wrong("checkpoint", f"{folder} is damaged ({reason}): copy it again, or delete it.")
+            report.warning("checkpoint", f"{folder} is damaged ({reason}): copy it again, or delete it.")
 
 
 def _check_writable(report: Report, run: Path) -> None:
