@@ -50,9 +50,10 @@ def check_values(resolved: dict[str, Any], json_name: str) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
-    alone = {"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    # Without the global batch: DeepSpeed derives it for as many ranks as there are now.
+    layout = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     try:
-        DeepSpeedConfig(resolved | alone)
+        DeepSpeedConfig({key: value for key, value in resolved.items() if key != "train_batch_size"} | layout)
     except ValidationError as error:
         section = {model.__name__: [name] for name, model in _models().items()}.get(error.title, [])
         mistakes = Mistakes()
