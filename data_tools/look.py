@@ -47,11 +47,11 @@ MOST_CROPPED = 0.11
 MOST_SQUEEZED = 2.0
 """How much wider one may be than the other: what was made square shows the same."""
 
-HOPELESS = 32
-"""Mean difference of thumbnails, in levels, that no light crop explains, so that none is looked for; half of that after
-`FIRST_STEPS` of the search."""
+HOPELESS, MISSED = 32, 12
+"""Mean differences of brightness, in levels, that no light crop explains: before a search for one, and after its first
+step, which brings copies below 10. Most candidates end there."""
 
-STEPS, FIRST_STEPS = 10, 3
+STEPS = 10
 
 LOOK = struct.Struct(f"<QQ12s5f{SIDE * SIDE * 3}s")
 
@@ -162,7 +162,7 @@ def _overlap(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray] | No
     for number in range(STEPS):
         moved, inside = _moved(stack, frame, across)
         wrong = (target - moved[..., 0]) * inside
-        if np.abs(wrong).mean() > HOPELESS / (1 if number < FIRST_STEPS else 2):
+        if np.abs(wrong).mean() > (MISSED if number else HOPELESS):
             return None
         slopes = (
             np.stack([moved[..., 1] * across, moved[..., 1], moved[..., 2] * across[:, None], moved[..., 2]]).reshape(

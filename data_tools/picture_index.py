@@ -18,7 +18,7 @@ DISTANCE = 11
 CORNERS = 40
 """Levels by which the mean colour of a quarter may differ, so that the thumbnail need not be read."""
 
-MOST_COMPARED = 256
+MOST_COMPARED = 64
 """Candidates that are compared, the nearest in their quarters' colours first: white pages are like each other by the
 thousand."""
 
