@@ -63,7 +63,12 @@ def use(loader, before):
     def at_work():
         next(loader)
         started = children() - before
-        return len(started) == 2 and all("mvlm-images" in Path(f"/proc/{pid}/maps").read_text() for pid in started)
+        return len(started) == 2 and all(map(has_prepared, started))
+
+    def has_prepared(pid):
+        process = Path(f"/proc/{pid}")
+        command = (process / "cmdline").read_text()  # until it is another than this process's, so are its maps
+        return "mvlm.data.worker" in command and "mvlm-images" in (process / "maps").read_text()
 
     wait_until(at_work)
     return children() - before
