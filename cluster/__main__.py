@@ -7,11 +7,15 @@ import json
 import sys
 import traceback
 
-from cluster import local, ray_backend, ray_preflight, slurm, slurm_preflight
+from cluster import local
 from cluster.check import check_run
 from cluster.completion import SHELLS, script
 from cluster.job import JobError, load_job, split_overrides
+from cluster.ray import backend as ray_backend
+from cluster.ray import preflight as ray_preflight
 from cluster.record import find_logs, read_record
+from cluster.slurm import backend as slurm
+from cluster.slurm import preflight as slurm_preflight
 from cluster.watch import BUG, MISTAKE, discard_output
 
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray_backend}

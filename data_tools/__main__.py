@@ -8,8 +8,8 @@ import sys
 import traceback
 
 from data_tools import commands, commands_sources, commands_tools
-from mvlm.completion import SHELLS, script
 from mvlm.errors import UserError
+from mvlm.runtime.completion import SHELLS, script
 
 EXAMPLES = """examples:
   python -m data_tools shard folder photos/ --out shards/photos

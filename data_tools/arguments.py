@@ -10,9 +10,9 @@ from data_tools.check import Demands
 from data_tools.corpora import corpora
 from data_tools.engines import ENGINES
 from data_tools.engines.local import cores
-from data_tools.shard import Options
-from data_tools.split import parse_split
-from data_tools.storage import destination
+from data_tools.pipeline import Options
+from data_tools.reshape.split import parse_split
+from data_tools.store.storage import destination
 from mvlm.errors import UserError
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from data_tools.arguments import add_demands, add_engine, add_writing, demanding, positive, writing_options
 from data_tools.corpora import batches, corpora
+from data_tools.inspect.stats import TEXTS
 from data_tools.origin import add_source, open_source, origin
+from data_tools.pipeline import shard as shard_records
 from data_tools.progress import progress
-from data_tools.shard import shard as shard_records
-from data_tools.stats import TEXTS
 from data_tools.writer import write_text, writing
-from mvlm.data.schema import CAPTION, read_manifest
+from mvlm.data.shards.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
 
 
@@ -48,7 +48,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
 
 
 def tokenizer(arguments: argparse.Namespace) -> int:
-    from mvlm.data.tokenizer import train_tokenizer  # seconds to import, and no other command needs it
+    from mvlm.data.samples.tokenizer import train_tokenizer  # seconds to import, and no other command needs it
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already: delete it or give another --out.")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from data_tools.arguments import add_engine, demanding, writing_options
 from data_tools.origin import open_source, writing_arguments
+from data_tools.pipeline import SOURCE
 from data_tools.progress import progress
-from data_tools.retry import only_retry, read_origin, retry
-from data_tools.shard import SOURCE
+from data_tools.reshape.retry import only_retry, read_origin, retry
 from mvlm.errors import UserError
 
 

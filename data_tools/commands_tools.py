@@ -13,21 +13,21 @@ from pathlib import Path
 from data_tools.arguments import add_writing, megabytes, positive, writing_options
 from data_tools.corpora import corpora
 from data_tools.engines.local import cores
-from data_tools.merge import merge
-from data_tools.plots import KINDS, plots
-from data_tools.preview import contact_sheet
+from data_tools.inspect.plots import KINDS, plots
+from data_tools.inspect.preview import contact_sheet
+from data_tools.inspect.stats import UNCHECKED, corpus_stats, table
+from data_tools.inspect.verify import problems
+from data_tools.pipeline import shard as shard_records
 from data_tools.progress import progress
-from data_tools.resplit import resplit
+from data_tools.reshape.merge import merge
+from data_tools.reshape.resplit import resplit
+from data_tools.reshape.split import parse_split
 from data_tools.row_index import add_indexes
-from data_tools.shard import shard as shard_records
-from data_tools.split import parse_split
-from data_tools.stats import UNCHECKED, corpus_stats, table
-from data_tools.storage import write_bytes, write_text, writing
+from data_tools.store.storage import write_bytes, write_text, writing
 from data_tools.synth import TASKS
 from data_tools.synth.holdout import held_out, with_novel
 from data_tools.synth.records import records
-from data_tools.verify import problems
-from mvlm.data.schema import read_manifest
+from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 
 

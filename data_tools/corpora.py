@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from mvlm.data.schema import MANIFEST, SCHEMAS, Manifest, check_lengths, read_manifest
+from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, check_lengths, read_manifest
 from mvlm.errors import UserError
 
 

@@ -14,7 +14,7 @@ from data_tools.engines import Map
 from data_tools.image import BadImage, decode
 from data_tools.look import look_of
 from data_tools.picture_index import PictureIndex, Spill
-from mvlm.data.schema import IMAGE_COLUMNS, Shards, read_manifest
+from mvlm.data.shards.schema import IMAGE_COLUMNS, Shards, read_manifest
 from mvlm.errors import UserError
 
 DUPLICATE_ID = "duplicate id"

@@ -12,8 +12,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps
 
-from mvlm.data.encoded import JPEG_START, BadImage, check_scans, check_size, damaged, open_image
-from mvlm.data.upright import ORIENTATION, eight_bits
+from mvlm.data.images.encoded import JPEG_START, BadImage, check_scans, check_size, damaged, open_image
+from mvlm.data.images.upright import ORIENTATION, eight_bits
 
 
 @dataclass(frozen=True)

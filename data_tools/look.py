@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mvlm.data.upright import upright
+from mvlm.data.images.upright import upright
 
 SIDE = 32
 """Pixels of a thumbnail, each way: the shape of a picture is not kept but as `aspect`."""

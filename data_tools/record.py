@@ -12,7 +12,7 @@ class Record:
     """One image with its captions, or with the columns of another task, as the source gave them; nothing is checked.
 
     Captions are of any type, because a source may hold null or bytes; `data_tools.check` cleans them. So it does the
-    texts among `columns`, whose names and types are those of `mvlm.data.schema.OWN_COLUMNS`.
+    texts among `columns`, whose names and types are those of `mvlm.data.shards.schema.OWN_COLUMNS`.
     """
 
     key: str
@@ -47,7 +47,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of its task's schema (`mvlm.data.schema.SCHEMAS`): the columns all tasks have, and the others."""
+    """A row of its task's schema (`mvlm.data.shards.schema.SCHEMAS`): the columns all tasks have, and the others."""
 
     key: str
     image: bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.record import Dropped, Record
-from mvlm.data.schema import Shard
+from mvlm.data.shards.schema import Shard
 
 LIBRARIES = ("pyarrow", "pillow", "simplejpeg", "numpy")
 """Their versions decide the bytes written, as does the code beside this file."""

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_tools.disk import sync_folder, write_bytes, write_text, writing
-from mvlm.data.columns import index_of
-from mvlm.data.memory import MappedFile
-from mvlm.data.row_index import packed
-from mvlm.data.schema import (
+from data_tools.store.disk import sync_folder, write_bytes, write_text, writing
+from mvlm.data.loading.shared_memory import MappedFile
+from mvlm.data.shards.columns import index_of
+from mvlm.data.shards.row_index import packed
+from mvlm.data.shards.schema import (
     MANIFEST,
     Manifest,
     Shard,

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from data_tools.check import Checked, Picture
 from data_tools.record import Record
-from mvlm.data.schema import CAPTION, OWN_COLUMNS
+from mvlm.data.shards.schema import CAPTION, OWN_COLUMNS
 
 
 def stored_row(record: Record, found: Checked) -> SimpleNamespace:

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.row_index import add_index
-from data_tools.storage import staged, sync_folder, write_text, writing
-from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
+from data_tools.store.storage import staged, sync_folder, write_text, writing
+from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
 
 __all__ = ["CorpusWriter", "staged", "sync_folder", "write_text", "writing"]
 

@@ -5,7 +5,7 @@ Importing it tells transformers' Auto classes of models that `mvlm export` wrote
 
 from types import ModuleType
 
-from mvlm.imports import when_imported
+from mvlm.runtime.imports import when_imported
 
 __version__ = "0.1.0"
 

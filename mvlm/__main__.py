@@ -10,8 +10,8 @@ from collections.abc import Container
 from importlib import import_module
 
 from mvlm.errors import UserError
-from mvlm.imports import uncollected
-from mvlm.launch import environment
+from mvlm.runtime.imports import uncollected
+from mvlm.runtime.launch import environment
 
 COMMANDS = {
     "train": "pretrain a model, or fine-tune one",

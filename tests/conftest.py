@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin beside another test's ranks make small products a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-LONGEST = ("faults", "cluster", "train", "benchmarks")
+LONGEST = ("faults", "cluster", "training", "benchmarks")
 """Folders whose files take minutes: begun first, lest one process is left with them when the others are done."""
 
 
@@ -158,7 +158,7 @@ def index(trained: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def loaded(trained: Path) -> Any:
     """The model of `trained`."""
-    from mvlm.model.weights import load_run
+    from mvlm.checkpoint.tensors import load_run
 
     return load_run(trained)
 
@@ -166,9 +166,9 @@ def loaded(trained: Path) -> Any:
 @pytest.fixture(scope="session")
 def dataset(loaded: Any, scenes: Path) -> Any:
     """The images of `index`, in its order, with their captions."""
-    from mvlm.data.dataset import EvalDataset
-    from mvlm.data.index import Mixture
-    from mvlm.data.tokenizer import load_tokenizer
+    from mvlm.data.samples.evaluation import EvalDataset
+    from mvlm.data.samples.tokenizer import load_tokenizer
+    from mvlm.data.shards.corpus import Mixture
 
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), tokenizer, loaded.config)

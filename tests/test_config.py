@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.config import Config, config_from_dict, dump_config, load_config
+from mvlm.config.schema import Config, config_from_dict, dump_config, load_config
 from mvlm.errors import UserError
 from tests.conftest import ROOT
 
 TABLES = {table.name: getattr(Config(), table.name) for table in dataclasses.fields(Config)}
 KEYS = [(table, key.name) for table, section in TABLES.items() for key in dataclasses.fields(section)]
-SOURCE = (ROOT / "mvlm/config.py").read_text(encoding="utf-8")
+SOURCE = (ROOT / "mvlm/config/schema.py").read_text(encoding="utf-8")
 
 
 def load(tmp_path: Path, text: str, *overrides: str) -> Config:

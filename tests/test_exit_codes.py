@@ -13,9 +13,10 @@ import data_tools.__main__ as data_main
 import mvlm.__main__ as mvlm_main
 from cluster import watch
 from mvlm.cli import kernels, train
-from mvlm.dist import RanksApart
 from mvlm.errors import DataLost, StorageLost, UserError
-from mvlm.train import trainer, watchdog
+from mvlm.runtime.dist import RanksApart
+from mvlm.training import trainer
+from mvlm.training.health import watchdog
 from tests.conftest import ROOT
 
 TABLE = {

@@ -20,7 +20,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.batch import Encoded
 from mvlm.evaluate import task
-from mvlm.objectives import extra
+from mvlm.model.losses import extra
 from tests.conftest import ROOT, TINY, run_command
 
 EXAMPLES = ROOT / "examples/extending"
@@ -28,7 +28,7 @@ WITH_THE_OBJECTIVE = """
 import sys
 from distance_objective import distance_loss
 from mvlm.__main__ import main
-from mvlm.objectives.extra import EXTRA
+from mvlm.model.losses.extra import EXTRA
 EXTRA["distance"] = distance_loss
 sys.exit(main(sys.argv[1:]))
 """
@@ -111,6 +111,6 @@ def test_an_objective_that_is_not_there(
     words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={tmp_path}/run"]
     assert mvlm([*words, "objectives.extra.distance=0.5"]) == 1
     said = capsys.readouterr().err
-    assert "'distance'" in said and "mvlm/objectives/extra.py" in said
+    assert "'distance'" in said and "mvlm/model/losses/extra.py" in said
     assert mvlm([*words, "objectives.extra.distance=-1"]) == 1
     assert "objectives.extra" in capsys.readouterr().err

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator
 import pytest
 from huggingface_hub import constants
 
-from mvlm import hub
 from mvlm.check.models import _check_weights
 from mvlm.check.report import Report
-from mvlm.config import load_config
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.config.schema import load_config
+from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.foreign import read_tensors
 from mvlm.model.text import describe
 from mvlm.model.vision import VisionEncoder
+from mvlm.runtime import hub
 from tests.conftest import ROOT, free_port
 
 PRETRAINED = ["model.text=FacebookAI/roberta-base", "model.text_weights=pretrained", "model.vision_weights=pretrained"]

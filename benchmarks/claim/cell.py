@@ -21,14 +21,14 @@ from benchmarks.claim.corpora import ROOT, Corpus
 from benchmarks.claim.cost import equal_compute
 from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
 from benchmarks.claim.scores import measure, measure_answers, pack
-from mvlm import dist
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
-from mvlm.config import given_keys, load_config
-from mvlm.data.index import Mixture
+from mvlm.checkpoint.tensors import load_run, load_task_run
+from mvlm.config.schema import given_keys, load_config
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.model.weights import load_run, load_task_run
-from mvlm.train.loop import train
-from mvlm.train.signals import StopRequests
+from mvlm.runtime import dist
+from mvlm.training.fit import train
+from mvlm.training.health.signals import StopRequests
 from mvlm.watch.lines import Lines
 from mvlm.watch.status import METRICS
 

@@ -7,14 +7,14 @@ import torch
 from benchmarks.claim.corpora import ROOT
 from benchmarks.claim.grid import OBJECTIVES
 from mvlm.batch import Batch
-from mvlm.config import Config, load_config
-from mvlm.data.index import training_mixture
-from mvlm.data.loader import Loader
-from mvlm.data.pairs import PairDataset
-from mvlm.data.tokenizer import load_tokenizer, train_tokenizer
-from mvlm.flops import Work, step_flops
-from mvlm.masking import exact_count
+from mvlm.config.schema import Config, load_config
+from mvlm.data.loading.loader import Loader
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
+from mvlm.data.shards.corpus import training_mixture
+from mvlm.estimate.flops import Work, step_flops
 from mvlm.model.dimensions import Dimensions, Tower, dimensions
+from mvlm.model.masking import exact_count
 from mvlm.model.maskvlm import MaskVLM
 
 

@@ -24,11 +24,11 @@ from benchmarks.claim.cell import (
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.grid import core, matching, night
 from benchmarks.claim.jobs import is_under_way, submit
-from mvlm import dist
 from mvlm.errors import UserError
-from mvlm.limits import share_cores
-from mvlm.train.memory import keep_freed_memory
-from mvlm.train.signals import StopRequests
+from mvlm.runtime import dist
+from mvlm.runtime.cpu import share_cores
+from mvlm.runtime.freed_memory import keep_freed_memory
+from mvlm.training.health.signals import StopRequests
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from benchmarks.claim.corpora import Corpus
-from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
-from mvlm.data.foils import FoilDataset
-from mvlm.data.index import Mixture
-from mvlm.data.labelled import class_names
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
+from mvlm.data.samples.foils import FoilDataset
+from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.accuracy import vqa_accuracy
 from mvlm.evaluate.labelled import evaluate_labelled
@@ -22,9 +23,8 @@ from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, Search, image_features, retrieve, summary, text_features
+from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.task import TaskModel
-from mvlm.model.weights import Loaded
 
 WORD = re.compile(r"\w+")
 

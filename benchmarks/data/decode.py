@@ -34,8 +34,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data import decode_peers as peers  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
-from mvlm.data.decoding import Decoded, NativeJpeg, Picture, SimpleJpeg  # noqa: E402
-from mvlm.data.transforms import crop_box, train_view  # noqa: E402
+from mvlm.data.images.decode import Decoded, NativeJpeg, Picture, SimpleJpeg  # noqa: E402
+from mvlm.data.images.transforms import crop_box, train_view  # noqa: E402
 
 SIZE, BATCH = peers.SIZE, 64
 RESULT = Path(__file__).parent / "results" / "decode.json"

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from benchmarks.data.formats import write_ffcv
-from mvlm.data.decoding import Box
-from mvlm.data.transforms import crop_box
+from mvlm.data.images.decode import Box
+from mvlm.data.images.transforms import crop_box
 
 SIZE = 224
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

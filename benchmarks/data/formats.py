@@ -36,7 +36,7 @@ def write_mvlm(records: Iterable[Record], out: Path, shard: int = SHARD) -> None
 
 
 def mvlm_by_row(out: Path) -> tuple[int, Callable[[int], Any]]:
-    from mvlm.data.index import Mixture
+    from mvlm.data.shards.corpus import Mixture
 
     mixture = Mixture([out])
     return len(mixture), mixture.image

@@ -31,11 +31,11 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data.corpus import SIZE, captions, photo  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 from data_tools.writer import CorpusWriter  # noqa: E402
-from mvlm.config import Data  # noqa: E402
-from mvlm.data.decoding import chosen, open_picture  # noqa: E402
-from mvlm.data.index import Corpus, Mixture  # noqa: E402
-from mvlm.data.schema import MANIFEST  # noqa: E402
-from mvlm.data.transforms import train_view  # noqa: E402
+from mvlm.config.schema import Data  # noqa: E402
+from mvlm.data.images.decode import chosen, open_picture  # noqa: E402
+from mvlm.data.images.transforms import train_view  # noqa: E402
+from mvlm.data.shards.corpus import Corpus, Mixture  # noqa: E402
+from mvlm.data.shards.schema import MANIFEST  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "integrity.json"
 SIDE = 224

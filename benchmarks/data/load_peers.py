@@ -28,8 +28,8 @@ def same_decoding(images: Sequence[Any]) -> Any:
     import numpy as np
     import torch
 
-    from mvlm.data.decoding import open_picture
-    from mvlm.data.transforms import train_view
+    from mvlm.data.images.decode import open_picture
+    from mvlm.data.images.transforms import train_view
 
     rng = np.random.default_rng()
     return torch.from_numpy(
@@ -88,7 +88,7 @@ def _captions(sample: dict[str, Any]) -> list[str]:
 
 def make_tokenizer() -> Any:
     from benchmarks.data.corpus import captions
-    from mvlm.data.tokenizer import train_tokenizer
+    from mvlm.data.samples.tokenizer import train_tokenizer
 
     return train_tokenizer([caption for number in range(200) for caption in captions(number)], 2000)
 

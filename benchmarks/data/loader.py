@@ -96,10 +96,10 @@ def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
 
 
 def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
-    from mvlm.config import Config, Data
-    from mvlm.data.index import Mixture
-    from mvlm.data.loader import Loader
-    from mvlm.data.pairs import PairDataset
+    from mvlm.config.schema import Config, Data
+    from mvlm.data.loading.loader import Loader
+    from mvlm.data.samples.pairs import PairDataset
+    from mvlm.data.shards.corpus import Mixture
 
     config = Config(data=Data(crop_scale=SCALE, randaugment=(0, 0)))
     tokenizer = make_tokenizer()

@@ -31,12 +31,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data.corpus import captions, photo  # noqa: E402
 from benchmarks.data.formats import write_mvlm  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
-from mvlm.config import Config, Data  # noqa: E402
-from mvlm.data.ahead import fill_ahead  # noqa: E402
-from mvlm.data.index import training_mixture  # noqa: E402
-from mvlm.data.loader import Loader  # noqa: E402
-from mvlm.data.pairs import PairDataset  # noqa: E402
-from mvlm.data.tokenizer import train_tokenizer  # noqa: E402
+from mvlm.config.schema import Config, Data  # noqa: E402
+from mvlm.data.loading.loader import Loader  # noqa: E402
+from mvlm.data.loading.prefetch import fill_ahead  # noqa: E402
+from mvlm.data.samples.pairs import PairDataset  # noqa: E402
+from mvlm.data.samples.tokenizer import train_tokenizer  # noqa: E402
+from mvlm.data.shards.corpus import training_mixture  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "store.json"
 BATCH, WORKERS = 64, 2

@@ -29,9 +29,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import SIZE, captions, photo, write_folder  # noqa: E402
+from data_tools.pipeline import Options, shard  # noqa: E402
 from data_tools.readers.folder import FolderSource  # noqa: E402
 from data_tools.record import Row  # noqa: E402
-from data_tools.shard import Options, shard  # noqa: E402
 from data_tools.writer import CorpusWriter  # noqa: E402
 
 SHARD_BYTES = 64_000_000

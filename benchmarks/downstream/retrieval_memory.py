@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvlm.config import Config, Data, Model
-from mvlm.data.tokenizer import train_tokenizer
+from mvlm.config.schema import Config, Data, Model
+from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.evaluate.memory import PASS_COPIES, Tokens
 from mvlm.evaluate.retrieval import Search, evaluate_retrieval
 from mvlm.model.maskvlm import MaskVLM

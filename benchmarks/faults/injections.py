@@ -22,10 +22,10 @@ import numpy as np
 
 from benchmarks.faults.moments import a_rank, launchers, moment, partial_checkpoints, whole_checkpoints
 from benchmarks.faults.runs import BATCH, Attempt, send
-from mvlm.config import Data
-from mvlm.config import Run as Seed
-from mvlm.data.index import Corpus
-from mvlm.data.order import Draws
+from mvlm.config.schema import Data
+from mvlm.config.schema import Run as Seed
+from mvlm.data.loading.order import Draws
+from mvlm.data.shards.corpus import Corpus
 
 DONE, MISTAKE, PREEMPTED = 0, 1, 75
 KILLED = (-signal.SIGKILL, 256 - signal.SIGKILL)  # the launcher itself; a rank, as the launcher tells it

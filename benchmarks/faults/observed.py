@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mvlm import dist
 from mvlm.__main__ import main
 from mvlm.batch import Batch, Losses
+from mvlm.runtime import dist
 
 FACTORS = {"nan": float("nan"), "spike": 50.0}
 FOLDER, ATTEMPT = "FAULTS", "FAULTS_ATTEMPT"
@@ -31,9 +31,9 @@ FOLDER, ATTEMPT = "FAULTS", "FAULTS_ATTEMPT"
 
 def observe(folder: Path) -> None:
     """Put the faults of `folder` into the model and the loader, and a record of the stream before the engine."""
-    from mvlm.data.loader import Loader
+    from mvlm.data.loading.loader import Loader
     from mvlm.model.maskvlm import MaskVLM
-    from mvlm.train.engine import Engine
+    from mvlm.training.engine import Engine
 
     path = folder / "faults.json"
     faults = json.loads(path.read_text()) if path.exists() else {}

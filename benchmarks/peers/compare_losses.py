@@ -23,10 +23,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.batch import Encoded, Pool
+from mvlm.model.losses.itc import contrast, itc_loss
+from mvlm.model.losses.itm import hard_negatives, itm_loss
+from mvlm.model.losses.reconstruction import masked_image_loss
 from mvlm.model.vision import VisionEncoder
-from mvlm.objectives.itc import contrast, itc_loss
-from mvlm.objectives.itm import hard_negatives, itm_loss
-from mvlm.objectives.mvlm import masked_image_loss
 
 TRIALS, PAIRS, WIDTH, TOKENS, PATCHES = 20, 24, 32, 7, 5
 DRAWS = 4000

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from mvlm.data.answers import CONTRACTIONS, DIGITS, MARKS, normalize_answer
+from mvlm.data.samples.answers import CONTRACTIONS, DIGITS, MARKS, normalize_answer
 from mvlm.evaluate.accuracy import vqa_accuracy
 
 PEOPLE = 10

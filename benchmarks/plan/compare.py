@@ -1,7 +1,7 @@
 """Planned against measured: python benchmarks/plan/compare.py
 
 Each line is a step of the real engine, DeepSpeed included: its memory at the peak, and the operations of its forward
-and backward pass as torch's counter counts them, beside what mvlm/plan says. On a CPU memory is followed tensor by
+and backward pass as torch's counter counts them, beside what mvlm/estimate says. On a CPU memory is followed tensor by
 tensor; on a GPU it is what torch's allocator has handed out. Keeps the figures in results/, their table in README.md.
 """
 
@@ -25,22 +25,22 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else
 from benchmarks.step.count import count_flops
 from benchmarks.step.ladder import device_name
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
-from mvlm import dist
 from mvlm.batch import Batch
-from mvlm.flops import step_flops
+from mvlm.estimate.activations import longest
+from mvlm.estimate.encoders import Shape, parameters_by_part
+from mvlm.estimate.flops import step_flops
+from mvlm.estimate.kept import Arithmetic
+from mvlm.estimate.memory import peak
 from mvlm.kernels.probes import cpu_gains_by_bf16
 from mvlm.model.dimensions import dimensions
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.plan.activations import longest
-from mvlm.plan.encoders import Shape, parameters_by_part
-from mvlm.plan.kept import Arithmetic
-from mvlm.plan.memory import peak
-from mvlm.train.blocks import prepare_blocks
-from mvlm.train.ds_config import resolve
-from mvlm.train.engine import Engine
-from mvlm.train.kernels import apply_kernels
-from mvlm.train.live_memory import LiveMemory
-from mvlm.train.states import Zero, states
+from mvlm.runtime import dist
+from mvlm.runtime.live_memory import LiveMemory
+from mvlm.training.blocks import prepare_blocks
+from mvlm.training.engine import Engine
+from mvlm.training.kernels import apply_kernels
+from mvlm.training.zero.config import resolve
+from mvlm.training.zero.memory import Zero, states
 
 README = Path(__file__).parent / "README.md"
 RESULTS = Path(__file__).parent / "results"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from benchmarks.step.reference import contrastive_loss, word_loss
 from mvlm.batch import Batch, Encoded, Losses
+from mvlm.model.losses.itm import hard_negatives
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.objectives.itm import hard_negatives
 
 
 class AlbefLike(nn.Module):

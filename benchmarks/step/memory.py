@@ -27,7 +27,7 @@ from benchmarks.step.ladder import RESULTS
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.trial import PRECISIONS
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.train.live_memory import LiveMemory
+from mvlm.runtime.live_memory import LiveMemory
 
 RECOMPUTED = (0.0, 0.5, 1.0)
 MICRO_BATCHES = (4, 8, 16)
@@ -70,7 +70,7 @@ def optimizer_bytes(model: nn.Module, dtype: torch.dtype) -> int:
 
 
 def _recompute(model: MaskVLM, size: Size, share: float) -> None:
-    from mvlm.train.blocks import prepare_blocks
+    from mvlm.training.blocks import prepare_blocks
 
     prepare_blocks(model, replace(size.config, train=replace(size.config.train, recompute=share)), stage=0)
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvlm.batch import IGNORE, Batch, Encoded, Losses
+from mvlm.model.losses.itm import hard_negatives
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.objectives.itm import hard_negatives
 
 
 def naive_losses(model: MaskVLM, batch: Batch, padding: int = 0, packed: bool = False, masked: bool = False) -> Losses:

@@ -11,11 +11,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from mvlm.batch import Batch
-from mvlm.config import Config, load_config
-from mvlm.data.collate import collate
-from mvlm.data.pairs import Pair
-from mvlm.data.tokenizer import SPECIAL_TOKENS
-from mvlm.masking import Purpose, generator, patch_mask, token_mask
+from mvlm.config.schema import Config, load_config
+from mvlm.data.loading.collate import collate
+from mvlm.data.samples.pairs import Pair
+from mvlm.data.samples.tokenizer import SPECIAL_TOKENS
+from mvlm.model.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
 
 ROOT = Path(__file__).parents[2]

@@ -73,9 +73,9 @@ class Rung:
 
 def _speed_up(model: MaskVLM, size: Size, compiled: bool, kernels: bool) -> None:
     """In the order in which a run does it."""
-    from mvlm.train.blocks import prepare_blocks
-    from mvlm.train.kernels import apply_kernels
-    from mvlm.train.memory import keep_freed_memory
+    from mvlm.runtime.freed_memory import keep_freed_memory
+    from mvlm.training.blocks import prepare_blocks
+    from mvlm.training.kernels import apply_kernels
 
     config = replace(size.config, train=replace(size.config.train, compile=compiled))
     if kernels:

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from data_tools.readers.annotated import check_file
 from data_tools.readers.members import is_inside
-from mvlm.data.encoded import EXTENSIONS
+from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
 
 NAMINGS = ("row0", "row1", "md5", "crc32", "basename")

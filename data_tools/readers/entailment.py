@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_tools.readers.annotated import Annotated, At, Entry, Unfit, json_object, lines, text
-from mvlm.data.schema import LABELS
+from mvlm.data.shards.schema import LABELS
 
 
 def entailment(paths: list[Path], images: list[str]) -> Annotated:

@@ -19,7 +19,7 @@ from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
 from data_tools.readers.members import DAMAGE, StrictTar
 from data_tools.readers.webdataset import CUT, tar_records, up_to_first_dot
 from data_tools.record import Dropped, Record
-from mvlm.data.encoded import EXTENSIONS
+from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
 
 SUCCESS = "success"

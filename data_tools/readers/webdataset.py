@@ -20,7 +20,7 @@ from data_tools.readers.captions import captions_of
 from data_tools.readers.json_stream import parse_json
 from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
 from data_tools.record import Dropped, Record
-from mvlm.data.encoded import EXTENSIONS, OTHERS
+from mvlm.data.images.encoded import EXTENSIONS, OTHERS
 from mvlm.errors import UserError
 
 TEXT_EXTENSIONS = {"txt", "json"}

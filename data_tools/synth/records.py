@@ -9,7 +9,7 @@ from data_tools.synth import SCHEMA_OF, TASKS
 from data_tools.synth.blocks import Sample, novel
 from data_tools.synth.holdout import NOVEL
 from data_tools.synth.scenes import Thing, picture
-from mvlm.data.schema import CAPTION
+from mvlm.data.shards.schema import CAPTION
 
 
 def records(task: str, count: int, seed: int, held_out: frozenset[Thing]) -> Iterator[Record]:

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster import job
-from mvlm import config, ranges
-from mvlm.toml import as_toml
+from mvlm.config import schema as config
+from mvlm.config import validate as ranges
+from mvlm.config.toml import as_toml
 
 PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
-HEAD = """<!-- Written by `python docs/hooks/reference.py` from mvlm/config.py and cluster/job.py: change those. -->
+HEAD = """<!-- Written by `python docs/hooks/reference.py` from mvlm/config/schema.py and cluster/job.py. -->
 # Configuration
 
 Every key of a run's TOML and of a job file. All have a default but those marked *required*. A key that is not known, a
@@ -98,7 +99,7 @@ def meanings(module: types.ModuleType) -> dict[str, str]:
 
 
 def run_ranges() -> dict[str, str]:
-    """By key, what `mvlm.ranges` asks of its value, in its own words."""
+    """By key, what `mvlm.config.validate` asks of its value, in its own words."""
     found = {f"{table}.{key}": "1 or more" for table, keys in ranges.AT_LEAST_ONE.items() for key in keys}
     found |= {f"{table}.{key}": "0 or more" for table, keys in ranges.NOT_NEGATIVE.items() for key in keys}
     tree = ast.parse(Path(str(ranges.__file__)).read_text(encoding="utf-8"))

@@ -7,16 +7,16 @@ import shutil
 from pathlib import Path
 
 from mvlm.check.report import Report
+from mvlm.checkpoint.integrity import check_continuity, find_damage, read_whole_state
 from mvlm.checkpoint.layout import step_folders
-from mvlm.config import Config
-from mvlm.data.index import Mixture
+from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.state import TrainState
+from mvlm.config.schema import Config
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.train.checkpoint import Start, given_start, search_whole
-from mvlm.train.mirror import Mirror
-from mvlm.train.order import settle_order, with_stored_order
-from mvlm.train.resume import resume_config
-from mvlm.train.state import TrainState
-from mvlm.train.wholeness import check_continuity, find_damage, read_whole_state
+from mvlm.training.checkpoint.order import settle_order, with_stored_order
+from mvlm.training.checkpoint.resume import Start, given_start, search_whole
+from mvlm.training.checkpoint.settings import resume_config
 
 BYTES_A_PARAMETER = 12
 """Of a checkpoint: the fp32 weight and AdamW's two moments."""

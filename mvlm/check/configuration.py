@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from mvlm.check.report import Report
-from mvlm.config import Config
+from mvlm.config.schema import Config
 from mvlm.errors import UserError
-from mvlm.train.ds_config import accumulation_steps, micro_batch, usable_ranks
-from mvlm.train.kernels import ALL_OPS, check_names
+from mvlm.training.kernels import ALL_OPS, check_names
+from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ranks
 
 
 def check_layout(report: Report, config: Config, world: int) -> int:

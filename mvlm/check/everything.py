@@ -9,15 +9,15 @@ from typing import Any
 from mvlm.check import checkpoints, configuration, models
 from mvlm.check.reading import Given, read_run
 from mvlm.check.report import Report
-from mvlm.config import Config
-from mvlm.data.index import Mixture
+from mvlm.checkpoint.state import TrainState
+from mvlm.config.schema import Config
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.train.blocks import check_stage
-from mvlm.train.doubtful import doubts
-from mvlm.train.ds_config import resolve
-from mvlm.train.ds_keys import check_keys
-from mvlm.train.loop import schedule_steps
-from mvlm.train.state import TrainState
+from mvlm.training.blocks import check_stage
+from mvlm.training.doubtful import doubts
+from mvlm.training.fit import schedule_steps
+from mvlm.training.zero.config import resolve
+from mvlm.training.zero.json_keys import check_keys
 
 
 def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world: int, deep: bool) -> Report:

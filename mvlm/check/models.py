@@ -8,21 +8,21 @@ import timm
 from huggingface_hub import try_to_load_from_cache
 from transformers import PreTrainedTokenizerBase
 
-from mvlm import hub
 from mvlm.check.report import Report
+from mvlm.checkpoint.integrity import compare_shapes
 from mvlm.checkpoint.layout import WEIGHTS
-from mvlm.config import Config, Model
-from mvlm.data.index import Mixture
+from mvlm.checkpoint.tensors import open_tensors
+from mvlm.config.schema import Config, Model
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.foreign import HUB, read_tensors
 from mvlm.model.text import check_has_weights
-from mvlm.model.weights import open_tensors
-from mvlm.train.checkpoint import Start
-from mvlm.train.folder import TRAINED, find_answers, tokenizer_source
-from mvlm.train.optim import count_parameters, freeze
-from mvlm.train.rehearsal import build_empty, coming_classes, coming_dataset, coming_tokenizer
-from mvlm.train.wholeness import compare_shapes
+from mvlm.runtime import hub
+from mvlm.training.checkpoint.resume import Start
+from mvlm.training.optim import count_parameters, freeze
+from mvlm.training.rehearsal import build_empty, coming_classes, coming_dataset, coming_tokenizer
+from mvlm.training.run_folder import TRAINED, find_answers, tokenizer_source
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Of which a repository of the hub has one."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from mvlm.check import shards
 from mvlm.check.report import Report
-from mvlm.config import Config, given_keys, read_config
-from mvlm.data.index import Mixture
+from mvlm.config.schema import Config, given_keys, read_config
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import Mistakes
-from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
+from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
 
 
 @dataclass(frozen=True)

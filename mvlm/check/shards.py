@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from mvlm.check.report import Report
-from mvlm.config import Config, require_training_data
-from mvlm.data.cache import Cache
-from mvlm.data.columns import open_shard
-from mvlm.data.index import Mixture, check_task, held_out, training_mixture
-from mvlm.data.memory import MappedFile
-from mvlm.data.places import Remote
-from mvlm.data.schema import (
+from mvlm.config.schema import Config, require_training_data
+from mvlm.data.loading.shared_memory import MappedFile
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.columns import open_shard
+from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixture
+from mvlm.data.shards.location import Remote
+from mvlm.data.shards.schema import (
     Manifest,
     Shard,
     check_hash,

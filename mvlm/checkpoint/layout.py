@@ -28,9 +28,6 @@ CHECKPOINTS, LATEST, INDEX = "checkpoints", "latest", "index.json"
 WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
 
-LAST_STEP = 99_999_999
-"""That a folder's name has room for."""
-
 STEP = re.compile(r"step_(\d{8})(?:\.attempt-(\d{1,9}))?")
 LONGEST_NAME = 64  # bytes of `latest` that are read
 

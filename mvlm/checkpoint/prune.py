@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from mvlm.checkpoint.layout import STEP, Writer, read_writer, step_folders, step_of
-from mvlm.config import Checkpoint
+from mvlm.config.schema import Checkpoint
 
 UNFINISHED = re.compile(rf"{STEP.pattern}\.(?:partial|deleted)-(?P<attempt>\d+)")
 

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from functools import partial
 
 from mvlm.errors import UserError
-from mvlm.imports import uncollected
-from mvlm.launch import environment
+from mvlm.runtime.imports import uncollected
+from mvlm.runtime.launch import environment
 
 EXAMPLES = """examples:
   mvlm check run.toml

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from mvlm.completion import SHELLS, script
+from mvlm.runtime.completion import SHELLS, script
 
 EXAMPLES = """examples:
   mvlm completion bash > ~/.local/share/bash-completion/completions/mvlm

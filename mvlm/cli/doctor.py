@@ -12,8 +12,8 @@ EXAMPLES = """examples:
   srun -N 4 --ntasks-per-node 1 mvlm doctor --json
 
 Takes a quarter of a minute on a free core. Each probe runs in a process and a time limit of its own, and
-`python -m mvlm.doctor.probe NAME` runs one alone. Ends with 1 where something is broken; what is absent is said and is
-no fault. docs/doctor.md has more.
+`python -m mvlm.check.machine.probe NAME` runs one alone. Ends with 1 where something is broken; what is absent is said
+and is no fault. docs/doctor.md has more.
 """
 
 
@@ -34,8 +34,8 @@ def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print each finding as it is known; the exit code is 1 where something is broken."""
-    from mvlm.doctor.examine import examine
-    from mvlm.doctor.findings import Options
+    from mvlm.check.machine.examine import examine
+    from mvlm.check.machine.findings import Options
     from mvlm.errors import UserError
 
     findings = []

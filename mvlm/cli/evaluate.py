@@ -10,15 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
-from mvlm import dist
+from mvlm.checkpoint.tensors import Loaded, load_run, load_task_run
 from mvlm.cli.output import write_whole
-from mvlm.config import Eval
+from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 from mvlm.evaluate import labelled
 from mvlm.evaluate.retrieval import Search
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
-from mvlm.model.weights import Loaded, load_run, load_task_run
+from mvlm.runtime import dist
 
 EXAMPLES = """examples:
   mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mvlm import dist
-from mvlm.model.weights import load_run
+from mvlm.checkpoint.tensors import load_run
+from mvlm.runtime import dist
 from mvlm.search.build import build_index
 
 

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: an implementation asked for cannot run here, or the JSON cannot be written.
     """
-    from mvlm import dist
     from mvlm.cli.output import write_whole
-    from mvlm.config import Config, load_config
-    from mvlm.train.kernels import settle_run, survey
+    from mvlm.config.schema import Config, load_config
+    from mvlm.runtime import dist
+    from mvlm.training.kernels import settle_run, survey
 
     path, *overrides = [*([args.config] if args.config else []), *args.overrides] or [None]
     settle_run(load_config(path, overrides) if path else Config())

@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: the configuration is wrong, or what it names is not known.
     """
     from mvlm.cli.output import write_whole
-    from mvlm.config import load_config
-    from mvlm.data.index import training_mixture
+    from mvlm.config.schema import load_config
+    from mvlm.data.shards.corpus import training_mixture
     from mvlm.errors import UserError
-    from mvlm.plan.cards import find_card
-    from mvlm.plan.plan import Planner, Request, as_json
-    from mvlm.plan.text import as_text
-    from mvlm.train.ds_json import read_deepspeed_json
+    from mvlm.estimate.cards import find_card
+    from mvlm.estimate.plan import Planner, Request, as_json
+    from mvlm.estimate.text import as_text
+    from mvlm.training.zero.json_file import read_deepspeed_json
 
     for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
         if value < 1:

@@ -10,20 +10,20 @@ from typing import Any
 
 import torch
 
-from mvlm import dist
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.tensors import Loaded, load_run, load_task_run
 from mvlm.cli.output import write_whole
-from mvlm.config import load_stored_config
-from mvlm.data.pictures import find_pictures
+from mvlm.config.schema import load_stored_config
+from mvlm.data.samples.pictures import find_pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.weights import Loaded, load_run, load_task_run
 from mvlm.predict.choose import ANSWER, JUDGE, Choice
 from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, Prediction
 from mvlm.predict.search import Captions, Images
 from mvlm.predict.words import Words
+from mvlm.runtime import dist
 
 _ALL: tuple[Prediction, ...] = (Captions(), Images(), Words(), Patches(), ANSWER, JUDGE)
 PREDICTIONS = {each.name: each for each in _ALL}

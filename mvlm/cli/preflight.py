@@ -44,14 +44,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration is wrong, rank 0 is not to be reached, or (on rank 0) what is wrong.
     """
-    from mvlm import network
+    from mvlm.check.nodes import tables
+    from mvlm.check.nodes.check import survey
+    from mvlm.check.nodes.rollcall import RollCall
+    from mvlm.check.nodes.verdict import findings
     from mvlm.cli.output import write_whole
-    from mvlm.config import load_config
+    from mvlm.config.schema import load_config
     from mvlm.errors import UserError
-    from mvlm.preflight import tables
-    from mvlm.preflight.check import survey
-    from mvlm.preflight.rollcall import RollCall
-    from mvlm.preflight.verdict import findings
+    from mvlm.runtime import network
 
     if not args.timeout > 0:
         raise UserError(f"--timeout is {args.timeout:g}: give a number of seconds above 0.")

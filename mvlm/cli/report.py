@@ -7,11 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mvlm import dist
 from mvlm.cli.output import write_whole
 from mvlm.report.facts import read_facts
 from mvlm.report.measure import measure
 from mvlm.report.page import render
+from mvlm.runtime import dist
 
 EXAMPLES = """examples:
   mvlm report runs/tiny

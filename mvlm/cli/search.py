@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from mvlm import dist
+from mvlm.checkpoint.tensors import Loaded, load_run
 from mvlm.cli.output import write_whole
-from mvlm.data.decoding import Decoded
-from mvlm.data.pictures import read_picture
-from mvlm.data.transforms import eval_view
+from mvlm.data.images.decode import Decoded
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.samples.pictures import read_picture
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded, load_run
 from mvlm.predict.prediction import file_name, printable
+from mvlm.runtime import dist
 from mvlm.search.find import Found, ImageIndex, find_by_image, find_by_sentence
 
 EXAMPLES = """examples:

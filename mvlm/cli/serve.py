@@ -11,9 +11,9 @@ from typing import Any
 
 import uvicorn
 
-from mvlm import dist
+from mvlm.checkpoint.tensors import load_run
 from mvlm.errors import UserError
-from mvlm.model.weights import load_run
+from mvlm.runtime import dist
 from mvlm.search.find import ImageIndex
 from mvlm.serve.answers import Answers
 from mvlm.serve.app import make_app

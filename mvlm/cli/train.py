@@ -8,12 +8,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from mvlm.imports import uncollected
-from mvlm.launch import environment
+from mvlm.runtime.imports import uncollected
+from mvlm.runtime.launch import environment
 
 if TYPE_CHECKING:
-    from mvlm.config import Config
-    from mvlm.train.signals import StopRequests
+    from mvlm.config.schema import Config
+    from mvlm.training.health.signals import StopRequests
 
 EXAMPLES = """examples:
   deepspeed --module mvlm train mvlm/configs/tiny.toml --deepspeed_config ds_configs/cpu.json data.train=shards/train
@@ -45,14 +45,14 @@ def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mvlm.train.signals import StopRequests
+    from mvlm.training.health.signals import StopRequests
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
     config = _read(args)
     with uncollected():
-        from mvlm import dist, network
-        from mvlm.config import given_keys
-        from mvlm.train.ds_config import accumulation_steps, usable_ranks
+        from mvlm.config.schema import given_keys
+        from mvlm.runtime import dist, network
+        from mvlm.training.zero.config import accumulation_steps, usable_ranks
 
     launched = environment()
     ranks = usable_ranks(config, launched["world"])
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         with uncollected():
             from mvlm.evaluate.training import evaluator
-            from mvlm.train.loop import train
+            from mvlm.training.fit import train
 
         names, given = (args.deepspeed_config, args.config), given_keys(args.config, args.overrides)
         code = train(config, names, given, evaluator, stop)
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
 def _read(args: argparse.Namespace) -> Config:
     """The configuration; a wrong path or key is told here, before torch is imported, which takes seconds."""
     with uncollected():
-        from mvlm.config import load_config, require_training_data
-        from mvlm.data.index import held_out, training_mixture
-        from mvlm.train.ds_json import read_deepspeed_json, refuse_sections
-        from mvlm.train.trackers import require_installed
+        from mvlm.config.schema import load_config, require_training_data
+        from mvlm.data.shards.corpus import held_out, training_mixture
+        from mvlm.training.logging.trackers import require_installed
+        from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
 
     config = load_config(args.config, args.overrides)
     require_training_data(config, args.config)
@@ -120,9 +120,9 @@ def _use_the_cpu_well(ranks: int) -> None:
     """Threads for the cores this rank may have, and no page faults for memory that it has had before."""
     import torch
 
-    from mvlm import dist
-    from mvlm.limits import share_cores
-    from mvlm.train.memory import keep_freed_memory
+    from mvlm.runtime import dist
+    from mvlm.runtime.cpu import share_cores
+    from mvlm.runtime.freed_memory import keep_freed_memory
 
     if threads := share_cores(ranks):
         torch.set_num_threads(threads)

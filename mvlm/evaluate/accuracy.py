@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from mvlm.data.answers import normalize_answer, strip_answer
+from mvlm.data.samples.answers import normalize_answer, strip_answer
 
 
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:

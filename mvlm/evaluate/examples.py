@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE
-from mvlm.data.dataset import EvalDataset
+from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.evaluate import shares
 from mvlm.evaluate.hidden_words import RandomWords
 from mvlm.evaluate.reconstruction import (

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from mvlm.data.foils import FoilDataset
-from mvlm.data.index import Mixture
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.foils import FoilDataset
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import intervals, memory, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
@@ -21,7 +22,6 @@ from mvlm.evaluate.retrieval import Search, image_features, text_features
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
 
 CHANCE = 0.5
 

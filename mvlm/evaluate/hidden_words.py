@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm import masking
 from mvlm.batch import IGNORE
-from mvlm.config import Config
-from mvlm.data.dataset import EvalDataset
+from mvlm.config.schema import Config
+from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.errors import UserError
+from mvlm.model import masking
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from mvlm.data.dataset import LabelledEvalDataset
-from mvlm.data.index import Mixture
-from mvlm.data.labelled import class_names
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.evaluation import LabelledEvalDataset
+from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import shares
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import render
-from mvlm.model.task import TaskModel
-from mvlm.model.weights import Loaded
+from mvlm.model.finetune import TaskModel
 
 TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "Visual entailment"}
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm import dist
-from mvlm.data.collate import PAD_MULTIPLE
-from mvlm.data.pictures import ImagesAndTexts
+from mvlm.data.loading.collate import PAD_MULTIPLE
+from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.evaluate import shares
 from mvlm.evaluate.memory import Sizes
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
 
 
 def match_pairs(

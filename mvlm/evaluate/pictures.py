@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvlm import dist
-from mvlm.data.dataset import EvalDataset
+from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.evaluate.examples import ImageExample, restored
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
 
 PICTURES = "pictures"
 ALL, GAP, WHITE = 32, 4, 255

@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm import dist
-from mvlm.data.pictures import ClassFolder, Pictures
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.pictures import ClassFolder, Pictures
+from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import intervals, shares
 from mvlm.evaluate.classification import one_folder, scores, table
 from mvlm.evaluate.settings import Settings
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
+from mvlm.runtime import dist
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))
 """Of the penalty, of which the one is taken that does best on the held-out part of the training pictures."""

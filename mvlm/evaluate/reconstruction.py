@@ -10,15 +10,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm import dist, masking
 from mvlm.batch import IGNORE
-from mvlm.config import Objectives
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.pictures import ImagesAndTexts
+from mvlm.config.schema import Objectives
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.hidden_words import ChosenWords, HiddenText, HiddenWords, RandomWords
+from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
 
 CONDITIONS = ("right", "none", "wrong")
 

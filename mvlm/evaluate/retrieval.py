@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.pictures import ImagesAndTexts
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.evaluate import intervals, memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Sizes, Tokens

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.weights import Loaded
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvlm import dist
+from mvlm.runtime import dist
 
 
 def batches(count: int, size: int) -> Iterator[np.ndarray]:

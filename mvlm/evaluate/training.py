@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mvlm import dist
-from mvlm.config import Config
-from mvlm.data.dataset import EvalDataset, LabelledEvalDataset
-from mvlm.data.index import Mixture, held_out
-from mvlm.data.labelled import class_names
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.config.schema import Config
+from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
+from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture, held_out
 from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.pictures import is_due, write_pictures
 from mvlm.evaluate.ranking import RECALLS
 from mvlm.evaluate.retrieval import DIRECTIONS, Search, evaluate_retrieval
+from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.task import TaskModel
+from mvlm.runtime import dist
 
 LONG_SECONDS = 30.0
 """A shorter evaluation is never put off."""

@@ -11,9 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 import mvlm
 from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import Config
+from mvlm.checkpoint.tensors import is_averaged, open_weights
+from mvlm.config.schema import Config
 from mvlm.export.configuration import NEEDED
-from mvlm.model.weights import is_averaged, open_weights
 from mvlm.report.facts import Facts, read_facts, read_json
 
 PURPOSE = {

@@ -16,14 +16,14 @@ from safetensors.torch import save_file
 
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import Config, load_stored_config
-from mvlm.data.labelled import class_names
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import open_weights
+from mvlm.config.schema import Config, load_stored_config
+from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
 from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
 from mvlm.export.sources import remote_code
-from mvlm.model.weights import open_weights
 
 SHARD_BYTES = 2_000_000_000
 """Weights in a file, and in memory at once."""

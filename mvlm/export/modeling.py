@@ -14,8 +14,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
+from mvlm.model.finetune import LOSSES, TaskModel
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.task import LOSSES, TaskModel
 
 
 @dataclass

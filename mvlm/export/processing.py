@@ -11,7 +11,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessorMixin
 
-from mvlm.data.upright import resized, upright
+from mvlm.data.images.upright import resized, upright
 
 PAD_MULTIPLE = 8
 """As in training: text is padded to a multiple of this."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config import Config
-from mvlm.model.cross import CrossEncoder
+from mvlm.config.schema import Config
+from mvlm.model.fusion import CrossEncoder
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
 

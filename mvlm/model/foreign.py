@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mvlm import hub
 from mvlm.checkpoint.description import TEXT_ENCODER, described_in
 from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
 from mvlm.errors import UserError
+from mvlm.runtime import hub
 
 HUB = "hf-hub:"
 """Begins the name of a repository on the Hugging Face hub, as timm has it: hf-hub:owner/name, or ...@revision."""
@@ -57,7 +57,7 @@ def read_tensors(place: str) -> dict[str, Tensor]:
     """
     path = _local(place)
     if _is_ours(path):
-        from mvlm.model.weights import open_weights  # which builds the models that read this
+        from mvlm.checkpoint.tensors import open_weights  # which builds the models that read this
 
         with open_weights(find_checkpoint(path)) as files:
             return {name: file.tensor(name) for name, file in files.items()}

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvlm.batch import Tally
-from mvlm.config import Model
+from mvlm.config.schema import Model
 from mvlm.kernels.word_loss import word_loss
-from mvlm.model.cross import CrossEncoder, init_linear
+from mvlm.model.fusion import CrossEncoder, init_linear
 from mvlm.model.vision import visible_places
 
 

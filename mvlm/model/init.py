@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
-from mvlm.config import Config
+from mvlm.checkpoint.tensors import is_averaged, open_weights
+from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.filling import Filled, fit_image_positions, fit_text_positions
+from mvlm.model.finetune import HEAD
 from mvlm.model.foreign import read_tensors
 from mvlm.model.names import WORDS, image_encoder
-from mvlm.model.task import HEAD
 from mvlm.model.vision import MASK_TOKEN
-from mvlm.model.weights import is_averaged, open_weights
 
 
 @dataclass(frozen=True)

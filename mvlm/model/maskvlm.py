@@ -7,16 +7,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool, Tally
-from mvlm.config import Config
+from mvlm.config.schema import Config
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
+from mvlm.model.losses.extra import chosen
+from mvlm.model.losses.itc import contrast, itc_loss
+from mvlm.model.losses.itm import counted_readings, hard_negatives, itm_loss, itm_right
+from mvlm.model.losses.reconstruction import masked_image_loss, masked_text_loss
 from mvlm.model.randomness import is_random
 from mvlm.model.readings import Matching, Restoring
 from mvlm.model.views import Views
-from mvlm.objectives.extra import chosen
-from mvlm.objectives.itc import contrast, itc_loss
-from mvlm.objectives.itm import counted_readings, hard_negatives, itm_loss, itm_right
-from mvlm.objectives.mvlm import masked_image_loss, masked_text_loss
 
 
 class MaskVLM(Encoders):

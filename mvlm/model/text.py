@@ -18,15 +18,15 @@ from transformers import (
 from transformers.masking_utils import sdpa_mask
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mvlm import hub
 from mvlm.batch import Packing
-from mvlm.config import Model
+from mvlm.config.schema import Model
 from mvlm.errors import UserError
 from mvlm.kernels.attention import attention
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
 from mvlm.model.filling import Filled, fill, fit_text_positions
 from mvlm.model.foreign import described_kind, read_tensors
 from mvlm.model.names import Foreign, text_encoder
+from mvlm.runtime import hub
 
 PACKABLE = {
     "albert": 0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from mvlm.config import Objectives
+from mvlm.config.schema import Objectives
 
 
 class Views(NamedTuple):

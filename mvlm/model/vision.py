@@ -10,9 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mvlm import hub
 from mvlm.batch import Batch
-from mvlm.config import Model
+from mvlm.config.schema import Model
 from mvlm.errors import UserError
 from mvlm.kernels.constants import constant
 from mvlm.model.filling import LAST_NORM, Filled, check_nothing_is_left_out, fill, fit_image_positions
@@ -21,6 +20,7 @@ from mvlm.model.foreign import read_tensors
 from mvlm.model.names import Foreign, image_encoder, with_layout_of
 from mvlm.model.readings import take
 from mvlm.model.views import Views
+from mvlm.runtime import hub
 
 MASK_TOKEN = "patch_embed.mask_token"
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvlm.data.pictures import Pictures, read_picture
+from mvlm.data.samples.pictures import Pictures, read_picture
 from mvlm.evaluate import shares
 from mvlm.model.encoders import Encoders
 from mvlm.predict.draw import heat_tile, strip, tile

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from mvlm.data.labelled import class_names
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.labelled import class_names
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
-from mvlm.model.task import TaskModel
-from mvlm.model.weights import Loaded
+from mvlm.model.finetune import TaskModel
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.data.captions import CaptionTokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import GREY, paste, pictures_of
 from mvlm.evaluate.reconstruction import patch_masks, pixel_target, restore_image
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
 from mvlm.predict.draw import array_tile, strip
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from mvlm.data.pictures import Pictures
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.pictures import Pictures
+from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.weights import Loaded
 
 
 @dataclass(frozen=True)

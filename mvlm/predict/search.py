@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvlm.data.pictures import Pictures
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.samples.pictures import Pictures
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.retrieval import Search, image_features, rank_items, text_features
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, printable
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.collate import pad
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.loading.collate import pad
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
 

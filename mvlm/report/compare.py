@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvlm.config.toml import as_toml
 from mvlm.report.facts import Facts, read_json
-from mvlm.toml import as_toml
 
 YIELD = "yield.json"
 """What `data_tools shard` leaves beside the shards it wrote, or beside the folders that it split them into."""

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture, held_out
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded, load_run
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, Retrieval, Search, retrieve, summary
-from mvlm.model.weights import Loaded, load_run
 from mvlm.report.facts import Facts, read_json
 
 POOL = 1000

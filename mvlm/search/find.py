@@ -12,19 +12,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvlm.data.cache import Cache
-from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.dataset import EvalImages
-from mvlm.data.decoding import load_image
-from mvlm.data.encoded import BadImage, why_bad
-from mvlm.data.index import Mixture
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.images.decode import load_image
+from mvlm.data.images.encoded import BadImage, why_bad
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.evaluation import EvalImages
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
 from mvlm.search.folder import open_table, open_vectors, read_contents
 
 EXACT = 1 << 20

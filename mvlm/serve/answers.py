@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvlm import masking
-from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.decoding import BadImage, Decoded, load_image
-from mvlm.data.encoded import PIXEL_LIMIT
-from mvlm.data.index import Mixture, UnreadableRow, held_out
-from mvlm.data.tokenizer import load_tokenizer
-from mvlm.data.transforms import eval_view
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.data.images.decode import BadImage, Decoded, load_image
+from mvlm.data.images.encoded import PIXEL_LIMIT
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.corpus import Mixture, UnreadableRow, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.examples import pictures_of
+from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.weights import Loaded
 from mvlm.predict.patches import restore
 from mvlm.predict.words import blank_image, guess_words, hide_words, likeliest
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence

@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mvlm.train.heartbeat import duration
+from mvlm.training.health.heartbeat import duration
 from mvlm.watch.history import LOSSES, History, sparkline
 from mvlm.watch.status import Status
 

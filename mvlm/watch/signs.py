@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, period_s, read
+from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, period_s, read
 
 GONE_AFTER = 2
 """Heartbeats' times after which a missing process counts. A container may share its host's name and not its processes,

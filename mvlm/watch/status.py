@@ -11,7 +11,7 @@ from typing import Any
 
 from mvlm.checkpoint.layout import candidates, step_of
 from mvlm.errors import UserError
-from mvlm.train.heartbeat import QUIET_AFTER, duration, period_s
+from mvlm.training.health.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
 from mvlm.watch.lines import Lines
 from mvlm.watch.signs import Ears, Signs

@@ -22,12 +22,12 @@ from benchmarks.claim.cost import gpu_hours
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import _differing, pack, unpack
 from benchmarks.claim.table import PAGE, Measured, into_page, tables
-from mvlm import dist
-from mvlm.config import load_config
-from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.tokenizer import train_tokenizer
+from mvlm.config.schema import load_config
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
-from mvlm.train.signals import SIGNALS
+from mvlm.runtime import dist
+from mvlm.training.health.signals import SIGNALS
 from tests.conftest import ROOT
 
 # Of printed tables: t for 0.975.

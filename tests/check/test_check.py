@@ -16,11 +16,11 @@ from mvlm.__main__ import main
 from mvlm.check.everything import check_run
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
-from mvlm.config import given_keys, load_config
-from mvlm.train.loop import train
-from mvlm.train.signals import SIGNALS
+from mvlm.config.schema import given_keys, load_config
+from mvlm.training.fit import train
+from mvlm.training.health.signals import SIGNALS
 from tests.conftest import ROOT, TINY, run_command
-from tests.train.conftest import one_rank  # noqa: F401
+from tests.training.conftest import one_rank  # noqa: F401
 
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config import Checkpoint
+from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.model.foreign import read_tensors
-from mvlm.train.checkpoint import newest_whole, search_whole, starting_point
-from tests.train.test_saver import steps_saved
+from mvlm.training.checkpoint.resume import newest_whole, search_whole, starting_point
+from tests.training.test_saver import steps_saved
 
 WEIGHTS, MOMENTS = "weights-00000-of-00001.safetensors", "moments-00000-of-00001.safetensors"
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.checkpoint.layout import LAST_STEP, Writer, read_writer, step_name, step_of
+from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.layout import Writer, read_writer, step_name, step_of
 from mvlm.checkpoint.prune import lineage, to_keep
-from mvlm.config import Checkpoint, load_config
+from mvlm.config.schema import Checkpoint, load_config
+from mvlm.config.validate import LAST_STEP
 from mvlm.errors import UserError
-from mvlm.train.attempt import Attempt
-from mvlm.train.loop import schedule_steps
-from mvlm.train.saver import Saver
-from tests.train.conftest import TOML
-from tests.train.saver_worker import Trained, save
-from tests.train.test_saver import names, steps_saved, weight_of
+from mvlm.training.checkpoint.save import Saver
+from mvlm.training.fit import schedule_steps
+from tests.training.conftest import TOML
+from tests.training.saver_worker import Trained, save
+from tests.training.test_saver import names, steps_saved, weight_of
 
 
 def begin(run: Path, *steps: int, keep: int = 1) -> list[str]:

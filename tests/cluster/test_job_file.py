@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cluster.job import load_job, parse_time, run_folder
-from mvlm.config import Run
+from mvlm.config.schema import Run
 from tests.cluster.conftest import rendered
 from tests.conftest import ROOT
 

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from cluster import slurm_preflight
 from cluster.job import load_job
+from cluster.slurm import preflight as slurm_preflight
 from tests.conftest import ROOT, free_port
 
 

@@ -5,8 +5,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster import ray_backend
 from cluster.job import load_job
+from cluster.ray import backend as ray_backend
 from tests.conftest import ROOT
 
 EXAMPLES = ROOT / "cluster/examples/ray"

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from cluster import ray_group
 from cluster.job import Job
-from cluster.ray_group import Group, Verdict
-from cluster.ray_spec import Spec
+from cluster.ray import group as ray_group
+from cluster.ray.group import Group, Verdict
+from cluster.ray.spec import Spec
 
 
 @pytest.fixture

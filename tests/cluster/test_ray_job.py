@@ -6,10 +6,11 @@ import shlex
 import pytest
 import ray
 
-from cluster import ray_driver, ray_preflight
 from cluster.job import load_job
-from cluster.ray_backend import entrypoint, runtime_env
-from cluster.ray_spec import Spec
+from cluster.ray import driver as ray_driver
+from cluster.ray import preflight as ray_preflight
+from cluster.ray.backend import entrypoint, runtime_env
+from cluster.ray.spec import Spec
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
 from tests.cluster.conftest import rendered
@@ -41,7 +42,7 @@ def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeyp
     logs = "; touch $(id) 'x'"
     given = Spec.of(load_job(job, [f"job.logs={logs}"]), ["run.dir=a b"])
     words = shlex.split(entrypoint(given))
-    assert words[1:3] == ["-m", "cluster.ray_driver"] and len(words) == 4 and logs in words[3]
+    assert words[1:3] == ["-m", "cluster.ray.driver"] and len(words) == 4 and logs in words[3]
 
 
 def test_a_spec_survives_the_disk(job, tmp_path):
@@ -75,7 +76,7 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(job, tmp_path, monk
 
 def test_an_image_is_handed_to_ray(job):
     given = Spec.of(load_job(job, ["job.container=mvlm:1"]), [])
-    assert runtime_env(given)["image_uri"] == "mvlm:1" and entrypoint(given).startswith("python -m cluster.ray_driver")
+    assert runtime_env(given)["image_uri"] == "mvlm:1" and entrypoint(given).startswith("python -m cluster.ray.driver")
 
 
 @pytest.mark.parametrize(

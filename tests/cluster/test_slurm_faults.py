@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mvlm.train import checkpoint as checkpoints
+from mvlm.training.checkpoint import resume as checkpoints
 from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
 from tests.conftest import ROOT
 

@@ -15,7 +15,7 @@ HOSTILE_OPTION = f"'''--comment={HOSTILE}'''"
 STEPS = 60
 SUBMITIT = """
 import sys
-from cluster.submitit_job import TrainJob
+from cluster.slurm.submitit import TrainJob
 job = TrainJob(sys.argv[1], sys.argv[3:])
 print(job.executor(sys.argv[2]).submit(job).job_id)
 """

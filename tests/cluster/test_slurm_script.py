@@ -9,8 +9,8 @@ import tomllib
 
 import pytest
 
-from cluster import slurm
 from cluster.job import Sweep, load_job
+from cluster.slurm import backend as slurm
 from cluster.sweep import combinations, override
 from tests.cluster.conftest import rendered
 from tests.conftest import ROOT

@@ -2,7 +2,7 @@
 
 import sys
 
-from mvlm.data.pairs import PairDataset
+from mvlm.data.samples.pairs import PairDataset
 
 
 class Broken(PairDataset):

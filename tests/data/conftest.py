@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from made_shards import make_rows, write_shards
 
-from mvlm.config import Config, Data, Model, Objectives, Run
-from mvlm.data.index import Mixture
-from mvlm.data.pairs import PairDataset
-from mvlm.data.tokenizer import train_tokenizer
+from mvlm.config.schema import Config, Data, Model, Objectives, Run
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.samples.tokenizer import train_tokenizer
+from mvlm.data.shards.corpus import Mixture
 
 
 @pytest.fixture(scope="session")

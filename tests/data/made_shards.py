@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
-from mvlm.data.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
+from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "near", "above", "on", "left", "right", "dog", "cat"]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from mvlm.data import augmenting
-from mvlm.data.augmenting import OPERATIONS, autocontrast, brightness, randaugment, translate_x
-from mvlm.data.decoding import native_is_missing
+from mvlm.data.images import augment as augmenting
+from mvlm.data.images.augment import OPERATIONS, autocontrast, brightness, randaugment, translate_x
+from mvlm.data.images.decode import native_is_missing
 
 GREY = (128, 128, 128)
 

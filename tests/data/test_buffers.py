@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 
-from mvlm.data.buffers import Kept, Shared
+from mvlm.data.loading.buffers import Kept, Shared
 
 SHAPE = (2, 4, 3, 8, 8)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mvlm.batch import IGNORE
-from mvlm.data.collate import hidden_places, pack
+from mvlm.data.loading.collate import hidden_places, pack
 
 
 def test_hidden_places_are_those_of_the_mask_and_the_targets() -> None:

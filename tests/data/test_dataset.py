@@ -12,13 +12,13 @@ from made_shards import make_rows, stacked, write_shards
 from PIL import Image
 
 from mvlm.batch import IGNORE
-from mvlm.config import Model, Objectives, Run
-from mvlm.data.collate import caption_id, collate
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.decoding import open_picture
-from mvlm.data.index import Mixture
-from mvlm.data.pairs import PairDataset
-from mvlm.data.transforms import eval_view
+from mvlm.config.schema import Model, Objectives, Run
+from mvlm.data.images.decode import open_picture
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.loading.collate import caption_id, collate
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 
 

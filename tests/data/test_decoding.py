@@ -10,8 +10,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from mvlm.data import decoding
-from mvlm.data.decoding import (
+from mvlm.data.images import decode as decoding
+from mvlm.data.images.decode import (
     DECODERS,
     FORCE,
     BadImage,

@@ -14,9 +14,9 @@ from PIL import Image, TiffImagePlugin
 from data_tools.check import Demands, check_record
 from data_tools.image import decode
 from data_tools.record import Dropped, Record
-from mvlm.data.decoding import DECODERS, FORCE, load_image, open_picture
-from mvlm.data.encoded import BYTE_LIMIT, PIXEL_LIMIT, SCAN_LIMIT, BadImage, check_scans, check_size
-from mvlm.data.upright import eight_bits
+from mvlm.data.images.decode import DECODERS, FORCE, load_image, open_picture
+from mvlm.data.images.encoded import BYTE_LIMIT, PIXEL_LIMIT, SCAN_LIMIT, BadImage, check_scans, check_size
+from mvlm.data.images.upright import eight_bits
 
 HERE = [name for name, why_not in DECODERS.items() if why_not() is None]
 DOWN, ACROSS = np.mgrid[:20, :30]

@@ -14,12 +14,12 @@ from made_shards import make_rows, stacked, write_shards
 from slow_store import SlowStore
 from test_loader import pairs
 
-from mvlm.data.ahead import fill_ahead
-from mvlm.data.cache import Cache
-from mvlm.data.index import Mixture
-from mvlm.data.loader import Loader
-from mvlm.data.pairs import PairDataset
-from mvlm.train.state import TrainState
+from mvlm.checkpoint.state import TrainState
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.prefetch import fill_ahead
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.corpus import Mixture
 
 GLOBAL = 12
 WEIGHTS = (1.0, 2.5)  # 47 + 38 draws of 47 + 15 rows: nothing divides anything

@@ -9,9 +9,9 @@ import pytest
 from made_shards import make_rows, write_shards
 
 from data_tools.__main__ import main as data_tools_main
-from mvlm.data import index
-from mvlm.data.index import Corpus, Mixture, UnreadableRow
-from mvlm.data.schema import MANIFEST, SCHEMA
+from mvlm.data.shards import corpus as index
+from mvlm.data.shards.corpus import Corpus, Mixture, UnreadableRow
+from mvlm.data.shards.schema import MANIFEST, SCHEMA
 from mvlm.errors import UserError
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from data_tools.__main__ import main as data_tools_main
-from mvlm.data.decoding import open_picture
-from mvlm.data.index import Mixture
-from mvlm.data.labelled import LabelledDataset
-from mvlm.data.loader import Loader
-from mvlm.data.schema import LABELS, OWN_COLUMNS
-from mvlm.data.transforms import eval_view
+from mvlm.data.images.decode import open_picture
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.loading.loader import Loader
+from mvlm.data.samples.labelled import LabelledDataset
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.schema import LABELS, OWN_COLUMNS
 
 TASKS = sorted(OWN_COLUMNS)
 ROWS = 48

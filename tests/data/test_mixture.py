@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import make_rows, write_shards
 
-from mvlm.data.index import Mixture
-from mvlm.data.order import Draws, Order
-from mvlm.data.pairs import PairDataset
+from mvlm.data.loading.order import Draws, Order
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 
 corpora = st.lists(

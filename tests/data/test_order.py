@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.data.order import Draws, Order, ShardOrder, permute
+from mvlm.data.loading.order import Draws, Order, ShardOrder, permute
 
 sizes = st.integers(1, 700)
 small = st.integers(1, 20)

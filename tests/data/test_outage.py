@@ -7,10 +7,10 @@ import pytest
 from http_store import Store
 from made_shards import make_rows, write_shards
 
-from mvlm.data import outage
-from mvlm.data.cache import Cache
-from mvlm.data.index import Mixture
-from mvlm.data.outage import may_pass
+from mvlm.data.shards import outage
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.outage import may_pass
 from mvlm.errors import DataLost, UserError
 
 pytest.importorskip("aiohttp")

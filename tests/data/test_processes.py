@@ -12,10 +12,10 @@ import pytest
 from broken import Broken
 from made_shards import make_rows, write_shards
 
-from mvlm.data.index import Mixture
-from mvlm.data.loader import Loader
-from mvlm.data.order import Draws
-from mvlm.data.pairs import PairDataset
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.order import Draws
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import DataLost, UserError
 
 DRAWS = Draws([130], [1.0], 7, 8, 4)
@@ -68,7 +68,7 @@ def use(loader, before):
     def has_prepared(pid):
         process = Path(f"/proc/{pid}")
         command = (process / "cmdline").read_text()  # until it is another than this process's, so are its maps
-        return "mvlm.data.worker" in command and "mvlm-images" in (process / "maps").read_text()
+        return "mvlm.data.loading.worker" in command and "mvlm-images" in (process / "maps").read_text()
 
     wait_until(at_work)
     return children() - before
@@ -98,7 +98,7 @@ def test_processes_die_with_their_parent(tmp_path):
     script = (
         "import os, signal, sys; sys.path.insert(0, 'tests/data')\n"
         "from test_processes import *\n"
-        "from mvlm.config import *; from mvlm.data.tokenizer import train_tokenizer\n"
+        "from mvlm.config.schema import *; from mvlm.data.samples.tokenizer import train_tokenizer\n"
         "mixture = Mixture([write_shards(Path(sys.argv[1]), make_rows(130))])\n"
         "dataset = PairDataset(mixture, train_tokenizer(['a b'], 300), Config(model=Model(image_size=32)), (4, 4))\n"
         "loader = opened(dataset); use(loader, set())\n"

@@ -19,14 +19,15 @@ from made_shards import encoded, make_rows, write_shards
 from slow_store import SlowStore
 
 from data_tools.row_index import add_indexes
-from mvlm.config import Data
-from mvlm.data import ahead, outage
-from mvlm.data.ahead import fill_ahead
-from mvlm.data.cache import Cache
-from mvlm.data.index import Mixture, UnreadableRow
-from mvlm.data.loader import Loader
-from mvlm.data.order import Draws
-from mvlm.data.pairs import PairDataset
+from mvlm.config.schema import Data
+from mvlm.data.loading import prefetch as ahead
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.order import Draws
+from mvlm.data.loading.prefetch import fill_ahead
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards import outage
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.corpus import Mixture, UnreadableRow
 from mvlm.errors import UserError
 
 ROWS = 130
@@ -187,7 +188,7 @@ import sys; sys.path.insert(0, "tests/data")
 from slow_store import SlowStore; import fsspec
 fsspec.register_implementation("slow", SlowStore)
 SlowStore.latency = 0.02
-from mvlm.data.cache import Cache; from mvlm.data.index import Mixture
+from mvlm.data.shards.cache import Cache; from mvlm.data.shards.corpus import Mixture
 remote = Mixture([sys.argv[1]], cache=Cache(sys.argv[2], float(sys.argv[3])))
 assert all(remote.row(row).key == f"k{row:05d}" for row in range(130))
 print(len(SlowStore.fetched))

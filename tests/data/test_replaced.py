@@ -9,10 +9,10 @@ import pytest
 import torch
 from made_shards import make_rows, write_shards
 
-from mvlm.data.index import Mixture
-from mvlm.data.loader import Loader
-from mvlm.data.order import Draws
-from mvlm.data.pairs import PairDataset
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.order import Draws
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 
 BAD = (4, 17, 18)

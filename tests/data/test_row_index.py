@@ -15,11 +15,11 @@ from made_shards import make_rows, write_shards
 from data_tools.__main__ import main as data_tools
 from data_tools.row_index import add_indexes
 from mvlm.check.shards import shard_problems
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.encoded import ChangedImage
-from mvlm.data.index import Corpus, Mixture, UnreadableRow
-from mvlm.data.pairs import PairDataset
-from mvlm.data.schema import MANIFEST, read_manifest
+from mvlm.data.images.encoded import ChangedImage
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Corpus, Mixture, UnreadableRow
+from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
 
 

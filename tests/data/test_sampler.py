@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import make_rows, write_shards
 
-from mvlm.config import Data
-from mvlm.data.index import Mixture
-from mvlm.data.sampler import OrderSpec, order_of, resumed
+from mvlm.checkpoint.state import OrderSpec
+from mvlm.config.schema import Data
+from mvlm.data.loading.sampler import order_of, resumed
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 
 ROWS = 60

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mvlm.config import Data
-from mvlm.data.index import Mixture
-from mvlm.data.places import LOOKED_AT
-from mvlm.data.schema import MANIFEST, Manifest, Shard, Shards
+from mvlm.config.schema import Data
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.location import LOOKED_AT
+from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, Shards
 from mvlm.errors import UserError
 
 ROWS, BYTES = 20_000, 10**9

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvlm.data.decoding import BadImage, Decoded, load_image
-from mvlm.data.transforms import crop_box, eval_view, train_view
+from mvlm.data.images.decode import BadImage, Decoded, load_image
+from mvlm.data.images.transforms import crop_box, eval_view, train_view
 
 OFF = (0, 0)
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from made import photo
 
-from mvlm.data.schema import MANIFEST, SCHEMAS, Manifest, Shard, Shards
+from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, Shard, Shards
 
 
 def caption_rows(count: int, prefix: str = "k", **changes: Any) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from made_corpus import caption_rows, write_corpus
 from PIL import Image
 
 from data_tools.__main__ import main
-from mvlm.data.schema import read_manifest
+from mvlm.data.shards.schema import read_manifest
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from made import read_rows, run, tree, write_folder
 from made_corpus import caption_rows, write_corpus
 
-import data_tools.merge
+import data_tools.reshape.merge
 
 
 def test_rows_follow_each_other_unchanged(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_equal_hashes_of_different_keys_do_not_matter(
     fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every two keys collide here; 64 bits do so for one corpus in billions."""
-    monkeypatch.setattr(data_tools.merge, "_hash", lambda key: 7)
+    monkeypatch.setattr(data_tools.reshape.merge, "_hash", lambda key: 7)
     write_corpus(tmp_path / "a", caption_rows(4, "a"))
     write_corpus(tmp_path / "b", caption_rows(4, "b"))
     run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")

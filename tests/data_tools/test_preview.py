@@ -16,7 +16,7 @@ from made_corpus import caption_rows, write_corpus
 from PIL import Image
 
 from data_tools.__main__ import main
-from data_tools.preview import SIDE
+from data_tools.inspect.preview import SIDE
 
 
 class Page(HTMLParser):

@@ -15,9 +15,9 @@ import pytest
 from made import photo, run, tree, write_captions, write_folder
 
 from data_tools.__main__ import main
+from data_tools.pipeline import Options, shard
 from data_tools.record import Record
-from data_tools.shard import Options, shard
-from data_tools.storage import unsealed
+from data_tools.store.storage import unsealed
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,7 @@ from made_corpus import caption_rows, write_corpus
 from PIL import Image
 
 from data_tools.__main__ import main
-from data_tools.stats import BINS
+from data_tools.inspect.stats import BINS
 
 
 def found(capsys: pytest.CaptureFixture[str], folder: Path) -> dict:

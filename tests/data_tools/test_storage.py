@@ -51,7 +51,7 @@ def test_a_killed_upload_goes_on(
     """Killed by itself when the third shard's state is there, from another process."""
     code = (
         "import os, sys\n"
-        "from data_tools.remote import Remote\n"
+        "from data_tools.store.remote import Remote\n"
         "from data_tools.__main__ import main\n"
         "add = Remote.add_state\n"
         "def dying(self, *state):\n"

@@ -13,7 +13,7 @@ from observer import caption, view
 
 from data_tools.synth import blocks
 from data_tools.synth.scenes import distinct_scenes, scene_key
-from mvlm.data.schema import read_manifest
+from mvlm.data.shards.schema import read_manifest
 
 GOLDEN = "fdb3cecf3f867e39ea1c15efc13588905012e8467e77459d5c7c3e28fcf6de38"
 """SHA-256 of the keys and images of 300 scenes of seed 5."""

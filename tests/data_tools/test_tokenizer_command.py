@@ -10,7 +10,7 @@ import pytest
 from made import run
 from transformers import PreTrainedTokenizerFast
 
-from mvlm.data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.errors import UserError
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")

@@ -16,7 +16,7 @@ from webdataset.tariterators import base_plus_ext, group_by_keys
 
 from data_tools.readers.webdataset import WebdatasetSource, up_to_first_dot
 from data_tools.record import Record
-from mvlm.data.encoded import EXTENSIONS
+from mvlm.data.images.encoded import EXTENSIONS
 
 Members = Sequence[tuple[str, bytes]]
 

@@ -17,8 +17,8 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
-from mvlm.train import trackers
-from mvlm.train.signals import SIGNALS
+from mvlm.training.health.signals import SIGNALS
+from mvlm.training.logging import trackers
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
 Fails = Callable[..., str]

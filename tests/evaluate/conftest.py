@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.shards.corpus import Mixture
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 

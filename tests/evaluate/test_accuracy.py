@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from mvlm.data.answers import frequent_answers, normalize_answer, soft_target
+from mvlm.data.samples.answers import frequent_answers, normalize_answer, soft_target
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
 
 

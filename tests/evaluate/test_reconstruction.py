@@ -9,9 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvlm import masking
 from mvlm.batch import IGNORE
-from mvlm.config import Objectives
+from mvlm.config.schema import Objectives
 from mvlm.errors import UserError
 from mvlm.evaluate.hidden_words import ChosenWords, RandomWords
 from mvlm.evaluate.reconstruction import (
@@ -23,6 +22,7 @@ from mvlm.evaluate.reconstruction import (
     pixel_target,
 )
 from mvlm.kernels.patch_l1 import standardize
+from mvlm.model import masking
 from tests.evaluate.tiny import CAPTIONS, CONFIG
 
 CPU = torch.device("cpu")

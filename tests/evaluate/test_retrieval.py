@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from mvlm import dist
-from mvlm.data.dataset import EvalDataset
-from mvlm.data.index import Mixture
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import intervals, memory
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Search, evaluate_retrieval, retrieve
+from mvlm.runtime import dist
 from tests.conftest import free_port
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 

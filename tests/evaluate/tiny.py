@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from data_tools.__main__ import main as data_tools
-from mvlm.config import Config, Data, Model, Objectives, Run
-from mvlm.data.tokenizer import train_tokenizer
+from mvlm.config.schema import Config, Data, Model, Objectives, Run
+from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.model.maskvlm import MaskVLM
 
 CAPTIONS = [

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvlm.config import Task, dump_config
-from mvlm.data.labelled import ANSWERS, class_names
+from mvlm.config.schema import Task, dump_config
+from mvlm.data.samples.labelled import ANSWERS, class_names
+from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.model.task import TaskModel
 from tests.evaluate.tiny import CONFIG, make_tokenizer
 
 GIVEN = ("red", "blue", "2", "no")

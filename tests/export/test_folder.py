@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from mvlm.__main__ import main
-from mvlm.data.pictures import Pictures
+from mvlm.checkpoint.tensors import load_run, load_task_run
+from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.export.card import model_card
 from mvlm.export.folder import export_folder
-from mvlm.model.weights import load_run, load_task_run
 from tests.conftest import ROOT
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_tokenizer
 
@@ -126,7 +126,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from mvlm.export.folder import write_weights
-from mvlm.model.weights import load_run
+from mvlm.checkpoint.tensors import load_run
 held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 mapped = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("weights-*"))
 resource.setrlimit(resource.RLIMIT_DATA, (held + mapped + 40_000_000, -1))

@@ -1,7 +1,7 @@
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.data.tokenizer import train_tokenizer
+from mvlm.data.samples.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mvlm.batch import IGNORE, Batch
-from mvlm.config import Config
+from mvlm.config.schema import Config
 
 WORD = (1 << 64) - 1
 POSITION_OF_FIRST_TOKEN = 2  # RoBERTa's: the padding token's number, 1, and one

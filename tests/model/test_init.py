@@ -24,7 +24,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config import Model, config_from_dict, load_config
+from mvlm.config.schema import Model, config_from_dict, load_config
 from mvlm.errors import UserError
 from mvlm.model.foreign import read_tensors
 from mvlm.model.init import with_encoders_of

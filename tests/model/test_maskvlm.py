@@ -8,8 +8,8 @@ from oracle import Oracle, Outcome
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE, Batch, Tally
-from mvlm.config import Config, load_config
-from mvlm.data.collate import hidden_places, pack
+from mvlm.config.schema import Config, load_config
+from mvlm.data.loading.collate import hidden_places, pack
 from mvlm.errors import UserError
 from mvlm.model import maskvlm
 from mvlm.model.heads import MaskTokens, Temperature, WordHead

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mvlm.batch import LabelledBatch, Tally
-from mvlm.config import Task
-from mvlm.model.task import TaskModel
+from mvlm.config.schema import Task
+from mvlm.model.finetune import TaskModel
 from tests.evaluate.tiny import CONFIG, make_tokenizer
 
 B, CLASSES = 3, 5

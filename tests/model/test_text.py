@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config import Config, load_config
-from mvlm.data.collate import pack
+from mvlm.config.schema import Config, load_config
+from mvlm.data.loading.collate import pack
 from mvlm.kernels.packed_attention import PACKED_ATTENTION
 from mvlm.model.text import PACKABLE, TextEncoder
 from tests.conftest import ROOT, TINY

@@ -11,7 +11,7 @@ from test_maskvlm import WIDER, build, make_batch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config import Objectives
+from mvlm.config.schema import Objectives
 from mvlm.model.views import Views
 
 DROPPED = "objectives.image_masking=drop"

@@ -6,13 +6,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvlm.config import Task
-from mvlm.data.labelled import ANSWERS
-from mvlm.data.pictures import Pictures
+from mvlm.checkpoint.tensors import Loaded
+from mvlm.config.schema import Task
+from mvlm.data.samples.labelled import ANSWERS
+from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.task import TaskModel
-from mvlm.model.weights import Loaded
+from mvlm.model.finetune import TaskModel
 from mvlm.predict.choose import ANSWER, JUDGE
 from mvlm.predict.prediction import Asked
 from tests.evaluate.tiny import CONFIG, make_tokenizer

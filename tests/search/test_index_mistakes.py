@@ -10,7 +10,7 @@ import time
 import pytest
 
 from mvlm.__main__ import main
-from mvlm.data.schema import read_manifest
+from mvlm.data.shards.schema import read_manifest
 from tests.conftest import ROOT, mvlm_command
 
 

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from mvlm.__main__ import main
-from mvlm.data.decoding import load_image
-from mvlm.data.schema import read_manifest
+from mvlm.data.images.decode import load_image
+from mvlm.data.shards.schema import read_manifest
 from mvlm.search import find, folder
 from mvlm.search.build import build_index
 

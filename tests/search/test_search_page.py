@@ -5,8 +5,8 @@ import re
 import shlex
 
 from mvlm.__main__ import main
-from mvlm.data.decoding import load_image
-from mvlm.data.index import Mixture
+from mvlm.data.images.decode import load_image
+from mvlm.data.shards.corpus import Mixture
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mvlm.data.captions import CaptionTokenizer
-from mvlm.data.tokenizer import load_tokenizer
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.evaluate.examples import paste, pictures_of
 from mvlm.predict.words import blank_image, hide_words, likeliest
 

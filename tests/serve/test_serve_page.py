@@ -5,7 +5,7 @@ import shlex
 import signal
 
 from mvlm.__main__ import main
-from mvlm.data.encoded import PIXEL_LIMIT
+from mvlm.data.images.encoded import PIXEL_LIMIT
 from mvlm.serve import connection, gate, guard
 from tests.conftest import ROOT
 from tests.serve.conftest import start

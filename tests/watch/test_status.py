@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from mvlm.__main__ import main
-from mvlm.train.heartbeat import HEARTBEATS, QUIET_AFTER, Heartbeat
+from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Heartbeat
 from mvlm.watch.screen import screen, span
 from mvlm.watch.signs import GONE_AFTER
 from mvlm.watch.status import Watcher

@@ -11,7 +11,7 @@ from made import Corpus, quarantine, read_rows, run, tree
 from samples import SAMPLES, Sample
 
 from data_tools.__main__ import main
-from mvlm.data.schema import read_manifest
+from mvlm.data.shards.schema import read_manifest
 
 TASKS = {"vqa": "vqa", "nlvr2": "nlvr2", "entailment": "entailment"}
 WITH_FILES = [

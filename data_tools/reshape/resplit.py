@@ -1,0 +1,79 @@
+"""A finished corpus divided among splits, by a hash of one of its columns."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from data_tools.corpora import batches
+from data_tools.record import Record
+from data_tools.reshape.split import Split
+from data_tools.writer import CorpusWriter, staged
+from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
+from mvlm.errors import UserError
+
+Columns = dict[str, Any]
+
+
+def resplit(
+    folder: Path,
+    out: Path,
+    split: Split,
+    shard_bytes: int,
+    on_row: Callable[[int], None] = lambda image_bytes: None,
+) -> dict[str, int]:
+    """Write each row of the corpus in `folder` to one of the corpora `out`/<split>; return their numbers of rows.
+
+    Where `split.field` is the key, the rows go where `shard --split` would have put them. One batch of rows is held.
+
+    Raises:
+        UserError: there is no such column, a split is left empty, the corpus is damaged, or `out` cannot be written.
+    """
+    task = read_manifest(folder).task
+    columns = [name for name in SCHEMAS[task].names if name not in IMAGE_COLUMNS]
+    if split.field not in columns:
+        raise UserError(f"{folder} has no column {split.field!r} to split by: give one of {', '.join(columns)}.")
+
+    def rows() -> Iterator[tuple[Columns, str]]:
+        for row in checked_rows(folder):
+            on_row(len(row["image"]))
+            name = split.allot(Record(row["key"], b"", (), row["source"], row))
+            assert name is not None
+            yield row, name
+
+    with staged(out) as partial:
+        counts = write_rows(rows(), partial, list(split.shares), task, shard_bytes)
+        if empty := [name for name, rows in counts.items() if not rows]:
+            raise UserError(f"{out} was not made, because no row fell into the split {empty[0]!r}: raise its share.")
+    return counts
+
+
+def checked_rows(folder: Path) -> Iterator[Columns]:
+    """The rows of a corpus by column.
+
+    Raises:
+        UserError: a shard is damaged; an image's bytes are held against their checksum.
+    """
+    number = 0
+    for batch in batches(folder, read_manifest(folder)):
+        for row in batch.to_pylist():
+            if any(zlib.crc32(row[name]) != row[crc32] for name, (*_, crc32) in IMAGE_COLUMNS.items() if name in row):
+                raise UserError(f"{folder} row {number} ({row['key']}) has changed since it was written: run `verify`.")
+            yield row
+            number += 1
+
+
+def write_rows(
+    rows: Iterable[tuple[Columns, str]], folder: Path, names: Sequence[str], task: str, shard_bytes: int
+) -> dict[str, int]:
+    """Write each row to the corpus of its name in `folder`; return the rows of each name."""
+    writers = {name: CorpusWriter(folder / name, shard_bytes, SCHEMAS[task], task) for name in names}
+    for row, name in rows:
+        writers[name].add(SimpleNamespace(**row))
+    for writer in writers.values():
+        if writer.rows:
+            writer.close()
+    return {name: writer.rows for name, writer in writers.items()}

@@ -1,0 +1,122 @@
+"""The decoder of JPEGs, and the health of shards."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+
+SIDE, VIEW = 64, 32
+DIFFERENCE = 8.0
+"""Grey levels, on average, by which decoders may differ on a smooth picture."""
+DECODED = 100
+"""Rows of a corpus whose images are decoded."""
+
+
+def find_decoder(options: Options) -> Iterator[Finding]:
+    from mvlm.data.images.decode import chosen
+    from mvlm.errors import UserError
+
+    try:
+        choice = chosen()
+    except UserError as error:
+        says, _, remedy = str(error).rstrip(".").rpartition(": ")
+        yield broken("jpeg", says, remedy)
+        return
+    facts = {"decoder": choice.name, "passed_over": choice.passed_over}
+    if failure := _decodes_wrongly():
+        remedy = f"set MVLM_DECODER to another than {choice.name}"
+        yield broken("jpeg", f"The decoder {choice.name} does not decode a JPEG rightly ({failure})", remedy, facts)
+    elif choice.passed_over:
+        reasons = "; ".join(f"not {name}: {reason}" for name, reason in choice.passed_over.items())
+        says = f"JPEGs are decoded by {choice.name}, rightly but more slowly than by our own decoder ({reasons})"
+        yield absent("jpeg", says, "install libjpeg-turbo's headers and a C compiler, and mvlm again", facts)
+    else:
+        yield works("jpeg", "JPEGs are decoded by our own decoder, and rightly", facts=facts)
+
+
+def _decodes_wrongly() -> str | None:
+    """What is wrong with the chosen decoder's view of a picture, as Pillow sees it."""
+    import numpy as np
+    from PIL import Image
+
+    from mvlm.data.images.decode import BadImage, Decoded, open_picture
+
+    ramp = np.linspace(0, 255, SIDE, dtype=np.uint8)
+    picture = np.stack([np.tile(ramp, (SIDE, 1)), np.tile(ramp[:, None], (1, SIDE)), np.full((SIDE, SIDE), 90)], axis=2)
+    file = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=95)
+    views = []
+    for opened in (open_picture, Decoded.open):
+        view = np.empty((3, VIEW, VIEW), np.uint8)
+        try:
+            opened(file.getvalue()).show((0, 0, SIDE, SIDE), VIEW, False, view)
+        except BadImage as error:
+            return first_line(error)
+        views.append(view.astype(float))
+    difference = float(np.abs(views[0] - views[1]).mean())
+    return f"it is {difference:.0f} grey levels off" if difference > DIFFERENCE else None
+
+
+def find_shards(options: Options) -> Iterator[Finding]:
+    for folder in options.shards:
+        for path in _corpora(Path(folder)):
+            yield from _health(path)
+
+
+def _corpora(folder: Path) -> list[Path]:
+    """The folder, or those of the splits in it."""
+    from mvlm.data.shards.schema import MANIFEST
+
+    inside = sorted(manifest.parent for manifest in folder.glob(f"*/{MANIFEST}"))
+    return inside if inside and not (folder / MANIFEST).exists() else [folder]
+
+
+def _health(folder: Path) -> Iterator[Finding]:
+    """Manifest, lengths and columns of all shards, and of some rows the bytes and the image."""
+    from mvlm.check.shards import shard_problems
+    from mvlm.data.shards.schema import read_manifest
+    from mvlm.errors import UserError
+
+    try:
+        manifest = read_manifest(folder)
+    except UserError as error:
+        yield _damaged(str(error))
+        return
+    problems = shard_problems(folder, manifest, deep=False)
+    yield from map(_damaged, problems)
+    if problems or not manifest.rows:
+        return
+    wrong = list(_bad_rows(folder, manifest.task, manifest.rows))
+    yield from map(_damaged, wrong)
+    if not wrong:
+        tried = min(DECODED, manifest.rows)
+        says = f"{folder}: {manifest.rows:,} rows in shards of the right lengths and columns, and {tried} images decode"
+        yield works("shards", f"{says} (python -m data_tools verify reads all)")
+
+
+def _bad_rows(folder: Path, task: str, rows: int) -> Iterator[str]:
+    from mvlm.data.images.decode import load_image
+    from mvlm.data.images.encoded import BadImage, ChangedImage
+    from mvlm.data.shards.corpus import Corpus
+    from mvlm.errors import UserError
+
+    corpus, count = Corpus(folder, task=task), min(DECODED, rows)
+    for number in range(count):
+        index = (2 * number + 1) * rows // (2 * count)
+        try:
+            row = corpus.row(index)
+            load_image(row.image)
+        except ChangedImage:
+            yield f"{corpus.where(index)} (key {row.key!r}) has changed since it was written: copy its shard again."
+        except BadImage as error:
+            yield f"{corpus.where(index)} has an image that does not decode ({error}): shard the corpus again."
+        except UserError as error:
+            yield str(error)
+
+
+def _damaged(sentence: str) -> Finding:
+    says, _, remedy = sentence.rstrip(".").rpartition(": ")
+    return broken("shards", says, remedy)

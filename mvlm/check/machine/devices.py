@@ -1,0 +1,106 @@
+"""torch, the devices that it computes on, and whether they multiply rightly."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+
+if TYPE_CHECKING:
+    import torch
+
+SIZE = 256
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+"""Of a product's largest error, as a share of its largest value."""
+
+
+def gpus_of_machine(devices: Path = Path("/dev")) -> int:
+    """NVIDIA GPUs that the kernel knows, be they usable or not."""
+    return len(list(devices.glob("nvidia[0-9]*")))
+
+
+def find(options: Options) -> Iterator[Finding]:
+    try:
+        import torch
+    except Exception as error:  # a library that is missing or of another build raises more than ImportError
+        yield broken("torch", f"torch cannot be imported ({first_line(error)})", "install it anew")
+        return
+    built_for = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPUs"
+    yield works("torch", f"torch {torch.__version__} is built for {built_for}")
+    yield _cuda()
+    yield from _compute(torch.device("cpu"), "The CPU")
+    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        device = torch.device("cuda", number)
+        yield from _compute(device, f"GPU {number} ({torch.cuda.get_device_name(device)})")
+
+
+def _cuda() -> Finding:
+    import torch
+
+    there, usable = gpus_of_machine(), torch.cuda.device_count() if torch.cuda.is_available() else 0
+    facts = {"gpus": usable, "gpus_of_machine": there}
+    if usable:
+        told = (
+            " and DS_ACCELERATOR=cpu has training leave them alone" if os.environ.get("DS_ACCELERATOR") == "cpu" else ""
+        )
+        return works("gpu", f"{usable} GPU{'s' * (usable > 1)} can be used{told}", facts=facts)
+    if not there:
+        return absent("gpu", "There is no NVIDIA GPU, and training computes on the CPU", facts=facts)
+    if torch.version.cuda is None:
+        says = f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} and torch is built for CPUs alone"
+        return broken("gpu", says, "install a torch that is built for CUDA, see pytorch.org", facts)
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden in ("", "-1"):
+        says = f"CUDA_VISIBLE_DEVICES={hidden!r} hides the GPUs of this machine"
+        return absent("gpu", says, "unset it to train on them", facts)
+    try:
+        torch.cuda.init()
+        reason = "torch finds none"
+    except Exception as error:
+        reason = first_line(error)
+    return broken(
+        "gpu",
+        f"This machine has {there} NVIDIA GPU{'s' * (there > 1)} that torch cannot use ({reason})",
+        f"see nvidia-smi, and install a driver for CUDA {torch.version.cuda} or a torch built for an older one",
+        facts,
+    )
+
+
+def _compute(device: torch.device, name: str) -> Iterator[Finding]:
+    """A product in each precision that training computes in, held against one in float64."""
+    import torch
+
+    from mvlm.kernels.probes import cpu_gains_by_bf16
+
+    on_gpu = device.type == "cuda"
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_gains_by_bf16()
+    failures = []
+    for dtype in (torch.float32, torch.bfloat16):
+        if failure := _wrong_product(device, dtype):
+            failures.append(f"{str(dtype).removeprefix('torch.')}: {failure}")
+    if failures:
+        remedy = "see nvidia-smi -q for errors of its memory, and leave it out" if on_gpu else "install torch anew"
+        yield broken("product", f"{name} multiplies wrongly ({'; '.join(failures)})", remedy)
+    else:
+        yield works("product", f"{name} multiplies rightly in fp32 and bf16")
+    if has_bf16:
+        yield works("bf16", f"{name} is faster in bf16 than in fp32")
+    else:
+        yield absent("bf16", f"{name} is no faster in bf16 than in fp32")
+
+
+def _wrong_product(device: torch.device, dtype: torch.dtype) -> str | None:
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(SIZE, SIZE, generator=draw).to(dtype) for _ in range(2))
+    right = a.double() @ b.double()
+    try:
+        error = ((a.to(device) @ b.to(device)).cpu().double() - right).abs().max() / right.abs().max()
+    except Exception as failure:  # drivers fail in many ways
+        return first_line(failure)
+    allowed = TOLERANCE[str(dtype).removeprefix("torch.")]
+    return None if error < allowed else f"off by {float(error):.2g} of the largest value"  # NaN is not below

@@ -1,0 +1,136 @@
+"""SLURM and Ray: whether they are here and answer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from importlib import metadata
+from urllib.parse import urlsplit
+
+from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+
+SINFO_SECONDS = 10.0
+CONNECT_SECONDS = 5.0
+STATUS_SECONDS = 60.0
+UNCONFIGURED = "configuration source"
+"""What SLURM's commands complain of on a machine that belongs to no cluster."""
+ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+
+
+def find_slurm(options: Options) -> Iterator[Finding]:
+    path = shutil.which("sinfo")
+    if path is None:
+        yield absent("slurm", "SLURM's commands are not here, which --on slurm alone needs")
+        return
+    try:
+        done = subprocess.run(
+            [path, "--noheader", "--format=%P|%D|%T"], capture_output=True, text=True, timeout=SINFO_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        says = f"sinfo gave no answer within {SINFO_SECONDS:.0f} s"
+        yield broken("slurm", says, "see whether SLURM's controller is up, with `scontrol ping`")
+        return
+    except OSError as error:
+        yield broken("slurm", f"{path} cannot be run ({first_line(error)})", "install SLURM's commands anew")
+        return
+    if done.returncode == 0:
+        yield _nodes(done.stdout)
+        return
+    complaint = (
+        first_line(done.stderr.strip().splitlines()[-1]) if done.stderr.strip() else f"exit code {done.returncode}"
+    )
+    if UNCONFIGURED in complaint and not any(name.startswith("SLURM_") for name in os.environ):
+        says = f"SLURM's commands are here and belong to no cluster ({complaint})"
+        yield absent("slurm", says, "set SLURM_CONF to have one")
+        return
+    yield broken(
+        "slurm",
+        f"sinfo fails ({complaint})",
+        "see SLURM_CONF, and whether the controller that it names is up, with `scontrol ping`",
+    )
+
+
+def _nodes(said: str) -> Finding:
+    rows = [line.split("|") for line in said.splitlines() if line.count("|") == 2]
+    states: Counter[str] = Counter()
+    for _, count, state in rows:
+        states[state] += int(count) if count.isdigit() else 0
+    partitions = sorted({row[0].rstrip("*") for row in rows})
+    nodes = ", ".join(f"{count} {state}" for state, count in states.most_common()) or "no nodes"
+    facts = {"partitions": partitions, "nodes": dict(states)}
+    return works("slurm", f"SLURM answers: partitions {', '.join(partitions)}; {nodes}", facts=facts)
+
+
+def find_ray(options: Options) -> Iterator[Finding]:
+    try:
+        version = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        yield absent("ray", "Ray is not installed", "python -m pip install 'ray[default,train]' for --on ray")
+        return
+    given = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}
+    if not given:
+        yield works("ray", f"Ray {version} is installed; no address of a cluster is set, nor needed but by --on ray")
+    for name, address in given.items():
+        yield _answers(name, address, version)
+
+
+def _answers(name: str, address: str, version: str) -> Finding:
+    kind = urlsplit(address).scheme if "://" in address else address
+    failure = None if kind in ("local", "auto") else _connect(address)
+    if failure is None and kind != "local":
+        ask = {"http": _dashboard, "https": _dashboard, "ray": _client}.get(kind, _status)
+        failure = ask(address, version)
+    if failure:
+        remedy = f"start that cluster, or set {name} to one that is up"
+        return broken("ray", f"{name}={address} does not answer ({failure})", remedy)
+    return works("ray", f"Ray {version} reaches {name}={address}")
+
+
+def _connect(address: str) -> str | None:
+    """Why no connection can be made, in seconds, where Ray's own client tries for a minute."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        port = place.port or {"http": 80, "https": 443, "ray": 10001}.get(place.scheme)
+    except ValueError:
+        port = None
+    if not place.hostname or not port:
+        return "it is no address: give host:port, ray://host:port or http://host:port"
+    try:
+        socket.create_connection((place.hostname, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        return first_line(error)
+    return None
+
+
+def _dashboard(address: str, version: str) -> str | None:
+    """What is wrong with a job server, as its own client finds it: with a token where one is set."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        theirs = JobSubmissionClient(address).get_version()
+    except Exception as error:  # it raises many kinds
+        return first_line(error)
+    return None if theirs == version else f"it is of Ray {theirs}, and {version} is installed here"
+
+
+def _client(address: str, version: str) -> str | None:
+    """Of Ray's client server no more is asked than that it takes connections: a client starts actors."""
+    return None
+
+
+def _status(address: str, version: str) -> str | None:
+    """What is wrong with a cluster, as `ray status` finds it."""
+    words = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=STATUS_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"`ray status` gave no answer within {STATUS_SECONDS:.0f} s"
+    if done.returncode == 0:
+        return None
+    lines = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return first_line(lines[-1]) if lines else f"`ray status` ends with {done.returncode}"

@@ -1,0 +1,114 @@
+"""Disks: room, speed, shared memory, open files, and the clock."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import mvlm
+from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+
+LEAST_FREE_BYTES = 1e9
+LEAST_SPEED = 5e6
+"""Bytes a second: a checkpoint of the paper's model, 2.5 GB, would take over eight minutes."""
+WRITTEN_BYTES = 1 << 26
+CHUNK_BYTES = 1 << 22
+WRITING_SECONDS = 20.0
+LEAST_SHARED_BYTES = 1e9
+LEAST_FILES = 1024
+"""A rank keeps 128 shards of each corpus open, beside what its libraries do."""
+CLOCK_SECONDS = 5.0
+DAY = 86400.0
+
+
+def find(options: Options) -> Iterator[Finding]:
+    run = Path(options.run or "runs")
+    yield _disk("run folder", run, "set run.dir to another disk")
+    yield _disk("TMPDIR", Path(tempfile.gettempdir()), "set TMPDIR to another disk")
+    yield _shared_memory()
+    yield _open_files()
+
+
+def _disk(subject: str, folder: Path, otherwise: str) -> Finding:
+    """Whether files can be written in a folder, or where it would be made, and how fast."""
+    place = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+    try:
+        free, speed = shutil.disk_usage(place).free, _write(place)
+    except OSError as error:
+        says = f"Nothing can be written to {place} ({first_line(error)})"
+        return broken(subject, says, f"make room or see to its rights, or {otherwise}")
+    facts = {"folder": str(place), "free_bytes": free, "bytes_per_s": speed}
+    if free < LEAST_FREE_BYTES:
+        return broken(subject, f"{place} has {free / 1e9:.2g} GB free", f"make room, or {otherwise}", facts)
+    if speed < LEAST_SPEED:
+        return broken(subject, f"{place} is written at {speed / 1e6:.2g} MB/s", otherwise, facts)
+    says = f"{place} has {free / 1e9:.3g} GB free and is written at {speed / 1e6:.3g} MB/s"
+    return works(subject, says, facts=facts)
+
+
+def _write(folder: Path) -> float:
+    """Bytes a second that reach the disk; the file is deleted again."""
+    chunk, written, began = os.urandom(CHUNK_BYTES), 0, time.monotonic()
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".mvlm-doctor-", buffering=0) as file:
+        while written < WRITTEN_BYTES and time.monotonic() - began < WRITING_SECONDS:
+            written += file.write(chunk)
+            os.fsync(file.fileno())
+    return written / (time.monotonic() - began)
+
+
+def _shared_memory() -> Finding:
+    """/dev/shm, where NCCL and Ray exchange within a machine; our own loader processes use memory of their own."""
+    shared = Path("/dev/shm")
+    try:
+        usage = shutil.disk_usage(shared)
+    except OSError as error:
+        says = f"There is no shared memory ({first_line(error)}), which NCCL and Ray need"
+        return absent("shared memory", says, "mount a tmpfs at /dev/shm")
+    facts = {"bytes": usage.total, "free_bytes": usage.free}
+    if usage.free < LEAST_SHARED_BYTES:
+        says = (
+            f"{shared} has {usage.free / 1e6:.0f} of {usage.total / 1e6:.0f} MB free, with which NCCL and Ray may fail"
+        )
+        remedy = "delete what dead processes left there, or give the container --shm-size=8g or --ipc=host"
+        return broken("shared memory", says, remedy, facts)
+    return works("shared memory", f"{shared} has {usage.free / 1e9:.3g} GB free", facts=facts)
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    facts = {"soft": soft, "hard": hard}
+    if soft < LEAST_FILES and soft != resource.RLIM_INFINITY:
+        says = f"A process may open {soft} files, and loaders with many shards want {LEAST_FILES}"
+        remedy = (
+            f"ulimit -n {max(LEAST_FILES, hard)}"
+            if hard >= LEAST_FILES
+            else "raise nofile in /etc/security/limits.conf"
+        )
+        return broken("open files", says, remedy, facts)
+    return works("open files", f"A process may open {soft:,} files", facts=facts)
+
+
+def find_clock(options: Options) -> Iterator[Finding]:
+    """Beside the time when this program was written, and the clock of the disk that a run would write to."""
+    now, written = time.time(), Path(mvlm.__file__).stat().st_mtime
+    if now < written - DAY:
+        says = f"The clock says {time.strftime('%F', time.localtime(now))}, before this program was installed"
+        yield broken("clock", says, "have it set, with NTP or chrony")
+        return
+    folder = Path(options.run or "runs").absolute()
+    place = next(path for path in [folder, *folder.parents] if path.exists())
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=place, prefix=".mvlm-doctor-") as file:
+        file.write(b"now")
+        file.flush()
+        off = os.fstat(file.fileno()).st_mtime - time.time()
+        if abs(off) > CLOCK_SECONDS:
+            says = f"The disk of {place} is {off:+.0f} s off this machine's clock"
+            yield broken("clock", says, "have both clocks set, with NTP or chrony", {"off_s": off})
+            return
+    yield works("clock", "The clock is plausible and goes with the disk's; preflight compares it across nodes")

@@ -1,0 +1,64 @@
+"""Triton: our own kernels compiled and run on the GPU, or run by its interpreter, and held against torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+
+KERNELS = ("patch_l1", "log_sum_exps")
+TOLERANCE = 1e-4
+
+
+def find(options: Options) -> Iterator[Finding]:
+    from mvlm.runtime import dist
+
+    on_gpu = dist.uses_cuda()
+    if not on_gpu:
+        os.environ["TRITON_INTERPRET"] = "1"  # before it is imported
+    from mvlm.kernels import probes
+
+    if reason := probes.triton():
+        if reason.endswith("is not installed"):
+            instead = "torch's own operations serve"
+            yield absent("triton", f"Triton is not installed, and {instead}", "pip install triton to have it")
+        else:
+            yield broken("triton", f"Triton cannot be used ({reason})", "install it anew, as torch asks for it")
+        return
+    try:
+        wrong = [name for name in KERNELS if not _agrees(name, "cuda" if on_gpu else "cpu")]
+    except Exception as error:  # its compiler fails in many ways
+        says = f"Triton {probes.triton_version()} runs no kernel ({first_line(error)})"
+        yield broken("triton", says, "see that a C compiler is there and ~/.triton can be written to")
+        return
+    if wrong:
+        says = f"Triton {probes.triton_version()} computes {', '.join(wrong)} other than torch"
+        yield broken("triton", says, f"set kernels.{wrong[0]} = 'torch'")
+        return
+    how = "compiled for the GPU" if on_gpu else "in its interpreter, which is for tests: without a GPU none is needed"
+    yield works("triton", f"Triton {probes.triton_version()} runs our kernels, {how}")
+
+
+def _agrees(name: str, device: str) -> bool:
+    """Whether the Triton implementation of an operation gives what its reference, the last, gives."""
+    import torch
+
+    from mvlm.kernels.ops import EXAMPLES, OPS
+
+    draw = torch.Generator().manual_seed(0)
+
+    def make(*shape: int) -> Any:
+        return torch.rand(shape, generator=draw).to(device)
+
+    arguments, implementations = EXAMPLES[name](make), OPS[name].implementations
+    by_triton = next(one for one in implementations if one.name == "triton")
+    found, right = (_flat(one.run(*arguments)) for one in (by_triton, implementations[-1]))
+    return torch.allclose(found, right, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def _flat(result: Any) -> Any:
+    import torch
+
+    return torch.cat([part.flatten() for part in (result if isinstance(result, tuple) else (result,))])

@@ -1,0 +1,163 @@
+"""What a survey found wrong, in sentences that name the node, the gravest first."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+from mvlm.check.nodes.check import Node, Survey
+
+SLOW_GPU, SLOW_CPU = 0.75, 0.5
+"""Share of the median speed below which a device is called slow: GPUs of one model differ by a few percent."""
+LEAST_FREE_BYTES = 1e9
+CLOCK_SECONDS = 5.0
+NAMED = 8  # of a list, in a sentence
+
+
+def findings(found: Survey) -> list[str]:
+    """Sentences; empty where all is well."""
+    if found.missing:
+        return [_absent(found)]
+    sentences = [*_dead(found), *_unreachable(found)]
+    if found.storage:
+        sentences.append(found.storage)
+    if found.whole_failure:
+        sentences.append(
+            f"Every pair of nodes exchanges, but all ranks together do not ({found.whole_failure}): "
+            "try again with fewer nodes, and with NCCL_DEBUG=INFO in job.environment."
+        )
+    return [*sentences, *_different(found), *_full(found), *_slow_nodes(found), *_slow_devices(found), *_clocks(found)]
+
+
+def node_names(nodes: Iterable[Node]) -> str:
+    return _listed([f"{node.host} (rank{'s' if len(node.ranks) > 1 else ''} {_spans(node.ranks)})" for node in nodes])
+
+
+def _absent(found: Survey) -> str:
+    hosts: dict[str, list[int]] = defaultdict(list)
+    for rank, host in found.missing.items():
+        hosts[host].append(rank)
+    unnamed = hosts.pop("", [])
+    named = [node_names([Node(host, tuple(ranks)) for host, ranks in hosts.items()])] if hosts else []
+    named += [f"rank{'s' if len(unnamed) > 1 else ''} {_spans(unnamed)}"] if unnamed else []
+    came = _listed([node.host for node in found.nodes])
+    return (
+        f"{' and '.join(named)} did not come within {found.seconds:.0f} s, as {came} did: "
+        "see whether that node is up and reaches rank 0, or leave it out."
+    )
+
+
+def _dead(found: Survey) -> list[str]:
+    dead = [found.nodes[number] for number in sorted(found.standings.silent)]
+    if not dead:
+        return []
+    if len(dead) == len(found.nodes) - 1 > 1:
+        return [
+            f"No other node answers {found.nodes[0].host}, where rank 0 is, any more: its own link is likely the one "
+            "that is broken; leave that node out."
+        ]
+    return [f"{node_names(dead)} came and then gave no answer any more: see whether that node is up, or leave it out."]
+
+
+def _unreachable(found: Survey) -> list[str]:
+    lonely = found.standings.unreachable()
+    sentences = []
+    if lonely:
+        reason = next(why for pair, why in found.standings.failures.items() if lonely & set(pair))
+        sentences.append(
+            f"{node_names(found.nodes[number] for number in sorted(lonely))} live but exchange nothing with any other "
+            f"node ({reason}): see its link, its firewall and job.network."
+        )
+    pairs = {pair: why for pair, why in found.standings.failures.items() if not lonely & set(pair)}
+    for (a, b), why in pairs.items():
+        sentences.append(
+            f"{node_names([found.nodes[a], found.nodes[b]])} do not reach each other ({why}): see the link between "
+            "them, or leave one out."
+        )
+    return sentences
+
+
+def _different(found: Survey) -> list[str]:
+    """Nodes that have not what most have."""
+    of_ranks = {
+        **{name: {r: f.versions.get(name, "none") for r, f in found.facts.items()} for name in _version_names(found)},
+        "devices": {r: f"{f.devices} x {f.device}" for r, f in found.facts.items()},
+    }
+    sentences = []
+    for name, values in of_ranks.items():
+        most = Counter(values.values()).most_common(1)[0][0]
+        others = [node for node in found.nodes if any(values.get(rank, most) != most for rank in node.ranks)]
+        if others:
+            has = sorted({values[rank] for node in others for rank in node.ranks if values.get(rank, most) != most})
+            sentences.append(
+                f"{node_names(others)} has {name} {_listed(has)} where most have {most}: make them the same."
+            )
+    return sentences
+
+
+def _version_names(found: Survey) -> list[str]:
+    return sorted({name for facts in found.facts.values() for name in facts.versions})
+
+
+def _full(found: Survey) -> list[str]:
+    full = [n for n in found.nodes if any(found.facts[r].free_bytes < LEAST_FREE_BYTES for r in _known(found, n))]
+    return [f"{node_names(full)} has less than 1 GB free at run.dir: make room, or set run.dir."] if full else []
+
+
+def _slow_nodes(found: Survey) -> list[str]:
+    best = found.standings.best()
+    slow = sorted(found.standings.slow(found.slow_below))
+    if not slow:
+        return []
+    speeds = _listed([f"{best[number] / 1e9:.3g}" for number in slow])
+    return [
+        f"{node_names(found.nodes[number] for number in slow)} is slow: {speeds} GB/s in its best pair, and the median "
+        f"node {statistics.median(best.values()) / 1e9:.3g}: see its link, or leave it out."
+    ]
+
+
+def _slow_devices(found: Survey) -> list[str]:
+    median = statistics.median(facts.flops for facts in found.facts.values())
+    slow = {
+        rank: facts
+        for rank, facts in found.facts.items()
+        if facts.flops < (SLOW_CPU if facts.device == "cpu" else SLOW_GPU) * median
+    }
+    return [
+        f"{facts.host} (rank {rank}) computes at {facts.flops / 1e12:.3g} TFLOP/s, and the median rank at "
+        f"{median / 1e12:.3g}: see its clock, its temperature and what else runs there."
+        for rank, facts in list(slow.items())[:NAMED]
+    ]
+
+
+def _clocks(found: Survey) -> list[str]:
+    median = statistics.median(facts.clock for facts in found.facts.values())
+    off = {
+        node.host: max((found.facts[rank].clock - median for rank in _known(found, node)), key=abs, default=0.0)
+        for node in found.nodes
+    }
+    return [
+        f"The clock of {host} is {seconds:+.0f} s off the others': have it set, with NTP or chrony."
+        for host, seconds in off.items()
+        if abs(seconds) > CLOCK_SECONDS
+    ]
+
+
+def _known(found: Survey, node: Node) -> list[int]:
+    return [rank for rank in node.ranks if rank in found.facts]
+
+
+def _listed(words: list[str]) -> str:
+    return ", ".join(words[:NAMED]) + (f" and {len(words) - NAMED} more" if len(words) > NAMED else "")
+
+
+def _spans(ranks: Iterable[int]) -> str:
+    """Such as "0-3, 8"."""
+    spans: list[list[int]] = []
+    for rank in ranks:
+        if spans and rank == spans[-1][-1] + 1:
+            spans[-1].append(rank)
+        else:
+            spans.append([rank])
+    return ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)

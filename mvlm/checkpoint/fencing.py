@@ -1,0 +1,177 @@
+"""Attempts at a run are numbered, so that one which was given up, and lives on, cannot harm the one after it.
+
+They are numbered in the run folder and, because the next may be made on a node that does not see it, in the mirror.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.layout import Writer
+from mvlm.checkpoint.mirror import Mirror
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+
+ATTEMPTS = "attempts"
+
+Result = TypeVar("Result")
+
+
+class Attempt:
+    """The next number of a run, claimed by rank 0; all ranks must construct it.
+
+    A claim is a file `attempts/NNNN.json` that only one process can create. Whoever sees a higher number than
+    its own has been superseded: it writes nothing more and ends. Every run folder of nodes that have their own gets a
+    copy; where it has gone, so has the run folder.
+
+    Args:
+        resumes: it resumes one of the run's own checkpoints.
+        site: the ranks that see this run folder; None = all.
+
+    Attributes:
+        number: from 1 on.
+        writer: what checkpoints of this attempt are known by. An attempt that resumes the run's own checkpoint
+            belongs to the chain of the attempt before it; any other, or where that is not known, begins a chain.
+
+    Raises:
+        UserError: the run folder cannot be written.
+    """
+
+    def __init__(
+        self, run: Path, mirror: Mirror | None = None, resumes: bool = False, site: Site | None = None
+    ) -> None:
+        self._run, self._folder = run, run / ATTEMPTS
+        self._mirror = mirror
+        self._leads = (site or Site.of_all()).leads
+        self._overtaken = False
+        claimed = dist.as_rank_0(lambda: self._tried(lambda: self._claim(resumes)))
+        self.writer, self._claim_text = claimed
+        self.number = self.writer.attempt
+        failure = None
+        if self._leads and dist.rank():
+            try:
+                self._tried(self._copy_claim)
+            except UserError as error:
+                failure = error
+        if failure := next(filter(None, dist.gather_objects(failure)), None):
+            raise failure
+
+    def _tried(self, action: Callable[[], Result]) -> Result:
+        try:
+            return action()
+        except OSError as error:
+            raise UserError(
+                f"The run folder {self._run} cannot be written ({error}): free some room or set run.dir."
+            ) from None
+
+    def _claim(self, resumes: bool) -> tuple[Writer, str]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        own = secrets.token_hex(8)
+        chain = (resumes and self._chain_before()) or own
+        facts = {"host": socket.gethostname(), "pid": os.getpid(), "world": dist.world(), "at": time.time()}
+        text = json.dumps(facts | {"id": own, "chain": chain})
+        number = 1 + max(self._numbers_here(), default=0)
+        elsewhere = max(self._numbers_in_mirror(), default=0)
+        while True:
+            try:
+                with open(self._path(number), "x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                pass
+            else:
+                if number > elsewhere:  # those below are claimed too: an attempt looks for the number after its own
+                    break
+            number += 1
+        if self._mirror:
+            self._mirror.write(claim_name(number), text.encode())
+        return Writer(chain, number), text
+
+    def _copy_claim(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path(self.number).write_text(self._claim_text, encoding="utf-8")
+
+    def _chain_before(self) -> str | None:
+        """That of the last attempt before this one; None where it is not known."""
+        here, there = max(self._numbers_here(), default=0), max(self._numbers_in_mirror(), default=0)
+        if self._mirror and there > here:
+            return chain_of(self._mirror.read(claim_name(there)))
+        return chain_of(self._path(here).read_bytes()) if here else None
+
+    def is_gone(self) -> bool:
+        """Whether there is no claim any more, at the price of one look; asked as `is_lost`."""
+        return self._leads and not self._path(self.number).exists()
+
+    def is_lost(self) -> bool:
+        """Whether the run folder is not the one that was claimed: it has been removed, moved or replaced since.
+
+        Asked by the ranks that lead a site, which tell the others; on others never.
+        """
+        try:
+            return self._leads and self._path(self.number).read_text(encoding="utf-8") != self._claim_text
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+            return True
+
+    def superseded(self) -> bool:
+        """Whether a later attempt has begun; asked by rank 0, which tells the others."""
+        return dist.rank() == 0 and (self._overtaken or self._path(self.number + 1).exists())
+
+    def superseded_in_mirror(self) -> bool:
+        """Whether a later attempt has begun on nodes that do not see the run folder; asked by rank 0, in any thread.
+
+        Of two that have claimed a number at the same time, the one that wrote last has it.
+        """
+        if self._mirror and not self._overtaken:
+            latest = max(self._numbers_in_mirror(), default=0)
+            own = self._mirror.read(claim_name(self.number))
+            self._overtaken = latest > self.number or own != self._claim_text.encode()
+        return self._overtaken
+
+    def lost(self) -> UserError:
+        """What to raise on all ranks where the run folder of any is lost."""
+        return UserError(
+            f"The run folder {self._run} has been removed, moved or replaced since attempt {self.number} began, which "
+            "ends without writing more: move it back to go on from its newest checkpoint, or set another run.dir."
+        )
+
+    def is_of_chain(self, number: int) -> bool:
+        """Whether an attempt that the mirror knows belongs to the same chain."""
+        if number == self.number:
+            return True
+        claim = self._mirror.read(claim_name(number)) if self._mirror else None
+        return chain_of(claim) == self.writer.chain
+
+    def _numbers_in_mirror(self) -> list[int]:
+        names = self._mirror.sizes(ATTEMPTS) if self._mirror else {}
+        return _numbers(names)
+
+    def _numbers_here(self) -> list[int]:
+        return _numbers(path.name for path in self._folder.glob("*.json"))
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:04d}.json"
+
+
+def claim_name(number: int) -> str:
+    """Of an attempt's claim in the mirror."""
+    return f"{ATTEMPTS}/{number:04d}.json"
+
+
+def chain_of(claim: bytes | None) -> str | None:
+    """The chain that a claim names; None where it is not to be read."""
+    try:
+        return str(json.loads(claim or b"")["chain"])
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def _numbers(names: Iterable[str]) -> list[int]:
+    stems = (Path(name).stem for name in names)
+    return [int(stem) for stem in stems if stem.isdecimal()]

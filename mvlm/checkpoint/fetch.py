@@ -1,0 +1,214 @@
+"""Brings the mirror's newest checkpoint into the run folder, as if it had always been there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mvlm.checkpoint.description import CONFIG, DESCRIPTION, METRICS, SKIPPED, TEXT_ENCODER, TOKENIZER
+from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.integrity import find_damage
+from mvlm.checkpoint.layout import (
+    CHECKPOINTS,
+    INDEX,
+    LATEST,
+    UNREADABLE,
+    Entry,
+    read_index,
+    step_folders,
+    step_name,
+    step_of,
+)
+from mvlm.checkpoint.mirror import Mirror, Place, read_entries
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+from mvlm.runtime.storage import sync_folder, write_durably
+
+UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
+
+
+def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
+    """Fetch where the run folder has no checkpoint, an older one, or the same one damaged; all ranks must call.
+
+    Where nodes have folders of their own, each of them lacks what the others wrote: there the mirror alone counts, and
+    files are fetched that are not in the folder already.
+
+    Returns:
+        Whether the mirror has a checkpoint.
+
+    Raises:
+        UserError: the mirror cannot be read or is not to be trusted, none of its checkpoints is whole, or the folder
+            cannot be written.
+    """
+    history = dist.as_rank_0(mirror.history)
+    reason = ""
+    for place in history:
+        if site.is_whole and not _is_behind(run, place):
+            return True
+        began = time.monotonic()
+        if not (reason := _fetch(mirror, place, run, site) or ""):
+            _fetch_small_files(mirror, place, run, site)
+            _tell(f"{mirror.url}/{place.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
+            return True
+        _tell(f"{mirror.url}/{place.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
+    if history:
+        raise UserError(
+            f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."
+        )
+    return False
+
+
+def _is_behind(run: Path, newest: Place) -> bool:
+    step = dist.as_rank_0(lambda: _newest_step(run))
+    if step == newest.step:
+        return find_damage(run / CHECKPOINTS / step_name(step)) is not None
+    return step < newest.step
+
+
+def _newest_step(run: Path) -> int:
+    """Of the checkpoints in the run folder, -1 for none. One that was gone back on counts: that was somebody's will."""
+    return max((step_of(folder) for folder in step_folders(run) if (folder / INDEX).is_file()), default=-1)
+
+
+def _fetch(mirror: Mirror, place: Place, run: Path, site: Site) -> str | None:
+    """Put a checkpoint into the folders of all sites; returns what is wrong with it, if anything."""
+    where = f"{mirror.url}/{place.path(INDEX)}"
+    index = dist.as_rank_0(lambda: mirror.read(place.path(INDEX)))
+    try:
+        entries = read_entries(index, where) if index else []
+    except UNREADABLE as error:
+        return f"{INDEX}: {type(error).__name__}: {error}"
+    if not index:
+        return f"{INDEX} is gone"
+    folder = run / CHECKPOINTS / step_name(place.step)
+    unfinished = folder.with_name(folder.name + UNFINISHED)
+    _on_each(run, site.leads, partial(_make_ready, folder, unfinished))
+    failure = _on_each(run, True, partial(_fetch_files, mirror, place, site.share(entries), unfinished))
+    if failure:
+        _on_each(run, site.leads, partial(shutil.rmtree, unfinished))
+    else:
+        _on_each(run, site.leads, partial(_finish, folder, unfinished, entries, index))
+    return failure
+
+
+def _on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str | None:
+    """Have this rank act, if it is concerned; every rank is told what any found, or gets the error that any met."""
+    found: str | UserError | None = None
+    if concerned:
+        try:
+            found = action()
+        except OSError as error:
+            found = UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.")
+        except UserError as error:
+            found = error
+    told = dist.gather_objects(found)
+    if mistake := next((each for each in told if isinstance(each, UserError)), None):
+        raise mistake
+    return next(filter(None, told), None)
+
+
+def _make_ready(folder: Path, unfinished: Path) -> None:
+    """What lies there already, the node's own files or those of a fetch that was cut off, is not fetched again."""
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not unfinished.exists():
+        os.rename(folder, unfinished)
+    unfinished.mkdir(exist_ok=True)
+
+
+def _fetch_files(mirror: Mirror, place: Place, entries: list[Entry], unfinished: Path) -> str | None:
+    for entry in entries:
+        file = unfinished / entry.file
+        file.parent.mkdir(exist_ok=True)
+        if not _is_right(file, entry):
+            mirror.download(place.path(entry.file), file)
+            if not _is_right(file, entry):
+                return f"{entry.file} has not the SHA-256 that {INDEX} says"
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+    return None
+
+
+def _is_right(file: Path, entry: Entry) -> bool:
+    if not file.is_file() or file.stat().st_size != entry.bytes:
+        return False
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest() == entry.sha256
+
+
+def _finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -> None:
+    named = {unfinished / entry.file for entry in entries}
+    for stranger in {path for path in unfinished.rglob("*") if path.is_file()} - named:
+        stranger.unlink()
+    write_durably(unfinished / INDEX, index.decode())
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(unfinished, folder)
+    write_durably(folder.parent / LATEST, folder.name)
+
+
+def _fetch_small_files(mirror: Mirror, place: Place, run: Path, site: Site) -> None:
+    def described() -> None:
+        if (run / CHECKPOINTS / f"step_{place.step:08d}" / CONFIG).exists():
+            return  # it is whole by itself; one of version 0.1 needs these:
+        for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
+            if DESCRIPTION.fullmatch(name):
+                (run / name).parent.mkdir(exist_ok=True)
+                mirror.download(name, run / name)
+                sync_folder((run / name).parent)
+
+    def recorded() -> None:
+        for name in (METRICS, SKIPPED):  # only ever appended to: the longer one knows more
+            known = (run / name).stat().st_size if (run / name).exists() else 0
+            content = mirror.read(name) or b""
+            if len(content) > known:
+                write_durably(run / name, content.decode(errors="replace"))
+
+    _on_each(run, site.leads, described)
+    _on_each(run, dist.rank() == 0, recorded)
+
+
+def _tell(sentence: str) -> None:
+    if dist.rank() == 0:
+        print(f"mvlm: {sentence}", file=sys.stderr, flush=True)
+
+
+def begin_without(mirror: Mirror, run: Path, site: Site) -> None:
+    """Make sure that a run whose mirror is still empty starts alike on all nodes; all ranks must call.
+
+    Where nodes have folders of their own, an earlier attempt may have left its parts of a checkpoint in them.
+
+    Raises:
+        UserError: one node has a whole checkpoint.
+    """
+    if site.is_whole:
+        return
+    if whole := _on_each(run, site.leads, partial(_own_whole, run)):
+        raise UserError(
+            f"{whole} is whole on one node, and neither the others nor {mirror.url} have it: start the run on that "
+            "node alone first, which uploads it."
+        )
+    _on_each(run, site.leads, partial(_set_parts_aside, run))
+
+
+def _own_whole(run: Path) -> str | None:
+    def has_all(checkpoint: Path) -> bool:
+        try:
+            return all((checkpoint / entry.file).exists() for entry in read_index(checkpoint))
+        except UNREADABLE:
+            return False
+
+    return next((str(folder) for folder in step_folders(run) if has_all(folder)), None)
+
+
+def _set_parts_aside(run: Path) -> None:
+    (run / CHECKPOINTS / LATEST).unlink(missing_ok=True)
+    for folder in step_folders(run):
+        aside = folder.with_name(f"{folder.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.rename(folder, aside)

@@ -1,0 +1,117 @@
+"""Which ranks see the same run folder: all of them on a shared disk, those of one node on a disk of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+
+PATIENCE_S = 5.0  # until a network file system shows to one node what another has made
+NAMED = 8  # hosts that a sentence names
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Site:
+    """The ranks, in order, that see the same run folder as this one."""
+
+    ranks: tuple[int, ...]
+
+    @classmethod
+    def of_all(cls) -> Site:
+        return cls(tuple(range(dist.world())))
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one run folder is seen by all ranks."""
+        return len(self.ranks) == dist.world()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank does for the folder what only one may do."""
+        return dist.rank() == self.ranks[0]
+
+    def share(self, items: list[Item]) -> list[Item]:
+        """What falls to this rank of work that the ranks of the site divide among them."""
+        return items[self.ranks.index(dist.rank()) :: len(self.ranks)]
+
+
+def find_site(run: Path, mirrored: bool) -> Site:
+    """Find out by a token of each rank in the run folder, which is made; all ranks must call.
+
+    Args:
+        mirrored: checkpoints go to a mirror, so that nodes may have folders of their own.
+
+    Raises:
+        UserError: the folder cannot be written, or is not the same everywhere and there is no mirror.
+    """
+    if dist.world() == 1:
+        return Site.of_all()
+    tokens = run / f".seen-{dist.broadcast_object(secrets.token_hex(8))}"
+    host = socket.gethostname()
+    failure = None
+    try:
+        tokens.mkdir(parents=True, exist_ok=True)
+        _token(tokens, dist.rank()).touch()
+    except OSError as error:
+        failure = f"rank {dist.rank()} on {host}: {error}"
+    if failure := next(filter(None, dist.gather_objects(failure)), None):
+        raise UserError(f"The run folder {run} cannot be written ({failure}): set run.dir to a place you may write.")
+    told = dist.gather_objects((host, _look(tokens)))
+    site = next(ranks for ranks in _connected([seen for _, seen in told]) if dist.rank() in ranks)
+    if dist.rank() == min(site):
+        shutil.rmtree(tokens, ignore_errors=True)
+    hosts = [host for host, _ in told]
+    sees_rank_0 = dist.broadcast_object(site)
+    if len(sees_rank_0) < dist.world() and not mirrored:
+        raise UserError(_refusal(run, hosts, sees_rank_0))
+    return Site(tuple(sorted(site)))
+
+
+def _token(tokens: Path, rank: int) -> Path:
+    return tokens / f"{rank:05d}"
+
+
+def _look(tokens: Path) -> set[int]:
+    """The ranks whose tokens are seen, when all are or the patience is at its end."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        seen = {dist.rank()}
+        with contextlib.suppress(OSError):
+            seen |= {int(name) for name in os.listdir(tokens)}
+        if len(seen) == dist.world() or time.monotonic() > deadline:
+            return seen
+        time.sleep(0.1)
+
+
+def _connected(seen: list[set[int]]) -> list[set[int]]:
+    """Sites, from what each rank has seen: one that sees another shares its folder, be it seen itself or not yet."""
+    sites: list[set[int]] = []
+    for ranks in seen:
+        touching = [site for site in sites if site & ranks]
+        sites = [site for site in sites if not site & ranks] + [ranks.union(*touching)]
+    return sites
+
+
+def _refusal(run: Path, hosts: list[str], sees_rank_0: set[int]) -> str:
+    first: dict[str, int] = {}
+    for rank, host in enumerate(hosts):
+        if rank not in sees_rank_0:
+            first.setdefault(host, rank)
+    named = [f"{host} (rank {rank})" for host, rank in list(first.items())[:NAMED]]
+    if len(first) > NAMED:
+        named.append(f"{len(first) - NAMED} more hosts")
+    return (
+        f"The run folder {run} of rank 0 on {hosts[0]} is not the one that is seen on {', '.join(named)}: set run.dir "
+        "to a folder that all nodes share, or checkpoint.mirror to a URL that all can reach."
+    )

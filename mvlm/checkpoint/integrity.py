@@ -1,0 +1,93 @@
+"""Whether a checkpoint is whole, and one that a run can go on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch.nn import Parameter
+
+from mvlm.checkpoint.layout import UNREADABLE, find_damaged_file, has_moments
+from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.tensors import TensorFile
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+
+
+def find_damage(checkpoint: Path, hashes: bool = True) -> str | None:
+    """What is wrong with a checkpoint's files, if anything; the ranks share the reading, and all must call.
+
+    Moments that were deleted altogether are no damage.
+
+    Args:
+        hashes: False compares lengths alone.
+    """
+    return next(filter(None, dist.gather_objects(_find_damage_in_share(checkpoint, hashes))), None)
+
+
+def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
+    if not checkpoint.is_dir():
+        return "it is missing"
+    try:
+        read_state(checkpoint)
+    except UNREADABLE as error:
+        return f"{type(error).__name__}: {error}"
+    return find_damaged_file(checkpoint, hashes, slice(dist.rank(), None, dist.world()))
+
+
+def read_state(checkpoint: Path) -> TrainState:
+    """Raises one of UNREADABLE where state.json is damaged."""
+    return TrainState.from_json(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+
+
+def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
+    """The state of a checkpoint that a run can go on from; all ranks must call.
+
+    Raises:
+        UserError: it is damaged, or lacks moments that the run needs.
+    """
+    if reason := find_damage(checkpoint, hashes):
+        raise refusal(checkpoint, reason)
+    if not can_go_on(checkpoint):
+        raise UserError(
+            f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
+            "start a new run with checkpoint.init to take its weights alone."
+        )
+    return read_state(checkpoint)
+
+
+def can_go_on(checkpoint: Path) -> bool:
+    """Whether an undamaged checkpoint has the moments that its optimiser needs."""
+    return read_state(checkpoint).updates == 0 or has_moments(checkpoint)
+
+
+def refusal(checkpoint: Path, reason: str) -> UserError:
+    """What to raise where a damaged checkpoint has no other to take its place."""
+    return UserError(
+        f"{checkpoint} is damaged ({reason}): go on from another checkpoint, by checkpoint.resume in a new run.dir."
+    )
+
+
+def compare_shapes(checkpoint: Path, weights: Mapping[str, TensorFile], parameters: Mapping[str, Parameter]) -> None:
+    """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device."""
+    for name, file in weights.items():
+        shape, parameter = file.shape(name), parameters.get(name)
+        if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
+            raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
+    if lacking := parameters.keys() - weights.keys():
+        raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
+
+
+def check_continuity(checkpoint: Path, state: TrainState, fingerprint: str) -> None:
+    """Raise `UserError` where a run on these shards would not go on as the checkpoint's began.
+
+    Args:
+        fingerprint: of the mixture of data.train.
+    """
+    if state.manifest_fingerprint != fingerprint:
+        raise UserError(
+            f"{checkpoint} was trained on other shards than data.train names (fingerprint "
+            f"{state.manifest_fingerprint[:12]} and not {fingerprint[:12]}): "
+            "give the same shards, or start a new run.dir with checkpoint.init."
+        )

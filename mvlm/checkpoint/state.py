@@ -1,0 +1,74 @@
+"""All that a run must remember beside tensors."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mvlm.errors import UserError
+
+BLOCKS, SHARDS = "blocks", "shards"
+KINDS = (BLOCKS, SHARDS)
+
+
+@dataclass(frozen=True)
+class OrderSpec:
+    """An order, as every checkpoint has it in JSON."""
+
+    kind: str  # of KINDS
+    parameters: dict[str, int] = field(default_factory=dict)  # of blocks: block, window; of shards: window
+    from_epoch: int = 0  # the first that is drawn in it
+
+    def __str__(self) -> str:
+        if self.kind == BLOCKS:
+            return "blocks of {block} rows, {window} blocks together".format(**self.parameters)
+        return "whole shards, {window} together".format(**self.parameters)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> OrderSpec:
+        """Raises:
+        TypeError: it is not what `to_json` gives.
+        UserError: the order is of a kind that only another version knows.
+        """
+        spec = cls(**content)
+        if spec.kind not in KINDS:
+            raise UserError(f"The order {spec.kind!r} of a checkpoint is unknown to this version: update mvlm.")
+        return spec
+
+    def is_like(self, other: OrderSpec) -> bool:
+        """Whether both draw an epoch alike."""
+        return (self.kind, self.parameters) == (other.kind, other.parameters)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands; the same on every rank, and the same JSON in every checkpoint."""
+
+    step: int  # of the schedule
+    samples_seen: int  # position in the sample stream, skipped batches included
+    seed: int
+    manifest_fingerprint: str
+    updates: int = 0  # the optimiser's own: `step` less the overflows of fp16
+    skipped: tuple[int, ...] = ()  # stream positions at which a batch was skipped
+    recent_losses: tuple[float, ...] = ()  # of the last good steps, by which a spike is known
+    loss_scale: dict[str, float] | None = None  # of fp16
+    frozen: tuple[str, ...] = ()  # parts that are not trained
+    order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; none = not recorded
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any) -> TrainState:
+        """Raises:
+        TypeError: it is no object, or a key is missing or unknown.
+        UserError: its order is of a kind that only another version knows.
+        """
+        if not isinstance(content, dict):
+            raise TypeError(f"{content!r} is no JSON object")
+        lists = {name: tuple(content.get(name, ())) for name in ("skipped", "recent_losses", "frozen")}
+        order = tuple(map(OrderSpec.from_json, content.get("order", ())))
+        return cls(**(content | lists | {"order": order}))

@@ -1,0 +1,209 @@
+"""Carries checkpoints from the run folder to the mirror while training goes on.
+
+A thread of each rank uploads files that its node wrote. When all ranks say between two steps that theirs are there, a
+thread of rank 0 completes the checkpoint. There is one upload at a time; what is published meanwhile waits, and of
+several the newest goes next. All ranks take the same decisions at the same steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import torch
+
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, METRICS, RUN_JSON, SKIPPED
+from mvlm.checkpoint.fencing import ATTEMPTS, Attempt
+from mvlm.checkpoint.fetch import fetch_newest
+from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, read_index, step_of
+from mvlm.checkpoint.mirror import STATE, Mirror, Place
+from mvlm.checkpoint.prune import prune
+from mvlm.config.schema import Checkpoint
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+
+BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, METRICS, SKIPPED)
+"""What people look for beside the checkpoints, as the run folder has it."""
+LOOK_S = 0.2
+
+
+class Uploads:
+    """Does nothing where there is no mirror.
+
+    Args:
+        say: tells the person at the terminal.
+
+    Attributes:
+        seconds: that the last upload took.
+    """
+
+    def __init__(
+        self,
+        mirror: Mirror | None,
+        run: Path,
+        config: Checkpoint,
+        attempt: Attempt,
+        site: Site,
+        say: Callable[[str], None],
+    ) -> None:
+        self.seconds = 0.0
+        self._mirror, self._run, self._config, self._attempt, self._site = mirror, run, config, attempt, site
+        self._say = say
+        self._next: Path | None = None
+        self._newest: Path | None = None
+        self._task: _Task | None = None
+        self._folder: Path | None = None
+        self._completing = False
+        self._failure: str | None = None
+        self._since = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint is being uploaded."""
+        return self._task is not None
+
+    @property
+    def ready(self) -> bool:
+        """Whether this rank's part of what is being done is done, or has failed."""
+        return self._task is not None and not self._task.is_alive()
+
+    @property
+    def held(self) -> Path | None:
+        """The checkpoint being uploaded, which must not be deleted."""
+        return self._folder
+
+    def offer(self, checkpoint: Path) -> None:
+        """Upload a published checkpoint of the run folder, now or next; all ranks must call."""
+        if self._mirror:
+            self._next = self._newest = checkpoint
+            if not self.pending:
+                self._begin()
+
+    def offer_start(self, checkpoint: Path) -> None:
+        """Upload the one that this attempt begins with, unless the mirror's newest is the same; all ranks must call."""
+        mirror = self._mirror
+        if mirror and not dist.as_rank_0(lambda: _has(mirror, checkpoint)):
+            self.offer(checkpoint)
+
+    def advance(self) -> None:
+        """Go on to what comes next; to be called by all ranks when all are ready."""
+        assert self._task
+        self._task.join()
+        self._failure = next(filter(None, dist.gather_objects(self._task.failure)), None)
+        if not self._failure and not self._completing:
+            self._completing = True
+            self._task = _Task(self._complete if dist.rank() == 0 else None)
+            return
+        self._task, folder, self._folder = None, self._folder, None
+        self.seconds = time.monotonic() - self._since
+        if self._failure and folder:
+            self._say(f"{folder.name} is not in the mirror, and training goes on: {self._failure}")
+        if self._next:
+            self._begin()
+        if self._newest and self._site.leads:
+            prune(self._run, self._newest, self._config, self._attempt.writer, self.held)
+
+    def drain(self) -> None:
+        """Wait for all uploads, be they good or not; all ranks must call."""
+        while self.pending:  # no rank waits long in an exchange, which has its own limit, for another's slow upload
+            if dist.all_reduce(torch.tensor(float(self.ready))).item() == dist.world():
+                self.advance()
+            else:
+                time.sleep(LOOK_S)
+
+    def finish(self) -> None:
+        """At the end of the run, wait for all uploads.
+
+        Raises:
+            UserError: the last checkpoint is not in the mirror; on all ranks.
+        """
+        self.drain()
+        if self._failure:
+            assert self._mirror and self._newest
+            raise UserError(
+                f"The run is done, but {self._mirror.url} lacks {self._newest.name} ({self._failure.rstrip('.')}); "
+                "the same command again uploads it."
+            )
+
+    def complete_folder(self) -> None:
+        """Make the run folder's newest checkpoint one that all ranks can read; all ranks must call.
+
+        Raises:
+            UserError: nodes have folders of their own, and there is none.
+        """
+        self.drain()
+        if self._mirror and not self._site.is_whole and not fetch_newest(self._mirror, self._run, self._site):
+            raise UserError(
+                f"{self._mirror.url} has no checkpoint to go back to ({self._failure}): start the same command again "
+                "once it can be written."
+            )
+
+    def _begin(self) -> None:
+        self._folder, self._next = self._next, None
+        self._completing = False
+        self._since = time.monotonic()
+        self._task = _Task(self._upload_share)
+
+    def _place(self, folder: Path) -> Place:
+        return Place(self._attempt.number, step_of(folder))
+
+    def _upload_share(self) -> None:
+        assert self._mirror and self._folder
+        folder, place = self._folder, self._place(self._folder)
+        here = sorted(entry.file for entry in read_index(folder) if (folder / entry.file).exists())
+        for file in self._site.share([file for file in here if file != STATE]):
+            self._mirror.upload(folder / file, place.path(file))
+
+    def _complete(self) -> None:
+        """Upload what makes the checkpoint whole, in the order that never shows a half one as whole."""
+        assert self._mirror and self._folder
+        mirror, folder, place = self._mirror, self._folder, self._place(self._folder)
+        self._stop_if_superseded()
+        self._upload_small_files(mirror)
+        mirror.upload(folder / STATE, place.path(STATE))
+        arrived = mirror.sizes(place.path())
+        for entry in read_index(folder):
+            if arrived.get(place.path(entry.file)) != entry.bytes:
+                raise UserError(f"{mirror.url}/{place.path(entry.file)} did not arrive in full.")
+        self._stop_if_superseded()
+        mirror.upload(folder / INDEX, place.path(INDEX))
+        mirror.write(f"{CHECKPOINTS}/{LATEST}", Path(place.path()).name.encode())
+        mirror.prune(place, self._config, self._attempt.is_of_chain)
+
+    def _stop_if_superseded(self) -> None:
+        if self._attempt.superseded_in_mirror():
+            raise UserError(f"a later attempt than {self._attempt.number} has begun.")
+
+    def _upload_small_files(self, mirror: Mirror) -> None:
+        settings = [f"{ATTEMPTS}/{self._attempt.number:04d}/{name}" for name in (CONFIG, DEEPSPEED)]
+        for name in (*BESIDE, *settings):
+            if (self._run / name).exists():
+                mirror.upload(self._run / name, name)
+
+
+class _Task(Thread):
+    """Something that takes long, from now on, beside the main thread."""
+
+    def __init__(self, action: Callable[[], None] | None) -> None:
+        super().__init__(name="mirror", daemon=True)
+        self._action = action
+        self.failure: str | None = f"rank {dist.rank()}: a bug, whose traceback stands above"
+        self.start()
+
+    def run(self) -> None:
+        try:
+            if self._action:
+                self._action()
+            self.failure = None
+        except (OSError, UserError) as error:
+            self.failure = f"rank {dist.rank()}: {error}"
+
+
+def _has(mirror: Mirror, checkpoint: Path) -> bool:
+    newest = next(iter(mirror.history()), None)
+    if newest is None or newest.step != step_of(checkpoint):
+        return False
+    return mirror.read(newest.path(INDEX)) == (checkpoint / INDEX).read_bytes()

@@ -1,0 +1,319 @@
+"""The run's configuration: frozen dataclasses read from a strict TOML file and `key=value` overrides.
+
+An unknown key, a wrong type or a value out of range is a `UserError` naming the key and the nearest
+known name. Letters after a default say where it comes from: P stated in the paper (arXiv 2208.02131),
+R remembered of it, D decided by us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mvlm.config.toml import apply_override, as_toml, build
+from mvlm.config.validate import check_ranges
+from mvlm.errors import Mistakes, UserError
+
+
+@dataclass(frozen=True)
+class Run:
+    dir: str = "runs/mvlm"  # everything the run writes lies here
+    seed: int = 0  # of the order, the masks, the augmentation and new weights
+
+
+@dataclass(frozen=True)
+class Data:
+    train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
+    weights: tuple[float, ...] = ()  # how often an epoch draws each row, a number for each of train; empty = once
+    eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
+    tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
+    vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
+    text_length: int = 30  # tokens, special ones included (D)
+    caption: Literal["draw", "cycle", "first"] = "draw"  # which caption of an image an epoch takes (D)
+    shared_view: bool = True  # the hidden and the whole image are one augmented view (D)
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the random resized crop; 1, 1 = no crop
+    flip: bool = True  # mirror half the images, never one whose caption says left or right
+    randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
+    shuffle_block: int = 64  # rows read together
+    shuffle_window: int = 64  # blocks shuffled together
+    shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
+    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = your own in TMPDIR
+    cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
+    patience: float = 10.0  # minutes that a store of shards which is gone is waited for, before the run saves and ends
+    workers: int = 2  # decoding threads or processes a rank; 0 = one image after the other, when asked
+    worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
+    prefetch: int = 2  # micro-batches prepared ahead
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number
+
+
+@dataclass(frozen=True)
+class Model:
+    vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
+    vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, folder or run, or "hf-hub:owner/name"
+    vision_args: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model
+    image_size: int = 224  # pixels a side that the encoder sees (P)
+    text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
+    text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, folder or run, or "hf-hub:..."
+    text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
+    cross_depth: int = 3  # blocks of each cross-modality encoder (P)
+    decoder_depth: int = 3  # blocks of the image decoder (P)
+    cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
+    cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
+    cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
+    dropout: float = 0.0  # everywhere; another micro-batch, as other ranks may bring, is another draw (D)
+    contrastive_width: int = 256  # of the features that ITC compares (D)
+    temperature: float = 0.07  # initial value of the learned temperature (D)
+    temperature_min: float = 0.001  # it is clamped to this (D)
+    temperature_max: float = 0.5  # and to this (D)
+    tie_classifier: bool = False  # the text decoder's weight is the text encoder's embedding (D)
+    classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding where that is pretrained (D)
+
+
+@dataclass(frozen=True)
+class Objectives:
+    image: float = 1.0  # weight of the masked image's loss; 0 = not computed (P); tasks without it take 0
+    text: float = 1.0  # of the masked words' (P)
+    itc: float = 1.0  # of image-text contrast (P)
+    itm: float = 1.0  # of image-text matching (P)
+    # weights of further objectives, by the names that mvlm/model/losses/extra.py gives them
+    extra: dict[str, float] = field(default_factory=dict)
+    image_mask_ratio: float = 0.6  # of the blocks (P)
+    image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see hidden patches, as in MAE (D)
+    image_mask_block: int = 2  # patches a side hidden together: 32 pixels at P = 16 (P)
+    image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
+    text_mask_ratio: float = 0.3  # of the non-special tokens (P)
+    text_mask_minimum: int = 1  # hidden tokens a sentence at least (D)
+    text_mask_token: float = 0.8  # share of hidden tokens shown as the mask token (D)
+    text_mask_random: float = 0.1  # share shown as a random token; the rest is shown as it is (D)
+    hide: Literal["one", "both"] = "one"  # modalities hidden at a time (P: one)
+    normalized_targets: bool = False  # standardise each patch of the pixel target (D)
+    alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
+    exclude_duplicates: bool = True  # pairs of the same image or caption are no ITC/ITM negatives of each other (D)
+    itm_group: int = 16  # consecutive positions that ITM negatives are drawn from (D)
+    itm_negatives: Literal["hard", "uniform"] = "hard"  # drawn by the similarity, or all alike (D)
+
+    def weight(self, loss: str) -> float:
+        """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
+        return 1.0 if loss == "task" else self.extra[loss] if loss in self.extra else getattr(self, loss)
+
+
+@dataclass(frozen=True)
+class Task:
+    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what the model is trained for
+    answer_minimum: int = 9  # vqa: questions that most people answer so, for an answer to be a class (D)
+
+    @property
+    def corpus(self) -> str:
+        """The task of the shards that it reads."""
+        return "caption" if self.name in OBJECTIVES_OF else self.name
+
+    @property
+    def images(self) -> int:
+        """Of a sample."""
+        return 2 if self.name == "nlvr2" else 1
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether it chooses among classes, with a loss of its own in place of `[objectives]`."""
+        return self.name not in OBJECTIVES_OF
+
+
+OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc", "itm")}
+"""By task, the objectives that may have a weight; all other tasks have a loss of their own."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    lr: float = 3e-4  # peak of the new modules (P)
+    encoder_lr: float = 1e-5  # peak of the two encoders (P)
+    weight_decay: float = 0.05  # not on norms, biases and embeddings of one dimension (P)
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
+    eps: float = 1e-8  # of AdamW
+    clip: float = 1.0  # global gradient norm; 0 = off
+    warmup_epochs: float = 5.0  # of a linear rise (P); ignored where warmup_steps is given
+    warmup_steps: int = -1  # -1 = warmup_epochs
+    floor: float = 0.1  # of the peak, at the end of the cosine (R)
+    layer_decay: float = 1.0  # of an encoder's rate from each block to the one below it: 0.65 to 0.75 in BEiT and MAE
+
+
+@dataclass(frozen=True)
+class Train:
+    epochs: float = 50.0  # over data.train (R); ignored where steps is given
+    steps: int = 0  # updates of the weights; 0 = epochs
+    global_batch: int = 512  # pairs a step over all ranks and accumulation (P)
+    # pairs a rank a forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
+    micro_batch: int | Literal["auto"] = 0
+    deterministic: bool = False  # the same bits on CUDA in every run, at some cost in speed; a CPU gives them anyhow
+    time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none but SLURM's own, which is known
+    spike: float = 3.0  # a loss above 1 and this many times the last 64's median is rolled back; 0 = only NaN and inf
+    max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
+    hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
+    compile: bool = False  # torch.compile of each block: minutes at the start, then faster steps on a GPU
+    recompute: float = 0.0  # share of the blocks that keep their input alone and compute the rest again in backward
+    freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text", "text.model.embeddings"
+    ema: float = 0.0  # decay of an average of the weights, such as 0.999, which is evaluated in their place; 0 = none
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Which implementation each operation takes: "auto", or one by the name that `mvlm kernels` gives it."""
+
+    attention: str = "auto"  # of padded sequences
+    linear: str = "auto"  # a layer's product and bias
+    gelu_linear: str = "auto"  # GELU and the linear layer behind it
+    layer_norm: str = "auto"  # of every block
+    word_loss: str = "auto"  # logits of hidden words and their cross-entropy
+    packed_attention: str = "auto"  # of texts without padding
+    patch_l1: str = "auto"  # of hidden patches with the image
+    log_sum_exps: str = "auto"  # over the global batch's similarities
+    contrastive: str = "auto"  # a micro-batch's share of ITC
+    negatives: str = "auto"  # drawing those of ITM
+    optimizer: str = "auto"  # AdamW
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    every: int = 1000  # steps; the last step is always saved; 0 = only then
+    keep: int = 2  # newest checkpoints kept
+    keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good; 0 = none
+    resume: str = ""  # a checkpoint to go on from where the run folder has none of its own
+    init: str = ""  # a run or checkpoint of ours or others whose weights alone are taken
+    mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that gets each checkpoint too; "" = none
+
+
+@dataclass(frozen=True)
+class Log:
+    every: int = 10  # steps between lines of metrics.jsonl
+    tensorboard: bool = True  # event files in the run folder
+    wandb: str = ""  # a project of Weights & Biases, or entity/project; "" = none
+    mlflow: str = ""  # MLflow's tracking URI, such as http://host:5000 or a folder; "" = none
+    pictures: int = 4  # images restored at an evaluation, for people to look at; 0 = none
+
+
+@dataclass(frozen=True)
+class Eval:
+    every: int = 0  # steps; 0 = only after the last
+    batch: int = 64  # images or texts, or ITM pairs, a forward pass
+    rerank: int = 128  # candidates of ITC that ITM orders again: 256 COCO, 128 Flickr30k (D)
+    limit: int = 0  # first rows used; 0 = all
+    memory_gb: float = 4.0  # held at once on each rank's device beside the weights, in 1e9 bytes
+    share: float = 0.1  # of the time of training: an evaluation of over half a minute is put off until it fits
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Run = field(default_factory=Run)
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    objectives: Objectives = field(default_factory=Objectives)
+    task: Task = field(default_factory=Task)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    kernels: Kernels = field(default_factory=Kernels)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    log: Log = field(default_factory=Log)
+    eval: Eval = field(default_factory=Eval)
+
+
+def load_config(path: str | Path, overrides: typing.Iterable[str] = ()) -> Config:
+    """Read a run TOML and apply `table.key=value` overrides, values in TOML syntax or bare strings."""
+    mistakes = Mistakes()
+    config = read_config(path, overrides, mistakes)
+    mistakes.settle()
+    return config
+
+
+def read_config(path: str | Path, overrides: typing.Iterable[str], mistakes: Mistakes) -> Config:
+    """The same as far as it can be read: what is wrong is gathered, and the default stands in its place.
+
+    Raises:
+        UserError: the file is no TOML.
+    """
+    return _checked(_read_tables(path, overrides, mistakes), str(path), mistakes)
+
+
+def given_keys(path: str | Path, overrides: typing.Iterable[str]) -> frozenset[str]:
+    """The keys, as `table.key`, that a run TOML or its overrides set; all others have their defaults."""
+    tables = _read_tables(path, overrides, Mistakes())
+    return frozenset(f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table)
+
+
+YOUNGER_KEYS: dict[str, Any] = {"data.patience": 0.0}
+"""For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
+
+A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,
+whatever the default is or becomes.
+"""
+
+
+def load_stored_config(path: Path) -> Config:
+    """Read a configuration that a run has stored, which its version wrote with all the keys that it knew.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    mistakes = Mistakes()
+    tables = _read_tables(path, (), mistakes)
+    for name, value in YOUNGER_KEYS.items():
+        table, key = name.split(".")
+        tables.setdefault(table, {}).setdefault(key, value)
+    config = _checked(tables, str(path), mistakes)
+    mistakes.settle()
+    return config
+
+
+def _read_tables(path: str | Path, overrides: typing.Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
+    path = Path(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"No run configuration at {path}: give the path of a TOML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
+    for override in overrides:
+        with mistakes.gathered():
+            apply_override(tables, override)
+    return tables
+
+
+def config_from_dict(tables: dict[str, Any], where: str) -> Config:
+    """Build and check a `Config`; `where` names the file in error messages."""
+    mistakes = Mistakes()
+    config = _checked(tables, where, mistakes)
+    mistakes.settle()
+    return config
+
+
+def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
+    config = build(Config, tables, where, "", mistakes)
+    check_ranges(config, where, mistakes)
+    own = OBJECTIVES_OF.get(config.task.name, ())
+    if own and not any(getattr(config.objectives, name) for name in own):
+        mistakes.add(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
+    foreign: dict[str, Any] = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in own}
+    if not own:
+        foreign["extra"] = {}
+    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
+
+
+def require_training_data(config: Config, where: str) -> None:
+    """Raise `UserError` where `data.train` names nothing; `where` names the TOML."""
+    if not config.data.train:
+        raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`.")
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as TOML that `load_config` reads back to an equal `Config`."""
+    lines = []
+    for table in dataclasses.fields(config):
+        lines.append(f"[{table.name}]")
+        section = getattr(config, table.name)
+        lines += [f"{f.name} = {as_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+        lines.append("")
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""What the values of a run's configuration may be."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from mvlm.errors import Mistakes
+
+if TYPE_CHECKING:
+    from mvlm.config.schema import Config
+
+LAST_STEP = 99_999_999
+"""That the name of a checkpoint's folder has room for."""
+
+AT_LEAST_ONE = {
+    "objectives": ("text_mask_minimum", "image_mask_block"),
+    "model": ("cross_depth", "decoder_depth", "cross_heads", "contrastive_width", "image_size"),
+    "data": ("shuffle_block", "shuffle_window", "prefetch"),
+    "checkpoint": ("keep",),
+    "log": ("every",),
+    "task": ("answer_minimum",),
+    "eval": ("batch",),
+}
+NOT_NEGATIVE = {
+    "objectives": ("image", "text", "itc", "itm", "text_mask_random"),
+    "model": ("cross_init_std",),
+    "data": ("workers", "tolerance", "shuffle_shards", "cache_gb", "patience"),
+    "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
+    "train": ("steps", "time_limit", "max_skipped"),
+    "checkpoint": ("every", "keep_every"),
+    "log": ("pictures",),
+    "eval": ("every", "rerank", "limit"),
+}
+
+
+def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
+    """Find values that no run could work with, each on its own; `where` names the file in the message."""
+
+    def value(name: str) -> Any:
+        section, key = name.split(".")
+        return getattr(getattr(config, section), key)
+
+    def require(holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            mistakes.add(f"{where}: {name} is {value(name)!r}: it must be {wanted}.")
+
+    for table, keys in AT_LEAST_ONE.items():
+        for key in keys:
+            require(value(f"{table}.{key}") >= 1, f"{table}.{key}", "1 or more")
+    for table, keys in NOT_NEGATIVE.items():
+        for key in keys:
+            require(0 <= value(f"{table}.{key}") < math.inf, f"{table}.{key}", "0 or more")
+    model, objectives, optim, train, data = config.model, config.objectives, config.optim, config.train, config.data
+    for name in ("objectives.image_mask_ratio", "objectives.text_mask_ratio"):
+        require(0 < value(name) < 1, name, "between 0 and 1")
+    extra = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in objectives.extra.values())
+    require(extra, "objectives.extra", "a table of weights, each 0 or more")
+    require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
+    shown = objectives.text_mask_token
+    shares = shown >= 0 and shown + objectives.text_mask_random <= 1
+    require(shares, "objectives.text_mask_token", "a share; token + random at most 1")
+    lowest, highest = model.temperature_min, model.temperature_max
+    require(0 < lowest <= highest < math.inf, "model.temperature_min", "above 0 and at most temperature_max")
+    inside = lowest <= model.temperature <= highest
+    require(inside, "model.temperature", "between temperature_min and temperature_max")
+    require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
+    require(data.text_length >= 3, "data.text_length", "3 or more")
+    require(all(0 < weight < math.inf for weight in data.weights), "data.weights", "numbers above 0")
+    alike = not data.weights or len(data.weights) == len(data.train)
+    require(alike, "data.weights", f"as long as data.train, {len(data.train)}, or empty")
+    smallest, largest = data.crop_scale
+    require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
+    operations, magnitude = data.randaugment
+    require(operations >= 0 and 0 <= magnitude <= 10, "data.randaugment", "[operations, magnitude of 10]")
+    for name in ("optim.lr", "optim.eps"):
+        require(0 < value(name) < math.inf, name, "above 0")
+    require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
+    require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
+    require(0 < optim.layer_decay <= 1, "optim.layer_decay", "above 0 and at most 1")
+    require(train.steps <= LAST_STEP, "train.steps", f"at most {LAST_STEP}, which a checkpoint's name has room for")
+    length = train.steps > 0 or 0 < train.epochs < math.inf
+    require(length, "train.epochs", "above 0 where train.steps is not given")
+    require(train.global_batch >= 2, "train.global_batch", "2 or more")
+    require(train.micro_batch == "auto" or train.micro_batch >= 0, "train.micro_batch", "0 or more, or 'auto'")
+    require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
+    require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
+    require(0 <= train.ema < 1, "train.ema", "at least 0 and below 1")
+    require(0 < config.eval.memory_gb < math.inf, "eval.memory_gb", "above 0")
+    require(0 < config.eval.share < math.inf, "eval.share", "above 0")
+    require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
+    mirror = config.checkpoint.mirror
+    require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

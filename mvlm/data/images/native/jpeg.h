@@ -1,0 +1,39 @@
+/* Parts of JPEGs, decoded by libjpeg-turbo from hostile bytes. */
+#ifndef MVLM_JPEG_H
+#define MVLM_JPEG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum outcome {
+    DONE,
+    DECLINED, /* sound, as far as is known, but for another decoder */
+    DAMAGED,  /* libjpeg's words, be it of an error or a warning, are in `message` */
+    NO_MEMORY,
+};
+
+enum {
+    PIXEL_LIMIT = 89478485, /* as in mvlm/data/images/encoded.py, which also bounds the scans before we are asked */
+    SIZE_LIMIT = 8192, /* pixels a side of a result */
+    MESSAGE_LENGTH = 256,
+};
+
+struct header {
+    int width, height;
+    int plain; /* 0: the colours or the orientation are for another decoder */
+};
+
+struct view {
+    int left, top, right, bottom; /* pixels of the image that are kept */
+    int shrink;                   /* 1, 2, 4 or 8: decode at this part of the size, before resizing */
+    int flip;
+    int size; /* pixels a side of the result */
+};
+
+enum outcome jpeg_header(const uint8_t *data, size_t length, struct header *header, char message[MESSAGE_LENGTH]);
+
+/* Decode as much as the view needs, resized to planes out[3][size][size]. `view` must lie within the image. */
+enum outcome jpeg_view(const uint8_t *data, size_t length, const struct view *view, uint8_t *out,
+                       char message[MESSAGE_LENGTH]);
+
+#endif

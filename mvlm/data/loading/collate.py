@@ -1,0 +1,127 @@
+"""From samples to a micro-batch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvlm.batch import IGNORE, Batch, Hidden, LabelledBatch, Packing, apply
+from mvlm.data.samples.labelled import Labelled
+from mvlm.data.samples.pairs import Pair
+
+B = TypeVar("B")
+
+PAD_MULTIPLE = 8
+"""Text is padded to a multiple of this: tensor cores want it, and few lengths mean few compiled shapes."""
+HIDDEN_MULTIPLE = 4
+"""The hidden tokens of a sentence are filled up to a multiple of this, for the same reason."""
+
+
+def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int) -> Batch:
+    """Stack samples; text is padded with `pad_id` to the longest of them, rounded up but within `text_length`.
+
+    Args:
+        images_VBCHW: the samples' images, uint8; they are kept, not copied.
+    """
+    image_BCHW = images_VBCHW[0]
+    text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
+    patch_mask_BN = torch.from_numpy(np.stack([sample.patch_mask_N for sample in samples]))
+    target_BL = pad([sample.target_L for sample in samples], IGNORE, text_length)[0]
+    return Batch(
+        image_BCHW=image_BCHW,
+        masked_image_BCHW=images_VBCHW[-1] if len(images_VBCHW) > 1 else image_BCHW,
+        patch_mask_BN=patch_mask_BN,
+        text_BL=text_BL,
+        valid_BL=valid_BL,
+        masked_text_BL=pad([sample.masked_text_L for sample in samples], pad_id, text_length)[0],
+        target_BL=target_BL,
+        position_B=torch.tensor([sample.position for sample in samples]),
+        image_id_B=torch.tensor([sample.row for sample in samples]),
+        caption_id_B=torch.tensor([caption_id(sample.text_L) for sample in samples]),
+        hidden=hidden_places(patch_mask_BN, target_BL),
+        packing=pack(valid_BL),
+    )
+
+
+def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int) -> LabelledBatch:
+    """As `collate`, of a task's samples."""
+    texts = [text for nth in zip(*(sample.texts_TL for sample in samples), strict=True) for text in nth]
+    text_RL, valid_RL = pad(texts, pad_id, text_length)
+    return LabelledBatch(
+        image_VBCHW=images_VBCHW,
+        text_TBL=text_RL.view(-1, len(samples), text_RL.shape[1]),
+        valid_TBL=valid_RL.view(-1, len(samples), text_RL.shape[1]),
+        label_B=torch.from_numpy(np.stack([sample.label for sample in samples])),
+        position_B=torch.tensor([sample.position for sample in samples]),
+        row_B=torch.tensor([sample.row for sample in samples]),
+    )
+
+
+def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int) -> tuple[Tensor, Tensor]:
+    """Pad token sequences of at most `text_length` to one length.
+
+    Returns:
+        text_BL int64 and valid_BL bool, False = padding.
+    """
+    longest = max(len(text) for text in texts)
+    length = min(_round_up(longest, PAD_MULTIPLE), text_length)
+    text_BL = np.full((len(texts), length), pad_id, dtype=np.int64)
+    valid_BL = np.zeros((len(texts), length), dtype=bool)
+    for row, text in enumerate(texts):
+        text_BL[row, : len(text)] = text
+        valid_BL[row, : len(text)] = True
+    return torch.from_numpy(text_BL), torch.from_numpy(valid_BL)
+
+
+def caption_id(text_L: np.ndarray) -> int:
+    """An int64 that two captions share exactly when they are the same tokens (a 64-bit hash)."""
+    digest = hashlib.blake2b(text_L.astype("<i8").tobytes(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def pin(batch: B) -> B:
+    """Copy to page-locked memory what is not there; shared tensors stay shared."""
+    return apply(batch, Tensor.pin_memory)
+
+
+def hidden_places(patch_mask_BN: Tensor, target_BL: Tensor) -> Hidden:
+    """The positions of hidden patches and tokens.
+
+    Raises:
+        ValueError: the images do not hide equally many patches.
+    """
+    counts_B = patch_mask_BN.sum(1)
+    if (counts_B != counts_B[0]).any():
+        raise ValueError(f"The images of a batch hide equally many patches, not {counts_B.tolist()}.")
+    hidden_BL = target_BL != IGNORE
+    longest, length = int(hidden_BL.sum(1).max()), target_BL.shape[1]
+    count = min(_round_up(max(longest, 1), HIDDEN_MULTIPLE), length)
+    # A stable sort of "not hidden" brings the hidden ones to the front, in their order.
+    token_BC = (~hidden_BL).int().argsort(dim=1, stable=True)[:, :count]
+    is_hidden_BC = hidden_BL.gather(1, token_BC)
+    return Hidden(
+        patch_BC=patch_mask_BN.nonzero()[:, 1].view(len(patch_mask_BN), -1),
+        patch_M=patch_mask_BN.flatten().nonzero().flatten(),
+        token_BC=token_BC.masked_fill(~is_hidden_BC, 0),
+        token_M=is_hidden_BC.flatten().nonzero().flatten(),
+    )
+
+
+def pack(valid_BL: Tensor) -> Packing:
+    """Leave out the padding; the number of tokens is rounded up by less than a 32nd, so that few lengths occur."""
+    lengths_B = valid_BL.sum(1)
+    token_T = valid_BL.flatten().nonzero().flatten()
+    step = 1 << max(len(token_T).bit_length() - 6, 0)
+    filling = torch.full((_round_up(len(token_T), step) - len(token_T),), valid_BL.numel())
+    ends = lengths_B.cumsum(0).tolist()
+    starts = torch.tensor([0, *ends, len(token_T) + len(filling)], dtype=torch.int32)
+    return Packing(torch.cat([token_T, filling]), starts)
+
+
+def _round_up(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

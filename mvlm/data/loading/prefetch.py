@@ -1,0 +1,115 @@
+"""Fills the node's cache with the shards that a stream will need, in the order in which it will need them."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+import numpy as np
+
+from mvlm.data.loading.sampler import Sampler
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.location import Remote
+
+FETCHERS = 4
+"""Shards a rank fetches at a time: one connection seldom fills a line."""
+
+STRIDE = 4096
+"""Positions looked at together at most; of smaller shards half a shard's rows, since until all are passed none of their
+shards is given up."""
+
+LOOK_AGAIN_S = 1.0
+"""Another process may have made room or failed."""
+
+
+def fill_ahead(mixture: Mixture, draws: Sampler, position: int) -> Ahead | None:
+    """Begin to; None where nothing of the mixture is at a URL."""
+    return Ahead(mixture, draws, position) if any(corpus.place.cached for corpus in mixture.corpora) else None
+
+
+class Ahead:
+    """Threads that keep the shards of the next positions in the cache, as many as it holds.
+
+    What cannot be fetched is left to whoever reads it, who will be told why.
+
+    Args:
+        position: where the stream begins.
+    """
+
+    def __init__(self, mixture: Mixture, draws: Sampler, position: int):
+        self._draws, self._cache = draws, mixture.cache
+        self._cache.outages.given_up = False
+        places = [(corpus.place, number) for corpus in mixture.corpora for number in range(len(corpus.manifest.shards))]
+        self._places = places
+        self._starts = np.concatenate([first + np.array(c.shard_starts[:-1]) for first, c in mixture.starts()])
+        self._position = self._looked_to = position
+        half_a_shard = len(mixture) // len(places) // 2
+        self._stride = max(1, min(half_a_shard, STRIDE, draws.per_epoch))
+        self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards as they come
+        self._planning = threading.Lock()
+        self._moved = threading.Condition()
+        self._closed = False
+        names = [f"mvlm-data-ahead-{number}" for number in range(FETCHERS)]
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
+        for thread in self._threads:
+            thread.start()
+
+    def at(self, position: int) -> None:
+        """All before that position has been read."""
+        with self._moved:
+            self._position = position
+            self._moved.notify_all()
+
+    def close(self) -> None:
+        """End the threads, each after the shard it is fetching, and let nobody wait for a store that is gone."""
+        self._cache.outages.given_up = True
+        with self._moved:
+            self._closed = True
+            self._moved.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def upcoming(self) -> list[int]:
+        """The shards needed next, by number over all corpora, as many as the cache holds."""
+        with self._planning:
+            while self._strides and self._strides[0][0] <= self._position:
+                self._strides.popleft()
+            found: dict[int, None] = {shard: None for _, shards in self._strides for shard in shards}
+            room = self._cache.capacity - sum(map(self._bytes, found))
+            # An epoch needs every shard, so that beyond one there is none that has not been found.
+            while room > 0 and self._looked_to < self._position + self._draws.per_epoch:
+                self._looked_to += self._stride
+                shards = self._shards_at(np.arange(self._looked_to - self._stride, self._looked_to))
+                self._strides.append((self._looked_to, shards))
+                room -= sum(self._bytes(shard) for shard in shards if shard not in found)
+                found |= dict.fromkeys(shards)
+        fit = np.cumsum([self._bytes(shard) for shard in found]) <= self._cache.capacity
+        return list(found)[: int(fit.sum())]
+
+    def _shards_at(self, positions: np.ndarray) -> list[int]:
+        shards = self._starts.searchsorted(self._draws(positions)[0], side="right") - 1
+        different, first = np.unique(shards, return_index=True)
+        return [shard for shard in different[np.argsort(first)].tolist() if self._places[shard][0].cached]
+
+    def _bytes(self, shard: int) -> int:
+        place, number = self._places[shard]
+        return place.manifest.shards[number].bytes
+
+    def _run(self) -> None:
+        while not self._closed:
+            upcoming, position = self.upcoming(), self._position
+            shards = [self._places[shard][0].manifest.shards[self._places[shard][1]] for shard in upcoming]
+            self._cache.touch(shards[::-1])
+            for nth, shard in enumerate(upcoming):
+                place, number = self._places[shard]
+                if self._closed:
+                    return
+                if not isinstance(place, Remote) or self._cache.holds(shards[nth]):
+                    continue
+                if place.bring_ahead(number, shards[:nth]):
+                    break  # looked at again in a moment
+            self._wait_to_pass(position + self._stride)
+
+    def _wait_to_pass(self, position: int) -> None:
+        with self._moved:
+            self._moved.wait_for(lambda: self._closed or self._position >= position, LOOK_AGAIN_S)

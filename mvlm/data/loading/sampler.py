@@ -1,0 +1,76 @@
+"""The order that each epoch of a run is drawn in: a part of its state, so that an epoch ends in the one it began in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from mvlm.checkpoint.state import BLOCKS, SHARDS, OrderSpec
+from mvlm.config.schema import Data
+
+
+class Sampler(Protocol):
+    """Maps positions to rows and occurrences, as `Draws` does."""
+
+    per_epoch: int
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+class SuccessiveOrders:
+    """Draws each epoch in the order that holds for it.
+
+    Args:
+        samplers: of the same draws an epoch, each with the first epoch that is its own, rising. The first one has all
+            before it, too.
+    """
+
+    def __init__(self, samplers: Sequence[tuple[int, Sampler]]):
+        self._first_epochs = np.array([epoch for epoch, _ in samplers[1:]], dtype=np.int64)
+        self._samplers = [sampler for _, sampler in samplers]
+        self.per_epoch = self._samplers[0].per_epoch
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 positions [n] -> rows and occurrences, both int64 [n]."""
+        owners = self._first_epochs.searchsorted(positions // self.per_epoch, side="right")
+        rows, occurrences = np.empty_like(positions), np.empty_like(positions)
+        for owner in np.unique(owners).tolist():
+            mine = owners == owner
+            rows[mine], occurrences[mine] = self._samplers[owner](positions[mine])
+        return rows, occurrences
+
+
+def order_of(data: Data) -> OrderSpec:
+    """The order that a configuration asks for."""
+    if data.shuffle_shards:
+        return OrderSpec(SHARDS, {"window": data.shuffle_shards})
+    return OrderSpec(BLOCKS, {"block": data.shuffle_block, "window": data.shuffle_window})
+
+
+def resumed(
+    orders: Sequence[OrderSpec], wanted: OrderSpec, position: int, per_epoch: int
+) -> tuple[tuple[OrderSpec, ...], str]:
+    """The orders from a position on, and a sentence where what is wanted now is not what the run was drawn in.
+
+    Args:
+        orders: of the run until now, in their order; none = it begins.
+        wanted: holds from the first epoch on that has not begun.
+        position: samples seen.
+        per_epoch: draws.
+    """
+    epoch, within = divmod(position, per_epoch)
+    upcoming = epoch + bool(within)
+    begun = [order for order in orders if order.from_epoch < upcoming]
+    if not begun:
+        return (replace(wanted, from_epoch=upcoming),), ""
+    running = begun[-1]
+    if running.is_like(wanted):
+        return (running,), ""
+    following = replace(wanted, from_epoch=upcoming)
+    change = f"The order of the samples changes with epoch {upcoming}, from {running} to {wanted}"
+    if not within:
+        return (following,), f"{change}."
+    return (running, following), f"{change}; epoch {epoch}, which has begun, ends as it began."

@@ -1,0 +1,70 @@
+"""A loader's process: prepares samples and writes their images into memory it shares with the training process.
+
+Started as `python -m mvlm.data.loading.worker DESCRIPTOR`, a socket over which comes the data set, answered by None as
+soon as it is there, and then, again and again, descriptor and shape of a buffer, where in it to begin, and what to
+prepare. It never loads torch, and ends with the process that started it, whatever ends that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from mvlm.data.loading.shared_memory import mapped
+from mvlm.data.samples.dataset import Rows
+from mvlm.errors import UserError
+
+FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""Sent to a whole job or terminal; it is the training process that decides what to do about them."""
+
+ELSEWHERE = np.empty((0, 3, 0, 0), np.uint8)
+"""Sent back for images, which the training process has in its memory."""
+
+
+def main(connection: Connection) -> None:
+    for number in FOR_THE_PARENT:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    buffers: dict[int, np.ndarray] = {}
+    dataset: Rows[Any] = connection.recv()
+    connection.send(None)  # ready
+    while True:
+        try:
+            file, shape, first, draws = connection.recv()
+        except EOFError:
+            return
+        try:
+            if file not in buffers:
+                buffers[file] = _mapped_from_parent(file, shape)
+            samples = dataset.samples(draws, buffers[file][:, first : first + len(draws)])
+            answer: Any = [replace(sample, images=ELSEWHERE) for sample in samples]
+        except UserError as error:
+            answer = error
+        except Exception:
+            answer = RuntimeError(f"in a loader process:\n{traceback.format_exc()}")
+        connection.send(answer)
+
+
+def _mapped_from_parent(file: int, shape: tuple[int, ...]) -> np.ndarray:
+    own = os.open(f"/proc/{os.getppid()}/fd/{file}", os.O_RDWR)
+    try:
+        return mapped(own, shape)
+    finally:
+        os.close(own)
+
+
+def _die_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)  # nothing is ever written: this returns when the other end is gone
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(Connection(int(sys.argv[1])))

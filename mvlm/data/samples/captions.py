@@ -1,0 +1,85 @@
+"""Captions as token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class CaptionTokenizer:
+    """Captions to token ids, safe to call from several threads.
+
+    It holds its own copy of the tokenizer with the truncation set once: the transformers wrapper sets it
+    anew at each call, which fails when another thread is encoding.
+
+    Attributes:
+        length: tokens of a caption at most, special ones included.
+        pad_id, mask_id: ids of these special tokens.
+        special_ids, ordinary_ids: int64, the vocabulary in two parts.
+    """
+
+    def __init__(self, tokenizer: Any, length: int):
+        if getattr(tokenizer, "backend_tokenizer", None) is None:
+            raise UserError(
+                f"The tokenizer {type(tokenizer).__name__} has no tokenizer.json form: "
+                'set data.tokenizer to one that has, or to "auto".'
+            )
+        self._encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._encoder.no_padding()
+        self._encoder.enable_truncation(length)
+        self.length = length
+        self.pad_id = int(tokenizer.pad_token_id)
+        self.mask_id = int(tokenizer.mask_token_id)
+        self.special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)
+        known = np.array(sorted(set(tokenizer.get_vocab().values())), dtype=np.int64)
+        self.ordinary_ids = np.setdiff1d(known, self.special_ids)
+        self._is_special = np.zeros(known.max() + 1, dtype=bool)
+        self._is_special[self.special_ids] = True
+
+    def encode(self, caption: str) -> np.ndarray:
+        """int64 [L], cut to `length`, with the special tokens that begin and end a sentence."""
+        return np.array(self._encoder.encode(caption).ids, dtype=np.int64)
+
+    def whole_lengths(self, captions: Sequence[str]) -> list[int]:
+        """Tokens of each caption before it is cut, special ones included."""
+        return [
+            len(encoded.ids) + sum(len(more.ids) - sum(more.special_tokens_mask) for more in encoded.overflowing)
+            for encoded in map(self._encoder.encode, captions)
+        ]
+
+    def told_cut(self, captions: Sequence[str]) -> str:
+        """How many of them are cut, and how long the longest is, as a part of a sentence; "" where none is."""
+        lengths = self.whole_lengths(captions)
+        cut = sum(length > self.length for length in lengths)
+        if not cut:
+            return ""
+        return f"{cut:,} of {len(lengths):,} are longer, up to {max(lengths)} tokens"
+
+    def longest(self) -> np.ndarray:
+        """int64 [length]: an ordinary token again and again between those that begin and end a sentence."""
+        ends = self.encode("")
+        text_L = np.full(self.length, self.ordinary_ids[0])
+        text_L[0], text_L[-1] = ends[0], ends[-1]
+        return text_L
+
+    def spans(self, caption: str) -> list[tuple[int, int]]:
+        """Where in the caption each token of `encode` stands, as (first, last + 1) character; special ones (0, 0)."""
+        return self._encoder.encode(caption).offsets
+
+    def special(self, text_L: np.ndarray) -> np.ndarray:
+        """bool [L], True where a token is special."""
+        return self._is_special[text_L]
+
+    def batch(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """text_BL int64 and valid_BL bool, padded as in training."""
+        from mvlm.data.loading.collate import pad  # it needs torch, which loader processes do without
+
+        return pad([self.encode(caption) for caption in captions], self.pad_id, self.length)

@@ -1,0 +1,223 @@
+"""What every training data set does with a row: seeded draws, and another row in place of one that is damaged.
+
+Nothing here or in what it imports may import torch: loader processes are to stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from mvlm.config.schema import Config
+from mvlm.data.images.decode import open_picture
+from mvlm.data.images.encoded import BadImage, why_bad
+from mvlm.data.images.transforms import train_view
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.shards.columns import Encoded, Row
+from mvlm.data.shards.corpus import Mixture, UnreadableRow
+from mvlm.errors import UserError
+from mvlm.model.masking import Purpose, generator
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ATTEMPTS = 50
+"""Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
+
+LOOKED_AT = 256
+"""Rows whose texts are counted before a run begins."""
+
+REPLACED = 1 << 32
+"""Occurrences from here on are of rows drawn in place of others."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row that cannot be used, and at which position that was met."""
+
+    row: int  # of the mixture
+    where: str  # shard and row in it
+    key: str
+    reason: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.where} (key {self.key!r}): {self.reason}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prepared row."""
+
+    images: np.ndarray  # uint8 [V, 3, H, W], where the loader wants them; it hands them to `collate` itself
+    flip: bool  # whether its views may be mirrored
+    position: int
+    row: int  # of the mixture, after any replacement
+    faults: tuple[Fault, ...] = ()  # the rows that this one stands for
+
+
+S = TypeVar("S", bound=Sample)
+B_co = TypeVar("B_co", covariant=True)
+
+Draw = tuple[int, int, int]
+"""Position, row and occurrence."""
+
+Described = tuple[Row, S, int, list[Fault]]
+"""A row, its sample without images, its occurrence and the rows it stands for so far."""
+
+
+class Dataset(Protocol[S, B_co]):
+    """What the loader reads from: `Rows` and its like."""
+
+    image_shape: tuple[int, int, int, int]
+
+    def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]: ...
+
+    def bring(self, row: int) -> None: ...
+
+    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
+
+
+class Rows(Generic[S]):
+    """Samples of a mixture; each a function of (seed, position, row, occurrence) alone.
+
+    Attributes:
+        image_shape: [V, 3, H, W] of a sample's images, stacked.
+        captions: what the sentences are read by.
+    """
+
+    image_shape: tuple[int, int, int, int]
+    captions: CaptionTokenizer
+
+    def __init__(self, mixture: Mixture, config: Config):
+        self.mixture = mixture
+        self.config = config
+
+    def __len__(self) -> int:
+        """Samples an epoch."""
+        return self.mixture.per_epoch
+
+    def sample(self, position: int, row: int, occurrence: int = 0) -> S:
+        """One sample, as `samples` prepares it, in memory of its own."""
+        views, *shape = self.image_shape
+        return self.samples([(position, row, occurrence)], np.empty((views, 1, *shape), np.uint8))[0]
+
+    def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
+        """Prepare rows as they are seen at their positions, counted in samples from the run's start.
+
+        A row that is not the one that was written, or has no good image, gives way to others, drawn for its position.
+        All that is no image is prepared first: an image empties the processor's caches, and a sentence that follows one
+        takes twice its time.
+
+        Args:
+            draws: the occurrence is how often the epoch has drawn the row before.
+            images_VBCHW: where the images go, uint8.
+
+        Raises:
+            UserError: a shard has changed or is damaged as a whole, or no row drawn is good; names shard, row and key.
+        """
+        described = [self._described(*draw, images_VBCHW[:, at], []) for at, draw in enumerate(draws)]
+        return [self._with_images(*one) for one in described]
+
+    def _described(
+        self, position: int, row: int, occurrence: int, out_VCHW: np.ndarray, faults: list[Fault]
+    ) -> Described[S]:
+        """A row and its sample, or of the first one drawn in its place whose texts are those that were written."""
+        while True:
+            try:
+                content = self.mixture.row(row)
+            except UnreadableRow as error:
+                self._list(faults, Fault(row, error.where, error.key, error.reason, position))
+                row, occurrence = self._in_its_place(position, len(faults))
+            else:
+                sample = self.describe(content, position, row, occurrence, out_VCHW)
+                return content, sample, occurrence, faults
+
+    def _with_images(self, content: Row, sample: S, occurrence: int, faults: list[Fault]) -> S:
+        """A sample whose images have been drawn, or the one that replaces it."""
+        position = sample.position
+        while True:
+            try:
+                self._draw_images(content, sample, occurrence)
+            except BadImage as error:
+                where = self.mixture.where(sample.row)
+                self._list(faults, Fault(sample.row, where, content.key, why_bad(error), position))
+                others = self._in_its_place(position, len(faults))
+                content, sample, occurrence, _ = self._described(position, *others, sample.images, faults)
+            else:
+                return replace(sample, faults=tuple(faults)) if faults else sample
+
+    def _in_its_place(self, position: int, bad: int) -> tuple[int, int]:
+        """Row and occurrence of what is tried at a position where so many rows were bad."""
+        rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, bad, position)
+        return int(rng.integers(len(self.mixture))), REPLACED + position
+
+    def _list(self, faults: list[Fault], fault: Fault) -> None:
+        """List a bad row, unless its shard is being changed: for that no other row is an answer."""
+        faults.append(fault)
+        if self.mixture.changed(fault.row):
+            raise UserError(
+                f"{fault}, and its shard was written to since it was opened: copy or shard it again, then start again."
+            )
+        if len(faults) > ATTEMPTS:
+            raise UserError(
+                f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
+                "check the shards with `python -m data_tools verify`."
+            )
+
+    def bring(self, row: int) -> None:
+        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
+        self.mixture.bring(row)
+
+    def sentences(self, content: Row) -> Sequence[str]:
+        """All that may be read of a row."""
+        raise NotImplementedError
+
+    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S:
+        """The sample of a row, whose images are still to be drawn into `out_VCHW`."""
+        raise NotImplementedError
+
+    def longest(self, position: int) -> S:
+        """A made sample without image that takes as much memory as one may."""
+        raise NotImplementedError
+
+    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
+        """The batch of these samples, whose images stand in a tensor that it keeps."""
+        raise NotImplementedError
+
+    def told_cut(self) -> str:
+        """A sentence when texts are cut of the first rows that a run draws; "" where all of them are read whole.
+
+        Rows at URLs are not looked at: they would have to be fetched before the run begins.
+        """
+        draws = self.mixture.draws(self.config.run.seed, self.config.data)
+        drawn, _ = draws(np.arange(min(LOOKED_AT, len(self))))
+        here = [int(row) for row in drawn if not self.mixture.locate(int(row))[0].place.cached]
+        sentences = [sentence for content in self.mixture.sound(here) for sentence in self.sentences(content)]
+        cut = self.captions.told_cut(sentences)
+        where = f"Texts are cut at data.text_length = {self.config.data.text_length}"
+        return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
+
+    def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:
+        return generator(self.config.run.seed, purpose, position // len(self), occurrence, row)
+
+    def _draw_images(self, content: Row, sample: S, occurrence: int) -> None:
+        """The views of a sample's image, or one view of each of its two; raises `BadImage`."""
+        purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: len(sample.images)]
+        draws = [self.rng(purpose, sample.position, occurrence, sample.row) for purpose in purposes]
+        if len(content.encoded) == 1:
+            self._show(content.encoded[0], sample.flip, draws, sample.images)
+            return
+        for at, encoded in enumerate(content.encoded):
+            self._show(encoded, sample.flip, draws[at : at + 1], sample.images[at : at + 1])
+
+    def _show(self, encoded: Encoded, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray) -> None:
+        """Write a view of an encoded image for each of `draws`."""
+        size, settings = self.config.model.image_size, self.config.data
+        area, operations = settings.crop_scale, settings.randaugment
+        picture = open_picture(encoded.checked())
+        for view_CHW, rng in zip(out_VCHW, draws, strict=True):
+            train_view(picture, size, rng, area, flip, operations, view_CHW)

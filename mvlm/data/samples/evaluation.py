@@ -1,0 +1,103 @@
+"""Held-out rows as images and captions to evaluate on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvlm.config.schema import Config
+from mvlm.data.images.decode import open_picture
+from mvlm.data.images.encoded import BadImage, why_bad
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.labelled import SENTENCES
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import UserError
+
+
+class EvalImages:
+    """The first `rows` rows of a mixture as plain images.
+
+    Args:
+        image_size: their side as the model reads them, in pixels.
+    """
+
+    def __init__(self, mixture: Mixture, rows: int, image_size: int):
+        self.mixture, self.rows, self.image_size = mixture, rows, image_size
+
+    def __len__(self) -> int:
+        """Images."""
+        return self.rows
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """uint8 [B, 3, H, W], resized without a crop.
+
+        Raises:
+            UserError: an image cannot be decoded, or a row is not the one that was written; names shard, row and key.
+        """
+        return torch.from_numpy(np.stack([self._views(row)[0] for row in rows]))
+
+    def _views(self, row: int) -> list[np.ndarray]:
+        """The images of a row, which are two only of a pair."""
+        content = self.mixture.row(row)
+        try:
+            return [eval_view(open_picture(encoded.checked()), self.image_size) for encoded in content.encoded]
+        except BadImage as error:
+            raise UserError(
+                f"{self.mixture.where(row)} (key {content.key!r}): {why_bad(error)}: "
+                "copy the shard again, or shard the corpus again, which sets such images aside."
+            ) from error
+
+
+class EvalDataset(EvalImages):
+    """The first `limit` rows (0 = all) as plain images and all their captions.
+
+    Attributes:
+        captions: every caption of every row, row after row.
+        owner: int64 [len(captions)], the row of each.
+        tokens: the `CaptionTokenizer`.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
+        super().__init__(mixture, min(limit, len(mixture)) if limit else len(mixture), config.model.image_size)
+        self.tokens = CaptionTokenizer(tokenizer, config.data.text_length)
+        captions = [mixture.captions(row) for row in range(self.rows)]
+        self.captions = [caption for of_row in captions for caption in of_row]
+        self.owner = np.repeat(np.arange(self.rows), [len(of_row) for of_row in captions])
+
+    @cached_property
+    def told_length(self) -> str:
+        """What is read of the texts, as a part of a sentence."""
+        cut = self.tokens.told_cut(self.captions) or "none is longer"
+        return f"texts cut at {self.tokens.length} tokens ({cut})"
+
+    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """text_BL int64 and valid_BL bool of the captions with these indices."""
+        return self.tokens.batch([self.captions[index] for index in captions])
+
+
+class LabelledEvalDataset(EvalDataset):
+    """The same of a fine-tuning task, whose rows have one sentence each: their captions, here.
+
+    Attributes:
+        keys: of the rows.
+        values: the task's own columns of each row.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
+        super().__init__(mixture, tokenizer, config, limit)
+        rows = [mixture.row(row) for row in range(self.rows)]
+        self.keys = [row.key for row in rows]
+        self.values = [row.own for row in rows]
+        self.captions = [SENTENCES[config.task.name](own)[0] for own in self.values]
+        self.owner = np.arange(self.rows)
+
+    def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """image_VBCHW uint8, text_BL int64 and valid_BL bool; raises as `images`."""
+        image_BVCHW = np.stack([np.stack(self._views(row)) for row in rows])
+        return torch.from_numpy(image_BVCHW.swapaxes(0, 1).copy()), *self.texts(rows)

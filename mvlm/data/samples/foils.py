@@ -1,0 +1,27 @@
+"""Held-out images with a true and a false sentence each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mvlm.config.schema import Config
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.shards.corpus import Mixture
+
+
+class FoilDataset(EvalDataset):
+    """The first `limit` rows (0 = all) of shards of the task "foils".
+
+    Attributes:
+        captions: the true and the false sentence of each row, one after the other.
+        swapped: what the false sentence exchanges, for each row.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0) -> None:
+        super().__init__(mixture, tokenizer, config, limit)
+        rows = [mixture.row(row).own for row in range(self.rows)]
+        self.captions = [sentence for own in rows for sentence in (own["caption"], own["foil"])]
+        self.owner = np.arange(self.rows).repeat(2)
+        self.swapped = [own["swapped"] for own in rows]

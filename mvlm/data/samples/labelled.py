@@ -1,0 +1,120 @@
+"""Rows of the tasks that are fine-tuned, as samples of the same loader: images, sentences and a label.
+
+Nothing here may import torch when loaded: loader processes are to stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mvlm.config.schema import Config
+from mvlm.data.samples.answers import load_answers, soft_target
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.dataset import Rows, Sample
+from mvlm.data.samples.pairs import SIDES
+from mvlm.data.shards.columns import Row
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.schema import LABELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvlm.batch import LabelledBatch
+
+SENTENCES: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
+    "vqa": lambda own: (own["question"],),
+    "nlvr2": lambda own: (own["sentence"],),
+    "entailment": lambda own: (own["sentence"],),
+    "foils": lambda own: (own["caption"], own["foil"]),
+}
+"""By task: the sentences of a row."""
+
+ANSWERS = "answers.json"
+"""Beside the tokenizer in the run folder: both say what numbers mean, and go wherever the run goes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled(Sample):
+    """One row; the fields of `LabelledBatch` without B."""
+
+    texts_TL: tuple[np.ndarray, ...]  # int64 each
+    label: np.ndarray  # int64, or float32 [A]
+
+
+def class_names(task: str, tokenizer_folder: Path) -> tuple[str, ...]:
+    """What a task chooses among, nothing where it is no such task; the answers to questions stand in the run folder.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if task == "vqa":
+        return load_answers(tokenizer_folder / ANSWERS)
+    return {"nlvr2": ("False", "True"), "entailment": LABELS}.get(task, ())
+
+
+class LabelledDataset(Rows[Labelled]):
+    """Samples of one task.
+
+    The label is the class: of "nlvr2" whether the sentence is true, of "entailment" its place in `LABELS`, of "foils"
+    the true sentence's place, which is 0. Of "vqa" it is for each of `answers` how right it is.
+
+    Args:
+        mixture: rows of `task`.
+        tokenizer: a fast transformers tokenizer.
+        answers: the classes of "vqa".
+    """
+
+    def __init__(self, mixture: Mixture, task: str, tokenizer: Any, config: Config, answers: Sequence[str] = ()):
+        super().__init__(mixture, config)
+        self.task = task
+        self.captions = CaptionTokenizer(tokenizer, config.data.text_length)
+        self._answers = {answer: place for place, answer in enumerate(answers)}
+        size = config.model.image_size
+        self.image_shape = (2 if task == "nlvr2" else 1, 3, size, size)
+
+    def sentences(self, content: Row) -> Sequence[str]:
+        return SENTENCES[self.task](content.own)
+
+    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Labelled:
+        sentences = self.sentences(content)
+        said = (*sentences, *content.own.get("answers", ()))
+        return Labelled(
+            images=out_VCHW,
+            flip=self.config.data.flip and not any(map(SIDES.search, said)),
+            texts_TL=tuple(map(self.captions.encode, sentences)),
+            label=self._label(content.own),
+            position=position,
+            row=row,
+        )
+
+    def longest(self, position: int) -> Labelled:
+        label = np.zeros(len(self._answers), dtype=np.float32) if self.task == "vqa" else np.array(0)
+        texts_TL = (self.captions.longest(),) * (2 if self.task == "foils" else 1)
+        return Labelled(images=np.empty(0), flip=False, texts_TL=texts_TL, label=label, position=position, row=position)
+
+    def collate(self, samples: Sequence[Labelled], images_VBCHW: Tensor) -> LabelledBatch:
+        from mvlm.data.loading.collate import collate_labelled  # it needs torch
+
+        return collate_labelled(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
+
+    def _label(self, own: dict[str, Any]) -> np.ndarray:
+        match self.task:
+            case "vqa":
+                return self._how_right(own["answers"])
+            case "nlvr2":
+                return np.array(int(own["label"]))
+            case "entailment":
+                return np.array(LABELS.index(own["label"]))
+            case _:
+                return np.array(0)
+
+    def _how_right(self, given: Sequence[str]) -> np.ndarray:
+        right_A = np.zeros(len(self._answers), dtype=np.float32)
+        for number, share in soft_target(given, self._answers).items():
+            right_A[number] = share
+        return right_A

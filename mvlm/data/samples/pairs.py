@@ -1,0 +1,135 @@
+"""Rows of image-caption corpora as pretraining samples.
+
+Nothing here may import torch when loaded: loader processes are to stay small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mvlm.config.schema import Config
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.dataset import Rows, Sample
+from mvlm.data.shards.corpus import Mixture, Row
+from mvlm.model.masking import Purpose, block_grid, patch_mask, token_mask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mvlm.batch import Batch
+
+SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
+"""Words that a mirrored image would make untrue."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Sample):
+    """One pair of image and caption; the fields of `Batch` without B.
+
+    Of `images` the last is the one whose patches are hidden; there are two where the views are not shared.
+    """
+
+    patch_mask_N: np.ndarray  # bool
+    text_L: np.ndarray  # int64
+    masked_text_L: np.ndarray  # int64
+    target_L: np.ndarray  # int64
+
+
+class PairDataset(Rows[Pair]):
+    """Pretraining samples.
+
+    Args:
+        mixture: the shards to train on.
+        tokenizer: a fast transformers tokenizer with mask and pad tokens.
+        grid: rows and columns of patches of the image encoder.
+
+    Raises:
+        UserError: the mask blocks do not tile the grid.
+    """
+
+    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, grid: tuple[int, int]):
+        super().__init__(mixture, config)
+        block_grid(grid, config.objectives.image_mask_block)
+        self.captions = CaptionTokenizer(tokenizer, config.data.text_length)
+        self.grid = grid
+        size = config.model.image_size
+        self.image_shape = (1 if config.data.shared_view else 2, 3, size, size)
+
+    def sentences(self, content: Row) -> Sequence[str]:
+        return content.captions
+
+    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Pair:
+        def rng(purpose: Purpose) -> np.random.Generator:
+            return self.rng(purpose, position, occurrence, row)
+
+        caption = self._choose(content.captions, position // len(self) + occurrence, lambda: rng(Purpose.CAPTION))
+        text_L = self.captions.encode(caption)
+        masked_text_L, target_L = self._hide_tokens(text_L, rng(Purpose.TOKENS))
+        return Pair(
+            images=out_VCHW,
+            flip=self.config.data.flip and not SIDES.search(caption),
+            patch_mask_N=self._hide_patches(rng(Purpose.PATCHES)),
+            text_L=text_L,
+            masked_text_L=masked_text_L,
+            target_L=target_L,
+            position=position,
+            row=row,
+        )
+
+    def longest(self, position: int) -> Pair:
+        drawn = np.random.default_rng(position)
+        text_L = self.captions.longest()
+        masked_text_L, target_L = self._hide_tokens(text_L, drawn)
+        return Pair(
+            images=np.empty(0),
+            flip=False,
+            patch_mask_N=self._hide_patches(drawn),
+            text_L=text_L,
+            masked_text_L=masked_text_L,
+            target_L=target_L,
+            position=position,
+            row=position,
+        )
+
+    def collate(self, samples: Sequence[Pair], images_VBCHW: Tensor) -> Batch:
+        from mvlm.data.loading.collate import collate  # it needs torch
+
+        return collate(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
+
+    def _choose(self, captions: list[str], seen: int, rng: Callable[[], np.random.Generator]) -> str:
+        match self.config.data.caption:
+            case "draw":
+                return captions[int(rng().integers(len(captions)))]
+            case "cycle":
+                return captions[seen % len(captions)]
+            case "first":
+                return captions[0]
+
+    def _hide_patches(self, rng: np.random.Generator) -> np.ndarray:
+        objectives = self.config.objectives
+        return patch_mask(
+            rng,
+            self.grid,
+            objectives.image_mask_block,
+            objectives.image_mask_ratio,
+            objectives.image_mask_rounding,
+        )
+
+    def _hide_tokens(self, text_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        objectives = self.config.objectives
+        return token_mask(
+            rng,
+            text_L,
+            self.captions.special(text_L),
+            ratio=objectives.text_mask_ratio,
+            minimum=objectives.text_mask_minimum,
+            mask_share=objectives.text_mask_token,
+            random_share=objectives.text_mask_random,
+            mask_id=self.captions.mask_id,
+            random_ids=self.captions.ordinary_ids,
+        )

@@ -1,0 +1,135 @@
+"""A user's own pictures and sentences, and pictures sorted into a folder for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mvlm.data.images.decode import BadImage, Decoded, load_image
+from mvlm.data.images.encoded import EXTENSIONS
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.errors import UserError
+
+SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
+"""Of the files taken for pictures in a folder; a file named by itself is one whatever it is called."""
+
+LARGEST_FILE = 256_000_000
+"""Bytes; what is larger is not read into memory."""
+
+
+class ImagesAndTexts(Protocol):
+    """Images and texts to be encoded and compared."""
+
+    captions: list[str]
+    tokens: CaptionTokenizer
+
+    def __len__(self) -> int:
+        """Images."""
+        ...
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """uint8 [B, 3, H, W]."""
+        ...
+
+    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """text_BL int64 and valid_BL bool of the captions with these indices."""
+        ...
+
+
+class Pictures:
+    """Picture files and sentences that belong to nothing in particular.
+
+    Args:
+        tokenizer: a fast transformers tokenizer.
+        text_length: tokens of a sentence at most.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], captions: Sequence[str], tokenizer: Any, text_length: int, image_size: int
+    ) -> None:
+        self.paths, self.captions = list(paths), list(captions)
+        self.tokens, self.image_size = CaptionTokenizer(tokenizer, text_length), image_size
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def images(self, rows: Sequence[int]) -> Tensor:
+        """uint8 [B, 3, H, W], resized without a crop; raises `UserError` naming a file that is no picture."""
+        views = [eval_view(Decoded(read_picture(self.paths[row])), self.image_size) for row in rows]
+        return torch.from_numpy(np.stack(views))
+
+    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """text_BL int64 and valid_BL bool of the captions with these indices."""
+        return self.tokens.batch([self.captions[index] for index in captions])
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Decode a file in full, to RGB.
+
+    Raises:
+        UserError: it cannot be read, is too large or is no picture.
+    """
+    try:
+        if not path.is_file():  # a device or a pipe might never end
+            raise UserError(f"No picture at {path}: give the path of a JPEG, PNG, WebP, TIFF or other image file.")
+        if path.stat().st_size > LARGEST_FILE:
+            raise BadImage(f"{path.stat().st_size} bytes are more than the limit of {LARGEST_FILE}")
+        return load_image(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): give a file that you may read.") from None
+    except BadImage as error:
+        raise UserError(f"{path} is no picture that can be shown ({error}): leave it out, or save it anew.") from None
+
+
+def find_pictures(names: Sequence[str]) -> list[Path]:
+    """The files that are named, and those in the folders that are named and below, in the order of their names.
+
+    Raises:
+        UserError: a name leads nowhere, or a folder holds no picture.
+    """
+    found: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            inside = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()]
+            if not inside:
+                raise UserError(f"{path} holds no picture ({', '.join(SUFFIXES)}): give files, or a folder of some.")
+            found += sorted(inside)
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"No picture at {path}: give files, or a folder of some.")
+    return found
+
+
+class ClassFolder:
+    """Pictures in a folder for each class, `FOLDER/class name/any.jpg`, in the order of their names.
+
+    Attributes:
+        names: of the classes, as their folders are called, with spaces for underscores.
+        paths, label_N: every picture, and its class.
+
+    Raises:
+        UserError: there are no two such folders, or one holds no picture.
+    """
+
+    def __init__(self, folder: str, limit: int = 0) -> None:
+        root = Path(folder)
+        if not root.is_dir():
+            raise UserError(f"No folder at {folder}: give one that has a folder of pictures for each class.")
+        folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if len(folders) < 2:
+            raise UserError(f"{folder} has {len(folders)} folders: it must have one of pictures for each class.")
+        self.names = [path.name.replace("_", " ") for path in folders]
+        files = [find_pictures([str(path)]) for path in folders]
+        paths = [file for of_class in files for file in of_class]
+        label_N = np.repeat(np.arange(len(files)), [len(of_class) for of_class in files])
+        kept = np.linspace(0, len(paths) - 1, min(limit or len(paths), len(paths))).round().astype(np.int64)
+        self.paths, self.label_N = [paths[index] for index in kept], label_N[kept]

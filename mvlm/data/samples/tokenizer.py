@@ -1,0 +1,125 @@
+"""Tokenizers: trained on a corpus's captions, saved, and loaded from a file, a folder or the hub."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mvlm.errors import UserError
+from mvlm.runtime import hub
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""In the order of the first four ids of RoBERTa, whose mask token is the last of its vocabulary."""
+
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+"""Every byte and special token has an id, so that no text is unknown."""
+
+ROLES = {
+    "bos_token": ("<s>", "[CLS]"),
+    "cls_token": ("<s>", "[CLS]"),
+    "eos_token": ("</s>", "[SEP]"),
+    "sep_token": ("</s>", "[SEP]"),
+    "unk_token": ("<unk>", "[UNK]"),
+    "pad_token": ("<pad>", "[PAD]"),
+    "mask_token": ("<mask>", "[MASK]"),
+}
+"""A bare tokenizer.json does not say which token serves what; the names of RoBERTa and BERT do."""
+
+
+def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of at most `vocab_size` tokens that writes `<s> caption </s>`, as RoBERTa's does.
+
+    Text is normalised to NFC and keeps its case. The same captions give the same tokenizer.
+
+    Raises:
+        UserError: `vocab_size` has no room for the bytes and special tokens.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise UserError(f"A vocabulary of {vocab_size} is too small: give {SMALLEST_VOCABULARY} tokens or more.")
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    # As RoBERTa's, the mask token takes the space before it, which a byte-level word carries itself.
+    special = [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>") for t in SPECIAL_TOKENS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=special,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    first, last = ((token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>"))
+    tokenizer.post_processor = processors.RobertaProcessing(last, first, trim_offsets=True, add_prefix_space=True)
+    return _with_roles(tokenizer)
+
+
+def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.json file, a folder with one, or a tokenizer of the hub by name.
+
+    Raises:
+        UserError: it cannot be had, or has no mask, padding, first or last token.
+    """
+    path = Path(path_or_name)
+    if path.is_dir() and not (path / "tokenizer_config.json").exists() and (path / "tokenizer.json").is_file():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        tokenizer: PreTrainedTokenizerBase = _with_roles(_read_file(path))
+    else:
+        if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_name):
+            raise UserError(
+                f"No tokenizer at {path_or_name}: give data.tokenizer a tokenizer.json, which `python -m data_tools "
+                "tokenizer` makes."
+            )
+        tokenizer = _from_pretrained(path_or_name)
+    missing = [name for name in ("mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
+    for names in (("cls", "bos"), ("sep", "eos")):
+        if all(getattr(tokenizer, f"{name}_token_id") is None for name in names):
+            missing.append(" or ".join(names))
+    if missing:
+        raise UserError(
+            f"The tokenizer {path_or_name} has no {', no '.join(missing)} token: take one of a masked language model, "
+            "or make one with `python -m data_tools tokenizer`."
+        )
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write `tokenizer` to `folder`, from which `load_tokenizer` reads an equal one."""
+    tokenizer.save_pretrained(str(folder))
+
+
+def _with_roles(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    roles = {role: next((name for name in names if name in vocabulary), None) for role, names in ROLES.items()}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{role: t for role, t in roles.items() if t})
+
+
+def _read_file(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the Rust side raises plain Exception
+        raise UserError(
+            f"{path} is no tokenizer.json ({error}): make one with `python -m data_tools tokenizer`."
+        ) from None
+
+
+def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:
+    try:
+        # What is cached must load at once on a node without network, where the hub's client would try again and again.
+        with contextlib.suppress(OSError):
+            return AutoTokenizer.from_pretrained(path_or_name, local_files_only=True)
+        if not Path(path_or_name).is_dir():
+            hub.ask()
+        return AutoTokenizer.from_pretrained(path_or_name)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(
+            f"The tokenizer {path_or_name} cannot be had ({hub.reason(error)}): download it where there is a network "
+            "and give its folder, or make one with `python -m data_tools tokenizer`."
+        ) from None

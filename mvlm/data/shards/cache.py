@@ -1,0 +1,200 @@
+"""A bounded folder of a node for shards that lie elsewhere, shared by all processes of the node.
+
+A shard is `<sha256>.arrow`, and has that name only once its bytes have been held against the hash; it is trusted from
+then on since nobody but the user may write there, and since every row has a checksum of its own. While it is fetched
+it is `<sha256>.<bytes>.part`, and who fetches it holds a lock on `<sha256>.lock`. What was touched longest ago is
+dropped first; so whoever knows the future touches last what comes first. A mapped shard may be dropped: its bytes stay
+until it is unmapped.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mvlm.data.shards.outage import Attempts, Outages
+from mvlm.data.shards.schema import Shard
+from mvlm.errors import UserError
+
+WAIT_S = 0.05  # for another process to finish a shard
+
+WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
+
+Fetch = Callable[[Path], None]
+"""Writes a shard's bytes to a file; whatever it raises counts as one failure."""
+
+
+class Cache:
+    """
+    Args:
+        folder: on a disk of this node; "" = the user's own in TMPDIR.
+        gigabytes: of all shards together; one that is larger is fetched alone.
+        patience: minutes that a store which is gone is waited for.
+
+    Attributes:
+        outages: what is waited for.
+    """
+
+    def __init__(self, folder: str = "", gigabytes: float = 32.0, patience: float = 0.0):
+        self.folder = Path(folder) if folder else Path(tempfile.gettempdir()) / f"mvlm-shards-{os.getuid()}"
+        self.capacity = int(gigabytes * 1e9)
+        self.outages = Outages(patience)
+
+    def make(self) -> None:
+        """Make the folder; raises `UserError` where it cannot be made, or others than the user may write to it."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self.folder.stat()
+        except OSError as error:
+            raise UserError(
+                f"The cache {self.folder} cannot be made ({error}): set data.cache to a folder you may write."
+            ) from None
+        if found.st_uid != os.getuid():
+            raise UserError(
+                f"The cache {self.folder} belongs to user {found.st_uid} and not to you, so that its shards cannot be "
+                "trusted: set data.cache to a folder of your own."
+            )
+        if found.st_mode & WRITABLE_BY_OTHERS:
+            raise UserError(
+                f"The cache {self.folder} may be written by others (mode {stat.S_IMODE(found.st_mode):04o}), so that "
+                "its shards cannot be trusted: empty it and chmod it to 700, or set data.cache to another folder."
+            )
+
+    def path(self, shard: Shard) -> Path:
+        return self.folder / f"{shard.sha256}.arrow"
+
+    def holds(self, shard: Shard) -> bool:
+        try:
+            return self.path(shard).stat().st_size == shard.bytes
+        except FileNotFoundError:
+            return False
+
+    def touch(self, shards: Collection[Shard]) -> None:
+        """Have the last of these dropped last, those that are there."""
+        for shard in shards:
+            try:
+                os.utime(self.path(shard))
+            except FileNotFoundError:
+                continue
+
+    def get(self, shard: Shard, name: str, fetch: Fetch) -> Path:
+        """The shard's file, fetched if need be, again where that fails; it may be dropped at any time.
+
+        Raises:
+            UserError: it cannot be fetched; says `name`.
+            DataLost: its store is gone, and has been waited for.
+        """
+        with Attempts(name, self.outages) as attempts:
+            while not self.holds(shard):
+                if failure := self._fetch_in_turn(shard, fetch):
+                    attempts.failed(failure)
+        return self.path(shard)
+
+    def _fetch_in_turn(self, shard: Shard, fetch: Fetch) -> Exception | None:
+        """One attempt, once no other process makes one; what has gone wrong."""
+        with self._locked(shard, wait=True) as mine:
+            if not mine or self.holds(shard):
+                return None
+            while (part := self._make_room(shard, keep=())) is None:
+                time.sleep(WAIT_S)
+            return self._fill(part, shard, fetch)
+
+    def get_ahead(self, shard: Shard, fetch: Fetch, sooner: Collection[Shard]) -> Exception | None:
+        """Try once to fetch a shard, unless another process does or it would cost one of those needed sooner.
+
+        Returns:
+            What has gone wrong, if anything.
+        """
+        with self._locked(shard, wait=False) as mine:
+            if mine and not self.holds(shard) and (part := self._make_room(shard, keep=sooner)):
+                return self._fill(part, shard, fetch)
+        return None
+
+    @contextmanager
+    def _locked(self, shard: Shard, wait: bool) -> Iterator[bool]:
+        """Whether fetching this shard is ours; it is not where another process does or did a moment ago."""
+        path = self.folder / f"{shard.sha256}.lock"
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        mine = _lock(file, wait) and _is_at(path, file)
+        try:
+            yield mine
+        finally:
+            if mine:
+                path.unlink()
+            os.close(file)
+
+    def _fill(self, part: Path, shard: Shard, fetch: Fetch) -> Exception | None:
+        """Fetch a shard into its part and give it its name; what has gone wrong, if anything."""
+        try:
+            fetch(part)
+            with open(part, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                    return UserError("its hash is not the manifest's")
+            part.rename(self.path(shard))
+        except Exception as error:  # each store raises its own
+            return error
+        finally:
+            part.unlink(missing_ok=True)
+        return None
+
+    def _make_room(self, shard: Shard, keep: Collection[Shard]) -> Path | None:
+        """The file to fetch a shard into, once there is room; None while others are fetched or kept instead.
+
+        A shard larger than the whole cache gets room when nothing else is there.
+        """
+        kept = {self.path(other) for other in keep}
+        part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
+        with open(self.folder / "lock", "a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            part.unlink(missing_ok=True)  # of a process that was killed
+            fetched = sum(self._reserved(other) for other in self.folder.glob("*.part"))
+            whole = {path: path.stat() for path in self.folder.glob("*.arrow")}
+            total = fetched + sum(stat.st_size for stat in whole.values())
+            for path in sorted(whole.keys() - kept, key=lambda path: whole[path].st_mtime_ns):
+                if total + shard.bytes <= self.capacity:
+                    break
+                path.unlink()
+                total -= whole[path].st_size
+            if total and total + shard.bytes > self.capacity:
+                return None
+            part.touch()
+            return part
+
+    def _reserved(self, part: Path) -> int:
+        """The bytes a shard will have that is being fetched; 0 where who fetched it has died."""
+        sha256, size, _ = part.name.split(".")
+        try:
+            file = os.open(self.folder / f"{sha256}.lock", os.O_RDWR)
+        except FileNotFoundError:
+            part.unlink(missing_ok=True)
+            return 0
+        try:
+            if _lock(file, wait=False):
+                part.unlink(missing_ok=True)
+                return 0
+        finally:
+            os.close(file)
+        return int(size)
+
+
+def _lock(file: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: int) -> bool:
+    """Whether an open file is still the one of that name, and not one that was replaced while we waited for it."""
+    try:
+        return path.stat().st_ino == os.fstat(file).st_ino
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,254 @@
+"""The rows of a mapped shard as views of its bytes, each checked as it is read; no row is ever parsed by Arrow."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import zlib
+from bisect import bisect_right
+from dataclasses import dataclass, replace
+from functools import cache
+from struct import Struct
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from mvlm.data.images.encoded import ChangedImage
+from mvlm.data.loading.shared_memory import MappedFile
+from mvlm.data.shards.row_index import RowIndex, buffer_count, parsed, row_crc32, unpacked
+from mvlm.data.shards.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard
+from mvlm.errors import UserError
+
+OUTSIDE = "an offset points outside its column"
+CHANGED = "its texts are not those that were written (their checksum differs)"
+
+_PAIR = Struct("<ii")
+_TEXT, _TEXTS, _BITS = "text", "texts", "bits"
+_NUMBERS = {pa.int32(): Struct("<i"), pa.uint32(): Struct("<I"), pa.int64(): Struct("<q")}
+
+
+class DamagedRow(ValueError):
+    """A row that is not the one that was written; the message says in half a sentence what is wrong with it."""
+
+    def __init__(self, reason: str, key: str):
+        super().__init__(reason)
+        self.key = key  # as it now reads
+
+
+class Encoded(NamedTuple):
+    """An encoded image as it lies in its shard."""
+
+    data: memoryview  # uint8, of the mapped shard
+    crc32: int
+
+    def checked(self) -> memoryview:
+        """Its bytes; raises `ChangedImage` where they are not those that were written."""
+        if zlib.crc32(self.data) != self.crc32:
+            raise ChangedImage
+        return self.data
+
+
+class Row(NamedTuple):
+    """One row. What is in it was checked, but for the images, which are when they are asked for, and are not copied."""
+
+    key: str
+    encoded: tuple[Encoded, ...]  # the image; of a pair, the left and the right one
+    captions: list[str]
+    source: str
+    width: int
+    height: int
+    own: dict[str, Any]  # the columns that only this task has, by name
+
+    @property
+    def image(self) -> memoryview:
+        """The encoded image, or the left one; raises `ChangedImage`."""
+        return self.encoded[0].checked()
+
+
+class _Layout(NamedTuple):
+    """Where a task's columns stand among the numbers that `RowIndex.buffers` has of a batch."""
+
+    columns: tuple[tuple[str, Any, int], ...]  # all but the images: name, kind, first of its numbers
+    images: tuple[tuple[str, int], ...]  # column of the CRC-32, first of its numbers
+    texts: tuple[tuple[str, bool], ...]  # columns of texts, and whether of lists of them
+    own: tuple[str, ...]
+    stride: int  # numbers of a batch
+
+
+class ShardRows:
+    """The rows of a mapped shard.
+
+    Args:
+        data: the shard's bytes.
+        task: of `SCHEMAS`.
+        index: where its columns lie; where it has no CRC-32, texts are not checked.
+
+    Raises:
+        ValueError: the index is of other columns.
+    """
+
+    __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_starts")
+
+    def __init__(self, data: memoryview, task: str, index: RowIndex):
+        self._data, self._layout = data, _layout(task)
+        self._starts, self._buffers, self._crc32 = index.starts, index.buffers, index.crc32
+        if len(self._buffers) != self._layout.stride * (len(self._starts) - 1):
+            raise ValueError("its index is of other columns")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def row(self, number: int) -> Row:
+        """Raises `DamagedRow`; the images are not looked at yet."""
+        key: Any = b""
+        try:
+            values, images, numbers, texts = self._read(number)
+            key = values["key"]
+            if self._crc32 is not None and row_crc32(numbers, texts) != self._crc32[number]:
+                raise ValueError(CHANGED)
+            for name, is_list in self._layout.texts:
+                value = values[name]
+                values[name] = [str(text, "utf-8") for text in value] if is_list else str(value, "utf-8")
+            if values.get("captions") == []:
+                raise ValueError("the row has no caption")
+        except (ValueError, struct.error) as error:
+            raise DamagedRow(str(error), str(key, "utf-8", "replace")) from None
+        return Row(
+            key=values["key"],
+            encoded=images,
+            captions=values.get("captions", []),
+            source=values["source"],
+            width=values["width"],
+            height=values["height"],
+            own={name: values[name] for name in self._layout.own},
+        )
+
+    def is_sound(self, number: int) -> bool:
+        """Whether the row has its CRC-32; the images are not looked at."""
+        try:
+            return self._crc32 is None or self.crc32(number) == self._crc32[number]
+        except (ValueError, struct.error):
+            return False
+
+    def crc32(self, number: int) -> int:
+        """Of a row as it is now; raises ValueError or struct.error where it cannot be read."""
+        _, _, numbers, texts = self._read(number)
+        return row_crc32(numbers, texts)
+
+    def _read(self, number: int) -> tuple[dict[str, Any], tuple[Encoded, ...], list[int], list[memoryview]]:
+        """The row's bytes and numbers by column, its images, and what its CRC-32 is of."""
+        batch = bisect_right(self._starts, number) - 1
+        at, first = number - self._starts[batch], batch * self._layout.stride
+        values: dict[str, Any] = {}
+        numbers: list[int] = []
+        texts: list[memoryview] = []
+        for name, kind, place in self._layout.columns:
+            value: Any
+            if kind is _TEXT:
+                value = self._text(first + place, at)
+                numbers.append(len(value))
+                texts.append(value)
+            elif kind is _TEXTS:
+                value = self._texts(first + place, at)
+                numbers += (len(value), *map(len, value))
+                texts += value
+            else:
+                value = self._number(kind, self._buffers[first + place], at)
+                numbers.append(value)
+            values[name] = value
+        images = [Encoded(self._text(first + place, at), values[crc32]) for crc32, place in self._layout.images]
+        return values, tuple(images), numbers, texts
+
+    def _text(self, place: int, at: int) -> memoryview:
+        buffers = self._buffers
+        start, end = _PAIR.unpack_from(self._data, buffers[place] + 4 * at)
+        if not 0 <= start <= end <= buffers[place + 3]:
+            raise ValueError(OUTSIDE)
+        first = buffers[place + 2]
+        return self._data[first + start : first + end]
+
+    def _texts(self, place: int, at: int) -> list[memoryview]:
+        start, end = _PAIR.unpack_from(self._data, self._buffers[place] + 4 * at)
+        if not 0 <= start <= end < self._buffers[place + 3] // 4:
+            raise ValueError(OUTSIDE)
+        return [self._text(place + 2, nth) for nth in range(start, end)]
+
+    def _number(self, kind: Any, first: int, at: int) -> int:
+        if kind is _BITS:
+            return self._data[first + (at >> 3)] >> (at & 7) & 1
+        (value,) = kind.unpack_from(self._data, first + kind.size * at)
+        return int(value)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenShard:
+    """A mapped shard."""
+
+    file: MappedFile
+    index: MappedFile | None
+    rows: ShardRows
+
+    def index_is_whole(self, shard: Shard) -> bool:
+        """Whether the index has the manifest's hash; true also where there is none."""
+        return self.index is None or hashlib.sha256(self.index.data).hexdigest() == shard.index_sha256
+
+
+def open_shard(
+    file: MappedFile, index: MappedFile | None, shard: Shard, name: str, task: str, again: str = ""
+) -> OpenShard:
+    """A mapped shard's rows, by its row index; where it has none, Arrow reads its footer and the heads of its batches.
+
+    Args:
+        name: of the shard, for messages.
+        again: what to do where the index is damaged.
+
+    Raises:
+        UserError: it is no Arrow file, or has other columns or another number of rows; or its index is not its own.
+    """
+    remedy = "copy or shard it again"
+    try:
+        if index is None:
+            found = parsed(file.data, SCHEMAS[task])
+        else:
+            remedy = again
+            found = unpacked(index.data, len(file.data), shard.rows)
+        rows = ShardRows(file.data, task, found)
+        if len(rows) != shard.rows:
+            raise ValueError(f"it does not hold the {shard.rows} rows the manifest gives it")
+    except (pa.ArrowException, OSError, ValueError) as error:
+        damaged = name if index is None else f"The row index of {name}"
+        raise UserError(f"{damaged} cannot be read ({error}): {remedy}.") from None
+    return OpenShard(file, index, rows)
+
+
+def index_of(data: memoryview, task: str) -> RowIndex:
+    """The index of a mapped shard, to be written beside it.
+
+    Raises:
+        ValueError, pa.ArrowException: it is no shard of that task.
+    """
+    index = parsed(data, SCHEMAS[task])
+    rows = ShardRows(data, task, index)
+    return replace(index, crc32=[rows.crc32(number) for number in range(len(rows))])
+
+
+@cache
+def _layout(task: str) -> _Layout:
+    columns, images, place = [], [], 0
+    for field in SCHEMAS[task]:
+        if field.name in IMAGE_COLUMNS:
+            images.append((IMAGE_COLUMNS[field.name][2], place))
+        else:
+            columns.append((field.name, _kind(field.type), place))
+        place += 2 * buffer_count(field.type)
+    own = tuple(field.name for field in OWN_COLUMNS.get(task, ()))
+    texts = tuple((name, kind is _TEXTS) for name, kind, _ in columns if kind in (_TEXT, _TEXTS))
+    return _Layout(tuple(columns), tuple(images), texts, own, place)
+
+
+def _kind(type_: pa.DataType) -> Any:
+    if pa.types.is_list(type_):
+        return _TEXTS
+    if pa.types.is_string(type_):
+        return _TEXT
+    return _BITS if pa.types.is_boolean(type_) else _NUMBERS[type_]

@@ -1,0 +1,289 @@
+"""Corpora of shards that are mapped when they are first touched, and mixtures of corpora."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from mvlm.checkpoint.state import BLOCKS, OrderSpec
+from mvlm.config.schema import Data
+from mvlm.data.images.encoded import ChangedImage, why_bad
+from mvlm.data.loading.order import Draws, draw_counts
+from mvlm.data.loading.sampler import Sampler, SuccessiveOrders, order_of
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.columns import DamagedRow, OpenShard, Row, open_shard
+from mvlm.data.shards.location import open_place
+from mvlm.data.shards.schema import CAPTION, Manifest, index_again
+from mvlm.errors import UserError
+
+OPEN_SHARDS = 128
+"""Shards of a corpus mapped at a time: more than a shuffle window touches, fewer than the files a process may open."""
+
+
+class UnreadableRow(UserError):
+    """A single row that is not the one that was written; others may take its place."""
+
+    def __init__(self, where: str, key: str, reason: str):
+        super().__init__(f"{where} (key {key!r}): {reason}: copy its shard again, or shard the corpus again.")
+        self.where, self.key, self.reason = where, key, reason
+
+    def __reduce__(self) -> tuple[type[UnreadableRow], tuple[str, str, str]]:
+        return UnreadableRow, (self.where, self.key, self.reason)  # it comes out of loader processes
+
+
+class Corpus:
+    """Shards opened by their manifest alone; each is mapped when it is first touched.
+
+    Args:
+        folder: where they lie, a folder or a URL that fsspec knows.
+        cache: of this node, for the shards of a URL.
+        task: of `SCHEMAS`, that the rows must be for.
+
+    Raises:
+        UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
+            than written.
+    """
+
+    def __init__(self, folder: str | Path, cache: Cache | None = None, task: str = CAPTION):
+        self.folder = folder
+        self.place = open_place(folder, cache or Cache())
+        self.manifest = self.place.manifest
+        check_task(folder, self.manifest, task)
+        self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
+        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": OrderedDict()}  # another process maps what it needs
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def row(self, index: int) -> Row:
+        """A row, which touches no page of its image before that is asked for.
+
+        Raises:
+            UnreadableRow: it is not the one that was written.
+            UserError: the shard is damaged as a whole, or was cut; names it.
+        """
+        shard, local = self._locate(index)
+        opened = self._opened.get(shard) or self._open(shard)
+        if not opened.file.is_whole():
+            cut = f"of its {len(opened.file.data)} bytes not all are there any more"
+            raise UserError(f"{self.where(index)} cannot be read ({cut}): copy or shard it again.")
+        try:
+            return opened.rows.row(local)
+        except DamagedRow as error:
+            reason = str(error)
+            if not opened.index_is_whole(self.manifest.shards[shard]):
+                reason += f", but its row index has changed too, by its SHA-256: {index_again(self.folder)}"
+            raise UnreadableRow(self.where(index), error.key, reason) from None
+
+    def image(self, index: int) -> memoryview:
+        """The encoded image alone. Raises as `row`."""
+        row = self.row(index)
+        try:
+            return row.image
+        except ChangedImage as error:
+            raise UnreadableRow(self.where(index), row.key, why_bad(error)) from None
+
+    def captions(self, index: int) -> list[str]:
+        """The captions alone. Raises as `row`."""
+        return self.row(index).captions
+
+    def where(self, index: int) -> str:
+        """The file and the row in it, for messages."""
+        shard, local = self.position(index)
+        return f"{shard} row {local}"
+
+    def position(self, index: int) -> tuple[str, int]:
+        """The file of a row and the row in it."""
+        shard, local = self._locate(index)
+        return self.place.name(shard), local
+
+    def changed(self, index: int) -> bool:
+        """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
+        return self.place.changed(self._locate(index)[0])
+
+    def bring(self, index: int) -> None:
+        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
+        self.place.bring(self._locate(index)[0])
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self.manifest.rows:
+            raise IndexError(f"row {index} of {len(self)}")
+        shard = bisect_right(self.shard_starts, index) - 1
+        return shard, index - self.shard_starts[shard]
+
+    def _open(self, number: int) -> OpenShard:
+        """Map a shard; threads may do that twice at the same time, which costs a little and harms nothing."""
+        if self.place.cached:
+            for other in [other for other, shard in list(self._opened.items()) if shard.file.is_removed()]:
+                self._opened.pop(other, None)  # else its bytes would stay on the disk
+        opened = self._opened[number] = self._open_shard(number)
+        while len(self._opened) > OPEN_SHARDS:
+            self._opened.popitem(last=False)
+        return opened
+
+    def _open_shard(self, number: int) -> OpenShard:
+        shard, name = self.manifest.shards[number], self.place.name(number)
+        try:
+            file, index = self.place.map(number), self.place.map_index(number)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
+        return open_shard(file, index, shard, name, self.manifest.task, index_again(self.folder))
+
+
+def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:
+    """Raise `UserError` where a corpus is not for the task."""
+    if manifest.task != task:
+        raise UserError(f"{folder} holds rows of the task {manifest.task!r} and not {task!r}: give one of that.")
+
+
+class Mixture:
+    """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows.
+
+    Args:
+        weights: how often an epoch draws each row of a corpus; empty = once.
+        cache, task: as of `Corpus`.
+
+    Attributes:
+        sizes: rows of each corpus.
+        per_epoch: draws an epoch.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        weights: Sequence[float] = (),
+        cache: Cache | None = None,
+        task: str = CAPTION,
+    ):
+        if not folders:
+            raise UserError("No shard folder is named: give one or more, in data.train to train on.")
+        self.cache = cache or Cache()
+        self.corpora = [Corpus(folder, self.cache, task) for folder in folders]
+        self.sizes = [len(corpus) for corpus in self.corpora]
+        self._starts = list(accumulate(self.sizes, initial=0))
+        if not len(self):
+            raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
+        self.weights = list(weights) or [1.0] * len(self.corpora)
+        self.per_epoch = sum(draw_counts(self.sizes, self.weights))
+        if not self.per_epoch:
+            raise UserError(f"data.weights = {self.weights} draw no row of {', '.join(map(str, folders))}: raise them.")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal exactly when the same corpora stand in the same order with the same weights, wherever they lie."""
+        joined = "".join(corpus.manifest.fingerprint for corpus in self.corpora)
+        if set(self.weights) != {1.0}:
+            joined += repr(self.weights)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def draws(self, seed: int, data: Data) -> Draws:
+        """What is drawn at each position, as the configuration says.
+
+        Raises:
+            UserError: the shards of URLs, of those that are shuffled together, do not fit into the cache.
+        """
+        return self._draws(seed, order_of(data))
+
+    def sampler(self, seed: int, orders: Sequence[OrderSpec]) -> Sampler:
+        """The same of a run that each of these orders holds for from its epoch on. Raises as `draws`."""
+        draws = [(order.from_epoch, self._draws(seed, order, ends=order is not orders[-1])) for order in orders]
+        return SuccessiveOrders(draws) if len(draws) > 1 else draws[0][1]
+
+    def _draws(self, seed: int, order: OrderSpec, ends: bool = False) -> Draws:
+        """Args: ends: with the running epoch, which cannot be given another order."""
+        window = order.parameters["window"]
+        if order.kind == BLOCKS:
+            self._check_cache(0, ends)
+            return Draws(self.sizes, self.weights, seed, order.parameters["block"], window)
+        self._check_cache(window, ends)
+        shards = [corpus.manifest.shards.rows for corpus in self.corpora]
+        rows_a_shard = max(1, len(self) // sum(map(len, shards)))
+        return Draws(self.sizes, self.weights, seed, rows_a_shard, window, shards)
+
+    def _check_cache(self, shuffle_shards: int, ends: bool) -> None:
+        remote = [shard.bytes for c in self.corpora if c.place.cached for shard in c.manifest.shards]
+        wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all where it is 0
+        if wanted > self.cache.capacity:
+            together = f"The {shuffle_shards} shards shuffled together" if shuffle_shards else "All shards at URLs"
+            way_out = "raise that" if ends else "raise that, or set data.shuffle_shards to fewer"
+            until = ", until the epoch that has begun so has ended" if ends else ""
+            raise UserError(
+                f"{together} and those after them have {wanted / 1e9:.3g} GB and data.cache_gb is "
+                f"{self.cache.capacity / 1e9:.3g}: {way_out}{until}."
+            )
+
+    def starts(self) -> Iterator[tuple[int, Corpus]]:
+        """Each corpus with the number of its first row."""
+        return zip(self._starts, self.corpora, strict=False)
+
+    def locate(self, row: int) -> tuple[Corpus, int]:
+        """The corpus and the row in it of a global row."""
+        if not 0 <= row < self._starts[-1]:
+            raise IndexError(f"row {row} of {len(self)}")
+        number = bisect_right(self._starts, row) - 1
+        return self.corpora[number], row - self._starts[number]
+
+    def row(self, row: int) -> Row:
+        corpus, local = self.locate(row)
+        return corpus.row(local)
+
+    def image(self, row: int) -> memoryview:
+        corpus, local = self.locate(row)
+        return corpus.image(local)
+
+    def captions(self, row: int) -> list[str]:
+        corpus, local = self.locate(row)
+        return corpus.captions(local)
+
+    def key(self, row: int) -> str:
+        """The key, as it now reads where the row is damaged."""
+        try:
+            return self.row(row).key
+        except UnreadableRow as error:
+            return error.key
+
+    def sound(self, rows: Iterable[int], told: Callable[[UnreadableRow], object] = lambda error: None) -> Iterator[Row]:
+        """Those of these rows that are what was written; `told` hears of the others."""
+        for row in rows:
+            try:
+                yield self.row(row)
+            except UnreadableRow as error:
+                told(error)
+
+    def where(self, row: int) -> str:
+        corpus, local = self.locate(row)
+        return corpus.where(local)
+
+    def position(self, row: int) -> tuple[str, int]:
+        corpus, local = self.locate(row)
+        return corpus.position(local)
+
+    def changed(self, row: int) -> bool:
+        corpus, local = self.locate(row)
+        return corpus.changed(local)
+
+    def bring(self, row: int) -> None:
+        corpus, local = self.locate(row)
+        corpus.bring(local)
+
+
+def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
+    """What a configuration trains on, with so many minutes for a store that is gone; raises as `Mixture`."""
+    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb, patience), task)
+
+
+def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
+    """What it evaluates on, likewise; raises as `Mixture`."""
+    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb, patience), task=task)

@@ -1,0 +1,300 @@
+"""The shard format: Arrow IPC files and the manifest that names, counts and hashes them.
+
+A corpus is a folder of `NNNNNN.arrow` files and one `manifest.json`:
+
+    {"format": "mvlm-shards", "version": 1, "task": "caption", "rows": R, "captions": C, "image_bytes": Y,
+     "fingerprint": "<sha256 over the shards' hashes>",
+     "shards": [{"file": "000000.arrow", "rows": r, "bytes": b, "sha256": "<of the file>"}, ...],
+     "indexes": [{"bytes": b, "sha256": "<of 000000.index>"}, ...]}
+
+The task says which columns the rows have (`SCHEMAS`) and is "caption" where it is left out; other tasks count no
+captions. Nothing but the manifest is read when a corpus is opened. Of the row indexes (`mvlm.data.shards.row_index`),
+which stand in the shards' order, some or all may be missing (null), as of shards that were made before there were any:
+they can be added without a change to a shard, and are no part of the fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, overload
+
+import pyarrow as pa
+
+from mvlm.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = "mvlm-shards"
+VERSION = 1
+
+CAPTION = "caption"
+"""The task of image-caption pairs, which pretraining reads."""
+
+
+def _columns(**types: pa.DataType) -> list[pa.Field]:
+    return [pa.field(name, type_, nullable=False) for name, type_ in types.items()]
+
+
+_TEXTS = pa.list_(pa.field("item", pa.string(), nullable=False))
+
+# key: unique within the corpus. image: an encoded file (JPEG, PNG, ...) as it came. source: where the row comes from,
+# "" if unknown. width and height: pixels, as decoded. crc32: of the image bytes; that of all else is in the row index.
+_IMAGE = _columns(key=pa.string(), image=pa.binary())
+_ORIGIN = _columns(source=pa.string(), width=pa.int32(), height=pa.int32(), crc32=pa.uint32())
+
+OWN_COLUMNS: dict[str, list[pa.Field]] = {
+    # The ten answers people gave; the kind of question, as its data set names it.
+    "vqa": _columns(question_id=pa.int64(), question=pa.string(), answers=_TEXTS, question_type=pa.string()),
+    # Whether the sentence is true of the pair; sentences are consistent where all rows of their group are right.
+    "nlvr2": _columns(sentence=pa.string(), label=pa.bool_(), group=pa.string()),
+    "entailment": _columns(sentence=pa.string(), label=pa.string()),  # one of LABELS
+    "foils": _columns(caption=pa.string(), foil=pa.string(), swapped=pa.string()),  # true, false; what was exchanged
+}
+"""Of every task but captions: the columns beside the image's and its origin's."""
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+SCHEMA = pa.schema([*_IMAGE, *_columns(captions=_TEXTS), *_ORIGIN])
+"""Of the task `CAPTION`; a row has one caption or more."""
+
+_RIGHT = _columns(image2=pa.binary(), width2=pa.int32(), height2=pa.int32(), crc32_2=pa.uint32())
+
+SCHEMAS: dict[str, pa.Schema] = {CAPTION: SCHEMA} | {
+    task: pa.schema([*_IMAGE, *_ORIGIN, *(_RIGHT if task == "nlvr2" else []), *own])
+    for task, own in OWN_COLUMNS.items()
+}
+"""By task, as the manifest names it. Of nlvr2, `image` is the left and `image2` the right one."""
+
+IMAGE_COLUMNS = {"image": ("width", "height", "crc32"), "image2": ("width2", "height2", "crc32_2")}
+"""Each image's columns with its width, height and checksum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    index_bytes: int = 0  # of its row index; 0: it has none
+    index_sha256: str = ""
+
+    @property
+    def index(self) -> Shard | None:
+        """The file of its row index, which is stored, fetched and checked like a shard."""
+        if not self.index_bytes:
+            return None
+        return Shard(index_file(self.file), self.rows, self.index_bytes, self.index_sha256)
+
+    @property
+    def files(self) -> list[Shard]:
+        return [self, self.index] if self.index else [self]
+
+
+def index_file(shard_file: str) -> str:
+    """The name of a shard's row index."""
+    return shard_file.removesuffix(".arrow") + ".index"
+
+
+def index_again(folder: str | Path) -> str:
+    """What to do about a row index that is damaged or missing, as the end of a sentence."""
+    return f"make it again with `python -m data_tools row-index {folder}`"
+
+
+class Shards(Sequence[Shard]):
+    """Shards by number in a tenth of the memory of as many objects: every loader process holds them.
+
+    Attributes:
+        rows: of each.
+    """
+
+    def __init__(self, shards: Iterable[Shard]):
+        """Raises ValueError or TypeError where the values of one are none that a shard can have."""
+        self._files, self._file_ends = bytearray(), array("q")
+        self.rows, self._bytes, self._hashes = array("q"), array("q"), bytearray()
+        self._index_bytes, self._index_hashes = array("q"), bytearray()
+        for shard in shards:
+            if "/" in shard.file or shard.file in ("", ".", ".."):
+                raise ValueError(f"{shard.file!r} is outside its folder")
+            self._files += shard.file.encode()
+            self._file_ends.append(len(self._files))
+            self.rows.append(shard.rows)
+            self._bytes.append(shard.bytes)
+            self._hashes += bytes.fromhex(shard.sha256)
+            self._index_bytes.append(shard.index_bytes)
+            self._index_hashes += bytes.fromhex(shard.index_sha256) if shard.index_bytes else bytes(32)
+        if not len(self._hashes) == len(self._index_hashes) == 32 * len(self):
+            raise ValueError("a hash is no SHA-256")
+        if not any(self._index_bytes):
+            self._index_bytes, self._index_hashes = array("q"), bytearray()
+
+    @property
+    def hashes(self) -> str:
+        """All SHA-256 in a row."""
+        return self._hashes.hex()
+
+    @property
+    def unindexed(self) -> int:
+        """How many have no row index."""
+        return len(self) - sum(map(bool, self._index_bytes))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shards) and self.__dict__ == other.__dict__
+
+    __hash__ = None  # type: ignore[assignment]  # it is compared, never looked up
+
+    @overload
+    def __getitem__(self, number: int) -> Shard: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[Shard]: ...
+
+    def __getitem__(self, number: int | slice) -> Shard | list[Shard]:
+        if isinstance(number, slice):
+            return [self[n] for n in range(*number.indices(len(self)))]
+        number = range(len(self))[number]
+        start = self._file_ends[number - 1] if number else 0
+        file = self._files[start : self._file_ends[number]].decode()
+        of_it = slice(32 * number, 32 * number + 32)
+        shard = file, self.rows[number], self._bytes[number], self._hashes[of_it].hex()
+        if not self._index_bytes or not self._index_bytes[number]:
+            return Shard(*shard)
+        return Shard(*shard, self._index_bytes[number], self._index_hashes[of_it].hex())
+
+
+@dataclass(frozen=True)
+class Manifest:
+    rows: int
+    captions: int
+    image_bytes: int
+    shards: Shards
+    task: str = CAPTION  # of SCHEMAS
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal exactly when the same rows stand in the same order."""
+        return hashlib.sha256(self.shards.hashes.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        head = {"format": FORMAT, "version": VERSION, "task": self.task, "rows": self.rows, "captions": self.captions}
+        head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
+        shards = [{"file": s.file, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in self.shards]
+        indexes = [{"bytes": s.bytes, "sha256": s.sha256} if s else None for s in (s.index for s in self.shards)]
+        told = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
+        return json.dumps(head | told, indent=1) + "\n"
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read `folder/manifest.json`.
+
+    Raises:
+        UserError: the folder, the manifest or a shard named in it is missing or malformed, or a shard
+            has another length than the manifest says.
+    """
+    folder = Path(folder)
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"No shards at {folder}: the folder does not exist; make it with `python -m data_tools shard`.")
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        splits = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST}"))
+        so = (
+            f"it holds {', '.join(splits)}; give one of these, such as {folder / splits[-1]}."
+            if splits
+            else "no finished shard folder; run `python -m data_tools shard` to its end."
+        )
+        raise UserError(f"{folder} holds no {MANIFEST}: {so}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy or shard the corpus again.") from None
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(text: str, path: str) -> Manifest:
+    """The manifest that was read from `path`; raises `UserError` where it is malformed."""
+    try:
+        content = json.loads(text)
+        if content["format"] != FORMAT or content["version"] != VERSION:
+            raise UserError(
+                f"{path} is of format {content['format']!r} version {content['version']!r}, "
+                f"not {FORMAT!r} version {VERSION}: shard the corpus again."
+            )
+        shards = Shards(_shards(content["shards"], content.get("indexes")))
+        task = content.get("task", CAPTION)
+        if task not in SCHEMAS:
+            raise UserError(f"{path} is of the unknown task {task!r}: update mvlm, or shard the corpus again.")
+        manifest = Manifest(content["rows"], content["captions"], content["image_bytes"], shards, task)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is not a valid manifest ({type(error).__name__}: {error}): shard the corpus again."
+        ) from None
+    if content.get("fingerprint") != manifest.fingerprint or sum(shards.rows) != manifest.rows:
+        raise UserError(f"{path} contradicts itself (rows or fingerprint): it was edited; shard the corpus again.")
+    return manifest
+
+
+def _shards(shards: list[dict[str, Any]], indexes: list[dict[str, Any] | None] | None) -> Iterator[Shard]:
+    """Those of a manifest; raises ValueError, KeyError or TypeError where they are malformed."""
+    for shard, index in zip(shards, indexes or [None] * len(shards), strict=True):
+        found = Shard(**shard)
+        yield replace(found, index_bytes=index["bytes"], index_sha256=index["sha256"]) if index else found
+
+
+def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
+    """Raise `UserError` naming the first shard that is missing or was cut short, and the rows lost."""
+    for shard in shards:
+        check_length(folder, shard)
+
+
+def check_length(folder: str | Path, shard: Shard) -> int:
+    """When the shard's file was last written, in nanoseconds.
+
+    Raises:
+        UserError: it is missing or has another length than the manifest says; names it and the rows lost.
+    """
+    path = Path(folder) / shard.file
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {shard.rows} rows are lost; copy or shard it again.") from None
+    if found.st_size != shard.bytes:
+        raise UserError(
+            f"{path} has {found.st_size} bytes and not {shard.bytes}: {shard.rows} rows are lost; "
+            "copy or shard it again."
+        )
+    return found.st_mtime_ns
+
+
+def check_index_length(folder: str | Path, index: Shard) -> None:
+    """Raise `UserError` where a row index is missing or has another length than the manifest says."""
+    path = Path(folder) / index.file
+    size = path.stat().st_size if path.is_file() else None
+    if size != index.bytes:
+        found = "is missing" if size is None else f"has {size} bytes and not {index.bytes}"
+        raise UserError(f"{path} {found}, without which no row is checked: {index_again(folder)}.")
+
+
+def check_index_hash(folder: str | Path, index: Shard) -> None:
+    """Raise `UserError` where the row index's bytes are not those that were written."""
+    check_index_length(folder, index)
+    path = Path(folder) / index.file
+    if hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256:
+        raise UserError(
+            f"{path} has changed since it was written (its SHA-256 is not the manifest's): {index_again(folder)}."
+        )
+
+
+def check_hash(folder: str | Path, shard: Shard) -> None:
+    """Raise `UserError` where the shard's bytes are not those that were written."""
+    path = Path(folder) / shard.file
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise UserError(
+                f"{path} has changed since it was written (its SHA-256 is not the manifest's): copy or shard it again."
+            )

@@ -1,0 +1,189 @@
+"""What a step's collectives take, and how much of it computing does not hide.
+
+A collective takes its latency and its bytes over the bandwidth, the better of NCCL's protocols, with the constants by
+which NCCL 2.30 chooses among them (src/graph/tuning.cc): rings for all-gather and reduce-scatter, a tree or a ring for
+all-reduce. Links and network reach `ACHIEVED` of what they are sold for.
+
+What DeepSpeed 0.19 sends, in weights and gradients of a rank's precision: stage 0 an all-reduce; stages 1 and 2 an
+all-reduce of each bucket (`use_multi_rank_bucket_allreduce`), of which a rank keeps its share, and at the end an
+all-gather of the updated weights, which hides behind nothing; stage 2 reduces after every micro-batch, stages 0 and 1
+once a step; stage 3 gathers weights for forward and for backward and reduce-scatters, all after every micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mvlm.config.schema import Config
+from mvlm.estimate.cards import Card
+from mvlm.estimate.encoders import Shape
+from mvlm.training.zero.memory import FP32, Zero
+
+ACHIEVED = 0.8
+"""Share of a link's bandwidth that large collectives are taken to reach."""
+UPDATE_BYTES = 3 * 2 * FP32 + FP32 + 2
+"""That AdamW reads and writes a weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
+MICRO = 1e-6
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One of NCCL's, microseconds: what a collective begins with, and each hop on NVLink, PCI Express and a network.
+
+    Attributes:
+        share: of the bandwidth that it reaches; `cap` is in bytes a second between nodes.
+    """
+
+    share: float
+    cap: float
+    ring: tuple[float, float, float, float]
+    tree: tuple[float, float, float, float]
+
+
+PROTOCOLS = (
+    Protocol(0.5, 20e9, ring=(6.6, 0.6, 1.0, 2.7), tree=(6.8, 0.6, 1.0, 5.0)),
+    Protocol(0.92, math.inf, ring=(14.0, 1.9, 2.5, 4.0), tree=(14.0, 1.25, 1.9, 8.5)),
+    Protocol(1.0, math.inf, ring=(8.4, 3.4, 5.7, 14.0), tree=(8.4, 4.0, 4.0, 14.0)),
+)
+"""LL, LL128 and Simple; the constants of LL's bandwidth between nodes lie between 19 and 35e9 by CPU."""
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """`ranks` GPUs, `per_node` of them in each node."""
+
+    card: Card
+    ranks: int
+    per_node: int
+
+    @property
+    def nodes(self) -> int:
+        return math.ceil(self.ranks / self.per_node)
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes a second through each GPU in a ring: its link or, between nodes, all the node's adapters together."""
+        within = self.card.link if self.ranks > 1 else math.inf
+        between = self.card.network * min(self.ranks, self.per_node) if self.nodes > 1 else math.inf
+        return ACHIEVED * min(within, between)
+
+    def gather(self, count: float, times: int = 1) -> float:
+        """Seconds of an all-gather or a reduce-scatter of `count` bytes in all, in `times` pieces."""
+        if self.ranks == 1 or not count:
+            return 0.0
+        moved = count * (self.ranks - 1) / self.ranks
+        return min(self._ring(p, self.ranks - 1, self.nodes - 1, moved, times) for p in PROTOCOLS)
+
+    def reduce(self, count: float, times: int = 1) -> float:
+        """Seconds of an all-reduce of `count` bytes, in `times` pieces."""
+        if self.ranks == 1 or not count:
+            return 0.0
+        moved = 2 * count * (self.ranks - 1) / self.ranks
+        rings = [
+            self._ring(p, 2 * (self.ranks - 1), 2 * self.nodes * (self.nodes > 1), moved, times) for p in PROTOCOLS
+        ]
+        return min(*rings, *(self._tree(p, moved, times) for p in PROTOCOLS))
+
+    def _ring(self, protocol: Protocol, hops: int, between: int, moved: float, times: int) -> float:
+        base, nvlink, pci, net = protocol.ring
+        hop = nvlink if self.card.nvlink else pci
+        latency = base + max(0, hops - between) * hop + between * net
+        return times * latency * MICRO + moved / self._reached(protocol)
+
+    def _tree(self, protocol: Protocol, moved: float, times: int) -> float:
+        base, nvlink, pci, net = protocol.tree
+        hop = nvlink if self.card.nvlink else pci
+        latency = base + 2 * ((self.ranks / self.nodes - 1) * hop + math.log2(self.nodes) * net)
+        return times * latency * MICRO + moved / (0.92 * self._reached(protocol))
+
+    def _reached(self, protocol: Protocol) -> float:
+        return min(protocol.share * self.bandwidth, protocol.cap if self.nodes > 1 else math.inf)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of a rank's step.
+
+    Attributes:
+        compute: products alone, at the stated share of the peak.
+        update: AdamW, at the memory's bandwidth.
+        communication: all collectives.
+        exposed: as much of `communication` as computing does not hide.
+        sent: bytes of gradients, weights and contrastive features that a rank takes part in moving.
+    """
+
+    compute: float
+    update: float
+    communication: float
+    exposed: float
+    sent: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.update + self.exposed
+
+    @property
+    def efficiency(self) -> float:
+        """Of the speed that the GPUs would have if none waited for another."""
+        return (self.compute + self.update) / self.seconds
+
+
+def step_time(
+    config: Config,
+    shape: Shape,
+    zero: Zero,
+    fabric: Fabric,
+    forward: float,
+    backward: float,
+    accumulation: int,
+    pairs: int,
+) -> Step:
+    """Of a step in which each rank computes `accumulation` micro-batches of `pairs`.
+
+    Args:
+        forward, backward: seconds of one micro-batch's computing.
+    """
+    weights = shape.total * zero.element
+    buckets = math.ceil(shape.total / zero.reduce_bucket)
+    features = fabric.gather(_features(config, fabric.ranks * accumulation * pairs), times=3)
+    hidden = backward if zero.overlap else 0.0
+    if zero.stage == 3:
+        pieces = max(math.ceil(shape.total / zero.prefetch_bucket), _blocks(shape))
+        near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
+        there, back = fabric.gather(weights, pieces), near.gather(weights, pieces)
+        scattered = fabric.gather(weights, buckets)
+        communication = accumulation * (there + back + scattered) + features
+        hidden_there, hidden_back = (forward, backward) if zero.overlap else (0.0, 0.0)
+        shown = _shown(there, pieces, hidden_there) + _shown(back + scattered, pieces, hidden_back)
+        exposed = accumulation * shown + features
+        sent = 3.0 * weights * accumulation
+    else:
+        times = accumulation if zero.stage == 2 else 1
+        reduced, gathered = fabric.reduce(weights, buckets), fabric.gather(weights, 4) if zero.stage else 0.0
+        communication = times * reduced + gathered + features
+        exposed = times * _shown(reduced, buckets, hidden) + gathered + features
+        sent = float(weights) * (2 * times + (1 if zero.stage else 0))
+    sent += _features(config, fabric.ranks * accumulation * pairs)
+    if fabric.ranks == 1:
+        sent = 0.0
+    update = shape.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
+    return Step(accumulation * (forward + backward), update, communication, exposed, sent)
+
+
+def _shown(seconds: float, pieces: int, hidden: float) -> float:
+    """What does not hide behind `hidden` seconds of computing: one piece at least, which computing waits for."""
+    alone = seconds / pieces
+    return alone + max(0.0, seconds - alone - hidden)
+
+
+def _blocks(shape: Shape) -> int:
+    sizes = shape.sizes
+    return sizes.vision.depth + sizes.text.depth + 2 * sizes.cross_depth + sizes.decoder_depth
+
+
+def _features(config: Config, pairs: int) -> float:
+    """Bytes of everybody's contrastive features, log-sum-exps and identities (mvlm/model/losses/itc.py)."""
+    if not config.objectives.itc:
+        return 0.0
+    return pairs * (2 * config.model.contrastive_width * FP32 + 2 * FP32 + 16.0)

@@ -1,0 +1,148 @@
+"""The sizes of a run's model, without its weights and without a network."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mvlm.config.schema import Config, Model
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.model.dimensions import Dimensions, dimensions
+from mvlm.model.maskvlm import MaskVLM
+
+
+def _bert(vocabulary: int, width: int, depth: int, positions: int = 512) -> dict[str, int]:
+    """The usual proportions: heads 64 wide, a feed-forward of four widths."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": width // 64,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": positions,
+    }
+
+
+_ROBERTA = {"type_vocab_size": 1, "pad_token_id": 1}
+
+KNOWN_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
+    "google-bert/bert-base-uncased": ("bert", _bert(30522, 768, 12)),
+    "google-bert/bert-base-cased": ("bert", _bert(28996, 768, 12)),
+    "google-bert/bert-large-uncased": ("bert", _bert(30522, 1024, 24)),
+    "google-bert/bert-base-multilingual-cased": ("bert", _bert(119547, 768, 12)),
+    "microsoft/MiniLM-L12-H384-uncased": ("bert", _bert(30522, 384, 12) | {"num_attention_heads": 12}),
+    "FacebookAI/roberta-base": ("roberta", _bert(50265, 768, 12, 514) | _ROBERTA),
+    "FacebookAI/roberta-large": ("roberta", _bert(50265, 1024, 24, 514) | _ROBERTA),
+    "FacebookAI/xlm-roberta-base": ("xlm-roberta", _bert(250002, 768, 12, 514) | _ROBERTA),
+    "FacebookAI/xlm-roberta-large": ("xlm-roberta", _bert(250002, 1024, 24, 514) | _ROBERTA),
+    "facebook/xlm-roberta-xl": (
+        "xlm-roberta-xl",
+        _bert(250880, 2560, 36, 514) | _ROBERTA | {"num_attention_heads": 32},
+    ),
+}
+"""Well-known text encoders by their name on the Hugging Face hub: model type and what differs from that type's
+defaults in the config.json there. Names without an owner, such as roberta-base, mean the same."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What memory, time and communication follow from.
+
+    Attributes:
+        parameters: by part: "vision", "text", "cross_image", "cross_text", "image_decoder", "heads"; what two parts
+            share counts for the first.
+    """
+
+    sizes: Dimensions
+    parameters: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+
+def shape_of(config: Config) -> Shape:
+    """The sizes of the model that `config` trains, built on torch's meta device, which takes no memory.
+
+    Raises:
+        UserError: the task is another than pretraining or retrieval, or an encoder is not known here.
+    """
+    if config.task.is_labelled:
+        raise UserError(
+            f"A run of task.name = {config.task.name!r} cannot be planned: give a configuration of pretraining or "
+            "retrieval."
+        )
+    model, tokenizer = _without_weights(config)
+    with torch.device("meta"):
+        built = MaskVLM(dataclasses.replace(config, model=model), tokenizer, load_weights=False)
+    return Shape(dimensions(built), parameters_by_part(built))
+
+
+class _Vocabulary:
+    """As much of a tokenizer as a text encoder's size depends on."""
+
+    pad_token_id = 1
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def _without_weights(config: Config) -> tuple[Model, Any]:
+    """The model's configuration with random weights in place of pretrained ones, and its vocabulary."""
+    model, data = config.model, config.data
+    given = None
+    if data.tokenizer not in ("", "auto"):
+        given = len(load_tokenizer(data.tokenizer))
+    elif data.tokenizer == "auto":
+        given = data.vocabulary
+    if model.text in CONFIG_MAPPING and not Path(model.text).exists():
+        kind, settings = model.text, dict[str, Any]()
+    else:
+        kind, settings = _text_settings(model)
+    vocabulary = settings.get("vocab_size", data.vocabulary)
+    if model.text_weights == "random" and given is not None:
+        vocabulary = given
+    random = dataclasses.replace(
+        model,
+        text=kind,
+        text_args={key: value for key, value in settings.items() if key != "vocab_size"} | model.text_args,
+        text_weights="random",
+        vision_weights="random",
+    )
+    return random, _Vocabulary(vocabulary)
+
+
+def _text_settings(model: Model) -> tuple[str, dict[str, Any]]:
+    """Model type and settings of a text encoder: of its folder or the hub's cache on this machine, or from memory."""
+    try:
+        found = AutoConfig.from_pretrained(model.text, local_files_only=True)
+        return found.model_type, {
+            k: v for k, v in found.to_diff_dict().items() if k not in ("model_type", "_name_or_path")
+        }
+    except Exception:  # transformers and the hub raise many kinds; all mean that it is not here
+        by_name = KNOWN_TEXT | {name.split("/")[1]: known for name, known in KNOWN_TEXT.items()}
+        if model.text in by_name:
+            return by_name[model.text]
+        raise UserError(
+            f"model.text {model.text!r} is not known here and nothing of it lies in the hub's cache: give a local "
+            f"folder, download it once, or plan with one of {', '.join(KNOWN_TEXT)}."
+        ) from None
+
+
+def parameters_by_part(model: MaskVLM) -> dict[str, int]:
+    """As `Shape.parameters`."""
+    parts = dict.fromkeys(("vision", "text", "cross_image", "cross_text", "image_decoder", "heads"), 0)
+    for name, parameter in model.named_parameters():
+        part = name.split(".")[0]
+        parts[part if part in parts else "heads"] += parameter.numel()
+    return parts

@@ -1,0 +1,62 @@
+"""Fine-tuning: an image or a pair of them, a text, and a choice among classes. Shape legend: mvlm/batch.py."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from mvlm.batch import LabelledBatch, Losses, Pool, Tally
+from mvlm.config.schema import Config
+from mvlm.model.encoders import Encoders
+from mvlm.model.fusion import init_linear
+from mvlm.model.losses.labels import answer_loss, label_loss, label_right
+
+HEAD = "head."
+"""What the names of the new parameters begin with; pretraining has the others."""
+
+LOSSES = {"vqa": answer_loss, "nlvr2": label_loss, "entailment": label_loss}
+
+
+class Head(nn.Sequential):
+    """Two layers from the features of a sample to its classes."""
+
+    def __init__(self, features: int, inner: int, classes: int, std: float) -> None:
+        super().__init__(nn.Linear(features, inner), nn.GELU(), nn.LayerNorm(inner), nn.Linear(inner, classes))
+        self.apply(lambda module: init_linear(module, std))
+
+
+class TaskModel(Encoders):
+    """The encoders of a MaskVLM under a classifier of the two cross-modality encoders' CLS outputs, side by side.
+
+    NLVR2's two images are each read with the same sentence, and all four outputs stand side by side.
+
+    Args:
+        classes: how many there are to choose among.
+    """
+
+    def __init__(
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, classes: int, load_weights: bool = True
+    ) -> None:
+        super().__init__(config, tokenizer, load_weights)
+        width = self.vision.width + self.text.width
+        self.head = Head(config.task.images * width, width, classes, config.model.cross_init_std)
+
+    def forward(self, batch: LabelledBatch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
+        """The loss of a micro-batch; it knows of no other, so that a pool changes nothing."""
+        logits_BA = self.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
+        if tally:
+            tally.count("task_accuracy", label_right(logits_BA, batch.label_B))
+        return {"task": LOSSES[self.config.task.name](logits_BA, batch.label_B)}
+
+    def logits(self, image_VBCHW: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
+        """uint8 images and token ids -> BA."""
+        count = len(image_VBCHW)
+        image_XSD = self.encode_image(image_VBCHW.flatten(0, 1))  # X = all first images, then all second ones
+        text_XLD = self.encode_text(text_BL, valid_BL).repeat(count, 1, 1)
+        valid_XL = valid_BL.repeat(count, 1)
+        cls_X1 = torch.zeros(len(image_XSD), 1, dtype=torch.int64, device=valid_BL.device)
+        fused_image_X1D = self.cross_image(image_XSD, text_XLD, context_valid_BT=valid_XL, keep_BC=cls_X1)
+        fused_text_X1D = self.cross_text(text_XLD, image_XSD, valid_BL=valid_XL, keep_BC=cls_X1)
+        features_XD = torch.cat([fused_image_X1D[:, 0], fused_text_X1D[:, 0]], dim=-1)
+        return self.head(torch.cat(features_XD.chunk(count), dim=-1))

@@ -1,0 +1,152 @@
+"""Cross-modality transformer: self-attention, cross-attention to the other modality, feed-forward (paper, 3.1)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mvlm.config.schema import Model
+from mvlm.errors import UserError
+from mvlm.kernels.attention import attention
+from mvlm.model.readings import Look, Matching, Readings, Restoring, places
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries to a context that may have another width."""
+
+    def __init__(self, width: int, context_width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(context_width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, queries_BTD: Tensor, context_BUD: Tensor, looks: list[Look]) -> Tensor:
+        """BTD looking at BUD -> BTD; the looks' queries are those of T, in their order."""
+        query = places(self.query(queries_BTD), [look.queries for look in looks])
+        key, value = (
+            places(part, [look.keys for look in looks]) for part in self.key_value(context_BUD).chunk(2, dim=-1)
+        )
+        attended = [self._attend(*parts) for parts in zip(query, key, value, looks, strict=True)]
+        return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
+
+    def weights(self, queries_BTD: Tensor, context_BUD: Tensor) -> Tensor:
+        """How each head spreads its attention over a context without padding, for people to look at: B x heads x TU."""
+        query, key = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x in (self.query(queries_BTD), self.key_value(context_BUD).chunk(2, dim=-1)[0])
+        )
+        return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+
+    def _attend(self, query_BTD: Tensor, key_BUD: Tensor, value_BUD: Tensor, look: Look) -> Tensor:
+        query, key, value = (
+            x.reshape(len(query_BTD) * look.count, -1, self.heads, query_BTD.shape[-1] // self.heads).transpose(1, 2)
+            for x in (query_BTD, *(x if look.rows_B is None else x[look.rows_B] for x in (key_BUD, value_BUD)))
+        )
+        mask = None if look.valid is None else look.valid.reshape(len(key), 1, 1, -1)
+        dropout = self.dropout if self.training else 0.0
+        attended = attention(query, key, value, mask, dropout)
+        return attended.transpose(1, 2).reshape(query_BTD.shape)
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout))
+
+
+class CrossBlock(nn.Module):
+    """One block, with the norms before or after each residual branch."""
+
+    def __init__(self, width: int, context_width: int, config: Model) -> None:
+        super().__init__()
+        self.pre_norm = config.cross_norm == "pre"
+        self.self_attention = Attention(width, width, config.cross_heads, config.dropout)
+        self.cross_attention = Attention(width, context_width, config.cross_heads, config.dropout)
+        self.feed_forward = FeedForward(width, config.dropout)
+        self.self_norm, self.cross_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
+
+    def forward(self, x_BTD: Tensor, context_BUD: Tensor, readings: Readings, first: bool, last: bool) -> Tensor:
+        """The readings' sequences, of which the first block takes the sources and the last gives what is kept."""
+        self_looks, cross_looks = readings.self_looks(first, last), readings.cross_looks(last)
+        normed = self.self_norm(x_BTD) if self.pre_norm else x_BTD
+        queries = normed
+        if last:
+            x_BTD, queries = readings.keep(x_BTD), readings.keep(normed)
+        x_BTD = x_BTD + self.self_attention(queries, normed, self_looks)
+        if not self.pre_norm:
+            x_BTD = self.self_norm(x_BTD)
+        if first:
+            x_BTD = readings.spread(x_BTD, last)
+        if self.pre_norm:
+            x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), context_BUD, cross_looks)
+            return x_BTD + self.feed_forward(self.feed_norm(x_BTD))
+        x_BTD = self.cross_norm(x_BTD + self.cross_attention(x_BTD, context_BUD, cross_looks))
+        return self.feed_norm(x_BTD + self.feed_forward(x_BTD))
+
+
+class CrossEncoder(nn.Module):
+    """A stack of blocks in which one modality reads the other."""
+
+    def __init__(self, width: int, context_width: int, depth: int, config: Model) -> None:
+        super().__init__()
+        if width % config.cross_heads:
+            raise UserError(
+                f"model.cross_heads {config.cross_heads} does not divide the encoder width {width}: choose a divisor."
+            )
+        self.blocks = nn.ModuleList(CrossBlock(width, context_width, config) for _ in range(depth))
+        self.norm = nn.LayerNorm(width) if config.cross_norm == "pre" else nn.Identity()
+        self.apply(lambda module: init_linear(module, config.cross_init_std))
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        context_BTD: Tensor,
+        valid_BL: Tensor | None = None,
+        context_valid_BT: Tensor | None = None,
+        keep_BC: Tensor | None = None,
+    ) -> Tensor:
+        """BLD reading BTD -> BLD, or BCD of the places `keep_BC`; `valid` masks padding of either side."""
+        return self._read(x_BLD, context_BTD, Readings(x_BLD.shape[1], 0, valid_BL, context_valid_BT, keep_BC=keep_BC))
+
+    def read_pairs(
+        self,
+        restoring: Restoring | None,
+        matching: Matching | None,
+        valid_BL: Tensor | None = None,
+        context_valid_BU: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """All readings of every pair, in one pass where they share their context.
+
+        Returns:
+            The restored places BCD, and the CLS outputs B3D of the pair itself, of the drawn sequence with the pair's
+            context and of the pair's sequence with the drawn context; of no length where nothing is asked for.
+        """
+        if restoring and matching and restoring.context_BUD is not matching.context_BUD:
+            restored, _ = self.read_pairs(restoring, None, valid_BL, context_valid_BU)
+            return restored, self.read_pairs(None, matching, valid_BL, context_valid_BU)[1]
+        sources = ([restoring.hidden_BLD] if restoring else []) + ([matching.own_BLD] if matching else [])
+        readings = Readings(
+            restoring.hidden_BLD.shape[1] if restoring else 0,
+            matching.own_BLD.shape[1] if matching else 0,
+            valid_BL,
+            context_valid_BU,
+            matching.drawn_B if matching else None,
+            matching.context_drawn_B if matching else None,
+            restoring.keep_BC if restoring else None,
+        )
+        context_BUD = (restoring or matching).context_BUD  # type: ignore[union-attr]
+        return readings.split(self._read(torch.cat(sources, dim=1), context_BUD, readings))
+
+    def _read(self, x_BTD: Tensor, context_BUD: Tensor, readings: Readings) -> Tensor:
+        last = len(self.blocks) - 1
+        for number, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, context_BUD, readings, number == 0, number == last)
+        return self.norm(x_BTD)
+
+
+def init_linear(module: nn.Module, std: float) -> None:
+    """The random initialisation of new linear layers: truncated normal weights, zero biases (BERT)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=std)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,64 @@
+"""The Hugging Face hub, asked once whether it is there: without a network its clients try for the better part of a
+minute and fill the screen, and what lies in this machine's cache would do."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+
+from mvlm.runtime.launch import environment
+
+PATIENCE = 10.0
+"""Seconds that the hub gets to answer, the look-up of its name among them."""
+
+
+def ask() -> None:
+    """Have the hub's clients read this machine's cache alone where no hub answers; to be called before a download."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE and (missing := absence(constants.ENDPOINT)):
+        constants.HF_HUB_OFFLINE = True
+        if environment()["rank"] == 0:
+            print(f"mvlm: {missing}: only what this machine's cache holds is taken.", file=sys.stderr, flush=True)
+
+
+def why_offline() -> str:
+    """Why nothing is fetched; "" where the hub may be asked."""
+    from huggingface_hub import constants
+
+    return _found_absent() or ("HF_HUB_OFFLINE forbids to fetch them" if constants.HF_HUB_OFFLINE else "")
+
+
+def reason(error: Exception) -> str:
+    """The first line of what a client of the hub raises, and that there is no hub where that was found."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    return f"{said}; {missing}" if (missing := _found_absent()) else said
+
+
+def _found_absent() -> str:
+    """What `ask` has found, where it has asked."""
+    from huggingface_hub import constants
+
+    return absence(constants.ENDPOINT) if absence.cache_info().currsize else ""
+
+
+@functools.cache
+def absence(endpoint: str) -> str:
+    """What is wrong with a hub, in half a sentence; "" where it answers."""
+    found = [f"{endpoint} does not answer within {PATIENCE:.0f} s"]
+
+    def knock() -> None:
+        from huggingface_hub.utils import get_session
+
+        try:
+            answer = get_session().head(endpoint, timeout=PATIENCE)
+        except Exception as error:  # the client's many kinds; all mean that there is no hub to be had
+            found[0] = f"{endpoint} does not answer ({(str(error).splitlines() or [repr(error)])[0]})"
+        else:
+            found[0] = f"{endpoint} answers with {answer.status_code}" if answer.status_code >= 500 else ""
+
+    asking = threading.Thread(target=knock, daemon=True)  # the look-up of a name heeds no limit
+    asking.start()
+    asking.join(PATIENCE)
+    return found[0]

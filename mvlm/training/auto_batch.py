@@ -1,0 +1,219 @@
+"""`train.micro_batch = "auto"`: the largest micro-batch that fits into memory, found by trying before a run begins.
+
+What is tried is the model's own forward and backward pass over pairs with the longest captions there can be, twice, so
+that gradients lie there as accumulation leaves them. On a GPU the memory that ZeRO will hold beside it is set aside
+meanwhile, and the largest micro-batch that does not run out is taken. A CPU is never filled: two small micro-batches
+are measured, of which larger ones follow, for memory grows with the pairs.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Pool
+from mvlm.checkpoint.description import RUN_JSON, described_in
+from mvlm.config.schema import Config
+from mvlm.data.samples.dataset import Rows
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.losses.itc import contrast
+from mvlm.runtime import dist
+from mvlm.runtime.cpu import available_memory
+from mvlm.runtime.live_memory import LiveMemory
+from mvlm.training.checkpoint.resume import Start
+from mvlm.training.optim import count_parameters
+from mvlm.training.zero.config import micro_batches
+from mvlm.training.zero.memory import States, Zero, states
+
+MARGIN = 0.06
+"""Share of a GPU's memory left for NCCL's buffers and fragments."""
+OF_A_HOST = 0.8
+"""Share of the memory available on a node that its ranks may take; loaders, files and other people need some too."""
+
+
+def settle_micro_batch(
+    config: Config, model: Encoders, dataset: Rows[Any], ds_config: dict[str, Any], start: Start
+) -> Config:
+    """The configuration with a number for "auto", the same on all ranks, which all must call.
+
+    A run that goes on takes the number that it had, where the ranks there are now can have it.
+
+    Raises:
+        UserError: not even the smallest micro-batch fits on some rank.
+    """
+    allowed = micro_batches(config, dist.world())
+    pairs = dist.broadcast_object(_remembered(start) if dist.rank() == 0 else None)
+    if pairs not in allowed:
+        trial = Trial(config, model, dataset, ds_config)
+        pairs = _on_gpu(trial, allowed) if dist.uses_cuda() else _on_cpu(trial, allowed)
+    return replace(config, train=replace(config.train, micro_batch=pairs))
+
+
+def _remembered(start: Start) -> int | None:
+    """Of the run that is gone on with."""
+    if not (start.checkpoint and start.resumes):
+        return None
+    try:
+        facts = json.loads((described_in(start.checkpoint) / RUN_JSON).read_text(encoding="utf-8"))
+        return int(facts["micro_batch"])
+    except (OSError, ValueError, TypeError, KeyError, UserError):  # it is for people to read, too: tried again without
+        return None
+
+
+class Trial:
+    """A forward and backward pass of the longest pairs, by the model as it is before DeepSpeed wraps it.
+
+    Attributes:
+        precision: that DeepSpeed will cast to.
+    """
+
+    def __init__(self, config: Config, model: Encoders, dataset: Rows[Any], ds_config: dict[str, Any]) -> None:
+        self.config, self.model, self.dataset = config, model, dataset
+        self.zero = Zero.of(ds_config)
+        fp16 = (ds_config.get("fp16") or {}).get("enabled")
+        self.precision = torch.float32 if self.zero.element == 4 else torch.float16 if fp16 else torch.bfloat16
+        self.parameters = count_parameters(model)
+
+    def run(self, pairs: int) -> None:
+        """Twice, as accumulation would; gradients are gone afterwards."""
+        device = dist.device()
+        batch = longest_batch(self.dataset, pairs).to(device)
+        pool = _pool(batch, self.config, pairs)
+        try:
+            for _ in range(2):
+                losses = self.model(batch, pool)
+                sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()).backward()
+        finally:
+            self.model.zero_grad(set_to_none=True)
+
+    def states(self, pairs: int) -> States:
+        """What ZeRO will hold with this micro-batch."""
+        accumulation = self.config.train.global_batch // (dist.world() * pairs)
+        return states(self.parameters, self.zero, dist.world(), accumulation)
+
+    def beside(self, pairs: int) -> int:
+        """Bytes that ZeRO will hold beside the weights and gradients of the trial."""
+        held = self.states(pairs)
+        all_of_it = held.weights + held.gradients + held.optimizer + held.buckets
+        return max(0, int(all_of_it - 2 * self.parameters * self.zero.element))
+
+
+def _on_gpu(trial: Trial, allowed: Sequence[int]) -> int:
+    """From the largest on, the first that no rank runs out of memory with."""
+    device = dist.device()
+    spare = int(MARGIN * torch.cuda.get_device_properties(device).total_memory)
+
+    def attempt(pairs: int) -> None:
+        set_aside = torch.empty(trial.beside(pairs) + spare, dtype=torch.uint8, device=device)
+        trial.run(pairs)
+        del set_aside
+
+    with _placed(trial.model, device, trial.precision):
+        pairs = first_that_fits(attempt, allowed)
+    torch.cuda.empty_cache()
+    return pairs
+
+
+def first_that_fits(attempt: Callable[[int], None], allowed: Sequence[int]) -> int:
+    """The largest micro-batch for which `attempt` runs out of memory on no rank; all ranks must call.
+
+    Raises:
+        UserError: there is none.
+    """
+    for pairs in reversed(allowed):
+        if not dist.all_reduce(torch.tensor(float(_runs_out(attempt, pairs))), "max").item():
+            return pairs
+    raise _nothing_fits(allowed[0])
+
+
+def _runs_out(attempt: Callable[[int], None], pairs: int) -> bool:
+    try:
+        attempt(pairs)
+        return False
+    except torch.OutOfMemoryError:
+        pass  # and what the traceback holds on to is free from here on
+    gc.collect()
+    if dist.uses_cuda():
+        torch.cuda.empty_cache()
+    return True
+
+
+def _on_cpu(trial: Trial, allowed: Sequence[int]) -> int:
+    """The largest whose memory, by the two smallest, is there for every rank of a node at once."""
+    hosts = dist.gather_objects(socket.gethostname())
+    room = OF_A_HOST * available_memory() / hosts.count(socket.gethostname())
+    smallest, next_one = allowed[0], allowed[min(1, len(allowed) - 1)]
+    with _placed(trial.model, torch.device("cpu"), trial.precision):
+        used, more = _measured(trial, smallest), _measured(trial, next_one)
+    per_pair = (more - used) / max(1, next_one - smallest)
+    weights = trial.parameters * trial.zero.element
+
+    def needed(pairs: int) -> float:
+        return used + per_pair * (pairs - smallest) + trial.beside(pairs) + weights
+
+    fitting = [pairs for pairs in allowed if needed(pairs) <= room]
+    pairs = min(dist.gather_objects(max(fitting, default=0)))
+    if not pairs:
+        raise _nothing_fits(allowed[0])
+    return pairs
+
+
+def _measured(trial: Trial, pairs: int) -> int:
+    """Bytes at the peak, beside the weights."""
+    with LiveMemory() as memory:
+        trial.run(pairs)
+    gc.collect()
+    return memory.peak
+
+
+def _nothing_fits(smallest: int) -> UserError:
+    return UserError(
+        f'train.micro_batch = "auto": not even {smallest} pairs fit into the memory of every rank: raise '
+        "train.recompute or the ZeRO stage, or lower objectives.itm_group."
+    )
+
+
+@contextmanager
+def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """The model's tensors on a device in a precision; afterwards they are the ones they were."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
+
+
+def longest_batch(dataset: Rows[Any], pairs: int) -> Batch | LabelledBatch:
+    """A micro-batch of made samples whose texts are as long as texts may be."""
+    samples = [dataset.longest(place) for place in range(pairs)]
+    images_VBCHW = torch.zeros((dataset.image_shape[0], pairs, *dataset.image_shape[1:]), dtype=torch.uint8)
+    return dataset.collate(samples, images_VBCHW)
+
+
+def _pool(batch: Batch | LabelledBatch, config: Config, pairs: int) -> Pool | None:
+    """As of a global batch that holds the micro-batch again and again."""
+    if not isinstance(batch, Batch):
+        return None
+    parts = config.train.global_batch // pairs
+
+    def repeated(own: Encoded, temperature: Tensor) -> Contrast:
+        def everybody(x: Tensor) -> Tensor:
+            return x.repeat(parts, *[1] * (x.ndim - 1))
+
+        return contrast([own], [0], temperature, config.objectives.exclude_duplicates, everybody)
+
+    counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
+    return Pool(repeated, 0, parts, counts, counts, counts)

@@ -1,0 +1,224 @@
+"""Going on from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/checkpoint/layout.py.
+
+Written by mvlm/training/checkpoint/save.py. Where the run's latest checkpoint turns out to be damaged, the newest older
+one that is whole takes its place; where `latest` is lost or names none, the newest whole one.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from mvlm.checkpoint.integrity import can_go_on, compare_shapes, find_damage, read_whole_state, refusal
+from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
+from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.tensors import open_tensors
+from mvlm.config.schema import Checkpoint
+from mvlm.errors import UserError
+from mvlm.model.foreign import is_foreign
+from mvlm.runtime import dist
+from mvlm.runtime.storage import sync_folder, write_durably
+from mvlm.training.engine import Engine
+from mvlm.training.zero.partitions import MOMENTS as KEYS
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training begins."""
+
+    checkpoint: Path | None  # None: from scratch
+    resumes: bool  # goes on exactly; otherwise the weights alone are taken
+    own: bool  # the checkpoint lies in the run folder itself
+
+
+def starting_point(run: Path, config: Checkpoint) -> Start:
+    """Decide where training begins; all ranks must call, and are told the same.
+
+    1. The latest whole checkpoint in the run folder, so that a command that is started again goes on; a folder that
+    has any, whole or not, is never begun anew. 2. `checkpoint.resume`, when given. 3. The weights alone of
+    `checkpoint.init`. 4. Scratch, or encoders of others.
+
+    Raises:
+        UserError: there is no such checkpoint, or none of the run folder is whole.
+    """
+    start = dist.as_rank_0(lambda: given_start(run, config))
+    return start or Start(newest_whole(run), resumes=True, own=True)
+
+
+def given_start(run: Path, config: Checkpoint) -> Start | None:
+    """By all rules but the first: None where that one holds."""
+    if has_checkpoints(run):
+        return None
+    if config.resume:
+        return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
+    ours = config.init and not is_foreign(config.init)
+    init = find_checkpoint(config.init, "checkpoint.init") if ours else None
+    return Start(init, resumes=False, own=False)
+
+
+def make_latest(checkpoint: Path) -> None:
+    """Point the run's `latest` at one of its own checkpoints, whatever lies beyond it; all ranks must call."""
+    dist.as_rank_0(partial(_point_latest, checkpoint))
+
+
+def _point_latest(checkpoint: Path) -> None:
+    try:
+        write_durably(checkpoint.parent / LATEST, checkpoint.name)
+    except OSError as error:
+        raise UserError(f"{checkpoint.parent} cannot be written ({error}): free some room or set run.dir.") from None
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the checkpoints of a run folder are good for.
+
+    Attributes:
+        whole: that the run can go on from.
+        damaged: newer ones that are not whole, the latest first.
+        reason: what is wrong with the first of them.
+        problem: what is wrong with the file `latest`, where it names none of them.
+    """
+
+    whole: Path
+    damaged: tuple[Path, ...] = ()
+    reason: str = ""
+    problem: str = ""
+
+
+def newest_whole(run: Path) -> Path:
+    """The checkpoint to resume from, which becomes the latest: the one that `latest` names; where that is damaged, the
+    newest older whole one; where `latest` is no use, the newest whole one.
+
+    Damaged ones are then renamed to `step_N.damaged`, and one sentence says so. All ranks must call.
+
+    Raises:
+        UserError: none is whole; nothing has been renamed.
+    """
+    found = search_whole(run)
+    if found.damaged or found.problem:
+        dist.as_rank_0(partial(_settle, found))
+    return found.whole
+
+
+def search_whole(run: Path, hashes: bool = True) -> Search:
+    """Find it and change nothing; all ranks must call. Raises as `newest_whole`.
+
+    Args:
+        hashes: False compares lengths alone.
+    """
+    found = dist.as_rank_0(lambda: candidates(run))
+    while reason := find_damage(found.first, hashes):
+        again = dist.as_rank_0(lambda: candidates(run))
+        if again.first == found.first:
+            break
+        found = again  # another attempt lives, and has deleted what it no longer keeps
+    if not reason and (not found.problem or can_go_on(found.first)):
+        return Search(found.first, problem=found.problem)
+    damaged = [found.first] if reason else []
+    for candidate in found.others:
+        if find_damage(candidate, hashes):
+            damaged.append(candidate)
+        elif can_go_on(candidate):
+            return Search(candidate, tuple(damaged), reason or "", found.problem)
+    if reason:
+        raise refusal(found.first, reason)
+    return Search(found.first, problem=found.problem)
+
+
+def restore_start(engine: Engine, run: Path, start: Start) -> tuple[TrainState, Path]:
+    """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
+
+    An attempt that still lives goes on and deletes old checkpoints while this one starts up.
+
+    Returns:
+        The state, and the checkpoint that it is from.
+
+    Raises:
+        UserError: as `restore` does.
+    """
+    checkpoint = start.checkpoint
+    assert checkpoint
+    while True:
+        try:
+            return restore(engine, checkpoint), checkpoint
+        except UserError:
+            newest = newest_whole(run) if start.own else checkpoint
+            if newest == checkpoint:
+                raise
+            checkpoint = newest
+
+
+def is_gone(checkpoint: Path) -> bool:
+    """As rank 0 sees it; all ranks must call."""
+    return dist.as_rank_0(lambda: not checkpoint.is_dir())
+
+
+def restore(engine: Engine, checkpoint: Path) -> TrainState:
+    """Fill the engine, new or live, from a checkpoint of any layout; all ranks must call.
+
+    One parameter's tensors are in memory at a time.
+
+    Raises:
+        UserError: the checkpoint is damaged, lacks moments that the run needs, is another model's, or has weights
+            that are no finite numbers.
+    """
+    state = read_whole_state(checkpoint)
+    parameters = dict(engine.parameters())
+    with ExitStack() as stack:
+        weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
+        moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
+        averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.averages else {}
+        compare_shapes(checkpoint, weights, parameters)
+        engine.prepare_state(state.updates)
+        for name, parameter in parameters.items():
+            whole = {"weight": weights[name].weight(name)}
+            if parameter.requires_grad:
+                titles = {key: f"{key}/{name}" for key in KEYS}
+                whole |= {key: moments[title].tensor(title) for key, title in titles.items() if title in moments}
+                if engine.averages:  # which begin here where the checkpoint has none
+                    whole[EMA] = averages[name].weight(name) if name in averages else whole["weight"]
+            engine.write(parameter, whole)
+    if state.loss_scale is not None:
+        engine.set_loss_scale_state(state.loss_scale)
+    return state
+
+
+def _settle(found: Search) -> None:
+    """Set aside what is damaged, have `latest` name what is used, and say why."""
+    damaged, used = found.damaged, found.whole
+    why = [found.problem] if found.problem else []
+    why += [f"{damaged[0]} is damaged ({found.reason})"] if damaged else []
+    try:
+        _clear_latest(used.parent / LATEST)
+        write_durably(used.parent / LATEST, used.name)
+        kept = []
+        for folder in filter(Path.is_dir, damaged):
+            aside = folder.with_name(f"{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.rename(folder, aside)
+            kept.append(aside.name)
+        sync_folder(used.parent)
+    except OSError as error:
+        raise UserError(
+            f"{' and '.join(why)}, and {used.parent} cannot be written ({error}): free some room, or set "
+            f"checkpoint.resume={used}."
+        ) from None
+    kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
+    newest = ", the newest whole checkpoint" if found.problem else ""
+    print(
+        f"mvlm: {' and '.join(why)}: the run goes on from {used.name}{newest}{kept_as}.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _clear_latest(latest: Path) -> None:
+    """A folder in its place could not be replaced by a file."""
+    if latest.is_dir() and not latest.is_symlink():
+        os.rename(latest, latest.with_name(f"{LATEST}.aside-{time.time_ns()}"))

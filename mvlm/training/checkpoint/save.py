@@ -1,0 +1,270 @@
+"""Checkpoints, written while training goes on. Their layout: mvlm/checkpoint/layout.py.
+
+Each rank copies the parameters dealt to it, as whole fp32 tensors by name, and a thread writes them beside the
+final place. When all ranks' files are written, hashed and synced, rank 0 renames the folder and only then points
+`latest` at it. A kill at any moment leaves the checkpoint before it untouched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Thread
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
+from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
+from mvlm.checkpoint.state import TrainState
+from mvlm.config.schema import Checkpoint
+from mvlm.errors import cannot_write
+from mvlm.runtime import dist
+from mvlm.runtime.storage import write_bytes_durably, write_durably
+from mvlm.training.engine import Engine
+from mvlm.training.zero.partitions import MOMENTS as KEYS
+
+if TYPE_CHECKING:
+    from mvlm.checkpoint.upload import Uploads
+
+SO = "free some room and start again"
+Content = dict[str, dict[str, Tensor]]
+"""Tensors by title, by kind of file."""
+
+KINDS = {"weight": WEIGHTS, EMA: EMA} | dict.fromkeys(KEYS, MOMENTS)
+"""The kind of file for each tensor that an engine has of a parameter."""
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A checkpoint that has been started."""
+
+    state: TrainState
+    folder: Path
+    partial: Path
+    share: _Share
+    since: float
+
+
+class Saver:
+    """Starts checkpoints and publishes them; `start`, `publish` and `finish` are for all ranks at once.
+
+    Args:
+        attempt: at the run; what earlier ones have left half written is deleted.
+        site: the ranks that see this run folder; None = all.
+        uploads: gets what is published.
+        description: files by name that say what the weights mean, which every checkpoint takes along.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        run: Path,
+        config: Checkpoint,
+        attempt: Attempt,
+        site: Site | None = None,
+        uploads: Uploads | None = None,
+        description: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self.seconds = 0.0  # from start to published, of the last checkpoint
+        self._engine, self._config, self._attempt = engine, config, attempt
+        self._site, self._uploads = site or Site.of_all(), uploads
+        self._description = description or {}
+        self._run, self._home = run, run / CHECKPOINTS
+        self._pending: _Pending | None = None
+        if self._site.leads:
+            delete_unfinished(self._home, attempt.number)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Give up what is pending: ranks that end on an error cannot agree on it any more."""
+        if self._pending:
+            self._pending.share.join()
+            if self._site.leads and not self._attempt.is_lost():
+                shutil.rmtree(self._pending.partial, ignore_errors=True)
+            self._pending = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint has been started and not published."""
+        return self._pending is not None
+
+    @property
+    def written(self) -> bool:
+        """Whether this rank's files of the pending checkpoint are written, or have failed."""
+        return self._pending is not None and not self._pending.share.is_alive()
+
+    def start(self, state: TrainState) -> None:
+        """Copy this rank's share to the CPU and have it written in the background, after any checkpoint before it.
+
+        Raises:
+            UserError: the checkpoint before it could not be written, or the run folder is not there any more.
+        """
+        self.finish()
+        self.require_folder()
+        since = time.monotonic()
+        folder = self._home / step_name(state.step)
+        partial = folder.with_name(f"{folder.name}.partial-{self._attempt.number}")
+        unmade = _make(partial)
+        self._pending = _Pending(state, folder, partial, _Share(partial, _own_share(self._engine), unmade), since)
+        self._pending.share.start()
+
+    def finish(self) -> None:
+        """Wait for the pending checkpoint and publish it, if there is one."""
+        if self._pending:
+            self.publish()
+
+    def require_folder(self) -> None:
+        """Raises: UserError: on every rank, where the run folder of any has been removed, moved or replaced."""
+        if any(dist.gather_objects(self._attempt.is_lost())):
+            raise self._attempt.lost()
+
+    def publish(self) -> None:
+        """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
+
+        Raises:
+            UserError: on every rank, when any could not write; what was latest stays so. StorageLost, where more room
+                would not help.
+        """
+        assert self._pending
+        pending, self._pending = self._pending, None
+        pending.share.join()
+        self.require_folder()
+        gathered = dist.gather_objects((pending.share.entries, pending.share.failure))
+        failure = next((failure for _, failure in gathered if failure), None)
+        if self._site.leads:
+            if not failure:
+                entries = [entry for entries, _ in gathered for entry in entries]
+                failure = _publish(pending, entries, self._description, self._attempt.writer)
+            if failure:
+                shutil.rmtree(pending.partial, ignore_errors=True)
+        failure = next(filter(None, dist.gather_objects(failure)), None)
+        if failure:
+            self.require_folder()  # it may have gone just now
+            raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
+        if self._site.leads:
+            held = self._uploads.held if self._uploads else None
+            prune(self._run, pending.folder, self._config, self._attempt.writer, held)
+        if self._uploads:
+            self._uploads.offer(pending.folder)
+        self.seconds = time.monotonic() - pending.since
+
+
+class _Failure(NamedTuple):
+    """What went wrong, and where."""
+
+    rank: int
+    error: OSError
+
+
+class _Share(Thread):
+    """Writes this rank's files of one checkpoint; a file's tensors are let go of when it is written.
+
+    Args:
+        unmade: why its folder could not be made, if so.
+    """
+
+    def __init__(self, partial: Path, content: Content, unmade: OSError | None) -> None:
+        super().__init__(name="checkpoint", daemon=True)
+        self._partial, self._content, self._unmade = partial, content, unmade
+        self.entries: list[Entry] = []
+        self.failure: _Failure | None = _Failure(dist.rank(), OSError("a bug, whose traceback stands above"))
+        self._suffix = f"{dist.rank():05d}-of-{dist.world():05d}.safetensors"
+
+    def run(self) -> None:
+        try:
+            if self._unmade:
+                raise self._unmade
+            while self._content:
+                kind, tensors = self._content.popitem()
+                self.entries.append(write_tensors(self._partial / f"{kind}-{self._suffix}", tensors))
+            self.failure = None
+        except OSError as error:
+            self.failure = _Failure(dist.rank(), error)
+        finally:
+            self._content.clear()
+
+
+def _make(partial: Path) -> OSError | None:
+    """At once and without parents: nothing is made where a run folder was, or what has come in its place."""
+    try:
+        partial.parent.mkdir(exist_ok=True)
+        partial.mkdir(exist_ok=True)
+    except OSError as error:
+        return error
+    return None
+
+
+def _own_share(engine: Engine) -> Content:
+    """This rank's share of the whole tensors, on the CPU; every rank takes part in gathering each."""
+    content: Content = {}
+    for number, (name, whole) in enumerate(engine.whole_tensors()):
+        if number % dist.world() == dist.rank():
+            for key, tensor in whole.items():
+                kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
+                content.setdefault(kind, {})[title] = tensor.detach().to("cpu", copy=True).contiguous()
+    return content
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Entry:
+    """Write fp32 tensors as a safetensors file, hashed on the way and synced, without the interpreter's lock.
+
+    The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
+    as JSON padded with spaces, the tensors' bytes one after another. Its library would have to read the file again
+    for the hash.
+    """
+    header, end = {}, 0
+    for title, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, title
+        start, end = end, end + tensor.nbytes
+        header[title] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pieces: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text, *map(_bytes, tensors.values())]
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return Entry(path.name, 8 + len(text) + end, digest.hexdigest())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _publish(
+    pending: _Pending, entries: list[Entry], description: Mapping[str, bytes], writer: Writer
+) -> _Failure | None:
+    """Give a checkpoint that is written its name, and the name to `latest`; returns what went wrong."""
+    folder, partial = pending.folder, pending.partial
+    try:
+        state = json.dumps(pending.state.to_json())
+        for name, content in {**description, "state.json": state.encode()}.items():
+            write_bytes_durably(partial / name, content)
+            entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
+        index = {"written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
+        write_durably(partial / INDEX, json.dumps(index, indent=1))
+        replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
+        os.rename(partial, folder)
+        write_durably(folder.parent / LATEST, folder.name)
+        if replaced:
+            shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        return _Failure(dist.rank(), error)
+    return None

@@ -1,0 +1,210 @@
+"""What becomes of the configuration when a run is resumed: each key keeps its value, changes in a sentence, or may not.
+
+The values are those stored with the checkpoint. What the run TOML or an override sets to something else is a change;
+what they leave to its default is none, so that a default of a later version alters no run that has begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
+from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.state import TrainState
+from mvlm.config.schema import Config, load_stored_config
+from mvlm.config.toml import as_toml
+from mvlm.config.validate import check_ranges
+from mvlm.errors import Mistakes, UserError
+from mvlm.training.checkpoint.resume import Start
+
+
+class OnResume(Enum):
+    """What a change of a key does; the value is why it is refused, where it is."""
+
+    APPLIES = ""  # from the next step on
+    PLACE = "place"  # says which run is meant: always as it is given now
+    ORDER = "order"  # applies from the next epoch on, by mvlm/training/checkpoint/order.py
+    STREAM = "the order of its samples, masks and negatives follows from it"
+    MODEL = "its weights are of that model"
+    BEGINNING = "it counts only where a run begins"
+    FROZEN = "it has no optimizer moments of what was frozen"
+
+
+_APPLIES = {
+    "data": "train eval text_length caption shared_view crop_scale flip randaugment cache cache_gb workers worker_mode "
+    "prefetch tolerance patience",
+    "model": "dropout temperature_min temperature_max",
+    "objectives": "image text itc itm image_mask_ratio image_masking image_mask_block image_mask_rounding "
+    "text_mask_ratio text_mask_minimum text_mask_token text_mask_random hide normalized_targets alignment_inputs "
+    "exclude_duplicates itm_group itm_negatives",
+    "optim": "lr encoder_lr weight_decay betas eps clip warmup_epochs warmup_steps floor layer_decay",
+    "train": "epochs steps global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes compile "
+    "recompute ema",
+    "kernels": "attention linear gelu_linear layer_norm word_loss packed_attention patch_l1 log_sum_exps contrastive "
+    "negatives optimizer",
+    "checkpoint": "every keep keep_every",
+    "log": "every tensorboard wandb mlflow pictures",
+    "eval": "every batch rerank limit memory_gb share",
+}
+_ORDER = {"data": "shuffle_block shuffle_window shuffle_shards"}
+_PLACE = {"run": "dir", "checkpoint": "resume mirror"}
+_STREAM = {"run": "seed", "data": "weights"}
+_MODEL = {
+    "data": "tokenizer vocabulary",
+    "model": "vision vision_args image_size text text_args cross_depth decoder_depth cross_heads cross_norm "
+    "contrastive_width tie_classifier",
+    "objectives": "extra",
+    "task": "name answer_minimum",
+}
+_BEGINNING = {
+    "model": "vision_weights text_weights cross_init_std temperature classifier_init",
+    "checkpoint": "init",
+}
+_FROZEN = {"train": "freeze"}
+
+ON_RESUME: dict[str, OnResume] = {
+    f"{table}.{key}": kind
+    for kind, tables in (
+        (OnResume.APPLIES, _APPLIES),
+        (OnResume.ORDER, _ORDER),
+        (OnResume.PLACE, _PLACE),
+        (OnResume.STREAM, _STREAM),
+        (OnResume.MODEL, _MODEL),
+        (OnResume.BEGINNING, _BEGINNING),
+        (OnResume.FROZEN, _FROZEN),
+    )
+    for table, keys in tables.items()
+    for key in keys.split()
+}
+"""Every key of the configuration, as `table.key`."""
+
+ALTERS_LOSS = ("data.", "model.", "objectives.", "train.global_batch")
+"""How keys begin whose change may move the loss at once."""
+
+DERIVED = ("train_batch_size", "train_micro_batch_size", "gradient_", "optimizer.", "scheduler.", "steps_per_print")
+"""Keys of the DeepSpeed JSON that follow from the run's own configuration, or say nothing of training."""
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The configuration that a run is resumed with.
+
+    Attributes:
+        state: of the checkpoint.
+        told: a sentence for what changed, and one for what is kept though nothing sets it any more.
+        alters_loss: whether a change may move the loss at once, so that what a spike is has to be learned anew.
+    """
+
+    config: Config
+    state: TrainState
+    told: tuple[str, ...]
+    alters_loss: bool
+
+
+def resume_config(config: Config, given: frozenset[str], start: Start) -> Resumed:
+    """The configuration stored with a checkpoint, with the changes that a run TOML and overrides make to it.
+
+    Args:
+        config: as the run TOML and the overrides make it.
+        given: the keys that they set, of `given_keys`.
+        start: resumes.
+
+    Raises:
+        UserError: a change cannot work, with a sentence for each; or what is stored is missing or damaged.
+    """
+    assert start.checkpoint
+    stored = load_stored_config(described_in(start.checkpoint) / CONFIG)
+    state = read_state(start.checkpoint)
+    mistakes, settings = Mistakes(), flat(stored)
+    changed, kept = {}, {}
+    for key, value in flat(config).items():
+        before, kind = settings[key], ON_RESUME[key]
+        if value == before or (key == "train.freeze" and set(value) == set(before)):
+            continue
+        if kind is OnResume.PLACE:
+            settings[key] = value
+            if key == "checkpoint.mirror":
+                changed[key] = before, value
+        elif key not in given:
+            kept[key] = before, value
+        elif kind is OnResume.APPLIES:
+            settings[key] = value
+            changed[key] = before, value
+        elif kind is OnResume.ORDER:
+            settings[key] = value
+        else:
+            mistakes.add(_refusal(key, before, value, kind, start.checkpoint))
+    resumed = _config_of(settings)
+    check_ranges(resumed, f"What is changed for {start.checkpoint}", mistakes)
+    mistakes.settle()
+    alters_loss = any(key.startswith(ALTERS_LOSS) for key in changed)
+    return Resumed(resumed, state, (*_changes(changed), *_kept(kept)), alters_loss)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every value by its `table.key`."""
+    return {
+        f"{table.name}.{field.name}": getattr(getattr(config, table.name), field.name)
+        for table in dataclasses.fields(config)
+        for field in dataclasses.fields(getattr(config, table.name))
+    }
+
+
+def _config_of(settings: dict[str, Any]) -> Config:
+    """Of values that are each possible; the inverse of `flat`."""
+    config = Config()
+    for table in dataclasses.fields(config):
+        section = getattr(config, table.name)
+        values = {field.name: settings[f"{table.name}.{field.name}"] for field in dataclasses.fields(section)}
+        config = dataclasses.replace(config, **{table.name: dataclasses.replace(section, **values)})
+    return config
+
+
+def deepspeed_changes(checkpoint: Path, now: dict[str, Any]) -> tuple[str, ...]:
+    """A sentence for what differs from the DeepSpeed JSON stored with a checkpoint, all of which may change."""
+    try:
+        stored = json.loads((described_in(checkpoint) / DEEPSPEED).read_text(encoding="utf-8"))
+    except (OSError, ValueError, UserError):  # nothing hangs on it
+        return ()
+    before, after = dict(_leaves(stored, "")), dict(_leaves(now, ""))
+    keys = [key for key in before | after if not key.startswith(DERIVED) and before.get(key) != after.get(key)]
+    return _changes({key: (before.get(key), after.get(key)) for key in keys}, " in the DeepSpeed JSON")
+
+
+def _changes(changed: dict[str, tuple[Any, Any]], where: str = "") -> tuple[str, ...]:
+    if not changed:
+        return ()
+    listed = ", ".join(f"{key}: {_shown(before)} -> {_shown(value)}" for key, (before, value) in changed.items())
+    return (f"Changed{where} since the checkpoint: {listed}.",)
+
+
+def _kept(kept: dict[str, tuple[Any, Any]]) -> tuple[str, ...]:
+    if not kept:
+        return ()
+    listed = ", ".join(f"{key} = {_shown(before)} (default {_shown(value)})" for key, (before, value) in kept.items())
+    return (f"Kept from the run, though neither the TOML nor an override sets it: {listed}.",)
+
+
+def _refusal(key: str, before: Any, value: Any, kind: OnResume, checkpoint: Path) -> str:
+    return (
+        f"{key} was {_shown(before)} in the run of {checkpoint} and is {_shown(value)} here, which a run cannot change "
+        f"({kind.value}): give {_shown(before)} or leave it out, or start a new run.dir with checkpoint.init."
+    )
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None else as_toml(value)
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}".lstrip("."))
+    else:
+        yield name, value

@@ -1,0 +1,266 @@
+"""DeepSpeed behind a small surface: one step, and every parameter as a whole fp32 tensor.
+
+Host synchronisations of each update that are DeepSpeed's own: stages 1 to 3 test the gradient's norm, once a step
+(stage 3, fp32) or once a parameter group (stages 1 and 2, for clipping); fp16 reads whether gradients overflowed;
+bf16 at stage 0 reads each group's norm. fp32 at stage 0 has none.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Losses, Pool, Tally
+from mvlm.checkpoint.layout import EMA
+from mvlm.config.schema import Config
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.losses.itc import contrast
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
+from mvlm.training.gradient_norms import GradientParts
+from mvlm.training.zero.offload import build_optimizer
+from mvlm.training.zero.partitions import Flat, Frozen, Partitions, Sharded, Whole
+
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""DeepSpeed's names for what its dynamic loss scaler remembers."""
+
+
+class Engine:
+    """A model, its optimiser and DeepSpeed's wrapping of both.
+
+    Args:
+        model: on the CPU, with its initial fp32 weights, equal on every rank; what requires no gradient is not trained.
+        ds_config: as `ds_config.resolve` returns it.
+
+    Attributes:
+        updates: made by the optimiser; a step that DeepSpeed skipped is none.
+        overflowed: fp16's loss scaler skipped the last step's update.
+        grad_norm: the global gradient's norm before clipping, at the last step; infinite where DeepSpeed found it
+            not finite.
+
+    Raises:
+        UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
+    """
+
+    def __init__(self, model: Encoders, config: Config, ds_config: dict[str, Any]) -> None:
+        deepspeed = _import_deepspeed()
+        self.config, self.device = config, dist.device()
+        self.stage: int = ds_config["zero_optimization"]["stage"]
+        low_precision = [name for name in ("bf16", "fp16") if (ds_config.get(name) or {}).get("enabled")]
+        for name in low_precision:
+            if not getattr(deepspeed.accelerator.get_accelerator(), f"is_{name}_supported")():
+                raise UserError(f"The DeepSpeed JSON enables {name}, which {self.device} cannot compute: delete it.")
+        self._plain = self.stage == 0 and not low_precision  # DeepSpeed keeps the optimiser as it is
+        self._clip = config.optim.clip if self._plain else 0.0
+        if self._plain:  # clipped here, where the norm can be had
+            ds_config = ds_config | {"gradient_clipping": 0.0}
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+        self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
+        optimizer, ds_config = build_optimizer(model, config, ds_config, self.device)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
+        self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+        self.model: Encoders = self.engine.module
+        self._partitions = self._find_partitions()
+        second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
+        places = self._partitions.places(p for p in self.model.parameters() if p.requires_grad)
+        self._gradients = GradientParts([optimizer, *([second] if second else [])], places, self._names)
+        if self.averages or (self.stage == 0 and not self._plain):
+            self._partitions.prepare(0)  # in bf16 at stage 0 that update is counted
+        self._fp16 = "fp16" in low_precision
+        scaler: Any = self.engine.optimizer.loss_scaler if self._fp16 else None
+        self._scaler = scaler if self._fp16 and scaler.dynamic else None
+        if self._scaler:
+            self._scaler.raise_error_at_min_scale = False  # `step` says it in a sentence
+        self.updates, self.overflowed = 0, False
+        self.grad_norm: Tensor | float | None = None
+
+    def _find_partitions(self) -> Partitions:
+        if self.stage == 0:
+            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+            return Whole(self.engine.optimizer, trained, self.averages)
+        return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer, self.averages)
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is kept."""
+        return self.config.train.ema > 0
+
+    def step(
+        self, micro_batches: Sequence[Batch | LabelledBatch], lr_factor: float, step: int, tally: Tally | None = None
+    ) -> Losses:
+        """One update from this rank's micro-batches of a global batch.
+
+        Args:
+            tally: gets what the model tells beside its losses, and the norms of its parts' gradients.
+
+        Returns:
+            The mean over this rank's micro-batches of each loss, on the device; their mean over ranks is the
+            global batch's loss.
+
+        Raises:
+            UserError: fp16's gradients overflow at the smallest loss scale.
+        """
+        micro_batches = [batch.to(self.device) for batch in micro_batches]
+        self.engine.train()
+        starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_factor
+        scale = self._scaler and self._scaler.cur_scale
+        self._gradients.wanted = tally is not None
+        parts: list[Losses] = []
+        pools = self._pools(micro_batches, starts, step)
+        for batch, start, pool in zip(micro_batches, starts, pools, strict=True):
+            seed_dropout(self.config.run.seed, step, start)
+            losses = self.engine(batch, pool, tally)
+            self.engine.backward(sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()))
+            if self._plain and self.engine.is_gradient_accumulation_boundary():
+                limit = self._clip or float("inf")
+                self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+            self.engine.step()
+            parts.append({name: loss.detach() for name, loss in losses.items()})
+        if not self._plain:
+            self.grad_norm = self.engine.get_global_grad_norm()
+        applied = self.engine.was_step_applied()
+        if tally and applied and self.grad_norm is not None:
+            norms = self._gradients.norms(self.grad_norm, self.device)
+            tally.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
+        self.updates += applied
+        if applied and self.averages:
+            self._partitions.follow(self.config.train.ema)
+        self.overflowed = self._fp16 and not applied
+        if self.overflowed and self._scaler and scale == self._scaler.min_scale:
+            raise UserError(
+                f"fp16's gradients overflow at the smallest loss scale, {scale:g}, in step {step + 1}: "
+                "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
+            )
+        return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _pools(
+        self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
+    ) -> Sequence[Pool | None]:
+        """What each micro-batch needs to know of the global batch: what losses are divided by, and all features.
+
+        Fine-tuning's losses are plain means over samples, which need nothing.
+        """
+        pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
+        return self._pools_of_pairs(pairs, starts, step) if pairs else [None] * len(micro_batches)
+
+    def _pools_of_pairs(self, micro_batches: list[Batch], starts: list[int], step: int) -> list[Pool]:
+        assert isinstance(self.model, MaskVLM)
+        denominators = dist.all_reduce(torch.stack([self.model.denominators(b) for b in micro_batches]).sum(0))
+        parts = len(micro_batches) * dist.world()
+        everybody = self._contrast(micro_batches, starts, step)
+        return [Pool(everybody, start, parts, *denominators) for start in starts]
+
+    def _contrast(
+        self, micro_batches: list[Batch], starts: list[int], step: int
+    ) -> Callable[[Encoded, Tensor], Contrast]:
+        """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several.
+
+        These are computed twice, with the same dropout (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
+        """
+        objectives = self.config.objectives
+
+        def gathered(owns: list[Encoded], temperature: Tensor) -> Contrast:
+            return contrast(owns, starts, temperature, objectives.exclude_duplicates, dist.all_gather)
+
+        if not objectives.itc or len(micro_batches) == 1:
+            return lambda own, temperature: gathered([own], temperature)
+        assert isinstance(self.model, MaskVLM)
+        owns: list[Encoded] = []
+        with torch.no_grad():
+            for batch, start in zip(micro_batches, starts, strict=True):
+                seed_dropout(self.config.run.seed, step, start)
+                owns.append(self.model.encode_pairs(batch))
+            whole = gathered(owns, self.model.temperature())
+        return lambda own, temperature: whole
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Every parameter by name, in one order on every rank."""
+        return ((self._names[id(parameter)], parameter) for parameter in self.model.parameters())
+
+    def whole_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Name and whole fp32 master weight, average and moments of every parameter, on every rank; all must call."""
+        moments = self.updates > 0
+        for name, parameter in self.parameters():
+            is_trained = parameter.requires_grad
+            yield name, self._partitions.read(parameter, moments) if is_trained else self._frozen.read(parameter)
+
+    def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
+        """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
+        whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
+        (self._partitions if parameter.requires_grad else self._frozen).write(parameter, whole)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model computes with its averaged weights meanwhile, where there are such; all ranks must enter.
+
+        An error within ends the run: ranks that have met one cannot exchange anything with the others.
+        """
+        self._exchange()
+        yield
+        self._exchange()
+
+    def _exchange(self) -> None:
+        if not self.averages:
+            return
+        for _, parameter in self.parameters():
+            if parameter.requires_grad:
+                whole = {key: tensor.clone() for key, tensor in self._partitions.read(parameter, False).items()}
+                self._partitions.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
+
+    def prepare_state(self, updates: int) -> None:
+        """Zero the optimiser's moments and set the count of updates it is to go on from, so that `write` can fill them.
+
+        Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
+        """
+        self._partitions.prepare(updates)
+        self.updates = updates
+
+    def loss_scale_state(self) -> dict[str, float] | None:
+        """All of fp16's dynamic loss scale that the next steps depend on; None in other precisions or a fixed scale."""
+        return None if self._scaler is None else {name: float(getattr(self._scaler, name)) for name in LOSS_SCALE}
+
+    def set_loss_scale_state(self, state: dict[str, float]) -> None:
+        """Go on from what `loss_scale_state` gave; nothing happens where there is no dynamic loss scale."""
+        if self._scaler is not None:
+            for name in LOSS_SCALE:
+                setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
+
+
+def seed_dropout(seed: int, step: int, start: int) -> None:
+    """Have a micro-batch's device randomness come from (seed, step, where it begins in the global batch).
+
+    So none of it has to be saved, and a pass can be made twice. No device is waited for.
+    """
+    mixed = np.random.SeedSequence((seed % 2**64, step, start)).generate_state(1, np.uint64)
+    torch.manual_seed(int(mixed[0]))
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
+    if not dist.uses_cuda():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    import deepspeed
+
+    if not dist.uses_cuda():
+        compatible = getattr(deepspeed.ops, "__compatible_ops__", None)
+        if isinstance(compatible, dict):
+            compatible["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if dist.uses_cuda() else "gloo", auto_mpi_discovery=False, verbose=False
+    )
+    return deepspeed

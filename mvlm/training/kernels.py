@@ -1,0 +1,96 @@
+"""Which implementation each operation takes in a run, on all ranks alike, and the model made to use them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from mvlm.config.schema import Config
+from mvlm.errors import Mistakes, UserError
+from mvlm.kernels.dispatch import Op
+from mvlm.kernels.layers import use_kernels
+from mvlm.kernels.ops import OPS, example
+from mvlm.runtime import dist
+from mvlm.training.zero.adamw import optimizer
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+ALL_OPS: dict[str, Op] = OPS | {optimizer.name: optimizer}
+
+
+def apply_kernels(model: nn.Module, config: Config) -> None:
+    """Settle the run's `[kernels]` and exchange the model's layers; all ranks must call, before any sharding.
+
+    What one rank lacks, none takes: ranks that compute differently would train apart.
+
+    Raises:
+        UserError: an implementation asked for by name is not known, or cannot run on some rank.
+    """
+    settle_run(config)
+    use_kernels(model)
+
+
+def settle_run(config: Config) -> None:
+    """Choose as `[kernels]` says, on every rank alike."""
+    settle(ALL_OPS, {name: getattr(config.kernels, name) for name in ALL_OPS})
+
+
+def check_names(config: Config) -> None:
+    """Raise `UserError` where `[kernels]` names an implementation that there is on no machine, a sentence for each."""
+    mistakes = Mistakes()
+    for name, op in ALL_OPS.items():
+        with mistakes.gathered():
+            op.check_name(getattr(config.kernels, name))
+    mistakes.settle()
+
+
+def survey(device: torch.device) -> dict[str, Any]:
+    """Who computes each operation on `device` in each precision, as things are settled, and why nobody else."""
+    return {"device": str(device), "operations": {name: _survey_op(op, device) for name, op in ALL_OPS.items()}}
+
+
+def _survey_op(op: Op, device: torch.device) -> dict[str, Any]:
+    taken: dict[str, str] = {}
+    against: dict[str, dict[str, str]] = {implementation.name: {} for implementation in op.implementations}
+    for precision, dtype in PRECISIONS.items():
+        args = ([], {}, device, 1) if op is optimizer else example(op.name, device, dtype)
+        chosen = taken[precision] = op.first(*args).name
+        named = "is asked for" if op.choice == chosen else "comes first"
+        for implementation in op.implementations:
+            if implementation.name != chosen:
+                reason = op.refusal(implementation, *args)
+                against[implementation.name][precision] = reason or f"{chosen} {named}"
+    versions = {one.name: one.version() if op.why_not(one) is None else "" for one in op.implementations}
+    listed = {name: {"version": versions[name], "not_taken": reasons} for name, reasons in against.items()}
+    return {"taken": taken, "implementations": listed}
+
+
+def settle(ops: Mapping[str, Op], choices: Mapping[str, str]) -> None:
+    """Choose on every rank what can run on all of them."""
+    lacking = dist.gather_objects({name: op.lacking() for name, op in ops.items()})
+    for name, op in ops.items():
+        for implementation in op.implementations:
+            reasons = {r: why for r, own in enumerate(lacking) if (why := own[name].get(implementation.name))}
+            if not reasons:
+                continue
+            reason = _of_ranks(reasons)
+            if choices[name] == implementation.name:
+                raise UserError(
+                    f"kernels.{name} = {implementation.name!r} cannot run on every rank ({reason}): choose auto."
+                )
+            op.rule_out(implementation.name, reason)
+            if len(reasons) < len(lacking) and dist.rank() == 0:
+                print(f"mvlm: no rank takes {implementation.name} for {name} ({reason}).", file=sys.stderr, flush=True)
+        op.choose(choices[name])
+
+
+def _of_ranks(reasons: Mapping[int, str]) -> str:
+    """The first rank's reason, and which ranks lack it where not all do."""
+    first = min(reasons)
+    if len(reasons) == dist.world():
+        return reasons[first]
+    named = ", ".join(map(str, sorted(reasons)[:8])) + (", …" if len(reasons) > 8 else "")
+    return f"rank{'s' * (len(reasons) > 1)} {named}: {reasons[first]}"

@@ -1,0 +1,90 @@
+"""How much of what the device can compute a run uses: executed floating point operations against its peak."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mvlm.batch import Batch, LabelledBatch
+from mvlm.config.schema import Config
+from mvlm.estimate.flops import Work, step_flops
+from mvlm.model.dimensions import Dimensions, dimensions
+from mvlm.model.encoders import Encoders
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
+
+PEAKS = (
+    # by words of the name: bf16 or fp16, TF32, fp32; dense, in 1e12 a second, from the makers' data sheets
+    ("B200", (2250.0, 1100.0, 75.0)),
+    ("GH200", (989.0, 494.0, 67.0)),
+    ("H200", (989.0, 494.0, 67.0)),
+    ("H100 NVL", (835.0, 417.0, 60.0)),
+    ("H100 PCIe", (756.0, 378.0, 51.0)),
+    ("H100", (989.0, 494.0, 67.0)),
+    ("H800", (989.0, 494.0, 67.0)),
+    ("A100", (312.0, 156.0, 19.5)),
+    ("A800", (312.0, 156.0, 19.5)),
+    ("L40S", (362.0, 183.0, 91.6)),
+    ("L4", (121.0, 60.0, 30.3)),
+    ("A10", (125.0, 62.5, 31.2)),
+    ("RTX 4090", (165.2, 82.6, 82.6)),
+    ("RTX 3090", (71.0, 35.6, 35.6)),
+    ("V100", (125.0, 15.7, 15.7)),
+    ("T4", (65.0, 8.1, 8.1)),
+)
+
+
+def peak_flops(name: str, low_precision: bool, tf32: bool) -> float | None:
+    """Dense matrix products' operations a second of a GPU by its name; None where it is not known.
+
+    Args:
+        low_precision: in bf16 or fp16; otherwise in fp32, by TF32's units or not.
+    """
+    for words, (half, tensor, single) in PEAKS:
+        if re.search(rf"\b{words}\b", name):
+            return 1e12 * (half if low_precision else tensor if tf32 else single)
+    return None
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a run's pairs cost, and what its devices could do.
+
+    Args:
+        sizes: of the model; None where its operations are not counted, as in fine-tuning.
+        peak: operations a second of each rank's device; None where it is not known.
+    """
+
+    config: Config
+    sizes: Dimensions | None
+    peak: float | None
+
+    @classmethod
+    def of(cls, config: Config, model: Encoders, ds_config: dict[str, Any]) -> Arithmetic:
+        """To be called before DeepSpeed has the model, which may take its weights apart."""
+        low_precision = any((ds_config.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
+        peak = None
+        if dist.uses_cuda():
+            tf32 = torch.get_float32_matmul_precision() != "highest"
+            peak = peak_flops(torch.cuda.get_device_name(dist.device()), low_precision, tf32)
+        return cls(config, dimensions(model) if isinstance(model, MaskVLM) else None, peak)
+
+    def metrics(self, micro_batches: Sequence[Batch | LabelledBatch], pairs_per_s: float) -> dict[str, float]:
+        """`tflops`, executed a second by a rank, and `mfu`, their share of the peak; what is not known is absent.
+
+        Args:
+            micro_batches: this rank's of one step, on the host, which stand for the others.
+            pairs_per_s: of all ranks.
+        """
+        pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
+        if self.sizes is None or not pairs:
+            return {}
+        works = (Work.of(batch, self.config.train.global_batch) for batch in pairs)
+        a_pair = statistics.fmean(sum(step_flops(self.sizes, w, self.config.objectives).values()) for w in works)
+        executed = a_pair * pairs_per_s / dist.world()
+        return {"tflops": executed / 1e12} | ({"mfu": executed / self.peak} if self.peak else {})

@@ -1,0 +1,146 @@
+"""What a person and a machine see of a run: progress bar, metrics.jsonl, trackers. Rank 0 only."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mvlm.checkpoint.description import METRICS
+from mvlm.config.schema import Log
+from mvlm.errors import cannot_write
+from mvlm.runtime import dist
+from mvlm.training.logging.trackers import PATIENCE, Follower, followers, numbers
+
+HURRY = 5.0  # seconds that trackers get when a run ends on an error
+SHOWN = ("loss", "image", "text", "itc", "itm", "task")
+
+
+class Monitor:
+    """Reports of one rank; on ranks other than 0 it writes nothing. All ranks must construct it.
+
+    Args:
+        run: has `run.json`.
+        log: which trackers follow.
+
+    Raises:
+        UserError: metrics.jsonl cannot be written.
+    """
+
+    def __init__(self, run: Path, first_step: int, total_steps: int, log: Log) -> None:
+        self.main = dist.rank() == 0
+        self.console = Console(stderr=True)
+        self._progress: Progress | None = None
+        self._followers: list[Follower] = []
+        failure = None
+        if self.main:
+            try:
+                _drop_torn_line(run / METRICS)
+                self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+            except OSError as error:
+                failure = cannot_write(str(run / METRICS), error, "move away what lies there, or free some room")
+        if failure := dist.broadcast_object(failure):
+            raise failure
+        if not self.main:
+            return
+        self._followers = followers(run, first_step, log, self.say)
+        columns = ("[progress.description]{task.description}", "{task.fields[report]}")
+        self._progress = Progress(
+            TextColumn(columns[0]),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn(columns[1]),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=total_steps, completed=first_step, report="")
+
+    def __enter__(self) -> Monitor:
+        if self._progress:
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.finish(done=False, patience=HURRY)
+        with contextlib.suppress(OSError):  # every line was flushed when it was written
+            if self._progress:
+                self._progress.stop()
+                self._file.close()
+
+    def finish(self, done: bool, patience: float = PATIENCE) -> None:
+        """Let the trackers take what they have not taken yet, and end.
+
+        Args:
+            done: the run has reached its last step.
+            patience: seconds that all of them get together.
+        """
+        deadline = time.monotonic() + patience
+        while self._followers:
+            self._followers.pop().close(done, max(0.0, deadline - time.monotonic()))
+
+    def advance(self, step: int) -> None:
+        if self._progress:
+            self._progress.update(self._task, completed=step)
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """One line of metrics.jsonl, which must hold `step`; equal floats read back equal, NaN and infinity as null.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if not self.main or not self._progress:
+            return
+        try:
+            self._write(metrics)
+        except OSError as error:
+            raise cannot_write(self._file.name, error, "free some room and start again") from None
+        report = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
+        report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
+        if "loss" not in metrics:
+            recalls = (f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name != "step")
+            self.say(f"step {metrics['step']}  held out: " + "  ".join(recalls))
+            return
+        self._progress.update(self._task, report=report)
+        if self._progress.disable:
+            self.say(f"step {metrics['step']}  {report}")
+
+    def _write(self, metrics: dict[str, Any]) -> None:
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in metrics.items()
+        }
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+        for follower in self._followers:
+            follower.log(metrics["step"], numbers(metrics))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Hand pictures that lie in the run folder to the trackers."""
+        for follower in self._followers:
+            follower.picture(step, path)
+
+    def say(self, sentence: str) -> None:
+        """Tell the person at the terminal, above the progress bar."""
+        if self.main:
+            self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Take off a last line that a full disk or a power cut has left without its end."""
+    if not path.exists():
+        return
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            end -= 1
+        file.truncate(end)

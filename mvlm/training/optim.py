@@ -1,0 +1,86 @@
+"""Parameter groups, parts that are not trained, and the optimiser."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from torch import nn
+
+from mvlm.config.schema import Optim
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.training.blocks import find_blocks
+
+ENCODERS = ("vision.vit.", "text.")
+BELOW_THE_BLOCKS = ("cls_token", "pos_embed", "reg_token", "dist_token", "patch_embed", "norm_pre", "embeddings")
+"""Of an encoder's parameters, how the names begin of those that stand before its first block."""
+
+
+def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
+    """Have parts keep their weights: `vision`, `text`, or any module of the model by its dotted name.
+
+    A frozen encoder's mask token is frozen with it, so that nothing of it takes part in backward.
+
+    Raises:
+        UserError: there is no such part, or nothing is left to train.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    for part in parts:
+        if part not in modules:
+            near = difflib.get_close_matches(part, modules, n=1)
+            known = (
+                f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(n for n, _ in model.named_children())
+            )
+            raise UserError(f"train.freeze names {part!r}, which is no part of this model; {known}.")
+        modules[part].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("train.freeze leaves nothing to train: take a part out of it.")
+
+
+def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
+    """AdamW groups: encoders and new modules at their own peak rates, norms and biases without weight decay.
+
+    With `optim.layer_decay` below 1, an encoder of L blocks has its rate multiplied by layer_decay ** (L + 1 - i) in
+    layer i, where embeddings are layer 0, block number b (from 0) is layer b + 1 and what follows is L + 1, as in BEiT
+    (microsoft/unilm, beit/optim_factory.py) and MAE (facebookresearch/mae, util/lr_decay.py).
+
+    Each group has `name`, `params`, `lr`, `peak_lr` and `weight_decay`. A tied weight belongs to its encoder; frozen
+    parameters belong to none.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    layers = layer_of(model) if config.layer_decay < 1 else {}
+    for part, peak in (("encoder", config.encoder_lr), ("new", config.lr)):
+        for kind, decay in (("decay", config.weight_decay), ("no_decay", 0.0)):
+            name = f"{part}_{kind}"
+            groups[name] = {"name": name, "params": [], "lr": peak, "peak_lr": peak, "weight_decay": decay}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_new = not name.startswith(ENCODERS) or name.endswith("mask_token")
+        kind = "no_decay" if parameter.ndim <= 1 else "decay"
+        group = groups[f"{'new' if is_new else 'encoder'}_{kind}"]
+        if name in layers and not is_new:
+            layer, last = layers[name]
+            rate = config.encoder_lr * config.layer_decay ** (last - layer)
+            title = f"{name.split('.')[0]}_{layer:02d}_{kind}"
+            group = groups.setdefault(title, group | {"name": title, "params": [], "lr": rate, "peak_lr": rate})
+        group["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
+    """By name of an encoder's parameter: the layer it belongs to, and the last there is."""
+    layers: dict[str, tuple[int, int]] = {}
+    for prefix, encoder in (("vision.vit.", model.vision.vit), ("text.model.", model.text.model)):
+        blocks = list(find_blocks(encoder))
+        number = {id(p): layer for layer, block in enumerate(blocks, 1) for p in block.parameters()}
+        last = len(blocks) + 1
+        for name, parameter in encoder.named_parameters():
+            layer = 0 if name.startswith(BELOW_THE_BLOCKS) else last
+            layers[prefix + name] = number.get(id(parameter), layer), last
+    return layers
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

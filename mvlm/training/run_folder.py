@@ -1,0 +1,239 @@
+"""The run folder: what a run leaves for whoever reads, resumes, evaluates or exports it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import socket
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mvlm import __version__
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, DESCRIPTION, RUN_JSON, TEXT_ENCODER, TOKENIZER, described_in
+from mvlm.checkpoint.fencing import ATTEMPTS
+from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.tensors import offline_model
+from mvlm.config.schema import Config, dump_config
+from mvlm.data.samples.answers import frequent_answers, save_answers
+from mvlm.data.samples.labelled import ANSWERS, SENTENCES
+from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from mvlm.data.shards.columns import Row
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.finetune import TaskModel
+from mvlm.model.init import Started, started, take_weights, with_encoders_of
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
+from mvlm.runtime.storage import write_durably
+from mvlm.training.checkpoint.resume import Start
+
+STARTED = "started_from.json"
+TRAINED = "auto"  # in place of a tokenizer's folder
+
+
+def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start, site: Site) -> PreTrainedTokenizerBase:
+    """The run's tokenizer, saved in its folder: the checkpoint's on resume, else the encoder's own, given or trained.
+
+    Beside it, where the task is to answer questions, come the answers there are to choose among. On resume the text
+    encoder's description is put into the folder as well.
+
+    Raises:
+        UserError: the folder cannot be written, or no answer is frequent enough.
+    """
+    folder = run / TOKENIZER
+    if dist.rank() == 0:
+        _make_folder(run)
+        try:
+            if start.checkpoint and start.resumes:
+                restore_description(start.checkpoint, run)
+            else:
+                source = tokenizer_source(config, start)
+                save_tokenizer(_trained(config, mixture) if source == TRAINED else load_tokenizer(source), folder)
+                if config.task.name == "vqa":
+                    save_answers(find_answers(config, mixture), folder / ANSWERS)
+        except UserError:
+            raise
+        except Exception as error:  # the tokenizers library raises nothing more particular
+            raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
+    dist.barrier()
+    if not site.is_whole:
+        for kind in (TOKENIZER, TEXT_ENCODER) if start.resumes else (TOKENIZER,):
+            _copy_to_sites(run / kind, site)
+    return load_tokenizer(str(folder))
+
+
+def restore_description(checkpoint: Path, run: Path) -> None:
+    """Have a run folder's tokenizer and text encoder's description be those of a checkpoint, of this or another run.
+
+    One sentence tells what had to be mended.
+    """
+    source = described_in(checkpoint)
+    if source == run:
+        return
+    mended = []
+    for kind in (TOKENIZER, TEXT_ENCODER):
+        (run / kind).mkdir(exist_ok=True)
+        wanted = {path.name: path.read_bytes() for path in (source / kind).iterdir()}
+        found = {path.name: path.read_bytes() for path in (run / kind).iterdir()}
+        for name in found.keys() - wanted.keys():  # it might change how text is read
+            mended.append(f"{kind}/{name} was added")
+            (run / kind / name).unlink()
+        for name in (name for name in wanted if found.get(name) != wanted[name]):
+            mended.append(f"{kind}/{name} was {'another' if name in found else 'missing'}")
+            (run / kind / name).write_bytes(wanted[name])
+    if mended and checkpoint.parent.parent == run:
+        print(
+            f"mvlm: In {run} {', '.join(mended)}: restored from {checkpoint.name}, which the run was trained with.",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def read_description(run: Path) -> dict[str, bytes]:
+    """What a checkpoint takes along of the run folder, by name in both."""
+    files = (path for path in [run / CONFIG, run / DEEPSPEED, run / RUN_JSON, *(run / TOKENIZER).iterdir()])
+    named = {str(path.relative_to(run)): path for path in (*files, *(run / TEXT_ENCODER).iterdir())}
+    return {name: path.read_bytes() for name, path in sorted(named.items()) if DESCRIPTION.fullmatch(name)}
+
+
+def tokenizer_source(config: Config, start: Start) -> str:
+    """Where the run's tokenizer is loaded from, or `TRAINED`: kept on resume, else the encoder's own or a given one."""
+    if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
+        return str(described_in(start.checkpoint) / TOKENIZER)
+    return config.data.tokenizer or config.model.text
+
+
+def _trained(config: Config, mixture: Mixture) -> PreTrainedTokenizerBase:
+    return train_tokenizer(_texts(config, mixture), config.data.vocabulary)
+
+
+def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
+    """All that the text encoder will read."""
+    for content in _sound(mixture):
+        yield from SENTENCES[config.task.name](content.own) if config.task.is_labelled else content.captions
+
+
+def _sound(mixture: Mixture) -> Iterator[Row]:
+    """The rows that are what was written; the others are told."""
+    return mixture.sound(range(len(mixture)), lambda error: print(f"Left out: {error}", file=sys.stderr))
+
+
+def find_answers(config: Config, mixture: Mixture) -> tuple[str, ...]:
+    """What questions are answered by: the frequent answers of the data.
+
+    Raises:
+        UserError: no answer is frequent enough.
+    """
+    of_people = (content.own["answers"] for content in _sound(mixture))
+    answers = frequent_answers(of_people, config.task.answer_minimum)
+    if not answers:
+        raise UserError(
+            f"No answer is that of {config.task.answer_minimum} questions of data.train: lower task.answer_minimum, "
+            "or give more data."
+        )
+    return answers
+
+
+def _copy_to_sites(folder: Path, site: Site) -> None:
+    """Give every node that has a run folder of its own what rank 0 has in this folder of its one."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} if dist.rank() == 0 else {}
+    for name, content in dist.broadcast_object(files).items():
+        if site.leads and dist.rank():
+            _make_folder(folder)
+            try:
+                (folder / name).write_bytes(content)
+            except OSError as error:
+                raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
+    dist.barrier()
+
+
+def build_model(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Start,
+    described: Path,
+    classes: int,
+    load_weights: bool = True,
+) -> tuple[Encoders, Started | None]:
+    """The model with the weights it starts from; without any where it goes on from a checkpoint.
+
+    Args:
+        described: the folder with tokenizer and text encoder's description of a run that is resumed.
+        classes: that a fine-tuning task chooses among; 0 = no such task.
+        load_weights: False leaves out pretrained ones, for a model on the meta device.
+
+    Returns:
+        The model, and what it started from.
+
+    Raises:
+        UserError: the weights asked for cannot be had, or are another model's.
+    """
+    torch.manual_seed(config.run.seed)
+    if start.checkpoint and start.resumes:
+        return offline_model(config, described, classes), None
+    scratch = start.checkpoint is None
+    built = with_encoders_of(config, config.checkpoint.init) if scratch and config.checkpoint.init else config
+    pretrained = load_weights and scratch
+    model = TaskModel(built, tokenizer, classes, pretrained) if classes else MaskVLM(built, tokenizer, pretrained)
+    model.config = config
+    return model, take_weights(model, start.checkpoint) if start.checkpoint else started(model)
+
+
+def describe_run(
+    run: Path,
+    config: Config,
+    ds_config: dict[str, Any],
+    model: Encoders,
+    layout: dict[str, Any],
+    site: Site,
+    beginning: Started | None,
+    attempt: int,
+) -> None:
+    """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
+
+    The first two are kept of every attempt, in `attempts/NNNN`. Where the run begins, also what its weights started
+    from, to the last tensor.
+    """
+    hosts = dist.gather_objects(socket.gethostname())
+    if not site.leads:
+        return
+    names = ("torch", "deepspeed", "transformers", "timm", "pyarrow")
+    facts = {
+        "world": dist.world(),
+        **layout,
+        "hosts": hosts,
+        "device": str(dist.device()),
+        "command": shlex.join(sys.argv),
+        "versions": {"mvlm": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names},
+        "config": dataclasses.asdict(config),
+        "deepspeed": ds_config,
+    }
+    try:
+        kept = run / ATTEMPTS / f"{attempt:04d}"
+        kept.mkdir(parents=True, exist_ok=True)
+        for folder in (run, kept):
+            write_durably(folder / CONFIG, dump_config(config))
+            write_durably(folder / DEEPSPEED, json.dumps(ds_config, indent=1))
+        model.text.settings.save_pretrained(run / TEXT_ENCODER)
+        if beginning:
+            write_durably(run / STARTED, beginning.to_json())
+        write_durably(run / RUN_JSON, json.dumps(facts, indent=1))
+    except OSError as error:
+        raise UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.") from None
+
+
+def _make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The run folder {run} cannot be made ({error}): set run.dir to a place you may write."
+        ) from None

@@ -1,0 +1,76 @@
+"""AdamW by whichever library has it fused: one pass over weights, gradients and moments. All give the same updates."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from mvlm.config.schema import Config
+from mvlm.errors import UserError
+from mvlm.kernels import probes
+from mvlm.kernels.dispatch import Implementation, Op
+
+Settings = dict[str, Any]
+"""lr, betas, eps and weight_decay, always all of them: the libraries' defaults differ."""
+
+
+def build_adamw(
+    groups: list[dict[str, Any]], config: Config, device: torch.device, stage: int
+) -> torch.optim.Optimizer:
+    """AdamW for parameters on `device` that ZeRO at `stage` partitions; `kernels.optimizer` says whose.
+
+    Raises:
+        UserError: the one asked for cannot be had here, or not at this stage.
+    """
+    optim = config.optim
+    settings = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
+    optimizer.choose(config.kernels.optimizer)
+    return optimizer(groups, settings, device, stage)
+
+
+def by_apex(groups: list[dict[str, Any]], settings: Settings, device: torch.device, stage: int) -> Any:
+    from apex.optimizers import FusedAdam
+
+    return FusedAdam(groups, adam_w_mode=True, **settings)
+
+
+def by_deepspeed(groups: list[dict[str, Any]], settings: Settings, device: torch.device, stage: int) -> Any:
+    from deepspeed.ops.adam import FusedAdam
+
+    try:
+        return FusedAdam(groups, adam_w_mode=True, **settings)
+    except Exception as error:  # compilers fail in many ways
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"kernels.optimizer = 'deepspeed' cannot be compiled here ({reason}): install a compiler, or choose auto."
+        ) from None
+
+
+def by_torch(groups: list[dict[str, Any]], settings: Settings, device: torch.device, stage: int) -> Any:
+    return torch.optim.AdamW(groups, fused=True, **settings)
+
+
+def _apex_takes(groups: object, settings: object, device: torch.device, stage: int) -> str | None:
+    if device.type != "cuda":
+        return "it runs on CUDA"
+    # Stage 3 updates a group in pieces, each of which apex would count as an update of the whole.
+    return "it counts updates wrongly at ZeRO stage 3" if stage == 3 else None
+
+
+def _built_ahead(groups: object, settings: object, device: torch.device, stage: int) -> str | None:
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or its import complains
+    from deepspeed.git_version_info import installed_ops
+
+    return None if installed_ops.get("fused_adam") else "it would be compiled first, for minutes"
+
+
+optimizer = Op(
+    "optimizer",
+    Implementation("apex", by_apex, lambda: probes.apex("amp_C"), _apex_takes, version=probes.apex_version),
+    Implementation("deepspeed", by_deepspeed, pays=_built_ahead, version=lambda: probes.version("deepspeed")),
+    Implementation("torch", by_torch, version=probes.torch_version),
+)
+"""optimizer(groups, settings, device, stage) -> AdamW (Loshchilov & Hutter 2019), decay decoupled."""

@@ -1,0 +1,203 @@
+"""The user's DeepSpeed JSON made whole: what the run TOML owns is filled in, what contradicts it is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from mvlm.config.schema import Config
+from mvlm.errors import Mistakes, UserError
+from mvlm.training.zero import fill as ds_fill
+from mvlm.training.zero.json_file import AUTO, check_shape, refuse_sections, without_effect
+from mvlm.training.zero.json_keys import check_keys, check_values
+
+OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
+
+
+def resolve(
+    content: dict[str, Any],
+    config: Config,
+    where: tuple[str, str],
+    world: int,
+    total_steps: int | None,
+    warmup_steps: int | None,
+    parameters: int,
+) -> dict[str, Any]:
+    """Fill in a DeepSpeed configuration for `deepspeed.initialize`, given our own optimiser and schedule.
+
+    Args:
+        content: the user's JSON.
+        where: names of the JSON and the TOML, for messages.
+        total_steps, warmup_steps: None where they are not known; what the JSON says of them is then let pass.
+        parameters: of the model, which buckets are sized to.
+
+    Raises:
+        UserError: keys contradict the TOML (both values and both files are named) or cannot work here; each has its
+            sentence.
+    """
+    json_name, mistakes = where[0], Mistakes()
+    check_shape(content, json_name)
+    with mistakes.gathered():
+        refuse_sections(content, json_name)
+    with mistakes.gathered():
+        check_keys(content, json_name)
+    _check_owned(content, config, where, world, total_steps, warmup_steps, mistakes)
+    copied = without_effect(json.loads(json.dumps(content)))
+    resolved: dict[str, Any] = {key: value for key, value in copied.items() if value is not None}
+    if old := resolved.pop("bfloat16", None):  # its former name
+        resolved.setdefault("bf16", old)
+    for section in ("optimizer", "scheduler"):  # ours are handed over as objects
+        resolved.pop(section, None)
+    with mistakes.gathered():
+        zero, low_precision = ds_fill.fill_zero(resolved, parameters, json_name), True
+        with mistakes.gathered():
+            low_precision = ds_fill.fill_precision(resolved, json_name)
+        ds_fill.fill_offload(zero, config, low_precision, json_name)
+    mistakes.settle()
+    resolved |= {key: value for key, (value, _) in _owned(config, world).items()}
+    resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
+    for key in [key for key, value in resolved.items() if value == AUTO]:
+        del resolved[key]
+    if left := [name for name, value in _leaves(resolved, "") if value == AUTO]:
+        raise UserError(f"{json_name}: {left[0]} is {AUTO!r}, which has no meaning here; give a value or delete it.")
+    check_values(resolved, json_name)
+    return resolved
+
+
+def micro_batch(config: Config, world: int) -> int:
+    """Pairs a rank a forward pass: as given, or the whole share of the rank."""
+    return _given(config) or config.train.global_batch // world
+
+
+def micro_batches(config: Config, world: int) -> list[int]:
+    """Those that divide the global batch among `world` ranks and hold whole ITM groups, smallest first."""
+    share = config.train.global_batch // world
+    unit = config.objectives.itm_group if config.objectives.itm else 1
+    return [pairs for pairs in range(unit, share + 1, unit) if share % pairs == 0]
+
+
+def accumulation_steps(config: Config, world: int) -> int:
+    """Micro-batches a rank a step; where the micro-batch is still to be found, as if it were the rank's whole share.
+
+    Raises:
+        UserError: ranks x micro-batch does not divide the global batch, or ITM's groups do not fit the micro-batch.
+    """
+    total, micro, group = config.train.global_batch, micro_batch(config, world), config.objectives.itm_group
+    if total % (micro * world):
+        raise UserError(
+            f"train.global_batch {total} is no multiple of {world} ranks x train.micro_batch {micro}: "
+            "change one of the three."
+        )
+    if config.objectives.itm and micro % group:
+        raise UserError(
+            f"The micro-batch of {micro} pairs is no multiple of objectives.itm_group {group}: "
+            "change train.micro_batch, train.global_batch or the group."
+        )
+    return total // (micro * world)
+
+
+def usable_ranks(config: Config, world: int) -> int:
+    """The largest number of the launched ranks that divides the global batch into whole ITM groups."""
+    total, given = config.train.global_batch, _given(config)
+    unit = given or (config.objectives.itm_group if config.objectives.itm else 1)
+    if total % unit:
+        raise UserError(
+            f"train.global_batch {total} is no multiple of {unit} "
+            f"({'train.micro_batch' if given else 'objectives.itm_group'}): change one of the two."
+        )
+    return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
+
+
+def _given(config: Config) -> int:
+    """`train.micro_batch`, 0 where no number is given."""
+    given = config.train.micro_batch
+    return 0 if given == "auto" else given
+
+
+Owned = dict[str, tuple[Any, str]]
+"""Key of the JSON -> the value that this run has, and what makes it so."""
+
+
+def _owned(config: Config, world: int) -> Owned:
+    return {
+        "train_batch_size": (config.train.global_batch, "train.global_batch"),
+        "train_micro_batch_size_per_gpu": (micro_batch(config, world), "train.micro_batch"),
+        "gradient_accumulation_steps": (
+            accumulation_steps(config, world),
+            "derived from train.global_batch, train.micro_batch and ranks",
+        ),
+        "gradient_clipping": (config.optim.clip, "optim.clip"),
+    }
+
+
+def _check_owned(
+    content: dict[str, Any],
+    config: Config,
+    where: tuple[str, str],
+    world: int,
+    total_steps: int | None,
+    warmup_steps: int | None,
+    mistakes: Mistakes,
+) -> None:
+    """What the TOML owns must be absent, "auto" or equal in the JSON."""
+    json_name, toml_name = where
+    optim = config.optim
+    always = "always so"
+    gradients: Owned = {"gradient_allreduce_op": ("mean", always), "managed_gradient_accumulation": (True, always)}
+    optimizer: Owned = {
+        "lr": (optim.lr, "optim.lr"),
+        "betas": (list(optim.betas), "optim.betas"),
+        "eps": (optim.eps, "optim.eps"),
+        "weight_decay": (optim.weight_decay, "optim.weight_decay"),
+        "adam_w_mode": (True, always),
+        "bias_correction": (True, always),
+        "amsgrad": (False, always),
+        "fp32_optimizer_states": (True, always),
+    }
+    scheduler: Owned = {
+        "total_num_steps": (total_steps, "train.steps or train.epochs"),
+        "warmup_num_steps": (warmup_steps, "optim.warmup_steps or optim.warmup_epochs"),
+        "warmup_type": ("linear", always),
+        "warmup_min_lr": (0, always),
+        "warmup_min_ratio": (0, always),
+        "warmup_max_lr": (optim.lr, "optim.lr"),
+        "cos_min_ratio": (optim.floor, "optim.floor"),
+    }
+
+    def agree(found: dict[str, Any], table: Owned, prefix: str) -> None:
+        for key, (value, owner) in table.items():
+            given = found.get(key, AUTO)
+            if value is not None and given not in (AUTO, None) and given != value:
+                mistakes.add(
+                    f"{json_name} sets {prefix}{key} to {given!r} but {toml_name} makes it {value!r} ({owner}): "
+                    f"change one, or write {AUTO!r} in the JSON."
+                )
+
+    with mistakes.gathered():
+        agree(content, _owned(config, world) | gradients, "")
+    sections = (("optimizer", OPTIMIZERS, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
+    for section, kinds, table, harmless in sections:
+        given = content.get(section) or {}
+        kind, params = given.get("type", AUTO), given.get("params") or {}
+        if kind not in (AUTO, *kinds):
+            mistakes.add(
+                f"{json_name} sets {section}.type to {kind!r} but {toml_name} is trained with {kinds[0]!r}: "
+                f"delete the section, or write {AUTO!r}."
+            )
+            continue
+        agree(params, table, f"{section}.params.")
+        for key, value in params.items():
+            if key not in (*table, harmless) and value not in (AUTO, None):
+                mistakes.add(
+                    f"{json_name} sets {section}.params.{key} to {value!r}, which the {kinds[0]} that {toml_name} "
+                    "is trained with does not know: delete it."
+                )
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}".lstrip("."))
+    else:
+        yield name, value

@@ -1,0 +1,57 @@
+"""Who plays whom, and what the outcomes say of a node."""
+
+import itertools
+
+import pytest
+
+from mvlm.check.nodes.tournament import Speed, Standings, rounds
+
+
+@pytest.mark.parametrize("count", range(9))
+def test_every_pair_meets_once_in_as_few_rounds_as_there_can_be(count):
+    played = rounds(count)
+    assert sorted(pair for of_round in played for pair in of_round) == list(itertools.combinations(range(count), 2))
+    for of_round in played:
+        nodes = [node for pair in of_round for node in pair]
+        assert len(nodes) == len(set(nodes))
+    assert len(played) == (0 if count < 2 else count - 1 + count % 2)
+
+
+def standings(count, slow=(), factor=0.1):
+    table = Standings(count)
+    for pair in itertools.combinations(range(count), 2):
+        table.add(pair, Speed(10e9 * (factor if set(pair) & set(slow) else 1.0), 1e-5))
+    return table
+
+
+@pytest.mark.parametrize(("count", "slow"), [(3, {2}), (4, {0}), (4, {0, 3}), (16, {3, 4, 5}), (8, set())])
+def test_slow_nodes_are_told_from_those_they_were_paired_with(count, slow):
+    assert standings(count, slow).slow(0.5) == slow
+
+
+def test_one_slow_link_accuses_neither_of_its_nodes():
+    table = standings(3)
+    table.speeds[0, 1] = Speed(1e8, 1e-5)
+    assert table.slow(0.5) == set()
+
+
+def test_two_nodes_say_nothing_of_each_other():
+    assert standings(2, {1}).slow(0.5) == set()
+
+
+def test_a_second_measurement_only_ever_improves():
+    table = Standings(2)
+    table.add((0, 1), Speed(1e9, 2e-5))
+    table.add((0, 1), Speed(5e8, 1e-5))
+    assert table.speeds == {(0, 1): Speed(1e9, 1e-5)}
+
+
+def test_a_node_that_fails_with_all_is_told_from_a_link_that_fails():
+    table = Standings(4)
+    table.add((0, 3), "timed out")
+    table.add((1, 2), Speed(1e9, 1e-5))
+    assert table.out() == set()
+    table.add((1, 3), "timed out")
+    assert table.out() == table.unreachable() == {3}
+    table.add((2, 3), Speed(1e9, 1e-5))
+    assert table.unreachable() == set()

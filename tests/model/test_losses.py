@@ -1,0 +1,190 @@
+"""The losses against their formulas in float64, written out as loops."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mvlm.batch import Encoded, Pool
+from mvlm.kernels.negatives import gumbel_noise
+from mvlm.kernels.word_loss import word_loss
+from mvlm.model.losses.itc import contrast, itc_loss
+from mvlm.model.losses.itm import counted_readings, hard_negatives, itm_loss
+from mvlm.model.losses.reconstruction import masked_image_loss, masked_text_loss
+
+UNIQUE = torch.arange(100)
+
+
+def features(count: int, width: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    image, text = (torch.randn(count, width, generator=generator, dtype=torch.float64) for _ in range(2))
+    return torch.nn.functional.normalize(image, dim=-1), torch.nn.functional.normalize(text, dim=-1)
+
+
+def itc_by_hand(image: np.ndarray, text: np.ndarray, temperature: float, same: np.ndarray) -> float:
+    """-(1/2G) sum_i [log p(text_i | image_i) + log p(image_i | text_i)], duplicates left out of the sums."""
+    total, count = 0.0, len(image)
+    for i in range(count):
+        for anchors, others in ((image, text), (text, image)):
+            kept = [j for j in range(count) if j == i or not same[i, j]]
+            scores = [float(anchors[i] @ others[j]) / temperature for j in kept]
+            total += math.log(sum(math.exp(s - max(scores)) for s in scores)) + max(scores) - scores[kept.index(i)]
+    return total / (2 * count)
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_itc_is_the_formula(exclude: bool) -> None:
+    image, text = features(12)
+    image_id, caption_id = torch.arange(12), torch.arange(12)
+    image_id[7], caption_id[3], caption_id[9] = 2, 5, 5
+    same = np.zeros((12, 12), dtype=bool)
+    for group in ([2, 7], [3, 5, 9]) if exclude else ():
+        for i in group:
+            for j in group:
+                same[i, j] = i != j
+    pairs = Encoded(image, text, image_id, caption_id)
+    pool = Pool(lambda own, t: contrast([own], [0], t, exclude), 0, 1, *torch.ones(3))
+    loss = itc_loss(pairs, torch.tensor([0.07]), pool)
+    assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
+
+
+def test_negatives_follow_the_softmaxed_similarity() -> None:
+    image, text = features(6, seed=2)
+    pairs, temperature, draws = Encoded(image, text, UNIQUE[:6], UNIQUE[:6]), 0.3, 4000
+    counts_image, counts_text = np.zeros((6, 6)), np.zeros((6, 6))
+    for draw in range(draws):
+        position = torch.arange(6) + 6 * draw
+        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(temperature), 6, 0, True)
+        counts_image[np.arange(6), image_idx] += 1
+        counts_text[np.arange(6), text_idx] += 1
+    logits = (image @ text.T).numpy() / temperature
+    for counts, scores in ((counts_image, logits.T), (counts_text, logits)):
+        weights = np.exp(scores) * (1 - np.eye(6))
+        expected = draws * weights / weights.sum(1, keepdims=True)
+        assert np.all(np.diag(counts) == 0)
+        off = ~np.eye(6, dtype=bool)
+        assert (((counts - expected) ** 2)[off] / expected[off]).sum() < 60  # chi-square, 24 degrees; p < 1e-4
+
+
+def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
+    image, text = features(12, seed=3)
+    position, ids = torch.arange(12) + 480, UNIQUE[:12]
+
+    def draw(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = Encoded(image[rows], text[rows], ids[rows], ids[rows])
+        return hard_negatives(pairs, position[rows], torch.tensor(0.07), 4, 11, True)
+
+    whole = draw(slice(0, 12))
+    for start in (0, 4, 8):
+        for together, alone in zip(whole, draw(slice(start, start + 4)), strict=True):
+            assert (together[start : start + 4] - start).tolist() == alone.tolist()
+            assert set(alone.tolist()) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1e-9])
+def test_a_duplicate_is_never_drawn(temperature: float) -> None:
+    image, text = (x.float() for x in features(4, seed=4))
+    text[3] = -image[0]  # the least alike, and yet the only one there is
+    image[3] = -text[0]
+    caption = torch.tensor([1, 1, 1, 2])
+    for step in range(200):
+        position = torch.arange(4) + 4 * step
+        pairs = Encoded(image, text, UNIQUE[:4], caption)
+        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(temperature), 4, 0, True)
+        assert image_idx[:3].tolist() == text_idx[:3].tolist() == [3, 3, 3]
+
+
+def test_negatives_count_where_there_are_such() -> None:
+    image = torch.tensor([1, 2, 3, 4, 5, 5, 5, 5, 1, 1, 2, 3])
+    caption = torch.tensor([1, 1, 1, 1, 1, 2, 3, 4, 1, 2, 1, 3])
+    alone = [True, False, False]
+    every = [[True] * 3] * 4
+    assert (
+        counted_readings(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
+    )
+    assert counted_readings(image, caption, 12, True).all()
+    assert counted_readings(image, caption, 4, False).all()
+    one_other = torch.tensor([1, 1, 1, 2])
+    assert counted_readings(UNIQUE[:4], one_other, 4, True).all()
+    assert counted_readings(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
+
+
+def test_features_that_are_not_finite_still_give_other_pairs() -> None:
+    image, text = (x.float() for x in features(4, seed=5))
+    image[1], text[2] = float("nan"), float("inf")
+    pairs = Encoded(image, text, UNIQUE[:4], UNIQUE[:4])
+    for index in hard_negatives(pairs, torch.arange(4), torch.tensor(0.001), 4, 0, True):
+        assert all(i != j and 0 <= j < 4 for i, j in enumerate(index.tolist()))
+
+
+def test_noise_is_standard_gumbel_and_a_function_of_its_key_alone() -> None:
+    row, column = torch.arange(400)[:, None], torch.arange(500)[None, :]
+    noise = gumbel_noise(7, row, column).double()
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, rel=0.02)
+    assert torch.equal(gumbel_noise(7, row[13:14], column[:, 20:30]), gumbel_noise(7, row, column)[13:14, 20:30])
+    assert not torch.equal(gumbel_noise(8, row, column), gumbel_noise(7, row, column))
+    assert torch.corrcoef(torch.stack([noise[:-1].flatten(), noise[1:].flatten()]))[0, 1].abs() < 0.01
+
+
+def test_itm_is_two_way_cross_entropy_with_the_pair_before_its_negatives() -> None:
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    by_hand = 0.0
+    for positive, *negatives in logits.double().tolist():
+        by_hand += math.log(1 + math.exp(positive[0] - positive[1]))
+        by_hand += sum(math.log(1 + math.exp(match - none)) for none, match in negatives)
+    assert itm_loss(logits, torch.ones(4, 3, dtype=torch.bool), torch.tensor(12), 1).item() == pytest.approx(
+        by_hand / 12, rel=1e-6
+    )
+
+
+def test_itm_shares_average_to_the_mean_over_the_readings_that_count() -> None:
+    logits = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    counted = torch.tensor([[True] * 3, [True, False, False], [True] * 3, [True] * 3])
+    logits[1, 1:] = 1e4  # whatever stands there
+    logits.requires_grad_()
+    by_hand = 0.0
+    for pair, count in zip(logits.double().tolist(), counted.tolist(), strict=True):
+        for reading, (none, match) in enumerate(pair):
+            if count[reading]:
+                by_hand += math.log(1 + math.exp(none - match if reading == 0 else match - none))
+    parts = [itm_loss(logits[rows], counted[rows], torch.tensor(10), 2) for rows in (slice(0, 2), slice(2, 4))]
+    whole = sum(parts) / 2
+    assert whole.item() == pytest.approx(by_hand / 10, rel=1e-6)
+    whole.backward()
+    assert (logits.grad != 0).any(-1).equal(counted)
+
+
+def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(7, 11, generator=generator), torch.randint(0, 11, (7,), generator=generator)
+    by_hand = 0.0
+    for row, word in zip(logits.double().tolist(), target.tolist(), strict=True):
+        by_hand += math.log(sum(math.exp(x) for x in row)) - row[word]
+    weight, bias = torch.eye(11), torch.zeros(11)  # the logits themselves
+    totals = [word_loss(logits[a:b], weight, bias, target[a:b]) for a, b in ((0, 1), (1, 5), (5, 7))]
+    parts = [masked_text_loss(total, torch.tensor(7), 3) for total in totals]
+    assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) -> None:
+    """Patches of 2 pixels a side of two images of 2 x 3 patches, cut out one by one."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (2, 3, 4, 6), generator=generator, dtype=torch.uint8)
+    pixels, hidden = torch.randn(5, 12, generator=generator), [1, 5, 6, 8, 9]
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+    by_hand = 0.0
+    for patch, predicted in zip(hidden, pixels.double().numpy(), strict=True):
+        row, column = divmod(patch % 6, 3)
+        area = image[patch // 6, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].double().numpy()
+        truth = ((np.moveaxis(area, 0, -1) / 255 - mean) / std).flatten()
+        if normalized:
+            truth = (truth - truth.mean()) / np.sqrt(truth.var(ddof=1) + 1e-6)
+        by_hand += np.abs(predicted - truth).sum()
+    total = 0.0
+    for part in (slice(0, 2), slice(2, 5)):
+        patches = torch.tensor(hidden[part])
+        total += masked_image_loss(pixels[part], image, patches, 2, mean, std, torch.tensor(5), 2, normalized).item()
+    assert total / 2 == pytest.approx(by_hand / (5 * 12), rel=1e-6)

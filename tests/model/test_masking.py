@@ -1,0 +1,117 @@
+"""Masks hide exactly what they say, and depend on nothing but their seed."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mvlm.batch import IGNORE
+from mvlm.errors import UserError
+from mvlm.model.masking import Purpose, exact_count, generator, patch_mask, token_mask
+
+SHARES = {"ratio": 0.3, "minimum": 1, "mask_share": 0.8, "random_share": 0.1}
+MASK, ORDINARY = 4, np.arange(10, 1000)
+
+
+def hide(rng, tokens, special, **changes):
+    return token_mask(rng, tokens, special, mask_id=MASK, random_ids=ORDINARY, **(SHARES | changes))
+
+
+def sentence(length, specials=(0, -1)):
+    tokens = np.arange(100, 100 + length)
+    special = np.zeros(length, dtype=bool)
+    special[list(specials)] = True
+    return tokens, special
+
+
+def test_the_papers_mask_hides_30_of_49_blocks_of_2_by_2():
+    mask = patch_mask(generator(0, Purpose.PATCHES, 0, 0, 0), (14, 14), 2, 0.6, "ceil")
+    assert mask.shape == (196,) and mask.dtype == bool and mask.sum() == 30 * 4
+    blocks = mask.reshape(7, 2, 7, 2).sum(axis=(1, 3))
+    assert set(blocks.ravel()) == {0, 4}
+
+
+@given(
+    percent=st.integers(1, 99),
+    rows=st.integers(1, 8),
+    cols=st.integers(1, 8),
+    block=st.integers(1, 3),
+    rounding=st.sampled_from(["ceil", "floor", "nearest"]),
+    seed=st.integers(-5, 2**40),
+)
+def test_block_counts_are_those_of_exact_arithmetic(percent, rows, cols, block, rounding, seed):
+    rng = generator(seed, Purpose.PATCHES, 0, 0, 0)
+    mask = patch_mask(rng, (rows * block, cols * block), block, percent / 100, rounding)
+    exact = Fraction(percent, 100) * rows * cols
+    wanted = {"ceil": math.ceil, "floor": math.floor, "nearest": round}[rounding](exact)
+    assert mask.sum() == block**2 * max(1, min(wanted, rows * cols - 1))
+
+
+def test_no_float_error_adds_a_block():
+    assert math.ceil(0.28 * 25) == 8  # what the product of floats would give
+    assert exact_count(0.28, 25, "ceil") == 7
+    assert exact_count(0.58, 50, "floor") == 29 != math.floor(0.58 * 50)
+    assert exact_count(0.6, 25, "ceil") == 15
+
+
+def test_every_block_is_hidden_as_often():
+    masks = [patch_mask(generator(1, Purpose.PATCHES, 0, 0, i), (4, 4), 1, 0.25, "ceil") for i in range(4000)]
+    assert np.abs(np.mean(masks, axis=0) - 0.25).max() < 0.03
+
+
+def test_blocks_that_do_not_tile_the_grid_are_refused():
+    with pytest.raises(UserError, match=r"image_mask_block = 2 .* 14 x 15 patches.*choose"):
+        patch_mask(generator(0, 0, 0, 0, 0), (14, 15), 2, 0.6, "ceil")
+
+
+@given(length=st.integers(3, 60), percent=st.integers(1, 99), minimum=st.integers(1, 5), sample=st.integers(0, 999))
+def test_token_counts_and_targets(length, percent, minimum, sample):
+    tokens, special = sentence(length)
+    before = tokens.copy()
+    masked, target = hide(
+        generator(0, Purpose.TOKENS, 0, 0, sample), tokens, special, ratio=percent / 100, minimum=minimum
+    )
+    hidden = target != IGNORE
+    wanted = max(minimum, round(Fraction(percent, 100) * (length - 2)))
+    assert hidden.sum() == min(wanted, length - 2)
+    assert not hidden[special].any()
+    assert (target[hidden] == tokens[hidden]).all()
+    assert (masked[~hidden] == tokens[~hidden]).all()
+    assert (tokens == before).all()
+
+
+def test_shares_of_mask_random_and_kept_tokens():
+    tokens, special = sentence(50)
+    pairs = [hide(generator(3, Purpose.TOKENS, 0, 0, i), tokens, special) for i in range(600)]
+    masked, target = np.array(pairs).transpose(1, 0, 2)
+    hidden = target != IGNORE
+    shown = masked[hidden]
+    assert abs(np.mean(shown == MASK) - 0.8) < 0.02
+    assert abs(np.mean(shown == target[hidden]) - 0.1) < 0.02
+    assert set(shown[(shown != MASK) & (shown != target[hidden])]) <= set(ORDINARY)
+
+
+def test_shares_at_their_ends():
+    tokens, special = sentence(30)
+    for shares, expected in (((1, 0), MASK), ((0, 0), None)):
+        masked, target = hide(generator(0, 4, 0, 0, 0), tokens, special, mask_share=shares[0], random_share=shares[1])
+        hidden = target != IGNORE
+        assert (masked[hidden] == (tokens[hidden] if expected is None else expected)).all()
+
+
+def test_a_sentence_of_special_tokens_hides_nothing():
+    tokens, special = sentence(2)
+    masked, target = hide(generator(0, 4, 0, 0, 0), tokens, special)
+    assert (masked == tokens).all() and (target == IGNORE).all()
+
+
+def test_streams_repeat_and_differ_in_every_argument():
+    base = (5, Purpose.VIEW, 1, 0, 17)
+    draws = generator(*base).random(8)
+    assert (generator(*base).random(8) == draws).all()
+    others = [tuple(value + (at == index) for at, value in enumerate(base)) for index in range(5)]
+    for other in [*others, (2**64 + 6, *base[1:])]:
+        assert not np.isin(generator(*other).random(8), draws).any()

@@ -1,0 +1,94 @@
+"""Runs as a user starts them: in this process on one rank, or under a launcher."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.cpp_extension import _get_build_directory
+
+from mvlm.config.schema import given_keys, load_config
+from mvlm.runtime import dist
+from mvlm.training.fit import train
+from mvlm.training.health.signals import SIGNALS
+from tests.conftest import ROOT, TINY
+
+TOML = str(ROOT / "mvlm/configs/tiny.toml")
+
+TrainHere = Callable[..., int]
+
+
+def is_compiled(extension: str) -> bool:
+    """Whether one of DeepSpeed's extensions is there, which a test would otherwise compile for minutes; CI has all."""
+    return any(Path(_get_build_directory(extension, verbose=False)).glob("*.so"))
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[None]:
+    """A process group of this process alone. DeepSpeed cannot be given a second one: no command may close it."""
+    dist.init()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "close", lambda: None)
+        yield
+    dist.close()
+
+
+@pytest.fixture
+def train_here(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[TrainHere]:
+    """train_here(run folder, overrides, deepspeed={...}) -> exit code, on one rank in this process."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(folder: Path, *overrides: str, deepspeed: dict[str, Any] | None = None) -> int:
+        file = tmp_path / "deepspeed.json"
+        file.write_text(json.dumps(deepspeed or {}))
+        words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
+        return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words))
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+KEPT = Path(__file__).parent / "kept_runs"
+
+Resume = Callable[..., Path]
+
+
+def kept_words(folder: Path, *overrides: str) -> list[str]:
+    return [f"run.dir={folder}", f"data.train={KEPT / 'shards'}", *overrides]
+
+
+@pytest.fixture
+def resume_kept(one_rank: None, tmp_path: Path) -> Iterator[Resume]:
+    """resume_kept(ZeRO stage, overrides) -> the folder of a copy of that kept run, resumed on one rank."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(stage: int, *overrides: str) -> Path:
+        folder, toml = tmp_path / f"zero{stage}", str(KEPT / "run.toml")
+        if not folder.exists():
+            shutil.copytree(KEPT / f"zero{stage}", folder)
+            lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+            (folder / "metrics.jsonl").write_text("".join(lines[:3]))
+        deepspeed, words = tmp_path / "stage.json", kept_words(folder, *overrides)
+        deepspeed.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+        assert train(load_config(toml, words), (str(deepspeed), toml), given_keys(toml, words)) == 0
+        return folder
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_by_step(run: Path) -> dict[int, tuple[float, ...]]:
+    """The last that was written of each step: all losses and the gradient's norm."""
+    names = ("loss", "image", "text", "itc", "itm", "grad_norm")
+    return {line["step"]: tuple(line[name] for name in names) for line in read_metrics(run) if "loss" in line}

@@ -1,0 +1,177 @@
+"""Run under the deepspeed launcher: one engine after another trains, meets a poisoned batch and is rolled back.
+
+deepspeed --num_accelerators R tests/training/engine_worker.py SHARDS CASES FILE [OVERRIDE ...]
+
+CASES is a JSON object of DeepSpeed configurations by name; FILE gets, by name, what came of each. Every engine but
+the first also goes on from where the first was after its third step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvlm.batch import Batch, Tally
+from mvlm.runtime import dist
+from mvlm.training.blocks import prepare_blocks
+from mvlm.training.engine import Engine
+from mvlm.training.kernels import apply_kernels
+from mvlm.training.logging.metrics import told
+from mvlm.training.optim import count_parameters, freeze
+from mvlm.training.zero.config import resolve
+from tests.training.parity_worker import built, configuration, steps_of
+
+DECAY = 0.9  # of the average
+SOME = ("temperature.value", "word_head.classifier.weight", "word_head.classifier.bias", "match_head.classifier.bias")
+KEPT = 3  # the step gone back to, of the five that are trained
+
+
+def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[str, Any]) -> dict[str, Any]:
+    world = dist.world()
+    config = configuration(shards, max(4, 16 // (world * 2)), overrides)  # two micro-batches a rank
+    model, loader = built(config, dist.rank(), world)
+    ds_config = resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model))
+    given = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    freeze(model, config.train.freeze)
+    apply_kernels(model, config)
+    prepare_blocks(model, config, ds_config["zero_optimization"]["stage"])
+    engine = Engine(model, config, ds_config)
+    batches = steps_of(loader)
+    batches.append(batches[0])
+    at_start = kept(engine)
+    averages = {name: weight.double() for name, weight in of_some(engine, "weight").items()}
+    to_kept = trained(engine, batches, 0, KEPT, averages)
+    at_kept = kept(engine)
+    undisturbed = trained(engine, batches, KEPT, len(batches), averages)
+    end = digest(engine)
+
+    average_errors = errors(engine, averages) if engine.averages else math.nan
+    with engine.averaged():
+        exchanged = digest(engine)
+        computed_with = errors(engine, averages, "weight") if engine.averages else math.nan
+    after_exchange = digest(engine)
+    frozen = [
+        torch.equal(whole["weight"].cpu(), given[name]) for name, whole in engine.whole_tensors() if len(whole) == 1
+    ]
+
+    engine.config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, text=float("nan")))
+    engine.step(batches[0], 0.5, 0)
+    poisoned = {"grad_norm": norm(engine), "overflowed": engine.overflowed}
+    engine.config = config
+    restore(engine, at_kept)
+    found = digest(engine)
+    repeated = trained(engine, batches, KEPT, len(batches))
+    end_again = digest(engine)
+
+    restore(engine, at_start)
+    from_the_start = trained(engine, batches, 0, KEPT)
+    first.setdefault("kept", at_kept)
+    restore(engine, first["kept"])
+    return {
+        "to_kept": to_kept,
+        "undisturbed": undisturbed,
+        "repeated": repeated,
+        "from_the_start": from_the_start,
+        "poisoned": poisoned,
+        "kept": [at_kept["digest"], found],
+        "end": [end, end_again],
+        "firsts": [first["kept"]["digest"], digest(engine)],
+        "after_firsts": trained(engine, batches, KEPT, len(batches)),
+        "averages": [len(averages), average_errors, computed_with],
+        "exchanged": [end, exchanged, after_exchange],
+        "frozen": frozen,
+        "groups": [[g["name"], g["lr"], g["weight_decay"]] for g in engine.engine.optimizer.param_groups],
+        "optimizer": type(engine.engine.basic_optimizer).__name__,
+    }
+
+
+def trained(
+    engine: Engine, batches: list[list[Batch]], start: int, stop: int, averages: dict[str, torch.Tensor] | None = None
+) -> list[dict[str, Any]]:
+    """One line a step, with every number that it gave; `averages` follow the weights in float64."""
+    lines = []
+    for step in range(start, stop):
+        tally, before = Tally(), engine.updates
+        losses = engine.step(batches[step], 0.5, step, tally)
+        if averages is not None and engine.updates > before:
+            for name, weight in of_some(engine, "weight").items():
+                averages[name] = DECAY * averages[name] + (1 - DECAY) * weight.double()
+        means = {name: (dist.all_reduce(loss) / dist.world()).item() for name, loss in losses.items()}
+        facts = {"grad_norm": norm(engine), "updates": engine.updates, "overflowed": engine.overflowed}
+        lines.append(means | facts | told(tally) | {"loss_scale": engine.loss_scale_state()})
+    return lines
+
+
+def of_some(engine: Engine, key: str) -> dict[str, torch.Tensor]:
+    """Whole tensors of four parameters: gathering all after every step would take most of the time."""
+    some = [(name, parameter) for name, parameter in engine.parameters() if name in SOME]
+    return {name: engine._partitions.read(parameter, False)[key].cpu().clone() for name, parameter in some}
+
+
+def errors(engine: Engine, averages: dict[str, torch.Tensor], key: str = "ema") -> float:
+    """The largest difference from the averages in float64."""
+    return max((found - averages[name]).abs().max().item() for name, found in of_some(engine, key).items())
+
+
+def norm(engine: Engine) -> float:
+    assert engine.grad_norm is not None
+    return float(engine.grad_norm)
+
+
+def kept(engine: Engine) -> dict[str, Any]:
+    whole = {name: {key: t.cpu().clone() for key, t in tensors.items()} for name, tensors in engine.whole_tensors()}
+    return {
+        "updates": engine.updates,
+        "loss_scale": engine.loss_scale_state(),
+        "whole": whole,
+        "digest": digest(engine),
+    }
+
+
+def restore(engine: Engine, state: dict[str, Any]) -> None:
+    engine.prepare_state(state["updates"])
+    for name, parameter in engine.parameters():
+        engine.write(parameter, state["whole"][name])
+    if state["loss_scale"]:
+        engine.set_loss_scale_state(state["loss_scale"])
+
+
+def digest(engine: Engine) -> str:
+    """Of every bit of what the engine would save; -0 counts as 0, which adding up shares of the ranks makes of it."""
+    total = hashlib.sha256()
+    for name, tensors in engine.whole_tensors():
+        for key, tensor in tensors.items():
+            total.update(f"{name} {key} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            total.update((tensor.detach().cpu() + 0.0).contiguous().numpy().tobytes())
+    return total.hexdigest()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int)
+    parser.add_argument("shards")
+    parser.add_argument("cases", type=Path)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("overrides", nargs="*", help="of the run's TOML")
+    args = parser.parse_args()
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True  # a CPU can, slowly
+    torch.set_num_threads(1)
+    dist.init()
+    first: dict[str, Any] = {}
+    results = {
+        name: run(args.shards, content, args.overrides, first)
+        for name, content in json.loads(args.cases.read_text()).items()
+    }
+    if dist.rank() == 0:
+        args.file.write_text(json.dumps(results))
+    dist.barrier()
+    dist.close()

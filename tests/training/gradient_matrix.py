@@ -1,0 +1,187 @@
+"""The gradient of a global batch under options and layouts, against plain autograd through one graph of all of it.
+
+Generated from `OPTIONS`: every combination, or so few of them that any two values of two options meet in one.
+
+deepspeed --num_accelerators R tests/training/gradient_matrix.py SHARDS FILE    # every combination for R ranks
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mvlm.batch import Batch, Encoded
+from mvlm.config.schema import Config
+from mvlm.model import maskvlm
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
+from mvlm.training.blocks import prepare_blocks
+from mvlm.training.engine import Engine, seed_dropout
+from mvlm.training.optim import count_parameters
+from mvlm.training.zero.config import resolve
+from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, steps_of, weighted
+
+G, STEP = 32, 5
+EXACT = 2e-5
+"""The error that rounding in fp32 may leave; another draw of dropout is beyond 0.1."""
+VISION = "model.vision_args={patch_size=16, embed_dim=32, depth=2, num_heads=2, drop_path_rate=%s}"
+
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "dropout": (0.1, 0.0),
+    "drop_path": (0.5, 0.0),
+    "randaugment": ("[2,7]", "[0,0]"),
+    "weights": ("[1,2]", "[1,1]"),
+    "aligned": ("masked", "full"),
+    "accumulation": (4, 2, 1),
+    "ranks": (2, 1),
+    "stage": (3, 2, 1, 0),
+}
+"""The values of each, those that ask for more before those that ask for less."""
+
+Row = dict[str, Any]
+
+
+def every_row() -> list[Row]:
+    return [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())]
+
+
+def pairs_of(row: Row) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+    return set(itertools.combinations(row.items(), 2))
+
+
+def covering_rows() -> list[Row]:
+    """Of all rows the one with the most pairs of values that no row before it has, until every pair is there."""
+    # Of several the one that asks for most, on one rank, which needs no launch.
+    rows, chosen = sorted(every_row(), key=lambda row: row["ranks"]), []
+    missing = set().union(*map(pairs_of, rows))
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(pairs_of(row) & missing)))
+        missing -= pairs_of(chosen[-1])
+    return chosen
+
+
+def name_of(row: Row) -> str:
+    return " ".join(f"{option}={value}" for option, value in row.items())
+
+
+def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
+    options = [
+        f'data.train=["{shards}/train", "{shards}/eval"]',
+        f"data.weights={row['weights']}",
+        f"data.randaugment={row['randaugment']}",
+        f"model.dropout={row['dropout']}",
+        VISION % row["drop_path"],
+        f"objectives.alignment_inputs={row['aligned']}",
+    ]
+    return configuration(
+        shards, micro, [*WEIGHTS, *options, f"train.global_batch={G}", "train.recompute=0.5", "optim.clip=0", *more]
+    )
+
+
+def alike(batch: Batch) -> Batch:
+    """Of every three ITM groups the first says the same throughout, so that it has no negatives."""
+    caption_id_B = torch.where(batch.position_B // 4 % 3 == 0, -1, batch.caption_id_B)
+    return dataclasses.replace(batch, caption_id_B=caption_id_B)
+
+
+def global_batch(config: Config, rank: int, world: int) -> tuple[MaskVLM, list[Batch]]:
+    model, loader = built(config, rank, world)
+    return model, [alike(batch) for batch in steps_of(loader)[0]]
+
+
+def engine_of(model: MaskVLM, config: Config, stage: int) -> Engine:
+    prepare_blocks(model, config, stage)
+    content = {"zero_optimization": {"stage": stage}}
+    ds_config = resolve(content, config, ("json", "toml"), dist.world(), 10, 2, count_parameters(model))
+    return Engine(model, config, ds_config)
+
+
+def engine_gradients(row: Row, shards: str) -> Gradients:
+    """By name, from one update: AdamW's first moment is then a tenth of the gradient."""
+    world = dist.world()
+    config = config_of(row, shards, G // (world * row["accumulation"]))
+    model, micro_batches = global_batch(config, dist.rank(), world)
+    assert len(micro_batches) == row["accumulation"]
+    engine = engine_of(model, config, row["stage"])
+    torch.manual_seed(dist.rank())  # what was drawn before must not matter
+    engine.step(micro_batches, 0.5, STEP)
+    share = 1 - config.optim.betas[0]
+    return {name: whole["exp_avg"].double() / share for name, whole in engine.whole_tensors()}
+
+
+def reference_gradients(row: Row, shards: str) -> Gradients:
+    """Of a row with dropout, micro-batch by micro-batch with the same draws; of any other, the whole batch at once."""
+    random = row["dropout"] or row["drop_path"]
+    parts = row["ranks"] * row["accumulation"] if random else 1
+    config = config_of(row, shards, G // parts)
+    model, micro_batches = global_batch(config, 0, 1)
+    model.train()
+    denominators = sum(model.denominators(batch) for batch in micro_batches)
+    owns: list[Encoded] = []
+    total = torch.zeros(())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maskvlm, "itc_loss", lambda own, *_: owns.append(own) or torch.zeros(()))
+        for part, batch in enumerate(micro_batches):
+            seed_dropout(config.run.seed, STEP, part * len(batch))
+            pool = maskvlm.Pool(None, 0, parts, *denominators)  # type: ignore[arg-type]
+            total = total + weighted(model(batch, pool), config) / parts
+    total = total + config.objectives.itc * contrastive_loss(owns, model.temperature())
+    total.backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def contrastive_loss(owns: list[Encoded], temperature: Tensor) -> Tensor:
+    image, text = (torch.cat([getattr(own, name) for own in owns]) for name in ("image_BE", "text_BE"))
+    ids = [torch.cat([getattr(own, name) for own in owns]) for name in ("image_id_B", "caption_id_B")]
+    same = (ids[0][:, None] == ids[0]) | (ids[1][:, None] == ids[1])
+    scores = (image @ text.T / temperature).masked_fill(same & ~torch.eye(G, dtype=torch.bool), float("-inf"))
+    return (F.cross_entropy(scores, torch.arange(G)) + F.cross_entropy(scores.T, torch.arange(G))) / 2
+
+
+def errors(found: Gradients, expected: Gradients) -> dict[str, float]:
+    """Relative to the parameter's own gradient, or to a thousandth of the largest where that is next to nothing."""
+    least = max(gradient.norm().item() for gradient in expected.values()) / 1000
+    wrong = {}
+    for name, gradient in found.items():
+        if not name.endswith(NOISE):
+            wanted = expected.get(name, torch.zeros(())).double()
+            wrong[name] = (gradient - wanted).norm().item() / max(wanted.norm().item(), least)
+    return wrong
+
+
+def worst(row: Row, shards: str) -> tuple[str, float]:
+    """The parameter whose gradient is furthest from the reference's, and by how much; all ranks must call, and the
+    first one's answer counts."""
+    found = engine_gradients(row, shards)
+    if dist.rank():
+        return "", 0.0
+    return max(errors(found, reference_gradients(row, shards)).items(), key=lambda item: item[1])
+
+
+def worst_of_each(rows: Iterable[Row], shards: str) -> dict[str, tuple[str, float]]:
+    """By the names of those rows that are for as many ranks as there are."""
+    return {name_of(row): worst(row, shards) for row in rows if row["ranks"] == dist.world()}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int)
+    parser.add_argument("shards")
+    parser.add_argument("file", type=Path)
+    args = parser.parse_args()
+    dist.init()
+    found = worst_of_each(every_row(), args.shards)
+    if dist.rank() == 0:
+        args.file.write_text(json.dumps(found))
+    dist.barrier()
+    dist.close()

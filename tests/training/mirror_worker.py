@@ -1,0 +1,85 @@
+"""One of two ranks with run folders of their own: is refused, saves, goes back and starts again.
+
+Words: the mirror's URL. The working directory is the rank's own and gets seen.json, what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fetch import begin_without, fetch_newest
+from mvlm.checkpoint.folder_group import Site, find_site
+from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.upload import Uploads
+from mvlm.config.schema import Checkpoint
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+from mvlm.training.checkpoint.resume import newest_whole
+from mvlm.training.checkpoint.save import Saver
+from tests.training.saver_worker import Trained, save
+
+RUN = Path("run")
+DESCRIPTION = {"config.toml": b"", "tokenizer/tokenizer.json": b'{"a": 1}', "text_encoder/config.json": b"{}"}
+"""What a checkpoint takes along."""
+
+
+def files() -> list[str]:
+    return sorted(path.name for path in (RUN / "checkpoints").glob("step_????????/*.safetensors"))
+
+
+def started(mirror: Mirror, site: Site) -> tuple[Saver, Uploads, Trained]:
+    """As `mvlm train` does it."""
+    if not fetch_newest(mirror, RUN, site):
+        begin_without(mirror, RUN, site)
+    engine, attempt = Trained(), Attempt(RUN, mirror, resumes=True, site=site)
+    uploads = Uploads(mirror, RUN, Checkpoint(keep=1), attempt, site, print)
+    return Saver(engine, RUN, Checkpoint(keep=1), attempt, site, uploads, DESCRIPTION), uploads, engine
+
+
+def mistake(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def main(url: str) -> dict[str, object]:
+    mirror = Mirror(url)
+    seen: dict[str, object] = {"without a mirror": mistake(lambda: find_site(RUN, mirrored=False))}
+    site = find_site(RUN, mirrored=True)
+    seen["ranks"] = site.ranks
+    saver, uploads, engine = started(mirror, site)
+    save(saver, engine, 2)
+    seen["written"] = files()
+    uploads.complete_folder()
+    seen["completed"] = files()
+    seen["goes back to"] = newest_whole(RUN).name
+
+    save(saver, engine, 4)
+    uploads.drain()
+    if dist.rank() == 1:
+        shutil.rmtree(RUN)  # a node that is replaced
+    dist.barrier()
+    started(mirror, site)
+    seen["after the loss of a node"] = (newest_whole(RUN).name, files())
+
+    empty = Mirror(f"{url}-of-none")
+    seen["with another mirror"] = mistake(lambda: begin_without(empty, RUN, site))
+    for file in (RUN / "checkpoints/step_00000004").glob(f"*-0000{1 - dist.rank()}-of-*"):
+        file.unlink()  # as when an attempt was killed before its first upload
+    begin_without(empty, RUN, site)
+    seen["latest"] = (RUN / "checkpoints/latest").exists()
+    return seen
+
+
+if __name__ == "__main__":
+    dist.init()
+    Path("seen.json").write_text(json.dumps(main(sys.argv[1])))
+    dist.barrier()
+    dist.close()

@@ -1,0 +1,181 @@
+"""Run under the deepspeed launcher: a few steps in each of several layouts, every number of them to a JSON file.
+
+The first step of each is also held against the oracle of tests/model: every pair by itself, in float64.
+
+deepspeed --num_accelerators R tests/training/parity_worker.py SHARDS FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mvlm.batch import Batch, Losses, Tally
+from mvlm.config.schema import Config, load_config
+from mvlm.data.loading.loader import Loader
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.samples.tokenizer import train_tokenizer
+from mvlm.data.shards.corpus import training_mixture
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
+from mvlm.training.blocks import prepare_blocks
+from mvlm.training.engine import Engine
+from mvlm.training.kernels import apply_kernels
+from mvlm.training.logging.metrics import told
+from mvlm.training.optim import count_parameters, parameter_groups
+from mvlm.training.zero.config import resolve
+from tests.conftest import ROOT, TINY
+from tests.model.oracle import Oracle
+
+Gradients = dict[str, Tensor]
+
+STEPS = 4
+# Softmax does not see a bias that all keys share: its gradient is rounding noise, which Adam makes a step of.
+NOISE = ("key.bias", "key_value.bias", "qkv.bias")
+LAYOUTS = [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)]  # ZeRO stage, accumulation
+
+
+WEIGHTS = ["objectives.image=0.5", "objectives.text=2", "objectives.itc=0.7", "objectives.itm=3"]
+
+
+def configuration(shards: str, micro: int, overrides: Iterable[str] = ()) -> Config:
+    own = [f"data.train={shards}/train", f"train.micro_batch={micro}", "optim.lr=3e-3"]
+    return load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *own, *overrides])
+
+
+def weighted(losses: Losses, config: Config) -> Tensor:
+    objectives = config.objectives
+    weights = {"image": objectives.image, "text": objectives.text, "itc": objectives.itc, "itm": objectives.itm}
+    return torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
+
+
+def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
+    mixture = training_mixture(config.data)
+    captions = [caption for row in range(len(mixture)) for caption in mixture.captions(row)]
+    tokenizer = train_tokenizer(captions, config.data.vocabulary)
+    torch.manual_seed(0)
+    model = MaskVLM(config, tokenizer)
+    tokens = Counter(token for caption in captions for token in tokenizer(caption, add_special_tokens=False).input_ids)
+    with torch.no_grad():  # some words are guessed right from the start, or all accuracies would be equal zeros
+        model.word_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
+    loader = Loader(
+        PairDataset(mixture, tokenizer, config, model.grid),
+        mixture.draws(config.run.seed, config.data),
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        rank=rank,
+        world=world,
+        workers=0,
+    )
+    return model, loader
+
+
+def steps_of(loader: Loader) -> list[list[Batch]]:
+    with loader:
+        return [micro_batches for _, micro_batches in zip(range(STEPS), loader, strict=False)]
+
+
+def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients) -> dict[str, Any]:
+    world = dist.world()
+    config = configuration(shards, 16 // (world * accumulation), [*WEIGHTS, "train.recompute=0.5"])
+    model, loader = built(config, dist.rank(), world)
+    apply_kernels(model, config)
+    prepare_blocks(model, config, stage)
+    content = {"zero_optimization": {"stage": stage}}
+    engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
+    history: dict[str, Any] = {"grad_norm": []}
+    for step, micro_batches in enumerate(steps_of(loader)):
+        tally = Tally()
+        for name, loss in engine.step(micro_batches, 0.5, step, tally).items():
+            history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
+        for name, value in told(tally).items():
+            history.setdefault(name, []).append(value)
+        assert engine.grad_norm is not None
+        history["grad_norm"].append(float(engine.grad_norm))
+        if step == 0:
+            history["gradient_errors"] = gradient_errors(engine, config, reference)
+    sums = {name: float(np.abs(whole["weight"].double().numpy()).sum()) for name, whole in engine.whole_tensors()}
+    return history | {"weights": [sums[name] for name in sorted(sums) if not name.endswith(NOISE)]}
+
+
+def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
+    """Losses of the first global batch and gradients of their weighted sum, pair by pair in float64."""
+    model, loader = built(configuration(shards, 16, WEIGHTS), 0, 1)
+    copies = {name: parameter.detach().double().requires_grad_() for name, parameter in model.named_parameters()}
+    losses = Oracle(copies, model.config, vision_heads=2, text_heads=2)(steps_of(loader)[0][0]).losses
+    weighted(losses, model.config).backward()
+    return {name: loss.item() for name, loss in losses.items()}, {name: copy.grad for name, copy in copies.items()}
+
+
+def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dict[str, float]:
+    """Relative error of each parameter's gradient, which AdamW's first moment is a tenth of after one update."""
+    norm = torch.stack([gradient.norm() for gradient in reference.values()]).norm()
+    share = (1 - config.optim.betas[0]) * min(1.0, config.optim.clip / norm.item())
+    errors = {}
+    for name, whole in engine.whole_tensors():
+        if not name.endswith(NOISE):
+            expected = share * reference[name]
+            errors[name] = ((whole["exp_avg"].double().cpu() - expected).norm() / expected.norm()).item()
+    return errors
+
+
+def part_norms(model: MaskVLM) -> dict[str, float]:
+    """Of the gradients as they are; what stands in the model beside its encoders and the decoder is a head."""
+    squares: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        is_head = "head" in name or "projection" in name or name.startswith("temperature")
+        part = f"grad_norms/{'heads' if is_head else name.split('.')[0]}"
+        assert parameter.grad is not None
+        squares[part] = squares.get(part, 0.0) + parameter.grad.double().square().sum().item()
+    return {part: square**0.5 for part, square in squares.items()}
+
+
+def plain_run(shards: str) -> dict[str, list[float]]:
+    """A torch loop over whole global batches, without DeepSpeed, ranks or pools."""
+    config = configuration(shards, 16, WEIGHTS)
+    model, loader = built(config, 0, 1)
+    groups = parameter_groups(model, config.optim)
+    optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, eps=config.optim.eps)
+    history: dict[str, list[float]] = {"grad_norm": []}
+    for (batch,) in steps_of(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.5 * group["peak_lr"]
+        tally = Tally()
+        losses = model(batch, None, tally)
+        optimizer.zero_grad()
+        weighted(losses, config).backward()
+        for name, value in told(tally).items() | part_norms(model).items():
+            history.setdefault(name, []).append(value)
+        history["grad_norm"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)))
+        optimizer.step()
+        for name, loss in losses.items():
+            history.setdefault(name, []).append(loss.item())
+    sums = {name: p.detach().double().abs().sum().item() for name, p in model.named_parameters()}
+    return history | {"weights": [sums[name] for name in sorted(sums) if not name.endswith(NOISE)]}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank", type=int)
+    parser.add_argument("shards")
+    parser.add_argument("file", type=Path)
+    args = parser.parse_args()
+    dist.init()
+    losses, gradients = reference_step(args.shards)
+    results = {f"zero{s}_accumulation{acc}": engine_run(args.shards, s, acc, gradients) for s, acc in LAYOUTS}
+    plain = plain_run(args.shards)
+    from tests.training.gradient_matrix import covering_rows, worst_of_each  # which imports what stands above
+
+    results["matrix"] = worst_of_each(covering_rows(), args.shards)
+    if dist.rank() == 0:
+        args.file.write_text(json.dumps(results | {"plain": plain, "reference": losses}))
+    dist.barrier()
+    dist.close()

@@ -1,0 +1,48 @@
+"""What a run uses of its device, against torch's own count of a step's operations."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.step.count import count_flops
+from benchmarks.step.sizes import SIZES, build, make_batch
+from mvlm.model.dimensions import dimensions
+from mvlm.training.logging.mfu import Arithmetic, peak_flops
+
+
+def test_mfu_is_the_share_of_executed_operations() -> None:
+    size = SIZES["tiny"]
+    model = build(size)
+    batch = make_batch(size, model.grid, pairs=size.config.train.global_batch)
+    counted = count_flops(lambda: sum(model(batch).values()).backward())
+    arithmetic = Arithmetic(size.config, dimensions(model), peak=1e12)
+    found = arithmetic.metrics([batch, batch], pairs_per_s=50.0)
+    assert found["tflops"] == pytest.approx(50.0 * counted / len(batch) / 1e12, rel=0.03)
+    assert found["mfu"] == found["tflops"]
+    assert Arithmetic(size.config, dimensions(model), peak=None).metrics([batch], 50.0).keys() == {"tflops"}
+    assert Arithmetic(size.config, None, peak=1e12).metrics([batch], 50.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "low_precision", "tf32", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", True, False, 989e12),
+        ("NVIDIA H100 80GB HBM3", False, False, 67e12),
+        ("NVIDIA H100 80GB HBM3", False, True, 494e12),
+        ("NVIDIA H100 PCIe", True, False, 756e12),
+        ("NVIDIA H200", True, False, 989e12),
+        ("NVIDIA GH200 480GB", True, False, 989e12),
+        ("NVIDIA A100-SXM4-80GB", True, False, 312e12),
+        ("NVIDIA A10", True, False, 125e12),
+        ("NVIDIA L40S", True, False, 362e12),
+        ("NVIDIA L4", True, False, 121e12),
+        ("Tesla V100-SXM2-16GB", True, False, 125e12),
+        ("Tesla T4", True, False, 65e12),
+        ("NVIDIA A10G", True, False, None),
+        ("NVIDIA L400", True, False, None),
+        ("NVIDIA T400 4GB", True, False, None),
+        ("some other card", True, False, None),
+    ],
+)
+def test_peaks_are_those_of_the_card(name: str, low_precision: bool, tf32: bool, peak: float | None) -> None:
+    assert peak_flops(name, low_precision, tf32) == peak

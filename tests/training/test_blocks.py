@@ -1,0 +1,141 @@
+"""Blocks compiled, and blocks computed again in backward: the same training, with less kept."""
+
+from __future__ import annotations
+
+import shutil
+import weakref
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from mvlm.config.schema import Config, Model, Train
+from mvlm.errors import UserError
+from mvlm.training.blocks import evenly, find_blocks, prepare_blocks
+from mvlm.training.kernels import apply_kernels
+from tests.training.test_kernels import build
+
+
+def make_vit(depth: int = 4) -> nn.Module:
+    torch.manual_seed(0)
+    return timm.create_model("vit_tiny_patch16_224", img_size=64, depth=depth, num_classes=0)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    torch.manual_seed(1)
+    model.zero_grad()
+    value = model(torch.randn(2, 3, 64, 64)).square().sum()
+    value.backward()
+    return [value.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+def kept(model: nn.Module) -> int:
+    """Values that stay in memory between forward and backward, weights left out."""
+    alive: dict[int, weakref.ref] = {}
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    class Note(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in weights:
+                    storage = tensor.untyped_storage()
+                    alive[storage.data_ptr()] = weakref.ref(storage)
+            return out
+
+    with Note():
+        value = model(torch.randn(2, 3, 64, 64)).sum()
+    total = sum(s.nbytes() for ref in alive.values() if (s := ref()) is not None)
+    value.backward()
+    return total
+
+
+def config(dropout: float = 0.0, **train: object) -> Config:
+    return Config(model=Model(dropout=dropout), train=Train(**train))
+
+
+def test_the_blocks_of_all_encoders_are_found() -> None:
+    names = [type(block).__name__ for block in find_blocks(build("model.cross_depth=2", "model.decoder_depth=3"))]
+    assert names == ["Block", "RobertaLayer", *["CrossBlock"] * (2 + 2 + 3)]
+
+
+@pytest.mark.parametrize(
+    ("share", "picked"), [(0, []), (0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (0.75, [1, 2, 3, 5, 6, 7]), (1, [*range(8)])]
+)
+def test_a_share_of_the_blocks_is_spread_over_them(share: float, picked: list[int]) -> None:
+    assert evenly([*range(8)], share) == picked
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_recomputed_blocks_train_the_same_bits(share: float) -> None:
+    expected, model = gradients(make_vit()), make_vit()
+    names = [*model.state_dict()]
+    prepare_blocks(model, config(recompute=share), stage=0)
+    for found, wanted in zip(gradients(model), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert [*model.state_dict()] == names
+
+
+def test_recomputation_draws_the_same_dropout() -> None:
+    models = []
+    for share in (0.0, 1.0):
+        torch.manual_seed(0)
+        models.append(
+            timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=0, proj_drop_rate=0.5)
+        )
+        prepare_blocks(models[-1], config(dropout=0.5, recompute=share), stage=0)
+    for found, wanted in zip(*map(gradients, models), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_memory_falls_with_the_share() -> None:
+    sizes = []
+    for share in (0.0, 0.5, 1.0):
+        model = make_vit()
+        prepare_blocks(model, config(recompute=share), stage=0)
+        sizes.append(kept(model))
+    none, half, whole = sizes
+    assert whole < 0.25 * none
+    assert half == pytest.approx((none + whole) / 2, rel=0.1)
+
+
+class SmallBlock(nn.Module):
+    """Little to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feed_forward = nn.Sequential(nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.feed_forward(x)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
+def test_compiled_and_recomputed_blocks_train_alike() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Sequential(SmallBlock(), SmallBlock())), torch.randn(4, 8)
+    names, results = [*model.state_dict()], []
+    for ready in (False, True):
+        if ready:
+            apply_kernels(model, Config())
+            prepare_blocks(model, config(compile=True, recompute=0.5), stage=2)
+        model.zero_grad()
+        value = model(x)
+        value.square().sum().backward()
+        results.append([value.detach(), *(parameter.grad for parameter in model.parameters())])
+    for found, wanted in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert [*model.state_dict()] == names
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+
+
+def test_stage_3_cannot_be_compiled() -> None:
+    with pytest.raises(UserError, match=r"train\.compile does not go with ZeRO stage 3"):
+        prepare_blocks(make_vit(1), config(compile=True), stage=3)
+
+
+def test_a_missing_compiler_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"train\.compile needs a C\+\+ compiler"):
+        prepare_blocks(make_vit(1), config(compile=True), stage=0)

@@ -1,0 +1,193 @@
+"""Settings that are changed between a stop and a resume: told and taken, or refused; never silently."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mvlm.checkpoint.state import TrainState
+from mvlm.config.schema import Config, given_keys, load_config, load_stored_config
+from mvlm.config.toml import as_toml
+from mvlm.errors import UserError
+from mvlm.training.checkpoint.resume import Start
+from mvlm.training.checkpoint.settings import ON_RESUME, OnResume, Resumed, flat, resume_config
+from mvlm.training.fit import schedule_steps
+from mvlm.training.health import anomaly as guard
+from tests.training.conftest import KEPT, Resume, kept_words, read_metrics
+
+TOML = str(KEPT / "run.toml")
+CHECKPOINT = KEPT / "zero0/checkpoints/step_00000003"
+
+OTHER: dict[str, Any] = {
+    "data.weights": [2.0],
+    "data.tokenizer": "tokenizer.json",
+    "data.caption": "cycle",
+    "data.crop_scale": [0.9, 1.0],
+    "data.randaugment": [0, 0],
+    "data.worker_mode": "processes",
+    "data.eval": [str(KEPT / "shards")],
+    "data.cache": "cache",
+    "model.vision": "vit_small_patch16_224",
+    "model.vision_weights": "pretrained",
+    "model.vision_args": {"patch_size": 8},
+    "model.text": "bert",
+    "model.text_weights": "weights",
+    "model.text_args": {"hidden_size": 16},
+    "model.cross_norm": "post",
+    "model.dropout": 0.1,
+    "model.temperature": 0.1,
+    "model.temperature_min": 0.01,
+    "model.temperature_max": 0.4,
+    "model.classifier_init": "random",
+    "objectives.image_masking": "drop",
+    "objectives.image_mask_rounding": "floor",
+    "objectives.hide": "both",
+    "objectives.alignment_inputs": "masked",
+    "objectives.itm_negatives": "uniform",
+    "objectives.text_mask_token": 0.7,
+    "objectives.text_mask_random": 0.2,
+    "objectives.text_mask_ratio": 0.4,
+    "objectives.image_mask_ratio": 0.5,
+    "objectives.extra": {"another": 1.0},
+    "task.name": "retrieval",
+    "optim.betas": [0.8, 0.9],
+    "optim.floor": 0.2,
+    "optim.layer_decay": 0.9,
+    "train.freeze": ["vision"],
+    "train.recompute": 0.5,
+    "train.ema": 0.5,
+    "train.spike": 4.0,
+    "checkpoint.resume": "elsewhere",
+    "checkpoint.init": "elsewhere",
+    "checkpoint.mirror": "memory://elsewhere",
+    "log.wandb": "project",
+    "log.mlflow": "folder",
+    "run.dir": "elsewhere",
+}
+"""Possible values of the keys for which neither a number doubled, nor a switch turned, nor "plain" is one."""
+
+
+def another(key: str, value: Any) -> Any:
+    if key in OTHER:
+        return OTHER[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return 2 * value if value > 0 else 1
+    return "plain"
+
+
+def resumed(*overrides: str, checkpoint: Path = CHECKPOINT) -> Resumed:
+    start = Start(checkpoint, resumes=True, own=True)
+    return resume_config(load_config(TOML, overrides), given_keys(TOML, overrides), start)
+
+
+@pytest.mark.parametrize("key", sorted(flat(Config())))
+def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
+    stored = flat(load_stored_config(KEPT / "zero0/config.toml"))[key]
+    given, kind = another(key, stored), ON_RESUME[key]
+    words = kept_words(KEPT / "zero0", f"{key}={as_toml(given)}")
+    value = flat(load_config(TOML, words))[key]
+    assert value != stored
+    if kind in (OnResume.APPLIES, OnResume.PLACE, OnResume.ORDER):
+        found = resumed(*words)
+        assert flat(found.config)[key] == value
+        sentences = [sentence for sentence in found.told if f"{key}: " in sentence]
+        quiet = kind is OnResume.ORDER or key in ("run.dir", "checkpoint.resume")  # the first is told when it applies
+        assert len(sentences) == (0 if quiet else 1)
+        if sentences:
+            assert f"{key}: {as_toml(stored)} -> {as_toml(value)}" in sentences[0]
+    else:
+        with pytest.raises(UserError) as error:
+            resumed(*words)
+        (sentence,) = (one for one in error.value.sentences if one.startswith(f"{key} was "))
+        assert all(part in sentence for part in (as_toml(stored), as_toml(value), "leave it out", "checkpoint.init"))
+
+
+def test_every_key_says_what_a_change_does() -> None:
+    assert set(ON_RESUME) == set(flat(Config()))
+
+
+def test_what_is_not_set_any_more_is_kept_and_told() -> None:
+    found = resumed(*kept_words(KEPT / "zero2"), checkpoint=KEPT / "zero2/checkpoints/step_00000003")
+    assert found.config.train.ema == 0.9
+    (told,) = (sentence for sentence in found.told if "Kept" in sentence)
+    assert "train.ema = 0.9 (default 0.0)" in told
+
+
+def test_changes_are_told_taken_and_kept_with_each_attempt(
+    resume_kept: Resume, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["optim.lr=0.005", "objectives.itc=0.5", "objectives.itm=0", "optim.clip=0.5", "train.ema=0.9"]
+    changes += ["data.text_length=20", "train.steps=5", "train.global_batch=16", "data.randaugment=[0, 0]"]
+    run = resume_kept(1, *changes)
+    said = capfd.readouterr().err
+    (told,) = (line for line in said.splitlines() if line.startswith("Changed since the checkpoint: "))
+    for change in (
+        "optim.lr: 0.01 -> 0.005",
+        "objectives.itc: 1.0 -> 0.5",
+        "objectives.itm: 1.0 -> 0.0",
+        "optim.clip: 1.0 -> 0.5",
+        "train.ema: 0.0 -> 0.9",
+        "data.text_length: 30 -> 20",
+        "train.steps: 6 -> 5",
+        "train.global_batch: 32 -> 16",
+        "data.randaugment: [2, 7] -> [0, 0]",
+    ):
+        assert change in told
+    lines = read_metrics(run)[3:]
+    assert [line["step"] for line in lines] == [4, 5]
+    assert lines[-1]["lr"] == pytest.approx(0.005 * 0.1) and "itm" not in lines[-1]
+    state = json.loads((run / "checkpoints/step_00000005/state.json").read_text())
+    assert state["samples_seen"] == 3 * 32 + 2 * 16
+    assert any((run / "checkpoints/step_00000005").glob("ema-*"))
+
+    assert resume_kept(1, *changes, "train.steps=6", "optim.clip=1.0") == run  # its default
+    said = capfd.readouterr().err
+    (told,) = (line for line in said.splitlines() if line.startswith("Changed since the checkpoint: "))
+    assert told.endswith("optim.clip: 0.5 -> 1.0, train.steps: 5 -> 6.")
+    kept = [tomllib.loads((run / f"attempts/{n:04d}/config.toml").read_text()) for n in (1, 2)]
+    assert [(tables["train"]["steps"], tables["optim"]["clip"]) for tables in kept] == [(5, 0.5), (6, 1.0)]
+    assert tomllib.loads((run / "config.toml").read_text()) == kept[1]
+    assert (run / "attempts/0002/deepspeed.json").read_text() == (run / "deepspeed.json").read_text()
+
+
+def test_an_end_that_has_been_passed_is_refused(resume_kept: Resume) -> None:
+    with pytest.raises(UserError, match=r"The run is at step 3, and train.steps ends it at step 2: "):
+        resume_kept(1, "train.steps=2")
+
+
+def test_a_changed_stage_is_told(resume_kept: Resume, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = resume_kept(0)
+    capfd.readouterr()
+    run.rename(tmp_path / "zero1")
+    resume_kept(1, "train.steps=7")
+    said = capfd.readouterr().err
+    assert "Changed in the DeepSpeed JSON since the checkpoint: zero_optimization.stage: 0 -> 1." in said
+
+
+def test_with_another_batch_the_learning_rate_goes_on_from_where_it_was() -> None:
+    """Halved at 4,000 of 10,000 samples, of which a warm-up takes the first 1,000."""
+    words = ["train.epochs=10", "optim.warmup_epochs=1", "optim.warmup_steps=-1", "train.steps=0"]
+    before = load_config(TOML, [*words, "train.global_batch=20"])
+    after = load_config(TOML, [*words, "train.global_batch=10"])
+    state = TrainState(step=200, samples_seen=4000, seed=0, manifest_fingerprint="")
+    assert schedule_steps(before, 1000) == schedule_steps(before, 1000, state) == (500, 50)
+    total, warmup = schedule_steps(after, 1000, state)
+    assert total == 200 + 6000 / 10
+    assert (200 - warmup) / (total - warmup) == (200 - 50) / (500 - 50)
+    later = TrainState(step=300, samples_seen=5000, seed=0, manifest_fingerprint="")
+    assert schedule_steps(after, 1000, later) == (total, warmup)
+    skipped = TrainState(step=200, samples_seen=4060, seed=0, manifest_fingerprint="", skipped=(20, 60, 100))
+    assert schedule_steps(before, 1000, skipped) == (500, 50)
+
+
+def test_a_loss_that_is_weighted_anew_is_no_spike(resume_kept: Resume, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "ENOUGH", 1)
+    run = resume_kept(0, "objectives.text=30", "train.max_skipped=0")
+    assert min(line["loss"] for line in read_metrics(run)[3:]) > 3 * max(line["loss"] for line in read_metrics(run)[:3])
+    assert resumed("objectives.text=30").alters_loss and not resumed("optim.lr=0.1").alters_loss

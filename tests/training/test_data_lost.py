@@ -1,0 +1,112 @@
+"""A run whose data stop coming saves what it has done and asks to be started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import psutil
+import pytest
+
+from mvlm.checkpoint.tensors import find_checkpoint
+from mvlm.config.schema import load_config
+from mvlm.data.shards import outage
+from mvlm.training.fit import train
+from tests.conftest import ROOT, TINY, mvlm_command, run_command
+from tests.data.http_store import Store
+from tests.data.made_shards import make_rows, write_shards
+from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
+
+STEPS = 20
+JSON = str(ROOT / "ds_configs/cpu.json")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Of 400 rows in 40 shards; it goes away after ten of them."""
+    pytest.importorskip("aiohttp")
+    store = Store(write_shards(tmp_path / "shards", make_rows(400), shard_rows=10))
+    store.start(lasts=10)
+    yield store
+    store.stop()
+
+
+def words(run: Path, train: str | Path, *overrides: str) -> list[str]:
+    data = [f"data.train={train}", f"data.cache={run.parent / 'cache'}", "data.shuffle_shards=2"]
+    return [*TINY, *data, f"run.dir={run}", f"train.steps={STEPS}", *overrides]
+
+
+def signal_when_gone(store: Store) -> None:
+    while store.server:
+        time.sleep(0.01)
+    time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_store_that_goes_away(
+    train_here: TrainHere,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(outage, "PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(outage, "RETRY_S", 0.1)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert train_here(whole, *words(whole, store.folder)) == 0
+    given = words(run, store.url, "data.patience=0.03", f"data.tokenizer={whole}/tokenizer")
+    assert train_here(run, *given) == 75
+    step = read_metrics(run)[-1]["step"]
+    assert 0 < step < STEPS and find_checkpoint(run).name == f"step_{step:08d}"
+    said = capfd.readouterr().err
+    assert f"Stopped for want of data (rank 0: {store.url}/0000" in said and f"at step {step}, saved in" in said
+    store.start(lasts=5)
+    waits = Thread(target=signal_when_gone, args=(store,))
+    waits.start()
+    assert train_here(run, *given, "data.patience=60") == 75  # at once, though an hour is left
+    waits.join()
+    assert "Stopped by a signal at step" in capfd.readouterr().err
+    store.start()
+    assert train_here(run, *given) == 0
+    assert losses_by_step(run) == losses_by_step(whole)
+    assert [line["step"] for line in read_metrics(run)] == list(range(1, STEPS + 1))
+
+
+def test_a_loader_process_that_is_killed(one_rank: None, scenes: Path, tmp_path: Path) -> None:
+    run, before = tmp_path / "run", set(psutil.Process().children())
+
+    def kill_loaders(model: Any, folder: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
+        while step == 3 and not set(psutil.Process().children()) - before:
+            time.sleep(0.01)
+        loaders = set(psutil.Process().children()) - before
+        for loader in loaders:
+            loader.kill()
+        return {}, None
+
+    loading = ("data.worker_mode=processes", "data.workers=1", "eval.every=3", "eval.share=1e9")
+    config = load_config(TOML, words(run, scenes / "train", "data.shuffle_shards=0", *loading))
+    assert train(config, (JSON, TOML), frozenset(), lambda _: kill_loaders) == 75
+    assert read_metrics(run)[-1]["step"] >= 3
+    assert find_checkpoint(run).name == f"step_{read_metrics(run)[-1]['step']:08d}"
+
+
+@pytest.mark.campaign
+def test_two_ranks_wait_for_a_store_together(store: Store, trained: Path, tmp_path: Path) -> None:
+    """For longer than the watchdog lets any of them be still."""
+    run = tmp_path / "run"
+    tokenizer = f"data.tokenizer={trained}/tokenizer"
+    given = words(run, store.url, "data.patience=0.8", "train.hang_minutes=0.4", tokenizer)
+    command = mvlm_command("train", TOML, "--deepspeed_config", JSON, *given, ranks=2)
+    done = run_command(command)
+    assert done.returncode == 75, done.stdout + done.stderr
+    step = read_metrics(run)[-1]["step"]
+    assert f"at step {step}, saved in" in done.stderr and "Stopped for want of data (rank" in done.stderr
+    assert not (run / "hangs.jsonl").exists() and find_checkpoint(run).name == f"step_{step:08d}"
+    store.start()
+    assert run_command(command).returncode == 0
+    assert [line["step"] for line in read_metrics(run) if "loss" in line] == list(range(1, STEPS + 1))

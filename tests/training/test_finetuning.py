@@ -1,0 +1,166 @@
+"""Fine-tuning in the same loop: what it starts from, what it leaves, that resuming is exact, and its numbers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from timm.layers import resample_abs_pos_embed
+
+from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main as mvlm
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.tensors import load_run, load_task_run, open_tensors
+from mvlm.config.schema import given_keys, load_config
+from mvlm.data.samples.answers import load_answers
+from mvlm.errors import UserError
+from mvlm.training.fit import train
+from tests.conftest import ROOT, TINY, mvlm_command, run_command
+from tests.training.conftest import TrainHere, read_metrics
+
+WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
+STEPS = 4
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """worlds(task) -> a folder with `train` and `eval` shards of it."""
+    folder = tmp_path_factory.mktemp("worlds")
+
+    def made(task: str) -> Path:
+        out = folder / task
+        if not out.exists():
+            words = ["synth", "--task", WORLDS[task], "--count", "160", "--seed", "3", "--split", "train=0.8,eval=0.2"]
+            assert data_tools([*words, "--out", str(out)]) == 0
+        return out
+
+    return made
+
+
+@pytest.fixture
+def pretrained(train_here: TrainHere, tmp_path: Path) -> Path:
+    run = tmp_path / "pretrained"
+    assert train_here(run, "train.steps=1") == 0
+    return run
+
+
+def tuning(shards: Path, task: str, init: Path, *more: str) -> list[str]:
+    given = [f"task.name={task}", f"data.train={shards}/train", f"checkpoint.init={init}", "data.tokenizer=''"]
+    sizes = ["task.answer_minimum=3", f"train.steps={STEPS}", "train.global_batch=8", "eval.batch=5"]
+    return [*given, *sizes, *more]
+
+
+@pytest.mark.parametrize("task", list(WORLDS))
+def test_a_task_starts_from_pretraining_and_is_measured(
+    task: str,
+    train_here: TrainHere,
+    pretrained: Path,
+    worlds: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, shards = tmp_path / "run", worlds(task)
+    assert train_here(run, *tuning(shards, task, pretrained, "model.image_size=48")) == 0
+
+    said = capsys.readouterr().err.replace("\n", "")
+    whole = task == "entailment"  # the words of its sentences are those of captions
+    assert ("Texts are cut at data.text_length = " in said) != whole
+    assert "vision.vit.pos_embed resized from 1 x 5 x 32 to 1 x 10 x 32; 6 new (head.0.weight, " in said
+    listed = json.loads((run / "started_from.json").read_text())["parts"][0]
+    assert len(listed["fresh"]) == 6 and "word_head" in listed["left"]
+    with open_tensors(find_checkpoint(pretrained), "weights") as before:
+        with open_tensors(run / "checkpoints" / "step_00000000", "weights") as first:
+            start = {name: file.tensor(name) for name, file in first.items()}
+        for name, tensor in start.items():
+            if name == "vision.vit.pos_embed":
+                fitted = resample_abs_pos_embed(before[name].tensor(name), [3, 3])
+                torch.testing.assert_close(tensor, fitted, rtol=0, atol=0)
+            elif not name.startswith("head."):
+                assert torch.equal(tensor, before[name].tensor(name)), name
+    assert [line["loss"] == line["task"] for line in read_metrics(run) if "loss" in line] == [True] * STEPS
+
+    predictions, result = tmp_path / "predictions", tmp_path / "result.json"
+    words = ["evaluate", task, "--checkpoint", str(run), "--data", f"{shards}/eval", "--json", str(result)]
+    assert mvlm([*words, "--predictions", str(predictions)]) == 0
+    found = json.loads(result.read_text())
+    assert found["step"] == STEPS and 0 <= found["accuracy"] <= 1
+    assert ("none is longer" if whole else f" of {found['rows']} are longer, up to ") in found["protocol"]
+    rows = sum(kind["rows"] for kind in found["by_kind"].values())
+    assert rows == found["rows"] > 0
+    if task == "vqa":
+        answers = json.loads(predictions.read_text())
+        assert {answer["answer"] for answer in answers} <= set(load_answers(run / "tokenizer" / "answers.json"))
+        assert len({answer["question_id"] for answer in answers}) == rows
+    else:
+        assert len(predictions.read_text().splitlines()) == rows
+
+
+def test_going_on_with_a_task_changes_no_loss(
+    train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], tmp_path: Path
+) -> None:
+    words = tuning(worlds("vqa"), "vqa", pretrained, "model.dropout=0.1", "checkpoint.every=2")
+    assert train_here(tmp_path / "whole", *words) == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    (tmp_path / "parts" / "metrics.jsonl").unlink()
+    (tmp_path / "parts" / "checkpoints" / "latest").write_text("step_00000002")
+    assert train_here(tmp_path / "parts", *words) == 0
+    whole, again = task_losses(tmp_path / "whole"), task_losses(tmp_path / "parts")
+    assert list(again) == [3, 4] and again == {step: whole[step] for step in again}
+
+
+def task_losses(run: Path) -> dict[int, tuple[float, float]]:
+    return {line["step"]: (line["loss"], line["grad_norm"]) for line in read_metrics(run) if "loss" in line}
+
+
+def test_retrieval_has_its_two_losses_alone(train_here: TrainHere, pretrained: Path, tmp_path: Path) -> None:
+    words = ["task.name=retrieval", f"checkpoint.init={pretrained}", "data.tokenizer=''", "train.steps=2"]
+    assert train_here(tmp_path / "run", *words) == 0
+    lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    assert all(line["loss"] == pytest.approx(line["itc"] + line["itm"]) and "text" not in line for line in lines)
+    assert load_run(tmp_path / "run").config.objectives.image == 0
+
+
+def test_mistakes_are_told_in_a_sentence(
+    train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], scenes: Path, tmp_path: Path
+) -> None:
+    shards = worlds("vqa")
+    with pytest.raises(UserError, match="holds rows of the task 'caption' and not 'vqa'"):
+        train_here(tmp_path / "a", *tuning(scenes, "vqa", pretrained))
+    with pytest.raises(UserError, match=r"lower task\.answer_minimum"):
+        train_here(tmp_path / "b", *tuning(shards, "vqa", pretrained, "task.answer_minimum=1000"))
+    with pytest.raises(UserError, match=r"cannot be started from: .* give the same \[model\]"):
+        train_here(tmp_path / "c", *tuning(shards, "vqa", pretrained, "model.cross_depth=2"))
+    with pytest.raises(UserError, match="is a run of pretrain and not of vqa"):
+        load_task_run(pretrained, "vqa")
+
+
+def test_two_ranks_train_and_predict_as_one(
+    train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With the recipe's own file, under DeepSpeed's launcher."""
+    shards, toml, ds = worlds("nlvr2"), str(ROOT / "mvlm/configs/nlvr2.toml"), str(ROOT / "ds_configs/cpu.json")
+    small = [*TINY, "model.vision=vit_base_patch16_224", "model.text=roberta", "model.text_weights=random"]
+    words = [*small, *tuning(shards, "nlvr2", pretrained, "data.workers=1")]
+    auto = "train.micro_batch=auto"  # which the ranks agree on: all of their share fits
+    two = mvlm_command("train", toml, "--deepspeed_config", ds, f"run.dir={tmp_path}/two", *words, auto, ranks=2)
+    done = run_command(two)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "two/run.json").read_text())["micro_batch"] == 4
+    one_rank = [*words, f"run.dir={tmp_path}/one"]
+    assert train(load_config(toml, one_rank), (ds, toml), given_keys(toml, one_rank)) == 0
+    one, both = task_losses(tmp_path / "one"), task_losses(tmp_path / "two")
+    assert list(both) == list(one)
+    for step, losses in one.items():
+        assert both[step] == pytest.approx(losses, rel=1e-4)
+
+    words = ["evaluate", "nlvr2", "--checkpoint", f"{tmp_path}/two", "--data", f"{shards}/eval", "--batch", "5"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mvlm"]
+    done = run_command([*launch, *words, "--predictions", f"{tmp_path}/two.csv"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert mvlm([*words, "--predictions", f"{tmp_path}/one.csv"]) == 0
+    assert (tmp_path / "two.csv").read_text() == (tmp_path / "one.csv").read_text()

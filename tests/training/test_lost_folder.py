@@ -1,0 +1,118 @@
+"""A run folder that is removed, moved or replaced while it trains: noticed, and nothing comes back."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.state import TrainState
+from mvlm.config.schema import Checkpoint, given_keys, load_config
+from mvlm.errors import UserError
+from mvlm.runtime.storage import write_durably
+from mvlm.training.checkpoint import save as savers
+from mvlm.training.checkpoint.save import Saver
+from mvlm.training.fit import train
+from tests.conftest import TINY
+from tests.training.conftest import TOML, TrainHere, read_metrics
+from tests.training.saver_worker import Trained, save
+
+LOST = r"run has been removed, moved or replaced since attempt 1 began, .* move it back .* or set another run.dir\.$"
+
+
+def remove(run: Path) -> None:
+    shutil.rmtree(run)
+
+
+def move(run: Path) -> None:
+    run.rename(run.with_name("moved"))
+
+
+def replace_by_an_empty_one(run: Path) -> None:
+    move(run)
+    run.mkdir()
+
+
+def replace_by_anothers(run: Path) -> None:
+    move(run)
+    Attempt(run)
+
+
+Fate = Callable[[Path], None]
+FATES = [remove, move, replace_by_an_empty_one, replace_by_anothers]
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("last", [False, True], ids=["underway", "at the last step"])
+def test_it_is_noticed_and_nothing_is_written_there(
+    tmp_path: Path, scenes: Path, train_here: TrainHere, fate: Fate, last: bool
+) -> None:
+    run = tmp_path / "run"
+
+    def befall(model: torch.nn.Module, folder: Path, step: int, at_the_end: bool) -> tuple[dict[str, float], None]:
+        if at_the_end == last:
+            fate(folder)
+            found.extend(sorted(run.rglob("*")))
+        return {}, None
+
+    found: list[Path] = []
+    words = [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=6", "checkpoint.every=2"]
+    (tmp_path / "ds.json").write_text("{}")
+    with pytest.raises(UserError, match=LOST):
+        given = [*words, "eval.every=3"]
+        names = str(tmp_path / "ds.json"), TOML
+        train(load_config(TOML, given), names, given_keys(TOML, given), lambda _: befall)
+    assert sorted(run.rglob("*")) == found
+    assert run.exists() == (fate in (replace_by_an_empty_one, replace_by_anothers))
+    if fate is not remove and not last:
+        shutil.rmtree(run, ignore_errors=True)
+        run.with_name("moved").rename(run)
+        assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3]  # it ended at once
+        assert train_here(run) == 0
+        assert sorted({line["step"] for line in read_metrics(run)}) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_no_checkpoint_is_begun_or_finished_in_its_place(tmp_path: Path, fate: Fate) -> None:
+    run = tmp_path / "run"
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    save(saver, engine, 2)
+    fate(run)
+    found = sorted(run.rglob("*"))
+    with pytest.raises(UserError, match=LOST):
+        save(saver, engine, 4)
+    assert sorted(run.rglob("*")) == found
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_it_is_noticed_between_the_beginning_and_the_end_of_a_save(tmp_path: Path, fate: Fate) -> None:
+    run = tmp_path / "run"
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    save(saver, engine, 2)
+    with saver, pytest.raises(UserError, match=LOST):
+        saver.start(TrainState(4, 64, 0, "shards"))
+        fate(run)
+        found = sorted(run.rglob("*"))
+        saver.finish()
+    assert sorted(run.rglob("*")) == found
+
+
+def test_it_is_noticed_in_the_middle_of_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the checkpoint has its name, and before `latest` has it."""
+    run = tmp_path / "run"
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    save(saver, engine, 2)
+
+    def late(path: Path, text: str) -> None:
+        if path.name == "latest":
+            move(run)
+        write_durably(path, text)
+
+    monkeypatch.setattr(savers, "write_durably", late)
+    with pytest.raises(UserError, match=LOST):
+        save(saver, engine, 4)
+    assert not run.exists()

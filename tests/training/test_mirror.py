@@ -1,0 +1,544 @@
+"""Runs whose checkpoints are mirrored: what another node finds when the run folder is gone, late, half or hostile."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mvlm.checkpoint import mirror as mirrors
+from mvlm.checkpoint.description import described_in
+from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fetch import fetch_newest
+from mvlm.checkpoint.folder_group import Site, _connected
+from mvlm.checkpoint.integrity import find_damage
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.mirror import Mirror, Place
+from mvlm.checkpoint.upload import Uploads
+from mvlm.config.schema import Checkpoint, given_keys, load_config
+from mvlm.errors import StorageLost, UserError, cannot_write
+from mvlm.training.checkpoint.resume import newest_whole
+from mvlm.training.checkpoint.save import Saver
+from mvlm.training.fit import train
+from mvlm.training.health.heartbeat import QUIET_AFTER, Heartbeat
+from mvlm.training.health.watchdog import _Inquiry
+from tests.conftest import ROOT, TINY, free_port
+from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
+from tests.training.mirror_worker import DESCRIPTION
+from tests.training.saver_worker import Trained, save
+from tests.training.test_saver import killed_at, weight_of
+
+EVERY = "checkpoint.every=2"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> dict[int, tuple[float, ...]]:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    (run.parent / "ds.json").write_text("{}")
+    given = words(scenes, run)
+    assert train(load_config(TOML, given), (str(run.parent / "ds.json"), TOML), given_keys(TOML, given)) == 0
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return losses_by_step(run)
+
+
+def words(scenes: Path, run: Path | str, *overrides: str) -> list[str]:
+    return [*TINY, f"data.train={scenes}/train", f"run.dir={run}", "train.steps=6", EVERY, *overrides]
+
+
+class StopAt3:
+    """As a signal after the third update would."""
+
+    signalled = False
+    limit_time = staticmethod(lambda minutes: None)
+    orphaned = staticmethod(lambda: False)
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+
+    def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
+        return (self.run / "metrics.jsonl").read_text().count("\n") >= 3
+
+
+@pytest.mark.parametrize("protocol", ["file", "memory", "s3"])
+def test_a_run_goes_on_when_its_folder_is_lost(
+    protocol: str,
+    scenes: Path,
+    tmp_path: Path,
+    train_here: TrainHere,
+    undisturbed: dict[int, tuple[float, ...]],
+    request: pytest.FixtureRequest,
+) -> None:
+    if protocol == "s3":
+        request.getfixturevalue("s3")
+    url = {"file": f"file://{tmp_path}/mirror", "memory": "memory://runs/mine", "s3": "s3://bucket/runs/mine"}[protocol]
+    run, mirrored = tmp_path / "run", f"checkpoint.mirror={url}"
+    (tmp_path / "ds.json").write_text("{}")
+    given = words(scenes, run, mirrored)
+    files = str(tmp_path / "ds.json"), TOML
+    assert train(load_config(TOML, given), files, given_keys(TOML, given), stop=StopAt3(run)) == 75
+    stopped = int(find_checkpoint(run).name.removeprefix("step_"))
+    assert 3 <= stopped < 6
+    assert Mirror(url).history()[0] == Place(1, stopped)
+    shutil.rmtree(run)
+
+    assert train_here(run, EVERY, mirrored) == 0
+    assert losses_by_step(run) == undisturbed
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]  # nothing was done twice
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "latest",
+        "step_00000004",
+        "step_00000006",
+    ]
+    names = list(Mirror(url).sizes(""))
+    assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {
+        "latest",
+        f"step_00000004.attempt-{1 if stopped == 4 else 2}",
+        "step_00000006.attempt-2",
+    }
+    assert {"attempts/0002.json", "config.toml", "run.json", "deepspeed.json"} < set(names)
+    whole = {f"checkpoints/step_00000006.attempt-2/{name}" for name in ("config.toml", "tokenizer/tokenizer.json")}
+    assert whole < set(names)
+    assert Mirror(url).read("checkpoints/latest") == b"step_00000006.attempt-2"
+
+
+def test_a_mirror_that_cannot_be_written_stops_no_training_and_is_filled_later(
+    tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mirrors, "PAUSES_S", (0.01,))
+    run, store = tmp_path / "run", tmp_path / "mirror"
+    mirrored = f"checkpoint.mirror=file://{store}"
+    store.mkdir()
+    (store / "checkpoints").write_text("in the place of a folder")
+    with pytest.raises(UserError, match=rf"{store} lacks step_00000006 .*the same command again uploads it"):
+        train_here(run, EVERY, mirrored)
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+    assert find_checkpoint(run).name == "step_00000006"
+    said = capfd.readouterr().err
+    assert said.count("step_00000006 is not in the mirror, and training goes on") == 1
+    (store / "checkpoints").unlink()
+    before = read_metrics(run)
+    assert train_here(run, EVERY, mirrored) == 0
+    assert read_metrics(run) == before
+    assert Mirror(f"file://{store}").history() == [Place(2, 6)]
+    assert train_here(run, EVERY, mirrored) == 0  # it is there already
+    assert Mirror(f"file://{store}").history() == [Place(2, 6)]
+
+
+def test_a_damaged_local_checkpoint_is_mended_from_the_mirror(
+    tmp_path: Path, train_here: TrainHere, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, mirrored = tmp_path / "run", f"checkpoint.mirror=file://{tmp_path}/mirror"
+    assert train_here(run, EVERY, mirrored) == 0
+    file = next((run / "checkpoints/step_00000006").glob("weights-*"))
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert train_here(run, EVERY, mirrored) == 0
+    assert "step_00000006.attempt-1 was fetched" in capfd.readouterr().err
+    assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_mirror_that_is_no_url_is_refused(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoint.mirror is 'runs/mine': it must be a URL"):
+        load_config(TOML, ["checkpoint.mirror=runs/mine"])
+    with pytest.raises(UserError, match="nonsense://runs cannot be used"):
+        Mirror("nonsense://runs")
+
+
+# Without a model: what a checkpoint holds is told by its step.
+
+
+class Node:
+    """A run folder, alone or after others, with the same mirror."""
+
+    def __init__(
+        self,
+        run: Path,
+        mirror: Mirror,
+        config: Checkpoint | None = None,
+        resumes: bool = True,
+        description: Mapping[str, bytes] = DESCRIPTION,
+    ) -> None:
+        self.run, self.mirror, self.engine = run, mirror, Trained()
+        self.said: list[str] = []
+        self.attempt = Attempt(run, mirror, resumes)
+        config = config or Checkpoint()
+        self.uploads = Uploads(mirror, run, config, self.attempt, Site.of_all(), self.said.append)
+        self.saver = Saver(self.engine, run, config, self.attempt, uploads=self.uploads, description=description)
+
+    def save(self, *steps: int) -> None:
+        for step in steps:
+            save(self.saver, self.engine, step)
+            self.uploads.drain()
+
+
+def fetched(run: Path, mirror: Mirror) -> int:
+    """The step that a new node goes on from, after a look at every bit of it."""
+    assert fetch_newest(mirror, run, Site.of_all())
+    checkpoint = newest_whole(run)
+    assert find_damage(checkpoint) is None
+    assert described_in(checkpoint) == checkpoint
+    assert not list((run / "checkpoints").glob("*.partial-*"))
+    assert weight_of(checkpoint) == int(checkpoint.name.removeprefix("step_"))
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Mirror:
+    return Mirror(f"file://{tmp_path}/mirror")
+
+
+def test_a_kill_at_any_moment_of_uploading_leaves_a_whole_checkpoint(tmp_path: Path, store: Mirror) -> None:
+    node = Node(tmp_path / "run", store, Checkpoint(keep=1))
+    node.save(2)
+    for name in ("mirror", "run"):
+        shutil.copytree(tmp_path / name, tmp_path / f"{name} before")
+    moment, found = 0, []
+    alive = False
+    while not alive:
+        moment += 1
+        for name in ("mirror", "run"):
+            shutil.rmtree(tmp_path / name)
+            shutil.copytree(tmp_path / f"{name} before", tmp_path / name)
+        alive = not killed_at(moment, tmp_path / "mirror", lambda: node.save(4))
+        found.append(fetched(tmp_path / f"node-{moment}", store))
+    assert found == sorted(found) and set(found) == {2, 4}
+    assert moment > 20
+    shutil.rmtree(tmp_path / "mirror/checkpoints/step_00000004.attempt-1")
+    half = tmp_path / "mirror/checkpoints/step_00000004.attempt-1/state.json"
+    half.parent.mkdir()
+    half.touch()
+    Node(tmp_path / "node", store, Checkpoint(keep=1)).save(6)
+    assert sorted(path.name for path in (tmp_path / "mirror/checkpoints").iterdir()) == [
+        "latest",
+        "step_00000006.attempt-2",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../../evil",
+        "/tmp/evil",
+        "weights-00000-of-00001.safetensors/../../evil",
+        "index.json",
+        "tokenizer/code.py",
+        "tokenizer/../evil.json",
+        "tokenizer/deeper/config.json",
+        "text_encoder/.json",
+        "",
+        None,
+        "state.json\n",
+    ],
+)
+def test_a_hostile_index_is_refused(tmp_path: Path, store: Mirror, name: str | None) -> None:
+    Node(tmp_path / "run", store).save(2)
+    index = tmp_path / "mirror/checkpoints/step_00000002.attempt-1/index.json"
+    content = json.loads(index.read_text())
+    content["files"].append({"file": name, "bytes": 4, "sha256": "0" * 64})
+    index.write_text(json.dumps(content))
+    before = set(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="which is no file of a checkpoint: do not trust that place"):
+        fetch_newest(store, tmp_path / "node", Site.of_all())
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_beside_a_checkpoint_of_before_what_it_needs_is_fetched_and_nothing_hostile(
+    tmp_path: Path, store: Mirror
+) -> None:
+    """Version 0.1 left its configuration and tokenizer beside the checkpoints."""
+    Node(tmp_path / "run", store, description={}).save(2)
+    names = ["config.toml", "tokenizer/tokenizer.json", "text_encoder/config.json"]
+    hostile = ["tokenizer/code.py", "tokenizer/pickle.bin", "tokenizer/deeper/config.json", "tokenizer/.json"]
+    for name in names + hostile:
+        store.write(name, b"content")
+    node = tmp_path / "node"
+    assert fetch_newest(store, node, Site.of_all())
+    found = [path for path in node.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
+    assert sorted(str(path.relative_to(node)) for path in found) == sorted(names)
+    assert described_in(newest_whole(node)) == node
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "missing", "index"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, store: Mirror, capfd: pytest.CaptureFixture[str], damage: str
+) -> None:
+    Node(tmp_path / "run", store).save(2, 4)
+    folder = tmp_path / "mirror/checkpoints/step_00000004.attempt-1"
+    file = folder / ("index.json" if damage == "index" else "weights-00000-of-00001.safetensors")
+    if damage == "missing":
+        file.unlink()
+    else:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + b"?" if damage == "flipped" else content[:-1])
+    assert fetched(tmp_path / "node", store) == 2
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mvlm: ")]
+    assert len(said) == 2 and "step_00000004.attempt-1 is damaged" in said[0] and file.name in said[0]
+    for file in (tmp_path / "mirror/checkpoints/step_00000002.attempt-1").glob("weights*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"step_00000002.attempt-1 is damaged .*no older one is there"):
+        fetch_newest(store, tmp_path / "another", Site.of_all())
+
+
+def test_what_is_there_already_is_not_fetched(tmp_path: Path, store: Mirror) -> None:
+    node = Node(tmp_path / "run", store)
+    node.save(2, 4)
+    inode = (node.run / "checkpoints/step_00000004").stat().st_ino
+    assert fetched(node.run, store) == 4
+    assert (node.run / "checkpoints/step_00000004").stat().st_ino == inode
+    (node.run / "checkpoints/latest").write_text("step_00000002")  # somebody wants to go back
+    assert fetch_newest(store, node.run, Site.of_all())
+    assert newest_whole(node.run).name == "step_00000002"
+    assert fetched(tmp_path / "node", store) == 4
+    Node(tmp_path / "node", store).save(6)
+    assert fetched(node.run, store) == 6
+
+
+class Slow(Mirror):
+    """Holds uploads of checkpoints up until it is let go."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.go_on = threading.Event()
+        self.seen: list[str] = []
+        self.at_once = self.most_at_once = 0
+
+    def upload(self, file: Path, name: str) -> None:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        assert self.go_on.wait(60)
+        self.seen.append(name)
+        super().upload(file, name)
+        self.at_once -= 1
+
+
+def test_a_slow_upload_skips_to_the_newest(tmp_path: Path) -> None:
+    mirror = Slow(f"file://{tmp_path}/mirror")
+    node = Node(tmp_path / "run", mirror, Checkpoint(keep=1))
+    for step in (2, 4, 6):
+        save(node.saver, node.engine, step)
+    assert node.uploads.pending and not node.uploads.ready
+    held = sorted(path.name for path in (node.run / "checkpoints").iterdir())
+    assert held == ["latest", "step_00000002", "step_00000006"]  # what is being read is not deleted
+    mirror.go_on.set()
+    node.uploads.finish()
+    assert {name.split("/")[1] for name in mirror.seen if name.startswith("checkpoints")} == {
+        "step_00000002.attempt-1",
+        "step_00000006.attempt-1",
+    }
+    assert mirror.most_at_once == 1
+    assert [path.name for path in sorted((node.run / "checkpoints").iterdir())] == ["latest", "step_00000006"]
+    assert mirror.history() == [Place(1, 6)]
+
+
+def test_what_fails_is_tried_again(tmp_path: Path, store: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirrors, "PAUSES_S", (0.01, 2.0))
+    in_the_way = tmp_path / "mirror/attempts"
+    in_the_way.parent.mkdir()
+    in_the_way.touch()
+    timer = threading.Timer(1.0, in_the_way.unlink)
+    timer.start()
+    store.write("attempts/0001.json", b"{}")
+    timer.join()
+    assert store.read("attempts/0001.json") == b"{}"
+    (tmp_path / "mirror/checkpoints").touch()
+    with pytest.raises(
+        UserError, match=r"mirror/checkpoints/a cannot be written \(FileExistsError: .*checkpoint.mirror"
+    ):
+        store.write("checkpoints/a", b"")
+
+
+def test_the_mirror_keeps_what_the_run_keeps(tmp_path: Path, store: Mirror) -> None:
+    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(2, 4, 6, 8, 10, 12, 14)
+    assert store.history() == [Place(1, step) for step in (14, 12, 8, 4)]
+    (tmp_path / "run/checkpoints/latest").write_text("step_00000008")
+    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(10)  # what lay beyond is of the past
+    assert store.history() == [Place(2, 10), Place(1, 8), Place(1, 4)]
+    assert fetched(tmp_path / "node", store) == 10
+    beyond = {Place(1, 12), Place(1, 14)}
+    assert places(tmp_path) == {*store.history(), *beyond}
+    Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(14)  # and now it has been passed
+    assert store.history() == [Place(3, 14), Place(2, 10), Place(1, 8), Place(1, 4)]
+    assert places(tmp_path) == set(store.history())
+
+
+def places(folder: Path) -> set[Place]:
+    found = (re.fullmatch(r"step_(\d+).attempt-(\d+)", path.name) for path in (folder / "mirror/checkpoints").iterdir())
+    return {Place(int(match[2]), int(match[1])) for match in found if match}
+
+
+def test_another_runs_checkpoints_in_the_same_mirror_are_not_deleted(tmp_path: Path, store: Mirror) -> None:
+    """As where `checkpoint.mirror` was copied from another run's TOML."""
+    Node(tmp_path / "another", store).save(2, 4)
+    (tmp_path / "mirror/checkpoints/step_00000003.attempt-1").mkdir()  # half, and perhaps still being written
+    half = tmp_path / "mirror/checkpoints/step_00000003.attempt-1/state.json"
+    half.touch()
+    node = Node(tmp_path / "run", store, Checkpoint(keep=1), resumes=False)
+    node.save(6, 8)
+    assert places(tmp_path) == {Place(1, 2), Place(1, 3), Place(1, 4), Place(2, 8)}
+    assert half.exists()
+
+
+def test_attempts_are_numbered_over_all_nodes(tmp_path: Path, store: Mirror) -> None:
+    nodes = [Node(tmp_path / name, store) for name in ("a", "b", "a", "c")]
+    assert [node.attempt.number for node in nodes] == [1, 2, 3, 4]
+    assert [node.attempt.superseded() for node in nodes] == [True, False, False, False]  # by what the folder shows
+    assert [node.attempt.superseded_in_mirror() for node in nodes] == [True, True, True, False]
+    assert [node.attempt.superseded() for node in nodes] == [True, True, True, False]
+
+
+def test_of_two_that_claim_a_number_at_the_same_time_the_later_has_it(tmp_path: Path, store: Mirror) -> None:
+    first = Attempt(tmp_path / "a", store)
+    (tmp_path / "mirror/attempts/0001.json").unlink()  # not yet seen by the other
+    second = Attempt(tmp_path / "b", store)
+    assert (first.number, second.number) == (1, 1)
+    assert first.superseded_in_mirror() and not second.superseded_in_mirror()
+
+
+def test_a_superseded_attempt_completes_nothing(tmp_path: Path, store: Mirror) -> None:
+    old = Node(tmp_path / "a", store)
+    old.save(2)
+    new = Node(tmp_path / "b", store)
+    new.save(4)
+    (tmp_path / "a/metrics.jsonl").write_text("of the old one")
+    old.save(6)
+    assert store.history() == [Place(2, 4), Place(1, 2)]
+    assert store.read("metrics.jsonl") is None
+    assert old.attempt.superseded()  # which ends it at its next step
+    assert "a later attempt than 1 has begun" in old.said[0]
+    assert fetched(tmp_path / "node", store) == 4
+
+
+def test_who_sees_whom() -> None:
+    assert _connected([{0, 1}, {0, 1}, {2}, {2, 3}]) == [{0, 1}, {2, 3}]
+    assert _connected([{0}, {1}, {2, 0}, {3, 1}, {4, 2}]) == [{1, 3}, {0, 2, 4}]
+
+
+def two_nodes(tmp_path: Path, *command: str) -> list[subprocess.Popen[str]]:
+    """Start a command on two ranks with working directories of their own."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    env |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    ranks = []
+    for rank in range(2):
+        (tmp_path / f"node-{rank}").mkdir(exist_ok=True)
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, *command], cwd=tmp_path / f"node-{rank}", env=env | {"RANK": str(rank)}, **pipes
+            )
+        )
+    return ranks
+
+
+def test_run_folders_that_are_not_the_same(tmp_path: Path) -> None:
+    """Without a mirror they are refused; with one each node has its part, and all of it when that is needed."""
+    ranks = two_nodes(tmp_path, "-m", "tests.training.mirror_worker", f"file://{tmp_path}/mirror")
+    said = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    both = [f"{kind}-0000{rank}-of-00002.safetensors" for kind in ("moments", "weights") for rank in range(2)]
+    host = os.uname().nodename
+    for rank in range(2):
+        seen = json.loads((tmp_path / f"node-{rank}/seen.json").read_text())
+        refused = f"The run folder run of rank 0 on {host} is not the one that is seen on {host} (rank 1): set run.dir"
+        assert seen["without a mirror"].startswith(refused) and "checkpoint.mirror" in seen["without a mirror"]
+        assert seen["ranks"] == [rank]
+        assert seen["written"] == [name for name in both if f"-0000{rank}-" in name]
+        assert seen["completed"] == both
+        assert seen["goes back to"] == "step_00000002"
+        assert seen["after the loss of a node"] == ["step_00000004", both]
+        assert "step_00000004 is whole on one node" in seen["with another mirror"]
+        assert seen["latest"] is False
+        assert not list((tmp_path / f"node-{rank}/run").glob(".seen-*"))
+
+
+def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
+    scenes: Path, tmp_path: Path, undisturbed: dict[int, tuple[float, ...]]
+) -> None:
+    mirrored = f"checkpoint.mirror=file://{tmp_path}/mirror"
+    command = ["-m", "mvlm", "train", TOML, "--deepspeed_config", str(ROOT / "ds_configs/cpu.json")]
+    command += words(scenes, "runs/mine", mirrored)
+    ranks = two_nodes(tmp_path, *command)
+    metrics = tmp_path / "node-0/runs/mine/metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert time.monotonic() < deadline and ranks[0].poll() is None, ranks[0].communicate()[0]
+        time.sleep(0.005)
+    ranks[1].send_signal(signal.SIGUSR1)
+    said = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    assert json.loads((tmp_path / "node-1/runs/mine/tokenizer/tokenizer.json").read_text())
+    for rank in range(2):
+        shutil.rmtree(tmp_path / f"node-{rank}")
+    ranks = two_nodes(tmp_path, *command)
+    said = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "was fetched into runs/mine" in said[0] and "Going on from step_" in said[0]
+    found = losses_by_step(tmp_path / "node-0/runs/mine")
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    for step, values in found.items():
+        assert values == pytest.approx(undisturbed[step], rel=1e-4), step  # of one rank
+
+
+BEAT = Heartbeat(1, 1, "here", 1, 7, "agreeing", 20, 300.0, stuck=True, exchanging=True, ends=False, time=0.0)
+
+
+def test_ranks_of_other_nodes_are_not_taken_for_dead(tmp_path: Path) -> None:
+    """Rank 1 of three sees no sign of the others, whose run folders are their own."""
+    inquiry = _Inquiry(tmp_path, 1, 1, ranks=(1,), unseen=2)
+    for look in range(3 * QUIET_AFTER):
+        assert not inquiry.others_end()
+        hang = inquiry.verdict(replace(BEAT, time=float(look)))
+    assert hang and hang.quiet == frozenset() and hang.at_fault == [1]
+    assert (
+        hang.sentence() == 'the ranks of here wait for one of the 2 on other nodes, in "agreeing" at step 7 for 5 min'
+    )
+    hang = inquiry.verdict(replace(BEAT, exchanging=False, doing="loading"))
+    assert hang and hang.sentence() == 'rank 1 on here has been in "loading" at step 7 for 5 min'
+
+
+def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
+    scenes: Path, tmp_path: Path, mount_disk: Callable[[str], Path]
+) -> None:
+    """As a file system does whose disk fails. A file that is open for writing would forbid it, so metrics lie aside."""
+    disk = mount_disk("40m")
+    run = disk / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
+    (tmp_path / "ds.json").write_text("{}")
+    command = [sys.executable, "-m", "mvlm", "train", TOML, "--deepspeed_config", str(tmp_path / "ds.json")]
+    command += words(scenes, run, "train.steps=100000", "checkpoint.every=20")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    training = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 400
+    while (
+        not (run / "checkpoints/step_00000020").exists()
+        or subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode
+    ):  # busy while a file is being written
+        assert time.monotonic() < deadline and training.poll() is None, training.communicate()[1]
+    said = [line for line in training.communicate(timeout=400)[1].splitlines() if line.startswith("mvlm: ")]
+    assert training.returncode == 75
+    assert len(said) == 1 and "is out of sight" in said[0] and "Read-only file system" in said[0], said
+    assert "start the same command again where that storage is seen" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EIO, 75), (errno.ESTALE, 75), (errno.ENOTCONN, 75), (errno.ETIMEDOUT, 75), (errno.ENOSPC, 1), (None, 1)],
+)
+def test_a_full_disk_is_the_users_and_a_lost_one_is_not(number: int | None, kind: int) -> None:
+    error = OSError(number, "so it is") if number else OSError("so it is")
+    said = cannot_write("run/file", error, "free some room")
+    assert said.exit_code == kind and isinstance(said, StorageLost) == (kind == 75)
+    assert str(said).count(".") == 1 and ("free some room" in str(said)) == (kind == 1)

@@ -1,0 +1,32 @@
+"""What metrics.jsonl holds after values that are no numbers, and after a line that was cut off."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from mvlm.config.schema import Log
+from mvlm.training.logging.monitor import Monitor
+
+
+def test_what_json_has_no_word_for_is_null(tmp_path: Path) -> None:
+    with Monitor(tmp_path, 0, 2, Log(tensorboard=False)) as monitor:
+        monitor.log({"step": 1, "loss": math.nan, "grad_norm": math.inf, "lr": 0.1})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(word)
+
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+    assert line == {"step": 1, "loss": None, "grad_norm": None, "lr": 0.1}
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 3, "lo', '{"step": 3}'])
+@pytest.mark.parametrize("whole", ["", '{"step": 1}\n{"step": 2}\n'])
+def test_a_torn_line_goes_and_the_whole_ones_stay(tmp_path: Path, whole: str, torn: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(whole + torn)
+    with Monitor(tmp_path, 2, 4, Log(tensorboard=False)) as monitor:
+        monitor.log({"step": 3})
+    assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"step": 3}\n'

@@ -1,0 +1,143 @@
+"""Which parameter is trained how fast and decayed how much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from mvlm.config.schema import load_config
+from mvlm.data.samples.tokenizer import train_tokenizer
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.training.optim import count_parameters, parameter_groups
+from mvlm.training.zero.adamw import build_adamw
+from tests.conftest import ROOT, TINY
+
+RATES = ["optim.lr=3e-4", "optim.encoder_lr=1e-5", "optim.weight_decay=0.05"]
+
+
+def build(*overrides: str) -> tuple[MaskVLM, list[dict[str, Any]]]:
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *overrides])
+    model = MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
+    return model, parameter_groups(model, config.optim)
+
+
+def by_parameter(model: MaskVLM, groups: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(parameter)]: group for group in groups for parameter in group["params"]}
+
+
+@pytest.mark.parametrize("tied", ["false", "true"])
+def test_every_parameter_is_in_exactly_one_group(tied: str) -> None:
+    model, groups = build(f"model.tie_classifier={tied}")
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(parameter) for parameter in model.parameters()}
+    assert sum(p.numel() for group in groups for p in group["params"]) == count_parameters(model)
+
+
+def test_norms_and_biases_are_not_decayed_and_matrices_are() -> None:
+    model, groups = build()
+    group_of = by_parameter(model, groups)
+    kinds: dict[type, set[float]] = {}
+    for prefix, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            decay = group_of[f"{prefix}.{name}"]["weight_decay"]
+            if isinstance(module, torch.nn.LayerNorm) or name == "bias":
+                assert decay == 0.0, f"{prefix}.{name}"
+            elif isinstance(module, (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Embedding)):
+                assert decay == 0.05, f"{prefix}.{name}"
+            kinds.setdefault(type(module), set()).add(decay)
+    assert kinds[torch.nn.LayerNorm] == {0.0}
+    assert kinds[torch.nn.Linear] == {0.0, 0.05}  # biases and weights: both were there to be looked at
+    assert group_of["temperature.value"]["weight_decay"] == 0.0
+
+
+def test_encoders_are_slow_and_what_is_new_is_fast() -> None:
+    model, groups = build()
+    for name, group in by_parameter(model, groups).items():
+        pretrained = name.startswith(("vision.", "text.")) and "mask_token" not in name
+        assert group["lr"] == group["peak_lr"] == (1e-5 if pretrained else 3e-4), name
+    names = {name.split(".")[0] for name in by_parameter(model, groups)}
+    assert {"vision", "text", "cross_image", "cross_text", "image_decoder", "word_head", "temperature"} <= names
+    assert any("mask_token" in name for name in by_parameter(model, groups))
+
+
+def test_a_tied_weight_is_the_encoders() -> None:
+    model, groups = build("model.tie_classifier=true")
+    weight = model.word_head.classifier.weight
+    assert weight is model.text.embedding.weight
+    (group,) = [g for g in groups if any(parameter is weight for parameter in g["params"])]
+    assert (group["lr"], group["weight_decay"]) == (1e-5, 0.05)
+
+
+def test_the_optimiser_is_adamw_as_configured() -> None:
+    """One update against the formula of Loshchilov and Hutter (2019), bias correction included."""
+    model, groups = build("optim.betas=[0.8,0.9]", "optim.eps=1e-3")
+    optimizer = build_adamw(groups, model.config, torch.device("cpu"), stage=0)
+    group_of = by_parameter(model, groups)
+    generator = torch.Generator().manual_seed(0)
+    before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        lr, decay, gradient = group_of[name]["lr"], group_of[name]["weight_decay"], parameter.grad.double()
+        first, second = 0.2 * gradient / (1 - 0.8), 0.1 * gradient**2 / (1 - 0.9)
+        expected = before[name] * (1 - lr * decay) - lr * first / (second.sqrt() + 1e-3)
+        torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-5, atol=1e-7)
+
+
+DEEP = [
+    "model.vision_args={patch_size=16, embed_dim=32, depth=3, num_heads=2}",
+    "optim.encoder_lr=1e-3",
+    "optim.layer_decay=0.5",
+]
+
+
+def mae_layer(name: str, depth: int) -> int:
+    """facebookresearch/mae, util/lr_decay.py, get_layer_id_for_vit, with num_layers = depth + 1."""
+    if name in ("cls_token", "pos_embed") or name.startswith("patch_embed"):
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("blocks") else depth + 1
+
+
+def test_each_layer_of_an_encoder_has_its_share_of_the_rate() -> None:
+    """Of the image encoder by MAE's own rule; of the text encoder by the same, where its names say so."""
+    model, groups = build(*DEEP)
+    group_of = by_parameter(model, groups)
+    for name, group in group_of.items():
+        peak = group["peak_lr"]
+        if name.endswith("mask_token") or not name.startswith(("vision.", "text.")):
+            assert peak == 3e-4, name
+        elif name.startswith("vision."):
+            expected = 1e-3 * 0.5 ** (4 - mae_layer(name.removeprefix("vision.vit."), 3))
+            assert peak == pytest.approx(expected), name
+        else:
+            assert peak == pytest.approx(1e-3 * (0.25 if ".embeddings." in name else 0.5)), name
+        assert group["weight_decay"] == (0.05 if dict(model.named_parameters())[name].ndim > 1 else 0.0)
+    rates = {name: group_of[name]["peak_lr"] for name in group_of if name.startswith("vision.")}
+    assert rates["vision.vit.cls_token"] == 1e-3 / 16 and rates["vision.vit.norm.weight"] == 1e-3
+    assert rates["vision.vit.patch_embed.patch_embed.proj.weight"] == 1e-3 / 16
+    assert [rates[f"vision.vit.blocks.{n}.norm1.bias"] for n in range(3)] == [1e-3 / 8, 1e-3 / 4, 1e-3 / 2]
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(listed) == len(set(listed)) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["distilbert", "electra", "albert", "mpnet"])
+def test_the_layers_of_other_text_encoders_are_found(kind: str) -> None:
+    sizes = "hidden_size=24, num_hidden_layers=3, num_attention_heads=3, intermediate_size=48, embedding_size=16"
+    sizes = "dim=24, n_layers=3, n_heads=3, hidden_dim=48" if kind == "distilbert" else sizes
+    model, groups = build(*DEEP, f"model.text={kind}", f"model.text_args={{{sizes}}}", "model.cross_heads=2")
+    rates = {name: group["peak_lr"] for name, group in by_parameter(model, groups).items() if name.startswith("text.")}
+    depth = 1 if kind == "albert" else 3  # whose layers share their weights
+    found = {name.split("layer.")[-1][0]: rate for name, rate in rates.items() if ".layer." in name}
+    if kind != "albert":
+        assert found == {str(n): pytest.approx(1e-3 * 0.5 ** (3 - n)) for n in range(3)}
+    embeddings = {rate for name, rate in rates.items() if name.startswith("text.model.embeddings")}
+    assert sorted(embeddings) == [pytest.approx(1e-3 * 0.5 ** (depth + 1))]
+
+
+def test_without_layer_decay_the_groups_are_four() -> None:
+    assert [group["name"] for group in build()[1]] == ["encoder_decay", "encoder_no_decay", "new_decay", "new_no_decay"]

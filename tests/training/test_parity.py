@@ -1,0 +1,68 @@
+"""One global batch, however it is laid out: ranks, accumulation and ZeRO stage against a plain torch loop."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvlm.training.gradient_norms import PARTS
+from tests.conftest import ROOT, free_port, run_command
+from tests.training.gradient_matrix import EXACT
+
+WORKER = str(ROOT / "tests/training/parity_worker.py")
+
+
+@pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.campaign), 2], ids=["1 rank", "2 ranks"])
+def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
+    file = tmp_path_factory.mktemp("parity") / "histories.json"
+    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
+    done = run_command([*deepspeed, "--num_accelerators", str(request.param), WORKER, str(scenes), str(file)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.read_text())
+
+
+def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
+    plain = histories["plain"]
+    layouts = {name: history for name, history in histories.items() if name.startswith("zero")}
+    assert len(layouts) == 8
+    for layout, history in layouts.items():
+        assert history.keys() - {"gradient_errors"} == plain.keys()
+        for name in plain:
+            found, expected = (torch.tensor(h[name], dtype=torch.float64) for h in (history, plain))
+            message = f"{name} of {layout}"
+            torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5, msg=lambda m, s=message: f"{s}: {m}")
+
+
+def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: dict) -> None:
+    for layout, history in histories.items():
+        if layout.startswith("zero"):
+            for name, loss in histories["reference"].items():
+                assert history[name][0] == pytest.approx(loss, rel=1e-5), f"{name} of {layout}"
+            errors = history["gradient_errors"]
+            assert len(errors) > 60
+            assert max(errors.values()) < 1e-5, f"{layout}: {max(errors, key=errors.get)}"
+
+
+def test_gradients_are_autograds_under_options_that_meet_in_pairs(histories: dict) -> None:
+    """Those for this number of ranks; tests/training/test_gradients.py has the others."""
+    assert len(histories["matrix"]) >= 4
+    for row, (parameter, error) in histories["matrix"].items():
+        assert error < EXACT, f"{parameter} of {row}"
+
+
+def test_what_is_told_beside_the_losses_says_something(histories: dict) -> None:
+    plain = histories["plain"]
+    norms = [plain[f"grad_norms/{part}"] for part in PARTS]
+    for step, norm in enumerate(plain["grad_norm"]):
+        assert sum(of_part[step] ** 2 for of_part in norms) == pytest.approx(norm**2)
+    assert min(min(of_part) for of_part in norms) > 0
+    assert 0 < plain["itm_accuracy"][0] < 1
+    assert plain["word_accuracy"][-1] > 0
+    assert len(set(plain["temperature"])) == len(plain["temperature"])
+
+
+def test_training_moved(histories: dict) -> None:
+    first, *_, last = histories["plain"]["text"]
+    assert last < first - 0.1  # or equal losses would say nothing

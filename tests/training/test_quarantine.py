@@ -1,0 +1,85 @@
+"""Bad images are listed once, counted over attempts, and too many of them end the run with one sentence."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mvlm.data.samples.dataset import Fault
+from mvlm.errors import UserError
+from mvlm.training.health.quarantine import QUARANTINE, Quarantine
+from tests.conftest import TINY, mvlm_command, run_command
+
+
+def fault(row: int, position: int = 0) -> Fault:
+    return Fault(row, f"shards/000000.arrow row {row}", f"k{row}", "the image cannot be decoded (cut)", position)
+
+
+def listed(run: Path) -> list[int]:
+    return [json.loads(line)["row"] for line in (run / QUARANTINE).read_text().splitlines()]
+
+
+def test_a_row_is_listed_once_whatever_the_attempts(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path, 100, 1000)
+    quarantine.add([], 16)
+    assert not (tmp_path / QUARANTINE).exists()
+    quarantine.add([fault(5, 8), fault(3, 2), fault(5, 40)], 64)
+    quarantine.add([fault(3, 90)], 128)
+    assert listed(tmp_path) == [3, 5]  # in the order of their positions
+    with open(tmp_path / QUARANTINE, "a") as file:
+        file.write('{"row": 7')  # a kill cut it off
+    again = Quarantine(tmp_path, 100, 1000)
+    assert len(again) == 2
+    line = json.loads((tmp_path / QUARANTINE).read_text().splitlines()[0])
+    assert (line["key"], line["where"], line["position"]) == ("k3", "shards/000000.arrow row 3", 2)
+    assert line["reason"] == fault(3).reason
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "seen", "rows", "allowed"),
+    [
+        (0, 10**6, 10**9, 0),
+        (3, 10**6, 10**9, 3),
+        (0.001, 100, 10**9, 10),
+        (0.001, 20_000, 10**9, 20),
+        (0.001, 10**6, 15_000, 15),
+    ],
+)
+def test_the_tolerance_is_a_share_or_a_number(
+    tmp_path: Path, tolerance: float, seen: int, rows: int, allowed: int
+) -> None:
+    quarantine = Quarantine(tmp_path, tolerance, rows)
+    quarantine.add([fault(row) for row in range(allowed)], seen)
+    with pytest.raises(UserError, match=rf"{allowed + 1} images .*data\.tolerance.*row {allowed} \(key.*{QUARANTINE}"):
+        quarantine.add([fault(allowed)], seen)
+    assert len(listed(tmp_path)) == allowed + 1
+    Quarantine(tmp_path, tolerance, rows).add([fault(0)], seen)  # what is known stops no later attempt
+
+
+def test_a_list_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "run" / QUARANTINE).mkdir(parents=True)
+    quarantine = Quarantine(tmp_path / "other", 100, 1000)
+    quarantine._path = tmp_path / "run" / QUARANTINE
+    with pytest.raises(UserError, match=QUARANTINE):
+        quarantine.add([fault(1)], 16)
+
+
+def test_two_ranks_go_on_without_a_few_images_and_stop_at_too_many(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "train", tmp_path / "shards")
+    shard = tmp_path / "shards/000000.arrow"
+    shard.write_bytes(b"\0PNG".join(shard.read_bytes().split(b"\x89PNG", 8)))  # of the first eight images
+    words = [
+        *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, "train.steps=16"],
+        *[f"data.train={tmp_path}/shards", f"run.dir={tmp_path}/run", "checkpoint.every=0", "data.tolerance=4"],
+    ]
+    ended = run_command(mvlm_command(*words, ranks=2))
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
+    said = [line for line in ended.stderr.splitlines() if line.startswith("mvlm: ")]
+    assert re.search(r"[5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d", said[0])
+    rows = listed(tmp_path / "run")
+    assert 5 <= len(set(rows)) == len(rows) and set(rows) <= set(range(8))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    counts = [line["bad_images"] for line in lines if "loss" in line]
+    assert counts == sorted(counts) and 0 < counts[-1] <= 4

@@ -1,0 +1,338 @@
+"""Checkpoints written beside training: what they hold, what stays at whatever moment the process dies."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mvlm.batch import Batch
+from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.integrity import find_damage
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.tensors import open_tensors
+from mvlm.config.schema import Checkpoint
+from mvlm.errors import UserError
+from mvlm.training.checkpoint import resume as checkpoints
+from mvlm.training.checkpoint.resume import make_latest, newest_whole, restore
+from mvlm.training.checkpoint.save import Saver, write_tensors
+from mvlm.training.engine import Engine
+from mvlm.training.optim import count_parameters
+from mvlm.training.zero.config import resolve
+from tests.conftest import ROOT, free_port
+from tests.training.parity_worker import built, configuration, steps_of
+from tests.training.saver_worker import Trained, save
+
+
+def engine_of(scenes: Path, stage: int) -> tuple[Engine, list[list[Batch]]]:
+    config = configuration(str(scenes), 16)
+    model, loader = built(config, 0, 1)
+    content = {"zero_optimization": {"stage": stage}}
+    engine = Engine(model, config, resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model)))
+    return engine, steps_of(loader)
+
+
+def state_of(engine: Engine, step: int) -> TrainState:
+    return TrainState(step, step * 16, 0, "shards", engine.updates, (32,), (1.5, 0.1), engine.loss_scale_state())
+
+
+def snapshot(engine: Engine) -> dict[str, Tensor]:
+    """By the titles that checkpoints use."""
+    tensors = {}
+    for name, whole in engine.whole_tensors():
+        for key, tensor in whole.items():
+            tensors[name if key == "weight" else f"{key}/{name}"] = tensor.clone()
+    return tensors
+
+
+def equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[title], expected[title]) for title in expected)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
+    """To the tensors, the update counter and the losses of the checkpoint's step, with and without moments."""
+    engine, batches = engine_of(scenes, stage)
+    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
+    losses, kept = [], {}
+    for step in range(4):
+        if step in (0, 2):
+            kept[step] = snapshot(engine)
+            saver.start(state_of(engine, step))
+        losses.append(engine.step(batches[step], 0.5, step))
+    saver.finish()
+    for start in (2, 0):
+        state = restore(engine, tmp_path / f"checkpoints/step_{start:08d}")
+        assert state == TrainState(start, start * 16, 0, "shards", start, (32,), (1.5, 0.1), None)
+        assert engine.updates == start
+        assert equal({title: tensor for title, tensor in snapshot(engine).items() if title in kept[start]}, kept[start])
+        for step in range(start, 4):
+            assert engine.step(batches[step], 0.5, step) == losses[step], step
+
+
+def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_rank: None) -> None:
+    """A process without DeepSpeed and without mvlm reads what the engine holds."""
+    engine, batches = engine_of(scenes, 1)
+    engine.step(batches[0], 0.5, 0)
+    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
+    saver.start(state_of(engine, 1))
+    saver.finish()
+    code = (
+        "import sys, torch; from safetensors.torch import load_file\n"
+        "print(*(f'{t!r} {list(x.shape)} {x.double().sum().item()!r}' for f in sys.argv[1:] "
+        "for t, x in load_file(f).items()), sep='\\n')\n"
+        "assert not {'deepspeed', 'mvlm'} & set(sys.modules)"
+    )
+    files = [str(path) for path in (tmp_path / "checkpoints/step_00000001").glob("*.safetensors")]
+    read = subprocess.run([sys.executable, "-c", code, *files], cwd=tmp_path, capture_output=True, text=True)
+    assert read.returncode == 0, read.stderr
+    expected = [f"{t!r} {list(x.shape)} {x.double().sum().item()!r}" for t, x in snapshot(engine).items()]
+    assert sorted(read.stdout.splitlines()) == sorted(expected)
+    names = sorted(path.suffix for path in (tmp_path / "checkpoints/step_00000001").iterdir())
+    assert names == [".json", ".json", ".safetensors", ".safetensors"]  # nothing that has to be unpickled
+
+
+def test_files_read_back_equal(tmp_path: Path) -> None:
+    tensors = {
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        'é/quote"': torch.tensor([float("inf"), -0.0, 1e-45]),
+        "odd": torch.randn(7, 1, 3),
+    }
+    for count in range(1, 5):  # headers of several lengths
+        some = dict(list(tensors.items())[:count])
+        entry = write_tensors(tmp_path / "some.safetensors", some)
+        read = load_file(tmp_path / "some.safetensors")
+        assert equal(read, some) and str(read) == str({title: some[title] for title in read})
+        data = (tmp_path / "some.safetensors").read_bytes()
+        assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert int.from_bytes(data[:8], "little") % 8 == 0  # tensors are aligned
+
+
+def test_training_goes_on_while_files_are_written(scenes: Path, tmp_path: Path, one_rank: None) -> None:
+    """The writer is held up by a pipe in its file's place; what it then writes is of the step it began at.
+
+    A pipe cannot be synced, so this checkpoint fails in the end, and what was latest stays.
+    """
+    engine, batches = engine_of(scenes, 0)
+    engine.step(batches[0], 0.5, 0)
+    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
+    saver.start(state_of(engine, 1))
+    assert saver.pending
+    saver.finish()
+    assert not saver.pending and saver.seconds > 0
+
+    partial = tmp_path / "checkpoints/step_00000002.partial-1"
+    partial.mkdir()
+    pipe = partial / "weights-00000-of-00001.safetensors"
+    os.mkfifo(pipe)
+    engine.step(batches[1], 0.5, 1)
+    expected = {title: tensor for title, tensor in snapshot(engine).items() if "exp_avg" not in title}
+    saver.start(state_of(engine, 2))
+    for step in (2, 3):
+        engine.step(batches[step], 0.5, step)
+    assert saver.pending and not saver.written
+    (tmp_path / "read.safetensors").write_bytes(pipe.read_bytes())
+    assert equal(load_file(tmp_path / "read.safetensors"), expected)
+    wait_for(lambda: saver.written)
+    assert saver.pending
+    with pytest.raises(UserError, match=r"step_00000002 could not be written .*rank 0.*free some room"):
+        saver.publish()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step_00000001"]
+    assert find_checkpoint(tmp_path).name == "step_00000001"
+
+
+def names(run: Path) -> list[str]:
+    return sorted(path.name.removeprefix("step_000000") for path in (run / "checkpoints").iterdir())
+
+
+def steps_saved(run: Path, config: Checkpoint, *steps: int) -> list[str]:
+    """By another attempt of the run's chain."""
+    engine = Trained()
+    saver = Saver(engine, run, config, Attempt(run, resumes=True))
+    for step in steps:
+        save(saver, engine, step)
+    return names(run)
+
+
+def test_the_newest_and_every_nth_are_kept(tmp_path: Path) -> None:
+    assert steps_saved(tmp_path, Checkpoint(keep=2), 2, 4, 6) == ["04", "06", "latest"]
+    assert steps_saved(tmp_path, Checkpoint(keep=2, keep_every=4), *range(8, 17, 2)) == [
+        "04", "08", "12", "14", "16", "latest",
+    ]  # fmt: skip
+
+
+def test_what_lies_beyond_goes_when_the_run_has_passed_it(tmp_path: Path) -> None:
+    """A run that was gone back on is not mixed with the one that goes on; a repeated step is replaced."""
+    steps_saved(tmp_path, Checkpoint(keep=4, keep_every=8), 2, 4, 6, 8)
+    make_latest(tmp_path / "checkpoints/step_00000004")
+    assert find_checkpoint(tmp_path).name == "step_00000004"
+    old = (tmp_path / "checkpoints/step_00000006").stat().st_ino
+    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 6) == ["02", "04", "06", "08", "latest"]
+    assert (tmp_path / "checkpoints/step_00000006").stat().st_ino != old
+    assert find_checkpoint(tmp_path).name == "step_00000006"
+    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 7) == ["04", "06", "07", "08", "latest"]
+    assert steps_saved(tmp_path, Checkpoint(keep=3, keep_every=8), 9) == ["06", "07", "09", "latest"]
+
+
+def test_leftovers_of_earlier_attempts_are_deleted(tmp_path: Path) -> None:
+    for name in ("step_00000004.partial-1", "step_00000004.deleted-1", "step_00000006.partial-3", "notes.partial-mine"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    Attempt(tmp_path)
+    Saver(Trained(), tmp_path, Checkpoint(), Attempt(tmp_path))
+    assert names(tmp_path) == ["06.partial-3", "notes.partial-mine"]
+
+
+def test_a_saver_that_is_left_gives_up_what_is_pending(tmp_path: Path) -> None:
+    steps_saved(tmp_path, Checkpoint(), 2)
+    with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), Attempt(tmp_path)) as saver:
+        saver.start(TrainState(4, 64, 0, "shards"))
+        raise KeyError
+    assert names(tmp_path) == ["02", "latest"]
+
+
+def killed_at(moment: int, run: Path, action: Callable[[], Any]) -> bool:
+    """Whether a child process died at its `moment`-th look at or change of the run folder, before making it.
+
+    The interpreter announces every opening, renaming, making and deleting of a file to an audit hook.
+    """
+    child = os.fork()
+    if child == 0:
+        seen = 0
+
+        def hook(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal seen
+            if event.startswith(("open", "os.", "shutil.")) and any(str(run) in str(word) for word in arguments):
+                seen += 1
+                if seen == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), os.waitstatus_to_exitcode(status)
+    return status == signal.SIGKILL
+
+
+def weight_of(checkpoint: Path) -> float:
+    with open_tensors(checkpoint, "weights") as files:
+        return files["first"].tensor("first")[0, 0].item()
+
+
+@pytest.mark.parametrize(
+    ("before", "latest"), [((1, 2), 2), ((2, 4), 2), ((2, 4), 4)], ids=["next step", "gone back", "same step again"]
+)
+def test_a_kill_at_any_moment_of_saving_leaves_a_whole_checkpoint(
+    tmp_path: Path, before: tuple[int, int], latest: int
+) -> None:
+    """A checkpoint of step 4 is saved, where one may lie already."""
+    steps_saved(tmp_path / "before", Checkpoint(keep=2), *before)
+    make_latest(tmp_path / f"before/checkpoints/step_0000000{latest}")
+    moment, found = 0, []
+    alive = False
+    while not alive:
+        moment += 1
+        run = tmp_path / f"moment-{moment}"
+        shutil.copytree(tmp_path / "before", run)
+        alive = not killed_at(moment, run, lambda run=run: steps_saved(run, Checkpoint(keep=1), 4))
+        checkpoint = find_checkpoint(run)
+        assert find_damage(checkpoint) is None
+        found.append(int(weight_of(checkpoint)))
+        assert checkpoint.name == f"step_0000000{found[-1]}"
+        assert steps_saved(run, Checkpoint(keep=1), 6) == ["06", "latest"]
+    assert moment > 15
+    assert found[0] == latest and found[-1] == 4
+    assert set(found) == {2, 4}
+
+
+def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> None:
+    steps_saved(tmp_path / "before", Checkpoint(keep=3), 2, 4, 6)
+    for step in (4, 6):
+        (tmp_path / f"before/checkpoints/step_0000000{step}/weights-00000-of-00001.safetensors").write_bytes(b"")
+    moment, alive = 0, False
+    while not alive:
+        moment += 1
+        run = tmp_path / f"moment-{moment}"
+        shutil.copytree(tmp_path / "before", run)
+        alive = not killed_at(moment, run, lambda run=run: newest_whole(run))
+        assert newest_whole(run).name == "step_00000002"
+        assert find_checkpoint(run).name == "step_00000002"
+    assert moment > 10
+    assert names(run) == ["02", "04.damaged", "06.damaged", "latest"]
+
+
+def test_two_ranks_agree(tmp_path: Path) -> None:
+    """On a failure that one of them met, on damage that one of them saw, and on where to go on."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    env |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "tests.training.saver_worker", str(tmp_path)]
+    ranks = [
+        subprocess.Popen(command, cwd=ROOT, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    spoken = [rank.communicate(timeout=400)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], spoken
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert first["latest"] == "step_00000004"
+    assert "step_00000006 could not be written (rank 1: " in first["failed"]
+    assert first["after failure"] == ["latest", "step_00000002", "step_00000004"]
+    assert first["whole"] is None
+    assert first["fallback"] == "step_00000002"
+    assert "run has been removed, moved or replaced" in first["moved"] and first["left in its place"] is False
+    assert first["left"] == ["latest", "step_00000002", "step_00000004.damaged", "step_00000006.damaged"]
+    said = [line for line in spoken[0].splitlines() if line.startswith("mvlm: ")]
+    assert len(said) == 1 and "moments-00001-of-00002" in said[0] and "goes on from step_00000002" in said[0]
+    assert "mvlm: " not in spoken[1]
+    tensors = {}
+    for path in sorted((tmp_path / "moved/checkpoints/step_00000002").glob("weights-*")):
+        part = load_file(path)
+        assert part.keys() == ({"first", "third.bias"} if "-00000-of" in path.name else {"second"})
+        tensors |= part
+    engine = Trained()
+    engine.step = 2
+    assert equal(tensors, {name: whole["weight"] for name, whole in engine.whole_tensors()})
+
+
+def test_what_a_living_attempt_deletes_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saves, and deletes the one before, between another attempt's looking up the latest and reading it."""
+    run, living = tmp_path / "run", iter((4, 6))
+    steps_saved(run, Checkpoint(keep=1), 2)
+
+    def find_late(checkpoint: Path, hashes: bool) -> str | None:
+        for step in living:
+            steps_saved(run, Checkpoint(keep=1), step)
+            break
+        return find_damage(checkpoint, hashes)
+
+    monkeypatch.setattr(checkpoints, "find_damage", find_late)
+    assert newest_whole(run).name == "step_00000006"
+    assert names(run) == ["06", "latest"]

@@ -1,0 +1,141 @@
+"""A checkpoint has all that says what its weights mean: what else the run folder holds may be lost or damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mvlm.__main__ import main
+from mvlm.checkpoint.description import TOKENIZER, described_in
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.tensors import load_run
+from mvlm.errors import UserError
+from tests.training.conftest import KEPT, Resume, losses_by_step
+
+EVERY = "checkpoint.every=1"
+MORE = [EVERY, "train.steps=8"]
+
+
+@pytest.fixture
+def run(resume_kept: Resume) -> Path:
+    """A run of six steps whose last two checkpoints have been saved by this version."""
+    return resume_kept(0, EVERY)
+
+
+@pytest.fixture
+def undisturbed(run: Path, resume_kept: Resume, tmp_path: Path) -> dict[int, tuple[float, ...]]:
+    """Its losses up to the eighth step; the run is as it was."""
+    shutil.copytree(run, tmp_path / "before")
+    losses = losses_by_step(resume_kept(0, *MORE))
+    shutil.rmtree(run)
+    (tmp_path / "before").rename(run)
+    return losses
+
+
+def permute_ids(tokenizer: Path) -> None:
+    """Two tokens change places: a tokenizer that loads, of the same length."""
+    content = json.loads(tokenizer.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    tokenizer.write_text(json.dumps(content))
+
+
+def test_every_file_of_a_checkpoint_has_its_hash(run: Path) -> None:
+    checkpoint = find_checkpoint(run)
+    files = {entry["file"]: entry for entry in json.loads((checkpoint / "index.json").read_text())["files"]}
+    found = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    assert found == set(files) | {"index.json"}
+    described = ["config.toml", "deepspeed.json", "run.json", "text_encoder/config.json"]
+    described += ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+    assert set(described) < found
+    for name in described:
+        content = (checkpoint / name).read_bytes()
+        assert content == (run / name).read_bytes()
+        assert files[name]["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_what_a_purge_leaves_of_checkpoints_resumes_evaluates_and_exports(
+    run: Path, undisturbed: dict[int, tuple[float, ...]], resume_kept: Resume, tmp_path: Path
+) -> None:
+    for path in run.iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shards, out = str(KEPT / "shards"), tmp_path / "exported"
+    words = ["evaluate", "retrieval", "--checkpoint", str(run), "--data", shards, "--json", str(tmp_path / "r.json")]
+    assert main(words) == 0
+    assert main(["export", str(run), "--out", str(out)]) == 0
+    assert (out / "tokenizer.json").is_file() and "8 steps" not in (out / "README.md").read_text()
+    assert load_run(run).step == 6
+    resume_kept(0, *MORE)
+    assert losses_by_step(run) == {step: undisturbed[step] for step in (7, 8)}
+
+
+@pytest.mark.parametrize("damage", ["permuted", "missing", "added"])
+def test_a_tokenizer_that_is_not_the_checkpoints_is_restored_with_a_sentence(
+    run: Path,
+    undisturbed: dict[int, tuple[float, ...]],
+    resume_kept: Resume,
+    capfd: pytest.CaptureFixture[str],
+    damage: str,
+) -> None:
+    """With ids permuted, a run would go on with other losses."""
+    tokenizer = run / TOKENIZER / "tokenizer.json"
+    right = tokenizer.read_bytes()
+    if damage == "permuted":
+        permute_ids(tokenizer)
+    elif damage == "missing":
+        shutil.rmtree(run / TOKENIZER)
+    else:
+        (run / TOKENIZER / "added_tokens.json").write_text('{"bar": 261}')
+    capfd.readouterr()
+    resume_kept(0, *MORE)
+    (said,) = (line for line in capfd.readouterr().err.splitlines() if "restored from step_00000006" in line)
+    assert {"permuted": "was another", "missing": "was missing", "added": "was added"}[damage] in said
+    assert tokenizer.read_bytes() == right and not (run / TOKENIZER / "added_tokens.json").exists()
+    assert losses_by_step(run) == undisturbed
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused_and_the_one_before_is_resumed(
+    run: Path, resume_kept: Resume, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = losses_by_step(run)
+    permute_ids(find_checkpoint(run) / TOKENIZER / "tokenizer.json")
+    with pytest.raises(UserError, match=r"tokenizer.json has another SHA-256 .*: use another checkpoint"):
+        load_run(run)
+    assert load_run(run / "checkpoints/step_00000005").step == 5
+    resume_kept(0, EVERY)
+    assert "step_00000006 is damaged (tokenizer/tokenizer.json" in capfd.readouterr().err
+    assert losses_by_step(run) == before
+
+
+def test_a_checkpoint_of_before_reads_its_runs_folder_and_says_what_is_missing(
+    resume_kept: Resume, tmp_path: Path
+) -> None:
+    old = shutil.copytree(KEPT / "zero0", tmp_path / "old")
+    assert described_in(find_checkpoint(old)) == old
+    assert load_run(old).step == 3
+    shutil.rmtree(old / TOKENIZER)
+    message = (
+        r"old lacks tokenizer, of which step_00000003, saved by version 0.1, has no copy: copy it there from a backup"
+    )
+    with pytest.raises(UserError, match=message):
+        load_run(old)
+    shutil.copytree(old, tmp_path / "zero0")
+    with pytest.raises(UserError, match="lacks tokenizer"):
+        resume_kept(0)
+    shutil.copytree(KEPT / "zero0" / TOKENIZER, tmp_path / "zero0" / TOKENIZER)  # as it advises
+    resume_kept(0)
+
+
+def test_another_run_that_resumes_a_checkpoint_gets_its_description(
+    run: Path, resume_kept: Resume, tmp_path: Path
+) -> None:
+    (run / TOKENIZER / "tokenizer.json").unlink()
+    (tmp_path / "zero1").mkdir()
+    other = resume_kept(1, f"checkpoint.resume={run / 'checkpoints/step_00000006'}", *MORE)
+    assert (other / TOKENIZER / "tokenizer.json").read_bytes() == (KEPT / "zero0/tokenizer/tokenizer.json").read_bytes()
+    assert load_run(other).step == 8

@@ -1,0 +1,84 @@
+"""When a rank asks for the end: signals, its launcher's death, the clock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from mvlm.training.health.signals import SIGNALS, StopRequests
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_is_noted_and_ends_nothing(number: int) -> None:
+    stop = StopRequests()
+    assert not stop.signalled
+    os.kill(os.getpid(), number)
+    assert stop.signalled
+
+
+RANK = """
+import time
+from mvlm.training.health.signals import StopRequests
+stop = StopRequests()
+print("listening", len(stop._launchers), flush=True)
+while not stop.orphaned():
+    time.sleep(0.02)
+print("orphaned", flush=True)
+"""
+MIDDLE = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], env={env!r})"
+OUTER = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+
+
+@pytest.mark.parametrize("victim", ["outer", "middle"])
+def test_the_death_of_any_launcher_above_is_noticed(victim: str) -> None:
+    """`deepspeed` starts a process that starts the ranks: whichever dies."""
+    env = os.environ | {"RANK": "0", "PYTHONPATH": str(ROOT)}
+    middle = MIDDLE.format(env=env)
+    # The names by which a launcher is known stand in the command line.
+    outer = subprocess.Popen(
+        [sys.executable, "-c", OUTER, middle, RANK, "deepspeed"], stdout=subprocess.PIPE, text=True
+    )
+    assert outer.stdout and outer.stdout.readline() == "listening 2\n"
+    children = subprocess.run(["pgrep", "-P", str(outer.pid)], capture_output=True, text=True, check=True)
+    os.kill(outer.pid if victim == "outer" else int(children.stdout), signal.SIGKILL)
+    assert outer.stdout.readline() == "orphaned\n"
+    outer.wait()
+
+
+def test_a_process_that_nobody_launched_has_nobody_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert not StopRequests().orphaned()
+
+
+def test_the_end_leaves_room_for_steps_and_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    stop = StopRequests()
+    assert not stop.time_is_up(1e9, 1e9)  # no limit
+    stop.limit_time(100.0)
+    assert not stop.time_is_up(1.0, 1.0)
+    assert not stop.time_is_up(1000.0, 1900.0)  # two of each and a minute fit into 6000 s
+    assert stop.time_is_up(1000.0, 2000.0)
+
+
+def test_the_limit_of_slurm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 100))
+    stop = StopRequests()
+    assert not stop.time_is_up(10.0, 30.0)  # 80 s and 5 % of the time
+    assert stop.time_is_up(10.0, 45.0)
+    stop.limit_time(60.0)  # the run's own goes before
+    assert not stop.time_is_up(10.0, 45.0)

@@ -1,0 +1,43 @@
+"""The spread over two real ranks."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+from mvlm.runtime import dist
+from mvlm.training.health.stragglers import spread
+from tests.conftest import free_port
+
+MEASURED = [(0.50, 0.01, 0.20), (0.52, 0.25, 0.02)]  # rank 1 reads slowly, rank 0 waits for it
+
+
+def measure(folder: Path, rank: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(port))
+    dist.init()
+    (folder / f"{rank}.json").write_text(json.dumps(spread(*MEASURED[rank])))
+    dist.close()
+
+
+def test_every_rank_learns_the_spread_and_who_is_slow(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    port = free_port()
+    ranks = [context.Process(target=measure, args=(tmp_path, rank, port)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    steps = {"step_s_min": 0.50, "step_s_median": 0.51, "step_s_max": 0.52}
+    waits = {"data_wait_s_min": 0.01, "data_wait_s_median": 0.13, "data_wait_s_max": 0.25}
+    assert first == steps | waits | {"slowest_rank": 1}
+
+
+def test_a_rank_alone_is_its_own_spread() -> None:
+    metrics = spread(0.5, 0.1, 0.0)
+    assert set(metrics.values()) == {0.5, 0.1, 0}
+    assert metrics["slowest_rank"] == 0

@@ -1,0 +1,152 @@
+"""Nothing in our own code makes the host wait for the device between log steps."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mvlm.batch import Tally
+from mvlm.training.engine import Engine
+from mvlm.training.optim import count_parameters
+from mvlm.training.zero.config import resolve
+from tests.conftest import ROOT
+from tests.training.parity_worker import built, configuration, steps_of
+
+OURS = str(ROOT / "mvlm") + "/"
+DEEPSPEEDS = str(Path(deepspeed.__file__).parent) + "/"
+
+READING = {"item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "__contains__"}
+"""Methods of a tensor that bring its values to the host."""
+COPYING = {"tensor", "as_tensor", "from_numpy"}
+"""Functions of torch that make a tensor of the host's pageable memory."""
+COUNTING = {"nonzero", "_local_scalar_dense", "masked_select", "_unique2", "unique_dim", "equal", "bincount"}
+"""ATen's operations whose result, or its shape, depends on values: a device is waited for."""
+INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+def owner(frame: FrameType | None, ours: str) -> str | None:
+    """The line of ours that this runs for; None where DeepSpeed comes first, on the way out from the innermost call."""
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name.startswith(DEEPSPEEDS):
+            return None
+        if name.startswith(ours):
+            return f"{name.removeprefix(str(ROOT) + '/')}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
+
+
+class Waits:
+    """Lines of ours that wait, with what they wait for, while it is entered.
+
+    A CPU waits for nothing: what would wait for a GPU is known by name. What Python calls on tensors is seen by the
+    function mode; what torch itself calls, in backward too, by the dispatch mode.
+    """
+
+    def __init__(self, ours: str = OURS) -> None:
+        self.found: list[str] = []
+        waits = self
+
+        def note(name: str) -> None:
+            if line := owner(sys._getframe(2), ours):
+                waits.found.append(f"{line}: {name}")
+
+        class Functions(TorchFunctionMode):
+            def __torch_function__(
+                self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+            ) -> Any:
+                name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+                if name in READING | COPYING:
+                    note(name)
+                if name == "to" and sys._getframe(1).f_code.co_filename.startswith(ours):
+                    devices = [x for x in (*args[1:], kwargs.get("device")) if isinstance(x, (str, torch.device))]
+                    if devices and not kwargs.get("non_blocking"):
+                        note("to")
+                return func(*args, **kwargs)
+
+        class Operations(TorchDispatchMode):
+            def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+                name = func.overloadpacket.__name__
+                by_mask = name in INDEXING and any(x is not None and x.dtype == torch.bool for x in args[1])
+                if name in COUNTING or by_mask or func is torch.ops.aten.repeat_interleave.Tensor:
+                    note(name)
+                return func(*args, **(kwargs or {}))
+
+        self._modes = Functions(), Operations()
+
+    def __enter__(self) -> Waits:
+        for mode in self._modes:
+            mode.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for mode in reversed(self._modes):
+            mode.__exit__(*error)
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: float(x[0]),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
+        lambda x: x.numpy(),
+        lambda x: x[x > 0],
+        lambda x: x.clone().masked_fill_(x > 0, 0).__setitem__(x > 1, 2),
+        lambda x: x.nonzero(),
+        lambda x: torch.where(x > 0),
+        lambda x: x.unique(),
+        lambda x: torch.equal(x, x),
+        lambda x: torch.tensor([1.0], device=x.device),
+        lambda x: torch.repeat_interleave(x.long()),
+    ],
+)
+def test_a_wait_is_found(wait: Callable[[torch.Tensor], Any]) -> None:
+    with Waits(ours=__file__) as waits:
+        wait(torch.arange(4.0))
+    assert waits.found
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda x: x.to(x.device, non_blocking=True).to(torch.float64),
+        lambda x: x[torch.arange(2)] + x[1:3],
+        lambda x: x.masked_fill(x > 0, 0).clone().index_fill_(0, torch.arange(2), 1),
+        lambda x: torch.where(x > 0, x, 0).argmax(),
+    ],
+)
+def test_what_does_not_wait_is_not_found(work: Callable[[torch.Tensor], Any]) -> None:
+    with Waits(ours=__file__) as waits:
+        work(torch.arange(4.0))
+    assert waits.found == []
+
+
+KINDS = [(stage, accumulation, "token") for stage in range(4) for accumulation in (1, 2)] + [(0, 2, "drop")]
+
+
+@pytest.mark.parametrize(("stage", "accumulation", "masking"), KINDS)
+def test_a_step_of_training_waits_for_nothing_in_our_code(
+    one_rank: None, scenes: Path, stage: int, accumulation: int, masking: str
+) -> None:
+    config = configuration(str(scenes), 16 // accumulation, [f"objectives.image_masking={masking}"])
+    model, loader = built(config, 0, 1)
+    content = {"zero_optimization": {"stage": stage}}
+    engine = Engine(model, config, resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model)))
+    first, second, *_ = steps_of(loader)
+    engine.step(first, 0.5, 0, Tally())  # which leaves some constants on the device
+    with Waits() as waits:
+        engine.step(second, 0.5, 1, Tally())
+    assert set(waits.found) == set()
