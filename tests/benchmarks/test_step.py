@@ -72,6 +72,7 @@ def test_plain_attention_is_torchs_and_counts_as_much() -> None:
     assert counts == [3 * 4 * 2 * 3 * 7 * 9 * 16] * 2
 
 
+@pytest.mark.campaign
 def test_a_stopped_campaign_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--size", "tiny", "--variants", "pruned", "--precision", "fp32", "--rounds", "1", "--steps", "1"]
     assert main([*words, "--results", str(tmp_path)]) == 0

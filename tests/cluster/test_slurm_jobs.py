@@ -47,7 +47,7 @@ def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
     assert "attempt 1 failed with exit code 1" in status and "no step" in status
 
 
-@pytest.mark.parametrize("request_", ["gres", "gpus-per-node"])
+@pytest.mark.parametrize("request_", ["gres", pytest.param("gpus-per-node", marks=pytest.mark.campaign)])
 def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
     job = make("gpus")
     options = f'job.sbatch=["--hold", {HOSTILE_OPTION}]'
@@ -116,6 +116,7 @@ def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
     assert slurm.cluster("status", job.logs).count("failed with exit code 137") == 2
 
 
+@pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
 def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
     slurm, make, tmp_path, monkeypatch, capsys
 ):

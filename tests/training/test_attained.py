@@ -13,6 +13,9 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from tests.conftest import mvlm_command, run_command
 
+# What would keep a model from learning is told sooner, and by more, by the oracle and by parity with the plain loop.
+pytestmark = pytest.mark.campaign
+
 SMALLER = [
     "model.vision_args={patch_size=16, embed_dim=64, depth=2, num_heads=4}",
     "model.text_args={hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, "
