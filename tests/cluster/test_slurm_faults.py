@@ -70,9 +70,9 @@ class Story:
 
         def all_stand_still():
             for job, number, step, stopped in list(waiting):
-                if max(job.steps(number), default=0) > step:
-                    stopped += job.ranks("n1")
-                    stopped[-1].send_signal(signal.SIGSTOP)
+                if max(job.steps(number), default=0) > step and (ranks := job.ranks("n1")):
+                    stopped += ranks
+                    ranks[-1].send_signal(signal.SIGSTOP)
                     waiting.remove((job, number, step, stopped))
             return not waiting
 
