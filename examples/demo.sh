@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shards two small corpora, pretrains on each with the deepspeed launcher, evaluates, and writes runs/demo/report.html.
-# Interrupted, it goes on from where it was when started again.
+# If interrupted, it resumes when started again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 DEMO=runs/demo
@@ -36,7 +36,7 @@ for corpus in scenes emoji; do
   python -m mvlm evaluate retrieval --checkpoint $DEMO/$corpus --data $DEMO/data/$corpus/eval --json $DEMO/$corpus/retrieval.json
 done
 
-step "5/6 Restoring hidden words and pixels, with the right, no and a wrong other modality"
+step "5/6 Reconstructing masked words and pixels, with the right, no and a wrong other modality"
 python -m mvlm evaluate reconstruction --checkpoint $DEMO/scenes --data $DEMO/data/scenes/eval --words $WORDS \
   --json $DEMO/scenes/reconstruction.json
 python -m mvlm evaluate reconstruction --checkpoint $DEMO/emoji --data $DEMO/data/emoji/eval \

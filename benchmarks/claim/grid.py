@@ -164,7 +164,7 @@ def contrasts(corpus: str) -> list[Contrast]:
             Cell(corpus, "itc_itm_image"),
             Cell(corpus, BASELINE),
         ),
-        Contrast("one modality hidden at a time − both at once", Cell(corpus, ALL_FOUR), Cell(corpus, "hide_both")),
+        Contrast("one modality masked at a time − both at once", Cell(corpus, ALL_FOUR), Cell(corpus, "hide_both")),
     ]
     found += [question for tune in TUNES for question in _fine_tuned(corpus, tune)]
     return found + [

@@ -26,24 +26,25 @@ PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
 HEAD = """<!-- Written by `python docs/hooks/reference.py` from mvlm/config/schema.py and cluster/job.py. -->
 # Configuration
 
-Every key of a run's TOML and of a job file. All have a default but those marked *required*. A key that is not known, a
-value of another type or one out of its range is an error that names the key; `mvlm check RUN.toml` finds all at once.
+Look up every key of a run TOML and a job file. All have defaults except those marked *required*. An unknown key, or a
+value of the wrong type or out of range, is an error that names the key; `mvlm check RUN.toml` finds all at once.
 
-Any key can be set behind the command, in TOML syntax or as a bare string: `train.steps=100`, `'data.train=["a", "b"]'`.
+Any key can be overridden on the command line, in TOML syntax or as a bare string: `train.steps=100`,
+`'data.train=["a", "b"]'`.
 ZeRO, precision, offload and communication belong to the DeepSpeed JSON: [which file when](../ds_configs/README.md).
 
-Letters behind a meaning tell where a default comes from: **P** stated in the paper (arXiv 2208.02131), **R** remembered
+Letters after a meaning say where a default comes from: **P** stated in the paper (arXiv 2208.02131), **R** from memory
 of it, **D** decided by us where it is silent.
 
 ## The run
 
-Tables of `RUN.toml`. The resolved values lie beside every checkpoint as `config.toml`.
+Tables of `RUN.toml`. The resolved values are saved in every checkpoint as `config.toml`.
 """
 JOB_HEAD = """
 ## The job
 
-Tables of `job.toml`, which `python -m cluster` reads: [from one GPU to sixty-four nodes](cluster.md). Set one behind
-the command with `job.` before it: `job.nodes=4`.
+Tables of `job.toml`, which `python -m cluster` reads: [from one GPU to sixty-four nodes](cluster.md). Override one
+on the command line with the prefix `job.`: `job.nodes=4`.
 """
 WORDS = {str: "string", int: "whole number", float: "number", bool: "true or false", Any: "value"}
 

@@ -21,41 +21,41 @@ from mvlm.errors import Mistakes, UserError
 
 @dataclass(frozen=True)
 class Run:
-    dir: str = "runs/mvlm"  # everything the run writes lies here
-    seed: int = 0  # of the order, the masks, the augmentation and new weights
+    dir: str = "runs/mvlm"  # folder that everything the run writes goes to
+    seed: int = 0  # seed of order, masks, augmentation and new weights
 
 
 @dataclass(frozen=True)
 class Data:
     train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
-    weights: tuple[float, ...] = ()  # how often an epoch draws each row, a number for each of train; empty = once
+    weights: tuple[float, ...] = ()  # how often an epoch draws each row, one number per entry of train; empty = once
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
     text_length: int = 30  # tokens, special ones included (D)
-    caption: Literal["draw", "cycle", "first"] = "draw"  # which caption of an image an epoch takes (D)
-    shared_view: bool = True  # the hidden and the whole image are one augmented view (D)
-    crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the random resized crop; 1, 1 = no crop
-    flip: bool = True  # mirror half the images, never one whose caption says left or right
-    randaugment: tuple[int, int] = (2, 7)  # operations an image, magnitude of 10; 0, 0 = off (R)
+    caption: Literal["draw", "cycle", "first"] = "draw"  # which caption of an image an epoch uses (D)
+    shared_view: bool = True  # the masked and the original image are the same augmented view (D)
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # share of the area kept by the random resized crop; 1, 1 = no crop
+    flip: bool = True  # mirror half of the images, never if a caption says left or right
+    randaugment: tuple[int, int] = (2, 7)  # operations per image, magnitude out of 10; 0, 0 = off (R)
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
-    shuffle_shards: int = 0  # whole shards shuffled together instead, for slow or remote stores; 0 = blocks
-    cache: str = ""  # folder on each node's disk for the shards of URLs; "" = your own in TMPDIR
-    cache_gb: float = 32.0  # of all shards in it; it must hold the shards shuffled together twice
-    patience: float = 10.0  # minutes that a store of shards which is gone is waited for, before the run saves and ends
-    workers: int = 2  # decoding threads or processes a rank; 0 = one image after the other, when asked
-    worker_mode: Literal["threads", "processes"] = "threads"  # processes where something holds the interpreter's lock
+    shuffle_shards: int = 0  # shuffle whole shards, this many together, for slow or remote stores; 0 = blocks
+    cache: str = ""  # folder on each node's disk for shards from URLs; "" = your own in TMPDIR
+    cache_gb: float = 32.0  # upper bound for the cache; it must hold the shards shuffled together twice
+    patience: float = 10.0  # minutes to wait for a store that is gone before the run saves and ends
+    workers: int = 2  # decoding threads or processes per rank; 0 = one image after the other, on demand
+    worker_mode: Literal["threads", "processes"] = "threads"  # processes if something holds the interpreter's lock
     prefetch: int = 2  # micro-batches prepared ahead
-    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a number
+    tolerance: float = 0.001  # bad images replaced before the run stops: a share of those read; from 1 on, a count
 
 
 @dataclass(frozen=True)
 class Model:
     vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
     vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, folder or run, or "hf-hub:owner/name"
-    vision_args: dict[str, Any] = field(default_factory=dict)  # handed to timm.create_model
-    image_size: int = 224  # pixels a side that the encoder sees (P)
+    vision_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
+    image_size: int = 224  # side in pixels that the encoder sees (P)
     text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
     text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, folder or run, or "hf-hub:..."
     text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
@@ -64,37 +64,37 @@ class Model:
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
     cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
     cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
-    dropout: float = 0.0  # everywhere; another micro-batch, as other ranks may bring, is another draw (D)
+    dropout: float = 0.0  # everywhere; another micro-batch (as with another number of ranks) drops something else (D)
     contrastive_width: int = 256  # of the features that ITC compares (D)
     temperature: float = 0.07  # initial value of the learned temperature (D)
-    temperature_min: float = 0.001  # it is clamped to this (D)
-    temperature_max: float = 0.5  # and to this (D)
-    tie_classifier: bool = False  # the text decoder's weight is the text encoder's embedding (D)
-    classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding where that is pretrained (D)
+    temperature_min: float = 0.001  # lower bound of the temperature (D)
+    temperature_max: float = 0.5  # upper bound of the temperature (D)
+    tie_classifier: bool = False  # the MLM head's weight is the text encoder's embedding (D)
+    classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding if that is pretrained (D)
 
 
 @dataclass(frozen=True)
 class Objectives:
-    image: float = 1.0  # weight of the masked image's loss; 0 = not computed (P); tasks without it take 0
-    text: float = 1.0  # of the masked words' (P)
-    itc: float = 1.0  # of image-text contrast (P)
-    itm: float = 1.0  # of image-text matching (P)
-    # weights of further objectives, by the names that mvlm/model/losses/extra.py gives them
+    image: float = 1.0  # weight of masked image modelling; 0 = not computed (P); tasks without it use 0
+    text: float = 1.0  # weight of masked language modelling (P)
+    itc: float = 1.0  # weight of image-text contrast (P)
+    itm: float = 1.0  # weight of image-text matching (P)
+    # weights of further objectives, by their names in mvlm/model/losses/extra.py
     extra: dict[str, float] = field(default_factory=dict)
-    image_mask_ratio: float = 0.6  # of the blocks (P)
-    image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see hidden patches, as in MAE (D)
-    image_mask_block: int = 2  # patches a side hidden together: 32 pixels at P = 16 (P)
+    image_mask_ratio: float = 0.6  # share of the blocks that are masked (P)
+    image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see masked patches, as in MAE (D)
+    image_mask_block: int = 2  # side, in patches, of what is masked together: 32 pixels at P = 16 (P)
     image_mask_rounding: Literal["ceil", "floor", "nearest"] = "ceil"  # of ratio x blocks (D)
-    text_mask_ratio: float = 0.3  # of the non-special tokens (P)
-    text_mask_minimum: int = 1  # hidden tokens a sentence at least (D)
-    text_mask_token: float = 0.8  # share of hidden tokens shown as the mask token (D)
-    text_mask_random: float = 0.1  # share shown as a random token; the rest is shown as it is (D)
-    hide: Literal["one", "both"] = "one"  # modalities hidden at a time (P: one)
+    text_mask_ratio: float = 0.3  # share of the non-special tokens that is masked (P)
+    text_mask_minimum: int = 1  # masked tokens per sentence at least (D)
+    text_mask_token: float = 0.8  # share of masked tokens replaced by the mask token (D)
+    text_mask_random: float = 0.1  # share replaced by a random token; the rest stays as it is (D)
+    hide: Literal["one", "both"] = "one"  # modalities masked at a time (P: one)
     normalized_targets: bool = False  # standardise each patch of the pixel target (D)
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
-    exclude_duplicates: bool = True  # pairs of the same image or caption are no ITC/ITM negatives of each other (D)
-    itm_group: int = 16  # consecutive positions that ITM negatives are drawn from (D)
-    itm_negatives: Literal["hard", "uniform"] = "hard"  # drawn by the similarity, or all alike (D)
+    exclude_duplicates: bool = True  # pairs of the same image or caption are not ITC/ITM negatives of each other (D)
+    itm_group: int = 16  # consecutive positions among which ITM negatives are sampled (D)
+    itm_negatives: Literal["hard", "uniform"] = "hard"  # sampled by similarity, or uniformly (D)
 
     def weight(self, loss: str) -> float:
         """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
@@ -104,7 +104,7 @@ class Objectives:
 @dataclass(frozen=True)
 class Task:
     name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what the model is trained for
-    answer_minimum: int = 9  # vqa: questions that most people answer so, for an answer to be a class (D)
+    answer_minimum: int = 9  # vqa: an answer becomes a class if it is the majority answer to this many questions (D)
 
     @property
     def corpus(self) -> str:
@@ -128,61 +128,61 @@ OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc
 
 @dataclass(frozen=True)
 class Optim:
-    lr: float = 3e-4  # peak of the new modules (P)
-    encoder_lr: float = 1e-5  # peak of the two encoders (P)
-    weight_decay: float = 0.05  # not on norms, biases and embeddings of one dimension (P)
+    lr: float = 3e-4  # peak learning rate of the new modules (P)
+    encoder_lr: float = 1e-5  # peak learning rate of the two encoders (P)
+    weight_decay: float = 0.05  # not applied to norms, biases and one-dimensional embeddings (P)
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
     eps: float = 1e-8  # of AdamW
-    clip: float = 1.0  # global gradient norm; 0 = off
-    warmup_epochs: float = 5.0  # of a linear rise (P); ignored where warmup_steps is given
+    clip: float = 1.0  # global gradient norm to clip to; 0 = off
+    warmup_epochs: float = 5.0  # linear warm-up (P); ignored if warmup_steps is given
     warmup_steps: int = -1  # -1 = warmup_epochs
-    floor: float = 0.1  # of the peak, at the end of the cosine (R)
-    layer_decay: float = 1.0  # of an encoder's rate from each block to the one below it: 0.65 to 0.75 in BEiT and MAE
+    floor: float = 0.1  # share of the peak at the end of the cosine (R)
+    layer_decay: float = 1.0  # factor on an encoder's rate per block downwards: 0.65 to 0.75 in BEiT and MAE
 
 
 @dataclass(frozen=True)
 class Train:
-    epochs: float = 50.0  # over data.train (R); ignored where steps is given
+    epochs: float = 50.0  # over data.train (R); ignored if steps is given
     steps: int = 0  # updates of the weights; 0 = epochs
-    global_batch: int = 512  # pairs a step over all ranks and accumulation (P)
-    # pairs a rank a forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
+    global_batch: int = 512  # pairs per step over all ranks and accumulation (P)
+    # pairs per rank and forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
     micro_batch: int | Literal["auto"] = 0
-    deterministic: bool = False  # the same bits on CUDA in every run, at some cost in speed; a CPU gives them anyhow
-    time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none but SLURM's own, which is known
+    deterministic: bool = False  # bit-identical runs on CUDA, at some cost in speed; a CPU gives them anyway
+    time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none except SLURM's own, which is known
     spike: float = 3.0  # a loss above 1 and this many times the last 64's median is rolled back; 0 = only NaN and inf
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
-    hang_minutes: float = 15.0  # without progress, after which the run names the rank at fault and ends
-    compile: bool = False  # torch.compile of each block: minutes at the start, then faster steps on a GPU
-    recompute: float = 0.0  # share of the blocks that keep their input alone and compute the rest again in backward
+    hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
+    compile: bool = False  # torch.compile each block: minutes at the start, then faster steps on a GPU
+    recompute: float = 0.0  # share of the blocks that save only their input and recompute the rest in backward
     freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text", "text.model.embeddings"
-    ema: float = 0.0  # decay of an average of the weights, such as 0.999, which is evaluated in their place; 0 = none
+    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999, evaluated in their place; 0 = none
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """Which implementation each operation takes: "auto", or one by the name that `mvlm kernels` gives it."""
+    """Which implementation each operation uses: "auto", or one by the name that `mvlm kernels` gives it."""
 
     attention: str = "auto"  # of padded sequences
-    linear: str = "auto"  # a layer's product and bias
-    gelu_linear: str = "auto"  # GELU and the linear layer behind it
+    linear: str = "auto"  # product and bias of a layer
+    gelu_linear: str = "auto"  # GELU and the linear layer after it
     layer_norm: str = "auto"  # of every block
-    word_loss: str = "auto"  # logits of hidden words and their cross-entropy
-    packed_attention: str = "auto"  # of texts without padding
-    patch_l1: str = "auto"  # of hidden patches with the image
+    word_loss: str = "auto"  # logits of masked tokens and their cross-entropy
+    packed_attention: str = "auto"  # of texts packed without padding
+    patch_l1: str = "auto"  # of masked patches with the image
     log_sum_exps: str = "auto"  # over the global batch's similarities
     contrastive: str = "auto"  # a micro-batch's share of ITC
-    negatives: str = "auto"  # drawing those of ITM
+    negatives: str = "auto"  # sampling ITM's negatives
     optimizer: str = "auto"  # AdamW
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     every: int = 1000  # steps; the last step is always saved; 0 = only then
-    keep: int = 2  # newest checkpoints kept
+    keep: int = 2  # number of newest checkpoints to keep
     keep_every: int = 0  # steps; checkpoints at multiples of it are kept for good; 0 = none
-    resume: str = ""  # a checkpoint to go on from where the run folder has none of its own
-    init: str = ""  # a run or checkpoint of ours or others whose weights alone are taken
-    mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that gets each checkpoint too; "" = none
+    resume: str = ""  # a checkpoint to resume from if the run folder has none of its own
+    init: str = ""  # one of your runs or checkpoints, or somebody else's, to start from its weights only
+    mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that receives each checkpoint too; "" = none
 
 
 @dataclass(frozen=True)
@@ -191,17 +191,17 @@ class Log:
     tensorboard: bool = True  # event files in the run folder
     wandb: str = ""  # a project of Weights & Biases, or entity/project; "" = none
     mlflow: str = ""  # MLflow's tracking URI, such as http://host:5000 or a folder; "" = none
-    pictures: int = 4  # images restored at an evaluation, for people to look at; 0 = none
+    pictures: int = 4  # images reconstructed at an evaluation, for people to look at; 0 = none
 
 
 @dataclass(frozen=True)
 class Eval:
     every: int = 0  # steps; 0 = only after the last
-    batch: int = 64  # images or texts, or ITM pairs, a forward pass
-    rerank: int = 128  # candidates of ITC that ITM orders again: 256 COCO, 128 Flickr30k (D)
-    limit: int = 0  # first rows used; 0 = all
-    memory_gb: float = 4.0  # held at once on each rank's device beside the weights, in 1e9 bytes
-    share: float = 0.1  # of the time of training: an evaluation of over half a minute is put off until it fits
+    batch: int = 64  # images or texts, or ITM pairs, per forward pass
+    rerank: int = 128  # ITC candidates that ITM re-ranks: 256 COCO, 128 Flickr30k (D)
+    limit: int = 0  # evaluate only the first rows; 0 = all
+    memory_gb: float = 4.0  # memory limit on each rank's device besides the weights, in 1e9 bytes
+    share: float = 0.1  # of the training time: an evaluation of over half a minute is postponed until it fits
 
 
 @dataclass(frozen=True)
