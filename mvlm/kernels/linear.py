@@ -1,8 +1,8 @@
 """Linear layers, and the GELU before one, with what each CPU and GPU does best.
 
-torch's own way on a CPU copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a
-wide layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of
-one. MKL does without AVX-512 on AMD. A CPU without instructions for bf16 multiplies the same numbers in fp32 four times
+In fp32 on a CPU, torch copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a wide
+layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of one. MKL
+does without AVX-512 on AMD. A CPU without instructions for bf16 multiplies the same numbers in fp32 four times
 as fast as its libraries imitate them (docs/kernels.md).
 """
 
@@ -102,24 +102,17 @@ def _mkl_is_slow(x: Tensor) -> bool:
 
 
 def _weight_gradient(grad_RO: Tensor, x_RI: Tensor) -> Tensor:
-    """R rows -> OI. A CPU is faster with the narrow side first, which in 16 bits is transposed in memory before."""
+    """R rows -> OI. A CPU is faster with the narrow side first."""
     if _mkl_is_slow(x_RI) and x_RI.numel():
         return _onednn_product(grad_RO.t().contiguous(), x_RI.t().contiguous(), None)
-    (outputs, inputs), much = (grad_RO.shape[1], x_RI.shape[1]), 3 if x_RI.dtype == torch.bfloat16 else 2
-    if x_RI.device.type == "cpu" and much * outputs <= inputs:
-        return _turned(grad_RO) @ x_RI
-    if x_RI.device.type == "cpu" and much * inputs <= outputs <= len(x_RI):
-        return (_turned(x_RI) @ grad_RO).t().contiguous()
+    if x_RI.device.type == "cpu" and 2 * x_RI.shape[1] <= grad_RO.shape[1] <= len(x_RI):
+        return (x_RI.t() @ grad_RO).t().contiguous()
     return grad_RO.t() @ x_RI
 
 
-def _turned(x_RD: Tensor) -> Tensor:
-    return x_RD.t().contiguous() if x_RD.dtype == torch.bfloat16 else x_RD.t()
-
-
 def _bias_gradient(grad_RO: Tensor) -> Tensor:
-    """R rows -> O. On a CPU a product with ones takes half the time of a sum over rows; in 16 bits if they are long."""
-    if grad_RO.device.type != "cpu" or (grad_RO.dtype == torch.bfloat16 and grad_RO.shape[1] < 1024):
+    """R rows -> O. On a CPU a product with ones takes half the time of a sum over rows."""
+    if grad_RO.device.type != "cpu":
         return grad_RO.sum(0)
     return (grad_RO.new_ones(1, len(grad_RO)) @ grad_RO)[0]
 
@@ -132,7 +125,7 @@ def _has_mkl() -> str | None:
     return None if probes.HAS_MKL else "this torch is built without MKL"
 
 
-def _mkl_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
+def _mkl_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
     if x.device.type != "cpu":
         return FOR_CPUS
     return "it computes in fp32" if x.dtype != torch.float32 or weight.dtype != torch.float32 else _autocast(x)
@@ -142,22 +135,14 @@ def _has_onednn() -> str | None:
     return None if torch.backends.mkldnn.is_available() else "this torch is built without oneDNN"
 
 
-def _onednn_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
-    if x.device.type != "cpu":
-        return FOR_CPUS
-    if x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
-        return "it computes in fp32 or bf16"
-    if x.numel() == 0:
-        return "there are no rows"
-    return _autocast(x)
+def _onednn_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
+    return _mkl_takes(x, weight) or (None if x.numel() else "there are no rows")
 
 
 def _onednn_pays(x: Tensor, *_: object) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler finds the fused product by itself"
-    if x.dtype == torch.float32 and not probes.mkl_lacks_avx512():
-        return "MKL is as fast in fp32 on this CPU"
-    return "this CPU multiplies faster in fp32" if probes.imitates(x) else None
+    return None if probes.mkl_lacks_avx512() else "MKL is as fast on this CPU"
 
 
 def _mkl_pays(x: Tensor, weight: Tensor, *_: object) -> str | None:

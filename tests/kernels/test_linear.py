@@ -26,7 +26,6 @@ from tests.kernels.reference import check_against_float64
 
 SOME_SHAPES = [(6, 24, 5), (2, 3, 7, 33), (1, 9, 9), (257, 16, 3)]
 SHAPES = pytest.mark.parametrize("shape", SOME_SHAPES)
-needs_bf16 = pytest.mark.skipif(not probes.cpu_gains_by_bf16(), reason="this CPU multiplies faster in fp32")
 
 
 def make_inputs(*shape: int) -> list[Tensor]:
@@ -35,12 +34,6 @@ def make_inputs(*shape: int) -> list[Tensor]:
     *rows, inputs, outputs = shape
     x = torch.randn(*rows, 2 * inputs, generator=generator)[..., ::2]
     return [x, torch.randn(outputs, inputs, generator=generator), torch.randn(outputs, generator=generator)]
-
-
-@needs_bf16
-@SHAPES
-def test_onednn(shape: tuple[int, ...]) -> None:
-    check_against_float64(by_onednn, lambda x, w, b: x @ w.T + b, by_torch, *make_inputs(*shape))
 
 
 @SHAPES
@@ -88,12 +81,11 @@ def test_gradients_are_those_that_an_optimizer_expects(outputs: int) -> None:
     assert weight.grad.is_contiguous() and weight.grad.shape == weight.shape and bias.grad.shape == bias.shape
 
 
-@needs_bf16
 def test_onednn_without_bias_and_without_what_needs_no_gradient() -> None:
-    x, weight, _ = (t.bfloat16() for t in make_inputs(4, 6, 5))
+    x, weight, _ = make_inputs(4, 6, 5)
     weight.requires_grad_()
     by_onednn(x, weight, None).sum().backward()
-    torch.testing.assert_close(weight.grad, x.sum(0).expand(5, 6), rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(5, 6))
 
 
 @pytest.mark.parametrize("run", [gelu_linear_recomputed, gelu_linear_kept])
@@ -127,12 +119,12 @@ def test_a_recomputed_gelu_keeps_half_of_what_a_feed_forward_keeps() -> None:
 @pytest.mark.parametrize(
     ("flags", "dtype", "name"),
     [
-        ("GenuineIntel avx512f amx_bf16", torch.bfloat16, "onednn"),
+        ("GenuineIntel avx512f amx_bf16", torch.bfloat16, "torch"),
         ("GenuineIntel avx512f amx_bf16", torch.float32, "torch"),
         ("AuthenticAMD avx512f avx512_bf16", torch.float32, "onednn"),
         ("AuthenticAMD avx2", torch.float32, "torch"),
         ("GenuineIntel avx512f avx512_bf16", torch.bfloat16, "fp32"),
-        ("AuthenticAMD avx512f avx512_bf16", torch.bfloat16, "onednn"),
+        ("AuthenticAMD avx512f avx512_bf16", torch.bfloat16, "torch"),
         ("AuthenticAMD avx2", torch.bfloat16, "fp32"),
         ("GenuineIntel avx512f amx_bf16", torch.float64, "torch"),
     ],
