@@ -45,6 +45,13 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    from mvlm.data.samples.tokenizer import train_tokenizer
+
+    return train_tokenizer(["red circle top left, blue star bottom right"] * 5, 300)
+
+
 TINY = [
     "model.vision_args={patch_size=16, embed_dim=32, depth=1, num_heads=2}",
     "model.image_size=32",
@@ -158,7 +165,7 @@ def index(trained: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def loaded(trained: Path) -> Any:
     """The model of `trained`."""
-    from mvlm.checkpoint.tensors import load_run
+    from mvlm.pretrained.runs import load_run
 
     return load_run(trained)
 

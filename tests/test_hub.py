@@ -15,9 +15,9 @@ from mvlm.check.report import Report
 from mvlm.config.schema import load_config
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
-from mvlm.model.foreign import read_tensors
-from mvlm.model.text import describe
-from mvlm.model.vision import VisionEncoder
+from mvlm.pretrained.encoders import build_image_encoder, text_settings
+from mvlm.pretrained.load import fill_image_encoder
+from mvlm.pretrained.read import read_tensors
 from mvlm.runtime import hub
 from tests.conftest import ROOT, free_port
 
@@ -42,8 +42,8 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]
     "fetch",
     [
         lambda: load_tokenizer("FacebookAI/no-such-tokenizer"),
-        lambda: describe(CONFIG, None),  # type: ignore[arg-type]
-        lambda: VisionEncoder(CONFIG, load_weights=True),
+        lambda: text_settings(CONFIG, None),  # type: ignore[arg-type]
+        lambda: fill_image_encoder(build_image_encoder(CONFIG), CONFIG),
         lambda: read_tensors("hf-hub:owner/no-such-weights"),
     ],
     ids=["tokenizer", "text", "vision", "weights"],

@@ -22,10 +22,10 @@ from benchmarks.claim.cost import equal_compute
 from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
 from benchmarks.claim.scores import measure, measure_answers, pack
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
-from mvlm.checkpoint.tensors import load_run, load_task_run
 from mvlm.config.schema import given_keys, load_config
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
+from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.runtime import dist
 from mvlm.training.fit import train
 from mvlm.training.health.signals import StopRequests

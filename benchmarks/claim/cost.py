@@ -15,7 +15,7 @@ from mvlm.data.shards.corpus import training_mixture
 from mvlm.estimate.flops import Work, step_flops
 from mvlm.model.dimensions import Dimensions, Tower, dimensions
 from mvlm.model.masking import exact_count
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 
 
 def flops_a_pair(toml: str, overrides: list[str], objective: str) -> float:
@@ -87,7 +87,7 @@ def _first_batch(config: Config) -> tuple[Dimensions, Batch]:
     else:
         tokenizer = load_tokenizer(data.tokenizer or config.model.text)
     with torch.device("meta"):
-        model = MaskVLM(config, tokenizer, load_weights=False)
+        model = build_model(config, tokenizer)
     batch = config.train.global_batch
     loader: Loader[Batch, Batch] = Loader(
         PairDataset(mixture, tokenizer, config, model.grid),

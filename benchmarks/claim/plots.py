@@ -93,11 +93,11 @@ def _kept_run(measured: Measured, folder: Path, cell: Cell) -> Path | None:
 
 def _restored(run: Path, data: Path) -> np.ndarray:
     """uint8 [H, W, 3]: for each of SHOWN pairs, the image, the hidden one, and restored with and without text."""
-    from mvlm.checkpoint.tensors import load_run
     from mvlm.data.samples.evaluation import EvalDataset
     from mvlm.data.samples.tokenizer import load_tokenizer
     from mvlm.data.shards.corpus import Mixture
     from mvlm.evaluate.examples import examples
+    from mvlm.pretrained.runs import load_run
     from mvlm.runtime.dist import device
 
     loaded = load_run(run, device())

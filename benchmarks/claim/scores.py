@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from benchmarks.claim.corpora import Corpus
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
@@ -25,6 +24,7 @@ from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, Search, image_features, retrieve, summary, text_features
 from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded
 
 WORD = re.compile(r"\w+")
 
@@ -95,13 +95,13 @@ def foils(model: MaskVLM, dataset: FoilDataset, search: Search, device: torch.de
         image_NE = image_features(model, dataset, search.batch, device)
         text_N2E = text_features(model, dataset, search.batch, device).unflatten(0, (len(dataset), 2))
         scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
-        if model.config.objectives.itm:
+        if model.objectives.itm:
             tokens = Tokens.of(model, dataset.tokens.length)
             sizes = memory.sizes(search.memory_gb, search.batch, len(dataset), len(dataset.captions), tokens)
             first_N = np.arange(len(dataset)) * (len(dataset.captions) + 2)  # image i and its own sentence, 2 i
             pair_P = (first_N[:, None] + np.arange(2)).ravel()
             scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)
-        if model.config.objectives.text:
+        if model.objectives.text:
             scores["words"] = _swapped_words(model, dataset, search.batch, device)
     right = {scorer: np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5) for scorer, score_N2 in scores.items()}
     final = right.get("itm", right["itc"])
@@ -149,12 +149,12 @@ def restoring(
     """Hidden words and pixels with the right other modality, none and a wrong one, of the losses that were trained."""
     result = evaluate_reconstruction(model, dataset, batch, device, words)
     numbers = {}
-    if model.config.objectives.text:
+    if model.objectives.text:
         numbers |= {
             f"words_{condition}": result["word_accuracy"][condition] for condition in ("right", "none", "wrong")
         }
         numbers["words"] = numbers["words_right"]
-    if model.config.objectives.image:
+    if model.objectives.image:
         numbers |= {f"pixels_{condition}": value for condition, value in result["pixel_l1"].items()}
     return numbers, {}
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import load_task_run
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import SENTENCES, class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate.labelled import evaluate_labelled, score
+from mvlm.pretrained.runs import load_task_run
 
 # Of data_tools/synth: each block has every answer equally often for each sentence and for each image. VQA's are the
 # means of its five types, which have equally many rows.

@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvlm.config.schema import Config, Data, Model
+from mvlm.config.schema import Config, Data, Model, Objectives
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.evaluate.memory import PASS_COPIES, Tokens
 from mvlm.evaluate.retrieval import Search, evaluate_retrieval
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 
 IMAGES, CAPTIONS_EACH, TOKENS, LENGTH, WIDTH, SIZE = 5000, 5, 577, 30, 768, 384
 CPU = torch.device("cpu")
@@ -42,7 +42,8 @@ class RandomFeatures(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(max(TOKENS, LENGTH), WIDTH))
         self.vision = self.text = SimpleNamespace(width=WIDTH)
-        self.config = Config()
+        self.image_projection = SimpleNamespace(linear=SimpleNamespace(out_features=256))
+        self.objectives = Objectives()
 
     def encode_image(self, image_BCHW: Tensor) -> Tensor:
         number_B = image_BCHW[:, 0, 0, 0].float() + 256 * image_BCHW[:, 1, 0, 0].float()
@@ -104,7 +105,7 @@ def one_pass(pairs: int) -> dict[str, Any]:
     """A forward pass of real encoders and cross encoders beside PASS_COPIES of its tokens."""
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 4 * WIDTH}
     settings = Model(vision_weights="random", image_size=SIZE, text="roberta", text_weights="random", text_args=sizes)
-    model = MaskVLM(Config(model=settings, data=Data(text_length=LENGTH)), train_tokenizer(["a"], 300)).eval()
+    model = build_model(Config(model=settings, data=Data(text_length=LENGTH)), train_tokenizer(["a"], 300)).eval()
     tokens = Tokens.of(model, LENGTH)
     image_BCHW = torch.zeros(pairs, 3, SIZE, SIZE, dtype=torch.uint8)
     text_BL, valid_BL = torch.full((pairs, LENGTH), 5), torch.ones(pairs, LENGTH, dtype=torch.bool)

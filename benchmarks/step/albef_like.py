@@ -38,7 +38,7 @@ class AlbefLike(nn.Module):
 
     def _matching_loss(self, batch: Batch, own: Encoded, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
         model, valid_BL = self.layers, batch.valid_BL
-        group = model.config.objectives.itm_group
+        group = model.objectives.itm_group
         image_idx_B, text_idx_B = hard_negatives(own, batch.position_B, model.temperature(), group, 0, True)
         images = torch.cat([image_BSD, image_BSD[image_idx_B], image_BSD])
         texts = torch.cat([text_BLD, text_BLD, text_BLD[text_idx_B]])

@@ -67,7 +67,7 @@ def word_loss(model: MaskVLM, fused_BLD: Tensor, target_BL: Tensor, masked: bool
 def _matching_loss(
     model: MaskVLM, batch: Batch, own: Encoded, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor
 ) -> Tensor:
-    group, seed = model.config.objectives.itm_group, model.config.run.seed
+    group, seed = model.objectives.itm_group, model.seed
     image_idx_B, text_idx_B = hard_negatives(own, batch.position_B, model.temperature(), group, seed, True)
     readings = [
         (image_BSD, text_BLD, valid_BL),

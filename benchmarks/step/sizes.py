@@ -17,6 +17,7 @@ from mvlm.data.samples.pairs import Pair
 from mvlm.data.samples.tokenizer import SPECIAL_TOKENS
 from mvlm.model.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 
 ROOT = Path(__file__).parents[2]
 SHORTEST = 8  # tokens of a made caption, with the two special ones
@@ -82,7 +83,7 @@ def build(size: Size) -> MaskVLM:
         pad_token="<pad>",
         mask_token="<mask>",
     )
-    return MaskVLM(size.config, tokenizer, load_weights=False)
+    return build_model(size.config, tokenizer)
 
 
 def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int = SHORTEST) -> Batch:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.evaluate import shares
 from mvlm.evaluate.retrieval import image_features, text_features
 from mvlm.evaluate.settings import Settings, captions_of
 from mvlm.evaluate.tables import render
+from mvlm.pretrained.runs import Loaded
 
 
 class Gap:

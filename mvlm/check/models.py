@@ -16,8 +16,8 @@ from mvlm.config.schema import Config, Model
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.foreign import HUB, read_tensors
-from mvlm.model.text import check_has_weights
+from mvlm.pretrained.encoders import check_has_weights
+from mvlm.pretrained.read import HUB, read_tensors
 from mvlm.runtime import hub
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.optim import count_parameters, freeze

@@ -10,7 +10,6 @@ from typing import Any
 
 from rich.console import Console
 
-from mvlm.checkpoint.tensors import Loaded, load_run, load_task_run
 from mvlm.cli.output import write_whole
 from mvlm.config.schema import Eval
 from mvlm.errors import UserError
@@ -18,6 +17,7 @@ from mvlm.evaluate import labelled
 from mvlm.evaluate.retrieval import Search
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
+from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
 
 EXAMPLES = """examples:

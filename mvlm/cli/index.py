@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.tensors import load_run
+from mvlm.pretrained.runs import load_run
 from mvlm.runtime import dist
 from mvlm.search.build import build_index
 

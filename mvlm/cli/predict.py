@@ -12,7 +12,6 @@ import torch
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.tensors import Loaded, load_run, load_task_run
 from mvlm.cli.output import write_whole
 from mvlm.config.schema import load_stored_config
 from mvlm.data.samples.pictures import find_pictures
@@ -23,6 +22,7 @@ from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, Prediction
 from mvlm.predict.search import Captions, Images
 from mvlm.predict.words import Words
+from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
 
 _ALL: tuple[Prediction, ...] = (Captions(), Images(), Words(), Patches(), ANSWER, JUDGE)

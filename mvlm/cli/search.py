@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from mvlm.checkpoint.tensors import Loaded, load_run
 from mvlm.cli.output import write_whole
 from mvlm.data.images.decode import Decoded
 from mvlm.data.images.transforms import eval_view
@@ -19,6 +18,7 @@ from mvlm.data.samples.pictures import read_picture
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.prediction import file_name, printable
+from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
 from mvlm.search.find import Found, ImageIndex, find_by_image, find_by_sentence
 

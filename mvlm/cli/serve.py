@@ -11,8 +11,8 @@ from typing import Any
 
 import uvicorn
 
-from mvlm.checkpoint.tensors import load_run
 from mvlm.errors import UserError
+from mvlm.pretrained.runs import load_run
 from mvlm.runtime import dist
 from mvlm.search.find import ImageIndex
 from mvlm.serve.answers import Answers

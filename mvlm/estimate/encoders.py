@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig
@@ -16,6 +16,7 @@ from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.dimensions import Dimensions, dimensions
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import Vocabulary, build_model
 
 
 def _bert(vocabulary: int, width: int, depth: int, positions: int = 512) -> dict[str, int]:
@@ -81,23 +82,11 @@ def shape_of(config: Config) -> Shape:
         )
     model, tokenizer = _without_weights(config)
     with torch.device("meta"):
-        built = MaskVLM(dataclasses.replace(config, model=model), tokenizer, load_weights=False)
+        built = cast(MaskVLM, build_model(dataclasses.replace(config, model=model), tokenizer))
     return Shape(dimensions(built), parameters_by_part(built))
 
 
-class _Vocabulary:
-    """As much of a tokenizer as a text encoder's size depends on."""
-
-    pad_token_id = 1
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-
-def _without_weights(config: Config) -> tuple[Model, Any]:
+def _without_weights(config: Config) -> tuple[Model, Vocabulary]:
     """The model's configuration with random weights in place of pretrained ones, and its vocabulary."""
     model, data = config.model, config.data
     given = None
@@ -119,7 +108,7 @@ def _without_weights(config: Config) -> tuple[Model, Any]:
         text_weights="random",
         vision_weights="random",
     )
-    return random, _Vocabulary(vocabulary)
+    return random, Vocabulary(vocabulary, pad_token_id=1)
 
 
 def _text_settings(model: Model) -> tuple[str, dict[str, Any]]:

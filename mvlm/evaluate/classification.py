@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
@@ -21,6 +20,7 @@ from mvlm.evaluate.retrieval import Search, image_features, rank_items, text_fea
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "this is a {}", "there is a {}")
 """Lower case and without a full stop, as captions mostly are."""

@@ -116,7 +116,7 @@ def paste(model: MaskVLM, image_BCHW: Tensor, mask_BN: Tensor, pixels_BNQ: Tenso
     A patch predicted in standardised form gets the true patch's mean and deviation back, as MAE shows it.
     """
     normalized_BNQ = model.patchify(model.normalize(image_BCHW))
-    if model.config.objectives.normalized_targets:
+    if model.objectives.normalized_targets:
         mean, std = patch_statistics(normalized_BNQ)
         pixels_BNQ = pixels_BNQ * std + mean
     pasted_BCHW = model.unpatchify(torch.where(mask_BN[..., None], pixels_BNQ, normalized_BNQ))
@@ -137,7 +137,7 @@ def _text_examples(
     device: torch.device,
 ) -> list[TextExample]:
     captions = first_captions(dataset)[rows]
-    text = RandomWords(dataset, model.config, plain=True).items(captions)
+    text = RandomWords(dataset, model.objectives, model.seed, plain=True).items(captions)
     valid_BL = text.valid_BL.to(device)
     text_BLD = model.encode_text(text.masked_text_BL.to(device), valid_BL)
     image_BCHW = dataset.images(rows.tolist())

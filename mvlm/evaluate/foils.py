@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture
@@ -22,6 +21,7 @@ from mvlm.evaluate.retrieval import Search, image_features, text_features
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded
 
 CHANCE = 0.5
 
@@ -40,7 +40,7 @@ def evaluate_foils(model: MaskVLM, dataset: FoilDataset, search: Search, device:
         image_NE = image_features(model, dataset, sizes.batch, device)
         text_N2E = text_features(model, dataset, sizes.batch, device).unflatten(0, (len(dataset), 2))
         scores = {"itc": (image_NE[:, None] * text_N2E).sum(-1).cpu().numpy()}
-        if model.config.objectives.itm:
+        if model.objectives.itm:
             pair_P = (rows[:, None] * len(dataset.captions) + 2 * rows[:, None] + np.arange(2)).ravel()
             scores["itm"] = match_pairs(model, dataset, pair_P, sizes, device).reshape(-1, 2)
     right = {scorer: np.heaviside(score_N2[:, 0] - score_N2[:, 1], 0.5) for scorer, score_N2 in scores.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import IGNORE
-from mvlm.config.schema import Config
+from mvlm.config.schema import Objectives
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.errors import UserError
 from mvlm.model import masking
@@ -43,10 +43,10 @@ class RandomWords:
 
     whole = False
 
-    def __init__(self, dataset: EvalDataset, config: Config, plain: bool = False) -> None:
-        self.dataset, self.tokens, self.seed = dataset, dataset.tokens, config.run.seed
-        self.objectives = config.objectives
-        self.shares = (1.0, 0.0) if plain else (self.objectives.text_mask_token, self.objectives.text_mask_random)
+    def __init__(self, dataset: EvalDataset, objectives: Objectives, seed: int, plain: bool = False) -> None:
+        self.dataset, self.tokens = dataset, dataset.tokens
+        self.objectives, self.seed = objectives, seed
+        self.shares = (1.0, 0.0) if plain else (objectives.text_mask_token, objectives.text_mask_random)
 
     def __len__(self) -> int:
         return len(self.dataset.captions)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
@@ -20,6 +19,7 @@ from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import render
 from mvlm.model.finetune import TaskModel
+from mvlm.pretrained.runs import Loaded
 
 TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "Visual entailment"}
 
@@ -87,7 +87,7 @@ def evaluate_labelled(
     Returns:
         The result with its protocol, which can be written as JSON, and each row's prediction.
     """
-    task = model.config.task.name
+    task = model.task.name
     predicted = [classes[number] for number in predict(model, dataset, batch, device)]
     result = {"task": task} | score(task, predicted, dataset.values)
     return result | {"rows": len(dataset), "protocol": _protocol(task, dataset, classes)}, predicted

@@ -54,7 +54,7 @@ class Tokens:
         return cls(
             image=(rows * columns + 1) * model.vision.width * bytes_each,
             text=text_length * model.text.width * bytes_each,
-            contrastive=4 * model.config.model.contrastive_width,
+            contrastive=4 * model.image_projection.linear.out_features,
         )
 
 

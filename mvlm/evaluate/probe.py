@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
@@ -17,6 +16,7 @@ from mvlm.evaluate import intervals, shares
 from mvlm.evaluate.classification import one_folder, scores, table
 from mvlm.evaluate.settings import Settings
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded
 from mvlm.runtime import dist
 
 STRENGTHS = tuple(10.0**power for power in range(-6, 3))

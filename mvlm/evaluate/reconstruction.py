@@ -44,14 +44,16 @@ def evaluate_reconstruction(
     Raises:
         UserError: there are no two distinct pairs to swap, or `words` occur nowhere.
     """
-    hidden_words: HiddenWords = ChosenWords(dataset, words) if words else RandomWords(dataset, model.config)
+    hidden_words: HiddenWords = RandomWords(dataset, model.objectives, model.seed)
+    if words:
+        hidden_words = ChosenWords(dataset, words)
     other = derangement([dataset.captions[caption] for caption in first_captions(dataset)])
     with shares.inference(model):
         word_scores = _word_scores(model, dataset, hidden_words, other, batch, device)
         pixel_scores = _pixel_scores(model, dataset, other, batch, device)
     scores = aggregate_words(word_scores, hidden_words.whole) | {"pixel_l1": aggregate_pixels(pixel_scores)}
     counts = {"images": len(dataset), "captions": len(dataset.captions), "words": list(words)}
-    return scores | counts | {"protocol": _protocol(model.config.objectives, scores | counts)}
+    return scores | counts | {"protocol": _protocol(model.objectives, scores | counts)}
 
 
 def derangement(keys: Sequence[str]) -> np.ndarray:
@@ -92,10 +94,10 @@ def mean_image(dataset: EvalDataset, batch: int) -> Tensor:
 
 def patch_masks(model: MaskVLM, rows: np.ndarray) -> Tensor:
     """The hidden patches of these images, bool BN, a function of the run's seed and the row alone."""
-    objectives = model.config.objectives
+    objectives = model.objectives
     masks = [
         masking.patch_mask(
-            masking.generator(model.config.run.seed, masking.Purpose.PATCHES, 0, 0, int(row)),
+            masking.generator(model.seed, masking.Purpose.PATCHES, 0, 0, int(row)),
             model.grid,
             objectives.image_mask_block,
             objectives.image_mask_ratio,
@@ -109,7 +111,7 @@ def patch_masks(model: MaskVLM, rows: np.ndarray) -> Tensor:
 def pixel_target(model: MaskVLM, image_BCHW: Tensor) -> Tensor:
     """BNQ: the normalised image's patches, each standardised where the run was trained so (MAE, section 4.1)."""
     patches_BNQ = model.patchify(model.normalize(image_BCHW))
-    if not model.config.objectives.normalized_targets:
+    if not model.objectives.normalized_targets:
         return patches_BNQ
     mean, std = patch_statistics(patches_BNQ)
     return (patches_BNQ - mean) / std

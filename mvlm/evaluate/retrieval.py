@@ -71,7 +71,7 @@ def retrieve(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch
     Raises:
         UserError: `search.memory_gb` does not hold one pair.
     """
-    rerank = search.rerank if model.config.objectives.itm else 0
+    rerank = search.rerank if model.objectives.itm else 0
     search = replace(search, rerank=rerank)
     of_image, of_caption = ranking.answers(dataset.owner, len(dataset), _labels(dataset, search.equal_captions))
     tokens = Tokens.of(model, dataset.tokens.length)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate.retrieval import Search
+from mvlm.pretrained.runs import Loaded
 
 
 @dataclass(frozen=True)

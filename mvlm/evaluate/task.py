@@ -7,7 +7,6 @@ from typing import Any, Protocol
 import torch
 from rich.table import Table
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.evaluate.classification import Classification
 from mvlm.evaluate.foils import Foils
 from mvlm.evaluate.labelled import TITLES, Choosing
@@ -16,6 +15,7 @@ from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval
 from mvlm.evaluate.settings import Settings, captions_of
 from mvlm.evaluate.tables import percent, render
+from mvlm.pretrained.runs import Loaded
 
 
 class Task(Protocol):

@@ -35,7 +35,7 @@ class MaskVLMConfig(PretrainedConfig):
         super().__init__(**others)
         self.settings, self.vocabulary, self.pad_token_id = settings or {}, vocabulary, pad_token_id
         self.tie_word_embeddings = True  # only then does transformers heed which names mean the same weight
-        _register_models()
+        _require_packages()
 
     def run_config(self) -> Config:
         """The configuration as the model's own code takes it; raises `UserError` where it is damaged."""
@@ -48,10 +48,8 @@ class MaskVLMTaskConfig(MaskVLMConfig):
     model_type = "maskvlm_task"
 
 
-def _register_models() -> None:
-    """Have the Auto classes know the models, which is put off until a configuration is there: their code takes a second
-    to import, and is imported by parts of itself."""
+def _require_packages() -> None:
+    """Say it in one sentence where the model's own code would fail to import."""
     missing = [package for package in NEEDED if find_spec(package) is None]
     if missing:
         raise ImportError(f"This model needs {' and '.join(missing)}: pip install {' '.join(missing)}.")
-    from mvlm.export.modeling import MaskVLMModel  # noqa: F401

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from mvlm.checkpoint.tensors import Loaded, load_run
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.export.folder import whole_folder
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded, load_run
 
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoModel, AutoModelForVisualQuestionAnswering, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
+from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import LOSSES, TaskModel
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import Vocabulary, build_model
 
 
 @dataclass
@@ -35,14 +37,8 @@ class MaskVLMOutput(ModelOutput):
     text_embeds: Tensor | None = None
 
 
-class Vocabulary:
-    """What the model's code asks of a tokenizer."""
-
-    def __init__(self, config: MaskVLMConfig) -> None:
-        self.size, self.pad_token_id = config.vocabulary, config.pad_token_id
-
-    def __len__(self) -> int:
-        return self.size
+def build_network(config: MaskVLMConfig, classes: int = 0) -> Encoders:
+    return build_model(config.run_config(), Vocabulary(config.vocabulary, config.pad_token_id), classes)
 
 
 class MaskVLMPreTrainedModel(PreTrainedModel):
@@ -79,7 +75,7 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
 
     def __init__(self, config: MaskVLMConfig) -> None:
         super().__init__(config)
-        self.network = MaskVLM(config.run_config(), Vocabulary(config), load_weights=False)  # type: ignore[arg-type]
+        self.network = cast(MaskVLM, build_network(config))
         self._tie_and_finish()
 
     def forward(
@@ -143,8 +139,7 @@ class MaskVLMForImageTextClassification(MaskVLMPreTrainedModel):
 
     def __init__(self, config: MaskVLMTaskConfig) -> None:
         super().__init__(config)
-        vocabulary: Any = Vocabulary(config)
-        self.network = TaskModel(config.run_config(), vocabulary, len(config.id2label or ()), load_weights=False)
+        self.network = cast(TaskModel, build_network(config, len(config.id2label or ())))
         self._tie_and_finish()
 
     def forward(
@@ -158,10 +153,5 @@ class MaskVLMForImageTextClassification(MaskVLMPreTrainedModel):
         """
         image_BVCHW = pixel_values if pixel_values.ndim == 5 else pixel_values[:, None]
         logits_BA = self.network.logits(image_BVCHW.transpose(0, 1), input_ids, attention_mask.bool())
-        loss = None if labels is None else LOSSES[self.network.config.task.name](logits_BA, labels)
+        loss = None if labels is None else LOSSES[self.network.task.name](logits_BA, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits_BA)
-
-
-AutoModel.register(MaskVLMConfig, MaskVLMModel, exist_ok=True)
-AutoModel.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)
-AutoModelForVisualQuestionAnswering.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)

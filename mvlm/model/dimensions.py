@@ -48,7 +48,7 @@ class Dimensions:
 
 def dimensions(model: MaskVLM) -> Dimensions:
     """The sizes of `model`, which may lie on the meta device."""
-    vit, settings, config = model.vision.vit, model.text.settings, model.config.model
+    vit, settings = model.vision.vit, model.text.settings
     rows, columns = model.grid
     vision = Tower(
         width=model.vision.width,
@@ -71,12 +71,12 @@ def dimensions(model: MaskVLM) -> Dimensions:
         text=text,
         patches=rows * columns,
         patch_values=model.image_decoder.pixels.out_features,
-        cross_depth=config.cross_depth,
-        decoder_depth=config.decoder_depth,
-        cross_heads=config.cross_heads,
+        cross_depth=len(blocks),
+        decoder_depth=len(model.image_decoder.blocks.blocks),
+        cross_heads=blocks[0].cross_attention.heads,
         cross_ratio=inner.out_features // inner.in_features,
         vocabulary=model.word_head.classifier.out_features,
-        contrastive_width=config.contrastive_width,
+        contrastive_width=model.image_projection.linear.out_features,
     )
 
 

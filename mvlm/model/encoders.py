@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Model
 from mvlm.model.fusion import CrossEncoder
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
 
 
 class Encoders(nn.Module):
-    """Args:
-    config: the run's configuration.
-    tokenizer: gives the vocabulary of a text encoder built from nothing.
-    load_weights: False leaves out the pretrained weights, for a model that a checkpoint fills.
-    """
+    """`mvlm.pretrained.encoders.build_model` builds it of a run's configuration."""
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, load_weights: bool = True) -> None:
+    def __init__(self, vision: VisionEncoder, text: TextEncoder, config: Model) -> None:
         super().__init__()
-        self.config = config
-        model = config.model
-        self.vision = VisionEncoder(model, load_weights, config.objectives.image_masking == "drop")
-        self.text = TextEncoder(model, tokenizer, load_weights)
-        self.cross_image = CrossEncoder(self.vision.width, self.text.width, model.cross_depth, model)
-        self.cross_text = CrossEncoder(self.text.width, self.vision.width, model.cross_depth, model)
+        self.vision, self.text = vision, text
+        self.cross_image = CrossEncoder(vision.width, text.width, config.cross_depth, config)
+        self.cross_text = CrossEncoder(text.width, vision.width, config.cross_depth, config)
 
     def encode_image(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
         """uint8 images, hidden patches True -> BSD."""

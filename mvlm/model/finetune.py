@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import LabelledBatch, Losses, Pool, Tally
-from mvlm.config.schema import Config
+from mvlm.config.schema import Model, Task
 from mvlm.model.encoders import Encoders
 from mvlm.model.fusion import init_linear
 from mvlm.model.losses.labels import answer_loss, label_loss, label_right
+from mvlm.model.text import TextEncoder
+from mvlm.model.vision import VisionEncoder
 
 HEAD = "head."
 """What the names of the new parameters begin with; pretraining has the others."""
@@ -35,19 +36,18 @@ class TaskModel(Encoders):
         classes: how many there are to choose among.
     """
 
-    def __init__(
-        self, config: Config, tokenizer: PreTrainedTokenizerBase, classes: int, load_weights: bool = True
-    ) -> None:
-        super().__init__(config, tokenizer, load_weights)
-        width = self.vision.width + self.text.width
-        self.head = Head(config.task.images * width, width, classes, config.model.cross_init_std)
+    def __init__(self, vision: VisionEncoder, text: TextEncoder, config: Model, task: Task, classes: int) -> None:
+        super().__init__(vision, text, config)
+        self.task = task
+        width = vision.width + text.width
+        self.head = Head(task.images * width, width, classes, config.cross_init_std)
 
     def forward(self, batch: LabelledBatch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
         """The loss of a micro-batch; it knows of no other, so that a pool changes nothing."""
         logits_BA = self.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
         if tally:
             tally.count("task_accuracy", label_right(logits_BA, batch.label_B))
-        return {"task": LOSSES[self.config.task.name](logits_BA, batch.label_B)}
+        return {"task": LOSSES[self.task.name](logits_BA, batch.label_B)}
 
     def logits(self, image_VBCHW: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
         """uint8 images and token ids -> BA."""

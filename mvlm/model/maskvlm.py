@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool, Tally
-from mvlm.config.schema import Config
+from mvlm.config.schema import Model, Objectives
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
 from mvlm.model.losses.extra import chosen
@@ -16,29 +15,30 @@ from mvlm.model.losses.itm import counted_readings, hard_negatives, itm_loss, it
 from mvlm.model.losses.reconstruction import masked_image_loss, masked_text_loss
 from mvlm.model.randomness import is_random
 from mvlm.model.readings import Matching, Restoring
+from mvlm.model.text import TextEncoder
 from mvlm.model.views import Views
+from mvlm.model.vision import VisionEncoder
 
 
 class MaskVLM(Encoders):
     """The encoders, an image decoder and the heads.
 
     Args:
-        config: the run's configuration.
-        tokenizer: gives the vocabulary of a text encoder built from nothing.
-        load_weights: False leaves out the pretrained weights, for a model that a checkpoint fills.
+        seed: of the run, by which ITM's negatives are chosen.
     """
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, load_weights: bool = True) -> None:
-        super().__init__(config, tokenizer, load_weights)
-        self.extra = chosen(config.objectives.extra)
-        model, image_width, text_width = config.model, self.vision.width, self.text.width
-        vision = self.vision
-        self.image_decoder = ImageDecoder(image_width, text_width, vision.patch, vision.grid, model, vision.drops)
-        self.word_head = WordHead(self.text.embedding, self.text.pretrained, model)
-        self.match_head = MatchHead(image_width, text_width, model)
-        self.image_projection = Projection(image_width, model)
-        self.text_projection = Projection(text_width, model)
-        self.temperature = Temperature(model)
+    def __init__(
+        self, vision: VisionEncoder, text: TextEncoder, config: Model, objectives: Objectives, seed: int
+    ) -> None:
+        super().__init__(vision, text, config)
+        self.objectives, self.seed = objectives, seed
+        self.extra = chosen(objectives.extra)
+        self.image_decoder = ImageDecoder(vision.width, text.width, vision.patch, vision.grid, config, vision.drops)
+        self.word_head = WordHead(text.embedding, config.text_weights != "random", config)
+        self.match_head = MatchHead(vision.width, text.width, config)
+        self.image_projection = Projection(vision.width, config)
+        self.text_projection = Projection(text.width, config)
+        self.temperature = Temperature(config)
 
     def forward(self, batch: Batch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
         """The four losses of a micro-batch, and further ones; without a pool the micro-batch is the global batch.
@@ -46,7 +46,7 @@ class MaskVLM(Encoders):
         Args:
             tally: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
         """
-        weights = self.config.objectives
+        weights = self.objectives
         pool = pool or self._pool_of_one(batch)
         image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch)
         aligned_image_BSD, aligned_text_BLD = image_BSD, text_BLD
@@ -122,7 +122,7 @@ class MaskVLM(Encoders):
         Where dropout draws, they are the same ones from the same state of the random generator: the encoders are then
         given all that `forward` gives them, since what is drawn for a view depends on what goes with it.
         """
-        masked = self.config.objectives.alignment_inputs == "masked"
+        masked = self.objectives.alignment_inputs == "masked"
         aligned = Views(whole=not masked, masked=masked)
         same = is_random(self.vision) or is_random(self.text)
         image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch, None if same else aligned)
@@ -133,18 +133,18 @@ class MaskVLM(Encoders):
     def denominators(self, batch: Batch) -> Tensor:
         """Hidden tokens, hidden patches and readings of ITM that count, of this micro-batch -> int64, 3 of them."""
         tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-        readings = self._counted_readings(batch).sum() if self.config.objectives.itm else torch.zeros_like(tokens)
+        readings = self._counted_readings(batch).sum() if self.objectives.itm else torch.zeros_like(tokens)
         return torch.stack([tokens, patches, readings])
 
     def _counted_readings(self, batch: Batch) -> Tensor:
-        weights = self.config.objectives
+        weights = self.objectives
         return counted_readings(batch.image_id_B, batch.caption_id_B, weights.itm_group, weights.exclude_duplicates)
 
     def _pool_of_one(self, batch: Batch) -> Pool:
         """The micro-batch as its own global batch."""
 
         def alone(own: Encoded, temperature: Tensor) -> Contrast:
-            return contrast([own], [0], temperature, self.config.objectives.exclude_duplicates)
+            return contrast([own], [0], temperature, self.objectives.exclude_duplicates)
 
         return Pool(alone, 0, 1, *self.denominators(batch))
 
@@ -155,7 +155,7 @@ class MaskVLM(Encoders):
             views: those to compute of either modality; None = those that the objectives read. In the place of one
                 that is not computed stands the other.
         """
-        image_views, text_views = (views or Views.read(self.config.objectives, name) for name in ("image", "text"))
+        image_views, text_views = (views or Views.read(self.objectives, name) for name in ("image", "text"))
         images = self.vision.views(batch, image_views)
         given = zip((batch.text_BL, batch.masked_text_BL), text_views, strict=True)
         texts = self.text(torch.stack([text for text, is_read in given if is_read]), batch.valid_BL, batch.packing)
@@ -167,13 +167,13 @@ class MaskVLM(Encoders):
 
     def _draw_negatives(self, batch: Batch, own: Encoded) -> tuple[Tensor, Tensor]:
         """A negative image for every text and a negative text for every image, as rows of the micro-batch."""
-        weights = self.config.objectives
+        weights = self.objectives
         return hard_negatives(
             own,
             batch.position_B,
             self.temperature(),
             weights.itm_group,
-            self.config.run.seed,
+            self.seed,
             weights.exclude_duplicates,
             uniform=weights.itm_negatives == "uniform",
         )
@@ -196,5 +196,5 @@ class MaskVLM(Encoders):
             vision.std,
             pool.hidden_patches,
             pool.parts,
-            self.config.objectives.normalized_targets,
+            self.objectives.normalized_targets,
         )

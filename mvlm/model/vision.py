@@ -1,33 +1,16 @@
-"""Image encoder: any timm vision transformer with a CLS token, with patches hidden by a learned mask token."""
+"""Image encoder: a timm vision transformer, whose masked patches are a learned token or are left out."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
 from mvlm.batch import Batch
-from mvlm.config.schema import Model
-from mvlm.errors import UserError
 from mvlm.kernels.constants import constant
-from mvlm.model.filling import LAST_NORM, Filled, check_nothing_is_left_out, fill, fit_image_positions
-from mvlm.model.finite import require_finite
-from mvlm.model.foreign import read_tensors
-from mvlm.model.names import Foreign, image_encoder, with_layout_of
 from mvlm.model.readings import take
 from mvlm.model.views import Views
-from mvlm.runtime import hub
-
-MASK_TOKEN = "patch_embed.mask_token"
-
-POSITION_STD = 3**-0.5
-"""Of the patches' random position embeddings: as large as what a random convolution makes of an even patch of value 1.
-
-Beside such patches timm's 0.02 is nothing, and a small model takes thousands of steps to tell where a thing stands."""
 
 
 class MaskedPatchEmbed(nn.Module):
@@ -74,44 +57,25 @@ class VisiblePatches(nn.Module):
 class VisionEncoder(nn.Module):
     """uint8 images to token features, CLS first.
 
-    Attributes:
-        filled: what became of the weights it started from; None = random ones, or a checkpoint's that fills it later.
+    Args:
+        vit: a vision transformer of timm that has a CLS token.
+        drops: masked patches are left out, and not replaced by a learned token.
     """
 
-    def __init__(self, config: Model, load_weights: bool, drops: bool = False) -> None:
+    def __init__(self, vit: Any, drops: bool = False) -> None:
         super().__init__()
-        source = config.vision_weights if load_weights else "random"
-        vit = _create(config, pretrained=source == "pretrained")
-        _check(vit, config)
-        self.filled: Filled | None = None
-        mask_token: Tensor | None = None
-        if source == "pretrained":
-            self.filled = _filled_by_timm(vit, config)
-        elif source != "random":
-            self.filled, mask_token = _fill(vit, config)
-        elif load_weights and getattr(vit, "pos_embed", None) is not None:
-            nn.init.trunc_normal_(vit.pos_embed.data[:, -vit.patch_embed.num_patches :], std=POSITION_STD)
-        self.size = config.image_size
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
-        self.patch = self.size // self.grid[0]
+        self.patch: int = vit.patch_embed.patch_size[0]
         self.width: int = vit.embed_dim
         self.mean, self.std = (tuple(vit.pretrained_cfg[name]) for name in ("mean", "std"))
         self.prefix: int = vit.num_prefix_tokens
         self.drops = drops
         if drops:
-            if not isinstance(getattr(vit, "patch_drop", None), nn.Identity):
-                raise UserError(
-                    f"model.vision {config.vision!r} cannot leave out patches: set objectives.image_masking = 'token', "
-                    "or choose a plain vision transformer without patch_drop_rate."
-                )
             vit.patch_drop = VisiblePatches(self.prefix)
         else:
             vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
-            if self.filled and mask_token is not None:
-                vit.patch_embed.mask_token.data.copy_(mask_token)
-                self.filled.matched.append(MASK_TOKEN)
         vit.forward_head = _keep_tokens  # called as a module, as ZeRO-3 needs, the ViT then gives every token
-        self.vit: Any = vit
+        self.vit = vit
 
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
         """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out.
@@ -179,88 +143,6 @@ def visible_places(patch_mask_BN: Tensor, count: int) -> Tensor:
 
 def _visible_count(patch_mask_BN: Tensor) -> int:
     return int((~patch_mask_BN[0]).sum())
-
-
-def _create(config: Model, pretrained: bool) -> Any:
-    name = f"local-dir:{config.vision}" if Path(config.vision).is_dir() else config.vision
-    arguments: dict[str, Any] = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
-    if config.dropout:
-        arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
-    if pretrained or name.startswith(("hf-hub:", "hf_hub:")):
-        hub.ask()
-    try:
-        return timm.create_model(name, pretrained=pretrained, **arguments)
-    except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
-        raise UserError(
-            f"model.vision {config.vision!r} cannot be built with vision_weights={config.vision_weights!r} "
-            f"({hub.reason(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
-            "folder or 'random'."
-        ) from error
-
-
-def _filled_by_timm(vit: Any, config: Model) -> Filled:
-    """timm has loaded every tensor, or has refused; positions are the only ones that it fits."""
-    filled = Filled("image encoder", f"timm's {config.vision}", [name for name, _ in vit.named_parameters()])
-    for name, weight in vit.named_parameters():
-        require_finite(name, weight, filled.source)
-    trained_at = vit.pretrained_cfg.get("input_size", (3, config.image_size))[-1]
-    if "pos_embed" in filled.matched and trained_at != config.image_size:
-        *_, positions, width = vit.pos_embed.shape
-        patches = (trained_at // vit.patch_embed.patch_size[0]) ** 2
-        there = positions - vit.patch_embed.num_patches + patches
-        filled.matched.remove("pos_embed")
-        filled.resized["pos_embed"] = (1, there, width), (1, positions, width)
-    return filled
-
-
-def _fill(vit: Any, config: Model) -> tuple[Filled, Tensor | None]:
-    """Give the encoder the weights of a checkpoint of others, and those of its mask token where that has one."""
-    where = config.vision_weights
-    tensors = read_tensors(where)
-    foreign = image_encoder(tensors)
-    if foreign is None:
-        raise UserError(
-            f"{where} holds no image encoder of a known kind (its tensors begin with {', '.join(list(tensors)[:2])}): "
-            "give a checkpoint of timm, MAE, SimMIM, ALBEF, BLIP or a transformers ViT to model.vision_weights."
-        )
-    _check_pixels(vit, foreign, config)
-    foreign = replace(foreign, tensors=with_layout_of(foreign.tensors, {name for name, _ in vit.named_parameters()}))
-    filled = Filled("image encoder", f"{where} ({foreign.family})")
-    check_nothing_is_left_out(vit, foreign, filled.source)
-    fit = fit_image_positions(vit, tuple(vit.patch_embed.grid_size))
-    advice = "set model.vision and model.vision_args to the encoder that the checkpoint holds"
-    fill(vit, foreign, filled, fit, LAST_NORM, advice)
-    token = foreign.mask_token
-    return filled, token if token is not None and token.shape == (vit.embed_dim,) else None
-
-
-def _check_pixels(vit: Any, foreign: Foreign, config: Model) -> None:
-    """The encoder must see pixels as it did in training, unless the user says otherwise."""
-    given = config.vision_args.get("pretrained_cfg_overlay", {})
-    here = tuple(tuple(vit.pretrained_cfg[name]) for name in ("mean", "std"))
-    if foreign.pixels is not None and foreign.pixels != here and not {"mean", "std"} <= given.keys():
-        mean, std = (list(values) for values in foreign.pixels)
-        raise UserError(
-            f"{config.vision_weights} ({foreign.family}) was trained on pixels of mean {mean} and std {std}, and "
-            f"model.vision {config.vision!r} has {list(here[0])} and {list(here[1])}: say which it is to be by "
-            f"model.vision_args.pretrained_cfg_overlay = {{mean = {mean}, std = {std}}}."
-        )
-
-
-def _check(vit: Any, config: Model) -> None:
-    if getattr(vit, "cls_token", None) is None or not hasattr(vit, "patch_embed"):
-        raise UserError(f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one.")
-    patch = vit.patch_embed.patch_size
-    if patch[0] != patch[1] or config.image_size % patch[0]:
-        raise UserError(
-            f"model.image_size {config.image_size} is no multiple of the {patch[0]} x {patch[1]} patches of "
-            f"{config.vision!r}: change one of the two."
-        )
-    if config.vision_args.get("patch_drop_rate"):
-        raise UserError(
-            "model.vision_args.patch_drop_rate leaves out patches at random, so that masked ones lose their places: "
-            "take it out; objectives.image_masking = 'drop' leaves out the masked ones."
-        )
 
 
 def _keep_tokens(tokens_BSD: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.labelled import class_names
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.model.finetune import TaskModel
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
+from mvlm.pretrained.runs import Loaded
 
 
 class Choice:

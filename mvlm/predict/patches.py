@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import GREY, paste, pictures_of
@@ -16,6 +15,7 @@ from mvlm.evaluate.reconstruction import patch_masks, pixel_target, restore_imag
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.draw import array_tile, strip
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
+from mvlm.pretrained.runs import Loaded
 
 
 @dataclass(frozen=True)

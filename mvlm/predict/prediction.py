@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.pictures import Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
+from mvlm.pretrained.runs import Loaded
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.pictures import Pictures
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
@@ -16,6 +15,7 @@ from mvlm.evaluate.retrieval import Search, image_features, rank_items, text_fea
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, printable
+from mvlm.pretrained.runs import Loaded
 
 
 def best(
@@ -36,7 +36,7 @@ def best(
         item_NE = text_features(model, pictures, sizes.batch, device)
         if not of_images:
             query_AE, item_NE = item_NE, query_AE
-        rerank = min(len(item_NE), search.rerank if model.config.objectives.itm else 0)
+        rerank = min(len(item_NE), search.rerank if model.objectives.itm else 0)
         nothing = np.empty(0, dtype=np.int64)
         unknown = ranking.Answers(
             ranking.Lists.of(nothing, nothing, len(query_AE)), ranking.Lists.of(nothing, nothing, 0)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.loading.collate import pad
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
@@ -20,6 +19,7 @@ from mvlm.evaluate import shares
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.attention import attention_strips
 from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
+from mvlm.pretrained.runs import Loaded
 
 MASK = "[MASK]"
 

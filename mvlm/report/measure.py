@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from mvlm.checkpoint.tensors import Loaded, load_run
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture, held_out
@@ -16,6 +15,7 @@ from mvlm.errors import UserError
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, Retrieval, Search, retrieve, summary
+from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.report.facts import Facts, read_json
 
 POOL = 1000

@@ -7,6 +7,9 @@ import functools
 import sys
 import threading
 
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+
 from mvlm.runtime.launch import environment
 
 PATIENCE = 10.0
@@ -15,8 +18,6 @@ PATIENCE = 10.0
 
 def ask() -> None:
     """Have the hub's clients read this machine's cache alone where no hub answers; to be called before a download."""
-    from huggingface_hub import constants
-
     if not constants.HF_HUB_OFFLINE and (missing := absence(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
         if environment()["rank"] == 0:
@@ -25,8 +26,6 @@ def ask() -> None:
 
 def why_offline() -> str:
     """Why nothing is fetched; "" where the hub may be asked."""
-    from huggingface_hub import constants
-
     return _found_absent() or ("HF_HUB_OFFLINE forbids to fetch them" if constants.HF_HUB_OFFLINE else "")
 
 
@@ -38,8 +37,6 @@ def reason(error: Exception) -> str:
 
 def _found_absent() -> str:
     """What `ask` has found, where it has asked."""
-    from huggingface_hub import constants
-
     return absence(constants.ENDPOINT) if absence.cache_info().currsize else ""
 
 
@@ -49,8 +46,6 @@ def absence(endpoint: str) -> str:
     found = [f"{endpoint} does not answer within {PATIENCE:.0f} s"]
 
     def knock() -> None:
-        from huggingface_hub.utils import get_session
-
         try:
             answer = get_session().head(endpoint, timeout=PATIENCE)
         except Exception as error:  # the client's many kinds; all mean that there is no hub to be had

@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import shares
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded
 from mvlm.search.folder import INDEX, TABLE, TABLE_SCHEMA, Contents, Indexed, VectorWriter, hash_of, new_index
 
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.samples.captions import CaptionTokenizer
@@ -25,6 +24,7 @@ from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import Loaded
 from mvlm.search.folder import open_table, open_vectors, read_contents
 
 EXACT = 1 << 20

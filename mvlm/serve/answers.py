@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.images.decode import BadImage, Decoded, load_image
 from mvlm.data.images.encoded import PIXEL_LIMIT
 from mvlm.data.images.transforms import eval_view
@@ -26,6 +25,7 @@ from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.patches import restore
 from mvlm.predict.words import blank_image, guess_words, hide_words, likeliest
+from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
 from mvlm.serve.asked import AskedPatches, AskedSearch, AskedView, AskedWords, Picture
 

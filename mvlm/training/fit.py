@@ -47,7 +47,7 @@ from mvlm.training.logging.monitor import Monitor
 from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters, freeze
 from mvlm.training.rehearsal import rehearse
-from mvlm.training.run_folder import STARTED, build_model, describe_run, prepare_tokenizer, read_description
+from mvlm.training.run_folder import STARTED, build_starting_model, describe_run, prepare_tokenizer, read_description
 from mvlm.training.trainer import Evaluate, Trainer
 from mvlm.training.zero.config import accumulation_steps, micro_batch, resolve
 from mvlm.training.zero.json_file import read_deepspeed_json
@@ -97,7 +97,7 @@ def train(
     rehearse(config, content, names, start, mixture, (total, warmup))
     tokenizer = prepare_tokenizer(config, run, mixture, start, site)
     classes = class_names(config.task.name, run / TOKENIZER)
-    model, beginning = build_model(config, tokenizer, start, run, len(classes))
+    model, beginning = build_starting_model(config, tokenizer, start, run, len(classes))
     dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
     if classes:
         dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)

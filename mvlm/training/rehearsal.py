@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.checkpoint.description import TOKENIZER, described_in
-from mvlm.checkpoint.tensors import with_described_text
 from mvlm.config.schema import Config
 from mvlm.data.samples.dataset import Rows
 from mvlm.data.samples.labelled import LabelledDataset, class_names
@@ -18,15 +17,17 @@ from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.init import Started, with_encoders_of
-from mvlm.model.text import check_has_weights, describe
-from mvlm.model.text_check import check_text_encoder
+from mvlm.pretrained.encoders import check_has_weights, text_settings
+from mvlm.pretrained.load import with_encoders_of
+from mvlm.pretrained.report import InitReport
+from mvlm.pretrained.runs import with_described_text
+from mvlm.pretrained.text_check import check_text_encoder
 from mvlm.runtime import dist
 from mvlm.training.blocks import check_stage
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.kernels import check_names
 from mvlm.training.optim import count_parameters, freeze
-from mvlm.training.run_folder import TRAINED, build_model, tokenizer_source
+from mvlm.training.run_folder import TRAINED, build_starting_model, tokenizer_source
 from mvlm.training.zero.config import resolve
 
 
@@ -75,7 +76,7 @@ def coming_classes(config: Config, start: Start) -> int:
 
 def build_empty(
     config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
-) -> tuple[Encoders, Started | None]:
+) -> tuple[Encoders, InitReport | None]:
     """The model on torch's meta device, which takes no memory, and what was taken of `checkpoint.init`.
 
     Raises:
@@ -85,7 +86,7 @@ def build_empty(
         _check_text(config, tokenizer, start)
         with torch.device("meta"):
             described = described_in(start.checkpoint) if start.checkpoint else Path()
-            return build_model(config, tokenizer, start, described, classes, load_weights=False)
+            return build_starting_model(config, tokenizer, start, described, classes, load_weights=False)
     except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
         if start.checkpoint is None:
             raise
@@ -111,4 +112,4 @@ def _check_text(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start
         model = with_encoders_of(config, config.checkpoint.init).model
     if start.checkpoint is None:
         check_has_weights(model)
-    check_text_encoder(describe(model, tokenizer), config.model.text, config.data.text_length)
+    check_text_encoder(text_settings(model, tokenizer), config.model.text, config.data.text_length)

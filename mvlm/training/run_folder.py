@@ -19,7 +19,6 @@ from mvlm import __version__
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, DESCRIPTION, RUN_JSON, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.fencing import ATTEMPTS
 from mvlm.checkpoint.folder_group import Site
-from mvlm.checkpoint.tensors import offline_model
 from mvlm.config.schema import Config, dump_config
 from mvlm.data.samples.answers import frequent_answers, save_answers
 from mvlm.data.samples.labelled import ANSWERS, SENTENCES
@@ -28,9 +27,10 @@ from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.finetune import TaskModel
-from mvlm.model.init import Started, started, take_weights, with_encoders_of
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
+from mvlm.pretrained.load import build_filled_model, with_encoders_of
+from mvlm.pretrained.report import InitReport
+from mvlm.pretrained.runs import offline_model, take_weights
 from mvlm.runtime import dist
 from mvlm.runtime.storage import write_durably
 from mvlm.training.checkpoint.resume import Start
@@ -155,14 +155,14 @@ def _copy_to_sites(folder: Path, site: Site) -> None:
     dist.barrier()
 
 
-def build_model(
+def build_starting_model(
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
     start: Start,
     described: Path,
     classes: int,
     load_weights: bool = True,
-) -> tuple[Encoders, Started | None]:
+) -> tuple[Encoders, InitReport | None]:
     """The model with the weights it starts from; without any where it goes on from a checkpoint.
 
     Args:
@@ -179,12 +179,14 @@ def build_model(
     torch.manual_seed(config.run.seed)
     if start.checkpoint and start.resumes:
         return offline_model(config, described, classes), None
-    scratch = start.checkpoint is None
-    built = with_encoders_of(config, config.checkpoint.init) if scratch and config.checkpoint.init else config
-    pretrained = load_weights and scratch
-    model = TaskModel(built, tokenizer, classes, pretrained) if classes else MaskVLM(built, tokenizer, pretrained)
-    model.config = config
-    return model, take_weights(model, start.checkpoint) if start.checkpoint else started(model)
+    if start.checkpoint:
+        model = build_model(config, tokenizer, classes)
+        return model, take_weights(model, start.checkpoint)
+    if config.checkpoint.init:
+        config = with_encoders_of(config, config.checkpoint.init)
+    if load_weights:
+        return build_filled_model(config, tokenizer, classes)
+    return build_model(config, tokenizer, classes), None
 
 
 def describe_run(
@@ -194,7 +196,7 @@ def describe_run(
     model: Encoders,
     layout: dict[str, Any],
     site: Site,
-    beginning: Started | None,
+    beginning: InitReport | None,
     attempt: int,
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.

@@ -12,7 +12,7 @@ import pytest
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.foreign import read_tensors
+from mvlm.pretrained.read import read_tensors
 from mvlm.training.checkpoint.resume import newest_whole, search_whole, starting_point
 from tests.training.test_saver import steps_saved
 

@@ -1,7 +1,6 @@
 """Restoring words and pixels against plain loops over one sentence or image at a time."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,7 +90,8 @@ def word_scores_by_loops(model, dataset, words):
 @pytest.mark.parametrize("batch", [2, 64])
 def test_word_scores_equal_plain_loops(model, dataset, batch):
     result = evaluate_reconstruction(model, dataset, batch, CPU)
-    for condition, scores in word_scores_by_loops(model, dataset, RandomWords(dataset, CONFIG)).items():
+    words = RandomWords(dataset, CONFIG.objectives, CONFIG.run.seed)
+    for condition, scores in word_scores_by_loops(model, dataset, words).items():
         hits, losses, counts = map(sum, zip(*scores, strict=True))
         assert result["word_accuracy"][condition] == pytest.approx(hits / counts)
         assert result["word_loss"][condition] == pytest.approx(losses / counts, rel=1e-4)
@@ -192,15 +192,15 @@ def test_words_that_occur_nowhere_are_a_mistake(model, dataset):
 
 
 def test_random_words_do_not_depend_on_the_batch_and_depend_on_the_seed(dataset):
-    words = RandomWords(dataset, CONFIG)
+    words = RandomWords(dataset, CONFIG.objectives, CONFIG.run.seed)
     alone, together = words.items(np.array([4])), words.items(np.arange(len(words)))
     length = int(alone.valid_BL.sum())
     assert torch.equal(alone.target_BL[0, :length], together.target_BL[4, :length])
-    other = RandomWords(dataset, replace(CONFIG, run=replace(CONFIG.run, seed=6))).items(np.arange(len(words)))
+    other = RandomWords(dataset, CONFIG.objectives, seed=6).items(np.arange(len(words)))
     assert not torch.equal(other.target_BL, together.target_BL)
 
 
 def test_plain_words_are_all_shown_as_the_mask_token(dataset):
-    config = replace(CONFIG, objectives=Objectives(text_mask_token=0.0, text_mask_random=1.0, image_mask_block=1))
-    text = RandomWords(dataset, config, plain=True).items(np.arange(len(dataset.captions)))
+    objectives = Objectives(text_mask_token=0.0, text_mask_random=1.0, image_mask_block=1)
+    text = RandomWords(dataset, objectives, CONFIG.run.seed, plain=True).items(np.arange(len(dataset.captions)))
     assert (text.masked_text_BL[text.target_BL != IGNORE] == dataset.tokens.mask_id).all()

@@ -9,7 +9,7 @@ from PIL import Image
 from data_tools.__main__ import main as data_tools
 from mvlm.config.schema import Config, Data, Model, Objectives, Run
 from mvlm.data.samples.tokenizer import train_tokenizer
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 
 CAPTIONS = [
     ["a red dog", "the dog is red"],
@@ -66,4 +66,4 @@ def make_tokenizer():
 
 def make_model(config=CONFIG):
     torch.manual_seed(0)
-    return MaskVLM(config, make_tokenizer()).eval()
+    return build_model(config, make_tokenizer()).eval()

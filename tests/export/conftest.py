@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 
 from mvlm.config.schema import Task, dump_config
 from mvlm.data.samples.labelled import ANSWERS, class_names
-from mvlm.model.finetune import TaskModel
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 from tests.evaluate.tiny import CONFIG, make_tokenizer
 
 GIVEN = ("red", "blue", "2", "no")
@@ -23,10 +22,7 @@ def write_run(folder, config, files=1, ema=False):
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / ANSWERS).write_text(json.dumps(list(GIVEN)))
     torch.manual_seed(0)
-    if config.task.is_labelled:
-        model = TaskModel(config, tokenizer, len(class_names(config.task.name, folder / "tokenizer")))
-    else:
-        model = MaskVLM(config, tokenizer)
+    model = build_model(config, tokenizer, len(class_names(config.task.name, folder / "tokenizer")))
     model.text.settings.save_pretrained(folder / "text_encoder")
     (folder / "config.toml").write_text(dump_config(config))
     versions = {"torch": torch.__version__, "deepspeed": "0"}

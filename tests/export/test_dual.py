@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 
 from mvlm.__main__ import main
-from mvlm.checkpoint.tensors import load_run
+from mvlm.pretrained.runs import load_run
 
 SENTENCES = ["a red dog", "the star is green and the sky is blue"]
 

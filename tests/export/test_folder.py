@@ -13,14 +13,16 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from mvlm.__main__ import main
-from mvlm.checkpoint.tensors import load_run, load_task_run
 from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
+from mvlm.export.auto import register
 from mvlm.export.card import model_card
 from mvlm.export.folder import export_folder
+from mvlm.pretrained.runs import load_run, load_task_run
 from tests.conftest import ROOT
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_tokenizer
 
+register()
 SENTENCES = [caption for of_image in CAPTIONS for caption in of_image][:4]
 
 
@@ -126,7 +128,7 @@ LIMITED = """
 import resource, sys
 from pathlib import Path
 from mvlm.export.folder import write_weights
-from mvlm.checkpoint.tensors import load_run
+from mvlm.pretrained.runs import load_run
 held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
 mapped = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("weights-*"))
 resource.setrlimit(resource.RLIMIT_DATA, (held + mapped + 40_000_000, -1))
@@ -193,10 +195,11 @@ def test_without_mvlm_the_code_in_the_folder_gives_the_same(exported, tmp_path):
     assert all(equal(ours, theirs) for ours, theirs in zip(wanted, found, strict=True))
 
 
-def test_importing_mvlm_imports_nothing_large():
-    code = "import sys, mvlm; print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+def test_importing_mvlm_imports_nothing_large_and_installs_no_hook():
+    code = "import sys; finders = [*sys.meta_path]; import mvlm; print(finders == sys.meta_path); "
+    code += "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "[]"
+    assert ended.stdout.splitlines() == ["True", "[]"]
 
 
 def test_the_card_says_what_the_run_was(run, exported):

@@ -14,6 +14,8 @@ from mvlm.errors import UserError
 from mvlm.model import maskvlm
 from mvlm.model.heads import MaskTokens, Temperature, WordHead
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
+from mvlm.pretrained.load import build_filled_model
 from tests.conftest import ROOT, TINY
 
 
@@ -23,7 +25,7 @@ def tiny(*overrides: str) -> Config:
 
 def build(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
     torch.manual_seed(0)
-    return MaskVLM(tiny(*overrides), tokenizer)
+    return build_model(tiny(*overrides), tokenizer)
 
 
 def make_batch(
@@ -94,11 +96,11 @@ def perturbed(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
     return model
 
 
-def consult(model: MaskVLM, batch: Batch) -> tuple[Outcome, dict[str, torch.Tensor]]:
+def consult(model: MaskVLM, config: Config, batch: Batch) -> tuple[Outcome, dict[str, torch.Tensor]]:
     """What the oracle says of the model's parameters, and copies of these that its losses are functions of."""
     copies = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
     heads = model.vision.vit.blocks[0].attn.num_heads, model.text.settings.num_attention_heads
-    return Oracle(copies, model.config, *heads)(batch), copies
+    return Oracle(copies, config, *heads)(batch), copies
 
 
 @pytest.mark.parametrize("size", [[], WIDER], ids=["small", "wider"])
@@ -113,8 +115,8 @@ def test_losses_negatives_and_all_gradients_are_the_oracles(
     batch = make_batch(patches=model.grid[0] ** 2, duplicates=True, views=2)
     drawn = record_negatives(monkeypatch)
     losses = model(batch)
-    outcome, copies = consult(model, batch)
-    exact = 1e-12 if model.config.objectives.image_masking == "token" else 1e-6  # sines are kept in fp32
+    outcome, copies = consult(model, tiny(*size, *overrides), batch)
+    exact = 1e-12 if model.objectives.image_masking == "token" else 1e-6  # sines are kept in fp32
     assert losses.keys() == outcome.losses.keys()
     for name, loss in losses.items():
         torch.testing.assert_close(loss, outcome.losses[name], rtol=exact, atol=exact)
@@ -143,7 +145,7 @@ def test_what_is_told_right_is_the_oracles(tokenizer: PreTrainedTokenizerBase, o
         model.match_head.classifier.weight.mul_(20.0)
     tally = Tally()
     with_tally = model(batch, None, tally)
-    expected = consult(model.double(), batch)[0].right
+    expected = consult(model.double(), tiny(*WIDER, *overrides), batch)[0].right
     assert tally.asked == {name: len(right) for name, right in expected.items()}
     assert {name: float(right) for name, right in tally.right.items()} == {n: sum(r) for n, r in expected.items()}
     for name, right in expected.items():
@@ -314,7 +316,7 @@ def test_a_model_that_cannot_be_built_is_one_sentence(
     tokenizer: PreTrainedTokenizerBase, override: str, word: str
 ) -> None:
     with pytest.raises(UserError, match=word) as caught:
-        build(tokenizer, override)
+        build_filled_model(tiny(override), tokenizer)
     assert "\n" not in str(caught.value)
 
 

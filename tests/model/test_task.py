@@ -10,6 +10,7 @@ import torch
 from mvlm.batch import LabelledBatch, Tally
 from mvlm.config.schema import Task
 from mvlm.model.finetune import TaskModel
+from mvlm.pretrained.encoders import build_model
 from tests.evaluate.tiny import CONFIG, make_tokenizer
 
 B, CLASSES = 3, 5
@@ -17,7 +18,7 @@ B, CLASSES = 3, 5
 
 def make(task: str) -> tuple[TaskModel, LabelledBatch]:
     torch.manual_seed(0)
-    model = TaskModel(replace(CONFIG, task=Task(task)), make_tokenizer(), CLASSES).eval()
+    model = build_model(replace(CONFIG, task=Task(task)), make_tokenizer(), CLASSES).eval()
     images = 2 if task == "nlvr2" else 1
     valid_BL = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 3 + [False] * 3])
     batch = LabelledBatch(

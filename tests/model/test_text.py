@@ -7,7 +7,8 @@ from transformers import PreTrainedTokenizerBase
 from mvlm.config.schema import Config, load_config
 from mvlm.data.loading.collate import pack
 from mvlm.kernels.packed_attention import PACKED_ATTENTION
-from mvlm.model.text import PACKABLE, TextEncoder
+from mvlm.model.text import PACKABLE
+from mvlm.pretrained.encoders import build_text_encoder
 from tests.conftest import ROOT, TINY
 
 SIZES = {
@@ -35,7 +36,7 @@ def test_packed_is_the_encoder_with_its_own_attention(
     tokenizer: PreTrainedTokenizerBase, kind: str, lengths: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
-    encoder = TextEncoder(configuration(kind).model, tokenizer, load_weights=False).double()
+    encoder = build_text_encoder(configuration(kind).model, tokenizer).double()
     encoder.train()
     text, valid = texts(lengths, tokenizer.pad_token_id)
     weight = torch.randn(2, *valid.shape, encoder.width, dtype=torch.float64) * valid[..., None]
@@ -56,7 +57,7 @@ def test_packed_is_the_encoder_with_its_own_attention(
 def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase) -> None:
     sizes = "{hidden_size=24, num_hidden_layers=1, num_attention_heads=3, intermediate_size=48}"
     config = configuration("mpnet", f"model.text_args={sizes}")
-    encoder = TextEncoder(config.model, tokenizer, load_weights=False).eval()
+    encoder = build_text_encoder(config.model, tokenizer).eval()
     text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
     before = PACKED_ATTENTION.calls.total()
     found = encoder(text, valid, pack(valid))
@@ -64,7 +65,7 @@ def test_an_encoder_of_another_kind_is_padded(tokenizer: PreTrainedTokenizerBase
 
 
 def test_dropout_of_attention_is_kept(tokenizer: PreTrainedTokenizerBase) -> None:
-    encoder = TextEncoder(configuration("roberta", "model.dropout=0.5").model, tokenizer, load_weights=False)
+    encoder = build_text_encoder(configuration("roberta", "model.dropout=0.5").model, tokenizer)
     text, valid = texts((3, 12, 7), tokenizer.pad_token_id)
     seen: list[float] = []
     run = PACKED_ATTENTION.implementations[-1].run

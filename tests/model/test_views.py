@@ -76,7 +76,7 @@ def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedToken
         if any(weights):
             given = dict(zip(("image", "text", "itc", "itm"), weights, strict=True))
             objectives = Objectives(**given, hide=hide, alignment_inputs=inputs, itm_group=4)
-            model.config = dataclasses.replace(model.config, objectives=objectives)
+            model.objectives = objectives
             with torch.no_grad():
                 losses = model(batch)
                 for modality, changed in other.items():

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.data.samples.pictures import Pictures
+from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_tokenizer
 
 SENTENCES = [caption for of_image in CAPTIONS for caption in of_image]

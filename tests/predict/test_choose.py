@@ -6,15 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvlm.checkpoint.tensors import Loaded
 from mvlm.config.schema import Task
 from mvlm.data.samples.labelled import ANSWERS
 from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search
-from mvlm.model.finetune import TaskModel
 from mvlm.predict.choose import ANSWER, JUDGE
 from mvlm.predict.prediction import Asked
+from mvlm.pretrained.encoders import build_model
+from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CONFIG, make_tokenizer
 
 GIVEN = ("red", "blue", "2", "no")
@@ -32,7 +32,7 @@ def tuned(tmp_path_factory):
         (folder / ANSWERS).write_text(json.dumps(list(GIVEN)))
         torch.manual_seed(1)
         config = replace(CONFIG, task=Task(name=task))
-        return Loaded(TaskModel(config, make_tokenizer(), classes).eval(), folder, config, step=3)
+        return Loaded(build_model(config, make_tokenizer(), classes).eval(), folder, config, step=3)
 
     return made
 

@@ -25,6 +25,7 @@ from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.corpus import training_mixture
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
 from mvlm.training.blocks import prepare_blocks
 from mvlm.training.engine import Engine
@@ -62,7 +63,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     captions = [caption for row in range(len(mixture)) for caption in mixture.captions(row)]
     tokenizer = train_tokenizer(captions, config.data.vocabulary)
     torch.manual_seed(0)
-    model = MaskVLM(config, tokenizer)
+    model = build_model(config, tokenizer)
     tokens = Counter(token for caption in captions for token in tokenizer(caption, add_special_tokens=False).input_ids)
     with torch.no_grad():  # some words are guessed right from the start, or all accuracies would be equal zeros
         model.word_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
@@ -108,10 +109,11 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
 
 def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
     """Losses of the first global batch and gradients of their weighted sum, pair by pair in float64."""
-    model, loader = built(configuration(shards, 16, WEIGHTS), 0, 1)
+    config = configuration(shards, 16, WEIGHTS)
+    model, loader = built(config, 0, 1)
     copies = {name: parameter.detach().double().requires_grad_() for name, parameter in model.named_parameters()}
-    losses = Oracle(copies, model.config, vision_heads=2, text_heads=2)(steps_of(loader)[0][0]).losses
-    weighted(losses, model.config).backward()
+    losses = Oracle(copies, config, vision_heads=2, text_heads=2)(steps_of(loader)[0][0]).losses
+    weighted(losses, config).backward()
     return {name: loss.item() for name, loss in losses.items()}, {name: copy.grad for name, copy in copies.items()}
 
 

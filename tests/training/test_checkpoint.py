@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.tensors import load_run
 from mvlm.errors import UserError
+from mvlm.pretrained.runs import load_run
 from mvlm.training import fit as loop
 from mvlm.training.checkpoint import resume as checkpoints
 from tests.conftest import ROOT, TINY

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvlm.batch import Batch
-from mvlm.checkpoint.tensors import load_run
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.schema import Config, given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.runs import load_run
 from mvlm.training.blocks import prepare_blocks
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
@@ -27,9 +27,10 @@ from tests.training.conftest import TOML, TrainHere, losses_by_step
 from tests.training.parity_worker import built, configuration, steps_of
 
 
-def model_and_batch(scenes: Path, *overrides: str) -> tuple[MaskVLM, Batch]:
-    model, loader = built(configuration(str(scenes), 16, overrides), 0, 1)
-    return model, steps_of(loader)[0][0]
+def model_and_batch(scenes: Path, *overrides: str) -> tuple[MaskVLM, Config, Batch]:
+    config = configuration(str(scenes), 16, overrides)
+    model, loader = built(config, 0, 1)
+    return model, config, steps_of(loader)[0][0]
 
 
 FROZEN = {"vision": ("vision.",), "text": ("text.",), "text.model.embeddings": ("text.model.embeddings.",)}
@@ -37,13 +38,11 @@ FROZEN = {"vision": ("vision.",), "text": ("text.",), "text.model.embeddings": (
 
 @pytest.mark.parametrize("parts", [("vision",), ("text",), ("text.model.embeddings", "vision"), ()], ids=str)
 def test_frozen_parts_are_in_no_group_and_get_no_gradient(scenes: Path, parts: tuple[str, ...]) -> None:
-    model, batch = model_and_batch(scenes)
+    model, config, batch = model_and_batch(scenes)
     freeze(model, parts)
     prefixes = tuple(prefix for part in parts for prefix in FROZEN[part])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    listed = {
-        names[id(parameter)] for group in parameter_groups(model, model.config.optim) for parameter in group["params"]
-    }
+    listed = {names[id(parameter)] for group in parameter_groups(model, config.optim) for parameter in group["params"]}
     everything = set(names.values())
     frozen = {name for name in everything if prefixes and name.startswith(prefixes)}
     assert listed == everything - frozen and bool(frozen) == bool(parts)
@@ -54,9 +53,9 @@ def test_frozen_parts_are_in_no_group_and_get_no_gradient(scenes: Path, parts: t
 @pytest.mark.parametrize("recompute", [0.0, 1.0])
 def test_backward_does_not_enter_a_frozen_encoder(scenes: Path, recompute: float) -> None:
     """Its tokens know of no way back, and no product is computed twice in it."""
-    model, batch = model_and_batch(scenes, f"train.recompute={recompute}")
+    model, config, batch = model_and_batch(scenes, f"train.recompute={recompute}")
     freeze(model, ("vision",))
-    prepare_blocks(model, model.config, stage=0)
+    prepare_blocks(model, config, stage=0)
     calls: dict[str, int] = {}
     for part in ("vision.vit.blocks.0", "cross_text.blocks.0"):
         layer = next(m for m in model.get_submodule(part).modules() if isinstance(m, torch.nn.LayerNorm))
@@ -72,7 +71,7 @@ def test_backward_does_not_enter_a_frozen_encoder(scenes: Path, recompute: float
 
 
 def test_freezing_what_is_not_there_or_all_there_is_is_refused(scenes: Path) -> None:
-    model, _ = model_and_batch(scenes)
+    model, *_ = model_and_batch(scenes)
     with pytest.raises(UserError, match=r"names 'visoin', which is no part of this model; did you mean 'vision'\?"):
         freeze(model, ("visoin",))
     with pytest.raises(UserError, match="known are vision, text, cross_image"):

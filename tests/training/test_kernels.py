@@ -8,22 +8,23 @@ import pytest
 import torch
 from torch import nn
 
-from mvlm.config.schema import Kernels, load_config
+from mvlm.config.schema import Config, Kernels, load_config
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.kernels.dispatch import Implementation, Op
 from mvlm.kernels.linear import GeluLinear, gelu_linear
 from mvlm.model.fusion import FeedForward
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
 from mvlm.training.kernels import ALL_OPS, apply_kernels, settle
 from tests.conftest import ROOT, TINY
 
 
-def build(*overrides: str) -> MaskVLM:
+def build(*overrides: str) -> tuple[MaskVLM, Config]:
     torch.manual_seed(0)
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
-    return MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
+    return build_model(config, train_tokenizer(["red circle top left"] * 5, 300)), config
 
 
 def run_parts(model: MaskVLM) -> list[torch.Tensor]:
@@ -45,38 +46,39 @@ def test_every_operation_has_its_key() -> None:
 
 
 def test_a_model_gives_the_same_and_names_its_parameters_the_same() -> None:
-    model = build().double()
+    model, config = build()
+    model.double()
     names, expected = [*model.state_dict()], run_parts(model)
     before = gelu_linear.calls["kept"]
-    apply_kernels(model, model.config)
+    apply_kernels(model, config)
     for found, wanted in zip(run_parts(model), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     assert [*model.state_dict()] == names
     assert gelu_linear.calls["kept"] == before + 3  # the ViT's block, the text's layer, the feed-forward
-    apply_kernels(model, model.config)
+    apply_kernels(model, config)
     assert {type(m) for m in model.modules() if isinstance(m, nn.GELU)} == set()
 
 
 def test_a_feed_forward_with_something_after_its_gelu_stays_as_it_is() -> None:
-    model = build("model.dropout=0.1")
-    apply_kernels(model, model.config)
+    model, config = build("model.dropout=0.1")
+    apply_kernels(model, config)
     kinds = {name: type(module) for name, module in model.vision.named_modules()}
     assert kinds["vit.blocks.0.mlp.fc2"] is not GeluLinear
     assert kinds["vit.blocks.0.mlp.act"] is not nn.Identity
 
 
 def test_tanh_gelu_is_another_function() -> None:
-    model = build("model.text_args.hidden_act=gelu_new")
-    apply_kernels(model, model.config)
+    model, config = build("model.text_args.hidden_act=gelu_new")
+    apply_kernels(model, config)
     assert not any(isinstance(module, GeluLinear) for module in model.text.modules())
 
 
 def test_a_name_that_is_not_known_is_refused() -> None:
-    model = build("kernels.attention=flash3")
+    model, config = build("kernels.attention=flash3")
     with pytest.raises(
         UserError, match=r"kernels\.attention = 'flash3' is not known: choose auto, fp32, products, sdpa\."
     ):
-        apply_kernels(model, model.config)
+        apply_kernels(model, config)
 
 
 def make_op() -> Op:

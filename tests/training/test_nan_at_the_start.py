@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.tensors import load_run
 from mvlm.errors import UserError
 from mvlm.export.folder import export_folder
+from mvlm.pretrained.runs import load_run
 from mvlm.training.checkpoint.save import write_tensors
 from tests.training.conftest import TrainHere
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from deepspeed.ops.op_builder.builder import OpBuilder
 
-from mvlm.config.schema import load_config
+from mvlm.config.schema import Config, load_config
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 from mvlm.training.engine import Engine
 from mvlm.training.optim import count_parameters
 from mvlm.training.zero.config import resolve
@@ -19,10 +20,10 @@ from mvlm.training.zero.offload import build_optimizer
 from tests.conftest import ROOT, TINY
 
 
-def tiny_model() -> MaskVLM:
+def tiny_model() -> tuple[MaskVLM, Config]:
     config = load_config(ROOT / "mvlm/configs/tiny.toml", TINY)
     torch.manual_seed(0)
-    return MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
+    return build_model(config, train_tokenizer(["red circle top left"] * 5, 300)), config
 
 
 def test_without_a_compiler_torchs_adamw_serves(
@@ -31,13 +32,13 @@ def test_without_a_compiler_torchs_adamw_serves(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had it compiled
-    model = tiny_model()
+    model, config = tiny_model()
     content = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
-    ds_config = resolve(content, model.config, ("json", "toml"), 1, 10, 2, count_parameters(model))
-    optimizer, with_it = build_optimizer(model, model.config, ds_config, torch.device("cpu"))
+    ds_config = resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model))
+    optimizer, with_it = build_optimizer(model, config, ds_config, torch.device("cpu"))
     assert type(optimizer) is torch.optim.AdamW
     assert "AdamW for CPUs cannot be compiled (rank 0: " in capsys.readouterr().err
-    engine = Engine(model, model.config, with_it)
+    engine = Engine(model, config, with_it)
     assert engine.engine.basic_optimizer is not None and engine.updates == 0
 
 
@@ -45,12 +46,12 @@ def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, m
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
-    model = tiny_model()
+    model, config = tiny_model()
     on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
     ds_config = {"zero_optimization": {"stage": 3, "offload_param": on_disk}}
     with pytest.raises(UserError, match=r"async_io.*libaio-dev.*zero3_offload\.json"):
-        build_optimizer(model, model.config, ds_config, torch.device("cpu"))
+        build_optimizer(model, config, ds_config, torch.device("cpu"))
     (tmp_path / "file").touch()
     on_disk["nvme_path"] = str(tmp_path / "file/below")
     with pytest.raises(UserError, match=r"cannot be offloaded to .*nvme_path"):
-        build_optimizer(model, model.config, ds_config, torch.device("cpu"))
+        build_optimizer(model, config, ds_config, torch.device("cpu"))

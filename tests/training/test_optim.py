@@ -10,6 +10,7 @@ import torch
 from mvlm.config.schema import load_config
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
 from mvlm.training.optim import count_parameters, parameter_groups
 from mvlm.training.zero.adamw import build_adamw
 from tests.conftest import ROOT, TINY
@@ -19,7 +20,7 @@ RATES = ["optim.lr=3e-4", "optim.encoder_lr=1e-5", "optim.weight_decay=0.05"]
 
 def build(*overrides: str) -> tuple[MaskVLM, list[dict[str, Any]]]:
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *overrides])
-    model = MaskVLM(config, train_tokenizer(["red circle top left"] * 5, 300))
+    model = build_model(config, train_tokenizer(["red circle top left"] * 5, 300))
     return model, parameter_groups(model, config.optim)
 
 
@@ -74,8 +75,10 @@ def test_a_tied_weight_is_the_encoders() -> None:
 
 def test_the_optimiser_is_adamw_as_configured() -> None:
     """One update against the formula of Loshchilov and Hutter (2019), bias correction included."""
-    model, groups = build("optim.betas=[0.8,0.9]", "optim.eps=1e-3")
-    optimizer = build_adamw(groups, model.config, torch.device("cpu"), stage=0)
+    own = ["optim.betas=[0.8,0.9]", "optim.eps=1e-3"]
+    model, groups = build(*own)
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *own])
+    optimizer = build_adamw(groups, config, torch.device("cpu"), stage=0)
     group_of = by_parameter(model, groups)
     generator = torch.Generator().manual_seed(0)
     before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}

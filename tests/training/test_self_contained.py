@@ -12,8 +12,8 @@ import pytest
 from mvlm.__main__ import main
 from mvlm.checkpoint.description import TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.tensors import load_run
 from mvlm.errors import UserError
+from mvlm.pretrained.runs import load_run
 from tests.training.conftest import KEPT, Resume, losses_by_step
 
 EVERY = "checkpoint.every=1"

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mvlm.checkpoint.tensors import load_run
 from mvlm.errors import UserError
-from mvlm.model.names import CLIP
-from tests.model.others import Albef
+from mvlm.pretrained.key_maps import CLIP
+from mvlm.pretrained.runs import load_run
+from tests.pretrained.others import Albef
 from tests.training.conftest import TrainHere, read_metrics
 
 WORDS, POSITIONS = 320, 40

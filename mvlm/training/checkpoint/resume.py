@@ -21,7 +21,7 @@ from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
-from mvlm.model.foreign import is_foreign
+from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
 from mvlm.runtime.storage import sync_folder, write_durably
 from mvlm.training.engine import Engine
@@ -57,7 +57,7 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
-    ours = config.init and not is_foreign(config.init)
+    ours = config.init and not is_external(config.init)
     init = find_checkpoint(config.init, "checkpoint.init") if ours else None
     return Start(init, resumes=False, own=False)
 

@@ -1,4 +1,4 @@
-"""Checkpoints that others have written: every tensor of a file, a folder or a hub's repository, by its name there.
+"""External checkpoints: every tensor of a file, a folder or a hub's repository, by its name there.
 
 Nothing is unpickled but tensors, containers and numbers (torch.load's `weights_only`).
 """
@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mvlm.checkpoint.description import TEXT_ENCODER, described_in
 from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
+from mvlm.checkpoint.tensors import open_weights
 from mvlm.errors import UserError
 from mvlm.runtime import hub
 
@@ -40,7 +42,7 @@ SETTINGS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 """What MAE and SimMIM keep beside tensors; both hold plain values, and the second is read as what it inherits from."""
 
 
-def is_foreign(place: str) -> bool:
+def is_external(place: str) -> bool:
     """Whether it names a file, or a folder or repository that keeps a model's tensors as transformers and timm do."""
     path = Path(place)
     return place.startswith(HUB) or path.is_file() or any(_present(path))
@@ -57,8 +59,6 @@ def read_tensors(place: str) -> dict[str, Tensor]:
     """
     path = _local(place)
     if _is_ours(path):
-        from mvlm.checkpoint.tensors import open_weights  # which builds the models that read this
-
         with open_weights(find_checkpoint(path)) as files:
             return {name: file.tensor(name) for name, file in files.items()}
     if path.is_dir():
@@ -153,8 +153,6 @@ def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _download(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
     repository, _, revision = name.partition("@")
     hub.ask()
     try:

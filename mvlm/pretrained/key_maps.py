@@ -1,4 +1,4 @@
-"""The encoders in checkpoints of others, under the names that timm and transformers give their tensors.
+"""The encoders in external checkpoints, under the names that timm and transformers give their tensors.
 
 Known by their names alone: timm and transformers; MAE (facebookresearch/mae, models_mae.py); SimMIM (microsoft/SimMIM,
 models/simmim.py); ALBEF (salesforce/ALBEF, models/model_pretrain.py); BLIP (salesforce/BLIP, models/blip_pretrain.py).
@@ -7,6 +7,7 @@ models/simmim.py); ALBEF (salesforce/ALBEF, models/model_pretrain.py); BLIP (sal
 from __future__ import annotations
 
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,7 @@ CLIP: Pixels = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalCheckpoint:
     """An encoder in somebody's checkpoint.
 
     Attributes:
@@ -31,7 +32,7 @@ class Foreign:
         tensors: by the name that timm or transformers has for them, and all others that belong to the encoder.
         others: how many tensors the checkpoint has besides.
         pixels: what the images it was trained on were normalised with, where that is known.
-        mask_token: D, where a hidden patch's embedding was replaced by it before positions were added, as here.
+        mask_token: D, where a masked patch's embedding was replaced by it before positions were added, as here.
         layers: of a text encoder, those that read text alone; None = all.
     """
 
@@ -43,34 +44,35 @@ class Foreign:
     layers: int | None = None
 
 
-def image_encoder(tensors: dict[str, Tensor]) -> Foreign | None:
+def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
     """The image encoder under timm's names, if there is one."""
     if own := _below(tensors, "vision.vit."):
         own = {name.replace("patch_embed.patch_embed.", "patch_embed."): tensor for name, tensor in own.items()}
         token = own.pop("patch_embed.mask_token", None)
-        return Foreign("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
+        return ExternalCheckpoint("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
     if "visual_encoder.patch_embed.proj.weight" in tensors:
         own = _below(tensors, "visual_encoder.")
-        return Foreign(_fusion_family(tensors), own, len(tensors) - len(own), CLIP)
+        return ExternalCheckpoint(_fusion_family(tensors), own, len(tensors) - len(own), CLIP)
     if "encoder.patch_embed.proj.weight" in tensors:
         own = _below(tensors, "encoder.")
         token = own.pop("mask_token", None)
         others = len(tensors) - len(own) - (token is not None)
-        return Foreign("SimMIM", own, others, IMAGENET, None if token is None else token.flatten())
+        return ExternalCheckpoint("SimMIM", own, others, IMAGENET, None if token is None else token.flatten())
     if "patch_embed.proj.weight" in tensors:
         is_mae = "decoder_pos_embed" in tensors
         own = {name: tensor for name, tensor in tensors.items() if not (is_mae and _of_mae_decoder(name))}
-        return Foreign("MAE" if is_mae else "timm", own, len(tensors) - len(own), IMAGENET if is_mae else None)
+        family, pixels = ("MAE", IMAGENET) if is_mae else ("timm", None)
+        return ExternalCheckpoint(family, own, len(tensors) - len(own), pixels)
     for prefix in ("", "vit.", "deit."):
         if f"{prefix}embeddings.patch_embeddings.projection.weight" in tensors:
             is_mae = "decoder.decoder_pos_embed" in tensors
             own = _from_transformers_vit(_below(tensors, prefix))
             count = sum(name.startswith((f"{prefix}embeddings.", f"{prefix}encoder.")) for name in tensors)
-            return Foreign("transformers", own, len(tensors) - count, IMAGENET if is_mae else None)
+            return ExternalCheckpoint("transformers", own, len(tensors) - count, IMAGENET if is_mae else None)
     return None
 
 
-def text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Foreign | None:
+def find_text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> ExternalCheckpoint | None:
     """The text encoder under transformers' names, if there is one.
 
     Args:
@@ -97,7 +99,7 @@ def text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Foreign
     crossing = [int(m[1]) for name in own if (m := re.match(r"encoder\.layer\.(\d+)\.crossattention\.", name))]
     layers = min(crossing) if crossing and min(crossing) > 0 else None
     family = _fusion_family(tensors) if fused else "transformers" if inside is tensors else "mvlm"
-    return Foreign(family, own, len(tensors) - len(own), layers=layers)
+    return ExternalCheckpoint(family, own, len(tensors) - len(own), layers=layers)
 
 
 WORDS = "embeddings.word_embeddings.weight"
@@ -125,7 +127,7 @@ def _modern(name: str) -> str:
 OLD_NORM = {"gamma": "weight", "beta": "bias"}
 
 
-def with_layout_of(own: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+def with_layout_of(own: dict[str, Tensor], wanted: Set[str]) -> dict[str, Tensor]:
     """BEiT's way of writing a block, which SimMIM has too, as timm's plain ViT has it where that is `wanted`."""
     if not any(name.endswith("attn.q_bias") for name in own) or any(name.endswith("attn.q_bias") for name in wanted):
         return own

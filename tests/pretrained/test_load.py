@@ -26,11 +26,13 @@ from transformers import PreTrainedTokenizerBase
 
 from mvlm.config.schema import Model, config_from_dict, load_config
 from mvlm.errors import UserError
-from mvlm.model.foreign import read_tensors
-from mvlm.model.init import with_encoders_of
-from mvlm.model.names import CLIP, IMAGENET, Pixels
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
+from mvlm.pretrained.encoders import build_image_encoder, build_text_encoder
+from mvlm.pretrained.key_maps import CLIP, IMAGENET, Pixels
+from mvlm.pretrained.load import fill_image_encoder, fill_text_encoder, with_encoders_of
+from mvlm.pretrained.read import read_tensors
+from mvlm.pretrained.report import LoadReport
 from tests.conftest import ROOT, TINY
 
 VOCABULARY, POSITIONS = 320, 20
@@ -67,6 +69,16 @@ def text(where: Path | str, kind: str = "bert", layers: int = 2, *overrides: str
     return configuration(
         f"model.text={kind}", f"model.text_weights={where}", f"model.text_args={args}", *overrides
     ).model
+
+
+def filled_vision(config: Model) -> tuple[VisionEncoder, LoadReport]:
+    encoder = build_image_encoder(config)
+    return encoder.eval(), fill_image_encoder(encoder, config)
+
+
+def filled_text(config: Model, tokenizer: PreTrainedTokenizerBase) -> tuple[TextEncoder, LoadReport]:
+    encoder = build_text_encoder(config, tokenizer)
+    return encoder.eval(), fill_text_encoder(encoder, config)
 
 
 def images(size: int = 48) -> Tensor:
@@ -120,19 +132,18 @@ def saved(folder: Path, model: torch.nn.Module, form: str) -> Path:
 @pytest.mark.parametrize("form", ["mae", "distributed", "legacy", "sharded", "safetensors"])
 def test_mae(tmp_path: Path, form: str) -> None:
     theirs = others.Mae(3).eval()
-    encoder = VisionEncoder(vision(saved(tmp_path, theirs, form)), load_weights=True).eval()
+    encoder, report = filled_vision(vision(saved(tmp_path, theirs, form)))
     same(encoder(images()), theirs(pixels_of(images(), IMAGENET)))
-    filled = encoder.filled
-    assert filled and "(MAE)" in filled.source and not filled.fresh and not filled.resized and not filled.left
-    assert len(filled.matched) == len(dict(theirs.named_parameters())) - filled.others
-    assert filled.others == len([name for name in theirs.state_dict() if "decoder" in name or name == "mask_token"])
+    assert "(MAE)" in report.source and not report.fresh and not report.resized and not report.left
+    assert len(report.matched) == len(dict(theirs.named_parameters())) - report.others
+    assert report.others == len([name for name in theirs.state_dict() if "decoder" in name or name == "mask_token"])
 
 
 def test_positions_of_patches_are_fitted_as_timm_does(tmp_path: Path) -> None:
     theirs = others.Mae(3).eval()
-    encoder = VisionEncoder(vision(saved(tmp_path, theirs, "mae"), size=64), load_weights=True).eval()
-    assert encoder.filled and encoder.filled.resized == {"pos_embed": ((1, 10, 32), (1, 17, 32))}
-    assert "resized from 1 x 10 x 32 to 1 x 17 x 32" in str(encoder.filled)
+    encoder, report = filled_vision(vision(saved(tmp_path, theirs, "mae"), size=64))
+    assert report.resized == {"pos_embed": ((1, 10, 32), (1, 17, 32))}
+    assert "resized from 1 x 10 x 32 to 1 x 17 x 32" in str(report)
     theirs.pos_embed.data = resample_abs_pos_embed(theirs.pos_embed.data, [4, 4])
     same(encoder(images(64)), theirs(pixels_of(images(64), IMAGENET)))
 
@@ -148,13 +159,13 @@ def test_simmim_and_its_mask_token(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     more, own = ", init_values=0.1", []
     if relative:
         with pytest.raises(UserError, match=r"rel_pos_bias\.relative_position_bias_table.*beit_base_patch16_224"):
-            VisionEncoder(vision(tmp_path / "ckpt.pth", more=more), load_weights=True)
+            filled_vision(vision(tmp_path / "ckpt.pth", more=more))
         more += ", use_abs_pos_emb=false, use_rel_pos_bias=false, use_shared_rel_pos_bias=true"
         own = ["model.vision=beit_base_patch16_224"]
     else:
         with pytest.raises(UserError, match=r"ls1\.gamma.*init_values"):
-            VisionEncoder(vision(tmp_path / "ckpt.pth"), load_weights=True)
-    encoder = VisionEncoder(vision(tmp_path / "ckpt.pth", IMAGENET, 48, more, *own), load_weights=True).eval()
+            filled_vision(vision(tmp_path / "ckpt.pth"))
+    encoder, _ = filled_vision(vision(tmp_path / "ckpt.pth", IMAGENET, 48, more, *own))
     mask = torch.rand(2, 9) < 0.6
     same(encoder(images(), mask), theirs.encoder(pixels_of(images(), IMAGENET), mask))
     same(encoder(images()), theirs.encoder(pixels_of(images(), IMAGENET)))
@@ -174,7 +185,7 @@ def test_a_vit_of_transformers(tmp_path: Path, kind: str) -> None:
         noise = torch.arange(9).repeat(2, 1).float()  # nothing hidden, nothing shuffled
         expected = theirs.eval().vit(pixels_of(images(), IMAGENET), noise=noise).last_hidden_state
     theirs.save_pretrained(tmp_path / "vit")
-    encoder = VisionEncoder(vision(tmp_path / "vit"), load_weights=True).eval()
+    encoder, _ = filled_vision(vision(tmp_path / "vit"))
     same(encoder(images()), expected)
 
 
@@ -185,15 +196,15 @@ def test_albef_and_blip_fill_both_encoders(tmp_path: Path, tokenizer: PreTrained
     layers = 4 if blip else 2
     model = with_encoders_of(configuration(), str(file)).model
     assert model.vision_weights == model.text_weights == str(file)
-    encoder = VisionEncoder(vision(file, CLIP), load_weights=True).eval()
+    encoder, _ = filled_vision(vision(file, CLIP))
     same(encoder(images()), theirs.visual_encoder(pixels_of(images(), CLIP)))
-    reader = TextEncoder(text(file, layers=layers), tokenizer, load_weights=True).eval()
+    reader, _ = filled_text(text(file, layers=layers), tokenizer)
     same(reader(words(), torch.ones(2, 9, dtype=torch.bool)), theirs.bert(words(), layers))
     if not blip:
         with pytest.raises(UserError, match=r"2 layers that read text alone.*num_hidden_layers = 2"):
-            TextEncoder(text(file, layers=4), tokenizer, load_weights=True)
+            filled_text(text(file, layers=4), tokenizer)
     with pytest.raises(UserError, match=r"'bert' and model\.text is a 'roberta'"):
-        TextEncoder(text(file, "roberta"), tokenizer, load_weights=True)
+        filled_text(text(file, "roberta"), tokenizer)
 
 
 def bert_of_transformers(kind: str, tokenizer: PreTrainedTokenizerBase, masked: bool = True) -> Any:
@@ -221,10 +232,10 @@ def test_a_text_encoder_of_transformers(
         (folder / "model.safetensors").unlink()
         torch.save(state, folder / "pytorch_model.bin")
     given = ("pretrained", str(folder)) if form == "pretrained" else (folder, kind)
-    encoder = TextEncoder(text(given[0], given[1], pad_token_id=tokenizer.pad_token_id), tokenizer, True).eval()
+    encoder, report = filled_text(text(given[0], given[1], pad_token_id=tokenizer.pad_token_id), tokenizer)
     expected = getattr(theirs, kind)(words()).last_hidden_state
     same(encoder(words(), torch.ones(2, 9, dtype=torch.bool)), expected)
-    assert encoder.pretrained and encoder.filled and not encoder.filled.fresh
+    assert not report.fresh
 
 
 @pytest.mark.parametrize("count", [12, 50])
@@ -238,11 +249,11 @@ def test_positions_of_words_are_cut_or_repeated(
     old = getattr(theirs, kind).embeddings.position_embeddings.weight
     rows = [n if n < POSITIONS else first + (n - first) % (POSITIONS - first) for n in range(count)]
     for place, name in ((tmp_path / kind, kind), ("pretrained", tmp_path / kind)):
-        encoder = TextEncoder(text(place, str(name), max_position_embeddings=count), tokenizer, load_weights=True)
+        encoder, report = filled_text(text(place, str(name), max_position_embeddings=count), tokenizer)
         assert torch.equal(encoder.model.embeddings.position_embeddings.weight, old[rows])
-        assert encoder.filled and list(encoder.filled.resized.values()) == [((POSITIONS, 32), (count, 32))]
+        assert list(report.resized.values()) == [((POSITIONS, 32), (count, 32))]
     length = min(count, 30) - first
-    assert torch.isfinite(encoder.eval()(words(length), torch.ones(2, length, dtype=torch.bool))).all()
+    assert torch.isfinite(encoder(words(length), torch.ones(2, length, dtype=torch.bool))).all()
 
 
 def test_timms_own(tmp_path: Path) -> None:
@@ -253,16 +264,16 @@ def test_timms_own(tmp_path: Path) -> None:
     timm.models.save_for_hf(theirs, folder, model_args={k: v for k, v in sizes.items() if k != "num_classes"})
     expected = theirs.forward_features(pixels_of(images(), ((0.5,) * 3, (0.5,) * 3)))
     half = ((0.5,) * 3, (0.5,) * 3)
-    given = VisionEncoder(vision(folder, half), load_weights=True).eval()
+    given, report = filled_vision(vision(folder, half))
     same(given(images()), expected)
-    assert given.filled and given.filled.left == ["head.bias", "head.weight"]
+    assert report.left == ["head.bias", "head.weight"]
     for size, resized in ((48, []), (64, ["pos_embed"])):
         settings = configuration(
             f"model.vision={folder}", "model.vision_weights=pretrained", "model.vision_args={}",
             f"model.image_size={size}",
         )  # fmt: skip
-        own = VisionEncoder(settings.model, load_weights=True).eval()
-        assert own.filled and list(own.filled.resized) == resized
+        own, report = filled_vision(settings.model)
+        assert list(report.resized) == resized
         if size == 48:
             same(own(images()), expected)
     with torch.no_grad():
@@ -270,7 +281,7 @@ def test_timms_own(tmp_path: Path) -> None:
     timm.models.save_for_hf(theirs, folder, model_args={k: v for k, v in sizes.items() if k != "num_classes"})
     for model in (vision(folder, half), settings.model):
         with pytest.raises(UserError, match=r"blocks.1.attn.proj.weight of .*vit.* holds NaN in 1 of its 1024 values"):
-            VisionEncoder(model, load_weights=True)
+            filled_vision(model)
 
 
 def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,10 +293,10 @@ def test_a_repository_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "models--somebody--mae/refs/main").write_text("0123")
     saved(snapshot, theirs, "safetensors")
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    encoder = VisionEncoder(vision("hf-hub:somebody/mae"), load_weights=True).eval()
+    encoder, _ = filled_vision(vision("hf-hub:somebody/mae"))
     same(encoder(images()), theirs(pixels_of(images(), IMAGENET)))
     with pytest.raises(UserError, match="hf-hub:nobody/mae cannot be fetched"):
-        VisionEncoder(vision("hf-hub:nobody/mae"), load_weights=True)
+        filled_vision(vision("hf-hub:nobody/mae"))
 
 
 def refused(tmp_path: Path, change: Callable[[dict[str, Tensor]], None], model: Callable[[Path], Model]) -> str:
@@ -293,7 +304,7 @@ def refused(tmp_path: Path, change: Callable[[dict[str, Tensor]], None], model: 
     change(state)
     torch.save({"model": state}, tmp_path / "changed.pth")
     with pytest.raises(UserError) as error:
-        VisionEncoder(model(tmp_path / "changed.pth"), load_weights=True)
+        filled_vision(model(tmp_path / "changed.pth"))
     assert "\n" not in str(error.value) and "changed.pth" in str(error.value)
     return str(error.value)
 
@@ -361,13 +372,13 @@ def test_text_encoders_that_do_not_fit_are_refused(tmp_path: Path, tokenizer: Pr
     theirs = bert_of_transformers("roberta", tokenizer, masked=False)
     theirs.save_pretrained(tmp_path / "roberta")
     with pytest.raises(UserError, match=r"holds a 'roberta' and model\.text 'bert' is a 'bert'"):
-        TextEncoder(text(tmp_path / "roberta"), tokenizer, load_weights=True)
+        filled_text(text(tmp_path / "roberta"), tokenizer)
     file = tmp_path / "roberta/model.safetensors"
     with pytest.raises(UserError, match=r"word_embeddings.* is 300 x 32 here and 320 x 32 there.*vocab_size"):
-        TextEncoder(text(file, "roberta", vocab_size=300), tokenizer, load_weights=True)
+        filled_text(text(file, "roberta", vocab_size=300), tokenizer)
     for where, name in ((file, "roberta"), ("pretrained", str(tmp_path / "roberta"))):
         with pytest.raises(UserError, match=r"16 of its 53 tensors, encoder\.layer\.2.* missing there"):
-            TextEncoder(text(where, name, layers=3), tokenizer, load_weights=True)
+            filled_text(text(where, name, layers=3), tokenizer)
 
 
 def test_the_examples_of_the_page_are_valid() -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from mvlm.errors import UserError
-from mvlm.model.text_check import check_text_encoder
+from mvlm.pretrained.text_check import check_text_encoder
 
 SIZES = {"hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48, "num_hidden_layers": 2}
 OTHERS = {

@@ -1,0 +1,21 @@
+"""Exported models for transformers' Auto classes, which then load them without `trust_remote_code`."""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
+
+from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
+from mvlm.export.modeling import MaskVLMForImageTextClassification, MaskVLMModel
+from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
+
+
+def register() -> None:
+    """Have AutoModel and its like know MaskVLM; once in a process is enough."""
+    backends: dict[str, type] = {"pil": MaskVLMImageProcessor, "torchvision": MaskVLMImageProcessor}
+    AutoModel.register(MaskVLMConfig, MaskVLMModel, exist_ok=True)
+    AutoModel.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)
+    AutoModelForVisualQuestionAnswering.register(MaskVLMTaskConfig, MaskVLMForImageTextClassification, exist_ok=True)
+    for config in (MaskVLMConfig, MaskVLMTaskConfig):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoImageProcessor.register(config, image_processor_classes=backends, exist_ok=True)
+        AutoProcessor.register(config, MaskVLMProcessor, exist_ok=True)

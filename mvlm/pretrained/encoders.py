@@ -1,0 +1,164 @@
+"""A model built bare: its encoders by name, with random weights, and all that stands on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from mvlm.config.schema import Config, Model
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.finetune import TaskModel
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.text import TextEncoder
+from mvlm.model.vision import VisionEncoder
+from mvlm.runtime import hub
+
+POSITION_STD = 3**-0.5
+"""Of the patches' random position embeddings: as large as what a random convolution makes of an even patch of value 1.
+
+Beside such patches timm's 0.02 is nothing, and a small model takes thousands of steps to tell where a thing stands."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a model's shape depends on of its tokenizer, where there is none."""
+
+    size: int
+    pad_token_id: int
+
+    def __len__(self) -> int:
+        return self.size
+
+
+Tokens = PreTrainedTokenizerBase | Vocabulary
+
+
+def build_model(config: Config, tokenizer: Tokens, classes: int = 0) -> Encoders:
+    """The model that a configuration describes, with random weights.
+
+    Args:
+        classes: that a fine-tuning task chooses among; 0 = no such task.
+
+    Raises:
+        UserError: an encoder cannot be had, or is none that this model can use.
+    """
+    return assemble(config, *build_encoders(config, tokenizer), classes)
+
+
+def build_encoders(config: Config, tokenizer: Tokens) -> tuple[VisionEncoder, TextEncoder]:
+    drops = config.objectives.image_masking == "drop"
+    return build_image_encoder(config.model, drops), build_text_encoder(config.model, tokenizer)
+
+
+def assemble(config: Config, vision: VisionEncoder, text: TextEncoder, classes: int) -> Encoders:
+    """The model that stands on two encoders."""
+    if classes:
+        return TaskModel(vision, text, config.model, config.task, classes)
+    return MaskVLM(vision, text, config.model, config.objectives, config.run.seed)
+
+
+def build_image_encoder(config: Model, drops: bool = False) -> VisionEncoder:
+    vit = create_vit(config)
+    _check(vit, config)
+    if drops and not isinstance(getattr(vit, "patch_drop", None), nn.Identity):
+        raise UserError(
+            f"model.vision {config.vision!r} cannot leave out patches: set objectives.image_masking = 'token', "
+            "or choose a plain vision transformer without patch_drop_rate."
+        )
+    if config.vision_weights == "random" and getattr(vit, "pos_embed", None) is not None:
+        nn.init.trunc_normal_(vit.pos_embed.data[:, -vit.patch_embed.num_patches :], std=POSITION_STD)
+    return VisionEncoder(vit, drops)
+
+
+def create_vit(config: Model, pretrained: bool = False) -> Any:
+    """The vision transformer that `model.vision` names, with timm's own weights where they are asked for."""
+    name = f"local-dir:{config.vision}" if Path(config.vision).is_dir() else config.vision
+    arguments: dict[str, Any] = dict(config.vision_args, img_size=config.image_size, num_classes=0, global_pool="token")
+    if config.dropout:
+        arguments |= dict.fromkeys(("drop_rate", "proj_drop_rate", "attn_drop_rate"), config.dropout)
+    if pretrained or name.startswith(("hf-hub:", "hf_hub:")):
+        hub.ask()
+    try:
+        return timm.create_model(name, pretrained=pretrained, **arguments)
+    except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
+        raise UserError(
+            f"model.vision {config.vision!r} cannot be built with vision_weights={config.vision_weights!r} "
+            f"({hub.reason(error)}): name a vision transformer with a CLS token, check vision_args, or use a local "
+            "folder or 'random'."
+        ) from error
+
+
+def _check(vit: Any, config: Model) -> None:
+    if getattr(vit, "cls_token", None) is None or not hasattr(vit, "patch_embed"):
+        raise UserError(f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one.")
+    patch = vit.patch_embed.patch_size
+    if patch[0] != patch[1] or config.image_size % patch[0]:
+        raise UserError(
+            f"model.image_size {config.image_size} is no multiple of the {patch[0]} x {patch[1]} patches of "
+            f"{config.vision!r}: change one of the two."
+        )
+    if config.vision_args.get("patch_drop_rate"):
+        raise UserError(
+            "model.vision_args.patch_drop_rate leaves out patches at random, so that masked ones lose their places: "
+            "take it out; objectives.image_masking = 'drop' leaves out the masked ones."
+        )
+
+
+def build_text_encoder(config: Model, tokenizer: Tokens) -> TextEncoder:
+    settings = text_settings(config, tokenizer)
+    try:
+        model = AutoModel.from_config(settings)
+    except Exception as error:  # transformers raises many kinds; all mean this encoder cannot be had
+        raise text_not_built(config, error) from error
+    encoder = TextEncoder(model)
+    if encoder.embedding.num_embeddings < len(tokenizer):
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens and model.text {config.text!r} only "
+            f"{encoder.embedding.num_embeddings}: set data.tokenizer to the encoder's own."
+        )
+    return encoder
+
+
+def text_settings(config: Model, tokenizer: Tokens) -> PretrainedConfig:
+    """The settings of the encoder that `config` asks for; raises `UserError` where they cannot be had."""
+    settings: dict[str, Any] = dict(config.text_args)
+    settings |= {"hidden_dropout_prob": config.dropout, "attention_probs_dropout_prob": config.dropout}
+    settings |= {"dropout": config.dropout, "attention_dropout": config.dropout}  # the names some encoders use
+    if config.text_weights == "random":
+        settings = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id} | settings
+    try:
+        if is_model_type(config.text):
+            return AutoConfig.for_model(config.text, **settings)
+        if not Path(config.text).is_dir():
+            hub.ask()
+        return AutoConfig.from_pretrained(config.text, **settings)
+    except Exception as error:  # transformers and the hub raise many kinds; all mean this encoder cannot be had
+        raise text_not_built(config, error) from error
+
+
+def is_model_type(text: str) -> bool:
+    """Whether `model.text` names a kind of encoder, "roberta", and not a certain one."""
+    return text in CONFIG_MAPPING and not Path(text).exists()
+
+
+def check_has_weights(config: Model) -> None:
+    """Raise `UserError` where pretrained weights are asked of a model type."""
+    if is_model_type(config.text) and config.text_weights == "pretrained":
+        raise UserError(
+            f"model.text {config.text!r} is a model type, which has no weights: set model.text_weights = 'random', or "
+            "name a pretrained encoder."
+        )
+
+
+def text_not_built(config: Model, error: Exception) -> UserError:
+    return UserError(
+        f"model.text {config.text!r} cannot be built ({hub.reason(error)}): "
+        "check the name and text_args, give a local folder, or a model type with text_weights = 'random'."
+    )

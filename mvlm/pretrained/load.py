@@ -1,0 +1,264 @@
+"""Encoders filled with the weights that a configuration names, every tensor of them, with a report; or an error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import Parameter
+from transformers import AutoModel
+
+from mvlm.checkpoint.tensors import require_finite
+from mvlm.config.schema import Config, Model
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.text import TextEncoder
+from mvlm.model.vision import VisionEncoder
+from mvlm.pretrained.encoders import Tokens, assemble, build_encoders, check_has_weights, create_vit, text_not_built
+from mvlm.pretrained.key_maps import WORDS, ExternalCheckpoint, find_image_encoder, find_text_encoder, with_layout_of
+from mvlm.pretrained.positions import Fit, fit_image_positions, fit_text_positions
+from mvlm.pretrained.read import described_kind, read_tensors
+from mvlm.pretrained.report import InitReport, LoadReport, Shape
+from mvlm.runtime import hub
+
+MASK_TOKEN = "patch_embed.mask_token"
+
+PART_OF_A_VIT = re.compile(
+    r"(blocks\.\d+\.|pos_embed$|cls_token$|reg_token$|dist_token$|patch_embed\.|norm_pre\.|norm\.|rel_pos_bias\.)"
+    r"(?!.*relative_position_index$)"
+)
+"""What changes an image encoder's output, so that none of it may be left out but blocks beyond the last."""
+
+LAST_NORM = ("norm.weight", "norm.bias")
+"""Absent where a classifier was trained on the mean of all tokens with a norm of its own: it then begins as it is."""
+
+Parameters = Mapping[str, Parameter]
+
+
+def build_filled_model(config: Config, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitReport | None]:
+    """The model with the weights that `[model]` names in its encoders, and random ones in all else.
+
+    Returns:
+        The model, and what it starts from; None where all is random, as was asked for.
+
+    Raises:
+        UserError: the weights cannot be had, or are another encoder's.
+    """
+    vision, text = build_encoders(config, tokenizer)
+    image = fill_image_encoder(vision, config.model) if config.model.vision_weights != "random" else None
+    sentence = fill_text_encoder(text, config.model) if config.model.text_weights != "random" else None
+    model = assemble(config, vision, text, classes)
+    loaded = tuple(filter(None, (image, sentence)))
+    filled = tuple(prefix for prefix, report in (("vision.vit.", image), ("text.", sentence)) if report)
+    has_token = image is not None and MASK_TOKEN in image.matched
+    fresh = [
+        name
+        for name, _ in model.named_parameters()
+        if not name.startswith(filled) or (name.endswith(MASK_TOKEN) and not has_token)
+    ]
+    return model, InitReport(loaded, tuple(fresh)) if loaded else None
+
+
+def fill_image_encoder(vision: VisionEncoder, config: Model) -> LoadReport:
+    """Give it timm's own weights, or those of an external checkpoint, with the mask token where that has one."""
+    parameters = {_as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
+    mask_token = parameters.pop(MASK_TOKEN, None)
+    if config.vision_weights == "pretrained":
+        return _fill_from_timm(parameters, vision, config)
+    where = config.vision_weights
+    tensors = read_tensors(where)
+    external = find_image_encoder(tensors)
+    if external is None:
+        raise UserError(
+            f"{where} holds no image encoder of a known kind (its tensors begin with {', '.join(list(tensors)[:2])}): "
+            "give a checkpoint of timm, MAE, SimMIM, ALBEF, BLIP or a transformers ViT to model.vision_weights."
+        )
+    _check_pixels(vision, external, config)
+    external = replace(external, tensors=with_layout_of(external.tensors, parameters.keys()))
+    report = LoadReport("image encoder", f"{where} ({external.family})")
+    _check_nothing_is_left_out(parameters, len(vision.vit.blocks), external, report.source)
+    advice = "set model.vision and model.vision_args to the encoder that the checkpoint holds"
+    _fill(parameters, external, report, fit_image_positions(vision), advice, LAST_NORM)
+    if mask_token is not None and external.mask_token is not None and external.mask_token.shape == mask_token.shape:
+        mask_token.data.copy_(external.mask_token)
+        report.matched.append(MASK_TOKEN)
+    return report
+
+
+def fill_text_encoder(text: TextEncoder, config: Model) -> LoadReport:
+    """Give it the weights of `model.text` itself, or those of an external checkpoint."""
+    settings = text.settings
+    if config.text_weights == "pretrained":
+        external = _of_transformers(config)
+        where = config.text
+    else:
+        where = config.text_weights
+        kind = described_kind(where)
+        if kind and kind != settings.model_type:
+            raise UserError(
+                f"{where} holds a {kind!r} and model.text {config.text!r} is a {settings.model_type!r}: set model.text "
+                f"to that folder, and data.tokenizer to its tokenizer."
+            )
+        found = find_text_encoder(read_tensors(where), text.model.base_model_prefix, where)
+        if found is None:
+            raise UserError(
+                f"{where} holds no text encoder of a known kind: give a checkpoint of a transformers encoder, of ALBEF "
+                "or of BLIP to model.text_weights."
+            )
+        external, where = found, f"{where} ({found.family})"
+    depth = settings.num_hidden_layers
+    if external.layers is not None and depth > external.layers:
+        raise UserError(
+            f"{where} has {external.layers} layers that read text alone, and {depth} are asked for: the others expect "
+            f"an image; set model.text_args.num_hidden_layers = {external.layers}."
+        )
+    report = LoadReport("text encoder", where)
+    advice = "set model.text, model.text_args (vocab_size among them) and data.tokenizer to those of the checkpoint"
+    _fill(dict(text.model.named_parameters()), external, report, fit_text_positions(text), advice)
+    return report
+
+
+def with_encoders_of(config: Config, place: str) -> Config:
+    """The configuration with each encoder that an external checkpoint holds taken from there.
+
+    Raises:
+        UserError: it holds none.
+    """
+    tensors = read_tensors(place)
+    found: dict[str, Any] = {}
+    if find_image_encoder(tensors):
+        found["vision_weights"] = place
+    if any(name.endswith(WORDS) for name in tensors):
+        found["text_weights"] = place
+    if not found:
+        raise UserError(
+            f"checkpoint.init={place} holds no encoder of a known kind (its tensors begin with "
+            f"{', '.join(list(tensors)[:2])}): give a run, or a checkpoint of timm, transformers, MAE, SimMIM, "
+            "ALBEF or BLIP."
+        )
+    return replace(config, model=replace(config.model, **found))
+
+
+def _fill(
+    parameters: Parameters,
+    external: ExternalCheckpoint,
+    report: LoadReport,
+    fit: Fit,
+    advice: str,
+    optional: tuple[str, ...] = (),
+) -> None:
+    """Copy every parameter out of a checkpoint, and note it in `report`.
+
+    Args:
+        advice: what to do where the two do not match, the end of the sentence.
+        optional: parameters that may keep their initial values.
+
+    Raises:
+        UserError: a parameter is missing there, of a shape that cannot be fitted, or no finite number.
+    """
+    wrong: list[str] = []
+    for name, parameter in parameters.items():
+        tensor = external.tensors.get(name)
+        here, there = tuple(parameter.shape), None if tensor is None else tuple(tensor.shape)
+        if tensor is not None and there != here:
+            tensor = fit(name, tensor, here)
+        if tensor is None or tuple(tensor.shape) != here:
+            if there is None and name in optional:
+                report.fresh.append(name)
+                continue
+            wrong.append(f"{name} is {_shape(here)} here and {'missing' if there is None else _shape(there)} there")
+            continue
+        require_finite(name, tensor, report.source)
+        with torch.no_grad():
+            parameter.copy_(tensor)
+        if there == here:
+            report.matched.append(name)
+        elif there:
+            report.resized[name] = there, here
+    if wrong:
+        raise UserError(
+            f"{report.source} does not fit the {report.part}: {len(wrong)} of its {len(parameters)} tensors, "
+            f"{'; '.join(wrong[:2])}: {advice}."
+        )
+    report.left = sorted(external.tensors.keys() - parameters.keys())
+    report.others = external.others
+
+
+def _shape(shape: Shape) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _as_timm_has_it(name: str) -> str:
+    """The name of a parameter without what stands around timm's patch embedding."""
+    return name.replace("patch_embed.patch_embed.", "patch_embed.")
+
+
+def _fill_from_timm(parameters: Parameters, vision: VisionEncoder, config: Model) -> LoadReport:
+    """With timm's own weights, which it fits to the image's size by itself, positions alone."""
+    with torch.random.fork_rng(devices=[]):  # the weights that a model starts from do not depend on how it is filled
+        theirs = create_vit(config, pretrained=True)
+    report = LoadReport("image encoder", f"timm's {config.vision}")
+    external = ExternalCheckpoint("timm", dict(theirs.named_parameters()), 0)
+    _fill(parameters, external, report, fit_image_positions(vision), "choose another encoder")
+    trained_at = theirs.pretrained_cfg.get("input_size", (3, config.image_size))[-1]
+    if "pos_embed" in report.matched and trained_at != config.image_size:
+        _, positions, width = theirs.pos_embed.shape
+        there = positions - theirs.patch_embed.num_patches + (trained_at // vision.patch) ** 2
+        report.matched.remove("pos_embed")
+        report.resized["pos_embed"] = (1, there, width), (1, positions, width)
+    return report
+
+
+def _check_pixels(vision: VisionEncoder, external: ExternalCheckpoint, config: Model) -> None:
+    """The encoder must see pixels as it did in training, unless the user says otherwise."""
+    given = config.vision_args.get("pretrained_cfg_overlay", {})
+    here = vision.mean, vision.std
+    if external.pixels is not None and external.pixels != here and not {"mean", "std"} <= given.keys():
+        mean, std = (list(values) for values in external.pixels)
+        raise UserError(
+            f"{config.vision_weights} ({external.family}) was trained on pixels of mean {mean} and std {std}, and "
+            f"model.vision {config.vision!r} has {list(here[0])} and {list(here[1])}: say which it is to be by "
+            f"model.vision_args.pretrained_cfg_overlay = {{mean = {mean}, std = {std}}}."
+        )
+
+
+def _check_nothing_is_left_out(parameters: Parameters, depth: int, external: ExternalCheckpoint, source: str) -> None:
+    """Raises: UserError: the checkpoint's image encoder has something that this one lacks, beside blocks at its end."""
+    for name in sorted(external.tensors.keys() - parameters.keys()):
+        block = re.match(r"blocks\.(\d+)\.", name)
+        if PART_OF_A_VIT.match(name) and not (block and int(block[1]) >= depth):
+            raise UserError(
+                f"{source} has {name}, which model.vision lacks, so that it would compute something else: "
+                f"{_remedy(name)}."
+            )
+
+
+def _remedy(name: str) -> str:
+    if "relative_position" in name:
+        shared = "false" if name.startswith("blocks.") else "true"
+        own = "true" if name.startswith("blocks.") else "false"
+        return (
+            "set model.vision = 'beit_base_patch16_224' and model.vision_args = {use_abs_pos_emb = false, "
+            f"use_rel_pos_bias = {own}, use_shared_rel_pos_bias = {shared}, init_values = 0.1}}"
+        )
+    if ".gamma" in name or re.search(r"\.ls[12]\.", name):
+        return "add init_values = 0.1 to model.vision_args"
+    return "set model.vision to the architecture that it was trained with"
+
+
+def _of_transformers(config: Model) -> ExternalCheckpoint:
+    """The weights of a name or folder as transformers itself reads them."""
+    check_has_weights(config)
+    if not Path(config.text).is_dir():
+        hub.ask()
+    try:
+        model, found = AutoModel.from_pretrained(config.text, output_loading_info=True)
+    except Exception as error:
+        raise text_not_built(config, error) from error
+    lacking = {name for name in found["missing_keys"] if not name.startswith("pooler.")}
+    tensors = {name: tensor for name, tensor in model.named_parameters() if name not in lacking}
+    return ExternalCheckpoint("transformers", tensors, len(found["unexpected_keys"]))

@@ -1,0 +1,47 @@
+"""Position embeddings of another image size or text length, fitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
+from torch import Tensor
+
+from mvlm.model.text import TextEncoder
+from mvlm.model.vision import VisionEncoder
+from mvlm.pretrained.report import Shape
+
+Fit = Callable[[str, Tensor, Shape], Tensor | None]
+"""A tensor of another shape by name -> the same fitted to the shape given, or None where that cannot be done."""
+
+
+def fit_image_positions(vision: VisionEncoder) -> Fit:
+    """Bicubic, as timm fits the positions of its pretrained weights; those of CLS and its like stay."""
+    prefix = 0 if getattr(vision.vit, "no_embed_class", False) else int(vision.vit.num_prefix_tokens)
+
+    def fit(name: str, tensor: Tensor, here: Shape) -> Tensor | None:
+        if name == "pos_embed" and tensor.ndim == 3 and tensor.shape[-1] == here[-1]:
+            old = round((tensor.shape[1] - prefix) ** 0.5)
+            if old < 1 or old * old != tensor.shape[1] - prefix:
+                return None
+            return resample_abs_pos_embed(tensor.float(), list(vision.grid), num_prefix_tokens=prefix)
+        if name.endswith("relative_position_bias_table") and tensor.shape[1:] == here[1:]:
+            return resize_rel_pos_bias_table(tensor.float(), vision.grid, here)
+        return None
+
+    return fit
+
+
+def fit_text_positions(text: TextEncoder) -> Fit:
+    """Positions of a text cut to the first ones, or extended by the same ones over again (Beltagy et al., 2020); the
+    rows before a text's first token stay."""
+    first = text.first_position
+
+    def fit(name: str, tensor: Tensor, here: Shape) -> Tensor | None:
+        if not name.endswith("position_embeddings.weight") or tensor.shape[1:] != here[1:]:
+            return None
+        rows, row = len(tensor), torch.arange(here[0])
+        return tensor[torch.where(row < rows, row, first + (row - first) % max(1, rows - first))]
+
+    return fit

@@ -1,0 +1,63 @@
+"""What became of the weights that a model starts from: of each part, and of the whole model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+
+Shape = tuple[int, ...]
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of one part of the model.
+
+    Attributes:
+        part: "image encoder", "text encoder", or "model".
+        source: whose tensors, and where from.
+        matched: hold what the source has under that name.
+        resized: the same, fitted: shape there and here.
+        fresh: initialised anew.
+        left: in the source and not used.
+        others: how many more of the source belong to no encoder.
+    """
+
+    part: str
+    source: str
+    matched: list[str] = field(default_factory=list)
+    resized: dict[str, tuple[Shape, Shape]] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    others: int = 0
+
+    def __str__(self) -> str:
+        total = len(self.matched) + len(self.resized) + len(self.fresh)
+        told = [f"{len(self.matched) + len(self.resized)} of {total} tensors from {self.source}"]
+        for name, (there, here) in self.resized.items():
+            told.append(f"{name} resized from {' x '.join(map(str, there))} to {' x '.join(map(str, here))}")
+        if self.fresh:
+            told.append(f"{len(self.fresh)} new ({', '.join(self.fresh[:3])}{', …' * (len(self.fresh) > 3)})")
+        if unused := len(self.left) + self.others:
+            told.append(f"{unused} of the checkpoint not used")
+        return f"{self.part.capitalize()}: {'; '.join(told)}."
+
+
+@dataclass(frozen=True)
+class InitReport:
+    """What a run's model started from.
+
+    Attributes:
+        loaded: by part, those with weights of somebody's.
+        fresh: parameters of all other parts, with random values.
+    """
+
+    loaded: tuple[LoadReport, ...]
+    fresh: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = sorted({name.split(".")[0] for name in self.fresh})
+        new = [f"New: {len(self.fresh)} tensors of {', '.join(parts)}."] if self.fresh else []
+        return "\n".join([*map(str, self.loaded), *new])
+
+    def to_json(self) -> str:
+        return json.dumps({"parts": [asdict(report) for report in self.loaded], "fresh": self.fresh}, indent=1)

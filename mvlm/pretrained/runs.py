@@ -1,0 +1,163 @@
+"""Models of our own runs: ready to use, or to start another run from. Everything is read from the run's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar, cast
+
+import torch
+from transformers import AutoTokenizer
+
+from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
+from mvlm.checkpoint.layout import UNREADABLE, WEIGHTS, find_checkpoint
+from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
+from mvlm.config.schema import Config, Model, load_stored_config
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.finetune import HEAD, TaskModel
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.pretrained.encoders import build_model
+from mvlm.pretrained.positions import fit_image_positions, fit_text_positions
+from mvlm.pretrained.report import InitReport, LoadReport
+
+M_co = TypeVar("M_co", bound=Encoders, covariant=True)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[M_co]):
+    """A trained model as evaluation and export use it."""
+
+    model: M_co
+    tokenizer_folder: Path
+    config: Config
+    step: int
+    averaged: bool = False  # it has the average of the run's weights (train.ema)
+    fingerprint: str = ""  # of the weights' files
+
+
+def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[MaskVLM]:
+    """Load the model of a run folder (its latest checkpoint) or of one checkpoint in it, ready to evaluate.
+
+    Everything is read from the run's folder; no hub is asked.
+
+    Raises:
+        UserError: there is none, it is damaged, or it was fine-tuned for another thing than retrieval.
+    """
+    loaded = _load(path, device)
+    if not isinstance(loaded.model, MaskVLM):
+        task = loaded.config.task.name
+        raise UserError(
+            f"{path} was fine-tuned for {task}: evaluate {task}, or give a run of pretraining or retrieval."
+        )
+    return cast(Loaded[MaskVLM], loaded)
+
+
+def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
+    """The same of a run fine-tuned for a task, "vqa", "nlvr2" or "entailment"."""
+    loaded = _load(path, device)
+    if not isinstance(loaded.model, TaskModel) or loaded.config.task.name != task:
+        raise UserError(
+            f"{path} is a run of {loaded.config.task.name} and not of {task}: "
+            f"fine-tune it first, by task.name = {task!r} and checkpoint.init."
+        )
+    return cast(Loaded[TaskModel], loaded)
+
+
+def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
+    checkpoint = find_checkpoint(path)
+    folder = described_in(checkpoint)
+    config = load_stored_config(folder / CONFIG)
+    model = offline_model(config, folder, _classes(checkpoint) if config.task.is_labelled else 0)
+    load_weights(model, checkpoint)
+    try:
+        step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
+    averaged, of_weights = is_averaged(checkpoint), fingerprint(checkpoint)
+    return Loaded(model.to(device).eval(), folder / TOKENIZER, config, step, averaged, of_weights)
+
+
+def offline_model(config: Config, folder: Path, classes: int) -> Encoders:
+    """A run's model with random weights, of the tokenizer and the text encoder that a folder describes.
+
+    Args:
+        classes: that it chooses among; 0 = no such task.
+    """
+    described = dataclasses.replace(config, model=with_described_text(config.model, folder))
+    return build_model(described, AutoTokenizer.from_pretrained(folder / TOKENIZER), classes)
+
+
+def with_described_text(config: Model, folder: Path) -> Model:
+    """The same model with the text encoder that a folder describes."""
+    return dataclasses.replace(config, text=str(folder / TEXT_ENCODER), text_weights="pretrained")
+
+
+def _classes(checkpoint: Path) -> int:
+    """How many the last layer of a checkpoint's head has."""
+    with open_tensors(checkpoint, WEIGHTS) as files:
+        biases = sorted(name for name in files if name.startswith(HEAD) and name.endswith(".bias"))
+        if not biases:
+            raise UserError(f"{checkpoint} holds no head of a task: it is another model's; use its TOML.")
+        return files[biases[-1]].shape(biases[-1])[0]
+
+
+def load_weights(model: Encoders, checkpoint: Path) -> None:
+    """Fill a model with a checkpoint's weights, the average of them where there is one.
+
+    Raises:
+        UserError: a parameter is missing, unknown, of another shape or no finite number.
+    """
+    wanted = dict(model.named_parameters())
+    with open_weights(checkpoint) as files:
+        for name, file in files.items():
+            tensor, parameter = file.weight(name), wanted.pop(name, None)
+            if parameter is None or parameter.shape != tensor.shape:
+                shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
+                raise UserError(
+                    f"{checkpoint} does not fit its own config.toml: {name} has shape {tuple(tensor.shape)} and is "
+                    f"{shape} in the model; use another checkpoint."
+                )
+            parameter.data.copy_(tensor)
+    if wanted:
+        raise UserError(
+            f"{checkpoint} lacks {len(wanted)} parameters of the model that its config.toml describes, "
+            f"{next(iter(wanted))} first: use another checkpoint."
+        )
+
+
+def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
+    """Fill a model with the weights of a run of ours that may have been of another task and image size.
+
+    Where the run kept an average of its weights (`train.ema`), that is what is taken.
+
+    Raises:
+        UserError: a parameter beyond the head is missing or of another shape, or one is no finite number.
+    """
+    report = LoadReport("model", f"{checkpoint}{' (its averaged weights)' if is_averaged(checkpoint) else ''}")
+    fits = {"vision.vit.": fit_image_positions(model.vision), "text.model.": fit_text_positions(model.text)}
+    with open_weights(checkpoint) as files:
+        report.left = sorted({name.split(".")[0] for name in files} - {name for name, _ in model.named_children()})
+        for name, parameter in model.named_parameters():
+            tensor = files[name].weight(name) if name in files else None
+            there, here = None if tensor is None else tuple(tensor.shape), tuple(parameter.shape)
+            if tensor is not None and there != here:
+                prefix = next(filter(name.startswith, fits), None)
+                tensor = fits[prefix](name.removeprefix(prefix), tensor, here) if prefix else None
+            if tensor is not None and tuple(tensor.shape) == here:
+                parameter.data.copy_(tensor)
+                if there == here or there is None:
+                    report.matched.append(name)
+                else:
+                    report.resized[name] = there, here
+            elif name.startswith(HEAD):
+                report.fresh.append(name)
+            else:
+                found = "lacks it" if there is None else f"has it of shape {there}"
+                raise UserError(
+                    f"{checkpoint} cannot be started from: {name} has shape {here} here and the checkpoint {found}; "
+                    "give the same [model] and tokenizer as that run's config.toml."
+                )
+    return InitReport((report,), ())
