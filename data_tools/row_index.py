@@ -11,10 +11,12 @@ import pyarrow as pa
 
 from data_tools.store.disk import sync_folder, write_bytes, write_text, writing
 from mvlm.data.loading.shared_memory import MappedFile
-from mvlm.data.shards.columns import index_of
+from mvlm.data.shards.columns import ShardRows, index_of
 from mvlm.data.shards.row_index import packed
 from mvlm.data.shards.schema import (
+    CAPTION,
     MANIFEST,
+    UNCOUNTED,
     Manifest,
     Shard,
     Shards,
@@ -36,11 +38,14 @@ def add_index(folder: Path, shard: Shard, task: str) -> Shard:
     path = folder / shard.file
     try:
         data = MappedFile(path).data
-        content = packed(index_of(data, task), len(data))
+        index = index_of(data, task)
+        rows = ShardRows(data, task, index)
+        content = packed(index, len(data))
     except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
     write_bytes(folder / index_file(shard.file), content)
-    return replace(shard, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest())
+    shard = replace(shard, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest())
+    return replace(shard, captions=rows.captions()) if task == CAPTION else shard
 
 
 def add_indexes(folder: Path, on_row: Callable[[int], None] = lambda image_bytes: None) -> int:
@@ -58,7 +63,7 @@ def add_indexes(folder: Path, on_row: Callable[[int], None] = lambda image_bytes
         try:
             for number, shard in enumerate(manifest.shards):
                 with mistakes.gathered():
-                    if not _has_sound_index(folder, shard):
+                    if not _has_sound_index(folder, shard, manifest.task):
                         check_length(folder, shard)
                         check_hash(folder, shard)
                         shards[number] = add_index(folder, shard, manifest.task)
@@ -78,7 +83,9 @@ def _name_indexes(folder: Path, manifest: Manifest, shards: Shards) -> None:
     sync_folder(folder)
 
 
-def _has_sound_index(folder: Path, shard: Shard) -> bool:
+def _has_sound_index(folder: Path, shard: Shard, task: str) -> bool:
+    if task == CAPTION and shard.captions == UNCOUNTED:
+        return False
     try:
         if shard.index:
             check_index_hash(folder, shard.index)

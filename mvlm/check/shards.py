@@ -38,7 +38,8 @@ def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mix
     except UserError as error:
         report.wrong("data", *error.sentences)
         return None
-    report.right("data", f"An epoch draws {mixture.per_epoch:,} of {len(mixture):,} rows.")
+    drawn = f"{sum(mixture.numbers.sizes):,} {'pairs' if mixture.numbers.pairs else 'rows'}"
+    report.right("data", f"An epoch draws {mixture.per_epoch:,} of {drawn}.")
     return mixture
 
 

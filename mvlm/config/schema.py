@@ -28,12 +28,13 @@ class Run:
 @dataclass(frozen=True)
 class Data:
     train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
-    weights: tuple[float, ...] = ()  # how often an epoch draws each row, one number per entry of train; empty = once
+    epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one of its captions (D)
+    weights: tuple[float, ...] = ()  # how often an epoch draws them, one number per entry of train; empty = once
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
     text_length: int = 30  # tokens, special ones included (D)
-    caption: Literal["draw", "cycle", "first"] = "draw"  # which caption of an image an epoch uses (D)
+    caption: Literal["draw", "cycle", "first"] = "draw"  # the one an epoch of images uses (D)
     shared_view: bool = True  # the masked and the original image are the same augmented view (D)
     crop_scale: tuple[float, float] = (0.5, 1.0)  # share of the area kept by the random resized crop; 1, 1 = no crop
     flip: bool = True  # mirror half of the images, never if a caption says left or right
@@ -242,7 +243,7 @@ def given_keys(path: str | Path, overrides: typing.Iterable[str]) -> frozenset[s
     return frozenset(f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table)
 
 
-YOUNGER_KEYS: dict[str, Any] = {"data.patience": 0.0}
+YOUNGER_KEYS: dict[str, Any] = {"data.patience": 0.0, "data.epoch": "images"}
 """For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
 
 A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,

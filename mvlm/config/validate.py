@@ -71,6 +71,8 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(alike, "data.weights", f"as long as data.train, {len(data.train)}, or empty")
     smallest, largest = data.crop_scale
     require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
+    chosen = data.caption == "draw" or data.epoch == "images"
+    require(chosen, "data.caption", "left out where an epoch draws every caption, or data.epoch = 'images'")
     operations, magnitude = data.randaugment
     require(operations >= 0 and 0 <= magnitude <= 10, "data.randaugment", "[operations, magnitude of 10]")
     for name in ("optim.lr", "optim.eps"):

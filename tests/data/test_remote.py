@@ -136,11 +136,11 @@ def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
     remote = Mixture([f"slow://{shards}"], cache=bound)
     shard = remote.corpora[0].manifest.shards
     for number in (0, 1, 2):
-        remote.bring(number * SHARD_ROWS)
+        remote.numbers.bring(number * SHARD_ROWS)
         time.sleep(0.01)
     bound.touch([shard[1], shard[0]])
     time.sleep(0.01)
-    remote.bring(3 * SHARD_ROWS)
+    remote.numbers.bring(3 * SHARD_ROWS)
     assert [number for number in range(13) if bound.holds(shard[number])] == [0, 1, 3]
     place = remote.corpora[0].place
     place.bring_ahead(4, [shard[0], shard[3]])
@@ -291,7 +291,7 @@ def test_row_indexes_come_with_their_shards_and_are_held_against_their_hashes(sh
     store.spoilt["000001.index"] = 2
     assert remote.row(15).key == "k00015" and sorted(set(store.fetched)) == ["000001.arrow", "000001.index"]
     assert store.fetched.count("000001.index") == 3
-    remote.bring(25)
+    remote.numbers.bring(25)
     assert sorted(set(store.fetched))[2:] == ["000002.arrow", "000002.index"]
     with open(remote.cache.path(remote.corpora[0].manifest.shards[2]), "r+b") as file:
         content = file.read()

@@ -25,6 +25,7 @@ CHECKPOINT = KEPT / "zero0/checkpoints/step_00000003"
 OTHER: dict[str, Any] = {
     "data.weights": [2.0],
     "data.tokenizer": "tokenizer.json",
+    "data.epoch": "pairs",
     "data.caption": "cycle",
     "data.crop_scale": [0.9, 1.0],
     "data.randaugment": [0, 0],
@@ -91,6 +92,7 @@ def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
     stored = flat(load_stored_config(KEPT / "zero0/config.toml"))[key]
     given, kind = another(key, stored), ON_RESUME[key]
     words = kept_words(KEPT / "zero0", f"{key}={as_toml(given)}")
+    words += ["data.epoch=images"] if key == "data.caption" else []
     value = flat(load_config(TOML, words))[key]
     assert value != stored
     if kind in (OnResume.APPLIES, OnResume.PLACE, OnResume.ORDER):

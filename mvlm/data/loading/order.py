@@ -32,6 +32,7 @@ class _Step(IntEnum):
     ROWS = 3
     REPEATS = 4
     SHARDS = 5
+    PAIRS = 6
 
 
 class Order:
@@ -206,6 +207,11 @@ def _pieces(counts: Sequence[int], shards: Sequence[Sequence[int]], block: int) 
         rounds, rest = divmod(count, max(sum(rows), 1))
         pieces += list(rows) * rounds + [block] * (rest // block) + [rest % block]
     return [piece for piece in pieces if piece]
+
+
+def scattered(place: np.ndarray, size: np.ndarray, seed: int, part: np.ndarray) -> np.ndarray:
+    """Permute places, each below its size, within each of the parts; all int64 [n]. The same in every epoch."""
+    return permute(place, size, _key(seed, np.zeros_like(part), _Step.PAIRS, part))
 
 
 def _key(seed: int, epoch: np.ndarray, step: _Step, part: np.ndarray) -> np.ndarray:

@@ -41,9 +41,9 @@ class Ahead:
         self._cache.outages.given_up = False
         places = [(corpus.place, number) for corpus in mixture.corpora for number in range(len(corpus.manifest.shards))]
         self._places = places
-        self._starts = np.concatenate([first + np.array(c.shard_starts[:-1]) for first, c in mixture.starts()])
+        self._starts = mixture.numbers.starts
         self._position = self._looked_to = position
-        half_a_shard = len(mixture) // len(places) // 2
+        half_a_shard = int(self._starts[-1]) // len(places) // 2
         self._stride = max(1, min(half_a_shard, STRIDE, draws.per_epoch))
         self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards as they come
         self._planning = threading.Lock()

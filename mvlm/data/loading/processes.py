@@ -71,8 +71,8 @@ class Processes(Generic[S]):
             own = self._own.started = self._start()
         if own is None or not own.is_up.is_set():
             return self._dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
-        for _, row, _ in draws:  # here, since clients of object stores are too large for a loader process
-            self._dataset.bring(row)
+        for _, number, _ in draws:  # here, since clients of object stores are too large for a loader process
+            self._dataset.bring(number)
         try:
             own.connection.send((buffer.file, buffer.images_VBCHW.shape, first, draws))
             answer = own.connection.recv()

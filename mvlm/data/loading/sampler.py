@@ -10,10 +10,11 @@ import numpy as np
 
 from mvlm.checkpoint.state import BLOCKS, SHARDS, OrderSpec
 from mvlm.config.schema import Data
+from mvlm.data.loading.order import scattered
 
 
 class Sampler(Protocol):
-    """Maps positions to rows and occurrences, as `Draws` does."""
+    """Maps positions to what is drawn there, by number, and to occurrences, as `Draws` does."""
 
     per_epoch: int
 
@@ -41,6 +42,27 @@ class SuccessiveOrders:
             mine = owners == owner
             rows[mine], occurrences[mine] = self._samplers[owner](positions[mine])
         return rows, occurrences
+
+
+class Scattered:
+    """Draws the pairs of each shard by other numbers, so that those of one image are no neighbours in a block.
+
+    Args:
+        sampler: of pairs.
+        starts: int64, the first pair of each shard, and then how many pairs there are.
+        seed: any integer; the numbers are a function of it alone.
+    """
+
+    def __init__(self, sampler: Sampler, starts: np.ndarray, seed: int):
+        self._sampler, self._starts, self._seed = sampler, starts, seed
+        self.per_epoch = sampler.per_epoch
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 positions [n] -> pairs and occurrences, both int64 [n]."""
+        pairs, occurrences = self._sampler(positions)
+        shard = self._starts.searchsorted(pairs, side="right") - 1
+        first = self._starts[shard]
+        return first + scattered(pairs - first, self._starts[shard + 1] - first, self._seed, shard), occurrences
 
 
 def order_of(data: Data) -> OrderSpec:

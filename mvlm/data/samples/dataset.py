@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -63,10 +63,21 @@ S = TypeVar("S", bound=Sample)
 B_co = TypeVar("B_co", covariant=True)
 
 Draw = tuple[int, int, int]
-"""Position, row and occurrence."""
+"""Position, number (of what the mixture's epochs draw) and occurrence."""
 
-Described = tuple[Row, S, int, list[Fault]]
-"""A row, its sample without images, its occurrence and the rows it stands for so far."""
+
+class Visit(NamedTuple):
+    """What is shown at a position. All that is drawn for it follows from its epoch, number and occurrence."""
+
+    position: int
+    row: int
+    number: int
+    occurrence: int
+    caption: int | None  # which of the row's; None = any
+
+
+Described = tuple[Row, S, Visit, list[Fault]]
+"""A row, its sample without images, its visit and the rows it stands for so far."""
 
 
 class Dataset(Protocol[S, B_co]):
@@ -76,13 +87,13 @@ class Dataset(Protocol[S, B_co]):
 
     def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]: ...
 
-    def bring(self, row: int) -> None: ...
+    def bring(self, number: int) -> None: ...
 
     def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
 
 
 class Rows(Generic[S]):
-    """Samples of a mixture; each a function of (seed, position, row, occurrence) alone.
+    """Samples of a mixture; each a function of (seed, position, number, occurrence) alone.
 
     Attributes:
         image_shape: [V, 3, H, W] of a sample's images, stacked.
@@ -100,10 +111,10 @@ class Rows(Generic[S]):
         """Samples an epoch."""
         return self.mixture.per_epoch
 
-    def sample(self, position: int, row: int, occurrence: int = 0) -> S:
+    def sample(self, position: int, number: int, occurrence: int = 0) -> S:
         """One sample, as `samples` prepares it, in memory of its own."""
         views, *shape = self.image_shape
-        return self.samples([(position, row, occurrence)], np.empty((views, 1, *shape), np.uint8))[0]
+        return self.samples([(position, number, occurrence)], np.empty((views, 1, *shape), np.uint8))[0]
 
     def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]:
         """Prepare rows as they are seen at their positions, counted in samples from the run's start.
@@ -113,7 +124,7 @@ class Rows(Generic[S]):
         takes twice its time.
 
         Args:
-            draws: the occurrence is how often the epoch has drawn the row before.
+            draws: the occurrence is how often the epoch has drawn the number before.
             images_VBCHW: where the images go, uint8.
 
         Raises:
@@ -123,37 +134,47 @@ class Rows(Generic[S]):
         return [self._with_images(*one) for one in described]
 
     def _described(
-        self, position: int, row: int, occurrence: int, out_VCHW: np.ndarray, faults: list[Fault]
+        self, position: int, number: int, occurrence: int, out_VCHW: np.ndarray, faults: list[Fault]
     ) -> Described[S]:
         """A row and its sample, or of the first one drawn in its place whose texts are those that were written."""
-        while True:
-            try:
-                content = self.mixture.row(row)
-            except UnreadableRow as error:
-                self._list(faults, Fault(row, error.where, error.key, error.reason, position))
-                row, occurrence = self._in_its_place(position, len(faults))
-            else:
-                sample = self.describe(content, position, row, occurrence, out_VCHW)
-                return content, sample, occurrence, faults
+        try:
+            row, caption = self.mixture.numbers.visit(number)
+        except UnreadableRow as error:
+            row = self.mixture.numbers.first_row(number)
+            self._list(faults, Fault(row, error.where, error.key, error.reason, position))
+            visit = self._in_its_place(position, len(faults))
+        else:
+            visit = Visit(position, row, number, occurrence, caption)
+        return self._read(visit, out_VCHW, faults)
 
-    def _with_images(self, content: Row, sample: S, occurrence: int, faults: list[Fault]) -> S:
-        """A sample whose images have been drawn, or the one that replaces it."""
-        position = sample.position
+    def _read(self, visit: Visit, out_VCHW: np.ndarray, faults: list[Fault]) -> Described[S]:
         while True:
             try:
-                self._draw_images(content, sample, occurrence)
+                content = self.mixture.row(visit.row)
+            except UnreadableRow as error:
+                self._list(faults, Fault(visit.row, error.where, error.key, error.reason, visit.position))
+                visit = self._in_its_place(visit.position, len(faults))
+            else:
+                return content, self.describe(content, visit, out_VCHW), visit, faults
+
+    def _with_images(self, content: Row, sample: S, visit: Visit, faults: list[Fault]) -> S:
+        """A sample whose images have been drawn, or the one that replaces it."""
+        while True:
+            try:
+                self._draw_images(content, sample, visit)
             except BadImage as error:
-                where = self.mixture.where(sample.row)
-                self._list(faults, Fault(sample.row, where, content.key, why_bad(error), position))
-                others = self._in_its_place(position, len(faults))
-                content, sample, occurrence, _ = self._described(position, *others, sample.images, faults)
+                where = self.mixture.where(visit.row)
+                self._list(faults, Fault(visit.row, where, content.key, why_bad(error), visit.position))
+                visit = self._in_its_place(visit.position, len(faults))
+                content, sample, visit, _ = self._read(visit, sample.images, faults)
             else:
                 return replace(sample, faults=tuple(faults)) if faults else sample
 
-    def _in_its_place(self, position: int, bad: int) -> tuple[int, int]:
-        """Row and occurrence of what is tried at a position where so many rows were bad."""
+    def _in_its_place(self, position: int, bad: int) -> Visit:
+        """What is tried at a position where so many rows were bad."""
         rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, bad, position)
-        return int(rng.integers(len(self.mixture))), REPLACED + position
+        row = int(rng.integers(len(self.mixture)))
+        return Visit(position, row, row, REPLACED + position, None)
 
     def _list(self, faults: list[Fault], fault: Fault) -> None:
         """List a bad row, unless its shard is being changed: for that no other row is an answer."""
@@ -168,15 +189,15 @@ class Rows(Generic[S]):
                 "check the shards with `python -m data_tools verify`."
             )
 
-    def bring(self, row: int) -> None:
-        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
-        self.mixture.bring(row)
+    def bring(self, number: int) -> None:
+        """Have what is drawn by that number on this node; raises `UserError` where it cannot be fetched."""
+        self.mixture.numbers.bring(number)
 
     def sentences(self, content: Row) -> Sequence[str]:
         """All that may be read of a row."""
         raise NotImplementedError
 
-    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> S:
+    def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> S:
         """The sample of a row, whose images are still to be drawn into `out_VCHW`."""
         raise NotImplementedError
 
@@ -194,20 +215,22 @@ class Rows(Generic[S]):
         Rows at URLs are not looked at: they would have to be fetched before the run begins.
         """
         draws = self.mixture.draws(self.config.run.seed, self.config.data)
-        drawn, _ = draws(np.arange(min(LOOKED_AT, len(self))))
-        here = [int(row) for row in drawn if not self.mixture.locate(int(row))[0].place.cached]
+        numbers = self.mixture.numbers
+        drawn = draws(np.arange(min(LOOKED_AT, len(self))))[0].tolist()
+        here = dict.fromkeys(numbers.visit(number)[0] for number in drawn if numbers.are_here(number))
         sentences = [sentence for content in self.mixture.sound(here) for sentence in self.sentences(content)]
         cut = self.captions.told_cut(sentences)
         where = f"Texts are cut at data.text_length = {self.config.data.text_length}"
         return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
 
-    def rng(self, purpose: Purpose, position: int, occurrence: int, row: int) -> np.random.Generator:
-        return generator(self.config.run.seed, purpose, position // len(self), occurrence, row)
+    def rng(self, purpose: Purpose, visit: Visit) -> np.random.Generator:
+        epoch = visit.position // len(self)
+        return generator(self.config.run.seed, purpose, epoch, visit.occurrence, visit.number)
 
-    def _draw_images(self, content: Row, sample: S, occurrence: int) -> None:
+    def _draw_images(self, content: Row, sample: S, visit: Visit) -> None:
         """The views of a sample's image, or one view of each of its two; raises `BadImage`."""
         purposes = (Purpose.VIEW, Purpose.MASKED_VIEW)[: len(sample.images)]
-        draws = [self.rng(purpose, sample.position, occurrence, sample.row) for purpose in purposes]
+        draws = [self.rng(purpose, visit) for purpose in purposes]
         if len(content.encoded) == 1:
             self._show(content.encoded[0], sample.flip, draws, sample.images)
             return

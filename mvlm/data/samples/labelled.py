@@ -15,7 +15,7 @@ import numpy as np
 from mvlm.config.schema import Config
 from mvlm.data.samples.answers import load_answers, soft_target
 from mvlm.data.samples.captions import CaptionTokenizer
-from mvlm.data.samples.dataset import Rows, Sample
+from mvlm.data.samples.dataset import Rows, Sample, Visit
 from mvlm.data.samples.pairs import SIDES
 from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import Mixture
@@ -80,7 +80,7 @@ class LabelledDataset(Rows[Labelled]):
     def sentences(self, content: Row) -> Sequence[str]:
         return SENTENCES[self.task](content.own)
 
-    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Labelled:
+    def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> Labelled:
         sentences = self.sentences(content)
         said = (*sentences, *content.own.get("answers", ()))
         return Labelled(
@@ -88,8 +88,8 @@ class LabelledDataset(Rows[Labelled]):
             flip=self.config.data.flip and not any(map(SIDES.search, said)),
             texts_TL=tuple(map(self.captions.encode, sentences)),
             label=self._label(content.own),
-            position=position,
-            row=row,
+            position=visit.position,
+            row=visit.row,
         )
 
     def longest(self, position: int) -> Labelled:

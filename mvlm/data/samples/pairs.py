@@ -6,7 +6,7 @@ Nothing here may import torch when loaded: loader processes are to stay small.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from mvlm.config.schema import Config
 from mvlm.data.samples.captions import CaptionTokenizer
-from mvlm.data.samples.dataset import Rows, Sample
+from mvlm.data.samples.dataset import Rows, Sample, Visit
 from mvlm.data.shards.corpus import Mixture, Row
 from mvlm.model.masking import Purpose, block_grid, patch_mask, token_mask
 
@@ -63,22 +63,19 @@ class PairDataset(Rows[Pair]):
     def sentences(self, content: Row) -> Sequence[str]:
         return content.captions
 
-    def describe(self, content: Row, position: int, row: int, occurrence: int, out_VCHW: np.ndarray) -> Pair:
-        def rng(purpose: Purpose) -> np.random.Generator:
-            return self.rng(purpose, position, occurrence, row)
-
-        caption = self._choose(content.captions, position // len(self) + occurrence, lambda: rng(Purpose.CAPTION))
+    def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> Pair:
+        caption = self._choose(content.captions, visit)
         text_L = self.captions.encode(caption)
-        masked_text_L, target_L = self._hide_tokens(text_L, rng(Purpose.TOKENS))
+        masked_text_L, target_L = self._hide_tokens(text_L, self.rng(Purpose.TOKENS, visit))
         return Pair(
             images=out_VCHW,
             flip=self.config.data.flip and not SIDES.search(caption),
-            patch_mask_N=self._hide_patches(rng(Purpose.PATCHES)),
+            patch_mask_N=self._hide_patches(self.rng(Purpose.PATCHES, visit)),
             text_L=text_L,
             masked_text_L=masked_text_L,
             target_L=target_L,
-            position=position,
-            row=row,
+            position=visit.position,
+            row=visit.row,
         )
 
     def longest(self, position: int) -> Pair:
@@ -101,12 +98,14 @@ class PairDataset(Rows[Pair]):
 
         return collate(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
 
-    def _choose(self, captions: list[str], seen: int, rng: Callable[[], np.random.Generator]) -> str:
+    def _choose(self, captions: list[str], visit: Visit) -> str:
+        if visit.caption is not None:
+            return captions[visit.caption]
         match self.config.data.caption:
             case "draw":
-                return captions[int(rng().integers(len(captions)))]
+                return captions[int(self.rng(Purpose.CAPTION, visit).integers(len(captions)))]
             case "cycle":
-                return captions[seen % len(captions)]
+                return captions[(visit.position // len(self) + visit.occurrence) % len(captions)]
             case "first":
                 return captions[0]
 

@@ -8,6 +8,7 @@ import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -87,13 +88,14 @@ class ShardRows:
         ValueError: the index is of other columns.
     """
 
-    __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_starts")
+    __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_pair_starts", "_starts")
 
     def __init__(self, data: memoryview, task: str, index: RowIndex):
         self._data, self._layout = data, _layout(task)
         self._starts, self._buffers, self._crc32 = index.starts, index.buffers, index.crc32
         if len(self._buffers) != self._layout.stride * (len(self._starts) - 1):
             raise ValueError("its index is of other columns")
+        self._pair_starts: list[int] | None = None
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -122,6 +124,44 @@ class ShardRows:
             height=values["height"],
             own={name: values[name] for name in self._layout.own},
         )
+
+    def captions(self) -> int:
+        """How many all rows have together; raises ValueError or struct.error where that cannot be read."""
+        return self._starts_of_pairs()[-1]
+
+    def row_of_pair(self, pair: int) -> tuple[int, int]:
+        """The row of a pair, and which of the row's captions is the pair's. Pairs are numbered in the rows' order.
+
+        Raises:
+            DamagedRow: the numbers that say so are not those that were written.
+        """
+        try:
+            starts = self._starts_of_pairs()
+            if not 0 <= pair < starts[-1]:
+                raise ValueError(OUTSIDE)
+            batch = bisect_right(starts, pair) - 1
+            ends = self._caption_ends(batch)
+            caption = ends[0] + pair - starts[batch]
+            row = bisect_right(ends, caption) - 1
+            if not 0 <= row < len(ends) - 1:
+                raise ValueError(OUTSIDE)
+        except (ValueError, struct.error) as error:
+            raise DamagedRow(str(error), "") from None
+        return self._starts[batch] + row, caption - ends[row]
+
+    def _starts_of_pairs(self) -> list[int]:
+        """The first pair of each batch, then the number of pairs."""
+        if self._pair_starts is None:
+            ends = map(self._caption_ends, range(len(self._starts) - 1))
+            self._pair_starts = list(accumulate((end[-1] - end[0] for end in ends), initial=0))
+        return self._pair_starts
+
+    def _caption_ends(self, batch: int) -> memoryview:
+        """int32 [rows + 1], where each row's captions begin among the batch's, and where the last one's end."""
+        place = next(place for name, _, place in self._layout.columns if name == "captions")
+        first = self._buffers[batch * self._layout.stride + place]
+        rows = self._starts[batch + 1] - self._starts[batch]
+        return self._data[first : first + 4 * (rows + 1)].cast("i")
 
     def is_sound(self, number: int) -> bool:
         """Whether the row has its CRC-32; the images are not looked at."""

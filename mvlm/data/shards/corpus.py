@@ -15,11 +15,12 @@ from mvlm.checkpoint.state import BLOCKS, OrderSpec
 from mvlm.config.schema import Data
 from mvlm.data.images.encoded import ChangedImage, why_bad
 from mvlm.data.loading.order import Draws, draw_counts
-from mvlm.data.loading.sampler import Sampler, SuccessiveOrders, order_of
+from mvlm.data.loading.sampler import Sampler, Scattered, SuccessiveOrders, order_of
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import DamagedRow, OpenShard, Row, open_shard
 from mvlm.data.shards.location import open_place
-from mvlm.data.shards.schema import CAPTION, Manifest, index_again
+from mvlm.data.shards.numbers import Numbers
+from mvlm.data.shards.schema import CAPTION, UNCOUNTED, Manifest, index_again
 from mvlm.errors import UserError
 
 OPEN_SHARDS = 128
@@ -57,6 +58,32 @@ class Corpus:
         check_task(folder, self.manifest, task)
         self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+
+    def pair_starts(self) -> Sequence[int]:
+        """The first pair of each shard, of all its rows with all their captions, and then the number of pairs.
+
+        Raises:
+            UserError: the manifest does not count them, and the shards lie at a URL or cannot be read.
+        """
+        counts: Sequence[int] = self.manifest.shards.captions
+        if UNCOUNTED in counts:
+            if self.place.cached:
+                raise UserError(
+                    f"The manifest of {self.folder} does not count the captions of its shards, which data.epoch = "
+                    "'pairs' needs: run `python -m data_tools row-index` on the folder that was copied there and copy "
+                    "it again, or set data.epoch = 'images'."
+                )
+            counts = [self._open_shard(number).rows.captions() for number in range(len(self.manifest.shards))]
+        return array("q", accumulate(counts, initial=0))
+
+    def row_of_pair(self, shard: int, pair: int) -> tuple[int, int]:
+        """The row of a shard's pair, and which of its captions is the pair's. Raises as `row`."""
+        opened = self._opened.get(shard) or self._open(shard)
+        try:
+            row, caption = opened.rows.row_of_pair(pair)
+        except DamagedRow as error:
+            raise UnreadableRow(f"{self.place.name(shard)} pair {pair}", error.key, str(error)) from None
+        return self.shard_starts[shard] + row, caption
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": OrderedDict()}  # another process maps what it needs
@@ -110,10 +137,6 @@ class Corpus:
         """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
         return self.place.changed(self._locate(index)[0])
 
-    def bring(self, index: int) -> None:
-        """Have the shard of a row on this node; raises `UserError` where it cannot be fetched."""
-        self.place.bring(self._locate(index)[0])
-
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.manifest.rows:
             raise IndexError(f"row {index} of {len(self)}")
@@ -149,11 +172,12 @@ class Mixture:
     """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows.
 
     Args:
-        weights: how often an epoch draws each row of a corpus; empty = once.
+        weights: how often an epoch draws each row of a corpus, or each pair; empty = once.
         cache, task: as of `Corpus`.
+        pairs: an epoch draws each row with each of its captions.
 
     Attributes:
-        sizes: rows of each corpus.
+        numbers: of what an epoch draws.
         per_epoch: draws an epoch.
     """
 
@@ -163,17 +187,18 @@ class Mixture:
         weights: Sequence[float] = (),
         cache: Cache | None = None,
         task: str = CAPTION,
+        pairs: bool = False,
     ):
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.cache = cache or Cache()
         self.corpora = [Corpus(folder, self.cache, task) for folder in folders]
-        self.sizes = [len(corpus) for corpus in self.corpora]
-        self._starts = list(accumulate(self.sizes, initial=0))
+        self._starts = list(accumulate(map(len, self.corpora), initial=0))
         if not len(self):
             raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
         self.weights = list(weights) or [1.0] * len(self.corpora)
-        self.per_epoch = sum(draw_counts(self.sizes, self.weights))
+        self.numbers = Numbers(self.corpora, pairs)
+        self.per_epoch = sum(draw_counts(self.numbers.sizes, self.weights))
         if not self.per_epoch:
             raise UserError(f"data.weights = {self.weights} draw no row of {', '.join(map(str, folders))}: raise them.")
 
@@ -188,7 +213,7 @@ class Mixture:
             joined += repr(self.weights)
         return hashlib.sha256(joined.encode()).hexdigest()
 
-    def draws(self, seed: int, data: Data) -> Draws:
+    def draws(self, seed: int, data: Data) -> Sampler:
         """What is drawn at each position, as the configuration says.
 
         Raises:
@@ -201,16 +226,18 @@ class Mixture:
         draws = [(order.from_epoch, self._draws(seed, order, ends=order is not orders[-1])) for order in orders]
         return SuccessiveOrders(draws) if len(draws) > 1 else draws[0][1]
 
-    def _draws(self, seed: int, order: OrderSpec, ends: bool = False) -> Draws:
+    def _draws(self, seed: int, order: OrderSpec, ends: bool = False) -> Sampler:
         """Args: ends: with the running epoch, which cannot be given another order."""
-        window = order.parameters["window"]
+        window, sizes = order.parameters["window"], self.numbers.sizes
         if order.kind == BLOCKS:
             self._check_cache(0, ends)
-            return Draws(self.sizes, self.weights, seed, order.parameters["block"], window)
-        self._check_cache(window, ends)
-        shards = [corpus.manifest.shards.rows for corpus in self.corpora]
-        rows_a_shard = max(1, len(self) // sum(map(len, shards)))
-        return Draws(self.sizes, self.weights, seed, rows_a_shard, window, shards)
+            draws = Draws(sizes, self.weights, seed, order.parameters["block"], window)
+        else:
+            self._check_cache(window, ends)
+            shards = self.numbers.of_shards()
+            a_shard = max(1, sum(sizes) // sum(map(len, shards)))
+            draws = Draws(sizes, self.weights, seed, a_shard, window, shards)
+        return Scattered(draws, self.numbers.starts, seed) if self.numbers.pairs else draws
 
     def _check_cache(self, shuffle_shards: int, ends: bool) -> None:
         remote = [shard.bytes for c in self.corpora if c.place.cached for shard in c.manifest.shards]
@@ -223,10 +250,6 @@ class Mixture:
                 f"{together} and those after them have {wanted / 1e9:.3g} GB and data.cache_gb is "
                 f"{self.cache.capacity / 1e9:.3g}: {way_out}{until}."
             )
-
-    def starts(self) -> Iterator[tuple[int, Corpus]]:
-        """Each corpus with the number of its first row."""
-        return zip(self._starts, self.corpora, strict=False)
 
     def locate(self, row: int) -> tuple[Corpus, int]:
         """The corpus and the row in it of a global row."""
@@ -274,14 +297,11 @@ class Mixture:
         corpus, local = self.locate(row)
         return corpus.changed(local)
 
-    def bring(self, row: int) -> None:
-        corpus, local = self.locate(row)
-        corpus.bring(local)
-
 
 def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
     """What a configuration trains on, with so many minutes for a store that is gone; raises as `Mixture`."""
-    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb, patience), task)
+    pairs = task == CAPTION and data.epoch == "pairs"
+    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb, patience), task, pairs)
 
 
 def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:

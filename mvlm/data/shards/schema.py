@@ -5,12 +5,13 @@ A corpus is a folder of `NNNNNN.arrow` files and one `manifest.json`:
     {"format": "mvlm-shards", "version": 1, "task": "caption", "rows": R, "captions": C, "image_bytes": Y,
      "fingerprint": "<sha256 over the shards' hashes>",
      "shards": [{"file": "000000.arrow", "rows": r, "bytes": b, "sha256": "<of the file>"}, ...],
-     "indexes": [{"bytes": b, "sha256": "<of 000000.index>"}, ...]}
+     "indexes": [{"bytes": b, "sha256": "<of 000000.index>", "captions": c}, ...]}
 
 The task says which columns the rows have (`SCHEMAS`) and is "caption" where it is left out; other tasks count no
 captions. Nothing but the manifest is read when a corpus is opened. Of the row indexes (`mvlm.data.shards.row_index`),
 which stand in the shards' order, some or all may be missing (null), as of shards that were made before there were any:
-they can be added without a change to a shard, and are no part of the fingerprint.
+they can be added without a change to a shard, and are no part of the fingerprint. Their count of the shard's captions
+is younger than they are, and may be missing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from mvlm.errors import UserError
 MANIFEST = "manifest.json"
 FORMAT = "mvlm-shards"
 VERSION = 1
+
+UNCOUNTED = -1
+"""The captions of a shard whose manifest does not say."""
 
 CAPTION = "caption"
 """The task of image-caption pairs, which pretraining reads."""
@@ -81,6 +85,7 @@ class Shard:
     sha256: str
     index_bytes: int = 0  # of its row index; 0: it has none
     index_sha256: str = ""
+    captions: int = UNCOUNTED
 
     @property
     def index(self) -> Shard | None:
@@ -109,13 +114,14 @@ class Shards(Sequence[Shard]):
 
     Attributes:
         rows: of each.
+        captions: of each, or `UNCOUNTED`.
     """
 
     def __init__(self, shards: Iterable[Shard]):
         """Raises ValueError or TypeError where the values of one are none that a shard can have."""
         self._files, self._file_ends = bytearray(), array("q")
         self.rows, self._bytes, self._hashes = array("q"), array("q"), bytearray()
-        self._index_bytes, self._index_hashes = array("q"), bytearray()
+        self._index_bytes, self._index_hashes, self.captions = array("q"), bytearray(), array("q")
         for shard in shards:
             if "/" in shard.file or shard.file in ("", ".", ".."):
                 raise ValueError(f"{shard.file!r} is outside its folder")
@@ -126,6 +132,7 @@ class Shards(Sequence[Shard]):
             self._hashes += bytes.fromhex(shard.sha256)
             self._index_bytes.append(shard.index_bytes)
             self._index_hashes += bytes.fromhex(shard.index_sha256) if shard.index_bytes else bytes(32)
+            self.captions.append(shard.captions)
         if not len(self._hashes) == len(self._index_hashes) == 32 * len(self):
             raise ValueError("a hash is no SHA-256")
         if not any(self._index_bytes):
@@ -165,7 +172,7 @@ class Shards(Sequence[Shard]):
         shard = file, self.rows[number], self._bytes[number], self._hashes[of_it].hex()
         if not self._index_bytes or not self._index_bytes[number]:
             return Shard(*shard)
-        return Shard(*shard, self._index_bytes[number], self._index_hashes[of_it].hex())
+        return Shard(*shard, self._index_bytes[number], self._index_hashes[of_it].hex(), self.captions[number])
 
 
 @dataclass(frozen=True)
@@ -185,9 +192,16 @@ class Manifest:
         head = {"format": FORMAT, "version": VERSION, "task": self.task, "rows": self.rows, "captions": self.captions}
         head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
         shards = [{"file": s.file, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in self.shards]
-        indexes = [{"bytes": s.bytes, "sha256": s.sha256} if s else None for s in (s.index for s in self.shards)]
+        indexes = [_index_to_json(shard) for shard in self.shards]
         told = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
         return json.dumps(head | told, indent=1) + "\n"
+
+
+def _index_to_json(shard: Shard) -> dict[str, Any] | None:
+    if not shard.index_bytes:
+        return None
+    index = {"bytes": shard.index_bytes, "sha256": shard.index_sha256}
+    return index if shard.captions == UNCOUNTED else index | {"captions": shard.captions}
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -234,8 +248,11 @@ def parse_manifest(text: str, path: str) -> Manifest:
         raise UserError(
             f"{path} is not a valid manifest ({type(error).__name__}: {error}): shard the corpus again."
         ) from None
-    if content.get("fingerprint") != manifest.fingerprint or sum(shards.rows) != manifest.rows:
-        raise UserError(f"{path} contradicts itself (rows or fingerprint): it was edited; shard the corpus again.")
+    counted = UNCOUNTED in shards.captions or sum(shards.captions) == manifest.captions
+    if content.get("fingerprint") != manifest.fingerprint or sum(shards.rows) != manifest.rows or not counted:
+        raise UserError(
+            f"{path} contradicts itself (rows, captions or fingerprint): it was edited; shard the corpus again."
+        )
     return manifest
 
 
@@ -243,7 +260,10 @@ def _shards(shards: list[dict[str, Any]], indexes: list[dict[str, Any] | None] |
     """Those of a manifest; raises ValueError, KeyError or TypeError where they are malformed."""
     for shard, index in zip(shards, indexes or [None] * len(shards), strict=True):
         found = Shard(**shard)
-        yield replace(found, index_bytes=index["bytes"], index_sha256=index["sha256"]) if index else found
+        if index:
+            captions = index.get("captions", UNCOUNTED)
+            found = replace(found, index_bytes=index["bytes"], index_sha256=index["sha256"], captions=captions)
+        yield found
 
 
 def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:

@@ -1,0 +1,83 @@
+"""What an epoch draws from, by number: the rows of a mixture, or its pairs, which are its rows with each caption."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from mvlm.data.shards.corpus import Corpus
+
+
+class Numbers:
+    """Numbers all rows, or all pairs, in the order of the corpora; memory grows with the shards alone.
+
+    Where every image has one caption, pairs are rows.
+
+    Args:
+        pairs: number pairs and not rows.
+
+    Attributes:
+        pairs: whether the numbers are of pairs that are no rows.
+        sizes: how many each corpus has.
+        starts: int64, the first of each shard of all corpora, and then how many there are.
+
+    Raises:
+        UserError: the pairs cannot be counted.
+    """
+
+    def __init__(self, corpora: Sequence[Corpus], pairs: bool):
+        self._corpora = corpora
+        self.pairs = pairs and any(corpus.manifest.captions != corpus.manifest.rows for corpus in corpora)
+        within = [corpus.pair_starts() if self.pairs else corpus.shard_starts for corpus in corpora]
+        self.sizes = [starts[-1] for starts in within]
+        firsts = accumulate(self.sizes, initial=0)
+        shards = [first + np.array(starts[:-1]) for first, starts in zip(firsts, within, strict=False)]
+        self.starts = np.concatenate([*shards, [sum(self.sizes)]])
+        self._first_rows = list(accumulate(map(len, corpora), initial=0))
+        self._first_shards = list(accumulate((len(corpus.manifest.shards) for corpus in corpora), initial=0))
+
+    def visit(self, number: int) -> tuple[int, int | None]:
+        """The row of a number and, of a pair, which of the row's captions it has.
+
+        Raises:
+            UnreadableRow: the shard no longer says which row the pair is of.
+            UserError: the shard is damaged as a whole.
+        """
+        if not self.pairs:
+            return number, None
+        place, corpus, shard = self._shard_of(number)
+        row, caption = self._corpora[corpus].row_of_pair(shard, number - int(self.starts[place]))
+        return self._first_rows[corpus] + row, caption
+
+    def first_row(self, number: int) -> int:
+        """Of its shard."""
+        _, corpus, shard = self._shard_of(number)
+        return self._first_rows[corpus] + self._corpora[corpus].shard_starts[shard]
+
+    def of_shards(self) -> list[list[int]]:
+        """How many each shard of each corpus has."""
+        counts = np.diff(self.starts).tolist()
+        return [counts[first:end] for first, end in pairwise(self._first_shards)]
+
+    def bring(self, number: int) -> None:
+        """Have its shard on this node; raises `UserError` where it cannot be fetched."""
+        _, corpus, shard = self._shard_of(number)
+        self._corpora[corpus].place.bring(shard)
+
+    def are_here(self, number: int) -> bool:
+        """Whether its shard needs no fetching."""
+        _, corpus, _ = self._shard_of(number)
+        return not self._corpora[corpus].place.cached
+
+    def _shard_of(self, number: int) -> tuple[int, int, int]:
+        """Its shard, counted over all corpora; its corpus, and the shard in that."""
+        if not 0 <= number < self.starts[-1]:
+            raise IndexError(f"number {number} of {self.starts[-1]}")
+        place = int(self.starts.searchsorted(number, side="right")) - 1
+        corpus = bisect_right(self._first_shards, place) - 1
+        return place, corpus, place - self._first_shards[corpus]
