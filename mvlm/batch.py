@@ -4,7 +4,7 @@ Shape legend, used as name suffixes everywhere:
     B pairs in the micro-batch    G pairs in the global batch       K candidates in an ITM group
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
-    Q = 3 * P * P values of a patch of P pixels a side              M hidden patches or hidden tokens
+    Q = 3 * P * P values of a patch of P pixels a side              M masked patches or masked tokens
     A classes of a task that is fine-tuned, such as answers
     C, H, W channels, height, width of an image                     T text tokens of all pairs, without padding
     BN, BL and BC written in words, as in "row of BN": a place in the flattened tensor of that shape
@@ -27,13 +27,13 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
-class Hidden:
-    """Where the hidden patches and tokens are, found on the host: a device would have to be waited for."""
+class MaskedPlaces:
+    """Where the masked patches and tokens are, found on the host: a device would have to be waited for."""
 
-    patch_BC: Tensor  # int64, each image's hidden patches in their order, equally many in all images
+    patch_BC: Tensor  # int64, each image's masked patches in their order, equally many in all images
     patch_M: Tensor  # int64, the same as rows of BN
-    token_BC: Tensor  # int64, each sentence's hidden tokens in their order, filled up with token 0
-    token_M: Tensor  # int64, the rows of BC (of token_BC) that are hidden tokens and no filling
+    token_BC: Tensor  # int64, each sentence's masked tokens in their order, filled up with token 0
+    token_M: Tensor  # int64, the rows of BC (of token_BC) that are masked tokens and no filling
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,21 @@ class Packing:
 class Batch:
     """A micro-batch of image-text pairs at consecutive positions of the global batch.
 
-    `masked_image_BCHW` is the view whose patches are hidden; it is the very same tensor as
+    `masked_image_BCHW` is the view whose patches are masked; it is the very same tensor as
     `image_BCHW` unless the configuration asks for two views.
     """
 
     image_BCHW: Tensor  # uint8
     masked_image_BCHW: Tensor  # uint8
-    patch_mask_BN: Tensor  # bool, True = hidden
+    patch_mask_BN: Tensor  # bool, True = masked
     text_BL: Tensor  # int64 token ids, special tokens included
     valid_BL: Tensor  # bool, False = padding
-    masked_text_BL: Tensor  # int64, text with tokens hidden
-    target_BL: Tensor  # int64, the hidden token's id or IGNORE
+    masked_text_BL: Tensor  # int64, text with tokens masked
+    target_BL: Tensor  # int64, the masked token's id or IGNORE
     position_B: Tensor  # int64, samples seen before this pair, counted from the run's start
     image_id_B: Tensor  # int64, equal ids = the same image
     caption_id_B: Tensor  # int64, equal ids = the same token sequence
-    hidden: Hidden
+    masked: MaskedPlaces
     packing: Packing
 
     def to(self, device: torch.device) -> Batch:
@@ -103,31 +103,31 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """The global batch as the contrastive loss of one micro-batch needs to see it; nothing carries gradient."""
+class GatheredFeatures:
+    """The features of the whole global batch, as one micro-batch's contrastive loss needs them; without gradient."""
 
     image_GE: Tensor  # unit length
     text_GE: Tensor  # unit length
     ids_G2: Tensor | None  # int64 image and caption; None where pairs that share one are negatives all the same
     lse_G2: Tensor  # fp32 log-sum-exp over the similarities of each image with all texts, of each text with all images
-    at_temperature: Tensor  # fp32 scalar, the gradient at the temperature of the sum over the G pairs
+    temperature_gradient: Tensor  # fp32 scalar, of the sum over the G pairs
 
 
 @dataclass(frozen=True)
-class Pool:
+class GlobalBatch:
     """The global batch as one micro-batch needs to see it.
 
-    Every loss computed against a pool is scaled so that its plain mean over the `parts` micro-batches
+    Every loss computed against it is scaled so that its plain mean over the `parts` micro-batches
     (ranks x accumulation, which is what data parallelism averages) is the global batch's loss, and so
     is its gradient.
     """
 
-    contrast: Callable[[Encoded, Tensor], Contrast]  # own features and the temperature -> those of everybody
+    gather: Callable[[Encoded, Tensor], GatheredFeatures]  # own features and the temperature -> those of everybody
     start: int  # where the micro-batch's own pairs begin in the global batch
     parts: int  # micro-batches in the global batch
-    hidden_tokens: Tensor  # scalar, in the whole global batch
-    hidden_patches: Tensor  # scalar, in the whole global batch
-    itm_readings: Tensor  # scalar, that count in the whole global batch: each pair's own, and of its negatives
+    masked_tokens: Tensor  # scalar, in the whole global batch
+    masked_patches: Tensor  # scalar, in the whole global batch
+    itm_examples: Tensor  # scalar, that count in the whole global batch: each pair itself, and its negatives
 
 
 def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
@@ -144,31 +144,31 @@ def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
     return once(batch)
 
 
-class Tally:
-    """What a forward pass tells beside its losses when it is asked to, from what it has computed anyhow.
+class MetricAccumulator:
+    """Metrics of a step beside its losses, from what the forward pass computes anyhow.
 
     Everything stays on the device, so that nothing is waited for.
 
     Attributes:
-        right, asked: by metric, how many of this rank's guesses are right, and of how many, both scalars.
+        correct, total: by accuracy, how many of this rank's predictions are correct, and of how many, both scalars.
         values: by metric, a scalar that is the same on every rank.
     """
 
     def __init__(self) -> None:
-        self.right: dict[str, Tensor] = {}
-        self.asked: dict[str, Tensor] = {}
+        self.correct: dict[str, Tensor] = {}
+        self.total: dict[str, Tensor] = {}
         self.values: dict[str, Tensor] = {}
 
-    def count(self, name: str, right: Tensor, counted: Tensor | None = None) -> None:
-        """Add guesses, each 1 or True where it is right, 0 or False where it is wrong.
+    def count(self, name: str, correct: Tensor, counted: Tensor | None = None) -> None:
+        """Add predictions, each 1 or True where it is correct, 0 or False where it is wrong.
 
         Args:
             counted: bool, which of them count; None = all.
         """
-        right = right.detach().float()
-        counted = right.new_ones(()).expand_as(right) if counted is None else counted.float()
-        self.right[name] = self.right.get(name, 0) + (right * counted).sum()
-        self.asked[name] = self.asked.get(name, 0) + counted.sum()
+        correct = correct.detach().float()
+        counted = correct.new_ones(()).expand_as(correct) if counted is None else counted.float()
+        self.correct[name] = self.correct.get(name, 0) + (correct * counted).sum()
+        self.total[name] = self.total.get(name, 0) + counted.sum()
 
 
 Losses: TypeAlias = "dict[str, Tensor]"

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvlm.batch import Encoded, Pool
-from mvlm.model.losses.itc import contrast, itc_loss
+from mvlm.batch import Encoded, GlobalBatch
+from mvlm.model.losses.itc import gather_features, itc_loss
 from mvlm.model.losses.itm import hard_negatives, itm_loss
-from mvlm.model.losses.reconstruction import masked_image_loss
+from mvlm.model.losses.reconstruction import mim_loss
 from mvlm.model.vision import VisionEncoder
 
 TRIALS, PAIRS, WIDTH, TOKENS, PATCHES = 20, 24, 32, 7, 5
@@ -185,9 +185,9 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
-    whole = contrast([pairs], [0], inputs.temperature, exclude_duplicates=True)
+    whole = gather_features([pairs], [0], inputs.temperature, exclude_duplicates=True)
     counts = torch.ones(3)
-    ours_itc = itc_loss(pairs, inputs.temperature, Pool(lambda own, temperature: whole, 0, 1, *counts))
+    ours_itc = itc_loss(pairs, inputs.temperature, GlobalBatch(lambda own, temperature: whole, 0, 1, *counts))
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier
         for text, valid, image in (
@@ -239,7 +239,7 @@ def compare_simmim(simmim: type, generator: torch.Generator) -> dict[str, float]
     encoder: Any = SimpleNamespace(grid=(grid, grid), patch=patch)
     pixels_MQ, patch_M = VisionEncoder.patchify(encoder, restored)[mask_BN], mask_BN.flatten().nonzero()[:, 0]
     as_read = (image * std[0] + mean[0]) * 255  # what normalising makes the image of again
-    ours = masked_image_loss(pixels_MQ, as_read, patch_M, patch, mean, std, mask_BN.sum(), parts=1, normalized=False)
+    ours = mim_loss(pixels_MQ, as_read, patch_M, patch, mean, std, mask_BN.sum(), parts=1, normalized=False)
     return {"masked image": (theirs - ours).abs().item()}
 
 

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.step.reference import contrastive_loss, word_loss
 from mvlm.batch import Batch, Encoded, Losses
 from mvlm.model.losses.itm import hard_negatives
 from mvlm.model.maskvlm import MaskVLM
@@ -25,15 +24,15 @@ class AlbefLike(nn.Module):
     def forward(self, batch: Batch) -> Losses:
         model, valid_BL = self.layers, batch.valid_BL
         image_BSD = model.encode_image(batch.image_BCHW)
-        text_BLD, hidden_text_BLD = (model.encode_text(x, valid_BL) for x in (batch.text_BL, batch.masked_text_BL))
+        text_BLD, masked_text_BLD = (model.encode_text(x, valid_BL) for x in (batch.text_BL, batch.masked_text_BL))
         own = Encoded(
             model.project_image(image_BSD), model.project_text(text_BLD), batch.image_id_B, batch.caption_id_B
         )
-        fused_BLD = model.fuse_text(hidden_text_BLD, image_BSD, valid_BL)
+        fused_BLD = model.fuse_text(masked_text_BLD, image_BSD, valid_BL)
         return {
-            "itc": contrastive_loss(own, model.temperature()),
+            "itc": _contrastive_loss(own, model.temperature()),
             "itm": self._matching_loss(batch, own, image_BSD, text_BLD),
-            "text": word_loss(model, fused_BLD, batch.target_BL, masked=False),
+            "text": F.cross_entropy(model.reconstruct_text(fused_BLD).flatten(0, 1).float(), batch.target_BL.flatten()),
         }
 
     def _matching_loss(self, batch: Batch, own: Encoded, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
@@ -46,3 +45,10 @@ class AlbefLike(nn.Module):
         target = torch.zeros(len(texts), dtype=torch.int64, device=texts.device)
         target[: len(batch)] = 1
         return F.cross_entropy(self.matched(model.fuse_text(texts, images, valid)[:, 0]).float(), target)
+
+
+def _contrastive_loss(pairs: Encoded, temperature: Tensor) -> Tensor:
+    """Mean of image-to-text and text-to-image cross-entropy among the batch's pairs, which are all different."""
+    logits_BB = pairs.image_BE @ pairs.text_BE.T / temperature
+    target_B = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, target_B) + F.cross_entropy(logits_BB.T, target_B)) / 2

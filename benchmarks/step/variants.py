@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import Size, build, make_batch
-from mvlm.batch import Batch, Hidden, Losses
+from mvlm.batch import IGNORE, Batch, MaskedPlaces
+from mvlm.config.schema import Config, Kernels
 from mvlm.kernels.ops import OPS
 from mvlm.model.maskvlm import MaskVLM
+
+PASSES = ("fusion", "views")
+"""The operations by which a pruned step differs from a plain one; the others are layers and losses."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,12 @@ class Rung:
     Attributes:
         padding: tokens to which the text is padded; 0 = the batch's longest.
         fused_attention: attention is torch's own operator, not matrix product, softmax, matrix product.
-        packed, masked: as in `naive_losses`.
-        pruned: `MaskVLM.forward`, which is packed and masked too where these are not switched off.
+        packed: the text encoder computes no padding.
+        masked: words are predicted only where they are masked.
+        pruned: the two views of a modality in one pass of its encoder, and the streams of a pair in one that is pruned.
         compiled: every block by torch.compile.
         kernels: the implementations that a run takes by itself, and its memory kept; otherwise torch's plain ones.
-        dropped: the image encoder does not see hidden patches: another model (`objectives.image_masking`).
+        dropped: the image encoder does not see masked patches: another model (`objectives.image_masking`).
     """
 
     title: str
@@ -51,45 +55,58 @@ class Rung:
     def prepare(self, size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
         if not self.fused_attention:
             F.scaled_dot_product_attention = plain_attention
-        if not self.kernels:
-            for op in OPS.values():
-                op.choose(op.implementations[-1].name)
         if self.dropped:
             size = replace(size, overrides=(*size.overrides, "objectives.image_masking=drop"))
+        plain = {name for name in OPS if not (self.pruned if name in PASSES else self.kernels)}
+        kernels = Kernels(**{name: OPS[name].implementations[-1].name for name in plain})
+        config = replace(size.config, kernels=kernels, train=replace(size.config.train, compile=self.compiled))
         model = build(size).to(device, dtype)
         batch = make_batch(size, model.grid).to(device)
-        if self.compiled or self.kernels:
-            _speed_up(model, size, self.compiled, self.kernels)
-        if not self.pruned:
-            return Prepared(model, lambda: sum(self._naive_losses(model, batch).values()))
+        _speed_up(model, config, self.kernels)
         model.text.packable &= self.packed
+        batch = padded(batch, self.padding, model.text.settings.pad_token_id)
         if not self.masked:
-            batch = replace(batch, hidden=every_word(batch))
+            batch = replace(batch, masked=every_word(batch))
         return Prepared(model, lambda: sum(model(batch).values()))
 
-    def _naive_losses(self, model: MaskVLM, batch: Batch) -> Losses:
-        return naive_losses(model, batch, self.padding, self.packed, self.masked)
 
-
-def _speed_up(model: MaskVLM, size: Size, compiled: bool, kernels: bool) -> None:
+def _speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     """In the order in which a run does it."""
     from mvlm.runtime.freed_memory import keep_freed_memory
     from mvlm.training.blocks import prepare_blocks
-    from mvlm.training.kernels import apply_kernels
+    from mvlm.training.kernels import apply_kernels, settle_run
 
-    config = replace(size.config, train=replace(size.config.train, compile=compiled))
     if kernels:
         keep_freed_memory()
         apply_kernels(model, config)
-    prepare_blocks(model, config, stage=0)
+    else:
+        settle_run(config)
+    if kernels or config.train.compile:
+        prepare_blocks(model, config, stage=0)
 
 
-def every_word(batch: Batch) -> Hidden:
-    """All words in the place of the hidden ones; those that are not hidden have no target."""
+def padded(batch: Batch, length: int, padding: int) -> Batch:
+    """The batch with its texts padded to a length by the token `padding`."""
+    extra = max(0, length - batch.text_BL.shape[1])
+
+    def pad(x_BL: Tensor, value: int) -> Tensor:
+        return F.pad(x_BL, (0, extra), value=value)
+
+    return replace(
+        batch,
+        text_BL=pad(batch.text_BL, padding),
+        masked_text_BL=pad(batch.masked_text_BL, padding),
+        valid_BL=pad(batch.valid_BL, False),
+        target_BL=pad(batch.target_BL, IGNORE),
+    )
+
+
+def every_word(batch: Batch) -> MaskedPlaces:
+    """All words in the place of the masked ones; those that are not masked have no target."""
     pairs, length = batch.text_BL.shape
     places = torch.arange(length, device=batch.text_BL.device)
     rows = torch.arange(pairs * length, device=places.device)
-    return replace(batch.hidden, token_BC=places.expand(pairs, -1), token_M=rows)
+    return replace(batch.masked, token_BC=places.expand(pairs, -1), token_M=rows)
 
 
 def _naive(title: str, padding: int, fused_attention: bool) -> Rung:

@@ -163,6 +163,8 @@ class Train:
 class Kernels:
     """Which implementation each operation uses: "auto", or one by the name that `mvlm kernels` gives it."""
 
+    fusion: str = "auto"  # masked streams and match streams in the cross encoders
+    views: str = "auto"  # the original and the masked view of a modality in its encoder
     attention: str = "auto"  # of padded sequences
     linear: str = "auto"  # product and bias of a layer
     gelu_linear: str = "auto"  # GELU and the linear layer after it
@@ -243,7 +245,12 @@ def given_keys(path: str | Path, overrides: typing.Iterable[str]) -> frozenset[s
     return frozenset(f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table)
 
 
-YOUNGER_KEYS: dict[str, Any] = {"data.patience": 0.0, "data.epoch": "images"}
+YOUNGER_KEYS: dict[str, Any] = {
+    "data.patience": 0.0,
+    "data.epoch": "images",
+    "kernels.fusion": "auto",
+    "kernels.views": "auto",
+}
 """For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
 
 A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mvlm.config.schema import Config
-from mvlm.data.loading.collate import HIDDEN_MULTIPLE, PAD_MULTIPLE
+from mvlm.data.loading.collate import MASKED_MULTIPLE, PAD_MULTIPLE
 from mvlm.estimate.cross import Stack, stack_pieces
 from mvlm.estimate.encoders import Shape
 from mvlm.estimate.flops import Work, image_tokens
 from mvlm.estimate.kept import FP32, NORM_BYTES, Arithmetic, Piece, attention
 from mvlm.model.dimensions import Tower
+from mvlm.model.inputs import views_read
 from mvlm.model.masking import block_grid, exact_count
-from mvlm.model.views import Views
 from mvlm.training.blocks import evenly
 
 SPECIAL = 2
@@ -43,7 +43,7 @@ def longest(config: Config, shape: Shape) -> Work:
         squared_tokens=length**2,
         hidden_tokens=tokens,
         hidden_patches=max(1, min(share, rows * columns - 1)) * objectives.image_mask_block**2,
-        restored_places=min(_round_up(max(tokens, 1), HIDDEN_MULTIPLE), length),
+        restored_places=min(_round_up(max(tokens, 1), MASKED_MULTIPLE), length),
         pool=config.train.global_batch,
         shared_view=data.shared_view,
     )
@@ -77,7 +77,7 @@ def _vision(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterat
     sizes = shape.sizes
     tower, drops = sizes.vision, config.objectives.image_masking == "drop"
     extra = tower.tokens_extra - 1
-    views = zip(image_tokens(sizes, work, config.objectives), Views.read(config.objectives, "image"), strict=True)
+    views = zip(image_tokens(sizes, work, config.objectives), views_read(config.objectives, "image"), strict=True)
     lengths = [length + extra for length, is_read in views if is_read]
     images = len(lengths) if drops or not config.data.shared_view else 1
     yield Piece("vision", how.element * images * sizes.patches * sizes.patch_values)
@@ -87,7 +87,7 @@ def _vision(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterat
 
 
 def _text(config: Config, shape: Shape, work: Work, how: Arithmetic) -> Iterator[Piece]:
-    tower, lengths = shape.sizes.text, [work.length] * sum(Views.read(config.objectives, "text"))
+    tower, lengths = shape.sizes.text, [work.length] * sum(views_read(config.objectives, "text"))
     tokens = sum(lengths)
     yield Piece("text", tokens * (tower.width * how.element + NORM_BYTES))
     for _ in range(tower.depth):

@@ -1,4 +1,4 @@
-"""What the stacks of the cross encoders and of the image decoder keep, block by block; see mvlm/model/readings.py."""
+"""What the stacks of the cross encoders and of the image decoder keep, block by block; see mvlm/kernels/fusion.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mvlm.estimate.kept import NORM_BYTES, Arithmetic, Piece, attention
 
 @dataclass(frozen=True)
 class _Look:
-    """Queries that look at keys, as mvlm/model/readings.py has it; of `whole` tensors no rows are copied."""
+    """Queries that look at keys, as mvlm/kernels/fusion.py has it; of `whole` tensors no rows are copied."""
 
     queries: float
     keys: float

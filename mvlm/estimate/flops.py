@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mvlm.batch import Batch
 from mvlm.config.schema import Objectives
 from mvlm.model.dimensions import Dimensions, Tower
-from mvlm.model.views import Views
+from mvlm.model.inputs import views_read
 
 Flops = dict[str, float]
 """Operations a pair by component: "vision", "text", "cross_image", "cross_text", "image_decoder", "heads"."""
@@ -49,9 +49,9 @@ class Work:
             length=batch.text_BL.shape[1],
             tokens=float(tokens_B.mean()),
             squared_tokens=float(tokens_B.square().mean()),
-            hidden_tokens=len(batch.hidden.token_M) / len(batch),
-            hidden_patches=batch.hidden.patch_BC.shape[1],
-            restored_places=batch.hidden.token_BC.shape[1],
+            hidden_tokens=len(batch.masked.token_M) / len(batch),
+            hidden_patches=batch.masked.patch_BC.shape[1],
+            restored_places=batch.masked.token_BC.shape[1],
             pool=pool or len(batch),
             shared_view=batch.masked_image_BCHW is batch.image_BCHW,
         )
@@ -81,7 +81,7 @@ def forward_flops(sizes: Dimensions, work: Work, objectives: Objectives, savings
     """Operations of a pair's forward pass; a component that the objectives do not need is absent."""
     flops = {
         "vision": _patch_embedding(sizes, work, objectives, savings) + _vision(sizes, work, objectives),
-        "text": sum(Views.read(objectives, "text")) * _text(sizes.text, work, savings.packed),
+        "text": sum(views_read(objectives, "text")) * _text(sizes.text, work, savings.packed),
     }
     aligned_hidden, context_hidden = objectives.alignment_inputs == "masked", objectives.hide == "both"
     one_context = aligned_hidden == context_hidden
@@ -124,7 +124,7 @@ def image_tokens(sizes: Dimensions, work: Work, objectives: Objectives) -> tuple
 
 
 def _patch_embedding(sizes: Dimensions, work: Work, objectives: Objectives, savings: Savings) -> float:
-    views = sum(Views.read(objectives, "image"))
+    views = sum(views_read(objectives, "image"))
     if savings.pruned and work.shared_view and objectives.image_masking != "drop":
         views = 1
     return views * 2.0 * sizes.patches * sizes.patch_values * sizes.vision.width
@@ -132,7 +132,7 @@ def _patch_embedding(sizes: Dimensions, work: Work, objectives: Objectives, savi
 
 def _vision(sizes: Dimensions, work: Work, objectives: Objectives) -> float:
     extra = sizes.vision.tokens_extra - 1
-    lengths = zip(image_tokens(sizes, work, objectives), Views.read(objectives, "image"), strict=True)
+    lengths = zip(image_tokens(sizes, work, objectives), views_read(objectives, "image"), strict=True)
     return sum(_tower(sizes.vision, tokens + extra, (tokens + extra) ** 2) for tokens, is_read in lengths if is_read)
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mvlm.batch import GatheredFeatures
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
 
@@ -119,7 +120,7 @@ def temperature_gradient(
 
     s = image · text / T, hence it is -sum_i image_i · dL/dimage_i / T, with each similarity in one micro-batch's rows.
 
-    Args: as for `contrastive_share`.
+    Args: as for `GatheredFeatures`, and `contrastive_share`.
     """
     lse_image_G, lse_text_G = lse_G2.unbind(1)
     own = slice(start, start + len(image_BE))
@@ -130,45 +131,33 @@ def temperature_gradient(
 class _Share(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        image_BE: Tensor,
-        text_BE: Tensor,
-        temperature: Tensor,
-        image_GE: Tensor,
-        text_GE: Tensor,
-        lse_G2: Tensor,
-        ids_G2: Tensor | None,
-        start: int,
-        at_temperature: Tensor,
+        ctx: Any, image_BE: Tensor, text_BE: Tensor, temperature: Tensor, gathered: GatheredFeatures, start: int
     ) -> Tensor:
-        ctx.save_for_backward(image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, at_temperature)
-        ctx.start = start
+        ctx.save_for_backward(image_BE, text_BE, temperature)
+        ctx.gathered, ctx.start = gathered, start
         positive_B = (image_BE.float() * text_BE.float()).sum(-1) / temperature
-        return lse_G2[start : start + len(image_BE)].mean(1).sum() - positive_B.sum()
+        return gathered.lse_G2[start : start + len(image_BE)].mean(1).sum() - positive_B.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, at_temperature = ctx.saved_tensors
-        lse_image_G, lse_text_G = lse_G2.unbind(1)
-        own = slice(ctx.start, ctx.start + len(image_BE))
-        at_image_BE = CONTRASTIVE(image_BE, text_GE, temperature, ctx.start, lse_image_G[own], lse_text_G, ids_G2)
-        at_text_BE = CONTRASTIVE(text_BE, image_GE, temperature, ctx.start, lse_text_G[own], lse_image_G, ids_G2)
-        own_share = at_temperature.expand_as(temperature) * len(image_BE) / len(lse_G2)
+        image_BE, text_BE, temperature = ctx.saved_tensors
+        whole: GatheredFeatures = ctx.gathered
+        lse_image_G, lse_text_G = whole.lse_G2.unbind(1)
+        rows = slice(ctx.start, ctx.start + len(image_BE))
+
+        def gradient(own_BE: Tensor, others_GE: Tensor, lse_own_G: Tensor, lse_others_G: Tensor) -> Tensor:
+            return CONTRASTIVE(own_BE, others_GE, temperature, ctx.start, lse_own_G[rows], lse_others_G, whole.ids_G2)
+
+        at_image_BE = gradient(image_BE, whole.text_GE, lse_image_G, lse_text_G)
+        at_text_BE = gradient(text_BE, whole.image_GE, lse_text_G, lse_image_G)
+        own_share = whole.temperature_gradient.expand_as(temperature) * len(image_BE) / len(whole.lse_G2)
         gradients = (at_image_BE.to(image_BE.dtype), at_text_BE.to(text_BE.dtype), own_share.to(temperature.dtype))
-        return (*(gradient * grad for gradient in gradients), None, None, None, None, None, None)
+        return (*(gradient * grad for gradient in gradients), None, None)
 
 
 def contrastive_share(
-    image_BE: Tensor,
-    text_BE: Tensor,
-    temperature: Tensor,
-    image_GE: Tensor,
-    text_GE: Tensor,
-    lse_G2: Tensor,
-    ids_G2: Tensor | None,
-    start: int,
-    at_temperature: Tensor,
+    image_BE: Tensor, text_BE: Tensor, temperature: Tensor, gathered: GatheredFeatures, start: int
 ) -> Tensor:
     """The sum over the own pairs of both directions' mean, with the gradient of the sum over all G pairs.
 
@@ -178,9 +167,5 @@ def contrastive_share(
     Args:
         image_BE, text_BE: the own pairs' features, pairs `start` to `start + B` of the global batch.
         temperature: T, one value.
-        image_GE, text_GE: the global batch's features, without gradient.
-        lse_G2: `log_sum_exps` of each image against all texts, and of each text against all images.
-        ids_G2: as in `log_sum_exps`.
-        at_temperature: what `temperature_gradient` adds up to over all micro-batches.
     """
-    return _Share.apply(image_BE, text_BE, temperature, image_GE, text_GE, lse_G2, ids_G2, start, at_temperature)
+    return _Share.apply(image_BE, text_BE, temperature, gathered, start)

@@ -10,16 +10,19 @@ from torch import Tensor
 from mvlm.kernels.attention import attention
 from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
 from mvlm.kernels.dispatch import Op
+from mvlm.kernels.fusion import FUSION
 from mvlm.kernels.layer_norm import layer_norm
 from mvlm.kernels.linear import gelu_linear, linear
+from mvlm.kernels.mlm_loss import MLM_LOSS
 from mvlm.kernels.negatives import NEGATIVES
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
 from mvlm.kernels.patch_l1 import PATCH_L1
-from mvlm.kernels.word_loss import word_loss
+from mvlm.kernels.views import VIEWS, Views
 
+_PASSES = (FUSION, VIEWS)
 _LAYERS = (attention, PACKED_ATTENTION, linear, gelu_linear, layer_norm)
-_LOSSES = (word_loss, PATCH_L1, LOG_SUM_EXPS, CONTRASTIVE, NEGATIVES)
-OPS: dict[str, Op] = {op.name: op for op in (*_LAYERS, *_LOSSES)}
+_LOSSES = (MLM_LOSS, PATCH_L1, LOG_SUM_EXPS, CONTRASTIVE, NEGATIVES)
+OPS: dict[str, Op] = {op.name: op for op in (*_PASSES, *_LAYERS, *_LOSSES)}
 
 
 def _attention(make: Callable[..., Tensor]) -> tuple:
@@ -55,6 +58,8 @@ def _negatives(make: Callable[..., Tensor]) -> tuple:
 
 
 EXAMPLES: dict[str, Callable[[Callable[..., Tensor]], tuple]] = {
+    "fusion": lambda make: (None, None),  # nothing to be computed by no encoder, which no implementation minds
+    "views": lambda make: (lambda views: [], Views(True, True)),
     "attention": _attention,
     "linear": _linear,
     "gelu_linear": _linear,

@@ -29,7 +29,7 @@ class Encoders(nn.Module):
 
     def fuse_image(self, queries_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """Image tokens that have read the text -> BSD."""
-        return self.cross_image(queries_BSD, text_BLD, context_valid_BT=valid_BL)
+        return self.cross_image(queries_BSD, text_BLD, context_valid_BU=valid_BL)
 
     def fuse_text(self, queries_BLD: Tensor, image_BSD: Tensor, valid_BL: Tensor) -> Tensor:
         """Text tokens that have read the image -> BLD."""

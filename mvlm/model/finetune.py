@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mvlm.batch import LabelledBatch, Losses, Pool, Tally
+from mvlm.batch import GlobalBatch, LabelledBatch, Losses, MetricAccumulator
 from mvlm.config.schema import Model, Task
+from mvlm.kernels.fusion import FUSION, Stream
 from mvlm.model.encoders import Encoders
 from mvlm.model.fusion import init_linear
 from mvlm.model.losses.labels import answer_loss, label_loss, label_right
@@ -42,11 +43,13 @@ class TaskModel(Encoders):
         width = vision.width + text.width
         self.head = Head(task.images * width, width, classes, config.cross_init_std)
 
-    def forward(self, batch: LabelledBatch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
-        """The loss of a micro-batch; it knows of no other, so that a pool changes nothing."""
+    def forward(
+        self, batch: LabelledBatch, global_batch: GlobalBatch | None = None, metrics: MetricAccumulator | None = None
+    ) -> Losses:
+        """The loss of a micro-batch; it knows of no other, so that a global batch changes nothing."""
         logits_BA = self.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
-        if tally:
-            tally.count("task_accuracy", label_right(logits_BA, batch.label_B))
+        if metrics:
+            metrics.count("task_accuracy", label_right(logits_BA, batch.label_B))
         return {"task": LOSSES[self.task.name](logits_BA, batch.label_B)}
 
     def logits(self, image_VBCHW: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
@@ -56,7 +59,8 @@ class TaskModel(Encoders):
         text_XLD = self.encode_text(text_BL, valid_BL).repeat(count, 1, 1)
         valid_XL = valid_BL.repeat(count, 1)
         cls_X1 = torch.zeros(len(image_XSD), 1, dtype=torch.int64, device=valid_BL.device)
-        fused_image_X1D = self.cross_image(image_XSD, text_XLD, context_valid_BT=valid_XL, keep_BC=cls_X1)
-        fused_text_X1D = self.cross_text(text_XLD, image_XSD, valid_BL=valid_XL, keep_BC=cls_X1)
+        image, text = Stream(image_XSD, text_XLD, cls_X1), Stream(text_XLD, image_XSD, cls_X1)
+        fused_image_X1D, _ = FUSION(self.cross_image, image, context_valid_BU=valid_XL)
+        fused_text_X1D, _ = FUSION(self.cross_text, text, valid_BL=valid_XL)
         features_XD = torch.cat([fused_image_X1D[:, 0], fused_text_X1D[:, 0]], dim=-1)
         return self.head(torch.cat(features_XD.chunk(count), dim=-1))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mvlm.config.schema import Model
 from mvlm.errors import UserError
 from mvlm.kernels.attention import attention
-from mvlm.model.readings import Look, Matching, Readings, Restoring, places
+from mvlm.kernels.fusion import Layout, Segment, split
 
 
 class Attention(nn.Module):
@@ -21,13 +21,12 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(context_width, 2 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries_BTD: Tensor, context_BUD: Tensor, looks: list[Look]) -> Tensor:
-        """BTD looking at BUD -> BTD; the looks' queries are those of T, in their order."""
-        query = places(self.query(queries_BTD), [look.queries for look in looks])
-        key, value = (
-            places(part, [look.keys for look in looks]) for part in self.key_value(context_BUD).chunk(2, dim=-1)
-        )
-        attended = [self._attend(*parts) for parts in zip(query, key, value, looks, strict=True)]
+    def forward(self, queries_BTD: Tensor, context_BUD: Tensor, segments: list[Segment]) -> Tensor:
+        """BTD attending to BUD -> BTD; the segments' queries are those of T, in their order."""
+        queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
+        query = split(self.query(queries_BTD), queries)
+        key, value = (split(part, keys) for part in self.key_value(context_BUD).chunk(2, dim=-1))
+        attended = [self._attend(*parts) for parts in zip(query, key, value, segments, strict=True)]
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
 
     def weights(self, queries_BTD: Tensor, context_BUD: Tensor) -> Tensor:
@@ -38,12 +37,12 @@ class Attention(nn.Module):
         )
         return (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
 
-    def _attend(self, query_BTD: Tensor, key_BUD: Tensor, value_BUD: Tensor, look: Look) -> Tensor:
+    def _attend(self, query_BTD: Tensor, key_BUD: Tensor, value_BUD: Tensor, segment: Segment) -> Tensor:
         query, key, value = (
-            x.reshape(len(query_BTD) * look.count, -1, self.heads, query_BTD.shape[-1] // self.heads).transpose(1, 2)
-            for x in (query_BTD, *(x if look.rows_B is None else x[look.rows_B] for x in (key_BUD, value_BUD)))
+            x.reshape(len(query_BTD) * segment.count, -1, self.heads, query_BTD.shape[-1] // self.heads).transpose(1, 2)
+            for x in (query_BTD, *(x if segment.rows_B is None else x[segment.rows_B] for x in (key_BUD, value_BUD)))
         )
-        mask = None if look.valid is None else look.valid.reshape(len(key), 1, 1, -1)
+        mask = None if segment.valid is None else segment.valid.reshape(len(key), 1, 1, -1)
         dropout = self.dropout if self.training else 0.0
         attended = attention(query, key, value, mask, dropout)
         return attended.transpose(1, 2).reshape(query_BTD.shape)
@@ -65,27 +64,27 @@ class CrossBlock(nn.Module):
         self.feed_forward = FeedForward(width, config.dropout)
         self.self_norm, self.cross_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
 
-    def forward(self, x_BTD: Tensor, context_BUD: Tensor, readings: Readings, first: bool, last: bool) -> Tensor:
-        """The readings' sequences, of which the first block takes the sources and the last gives what is kept."""
-        self_looks, cross_looks = readings.self_looks(first, last), readings.cross_looks(last)
+    def forward(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout, first: bool, last: bool) -> Tensor:
+        """The layout's sequences, of which the first block takes the sources and the last gives what is kept."""
+        self_segments, cross_segments = layout.self_segments(first, last), layout.cross_segments(last)
         normed = self.self_norm(x_BTD) if self.pre_norm else x_BTD
         queries = normed
         if last:
-            x_BTD, queries = readings.keep(x_BTD), readings.keep(normed)
-        x_BTD = x_BTD + self.self_attention(queries, normed, self_looks)
+            x_BTD, queries = layout.keep(x_BTD), layout.keep(normed)
+        x_BTD = x_BTD + self.self_attention(queries, normed, self_segments)
         if not self.pre_norm:
             x_BTD = self.self_norm(x_BTD)
         if first:
-            x_BTD = readings.spread(x_BTD, last)
+            x_BTD = layout.spread(x_BTD, last)
         if self.pre_norm:
-            x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), context_BUD, cross_looks)
+            x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), context_BUD, cross_segments)
             return x_BTD + self.feed_forward(self.feed_norm(x_BTD))
-        x_BTD = self.cross_norm(x_BTD + self.cross_attention(x_BTD, context_BUD, cross_looks))
+        x_BTD = self.cross_norm(x_BTD + self.cross_attention(x_BTD, context_BUD, cross_segments))
         return self.feed_norm(x_BTD + self.feed_forward(x_BTD))
 
 
 class CrossEncoder(nn.Module):
-    """A stack of blocks in which one modality reads the other."""
+    """A stack of blocks in which one modality attends to the other."""
 
     def __init__(self, width: int, context_width: int, depth: int, config: Model) -> None:
         super().__init__()
@@ -100,47 +99,18 @@ class CrossEncoder(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        context_BTD: Tensor,
-        valid_BL: Tensor | None = None,
-        context_valid_BT: Tensor | None = None,
-        keep_BC: Tensor | None = None,
-    ) -> Tensor:
-        """BLD reading BTD -> BLD, or BCD of the places `keep_BC`; `valid` masks padding of either side."""
-        return self._read(x_BLD, context_BTD, Readings(x_BLD.shape[1], 0, valid_BL, context_valid_BT, keep_BC=keep_BC))
-
-    def read_pairs(
-        self,
-        restoring: Restoring | None,
-        matching: Matching | None,
+        context_BUD: Tensor,
         valid_BL: Tensor | None = None,
         context_valid_BU: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """All readings of every pair, in one pass where they share their context.
+    ) -> Tensor:
+        """BLD attending to BUD -> BLD; `valid` masks padding of either side."""
+        return self.run(x_BLD, context_BUD, Layout(x_BLD.shape[1], 0, valid_BL, context_valid_BU))
 
-        Returns:
-            The restored places BCD, and the CLS outputs B3D of the pair itself, of the drawn sequence with the pair's
-            context and of the pair's sequence with the drawn context; of no length where nothing is asked for.
-        """
-        if restoring and matching and restoring.context_BUD is not matching.context_BUD:
-            restored, _ = self.read_pairs(restoring, None, valid_BL, context_valid_BU)
-            return restored, self.read_pairs(None, matching, valid_BL, context_valid_BU)[1]
-        sources = ([restoring.hidden_BLD] if restoring else []) + ([matching.own_BLD] if matching else [])
-        readings = Readings(
-            restoring.hidden_BLD.shape[1] if restoring else 0,
-            matching.own_BLD.shape[1] if matching else 0,
-            valid_BL,
-            context_valid_BU,
-            matching.drawn_B if matching else None,
-            matching.context_drawn_B if matching else None,
-            restoring.keep_BC if restoring else None,
-        )
-        context_BUD = (restoring or matching).context_BUD  # type: ignore[union-attr]
-        return readings.split(self._read(torch.cat(sources, dim=1), context_BUD, readings))
-
-    def _read(self, x_BTD: Tensor, context_BUD: Tensor, readings: Readings) -> Tensor:
+    def run(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout) -> Tensor:
+        """The sources of all sequences of a layout -> what is kept of them."""
         last = len(self.blocks) - 1
         for number, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, context_BUD, readings, number == 0, number == last)
+            x_BTD = block(x_BTD, context_BUD, layout, number == 0, number == last)
         return self.norm(x_BTD)
 
 

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mvlm.batch import Tally
+from mvlm.batch import MetricAccumulator
 from mvlm.config.schema import Model
-from mvlm.kernels.word_loss import word_loss
+from mvlm.kernels.fusion import FUSION, Stream
+from mvlm.kernels.mlm_loss import MLM_LOSS
 from mvlm.model.fusion import CrossEncoder, init_linear
 from mvlm.model.vision import visible_places
 
@@ -71,37 +72,39 @@ class MatchHead(nn.Module):
         return self.classifier(image_D * self.align(text_D)).float()
 
 
-class WordClassifier(nn.Linear):
+class TokenClassifier(nn.Linear):
     """Tokens to words or, given the right words, to their cross-entropy at once."""
 
     def forward(  # type: ignore[override]
-        self, tokens_MD: Tensor, target_M: Tensor | None = None, tally: Tally | None = None
+        self, tokens_MD: Tensor, target_M: Tensor | None = None, metrics: MetricAccumulator | None = None
     ) -> Tensor:
         if target_M is None:
             return super().forward(tokens_MD)
-        return word_loss(tokens_MD, self.weight, self.bias, target_M, tally)
+        return MLM_LOSS(tokens_MD, self.weight, self.bias, target_M, metrics)
 
 
-class WordHead(nn.Module):
+class MlmHead(nn.Module):
     """One fully connected classifier over the vocabulary; its weight starts as, or is, the text encoder's embedding."""
 
     def __init__(self, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:
         super().__init__()
         vocabulary, width = embedding.weight.shape
-        self.classifier = WordClassifier(width, vocabulary)
+        self.classifier = TokenClassifier(width, vocabulary)
         init_linear(self.classifier, config.cross_init_std)
         if config.tie_classifier:
             self.classifier.weight = embedding.weight
         elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained):
             self.classifier.weight.data.copy_(embedding.weight.data)
 
-    def forward(self, tokens_MD: Tensor, target_M: Tensor | None = None, tally: Tally | None = None) -> Tensor:
+    def forward(
+        self, tokens_MD: Tensor, target_M: Tensor | None = None, metrics: MetricAccumulator | None = None
+    ) -> Tensor:
         """... x D -> ... x V or, given the M right words, the sum of their cross-entropies in fp32.
 
         Args:
-            tally: gets `word_accuracy`.
+            metrics: gets `word_accuracy`.
         """
-        return self.classifier(tokens_MD, target_M, tally)
+        return self.classifier(tokens_MD, target_M, metrics)
 
 
 class MaskTokens(nn.Module):
@@ -167,6 +170,7 @@ class ImageDecoder(nn.Module):
         """BSD -> BNQ, or BCQ of the patches `patch_BC` alone; CLS takes part in the blocks and predicts nothing."""
         if self.mask_tokens is not None:
             fused_BSD = self.mask_tokens(fused_BSD, patch_mask_BN)
-        if patch_BC is not None:
-            return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BT=valid_BL, keep_BC=patch_BC + 1))
-        return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BT=valid_BL)[:, 1:])
+        if patch_BC is None:
+            return self.pixels(self.blocks(fused_BSD, text_BLD, context_valid_BU=valid_BL)[:, 1:])
+        stream = Stream(fused_BSD, text_BLD, patch_BC + 1)
+        return self.pixels(FUSION(self.blocks, stream, context_valid_BU=valid_BL)[0])

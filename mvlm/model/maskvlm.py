@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Contrast, Encoded, Losses, Pool, Tally
+from mvlm.batch import IGNORE, Batch, Encoded, GatheredFeatures, GlobalBatch, Losses, MetricAccumulator
 from mvlm.config.schema import Model, Objectives
+from mvlm.kernels.fusion import FUSION, MatchStream
+from mvlm.kernels.views import VIEWS, Views
 from mvlm.model.encoders import Encoders
-from mvlm.model.heads import ImageDecoder, MatchHead, Projection, Temperature, WordHead
+from mvlm.model.heads import ImageDecoder, MatchHead, MlmHead, Projection, Temperature
+from mvlm.model.inputs import Encodings, select, views_read
 from mvlm.model.losses.extra import chosen
-from mvlm.model.losses.itc import contrast, itc_loss
-from mvlm.model.losses.itm import counted_readings, hard_negatives, itm_loss, itm_right
-from mvlm.model.losses.reconstruction import masked_image_loss, masked_text_loss
+from mvlm.model.losses.itc import gather_features, itc_loss
+from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_correct, itm_loss
+from mvlm.model.losses.reconstruction import mim_loss, mlm_loss
 from mvlm.model.randomness import is_random
-from mvlm.model.readings import Matching, Restoring
 from mvlm.model.text import TextEncoder
-from mvlm.model.views import Views
 from mvlm.model.vision import VisionEncoder
 
 
@@ -34,65 +37,44 @@ class MaskVLM(Encoders):
         self.objectives, self.seed = objectives, seed
         self.extra = chosen(objectives.extra)
         self.image_decoder = ImageDecoder(vision.width, text.width, vision.patch, vision.grid, config, vision.drops)
-        self.word_head = WordHead(text.embedding, config.text_weights != "random", config)
+        self.word_head = MlmHead(text.embedding, config.text_weights != "random", config)
         self.match_head = MatchHead(vision.width, text.width, config)
         self.image_projection = Projection(vision.width, config)
         self.text_projection = Projection(text.width, config)
         self.temperature = Temperature(config)
 
-    def forward(self, batch: Batch, pool: Pool | None = None, tally: Tally | None = None) -> Losses:
-        """The four losses of a micro-batch, and further ones; without a pool the micro-batch is the global batch.
+    def forward(
+        self, batch: Batch, global_batch: GlobalBatch | None = None, metrics: MetricAccumulator | None = None
+    ) -> Losses:
+        """The losses of a micro-batch, without those of weight 0; alone, the micro-batch is the global batch.
 
         Args:
-            tally: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
+            metrics: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
         """
-        weights = self.objectives
-        pool = pool or self._pool_of_one(batch)
-        image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch)
-        aligned_image_BSD, aligned_text_BLD = image_BSD, text_BLD
-        if weights.alignment_inputs == "masked":
-            aligned_image_BSD, aligned_text_BLD = hidden_image_BSD, hidden_text_BLD
-        context_image_BSD, context_text_BLD = image_BSD, text_BLD  # what a hidden modality is restored from
-        if weights.hide == "both":
-            context_image_BSD, context_text_BLD = hidden_image_BSD, hidden_text_BLD
+        weights, global_batch = self.objectives, global_batch or self._alone(batch)
+        whole, masked = self._encode(batch)
+        aligned, masked_image, masked_text = select(weights, whole, masked, batch.masked)
 
+        # Contrast images with texts, and choose for each a negative that it is to be told from.
         losses: Losses = {}
-        image_matching = text_matching = image_restoring = text_restoring = None
-        if weights.itc or weights.itm or self.extra:
-            own = self._project(batch, aligned_image_BSD, aligned_text_BLD)
+        image_match = text_match = None
+        if aligned:
+            features = self._project(batch, aligned)
         if weights.itc:
-            temperature = self.temperature()
-            losses["itc"] = itc_loss(own, temperature, pool)
-            if tally:
-                tally.values["temperature"] = temperature.detach().squeeze()
-        if weights.itm:
-            image_idx_B, text_idx_B = self._draw_negatives(batch, own)
-            image_matching = Matching(aligned_image_BSD, aligned_text_BLD, image_idx_B, text_idx_B)
-            text_matching = Matching(aligned_text_BLD, aligned_image_BSD, text_idx_B, image_idx_B)
-        if weights.image:
-            image_restoring = Restoring(hidden_image_BSD, context_text_BLD)
-        if weights.text:
-            text_restoring = Restoring(hidden_text_BLD, context_image_BSD, batch.hidden.token_BC)
+            losses["itc"] = self._itc_loss(features, global_batch, metrics)
+        if aligned and weights.itm:
+            image_match, text_match = self._match_streams(batch, aligned, features)
 
-        if weights.image or weights.itm:
-            fused_image_BSD, matched_image_B3D = self.cross_image.read_pairs(
-                image_restoring, image_matching, context_valid_BU=batch.valid_BL
-            )
-        if weights.text or weights.itm:
-            fused_text_BCD, matched_text_B3D = self.cross_text.read_pairs(text_restoring, text_matching, batch.valid_BL)
-        if weights.itm:
-            own_B1D, drawn_text_B1D, drawn_image_B1D = matched_text_B3D.split(1, dim=1)
-            matched_text_B3D = torch.cat([own_B1D, drawn_image_B1D, drawn_text_B1D], dim=1)  # as the image side's
-            logits_B32 = self.match_head(matched_image_B3D, matched_text_B3D)
-            counted_B3 = self._counted_readings(batch)
-            losses["itm"] = itm_loss(logits_B32, counted_B3, pool.itm_readings, pool.parts)
-            if tally:
-                tally.count("itm_accuracy", itm_right(logits_B32.detach()), counted_B3)
-        if weights.text:
-            losses["text"] = self._text_loss(batch, pool, fused_text_BCD, tally)
-        if weights.image:
-            losses["image"] = self._image_loss(batch, pool, fused_image_BSD, context_text_BLD)
-        return losses | {name: objective(own) for name, objective in self.extra.items()}
+        # Match pairs, and reconstruct each masked modality from the other.
+        fused_image_BSD, image_cls_B3D = FUSION(self.cross_image, masked_image, image_match, None, batch.valid_BL)
+        fused_text_BCD, text_cls_B3D = FUSION(self.cross_text, masked_text, text_match, batch.valid_BL)
+        if image_match:
+            losses["itm"] = self._itm_loss(batch, image_cls_B3D, text_cls_B3D, global_batch, metrics)
+        if masked_text:
+            losses["text"] = self._mlm_loss(batch, fused_text_BCD, global_batch, metrics)
+        if masked_image:
+            losses["image"] = self._mim_loss(batch, fused_image_BSD, masked_image.context_BUD, global_batch)
+        return losses | {name: objective(features) for name, objective in self.extra.items()}
 
     def project_image(self, image_BSD: Tensor) -> Tensor:
         """-> BE, unit length, fp32."""
@@ -125,51 +107,54 @@ class MaskVLM(Encoders):
         masked = self.objectives.alignment_inputs == "masked"
         aligned = Views(whole=not masked, masked=masked)
         same = is_random(self.vision) or is_random(self.text)
-        image_BSD, text_BLD, hidden_image_BSD, hidden_text_BLD = self._encode(batch, None if same else aligned)
-        if masked:
-            image_BSD, text_BLD = hidden_image_BSD, hidden_text_BLD
-        return self._project(batch, image_BSD, text_BLD)
+        return self._project(batch, self._encode(batch, None if same else aligned)[masked])
 
     def denominators(self, batch: Batch) -> Tensor:
-        """Hidden tokens, hidden patches and readings of ITM that count, of this micro-batch -> int64, 3 of them."""
+        """Masked tokens, masked patches and examples of ITM that count, of this micro-batch -> int64, 3 of them."""
         tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-        readings = self._counted_readings(batch).sum() if self.objectives.itm else torch.zeros_like(tokens)
-        return torch.stack([tokens, patches, readings])
+        examples = self._counted_examples(batch).sum() if self.objectives.itm else torch.zeros_like(tokens)
+        return torch.stack([tokens, patches, examples])
 
-    def _counted_readings(self, batch: Batch) -> Tensor:
-        weights = self.objectives
-        return counted_readings(batch.image_id_B, batch.caption_id_B, weights.itm_group, weights.exclude_duplicates)
-
-    def _pool_of_one(self, batch: Batch) -> Pool:
+    def _alone(self, batch: Batch) -> GlobalBatch:
         """The micro-batch as its own global batch."""
 
-        def alone(own: Encoded, temperature: Tensor) -> Contrast:
-            return contrast([own], [0], temperature, self.objectives.exclude_duplicates)
+        def gather(own: Encoded, temperature: Tensor) -> GatheredFeatures:
+            return gather_features([own], [0], temperature, self.objectives.exclude_duplicates)
 
-        return Pool(alone, 0, 1, *self.denominators(batch))
+        return GlobalBatch(gather, 0, 1, *self.denominators(batch))
 
-    def _encode(self, batch: Batch, views: Views | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Whole image, whole text, hidden image, hidden text; both of a modality in one pass of its encoder.
+    def _encode(self, batch: Batch, views: Views | None = None) -> tuple[Encodings, Encodings]:
+        """The whole view of both modalities and the masked one.
 
         Args:
             views: those to compute of either modality; None = those that the objectives read. In the place of one
                 that is not computed stands the other.
         """
-        image_views, text_views = (views or Views.read(self.objectives, name) for name in ("image", "text"))
-        images = self.vision.views(batch, image_views)
-        given = zip((batch.text_BL, batch.masked_text_BL), text_views, strict=True)
-        texts = self.text(torch.stack([text for text, is_read in given if is_read]), batch.valid_BL, batch.packing)
-        return images[0], texts[0], images[-1], texts[-1]
+        image_views, text_views = (views or views_read(self.objectives, name) for name in ("image", "text"))
+        images = VIEWS(partial(self.vision.views, batch), image_views)
+        texts = VIEWS(partial(self._encode_texts, batch), text_views)
+        return Encodings(images[0], texts[0]), Encodings(images[-1], texts[-1])
 
-    def _project(self, batch: Batch, image_BSD: Tensor, text_BLD: Tensor) -> Encoded:
-        image_BE, text_BE = self.project_image(image_BSD), self.project_text(text_BLD)
+    def _encode_texts(self, batch: Batch, views: Views) -> list[Tensor]:
+        given = zip((batch.text_BL, batch.masked_text_BL), views, strict=True)
+        text_XBL = torch.stack([text_BL for text_BL, is_read in given if is_read])
+        return list(self.text(text_XBL, batch.valid_BL, batch.packing))
+
+    def _project(self, batch: Batch, views: Encodings) -> Encoded:
+        image_BE, text_BE = self.project_image(views.image_BSD), self.project_text(views.text_BLD)
         return Encoded(image_BE, text_BE, batch.image_id_B, batch.caption_id_B)
 
-    def _draw_negatives(self, batch: Batch, own: Encoded) -> tuple[Tensor, Tensor]:
-        """A negative image for every text and a negative text for every image, as rows of the micro-batch."""
-        weights = self.objectives
-        return hard_negatives(
-            own,
+    def _itc_loss(self, features: Encoded, global_batch: GlobalBatch, metrics: MetricAccumulator | None) -> Tensor:
+        temperature = self.temperature()
+        if metrics:
+            metrics.values["temperature"] = temperature.detach().squeeze()
+        return itc_loss(features, temperature, global_batch)
+
+    def _match_streams(self, batch: Batch, views: Encodings, features: Encoded) -> tuple[MatchStream, MatchStream]:
+        """Of the image side and of the text side, each pair with a negative image and a negative text."""
+        weights, (image_BSD, text_BLD) = self.objectives, views
+        image_B, text_B = hard_negatives(
+            features,
             batch.position_B,
             self.temperature(),
             weights.itm_group,
@@ -177,24 +162,46 @@ class MaskVLM(Encoders):
             weights.exclude_duplicates,
             uniform=weights.itm_negatives == "uniform",
         )
+        return MatchStream(image_BSD, text_BLD, image_B, text_B), MatchStream(text_BLD, image_BSD, text_B, image_B)
 
-    def _text_loss(self, batch: Batch, pool: Pool, fused_BCD: Tensor, tally: Tally | None) -> Tensor:
-        hidden = batch.hidden
-        target_M = batch.target_BL.gather(1, hidden.token_BC).flatten()[hidden.token_M]
-        total = self.word_head(fused_BCD.flatten(0, 1)[hidden.token_M], target_M, tally)
-        return masked_text_loss(total, pool.hidden_tokens, pool.parts)
+    def _counted_examples(self, batch: Batch) -> Tensor:
+        weights = self.objectives
+        return counted_examples(batch.image_id_B, batch.caption_id_B, weights.itm_group, weights.exclude_duplicates)
 
-    def _image_loss(self, batch: Batch, pool: Pool, fused_BSD: Tensor, text_BLD: Tensor) -> Tensor:
-        hidden, vision = batch.hidden, self.vision
-        pixels_BCQ = self.image_decoder(fused_BSD, text_BLD, batch.valid_BL, batch.patch_mask_BN, hidden.patch_BC)
-        return masked_image_loss(
+    def _itm_loss(
+        self,
+        batch: Batch,
+        image_B3D: Tensor,
+        text_B3D: Tensor,
+        global_batch: GlobalBatch,
+        metrics: MetricAccumulator | None,
+    ) -> Tensor:
+        own_B1D, negative_text_B1D, negative_image_B1D = text_B3D.split(1, dim=1)
+        text_B3D = torch.cat([own_B1D, negative_image_B1D, negative_text_B1D], dim=1)  # as the image side's
+        logits_B32, counted_B3 = self.match_head(image_B3D, text_B3D), self._counted_examples(batch)
+        if metrics:
+            metrics.count("itm_accuracy", itm_correct(logits_B32.detach()), counted_B3)
+        return itm_loss(logits_B32, counted_B3, global_batch.itm_examples, global_batch.parts)
+
+    def _mlm_loss(
+        self, batch: Batch, fused_BCD: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None
+    ) -> Tensor:
+        masked = batch.masked
+        target_M = batch.target_BL.gather(1, masked.token_BC).flatten()[masked.token_M]
+        total = self.word_head(fused_BCD.flatten(0, 1)[masked.token_M], target_M, metrics)
+        return mlm_loss(total, global_batch.masked_tokens, global_batch.parts)
+
+    def _mim_loss(self, batch: Batch, fused_BSD: Tensor, text_BLD: Tensor, global_batch: GlobalBatch) -> Tensor:
+        masked, vision = batch.masked, self.vision
+        pixels_BCQ = self.image_decoder(fused_BSD, text_BLD, batch.valid_BL, batch.patch_mask_BN, masked.patch_BC)
+        return mim_loss(
             pixels_BCQ.flatten(0, 1),
             batch.masked_image_BCHW,
-            hidden.patch_M,
+            masked.patch_M,
             vision.patch,
             vision.mean,
             vision.std,
-            pool.hidden_patches,
-            pool.parts,
+            global_batch.masked_patches,
+            global_batch.parts,
             self.objectives.normalized_targets,
         )

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from mvlm.batch import Batch
 from mvlm.kernels.constants import constant
-from mvlm.model.readings import take
-from mvlm.model.views import Views
+from mvlm.kernels.fusion import take
+from mvlm.kernels.views import Views
 
 
 class MaskedPatchEmbed(nn.Module):
@@ -112,7 +112,7 @@ class VisionEncoder(nn.Module):
             return list(self(images, torch.cat([torch.zeros_like(mask_BN), mask_BN])).chunk(2))
         features = [self(images)] if views.whole else []
         if views.masked and self.drops:
-            visible_BV = visible_places(mask_BN, mask_BN.shape[1] - batch.hidden.patch_BC.shape[1])
+            visible_BV = visible_places(mask_BN, mask_BN.shape[1] - batch.masked.patch_BC.shape[1])
             features.append(self._visible(batch.masked_image_BCHW, visible_BV))
         elif views.masked:
             features.append(self(batch.masked_image_BCHW, mask_BN))

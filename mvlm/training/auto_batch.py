@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Pool
+from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch
 from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config.schema import Config
 from mvlm.data.samples.dataset import Rows
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.losses.itc import contrast
+from mvlm.model.losses.itc import gather_features
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import available_memory
 from mvlm.runtime.live_memory import LiveMemory
@@ -203,17 +203,17 @@ def longest_batch(dataset: Rows[Any], pairs: int) -> Batch | LabelledBatch:
     return dataset.collate(samples, images_VBCHW)
 
 
-def _pool(batch: Batch | LabelledBatch, config: Config, pairs: int) -> Pool | None:
+def _pool(batch: Batch | LabelledBatch, config: Config, pairs: int) -> GlobalBatch | None:
     """As of a global batch that holds the micro-batch again and again."""
     if not isinstance(batch, Batch):
         return None
     parts = config.train.global_batch // pairs
 
-    def repeated(own: Encoded, temperature: Tensor) -> Contrast:
+    def repeated(own: Encoded, temperature: Tensor) -> GatheredFeatures:
         def everybody(x: Tensor) -> Tensor:
             return x.repeat(parts, *[1] * (x.ndim - 1))
 
-        return contrast([own], [0], temperature, config.objectives.exclude_duplicates, everybody)
+        return gather_features([own], [0], temperature, config.objectives.exclude_duplicates, everybody)
 
     counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
-    return Pool(repeated, 0, parts, counts, counts, counts)
+    return GlobalBatch(repeated, 0, parts, counts, counts, counts)

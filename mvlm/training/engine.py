@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, Contrast, Encoded, LabelledBatch, Losses, Pool, Tally
+from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
 from mvlm.checkpoint.layout import EMA
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.losses.itc import contrast
+from mvlm.model.losses.itc import gather_features
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.gradient_norms import GradientParts
@@ -96,7 +96,11 @@ class Engine:
         return self.config.train.ema > 0
 
     def step(
-        self, micro_batches: Sequence[Batch | LabelledBatch], lr_factor: float, step: int, tally: Tally | None = None
+        self,
+        micro_batches: Sequence[Batch | LabelledBatch],
+        lr_factor: float,
+        step: int,
+        tally: MetricAccumulator | None = None,
     ) -> Losses:
         """One update from this rank's micro-batches of a global batch.
 
@@ -147,7 +151,7 @@ class Engine:
 
     def _pools(
         self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
-    ) -> Sequence[Pool | None]:
+    ) -> Sequence[GlobalBatch | None]:
         """What each micro-batch needs to know of the global batch: what losses are divided by, and all features.
 
         Fine-tuning's losses are plain means over samples, which need nothing.
@@ -155,24 +159,24 @@ class Engine:
         pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
         return self._pools_of_pairs(pairs, starts, step) if pairs else [None] * len(micro_batches)
 
-    def _pools_of_pairs(self, micro_batches: list[Batch], starts: list[int], step: int) -> list[Pool]:
+    def _pools_of_pairs(self, micro_batches: list[Batch], starts: list[int], step: int) -> list[GlobalBatch]:
         assert isinstance(self.model, MaskVLM)
         denominators = dist.all_reduce(torch.stack([self.model.denominators(b) for b in micro_batches]).sum(0))
         parts = len(micro_batches) * dist.world()
         everybody = self._contrast(micro_batches, starts, step)
-        return [Pool(everybody, start, parts, *denominators) for start in starts]
+        return [GlobalBatch(everybody, start, parts, *denominators) for start in starts]
 
     def _contrast(
         self, micro_batches: list[Batch], starts: list[int], step: int
-    ) -> Callable[[Encoded, Tensor], Contrast]:
+    ) -> Callable[[Encoded, Tensor], GatheredFeatures]:
         """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several.
 
         These are computed twice, with the same dropout (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
         """
         objectives = self.config.objectives
 
-        def gathered(owns: list[Encoded], temperature: Tensor) -> Contrast:
-            return contrast(owns, starts, temperature, objectives.exclude_duplicates, dist.all_gather)
+        def gathered(owns: list[Encoded], temperature: Tensor) -> GatheredFeatures:
+            return gather_features(owns, starts, temperature, objectives.exclude_duplicates, dist.all_gather)
 
         if not objectives.itc or len(micro_batches) == 1:
             return lambda own, temperature: gathered([own], temperature)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvlm.batch import Losses, Tally
+from mvlm.batch import Losses, MetricAccumulator
 from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.fencing import Attempt
 from mvlm.checkpoint.state import TrainState
@@ -218,7 +218,7 @@ class Trainer:
         self.watchdog.at(state.step, "computing the update")
         factor = lr_factor(state.step, self.warmup, self.layout["steps"], config.optim.floor)
         last = state.step + 1 == self.layout["steps"]
-        tally = Tally() if last or (state.step + 1) % config.log.every == 0 else None
+        tally = MetricAccumulator() if last or (state.step + 1) % config.log.every == 0 else None
         losses = self.engine.step(micro_batches, factor, state.step, tally)
         position = self.loader.position
         total = _weighted(losses, config)

@@ -17,36 +17,48 @@ from benchmarks.step.albef_like import AlbefLike
 from benchmarks.step.count import count_flops
 from benchmarks.step.medians import Result, results
 from benchmarks.step.memory import LiveMemory, measure
-from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import SIZES, build, make_batch
-from benchmarks.step.variants import every_word, plain_attention
-from mvlm.batch import Losses
-from mvlm.model.maskvlm import MaskVLM
+from benchmarks.step.variants import LADDER, every_word, padded, plain_attention
+from mvlm.kernels.ops import OPS
 
 TINY = SIZES["tiny"]
 
 
-def gradients(model: MaskVLM, losses: Losses) -> dict[str, torch.Tensor]:
-    model.zero_grad()
-    sum(losses.values()).backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+@pytest.fixture(autouse=True)
+def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rung is prepared in a process of its own, for all of which it chooses."""
+    monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
+    for op in OPS.values():
+        monkeypatch.setattr(op, "choice", op.choice)
 
 
-@pytest.mark.parametrize(("padding", "packed", "masked"), [(50, False, False), (0, True, False), (40, True, True)])
-def test_every_rung_has_the_models_losses_and_gradients(padding: int, packed: bool, masked: bool) -> None:
+def loss_and_gradients(rung: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    prepared = LADDER[rung].prepare(TINY, torch.device("cpu"), torch.float32)
+    loss = prepared.loss()
+    loss.backward()
+    return loss, {name: p.grad for name, p in prepared.model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("rung", ["naive", "sdpa", "packed", "masked_heads"])
+def test_every_rung_has_the_same_loss_and_gradients(rung: str) -> None:
+    expected, found = loss_and_gradients("pruned"), loss_and_gradients(rung)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found[1], expected[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_padded_text_says_the_same() -> None:
     model = build(TINY)
-    batch = make_batch(TINY, model.grid, pairs=8)
-    expected = model(batch)
-    expected_gradients = gradients(model, expected)
-    losses = naive_losses(model, batch, padding, packed, masked)
-    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradients(model, losses), expected_gradients, rtol=1e-3, atol=1e-6)
+    batch = make_batch(TINY, model.grid)
+    longer = padded(batch, 40, model.text.settings.pad_token_id)
+    assert longer.text_BL.shape[1] == 40 > batch.text_BL.shape[1]
+    model.text.packable = False
+    torch.testing.assert_close(model(longer), model(batch), rtol=1e-5, atol=1e-6)
 
 
 def test_words_at_every_position_are_the_same_loss_at_a_higher_price() -> None:
     model = build(TINY)
     batch = make_batch(TINY, model.grid)
-    everywhere = dataclasses.replace(batch, hidden=every_word(batch))
+    everywhere = dataclasses.replace(batch, masked=every_word(batch))
     torch.testing.assert_close(model(everywhere), model(batch), rtol=1e-5, atol=1e-6)
     assert count_flops(lambda: model(everywhere)) > 1.01 * count_flops(lambda: model(batch))
 

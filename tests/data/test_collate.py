@@ -4,31 +4,31 @@ import pytest
 import torch
 
 from mvlm.batch import IGNORE
-from mvlm.data.loading.collate import hidden_places, pack
+from mvlm.data.loading.collate import masked_places, pack
 
 
-def test_hidden_places_are_those_of_the_mask_and_the_targets() -> None:
+def test_masked_places_are_those_of_the_mask_and_the_targets() -> None:
     generator = torch.Generator().manual_seed(0)
     mask = torch.stack([torch.randperm(16, generator=generator) < 10 for _ in range(6)])
     target = torch.full((6, 24), IGNORE)
     for row, count in enumerate((1, 5, 0, 9, 2, 1)):
         target[row, torch.randperm(24, generator=generator)[:count]] = torch.arange(count) + 7
-    hidden = hidden_places(mask, target)
-    assert hidden.patch_BC.tolist() == [row.nonzero().flatten().tolist() for row in mask]
-    assert hidden.patch_M.tolist() == mask.flatten().nonzero().flatten().tolist()
-    assert hidden.token_BC.shape == (6, 12)  # 9 filled up to a multiple of 4
-    words = target.gather(1, hidden.token_BC).flatten()[hidden.token_M]
+    masked = masked_places(mask, target)
+    assert masked.patch_BC.tolist() == [row.nonzero().flatten().tolist() for row in mask]
+    assert masked.patch_M.tolist() == mask.flatten().nonzero().flatten().tolist()
+    assert masked.token_BC.shape == (6, 12)  # 9 filled up to a multiple of 4
+    words = target.gather(1, masked.token_BC).flatten()[masked.token_M]
     assert words.tolist() == target[target != IGNORE].tolist()
 
 
-def test_a_text_shorter_than_the_rounding_and_one_without_hidden_tokens() -> None:
-    hidden = hidden_places(torch.ones(2, 4, dtype=torch.bool), torch.full((2, 3), IGNORE))
-    assert hidden.token_BC.shape == (2, 3) and hidden.token_M.numel() == 0
+def test_a_text_shorter_than_the_rounding_and_one_without_masked_tokens() -> None:
+    masked = masked_places(torch.ones(2, 4, dtype=torch.bool), torch.full((2, 3), IGNORE))
+    assert masked.token_BC.shape == (2, 3) and masked.token_M.numel() == 0
 
 
 def test_images_that_hide_unequally_many_patches_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\[3, 2\]"):
-        hidden_places(torch.tensor([[True, True, True], [True, True, False]]), torch.zeros(2, 3))
+        masked_places(torch.tensor([[True, True, True], [True, True, False]]), torch.zeros(2, 3))
 
 
 @pytest.mark.parametrize("count", [1, 7, 500])

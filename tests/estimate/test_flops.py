@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmarks.step.count import count_flops
-from benchmarks.step.reference import naive_losses
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
+from benchmarks.step.variants import PASSES, every_word, padded
 from mvlm.estimate.flops import FULL, NAIVE, Savings, Work, forward_flops, step_flops
+from mvlm.kernels.ops import OPS
 from mvlm.model.dimensions import dimensions
 from tests.conftest import ROOT
 
@@ -28,10 +29,15 @@ OTHER = dataclasses.replace(
 
 @pytest.mark.parametrize("size", [SIZES["tiny"], OTHER])
 @pytest.mark.parametrize(("padding", "masked"), [(50, False), (0, True)])
-def test_the_naive_step_is_counted(size: Size, padding: int, masked: bool) -> None:
+def test_the_naive_step_is_counted(size: Size, padding: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PASSES:
+        monkeypatch.setattr(OPS[name], "choice", OPS[name].implementations[-1].name)
     model = build(size)
+    model.text.packable = False
     batch = make_batch(size, model.grid)
-    counted = count_flops(lambda: sum(naive_losses(model, batch, padding, masked=masked).values()).backward())
+    plain = padded(batch, padding, model.text.settings.pad_token_id)
+    plain = plain if masked else dataclasses.replace(plain, masked=every_word(plain))
+    counted = count_flops(lambda: sum(model(plain).values()).backward())
     work = Work.of(batch)
     work = dataclasses.replace(work, length=padding or work.length)
     flops = step_flops(dimensions(model), work, size.config.objectives, Savings(False, masked, False))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mvlm.batch import GatheredFeatures
 from mvlm.errors import UserError
 from mvlm.kernels import contrastive_triton
 from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS, PAYS, WIDEST, contrastive_share, temperature_gradient
@@ -90,8 +91,8 @@ def test_micro_batches_add_up_to_the_formula(
         ]
         precision = {"rtol": 1e-5, "atol": 1e-6 / temperature}
         torch.testing.assert_close(torch.stack(ours, 1).double(), lse[rows], **precision)
-        whole = pairs.image_GE, pairs.text_GE, lse.float(), ids_G2, start, gradients[2].float().squeeze()
-        share = contrastive_share(image, text, divisor, *whole)
+        whole = GatheredFeatures(pairs.image_GE, pairs.text_GE, ids_G2, lse.float(), gradients[2].float().squeeze())
+        share = contrastive_share(image, text, divisor, whole, start)
         torch.testing.assert_close(share.double(), losses[rows].sum(), rtol=1e-5, atol=1e-5 / temperature)
         (3 * share).backward()
         for found, wanted in ((image.grad, gradients[0][rows]), (text.grad, gradients[1][rows])):

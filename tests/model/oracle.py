@@ -1,4 +1,4 @@
-"""MaskVLM written a second time, from the paper and shared decisions alone: the four losses and the negatives drawn.
+"""MaskVLM written a second time, from the paper and shared decisions alone: the four losses and the negatives.
 
 It shares no line with the model: a dictionary of its parameters by name, plain torch operations in float64, one pair
 at a time, no padding, nothing batched, nothing left out because nobody reads it. A vision transformer as timm's, a text
@@ -27,13 +27,13 @@ MEAN = STD = 0.5  # of the image encoder that the tests build
 class Outcome:
     """Attributes:
     losses: by objective, float64 scalars.
-    drawn: for each pair the image drawn for its text and the text drawn for its image; None = there is no negative.
-    right: by metric, whether each guess is right.
+    negatives: for each pair the image drawn for its text and the text drawn for its image; None = there is no negative.
+    correct: by metric, whether each prediction is correct.
     """
 
     losses: dict[str, Tensor]
-    drawn: list[tuple[int | None, int | None]]
-    right: dict[str, list[bool]]
+    negatives: list[tuple[int | None, int | None]]
+    correct: dict[str, list[bool]]
 
 
 class Oracle:
@@ -60,10 +60,10 @@ class Oracle:
         )
         both = objectives.hide == "both"
         images, texts = (masked_images, masked_texts) if both else (whole_images, whole_texts)
-        right: dict[str, list[bool]] = {"word_accuracy": [], "itm_accuracy": []}
+        correct: dict[str, list[bool]] = {"word_accuracy": [], "itm_accuracy": []}
         words, pixels = [], []
         for i in pairs:
-            words += list(self.word_losses(masked_texts[i], images[i], batch.target_BL[i], right["word_accuracy"]))
+            words += list(self.token_losses(masked_texts[i], images[i], batch.target_BL[i], correct["word_accuracy"]))
             pixels += list(
                 self.pixel_errors(masked_images[i], texts[i], batch.masked_image_BCHW[i], batch.patch_mask_BN[i])
             )
@@ -72,25 +72,25 @@ class Oracle:
         images, texts = (masked_images, masked_texts) if masked else (whole_images, whole_texts)
         image_features, text_features = self.project("image", images), self.project("text", texts)
         similar = [[a @ b / self.temperature() for b in text_features] for a in image_features]
-        drawn = [self.draw(batch, i, similar) for i in pairs]
+        negatives = [self.draw(batch, i, similar) for i in pairs]
         matches = []
-        for i, (image, text) in enumerate(drawn):
+        for i, (image, text) in enumerate(negatives):
             for picture, sentence, label in ((i, i, 1), (image, i, 0), (i, text, 0)):
                 if picture is not None and sentence is not None:
                     logits = self.match(images[picture], texts[sentence])
                     matches.append(torch.logsumexp(logits, 0) - logits[label])
-                    right["itm_accuracy"].append(bool(logits[1] > logits[0]) == bool(label))
+                    correct["itm_accuracy"].append(bool(logits[1] > logits[0]) == bool(label))
         losses = {"text": words, "image": pixels, "itc": list(self.contrasts(batch, similar)), "itm": matches}
         wanted = {name: torch.stack(terms).mean() for name, terms in losses.items() if getattr(objectives, name)}
-        return Outcome(wanted, drawn, right)
+        return Outcome(wanted, negatives, correct)
 
-    def word_losses(self, sentence: Tensor, image: Tensor, target: Tensor, right: list[bool]) -> Iterator[Tensor]:
+    def token_losses(self, sentence: Tensor, image: Tensor, target: Tensor, correct: list[bool]) -> Iterator[Tensor]:
         fused = self.cross("cross_text", sentence, image)
         weight, bias = self.pair("word_head.classifier") if not self.config.model.tie_classifier else self.tied()
         for place, word in enumerate(target.tolist()):
             if word != IGNORE:
                 logits = weight @ fused[place] + bias
-                right.append(int(logits.argmax()) == word)
+                correct.append(int(logits.argmax()) == word)
                 yield torch.logsumexp(logits, 0) - logits[word]
 
     def tied(self) -> tuple[Tensor, Tensor]:
@@ -115,8 +115,8 @@ class Oracle:
         rest = iter(visible[1:])
         side = math.isqrt(len(mask))
         tokens = [visible[0]]
-        for patch, hidden in enumerate(mask.tolist()):
-            token = self.p["image_decoder.mask_tokens.token"] if hidden else next(rest)
+        for patch, is_masked in enumerate(mask.tolist()):
+            token = self.p["image_decoder.mask_tokens.token"] if is_masked else next(rest)
             half = visible.shape[1] // 2
             tokens.append(token + torch.tensor(waves(patch // side, half) + waves(patch % side, half)))
         return torch.stack(tokens)

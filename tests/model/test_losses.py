@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from mvlm.batch import Encoded, Pool
+from mvlm.batch import Encoded, GlobalBatch
+from mvlm.kernels.mlm_loss import MLM_LOSS
 from mvlm.kernels.negatives import gumbel_noise
-from mvlm.kernels.word_loss import word_loss
-from mvlm.model.losses.itc import contrast, itc_loss
-from mvlm.model.losses.itm import counted_readings, hard_negatives, itm_loss
-from mvlm.model.losses.reconstruction import masked_image_loss, masked_text_loss
+from mvlm.model.losses.itc import gather_features, itc_loss
+from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_loss
+from mvlm.model.losses.reconstruction import mim_loss, mlm_loss
 
 UNIQUE = torch.arange(100)
 
@@ -44,7 +44,7 @@ def test_itc_is_the_formula(exclude: bool) -> None:
             for j in group:
                 same[i, j] = i != j
     pairs = Encoded(image, text, image_id, caption_id)
-    pool = Pool(lambda own, t: contrast([own], [0], t, exclude), 0, 1, *torch.ones(3))
+    pool = GlobalBatch(lambda own, t: gather_features([own], [0], t, exclude), 0, 1, *torch.ones(3))
     loss = itc_loss(pairs, torch.tensor([0.07]), pool)
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
 
@@ -101,13 +101,13 @@ def test_negatives_count_where_there_are_such() -> None:
     alone = [True, False, False]
     every = [[True] * 3] * 4
     assert (
-        counted_readings(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
+        counted_examples(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
     )
-    assert counted_readings(image, caption, 12, True).all()
-    assert counted_readings(image, caption, 4, False).all()
+    assert counted_examples(image, caption, 12, True).all()
+    assert counted_examples(image, caption, 4, False).all()
     one_other = torch.tensor([1, 1, 1, 2])
-    assert counted_readings(UNIQUE[:4], one_other, 4, True).all()
-    assert counted_readings(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
+    assert counted_examples(UNIQUE[:4], one_other, 4, True).all()
+    assert counted_examples(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
 
 
 def test_features_that_are_not_finite_still_give_other_pairs() -> None:
@@ -163,8 +163,8 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
     for row, word in zip(logits.double().tolist(), target.tolist(), strict=True):
         by_hand += math.log(sum(math.exp(x) for x in row)) - row[word]
     weight, bias = torch.eye(11), torch.zeros(11)  # the logits themselves
-    totals = [word_loss(logits[a:b], weight, bias, target[a:b]) for a, b in ((0, 1), (1, 5), (5, 7))]
-    parts = [masked_text_loss(total, torch.tensor(7), 3) for total in totals]
+    totals = [MLM_LOSS(logits[a:b], weight, bias, target[a:b]) for a, b in ((0, 1), (1, 5), (5, 7))]
+    parts = [mlm_loss(total, torch.tensor(7), 3) for total in totals]
     assert sum(part.item() for part in parts) / 3 == pytest.approx(by_hand / 7, rel=1e-6)
 
 
@@ -186,5 +186,5 @@ def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) 
     total = 0.0
     for part in (slice(0, 2), slice(2, 5)):
         patches = torch.tensor(hidden[part])
-        total += masked_image_loss(pixels[part], image, patches, 2, mean, std, torch.tensor(5), 2, normalized).item()
+        total += mim_loss(pixels[part], image, patches, 2, mean, std, torch.tensor(5), 2, normalized).item()
     assert total / 2 == pytest.approx(by_hand / (5 * 12), rel=1e-6)

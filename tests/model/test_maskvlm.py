@@ -7,12 +7,15 @@ import torch
 from oracle import Oracle, Outcome
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch, Tally
+from mvlm.batch import IGNORE, Batch, MetricAccumulator
 from mvlm.config.schema import Config, load_config
-from mvlm.data.loading.collate import hidden_places, pack
+from mvlm.data.loading.collate import masked_places, pack
 from mvlm.errors import UserError
+from mvlm.kernels.fusion import FUSION
+from mvlm.kernels.views import VIEWS
 from mvlm.model import maskvlm
-from mvlm.model.heads import MaskTokens, Temperature, WordHead
+from mvlm.model.heads import MaskTokens, MlmHead, Temperature
+from mvlm.model.losses.itm import hard_negatives
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.pretrained.load import build_filled_model
@@ -38,19 +41,19 @@ def make_batch(
     valid = torch.arange(10) < lengths[:, None]
     text = torch.randint(5, vocabulary, (pairs, 10), generator=generator).masked_fill(~valid, 1)
     text[:, 0] = 0
-    hidden = torch.zeros_like(valid)
-    hidden[torch.arange(pairs), torch.arange(pairs) % 3 + 1] = True
-    hidden[:4, 2] = True
-    target = torch.where(hidden, text, IGNORE)
+    masked = torch.zeros_like(valid)
+    masked[torch.arange(pairs), torch.arange(pairs) % 3 + 1] = True
+    masked[:4, 2] = True
+    target = torch.where(masked, text, IGNORE)
     mask = torch.stack([torch.randperm(patches, generator=generator) < 3 * patches // 4 for _ in range(pairs)])
     masked_image = image if views == 1 else 255 - image
     image_id, caption_id = torch.arange(pairs), torch.arange(pairs)
     if duplicates:
         image_id[1], caption_id[6] = image_id[3], caption_id[5]
-    texts = text, valid, text.masked_fill(hidden, 4), target
+    texts = text, valid, text.masked_fill(masked, 4), target
     position = torch.arange(pairs) + 40
     return Batch(
-        image, masked_image, mask, *texts, position, image_id, caption_id, hidden_places(mask, target), pack(valid)
+        image, masked_image, mask, *texts, position, image_id, caption_id, masked_places(mask, target), pack(valid)
     )
 
 
@@ -63,6 +66,9 @@ WIDER = [
 ]
 """Unequal widths, more blocks, four times the patches."""
 
+
+PASSES = (("pruned", "joint"), ("plain", "apart"))
+"""Of `fusion` and of `views`: those that a run takes by itself, and the plain ones."""
 
 SWITCHES = [
     [],
@@ -113,50 +119,55 @@ def test_losses_negatives_and_all_gradients_are_the_oracles(
     monkeypatch.setattr(torch.Tensor, "float", lambda tensor: tensor.double())  # what is fp32 by design, in float64
     model = perturbed(tokenizer, *size, *overrides)
     batch = make_batch(patches=model.grid[0] ** 2, duplicates=True, views=2)
-    drawn = record_negatives(monkeypatch)
-    losses = model(batch)
     outcome, copies = consult(model, tiny(*size, *overrides), batch)
-    exact = 1e-12 if model.objectives.image_masking == "token" else 1e-6  # sines are kept in fp32
-    assert losses.keys() == outcome.losses.keys()
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss, outcome.losses[name], rtol=exact, atol=exact)
-    if drawn:
-        assert list(zip(*(index.tolist() for index in drawn[0]), strict=True)) == outcome.drawn
     weights = {"image": 0.5, "text": 2.0, "itc": 0.7, "itm": 3.0}
-    for one in (losses, outcome.losses):
-        sum(weights[name] * loss for name, loss in one.items()).backward()
-    for name, parameter in model.named_parameters():
-        found, expected = (torch.zeros_like(p) if p.grad is None else p.grad for p in (parameter, copies[name]))
-        torch.testing.assert_close(found, expected, rtol=100 * exact, atol=10 * exact, msg=name)
+    sum(weights[name] * loss for name, loss in outcome.losses.items()).backward()
+    exact = 1e-12 if model.objectives.image_masking == "token" else 1e-6  # sines are kept in fp32
+    for fusion, views in PASSES:
+        monkeypatch.setattr(FUSION, "choice", fusion)
+        monkeypatch.setattr(VIEWS, "choice", views)
+        negatives = record_negatives(monkeypatch)
+        losses = model(batch)
+        assert losses.keys() == outcome.losses.keys()
+        for name, loss in losses.items():
+            torch.testing.assert_close(loss, outcome.losses[name], rtol=exact, atol=exact)
+        if negatives:
+            assert list(zip(*(index.tolist() for index in negatives[0]), strict=True)) == outcome.negatives
+        model.zero_grad()
+        sum(weights[name] * loss for name, loss in losses.items()).backward()
+        for name, parameter in model.named_parameters():
+            found, expected = (torch.zeros_like(p) if p.grad is None else p.grad for p in (parameter, copies[name]))
+            torch.testing.assert_close(found, expected, rtol=100 * exact, atol=10 * exact, msg=f"{name}, {fusion}")
 
 
 def record_negatives(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    drawn: list[tuple[torch.Tensor, torch.Tensor]] = []
-    draw = maskvlm.hard_negatives
-    monkeypatch.setattr(maskvlm, "hard_negatives", lambda *a, **k: drawn.append(draw(*a, **k)) or drawn[-1])
-    return drawn
+    negatives: list[tuple[torch.Tensor, torch.Tensor]] = []
+    monkeypatch.setattr(
+        maskvlm, "hard_negatives", lambda *a, **k: negatives.append(hard_negatives(*a, **k)) or negatives[-1]
+    )
+    return negatives
 
 
 @pytest.mark.parametrize("overrides", [[], ["objectives.hide=both", "objectives.alignment_inputs=masked"]])
-def test_what_is_told_right_is_the_oracles(tokenizer: PreTrainedTokenizerBase, overrides: list[str]) -> None:
+def test_accuracies_are_the_oracles(tokenizer: PreTrainedTokenizerBase, overrides: list[str]) -> None:
     model, batch = build(tokenizer, *WIDER, *overrides), make_batch(patches=16)
     with torch.no_grad():
-        model.word_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model tells no word right
+        model.word_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model predicts no word
         model.match_head.classifier.weight.mul_(20.0)
-    tally = Tally()
-    with_tally = model(batch, None, tally)
-    expected = consult(model.double(), tiny(*WIDER, *overrides), batch)[0].right
-    assert tally.asked == {name: len(right) for name, right in expected.items()}
-    assert {name: float(right) for name, right in tally.right.items()} == {n: sum(r) for n, r in expected.items()}
-    for name, right in expected.items():
-        assert 0 < sum(right) < len(right), name
-    assert tally.values["temperature"] == model.temperature.value.detach().float()
+    metrics = MetricAccumulator()
+    with_metrics = model(batch, None, metrics)
+    expected = consult(model.double(), tiny(*WIDER, *overrides), batch)[0].correct
+    assert metrics.total == {name: len(correct) for name, correct in expected.items()}
+    assert {name: float(count) for name, count in metrics.correct.items()} == {n: sum(c) for n, c in expected.items()}
+    for name, correct in expected.items():
+        assert 0 < sum(correct) < len(correct), name
+    assert metrics.values["temperature"] == model.temperature.value.detach().float()
     without = model.float()(batch)
-    assert all(torch.equal(with_tally[name], without[name]) for name in without)
+    assert all(torch.equal(with_metrics[name], without[name]) for name in without)
 
 
 @pytest.mark.parametrize("masking", ["token", "drop"])
-def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking: str) -> None:
+def test_a_masked_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking: str) -> None:
     model, batch = build(tokenizer, f"objectives.image_masking={masking}").eval(), make_batch()
     mask = batch.patch_mask_BN[:1]
     other = batch.image_BCHW[:1].clone()
@@ -168,7 +179,7 @@ def test_a_hidden_patch_is_not_seen(tokenizer: PreTrainedTokenizerBase, masking:
         assert not torch.equal(model.encode_image(batch.image_BCHW[:1]), model.encode_image(other))
 
 
-def test_the_encoder_sees_only_the_patches_that_are_left_where_hidden_ones_are_dropped(
+def test_the_encoder_sees_only_the_patches_that_are_left_where_masked_ones_are_dropped(
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
     model, batch = build(tokenizer, *WIDER, "objectives.image_masking=drop").eval(), make_batch(patches=16)
@@ -249,15 +260,15 @@ def test_a_group_that_says_the_same_has_no_negatives(
     batch = dataclasses.replace(batch, caption_id_B=torch.tensor([9, 9, 9, 9, 4, 5, 6, 7]))
     loss = maskvlm.itm_loss
     monkeypatch.setattr(maskvlm, "itm_loss", lambda logits, *rest: seen.append(logits) or loss(logits, *rest))
-    tally = Tally()
-    found = build(tokenizer)(batch, None, tally)["itm"]
+    metrics = MetricAccumulator()
+    found = build(tokenizer)(batch, None, metrics)["itm"]
     log_p = seen[0].log_softmax(-1)
     kept = [log_p[:, 0, 1], log_p[4:, 1, 0], log_p[4:, 2, 0]]
     torch.testing.assert_close(found, -torch.cat(kept).mean())
-    assert tally.asked["itm_accuracy"] == 16
+    assert metrics.total["itm_accuracy"] == 16
 
 
-def test_masked_alignment_reads_the_hidden_inputs(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_masked_alignment_reads_the_masked_inputs(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = make_batch()
     whole, masked = (
         build(tokenizer, f"objectives.alignment_inputs={inputs}").double()(batch)["itc"]
@@ -289,12 +300,12 @@ def test_the_temperature_is_clamped_and_its_gradient_leads_back_alone(value: flo
     assert temperature.value.grad.item() == passes * slope
 
 
-def test_the_word_classifier_starts_from_or_is_the_embedding() -> None:
+def test_the_token_classifier_starts_from_or_is_the_embedding() -> None:
     embedding = torch.nn.Embedding(20, 8)
-    tied = WordHead(embedding, False, tiny("model.tie_classifier=true").model)
+    tied = MlmHead(embedding, False, tiny("model.tie_classifier=true").model)
     assert tied.classifier.weight is embedding.weight
     for pretrained, same in ((True, True), (False, False)):
-        head = WordHead(embedding, pretrained, tiny().model)
+        head = MlmHead(embedding, pretrained, tiny().model)
         assert torch.equal(head.classifier.weight, embedding.weight) is same
         assert head.classifier.weight is not embedding.weight
 

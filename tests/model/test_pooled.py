@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from mvlm.batch import Encoded, Pool
+from mvlm.batch import Encoded, GlobalBatch
 from mvlm.kernels.contrastive import temperature_gradient
-from mvlm.model.losses.itc import contrast, itc_loss
+from mvlm.model.losses.itc import gather_features, itc_loss
 
 G, WIDTH = 12, 8
 image_id, caption_id = torch.arange(G), torch.arange(G)
@@ -43,10 +43,10 @@ def test_parts_averaged_have_the_gradient_of_the_whole(parts: int) -> None:
     ours = weight.float().requires_grad_(), temperature.float().reshape(1).requires_grad_()
     size, value = G // parts, 0.0
     everything = Encoded(*(x.detach() for x in features(ours[0])), image_id, caption_id)
-    whole = contrast([everything], [0], ours[1], True)
+    whole = gather_features([everything], [0], ours[1], True)
     for start in range(0, G, size):
         rows = slice(start, start + size)
-        pool = Pool(lambda own, t: whole, start, parts, *torch.ones(3))
+        pool = GlobalBatch(lambda own, t: whole, start, parts, *torch.ones(3))
         loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), ours[1], pool)
         value += loss.item() / parts
         (loss / parts).backward()  # as accumulation and data parallelism do
@@ -66,7 +66,7 @@ def test_micro_batches_of_two_ranks_are_told_apart() -> None:
         return Encoded(image[rows], text[rows], image_id[rows], caption_id[rows])
 
     temperature = torch.tensor([0.5])
-    alone = contrast([Encoded(image, text, image_id, caption_id)], [0], temperature, True)
+    alone = gather_features([Encoded(image, text, image_id, caption_id)], [0], temperature, True)
     of_rank_1 = []  # in the order that rank 0 asks for it
     for name in ("image_BE", "text_BE", "image_id_B", "caption_id_B"):
         of_rank_1 += [getattr(part(start), name) for start in (3, 9)]
@@ -75,6 +75,8 @@ def test_micro_batches_of_two_ranks_are_told_apart() -> None:
         temperature_gradient(image[s : s + 3], text, temperature, s, alone.lse_G2, alone.ids_G2) for s in (3, 9)
     ]
     of_rank_1 += [sum(its_images).reshape(1)]
-    found = contrast([part(0), part(6)], [0, 6], temperature, True, lambda own: torch.cat([own, of_rank_1.pop(0)]))
-    for name in ("image_GE", "text_GE", "ids_G2", "lse_G2", "at_temperature"):
+    found = gather_features(
+        [part(0), part(6)], [0, 6], temperature, True, lambda own: torch.cat([own, of_rank_1.pop(0)])
+    )
+    for name in ("image_GE", "text_GE", "ids_G2", "lse_G2", "temperature_gradient"):
         torch.testing.assert_close(getattr(found, name), getattr(alone, name))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mvlm.batch import LabelledBatch, Tally
+from mvlm.batch import LabelledBatch, MetricAccumulator
 from mvlm.config.schema import Task
 from mvlm.model.finetune import TaskModel
 from mvlm.pretrained.encoders import build_model
@@ -63,10 +63,10 @@ def test_the_share_told_right_is_counted(task: str) -> None:
     guesses = logits_BA.argmax(-1).tolist()
     other = (guesses[2] + 1) % logits_BA.shape[1]
     label = batch.label_B if task == "vqa" else torch.tensor([guesses[0], guesses[1], other])
-    tally = Tally()
+    tally = MetricAccumulator()
     model(replace(batch, label_B=label), None, tally)
     expected = sum(float(label[b, guess]) for b, guess in enumerate(guesses)) if task == "vqa" else 2.0
-    assert (float(tally.right["task_accuracy"]), tally.asked["task_accuracy"]) == (pytest.approx(expected), B)
+    assert (float(tally.correct["task_accuracy"]), tally.total["task_accuracy"]) == (pytest.approx(expected), B)
 
 
 def test_the_order_of_a_pair_matters_and_padding_does_not() -> None:

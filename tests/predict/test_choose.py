@@ -45,7 +45,7 @@ def logits(model, files, sentence):
     words, features = model.encode_text(text, valid), []
     for row in range(len(files)):
         image = model.encode_image(pictures.images([row]))
-        seen = model.cross_image(image, words, context_valid_BT=valid)
+        seen = model.cross_image(image, words, context_valid_BU=valid)
         read = model.cross_text(words, image, valid_BL=valid)
         features += [seen[0, 0], read[0, 0]]
     return model.head(torch.cat(features))

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from mvlm.batch import Batch, Tally
+from mvlm.batch import Batch, MetricAccumulator
 from mvlm.runtime import dist
 from mvlm.training.blocks import prepare_blocks
 from mvlm.training.engine import Engine
@@ -98,7 +98,7 @@ def trained(
     """One line a step, with every number that it gave; `averages` follow the weights in float64."""
     lines = []
     for step in range(start, stop):
-        tally, before = Tally(), engine.updates
+        tally, before = MetricAccumulator(), engine.updates
         losses = engine.step(batches[step], 0.5, step, tally)
         if averages is not None and engine.updates > before:
             for name, weight in of_some(engine, "weight").items():

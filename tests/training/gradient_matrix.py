@@ -133,7 +133,7 @@ def reference_gradients(row: Row, shards: str) -> Gradients:
         patch.setattr(maskvlm, "itc_loss", lambda own, *_: owns.append(own) or torch.zeros(()))
         for part, batch in enumerate(micro_batches):
             seed_dropout(config.run.seed, STEP, part * len(batch))
-            pool = maskvlm.Pool(None, 0, parts, *denominators)  # type: ignore[arg-type]
+            pool = maskvlm.GlobalBatch(None, 0, parts, *denominators)  # type: ignore[arg-type]
             total = total + weighted(model(batch, pool), config) / parts
     total = total + config.objectives.itc * contrastive_loss(owns, model.temperature())
     total.backward()

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, Losses, Tally
+from mvlm.batch import Batch, Losses, MetricAccumulator
 from mvlm.config.schema import Config, load_config
 from mvlm.data.loading.loader import Loader
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.corpus import training_mixture
+from mvlm.kernels.fusion import FUSION
+from mvlm.kernels.views import VIEWS
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
@@ -41,6 +43,23 @@ Gradients = dict[str, Tensor]
 STEPS = 4
 # Softmax does not see a bias that all keys share: its gradient is rounding noise, which Adam makes a step of.
 NOISE = ("key.bias", "key_value.bias", "qkv.bias")
+SWITCHES = [
+    (),
+    ("hide=both",),
+    ("alignment_inputs=masked",),
+    ("hide=both", "alignment_inputs=masked"),
+    ("itm=0",),
+    ("itc=0",),
+    ("image=0",),
+    ("text=0",),
+    ("image=0", "text=0"),
+    ("itc=0", "itm=0"),
+    ("normalized_targets=true",),
+    ("exclude_duplicates=false",),
+    ("itm_negatives=uniform",),
+]
+"""What `forward` reads anew in every step; those that a model is built for are in tests/model/test_maskvlm.py."""
+
 LAYOUTS = [(0, 1), (1, 1), (2, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)]  # ZeRO stage, accumulation
 
 
@@ -94,7 +113,7 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
     history: dict[str, Any] = {"grad_norm": []}
     for step, micro_batches in enumerate(steps_of(loader)):
-        tally = Tally()
+        tally = MetricAccumulator()
         for name, loss in engine.step(micro_batches, 0.5, step, tally).items():
             history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
         for name, value in told(tally).items():
@@ -129,6 +148,39 @@ def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dic
     return errors
 
 
+def plain_and_pruned(shards: str) -> dict[str, dict[str, float]]:
+    """Under ZeRO-3 and by switch: how far the losses and gradients of the plain passes are from those of the pruned."""
+    config = configuration(shards, 16 // dist.world(), WEIGHTS)
+    model, loader = built(config, dist.rank(), dist.world())
+    content = {"zero_optimization": {"stage": 3}}
+    engine = Engine(model, config, resolve(content, config, ("json", "toml"), dist.world(), 10, 2, 1))
+    batches = steps_of(loader)[0]
+    found: dict[str, dict[str, float]] = {}
+    for switch in SWITCHES:
+        words = [*WEIGHTS, *(f"objectives.{word}" for word in switch), "optim.clip=0"]
+        engine.config = configuration(shards, config.train.micro_batch, words)
+        model.objectives = engine.config.objectives
+        pruned, plain = (step_by(engine, batches, *passes) for passes in (("pruned", "joint"), ("plain", "apart")))
+        largest = max(float(tensor.norm()) for tensor in pruned.values())
+        found[" ".join(switch)] = {
+            name: float((plain[name] - tensor).norm()) / max(float(tensor.norm()), largest / 1000)
+            for name, tensor in pruned.items()
+        }
+    return found
+
+
+def step_by(engine: Engine, batches: list[Batch], fusion: str, views: str) -> dict[str, Tensor]:
+    """Losses and gradients by name, of a step that moves no weight."""
+    FUSION.choose(fusion)
+    VIEWS.choose(views)
+    losses = engine.step(batches, 0.0, 0)
+    moments = {name: whole["exp_avg"].double().cpu() for name, whole in engine.whole_tensors()}
+    engine.prepare_state(0)
+    FUSION.choose("auto")
+    VIEWS.choose("auto")
+    return moments | {name: loss.double().cpu() for name, loss in losses.items()}
+
+
 def part_norms(model: MaskVLM) -> dict[str, float]:
     """Of the gradients as they are; what stands in the model beside its encoders and the decoder is a head."""
     squares: dict[str, float] = {}
@@ -150,7 +202,7 @@ def plain_run(shards: str) -> dict[str, list[float]]:
     for (batch,) in steps_of(loader):
         for group in optimizer.param_groups:
             group["lr"] = 0.5 * group["peak_lr"]
-        tally = Tally()
+        tally = MetricAccumulator()
         losses = model(batch, None, tally)
         optimizer.zero_grad()
         weighted(losses, config).backward()
@@ -173,11 +225,12 @@ if __name__ == "__main__":
     dist.init()
     losses, gradients = reference_step(args.shards)
     results = {f"zero{s}_accumulation{acc}": engine_run(args.shards, s, acc, gradients) for s, acc in LAYOUTS}
+    passes = plain_and_pruned(args.shards)
     plain = plain_run(args.shards)
     from tests.training.gradient_matrix import covering_rows, worst_of_each  # which imports what stands above
 
     results["matrix"] = worst_of_each(covering_rows(), args.shards)
     if dist.rank() == 0:
-        args.file.write_text(json.dumps(results | {"plain": plain, "reference": losses}))
+        args.file.write_text(json.dumps(results | {"plain": plain, "reference": losses, "passes": passes}))
     dist.barrier()
     dist.close()

@@ -45,6 +45,13 @@ def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: d
             assert max(errors.values()) < 1e-5, f"{layout}: {max(errors, key=errors.get)}"
 
 
+def test_plain_passes_give_the_losses_and_gradients_of_the_pruned_ones_under_zero_3(histories: dict) -> None:
+    assert len(histories["passes"]) >= 13
+    for switch, errors in histories["passes"].items():
+        assert len(errors) > 60
+        assert max(errors.values()) < EXACT, f"{switch}: {max(errors, key=errors.get)}"
+
+
 def test_gradients_are_autograds_under_options_that_meet_in_pairs(histories: dict) -> None:
     """Those for this number of ranks; tests/training/test_gradients.py has the others."""
     assert len(histories["matrix"]) >= 4

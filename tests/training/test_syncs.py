@@ -14,7 +14,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mvlm.batch import Tally
+from mvlm.batch import MetricAccumulator
 from mvlm.training.engine import Engine
 from mvlm.training.optim import count_parameters
 from mvlm.training.zero.config import resolve
@@ -146,7 +146,7 @@ def test_a_step_of_training_waits_for_nothing_in_our_code(
     content = {"zero_optimization": {"stage": stage}}
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model)))
     first, second, *_ = steps_of(loader)
-    engine.step(first, 0.5, 0, Tally())  # which leaves some constants on the device
+    engine.step(first, 0.5, 0, MetricAccumulator())  # which leaves some constants on the device
     with Waits() as waits:
-        engine.step(second, 0.5, 1, Tally())
+        engine.step(second, 0.5, 1, MetricAccumulator())
     assert set(waits.found) == set()

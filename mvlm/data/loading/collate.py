@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Hidden, LabelledBatch, Packing, apply
+from mvlm.batch import IGNORE, Batch, LabelledBatch, MaskedPlaces, Packing, apply
 from mvlm.data.samples.labelled import Labelled
 from mvlm.data.samples.pairs import Pair
 
@@ -18,8 +18,8 @@ B = TypeVar("B")
 
 PAD_MULTIPLE = 8
 """Text is padded to a multiple of this: tensor cores want it, and few lengths mean few compiled shapes."""
-HIDDEN_MULTIPLE = 4
-"""The hidden tokens of a sentence are filled up to a multiple of this, for the same reason."""
+MASKED_MULTIPLE = 4
+"""The masked tokens of a sentence are filled up to a multiple of this, for the same reason."""
 
 
 def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int) -> Batch:
@@ -43,7 +43,7 @@ def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_len
         position_B=torch.tensor([sample.position for sample in samples]),
         image_id_B=torch.tensor([sample.row for sample in samples]),
         caption_id_B=torch.tensor([caption_id(sample.text_L) for sample in samples]),
-        hidden=hidden_places(patch_mask_BN, target_BL),
+        masked=masked_places(patch_mask_BN, target_BL),
         packing=pack(valid_BL),
     )
 
@@ -89,8 +89,8 @@ def pin(batch: B) -> B:
     return apply(batch, Tensor.pin_memory)
 
 
-def hidden_places(patch_mask_BN: Tensor, target_BL: Tensor) -> Hidden:
-    """The positions of hidden patches and tokens.
+def masked_places(patch_mask_BN: Tensor, target_BL: Tensor) -> MaskedPlaces:
+    """The positions of masked patches and tokens.
 
     Raises:
         ValueError: the images do not hide equally many patches.
@@ -98,17 +98,17 @@ def hidden_places(patch_mask_BN: Tensor, target_BL: Tensor) -> Hidden:
     counts_B = patch_mask_BN.sum(1)
     if (counts_B != counts_B[0]).any():
         raise ValueError(f"The images of a batch hide equally many patches, not {counts_B.tolist()}.")
-    hidden_BL = target_BL != IGNORE
-    longest, length = int(hidden_BL.sum(1).max()), target_BL.shape[1]
-    count = min(_round_up(max(longest, 1), HIDDEN_MULTIPLE), length)
-    # A stable sort of "not hidden" brings the hidden ones to the front, in their order.
-    token_BC = (~hidden_BL).int().argsort(dim=1, stable=True)[:, :count]
-    is_hidden_BC = hidden_BL.gather(1, token_BC)
-    return Hidden(
+    masked_BL = target_BL != IGNORE
+    longest, length = int(masked_BL.sum(1).max()), target_BL.shape[1]
+    count = min(_round_up(max(longest, 1), MASKED_MULTIPLE), length)
+    # A stable sort of "not masked" brings the masked ones to the front, in their order.
+    token_BC = (~masked_BL).int().argsort(dim=1, stable=True)[:, :count]
+    is_masked_BC = masked_BL.gather(1, token_BC)
+    return MaskedPlaces(
         patch_BC=patch_mask_BN.nonzero()[:, 1].view(len(patch_mask_BN), -1),
         patch_M=patch_mask_BN.flatten().nonzero().flatten(),
-        token_BC=token_BC.masked_fill(~is_hidden_BC, 0),
-        token_M=is_hidden_BC.flatten().nonzero().flatten(),
+        token_BC=token_BC.masked_fill(~is_masked_BC, 0),
+        token_M=is_masked_BC.flatten().nonzero().flatten(),
     )
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mvlm.batch import Contrast, Encoded, Pool
+from mvlm.batch import Encoded, GatheredFeatures, GlobalBatch
 from mvlm.kernels.contrastive import LOG_SUM_EXPS, contrastive_share, temperature_gradient
 
 
-def itc_loss(own: Encoded, temperature: Tensor, pool: Pool) -> Tensor:
+def itc_loss(own: Encoded, temperature: Tensor, global_batch: GlobalBatch) -> Tensor:
     """A micro-batch's share of the mean of image-to-text and text-to-image cross-entropy over the G pairs, in fp32.
 
     Its value is the own pairs' mean. Its gradient at the own features is that of the whole loss times the number of
@@ -21,29 +21,19 @@ def itc_loss(own: Encoded, temperature: Tensor, pool: Pool) -> Tensor:
         own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
     """
-    whole = pool.contrast(own, temperature)
-    share = contrastive_share(
-        own.image_BE,
-        own.text_BE,
-        temperature,
-        whole.image_GE,
-        whole.text_GE,
-        whole.lse_G2,
-        whole.ids_G2,
-        pool.start,
-        whole.at_temperature,
-    )
-    return share * pool.parts / len(whole.lse_G2)
+    gathered = global_batch.gather(own, temperature)
+    share = contrastive_share(own.image_BE, own.text_BE, temperature, gathered, global_batch.start)
+    return share * global_batch.parts / len(gathered.lse_G2)
 
 
 @torch.no_grad()
-def contrast(
+def gather_features(
     micro_batches: list[Encoded],
     starts: list[int],
     temperature: Tensor,
     exclude_duplicates: bool,
     gather: Callable[[Tensor], Tensor] = torch.detach,
-) -> Contrast:
+) -> GatheredFeatures:
     """What the contrastive loss needs of the global batch, from one rank's micro-batches of it.
 
     Args:
@@ -57,23 +47,15 @@ def contrast(
 
     image_GE, text_GE = whole("image_BE"), whole("text_BE")
     ids_G2 = torch.stack([whole("image_id_B"), whole("caption_id_B")], 1) if exclude_duplicates else None
-    lse_G2 = torch.cat(
-        [
-            gather(
-                torch.stack(
-                    [
-                        LOG_SUM_EXPS(own.image_BE, text_GE, temperature, start, ids_G2),
-                        LOG_SUM_EXPS(own.text_BE, image_GE, temperature, start, ids_G2),
-                    ],
-                    1,
-                )
-            )
-            for own, start in zip(micro_batches, starts, strict=True)
-        ]
-    )
+    pairs = list(zip(micro_batches, starts, strict=True))
+
+    def lse(own: Encoded, start: int) -> Tensor:
+        image_B = LOG_SUM_EXPS(own.image_BE, text_GE, temperature, start, ids_G2)
+        return torch.stack([image_B, LOG_SUM_EXPS(own.text_BE, image_GE, temperature, start, ids_G2)], 1)
+
+    lse_G2 = torch.cat([gather(lse(own, start)) for own, start in pairs])
     own_parts = [
-        temperature_gradient(own.image_BE, text_GE, temperature, start, lse_G2, ids_G2)
-        for own, start in zip(micro_batches, starts, strict=True)
+        temperature_gradient(own.image_BE, text_GE, temperature, start, lse_G2, ids_G2) for own, start in pairs
     ]
-    at_temperature = gather(torch.stack(own_parts).sum(0, keepdim=True)).sum()
-    return Contrast(image_GE, text_GE, ids_G2, lse_G2, at_temperature)
+    gradient = gather(torch.stack(own_parts).sum(0, keepdim=True)).sum()
+    return GatheredFeatures(image_GE, text_GE, ids_G2, lse_G2, gradient)

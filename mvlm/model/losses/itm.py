@@ -32,8 +32,8 @@ def hard_negatives(
         uniform: draw all candidates alike.
 
     Returns:
-        image_idx_B (the negative image of text i), text_idx_B (the negative text of image i), rows of the micro-batch;
-        they say nothing where `counted_readings` leaves the pair's negatives out.
+        The negative image of text i and the negative text of image i, B rows of the micro-batch each; they say nothing
+        where `counted_examples` leaves the pair's negatives out.
     """
     ids_B2 = torch.stack([pairs.image_id_B, pairs.caption_id_B], 1) if exclude_duplicates else None
 
@@ -44,8 +44,8 @@ def hard_negatives(
     return draw(pairs.text_BE, pairs.image_BE, 0), draw(pairs.image_BE, pairs.text_BE, 1)
 
 
-def counted_readings(image_id_B: Tensor, caption_id_B: Tensor, group: int, exclude_duplicates: bool) -> Tensor:
-    """bool B3, which readings of a pair the loss counts: the pair itself, and its two negatives where there are such.
+def counted_examples(image_id_B: Tensor, caption_id_B: Tensor, group: int, exclude_duplicates: bool) -> Tensor:
+    """bool B3, which examples of a pair the loss counts: the pair itself, and its two negatives where there are such.
 
     A group whose other pairs all show the same image or say the same has none: to call one of them "no match" would be
     wrong.
@@ -60,23 +60,23 @@ def counted_readings(image_id_B: Tensor, caption_id_B: Tensor, group: int, exclu
     return counted_B3
 
 
-def itm_loss(logits_BX2: Tensor, counted_BX: Tensor, readings: Tensor, parts: int) -> Tensor:
-    """Two-way cross-entropy of a micro-batch's pairs in X readings each, as its share of the global batch's mean.
+def itm_loss(logits_BX2: Tensor, counted_BX: Tensor, examples: Tensor, parts: int) -> Tensor:
+    """Two-way cross-entropy of a micro-batch's pairs in X examples each, as its share of the global batch's mean.
 
     Args:
         logits_BX2: of the pair itself, then of its negatives; index 1 means match.
-        counted_BX: bool, the readings that count.
-        readings: how many of the whole global batch count.
+        counted_BX: bool, the examples that count.
+        examples: how many of the whole global batch count.
         parts: micro-batches in it, whose results are averaged.
     """
     target_BX = torch.zeros_like(counted_BX, dtype=torch.int64)
     target_BX[:, 0] = 1
     target_BX = target_BX.masked_fill(~counted_BX, IGNORE)
     total = F.cross_entropy(logits_BX2.float().flatten(0, 1), target_BX.flatten(), ignore_index=IGNORE, reduction="sum")
-    return total * parts / readings
+    return total * parts / examples
 
 
-def itm_right(logits_BX2: Tensor) -> Tensor:
-    """bool BX, which of these readings are told for what they are: the pair itself a match, its negatives none."""
+def itm_correct(logits_BX2: Tensor) -> Tensor:
+    """bool BX, which of these examples are classified correctly: the pair itself as a match, its negatives as none."""
     match_BX = logits_BX2[..., 1] > logits_BX2[..., 0]
     return torch.cat([match_BX[:, :1], ~match_BX[:, 1:]], dim=1)

@@ -8,29 +8,29 @@ from mvlm.kernels.constants import constant
 from mvlm.kernels.patch_l1 import PATCH_L1
 
 
-def masked_text_loss(total: Tensor, hidden_tokens: Tensor, parts: int) -> Tensor:
-    """Cross-entropy of the hidden tokens of a micro-batch, as its share of the mean over the global batch.
+def mlm_loss(total: Tensor, masked_tokens: Tensor, parts: int) -> Tensor:
+    """Cross-entropy of the masked tokens of a micro-batch, as its share of the mean over the global batch.
 
     Args:
-        total: the sum over the micro-batch's hidden tokens.
-        hidden_tokens: how many tokens the whole global batch hides.
+        total: the sum over the micro-batch's masked tokens.
+        masked_tokens: how many tokens the whole global batch hides.
         parts: micro-batches in it, whose results are averaged.
     """
-    return total * parts / hidden_tokens
+    return total * parts / masked_tokens
 
 
-def masked_image_loss(
+def mim_loss(
     pixels_MQ: Tensor,
     image_BCHW: Tensor,
     patch_M: Tensor,
     patch_size: int,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    hidden_patches: Tensor,
+    masked_patches: Tensor,
     parts: int,
     normalized: bool,
 ) -> Tensor:
-    """L1 over the values of the M hidden patches of a micro-batch, as its share of the global batch's mean.
+    """L1 over the values of the M masked patches of a micro-batch, as its share of the global batch's mean.
 
     Args:
         pixels_MQ: predicted patches of the normalised image, each laid out as rows, columns, channels.
@@ -38,10 +38,10 @@ def masked_image_loss(
         patch_M: int64, which patch each row predicts: the image's number times N, plus the patch's number in it.
         patch_size: P, pixels.
         mean, std: of each channel's values between 0 and 1.
-        hidden_patches: how many patches the whole global batch hides.
+        masked_patches: how many patches the whole global batch hides.
         parts: micro-batches in it, whose results are averaged.
         normalized: standardise each target patch (MAE's `norm_pix_loss`).
     """
     mean_C, std_C = (constant(channels, image_BCHW.device) for channels in (mean, std))
     total = PATCH_L1(pixels_MQ, image_BCHW, patch_M, patch_size, mean_C, std_C, normalized)
-    return total * parts / (hidden_patches * pixels_MQ.shape[1])
+    return total * parts / (masked_patches * pixels_MQ.shape[1])

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mvlm.batch import Losses, Tally
+from mvlm.batch import Losses, MetricAccumulator
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
 from mvlm.runtime import dist
@@ -44,7 +44,7 @@ class Meter:
         self._clock += seconds
 
     def metrics(
-        self, losses: Losses, tally: Tally, state: TrainState, factor: float, data_waited: float, rows: int
+        self, losses: Losses, tally: MetricAccumulator, state: TrainState, factor: float, data_waited: float, rows: int
     ) -> dict[str, Any]:
         """The global batch's losses and what else there is to tell; all ranks must call, and wait for the device.
 
@@ -83,15 +83,15 @@ class Meter:
         return timing
 
 
-def told(tally: Tally) -> dict[str, float | None]:
+def told(tally: MetricAccumulator) -> dict[str, float | None]:
     """The global batch's accuracies, of which one that nothing was asked for is None, and the other values.
 
     All ranks must call, and wait for the device.
     """
-    right, values = list(tally.right), list(tally.values)
+    right, values = list(tally.correct), list(tally.values)
     metrics: dict[str, float | None] = {}
     if right:
-        counts_2X = torch.stack([*tally.right.values(), *tally.asked.values()]).view(2, -1)
+        counts_2X = torch.stack([*tally.correct.values(), *tally.total.values()]).view(2, -1)
         sums_2X = dist.all_reduce(counts_2X.cpu().double())
         metrics |= {name: r / a if a else None for name, r, a in zip(right, *sums_2X.tolist(), strict=True)}
     if values:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.config.schema import Objectives
-from mvlm.model.views import Views
+from mvlm.model.inputs import views_read
 
 DROPPED = "objectives.image_masking=drop"
 BOTH = ("objectives.hide=both", "objectives.alignment_inputs=masked")
@@ -81,4 +81,4 @@ def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedToken
                 losses = model(batch)
                 for modality, changed in other.items():
                     depends = tuple(any(model(one)[name] != losses[name] for name in losses) for one in changed)
-                    assert depends == Views.read(objectives, modality), (objectives, modality)
+                    assert depends == views_read(objectives, modality), (objectives, modality)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvlm.batch import Tally
+from mvlm.batch import MetricAccumulator
 from mvlm.kernels import probes
-from mvlm.kernels.word_loss import by_liger, by_torch, word_loss
+from mvlm.kernels.mlm_loss import MLM_LOSS, by_liger, by_torch
 from tests.conftest import ROOT
 from tests.kernels.reference import check_against_float64
 
@@ -35,10 +35,10 @@ def check(run: Callable, words: int, width: int, vocabulary: int) -> None:
         tokens, weight, bias = inputs
         guess = (tokens @ weight.T + bias).argmax(-1) if words else target
     target[::2] = guess[::2]
-    tally = Tally()
+    tally = MetricAccumulator()
     run(*(x.requires_grad_() for x in inputs), target, tally)
-    assert tally.asked == {"word_accuracy": words}
-    assert float(tally.right["word_accuracy"]) == int((guess == target).sum())
+    assert tally.total == {"word_accuracy": words}
+    assert float(tally.correct["word_accuracy"]) == int((guess == target).sum())
 
 
 @pytest.mark.parametrize("words", [0, 1, 7])
@@ -48,7 +48,7 @@ def test_torch(words: int) -> None:
 
 def test_liger_is_taken_by_name_alone() -> None:
     x = torch.randn(3, 4)
-    assert word_loss.first(x, torch.randn(9, 4), torch.randn(9), torch.tensor([0, 1, 8])).name == "torch"
+    assert MLM_LOSS.first(x, torch.randn(9, 4), torch.randn(9), torch.tensor([0, 1, 8])).name == "torch"
 
 
 @pytest.mark.skipif(probes.liger() is not None, reason=str(probes.liger()))

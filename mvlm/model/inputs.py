@@ -1,0 +1,46 @@
+"""What each objective reads: which views of an image and of a text are encoded, and what becomes of them."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from mvlm.batch import MaskedPlaces
+from mvlm.config.schema import Objectives
+from mvlm.kernels.fusion import Stream
+from mvlm.kernels.views import Views
+
+
+class Encodings(NamedTuple):
+    """One view of both modalities."""
+
+    image_BSD: Tensor
+    text_BLD: Tensor
+
+
+def views_read(objectives: Objectives, modality: Literal["image", "text"]) -> Views:
+    """Those that are encoded: for reconstruction of the modality itself and of the other from it, and for alignment."""
+    itself, other = objectives.image, objectives.text
+    if modality == "text":
+        itself, other = other, itself
+    aligned = bool(objectives.itc or objectives.itm or objectives.extra)
+    masked_alignment = aligned and objectives.alignment_inputs == "masked"
+    masked_context = bool(other) and objectives.hide == "both"
+    return Views(
+        whole=(aligned and not masked_alignment) or (bool(other) and not masked_context),
+        masked=bool(itself) or masked_alignment or masked_context,
+    )
+
+
+def select(
+    objectives: Objectives, whole: Encodings, masked: Encodings, places: MaskedPlaces
+) -> tuple[Encodings | None, Stream | None, Stream | None]:
+    """What is contrasted and matched, the masked image to be reconstructed from the text, and the masked text to be
+    reconstructed from the image; None where the objectives that read it have weight 0."""
+    aligned = masked if objectives.alignment_inputs == "masked" else whole
+    context = masked if objectives.hide == "both" else whole
+    image = Stream(masked.image_BSD, context.text_BLD)
+    text = Stream(masked.text_BLD, context.image_BSD, places.token_BC)
+    is_aligned = bool(objectives.itc or objectives.itm or objectives.extra)
+    return aligned if is_aligned else None, image if objectives.image else None, text if objectives.text else None
