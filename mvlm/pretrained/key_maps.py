@@ -47,7 +47,7 @@ class ExternalCheckpoint:
 def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
     """The image encoder under timm's names, if there is one."""
     if own := _below(tensors, "vision.vit."):
-        own = {name.replace("patch_embed.patch_embed.", "patch_embed."): tensor for name, tensor in own.items()}
+        own = {as_timm_has_it(name): tensor for name, tensor in own.items()}
         token = own.pop("patch_embed.mask_token", None)
         return ExternalCheckpoint("mvlm", own, len(tensors) - len(own) - (token is not None), mask_token=token)
     if "visual_encoder.patch_embed.proj.weight" in tensors:
@@ -72,6 +72,11 @@ def find_image_encoder(tensors: dict[str, Tensor]) -> ExternalCheckpoint | None:
     return None
 
 
+def as_timm_has_it(name: str) -> str:
+    """The name of a parameter of our image encoder without the module that stands around timm's patch embedding."""
+    return name.replace("patch_embed.patch_embed.", "patch_embed.")
+
+
 def find_text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> ExternalCheckpoint | None:
     """The text encoder under transformers' names, if there is one.
 
@@ -84,7 +89,7 @@ def find_text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Ex
     """
     fused = "visual_encoder.patch_embed.proj.weight" in tensors
     inside = _below(tensors, "text_encoder.") if fused else _below(tensors, "text.model.") or tensors
-    found = [name.removesuffix(WORDS) for name in inside if name.endswith(WORDS)]
+    found = [name.removesuffix(WORD_EMBEDDINGS) for name in inside if name.endswith(WORD_EMBEDDINGS)]
     if not found:
         return None
     outer = min(found, key=len)
@@ -102,7 +107,7 @@ def find_text_encoder(tensors: dict[str, Tensor], prefix: str, where: str) -> Ex
     return ExternalCheckpoint(family, own, len(tensors) - len(own), layers=layers)
 
 
-WORDS = "embeddings.word_embeddings.weight"
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

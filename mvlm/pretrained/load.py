@@ -19,7 +19,14 @@ from mvlm.model.encoders import Encoders
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.encoders import Tokens, assemble, build_encoders, check_has_weights, create_vit, text_not_built
-from mvlm.pretrained.key_maps import WORDS, ExternalCheckpoint, find_image_encoder, find_text_encoder, with_layout_of
+from mvlm.pretrained.key_maps import (
+    WORD_EMBEDDINGS,
+    ExternalCheckpoint,
+    as_timm_has_it,
+    find_image_encoder,
+    find_text_encoder,
+    with_layout_of,
+)
 from mvlm.pretrained.positions import Fit, fit_image_positions, fit_text_positions
 from mvlm.pretrained.read import described_kind, read_tensors
 from mvlm.pretrained.report import InitReport, LoadReport, Shape
@@ -65,7 +72,7 @@ def build_filled_model(config: Config, tokenizer: Tokens, classes: int = 0) -> t
 
 def fill_image_encoder(vision: VisionEncoder, config: Model) -> LoadReport:
     """Give it timm's own weights, or those of an external checkpoint, with the mask token where that has one."""
-    parameters = {_as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
+    parameters = {as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
     mask_token = parameters.pop(MASK_TOKEN, None)
     if config.vision_weights == "pretrained":
         return _fill_from_timm(parameters, vision, config)
@@ -132,7 +139,7 @@ def with_encoders_of(config: Config, place: str) -> Config:
     found: dict[str, Any] = {}
     if find_image_encoder(tensors):
         found["vision_weights"] = place
-    if any(name.endswith(WORDS) for name in tensors):
+    if any(name.endswith(WORD_EMBEDDINGS) for name in tensors):
         found["text_weights"] = place
     if not found:
         raise UserError(
@@ -190,11 +197,6 @@ def _fill(
 
 def _shape(shape: Shape) -> str:
     return " x ".join(map(str, shape)) or "a number"
-
-
-def _as_timm_has_it(name: str) -> str:
-    """The name of a parameter without what stands around timm's patch embedding."""
-    return name.replace("patch_embed.patch_embed.", "patch_embed.")
 
 
 def _fill_from_timm(parameters: Parameters, vision: VisionEncoder, config: Model) -> LoadReport:
