@@ -49,8 +49,8 @@ BASE = Dimensions(  # mvlm/configs/base.toml: ViT-B/16 at 224 pixels and RoBERTa
     contrastive_width=256,
 )
 TOKENS = 14.0  # of a caption in the mean, special ones included
-PAPER = {"ablation": 60e6, "4 M": 200e6}
-"""Pairs seen: 2.0 M for 30 epochs, 4 M for 50."""
+PAPER = {"ablation": 61e6, "4 M": 257e6}
+"""Pairs seen: 2.04 M for 30 epochs, 5.15 M for 50 (docs/method.md)."""
 
 
 def gpu_hours(tflops: float, mfu: float) -> str:

@@ -1,0 +1,71 @@
+"""The shipped recipes make as many updates as the published ones, by the data sets' published sizes."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from mvlm.config.schema import load_config
+from mvlm.training.fit import schedule_steps
+from tests.conftest import ROOT
+
+COCO, VISUAL_GENOME, SBU, CC3M = 566_747, 769_000, 860_000, 2_950_000
+"""Pairs as ALBEF gives them (arXiv 2107.07651, table 6: 567 k, 769 k, 860 k, 2.95 M); COCO's: Karpathy's split."""
+
+PAIRS = {
+    "base_4m": COCO + VISUAL_GENOME + SBU + CC3M,
+    "ablation/all": COCO + CC3M // 2,
+    "retrieval_coco": COCO,
+    "retrieval_flickr30k": 145_000,  # 29,000 images of five sentences (Karpathy's split)
+    "vqa": 443_757 + 214_354,  # questions of train2014 and val2014 (Goyal et al., 2017)
+    "nlvr2": 86_373,  # Suhr et al., 2019
+    "entailment": 529_527,  # Xie et al., 2019
+}
+"""By recipe, the pairs, questions or sentences of an epoch."""
+
+ALBEF_DROPS = {
+    "retrieval_coco": 11_065,
+    "retrieval_flickr30k": 5_660,
+    "nlvr2": 6_740,
+    "entailment": 10_340,
+}
+"""Updates of ALBEF's scripts with the same epochs and batch, which leave out each epoch's last, incomplete batch."""
+
+
+def updates(recipe: str) -> int:
+    return schedule_steps(load_config(ROOT / f"mvlm/configs/{recipe}.toml"), PAIRS[recipe])[0]
+
+
+def rows() -> dict[str, list[str]]:
+    """The table of docs/method.md, by recipe."""
+    text = (ROOT / "docs/method.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| \[`(\S+)`\]\(\S+\) \| (.*) \|$", text, re.MULTILINE)
+    return {recipe: [cell.strip() for cell in cells.split("|")] for recipe, cells in lines}
+
+
+@pytest.mark.parametrize("recipe", PAIRS)
+def test_the_table_has_what_the_recipe_makes(recipe: str) -> None:
+    config = load_config(ROOT / f"mvlm/configs/{recipe}.toml")
+    expected = [
+        f"{PAIRS[recipe]:,}",
+        f"{config.train.epochs:g}",
+        f"{config.train.global_batch}",
+        f"{updates(recipe):,}",
+    ]
+    assert rows()[recipe][:4] == expected
+    assert rows()[recipe][4] == (f"{ALBEF_DROPS[recipe]:,}" if recipe in ALBEF_DROPS else "")
+
+
+@pytest.mark.parametrize("recipe", ALBEF_DROPS)
+def test_it_differs_from_the_published_one_by_the_last_batches_alone(recipe: str) -> None:
+    config = load_config(ROOT / f"mvlm/configs/{recipe}.toml")
+    whole = PAIRS[recipe] // config.train.global_batch * int(config.train.epochs)
+    assert whole == ALBEF_DROPS[recipe]
+    assert 0 <= updates(recipe) - whole <= config.train.epochs
+    assert updates(recipe) / whole - 1 < (0.0012 if recipe == "nlvr2" else 0.001)
+
+
+def test_the_ablations_are_equally_long() -> None:
+    for path in sorted((ROOT / "mvlm/configs/ablation").glob("*.toml")):
+        assert schedule_steps(load_config(path), PAIRS["ablation/all"])[0] == updates("ablation/all"), path
