@@ -9,18 +9,19 @@ import traceback
 
 from cluster import local
 from cluster.check import check_run
-from cluster.completion import SHELLS, script
-from cluster.job import JobError, load_job, split_overrides
+from cluster.job import load_job, split_overrides
 from cluster.ray import backend as ray_backend
 from cluster.ray import preflight as ray_preflight
 from cluster.record import find_logs, read_record
 from cluster.slurm import backend as slurm
 from cluster.slurm import preflight as slurm_preflight
-from cluster.watch import BUG, MISTAKE, discard_output
+from cluster.status import as_facts, as_text
+from cluster.watch import discard_output
+from mvlm.errors import ExitCode, UserError
+from mvlm.runtime.completion import SHELLS, script
 
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray_backend}
 PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
-INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500
   python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
@@ -34,7 +35,7 @@ EXAMPLES = """examples:
 
 Overrides that begin with `job.` are the job's, all others go to the run. On this machine submit stays in the
 foreground and exits as the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again
-to go on. On a cluster it returns once the job is in the queue.
+to resume it. On a cluster it returns once the job is in the queue.
 """
 
 
@@ -65,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         if run is _status:
             command.add_argument("--json", action="store_true", help="print JSON instead of lines")
         if run is _logs:
-            command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+            command.add_argument("-f", "--follow", action="store_true", help="until the job ends")
     command = commands.add_parser("completion", help="print what a shell needs to complete mvlm-cluster")
     command.add_argument("shell", choices=SHELLS)
     command.set_defaults(run=_completion, takes_overrides=False)
@@ -97,8 +98,8 @@ def _preflight(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
-    backend = BACKENDS[read_record(folder).backend]
-    print(json.dumps(backend.status_facts(folder), indent=1) if args.json else backend.status(folder))
+    status = BACKENDS[read_record(folder).backend].status(folder)
+    print(json.dumps(as_facts(status), indent=1) if args.json else as_text(status))
     return 0
 
 
@@ -129,20 +130,20 @@ def main(argv: list[str] | None = None) -> int:
         top.error(f"unrecognized arguments: {' '.join(strangers)}")
     try:
         return args.run(args)
-    except JobError as error:
+    except UserError as error:
         print(f"cluster: {error}", file=sys.stderr)
-        return MISTAKE
+        return ExitCode.MISTAKE
     except BrokenPipeError:  # `logs | head`
         discard_output()
         return 0
     except OSError as error:
         print(f"cluster: {error}: check that file and its disk.", file=sys.stderr)
-        return MISTAKE
+        return ExitCode.MISTAKE
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()
-        return BUG
+        return ExitCode.BUG
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from cluster.environment import added, inherited, python
-from cluster.job import Job, JobError, out_of_sight
+from cluster.job import Job, out_of_sight
 from cluster.sweep import override
+from mvlm.errors import UserError
 
 PATH = re.compile(r"(?<![\w/.:])/[^\s:;,'\")]+")
 
@@ -28,24 +29,24 @@ def check_run(job: Job, overrides: list[str], here: bool) -> None:
         here: the run is trained on this machine, so that there is no such disk.
 
     Raises:
-        JobError: with a line for each thing that is wrong.
+        UserError: with a line for each thing that is wrong.
     """
     interpreter, doubt = _interpreter(job)
     wrong: list[str] = []
-    told = [doubt] if doubt else []
+    warnings = [doubt] if doubt else []
     for words in _runs(job, overrides):
-        for finding in _findings(interpreter, job, words, told):
+        for finding in _findings(interpreter, job, words, warnings):
             sentence, verdict = finding["sentence"], finding["verdict"]
             if verdict == "wrong" and not here and any(out_of_sight(path) for path in PATH.findall(sentence)):
-                told.append(f"not to be seen from this machine, and not checked: {sentence}")
+                warnings.append(f"not to be seen from this machine, and not checked: {sentence}")
             elif verdict == "wrong":
                 wrong.append(sentence)
             elif verdict == "warning":
-                told.append(sentence)
-    for sentence in dict.fromkeys(told):
+                warnings.append(sentence)
+    for sentence in dict.fromkeys(warnings):
         print(f"cluster: warning: {sentence}", file=sys.stderr, flush=True)
     if wrong:
-        raise JobError("\n  ".join(["The run cannot begin, as `mvlm check` says:", *dict.fromkeys(wrong)]))
+        raise UserError("\n  ".join(["The run cannot begin, as `mvlm check` says:", *dict.fromkeys(wrong)]))
 
 
 def command(interpreter: str, job: Job, overrides: list[str]) -> list[str]:
@@ -71,7 +72,7 @@ def _runs(job: Job, overrides: list[str]) -> Iterator[list[str]]:
         yield [*overrides, *(override(name, tried[number % len(tried)]) for name, tried in values.items())]
 
 
-def _findings(interpreter: str, job: Job, overrides: list[str], told: list[str]) -> list[dict[str, Any]]:
+def _findings(interpreter: str, job: Job, overrides: list[str], warnings: list[str]) -> list[dict[str, Any]]:
     argv = command(interpreter, job, overrides)
     ended = subprocess.run(argv, env=inherited() | added(job), stdin=subprocess.DEVNULL, capture_output=True, text=True)
     try:
@@ -79,6 +80,6 @@ def _findings(interpreter: str, job: Job, overrides: list[str], told: list[str])
     except (ValueError, KeyError, TypeError):
         reason = (ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"])[-1]
     if job.modules or interpreter != str(python(job)):  # there it may have what it lacks here
-        told.append(f"The run could not be checked from this machine ({reason}).")
+        warnings.append(f"The run could not be checked from this machine ({reason}).")
         return []
-    raise JobError(f"The run cannot be checked ({reason}): see what `{shlex.join(argv)}` says.")
+    raise UserError(f"The run cannot be checked ({reason}): see what `{shlex.join(argv)}` says.")

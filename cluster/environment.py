@@ -1,4 +1,12 @@
-"""What a rank is started with on every back-end: an interpreter, variables, and a port to meet at."""
+"""What a rank is started with on every back-end: an interpreter, variables, and a port for its rendezvous.
+
+Where `job.network` is "auto", NCCL finds InfiniBand, RoCE and the plugin for EFA by itself and falls back on sockets.
+Naming the network means that a run which would crawl over the wrong one ends at its start instead. What depends on the
+node, such as the interface that gloo takes, is chosen there by the rank (mvlm.runtime.network), which prints all of it.
+
+Sources: https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html,
+https://github.com/aws-samples/awsome-distributed-training (EFA cheatsheet).
+"""
 
 from __future__ import annotations
 
@@ -7,11 +15,22 @@ import socket
 import sys
 from pathlib import Path
 
-from cluster import network
 from cluster.job import Job
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Left by a launcher around this command, they would lay out the ranks in place of the job."""
+VIRTUAL_INTERFACES = ("lo", "docker", "veth", "br-", "virbr", "cni", "flannel", "cali", "cilium")
+"""First letters of those that lead nowhere: of containers and of virtual machines."""
+NETWORK_VARIABLES: dict[str, dict[str, str]] = {
+    "auto": {},
+    "ethernet": {"NCCL_NET": "Socket", "NCCL_SOCKET_IFNAME": "^" + ",".join(VIRTUAL_INTERFACES)},
+    "infiniband": {"NCCL_NET": "IB"},  # RoCE too; an error where there is none
+    "efa": {
+        "FI_PROVIDER": "efa",  # libfabric takes TCP where this fails
+        "FI_EFA_FORK_SAFE": "1",  # data loaders fork; Linux before 5.15 asks for it
+        "FI_EFA_USE_HUGE_PAGE": "0",  # a fork fails where huge pages run out
+    },
+}
 
 
 def inherited() -> dict[str, str]:
@@ -21,8 +40,7 @@ def inherited() -> dict[str, str]:
 
 def defaults(job: Job) -> dict[str, str]:
     """Variables of the ranks where job.environment does not set them."""
-    accelerator = {} if job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}
-    return accelerator | network.variables(job.network)
+    return ({} if job.gpus_per_node else {"DS_ACCELERATOR": "cpu"}) | NETWORK_VARIABLES[job.network]
 
 
 def added(job: Job) -> dict[str, str]:

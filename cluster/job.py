@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
-import tomllib
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from mvlm.config.toml import apply_override, as_toml, build, read_tables
+from mvlm.errors import Mistakes, UserError
 
 DEFAULT_RUN_FOLDER = "runs/mvlm"  # of `mvlm train` where the run TOML names none
-KINDS = {
-    "str": (str, "a string"),
-    "int": (int, "a whole number"),
-    "list[str]": (list, "a list of strings"),
-    "dict[str, str]": (dict, "a table of strings"),
-    "dict[str, list[Any]]": (dict, "a table of lists"),
-}
-CHOICES = {
-    "network": ("auto", "ethernet", "efa", "infiniband"),
-    "gpu_request": ("gpus-per-node", "gres"),
-    "launcher": ("srun", "torchrun", "deepspeed", "pdsh"),
-    "mode": ("min", "max"),
-}
 LEAST = {
     "nodes": 1,
     "min_nodes": 0,
@@ -42,10 +31,6 @@ LEAST = {
 TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
-class JobError(Exception):
-    """A user's mistake: one sentence saying what, where and what to do. The command exits with code 1."""
-
-
 @dataclass(frozen=True)
 class Sweep:
     """What [sweep] says: the same job with other settings of its run, each a run of its own below the job's run.dir."""
@@ -54,9 +39,9 @@ class Sweep:
     parallel: int = 0  # runs at the same time; 0 = as many as there is room for
     samples: int = 0  # combinations drawn at random; 0 = every one
     metric: str = "loss"  # of metrics.jsonl
-    mode: str = "min"  # of the metric that is better
+    mode: Literal["min", "max"] = "min"  # of the metric that is better
     grace_steps: int = 0  # a run may be given up for a bad metric after so many steps; 0 = never
-    reduction: int = 3  # of so many runs one goes on at each rung
+    reduction: int = 3  # of so many runs one is kept at each rung
 
 
 @dataclass(frozen=True)
@@ -67,15 +52,16 @@ class Job:
     run: str  # path of the run TOML
     deepspeed: str  # path of the DeepSpeed JSON
     nodes: int = 1  # machines
-    min_nodes: int = 0  # goes on with as few where nodes are lost; 0 = `nodes`
+    min_nodes: int = 0  # runs on as few where nodes are lost; 0 = `nodes`
     gpus_per_node: int = 0  # a process for each; 0 = on the CPU
     processes_per_node: int = 1  # on the CPU; exclusive with gpus_per_node
     cpus_per_process: int = 0  # 0 = what the scheduler gives
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
     venv: str = ""  # folder of a virtual environment that all nodes see; "" = the one submit runs in
-    modules: list[str] = field(default_factory=list)  # `module load` on every node
+    modules: tuple[str, ...] = ()  # `module load` on every node
     container: str = ""  # an image, which has mvlm
-    network: str = "auto"  # ethernet, efa or infiniband where the nodes cannot be asked
+    # ethernet, efa or infiniband where the nodes cannot be asked
+    network: Literal["auto", "ethernet", "efa", "infiniband"] = "auto"
     requeue: int = 3  # restarts after exit code 75 (preempted), a crash or a lost node
     logs: str = ""  # "" = runs/NAME/logs
     time: str = ""  # limit as SLURM writes it: minutes, H:M:S or D-H:M:S
@@ -83,9 +69,9 @@ class Job:
     partition: str = ""  # of SLURM
     account: str = ""  # of SLURM
     qos: str = ""  # of SLURM
-    gpu_request: str = "gpus-per-node"  # or gres, for clusters that know no other
-    launcher: str = "srun"  # what starts the ranks on SLURM
-    sbatch: list[str] = field(default_factory=list)  # further options of sbatch, such as "--constraint=h100"
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # or gres, for clusters that know no other
+    launcher: Literal["srun", "torchrun", "deepspeed", "pdsh"] = "srun"  # what starts the ranks on SLURM
+    sbatch: tuple[str, ...] = ()  # further options of sbatch, such as "--constraint=h100"
     ray_address: str = ""  # of a cluster's dashboard, such as http://127.0.0.1:8265; "" = $RAY_API_SERVER_ADDRESS
     sweep: Sweep | None = None
 
@@ -102,15 +88,9 @@ class Job:
         """The limit; None where there is none."""
         return parse_time(self.time) if self.time else None
 
-    def changed(self) -> list[str]:
-        """Names of what is not as it is by default."""
-        defaults = {
-            f.name: f.default if f.default_factory is dataclasses.MISSING else f.default_factory() for f in FIELDS
-        }
-        return [name for name, default in defaults.items() if getattr(self, name) != default]
-
-
-FIELDS = dataclasses.fields(Job)
+    def train_command(self, overrides: Iterable[str]) -> list[str]:
+        """The words behind `mvlm` with which a rank trains."""
+        return ["train", self.run, "--deepspeed_config", self.deepspeed, *overrides]
 
 
 def parse_time(text: str) -> int | None:
@@ -126,17 +106,20 @@ def parse_time(text: str) -> int | None:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def refuse(job: Job, backend: str, names: Iterable[str]) -> None:
+def refuse(given: Job | Sweep, backend: str, names: Iterable[str]) -> None:
     """Refuse what a back-end cannot honour.
 
     Args:
         names: of the fields that it cannot.
+
+    Raises:
+        UserError: one of them is set.
     """
-    changed = job.changed()
+    table, unset = ("job", Job("", "", "")) if isinstance(given, Job) else ("sweep", Sweep({}))
     for name in names:
-        if name in changed:
-            value = "" if name == "sweep" else f"job.{name} is {getattr(job, name)!r}"
-            raise JobError(f"{value or '[sweep] is given'}, which the {backend} back-end cannot honour: remove it.")
+        if (value := getattr(given, name)) != getattr(unset, name):
+            what = "[sweep] is given" if name == "sweep" else f"{table}.{name} is {value!r}"
+            raise UserError(f"{what}, which the {backend} back-end cannot honour: remove it.")
 
 
 def split_overrides(words: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -149,30 +132,47 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     """Read a job TOML and apply `job.key=value` overrides, values in TOML syntax or bare strings.
 
     Raises:
-        JobError: the file, a key or a value will not do.
+        UserError: the file, a key or a value will not do.
     """
-    tables = _read_toml(Path(path), "job file")
+    tables = read_tables(path, "job file")
     for name in tables:
         if name not in ("job", "sweep"):
-            raise JobError(f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep].")
-    values = tables.get("job")
-    if not isinstance(values, dict):
-        raise JobError(f"{path} has no table [job]: it is not a job file.")
+            raise UserError(f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep].")
+    if not isinstance(tables.get("job"), dict):
+        raise UserError(f"{path} has no table [job]: it is not a job file.")
     for override in overrides:
-        _apply_override(values, override)
-    job = _checked(values, str(path))
-    return dataclasses.replace(job, sweep=_checked_sweep(tables["sweep"], str(path))) if "sweep" in tables else job
+        apply_override(tables, _quoted(override))
+    return job_from_tables(tables, str(path))
+
+
+def job_from_tables(tables: dict[str, Any], where: str) -> Job:
+    """Build and check a job; `where` names the file in error messages."""
+    if "sweep" in tables["job"]:
+        raise UserError(f"{where}: unknown key job.sweep; [sweep] is a table of its own.")
+    job = _build(Job, tables["job"], where, "job")
+    _check(job, tables["job"], where)
+    if "sweep" not in tables:
+        return job
+    sweep = _build(Sweep, tables["sweep"], where, "sweep")
+    if not sweep.values:
+        raise UserError(f'{where}: sweep.values is missing: name what to try, such as "optim.lr" = [1e-4, 3e-4].')
+    if "run.dir" in sweep.values:
+        raise UserError(f"{where}: sweep.values has run.dir, which every run of a sweep has of its own: remove it.")
+    for name, choices in sweep.values.items():
+        if not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) or not isinstance(choices, list) or not choices:
+            raise UserError(f'{where}: sweep.values.{name} must be like "optim.lr" = [1e-4, 3e-4]; mend that line.')
+    return dataclasses.replace(job, sweep=sweep)
 
 
 def check_files(job: Job) -> None:
     """Refuse a job whose files or interpreter are not there, before anything is started."""
     for key in ("run", "deepspeed"):
         if not Path(getattr(job, key)).is_file():
-            raise JobError(
+            raise UserError(
                 f"job.{key} names {getattr(job, key)}, which is no file here: paths count from {Path.cwd()}."
             )
     if job.venv and not out_of_sight(job.venv) and not os.access(Path(job.venv) / "bin/python", os.X_OK):
-        raise JobError(
+        raise UserError(
             f"job.venv names {job.venv}, where there is no bin/python to run: give a virtual environment's folder; "
             f"paths count from {Path.cwd()}."
         )
@@ -185,109 +185,60 @@ def out_of_sight(path: str) -> bool:
 
 def run_folder(job: Job, overrides: Iterable[str]) -> Path:
     """Where the run will write: `run.dir` of the last override that sets it, else of the run TOML."""
-    given = [word.partition("=")[2] for word in overrides if word.startswith("run.dir=")]
-    if given:
-        return Path(str(_value(given[-1])))
-    table = _read_toml(Path(job.run), "run configuration").get("run")
+    tables = read_tables(job.run, "run configuration")
+    for word in overrides:
+        if word.startswith("run.dir="):
+            apply_override(tables, word)
+    table = tables.get("run")
     return Path(str(table.get("dir", DEFAULT_RUN_FOLDER)) if isinstance(table, dict) else DEFAULT_RUN_FOLDER)
 
 
-def _read_toml(path: Path, what: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JobError(f"No {what} at {path}: give the path of a TOML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise JobError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise JobError(f"{path} is not valid TOML ({error}): mend that line.") from None
+def _quoted(override: str) -> str:
+    """An override of a key that takes strings alone, as TOML would have it: job.time=90, job.environment.N=2."""
+    name, equals, text = override.partition("=")
+    takes_text = typing.get_type_hints(Job).get(name.removeprefix("job.")) is str
+    if (takes_text or name.startswith("job.environment.")) and not text.startswith(("'", '"')):
+        return f"{name}{equals}{as_toml(text)}"
+    return override
 
 
-def _value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
+def _build(cls: type, values: Any, where: str, table: str) -> Any:
+    mistakes = Mistakes()
+    built = build(cls, values, where, f"{table}.", mistakes)
+    mistakes.settle()
+    for name, value in vars(built).items():
+        if name in LEAST and value < LEAST[name]:
+            raise UserError(f"{where}: {table}.{name} is {value}: it must be {LEAST[name]} or more.")
+        texts = (value,) if isinstance(value, str) else value if isinstance(value, tuple) else ()
+        if any(ord(character) < 32 for text in texts for character in text):
+            raise UserError(f"{where}: {table}.{name} is {value!r}: it must be one plain line.")
+    return built
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
-    name, _, text = override.partition("=")
-    _, *keys = name.split(".")
-    if not all(keys) or not (len(keys) == 1 or (len(keys) == 2 and keys[0] == "environment")):
-        raise JobError(
-            f"The override {override!r} is not of the form job.key=value or job.environment.NAME=value: mend it."
-        )
-    if len(keys) == 1:
-        value = _value(text)
-        is_text = any(f.name == keys[0] and f.type == "str" for f in FIELDS)
-        values[keys[0]] = text if is_text and not isinstance(value, str) else value  # job.time=90
-        return
-    environment = values.setdefault("environment", {})
-    if isinstance(environment, dict):
-        value = _value(text)
-        environment[keys[1]] = value if isinstance(value, str) else text
-
-
-def _checked(values: dict[str, Any], where: str) -> Job:
-    _check_kinds(values, "job", [f for f in FIELDS if f.name != "sweep"], where)
+def _check(job: Job, given: dict[str, Any], where: str) -> None:
     for name in ("name", "run", "deepspeed"):
-        if not values.get(name):
-            raise JobError(f"{where}: job.{name} is missing: every job has a name, a run TOML and a DeepSpeed JSON.")
-    if values.get("gpus_per_node") and "processes_per_node" in values:
-        raise JobError(
+        if not getattr(job, name):
+            raise UserError(f"{where}: job.{name} is missing: every job has a name, a run TOML and a DeepSpeed JSON.")
+    if job.gpus_per_node and "processes_per_node" in given:
+        raise UserError(
             f"{where}: job.gpus_per_node and job.processes_per_node are both given: "
             "a GPU has one process; keep gpus_per_node on GPUs, processes_per_node on the CPU."
         )
-    job = Job(**values)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", job.name):
-        raise JobError(f"{where}: job.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
+        raise UserError(f"{where}: job.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
     if job.min_nodes > job.nodes:
-        raise JobError(f"{where}: job.min_nodes is {job.min_nodes}: it must not be above job.nodes, {job.nodes}.")
+        raise UserError(f"{where}: job.min_nodes is {job.min_nodes}: it must not be above job.nodes, {job.nodes}.")
     if job.time and not job.time_seconds:
-        raise JobError(f"{where}: job.time is {job.time!r}: give minutes, H:M:S or D-H:M:S.")
+        raise UserError(f"{where}: job.time is {job.time!r}: give minutes, H:M:S or D-H:M:S.")
     if job.time_seconds and job.time_seconds <= job.warning_seconds:
-        raise JobError(
+        raise UserError(
             f"{where}: job.time is {job.time!r}, and the last {job.warning_seconds} s of it, job.warning_seconds, "
             "are for saving: give more time."
         )
     if job.venv and job.container:
-        raise JobError(f"{where}: job.venv and job.container are both given: an image has its own Python; keep one.")
-    _check_environment(job.environment, where)
-    return job
-
-
-def _checked_sweep(values: dict[str, Any], where: str) -> Sweep:
-    _check_kinds(values, "sweep", dataclasses.fields(Sweep), where)
-    for name, choices in values.get("values", {}).items():
-        if not re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", name) or not isinstance(choices, list) or not choices:
-            raise JobError(f'{where}: sweep.values.{name} must be like "optim.lr" = [1e-4, 3e-4]; mend that line.')
-    if not values.get("values"):
-        raise JobError(f'{where}: sweep.values is missing: name what to try, such as "optim.lr" = [1e-4, 3e-4].')
-    return Sweep(**values)
-
-
-def _check_kinds(values: dict[str, Any], table: str, fields: Iterable[dataclasses.Field[Any]], where: str) -> None:
-    kinds = {f.name: str(f.type) for f in fields}
-    for name, value in values.items():
-        if name not in kinds:
-            close = difflib.get_close_matches(name, kinds, n=1, cutoff=0.5)
-            hint = f"did you mean {table}.{close[0]}?" if close else f"known are {', '.join(kinds)}."
-            raise JobError(f"{where}: unknown key {table}.{name}; {hint}")
-        kind, words = KINDS[kinds[name]]
-        of_strings = kinds[name] != "list[str]" or all(isinstance(item, str) for item in value)
-        if not isinstance(value, kind) or isinstance(value, bool) or not of_strings:
-            raise JobError(f"{where}: {table}.{name} is {value!r}: give {words}.")
-        if isinstance(value, str) and any(ord(character) < 32 for character in value):
-            raise JobError(f"{where}: {table}.{name} is {value!r}: it must be one plain line.")
-        if name in CHOICES and value not in CHOICES[name]:
-            raise JobError(f"{where}: {table}.{name} is {value!r}: it must be one of {', '.join(CHOICES[name])}.")
-        if name in LEAST and values[name] < LEAST[name]:
-            raise JobError(f"{where}: {table}.{name} is {value}: it must be {LEAST[name]} or more.")
-
-
-def _check_environment(environment: dict[Any, Any], where: str) -> None:
-    for name, value in environment.items():
+        raise UserError(f"{where}: job.venv and job.container are both given: an image has its own Python; keep one.")
+    for name, value in job.environment.items():
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            raise JobError(f"{where}: job.environment.{name} is no name of an environment variable; rename it.")
+            raise UserError(f"{where}: job.environment.{name} is no name of an environment variable; rename it.")
         if not isinstance(value, str) or "\0" in value:
-            raise JobError(f"{where}: job.environment.{name} is {value!r}: give a string, in quotes.")
+            raise UserError(f"{where}: job.environment.{name} is {value!r}: give a string, in quotes.")

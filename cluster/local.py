@@ -13,16 +13,17 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cluster import processes
+from cluster.attempt import describe_exit
 from cluster.environment import LAUNCHER_VARIABLES, added, free_port, inherited
-from cluster.job import Job, JobError, check_files, refuse, run_folder
-from cluster.logs import attempt_folder, show
-from cluster.processes import POLL_SECONDS, Stopper
-from cluster.progress import describe_attempt, describe_end, describe_progress, facts
-from cluster.record import Record, claim, read_record
-from cluster.watch import PATIENCE, Limit, Watch, describe_exit, next_attempt
+from cluster.job import Job, check_files, refuse, run_folder
+from cluster.logs import attempt_folder, next_attempt, show
+from cluster.processes import PATIENCE, POLL_SECONDS, Stopper
+from cluster.record import JobRecord, claim, read_record
+from cluster.status import JobStatus, describe_end
+from cluster.watch import LocalWatch, TimeLimit
+from mvlm.errors import UserError
 
 CANNOT = (
     *("min_nodes", "cpus_per_process", "venv", "modules", "container", "partition", "account", "qos"),
@@ -33,7 +34,7 @@ CANNOT = (
 def command(job: Job, overrides: list[str], attempt: int) -> list[str]:
     """The argument list of DeepSpeed's launcher, whose ranks log into the attempt's folder."""
     options = ["--enable_each_rank_log", str(attempt_folder(job.log_folder, attempt))]
-    return [*_launch(job, options), "train", job.run, "--deepspeed_config", job.deepspeed, *overrides]
+    return [*_launch(job, options), *job.train_command(overrides)]
 
 
 def _launch(job: Job, options: list[str]) -> list[str]:
@@ -41,7 +42,7 @@ def _launch(job: Job, options: list[str]) -> list[str]:
     beside = Path(sys.executable).parent / "deepspeed"
     launcher = str(beside) if beside.is_file() else shutil.which("deepspeed")
     if launcher is None:
-        raise JobError("There is no deepspeed command beside this Python or on PATH: pip install deepspeed.")
+        raise UserError("There is no deepspeed command beside this Python or on PATH: pip install deepspeed.")
     ranks = ["--num_accelerators", str(job.ranks_per_node), "--master_port", str(free_port())]
     return [launcher, *ranks, *options, "--module", "mvlm"]
 
@@ -56,7 +57,7 @@ def render(job: Job, overrides: list[str]) -> str:
 
 
 def reach(job: Job) -> None:
-    """Raises: JobError: the job, or what is left of it, runs here already."""
+    """Raises: UserError: the job, or what is left of it, runs here already."""
     if job.log_folder.exists():
         with claim(job.log_folder):
             _refuse_second(job)
@@ -71,67 +72,58 @@ def submit(job: Job, overrides: list[str]) -> int:
         The exit code of the last attempt: 0 done, 1 a user's mistake, 75 stopped with everything saved.
 
     Raises:
-        JobError: the job cannot run here, or runs already.
+        UserError: the job cannot run here, or runs already.
     """
     _check_supported(job)
     run, pid = run_folder(job, overrides).resolve(), os.getpid()
-    record = Record(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
+    record = JobRecord(job.name, "local", str(run), socket.gethostname(), pid, processes.start_time(pid))
     with claim(job.log_folder):
         _refuse_second(job)
-        limit = Limit(job.time_seconds or math.inf, job.warning_seconds)
+        limit = TimeLimit(job.time_seconds or math.inf, job.warning_seconds)
         start, variables = partial(command, job, overrides), inherited() | added(job)
-        return Watch(record, job.log_folder, start, variables, job.requeue, limit).to_the_end()
+        return LocalWatch(record, job.log_folder, start, variables, job.requeue, limit).run()
 
 
 def _refuse_second(job: Job) -> None:
     if processes.members(job.log_folder):
-        raise JobError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
+        raise UserError(f"Processes of an earlier {job.name} still run on this machine: cancel it first.")
 
 
 def preflight(job: Job, overrides: list[str]) -> int:
     """Measure this machine as the job would use it; 0 when all is well, 1 when not.
 
     Raises:
-        JobError: the job cannot run here.
+        UserError: the job cannot run here.
     """
     _check_supported(job)
     argv = [*_launch(job, ["--log_level", "error"]), "preflight", job.run, *overrides]
     return subprocess.run(argv, env=inherited() | added(job), stdin=subprocess.DEVNULL).returncode
 
 
-def status(folder: Path) -> str:
-    """Attempts, who is alive, and the last step and loss."""
+def status(folder: Path) -> JobStatus:
+    """Whether its submit command and its ranks are alive, which only the job's own machine knows."""
     record = read_record(folder)
-    lines = [f"{record.name}: {_condition(record, folder)}"]
     watched = _is_watched(record)
-    for attempt in record.attempts:
-        lines.append(f"  {describe_attempt(attempt, watched and attempt is record.attempts[-1])}")
-    return "\n".join([*lines, f"  {describe_progress(record)}"])
+    return JobStatus(record, _condition(record, folder, watched), watched, watched, record.attempts)
 
 
-def status_facts(folder: Path) -> dict[str, Any]:
-    """The same for programs."""
-    record = read_record(folder)
-    return facts(record, _is_watched(record), record.attempts)
-
-
-def _condition(record: Record, folder: Path) -> str:
+def _condition(record: JobRecord, folder: Path, watched: bool) -> str:
     if record.host != socket.gethostname():
         return f"was submitted on {record.host}; ask there whether it is alive"
     ranks = len(processes.ranks(processes.members(folder)))
-    if _is_watched(record):
+    if watched:
         return f"running, attempt {record.attempts[-1].number}, pid {record.pid} alive, ranks alive: {ranks}"
     if ranks:
         return f"pid {record.pid}, which watched over it, is dead, ranks alive: {ranks}; cancel it"
     return f"not running, the last attempt {describe_exit(record.attempts[-1].exit_code)}"
 
 
-def _is_watched(record: Record) -> bool:
+def _is_watched(record: JobRecord) -> bool:
     return record.pid_started is not None and processes.start_time(record.pid) == record.pid_started
 
 
 def logs(folder: Path, follow: bool) -> None:
-    """Print the logs of all attempts, launcher and ranks merged; go on until the job ends if asked."""
+    """Print the logs of all attempts, launcher and ranks merged, until the job ends if asked."""
     show(folder, lambda: follow and _is_watched(read_record(folder)))
 
 
@@ -139,14 +131,14 @@ def cancel(folder: Path) -> str:
     """Have the ranks save and end, and wait for it; the job is not started again.
 
     Raises:
-        JobError: nothing of it runs on this machine.
+        UserError: nothing of it runs on this machine.
     """
     record = read_record(folder)
     if record.host != socket.gethostname():
-        raise JobError(f"{record.name} was submitted on {record.host}: cancel it there.")
+        raise UserError(f"{record.name} was submitted on {record.host}: cancel it there.")
     watched = _is_watched(record)
     if not watched and not processes.members(folder):
-        raise JobError(f"{record.name} is not running: there is nothing to cancel.")
+        raise UserError(f"{record.name} is not running: there is nothing to cancel.")
     if watched:
         processes.send(record.pid, signal.SIGTERM)
     while _is_watched(record):
@@ -158,7 +150,7 @@ def cancel(folder: Path) -> str:
 def _check_supported(job: Job) -> None:
     check_files(job)
     if job.nodes > 1:
-        raise JobError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
+        raise UserError(f"job.nodes is {job.nodes}, and the local back-end has this machine alone: set job.nodes=1.")
     refuse(job, "local", CANNOT)
     if not (processes.PROC / "self/environ").exists():
-        raise JobError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")
+        raise UserError("The local back-end finds ranks by /proc, which this machine has not: submit on Linux.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 import sys
 import time
@@ -33,6 +35,11 @@ def attempt_numbers(logs: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdecimal())
 
 
+def next_attempt(logs: Path) -> int:
+    """The number after those that have logged."""
+    return max(attempt_numbers(logs), default=0) + 1
+
+
 def name_rank_logs(logs: Path, attempt: int) -> None:
     """Give the files of DeepSpeed's launcher their names; whoever writes one goes on writing to it."""
     for path in attempt_folder(logs, attempt).iterdir():
@@ -40,36 +47,50 @@ def name_rank_logs(logs: Path, attempt: int) -> None:
             path.rename(rank_log(logs, attempt, int(found[1])))
 
 
-def show(logs: Path, unfinished: Callable[[], bool]) -> None:
-    """Print all attempts, each with launcher and ranks merged, and go on while the job is `unfinished()`."""
-    shown = 0
-    going_on = True
-    while going_on:
-        going_on = unfinished()  # asked first: the attempts found after it are all
-        for number in attempt_numbers(logs):
-            if number > shown:
-                shown = number
-                _show_attempt(logs, number, unfinished)
-        if going_on:
-            time.sleep(POLL_SECONDS)
+def asked_rarely(active: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """The same question, put to a scheduler at most so often; once it is answered no it stays so."""
+    asked, answer = -math.inf, True
+
+    def ask() -> bool:
+        nonlocal asked, answer
+        if answer and time.monotonic() - asked > seconds:
+            answer, asked = active(), time.monotonic()
+        return answer
+
+    return ask
 
 
-def _show_attempt(logs: Path, number: int, unfinished: Callable[[], bool]) -> None:
-    print(f"==> {attempt_folder(logs, number)} <==", flush=True)
-    merged = Merged(logs, number)
-    more = True
+def show(logs: Path, unfinished: Callable[[], bool], after: int = 0) -> None:
+    """Print the attempts, each with launcher and ranks merged, as long as the job is `unfinished()`.
+
+    Args:
+        after: this attempt, which is not shown.
+    """
+    merged, more = None, True
     while more:
-        more = unfinished() and attempt_numbers(logs)[-1] == number  # asked first: what is read after it is all
-        for lines in merged.new():
-            sys.stdout.buffer.write(lines)
+        more = unfinished()  # asked first: what is read after it is all
+        for number in attempt_numbers(logs):
+            if number > after:
+                if merged:
+                    _print(*merged.new(), merged.unended())
+                _print(f"==> {attempt_folder(logs, number)} <==\n".encode())
+                merged, after = MergedLogs(logs, number), number
+        if merged:
+            _print(*merged.new())
         if more:
-            sys.stdout.flush()
             time.sleep(POLL_SECONDS)
-    sys.stdout.buffer.write(merged.unended())
-    sys.stdout.flush()
+    if merged:
+        _print(merged.unended())
 
 
-class Merged:
+def _print(*texts: bytes) -> None:
+    """Past Python's buffers: a thread that waits for a reader must not hold their lock when the command ends."""
+    for text in texts:
+        while text:
+            text = text[os.write(sys.stdout.fileno(), text) :]
+
+
+class MergedLogs:
     """What the launcher and the ranks of an attempt have written, in the order in which it is found.
 
     Lines of ranks begin with "12: " where there is more than one. No file is held open: there may be thousands.

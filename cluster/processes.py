@@ -15,10 +15,11 @@ from pathlib import Path
 MARK = "MVLM_JOB_LOG"  # its value is the log folder of the attempt that the process belongs to
 PROC = Path("/proc")
 POLL_SECONDS = 0.2
+PATIENCE = 300.0  # seconds that ranks get to save when their launcher has died
 
 
 @dataclass(frozen=True)
-class Member:
+class JobProcess:
     """A process of a job."""
 
     pid: int
@@ -26,7 +27,7 @@ class Member:
     has_rank: bool  # RANK stands in its environment: a rank, or a child of one
 
 
-def members(logs: Path) -> list[Member]:
+def members(logs: Path) -> list[JobProcess]:
     """The living processes of the job whose attempts log into the folder `logs`."""
     mark = f"{MARK}={logs.resolve()}{os.sep}".encode()
     found = []
@@ -40,11 +41,11 @@ def members(logs: Path) -> list[Member]:
             continue
         if state != "Z" and any(entry.startswith(mark) for entry in environment):
             has_rank = any(entry.startswith(b"RANK=") for entry in environment)
-            found.append(Member(int(folder.name), int(parent), has_rank))
+            found.append(JobProcess(int(folder.name), int(parent), has_rank))
     return found
 
 
-def ranks(found: list[Member]) -> list[int]:
+def ranks(found: list[JobProcess]) -> list[int]:
     """Process ids of the ranks themselves, not of their children."""
     below = {member.pid for member in found if member.has_rank}
     return [member.pid for member in found if member.has_rank and member.parent not in below]
@@ -73,24 +74,24 @@ class Stopper:
 
     def __init__(self, logs: Path, number: signal.Signals = signal.SIGTERM) -> None:
         self.logs, self.number = logs, number
-        self._told: set[int] = set()
+        self._signalled: set[int] = set()
 
-    def tell(self) -> bool:
-        """Signal every rank that has not been told yet; False when nothing of the job is left."""
+    def signal_ranks(self) -> bool:
+        """Signal every rank that has not been yet; False when nothing of the job is left."""
         found = members(self.logs)
         reached = ranks(found)
-        if not reached and not self._told:
+        if not reached and not self._signalled:
             reached = [member.pid for member in found]  # no rank has been made: there is nothing to save
         for pid in reached:
-            if pid not in self._told:
+            if pid not in self._signalled:
                 send(pid, self.number)
-                self._told.add(pid)
+                self._signalled.add(pid)
         return bool(found)
 
     def end(self, patience: float) -> None:
         """Wait for everything to end, killing what is left after `patience` seconds."""
         deadline = time.monotonic() + patience
-        while self.tell():
+        while self.signal_ranks():
             if time.monotonic() > deadline:
                 kill(self.logs)
             time.sleep(POLL_SECONDS)

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.job import JobError, load_job
+from cluster.attempt import Attempt
+from cluster.job import load_job
+from mvlm.errors import UserError
 
 RECORD = "job.json"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -19,16 +21,7 @@ TAIL_BYTES = 1 << 16
 
 
 @dataclass
-class Attempt:
-    number: int
-    started: float  # seconds since the epoch
-    ended: float | None = None
-    exit_code: int | None = None
-    step: int | None = None  # the newest that the run had made when it ended
-
-
-@dataclass
-class Record:
+class JobRecord:
     """One submission of a job; `attempts` holds those of earlier submissions too."""
 
     name: str
@@ -59,24 +52,24 @@ def find_logs(path: str) -> Path:
     """The log folder of a job, from its job file, its log folder or the folder that holds that.
 
     Raises:
-        JobError: no job was submitted there.
+        UserError: no job was submitted there.
     """
     given = Path(path)
     candidates = [given, given / "logs"] if given.is_dir() else [load_job(given).log_folder]
     for folder in candidates:
         if (folder / RECORD).is_file():
             return folder
-    raise JobError(f"No job has been submitted at {path} (no {RECORD} in {candidates[-1]}): submit it first.")
+    raise UserError(f"No job has been submitted at {path} (no {RECORD} in {candidates[-1]}): submit it first.")
 
 
-def read_record(logs: Path) -> Record:
-    """Raises: JobError: the record is damaged."""
+def read_record(logs: Path) -> JobRecord:
+    """Raises: UserError: the record is damaged."""
     try:
         fields = json.loads((logs / RECORD).read_text(encoding="utf-8"))
         attempts = [Attempt(**attempt) for attempt in fields.pop("attempts")]
-        return Record(**fields, attempts=attempts)
+        return JobRecord(**fields, attempts=attempts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise JobError(f"{logs / RECORD} is damaged ({error}): move it away and submit the job again.") from None
+        raise UserError(f"{logs / RECORD} is damaged ({error}): move it away and submit the job again.") from None
 
 
 @contextmanager
@@ -84,18 +77,18 @@ def claim(logs: Path) -> Iterator[None]:
     """Hold the job's log folder, for one submit command at a time; the kernel lets go when that ends.
 
     Raises:
-        JobError: another holds it, or the folder cannot be made.
+        UserError: another holds it, or the folder cannot be made.
     """
     try:
         logs.mkdir(parents=True, exist_ok=True)
         file = open(logs / "job.lock", "a")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise JobError(f"The log folder {logs} cannot be used ({error}): set job.logs to another.") from None
+        raise UserError(f"The log folder {logs} cannot be used ({error}): set job.logs to another.") from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JobError(
+            raise UserError(
                 f"A job is running with the log folder {logs}: cancel it, or set another job.name."
             ) from None
         yield
@@ -107,11 +100,11 @@ def last_training_line(run_folder: Path) -> dict[str, Any] | None:
 
 
 def newest_step(run_folder: Path) -> int:
-    """The highest that the run has told of lately or saved; 0 before its first."""
-    told = (metrics["step"] for metrics in _training_lines(run_folder))
+    """The highest that the run has reported lately or saved; 0 before its first."""
+    reported = (metrics["step"] for metrics in _training_lines(run_folder))
     names = (path.name.removeprefix("step_") for path in (run_folder / CHECKPOINTS).glob("step_*"))
     saved = (int(name) for name in names if name.isdecimal())
-    return max((*told, *saved), default=0)
+    return max((*reported, *saved), default=0)
 
 
 def _training_lines(run_folder: Path) -> Iterator[dict[str, Any]]:

@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from typing import Any
 
 from cluster.job import Sweep
+from mvlm.config.toml import as_toml
 
 SEED = 0  # of the draw: the same job file names the same runs again
 
 
+def count(sweep: Sweep) -> int:
+    """Combinations that there are."""
+    return math.prod(map(len, sweep.values.values()))
+
+
 def combinations(sweep: Sweep) -> list[dict[str, Any]]:
     """Every combination, the last key changing fastest, or `samples` of them, drawn with a fixed seed."""
-    count = math.prod(map(len, sweep.values.values()))
-    chosen: Any = range(count)
-    if 0 < sweep.samples < count:
+    chosen: Any = range(count(sweep))
+    if 0 < sweep.samples < len(chosen):
         chosen = sorted(random.Random(SEED).sample(chosen, sweep.samples))
     return [_combination(sweep.values, index) for index in chosen]
 
 
 def _combination(values: dict[str, list[Any]], index: int) -> dict[str, Any]:
+    """That of an index, without those before it: there may be billions."""
     picked = {}
     for name in reversed(values):
-        index, place = divmod(index, len(values[name]))
-        picked[name] = values[name][place]
+        index, digit = divmod(index, len(values[name]))
+        picked[name] = values[name][digit]
     return {name: picked[name] for name in values}
 
 
 def override(name: str, value: Any) -> str:
     """`name=value` with the value in TOML."""
-    return f"{name}={_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):  # TOML's escapes are JSON's, but for DEL
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(item)}" for name, item in value.items()) + "}"
-    return str(value)
+    return f"{name}={as_toml(value)}"

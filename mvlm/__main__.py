@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Container
 from importlib import import_module
 
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
 
@@ -31,7 +31,6 @@ COMMANDS = {
     "completion": "print what a shell needs to complete these commands",
 }
 """Modules of mvlm.cli, and what each does. Only the one that is asked for is imported: for some it takes seconds."""
-BUG, INTERRUPTED = 70, 130
 
 
 def command_line(words: Container[str]) -> argparse.ArgumentParser:
@@ -64,10 +63,10 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         return _report_mistake(error)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()
-        return BUG
+        return ExitCode.BUG
 
 
 def _report_mistake(error: UserError) -> int:

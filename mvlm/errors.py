@@ -6,6 +6,19 @@ import errno
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """How every command and every rank ends; docs/exit_codes.md says what to do then."""
+
+    DONE = 0
+    MISTAKE = 1  # a user's, or bad data
+    USAGE = 2  # argparse's own
+    BUG = 70
+    REQUEUE = 75  # everything is saved: start it again
+    INTERRUPTED = 130  # Ctrl-C
+
 
 OUT_OF_SIGHT = {
     errno.EIO,
@@ -36,7 +49,7 @@ class UserError(Exception):
     each; the first is its message.
     """
 
-    exit_code = 1
+    exit_code: int = ExitCode.MISTAKE
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
@@ -72,14 +85,14 @@ class Mistakes:
 class StorageLost(UserError):
     """A node has lost sight of the run's storage in the middle: the run is to be requeued, elsewhere if need be."""
 
-    exit_code = 75
+    exit_code = ExitCode.REQUEUE
 
 
 class DataLost(UserError):
     """A rank gets no more data, for a reason that another start may well not meet: a store of shards that is gone, or a
     loader process that was killed. What the run has done can still be saved."""
 
-    exit_code = 75
+    exit_code = ExitCode.REQUEUE
 
 
 def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:

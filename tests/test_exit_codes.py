@@ -11,9 +11,8 @@ import pytest
 import cluster.__main__ as cluster_main
 import data_tools.__main__ as data_main
 import mvlm.__main__ as mvlm_main
-from cluster import watch
 from mvlm.cli import kernels, train
-from mvlm.errors import DataLost, StorageLost, UserError
+from mvlm.errors import DataLost, ExitCode, StorageLost, UserError
 from mvlm.runtime.dist import RanksApart
 from mvlm.training import trainer
 from mvlm.training.health import watchdog
@@ -29,25 +28,17 @@ TABLE = {
 
 def test_the_page_lists_every_code_that_there_is() -> None:
     codes = {
-        *(watch.DONE, watch.MISTAKE, watch.USAGE, watch.BUG, watch.PREEMPTED),
-        *(
-            UserError.exit_code,
-            DataLost.exit_code,
-            StorageLost.exit_code,
-            RanksApart.exit_code,
-            mvlm_main.BUG,
-            mvlm_main.INTERRUPTED,
-        ),
-        *(trainer.DONE, trainer.PREEMPTED, train.PREEMPTED, watchdog.HUNG, cluster_main.INTERRUPTED),
+        *ExitCode,
+        *(UserError.exit_code, DataLost.exit_code, StorageLost.exit_code, RanksApart.exit_code),
+        *(trainer.DONE, trainer.PREEMPTED, train.PREEMPTED, watchdog.HUNG),
     }
     assert codes == TABLE.keys()
 
 
 def test_the_same_name_is_the_same_code_everywhere() -> None:
-    assert watch.PREEMPTED == trainer.PREEMPTED == train.PREEMPTED == watchdog.HUNG
-    assert watch.PREEMPTED == DataLost.exit_code == StorageLost.exit_code == RanksApart.exit_code
-    assert UserError.exit_code == watch.MISTAKE and mvlm_main.BUG == watch.BUG
-    assert cluster_main.INTERRUPTED == mvlm_main.INTERRUPTED
+    assert ExitCode.REQUEUE == trainer.PREEMPTED == train.PREEMPTED == watchdog.HUNG
+    assert ExitCode.REQUEUE == DataLost.exit_code == StorageLost.exit_code == RanksApart.exit_code
+    assert UserError.exit_code == ExitCode.MISTAKE
     for code, word in {0: "done", 1: "mistake", 2: "usage", 70: "bug", 75: "saved", 130: "Ctrl-C"}.items():
         assert word in TABLE[code]
 
@@ -64,8 +55,6 @@ def ends_by(error: BaseException) -> Callable[..., int]:
 def test_what_goes_wrong_ends_with_its_code(
     what: str, error: Exception, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if what == "cluster" and code == 1:
-        error = cluster_main.JobError(str(error))
     assert _run(what, ends_by(error), monkeypatch) == code
 
 

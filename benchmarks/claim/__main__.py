@@ -75,7 +75,6 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
     args = parser().parse_args(argv)
-    from cluster.job import JobError
     from mvlm.errors import UserError
 
     try:
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
         from benchmarks.claim.run import run
 
         return run(args)
-    except (UserError, JobError) as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ def submit(plans: Iterator[Plan], args: argparse.Namespace) -> int:
 
     Raises:
         UserError: no job file is given.
-        JobError: the job cannot be run so, or the cluster does not answer.
+        UserError: the job cannot be run so, or the cluster does not answer.
     """
     if not args.job:
         raise UserError(f"--jobs {args.jobs} needs --job JOB.toml, of `python -m cluster`, such as cluster/slurm.toml.")
@@ -48,14 +48,14 @@ def is_under_way(planned: Plan) -> bool:
     """Whether a job of the cell, or of what it fine-tunes, waits or runs on a cluster.
 
     Raises:
-        JobError: that cluster does not answer.
+        UserError: that cluster does not answer.
     """
     if planned.base and is_under_way(planned.base):
         return True
     logs = _logs(planned)
     if trained(planned) or not (logs / RECORD).exists():
         return False
-    return bool(BACKENDS[read_record(logs).backend].status_facts(logs)["active"])
+    return BACKENDS[read_record(logs).backend].status(logs).active
 
 
 def _obstacle(planned: Plan) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import shlex
@@ -10,13 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster import logs as log_files
-from cluster.job import Job, JobError, check_files, refuse
-from cluster.progress import describe_attempt, describe_end, describe_progress, facts
-from cluster.ray.client import POLL_SECONDS, address, connect, driver_log, import_path, said_plainly, show_driver_log
-from cluster.ray.spec import FILE, Spec
-from cluster.record import RECORD, Attempt, Record, claim, read_record
-from cluster.watch import PATIENCE, describe_exit
+from cluster.attempt import Attempt, describe_attempt, describe_exit
+from cluster.job import Job, check_files, refuse
+from cluster.logs import asked_rarely, attempt_numbers, show
+from cluster.processes import PATIENCE
+from cluster.ray import client
+from cluster.ray.client import address, connect, refusals_as_mistakes
+from cluster.ray.spec import FILE, RayJobSpec
+from cluster.record import RECORD, JobRecord, claim, read_record
+from cluster.status import JobStatus, describe_end
+from cluster.sweep import count
+from mvlm.errors import UserError
 
 CANNOT = ("modules", "partition", "account", "qos", "gpu_request", "launcher", "sbatch")
 DRIVER_LINES = 20
@@ -37,23 +40,23 @@ IN_WORDS = {
 }
 
 
-def entrypoint(spec: Spec) -> str:
-    """The command line that Ray's job server gives to a shell."""
-    return shlex.join([spec.python, "-m", "cluster.ray.driver", str(Path(spec.logs) / FILE)])
+def entrypoint(spec: RayJobSpec, file: Path) -> str:
+    """The command line that Ray's job server gives to a shell; `file` holds the spec."""
+    return shlex.join([spec.python, "-m", "cluster.ray.driver", str(file)])
 
 
-def runtime_env(spec: Spec) -> dict[str, Any]:
+def runtime_env(spec: RayJobSpec) -> dict[str, Any]:
     """Ray's runtime environment of the driver and all workers."""
     variables = RAY_VARIABLES | {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
     if spec.job.container:
         return {"image_uri": spec.job.container, "env_vars": variables}
-    return {"env_vars": variables | {"PYTHONPATH": import_path()}}
+    return {"env_vars": variables | {"PYTHONPATH": client.import_path()}}
 
 
 def render(job: Job, overrides: list[str]) -> str:
     """What submit would do, for a person: the entry point, its environment, the workers, and the command of a rank."""
     _check_supported(job)
-    spec = Spec.of(job, overrides)
+    spec = RayJobSpec.of(job, overrides)
     environment = runtime_env(spec)
     least, most = spec.ranks()
     resources = ", ".join(f"{amount:g} {name}" for name, amount in spec.resources().items())
@@ -61,7 +64,7 @@ def render(job: Job, overrides: list[str]) -> str:
     return "\n".join(
         [
             f"server: {address(job)}",
-            f"entrypoint: {entrypoint(spec)}",
+            f"entrypoint: {entrypoint(spec, Path(spec.logs) / FILE)}",
             *image,
             *(f"environment: {name}={value}" for name, value in environment["env_vars"].items()),
             f"workers: {most if least == most else f'{least} to {most}'}, each with {resources}, packed by node",
@@ -79,18 +82,17 @@ def _sweep_lines(job: Job) -> list[str]:
     sweep = job.sweep
     if sweep is None:
         return []
-    every = math.prod(len(choices) for choices in sweep.values.values())
-    count = min(sweep.samples or every, every)
-    lines = [f"{count} of {every} runs, for the {sweep.mode} of {sweep.metric}"]
+    every = count(sweep)
+    lines = [f"{min(sweep.samples or every, every)} of {every} runs, for the {sweep.mode} of {sweep.metric}"]
     lines.append(f"{sweep.parallel} at a time" if sweep.parallel else "as many at a time as there is room for")
     if sweep.grace_steps:
-        lines.append(f"given up early from step {sweep.grace_steps} on: one of {sweep.reduction} goes on")
+        lines.append(f"given up early from step {sweep.grace_steps} on: one of {sweep.reduction} is kept")
     lines += [f"{name} = {choices}" for name, choices in sweep.values.items()]
     return [f"sweep: {line}" for line in lines]
 
 
 def reach(job: Job) -> None:
-    """Raises: JobError: no job server answers, or the job runs already."""
+    """Raises: UserError: no job server answers, or the job runs already."""
     connect(address(job))
     _earlier_attempts(job.log_folder)
 
@@ -102,103 +104,90 @@ def submit(job: Job, overrides: list[str]) -> int:
         0; what becomes of the job, `status` and `logs -f` tell.
 
     Raises:
-        JobError: the job cannot run on Ray, runs already, or there is no job server at the address.
+        UserError: the job cannot run on Ray, runs already, or there is no job server at the address.
     """
     _check_supported(job)
-    client = connect(address(job))
-    spec = Spec.of(job, overrides)
+    server = connect(address(job))
+    spec = RayJobSpec.of(job, overrides)
     folder = Path(spec.logs)
     with claim(folder):
         attempts = _earlier_attempts(folder)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
-        Record(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
+        JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
         spec.save(folder / FILE)
         metadata = {"job": job.name, "run": spec.run_folder}
-        with said_plainly():
-            client.submit_job(
-                entrypoint=entrypoint(spec), submission_id=job_id, runtime_env=runtime_env(spec), metadata=metadata
+        with refusals_as_mistakes():
+            server.submit_job(
+                entrypoint=entrypoint(spec, folder / FILE),
+                submission_id=job_id,
+                runtime_env=runtime_env(spec),
+                metadata=metadata,
             )
     print(f"submitted {job.name} as {job_id} to {address(job)}; its logs go to {job.log_folder}")
     return 0
 
 
-def status(folder: Path) -> str:
-    """What Ray says of the job, its attempts, and the last step and loss."""
+def status(folder: Path) -> JobStatus:
+    """What Ray says of the job; of a sweep, what its trials have noted."""
     record = read_record(folder)
     state, exit_code = _state(record)
+    active = _is_active(state)
     words = describe_exit(exit_code) if state == "FAILED" and exit_code else IN_WORDS.get(state, state)
-    lines = [f"{record.name}: {words}, job {record.job_id} at {record.host}"]
-    lines += [f"  {describe_attempt(attempt, _is_active(state))}" for attempt in record.attempts]
-    trials = sorted(folder.glob(f"trial-*/{RECORD}"))
-    if trials:
-        lines += [f"  {path.parent.name}: {describe_progress(read_record(path.parent))}" for path in trials]
-    else:
-        lines.append(f"  {describe_progress(record)}")
-    return "\n".join(lines)
+    trials = [read_record(path.parent) for path in sorted(folder.glob(f"trial-*/{RECORD}"))]
+    runs = [JobStatus(trial, _last_attempt(trial, active), active, active, trial.attempts) for trial in trials]
+    return JobStatus(record, f"{words}, job {record.job_id} at {record.host}", active, active, record.attempts, runs)
 
 
-def status_facts(folder: Path) -> dict[str, Any]:
-    """The same for programs; a sweep's `runs` are its trials."""
-    record = read_record(folder)
-    active = _is_active(_state(record)[0])
-    trials = (read_record(path.parent) for path in sorted(folder.glob(f"trial-*/{RECORD}")))
-    return facts(record, active, record.attempts) | {"runs": [facts(each, active, each.attempts) for each in trials]}
+def _last_attempt(trial: JobRecord, active: bool) -> str:
+    return describe_attempt(trial.attempts[-1], active) if trial.attempts else "has not begun"
 
 
 def logs(folder: Path, follow: bool) -> None:
-    """Print the logs of all attempts, and go on until the job ends if asked; of a sweep, the log of its driver.
+    """Print the logs of all attempts, until the job ends if asked; of a sweep, the log of its driver.
 
     That of a job that has failed ends with the last lines of its driver's.
     """
     record = read_record(folder)
-    asked = 0.0
-    active = True
-
-    def unfinished() -> bool:
-        nonlocal asked, active
-        if follow and active and time.monotonic() - asked > POLL_SECONDS:
-            active, asked = _is_active(_state(record)[0]), time.monotonic()
-        return follow and active
-
-    if Spec.load(folder / FILE).job.sweep:
-        show_driver_log(connect(record.host), record.job_id, unfinished)
+    if RayJobSpec.load(folder / FILE).job.sweep:
+        if follow:
+            client.follow_driver_log(connect(record.host), record.job_id)
+        else:
+            print(client.driver_log(connect(record.host), record.job_id), end="")
         return
-    log_files.show(folder, unfinished)
-    if _state(record)[0] == "FAILED" or not log_files.attempt_numbers(folder):
+    show(folder, asked_rarely(lambda: follow and _is_active(_state(record)[0]), client.POLL_SECONDS))
+    if _state(record)[0] == "FAILED" or not attempt_numbers(folder):
         print("==> the driver's log, as Ray has it <==")
-        print("\n".join(driver_log(connect(record.host), record.job_id).splitlines()[-DRIVER_LINES:]))
+        print("\n".join(client.driver_log(connect(record.host), record.job_id).splitlines()[-DRIVER_LINES:]))
 
 
 def cancel(folder: Path) -> str:
     """Have the ranks save and end, and wait for it; the job is not started again.
 
     Raises:
-        JobError: it is not running.
+        UserError: it is not running.
     """
     record = read_record(folder)
     if not _is_active(_state(record)[0]):
-        raise JobError(f"{record.name} is not running: there is nothing to cancel.")
-    with said_plainly():
+        raise UserError(f"{record.name} is not running: there is nothing to cancel.")
+    with refusals_as_mistakes():
         connect(record.host).stop_job(record.job_id)
     while _is_active(_state(record)[0]):
-        time.sleep(POLL_SECONDS)
+        time.sleep(client.POLL_SECONDS)
     return f"{record.name} {describe_end(record)}"
 
 
 def _check_supported(job: Job) -> None:
     check_files(job)
     refuse(job, "ray", CANNOT)
-    if job.sweep and "run.dir" in job.sweep.values:
-        raise JobError('sweep.values has "run.dir": each run of a sweep has its own folder already; remove it.')
     if not job.time:
         refuse(job, "ray", ("warning_seconds",))
 
 
-def _state(record: Record) -> tuple[str, int | None]:
+def _state(record: JobRecord) -> tuple[str, int | None]:
     """Ray's status of a job, "" for one that it does not know, and the exit code of its driver."""
-    client = connect(record.host)
+    server = connect(record.host)
     try:
-        info = client.get_job_info(record.job_id)
+        info = server.get_job_info(record.job_id)
     except RuntimeError:
         return "", None
     return info.status.value, info.driver_exit_code
@@ -212,11 +201,11 @@ def _earlier_attempts(folder: Path) -> list[Attempt]:
     """Of earlier submissions.
 
     Raises:
-        JobError: the last of them still runs.
+        UserError: the last of them still runs.
     """
     if not (folder / RECORD).exists():
         return []
     record = read_record(folder)
     if record.backend == "ray" and _is_active(_state(record)[0]):
-        raise JobError(f"{record.name} is running as {record.job_id}: cancel it, or set another job.name.")
+        raise UserError(f"{record.name} is running as {record.job_id}: cancel it, or set another job.name.")
     return record.attempts

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.job import Job, JobError
+from cluster.job import Job
+from mvlm.errors import UserError
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 POLL_SECONDS = 1.0
 
 
 def address(job: Job) -> str:
-    """Raises: JobError: neither the job nor the environment names one."""
+    """Raises: UserError: neither the job nor the environment names one."""
     given = job.ray_address or os.environ.get(ADDRESS, "")
     if not given:
-        raise JobError(
+        raise UserError(
             f"There is no address of a Ray cluster: set job.ray_address, or {ADDRESS}, "
             "to that of its dashboard, such as http://127.0.0.1:8265."
         )
@@ -31,17 +31,17 @@ def connect(server: str) -> Any:
     """A client of the job server at an address.
 
     Raises:
-        JobError: there is none, or no Ray in this Python.
+        UserError: there is none, or no Ray in this Python.
     """
     try:
         from ray.job_submission import JobSubmissionClient
     except ImportError:
-        raise JobError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
+        raise UserError("There is no Ray in this Python: pip install 'ray[default,train]'.") from None
     try:
         return JobSubmissionClient(server)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise JobError(
+        raise UserError(
             f"No job server of Ray answers at {server} ({reason}): check the address, and "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where the cluster wants a token."
         ) from None
@@ -51,7 +51,7 @@ def join(**settings: Any) -> None:
     """Join the Ray cluster whose job server has started this process.
 
     Raises:
-        JobError: it is gone, or has not come up in time.
+        UserError: it is gone, or has not come up in time.
     """
     import ray
 
@@ -59,19 +59,19 @@ def join(**settings: Any) -> None:
         ray.init(**settings)
     except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise JobError(f"Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.") from None
+        raise UserError(f"Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.") from None
 
 
 @contextlib.contextmanager
-def said_plainly() -> Iterator[None]:
-    """Turn what the server answers to a request that it refuses into a JobError."""
+def refusals_as_mistakes() -> Iterator[None]:
+    """Turn what the server answers to a request that it refuses into a UserError."""
     try:
         yield
     except RuntimeError as error:  # the client's, for whatever the server answers
-        raise JobError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
     except OSError as error:  # requests', where it does not answer, or not in time
         reason = str(error).strip().splitlines()[0]
-        raise JobError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
+        raise UserError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
 
 
 def import_path() -> str:
@@ -87,15 +87,12 @@ def driver_log(client: Any, job_id: str) -> str:
         return ""
 
 
-def show_driver_log(client: Any, job_id: str, unfinished: Callable[[], bool]) -> None:
-    """Print it, and what it gains while the job is `unfinished()`."""
-    shown = 0
-    more = True
-    while more:
-        more = unfinished()  # asked first: what is read after it is all
-        text = driver_log(client, job_id)
-        sys.stdout.write(text[shown:])
-        sys.stdout.flush()
-        shown = len(text)
-        if more:
-            time.sleep(POLL_SECONDS)
+def follow_driver_log(client: Any, job_id: str) -> None:
+    """Print it, and what it gains until the job ends."""
+
+    async def follow() -> None:
+        async for text in client.tail_job_logs(job_id):
+            print(text, end="", flush=True)
+
+    with refusals_as_mistakes():
+        asyncio.run(follow())

@@ -3,50 +3,47 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.environment import added, python
 from cluster.job import Job, Sweep, run_folder
 from cluster.record import write_private
+from mvlm.config.toml import build
+from mvlm.errors import Mistakes
 
 FILE = "ray.json"
 
 
 @dataclass(frozen=True)
-class Spec:
+class RayJobSpec:
     """All that a driver needs; every path is absolute, and the same on all nodes."""
 
     job: Job
-    overrides: list[str]
+    words: list[str]  # behind `mvlm`, of each rank
     directory: str  # where the command was given; paths in the job and in overrides count from it
     python: str
     run_folder: str
     logs: str
 
     @classmethod
-    def of(cls, job: Job, overrides: list[str]) -> Spec:
-        run = run_folder(job, overrides).absolute()
-        return cls(job, overrides, str(Path.cwd()), str(python(job)), str(run), str(job.log_folder.absolute()))
+    def of(cls, job: Job, overrides: list[str]) -> RayJobSpec:
+        run, logs = str(run_folder(job, overrides).absolute()), str(job.log_folder.absolute())
+        return cls(job, job.train_command(overrides), str(Path.cwd()), str(python(job)), run, logs)
 
     @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> Spec:
-        job = dict(fields["job"])
-        sweep = job.pop("sweep")
-        return cls(**fields | {"job": Job(**job, sweep=Sweep(**sweep) if sweep else None)})
-
-    @classmethod
-    def load(cls, path: Path) -> Spec:
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    def load(cls, path: Path) -> RayJobSpec:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        given, sweep = fields["job"], fields["job"].pop("sweep")
+        job = build(Job, given, str(path), "job.", Mistakes())
+        return cls(**fields | {"job": replace(job, sweep=Sweep(**sweep) if sweep else None)})
 
     def save(self, path: Path) -> None:
         write_private(path, json.dumps(asdict(self), indent=1))
 
     def command(self) -> list[str]:
         """The argument list of a rank."""
-        job = self.job
-        return [self.python, "-m", "mvlm", "train", job.run, "--deepspeed_config", job.deepspeed, *self.overrides]
+        return [self.python, "-m", "mvlm", *self.words]
 
     def environment(self) -> dict[str, str]:
         """What the job adds to the environment of every rank."""

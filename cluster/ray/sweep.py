@@ -1,28 +1,27 @@
 """A sweep on Ray Tune: the job's run with other settings, many times, the bad ones given up early where asked (ASHA).
 
 Each trial is a run of its own, in a folder below the job's run.dir, trained as a single job is. Tune's own folder lies
-beside the logs; where it is found, the sweep goes on: trials that are done stay so, others from their checkpoints.
+beside the logs; where it is found, the sweep resumes: trials that are done stay so, others from their checkpoints.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import pandas
 import ray
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from cluster.job import Sweep
-from cluster.ray.driver import train
-from cluster.ray.spec import Spec
+from cluster.ray.spec import RayJobSpec
+from cluster.ray.train import train
 from cluster.record import RECORD, last_training_line, read_record
 from cluster.sweep import combinations, override
-from cluster.watch import BUG, DONE, MISTAKE, PREEMPTED, USAGE
+from mvlm.errors import ExitCode
 
 NO_LIMIT = 10**9  # steps: a run ends by itself
 ON_THE_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}  # where the job's driver is: lost with it, or not at all
@@ -33,19 +32,18 @@ class TrialFailed(Exception):
     """Tune starts the trial again when the sweep is submitted again."""
 
 
-def trial_spec(spec: Spec, index: int, values: dict[str, Any]) -> Spec:
+def trial_spec(spec: RayJobSpec, index: int, values: dict[str, Any]) -> RayJobSpec:
     """The single job of a trial."""
     name = f"trial-{index:04d}"
     run = str(Path(spec.run_folder) / name)
     settings = [override(key, value) for key, value in values.items()]
     job = dataclasses.replace(spec.job, name=f"{spec.job.name}-{name}", sweep=None)
-    overrides = [*spec.overrides, *settings, f"run.dir={run}"]
-    logs = str(Path(spec.logs) / name)
-    return dataclasses.replace(spec, job=job, overrides=overrides, run_folder=run, logs=logs)
+    words, logs = [*spec.words, *settings, f"run.dir={run}"], str(Path(spec.logs) / name)
+    return dataclasses.replace(spec, job=job, words=words, run_folder=run, logs=logs)
 
 
-def run_sweep(spec: Spec) -> int:
-    """Run the sweep or go on with it, and leave its table as sweep.json and sweep.csv in the job's run folder.
+def run_sweep(spec: RayJobSpec) -> int:
+    """Run the sweep or resume it, and leave its table as sweep.json and sweep.csv in the job's run folder.
 
     Returns:
         The exit code: 0 where each trial is done or was given up, else what was worst.
@@ -62,22 +60,23 @@ def run_sweep(spec: Spec) -> int:
     rows.sort(key=lambda row: float("inf") if row[sweep.metric] is None else best_first * row[sweep.metric])
     _write(Path(spec.run_folder), rows)
     codes = {row["exit_code"] for row in rows if row["state"] == "failed"}
-    return next((code for code in (MISTAKE, USAGE, BUG, PREEMPTED) if code in codes), BUG if codes else DONE)
+    worst = (ExitCode.MISTAKE, ExitCode.USAGE, ExitCode.BUG, ExitCode.REQUEUE)
+    return next((code for code in worst if code in codes), ExitCode.BUG if codes else ExitCode.DONE)
 
 
-def _tuner(spec: Spec, sweep: Sweep, trials: list[Spec]) -> tune.Tuner:
+def _tuner(spec: RayJobSpec, sweep: Sweep, trials: list[RayJobSpec]) -> tune.Tuner:
     """A new one, or the one whose state is found beside the logs."""
 
     def run_trial(config: dict[str, Any]) -> None:
-        code = train(trials[config["index"]], [TuneReportCallback()])
-        if code != DONE:
+        code = train(trials[config["index"]], tune.report)
+        if code != ExitCode.DONE:
             raise TrialFailed(f"{trials[config['index']].job.name} ended with exit code {code}.")
 
     trainable = tune.with_resources(run_trial, ON_THE_HEAD)
     space = {"index": tune.grid_search(list(range(len(trials))))}
     path = Path(spec.logs) / FOLDER
     if tune.Tuner.can_restore(str(path)):
-        print(f"cluster: goes on with the sweep of {path}", flush=True)
+        print(f"cluster: resumes the sweep of {path}", flush=True)
         return tune.Tuner.restore(str(path), trainable, resume_errored=True, param_space=space)
     halving = (
         ASHAScheduler(
@@ -96,7 +95,7 @@ def _tuner(spec: Spec, sweep: Sweep, trials: list[Spec]) -> tune.Tuner:
     )
 
 
-def _room(spec: Spec) -> int:
+def _room(spec: RayJobSpec) -> int:
     """How many trials the cluster can hold now: each takes as many workers as the job says."""
     need = spec.resources()
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -104,13 +103,13 @@ def _room(spec: Spec) -> int:
     return max(1, workers // spec.ranks()[1])
 
 
-def _row(trial: Spec, values: dict[str, Any], metric: str, failed: bool) -> dict[str, Any]:
+def _row(trial: RayJobSpec, values: dict[str, Any], metric: str, failed: bool) -> dict[str, Any]:
     """A line of the table."""
     logs = Path(trial.logs)
     attempts = read_record(logs).attempts if (logs / RECORD).exists() else []
     code = attempts[-1].exit_code if attempts else None
     line = last_training_line(Path(trial.run_folder)) or {}
-    state = "failed" if failed else "done" if code == DONE else "given up" if attempts else "not begun"
+    state = "failed" if failed else "done" if code == ExitCode.DONE else "given up" if attempts else "not begun"
     facts = {"trial": Path(trial.run_folder).name, "state": state, "exit_code": code, "attempts": len(attempts)}
     return facts | {"step": line.get("step"), metric: line.get(metric), "values": values}
 
@@ -119,16 +118,7 @@ def _write(folder: Path, rows: list[dict[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sweep.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     flat = [{name: value for name, value in row.items() if name != "values"} | row["values"] for row in rows]
-    with open(folder / "sweep.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, flat[0])
-        writer.writeheader()
-        writer.writerows(flat)
-    columns = [[name, *(_shown(row[name]) for row in flat)] for name in flat[0]]
-    widths = [max(map(len, column)) for column in columns]
-    for cells in zip(*columns, strict=True):
-        print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip())
+    table = pandas.DataFrame(flat, dtype=object)  # as they are: a missing step must not make others fractions
+    table.to_csv(folder / "sweep.csv", index=False)
+    print(table.to_string(index=False, na_rep="-", float_format="{:.4g}".format))
     print(f"cluster: the table is kept in {folder / 'sweep.json'} and {folder / 'sweep.csv'}", flush=True)
-
-
-def _shown(value: Any) -> str:
-    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

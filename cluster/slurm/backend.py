@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from cluster.job import Job, JobError, Sweep, check_files, refuse, run_folder
-from cluster.logs import attempt_folder, attempt_numbers, show
-from cluster.progress import describe_attempt, describe_end, describe_progress, facts
-from cluster.record import RECORD, Attempt, Record, claim, read_record, write_private
+from cluster.attempt import Attempt, describe_exit
+from cluster.job import Job, check_files, refuse, run_folder
+from cluster.logs import asked_rarely, attempt_folder, attempt_numbers, next_attempt, show
+from cluster.record import RECORD, JobRecord, claim, read_record, write_private
 from cluster.slurm import queue as slurm_queue
-from cluster.slurm.queue import Queued
-from cluster.slurm.script import Task, script
+from cluster.slurm.queue import QueueEntry
+from cluster.slurm.script import ScriptRun, script
+from cluster.status import JobStatus, describe_end
 from cluster.sweep import combinations, override
-from cluster.watch import describe_exit
+from mvlm.errors import UserError
 
 CANNOT = ("ray_address",)
+OF_EARLY_STOPPING = ("metric", "mode", "grace_steps", "reduction")
+"""Nobody watches over an array's runs, to end one in favour of another."""
 SCRIPT = "job.sbatch"
 POLL_SECONDS = 2.0  # between questions to the controller, which has other users
 AGAIN_SECONDS = 60.0  # until a job is told again to stop: its ranks may not have been there yet
@@ -32,17 +34,16 @@ def render(job: Job, overrides: list[str]) -> str:
     """The batch script.
 
     Raises:
-        JobError: SLURM cannot do what the job asks for.
+        UserError: SLURM cannot do what the job asks for.
     """
     check_files(job)
     refuse(job, "slurm", CANNOT)
-    tasks = _tasks(job, overrides)
-    first = 1 + max((_last_attempt(folder) for folder in _folders(job.log_folder, tasks)), default=0)
-    return script(job, tasks, first)
+    runs = _script_runs(job, overrides)
+    return script(job, runs, max(next_attempt(job.log_folder / run.label) for run in runs))
 
 
 def reach(job: Job) -> None:
-    """Raises: JobError: this machine has no SLURM, or the job is in its queue already."""
+    """Raises: UserError: this machine has no SLURM, or the job is in its queue already."""
     slurm_queue.require("sbatch")
     _refuse_second(job)
 
@@ -54,7 +55,7 @@ def submit(job: Job, overrides: list[str]) -> int:
         0: unlike on this machine, the command does not wait for the run.
 
     Raises:
-        JobError: the job cannot run there, or is in the queue already.
+        UserError: the job cannot run there, or is in the queue already.
     """
     text = render(job, overrides)
     with claim(job.log_folder):
@@ -62,16 +63,15 @@ def submit(job: Job, overrides: list[str]) -> int:
         path = job.log_folder / SCRIPT
         write_private(path, text)
         job_id = slurm_queue.submit(path)
-        record = Record(
-            job.name, "slurm", str(run_folder(job, overrides).resolve()), socket.gethostname(), job_id=job_id
-        )
+        folder = str(run_folder(job, overrides).resolve())
+        record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id)
         record.save(job.log_folder)
         if job.sweep:
-            for number, task in enumerate(_tasks(job, overrides)):
-                folder = job.log_folder / task.label
-                folder.mkdir(exist_ok=True)
-                run = Path(record.run_folder) / task.label
-                replace(record, run_folder=str(run), job_id=f"{job_id}_{number}").save(folder)
+            for number, run in enumerate(_script_runs(job, overrides)):
+                logs = job.log_folder / run.label
+                logs.mkdir(exist_ok=True)
+                own = Path(record.run_folder) / run.label
+                replace(record, run_folder=str(own), job_id=f"{job_id}_{number}").save(logs)
     where = shlex.quote(str(job.log_folder))
     print(
         f"{job.name} is job {job_id}; its script and logs are in {job.log_folder}\n"
@@ -82,96 +82,84 @@ def submit(job: Job, overrides: list[str]) -> int:
     return 0
 
 
-def status(folder: Path) -> str:
-    """State in the queue, attempts, last step and loss; of a sweep, a line a run."""
+def status(folder: Path) -> JobStatus:
+    """What the queue says, and what the script has noted of its attempts; of a sweep, of each run."""
     record = read_record(folder)
     queue = slurm_queue.queued(record.job_id)
-    if runs := _runs(folder):
-        states = {entry.id: entry.state for entry in queue}
-        return "\n".join(
-            [f"{record.name}: job {record.job_id}, {len(runs)} runs", *(_run_line(r, states) for r in runs)]
-        )
-    lines = [f"{record.name}: job {record.job_id} {_condition(record, folder, queue)}"]
+    runs = [_status(run, [entry for entry in queue if entry.id == read_record(run).job_id]) for run in _runs(folder)]
+    if not runs:
+        return _status(folder, queue, _condition(record, queue))
+    words = f"job {record.job_id}, {len(runs)} runs"
+    return JobStatus(record, words, bool(queue), any(run.running for run in runs), [], runs)
+
+
+def _status(folder: Path, queue: list[QueueEntry], words: str = "") -> JobStatus:
+    """
+    Args:
+        words: of a run of a sweep its state, or how its last attempt ended.
+    """
+    attempts = [found for number in attempt_numbers(folder) if (found := _attempt(attempt_folder(folder, number)))]
+    state = queue[0].state if queue else describe_exit(attempts[-1].exit_code if attempts else None)
     running = any(entry.runs for entry in queue)
-    numbers = attempt_numbers(folder)
-    lines += [_attempt_line(attempt_folder(folder, n), running and n == numbers[-1]) for n in numbers]
-    return "\n".join([*lines, f"  {describe_progress(record)}"])
-
-
-def status_facts(folder: Path) -> dict[str, Any]:
-    """The same for programs; a sweep's `runs` are each the same again."""
-    record = read_record(folder)
-    attempts = (_attempt(attempt_folder(folder, number)) for number in attempt_numbers(folder))
-    found = facts(record, bool(slurm_queue.queued(record.job_id)), filter(None, attempts))
-    return found | {"runs": [status_facts(run) for run in _runs(folder)]}
+    return JobStatus(read_record(folder), words or state, bool(queue), running, attempts)
 
 
 def logs(folder: Path, follow: bool) -> None:
-    """Print the logs of all attempts, ranks merged; go on until the job leaves the queue if asked.
+    """Print the logs of all attempts, ranks merged, until the job leaves the queue if asked.
 
     Raises:
-        JobError: a sweep is to be followed, which has as many logs as runs.
+        UserError: a sweep is to be followed, which has as many logs as runs.
     """
     runs = _runs(folder)
     if runs and follow:
-        raise JobError(f"{folder} is a sweep of {len(runs)} runs: follow one of them, such as {runs[0]}.")
+        raise UserError(f"{folder} is a sweep of {len(runs)} runs: follow one of them, such as {runs[0]}.")
     for run in runs or [folder]:
         show(run, _unfinished(read_record(run).job_id) if follow else lambda: False)
+
+
+def _unfinished(job_id: str) -> Callable[[], bool]:
+    return asked_rarely(lambda: bool(slurm_queue.queued(job_id)), POLL_SECONDS)
 
 
 def cancel(folder: Path) -> str:
     """Have the ranks save and end, and wait for it; the job is not started again.
 
     Raises:
-        JobError: it is not in the queue.
+        UserError: it is not in the queue.
     """
     record = read_record(folder)
     if not slurm_queue.queued(record.job_id):
-        raise JobError(f"{record.name}, job {record.job_id}, is not in the queue: there is nothing to cancel.")
+        raise UserError(f"{record.name}, job {record.job_id}, is not in the queue: there is nothing to cancel.")
     slurm_queue.forbid_requeue(record.job_id)
-    told: dict[str, float] = {}
+    signalled: dict[str, float] = {}
     deadline = time.monotonic() + PATIENCE
     while queue := slurm_queue.queued(record.job_id):
         for entry in queue:
             if entry.waits or time.monotonic() > deadline:
                 slurm_queue.remove(entry.id)
-            elif entry.runs and time.monotonic() - told.get(entry.id, -AGAIN_SECONDS) >= AGAIN_SECONDS:
+            elif entry.runs and time.monotonic() - signalled.get(entry.id, -AGAIN_SECONDS) >= AGAIN_SECONDS:
                 slurm_queue.signal_batch(entry.id)
-                told[entry.id] = time.monotonic()
+                signalled[entry.id] = time.monotonic()
         time.sleep(POLL_SECONDS / 4)
-    ended = [f"{read_record(run).name}/{run.name} {describe_end(read_record(run))}" for run in _runs(folder)]
+    ended = [f"{record.name}/{run.name} {describe_end(read_record(run))}" for run in _runs(folder)]
     return "\n".join(ended) or f"{record.name} {describe_end(record)}"
 
 
-def _tasks(job: Job, overrides: list[str]) -> list[Task]:
+def _script_runs(job: Job, overrides: list[str]) -> list[ScriptRun]:
+    folder = run_folder(job, overrides)
     if job.sweep is None:
-        return [Task("", overrides, str(run_folder(job, overrides)))]
-    _check_sweep(job.sweep)
-    base = run_folder(job, overrides)
-    tasks = []
+        return [ScriptRun("", overrides, str(folder))]
+    refuse(job.sweep, "slurm", OF_EARLY_STOPPING)
+    runs = []
     for number, picked in enumerate(combinations(job.sweep)):
-        words = [override(name, value) for name, value in picked.items()]
-        run = str(base / _label(number))
-        words.append(override("run.dir", run))
-        tasks.append(Task(_label(number), [*overrides, *words], run))
-    return tasks
-
-
-def _check_sweep(sweep: Sweep) -> None:
-    """Nobody watches over an array's runs, to end one in favour of another."""
-    for name in ("metric", "mode", "grace_steps", "reduction"):
-        if (value := getattr(sweep, name)) != Sweep.__dataclass_fields__[name].default:
-            raise JobError(f"sweep.{name} is {value!r}, which the slurm back-end cannot honour: remove it.")
-    if "run.dir" in sweep.values:
-        raise JobError("sweep.values has run.dir, which every run of a sweep has of its own: remove it.")
+        own = str(folder / _label(number))
+        words = [override(name, value) for name, value in (picked | {"run.dir": own}).items()]
+        runs.append(ScriptRun(_label(number), [*overrides, *words], own))
+    return runs
 
 
 def _label(number: int) -> str:
     return f"{number:03d}"
-
-
-def _folders(logs: Path, tasks: list[Task]) -> list[Path]:
-    return [logs / task.label for task in tasks]
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -181,39 +169,30 @@ def _runs(folder: Path) -> list[Path]:
     return [path for path in found if read_record(path).job_id.partition("_")[0] == job_id]
 
 
-def _last_attempt(folder: Path) -> int:
-    return max(attempt_numbers(folder), default=0)
-
-
 def _refuse_second(job: Job) -> None:
     if not (job.log_folder / RECORD).exists():
         return
     before = read_record(job.log_folder)
     if before.backend == "slurm" and slurm_queue.queued(before.job_id):
-        raise JobError(
+        raise UserError(
             f"{job.name} is in the queue already, as job {before.job_id}: cancel it, or set another job.name."
         )
 
 
-def _condition(record: Record, folder: Path, queue: list[Queued]) -> str:
+def _condition(record: JobRecord, queue: list[QueueEntry]) -> str:
+    job = f"job {record.job_id} is "
+    if queue and queue[0].waits:
+        return f"{job}{queue[0].state} ({queue[0].reason})"
     if queue:
-        entry = queue[0]
-        if entry.waits:
-            return f"is {entry.state} ({entry.reason})"
-        return f"is {entry.state} on {entry.nodes}, {entry.elapsed} of {entry.limit}"
+        return f"{job}{queue[0].state} on {queue[0].nodes}, {queue[0].elapsed} of {queue[0].limit}"
     accounted = slurm_queue.accounted(record.job_id)
-    return "is not in the queue" + (f", {accounted} by the accounts" if accounted else "")
-
-
-def _attempt_line(folder: Path, runs: bool) -> str:
-    attempt = _attempt(folder)
-    return f"  {describe_attempt(attempt, runs)}" if attempt else f"  attempt {_number(folder)} has not begun"
+    return f"{job}not in the queue" + (f", {accounted} by the accounts" if accounted else "")
 
 
 def _attempt(folder: Path) -> Attempt | None:
     """What the batch script has noted of it; None before it begins."""
     try:
-        attempt = Attempt(_number(folder), int((folder / "started").read_text()))
+        attempt = Attempt(int(folder.name.removeprefix("attempt-")), int((folder / "started").read_text()))
     except (OSError, ValueError):
         return None
     with contextlib.suppress(OSError, ValueError):
@@ -221,29 +200,3 @@ def _attempt(folder: Path) -> Attempt | None:
         attempt.ended = (folder / "exit_code").stat().st_mtime
         attempt.step = int((folder / "step").read_text())
     return attempt
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.removeprefix("attempt-"))
-
-
-def _run_line(folder: Path, states: dict[str, str]) -> str:
-    record = read_record(folder)
-    state = states.get(record.job_id)
-    if state is None:
-        last = attempt_folder(folder, _last_attempt(folder)) / "exit_code"
-        state = describe_exit(int(last.read_text())) if last.exists() else describe_exit(None)
-    return f"  {folder.name} {state}, {describe_progress(record)}"
-
-
-def _unfinished(job_id: str) -> Callable[[], bool]:
-    """Whether the job is in the queue, asking the controller now and then; once it is not it stays so."""
-    asked, answer = 0.0, True
-
-    def unfinished() -> bool:
-        nonlocal asked, answer
-        if answer and time.monotonic() - asked > POLL_SECONDS:
-            answer, asked = bool(slurm_queue.queued(job_id)), time.monotonic()
-        return answer
-
-    return unfinished

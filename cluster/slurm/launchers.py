@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from cluster import environment
 from cluster.environment import python
-from cluster.job import Job, JobError, run_folder
+from cluster.job import Job, run_folder
+from mvlm.config.toml import read_tables
+from mvlm.errors import UserError
 
 UNQUOTED = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 STOP_STEPS = """\
@@ -23,115 +26,125 @@ stop() { # SLURM does not know the ranks; the first is on this node, and tells t
   while [[ ! -s $attempt/rank-00000.pid ]] && kill -0 $! 2>/dev/null; do sleep 1; done
   kill -USR1 "$(<"$attempt/rank-00000.pid")"
 }"""
+DEEPSPEED = """\
+  printf "%s slots=@@ranks\\n" "${hosts[@]}" >"$attempt/hostfile"
+  @@python -m deepspeed.launcher.runner --force_multi --no_ssh_check --hostfile "$attempt/hostfile" \\
+    --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \\
+"""
 
 
-def defaults(job: Job) -> dict[str, str]:
-    """Variables that the ranks are given where job.environment does not set them."""
-    threads = {"OMP_NUM_THREADS": str(job.cpus_per_process)} if job.cpus_per_process else {}
-    return {"PYTHONUNBUFFERED": "1"} | threads | environment.defaults(job)
+@dataclass(frozen=True)
+class Launcher:
+    """
+    Attributes:
+        launch: bash that runs the ranks to their end, by `command`, `attempt`, `hosts` and MASTER_*.
+        stop: bash that has them save and end.
+        by_node: srun starts one process a node, and that the ranks.
+        enters_containers: it can start them in one.
+        exports: they get job.environment by the script's own.
+    """
+
+    launch: str
+    stop: str = STOP_STEPS
+    by_node: bool = False
+    enters_containers: bool = False
+    exports: bool = True
 
 
-def exports(job: Job) -> dict[str, str]:
-    """Variables for the script to export."""
-    return defaults(job) if _is_pdsh(job) else defaults(job) | job.environment
+LAUNCHERS = {
+    "srun": Launcher(
+        """\
+  srun --nodes=${#hosts[@]} --ntasks=@@tasks --ntasks-per-node=@@ranks \\
+    @@options \\
+    @@python -m cluster.rank "$attempt" "${command[@]}\"""",
+        enters_containers=True,
+    ),
+    "torchrun": Launcher(  # it would die of USR1
+        """\
+  srun --nodes=${#hosts[@]} --ntasks=${#hosts[@]} --ntasks-per-node=1 \\
+    @@options \\
+    bash -c 'trap "" USR1; PET_NODE_RANK=$SLURM_NODEID exec "$@"' torchrun \\
+    @@python -m torch.distributed.run --nnodes ${#hosts[@]} \\
+    --nproc-per-node @@ranks --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\
+    -m cluster.rank "$attempt" "${command[@]}\"""",
+        by_node=True,
+        enters_containers=True,
+    ),
+    "deepspeed": Launcher(
+        DEEPSPEED
+        + """\
+    --launcher slurm --launcher_args "--ntasks-per-node=@@ranks @@options" \\
+    "$(@@python -c "import cluster.rank; print(cluster.rank.__file__)")" "$attempt" "${command[@]}\""""
+    ),
+    "pdsh": Launcher(
+        """\
+  variables=( # not exported: DeepSpeed would have the remote shells read some of them
+    "PATH=$PATH" "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}"
+    @@variables
+  )
+  (umask 077 && printf "%s\\0" env "${variables[@]}" "${command[@]}" >"$attempt/command")
+"""
+        + DEEPSPEED
+        + """\
+    --launcher pdsh --no_local_rank --module cluster.rank "$attempt\"""",
+        stop=STOP_RANK,
+        exports=False,
+    ),
+}
+
+
+class BashTemplate(Template):
+    """Of bash, which has no @@."""
+
+    delimiter = "@@"
 
 
 def check(job: Job) -> None:
-    """Raises: JobError: the launcher cannot do what the job asks for."""
-    if job.container and job.launcher in ("deepspeed", "pdsh"):
-        raise JobError(
+    """Raises: UserError: the launcher cannot do what the job asks for."""
+    if job.container and not LAUNCHERS[job.launcher].enters_containers:
+        raise UserError(
             f"job.container is {job.container!r}, which the launcher {job.launcher} cannot enter: "
             'set job.launcher to "srun" or "torchrun".'
         )
     if job.launcher == "pdsh":  # a remote shell reads them, and DeepSpeed puts no quotes around them
         for path in (Path.cwd(), job.log_folder, python(job)):
             if not UNQUOTED.fullmatch(str(path)):
-                raise JobError(f"The launcher pdsh cannot work with the path {str(path)!r}: use plain letters in it.")
+                raise UserError(f"The launcher pdsh cannot work with the path {str(path)!r}: use plain letters in it.")
 
 
-def launch(job: Job, overrides: Iterable[str]) -> list[str]:
-    """Lines of bash: functions `launch`, which runs the ranks to their end, and `stop`, which has them save and end.
+def variables(job: Job) -> dict[str, str]:
+    """What the ranks are given."""
+    return _defaults(job) | job.environment
 
-    They use `command`, `attempt`, `job`, `hosts` and MASTER_*.
+
+def exports(job: Job) -> dict[str, str]:
+    """The part of it that the script exports."""
+    return variables(job) if LAUNCHERS[job.launcher].exports else _defaults(job)
+
+
+def _defaults(job: Job) -> dict[str, str]:
+    threads = {"OMP_NUM_THREADS": str(job.cpus_per_process)} if job.cpus_per_process else {}
+    return {"PYTHONUNBUFFERED": "1"} | threads | environment.defaults(job)
+
+
+def launch(job: Job, overrides: list[str]) -> str:
+    """Lines of bash that run the ranks to their end.
 
     Args:
         overrides: of all its runs; a container is given the folders that they name.
     """
-    container = _container(job, list(overrides)) if job.container else []
-    if job.launcher == "srun":
-        lines = _srun(job, container)
-    elif job.launcher == "torchrun":
-        lines = _torchrun(job, container)
-    else:
-        lines = _deepspeed(job)
-    return [
-        "launch() {",
-        *(f"  {line}" for line in lines),
-        "}",
-        *(STOP_RANK if _is_pdsh(job) else STOP_STEPS).split("\n"),
-    ]
-
-
-def _srun(job: Job, container: list[str]) -> list[str]:
-    return [
-        f"srun {' '.join(_tasks(job.ranks_per_node))} \\",
-        *(f"  {line} \\" for line in [" ".join(_step(job, 1)), *container]),
-        f'  {python(job).name} -m cluster.rank "$attempt" "${{command[@]}}"',
-    ]
-
-
-def _torchrun(job: Job, container: list[str]) -> list[str]:
-    return [
-        f"srun {' '.join(_tasks(1))} \\",
-        *(f"  {line} \\" for line in [" ".join(_step(job, job.ranks_per_node)), *container]),
-        """  bash -c 'trap "" USR1; PET_NODE_RANK=$SLURM_NODEID exec "$@"' torchrun \\""",  # it would die of USR1
-        f"  {python(job).name} -m torch.distributed.run --nnodes ${{#hosts[@]}} \\",
-        f'  --nproc-per-node {job.ranks_per_node} --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\',
-        '  -m cluster.rank "$attempt" "${command[@]}"',
-    ]
-
-
-def _deepspeed(job: Job) -> list[str]:
-    name = python(job).name
-    lines = [f'printf "%s slots={job.ranks_per_node}\\n" "${{hosts[@]}}" >"$attempt/hostfile"']
-    runner = [
-        f'{name} -m deepspeed.launcher.runner --force_multi --no_ssh_check --hostfile "$attempt/hostfile" \\',
-        '  --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \\',
-    ]
-    if _is_pdsh(job):
-        given = defaults(job) | job.environment
-        return [
-            "variables=( # not exported: DeepSpeed would have the remote shells read some of them",
-            '  "PATH=$PATH" "SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-}"',
-            *(f"  {shlex.quote(f'{name}={value}')}" for name, value in given.items()),
-            ")",
-            '(umask 077 && printf "%s\\0" env "${variables[@]}" "${command[@]}" >"$attempt/command")',
-            *lines,
-            *runner,
-            '  --launcher pdsh --no_local_rank --module cluster.rank "$attempt"',
-        ]
-    step = [f"--ntasks-per-node={job.ranks_per_node}", *_step(job, 1)]
-    return [
-        *lines,
-        *runner,
-        f'  --launcher slurm --launcher_args "{" ".join(step)}" \\',
-        f'  "$({name} -c "import cluster.rank; print(cluster.rank.__file__)")" "$attempt" "${{command[@]}}"',
-    ]
-
-
-def _is_pdsh(job: Job) -> bool:
-    return job.launcher == "pdsh"
-
-
-def _tasks(per_node: int) -> list[str]:
-    count = "${#hosts[@]}" if per_node == 1 else f"$((${{#hosts[@]}} * {per_node}))"
-    return ["--nodes=${#hosts[@]}", f"--ntasks={count}", f"--ntasks-per-node={per_node}"]
-
-
-def _step(job: Job, ranks_per_task: int) -> list[str]:
-    """Options of srun. It waits for every rank: those that are left when one has ended may be saving."""
-    cpus = ranks_per_task * (job.cpus_per_process or 1)
-    return [*([f"--cpus-per-task={cpus}"] if cpus > 1 else []), "--wait=0", "--kill-on-bad-exit=0"]
+    launcher, ranks = LAUNCHERS[job.launcher], job.ranks_per_node
+    cpus = (job.cpus_per_process or 1) * (ranks if launcher.by_node else 1)
+    # srun waits for every rank: those that are left when one has ended may be saving
+    step = [*([f"--cpus-per-task={cpus}"] if cpus > 1 else []), "--wait=0", "--kill-on-bad-exit=0"]
+    container = _container(job, overrides) if job.container else []
+    return BashTemplate(launcher.launch).substitute(
+        ranks=ranks,
+        tasks="${#hosts[@]}" if ranks == 1 else f"$((${{#hosts[@]}} * {ranks}))",
+        options=" \\\n    ".join([" ".join(step), *container]),
+        python=python(job).name,
+        variables="\n    ".join(shlex.quote(f"{name}={value}") for name, value in variables(job).items()),
+    )
 
 
 def _container(job: Job, overrides: list[str]) -> list[str]:
@@ -139,7 +152,7 @@ def _container(job: Job, overrides: list[str]) -> list[str]:
     mounts = list(dict.fromkeys(_folders(job, overrides)))
     for path in mounts:
         if re.search("[,:]", path):
-            raise JobError(f"A container cannot be given {path}, for its comma or colon: use another folder.")
+            raise UserError(f"A container cannot be given {path}, for its comma or colon: use another folder.")
     names = ["MASTER_ADDR", "MASTER_PORT", *exports(job)]
     return [
         f"--container-image={shlex.quote(job.container)}",
@@ -154,8 +167,7 @@ def _folders(job: Job, overrides: list[str]) -> Iterator[str]:
     for folder in (job.log_folder, run_folder(job, overrides)):
         if not folder.absolute().is_relative_to(Path.cwd()):
             yield str(folder.absolute())
-    named = [*_strings(tomllib.loads(Path(job.run).read_text(encoding="utf-8"))), *overrides]
-    for word in named:
+    for word in [*_strings(read_tables(job.run, "run configuration")), *overrides]:
         for path in re.findall(r"(?:^|[=\"'\[, ])(/[^\"'\],]+)", word):
             if Path(path).exists() and not Path(path).is_relative_to(Path.cwd()):
                 yield path
@@ -164,6 +176,6 @@ def _folders(job: Job, overrides: list[str]) -> Iterator[str]:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, (dict, list)):
+    elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)

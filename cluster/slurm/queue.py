@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.job import JobError
+from mvlm.errors import UserError
 
 ANSWER_SECONDS = 60.0  # that a busy controller may take
 ACCOUNTS_SECONDS = 10.0  # that sacct may take, which is asked for a detail only
@@ -17,7 +17,7 @@ ENDING = ("COMPLETING",)
 
 
 @dataclass(frozen=True)
-class Queued:
+class QueueEntry:
     """A job, or a task of an array, in the queue."""
 
     id: str  # such as 17 or 17_3
@@ -37,40 +37,40 @@ class Queued:
 
 
 def require(command: str) -> None:
-    """Raises: JobError: SLURM's command is not on this machine."""
+    """Raises: UserError: SLURM's command is not on this machine."""
     if shutil.which(command) is None:
-        raise JobError(f"There is no {command} on this machine: give the command where SLURM's are.")
+        raise UserError(f"There is no {command} on this machine: give the command where SLURM's are.")
 
 
 def submit(script: Path) -> str:
     """Hand a script to sbatch; the job's id.
 
     Raises:
-        JobError: SLURM is not here, does not answer or refuses.
+        UserError: SLURM is not here, does not answer or refuses.
     """
     done = _run("sbatch", "--parsable", str(script))
     if done.returncode:
-        raise JobError(f"sbatch refuses {script} ({_complaint(done)}): change the job file accordingly.")
+        raise UserError(f"sbatch refuses {script} ({_complaint(done)}): change the job file accordingly.")
     return done.stdout.strip().partition(";")[0]
 
 
-def queued(job_id: str) -> list[Queued]:
+def queued(job_id: str) -> list[QueueEntry]:
     """The job, or the tasks of its array, that are in the queue; empty when it has ended.
 
     Raises:
-        JobError: SLURM is not here or does not answer.
+        UserError: SLURM is not here or does not answer.
     """
     done = _run("squeue", "--noheader", "--array", f"--jobs={job_id}", "--format=%i|%T|%N|%r|%M|%l")
     if done.returncode:
         if GONE in done.stderr.lower():
             return []
-        raise JobError(f"squeue does not answer ({_complaint(done)}): try again when SLURM's controller does.")
-    return [Queued(*line.split("|", 5)) for line in done.stdout.splitlines()]
+        raise UserError(f"squeue does not answer ({_complaint(done)}): try again when SLURM's controller does.")
+    return [QueueEntry(*line.split("|", 5)) for line in done.stdout.splitlines()]
 
 
 def accounted(job_id: str) -> str:
     """How the job ended, as the accounts have it; "" where there are none or they do not answer."""
-    with contextlib.suppress(JobError):
+    with contextlib.suppress(UserError):
         fields = ("--noheader", "--allocations", "--parsable2", "--format=State", f"--jobs={job_id}")
         done = _run("sacct", *fields, seconds=ACCOUNTS_SECONDS)
         states = done.stdout.split("\n")
@@ -99,7 +99,7 @@ def _run(*command: str, seconds: float = ANSWER_SECONDS) -> subprocess.Completed
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired:
-        raise JobError(
+        raise UserError(
             f"{command[0]} did not answer within {seconds:.0f} s: see whether SLURM's controller is up."
         ) from None
 

@@ -17,19 +17,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import processes
+from cluster.attempt import FINAL, FRUITLESS, describe_stuck
 from cluster.check import check_run
 from cluster.environment import inherited, python
-from cluster.job import Job, JobError, check_files, load_job, refuse, run_folder, split_overrides
-from cluster.logs import attempt_folder, attempt_numbers
+from cluster.job import Job, check_files, load_job, refuse, run_folder, split_overrides
+from cluster.logs import attempt_folder, next_attempt
 from cluster.record import newest_step
-from cluster.slurm import launchers as slurm_launchers
-from cluster.slurm.script import check_options
-from cluster.watch import DONE, FINAL, FRUITLESS, MISTAKE, USAGE, describe_stuck
+from cluster.slurm import launchers
+from cluster.slurm.options import further, placement
+from mvlm.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     import submitit
 
 CANNOT = ("min_nodes", "container", "launcher", "ray_address", "sweep")
+SUBMITITS = ("nodes", "ntasks-per-node")
 POLL_SECONDS = 0.5
 STEP = "step"  # in an attempt's folder: the newest that the run had made when it ended
 
@@ -42,17 +44,16 @@ class TrainJob:
         overrides: `key=value` words, those of the job with `job.` before them.
 
     Raises:
-        JobError: the job file will not do for this.
+        UserError: the job file will not do for this.
     """
 
     def __init__(self, job_file: str | Path, overrides: Iterable[str] = ()) -> None:
-        self._arguments = (job_file, list(overrides))
         own, self.words = split_overrides(overrides)
         self.job = load_job(job_file, own)
         check_files(self.job)
         refuse(self.job, "submitit", CANNOT)
-        check_options(self.job)
-        self.first_attempt = 1 + max(attempt_numbers(self.job.log_folder), default=0)
+        further(self.job)
+        self.first_attempt = next_attempt(self.job.log_folder)
         self._pid = 0  # of this task's rank
 
     def executor(self, folder: str | Path) -> submitit.AutoExecutor:
@@ -62,13 +63,13 @@ class TrainJob:
             folder: for what submitit keeps; all nodes must see it.
 
         Raises:
-            JobError: the run cannot begin, or the job has no time limit, without which submitit sets one of its own.
+            UserError: the run cannot begin, or the job has no time limit, without which submitit sets one of its own.
         """
         import submitit
 
         job = self.job
         if job.time_seconds is None:
-            raise JobError("job.time is missing, and submitit allows five minutes then: set job.time.")
+            raise UserError("job.time is missing, and submitit allows five minutes then: set job.time.")
         check_run(job, self.words, here=False)
         kept = Path(folder)
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -95,7 +96,7 @@ class TrainJob:
             The rank's exit code. 75 is another rank's to answer for, or is followed by a requeue.
 
         Raises:
-            JobError: the rank ended with a mistake, or crashed once more than job.requeue allows.
+            UserError: the rank ended with a mistake, or crashed once more than job.requeue allows.
         """
         import submitit
 
@@ -109,10 +110,10 @@ class TrainJob:
             time.sleep(POLL_SECONDS)
         code = rank.returncode
         if code not in FINAL and here.global_rank == 0 and self._is_stuck(restarts):
-            raise JobError(f"Rank 0 ended with exit code {code}, and {describe_stuck(self._newest_step())}.")
-        if code in (MISTAKE, USAGE) or (code != DONE and restarts >= self.job.requeue):
-            raise JobError(f"Rank {here.global_rank} ended with exit code {code}: its log is in {attempt}.")
-        if code != DONE and here.global_rank == 0:
+            raise UserError(f"Rank 0 ended with exit code {code}, and {describe_stuck(self._newest_step())}.")
+        if code in (ExitCode.MISTAKE, ExitCode.USAGE) or (code != ExitCode.DONE and restarts >= self.job.requeue):
+            raise UserError(f"Rank {here.global_rank} ended with exit code {code}: its log is in {attempt}.")
+        if code != ExitCode.DONE and here.global_rank == 0:
             os.kill(os.getpid(), getattr(signal, f"SIG{here.USR_SIG}"))  # submitit then calls checkpoint and requeues
         return code
 
@@ -125,9 +126,7 @@ class TrainJob:
             processes.send(self._pid, signal.SIGTERM)
         while started and processes.start_time(self._pid) == started:
             time.sleep(POLL_SECONDS)
-        again = TrainJob(*self._arguments)
-        again.first_attempt = self.first_attempt
-        return submitit.helpers.DelayedSubmission(again)
+        return submitit.helpers.DelayedSubmission(self)
 
     def _newest_step(self) -> int:
         return newest_step(run_folder(self.job, self.words))
@@ -140,24 +139,15 @@ class TrainJob:
         return restarts >= FRUITLESS and earlier.exists() and self._newest_step() <= int(earlier.read_text())
 
     def _command(self, attempt: Path) -> list[str]:
-        interpreter, job = str(python(self.job)), self.job
-        train = [interpreter, "-m", "mvlm", "train", job.run, "--deepspeed_config", job.deepspeed, *self.words]
+        interpreter = str(python(self.job))
+        train = [interpreter, "-m", "mvlm", *self.job.train_command(self.words)]
         return [interpreter, "-m", "cluster.rank", str(attempt), *train]
 
 
-def _options(job: Job) -> dict[str, str | int | bool]:
+def _options(job: Job) -> dict[str, str | bool]:
     """Options of sbatch for which submitit has no name, or one of its own making."""
-    given: dict[str, str | int | bool] = {"requeue": True} if job.requeue else {"no-requeue": True}
-    given |= {name: value for name in ("partition", "account", "qos") if (value := getattr(job, name))}
-    if job.cpus_per_process:
-        given["cpus-per-task"] = job.cpus_per_process
-    if job.gpus_per_node:
-        by_gres = job.gpu_request == "gres"
-        given["gres" if by_gres else "gpus-per-node"] = f"gpu:{job.gpus_per_node}" if by_gres else job.gpus_per_node
-    for option in job.sbatch:
-        name, equals, value = option.removeprefix("--").partition("=")
-        given[name] = value if equals else True
-    return given
+    asked = {name: value for name, value in placement(job).items() if name not in SUBMITITS} | further(job)
+    return {"requeue" if job.requeue else "no-requeue": True} | {name: value or True for name, value in asked.items()}
 
 
 def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict[str, str]:
@@ -166,7 +156,7 @@ def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict
     own = inherited()
     own.pop("SLURM_JOB_END_TIME", None)
     port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
-    return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | slurm_launchers.exports(job)
+    return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | launchers.variables(job)
 
 
 def _deaf() -> None:

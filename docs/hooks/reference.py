@@ -121,9 +121,7 @@ def run_ranges() -> dict[str, str]:
 
 def job_ranges() -> dict[str, str]:
     """The same of the job file; a name stands for its table and the sweep's alike."""
-    limits = {name: f"{least} or more" for name, least in job.LEAST.items()}
-    limits |= {name: "one of " + ", ".join(f'`"{word}"`' for word in words) for name, words in job.CHOICES.items()}
-    return {f"{table}.{name}": limit for name, limit in limits.items() for table in ("job", "sweep")}
+    return {f"{table}.{name}": f"{least} or more" for name, least in job.LEAST.items() for table in ("job", "sweep")}
 
 
 def _domain(hint: Any, limit: str) -> str:

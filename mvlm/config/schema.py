@@ -8,13 +8,12 @@ R remembered of it, D decided by us.
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from mvlm.config.toml import apply_override, as_toml, build
+from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.config.validate import check_ranges
 from mvlm.errors import Mistakes, UserError
 
@@ -275,15 +274,7 @@ def load_stored_config(path: Path) -> Config:
 
 
 def _read_tables(path: str | Path, overrides: typing.Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
-    path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"No run configuration at {path}: give the path of a TOML file.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
+    tables = read_tables(path, "run configuration")
     for override in overrides:
         with mistakes.gathered():
             apply_override(tables, override)

@@ -9,9 +9,29 @@ import json
 import tomllib
 import types
 import typing
+from pathlib import Path
 from typing import Any, Literal
 
 from mvlm.errors import Mistakes, UserError
+
+
+def read_tables(path: str | Path, what: str) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Args:
+        what: it is, for the message where it is missing.
+
+    Raises:
+        UserError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"No {what} at {path}: give the path of a TOML file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
 
 
 def as_toml(value: Any) -> str:
@@ -51,13 +71,14 @@ def apply_override(tables: dict[str, Any], override: str) -> None:
 def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -> Any:
     """The dataclass `cls` from a table; `where` names the file and `prefix` the table, for messages.
 
-    A key that is not known, or a value not of its type, is one of the `mistakes`; the default stands in its place.
+    A key that is not known, or a value not of its type, is one of the `mistakes`; the default stands in its place, or
+    None where there is none.
     """
     if not isinstance(values, dict):
         mistakes.add(f"{where}: {prefix.rstrip('.')} must be a table, not {values!r}.")
         return cls()
     hints = typing.get_type_hints(cls)
-    built = {}
+    built: dict[str, Any] = {field.name: None for field in dataclasses.fields(cls) if _is_required(field)}
     for name, value in values.items():
         if name not in hints:
             close = difflib.get_close_matches(name, hints, n=1, cutoff=0.5)
@@ -69,6 +90,10 @@ def build(cls: type, values: Any, where: str, prefix: str, mistakes: Mistakes) -
             with mistakes.gathered():
                 built[name] = _convert(hints[name], value, f"{where}: {prefix}{name}")
     return cls(**built)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is field.default_factory is dataclasses.MISSING
 
 
 def _convert(kind: Any, value: Any, name: str) -> Any:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from cluster.processes import MARK, members, ranks, start_time
-from cluster.record import Record
+from cluster.record import JobRecord
 
 RANK = """
 import pathlib, signal, sys, time
@@ -117,5 +117,5 @@ def test_the_last_whole_training_line_counts(job, cluster, tail):
 
 
 def test_a_record_reads_back_and_leaves_nothing_half_written(tmp_path):
-    Record("small", "local", "run", "host", 1, None).save(tmp_path)
+    JobRecord("small", "local", "run", "host", 1, None).save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["job.json"]

@@ -40,7 +40,7 @@ def test_srun_is_asked_for_what_the_job_would_get(job):
 def test_a_machine_without_srun_is_told_so(job, cluster, monkeypatch):
     monkeypatch.setenv("PATH", os.fspath(job.parent))
     code, _, err = cluster("preflight", job, "--on", "slurm")
-    assert code == 1 and "There is no srun here" in err and err.count("\n") == 1
+    assert code == 1 and "There is no srun on this machine" in err and err.count("\n") == 1
 
 
 def test_what_a_preflight_cannot_honour_is_refused(job, cluster):

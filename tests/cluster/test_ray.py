@@ -56,6 +56,15 @@ def test_ray_shows_the_run_and_its_metrics(plain):
     assert float(shown["step"]) >= 1 and 5 < float(shown["loss"]) < 12 and float(shown["pairs_per_s"]) > 0
 
 
+def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path):
+    words = ["preflight", plain[0].file, "--on", "ray", f"run.dir={tmp_path / 'run'}", f"job.logs={tmp_path / 'logs'}"]
+    done = cluster.on_head("cluster", *words)
+    assert done.returncode == 0 and done.stdout.rstrip().endswith("preflight: all is well"), done.stdout + done.stderr
+    assert "ranks: 2  nodes: 2  rounds of pairs: 1" in done.stdout and "GLOO_SOCKET_IFNAME=eth0" in done.stdout
+    assert {line.split()[0] for line in done.stdout.splitlines() if " cpu " in line} == {"head", "w1"}
+    assert (tmp_path / "logs/preflight.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cluster, tmp_path):
     write_folder(tmp_path / "in", 40)
     words = ["data_tools", "shard", "folder", tmp_path / "in", "--workers", "2", "--shard-mb", "0.02", "--out"]

@@ -135,7 +135,7 @@ def test_a_cancelled_job_ends_with_everything_saved(grown):
 
 def test_a_killed_sweep_goes_on_and_gives_the_bad_run_up(swept):
     job, followed = swept
-    assert "goes on with the sweep" in followed
+    assert "resumes the sweep" in followed
     good, bad = json.loads((job.run / "sweep.json").read_text())
     assert (good["trial"], good["state"], good["step"]) == ("trial-0000", "done", SWEEP_STEPS), followed[-3000:]
     assert (bad["trial"], bad["state"]) == ("trial-0001", "given up") and SWEEP_GRACE <= bad["step"] < SWEEP_STEPS

@@ -2,15 +2,16 @@
 
 import re
 import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import ray
 
 from cluster.job import load_job
 from cluster.ray import driver as ray_driver
-from cluster.ray import preflight as ray_preflight
 from cluster.ray.backend import entrypoint, runtime_env
-from cluster.ray.spec import Spec
+from cluster.ray.spec import FILE, RayJobSpec
 from data_tools.engines.ray import connected
 from mvlm.errors import UserError
 from tests.cluster.conftest import rendered
@@ -40,21 +41,21 @@ def test_render_shows_a_sweep(job, cluster):
 
 def test_nothing_of_the_job_file_reaches_a_shell_unquoted(job, tmp_path, monkeypatch):
     logs = "; touch $(id) 'x'"
-    given = Spec.of(load_job(job, [f"job.logs={logs}"]), ["run.dir=a b"])
-    words = shlex.split(entrypoint(given))
+    given = RayJobSpec.of(load_job(job, [f"job.logs={logs}"]), ["run.dir=a b"])
+    words = shlex.split(entrypoint(given, Path(given.logs) / FILE))
     assert words[1:3] == ["-m", "cluster.ray.driver"] and len(words) == 4 and logs in words[3]
 
 
 def test_a_spec_survives_the_disk(job, tmp_path):
     job.write_text(job.read_text() + '[sweep]\nvalues = { "optim.lr" = [1e-4, 3e-4] }\n')
-    given = Spec.of(load_job(job), ["train.steps=3"])
+    given = RayJobSpec.of(load_job(job), ["train.steps=3"])
     given.save(tmp_path / "ray.json")
-    assert Spec.load(tmp_path / "ray.json") == given
+    assert RayJobSpec.load(tmp_path / "ray.json") == given
 
 
 def test_the_environment_of_a_job_is_its_owners_alone(job, tmp_path):
     (tmp_path / "ray.json").write_text("left by an earlier version")
-    Spec.of(load_job(job, ["job.environment.WANDB_API_KEY=secret"]), []).save(tmp_path / "ray.json")
+    RayJobSpec.of(load_job(job, ["job.environment.WANDB_API_KEY=secret"]), []).save(tmp_path / "ray.json")
     assert "secret" in (tmp_path / "ray.json").read_text()
     assert (tmp_path / "ray.json").stat().st_mode & 0o777 == 0o600
 
@@ -63,10 +64,12 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(job, tmp_path, monk
     def late(*args, **settings):
         raise Exception("The current node timed out during startup. This could happen because\nof much.")
 
-    Spec.of(load_job(job), []).save(tmp_path / "ray.json")
+    RayJobSpec.of(load_job(job), []).save(tmp_path / "ray.json")
     monkeypatch.setattr(ray, "init", late)
-    for program, code in ((ray_driver, 75), (ray_preflight, 1)):
-        assert program.main([str(tmp_path / "ray.json")]) == code
+    measures = replace(RayJobSpec.of(load_job(job), []), words=["preflight"])
+    measures.save(tmp_path / "preflight.json")
+    for file, code in (("ray.json", 75), ("preflight.json", 1)):
+        assert ray_driver.main([str(tmp_path / file)]) == code
         said = capsys.readouterr().out
         assert said.startswith("cluster: Ray cannot be joined on this node (The current node timed out")
         assert said.count("\n") == 1
@@ -75,8 +78,10 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(job, tmp_path, monk
 
 
 def test_an_image_is_handed_to_ray(job):
-    given = Spec.of(load_job(job, ["job.container=mvlm:1"]), [])
-    assert runtime_env(given)["image_uri"] == "mvlm:1" and entrypoint(given).startswith("python -m cluster.ray.driver")
+    given = RayJobSpec.of(load_job(job, ["job.container=mvlm:1"]), [])
+    assert runtime_env(given)["image_uri"] == "mvlm:1" and entrypoint(given, Path("ray.json")).startswith(
+        "python -m cluster.ray.driver"
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from cluster import check
-from cluster.job import JobError, load_job
+from cluster.job import load_job
+from mvlm.errors import UserError
 from tests.conftest import TINY
 
 
@@ -66,7 +67,7 @@ def test_the_jobs_own_interpreter_is_asked_in_its_environment(job, tmp_path, cap
     )
     venv = answering(tmp_path / "venv", f"cat <<E\n{finding}\nE")
     given = load_job(job, [f"job.venv={venv}", "job.environment.TOKEN=/etc/x", "job.nodes=3"])
-    with pytest.raises(JobError) as error:
+    with pytest.raises(UserError) as error:
         check.check_run(given, ["a=b"], here=False)
     said = "-m mvlm check mvlm/configs/tiny.toml --deepspeed_config ds_configs/cpu.json --world 6 --json a=b"
     assert str(error.value).splitlines()[1:] == [f"  No shards at '/etc/x' {said}: make it."]
@@ -75,7 +76,7 @@ def test_the_jobs_own_interpreter_is_asked_in_its_environment(job, tmp_path, cap
 def test_an_interpreter_without_mvlm_is_named(job, tmp_path, capsys):
     venv = answering(tmp_path / "venv", "echo 'No module named mvlm' >&2; exit 1")
     given = load_job(job, [f"job.venv={venv}"])
-    with pytest.raises(JobError, match=r"cannot be checked \(No module named mvlm\): see what `.*/venv/bin/python -m"):
+    with pytest.raises(UserError, match=r"cannot be checked \(No module named mvlm\): see what `.*/venv/bin/python -m"):
         check.check_run(given, [], here=True)
     with_modules = load_job(job, [f"job.venv={venv}", 'job.modules=["cuda"]'])
     check.check_run(with_modules, [], here=False)

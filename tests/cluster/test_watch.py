@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from cluster.logs import Merged, name_rank_logs
+from cluster.logs import MergedLogs, name_rank_logs
 from tests.conftest import ROOT
 
 WATCH = """
@@ -18,12 +18,12 @@ import os, signal, socket, sys
 from pathlib import Path
 from cluster.environment import inherited
 from cluster.processes import start_time
-from cluster.record import Record
-from cluster.watch import Limit, Watch
-logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), Limit(*map(float, sys.argv[4:]))
-record = Record("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
-watch = Watch(record, logs, lambda number: [sys.executable, "-c", launcher], inherited(), restarts, limit)
-sys.exit(watch.to_the_end())
+from cluster.record import JobRecord
+from cluster.watch import LocalWatch, TimeLimit
+logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), TimeLimit(*map(float, sys.argv[4:]))
+record = JobRecord("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
+watch = LocalWatch(record, logs, lambda number: [sys.executable, "-c", launcher], inherited(), restarts, limit)
+sys.exit(watch.run())
 """
 WAITS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
 DEAF = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(30)"
@@ -203,7 +203,7 @@ def test_logs_of_ranks_are_merged_by_line_and_named(cluster, tmp_path):
     (folder / "20261125101112_rank0.log").write_text("zero\n")
     name_rank_logs(tmp_path, 12)
     assert sorted(path.name for path in folder.glob("rank*")) == ["rank-00000.log", "rank-00011.log"]
-    merged = Merged(tmp_path, 12)
+    merged = MergedLogs(tmp_path, 12)
     assert b"".join(merged.new()) == b"launching\n0: zero\n11: one\n"
     with open(folder / "rank-00011.log", "a") as file:
         file.write(" yet\n")
@@ -211,4 +211,4 @@ def test_logs_of_ranks_are_merged_by_line_and_named(cluster, tmp_path):
     assert b"".join(merged.new()) == b"11: without an end yet\n"
     assert (b"".join(merged.new()), merged.unended()) == (b"", b"0: last\n")
     (folder / "rank-00011.log").unlink()
-    assert b"".join(Merged(tmp_path, 12).new()) == b"launching\nzero\n"
+    assert b"".join(MergedLogs(tmp_path, 12).new()) == b"launching\nzero\n"

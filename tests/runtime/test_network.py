@@ -1,11 +1,12 @@
 """What ranks are told of the network."""
 
 import os
+from typing import get_args, get_type_hints
 
 import pytest
 
-from cluster.job import CHOICES
-from cluster.network import variables
+from cluster.environment import NETWORK_VARIABLES
+from cluster.job import Job
 from mvlm.runtime import network
 
 
@@ -45,7 +46,7 @@ def test_what_the_user_has_set_stays(monkeypatch):
 
 
 def test_every_network_of_a_job_file_has_its_variables():
-    assert all(isinstance(variables(name), dict) for name in CHOICES["network"])
-    assert variables("auto") == {} and variables("infiniband")["NCCL_NET"] == "IB"
-    assert variables("ethernet")["NCCL_SOCKET_IFNAME"].startswith("^lo,docker,")
-    assert variables("efa")["FI_PROVIDER"] == "efa"
+    assert NETWORK_VARIABLES.keys() == set(get_args(get_type_hints(Job)["network"]))
+    assert NETWORK_VARIABLES["auto"] == {} and NETWORK_VARIABLES["infiniband"]["NCCL_NET"] == "IB"
+    assert NETWORK_VARIABLES["ethernet"]["NCCL_SOCKET_IFNAME"].startswith("^lo,docker,")
+    assert NETWORK_VARIABLES["efa"]["FI_PROVIDER"] == "efa"

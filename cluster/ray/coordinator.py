@@ -1,6 +1,6 @@
 """The attempts at a run on Ray, kept by one actor beside the driver: who takes part, who has ended, what that means.
 
-Ray Train starts and restarts the workers, and each worker one rank. What Ray does not know is told here: the number of
+Ray Train starts and restarts the workers, and each worker one rank. What Ray does not know is kept here: the number of
 the attempt, where rank 0 listens, which exit codes are worth another attempt, and that all ranks are to save and end.
 """
 
@@ -12,26 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.logs import attempt_folder, attempt_numbers, launcher_log
-from cluster.ray.spec import Spec
-from cluster.record import Attempt, Record, read_record
-from cluster.watch import BUG, DONE, FINAL, MISTAKE, PREEMPTED, USAGE, describe_exit, describe_stuck, is_stuck
+from cluster.attempt import FINAL, Attempt, describe_exit, describe_stuck, is_stuck
+from cluster.logs import attempt_folder, launcher_log, next_attempt
+from cluster.ray.spec import RayJobSpec
+from cluster.record import RECORD, JobRecord, read_record
+from mvlm.errors import ExitCode
 
 STRAGGLE = 30.0  # seconds that ranks get to end by themselves after the first has failed
 
 
 @dataclass(frozen=True)
-class Place:
+class RankAddress:
     """Where a rank belongs."""
 
     attempt: int
-    address: str  # of rank 0's node
+    host: str  # rank 0's node
     port: int  # free there a moment ago
     wanted: bool  # false where the job is ending: nothing is to be started
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Outcome:
     """What becomes of the job when an attempt is over."""
 
     exit_code: int
@@ -39,77 +40,77 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Beat:
+class Orders:
     """What a worker learns several times a second."""
 
     stop: bool  # have the rank save and end
-    reports: list[dict[str, Any]]  # lines of metrics that all workers are to report, in this order
-    verdict: Verdict | None  # once the attempt is over
+    outcome: Outcome | None  # once the attempt is over
 
 
 @dataclass
-class Running:
-    """An attempt in progress."""
-
-    group: str  # Ray's name of the workers that were placed together
+class RunningAttempt:
+    workers: str  # Ray's name of those that were placed together
     attempt: Attempt
     world: int
-    address: str = ""
+    host: str = ""
     port: int = 0
-    placed: asyncio.Event = field(default_factory=asyncio.Event)
+    rendezvous: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     stop: bool = False
     step: int = 0  # the newest of the run
     codes: dict[int, int] = field(default_factory=dict)
-    reports: list[dict[str, Any]] = field(default_factory=list)
 
 
-class Group:
+class Coordinator:
     """All methods are for any process of the job, through the actor."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: RayJobSpec) -> None:
         self._logs = Path(spec.logs)
-        self._record = Record(spec.job.name, "ray", spec.run_folder, "")
-        if (self._logs / "job.json").exists():
+        self._record = JobRecord(spec.job.name, "ray", spec.run_folder, "")
+        if (self._logs / RECORD).exists():
             self._record = read_record(self._logs)
-        self._now: Running | None = None
+        self._now: RunningAttempt | None = None
         self._ending = ""  # the reason
         self._steps: list[int] = []  # the newest after each attempt
+        self._metrics: dict[str, Any] | None = None
 
-    async def join(self, group: str, rank: int, world: int, address: str, port: int) -> Place:
-        """A rank's place in its attempt, which is a new one where `group` is; waits for rank 0.
+    async def join(self, workers: str, rank: int, world: int, host: str, port: int) -> RankAddress:
+        """Take part in an attempt, which is a new one where `workers` are; waits for rank 0.
 
         Args:
-            address, port: where the rank could be met, were it rank 0.
+            host, port: where the rank could be met, were it rank 0.
         """
-        if self._now is None or self._now.group != group:
-            self._begin(group, world)
+        if self._now is None or self._now.workers != workers:
+            self._begin(workers, world)
         now = self._now
         assert now
-        self._say(f"rank {rank} of {world} is on {address}")
+        self._say(f"rank {rank} of {world} is on {host}")
         if rank == 0:
-            now.address, now.port = address, port
-            now.placed.set()
-        await now.placed.wait()
-        return Place(now.attempt.number, now.address, now.port, wanted=not self._ending)
+            now.host, now.port = host, port
+            now.rendezvous.set()
+        await now.rendezvous.wait()
+        return RankAddress(now.attempt.number, now.host, now.port, wanted=not self._ending)
 
-    async def beat(self, attempt: int, metrics: dict[str, Any] | None, have: int) -> Beat:
+    async def heartbeat(self, attempt: int, metrics: dict[str, Any] | None = None) -> Orders:
         """A sign of life of a worker, and what it is to do.
 
         Args:
-            metrics: a line of metrics.jsonl, from rank 0, for all workers to report.
-            have: how many lines the worker has been given.
+            metrics: a line of metrics.jsonl, from rank 0.
         """
         now = self._current(attempt)
         if now is None:
-            return Beat(stop=True, reports=[], verdict=Verdict(PREEMPTED, final=False))
+            return Orders(stop=True, outcome=Outcome(ExitCode.REQUEUE, final=False))
         if metrics:
-            now.reports.append(metrics)
+            self._metrics = metrics
             now.step = max(now.step, metrics["step"])
-        return Beat(now.stop or bool(self._ending), now.reports[have:], self._verdict(now))
+        return Orders(now.stop or bool(self._ending), self._outcome(now))
 
-    async def ended(self, attempt: int, rank: int, exit_code: int, step: int = 0) -> None:
-        """Tell how a rank has ended. The attempt is over with the last one, or `STRAGGLE` seconds after a failure.
+    async def metrics(self) -> dict[str, Any] | None:
+        """The newest line that rank 0 has reported."""
+        return self._metrics
+
+    async def rank_ended(self, attempt: int, rank: int, exit_code: int, step: int = 0) -> None:
+        """The attempt is over with the last rank, or `STRAGGLE` seconds after a failure.
 
         Args:
             step: the newest of the run, as the rank's node sees it.
@@ -125,12 +126,12 @@ class Group:
         if len(now.codes) == now.world:
             now.over.set()
 
-    def _verdict(self, now: Running) -> Verdict | None:
+    def _outcome(self, now: RunningAttempt) -> Outcome | None:
         if not now.over.is_set():
             return None
         self._close(now)
-        code = _worst(now.codes)
-        return Verdict(code, final=code in FINAL or bool(self._ending))
+        code = _gravest(now.codes)
+        return Outcome(code, final=code in FINAL or bool(self._ending))
 
     async def stop(self, reason: str) -> bool:
         """Have all ranks save and end, for good; may be asked again.
@@ -144,7 +145,7 @@ class Group:
         return self._now is not None and not self._now.over.is_set()
 
     async def drain(self, reason: str, seconds: float) -> None:
-        """Have the ranks save and end, to go on elsewhere; returns when they have, or after so long."""
+        """Have the ranks save and end, to resume elsewhere; returns when they have, or after so long."""
         now = self._now
         if now is None or now.over.is_set():
             return
@@ -158,29 +159,28 @@ class Group:
 
     async def exit_code(self) -> int:
         """Of the last attempt; of a bug where it did not come to an end."""
-        codes = self._now.codes if self._now else {}
-        return _worst(codes) or BUG
+        return _gravest(self._now.codes if self._now else {}) or ExitCode.BUG
 
-    def _current(self, attempt: int) -> Running | None:
+    def _current(self, attempt: int) -> RunningAttempt | None:
         return self._now if self._now and self._now.attempt.number == attempt else None
 
-    def _begin(self, group: str, world: int) -> None:
+    def _begin(self, workers: str, world: int) -> None:
         if self._now:
             self._now.over.set()
             self._close(self._now)
-        number = 1 + max(attempt_numbers(self._logs), default=0)
+        number = next_attempt(self._logs)
         attempt_folder(self._logs, number).mkdir(parents=True)
-        self._now = Running(group, Attempt(number, time.time()), world)
+        self._now = RunningAttempt(workers, Attempt(number, time.time()), world)
         self._record.attempts.append(self._now.attempt)
         self._record.save(self._logs)
         self._say(f"attempt {number} of {self._record.name}, {world} ranks")
 
-    def _close(self, now: Running) -> None:
+    def _close(self, now: RunningAttempt) -> None:
         """Note how an attempt has ended, once."""
         attempt = now.attempt
         if attempt.ended is None:
             attempt.ended = time.time()
-            attempt.exit_code = _worst(now.codes) if len(now.codes) == now.world or any(now.codes.values()) else None
+            attempt.exit_code = _gravest(now.codes) if len(now.codes) == now.world or any(now.codes.values()) else None
             attempt.step = max(now.step, *self._steps, 0)
             self._steps.append(attempt.step)
             self._say(f"attempt {attempt.number} {describe_exit(attempt.exit_code)}")
@@ -196,10 +196,10 @@ class Group:
                 log.write(f"{time.strftime('%H:%M:%S')} {sentence}\n")
 
 
-def _worst(codes: dict[int, int]) -> int:
+def _gravest(codes: dict[int, int]) -> int:
     """The exit code that tells most about an attempt: a mistake, else a failure, else a preemption."""
-    found = set(codes.values()) - {DONE}
-    for code in (MISTAKE, USAGE, *sorted(found - {PREEMPTED})):
+    found = set(codes.values()) - {ExitCode.DONE}
+    for code in (ExitCode.MISTAKE, ExitCode.USAGE, *sorted(found - {ExitCode.REQUEUE})):
         if code in found:
             return code
-    return PREEMPTED if found else DONE
+    return ExitCode.REQUEUE if found else ExitCode.DONE

@@ -1,0 +1,41 @@
+"""What a job asks of SLURM, as options that sbatch, srun and submitit know alike."""
+
+from __future__ import annotations
+
+import re
+
+from cluster.job import Job
+from mvlm.errors import UserError
+
+OURS = ("requeue", "no-requeue", "open-mode", "signal", "output", "error", "array", "wrap", "wait", "parsable", "chdir")
+"""Options of sbatch that the job's script depends on."""
+
+
+def placement(job: Job) -> dict[str, str]:
+    """Nodes, what they have to have, and who pays."""
+    nodes = f"{job.min_nodes}-{job.nodes}" if 0 < job.min_nodes < job.nodes else str(job.nodes)
+    found = {"nodes": nodes, "ntasks-per-node": str(job.ranks_per_node)}
+    if job.cpus_per_process:
+        found["cpus-per-task"] = str(job.cpus_per_process)
+    if job.gpus_per_node and job.gpu_request == "gres":
+        found["gres"] = f"gpu:{job.gpus_per_node}"
+    elif job.gpus_per_node:
+        found["gpus-per-node"] = str(job.gpus_per_node)
+    return found | {name: value for name in ("partition", "account", "qos") if (value := getattr(job, name))}
+
+
+def further(job: Job) -> dict[str, str | None]:
+    """The options of `job.sbatch`; None for those without a value.
+
+    Raises:
+        UserError: one is no option, or not the user's to set.
+    """
+    found: dict[str, str | None] = {}
+    for option in job.sbatch:
+        parts = re.fullmatch(r"--([a-z][a-z-]*)(?:=(.*))?", option)
+        if not parts:
+            raise UserError(f"job.sbatch has {option!r}: write --name or --name=value, each a word of the list.")
+        if parts[1] in OURS:
+            raise UserError(f"job.sbatch has {option!r}, which the job's script sets itself: remove it.")
+        found[parts[1]] = parts[2]
+    return found
