@@ -47,21 +47,6 @@ def connect(server: str) -> Any:
         ) from None
 
 
-def join(**settings: Any) -> None:
-    """Join the Ray cluster whose job server has started this process.
-
-    Raises:
-        UserError: it is gone, or has not come up in time.
-    """
-    import ray
-
-    try:
-        ray.init(**settings)
-    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.") from None
-
-
 @contextlib.contextmanager
 def refusals_as_mistakes() -> Iterator[None]:
     """Turn what the server answers to a request that it refuses into a UserError."""

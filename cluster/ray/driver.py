@@ -16,11 +16,10 @@ from ray.exceptions import RayError
 
 from cluster.logs import next_attempt, rank_log
 from cluster.processes import PATIENCE
-from cluster.ray.client import join
 from cluster.ray.spec import RayJobSpec
 from cluster.ray.sweep import run_sweep
 from cluster.ray.train import ACTOR, train
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode
 
 SETTLE_SECONDS = 30.0  # for Ray to notice that its workers have ended
 
@@ -31,9 +30,10 @@ def main(argv: list[str]) -> int:
     os.chdir(spec.directory)
     is_preflight = spec.words[0] == "preflight"
     try:
-        join()
-    except UserError as error:
-        print(f"cluster: {error}", flush=True)
+        ray.init(log_to_driver=not is_preflight)  # whose result is to be seen
+    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        print(f"cluster: Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.", flush=True)
         return ExitCode.MISTAKE if is_preflight else ExitCode.REQUEUE
     _watch_for_the_end(spec)
     if is_preflight:

@@ -13,15 +13,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
 
+from cluster.job import load_job, split_overrides
+from cluster.slurm import backend
 from tests.conftest import ROOT, TINY
 
 HERE = Path(__file__).parent
 PACKAGES = ("slurmctld", "slurmd", "sbatch", "unshare", "nsenter", "ip", "sshd", "pdsh")
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
 GPUS = 2
 PATIENCE = 300.0  # seconds, for a machine with other things to do
 JOB = """[job]
@@ -49,14 +54,18 @@ class SlurmCluster:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def commands(self, folder: Path) -> Path:
-        """A folder for PATH, by which sbatch and squeue work off the cluster as they do on its controller."""
+    @contextmanager
+    def at_hand(self) -> Iterator[None]:
+        """SLURM's commands work off the cluster as they do on its controller, and the project's root is the folder."""
+        folder = self.folder / "commands"
         folder.mkdir(exist_ok=True)
         for name in ("sbatch", "squeue"):
             words = [str(HERE / "slurm_cluster.sh"), "on", str(self.folder), shutil.which(name) or name]
-            (folder / name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+            (folder / name).write_text(f'#!/bin/sh\nPATH={shlex.quote(PATH)} exec {shlex.join(words)} "$@"\n')
             (folder / name).chmod(0o755)
-        return folder
+        with pytest.MonkeyPatch.context() as patch, chdir(ROOT):
+            patch.setenv("PATH", f"{folder}:{PATH}")
+            yield
 
     def node(self, verb: str, node: str) -> None:
         """cut, heal or kill a node."""
@@ -73,7 +82,7 @@ class SlurmCluster:
         self._script("slurm_cluster.sh", "down", self.folder)
 
     def _script(self, name: str, *words: object) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}
+        environment = os.environ | {"PATH": PATH}
         command = [str(HERE / name), *map(str, words)]
         output = self.folder / "output"  # daemons inherit it, so it must be no pipe
         with open(output, "w") as out, open(f"{output}.err", "w") as err:
@@ -102,7 +111,11 @@ class SlurmJob:
         return trial
 
     def submit(self, *words: str) -> str:
-        return self.slurm.cluster("submit", self.file, "--on", "slurm", *self.words, *words)
+        """What `python -m cluster submit` does and prints, but for the check of its run, which takes five seconds."""
+        own, others = split_overrides([*self.words, *words])
+        with self.slurm.at_hand(), redirect_stdout(StringIO()) as printed:
+            assert backend.submit(load_job(self.file, own), others) == 0
+        return printed.getvalue()
 
     @property
     def id(self) -> str:

@@ -1,12 +1,12 @@
 """Short jobs on a real SLURM cluster: what it reads of the script, what it refuses, and submitit."""
 
 import json
-import os
 import sys
 
 import pytest
 
 from benchmarks.claim.__main__ import main as claim
+from mvlm.errors import UserError
 from tests.cluster.slurm_fixture import SlurmJob, wait_for
 from tests.conftest import TINY, run_command
 
@@ -36,7 +36,9 @@ def test_a_mistake_ends_the_job_and_nothing_of_the_job_file_is_run(slurm, make):
     job = make("mistake")
     job.logs = job.folder / HOSTILE.replace("\\", "")  # which SLURM's paths cannot have
     variable = f"job.environment.GREETING={HOSTILE}"
-    job.submit(f"job.logs='''{job.logs}'''", variable, f"data.train=/{HOSTILE}", "job.requeue=2")
+    words = [f"job.logs='''{job.logs}'''", variable, *job.words, f"data.train=/{HOSTILE}", "job.requeue=2"]
+    printed = slurm.cluster("submit", job.file, "--on", "slurm", *words)
+    assert f"mistake is job {job.id};" in printed
     assert job.end(1) == "1"
     wait_for(lambda: not slurm.on("squeue", "--noheader", f"--jobs={job.id}").stdout)
     told = (job.attempt(1) / "rank-00000.log").read_text()
@@ -68,10 +70,9 @@ def test_gpus_and_further_options_reach_slurm(slurm, make, request_):
 
 def test_what_slurm_refuses_is_one_sentence(slurm, make):
     job = make("refused")
-    words = [*job.words, "job.partition=nowhere"]
-    done = slurm.on(sys.executable, "-m", "cluster", "submit", job.file, "--on", "slurm", *words)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("cluster: sbatch refuses ") and "invalid partition" in done.stderr
+    with pytest.raises(UserError, match=r"^sbatch refuses .*[Ii]nvalid partition") as refusal:
+        job.submit("job.partition=nowhere")
+    assert "\n" not in str(refusal.value)
     assert not (job.logs / "job.json").exists()
 
 
@@ -118,22 +119,21 @@ def test_a_crash_is_tried_again_as_often_as_the_job_file_says(slurm, make):
 
 @pytest.mark.campaign  # tests/benchmarks/test_claim.py runs the cells here
 def test_the_claims_cells_are_jobs_that_are_submitted_once_and_measured_when_they_have_ended(
-    slurm, make, tmp_path, monkeypatch, capsys
+    slurm, make, tmp_path, capsys
 ):
     job, results = make("grid"), tmp_path / "results/cells.jsonl"
     words = ["run", "--corpus", "scenes", "--tune", "vqa", "--only", "scenes/all/10/0", "scenes/all/10/vqa/0"]
     words += ["--folder", str(tmp_path / "claim"), "--results", str(results), "--set", "train.steps=4"]
     words += [word for word in TINY if not word.startswith(("data.vocabulary", "model.image_size"))]
-    on_path = {"PATH": f"{slurm.commands(tmp_path / 'commands')}:{os.environ['PATH']}"}
 
     def submit(*more):
-        with monkeypatch.context() as patch:
-            patch.setenv("PATH", on_path["PATH"])
+        with slurm.at_hand():
             assert claim([*words, *more, "--jobs", "slurm", "--job", str(job.file)]) == 0
         return capsys.readouterr().out
 
     def measure():
-        done = run_command([sys.executable, "-m", "benchmarks.claim", *words], **on_path)
+        with slurm.at_hand():
+            done = run_command([sys.executable, "-m", "benchmarks.claim", *words])
         assert done.returncode == 0, done.stderr
         return done
 
