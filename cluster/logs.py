@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 POLL_SECONDS = 0.2
@@ -47,23 +46,11 @@ def name_rank_logs(logs: Path, attempt: int) -> None:
             path.rename(rank_log(logs, attempt, int(found[1])))
 
 
-def asked_rarely(active: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """The same question, put to a scheduler at most so often; once it is answered no it stays so."""
-    asked, answer = -math.inf, True
-
-    def ask() -> bool:
-        nonlocal asked, answer
-        if answer and time.monotonic() - asked > seconds:
-            answer, asked = active(), time.monotonic()
-        return answer
-
-    return ask
-
-
-def show(logs: Path, unfinished: Callable[[], bool], after: int = 0) -> None:
+def show(logs: Path, unfinished: Callable[[], bool], poll: float = POLL_SECONDS, after: int = 0) -> None:
     """Print the attempts, each with launcher and ranks merged, as long as the job is `unfinished()`.
 
     Args:
+        poll: seconds between two looks; a scheduler that is asked has other users.
         after: this attempt, which is not shown.
     """
     merged, more = None, True
@@ -72,18 +59,19 @@ def show(logs: Path, unfinished: Callable[[], bool], after: int = 0) -> None:
         for number in attempt_numbers(logs):
             if number > after:
                 if merged:
-                    _print(*merged.new(), merged.unended())
-                _print(f"==> {attempt_folder(logs, number)} <==\n".encode())
+                    _print(merged.new())
+                    _print([merged.unended()])
+                _print([f"==> {attempt_folder(logs, number)} <==\n".encode()])
                 merged, after = MergedLogs(logs, number), number
         if merged:
-            _print(*merged.new())
+            _print(merged.new())
         if more:
-            time.sleep(POLL_SECONDS)
+            time.sleep(poll)
     if merged:
-        _print(merged.unended())
+        _print([merged.unended()])
 
 
-def _print(*texts: bytes) -> None:
+def _print(texts: Iterable[bytes]) -> None:
     """Past Python's buffers: a thread that waits for a reader must not hold their lock when the command ends."""
     for text in texts:
         while text:

@@ -34,16 +34,14 @@ class JobRecord:
     attempts: list[Attempt] = field(default_factory=list)
 
     def save(self, logs: Path) -> None:
-        partial = logs / (RECORD + ".partial")
-        partial.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        os.replace(partial, logs / RECORD)
+        write_whole(logs / RECORD, json.dumps(asdict(self), indent=1), 0o666)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a whole file that its owner alone may read: the environment of a job may hold passwords."""
+def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
+    """Write beside and rename; its owner alone may read it: the environment of a job may hold passwords."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)  # one that was left behind would keep its mode
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
 

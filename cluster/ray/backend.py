@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.attempt import Attempt, describe_attempt, describe_exit
+from cluster.environment import added
 from cluster.job import Job, check_files, refuse
-from cluster.logs import asked_rarely, attempt_numbers, show
+from cluster.logs import attempt_numbers, show
 from cluster.processes import PATIENCE
 from cluster.ray import client
 from cluster.ray.client import address, connect, refusals_as_mistakes
@@ -71,7 +72,7 @@ def render(job: Job, overrides: list[str]) -> str:
             f"restarts: {job.requeue}",
             *_sweep_lines(job),
             *([f"time: {job.time}, the ranks save {job.warning_seconds} s before its end"] if job.time else []),
-            *(f"rank environment: {name}={value}" for name, value in spec.environment().items()),
+            *(f"rank environment: {name}={value}" for name, value in added(job).items()),
             f"each rank, in {spec.directory}: {shlex.join(spec.command())}",
             f"logs: {spec.logs}",
         ]
@@ -154,7 +155,7 @@ def logs(folder: Path, follow: bool) -> None:
         else:
             print(client.driver_log(connect(record.host), record.job_id), end="")
         return
-    show(folder, asked_rarely(lambda: follow and _is_active(_state(record)[0]), client.POLL_SECONDS))
+    show(folder, lambda: follow and _is_active(_state(record)[0]), client.POLL_SECONDS)
     if _state(record)[0] == "FAILED" or not attempt_numbers(folder):
         print("==> the driver's log, as Ray has it <==")
         print("\n".join(client.driver_log(connect(record.host), record.job_id).splitlines()[-DRIVER_LINES:]))

@@ -6,9 +6,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.environment import added, python
+from cluster.environment import python
 from cluster.job import Job, Sweep, run_folder
-from cluster.record import write_private
+from cluster.record import write_whole
 from mvlm.config.toml import build
 from mvlm.errors import Mistakes
 
@@ -39,15 +39,11 @@ class RayJobSpec:
         return cls(**fields | {"job": replace(job, sweep=Sweep(**sweep) if sweep else None)})
 
     def save(self, path: Path) -> None:
-        write_private(path, json.dumps(asdict(self), indent=1))
+        write_whole(path, json.dumps(asdict(self), indent=1))
 
     def command(self) -> list[str]:
         """The argument list of a rank."""
         return [self.python, "-m", "mvlm", *self.words]
-
-    def environment(self) -> dict[str, str]:
-        """What the job adds to the environment of every rank."""
-        return added(self.job)
 
     def resources(self) -> dict[str, float]:
         """What Ray reserves for each rank."""

@@ -20,7 +20,7 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.util.metrics import Gauge
 
 from cluster.attempt import describe_exit, shell_code
-from cluster.environment import free_port
+from cluster.environment import added, free_port
 from cluster.logs import attempt_folder, attempt_numbers, rank_log
 from cluster.processes import MARK, PATIENCE, Stopper, send
 from cluster.ray.coordinator import Outcome, RankAddress
@@ -68,7 +68,7 @@ def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
         process = subprocess.Popen(
             spec.command(),
             cwd=spec.directory,
-            env=os.environ | spec.environment() | variables,
+            env=os.environ | added(spec.job) | variables,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

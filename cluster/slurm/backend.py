@@ -6,14 +6,13 @@ import contextlib
 import shlex
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from cluster.attempt import Attempt, describe_exit
 from cluster.job import Job, check_files, refuse, run_folder
-from cluster.logs import asked_rarely, attempt_folder, attempt_numbers, next_attempt, show
-from cluster.record import RECORD, JobRecord, claim, read_record, write_private
+from cluster.logs import attempt_folder, attempt_numbers, next_attempt, show
+from cluster.record import RECORD, JobRecord, claim, read_record, write_whole
 from cluster.slurm import queue as slurm_queue
 from cluster.slurm.queue import QueueEntry
 from cluster.slurm.script import ScriptRun, script
@@ -61,7 +60,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     with claim(job.log_folder):
         _refuse_second(job)
         path = job.log_folder / SCRIPT
-        write_private(path, text)
+        write_whole(path, text)
         job_id = slurm_queue.submit(path)
         folder = str(run_folder(job, overrides).resolve())
         record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id)
@@ -114,11 +113,7 @@ def logs(folder: Path, follow: bool) -> None:
     if runs and follow:
         raise UserError(f"{folder} is a sweep of {len(runs)} runs: follow one of them, such as {runs[0]}.")
     for run in runs or [folder]:
-        show(run, _unfinished(read_record(run).job_id) if follow else lambda: False)
-
-
-def _unfinished(job_id: str) -> Callable[[], bool]:
-    return asked_rarely(lambda: bool(slurm_queue.queued(job_id)), POLL_SECONDS)
+        show(run, lambda: follow and bool(slurm_queue.queued(read_record(folder).job_id)), POLL_SECONDS)
 
 
 def cancel(folder: Path) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster import processes
-from cluster.attempt import FINAL, FRUITLESS, describe_stuck
+from cluster.attempt import FINAL, describe_stuck, is_stuck
 from cluster.check import check_run
 from cluster.environment import inherited, python
 from cluster.job import Job, check_files, load_job, refuse, run_folder, split_overrides
@@ -133,10 +133,9 @@ class TrainJob:
 
     def _is_stuck(self, restarts: int) -> bool:
         """Whether this restart is one of several in a row without a new step; notes how far the run has come."""
-        own, before = (self.first_attempt + restarts - ago for ago in (0, FRUITLESS))
-        (attempt_folder(self.job.log_folder, own) / STEP).write_text(str(self._newest_step()), encoding="utf-8")
-        earlier = attempt_folder(self.job.log_folder, before) / STEP
-        return restarts >= FRUITLESS and earlier.exists() and self._newest_step() <= int(earlier.read_text())
+        folders = [attempt_folder(self.job.log_folder, self.first_attempt + number) for number in range(restarts + 1)]
+        (folders[-1] / STEP).write_text(str(self._newest_step()), encoding="utf-8")
+        return is_stuck([int((folder / STEP).read_text()) for folder in folders if (folder / STEP).exists()])
 
     def _command(self, attempt: Path) -> list[str]:
         interpreter = str(python(self.job))

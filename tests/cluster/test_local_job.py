@@ -142,9 +142,3 @@ def test_logs_are_kept_by_attempt_and_rank_and_followed_to_the_end(story):
     assert printed.count("==>") == story.followed.count("==>") == 3
     for text in (printed, story.followed, story.output("submitted")):
         assert sorted(re.sub("(cluster: |==> ).*\n", "", text).splitlines()) == lines
-
-
-def test_a_mistake_of_the_run_is_told_before_anything_is_started(tmp_path):
-    story = Story(tmp_path, tmp_path / "no_shards")
-    code = story.start(3, ranks=1, output="only").wait(PATIENCE)
-    assert code == 1 and not story.logs.exists() and "No shards at" in story.output("only")

@@ -23,9 +23,10 @@ def sbatch(tmp_path, monkeypatch):
     return asked
 
 
-def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path):
+@pytest.mark.parametrize("backend", ["slurm", "local"])
+def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path, backend):
     words = ["data.train=shards/nowhere", "train.stpes=3", f"run.dir={tmp_path}/run"]
-    code, out, err = cluster("submit", job, "--on", "slurm", *words)
+    code, out, err = cluster("submit", job, "--on", backend, *words)
     assert (code, out) == (1, "") and not sbatch.exists() and not (tmp_path / "logs").exists()
     first, *wrong = err.splitlines()
     assert first == "cluster: The run cannot begin, as `mvlm check` says:"
