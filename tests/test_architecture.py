@@ -89,7 +89,6 @@ ONLY_IN = {
 }
 OPTIONAL = {
     "apex",
-    "liger_kernel",
     "matplotlib",
     "mlflow",
     "onnxruntime",

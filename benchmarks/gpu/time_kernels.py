@@ -46,9 +46,6 @@ def cases(size: Size, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
     yield "layer_norm", (random(*x), random(width), random(width), 1e-6)
     yield "linear", (random(*x), random(4 * width, width), random(4 * width))
     yield "gelu_linear", (random(x[0], 4 * width), random(width, 4 * width), random(width))
-    target_M = batch.target_BL.gather(1, batch.masked.token_BC).flatten()[batch.masked.token_M]
-    words = (random(len(target_M), width), random(sizes.vocabulary, width), random(sizes.vocabulary))
-    yield "word_loss", (*words, target_M)
     patch_M = batch.patch_mask_BN.flatten().nonzero().flatten()
     colour = torch.full((3,), 0.5, device=device)
     patch = round((sizes.patch_values // 3) ** 0.5)

@@ -168,7 +168,6 @@ class Kernels:
     linear: str = "auto"  # product and bias of a layer
     gelu_linear: str = "auto"  # GELU and the linear layer after it
     layer_norm: str = "auto"  # of every block
-    word_loss: str = "auto"  # logits of masked tokens and their cross-entropy
     packed_attention: str = "auto"  # of texts packed without padding
     patch_l1: str = "auto"  # of masked patches with the image
     log_sum_exps: str = "auto"  # over the global batch's similarities
@@ -256,6 +255,9 @@ A stored configuration has all keys of the version that wrote it, so one that la
 whatever the default is or becomes.
 """
 
+RETIRED_KEYS = ("kernels.word_loss",)
+"""Keys that earlier versions stored and that nothing reads any more."""
+
 
 def load_stored_config(path: Path) -> Config:
     """Read a configuration that a run has stored, which its version wrote with all the keys that it knew.
@@ -268,6 +270,9 @@ def load_stored_config(path: Path) -> Config:
     for name, value in YOUNGER_KEYS.items():
         table, key = name.split(".")
         tables.setdefault(table, {}).setdefault(key, value)
+    for name in RETIRED_KEYS:
+        table, key = name.split(".")
+        tables.get(table, {}).pop(key, None)
     config = _checked(tables, str(path), mistakes)
     mistakes.settle()
     return config

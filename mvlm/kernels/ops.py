@@ -13,7 +13,6 @@ from mvlm.kernels.dispatch import Op
 from mvlm.kernels.fusion import FUSION
 from mvlm.kernels.layer_norm import layer_norm
 from mvlm.kernels.linear import gelu_linear, linear
-from mvlm.kernels.mlm_loss import MLM_LOSS
 from mvlm.kernels.negatives import NEGATIVES
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
 from mvlm.kernels.patch_l1 import PATCH_L1
@@ -21,7 +20,7 @@ from mvlm.kernels.views import VIEWS, Views
 
 _PASSES = (FUSION, VIEWS)
 _LAYERS = (attention, PACKED_ATTENTION, linear, gelu_linear, layer_norm)
-_LOSSES = (MLM_LOSS, PATCH_L1, LOG_SUM_EXPS, CONTRASTIVE, NEGATIVES)
+_LOSSES = (PATCH_L1, LOG_SUM_EXPS, CONTRASTIVE, NEGATIVES)
 OPS: dict[str, Op] = {op.name: op for op in (*_PASSES, *_LAYERS, *_LOSSES)}
 
 
@@ -69,7 +68,6 @@ EXAMPLES: dict[str, Callable[[Callable[..., Tensor]], tuple]] = {
     "log_sum_exps": _log_sum_exps,
     "contrastive": _contrastive,
     "negatives": _negatives,
-    "word_loss": lambda make: (*_linear(make), make(8).long()),
 }
 
 

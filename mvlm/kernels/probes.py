@@ -41,14 +41,6 @@ def triton() -> str | None:
     return None if triton_interprets() else cuda()
 
 
-@cache
-def liger() -> str | None:
-    """LinkedIn's kernels in Triton."""
-    if reason := triton():
-        return reason
-    return _missing("liger-kernel", found) if (found := _import("liger_kernel.ops")) else None
-
-
 def not_for_triton(*tensors: Tensor) -> str | None:
     """Why our Triton kernels cannot take these tensors of numbers, None where they can."""
     if not (triton_interprets() or all(tensor.is_cuda for tensor in tensors)):

@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from mvlm.batch import MetricAccumulator
 from mvlm.config.schema import Model
 from mvlm.kernels.fusion import FUSION, Stream
-from mvlm.kernels.mlm_loss import MLM_LOSS
 from mvlm.model.fusion import CrossEncoder, init_linear
 from mvlm.model.vision import visible_places
 
@@ -72,24 +71,13 @@ class MatchHead(nn.Module):
         return self.classifier(image_D * self.align(text_D)).float()
 
 
-class TokenClassifier(nn.Linear):
-    """Tokens to words or, given the right words, to their cross-entropy at once."""
-
-    def forward(  # type: ignore[override]
-        self, tokens_MD: Tensor, target_M: Tensor | None = None, metrics: MetricAccumulator | None = None
-    ) -> Tensor:
-        if target_M is None:
-            return super().forward(tokens_MD)
-        return MLM_LOSS(tokens_MD, self.weight, self.bias, target_M, metrics)
-
-
 class MlmHead(nn.Module):
     """One fully connected classifier over the vocabulary; its weight starts as, or is, the text encoder's embedding."""
 
     def __init__(self, embedding: nn.Embedding, pretrained: bool, config: Model) -> None:
         super().__init__()
         vocabulary, width = embedding.weight.shape
-        self.classifier = TokenClassifier(width, vocabulary)
+        self.classifier = nn.Linear(width, vocabulary)
         init_linear(self.classifier, config.cross_init_std)
         if config.tie_classifier:
             self.classifier.weight = embedding.weight
@@ -104,7 +92,12 @@ class MlmHead(nn.Module):
         Args:
             metrics: gets `word_accuracy`.
         """
-        return self.classifier(tokens_MD, target_M, metrics)
+        logits_MV = self.classifier(tokens_MD)
+        if target_M is None:
+            return logits_MV
+        if metrics:
+            metrics.count("word_accuracy", logits_MV.detach().argmax(-1) == target_M)
+        return F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
 
 
 class MaskTokens(nn.Module):

@@ -49,10 +49,11 @@ def test_a_kept_run_goes_on_as_it_began_whatever_the_defaults_are(
     assert settings(run) == settings(run / "checkpoints/step_00000006") == settings(kept)
 
 
-def test_a_key_younger_than_the_kept_runs_says_what_they_did_without_it() -> None:
+def test_keys_that_have_come_and_gone_since_the_kept_runs() -> None:
     tables = tomllib.loads((KEPT / "zero0/config.toml").read_text())
     known = {f"{table}.{key}" for table, keys in tables.items() for key in keys}
     assert set(flat(Config())) - known == set(configuration.YOUNGER_KEYS)
+    assert known - set(flat(Config())) == set(configuration.RETIRED_KEYS)
 
 
 def test_a_key_that_is_not_stored_has_the_value_of_then_and_not_its_default(

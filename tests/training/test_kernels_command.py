@@ -21,7 +21,7 @@ def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None
     assert f"attention: in fp32 sdpa; in bf16 {in_bf16}\n" in done.stdout
     assert "  apex\n    not taken: " in done.stdout
     operations = json.loads(out.read_text())["operations"]
-    assert {"attention", "linear", "gelu_linear", "layer_norm", "word_loss", "optimizer"} <= operations.keys()
+    assert {"attention", "linear", "gelu_linear", "layer_norm", "optimizer"} <= operations.keys()
     for operation in operations.values():
         for precision, taken in operation["taken"].items():
             assert operation["implementations"][taken]["version"]

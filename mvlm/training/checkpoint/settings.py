@@ -46,7 +46,7 @@ _APPLIES = {
     "optim": "lr encoder_lr weight_decay betas eps clip warmup_epochs warmup_steps floor layer_decay",
     "train": "epochs steps global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes compile "
     "recompute ema",
-    "kernels": "fusion views attention linear gelu_linear layer_norm word_loss packed_attention patch_l1 log_sum_exps "
+    "kernels": "fusion views attention linear gelu_linear layer_norm packed_attention patch_l1 log_sum_exps "
     "contrastive negatives optimizer",
     "checkpoint": "every keep keep_every",
     "log": "every tensorboard wandb mlflow pictures",
