@@ -1,4 +1,4 @@
-"""`python -m cluster`: submit a training job, look at it, stop it."""
+"""`python -m cluster`: submit, follow and stop training jobs."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ EXAMPLES = """examples:
   python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
   python -m cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
 
-Overrides that begin with `job.` are the job's, all others go to the run. On this machine submit stays in the
-foreground and exits as the run does: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again
-to resume it. On a cluster it returns once the job is in the queue.
+Overrides that begin with `job.` change the job, all others the run. With --on local, submit stays in the foreground and
+exits like the run: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to resume. On a
+cluster it returns once the job is queued.
 """
 
 
@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     for run, backends, text in (
         (_submit, BACKENDS, "run a job"),
         (_render, BACKENDS, "print what submit would run"),
-        (_preflight, PREFLIGHTS, "measure its nodes and the network between them, and name what is wrong"),
+        (_preflight, PREFLIGHTS, "test its nodes and the network between them"),
     ):
         name = run.__name__.removeprefix("_")
         command = commands.add_parser(
@@ -56,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--on", choices=backends, required=True, help="the back-end")
         command.set_defaults(run=run, takes_overrides=True)
     for run, text in (
-        (_status, "attempts, who is alive, last step and loss"),
+        (_status, "show attempts, live ranks, last step and loss"),
         (_logs, "print the logs of all attempts"),
-        (_cancel, "let the ranks save and end; no restart"),
+        (_cancel, "make the ranks save and exit; no restart"),
     ):
         command = commands.add_parser(run.__name__.removeprefix("_"), help=text)
         command.add_argument("job", metavar="JOB.toml|DIR", help="the job file, or the folder of its logs")
@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
         if run is _status:
             command.add_argument("--json", action="store_true", help="print JSON instead of lines")
         if run is _logs:
-            command.add_argument("-f", "--follow", action="store_true", help="until the job ends")
-    command = commands.add_parser("completion", help="print what a shell needs to complete mvlm-cluster")
+            command.add_argument("-f", "--follow", action="store_true", help="follow until the job ends")
+    command = commands.add_parser("completion", help="print a shell completion script for mvlm-cluster")
     command.add_argument("shell", choices=SHELLS)
     command.set_defaults(run=_completion, takes_overrides=False)
     return top

@@ -35,44 +35,44 @@ TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 class Sweep:
     """What [sweep] says: the same job with other settings of its run, each a run of its own below the job's run.dir."""
 
-    values: dict[str, list[Any]]  # a key of the run TOML, such as "optim.lr", and what to try for it
-    parallel: int = 0  # runs at the same time; 0 = as many as there is room for
-    samples: int = 0  # combinations drawn at random; 0 = every one
-    metric: str = "loss"  # of metrics.jsonl
-    mode: Literal["min", "max"] = "min"  # of the metric that is better
-    grace_steps: int = 0  # a run may be given up for a bad metric after so many steps; 0 = never
-    reduction: int = 3  # of so many runs one is kept at each rung
+    values: dict[str, list[Any]]  # a key of the run TOML, such as "optim.lr", and the values to try
+    parallel: int = 0  # runs at the same time; 0 = as many as fit
+    samples: int = 0  # number of random combinations; 0 = all
+    metric: str = "loss"  # metric in metrics.jsonl to compare runs by
+    mode: Literal["min", "max"] = "min"  # whether a smaller or a larger metric is better
+    grace_steps: int = 0  # steps after which a run may be stopped for a bad metric; 0 = never
+    reduction: int = 3  # one run in this many continues at each rung
 
 
 @dataclass(frozen=True)
 class Job:
     """What [job] says. Paths count from the folder the command is given in, as those of `mvlm train` do."""
 
-    name: str  # of the job, its logs and its scheduler's entry
+    name: str  # name of the job, its logs and its entry in the scheduler
     run: str  # path of the run TOML
     deepspeed: str  # path of the DeepSpeed JSON
     nodes: int = 1  # machines
-    min_nodes: int = 0  # runs on as few where nodes are lost; 0 = `nodes`
-    gpus_per_node: int = 0  # a process for each; 0 = on the CPU
-    processes_per_node: int = 1  # on the CPU; exclusive with gpus_per_node
+    min_nodes: int = 0  # continue with as few if nodes are lost; 0 = `nodes`
+    gpus_per_node: int = 0  # one process each; 0 = on the CPU
+    processes_per_node: int = 1  # on the CPU; not together with gpus_per_node
     cpus_per_process: int = 0  # 0 = what the scheduler gives
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every rank
-    venv: str = ""  # folder of a virtual environment that all nodes see; "" = the one submit runs in
+    venv: str = ""  # a virtual environment that all nodes see; "" = the one that submit runs in
     modules: tuple[str, ...] = ()  # `module load` on every node
-    container: str = ""  # an image, which has mvlm
-    # ethernet, efa or infiniband where the nodes cannot be asked
+    container: str = ""  # an image with mvlm installed
+    # ethernet, efa or infiniband if the nodes cannot detect it
     network: Literal["auto", "ethernet", "efa", "infiniband"] = "auto"
     requeue: int = 3  # restarts after exit code 75 (preempted), a crash or a lost node
     logs: str = ""  # "" = runs/NAME/logs
     time: str = ""  # limit as SLURM writes it: minutes, H:M:S or D-H:M:S
-    warning_seconds: int = 120  # before the limit, to save in
-    partition: str = ""  # of SLURM
-    account: str = ""  # of SLURM
-    qos: str = ""  # of SLURM
-    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # or gres, for clusters that know no other
+    warning_seconds: int = 120  # before the limit, time to save
+    partition: str = ""  # SLURM's
+    account: str = ""  # SLURM's
+    qos: str = ""  # SLURM's
+    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # gres for clusters that support nothing else
     launcher: Literal["srun", "torchrun", "deepspeed", "pdsh"] = "srun"  # what starts the ranks on SLURM
-    sbatch: tuple[str, ...] = ()  # further options of sbatch, such as "--constraint=h100"
-    ray_address: str = ""  # of a cluster's dashboard, such as http://127.0.0.1:8265; "" = $RAY_API_SERVER_ADDRESS
+    sbatch: tuple[str, ...] = ()  # additional sbatch options, such as "--constraint=h100"
+    ray_address: str = ""  # a cluster's dashboard, such as http://127.0.0.1:8265; "" = $RAY_API_SERVER_ADDRESS
     sweep: Sweep | None = None
 
     @property
