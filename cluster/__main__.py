@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 
@@ -16,7 +17,6 @@ from cluster.record import find_logs, read_record
 from cluster.slurm import backend as slurm
 from cluster.slurm import preflight as slurm_preflight
 from cluster.status import as_facts, as_text
-from cluster.watch import discard_output
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"cluster: {error}", file=sys.stderr)
         return ExitCode.MISTAKE
     except BrokenPipeError:  # `logs | head`
-        discard_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         return 0
     except OSError as error:
         print(f"cluster: {error}: check that file and its disk.", file=sys.stderr)

@@ -13,7 +13,7 @@ FRUITLESS = 3  # restarts in a row without a new step, after which another would
 
 
 @dataclass
-class Attempt:
+class JobAttempt:
     number: int
     started: float  # seconds since the epoch
     ended: float | None = None
@@ -49,7 +49,7 @@ def describe_exit(code: int | None) -> str:
     return words.get(code, f"failed with exit code {code}")
 
 
-def describe_attempt(attempt: Attempt, running: bool) -> str:
+def describe_attempt(attempt: JobAttempt, running: bool) -> str:
     """Such as "attempt 2 runs (3 min 20 s)" or "attempt 1 was preempted, everything saved (9 min 41 s)".
 
     Args:

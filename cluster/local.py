@@ -22,7 +22,7 @@ from cluster.logs import attempt_folder, next_attempt, show
 from cluster.processes import PATIENCE, POLL_SECONDS, Stopper
 from cluster.record import JobRecord, claim, read_record
 from cluster.status import JobStatus, describe_end
-from cluster.watch import LocalWatch, TimeLimit
+from cluster.supervisor import Supervisor, TimeLimit
 from mvlm.errors import UserError
 
 CANNOT = (
@@ -81,7 +81,7 @@ def submit(job: Job, overrides: list[str]) -> int:
         _refuse_second(job)
         limit = TimeLimit(job.time_seconds or math.inf, job.warning_seconds)
         start, variables = partial(command, job, overrides), inherited() | added(job)
-        return LocalWatch(record, job.log_folder, start, variables, job.requeue, limit).run()
+        return Supervisor(record, job.log_folder, start, variables, job.requeue, limit).run()
 
 
 def _refuse_second(job: Job) -> None:

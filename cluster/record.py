@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import Attempt
+from cluster.attempt import JobAttempt
 from cluster.job import load_job
 from mvlm.errors import UserError
 
@@ -31,7 +31,7 @@ class JobRecord:
     pid: int = 0  # of the submit command that watches over the job
     pid_started: str | None = None  # tells it from a later process of the same id
     job_id: str = ""  # the scheduler's
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[JobAttempt] = field(default_factory=list)
 
     def save(self, logs: Path) -> None:
         write_whole(logs / RECORD, json.dumps(asdict(self), indent=1), 0o666)
@@ -64,7 +64,7 @@ def read_record(logs: Path) -> JobRecord:
     """Raises: UserError: the record is damaged."""
     try:
         fields = json.loads((logs / RECORD).read_text(encoding="utf-8"))
-        attempts = [Attempt(**attempt) for attempt in fields.pop("attempts")]
+        attempts = [JobAttempt(**attempt) for attempt in fields.pop("attempts")]
         return JobRecord(**fields, attempts=attempts)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{logs / RECORD} is damaged ({error}): move it away and submit the job again.") from None

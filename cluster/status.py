@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import Attempt, describe_attempt
+from cluster.attempt import JobAttempt, describe_attempt
 from cluster.record import METRICS, JobRecord, last_training_line
 
 
@@ -24,7 +24,7 @@ class JobStatus:
     words: str
     active: bool
     running: bool
-    attempts: list[Attempt]
+    attempts: list[JobAttempt]
     runs: list[JobStatus] = field(default_factory=list)
 
 

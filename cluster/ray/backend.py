@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import Attempt, describe_attempt, describe_exit
+from cluster.attempt import JobAttempt, describe_attempt, describe_exit
 from cluster.environment import added
 from cluster.job import Job, check_files, refuse
 from cluster.logs import attempt_numbers, show
@@ -198,7 +198,7 @@ def _is_active(state: str) -> bool:
     return state in ("PENDING", "RUNNING")
 
 
-def _earlier_attempts(folder: Path) -> list[Attempt]:
+def _earlier_attempts(folder: Path) -> list[JobAttempt]:
     """Of earlier submissions.
 
     Raises:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import FINAL, Attempt, describe_exit, describe_stuck, is_stuck
+from cluster.attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck
 from cluster.logs import attempt_folder, launcher_log, next_attempt
 from cluster.ray.spec import RayJobSpec
 from cluster.record import RECORD, JobRecord, read_record
@@ -32,7 +32,7 @@ class RankAddress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AttemptOutcome:
     """What becomes of the job when an attempt is over."""
 
     exit_code: int
@@ -44,13 +44,13 @@ class Orders:
     """What a worker learns several times a second."""
 
     stop: bool  # have the rank save and end
-    outcome: Outcome | None  # once the attempt is over
+    outcome: AttemptOutcome | None  # once the attempt is over
 
 
 @dataclass
 class RunningAttempt:
     workers: str  # Ray's name of those that were placed together
-    attempt: Attempt
+    attempt: JobAttempt
     world: int
     host: str = ""
     port: int = 0
@@ -99,7 +99,7 @@ class Coordinator:
         """
         now = self._current(attempt)
         if now is None:
-            return Orders(stop=True, outcome=Outcome(ExitCode.REQUEUE, final=False))
+            return Orders(stop=True, outcome=AttemptOutcome(ExitCode.REQUEUE, final=False))
         if metrics:
             self._metrics = metrics
             now.step = max(now.step, metrics["step"])
@@ -126,12 +126,12 @@ class Coordinator:
         if len(now.codes) == now.world:
             now.over.set()
 
-    def _outcome(self, now: RunningAttempt) -> Outcome | None:
+    def _outcome(self, now: RunningAttempt) -> AttemptOutcome | None:
         if not now.over.is_set():
             return None
         self._close(now)
         code = _gravest(now.codes)
-        return Outcome(code, final=code in FINAL or bool(self._ending))
+        return AttemptOutcome(code, final=code in FINAL or bool(self._ending))
 
     async def stop(self, reason: str) -> bool:
         """Have all ranks save and end, for good; may be asked again.
@@ -170,7 +170,7 @@ class Coordinator:
             self._close(self._now)
         number = next_attempt(self._logs)
         attempt_folder(self._logs, number).mkdir(parents=True)
-        self._now = RunningAttempt(workers, Attempt(number, time.time()), world)
+        self._now = RunningAttempt(workers, JobAttempt(number, time.time()), world)
         self._record.attempts.append(self._now.attempt)
         self._record.save(self._logs)
         self._say(f"attempt {number} of {self._record.name}, {world} ranks")

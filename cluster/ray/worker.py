@@ -23,7 +23,7 @@ from cluster.attempt import describe_exit, shell_code
 from cluster.environment import added, free_port
 from cluster.logs import attempt_folder, attempt_numbers, rank_log
 from cluster.processes import MARK, PATIENCE, Stopper, send
-from cluster.ray.coordinator import Outcome, RankAddress
+from cluster.ray.coordinator import AttemptOutcome, RankAddress
 from cluster.ray.spec import RayJobSpec
 from cluster.record import last_training_line, newest_step
 from mvlm.errors import ExitCode
@@ -97,7 +97,7 @@ class RankWatch:
             gauge.set_default_tags({"job": spec.job.name})
         self._seen = last_training_line(self._run)
 
-    def run(self) -> Outcome:
+    def run(self) -> AttemptOutcome:
         process, stop_by, ended = self._process, math.inf, False
         while True:
             ended = ended or (process.poll() is not None and self._tell_end())

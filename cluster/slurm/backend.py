@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.attempt import Attempt, describe_exit
+from cluster.attempt import JobAttempt, describe_exit
 from cluster.job import Job, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, attempt_numbers, next_attempt, show
 from cluster.record import RECORD, JobRecord, claim, read_record, write_whole
@@ -184,10 +184,10 @@ def _condition(record: JobRecord, queue: list[QueueEntry]) -> str:
     return f"{job}not in the queue" + (f", {accounted} by the accounts" if accounted else "")
 
 
-def _attempt(folder: Path) -> Attempt | None:
+def _attempt(folder: Path) -> JobAttempt | None:
     """What the batch script has noted of it; None before it begins."""
     try:
-        attempt = Attempt(int(folder.name.removeprefix("attempt-")), int((folder / "started").read_text()))
+        attempt = JobAttempt(int(folder.name.removeprefix("attempt-")), int((folder / "started").read_text()))
     except (OSError, ValueError):
         return None
     with contextlib.suppress(OSError, ValueError):

@@ -7,7 +7,7 @@ import pytest
 
 from cluster.job import Job
 from cluster.ray import coordinator as ray_coordinator
-from cluster.ray.coordinator import Coordinator, Outcome
+from cluster.ray.coordinator import AttemptOutcome, Coordinator
 from cluster.ray.spec import RayJobSpec
 
 
@@ -36,12 +36,12 @@ async def outcome(coordinator, attempt, codes):
 @pytest.mark.parametrize(
     ("codes", "expected"),
     [
-        ({0: 0, 1: 0}, Outcome(0, final=True)),
-        ({0: 75, 1: 75}, Outcome(75, final=False)),
-        ({0: 75, 1: 137}, Outcome(137, final=False)),
-        ({0: 75, 1: 1}, Outcome(1, final=True)),
-        ({0: 2, 1: 75}, Outcome(2, final=True)),
-        ({0: 0, 1: 70}, Outcome(70, final=False)),
+        ({0: 0, 1: 0}, AttemptOutcome(0, final=True)),
+        ({0: 75, 1: 75}, AttemptOutcome(75, final=False)),
+        ({0: 75, 1: 137}, AttemptOutcome(137, final=False)),
+        ({0: 75, 1: 1}, AttemptOutcome(1, final=True)),
+        ({0: 2, 1: 75}, AttemptOutcome(2, final=True)),
+        ({0: 0, 1: 70}, AttemptOutcome(70, final=False)),
     ],
 )
 def test_what_the_exit_codes_of_an_attempt_mean(coordinator, tmp_path, codes, expected):
@@ -84,7 +84,7 @@ def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(coordinat
         await asyncio.sleep(0.1)
         return (await coordinator.heartbeat(attempt)).outcome
 
-    assert asyncio.run(story()) == Outcome(70, final=False)
+    assert asyncio.run(story()) == AttemptOutcome(70, final=False)
 
 
 def test_a_drained_attempt_is_followed_by_another_and_a_stopped_one_is_not(coordinator):
@@ -93,13 +93,13 @@ def test_a_drained_attempt_is_followed_by_another_and_a_stopped_one_is_not(coord
         draining = asyncio.create_task(coordinator.drain("nodes have come", 10))
         await asyncio.sleep(0)
         assert (await coordinator.heartbeat(first)).stop
-        assert await outcome(coordinator, first, {0: 75, 1: 75}) == Outcome(75, final=False)
+        assert await outcome(coordinator, first, {0: 75, 1: 75}) == AttemptOutcome(75, final=False)
         await draining
         second = await start(coordinator, "second")
         assert second == first + 1 and not (await coordinator.heartbeat(second)).stop
         assert await coordinator.stop("stopped")
         assert (await coordinator.heartbeat(second)).stop
-        assert await outcome(coordinator, second, {0: 75, 1: 75}) == Outcome(75, final=True)
+        assert await outcome(coordinator, second, {0: 75, 1: 75}) == AttemptOutcome(75, final=True)
         assert not await coordinator.stop("stopped")
         assert not (await coordinator.join("third", 0, 1, "node0", 100)).wanted
 
@@ -112,7 +112,7 @@ def test_a_worker_of_an_earlier_attempt_is_told_to_end_and_changes_nothing(coord
         second = await start(coordinator, "second")
         await coordinator.rank_ended(first, 0, 1)
         orders = await coordinator.heartbeat(first)
-        assert orders.stop and orders.outcome == Outcome(75, final=False)
+        assert orders.stop and orders.outcome == AttemptOutcome(75, final=False)
         assert (await coordinator.heartbeat(second)).outcome is None
 
     asyncio.run(story())

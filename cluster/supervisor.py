@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from cluster import processes
-from cluster.attempt import FINAL, Attempt, describe_exit, describe_stuck, is_stuck, shell_code
+from cluster.attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck, shell_code
 from cluster.logs import attempt_folder, launcher_log, name_rank_logs, next_attempt, show
 from cluster.processes import MARK, PATIENCE, POLL_SECONDS, Stopper
 from cluster.record import RECORD, JobRecord, newest_step, read_record
@@ -34,7 +33,7 @@ class TimeLimit:
     warning: float = 0.0  # before the end, for saving
 
 
-class LocalWatch:
+class Supervisor:
     """One submission.
 
     Args:
@@ -99,7 +98,7 @@ class LocalWatch:
         return code
 
     def _attempt(self, number: int) -> int:
-        attempt = Attempt(number, time.time())
+        attempt = JobAttempt(number, time.time())
         self.record.attempts.append(attempt)
         argv, folder = self._command(number), attempt_folder(self.logs, number)
         folder.mkdir()
@@ -157,11 +156,6 @@ class LocalWatch:
         stopper = Stopper(self.logs, signal.SIGTERM if self._signals else signal.SIGUSR1)
         stopper.signal_ranks()
         return stopper
-
-
-def discard_output() -> None:
-    """Send what is still printed nowhere: the reader of the pipe has gone."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""The watch over attempts, with launchers that end, hang and print as a bad day would have it."""
+"""The supervisor of attempts, with launchers that end, hang and print as a bad day would have it."""
 
 import json
 import signal
@@ -19,10 +19,10 @@ from pathlib import Path
 from cluster.environment import inherited
 from cluster.processes import start_time
 from cluster.record import JobRecord
-from cluster.watch import LocalWatch, TimeLimit
+from cluster.supervisor import Supervisor, TimeLimit
 logs, launcher, restarts, limit = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), TimeLimit(*map(float, sys.argv[4:]))
 record = JobRecord("small", "local", str(logs), socket.gethostname(), os.getpid(), start_time(os.getpid()))
-watch = LocalWatch(record, logs, lambda number: [sys.executable, "-c", launcher], inherited(), restarts, limit)
+watch = Supervisor(record, logs, lambda number: [sys.executable, "-c", launcher], inherited(), restarts, limit)
 sys.exit(watch.run())
 """
 WAITS = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75)); print(1, flush=True); time.sleep(30)"
