@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.dispatch import Implementation, Op, by_name_only
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -29,14 +28,10 @@ def _apex_takes(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> str | No
     return None
 
 
-def _apex_pays(*_: object) -> str | None:
-    return "a compiler fuses more of what is around it" if torch.compiler.is_compiling() else None
-
-
 layer_norm = Op(
     "layer_norm",
     Implementation(
-        "apex", by_apex, lambda: probes.apex("fused_layer_norm_cuda"), _apex_takes, _apex_pays, probes.apex_version
+        "apex", by_apex, lambda: probes.apex("fused_layer_norm_cuda"), _apex_takes, by_name_only, probes.apex_version
     ),
     Implementation("torch", by_torch, version=probes.torch_version),
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op
+from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op, by_name_only
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -179,14 +179,10 @@ def _autocast(x: Tensor) -> str | None:
     return "autocast is on" if torch.is_autocast_enabled(x.device.type) else None
 
 
-def _not_measured(*_: object) -> str | None:
-    return "not measured yet: taken by name alone"
-
-
 linear = Op(
     "linear",
     Implementation(
-        "apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, _not_measured, probes.apex_version
+        "apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, by_name_only, probes.apex_version
     ),
     Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("onednn", by_onednn, _has_onednn, _onednn_takes, _onednn_pays, probes.torch_version),

@@ -65,8 +65,12 @@ def test_what_cannot_run_here_is_refused() -> None:
     assert optimizer.choice == "auto"
 
 
-def test_apex_is_not_taken_at_stage_3(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_apex_is_taken_by_name_alone_and_not_at_stage_3(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where it is built: its count of updates is one for the whole group, which stage 3 updates in pieces."""
     monkeypatch.setattr(optimizer, "_probed", dict.fromkeys(("apex", "deepspeed", "torch")))
     cuda = torch.device("cuda")
-    assert [optimizer.first([], {}, cuda, stage).name for stage in (0, 1, 2, 3)] == ["apex"] * 3 + ["torch"]
+    assert [optimizer.first([], {}, cuda, stage).name for stage in (0, 1, 2, 3)] == ["torch"] * 4
+    monkeypatch.setattr(optimizer, "choice", "apex")
+    assert [optimizer.first([], {}, cuda, stage).name for stage in (0, 1, 2)] == ["apex"] * 3
+    with pytest.raises(UserError, match="counts updates wrongly at ZeRO stage 3"):
+        optimizer.first([], {}, cuda, 3)

@@ -10,7 +10,7 @@ import torch
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.dispatch import Implementation, Op, by_name_only
 
 Settings = dict[str, Any]
 """lr, betas, eps and weight_decay, always all of them: the libraries' defaults differ."""
@@ -69,7 +69,7 @@ def _built_ahead(groups: object, settings: object, device: torch.device, stage: 
 
 optimizer = Op(
     "optimizer",
-    Implementation("apex", by_apex, lambda: probes.apex("amp_C"), _apex_takes, version=probes.apex_version),
+    Implementation("apex", by_apex, lambda: probes.apex("amp_C"), _apex_takes, by_name_only, probes.apex_version),
     Implementation("deepspeed", by_deepspeed, pays=_built_ahead, version=lambda: probes.version("deepspeed")),
     Implementation("torch", by_torch, version=probes.torch_version),
 )
