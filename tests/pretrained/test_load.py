@@ -73,7 +73,10 @@ def text(where: Path | str, kind: str = "bert", layers: int = 2, *overrides: str
 
 def filled_vision(config: Model) -> tuple[VisionEncoder, LoadReport]:
     encoder = build_image_encoder(config)
-    return encoder.eval(), fill_image_encoder(encoder, config)
+    drawn = torch.get_rng_state()
+    report = fill_image_encoder(encoder, config)
+    assert torch.equal(torch.get_rng_state(), drawn)  # what is built next begins with the same random weights
+    return encoder.eval(), report
 
 
 def filled_text(config: Model, tokenizer: PreTrainedTokenizerBase) -> tuple[TextEncoder, LoadReport]:
