@@ -72,7 +72,6 @@ CIRCLES: list[set[str]] = [
     },
     {"mvlm.estimate.advice", "mvlm.estimate.plan"},
     {"data_tools.store.remote", "data_tools.store.storage"},
-    {"cluster.ray.driver", "cluster.ray.sweep"},
 ]
 """Modules that import each other, until they are mended."""
 
