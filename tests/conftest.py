@@ -14,6 +14,8 @@ from typing import Any
 import fsspec
 import pytest
 
+from mvlm.config.schema import Config, Data, Objectives
+
 ROOT = Path(__file__).parent.parent
 # A background shell and nohup have these ignored, which every child would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,6 +73,21 @@ TINY = [
     "log.tensorboard=false",
 ]
 """Overrides of mvlm/configs/tiny.toml for a model that takes milliseconds a step."""
+
+
+def of_pairs(config: Config) -> tuple[Data, Objectives, int, int]:
+    """What a `PairDataset` is given of a run's configuration, before the grid."""
+    return config.data, config.objectives, config.model.image_size, config.run.seed
+
+
+def of_labelled(config: Config) -> tuple[Data, int, int]:
+    """The same of a `LabelledDataset`, before the answers."""
+    return config.data, config.model.image_size, config.run.seed
+
+
+def reading(config: Config) -> tuple[int, int]:
+    """The same of an `EvalDataset`, before the limit."""
+    return config.data.text_length, config.model.image_size
 
 
 def mvlm_command(*words: str, ranks: int = 1, launcher: bool = True) -> list[str]:
@@ -178,4 +195,4 @@ def dataset(loaded: Any, scenes: Path) -> Any:
     from mvlm.data.shards.corpus import Mixture
 
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), tokenizer, loaded.config)
+    return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), tokenizer, *reading(loaded.config))

@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 OURS = ("mvlm", "data_tools", "cluster")
+SCHEMA = "mvlm.config.schema"
 LONGEST = 330  # lines of a product file: "about 300"
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -82,7 +83,7 @@ ONLY_IN = {
         "mvlm/training/zero/json_keys.py",
         "mvlm/training/engine.py",
         "mvlm/training/zero/offload.py",
-        "mvlm/training/zero/partitions.py",
+        "mvlm/training/zero/state.py",
     },
     "torch.distributed": {"mvlm/training/engine.py", "mvlm/runtime/dist.py"},
 }
@@ -119,6 +120,21 @@ IMPORTED_LATE = {
 """Files and folders that import inside functions what is always there, and why."""
 
 CLUSTER_MAY = {"mvlm.config.toml", "mvlm.errors", "mvlm.runtime.completion"}
+WHOLE_CONFIG = (
+    "mvlm/check/",
+    "mvlm/cli/",
+    "mvlm/config/",
+    "mvlm/estimate/",
+    "mvlm/export/",
+    "mvlm/pretrained/",
+    "mvlm/report/facts.py",
+    "mvlm/training/build.py",
+    "mvlm/training/checkpoint/settings.py",  # compares it with the one that is stored
+    "mvlm/training/fit.py",
+    "mvlm/training/logging/mfu.py",
+    "mvlm/training/run_folder.py",  # stores it
+)
+"""Who may take the whole configuration of a run; all others get their own tables of it."""
 DATA_TOOLS_MAY = {
     "mvlm.runtime.completion",
     "mvlm.data.shards.columns",
@@ -173,6 +189,8 @@ def problems(path: str, source: str) -> list[str]:
         found.append(f"it has {source.count(chr(10))} lines")
     for library, homes in ONLY_IN.items():
         found += [f"imports {name}" for name in names if within(name, library) and path not in homes]
+    if f"{SCHEMA}.Config" in names and not path.startswith(WHOLE_CONFIG):
+        found.append("takes the whole Config")
     if owner in MAY_IMPORT:
         allowed = {"errors", "__version__", *MAY_IMPORT[owner]}
         found += [
@@ -276,7 +294,8 @@ def test_the_check_finds_a_forbidden_import(path: str, source: str, imports: str
     assert problems(path, source) == [f"imports {imports}"]
 
 
-def test_the_check_finds_a_forbidden_name_and_length() -> None:
+def test_the_check_finds_a_forbidden_name_and_length_and_a_part_that_takes_too_much() -> None:
+    assert problems("mvlm/data/new.py", "from mvlm.config.schema import Config") == ["takes the whole Config"]
     assert problems("mvlm/data/utils.py", "") == ["it is called utils"]
     assert problems("mvlm/data/long.py", "\n" * 400) == ["it has 400 lines"]
 

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.config.schema import Config, config_from_dict, dump_config, load_config
+from mvlm.config.load import config_from_dict, dump_config, load_config
+from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from tests.conftest import ROOT
 

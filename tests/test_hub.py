@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from mvlm.check.models import _check_weights
 from mvlm.check.report import Report
-from mvlm.config.schema import load_config
+from mvlm.config.load import load_config
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.pretrained.encoders import build_image_encoder, text_settings

@@ -22,7 +22,7 @@ from benchmarks.claim.cost import equal_compute
 from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
 from benchmarks.claim.scores import measure, measure_answers, pack
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run

@@ -7,7 +7,8 @@ import torch
 from benchmarks.claim.corpora import ROOT
 from benchmarks.claim.grid import OBJECTIVES
 from mvlm.batch import Batch
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
@@ -90,7 +91,7 @@ def _first_batch(config: Config) -> tuple[Dimensions, Batch]:
         model = build_model(config, tokenizer)
     batch = config.train.global_batch
     loader: Loader[Batch, Batch] = Loader(
-        PairDataset(mixture, tokenizer, config, model.grid),
+        PairDataset(mixture, tokenizer, data, config.objectives, config.model.image_size, config.run.seed, model.grid),
         mixture.draws(config.run.seed, data),
         global_batch=batch,
         micro_batch=batch,

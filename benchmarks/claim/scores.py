@@ -38,8 +38,9 @@ Measured = tuple[dict[str, float], dict[str, np.ndarray]]
 def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Measured:
     """Everything that this run's losses let it be asked."""
     objectives, settings = loaded.config.objectives, loaded.config.eval
+    length, size = loaded.config.data.text_length, loaded.config.model.image_size
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    held_out = EvalDataset(Mixture([corpus.eval()]), tokenizer, loaded.config, settings.limit)
+    held_out = EvalDataset(Mixture([corpus.eval()]), tokenizer, length, size, settings.limit)
     search = Search(settings.batch, settings.rerank, settings.memory_gb, equal_captions=True)
     numbers: dict[str, float] = {}
     rows: dict[str, np.ndarray] = {}
@@ -47,7 +48,7 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
         _add(numbers, rows, retrieval(loaded.model, held_out, search, device))
     if corpus.foils and objectives.itc:
         of_foils = FoilDataset(
-            Mixture([str(corpus.foils)], task="foils"), tokenizer, loaded.config, settings.limit // 2 * 2
+            Mixture([str(corpus.foils)], task="foils"), tokenizer, length, size, settings.limit // 2 * 2
         )
         _add(numbers, rows, foils(loaded.model, of_foils, search, device))
     if objectives.text or objectives.image:
@@ -58,9 +59,9 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
 def measure_answers(loaded: Loaded[TaskModel], corpus: Corpus, device: torch.device) -> Measured:
     """Of a run fine-tuned for questions: whether each is answered right."""
     mixture = Mixture([corpus.eval("vqa")], task="vqa")
-    dataset = LabelledEvalDataset(
-        mixture, load_tokenizer(str(loaded.tokenizer_folder)), loaded.config, loaded.config.eval.limit
-    )
+    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
+    length, size = loaded.config.data.text_length, loaded.config.model.image_size
+    dataset = LabelledEvalDataset(mixture, "vqa", tokenizer, length, size, loaded.config.eval.limit)
     classes = class_names("vqa", loaded.tokenizer_folder)
     result, predicted = evaluate_labelled(loaded.model, dataset, classes, loaded.config.eval.batch, device)
     scores = [vqa_accuracy(answer, row["answers"]) for answer, row in zip(predicted, dataset.values, strict=True)]

@@ -96,20 +96,20 @@ def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
 
 
 def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
-    from mvlm.config.schema import Config, Data
+    from mvlm.config.schema import Data, Objectives
     from mvlm.data.loading.loader import Loader
     from mvlm.data.samples.pairs import PairDataset
     from mvlm.data.shards.corpus import Mixture
 
-    config = Config(data=Data(crop_scale=SCALE, randaugment=(0, 0)))
+    data = Data(crop_scale=SCALE, randaugment=(0, 0))
     tokenizer = make_tokenizer()
     options = {"global_batch": BATCH, "micro_batch": BATCH, "workers": WORKERS, "worker_mode": mode}
 
     def opened(share: float) -> tuple[Any, float]:
         """A loader from that share of an epoch on, and how long its first batch has taken from nothing."""
         began = time.perf_counter()
-        dataset = PairDataset(Mixture([folder]), tokenizer, config, (14, 14))
-        draws = dataset.mixture.draws(0, config.data)
+        dataset = PairDataset(Mixture([folder]), tokenizer, data, Objectives(), 224, 0, (14, 14))
+        draws = dataset.mixture.draws(0, data)
         loader = Loader(dataset, draws, start_position=int(share * len(dataset)), **options)
         next(loader)
         return loader, time.perf_counter() - began

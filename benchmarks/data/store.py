@@ -17,7 +17,6 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data.corpus import captions, photo  # noqa: E402
 from benchmarks.data.formats import write_mvlm  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
-from mvlm.config.schema import Config, Data  # noqa: E402
+from mvlm.config.schema import Data, Objectives  # noqa: E402
 from mvlm.data.loading.loader import Loader  # noqa: E402
 from mvlm.data.loading.prefetch import fill_ahead  # noqa: E402
 from mvlm.data.samples.pairs import PairDataset  # noqa: E402
@@ -102,9 +101,9 @@ def orders(folder: Path, total: int) -> list[tuple[str, str, dict[str, Any]]]:
 def epoch(data: Data, images_per_s: float) -> dict[str, float]:
     """One epoch, of which the first batch comes when it comes."""
     Store.fetched.clear()
-    config = replace(Config(), data=data)
     began = time.perf_counter()
-    dataset = PairDataset(training_mixture(data), train_tokenizer(["a photograph"], 300), config, (14, 14))
+    tokenizer = train_tokenizer(["a photograph"], 300)
+    dataset = PairDataset(training_mixture(data), tokenizer, data, Objectives(), 224, 0, (14, 14))
     draws = dataset.mixture.draws(0, data)
     ahead = fill_ahead(dataset.mixture, draws, 0)
     loader = Loader(dataset, draws, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS, ahead=ahead)

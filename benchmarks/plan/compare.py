@@ -36,10 +36,9 @@ from mvlm.model.dimensions import dimensions
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.live_memory import LiveMemory
-from mvlm.training.blocks import prepare_blocks
 from mvlm.training.engine import Engine
-from mvlm.training.kernels import apply_kernels
-from mvlm.training.zero.config import resolve
+from mvlm.training.parallelize import parallelize
+from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.memory import Zero, states
 
 README = Path(__file__).parent / "README.md"
@@ -103,9 +102,8 @@ def compare(case: Case) -> Compared:
     counted = _counted(size, batches[0], device) * case.accumulation
     content: dict[str, Any] = {"zero_optimization": {"stage": case.stage, "overlap_comm": True}}
     content["bf16"] = {"enabled": case.precision == "bf16"}
-    resolved = resolve(content, config, ("json", "toml"), 1, 100, 10, shape.total)
-    apply_kernels(model, config)
-    prepare_blocks(model, config, case.stage)
+    parts = config.train, config.objectives, config.optim
+    resolved = resolve(content, RunSide(("json", "toml"), config.run.dir, *parts, 1, (100, 10), shape.total))
     measured = _peak_of_second_step(model, size, resolved, batches, memory)
     zero = Zero.of(resolved)
     on_gpu = device.type == "cuda"
@@ -128,20 +126,33 @@ def _counted(size: Size, batch: Batch, device: torch.device) -> int:
     return count_flops(lambda: sum(model(batch).values()).backward())
 
 
+def _engine(model: MaskVLM, size: Size, resolved: dict[str, Any]) -> Engine:
+    config = size.config
+    return parallelize(
+        model,
+        resolved,
+        train=config.train,
+        kernels=config.kernels,
+        optim=config.optim,
+        objectives=config.objectives,
+        seed=config.run.seed,
+    )
+
+
 def _peak_of_second_step(
     model: MaskVLM, size: Size, resolved: dict[str, Any], batches: list[Batch], memory: LiveMemory
 ) -> float:
     """The first step makes the optimiser's state."""
     on_gpu = dist.device().type == "cuda"
     if on_gpu:
-        engine = Engine(model, size.config, resolved)
+        engine = _engine(model, size, resolved)
         engine.step(batches, 0.5, 0)
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
         engine.step(batches, 0.5, 1)
         return float(torch.cuda.max_memory_allocated())
     with memory:
-        engine = Engine(model, size.config, resolved)
+        engine = _engine(model, size, resolved)
         engine.step(batches, 0.5, 0)
         gc.collect()
         memory.peak = memory.live

@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.step.ladder import RESULTS
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.trial import PRECISIONS
-from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
+from mvlm.training.parallelize import recompute_blocks
 
 RECOMPUTED = (0.0, 0.5, 1.0)
 MICRO_BATCHES = (4, 8, 16)
@@ -37,7 +37,7 @@ def measure(size: Size, dtype: torch.dtype, pairs: int, recompute: float) -> dic
     """Bytes by kind, of one micro-batch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = build(size).to(device, dtype)
-    _recompute(model, size, recompute)
+    recompute_blocks(model, recompute)
     batch = make_batch(size, model.grid, pairs).to(device)
     memory = LiveMemory()
     kept = _follow(model, memory)
@@ -67,12 +67,6 @@ def optimizer_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """AdamW's two moments in fp32, and the fp32 weights that training in another precision updates."""
     elements = sum(p.numel() for p in model.parameters())
     return elements * 4 * (2 if dtype == torch.float32 else 3)
-
-
-def _recompute(model: MaskVLM, size: Size, share: float) -> None:
-    from mvlm.training.blocks import prepare_blocks
-
-    prepare_blocks(model, replace(size.config, train=replace(size.config.train, recompute=share)), stage=0)
 
 
 def _follow(model: nn.Module, memory: LiveMemory) -> Counter[str]:

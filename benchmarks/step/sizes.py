@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from mvlm.batch import Batch
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
 from mvlm.data.loading.collate import collate
 from mvlm.data.samples.pairs import Pair
 from mvlm.data.samples.tokenizer import SPECIAL_TOKENS

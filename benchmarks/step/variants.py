@@ -72,17 +72,18 @@ class Rung:
 
 def _speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     """In the order in which a run does it."""
+    from mvlm.kernels.layers import use_kernels
     from mvlm.runtime.freed_memory import keep_freed_memory
-    from mvlm.training.blocks import prepare_blocks
-    from mvlm.training.kernels import apply_kernels, settle_run
+    from mvlm.training.kernels import settle_run
+    from mvlm.training.parallelize import compile_blocks, recompute_blocks
 
+    settle_run(config.kernels)
     if kernels:
         keep_freed_memory()
-        apply_kernels(model, config)
-    else:
-        settle_run(config)
-    if kernels or config.train.compile:
-        prepare_blocks(model, config, stage=0)
+        use_kernels(model)
+    recompute_blocks(model, config.train.recompute)
+    if config.train.compile:
+        compile_blocks(model, stage=0)
 
 
 def padded(batch: Batch, length: int, padding: int) -> Batch:

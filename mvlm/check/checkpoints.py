@@ -12,10 +12,10 @@ from mvlm.checkpoint.layout import step_folders
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
+from mvlm.data.loading.sampler import order_of, resumed
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.training.checkpoint.order import settle_order, with_stored_order
-from mvlm.training.checkpoint.resume import Start, given_start, search_whole
+from mvlm.training.checkpoint.resume import Start, given_start, search_whole, with_stored_order
 from mvlm.training.checkpoint.settings import resume_config
 
 BYTES_A_PARAMETER = 12
@@ -71,8 +71,9 @@ def check_continuing(report: Report, config: Config, checkpoint: Path, state: Tr
     with report.judged("checkpoint"):
         check_continuity(checkpoint, state, mixture.fingerprint)
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards.")
-        state, change = settle_order(with_stored_order(state, checkpoint), config.data, mixture.per_epoch)
-        mixture.sampler(config.run.seed, state.order)
+        stored = with_stored_order(state, checkpoint).order
+        order, change = resumed(stored, order_of(config.data), state.samples_seen, mixture.per_epoch)
+        mixture.sampler(config.run.seed, order)
         if change:
             report.right("checkpoint", change)
 

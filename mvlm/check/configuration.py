@@ -12,8 +12,8 @@ from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ra
 def check_layout(report: Report, config: Config, world: int) -> int:
     """Divide the global batch as training would; the ranks that it would use, 0 where it cannot be divided."""
     try:
-        ranks = usable_ranks(config, world)
-        accumulation = accumulation_steps(config, ranks)
+        ranks = usable_ranks(config.train, config.objectives, world)
+        accumulation = accumulation_steps(config.train, config.objectives, ranks)
     except UserError as error:
         report.wrong("layout", *error.sentences)
         return 0
@@ -22,7 +22,7 @@ def check_layout(report: Report, config: Config, world: int) -> int:
     report.right(
         "layout",
         f"A global batch of {config.train.global_batch} is {used} x {accumulation} micro-batch"
-        f"{'es' if accumulation > 1 else ''} of {micro_batch(config, ranks)}{groups}.",
+        f"{'es' if accumulation > 1 else ''} of {micro_batch(config.train, ranks)}{groups}.",
     )
     return ranks
 
@@ -30,7 +30,7 @@ def check_layout(report: Report, config: Config, world: int) -> int:
 def check_kernels(report: Report, config: Config) -> None:
     """Names that are known; whether they run is a matter of the machine, and this one need not be the run's."""
     try:
-        check_names(config)
+        check_names(config.kernels)
     except UserError as error:
         report.wrong("kernels", *error.sentences)
         return

@@ -13,10 +13,11 @@ from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.training.blocks import check_stage
-from mvlm.training.doubtful import doubts
-from mvlm.training.fit import schedule_steps
-from mvlm.training.zero.config import resolve
+from mvlm.training.parallelize import check_compilable
+from mvlm.training.schedule import schedule_steps
+from mvlm.training.warnings import find_warnings
+from mvlm.training.zero.config import RunSide, resolve
+from mvlm.training.zero.json_file import unused
 from mvlm.training.zero.json_keys import check_keys
 
 
@@ -66,9 +67,12 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
 
 
 def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:
-    total, _ = schedule_steps(config, mixture.per_epoch)
+    total, _ = schedule_steps(config.train, config.optim, mixture.per_epoch)
+    for sentence in unused(content or {}, json_name):
+        report.warning("deepspeed", sentence)
     with contextlib.suppress(UserError):  # of data.eval, which has been told
-        for topic, sentence in doubts(config, content, json_name, mixture, total):
+        batch = config.train.global_batch
+        for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, total):
             report.warning(topic, sentence)
 
 
@@ -86,18 +90,21 @@ def _check_deepspeed(
     warmup: int | None = None
     if mixture:
         with report.judged("checkpoint"):
-            total, warmup = schedule_steps(config, mixture.per_epoch, state)
+            total, warmup = schedule_steps(config.train, config.optim, mixture.per_epoch, state)
     if not ranks:
         report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
         return
+    train, objectives, optim = config.train, config.objectives, config.optim
+    run = RunSide(names, config.run.dir, train, objectives, optim, ranks, (total, warmup), parameters)
     try:
-        resolved = resolve(content, config, names, ranks, total, warmup, parameters)
+        resolved = resolve(content, run)
     except UserError as error:
         report.wrong("deepspeed", *error.sentences)
         return
     stage = resolved["zero_optimization"]["stage"]
     with report.judged("deepspeed"):
-        check_stage(config, stage)
+        if train.compile:
+            check_compilable(stage)
         report.right(
             "deepspeed", f"{names[0]} goes with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
         )

@@ -19,10 +19,18 @@ from mvlm.model.encoders import Encoders
 from mvlm.pretrained.encoders import check_has_weights
 from mvlm.pretrained.read import HUB, read_tensors
 from mvlm.runtime import hub
+from mvlm.training.build import (
+    TRAINED,
+    build_dataset,
+    build_empty,
+    coming_classes,
+    coming_tokenizer,
+    tokenizer_source,
+)
 from mvlm.training.checkpoint.resume import Start
-from mvlm.training.optim import count_parameters, freeze
-from mvlm.training.rehearsal import build_empty, coming_classes, coming_dataset, coming_tokenizer
-from mvlm.training.run_folder import TRAINED, find_answers, tokenizer_source
+from mvlm.training.optim import count_parameters
+from mvlm.training.parallelize import freeze
+from mvlm.training.run_folder import find_answers
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Of which a repository of the hub has one."""
@@ -41,8 +49,9 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         tokenizer = _tokenizer(report, config, start)
         model, taken = build_empty(config, tokenizer, start, _classes(config, start, mixture, deep))
         if mixture:
-            dataset = coming_dataset(config, mixture, tokenizer, model)
-            trained = tokenizer_source(config, start) == TRAINED  # then nobody knows lengths yet
+            dataset = build_dataset(config, mixture, tokenizer, model)
+            # A tokenizer that is still to be trained knows no lengths yet.
+            trained = tokenizer_source(config.data, config.model.text, start) == TRAINED
             if not trained and (cut := dataset.told_cut()):
                 report.unknown("data", cut)
         freeze(model, config.train.freeze)
@@ -62,8 +71,8 @@ def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
 
 
 def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokenizerBase:
-    tokenizer = coming_tokenizer(config, start)
-    source = tokenizer_source(config, start)
+    tokenizer = coming_tokenizer(config.data, config.model.text, start)
+    source = tokenizer_source(config.data, config.model.text, start)
     if source == TRAINED:
         report.right("tokenizer", f"One of up to {config.data.vocabulary:,} tokens will be trained on data.train.")
     else:
@@ -74,8 +83,8 @@ def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokeni
 def _classes(config: Config, start: Start, mixture: Mixture | None, deep: bool) -> int:
     """How many the run's task chooses among; answers that are still to be counted are so by `deep` alone."""
     if config.task.name == "vqa" and deep and mixture and not start.resumes:
-        return len(find_answers(config, mixture))
-    return coming_classes(config, start)
+        return len(find_answers(config.task, mixture))
+    return coming_classes(config.task, start)
 
 
 def _check_weights(report: Report, config: Model) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from mvlm.check import shards
 from mvlm.check.report import Report
-from mvlm.config.schema import Config, given_keys, read_config
+from mvlm.config.load import given_keys, read_config
+from mvlm.config.schema import Config
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import Mistakes
 from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from mvlm.check.report import Report
-from mvlm.config.schema import Config, require_training_data
+from mvlm.config.load import require_training_data
+from mvlm.config.schema import Config
 from mvlm.data.loading.shared_memory import MappedFile
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard

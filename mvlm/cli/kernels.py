@@ -38,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
         UserError: an implementation asked for cannot run here, or the JSON cannot be written.
     """
     from mvlm.cli.output import write_whole
-    from mvlm.config.schema import Config, load_config
+    from mvlm.config.load import load_config
+    from mvlm.config.schema import Config
     from mvlm.runtime import dist
     from mvlm.training.kernels import settle_run, survey
 
     path, *overrides = [*([args.config] if args.config else []), *args.overrides] or [None]
-    settle_run(load_config(path, overrides) if path else Config())
+    settle_run((load_config(path, overrides) if path else Config()).kernels)
     found = survey(dist.device())
     print(as_text(found), end="")
     if args.json:

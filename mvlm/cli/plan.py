@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         UserError: the configuration is wrong, or what it names is not known.
     """
     from mvlm.cli.output import write_whole
-    from mvlm.config.schema import load_config
+    from mvlm.config.load import load_config
     from mvlm.data.shards.corpus import training_mixture
     from mvlm.errors import UserError
     from mvlm.estimate.cards import find_card

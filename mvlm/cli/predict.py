@@ -13,7 +13,7 @@ import torch
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
-from mvlm.config.schema import load_stored_config
+from mvlm.config.load import load_stored_config
 from mvlm.data.samples.pictures import find_pictures
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import Search

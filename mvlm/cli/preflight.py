@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.check.nodes.rollcall import RollCall
     from mvlm.check.nodes.verdict import findings
     from mvlm.cli.output import write_whole
-    from mvlm.config.schema import load_config
+    from mvlm.config.load import load_config
     from mvlm.errors import UserError
     from mvlm.runtime import network
 

@@ -13,6 +13,7 @@ from mvlm.runtime.launch import environment
 
 if TYPE_CHECKING:
     from mvlm.config.schema import Config
+    from mvlm.evaluate.training import Evaluator
     from mvlm.training.health.signals import StopRequests
 
 EXAMPLES = """examples:
@@ -50,13 +51,13 @@ def run(args: argparse.Namespace) -> int:
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
     config = _read(args)
     with uncollected():
-        from mvlm.config.schema import given_keys
+        from mvlm.config.load import given_keys
         from mvlm.runtime import dist, network
         from mvlm.training.zero.config import accumulation_steps, usable_ranks
 
     launched = environment()
-    ranks = usable_ranks(config, launched["world"])
-    accumulation_steps(config, ranks)
+    ranks = usable_ranks(config.train, config.objectives, launched["world"])
+    accumulation_steps(config.train, config.objectives, ranks)
     if launched["rank"] >= ranks:
         return 0
     if ranks < launched["world"] and launched["rank"] == 0:
@@ -68,7 +69,6 @@ def run(args: argparse.Namespace) -> int:
         print(description)
     try:
         with uncollected():
-            from mvlm.evaluate.training import evaluator
             from mvlm.training.fit import train
 
         names, given = (args.deepspeed_config, args.config), given_keys(args.config, args.overrides)
@@ -82,10 +82,21 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def evaluator(config: Config) -> Evaluator | None:
+    """What is called every `eval.every` steps; None where no rows are held out."""
+    with uncollected():
+        from mvlm.evaluate.training import Evaluator
+
+    if not config.data.eval:
+        return None
+    pictures = config.log.pictures if config.objectives.image else 0
+    return Evaluator(config.data, config.task, config.model.image_size, config.eval, pictures)
+
+
 def _read(args: argparse.Namespace) -> Config:
     """The configuration; a wrong path or key is told here, before torch is imported, which takes seconds."""
     with uncollected():
-        from mvlm.config.schema import load_config, require_training_data
+        from mvlm.config.load import load_config, require_training_data
         from mvlm.data.shards.corpus import held_out, training_mixture
         from mvlm.training.logging.trackers import require_installed
         from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections

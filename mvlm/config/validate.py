@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mvlm.config.schema import Config
 from mvlm.errors import Mistakes
-
-if TYPE_CHECKING:
-    from mvlm.config.schema import Config
 
 LAST_STEP = 99_999_999
 """That the name of a checkpoint's folder has room for."""

@@ -17,8 +17,8 @@ from mvlm.estimate.flops import FULL, forward_flops, step_flops
 from mvlm.estimate.kept import Arithmetic
 from mvlm.estimate.memory import Memory, peak
 from mvlm.training.blocks import evenly
-from mvlm.training.fit import schedule_steps
-from mvlm.training.zero.config import micro_batches, resolve, usable_ranks
+from mvlm.training.schedule import schedule_steps
+from mvlm.training.zero.config import RunSide, micro_batches, resolve, usable_ranks
 from mvlm.training.zero.memory import Zero, states
 
 STAGES = (0, 1, 2, 3)
@@ -59,7 +59,7 @@ class Planner:
         self.request, self.config = request, request.config
         self.shape = shape or shape_of(self.config)
         self.precision = _precision(request)
-        self.ranks = usable_ranks(self.config, request.gpus)
+        self.ranks = usable_ranks(self.config.train, self.config.objectives, request.gpus)
         self.zero = self._zero_of(request.content)
         self.work = longest(self.config, self.shape)
         self.how = Arithmetic.on_gpu(self.zero.element)
@@ -72,7 +72,7 @@ class Planner:
     @property
     def allowed(self) -> list[int]:
         """Micro-batches that divide the global batch, smallest first."""
-        return micro_batches(self.config, self.ranks)
+        return micro_batches(self.config.train, self.config.objectives, self.ranks)
 
     @property
     def accumulation(self) -> int:
@@ -89,8 +89,11 @@ class Planner:
             zero["offload_param"] = zero["offload_param"] | {"nvme_path": "/"}  # of the nodes, not of this machine
         if zero.get("zero_hpz_partition_size") == "auto":
             zero["zero_hpz_partition_size"] = self.request.per_node if self.request.nodes > 1 else 1
-        total, warmup = schedule_steps(self.config, self.request.corpus)
-        return Zero.of(resolve(content, self.config, self.request.names, self.ranks, total, warmup, self.shape.total))
+        train, objectives, optim = self.config.train, self.config.objectives, self.config.optim
+        steps = schedule_steps(train, optim, self.request.corpus)
+        folder, parameters = self.config.run.dir, self.shape.total
+        run = RunSide(self.request.names, folder, train, objectives, optim, self.ranks, steps, parameters)
+        return Zero.of(resolve(content, run))
 
     def memory(self, zero: Zero, pairs: int) -> Memory:
         """At the peak of a step, on a rank's GPU."""
@@ -176,7 +179,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
     request, config, zero = planner.request, planner.config, planner.zero
     memory = planner.memory(zero, planner.pairs)
     step = planner.step(zero, planner.ranks, planner.pairs, planner.accumulation)
-    steps, _ = schedule_steps(config, request.corpus)
+    steps, _ = schedule_steps(config.train, config.optim, request.corpus)
     pairs_per_s = config.train.global_batch / step.seconds
     seconds = steps * step.seconds
     flops = planner.flops()

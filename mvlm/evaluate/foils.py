@@ -91,7 +91,8 @@ class Foils:
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         mixture, tokenizer = Mixture(settings.data, task="foils"), load_tokenizer(str(loaded.tokenizer_folder))
-        dataset = FoilDataset(mixture, tokenizer, loaded.config, settings.limit)
+        length, size = loaded.config.data.text_length, loaded.config.model.image_size
+        dataset = FoilDataset(mixture, tokenizer, length, size, settings.limit)
         result = evaluate_foils(loaded.model, dataset, settings.search, device)
         return result | {"fingerprint": mixture.fingerprint}
 

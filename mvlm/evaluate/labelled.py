@@ -33,7 +33,8 @@ class Choosing:
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         mixture = Mixture(settings.data, task=self.name)
         tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-        dataset = LabelledEvalDataset(mixture, tokenizer, loaded.config, settings.limit)
+        length, size = loaded.config.data.text_length, loaded.config.model.image_size
+        dataset = LabelledEvalDataset(mixture, self.name, tokenizer, length, size, settings.limit)
         classes = class_names(self.name, loaded.tokenizer_folder)
         result, predicted = evaluate_labelled(loaded.model, dataset, classes, settings.search.batch, device)
         file = submission(self.name, dataset, predicted)

@@ -26,4 +26,5 @@ class Settings:
 def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
     """Shards of images and captions, read with the model's tokenizer."""
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    return EvalDataset(Mixture(settings.data), tokenizer, loaded.config, settings.limit)
+    length, size = loaded.config.data.text_length, loaded.config.model.image_size
+    return EvalDataset(Mixture(settings.data), tokenizer, length, size, settings.limit)

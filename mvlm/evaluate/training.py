@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Data, Eval, Task
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture, held_out
+from mvlm.data.shards.corpus import held_out
 from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.pictures import is_due, write_pictures
 from mvlm.evaluate.ranking import RECALLS
@@ -34,8 +33,9 @@ class Evaluated(NamedTuple):
     picture: Path | None = None
 
 
-def evaluator(config: Config) -> Callable[[Any, Path, int, bool], Evaluated] | None:
-    """What the training loop calls on every rank with (model, run folder, step, whether it is the last), if anything.
+@dataclass
+class Evaluator:
+    """What the training loop calls on every rank with (model, run folder, step, whether it is the last).
 
     Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
     `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
@@ -43,63 +43,59 @@ def evaluator(config: Config) -> Callable[[Any, Path, int, bool], Evaluated] | N
     minute and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is
     the seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
 
+    Args:
+        data: names held-out shards.
+        pictures: how many are reconstructed for people to look at.
+
     Raises:
         UserError: at once, if `data.eval` cannot be opened.
     """
-    if not config.data.eval:
-        return None
-    run = Path(config.run.dir)
-    mixture = held_out(config.data, config.task.corpus, config.data.patience)
-    measure = _choosing(config, run, mixture) if config.task.is_labelled else _retrieval(config, run, mixture)
-    pace = Pace(config.eval.share)
 
-    def evaluate(model: Any, folder: Path, step: int, last: bool) -> Evaluated:
-        if not last and pace.too_soon():
-            return Evaluated({"eval/put_off": pace.seconds})
-        with pace:
-            return measure(model, step, last)
+    data: Data
+    task: Task
+    image_size: int
+    settings: Eval
+    pictures: int
 
-    return evaluate
+    def __post_init__(self) -> None:
+        self._mixture = held_out(self.data, self.task.corpus, self.data.patience)
+        self._pace = Pace(self.settings.share)
+        self._dataset: Any = None
 
+    def __call__(self, model: Any, run: Path, step: int, last: bool) -> Evaluated:
+        if not last and self._pace.too_soon():
+            return Evaluated({"eval/put_off": self._pace.seconds})
+        with self._pace:
+            if self.task.is_labelled:
+                return self._choose(model, run)
+            return self._retrieve(model, run, last or is_due(step // self.settings.every), step)
 
-Measure = Callable[[Any, int, bool], Evaluated]
-"""(model, step, whether it is the last) -> what was found."""
-
-
-def _retrieval(config: Config, run: Path, mixture: Mixture) -> Measure:
-    search = Search(config.eval.batch, config.eval.rerank, config.eval.memory_gb)
-
-    @cache  # the run's tokenizer is not there before training begins
-    def opened() -> EvalDataset:
-        return EvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
-
-    def measure(model: MaskVLM, step: int, last: bool) -> Evaluated:
-        metrics = flat_metrics(evaluate_retrieval(model, opened(), search, dist.device()))
-        count = config.log.pictures if config.objectives.image else 0
-        if not count or not (last or is_due(step // config.eval.every)):
+    def _retrieve(self, model: MaskVLM, run: Path, draws: bool, step: int) -> Evaluated:
+        settings = self.settings
+        search = Search(settings.batch, settings.rerank, settings.memory_gb)
+        dataset = self._dataset = self._dataset or EvalDataset(self._mixture, *self._reading(run))
+        metrics = flat_metrics(evaluate_retrieval(model, dataset, search, dist.device()))
+        if not self.pictures or not draws:
             return Evaluated(metrics)
-        return Evaluated(metrics, write_pictures(model, opened(), count, run, step, dist.device()))
+        return Evaluated(metrics, write_pictures(model, dataset, self.pictures, run, step, dist.device()))
 
-    return measure
-
-
-def _choosing(config: Config, run: Path, mixture: Mixture) -> Measure:
-    @cache
-    def opened() -> LabelledEvalDataset:
-        return LabelledEvalDataset(mixture, load_tokenizer(str(run / "tokenizer")), config, config.eval.limit)
-
-    def measure(model: TaskModel, step: int, last: bool) -> Evaluated:
-        classes = class_names(config.task.name, run / "tokenizer")
-        result, _ = evaluate_labelled(model, opened(), classes, config.eval.batch, dist.device())
+    def _choose(self, model: TaskModel, run: Path) -> Evaluated:
+        name = self.task.name
+        self._dataset = self._dataset or LabelledEvalDataset(self._mixture, name, *self._reading(run))
+        classes = class_names(name, run / "tokenizer")
+        result, _ = evaluate_labelled(model, self._dataset, classes, self.settings.batch, dist.device())
         kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
         shares = {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result}
         return Evaluated(shares | kinds)
 
-    return measure
+    def _reading(self, run: Path) -> tuple[Any, int, int, int]:
+        """How rows are read; the run's tokenizer is not there before training begins."""
+        tokenizer = load_tokenizer(str(run / "tokenizer"))
+        return tokenizer, self.data.text_length, self.image_size, self.settings.limit
 
 
 def flat_metrics(result: dict[str, Any]) -> dict[str, float]:
-    """The recalls of `evaluate_retrieval` by name, as `evaluator` gives them."""
+    """The recalls of `evaluate_retrieval` by name, as `Evaluator` gives them."""
     metrics: dict[str, float] = {}
     for direction in DIRECTIONS:
         for kind, name in (("itc", direction), ("reranked", f"{direction}_reranked")):

@@ -7,7 +7,8 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from mvlm.config.schema import Config, config_from_dict
+from mvlm.config.load import config_from_dict
+from mvlm.config.schema import Config
 
 NEEDED = ("timm", "torchvision")
 """Packages that whoever has transformers may lack: the image encoder is timm's, and timm imports the other."""

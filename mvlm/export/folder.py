@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_weights
-from mvlm.config.schema import Config, load_stored_config
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Config
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError

@@ -14,7 +14,8 @@ from transformers import AutoTokenizer
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import UNREADABLE, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
-from mvlm.config.schema import Config, Model, load_stored_config
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Config, Model
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import HEAD, TaskModel

@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mvlm.config.schema import Config, load_stored_config
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Config
 from mvlm.errors import UserError
 
 Curve = tuple[list[int], list[float]]

@@ -84,10 +84,11 @@ def _without(known: Measured, note: str) -> Measured:
 def _with_model(facts: Facts, loaded: Loaded, mixture: Mixture, known: Measured, device: torch.device) -> Measured:
     model, settings, notes = loaded.model, facts.config.eval, []
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    dataset = EvalDataset(mixture, tokenizer, loaded.config, settings.limit)
+    length, size = loaded.config.data.text_length, loaded.config.model.image_size
+    dataset = EvalDataset(mixture, tokenizer, length, size, settings.limit)
     pool = dataset
     if known.retrieval and len(dataset) > POOL:
-        pool = EvalDataset(mixture, tokenizer, loaded.config, POOL)
+        pool = EvalDataset(mixture, tokenizer, length, size, POOL)
     found = retrieve(model, pool, Search(settings.batch, settings.rerank, settings.memory_gb), device)
     retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
     reconstruction = known.reconstruction

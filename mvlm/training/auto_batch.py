@@ -13,7 +13,6 @@ import json
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch
 from mvlm.checkpoint.description import RUN_JSON, described_in
-from mvlm.config.schema import Config
+from mvlm.config.schema import Objectives, Train
 from mvlm.data.samples.dataset import Rows
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -40,26 +39,26 @@ OF_A_HOST = 0.8
 """Share of the memory available on a node that its ranks may take; loaders, files and other people need some too."""
 
 
-def settle_micro_batch(
-    config: Config, model: Encoders, dataset: Rows[Any], ds_config: dict[str, Any], start: Start
-) -> Config:
-    """The configuration with a number for "auto", the same on all ranks, which all must call.
+def find_micro_batch(
+    train: Train, objectives: Objectives, model: Encoders, dataset: Rows[Any], ds_config: dict[str, Any], start: Start
+) -> int:
+    """The number for "auto", the same on all ranks, which all must call.
 
-    A run that goes on takes the number that it had, where the ranks there are now can have it.
+    A run that is resumed takes the number that it had, where the ranks there are now can have it.
 
     Raises:
         UserError: not even the smallest micro-batch fits on some rank.
     """
-    allowed = micro_batches(config, dist.world())
+    allowed = micro_batches(train, objectives, dist.world())
     pairs = dist.broadcast_object(_remembered(start) if dist.rank() == 0 else None)
     if pairs not in allowed:
-        trial = Trial(config, model, dataset, ds_config)
+        trial = Trial(train.global_batch, objectives, model, dataset, ds_config)
         pairs = _on_gpu(trial, allowed) if dist.uses_cuda() else _on_cpu(trial, allowed)
-    return replace(config, train=replace(config.train, micro_batch=pairs))
+    return int(pairs)
 
 
 def _remembered(start: Start) -> int | None:
-    """Of the run that is gone on with."""
+    """Of the run that is resumed."""
     if not (start.checkpoint and start.resumes):
         return None
     try:
@@ -76,8 +75,15 @@ class Trial:
         precision: that DeepSpeed will cast to.
     """
 
-    def __init__(self, config: Config, model: Encoders, dataset: Rows[Any], ds_config: dict[str, Any]) -> None:
-        self.config, self.model, self.dataset = config, model, dataset
+    def __init__(
+        self,
+        global_batch: int,
+        objectives: Objectives,
+        model: Encoders,
+        dataset: Rows[Any],
+        ds_config: dict[str, Any],
+    ) -> None:
+        self.global_batch, self.objectives, self.model, self.dataset = global_batch, objectives, model, dataset
         self.zero = Zero.of(ds_config)
         fp16 = (ds_config.get("fp16") or {}).get("enabled")
         self.precision = torch.float32 if self.zero.element == 4 else torch.float16 if fp16 else torch.bfloat16
@@ -87,17 +93,16 @@ class Trial:
         """Twice, as accumulation would; gradients are gone afterwards."""
         device = dist.device()
         batch = longest_batch(self.dataset, pairs).to(device)
-        pool = _pool(batch, self.config, pairs)
+        pool = self._pool(batch, pairs)
         try:
             for _ in range(2):
-                losses = self.model(batch, pool)
-                sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()).backward()
+                self.objectives.total(self.model(batch, pool)).backward()
         finally:
             self.model.zero_grad(set_to_none=True)
 
     def states(self, pairs: int) -> States:
         """What ZeRO will hold with this micro-batch."""
-        accumulation = self.config.train.global_batch // (dist.world() * pairs)
+        accumulation = self.global_batch // (dist.world() * pairs)
         return states(self.parameters, self.zero, dist.world(), accumulation)
 
     def beside(self, pairs: int) -> int:
@@ -105,6 +110,21 @@ class Trial:
         held = self.states(pairs)
         all_of_it = held.weights + held.gradients + held.optimizer + held.buckets
         return max(0, int(all_of_it - 2 * self.parameters * self.zero.element))
+
+    def _pool(self, batch: Batch | LabelledBatch, pairs: int) -> GlobalBatch | None:
+        """As of a global batch that holds the micro-batch again and again."""
+        if not isinstance(batch, Batch):
+            return None
+        parts = self.global_batch // pairs
+
+        def repeated(own: Encoded, temperature: Tensor) -> GatheredFeatures:
+            def everybody(x: Tensor) -> Tensor:
+                return x.repeat(parts, *[1] * (x.ndim - 1))
+
+            return gather_features([own], [0], temperature, self.objectives.exclude_duplicates, everybody)
+
+        counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
+        return GlobalBatch(repeated, 0, parts, counts, counts, counts)
 
 
 def _on_gpu(trial: Trial, allowed: Sequence[int]) -> int:
@@ -201,19 +221,3 @@ def longest_batch(dataset: Rows[Any], pairs: int) -> Batch | LabelledBatch:
     samples = [dataset.longest(place) for place in range(pairs)]
     images_VBCHW = torch.zeros((dataset.image_shape[0], pairs, *dataset.image_shape[1:]), dtype=torch.uint8)
     return dataset.collate(samples, images_VBCHW)
-
-
-def _pool(batch: Batch | LabelledBatch, config: Config, pairs: int) -> GlobalBatch | None:
-    """As of a global batch that holds the micro-batch again and again."""
-    if not isinstance(batch, Batch):
-        return None
-    parts = config.train.global_batch // pairs
-
-    def repeated(own: Encoded, temperature: Tensor) -> GatheredFeatures:
-        def everybody(x: Tensor) -> Tensor:
-            return x.repeat(parts, *[1] * (x.ndim - 1))
-
-        return gather_features([own], [0], temperature, config.objectives.exclude_duplicates, everybody)
-
-    counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
-    return GlobalBatch(repeated, 0, parts, counts, counts, counts)

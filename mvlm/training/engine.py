@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
 from mvlm.checkpoint.layout import EMA
-from mvlm.config.schema import Config
+from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.losses.itc import gather_features
@@ -27,7 +27,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.zero.offload import build_optimizer
-from mvlm.training.zero.partitions import Flat, Frozen, Partitions, Sharded, Whole
+from mvlm.training.zero.state import Frozen, ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """DeepSpeed's names for what its dynamic loss scaler remembers."""
@@ -38,9 +38,12 @@ class Engine:
 
     Args:
         model: on the CPU, with its initial fp32 weights, equal on every rank; what requires no gradient is not trained.
-        ds_config: as `ds_config.resolve` returns it.
+        ds_config: as `zero.config.resolve` returns it.
+        ema: decay of an average of the weights; 0 = none is kept.
+        seed: of what is drawn on the device.
 
     Attributes:
+        ds_config: as it was given.
         updates: made by the optimiser; a step that DeepSpeed skipped is none.
         overflowed: fp16's loss scaler skipped the last step's update.
         grad_norm: the global gradient's norm before clipping, at the last step; infinite where DeepSpeed found it
@@ -50,32 +53,41 @@ class Engine:
         UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
     """
 
-    def __init__(self, model: Encoders, config: Config, ds_config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Encoders,
+        optim: Optim,
+        objectives: Objectives,
+        ds_config: dict[str, Any],
+        ema: float = 0.0,
+        seed: int = 0,
+    ) -> None:
         deepspeed = _import_deepspeed()
-        self.config, self.device = config, dist.device()
+        self.objectives, self.ds_config, self._ema, self._seed = objectives, ds_config, ema, seed
+        self.device = dist.device()
         self.stage: int = ds_config["zero_optimization"]["stage"]
         low_precision = [name for name in ("bf16", "fp16") if (ds_config.get(name) or {}).get("enabled")]
         for name in low_precision:
             if not getattr(deepspeed.accelerator.get_accelerator(), f"is_{name}_supported")():
                 raise UserError(f"The DeepSpeed JSON enables {name}, which {self.device} cannot compute: delete it.")
         self._plain = self.stage == 0 and not low_precision  # DeepSpeed keeps the optimiser as it is
-        self._clip = config.optim.clip if self._plain else 0.0
+        self._clip = optim.clip if self._plain else 0.0
         if self._plain:  # clipped here, where the norm can be had
             ds_config = ds_config | {"gradient_clipping": 0.0}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
-        optimizer, ds_config = build_optimizer(model, config, ds_config, self.device)
+        optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: Encoders = self.engine.module
-        self._partitions = self._find_partitions()
+        self._state = self._find_state()
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
-        places = self._partitions.places(p for p in self.model.parameters() if p.requires_grad)
-        self._gradients = GradientParts([optimizer, *([second] if second else [])], places, self._names)
-        if self.averages or (self.stage == 0 and not self._plain):
-            self._partitions.prepare(0)  # in bf16 at stage 0 that update is counted
+        slices = self._state.slices(p for p in self.model.parameters() if p.requires_grad)
+        self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
+        if self.has_ema or (self.stage == 0 and not self._plain):
+            self._state.prepare(0)  # in bf16 at stage 0 that update is counted
         self._fp16 = "fp16" in low_precision
         scaler: Any = self.engine.optimizer.loss_scaler if self._fp16 else None
         self._scaler = scaler if self._fp16 and scaler.dynamic else None
@@ -84,16 +96,16 @@ class Engine:
         self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
 
-    def _find_partitions(self) -> Partitions:
+    def _find_state(self) -> ZeroState:
         if self.stage == 0:
             trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            return Whole(self.engine.optimizer, trained, self.averages)
-        return (Sharded if self.stage == 3 else Flat)(self.engine.optimizer, self.averages)
+            return ZeroStage0State(self.engine.optimizer, trained, self.has_ema)
+        return (ZeroStage3State if self.stage == 3 else ZeroStage12State)(self.engine.optimizer, self.has_ema)
 
     @property
-    def averages(self) -> bool:
+    def has_ema(self) -> bool:
         """Whether an average of the weights is kept."""
-        return self.config.train.ema > 0
+        return self._ema > 0
 
     def step(
         self,
@@ -124,9 +136,9 @@ class Engine:
         parts: list[Losses] = []
         pools = self._pools(micro_batches, starts, step)
         for batch, start, pool in zip(micro_batches, starts, pools, strict=True):
-            seed_dropout(self.config.run.seed, step, start)
+            seed_dropout(self._seed, step, start)
             losses = self.engine(batch, pool, tally)
-            self.engine.backward(sum(self.config.objectives.weight(name) * loss for name, loss in losses.items()))
+            self.engine.backward(self.objectives.total(losses))
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
                 self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -139,8 +151,8 @@ class Engine:
             norms = self._gradients.norms(self.grad_norm, self.device)
             tally.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
         self.updates += applied
-        if applied and self.averages:
-            self._partitions.follow(self.config.train.ema)
+        if applied and self.has_ema:
+            self._state.update_ema(self._ema)
         self.overflowed = self._fp16 and not applied
         if self.overflowed and self._scaler and scale == self._scaler.min_scale:
             raise UserError(
@@ -173,7 +185,7 @@ class Engine:
 
         These are computed twice, with the same dropout (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
         """
-        objectives = self.config.objectives
+        objectives = self.objectives
 
         def gathered(owns: list[Encoded], temperature: Tensor) -> GatheredFeatures:
             return gather_features(owns, starts, temperature, objectives.exclude_duplicates, dist.all_gather)
@@ -184,7 +196,7 @@ class Engine:
         owns: list[Encoded] = []
         with torch.no_grad():
             for batch, start in zip(micro_batches, starts, strict=True):
-                seed_dropout(self.config.run.seed, step, start)
+                seed_dropout(self._seed, step, start)
                 owns.append(self.model.encode_pairs(batch))
             whole = gathered(owns, self.model.temperature())
         return lambda own, temperature: whole
@@ -198,37 +210,37 @@ class Engine:
         moments = self.updates > 0
         for name, parameter in self.parameters():
             is_trained = parameter.requires_grad
-            yield name, self._partitions.read(parameter, moments) if is_trained else self._frozen.read(parameter)
+            yield name, self._state.read(parameter, moments) if is_trained else self._frozen.read(parameter)
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
-        (self._partitions if parameter.requires_grad else self._frozen).write(parameter, whole)
+        (self._state if parameter.requires_grad else self._frozen).write(parameter, whole)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_weights(self) -> Iterator[None]:
         """The model computes with its averaged weights meanwhile, where there are such; all ranks must enter.
 
         An error within ends the run: ranks that have met one cannot exchange anything with the others.
         """
-        self._exchange()
+        self._swap_ema()
         yield
-        self._exchange()
+        self._swap_ema()
 
-    def _exchange(self) -> None:
-        if not self.averages:
+    def _swap_ema(self) -> None:
+        if not self.has_ema:
             return
         for _, parameter in self.parameters():
             if parameter.requires_grad:
-                whole = {key: tensor.clone() for key, tensor in self._partitions.read(parameter, False).items()}
-                self._partitions.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
+                whole = {key: tensor.clone() for key, tensor in self._state.read(parameter, False).items()}
+                self._state.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
 
     def prepare_state(self, updates: int) -> None:
         """Zero the optimiser's moments and set the count of updates it is to go on from, so that `write` can fill them.
 
         Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
         """
-        self._partitions.prepare(updates)
+        self._state.prepare(updates)
         self.updates = updates
 
     def loss_scale_state(self) -> dict[str, float] | None:

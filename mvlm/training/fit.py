@@ -1,12 +1,11 @@
-"""Pretraining and fine-tuning, from the first step or from wherever a run was stopped."""
+"""Pretraining and fine-tuning, from the first step or from wherever a run was stopped: plan, build, run."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,41 +15,41 @@ import torch
 from mvlm.checkpoint.description import TOKENIZER
 from mvlm.checkpoint.fencing import Attempt
 from mvlm.checkpoint.fetch import begin_without, fetch_newest
-from mvlm.checkpoint.folder_group import find_site
-from mvlm.checkpoint.integrity import check_continuity
+from mvlm.checkpoint.folder_group import Site, find_site
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Config
-from mvlm.config.validate import LAST_STEP
 from mvlm.data.samples.dataset import Rows
-from mvlm.data.samples.labelled import LabelledDataset, class_names
-from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import training_mixture
-from mvlm.errors import OUT_OF_SIGHT, UserError, cannot_write
+from mvlm.data.samples.labelled import class_names
+from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.errors import OUT_OF_SIGHT, cannot_write
+from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
-from mvlm.training.auto_batch import settle_micro_batch
-from mvlm.training.blocks import prepare_blocks
+from mvlm.training.auto_batch import find_micro_batch
+from mvlm.training.build import build_dataset, build_empty, build_starting_model, coming_classes, coming_tokenizer
 from mvlm.training.checkpoint import resume as checkpoints
-from mvlm.training.checkpoint.order import with_stored_order
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.checkpoint.settings import deepspeed_changes, resume_config
-from mvlm.training.doubtful import doubts
+from mvlm.training.checkpoint.settings import Resumed, deepspeed_changes, resume_config
 from mvlm.training.engine import Engine
+from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.health.watchdog import Watchdog
-from mvlm.training.kernels import apply_kernels
-from mvlm.training.logging.metrics import opening
+from mvlm.training.kernels import check_names
+from mvlm.training.logging.metrics import Reporter, opening
 from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
 from mvlm.training.logging.trackers import require_installed
-from mvlm.training.optim import count_parameters, freeze
-from mvlm.training.rehearsal import rehearse
-from mvlm.training.run_folder import STARTED, build_starting_model, describe_run, prepare_tokenizer, read_description
-from mvlm.training.trainer import Evaluate, Trainer
-from mvlm.training.zero.config import accumulation_steps, micro_batch, resolve
-from mvlm.training.zero.json_file import read_deepspeed_json
+from mvlm.training.optim import count_parameters
+from mvlm.training.parallelize import check_compilable, freeze, parallelize
+from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, read_description
+from mvlm.training.schedule import Schedule, schedule_steps
+from mvlm.training.stream import Stream
+from mvlm.training.trainer import Evaluate, Health, Trainer
+from mvlm.training.warnings import find_warnings
+from mvlm.training.zero.config import RunSide, resolve
+from mvlm.training.zero.json_file import read_deepspeed_json, unused
 
 
 def train(
@@ -76,14 +75,72 @@ def train(
         UserError: the configuration, the data or the checkpoint does not allow this run.
         StorageLost: the run folder is not to be reached any more.
     """
-    run = Path(config.run.dir)
     stop = stop or StopRequests()
+    plan = make_plan(config, names, given, stop)
+    evaluate = evaluator(plan.config) if evaluator else None
+    plan.rehearse()
+    with ExitStack() as stack:
+        trainer = build(plan, evaluate, stop, stack)
+        try:
+            return trainer.run()
+        except OSError as error:
+            if error.errno in OUT_OF_SIGHT:
+                raise cannot_write(f"The run folder {plan.folder}", error, so="") from None
+            raise
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it will be, before anything is built or written.
+
+    Attributes:
+        content, names: the DeepSpeed JSON, and the paths of it and of the run TOML.
+        resumed: what a run is resumed with; None = it begins.
+        steps: updates in all and of warm-up.
+    """
+
+    config: Config
+    content: dict[str, Any]
+    names: tuple[str, str]
+    folder: Path
+    mirror: Mirror | None
+    site: Site
+    start: Start
+    resumed: Resumed | None
+    mixture: Mixture
+    steps: tuple[int, int]
+
+    def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
+        """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
+        config, train = self.config, self.config.train
+        train = replace(train, micro_batch=micro_batch) if micro_batch else train
+        side = RunSide(
+            self.names, config.run.dir, train, config.objectives, config.optim, dist.world(), self.steps, parameters
+        )
+        return resolve(self.content, side)
+
+    def rehearse(self) -> None:
+        """Raise `UserError` where training would later find that it cannot begin: the model is of shapes alone."""
+        config = self.config
+        check_names(config.kernels)
+        tokenizer = coming_tokenizer(config.data, config.model.text, self.start)
+        model, _ = build_empty(config, tokenizer, self.start, coming_classes(config.task, self.start))
+        build_dataset(config, self.mixture, tokenizer, model)
+        freeze(model, config.train.freeze)
+        ds_config = self.resolve(count_parameters(model))
+        if config.train.compile:
+            check_compilable(ds_config["zero_optimization"]["stage"])
+
+
+def make_plan(config: Config, names: tuple[str, str], given: frozenset[str], stop: StopRequests) -> Plan:
+    """Where the run begins, with which settings, on which data; all ranks must call."""
+    folder = Path(config.run.dir)
     content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
-    site = find_site(run, mirrored=mirror is not None)
-    if mirror and not fetch_newest(mirror, run, site):
-        begin_without(mirror, run, site)
-    start = checkpoints.starting_point(run, config.checkpoint)
+    site = find_site(folder, mirrored=mirror is not None)
+    if mirror and not fetch_newest(mirror, folder, site):
+        begin_without(mirror, folder, site)
+    start = checkpoints.starting_point(folder, config.checkpoint)
     resumed = dist.as_rank_0(partial(resume_config, config, given, start)) if start.resumes else None
     if resumed:
         config = resumed.config
@@ -92,135 +149,114 @@ def train(
     if config.train.deterministic:
         _compute_deterministically()
     mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
-    total, warmup = schedule_steps(config, mixture.per_epoch, resumed.state if resumed else None)
-    evaluate = evaluator(config) if evaluator else None
-    rehearse(config, content, names, start, mixture, (total, warmup))
-    tokenizer = prepare_tokenizer(config, run, mixture, start, site)
-    classes = class_names(config.task.name, run / TOKENIZER)
-    model, beginning = build_starting_model(config, tokenizer, start, run, len(classes))
-    dataset: Rows[Any] = PairDataset(mixture, tokenizer, config, model.grid)
-    if classes:
-        dataset = LabelledDataset(mixture, config.task.name, tokenizer, config, classes)
-    parameters = count_parameters(model)
-    ds_config = resolve(content, config, names, dist.world(), total, warmup, parameters)
-    stage = ds_config["zero_optimization"]["stage"]
-    freeze(model, config.train.freeze)
-    apply_kernels(model, config)
-    prepare_blocks(model, config, stage)
-    settings = config
-    if config.train.micro_batch == "auto":
-        config = settle_micro_batch(config, model, dataset, ds_config, start)
-        ds_config = resolve(content, config, names, dist.world(), total, warmup, parameters)
-    layout = {
-        "micro_batch": micro_batch(config, dist.world()),
-        "accumulation": accumulation_steps(config, dist.world()),
-        "zero_stage": stage,
-        "parameters": parameters,
-        "steps": total,
-        "rows": len(mixture),
-    }
-    arithmetic = Arithmetic.of(config, model, ds_config)
-    engine = Engine(model, config, ds_config)
-    state = TrainState(0, 0, config.run.seed, mixture.fingerprint, frozen=config.train.freeze)
+    steps = schedule_steps(config.train, config.optim, mixture.per_epoch, resumed.state if resumed else None)
+    return Plan(config, content, names, folder, mirror, site, start, resumed, mixture, steps)
+
+
+def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: ExitStack) -> Trainer:
+    """The engine, filled where a run is resumed, and the parts around it, which `stack` closes; all ranks must call."""
+    config, folder, site, mirror = plan.config, plan.folder, plan.site, plan.mirror
+    engine, dataset, arithmetic, beginning = _build_engine(plan)
+    start, state, attempt = _claim(plan, engine)
+    resumed = start.checkpoint if start.resumes else None
+    sentences = plan.resumed.told if plan.resumed else ()
     if resumed:
-        start, state = _go_on(engine, run, start, mixture.fingerprint, resumed.alters_loss)
-    attempt = Attempt(run, mirror, start.resumes and start.own, site)
+        sentences += dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config))
+    layout = {
+        "micro_batch": engine.ds_config["train_micro_batch_size_per_gpu"],
+        "accumulation": engine.ds_config["gradient_accumulation_steps"],
+        "zero_stage": engine.stage,
+        "parameters": count_parameters(engine.model),
+        "steps": plan.steps[0],
+        "rows": len(plan.mixture),
+    }
+    # A run that was refused before now must not look like this one.
+    describe_run(folder, config, engine.ds_config, engine.model, layout, site, beginning, attempt.number)
+    dist.barrier()  # the ranks that lead a checkpoint's saving read it there
+    monitor = stack.enter_context(Monitor(folder, state.step, plan.steps[0], config.log))
+    monitor.say(opening(config.run.dir, config.train, resumed, layout))
+    for sentence in (*sentences, *(_warnings(plan, dataset) if monitor.main else ())):
+        monitor.say(sentence)
+    if beginning:
+        monitor.say(f"{beginning}\nEvery tensor stands in {folder / STARTED}.")
+    watchdog = stack.enter_context(Watchdog(folder, attempt.number, config.train.hang_minutes, site.ranks))
+    uploads = Uploads(mirror, folder, config.checkpoint, attempt, site, monitor.say)
+    description = read_description(folder) if site.leads else {}
+    saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, site, uploads, description))
+    seed, pairs = config.run.seed, layout["micro_batch"]
+    stream = Stream(dataset, config.data, config.train, folder, seed, pairs, state, monitor.say)
+    stack.callback(stream.close)
+    reporter = Reporter(folder, monitor, attempt, engine, stream, config.optim, arithmetic)
+    stack.callback(reporter.close)
+    health = Health(stop, watchdog, AnomalyDetector(config.train.spike))
+    schedule = Schedule(*plan.steps, config.optim.floor, config.log.every, config.checkpoint.every, config.eval.every)
+    trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, evaluate, start.resumes and start.own)
+    if resumed and start.own:
+        uploads.offer_start(resumed)
+    return trainer
+
+
+def _build_engine(plan: Plan) -> tuple[Engine, Rows[Any], Arithmetic, InitReport | None]:
+    """Engine and data set, what a pair costs, and what the weights started from."""
+    config, start, folder = plan.config, plan.start, plan.folder
+    tokenizer = prepare_tokenizer(config.data, config.model.text, config.task, folder, plan.mixture, start, plan.site)
+    classes = class_names(config.task.name, folder / TOKENIZER)
+    model, beginning = build_starting_model(config, tokenizer, start, folder, len(classes))
+    dataset = build_dataset(config, plan.mixture, tokenizer, model, classes)
+    parameters = count_parameters(model)
+    ds_config = plan.resolve(parameters)
+    arithmetic = Arithmetic.of(config, model, ds_config)
+
+    def settle() -> dict[str, Any]:
+        if config.train.micro_batch != "auto":
+            return ds_config
+        pairs = find_micro_batch(config.train, config.objectives, model, dataset, ds_config, start)
+        return plan.resolve(parameters, pairs)
+
+    engine = parallelize(
+        model,
+        ds_config,
+        settle,
+        train=config.train,
+        kernels=config.kernels,
+        optim=config.optim,
+        objectives=config.objectives,
+        seed=config.run.seed,
+    )
+    return engine, dataset, arithmetic, beginning
+
+
+def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, Attempt]:
+    """Fill the engine where a run is resumed, and make this the run's attempt; the start as it turned out to be."""
+    start, resumed, fingerprint = plan.start, plan.resumed, plan.mixture.fingerprint
+    state = TrainState(0, 0, plan.config.run.seed, fingerprint, frozen=plan.config.train.freeze)
+    if resumed:
+        start, state = checkpoints.restore_start(engine, plan.folder, start, fingerprint)
+    attempt = Attempt(plan.folder, plan.mirror, start.resumes and start.own, plan.site)
     if resumed and start.checkpoint and start.own:
         if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
-            start, state = _go_on(engine, run, start, mixture.fingerprint, resumed.alters_loss)
+            start, state = checkpoints.restore_start(engine, plan.folder, start, fingerprint)
         assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
-    # A run that was refused before now must not look like this one.
-    changes = resumed.told if resumed else ()
-    if start.checkpoint and start.resumes:
-        changes += dist.as_rank_0(partial(deepspeed_changes, start.checkpoint, ds_config))
-    describe_run(run, settings, ds_config, engine.model, layout, site, beginning, attempt.number)
-    dist.barrier()  # the ranks that lead a checkpoint's saving read it there
-    with ExitStack() as stack:
-        monitor = stack.enter_context(Monitor(run, state.step, total, config.log))
-        monitor.say(opening(config, state, start.checkpoint if start.resumes else None, layout))
-        for sentence in changes:
-            monitor.say(sentence)
-        if monitor.main:
-            for _, doubt in doubts(config, content, names[0], mixture, total):
-                monitor.say(f"warning: {doubt}")
-        if monitor.main and not start.resumes and (cut := dataset.told_cut()):
-            monitor.say(cut)
-        if beginning:
-            monitor.say(f"{beginning}\nEvery tensor stands in {run / STARTED}.")
-        watchdog = stack.enter_context(Watchdog(run, attempt.number, config.train.hang_minutes, site.ranks))
-        uploads = Uploads(mirror, run, config.checkpoint, attempt, site, monitor.say)
-        description = read_description(run) if site.leads else {}
-        saver = stack.enter_context(Saver(engine, run, config.checkpoint, attempt, site, uploads, description))
-        trainer = Trainer(
-            config,
-            engine,
-            arithmetic,
-            dataset,
-            state,
-            layout,
-            warmup,
-            stop,
-            attempt,
-            monitor,
-            watchdog,
-            saver,
-            uploads,
-            evaluate,
+    if resumed and resumed.alters_loss:  # the losses before are no measure of those to come
+        state = replace(state, recent_losses=())
+    return start, state, attempt
+
+
+def _warnings(plan: Plan, dataset: Rows[Any]) -> list[str]:
+    """What a person should know of a run that begins or is resumed."""
+    config = plan.config
+    found = unused(plan.content, plan.names[0])
+    found += [
+        warning
+        for _, warning in find_warnings(
+            config.data, config.task, config.eval, plan.mixture, config.train.global_batch, plan.steps[0]
         )
-        stack.callback(trainer.close)
-        can_go_back = start.resumes and start.own
-        if start.checkpoint and can_go_back:
-            uploads.offer_start(start.checkpoint)
-        try:
-            return trainer.to_the_end(can_go_back)
-        except OSError as error:
-            if error.errno in OUT_OF_SIGHT:
-                raise cannot_write(f"The run folder {run}", error, so="") from None
-            raise
-
-
-def schedule_steps(config: Config, samples: int, state: TrainState | None = None) -> tuple[int, int]:
-    """Updates in all and updates of warm-up, of so many samples an epoch.
-
-    Args:
-        state: that a run is resumed from. Where updates before it took another global batch, epochs are still counted
-            in samples: the learning rate goes on from where it was, and its warm-up may have begun before update 0.
-
-    Raises:
-        UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
-    """
-    batch = config.train.global_batch
-    per_epoch, offset = samples / batch, 0.0
-    if state:
-        offset = ((state.step + len(state.skipped)) * batch - state.samples_seen) / batch
-    total = config.train.steps or math.ceil(config.train.epochs * per_epoch + offset)
-    if state and state.step > total:
-        raise UserError(
-            f"The run is at step {state.step}, and train.{'steps' if config.train.steps else 'epochs'} ends it at step "
-            f"{total}: give more, or resume an older checkpoint."
-        )
-    if total > LAST_STEP:
-        raise UserError(
-            f"train.epochs = {config.train.epochs} makes {total} steps of data.train: lower it, so that they are at "
-            f"most {LAST_STEP}, which a checkpoint's name has room for."
-        )
-    warmup = config.optim.warmup_steps
-    if warmup < 0:
-        warmup = round(config.optim.warmup_epochs * per_epoch + offset)
-    return total, min(warmup, total - 1)
-
-
-def _go_on(engine: Engine, run: Path, start: Start, fingerprint: str, fresh: bool) -> tuple[Start, TrainState]:
-    """Fill the engine; the start as it turned out to be, and its state, if this data can go on so.
-
-    Args:
-        fresh: the losses before are no measure of those to come.
-    """
-    state, checkpoint = checkpoints.restore_start(engine, run, start)
-    check_continuity(checkpoint, state, fingerprint)
-    state = with_stored_order(state, checkpoint)
-    return replace(start, checkpoint=checkpoint), replace(state, recent_losses=()) if fresh else state
+    ]
+    sentences = [f"warning: {warning}" for warning in found]
+    if not plan.start.resumes and (cut := dataset.told_cut()):
+        sentences.append(cut)
+    return sentences
 
 
 def _compute_deterministically() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mvlm.runtime import dist
-from mvlm.training.zero.partitions import Place
+from mvlm.training.zero.state import ParamSlice
 
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
 """First words of the parameters' names; what has another, such as projections and temperature, counts as a head."""
@@ -30,21 +30,23 @@ class GradientParts:
 
     Args:
         optimizers: that step for this rank.
-        places: where in their parameters this rank's pieces of the model's lie.
+        slices: where in their parameters this rank's pieces of the model's lie.
         names: of the model's parameters, by id.
     """
 
-    def __init__(self, optimizers: Iterable[torch.optim.Optimizer], places: Iterable[Place], names: dict[int, str]):
+    def __init__(
+        self, optimizers: Iterable[torch.optim.Optimizer], slices: Iterable[ParamSlice], names: dict[int, str]
+    ):
         self.wanted = False
         self.parts = [part for part in PARTS if part in {part_of(name) for name in names.values()}]
         self._sums: dict[str, list[Tensor]] = {}
         self._pieces: dict[int, list[tuple[str, int, int]]] = {}  # part, start and end, by id of the optimiser's own
-        for place in places:
-            pieces = self._pieces.setdefault(id(place.owner), [])
-            part, start = part_of(names[id(place.parameter)]), place.start
+        for piece in slices:
+            pieces = self._pieces.setdefault(id(piece.owner), [])
+            part, start = part_of(names[id(piece.parameter)]), piece.start
             if pieces and pieces[-1][0] == part and pieces[-1][2] == start:
                 start = pieces.pop()[1]
-            pieces.append((part, start, place.start + place.length))
+            pieces.append((part, start, piece.start + piece.length))
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(self._look)
 

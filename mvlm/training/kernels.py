@@ -1,4 +1,4 @@
-"""Which implementation each operation takes in a run, on all ranks alike, and the model made to use them."""
+"""Which implementation each operation takes in a run, on all ranks alike."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Kernels
 from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.dispatch import Op
-from mvlm.kernels.layers import use_kernels
 from mvlm.kernels.ops import OPS, example
 from mvlm.runtime import dist
 from mvlm.training.zero.adamw import optimizer
@@ -21,29 +19,21 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 ALL_OPS: dict[str, Op] = OPS | {optimizer.name: optimizer}
 
 
-def apply_kernels(model: nn.Module, config: Config) -> None:
-    """Settle the run's `[kernels]` and exchange the model's layers; all ranks must call, before any sharding.
-
-    What one rank lacks, none takes: ranks that compute differently would train apart.
+def settle_run(kernels: Kernels) -> None:
+    """Choose as `[kernels]` says; all ranks must call. What one rank lacks, none takes: they would train apart.
 
     Raises:
         UserError: an implementation asked for by name is not known, or cannot run on some rank.
     """
-    settle_run(config)
-    use_kernels(model)
+    settle(ALL_OPS, {name: getattr(kernels, name) for name in ALL_OPS})
 
 
-def settle_run(config: Config) -> None:
-    """Choose as `[kernels]` says, on every rank alike."""
-    settle(ALL_OPS, {name: getattr(config.kernels, name) for name in ALL_OPS})
-
-
-def check_names(config: Config) -> None:
+def check_names(kernels: Kernels) -> None:
     """Raise `UserError` where `[kernels]` names an implementation that there is on no machine, a sentence for each."""
     mistakes = Mistakes()
     for name, op in ALL_OPS.items():
         with mistakes.gathered():
-            op.check_name(getattr(config.kernels, name))
+            op.check_name(getattr(kernels, name))
     mistakes.settle()
 
 

@@ -1,41 +1,18 @@
-"""Parameter groups, parts that are not trained, and the optimiser."""
+"""Which parameters are trained how fast."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from torch import nn
 
 from mvlm.config.schema import Optim
-from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.training.blocks import find_blocks
 
 ENCODERS = ("vision.vit.", "text.")
 BELOW_THE_BLOCKS = ("cls_token", "pos_embed", "reg_token", "dist_token", "patch_embed", "norm_pre", "embeddings")
 """Of an encoder's parameters, how the names begin of those that stand before its first block."""
-
-
-def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
-    """Have parts keep their weights: `vision`, `text`, or any module of the model by its dotted name.
-
-    A frozen encoder's mask token is frozen with it, so that nothing of it takes part in backward.
-
-    Raises:
-        UserError: there is no such part, or nothing is left to train.
-    """
-    modules = {name: module for name, module in model.named_modules() if name}
-    for part in parts:
-        if part not in modules:
-            near = difflib.get_close_matches(part, modules, n=1)
-            known = (
-                f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(n for n, _ in model.named_children())
-            )
-            raise UserError(f"train.freeze names {part!r}, which is no part of this model; {known}.")
-        modules[part].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("train.freeze leaves nothing to train: take a part out of it.")
 
 
 def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
@@ -83,4 +60,5 @@ def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Of a model, also of one that ZeRO stage 3 has taken apart."""
+    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())

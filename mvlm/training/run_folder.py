@@ -12,14 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from mvlm import __version__
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, DESCRIPTION, RUN_JSON, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.fencing import ATTEMPTS
 from mvlm.checkpoint.folder_group import Site
-from mvlm.config.schema import Config, dump_config
+from mvlm.config.load import dump_config
+from mvlm.config.schema import Config, Data, Task
 from mvlm.data.samples.answers import frequent_answers, save_answers
 from mvlm.data.samples.labelled import ANSWERS, SENTENCES
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -27,23 +27,25 @@ from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.pretrained.encoders import build_model
-from mvlm.pretrained.load import build_filled_model, with_encoders_of
 from mvlm.pretrained.report import InitReport
-from mvlm.pretrained.runs import offline_model, take_weights
 from mvlm.runtime import dist
 from mvlm.runtime.storage import write_durably
+from mvlm.training.build import TRAINED, tokenizer_source
 from mvlm.training.checkpoint.resume import Start
 
 STARTED = "started_from.json"
-TRAINED = "auto"  # in place of a tokenizer's folder
 
 
-def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start, site: Site) -> PreTrainedTokenizerBase:
+def prepare_tokenizer(
+    data: Data, text: str, task: Task, run: Path, mixture: Mixture, start: Start, site: Site
+) -> PreTrainedTokenizerBase:
     """The run's tokenizer, saved in its folder: the checkpoint's on resume, else the encoder's own, given or trained.
 
     Beside it, where the task is to answer questions, come the answers there are to choose among. On resume the text
     encoder's description is put into the folder as well.
+
+    Args:
+        text: the text encoder's name.
 
     Raises:
         UserError: the folder cannot be written, or no answer is frequent enough.
@@ -55,10 +57,11 @@ def prepare_tokenizer(config: Config, run: Path, mixture: Mixture, start: Start,
             if start.checkpoint and start.resumes:
                 restore_description(start.checkpoint, run)
             else:
-                source = tokenizer_source(config, start)
-                save_tokenizer(_trained(config, mixture) if source == TRAINED else load_tokenizer(source), folder)
-                if config.task.name == "vqa":
-                    save_answers(find_answers(config, mixture), folder / ANSWERS)
+                source = tokenizer_source(data, text, start)
+                texts = _texts(task, mixture) if source == TRAINED else None
+                save_tokenizer(train_tokenizer(texts, data.vocabulary) if texts else load_tokenizer(source), folder)
+                if task.name == "vqa":
+                    save_answers(find_answers(task, mixture), folder / ANSWERS)
         except UserError:
             raise
         except Exception as error:  # the tokenizers library raises nothing more particular
@@ -104,21 +107,10 @@ def read_description(run: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in sorted(named.items()) if DESCRIPTION.fullmatch(name)}
 
 
-def tokenizer_source(config: Config, start: Start) -> str:
-    """Where the run's tokenizer is loaded from, or `TRAINED`: kept on resume, else the encoder's own or a given one."""
-    if start.checkpoint and (start.resumes or config.data.tokenizer == ""):
-        return str(described_in(start.checkpoint) / TOKENIZER)
-    return config.data.tokenizer or config.model.text
-
-
-def _trained(config: Config, mixture: Mixture) -> PreTrainedTokenizerBase:
-    return train_tokenizer(_texts(config, mixture), config.data.vocabulary)
-
-
-def _texts(config: Config, mixture: Mixture) -> Iterator[str]:
+def _texts(task: Task, mixture: Mixture) -> Iterator[str]:
     """All that the text encoder will read."""
     for content in _sound(mixture):
-        yield from SENTENCES[config.task.name](content.own) if config.task.is_labelled else content.captions
+        yield from SENTENCES[task.name](content.own) if task.is_labelled else content.captions
 
 
 def _sound(mixture: Mixture) -> Iterator[Row]:
@@ -126,17 +118,17 @@ def _sound(mixture: Mixture) -> Iterator[Row]:
     return mixture.sound(range(len(mixture)), lambda error: print(f"Left out: {error}", file=sys.stderr))
 
 
-def find_answers(config: Config, mixture: Mixture) -> tuple[str, ...]:
+def find_answers(task: Task, mixture: Mixture) -> tuple[str, ...]:
     """What questions are answered by: the frequent answers of the data.
 
     Raises:
         UserError: no answer is frequent enough.
     """
     of_people = (content.own["answers"] for content in _sound(mixture))
-    answers = frequent_answers(of_people, config.task.answer_minimum)
+    answers = frequent_answers(of_people, task.answer_minimum)
     if not answers:
         raise UserError(
-            f"No answer is that of {config.task.answer_minimum} questions of data.train: lower task.answer_minimum, "
+            f"No answer is that of {task.answer_minimum} questions of data.train: lower task.answer_minimum, "
             "or give more data."
         )
     return answers
@@ -153,40 +145,6 @@ def _copy_to_sites(folder: Path, site: Site) -> None:
             except OSError as error:
                 raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
     dist.barrier()
-
-
-def build_starting_model(
-    config: Config,
-    tokenizer: PreTrainedTokenizerBase,
-    start: Start,
-    described: Path,
-    classes: int,
-    load_weights: bool = True,
-) -> tuple[Encoders, InitReport | None]:
-    """The model with the weights it starts from; without any where it goes on from a checkpoint.
-
-    Args:
-        described: the folder with tokenizer and text encoder's description of a run that is resumed.
-        classes: that a fine-tuning task chooses among; 0 = no such task.
-        load_weights: False leaves out pretrained ones, for a model on the meta device.
-
-    Returns:
-        The model, and what it started from.
-
-    Raises:
-        UserError: the weights asked for cannot be had, or are another model's.
-    """
-    torch.manual_seed(config.run.seed)
-    if start.checkpoint and start.resumes:
-        return offline_model(config, described, classes), None
-    if start.checkpoint:
-        model = build_model(config, tokenizer, classes)
-        return model, take_weights(model, start.checkpoint)
-    if config.checkpoint.init:
-        config = with_encoders_of(config, config.checkpoint.init)
-    if load_weights:
-        return build_filled_model(config, tokenizer, classes)
-    return build_model(config, tokenizer, classes), None
 
 
 def describe_run(

@@ -22,7 +22,7 @@ from benchmarks.claim.cost import gpu_hours
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips
 from benchmarks.claim.scores import _differing, pack, unpack
 from benchmarks.claim.table import PAGE, Measured, into_page, tables
-from mvlm.config.schema import load_config
+from mvlm.config.load import load_config
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError

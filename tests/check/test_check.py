@@ -16,7 +16,7 @@ from mvlm.__main__ import main
 from mvlm.check.everything import check_run
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
 from tests.conftest import ROOT, TINY, run_command

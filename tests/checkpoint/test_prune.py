@@ -11,11 +11,12 @@ import pytest
 from mvlm.checkpoint.fencing import Attempt
 from mvlm.checkpoint.layout import Writer, read_writer, step_name, step_of
 from mvlm.checkpoint.prune import lineage, to_keep
-from mvlm.config.schema import Checkpoint, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Checkpoint
 from mvlm.config.validate import LAST_STEP
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.fit import schedule_steps
+from mvlm.training.schedule import schedule_steps
 from tests.training.conftest import TOML
 from tests.training.saver_worker import Trained, save
 from tests.training.test_saver import names, steps_saved, weight_of
@@ -92,5 +93,6 @@ def test_a_step_has_room_in_a_folders_name() -> None:
     assert step_of(Path(step_name(LAST_STEP))) == LAST_STEP
     with pytest.raises(UserError, match=r"train.steps is 100000000: it must be .*99999999"):
         load_config(TOML, ["train.steps=100000000"])
+    config = load_config(TOML, ["train.epochs=1e9"])
     with pytest.raises(UserError, match=r"train.epochs = 1000000000.0 makes .* at most 99999999"):
-        schedule_steps(load_config(TOML, ["train.epochs=1e9"]), 251)
+        schedule_steps(config.train, config.optim, 251)

@@ -9,6 +9,7 @@ from mvlm.config.schema import Config, Data, Model, Objectives, Run
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.corpus import Mixture
+from tests.conftest import of_pairs
 
 
 @pytest.fixture(scope="session")
@@ -43,7 +44,7 @@ def config():
 
 @pytest.fixture(scope="session")
 def dataset(mixture, tokenizer, config):
-    return PairDataset(mixture, tokenizer, config, (4, 4))
+    return PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from mvlm.data.loading.prefetch import fill_ahead
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture
+from tests.conftest import of_pairs
 
 GLOBAL = 12
 WEIGHTS = (1.0, 2.5)  # 47 + 38 draws of 47 + 15 rows: nothing divides anything
@@ -46,7 +47,7 @@ def open_dataset(folders, tokenizer, config, tmp_path_factory):
     def opened(place):
         prefix = "slow://" if place == "remote" else ""
         mixture = Mixture([f"{prefix}{folder}" for folder in folders], WEIGHTS, cache)
-        return PairDataset(mixture, tokenizer, config, (4, 4))
+        return PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
 
     return opened
 

@@ -15,6 +15,7 @@ from mvlm.data.loading.loader import Loader
 from mvlm.data.samples.labelled import LabelledDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.schema import LABELS, OWN_COLUMNS
+from tests.conftest import of_labelled
 
 TASKS = sorted(OWN_COLUMNS)
 ROWS = 48
@@ -56,7 +57,7 @@ def test_columns_are_those_of_to_pylist(corpora, task):
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_hold_what_the_row_says(corpora, task, tokenizer, plain):
     answers = ["no", "yes", "red", "blue"]
-    dataset = LabelledDataset(opened(corpora, task), task, tokenizer, plain, answers)
+    dataset = LabelledDataset(opened(corpora, task), task, tokenizer, *of_labelled(plain), answers)
     for number, row in enumerate(written(corpora[task])):
         sample = dataset.sample(number, number)
         images = [row["image"], *([row["image2"]] if task == "nlvr2" else [])]
@@ -76,7 +77,7 @@ def test_samples_hold_what_the_row_says(corpora, task, tokenizer, plain):
 
 
 def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data, monkeypatch):
-    dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, with_data(), ())
+    dataset = LabelledDataset(opened(corpora, "nlvr2"), "nlvr2", tokenizer, *of_labelled(with_data()), ())
     assert (dataset.sample(0, 0).images == dataset.sample(0, 0).images).all()
     content = dataset.mixture.row(0)
     monkeypatch.setattr(dataset.mixture, "row", lambda row: content._replace(encoded=2 * content.encoded[:1]))
@@ -87,7 +88,7 @@ def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data,
 @pytest.mark.parametrize("task", TASKS)
 def test_the_loader_gives_the_same_batches_in_both_modes(corpora, task, tokenizer, config):
     mixture = opened(corpora, task)
-    dataset = LabelledDataset(mixture, task, tokenizer, config, ["no", "yes"])
+    dataset = LabelledDataset(mixture, task, tokenizer, *of_labelled(config), ["no", "yes"])
     draws = mixture.draws(1, config.data)
     options = {"global_batch": 12, "micro_batch": 6, "workers": 2}
     modes = ("threads", "processes") if task == "nlvr2" else ("threads",)

@@ -22,6 +22,7 @@ from mvlm.data.shards.columns import ShardRows
 from mvlm.data.shards.corpus import Mixture, training_mixture
 from mvlm.data.shards.schema import UNCOUNTED, read_manifest
 from mvlm.errors import UserError
+from tests.conftest import of_pairs
 
 ROWS = 60
 ORDERS = [
@@ -94,7 +95,7 @@ def test_the_loader_shows_each_image_with_each_caption_once_and_never_alike(fold
     """By threads and by processes, and from the middle on."""
     shown = replace(config, data=replace(config.data, train=tuple(map(str, folders)), randaugment=(0, 0)))
     mixture = training_mixture(shown.data)
-    dataset = PairDataset(mixture, tokenizer, shown, (4, 4))
+    dataset = PairDataset(mixture, tokenizer, *of_pairs(shown), (4, 4))
     draws = mixture.draws(shown.run.seed, shown.data)
     batches = mixture.per_epoch // 4
 
@@ -161,7 +162,7 @@ def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path,
     for _ in range(60):
         at, bit = where + int(rng.integers(16)), int(rng.integers(8))
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-        dataset = PairDataset(Mixture([folder], pairs=True), tokenizer, config, (4, 4))
+        dataset = PairDataset(Mixture([folder], pairs=True), tokenizer, *of_pairs(config), (4, 4))
         for number in range(6):
             sample = dataset.sample(number, number)
             row = dataset.mixture.row(sample.row)

@@ -17,6 +17,7 @@ from mvlm.data.loading.order import Draws
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import DataLost, UserError
+from tests.conftest import of_pairs
 
 DRAWS = Draws([130], [1.0], 7, 8, 4)
 
@@ -100,7 +101,7 @@ def test_processes_die_with_their_parent(tmp_path):
         "from test_processes import *\n"
         "from mvlm.config.schema import *; from mvlm.data.samples.tokenizer import train_tokenizer\n"
         "mixture = Mixture([write_shards(Path(sys.argv[1]), make_rows(130))])\n"
-        "dataset = PairDataset(mixture, train_tokenizer(['a b'], 300), Config(model=Model(image_size=32)), (4, 4))\n"
+        "dataset = PairDataset(mixture, train_tokenizer(['a b'], 300), Data(), Objectives(), 32, 0, (4, 4))\n"
         "loader = opened(dataset); use(loader, set())\n"
         "print(*children(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -137,7 +138,7 @@ def test_an_error_comes_through_with_its_sentence(tmp_path, tokenizer, config):
     folder = write_shards(tmp_path / "s", make_rows(40), shard_rows=1)
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
-    dataset = PairDataset(Mixture([folder]), tokenizer, config, (4, 4))
+    dataset = PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
     loader = opened(dataset, draws=Draws([40], [1.0], 0, 4, 4), global_batch=4, micro_batch=4)
     with pytest.raises(UserError, match=r"000017\.arrow cannot be read"), loader:
         for _ in loader:
@@ -146,7 +147,7 @@ def test_an_error_comes_through_with_its_sentence(tmp_path, tokenizer, config):
 
 def test_a_bug_comes_through_with_its_traceback(mixture, tokenizer, config):
     with (
-        opened(Broken(mixture, tokenizer, config, (4, 4)), workers=1) as loader,
+        opened(Broken(mixture, tokenizer, *of_pairs(config), (4, 4)), workers=1) as loader,
         pytest.raises(RuntimeError, match=r"(?s)loader process.*broken\.py.*KeyError: 'a bug'"),
     ):
         for _ in loader:

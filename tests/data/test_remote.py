@@ -29,6 +29,7 @@ from mvlm.data.shards import outage
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture, UnreadableRow
 from mvlm.errors import UserError
+from tests.conftest import of_pairs
 
 ROWS = 130
 SHARD_ROWS = 10
@@ -189,6 +190,7 @@ from slow_store import SlowStore; import fsspec
 fsspec.register_implementation("slow", SlowStore)
 SlowStore.latency = 0.02
 from mvlm.data.shards.cache import Cache; from mvlm.data.shards.corpus import Mixture
+from tests.conftest import of_pairs
 remote = Mixture([sys.argv[1]], cache=Cache(sys.argv[2], float(sys.argv[3])))
 assert all(remote.row(row).key == f"k{row:05d}" for row in range(130))
 print(len(SlowStore.fetched))
@@ -247,11 +249,11 @@ def test_the_stream_is_filled_ahead_within_the_bound(
     draws = remote.draws(7, Data(shuffle_shards=2))
     store.reset(latency=0.05)
     options = {"global_batch": 10, "micro_batch": 10, "worker_mode": mode}
-    with Loader(PairDataset(local, tokenizer, config, (4, 4)), draws, **options) as loader:
+    with Loader(PairDataset(local, tokenizer, *of_pairs(config), (4, 4)), draws, **options) as loader:
         expected = list(images(loader, 20))
     seen = []
     with Loader(
-        PairDataset(remote, tokenizer, config, (4, 4)), draws, ahead=fill_ahead(remote, draws, 0), **options
+        PairDataset(remote, tokenizer, *of_pairs(config), (4, 4)), draws, ahead=fill_ahead(remote, draws, 0), **options
     ) as loader:
         for step in images(loader, 20):
             seen.append(step)

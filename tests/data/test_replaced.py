@@ -14,6 +14,7 @@ from mvlm.data.loading.order import Draws
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
+from tests.conftest import of_pairs
 
 BAD = (4, 17, 18)
 
@@ -30,7 +31,7 @@ def damaged(tmp_path_factory):
 
 
 def open_dataset(folder, tokenizer, config):
-    return PairDataset(Mixture([folder]), tokenizer, config, (4, 4))
+    return PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
 
 
 def test_what_takes_its_place_depends_on_seed_and_position_alone(damaged, tokenizer, config):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mvlm.config.schema import load_config
+from mvlm.config.load import load_config
 from mvlm.errors import UserError
 from mvlm.estimate.cards import CARDS, find_card
 from mvlm.estimate.encoders import KNOWN_TEXT, Shape, shape_of

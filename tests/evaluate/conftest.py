@@ -6,6 +6,7 @@ import pytest
 
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.corpus import Mixture
+from tests.conftest import reading
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 
@@ -21,7 +22,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def dataset(shards, tokenizer):
-    return EvalDataset(Mixture([shards]), tokenizer, CONFIG)
+    return EvalDataset(Mixture([shards]), tokenizer, *reading(CONFIG))
 
 
 @pytest.fixture(scope="session")

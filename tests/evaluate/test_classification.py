@@ -17,6 +17,7 @@ from mvlm.evaluate.classification import evaluate_classification, read_templates
 from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.retrieval import Search
 from mvlm.evaluate.settings import Settings
+from tests.conftest import reading
 from tests.evaluate.tiny import CONFIG
 
 CPU = torch.device("cpu")
@@ -124,7 +125,7 @@ def foil_shards(tmp_path_factory):
 
 
 def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
-    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, CONFIG)
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *reading(CONFIG))
     right = {"itc": [], "itm": []}
     with torch.no_grad():
         for row in range(12):
@@ -150,7 +151,7 @@ def test_foils_equal_asking_about_every_row(model, tokenizer, foil_shards):
 def test_a_scorer_that_ignores_the_image_is_at_chance_in_every_resample(model, tokenizer, foil_shards, monkeypatch):
     from mvlm.evaluate import foils
 
-    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, CONFIG)
+    dataset = FoilDataset(Mixture([foil_shards], task="foils"), tokenizer, *reading(CONFIG))
     monkeypatch.setattr(foils, "image_features", lambda *_: torch.ones(12, 16))
     result = evaluate_foils(model, dataset, SEARCH, CPU)
     assert result["accuracy"]["itc"]["all"] == 0.5

@@ -14,7 +14,7 @@ from mvlm.evaluate import intervals, memory
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Search, evaluate_retrieval, retrieve
 from mvlm.runtime import dist
-from tests.conftest import free_port
+from tests.conftest import free_port, reading
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 
 CPU = torch.device("cpu")
@@ -114,7 +114,7 @@ def one_rank(rank, ports, shards, folder):
     ZeRO-3 gathers weights by the calls. To start a process takes longest, so both worlds are made of the same ones.
     """
     torch.set_num_threads(1)
-    dataset = EvalDataset(Mixture([shards]), make_tokenizer(), CONFIG)
+    dataset = EvalDataset(Mixture([shards]), make_tokenizer(), *reading(CONFIG))
     for world, port in ports.items():
         if rank < world:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
@@ -157,7 +157,7 @@ def test_ranks_call_in_lockstep_and_agree_with_one_to_the_last_bit(model, datase
 def test_equal_captions_count_as_correct_when_asked(model, tmp_path):
     """Two images of one caption: each is right for both, and the caption that comes first stands for its equal."""
     captions = [["a red dog"], ["a cat", "a red dog"], ["a red dog "], ["green star"]]
-    twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), CONFIG)
+    twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), *reading(CONFIG))
     similarity, _ = every_pair(model, twins)
     strict, lenient = (
         evaluate_retrieval(model, twins, Search(4, 0, 1.0, equal_captions=equal), CPU) for equal in (False, True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mvlm.config.schema import Task, dump_config
+from mvlm.config.load import dump_config
+from mvlm.config.schema import Task
 from mvlm.data.samples.labelled import ANSWERS, class_names
 from mvlm.pretrained.encoders import build_model
 from tests.evaluate.tiny import CONFIG, make_tokenizer

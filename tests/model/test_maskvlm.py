@@ -8,7 +8,8 @@ from oracle import Oracle, Outcome
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE, Batch, MetricAccumulator
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
 from mvlm.data.loading.collate import masked_places, pack
 from mvlm.errors import UserError
 from mvlm.kernels.fusion import FUSION

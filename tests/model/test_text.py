@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
 from mvlm.data.loading.collate import pack
 from mvlm.kernels.packed_attention import PACKED_ATTENTION
 from mvlm.model.text import PACKABLE

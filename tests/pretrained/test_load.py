@@ -24,7 +24,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.config.schema import Model, config_from_dict, load_config
+from mvlm.config.load import config_from_dict, load_config
+from mvlm.config.schema import Model
 from mvlm.errors import UserError
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from torch.utils.cpp_extension import _get_build_directory
 
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.runtime import dist
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS

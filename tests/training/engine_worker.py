@@ -20,13 +20,9 @@ import torch
 
 from mvlm.batch import Batch, MetricAccumulator
 from mvlm.runtime import dist
-from mvlm.training.blocks import prepare_blocks
 from mvlm.training.engine import Engine
-from mvlm.training.kernels import apply_kernels
 from mvlm.training.logging.metrics import told
-from mvlm.training.optim import count_parameters, freeze
-from mvlm.training.zero.config import resolve
-from tests.training.parity_worker import built, configuration, steps_of
+from tests.training.parity_worker import built, configuration, engine_of, steps_of
 
 DECAY = 0.9  # of the average
 SOME = ("temperature.value", "word_head.classifier.weight", "word_head.classifier.bias", "match_head.classifier.bias")
@@ -37,12 +33,8 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     world = dist.world()
     config = configuration(shards, max(4, 16 // (world * 2)), overrides)  # two micro-batches a rank
     model, loader = built(config, dist.rank(), world)
-    ds_config = resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model))
     given = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    freeze(model, config.train.freeze)
-    apply_kernels(model, config)
-    prepare_blocks(model, config, ds_config["zero_optimization"]["stage"])
-    engine = Engine(model, config, ds_config)
+    engine = engine_of(model, config, content, world)
     batches = steps_of(loader)
     batches.append(batches[0])
     at_start = kept(engine)
@@ -52,19 +44,19 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     undisturbed = trained(engine, batches, KEPT, len(batches), averages)
     end = digest(engine)
 
-    average_errors = errors(engine, averages) if engine.averages else math.nan
-    with engine.averaged():
+    average_errors = errors(engine, averages) if engine.has_ema else math.nan
+    with engine.ema_weights():
         exchanged = digest(engine)
-        computed_with = errors(engine, averages, "weight") if engine.averages else math.nan
+        computed_with = errors(engine, averages, "weight") if engine.has_ema else math.nan
     after_exchange = digest(engine)
     frozen = [
         torch.equal(whole["weight"].cpu(), given[name]) for name, whole in engine.whole_tensors() if len(whole) == 1
     ]
 
-    engine.config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, text=float("nan")))
+    engine.objectives = dataclasses.replace(config.objectives, text=float("nan"))
     engine.step(batches[0], 0.5, 0)
     poisoned = {"grad_norm": norm(engine), "overflowed": engine.overflowed}
-    engine.config = config
+    engine.objectives = config.objectives
     restore(engine, at_kept)
     found = digest(engine)
     repeated = trained(engine, batches, KEPT, len(batches))
@@ -112,7 +104,7 @@ def trained(
 def of_some(engine: Engine, key: str) -> dict[str, torch.Tensor]:
     """Whole tensors of four parameters: gathering all after every step would take most of the time."""
     some = [(name, parameter) for name, parameter in engine.parameters() if name in SOME]
-    return {name: engine._partitions.read(parameter, False)[key].cpu().clone() for name, parameter in some}
+    return {name: engine._state.read(parameter, False)[key].cpu().clone() for name, parameter in some}
 
 
 def errors(engine: Engine, averages: dict[str, torch.Tensor], key: str = "ema") -> float:

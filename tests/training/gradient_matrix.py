@@ -25,11 +25,8 @@ from mvlm.config.schema import Config
 from mvlm.model import maskvlm
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
-from mvlm.training.blocks import prepare_blocks
-from mvlm.training.engine import Engine, seed_dropout
-from mvlm.training.optim import count_parameters
-from mvlm.training.zero.config import resolve
-from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, steps_of, weighted
+from mvlm.training.engine import seed_dropout
+from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, engine_of, steps_of, weighted
 
 G, STEP = 32, 5
 EXACT = 2e-5
@@ -99,20 +96,13 @@ def global_batch(config: Config, rank: int, world: int) -> tuple[MaskVLM, list[B
     return model, [alike(batch) for batch in steps_of(loader)[0]]
 
 
-def engine_of(model: MaskVLM, config: Config, stage: int) -> Engine:
-    prepare_blocks(model, config, stage)
-    content = {"zero_optimization": {"stage": stage}}
-    ds_config = resolve(content, config, ("json", "toml"), dist.world(), 10, 2, count_parameters(model))
-    return Engine(model, config, ds_config)
-
-
 def engine_gradients(row: Row, shards: str) -> Gradients:
     """By name, from one update: AdamW's first moment is then a tenth of the gradient."""
     world = dist.world()
     config = config_of(row, shards, G // (world * row["accumulation"]))
     model, micro_batches = global_batch(config, dist.rank(), world)
     assert len(micro_batches) == row["accumulation"]
-    engine = engine_of(model, config, row["stage"])
+    engine = engine_of(model, config, {"zero_optimization": {"stage": row["stage"]}}, world)
     torch.manual_seed(dist.rank())  # what was drawn before must not matter
     engine.step(micro_batches, 0.5, STEP)
     share = 1 - config.optim.betas[0]

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import Batch, Losses, MetricAccumulator
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
@@ -29,13 +30,12 @@ from mvlm.kernels.views import VIEWS
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
-from mvlm.training.blocks import prepare_blocks
 from mvlm.training.engine import Engine
-from mvlm.training.kernels import apply_kernels
 from mvlm.training.logging.metrics import told
 from mvlm.training.optim import count_parameters, parameter_groups
-from mvlm.training.zero.config import resolve
-from tests.conftest import ROOT, TINY
+from mvlm.training.parallelize import parallelize
+from mvlm.training.zero.config import RunSide, resolve
+from tests.conftest import ROOT, TINY, of_pairs
 from tests.model.oracle import Oracle
 
 Gradients = dict[str, Tensor]
@@ -87,7 +87,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     with torch.no_grad():  # some words are guessed right from the start, or all accuracies would be equal zeros
         model.word_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
     loader = Loader(
-        PairDataset(mixture, tokenizer, config, model.grid),
+        PairDataset(mixture, tokenizer, *of_pairs(config), model.grid),
         mixture.draws(config.run.seed, config.data),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
@@ -96,6 +96,27 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
         workers=0,
     )
     return model, loader
+
+
+def resolved(model: MaskVLM, config: Config, content: dict[str, Any], world: int) -> dict[str, Any]:
+    train, parameters = config.train, count_parameters(model)
+    names, steps = ("json", "toml"), (10, 2)
+    return resolve(
+        content, RunSide(names, config.run.dir, train, config.objectives, config.optim, world, steps, parameters)
+    )
+
+
+def engine_of(model: MaskVLM, config: Config, content: dict[str, Any], world: int) -> Engine:
+    """As a run makes it, of this DeepSpeed JSON."""
+    return parallelize(
+        model,
+        resolved(model, config, content, world),
+        train=config.train,
+        kernels=config.kernels,
+        optim=config.optim,
+        objectives=config.objectives,
+        seed=config.run.seed,
+    )
 
 
 def steps_of(loader: Loader) -> list[list[Batch]]:
@@ -107,10 +128,7 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
     world = dist.world()
     config = configuration(shards, 16 // (world * accumulation), [*WEIGHTS, "train.recompute=0.5"])
     model, loader = built(config, dist.rank(), world)
-    apply_kernels(model, config)
-    prepare_blocks(model, config, stage)
-    content = {"zero_optimization": {"stage": stage}}
-    engine = Engine(model, config, resolve(content, config, ("json", "toml"), world, 10, 2, count_parameters(model)))
+    engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, world)
     history: dict[str, Any] = {"grad_norm": []}
     for step, micro_batches in enumerate(steps_of(loader)):
         tally = MetricAccumulator()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mvlm.config.schema import Config, Kernels
+from mvlm.config.schema import Optim
 from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.training.zero.adamw import build_adamw, by_apex, by_deepspeed, by_torch, optimizer
@@ -60,8 +60,9 @@ def test_what_cannot_run_here_is_refused() -> None:
     if probes.apex("amp_C") is None:
         pytest.skip("apex is built here")
     with pytest.raises(UserError, match=r"kernels\.optimizer = 'apex' cannot run here"):
-        build_adamw(make_groups(torch.float32), Config(kernels=Kernels(optimizer="apex")), DEVICE, 0)
-    build_adamw(make_groups(torch.float32), Config(), DEVICE, 0)
+        optimizer.choose("apex")
+    optimizer.choose("auto")
+    build_adamw(make_groups(torch.float32), Optim(), DEVICE, 0)
     assert optimizer.choice == "auto"
 
 

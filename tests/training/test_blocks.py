@@ -10,10 +10,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mvlm.config.schema import Config, Model, Train
+from mvlm.config.schema import Kernels
 from mvlm.errors import UserError
-from mvlm.training.blocks import evenly, find_blocks, prepare_blocks
-from mvlm.training.kernels import apply_kernels
+from mvlm.kernels.layers import use_kernels
+from mvlm.training.blocks import evenly, find_blocks
+from mvlm.training.kernels import settle_run
+from mvlm.training.parallelize import compile_blocks, recompute_blocks
 from tests.training.test_kernels import build
 
 
@@ -51,10 +53,6 @@ def kept(model: nn.Module) -> int:
     return total
 
 
-def config(dropout: float = 0.0, **train: object) -> Config:
-    return Config(model=Model(dropout=dropout), train=Train(**train))
-
-
 def test_the_blocks_of_all_encoders_are_found() -> None:
     names = [type(block).__name__ for block in find_blocks(build("model.cross_depth=2", "model.decoder_depth=3"))]
     assert names == ["Block", "RobertaLayer", *["CrossBlock"] * (2 + 2 + 3)]
@@ -71,7 +69,7 @@ def test_a_share_of_the_blocks_is_spread_over_them(share: float, picked: list[in
 def test_recomputed_blocks_train_the_same_bits(share: float) -> None:
     expected, model = gradients(make_vit()), make_vit()
     names = [*model.state_dict()]
-    prepare_blocks(model, config(recompute=share), stage=0)
+    recompute_blocks(model, share)
     for found, wanted in zip(gradients(model), expected, strict=True):
         assert torch.equal(found, wanted)
     assert [*model.state_dict()] == names
@@ -84,7 +82,7 @@ def test_recomputation_draws_the_same_dropout() -> None:
         models.append(
             timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2, num_classes=0, proj_drop_rate=0.5)
         )
-        prepare_blocks(models[-1], config(dropout=0.5, recompute=share), stage=0)
+        recompute_blocks(models[-1], share)
     for found, wanted in zip(*map(gradients, models), strict=True):
         assert torch.equal(found, wanted)
 
@@ -93,7 +91,7 @@ def test_memory_falls_with_the_share() -> None:
     sizes = []
     for share in (0.0, 0.5, 1.0):
         model = make_vit()
-        prepare_blocks(model, config(recompute=share), stage=0)
+        recompute_blocks(model, share)
         sizes.append(kept(model))
     none, half, whole = sizes
     assert whole < 0.25 * none
@@ -118,8 +116,10 @@ def test_compiled_and_recomputed_blocks_train_alike() -> None:
     names, results = [*model.state_dict()], []
     for ready in (False, True):
         if ready:
-            apply_kernels(model, Config())
-            prepare_blocks(model, config(compile=True, recompute=0.5), stage=2)
+            settle_run(Kernels())
+            use_kernels(model)
+            recompute_blocks(model, 0.5)
+            compile_blocks(model, stage=2)
         model.zero_grad()
         value = model(x)
         value.square().sum().backward()
@@ -132,10 +132,10 @@ def test_compiled_and_recomputed_blocks_train_alike() -> None:
 
 def test_stage_3_cannot_be_compiled() -> None:
     with pytest.raises(UserError, match=r"train\.compile does not go with ZeRO stage 3"):
-        prepare_blocks(make_vit(1), config(compile=True), stage=3)
+        compile_blocks(make_vit(1), stage=3)
 
 
 def test_a_missing_compiler_is_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"train\.compile needs a C\+\+ compiler"):
-        prepare_blocks(make_vit(1), config(compile=True), stage=0)
+        compile_blocks(make_vit(1), stage=0)

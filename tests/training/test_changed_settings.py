@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from mvlm.checkpoint.state import TrainState
-from mvlm.config.schema import Config, given_keys, load_config, load_stored_config
+from mvlm.config.load import given_keys, load_config, load_stored_config
+from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.checkpoint.settings import ON_RESUME, OnResume, Resumed, flat, resume_config
-from mvlm.training.fit import schedule_steps
-from mvlm.training.health import anomaly as guard
+from mvlm.training.health import anomaly
+from mvlm.training.schedule import schedule_steps
 from tests.training.conftest import KEPT, Resume, kept_words, read_metrics
 
 TOML = str(KEPT / "run.toml")
@@ -172,24 +173,28 @@ def test_a_changed_stage_is_told(resume_kept: Resume, tmp_path: Path, capfd: pyt
     assert "Changed in the DeepSpeed JSON since the checkpoint: zero_optimization.stage: 0 -> 1." in said
 
 
+def steps(config: Config, samples: int, state: TrainState | None = None) -> tuple[int, int]:
+    return schedule_steps(config.train, config.optim, samples, state)
+
+
 def test_with_another_batch_the_learning_rate_goes_on_from_where_it_was() -> None:
     """Halved at 4,000 of 10,000 samples, of which a warm-up takes the first 1,000."""
     words = ["train.epochs=10", "optim.warmup_epochs=1", "optim.warmup_steps=-1", "train.steps=0"]
     before = load_config(TOML, [*words, "train.global_batch=20"])
     after = load_config(TOML, [*words, "train.global_batch=10"])
     state = TrainState(step=200, samples_seen=4000, seed=0, manifest_fingerprint="")
-    assert schedule_steps(before, 1000) == schedule_steps(before, 1000, state) == (500, 50)
-    total, warmup = schedule_steps(after, 1000, state)
+    assert steps(before, 1000) == steps(before, 1000, state) == (500, 50)
+    total, warmup = steps(after, 1000, state)
     assert total == 200 + 6000 / 10
     assert (200 - warmup) / (total - warmup) == (200 - 50) / (500 - 50)
     later = TrainState(step=300, samples_seen=5000, seed=0, manifest_fingerprint="")
-    assert schedule_steps(after, 1000, later) == (total, warmup)
+    assert steps(after, 1000, later) == (total, warmup)
     skipped = TrainState(step=200, samples_seen=4060, seed=0, manifest_fingerprint="", skipped=(20, 60, 100))
-    assert schedule_steps(before, 1000, skipped) == (500, 50)
+    assert steps(before, 1000, skipped) == (500, 50)
 
 
 def test_a_loss_that_is_weighted_anew_is_no_spike(resume_kept: Resume, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "ENOUGH", 1)
+    monkeypatch.setattr(anomaly, "ENOUGH", 1)
     run = resume_kept(0, "objectives.text=30", "train.max_skipped=0")
     assert min(line["loss"] for line in read_metrics(run)[3:]) > 3 * max(line["loss"] for line in read_metrics(run)[:3])
     assert resumed("objectives.text=30").alters_loss and not resumed("optim.lr=0.1").alters_loss

@@ -28,7 +28,7 @@ STEP = "checkpoints/step_00000004"
 @pytest.fixture(scope="module")
 def sound(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:
     """A run of six updates with a checkpoint after the fourth."""
-    from mvlm.config.schema import given_keys, load_config
+    from mvlm.config.load import given_keys, load_config
     from mvlm.training.fit import train
 
     run = tmp_path_factory.mktemp("sound") / "run"

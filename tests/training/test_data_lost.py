@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from mvlm.checkpoint.tensors import find_checkpoint
-from mvlm.config.schema import load_config
+from mvlm.config.load import load_config
 from mvlm.data.shards import outage
 from mvlm.training.fit import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config, Objectives, Train
 from mvlm.errors import UserError
 from mvlm.kernels import probes
-from mvlm.training.zero.config import accumulation_steps, resolve, usable_ranks
+from mvlm.training.zero.config import RunSide, accumulation_steps, resolve, usable_ranks
 from mvlm.training.zero.json_file import read_deepspeed_json, unused
 from mvlm.training.zero.json_keys import PLAIN, check_keys
 from tests.conftest import ROOT
@@ -28,8 +29,15 @@ def config(*overrides: str) -> Config:
     return load_config(ROOT / "mvlm/configs/tiny.toml", [*given, *overrides])
 
 
+def batch_of(*overrides: str) -> tuple[Train, Objectives]:
+    """What a batch is divided by."""
+    return config(*overrides).train, config(*overrides).objectives
+
+
 def resolved(content: dict[str, Any], *overrides: str, world: int = 2, parameters: int = 20_000_000) -> dict[str, Any]:
-    return resolve(content, config(*overrides), ("user.json", "run.toml"), world, 1000, 50, parameters)
+    run, names = config(*overrides), ("user.json", "run.toml")
+    parts = run.train, run.objectives, run.optim
+    return resolve(content, RunSide(names, run.run.dir, *parts, world, (1000, 50), parameters))
 
 
 def refusal(content: dict[str, Any], *overrides: str) -> str:
@@ -371,8 +379,8 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: str | b
     ("total", "micro", "world", "expected"), [(64, 16, 1, 4), (64, 16, 4, 1), (64, 0, 2, 1), (64, 32, 2, 1)]
 )
 def test_accumulation_makes_up_the_global_batch(total: int, micro: int, world: int, expected: int) -> None:
-    given = config(f"train.global_batch={total}", f"train.micro_batch={micro}")
-    assert accumulation_steps(given, world) == expected
+    given = batch_of(f"train.global_batch={total}", f"train.micro_batch={micro}")
+    assert accumulation_steps(*given, world) == expected
 
 
 @pytest.mark.parametrize(
@@ -385,13 +393,13 @@ def test_accumulation_makes_up_the_global_batch(total: int, micro: int, world: i
 )
 def test_a_batch_that_does_not_divide_is_refused(overrides: list[str], world: int, parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
-        accumulation_steps(config(*overrides), world)
+        accumulation_steps(*batch_of(*overrides), world)
     for part in parts:
         assert part in str(error.value)
 
 
 def test_without_itm_its_group_does_not_matter() -> None:
-    assert accumulation_steps(config("train.micro_batch=8", "objectives.itm=0"), 1) == 8
+    assert accumulation_steps(*batch_of("train.micro_batch=8", "objectives.itm=0"), 1) == 8
 
 
 @pytest.mark.parametrize(
@@ -407,14 +415,14 @@ def test_without_itm_its_group_does_not_matter() -> None:
     ],
 )
 def test_the_most_ranks_that_divide_the_batch_are_used(overrides: list[str], world: int, ranks: int) -> None:
-    given = config(*overrides)
-    assert usable_ranks(given, world) == ranks
-    assert accumulation_steps(given, ranks) >= 1
+    given = batch_of(*overrides)
+    assert usable_ranks(*given, world) == ranks
+    assert accumulation_steps(*given, ranks) >= 1
 
 
 def test_a_batch_of_no_whole_groups_is_refused() -> None:
     with pytest.raises(UserError, match=r"train\.global_batch 40 .*objectives\.itm_group"):
-        usable_ranks(config("train.global_batch=40", "train.micro_batch=0"), 2)
+        usable_ranks(*batch_of("train.global_batch=40", "train.micro_batch=0"), 2)
 
 
 class Asked(dict[str, Any]):

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mvlm.training.gradient_norms import PARTS
-from mvlm.training.zero.partitions import Whole
+from mvlm.training.zero.state import ZeroStage0State
 from tests.conftest import ROOT, free_port, run_command
 from tests.training.conftest import is_compiled
 
@@ -199,10 +199,10 @@ def test_deepspeeds_adamw_goes_on_in_every_bit() -> None:
     generator = torch.Generator().manual_seed(0)
     start, gradients = torch.randn(1000, generator=generator), torch.randn(60, 1000, generator=generator)
 
-    def adam() -> tuple[torch.nn.Parameter, torch.optim.Optimizer, Whole]:
+    def adam() -> tuple[torch.nn.Parameter, torch.optim.Optimizer, ZeroStage0State]:
         parameter = torch.nn.Parameter(start.clone())
         optimizer = DeepSpeedCPUAdam([parameter], lr=1e-2, weight_decay=0.05)
-        return parameter, optimizer, Whole(optimizer, [parameter])
+        return parameter, optimizer, ZeroStage0State(optimizer, [parameter])
 
     def update(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer, steps: range) -> None:
         for step in steps:

@@ -16,7 +16,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.data.samples.answers import load_answers
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run

@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvlm.batch import Batch
-from mvlm.config.schema import Config, given_keys, load_config
+from mvlm.config.load import given_keys, load_config
+from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import load_run
-from mvlm.training.blocks import prepare_blocks
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
-from mvlm.training.optim import freeze, parameter_groups
+from mvlm.training.optim import parameter_groups
+from mvlm.training.parallelize import freeze, recompute_blocks
 from tests.conftest import TINY
 from tests.training.conftest import TOML, TrainHere, losses_by_step
 from tests.training.parity_worker import built, configuration, steps_of
@@ -53,9 +54,9 @@ def test_frozen_parts_are_in_no_group_and_get_no_gradient(scenes: Path, parts: t
 @pytest.mark.parametrize("recompute", [0.0, 1.0])
 def test_backward_does_not_enter_a_frozen_encoder(scenes: Path, recompute: float) -> None:
     """Its tokens know of no way back, and no product is computed twice in it."""
-    model, config, batch = model_and_batch(scenes, f"train.recompute={recompute}")
+    model, _, batch = model_and_batch(scenes, f"train.recompute={recompute}")
     freeze(model, ("vision",))
-    prepare_blocks(model, config, stage=0)
+    recompute_blocks(model, recompute)
     calls: dict[str, int] = {}
     for part in ("vision.vit.blocks.0", "cross_text.blocks.0"):
         layer = next(m for m in model.get_submodule(part).modules() if isinstance(m, torch.nn.LayerNorm))

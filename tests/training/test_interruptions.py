@@ -12,7 +12,7 @@ import torch
 
 from mvlm.checkpoint.description import SKIPPED
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.training.fit import train

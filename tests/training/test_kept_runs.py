@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mvlm.config import schema as configuration
-from mvlm.config.schema import Checkpoint, Config, Objectives, Optim, load_stored_config
+from mvlm.config import load as configuration
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Checkpoint, Config, Objectives, Optim
 from mvlm.training.checkpoint.settings import flat
 from tests.training.conftest import KEPT, Resume, losses_by_step
 

@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from mvlm.config.schema import Config, Kernels, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config, Kernels
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.layers import use_kernels
 from mvlm.kernels.linear import GeluLinear, gelu_linear
 from mvlm.model.fusion import FeedForward
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
-from mvlm.training.kernels import ALL_OPS, apply_kernels, settle
+from mvlm.training.kernels import ALL_OPS, settle, settle_run
 from tests.conftest import ROOT, TINY
 
 
@@ -25,6 +27,11 @@ def build(*overrides: str) -> tuple[MaskVLM, Config]:
     torch.manual_seed(0)
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
     return build_model(config, train_tokenizer(["red circle top left"] * 5, 300)), config
+
+
+def apply_kernels(model: MaskVLM, config: Config) -> None:
+    settle_run(config.kernels)
+    use_kernels(model)
 
 
 def run_parts(model: MaskVLM) -> list[torch.Tensor]:

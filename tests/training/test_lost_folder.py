@@ -11,7 +11,8 @@ import torch
 
 from mvlm.checkpoint.fencing import Attempt
 from mvlm.checkpoint.state import TrainState
-from mvlm.config.schema import Checkpoint, given_keys, load_config
+from mvlm.config.load import given_keys, load_config
+from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
 from mvlm.training.checkpoint import save as savers

@@ -27,7 +27,8 @@ from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.mirror import Mirror, Place
 from mvlm.checkpoint.upload import Uploads
-from mvlm.config.schema import Checkpoint, given_keys, load_config
+from mvlm.config.load import given_keys, load_config
+from mvlm.config.schema import Checkpoint
 from mvlm.errors import StorageLost, UserError, cannot_write
 from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver

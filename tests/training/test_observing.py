@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mvlm.config.schema import load_config
-from mvlm.evaluate.training import evaluator
+from mvlm.cli.train import evaluator
+from mvlm.config.load import load_config
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.watch.status import Status, Watcher

@@ -8,16 +8,16 @@ import pytest
 import torch
 from deepspeed.ops.op_builder.builder import OpBuilder
 
-from mvlm.config.schema import Config, load_config
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.training.engine import Engine
-from mvlm.training.optim import count_parameters
-from mvlm.training.zero.config import resolve
 from mvlm.training.zero.offload import build_optimizer
 from tests.conftest import ROOT, TINY
+from tests.training.parity_worker import resolved
 
 
 def tiny_model() -> tuple[MaskVLM, Config]:
@@ -34,11 +34,11 @@ def test_without_a_compiler_torchs_adamw_serves(
     monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had it compiled
     model, config = tiny_model()
     content = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
-    ds_config = resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model))
-    optimizer, with_it = build_optimizer(model, config, ds_config, torch.device("cpu"))
+    ds_config = resolved(model, config, content, 1)
+    optimizer, with_it = build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
     assert type(optimizer) is torch.optim.AdamW
     assert "AdamW for CPUs cannot be compiled (rank 0: " in capsys.readouterr().err
-    engine = Engine(model, config, with_it)
+    engine = Engine(model, config.optim, config.objectives, with_it)
     assert engine.engine.basic_optimizer is not None and engine.updates == 0
 
 
@@ -50,8 +50,8 @@ def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, m
     on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
     ds_config = {"zero_optimization": {"stage": 3, "offload_param": on_disk}}
     with pytest.raises(UserError, match=r"async_io.*libaio-dev.*zero3_offload\.json"):
-        build_optimizer(model, config, ds_config, torch.device("cpu"))
+        build_optimizer(model, config.optim, ds_config, torch.device("cpu"))
     (tmp_path / "file").touch()
     on_disk["nvme_path"] = str(tmp_path / "file/below")
     with pytest.raises(UserError, match=r"cannot be offloaded to .*nvme_path"):
-        build_optimizer(model, config, ds_config, torch.device("cpu"))
+        build_optimizer(model, config.optim, ds_config, torch.device("cpu"))

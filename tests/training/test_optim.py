@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mvlm.config.schema import load_config
+from mvlm.config.load import load_config
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
@@ -78,7 +78,7 @@ def test_the_optimiser_is_adamw_as_configured() -> None:
     own = ["optim.betas=[0.8,0.9]", "optim.eps=1e-3"]
     model, groups = build(*own)
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *own])
-    optimizer = build_adamw(groups, config, torch.device("cpu"), stage=0)
+    optimizer = build_adamw(groups, config.optim, torch.device("cpu"), stage=0)
     group_of = by_parameter(model, groups)
     generator = torch.Generator().manual_seed(0)
     before = {name: parameter.detach().double().clone() for name, parameter in model.named_parameters()}

@@ -10,7 +10,7 @@ import pytest
 
 from mvlm.check.everything import check_run
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.config.schema import given_keys, load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit import train
 from tests.conftest import ROOT, TINY
 from tests.training.conftest import TOML, losses_by_step

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.config.schema import load_config
+from mvlm.config.load import load_config
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
 

@@ -31,19 +31,15 @@ from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import make_latest, newest_whole, restore
 from mvlm.training.checkpoint.save import Saver, write_tensors
 from mvlm.training.engine import Engine
-from mvlm.training.optim import count_parameters
-from mvlm.training.zero.config import resolve
 from tests.conftest import ROOT, free_port
-from tests.training.parity_worker import built, configuration, steps_of
+from tests.training.parity_worker import built, configuration, engine_of, steps_of
 from tests.training.saver_worker import Trained, save
 
 
-def engine_of(scenes: Path, stage: int) -> tuple[Engine, list[list[Batch]]]:
+def prepared(scenes: Path, stage: int) -> tuple[Engine, list[list[Batch]]]:
     config = configuration(str(scenes), 16)
     model, loader = built(config, 0, 1)
-    content = {"zero_optimization": {"stage": stage}}
-    engine = Engine(model, config, resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model)))
-    return engine, steps_of(loader)
+    return engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1), steps_of(loader)
 
 
 def state_of(engine: Engine, step: int) -> TrainState:
@@ -73,7 +69,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
     """To the tensors, the update counter and the losses of the checkpoint's step, with and without moments."""
-    engine, batches = engine_of(scenes, stage)
+    engine, batches = prepared(scenes, stage)
     saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
     losses, kept = [], {}
     for step in range(4):
@@ -93,7 +89,7 @@ def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, s
 
 def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_rank: None) -> None:
     """A process without DeepSpeed and without mvlm reads what the engine holds."""
-    engine, batches = engine_of(scenes, 1)
+    engine, batches = prepared(scenes, 1)
     engine.step(batches[0], 0.5, 0)
     saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
     saver.start(state_of(engine, 1))
@@ -135,7 +131,7 @@ def test_training_goes_on_while_files_are_written(scenes: Path, tmp_path: Path, 
 
     A pipe cannot be synced, so this checkpoint fails in the end, and what was latest stays.
     """
-    engine, batches = engine_of(scenes, 0)
+    engine, batches = prepared(scenes, 0)
     engine.step(batches[0], 0.5, 0)
     saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
     saver.start(state_of(engine, 1))

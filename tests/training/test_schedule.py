@@ -4,9 +4,8 @@ import math
 
 import pytest
 
-from mvlm.config.schema import load_config
-from mvlm.training.fit import schedule_steps
-from mvlm.training.schedule import lr_factor
+from mvlm.config.load import load_config
+from mvlm.training.schedule import lr_factor, schedule_steps
 from tests.conftest import ROOT
 
 
@@ -50,4 +49,5 @@ def test_one_update_alone_is_at_the_peak() -> None:
     ],
 )
 def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[int, int]) -> None:
-    assert schedule_steps(load_config(ROOT / "mvlm/configs/tiny.toml", overrides), rows) == expected
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", overrides)
+    assert schedule_steps(config.train, config.optim, rows) == expected

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 from mvlm.runtime import dist
-from mvlm.training.health.stragglers import spread
+from mvlm.training.logging.metrics import spread
 from tests.conftest import free_port
 
 MEASURED = [(0.50, 0.01, 0.20), (0.52, 0.25, 0.02)]  # rank 1 reads slowly, rank 0 waits for it

@@ -15,11 +15,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvlm.batch import MetricAccumulator
-from mvlm.training.engine import Engine
-from mvlm.training.optim import count_parameters
-from mvlm.training.zero.config import resolve
 from tests.conftest import ROOT
-from tests.training.parity_worker import built, configuration, steps_of
+from tests.training.parity_worker import built, configuration, engine_of, steps_of
 
 OURS = str(ROOT / "mvlm") + "/"
 DEEPSPEEDS = str(Path(deepspeed.__file__).parent) + "/"
@@ -143,8 +140,7 @@ def test_a_step_of_training_waits_for_nothing_in_our_code(
 ) -> None:
     config = configuration(str(scenes), 16 // accumulation, [f"objectives.image_masking={masking}"])
     model, loader = built(config, 0, 1)
-    content = {"zero_optimization": {"stage": stage}}
-    engine = Engine(model, config, resolve(content, config, ("json", "toml"), 1, 10, 2, count_parameters(model)))
+    engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1)
     first, second, *_ = steps_of(loader)
     engine.step(first, 0.5, 0, MetricAccumulator())  # which leaves some constants on the device
     with Waits() as waits:

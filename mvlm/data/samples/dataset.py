@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Data
 from mvlm.data.images.decode import open_picture
 from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import train_view
@@ -103,9 +103,8 @@ class Rows(Generic[S]):
     image_shape: tuple[int, int, int, int]
     captions: CaptionTokenizer
 
-    def __init__(self, mixture: Mixture, config: Config):
-        self.mixture = mixture
-        self.config = config
+    def __init__(self, mixture: Mixture, data: Data, image_size: int, seed: int):
+        self.mixture, self.data, self.image_size, self.seed = mixture, data, image_size, seed
 
     def __len__(self) -> int:
         """Samples an epoch."""
@@ -172,7 +171,7 @@ class Rows(Generic[S]):
 
     def _in_its_place(self, position: int, bad: int) -> Visit:
         """What is tried at a position where so many rows were bad."""
-        rng = generator(self.config.run.seed, Purpose.REPLACEMENT, 0, bad, position)
+        rng = generator(self.seed, Purpose.REPLACEMENT, 0, bad, position)
         row = int(rng.integers(len(self.mixture)))
         return Visit(position, row, row, REPLACED + position, None)
 
@@ -214,18 +213,18 @@ class Rows(Generic[S]):
 
         Rows at URLs are not looked at: they would have to be fetched before the run begins.
         """
-        draws = self.mixture.draws(self.config.run.seed, self.config.data)
+        draws = self.mixture.draws(self.seed, self.data)
         numbers = self.mixture.numbers
         drawn = draws(np.arange(min(LOOKED_AT, len(self))))[0].tolist()
         here = dict.fromkeys(numbers.visit(number)[0] for number in drawn if numbers.are_here(number))
         sentences = [sentence for content in self.mixture.sound(here) for sentence in self.sentences(content)]
         cut = self.captions.told_cut(sentences)
-        where = f"Texts are cut at data.text_length = {self.config.data.text_length}"
+        where = f"Texts are cut at data.text_length = {self.data.text_length}"
         return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
 
     def rng(self, purpose: Purpose, visit: Visit) -> np.random.Generator:
         epoch = visit.position // len(self)
-        return generator(self.config.run.seed, purpose, epoch, visit.occurrence, visit.number)
+        return generator(self.seed, purpose, epoch, visit.occurrence, visit.number)
 
     def _draw_images(self, content: Row, sample: S, visit: Visit) -> None:
         """The views of a sample's image, or one view of each of its two; raises `BadImage`."""
@@ -239,8 +238,7 @@ class Rows(Generic[S]):
 
     def _show(self, encoded: Encoded, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray) -> None:
         """Write a view of an encoded image for each of `draws`."""
-        size, settings = self.config.model.image_size, self.config.data
-        area, operations = settings.crop_scale, settings.randaugment
+        size, area, operations = self.image_size, self.data.crop_scale, self.data.randaugment
         picture = open_picture(encoded.checked())
         for view_CHW, rng in zip(out_VCHW, draws, strict=True):
             train_view(picture, size, rng, area, flip, operations, view_CHW)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.config.schema import Config
 from mvlm.data.images.decode import open_picture
 from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import eval_view
@@ -63,9 +62,9 @@ class EvalDataset(EvalImages):
         tokens: the `CaptionTokenizer`.
     """
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
-        super().__init__(mixture, min(limit, len(mixture)) if limit else len(mixture), config.model.image_size)
-        self.tokens = CaptionTokenizer(tokenizer, config.data.text_length)
+    def __init__(self, mixture: Mixture, tokenizer: Any, text_length: int, image_size: int, limit: int = 0):
+        super().__init__(mixture, min(limit, len(mixture)) if limit else len(mixture), image_size)
+        self.tokens = CaptionTokenizer(tokenizer, text_length)
         captions = [mixture.captions(row) for row in range(self.rows)]
         self.captions = [caption for of_row in captions for caption in of_row]
         self.owner = np.repeat(np.arange(self.rows), [len(of_row) for of_row in captions])
@@ -89,12 +88,12 @@ class LabelledEvalDataset(EvalDataset):
         values: the task's own columns of each row.
     """
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0):
-        super().__init__(mixture, tokenizer, config, limit)
+    def __init__(self, mixture: Mixture, task: str, tokenizer: Any, text_length: int, image_size: int, limit: int = 0):
+        super().__init__(mixture, tokenizer, text_length, image_size, limit)
         rows = [mixture.row(row) for row in range(self.rows)]
         self.keys = [row.key for row in rows]
         self.values = [row.own for row in rows]
-        self.captions = [SENTENCES[config.task.name](own)[0] for own in self.values]
+        self.captions = [SENTENCES[task](own)[0] for own in self.values]
         self.owner = np.arange(self.rows)
 
     def samples(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from mvlm.config.schema import Config
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.corpus import Mixture
 
@@ -19,8 +18,8 @@ class FoilDataset(EvalDataset):
         swapped: what the false sentence exchanges, for each row.
     """
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, limit: int = 0) -> None:
-        super().__init__(mixture, tokenizer, config, limit)
+    def __init__(self, mixture: Mixture, tokenizer: Any, text_length: int, image_size: int, limit: int = 0) -> None:
+        super().__init__(mixture, tokenizer, text_length, image_size, limit)
         rows = [mixture.row(row).own for row in range(self.rows)]
         self.captions = [sentence for own in rows for sentence in (own["caption"], own["foil"])]
         self.owner = np.arange(self.rows).repeat(2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Data
 from mvlm.data.samples.answers import load_answers, soft_target
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.dataset import Rows, Sample, Visit
@@ -69,13 +69,21 @@ class LabelledDataset(Rows[Labelled]):
         answers: the classes of "vqa".
     """
 
-    def __init__(self, mixture: Mixture, task: str, tokenizer: Any, config: Config, answers: Sequence[str] = ()):
-        super().__init__(mixture, config)
+    def __init__(
+        self,
+        mixture: Mixture,
+        task: str,
+        tokenizer: Any,
+        data: Data,
+        image_size: int,
+        seed: int,
+        answers: Sequence[str] = (),
+    ):
+        super().__init__(mixture, data, image_size, seed)
         self.task = task
-        self.captions = CaptionTokenizer(tokenizer, config.data.text_length)
+        self.captions = CaptionTokenizer(tokenizer, data.text_length)
         self._answers = {answer: place for place, answer in enumerate(answers)}
-        size = config.model.image_size
-        self.image_shape = (2 if task == "nlvr2" else 1, 3, size, size)
+        self.image_shape = (2 if task == "nlvr2" else 1, 3, image_size, image_size)
 
     def sentences(self, content: Row) -> Sequence[str]:
         return SENTENCES[self.task](content.own)
@@ -85,7 +93,7 @@ class LabelledDataset(Rows[Labelled]):
         said = (*sentences, *content.own.get("answers", ()))
         return Labelled(
             images=out_VCHW,
-            flip=self.config.data.flip and not any(map(SIDES.search, said)),
+            flip=self.data.flip and not any(map(SIDES.search, said)),
             texts_TL=tuple(map(self.captions.encode, sentences)),
             label=self._label(content.own),
             position=visit.position,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Data, Objectives
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.dataset import Rows, Sample, Visit
 from mvlm.data.shards.corpus import Mixture, Row
@@ -52,13 +52,21 @@ class PairDataset(Rows[Pair]):
         UserError: the mask blocks do not tile the grid.
     """
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, config: Config, grid: tuple[int, int]):
-        super().__init__(mixture, config)
-        block_grid(grid, config.objectives.image_mask_block)
-        self.captions = CaptionTokenizer(tokenizer, config.data.text_length)
-        self.grid = grid
-        size = config.model.image_size
-        self.image_shape = (1 if config.data.shared_view else 2, 3, size, size)
+    def __init__(
+        self,
+        mixture: Mixture,
+        tokenizer: Any,
+        data: Data,
+        objectives: Objectives,
+        image_size: int,
+        seed: int,
+        grid: tuple[int, int],
+    ):
+        super().__init__(mixture, data, image_size, seed)
+        block_grid(grid, objectives.image_mask_block)
+        self.captions = CaptionTokenizer(tokenizer, data.text_length)
+        self.objectives, self.grid = objectives, grid
+        self.image_shape = (1 if data.shared_view else 2, 3, image_size, image_size)
 
     def sentences(self, content: Row) -> Sequence[str]:
         return content.captions
@@ -69,7 +77,7 @@ class PairDataset(Rows[Pair]):
         masked_text_L, target_L = self._hide_tokens(text_L, self.rng(Purpose.TOKENS, visit))
         return Pair(
             images=out_VCHW,
-            flip=self.config.data.flip and not SIDES.search(caption),
+            flip=self.data.flip and not SIDES.search(caption),
             patch_mask_N=self._hide_patches(self.rng(Purpose.PATCHES, visit)),
             text_L=text_L,
             masked_text_L=masked_text_L,
@@ -101,7 +109,7 @@ class PairDataset(Rows[Pair]):
     def _choose(self, captions: list[str], visit: Visit) -> str:
         if visit.caption is not None:
             return captions[visit.caption]
-        match self.config.data.caption:
+        match self.data.caption:
             case "draw":
                 return captions[int(self.rng(Purpose.CAPTION, visit).integers(len(captions)))]
             case "cycle":
@@ -110,7 +118,7 @@ class PairDataset(Rows[Pair]):
                 return captions[0]
 
     def _hide_patches(self, rng: np.random.Generator) -> np.ndarray:
-        objectives = self.config.objectives
+        objectives = self.objectives
         return patch_mask(
             rng,
             self.grid,
@@ -120,7 +128,7 @@ class PairDataset(Rows[Pair]):
         )
 
     def _hide_tokens(self, text_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        objectives = self.config.objectives
+        objectives = self.objectives
         return token_mask(
             rng,
             text_L,

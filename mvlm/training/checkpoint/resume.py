@@ -1,4 +1,4 @@
-"""Going on from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/checkpoint/layout.py.
+"""Resuming from a checkpoint, with any number of ranks and any ZeRO stage. Its layout: mvlm/checkpoint/layout.py.
 
 Written by mvlm/training/checkpoint/save.py. Where the run's latest checkpoint turns out to be damaged, the newest older
 one that is whole takes its place; where `latest` is lost or names none, the newest whole one.
@@ -11,21 +11,31 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from mvlm.checkpoint.integrity import can_go_on, compare_shapes, find_damage, read_whole_state, refusal
+from mvlm.checkpoint.description import CONFIG, described_in
+from mvlm.checkpoint.integrity import (
+    can_go_on,
+    check_continuity,
+    compare_shapes,
+    find_damage,
+    read_whole_state,
+    refusal,
+)
 from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
-from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.state import OrderSpec, TrainState
 from mvlm.checkpoint.tensors import open_tensors
+from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
+from mvlm.data.loading.sampler import order_of
 from mvlm.errors import UserError
 from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
 from mvlm.runtime.storage import sync_folder, write_durably
 from mvlm.training.engine import Engine
-from mvlm.training.zero.partitions import MOMENTS as KEYS
+from mvlm.training.zero.state import MOMENTS as KEYS
 
 
 @dataclass(frozen=True)
@@ -131,27 +141,32 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
     return Search(found.first, problem=found.problem)
 
 
-def restore_start(engine: Engine, run: Path, start: Start) -> tuple[TrainState, Path]:
+def restore_start(engine: Engine, run: Path, start: Start, fingerprint: str) -> tuple[Start, TrainState]:
     """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
 
     An attempt that still lives goes on and deletes old checkpoints while this one starts up.
 
+    Args:
+        fingerprint: of the data.
+
     Returns:
-        The state, and the checkpoint that it is from.
+        The start as it turned out to be, and its state.
 
     Raises:
-        UserError: as `restore` does.
+        UserError: as `restore` does, or the run was trained on other data.
     """
-    checkpoint = start.checkpoint
+    checkpoint, state = start.checkpoint, None
     assert checkpoint
-    while True:
+    while state is None:
         try:
-            return restore(engine, checkpoint), checkpoint
+            state = restore(engine, checkpoint)
         except UserError:
             newest = newest_whole(run) if start.own else checkpoint
             if newest == checkpoint:
                 raise
             checkpoint = newest
+    check_continuity(checkpoint, state, fingerprint)
+    return replace(start, checkpoint=checkpoint), with_stored_order(state, checkpoint)
 
 
 def is_gone(checkpoint: Path) -> bool:
@@ -173,7 +188,7 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
     with ExitStack() as stack:
         weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
         moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
-        averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.averages else {}
+        averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.has_ema else {}
         compare_shapes(checkpoint, weights, parameters)
         engine.prepare_state(state.updates)
         for name, parameter in parameters.items():
@@ -181,7 +196,7 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
             if parameter.requires_grad:
                 titles = {key: f"{key}/{name}" for key in KEYS}
                 whole |= {key: moments[title].tensor(title) for key, title in titles.items() if title in moments}
-                if engine.averages:  # which begin here where the checkpoint has none
+                if engine.has_ema:  # which begin here where the checkpoint has none
                     whole[EMA] = averages[name].weight(name) if name in averages else whole["weight"]
             engine.write(parameter, whole)
     if state.loss_scale is not None:
@@ -222,3 +237,17 @@ def _clear_latest(latest: Path) -> None:
     """A folder in its place could not be replaced by a file."""
     if latest.is_dir() and not latest.is_symlink():
         os.rename(latest, latest.with_name(f"{LATEST}.aside-{time.time_ns()}"))
+
+
+def with_stored_order(state: TrainState, checkpoint: Path) -> TrainState:
+    """A state of before orders were recorded has the one of the configuration stored with its run, if that is there."""
+    if state.order:
+        return state
+    return replace(state, order=_stored_order(checkpoint))
+
+
+def _stored_order(checkpoint: Path) -> tuple[OrderSpec, ...]:
+    try:
+        return (order_of(load_stored_config(described_in(checkpoint) / CONFIG).data),)
+    except UserError:
+        return ()

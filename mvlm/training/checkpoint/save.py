@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,15 +28,13 @@ from mvlm.checkpoint.folder_group import Site
 from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
 from mvlm.runtime.storage import write_bytes_durably, write_durably
 from mvlm.training.engine import Engine
-from mvlm.training.zero.partitions import MOMENTS as KEYS
-
-if TYPE_CHECKING:
-    from mvlm.checkpoint.upload import Uploads
+from mvlm.training.zero.state import MOMENTS as KEYS
 
 SO = "free some room and start again"
 Content = dict[str, dict[str, Tensor]]
@@ -63,7 +61,7 @@ class Saver:
     Args:
         attempt: at the run; what earlier ones have left half written is deleted.
         site: the ranks that see this run folder; None = all.
-        uploads: gets what is published.
+        uploads: gets what is published; None = there is no mirror.
         description: files by name that say what the weights mean, which every checkpoint takes along.
     """
 
@@ -78,10 +76,11 @@ class Saver:
         description: Mapping[str, bytes] | None = None,
     ) -> None:
         self.seconds = 0.0  # from start to published, of the last checkpoint
-        self._engine, self._config, self._attempt = engine, config, attempt
-        self._site, self._uploads = site or Site.of_all(), uploads
+        self.run, self.attempt = run, attempt
+        self._engine, self._config, self._site = engine, config, site or Site.of_all()
+        self.uploads = uploads or Uploads(None, run, config, attempt, self._site, print)
         self._description = description or {}
-        self._run, self._home = run, run / CHECKPOINTS
+        self._home = run / CHECKPOINTS
         self._pending: _Pending | None = None
         if self._site.leads:
             delete_unfinished(self._home, attempt.number)
@@ -93,7 +92,7 @@ class Saver:
         """Give up what is pending: ranks that end on an error cannot agree on it any more."""
         if self._pending:
             self._pending.share.join()
-            if self._site.leads and not self._attempt.is_lost():
+            if self._site.leads and not self.attempt.is_lost():
                 shutil.rmtree(self._pending.partial, ignore_errors=True)
             self._pending = None
 
@@ -117,7 +116,7 @@ class Saver:
         self.require_folder()
         since = time.monotonic()
         folder = self._home / step_name(state.step)
-        partial = folder.with_name(f"{folder.name}.partial-{self._attempt.number}")
+        partial = folder.with_name(f"{folder.name}.partial-{self.attempt.number}")
         unmade = _make(partial)
         self._pending = _Pending(state, folder, partial, _Share(partial, _own_share(self._engine), unmade), since)
         self._pending.share.start()
@@ -129,8 +128,8 @@ class Saver:
 
     def require_folder(self) -> None:
         """Raises: UserError: on every rank, where the run folder of any has been removed, moved or replaced."""
-        if any(dist.gather_objects(self._attempt.is_lost())):
-            raise self._attempt.lost()
+        if any(dist.gather_objects(self.attempt.is_lost())):
+            raise self.attempt.lost()
 
     def publish(self) -> None:
         """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
@@ -148,7 +147,7 @@ class Saver:
         if self._site.leads:
             if not failure:
                 entries = [entry for entries, _ in gathered for entry in entries]
-                failure = _publish(pending, entries, self._description, self._attempt.writer)
+                failure = _publish(pending, entries, self._description, self.attempt.writer)
             if failure:
                 shutil.rmtree(pending.partial, ignore_errors=True)
         failure = next(filter(None, dist.gather_objects(failure)), None)
@@ -156,10 +155,8 @@ class Saver:
             self.require_folder()  # it may have gone just now
             raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
         if self._site.leads:
-            held = self._uploads.held if self._uploads else None
-            prune(self._run, pending.folder, self._config, self._attempt.writer, held)
-        if self._uploads:
-            self._uploads.offer(pending.folder)
+            prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
+        self.uploads.offer(pending.folder)
         self.seconds = time.monotonic() - pending.since
 
 

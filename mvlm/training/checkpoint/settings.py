@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -17,11 +16,13 @@ from typing import Any
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.state import TrainState
-from mvlm.config.schema import Config, load_stored_config
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.config.validate import check_ranges
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.checkpoint.resume import Start
+from mvlm.training.zero.json_file import leaves
 
 
 class OnResume(Enum):
@@ -172,7 +173,7 @@ def deepspeed_changes(checkpoint: Path, now: dict[str, Any]) -> tuple[str, ...]:
         stored = json.loads((described_in(checkpoint) / DEEPSPEED).read_text(encoding="utf-8"))
     except (OSError, ValueError, UserError):  # nothing hangs on it
         return ()
-    before, after = dict(_leaves(stored, "")), dict(_leaves(now, ""))
+    before, after = dict(leaves(stored)), dict(leaves(now))
     keys = [key for key in before | after if not key.startswith(DERIVED) and before.get(key) != after.get(key)]
     return _changes({key: (before.get(key), after.get(key)) for key in keys}, " in the DeepSpeed JSON")
 
@@ -200,11 +201,3 @@ def _refusal(key: str, before: Any, value: Any, kind: OnResume, checkpoint: Path
 
 def _shown(value: Any) -> str:
     return "none" if value is None else as_toml(value)
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    else:
-        yield name, value

@@ -16,7 +16,7 @@ SMALL = 1.0  # nats; losses below it, as of fine-tuning near its end, jump by mu
 
 
 @dataclass(frozen=True)
-class Bad:
+class Anomaly:
     """A step that must not have been."""
 
     step: int
@@ -32,7 +32,7 @@ class _Reading:
     copied: torch.cuda.Event | None
 
 
-class Guard:
+class AnomalyDetector:
     """Readings wait `LAG` steps; then all ranks exchange and judge them alike.
 
     Args:
@@ -40,8 +40,12 @@ class Guard:
         recent_losses: of the steps before.
     """
 
-    def __init__(self, spike: float, recent_losses: tuple[float, ...]) -> None:
+    def __init__(self, spike: float, recent_losses: tuple[float, ...] = ()) -> None:
         self._spike = spike
+        self.restart(recent_losses)
+
+    def restart(self, recent_losses: tuple[float, ...]) -> None:
+        """Forget all steps but what these losses tell of them."""
         self._losses: deque[float] = deque(recent_losses, maxlen=HISTORY)
         self._readings: deque[_Reading] = deque()
 
@@ -78,12 +82,12 @@ class Guard:
         loss, norm = reading.values_2.tolist()
         return loss, norm
 
-    def judge(self, loss: float, grad_norm: float) -> Bad | None:
+    def judge(self, loss: float, grad_norm: float) -> Anomaly | None:
         """Take the oldest reading off, given its means over ranks; what is wrong with it, if anything."""
         reading = self._readings.popleft()
         reason = self._wrong(loss, grad_norm)
         if reason:
-            return Bad(reading.step, reading.position, reason)
+            return Anomaly(reading.step, reading.position, reason)
         self._losses.append(loss)
         return None
 

@@ -1,4 +1,4 @@
-"""Images that a run could not use and replaced: listed once each, counted, and too many of them end the run."""
+"""What a run leaves out, listed in its folder: images that cannot be used, and batches at which it met an anomaly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from mvlm.checkpoint.description import SKIPPED
+from mvlm.data.loading.sampler import Sampler
 from mvlm.data.samples.dataset import Fault
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
-from mvlm.training.health.lists import read_listed
+from mvlm.training.health.anomaly import Anomaly
 
 QUARANTINE = "quarantine.jsonl"
 
@@ -21,7 +27,7 @@ FIRST_SAMPLES = 10_000
 
 
 class Quarantine:
-    """The list in the run folder, alike on every rank; what an earlier attempt listed counts on.
+    """Images that a run could not use and replaced, alike on every rank; what an earlier attempt listed counts on.
 
     Args:
         tolerance: images that may be bad, as a share of the samples drawn or, from 1 on, as a number.
@@ -31,23 +37,21 @@ class Quarantine:
     def __init__(self, run: Path, tolerance: float, rows: int) -> None:
         self._path = run / QUARANTINE
         self._tolerance, self._all_rows = tolerance, rows
-        self._rows = set(read_listed(self._path, "row"))
+        self._rows = set(_read(self._path, "row"))
 
     def __len__(self) -> int:
         """Different images listed."""
         return len(self._rows)
 
     def add(self, own: Sequence[Fault], samples_seen: int) -> None:
-        """List what is new among all ranks' faults; all ranks must call, rank 0 writes.
+        """List what is new among all ranks' faults, once each; all ranks must call.
 
         Raises:
             UserError: on every rank, where the list cannot be written or has become longer than the tolerance.
         """
         met = sorted((fault for faults in dist.gather_objects(list(own)) for fault in faults), key=_place)
         new = list({fault.row: fault for fault in reversed(met) if fault.row not in self._rows}.values())[::-1]
-        failure = self._write(new) if dist.rank() == 0 else None
-        if failure := dist.broadcast_object(failure):
-            raise failure
+        _append(self._path, [asdict(fault) | {"at": time.time()} for fault in new])
         self._rows.update(fault.row for fault in new)
         drawn = min(samples_seen, self._all_rows)
         allowed = self._tolerance if self._tolerance >= 1 else self._tolerance * max(drawn, FIRST_SAMPLES)
@@ -58,19 +62,89 @@ class Quarantine:
                 "mend those shards, or raise data.tolerance."
             )
 
-    def _write(self, faults: list[Fault]) -> UserError | None:
-        if not faults:
-            return None
-        lines = [json.dumps(asdict(fault) | {"at": time.time()}) + "\n" for fault in faults]
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            return cannot_write(str(self._path), error, "free some room and start again")
-        return None
+
+class Skipped:
+    """Stream positions at which a batch to be left out begins, on every rank.
+
+    The list outlives a kill between a roll-back and the next checkpoint, so the run that is resumed leaves out the
+    same.
+
+    Args:
+        positions: known from the checkpoint.
+        limit: batches that may be left out.
+    """
+
+    def __init__(self, run: Path, positions: tuple[int, ...], limit: int) -> None:
+        self.path, self._limit = run / SKIPPED, limit
+        self.positions = {*positions, *_read(self.path, "position")}
+
+    def positions_before(self, position: int) -> tuple[int, ...]:
+        return tuple(sorted(p for p in self.positions if p < position))
+
+    def add(self, anomaly: Anomaly, global_batch: int, draws: Sampler, mixture: Mixture) -> None:
+        """Leave a batch out from now on, and write down its samples; all ranks must call.
+
+        Raises:
+            UserError: on every rank, where the list cannot be written or has become longer than the limit.
+        """
+        self.positions.add(anomaly.position)
+        rows = draws(np.arange(anomaly.position, anomaly.position + global_batch))[0].tolist() if _writes() else ()
+        samples = [{"where": mixture.where(row), "key": mixture.key(row)} for row in rows]
+        _append(self.path, [asdict(anomaly) | {"at": time.time(), "samples": samples}])
+        if len(self.positions) > self._limit:
+            raise UserError(
+                f"At step {anomaly.step} {anomaly.reason}, and train.max_skipped = {self._limit} batches have been "
+                f"left out already: look at the samples listed in {self.path}, or lower optim.lr, or raise "
+                "train.max_skipped."
+            )
 
 
 def _place(fault: Fault) -> tuple[int, int]:
     return fault.position, fault.row
+
+
+def _writes() -> bool:
+    return dist.rank() == 0
+
+
+def _append(path: Path, lines: list[dict[str, Any]]) -> None:
+    """One JSON object a line, by rank 0; all ranks must call, and raise where it fails."""
+    failure = None
+    if lines and _writes():
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            failure = cannot_write(str(path), error, "free some room and start again")
+    if failure := dist.broadcast_object(failure):
+        raise failure
+
+
+def _read(path: Path, key: str) -> list[int]:
+    """The number under `key` of every whole line, the same on all ranks, which must all call.
+
+    A last line that a kill cut off is left out: it had not been acted upon, or will be met again.
+
+    Raises:
+        UserError: on every rank, where what lies there cannot be read.
+    """
+
+    def read() -> list[int]:
+        try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error}): move away what lies there.") from None
+        return [number for line in lines if (number := _number(line, key)) is not None]
+
+    return dist.as_rank_0(read)
+
+
+def _number(line: str, key: str) -> int | None:
+    try:
+        return int(json.loads(line)[key])
+    except (ValueError, KeyError, TypeError):
+        return None

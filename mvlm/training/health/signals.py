@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
-from pathlib import Path
 from types import FrameType
 
+import psutil
+
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-LAUNCHERS = (b"deepspeed", b"torch.distributed.run", b"torchrun")
-PROC = Path("/proc")
+LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
 MARGIN_SHARE, MARGIN_SECONDS = 0.05, 60.0
 """Of the time limit, and at most: what is left for ending beside two steps and two checkpoints."""
 
@@ -44,7 +45,7 @@ class StopRequests:
 
     def orphaned(self) -> bool:
         """Whether a process that launched this rank has died."""
-        return any(start_time(pid) != started for pid, started in self._launchers)
+        return not all(map(_is_alive, self._launchers))
 
     def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
         """Whether the time left is needed for ending.
@@ -56,35 +57,24 @@ class StopRequests:
         return self._limited and left < self._margin + 2 * (step_seconds + save_seconds)
 
 
-def launchers() -> list[tuple[int, str]]:
-    """Process id and start time of this rank's parent and, above it, of the launcher's processes; empty without one."""
-    found: list[tuple[int, str]] = []
+def launchers() -> list[psutil.Process]:
+    """This rank's parent and, above it, the launcher's processes; empty without one."""
     if "RANK" not in os.environ:
-        return found
-    pid = os.getppid()
-    while pid > 1 and (started := start_time(pid)) and (not found or _is_launcher(pid)):
-        found.append((pid, started))
-        pid = int(_stat(pid)[1])
-    return found
+        return []
+    above = [process for process in psutil.Process().parents() if process.pid > 1]
+    return [*above[:1], *itertools.takewhile(_is_launcher, above[1:])]
 
 
-def start_time(pid: int) -> str | None:
-    """In the kernel's ticks; None when there is no such process, or no /proc."""
+def _is_launcher(process: psutil.Process) -> bool:
     try:
-        fields = _stat(pid)
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def _is_launcher(pid: int) -> bool:
-    try:
-        command = (PROC / str(pid) / "cmdline").read_bytes()
-    except OSError:
+        words = " ".join(process.cmdline())
+    except psutil.Error:
         return False
-    return any(name in command for name in LAUNCHERS)
+    return any(name in words for name in LAUNCHERS)
 
 
-def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on; the name before it may hold spaces and brackets."""
-    return (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False

@@ -1,86 +1,141 @@
-"""What a log line holds."""
+"""What a run reports of its steps, and the numbers of a log line."""
 
 from __future__ import annotations
 
 import resource
+import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvlm.batch import Losses, MetricAccumulator
+from mvlm.batch import Batch, LabelledBatch, Losses, MetricAccumulator
+from mvlm.checkpoint.fencing import Attempt
 from mvlm.checkpoint.state import TrainState
-from mvlm.config.schema import Config
+from mvlm.config.schema import Optim, Train
 from mvlm.runtime import dist
 from mvlm.training.engine import Engine
-from mvlm.training.health.stragglers import spread
+from mvlm.training.logging.mfu import Arithmetic
+from mvlm.training.logging.monitor import Monitor
+from mvlm.training.logging.profile import Profiling
+from mvlm.training.stream import Stream
 
 
-class Meter:
-    """Times steps between log lines.
+class Reporter:
+    """Times the steps of an attempt and reports of them: the progress of each, all numbers at log steps.
+
+    Args:
+        run: gets the traces that are asked for.
 
     Attributes:
         longest_step: seconds, data included.
         waited: seconds spent so far in waiting for other ranks between steps; the trainer adds to it.
     """
 
-    def __init__(self, config: Config, engine: Engine) -> None:
-        self.config, self.engine = config, engine
+    def __init__(
+        self,
+        run: Path,
+        monitor: Monitor,
+        attempt: Attempt,
+        engine: Engine,
+        stream: Stream,
+        optim: Optim,
+        arithmetic: Arithmetic,
+    ) -> None:
+        self.monitor, self._attempt, self._profiling = monitor, attempt, Profiling(run)
+        self._engine, self._stream, self._optim, self._arithmetic = engine, stream, optim, arithmetic
         self.longest_step = 0.0
         self.waited = 0.0
-        self.restart(0)
+
+    def close(self) -> None:
+        self._profiling.close()
 
     def restart(self, step: int) -> None:
         """Count from here, with a new loader."""
         self._since, self._clock = step, time.perf_counter()
         self._waited, self._data_waited = self.waited, 0.0
 
-    def stepped(self, seconds: float) -> None:
-        self.longest_step = max(self.longest_step, seconds)
-
     def leave_out(self, seconds: float) -> None:
         """Have what took that long just now not count as training."""
         self._clock += seconds
 
-    def metrics(
-        self, losses: Losses, tally: MetricAccumulator, state: TrainState, factor: float, data_waited: float, rows: int
-    ) -> dict[str, Any]:
-        """The global batch's losses and what else there is to tell; all ranks must call, and wait for the device.
+    def stepped(self, step: int, seconds: float) -> None:
+        self.longest_step = max(self.longest_step, seconds)
+        self.monitor.advance(step)
+        self._profiling.stepped(step)
+
+    def report(
+        self,
+        losses: Losses,
+        tally: MetricAccumulator,
+        state: TrainState,
+        factor: float,
+        micro_batches: Sequence[Batch | LabelledBatch],
+    ) -> None:
+        """Log the step just made; all ranks must call, and wait for the device.
 
         Args:
-            tally: of the same step.
             factor: of the peak learning rates.
-            data_waited: seconds the loader has waited since it was opened.
-            rows: of the data, which make an epoch.
+            micro_batches: this rank's, on the host.
         """
+        engine, stream, optim = self._engine, self._stream, self._optim
         means = (dist.all_reduce(torch.stack(list(losses.values()))) / dist.world()).tolist()
         parts = dict(zip(losses, means, strict=True))
-        loss = sum(self.config.objectives.weight(name) * value for name, value in parts.items())
-        metrics: dict[str, Any] = {"step": state.step, "loss": loss} | parts
+        metrics: dict[str, Any] = {"step": state.step, "loss": engine.objectives.total(parts)} | parts
         metrics |= told(tally)
-        optim = self.config.optim
         metrics["lr"], metrics["encoder_lr"] = optim.lr * factor, optim.encoder_lr * factor
-        metrics["grad_norm"] = None if self.engine.grad_norm is None else float(self.engine.grad_norm)
-        if (scale := self.engine.loss_scale_state()) is not None:
-            metrics["loss_scale"], metrics["overflows"] = scale["cur_scale"], state.step - self.engine.updates
-        if self.engine.device.type == "cuda":
+        metrics["grad_norm"] = None if engine.grad_norm is None else float(engine.grad_norm)
+        if (scale := engine.loss_scale_state()) is not None:
+            metrics["loss_scale"], metrics["overflows"] = scale["cur_scale"], state.step - engine.updates
+        if engine.device.type == "cuda":
             metrics["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         else:
             metrics["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        return metrics | self._timing(state, data_waited) | {"epoch": state.samples_seen / rows}
+        metrics |= self._timing(state.step) | {"epoch": state.samples_seen / stream.per_epoch}
+        metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
+        metrics |= {"bad_images": len(stream.quarantine), "skipped": len(stream.skipped.positions)}
+        self.log(metrics)
+        self._profiling.look()
 
-    def _timing(self, state: TrainState, data_waited: float) -> dict[str, float]:
-        seconds, steps = time.perf_counter() - self._clock, state.step - self._since
+    def log(self, metrics: dict[str, Any]) -> None:
+        if not self._attempt.superseded():  # a machine that stood still since the ranks agreed may have been given up
+            self.monitor.log(metrics)
+
+    def _timing(self, step: int) -> dict[str, float]:
+        seconds, steps = time.perf_counter() - self._clock, step - self._since
+        data_waited = self._stream.loader.wait_seconds
         data = data_waited - self._data_waited
         timing = {
-            "pairs_per_s": steps * self.config.train.global_batch / seconds,
+            "pairs_per_s": steps * self._stream.global_batch / seconds,
             "data_wait": data / seconds,
             **spread(seconds / steps, data / steps, (self.waited - self._waited) / steps),
         }
-        self.restart(state.step)
+        self.restart(step)
         self._data_waited = data_waited
         return timing
+
+
+def spread(step_s: float, data_wait_s: float, others_wait_s: float) -> dict[str, float | int]:
+    """How far the ranks are apart, and which is slow; all ranks must call, and it travels over the host.
+
+    Args:
+        step_s, data_wait_s, others_wait_s: this rank's mean seconds a step: in all, waiting for data, and waiting
+            for the other ranks where they meet.
+
+    Returns:
+        The same flat metrics on every rank. `slowest_rank` is the one that waits least for the others, since a
+        step takes all of them equally long.
+    """
+    rows_R3 = dist.all_gather(torch.tensor([[step_s, data_wait_s, others_wait_s]], dtype=torch.float64)).tolist()
+    step, data_wait, others_wait = ([row[column] for row in rows_R3] for column in range(3))
+    metrics: dict[str, float | int] = {}
+    for name, values in (("step_s", step), ("data_wait_s", data_wait)):
+        metrics[f"{name}_min"] = min(values)
+        metrics[f"{name}_median"] = statistics.median(values)
+        metrics[f"{name}_max"] = max(values)
+    return metrics | {"slowest_rank": others_wait.index(min(others_wait))}
 
 
 def told(tally: MetricAccumulator) -> dict[str, float | None]:
@@ -99,13 +154,13 @@ def told(tally: MetricAccumulator) -> dict[str, float | None]:
     return metrics
 
 
-def opening(config: Config, state: TrainState, resumed: Path | None, layout: dict[str, Any]) -> str:
+def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]) -> str:
     """The first sentence of a run."""
     start = f"Going on from {resumed.name}" if resumed else "Starting"
-    averaged = f"; evaluated by averaged weights, train.ema = {config.train.ema}" if config.train.ema else ""
+    averaged = f"; evaluated by averaged weights, train.ema = {train.ema}" if train.ema else ""
     return (
         f"{start}: {layout['parameters'] / 1e6:.1f} M parameters, {layout['rows']:,} images, "
-        f"{layout['steps']:,} steps of {config.train.global_batch} pairs = {dist.world()} ranks x "
+        f"{layout['steps']:,} steps of {train.global_batch} pairs = {dist.world()} ranks x "
         f"{layout['accumulation']} x {layout['micro_batch']}, ZeRO {layout['zero_stage']}, {dist.device()}; "
-        f"everything goes to {config.run.dir}{averaged}"
+        f"everything goes to {run}{averaged}"
     )

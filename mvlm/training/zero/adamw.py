@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Optim
 from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op, by_name_only
@@ -16,17 +16,13 @@ Settings = dict[str, Any]
 """lr, betas, eps and weight_decay, always all of them: the libraries' defaults differ."""
 
 
-def build_adamw(
-    groups: list[dict[str, Any]], config: Config, device: torch.device, stage: int
-) -> torch.optim.Optimizer:
-    """AdamW for parameters on `device` that ZeRO at `stage` partitions; `kernels.optimizer` says whose.
+def build_adamw(groups: list[dict[str, Any]], optim: Optim, device: torch.device, stage: int) -> torch.optim.Optimizer:
+    """AdamW for parameters on `device` that ZeRO at `stage` partitions; `kernels.optimizer` has said whose.
 
     Raises:
-        UserError: the one asked for cannot be had here, or not at this stage.
+        UserError: the one asked for does not work at this stage.
     """
-    optim = config.optim
     settings = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
-    optimizer.choose(config.kernels.optimizer)
     return optimizer(groups, settings, device, stage)
 
 

@@ -3,46 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Objectives, Optim, Train
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.zero import fill as ds_fill
-from mvlm.training.zero.json_file import AUTO, check_shape, refuse_sections, without_effect
+from mvlm.training.zero.json_file import AUTO, check_shape, leaves, refuse_sections, without_effect
 from mvlm.training.zero.json_keys import check_keys, check_values
 
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
+Owned = dict[str, tuple[Any, str]]
+"""Key of the JSON -> the value that this run has, and what makes it so."""
 
 
-def resolve(
-    content: dict[str, Any],
-    config: Config,
-    where: tuple[str, str],
-    world: int,
-    total_steps: int | None,
-    warmup_steps: int | None,
-    parameters: int,
-) -> dict[str, Any]:
-    """Fill in a DeepSpeed configuration for `deepspeed.initialize`, given our own optimiser and schedule.
+@dataclass(frozen=True)
+class RunSide:
+    """What a run settles by its TOML and its ranks, and a DeepSpeed JSON must not contradict.
 
-    Args:
-        content: the user's JSON.
-        where: names of the JSON and the TOML, for messages.
-        total_steps, warmup_steps: None where they are not known; what the JSON says of them is then let pass.
+    Attributes:
+        names: of the JSON and the TOML, for messages.
+        folder: the run's.
+        steps: updates in all and of warm-up; None where they are not known, and what the JSON says is then let pass.
         parameters: of the model, which buckets are sized to.
+    """
+
+    names: tuple[str, str]
+    folder: str
+    train: Train
+    objectives: Objectives
+    optim: Optim
+    world: int
+    steps: tuple[int | None, int | None]
+    parameters: int
+
+    @property
+    def owned(self) -> Owned:
+        """Of the JSON's top."""
+        return {
+            "train_batch_size": (self.train.global_batch, "train.global_batch"),
+            "train_micro_batch_size_per_gpu": (micro_batch(self.train, self.world), "train.micro_batch"),
+            "gradient_accumulation_steps": (
+                accumulation_steps(self.train, self.objectives, self.world),
+                "derived from train.global_batch, train.micro_batch and ranks",
+            ),
+            "gradient_clipping": (self.optim.clip, "optim.clip"),
+        }
+
+
+def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
+    """Fill in the user's JSON for `deepspeed.initialize`, given our own optimiser and schedule.
 
     Raises:
         UserError: keys contradict the TOML (both values and both files are named) or cannot work here; each has its
             sentence.
     """
-    json_name, mistakes = where[0], Mistakes()
+    json_name, mistakes = run.names[0], Mistakes()
     check_shape(content, json_name)
     with mistakes.gathered():
         refuse_sections(content, json_name)
     with mistakes.gathered():
         check_keys(content, json_name)
-    _check_owned(content, config, where, world, total_steps, warmup_steps, mistakes)
+    _check_owned(content, run, mistakes)
     copied = without_effect(json.loads(json.dumps(content)))
     resolved: dict[str, Any] = {key: value for key, value in copied.items() if value is not None}
     if old := resolved.pop("bfloat16", None):  # its former name
@@ -50,46 +72,46 @@ def resolve(
     for section in ("optimizer", "scheduler"):  # ours are handed over as objects
         resolved.pop(section, None)
     with mistakes.gathered():
-        zero, low_precision = ds_fill.fill_zero(resolved, parameters, json_name), True
+        zero, low_precision = ds_fill.fill_zero(resolved, run.parameters, json_name), True
         with mistakes.gathered():
             low_precision = ds_fill.fill_precision(resolved, json_name)
-        ds_fill.fill_offload(zero, config, low_precision, json_name)
+        ds_fill.fill_offload(zero, run.folder, low_precision, json_name)
     mistakes.settle()
-    resolved |= {key: value for key, (value, _) in _owned(config, world).items()}
+    resolved |= {key: value for key, (value, _) in run.owned.items()}
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
     for key in [key for key, value in resolved.items() if value == AUTO]:
         del resolved[key]
-    if left := [name for name, value in _leaves(resolved, "") if value == AUTO]:
+    if left := [name for name, value in leaves(resolved) if value == AUTO]:
         raise UserError(f"{json_name}: {left[0]} is {AUTO!r}, which has no meaning here; give a value or delete it.")
     check_values(resolved, json_name)
     return resolved
 
 
-def micro_batch(config: Config, world: int) -> int:
+def micro_batch(train: Train, world: int) -> int:
     """Pairs a rank a forward pass: as given, or the whole share of the rank."""
-    return _given(config) or config.train.global_batch // world
+    return _given(train) or train.global_batch // world
 
 
-def micro_batches(config: Config, world: int) -> list[int]:
+def micro_batches(train: Train, objectives: Objectives, world: int) -> list[int]:
     """Those that divide the global batch among `world` ranks and hold whole ITM groups, smallest first."""
-    share = config.train.global_batch // world
-    unit = config.objectives.itm_group if config.objectives.itm else 1
+    share = train.global_batch // world
+    unit = objectives.itm_group if objectives.itm else 1
     return [pairs for pairs in range(unit, share + 1, unit) if share % pairs == 0]
 
 
-def accumulation_steps(config: Config, world: int) -> int:
+def accumulation_steps(train: Train, objectives: Objectives, world: int) -> int:
     """Micro-batches a rank a step; where the micro-batch is still to be found, as if it were the rank's whole share.
 
     Raises:
         UserError: ranks x micro-batch does not divide the global batch, or ITM's groups do not fit the micro-batch.
     """
-    total, micro, group = config.train.global_batch, micro_batch(config, world), config.objectives.itm_group
+    total, micro, group = train.global_batch, micro_batch(train, world), objectives.itm_group
     if total % (micro * world):
         raise UserError(
             f"train.global_batch {total} is no multiple of {world} ranks x train.micro_batch {micro}: "
             "change one of the three."
         )
-    if config.objectives.itm and micro % group:
+    if objectives.itm and micro % group:
         raise UserError(
             f"The micro-batch of {micro} pairs is no multiple of objectives.itm_group {group}: "
             "change train.micro_batch, train.global_batch or the group."
@@ -97,10 +119,10 @@ def accumulation_steps(config: Config, world: int) -> int:
     return total // (micro * world)
 
 
-def usable_ranks(config: Config, world: int) -> int:
+def usable_ranks(train: Train, objectives: Objectives, world: int) -> int:
     """The largest number of the launched ranks that divides the global batch into whole ITM groups."""
-    total, given = config.train.global_batch, _given(config)
-    unit = given or (config.objectives.itm_group if config.objectives.itm else 1)
+    total, given = train.global_batch, _given(train)
+    unit = given or (objectives.itm_group if objectives.itm else 1)
     if total % unit:
         raise UserError(
             f"train.global_batch {total} is no multiple of {unit} "
@@ -109,40 +131,14 @@ def usable_ranks(config: Config, world: int) -> int:
     return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
 
 
-def _given(config: Config) -> int:
+def _given(train: Train) -> int:
     """`train.micro_batch`, 0 where no number is given."""
-    given = config.train.micro_batch
-    return 0 if given == "auto" else given
+    return 0 if train.micro_batch == "auto" else train.micro_batch
 
 
-Owned = dict[str, tuple[Any, str]]
-"""Key of the JSON -> the value that this run has, and what makes it so."""
-
-
-def _owned(config: Config, world: int) -> Owned:
-    return {
-        "train_batch_size": (config.train.global_batch, "train.global_batch"),
-        "train_micro_batch_size_per_gpu": (micro_batch(config, world), "train.micro_batch"),
-        "gradient_accumulation_steps": (
-            accumulation_steps(config, world),
-            "derived from train.global_batch, train.micro_batch and ranks",
-        ),
-        "gradient_clipping": (config.optim.clip, "optim.clip"),
-    }
-
-
-def _check_owned(
-    content: dict[str, Any],
-    config: Config,
-    where: tuple[str, str],
-    world: int,
-    total_steps: int | None,
-    warmup_steps: int | None,
-    mistakes: Mistakes,
-) -> None:
+def _check_owned(content: dict[str, Any], run: RunSide, mistakes: Mistakes) -> None:
     """What the TOML owns must be absent, "auto" or equal in the JSON."""
-    json_name, toml_name = where
-    optim = config.optim
+    (json_name, toml_name), optim = run.names, run.optim
     always = "always so"
     gradients: Owned = {"gradient_allreduce_op": ("mean", always), "managed_gradient_accumulation": (True, always)}
     optimizer: Owned = {
@@ -156,8 +152,8 @@ def _check_owned(
         "fp32_optimizer_states": (True, always),
     }
     scheduler: Owned = {
-        "total_num_steps": (total_steps, "train.steps or train.epochs"),
-        "warmup_num_steps": (warmup_steps, "optim.warmup_steps or optim.warmup_epochs"),
+        "total_num_steps": (run.steps[0], "train.steps or train.epochs"),
+        "warmup_num_steps": (run.steps[1], "optim.warmup_steps or optim.warmup_epochs"),
         "warmup_type": ("linear", always),
         "warmup_min_lr": (0, always),
         "warmup_min_ratio": (0, always),
@@ -175,7 +171,7 @@ def _check_owned(
                 )
 
     with mistakes.gathered():
-        agree(content, _owned(config, world) | gradients, "")
+        agree(content, run.owned | gradients, "")
     sections = (("optimizer", OPTIMIZERS, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
     for section, kinds, table, harmless in sections:
         given = content.get(section) or {}
@@ -193,11 +189,3 @@ def _check_owned(
                     f"{json_name} sets {section}.params.{key} to {value!r}, which the {kinds[0]} that {toml_name} "
                     "is trained with does not know: delete it."
                 )
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}".lstrip("."))
-    else:
-        yield name, value

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from mvlm.config.schema import Config
 from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.probes import cpu_gains_by_bf16
 from mvlm.runtime import dist
@@ -84,19 +83,24 @@ def _ranks_per_node() -> int:
     return counts.pop() if len(set(hosts)) > 1 and len(counts) == 1 else 1
 
 
-def fill_offload(zero: dict[str, Any], config: Config, low_precision: bool, json_name: str) -> None:
-    """Refuse what would not work, and give NVMe its folder; raises `UserError` with a sentence for each section."""
+def fill_offload(zero: dict[str, Any], folder: str, low_precision: bool, json_name: str) -> None:
+    """Refuse what would not work, and give NVMe a folder of the run's own; raises `UserError` with a sentence for each
+    section.
+
+    Args:
+        folder: the run's.
+    """
     mistakes = Mistakes()
     for old, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
         if zero.pop(old, False):
             zero.setdefault(new, {"device": "cpu"})
     for name in OFFLOADS:
         with mistakes.gathered():
-            _fill_one_offload(name, zero, config, low_precision, json_name)
+            _fill_one_offload(name, zero, folder, low_precision, json_name)
     mistakes.settle()
 
 
-def _fill_one_offload(name: str, zero: dict[str, Any], config: Config, low_precision: bool, json_name: str) -> None:
+def _fill_one_offload(name: str, zero: dict[str, Any], folder: str, low_precision: bool, json_name: str) -> None:
     section = zero.get(name) or {}
     device = section.get("device", "none")
     if device not in ("none", "cpu", "nvme"):
@@ -120,12 +124,12 @@ def _fill_one_offload(name: str, zero: dict[str, Any], config: Config, low_preci
                 f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed keeps 16 bits of each "
                 "parameter: enable bf16, or use 'cpu'."
             )
-        section["nvme_path"] = _nvme_folder(section.get("nvme_path"), config, name, json_name)
+        section["nvme_path"] = _nvme_folder(section.get("nvme_path"), folder, name, json_name)
     else:
         section.pop("nvme_path", None)
 
 
-def _nvme_folder(given: str | None, config: Config, name: str, json_name: str) -> str:
+def _nvme_folder(given: str | None, folder: str, name: str, json_name: str) -> str:
     """A folder of this run alone: two that shared one would overwrite each other's state."""
     path = os.environ.get("TMPDIR") if given in (None, AUTO) else given
     if not path:
@@ -133,5 +137,5 @@ def _nvme_folder(given: str | None, config: Config, name: str, json_name: str) -
             f"{json_name}: zero_optimization.{name} offloads to NVMe: set nvme_path, or TMPDIR in the environment, "
             "to a folder on a disk of the node."
         )
-    run = hashlib.sha256(str(Path(config.run.dir).absolute()).encode()).hexdigest()
+    run = hashlib.sha256(str(Path(folder).absolute()).encode()).hexdigest()
     return str(Path(path) / f"mvlm-{run[:12]}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.runtime import dist
@@ -20,7 +20,7 @@ from mvlm.training.zero.adamw import build_adamw
 
 
 def build_optimizer(
-    model: Encoders, config: Config, ds_config: dict[str, Any], device: torch.device
+    model: Encoders, optim: Optim, ds_config: dict[str, Any], device: torch.device
 ) -> tuple[torch.optim.Optimizer, dict[str, Any]]:
     """AdamW on the device or, where its state is offloaded, on the CPU, and the DeepSpeed configuration to go with it.
 
@@ -29,7 +29,7 @@ def build_optimizer(
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
 
-    groups, zero = parameter_groups(model, config.optim), ds_config["zero_optimization"]
+    groups, zero = parameter_groups(model, optim), ds_config["zero_optimization"]
     if folder := (zero.get("offload_param") or {}).get("nvme_path"):
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def build_optimizer(
                 "and libaio-dev (libaio-devel), or offload to the CPU with ds_configs/zero3_offload.json."
             )
     if (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
-        return build_adamw(groups, config, device, zero["stage"]), ds_config
+        return build_adamw(groups, optim, device, zero["stage"]), ds_config
     if reason := _why_not_built(CPUAdamBuilder):
         if dist.rank() == 0:
             print(
@@ -49,11 +49,10 @@ def build_optimizer(
                 file=sys.stderr,
                 flush=True,
             )
-        on_cpu = build_adamw(groups, config, torch.device("cpu"), zero["stage"])
+        on_cpu = build_adamw(groups, optim, torch.device("cpu"), zero["stage"])
         return on_cpu, ds_config | {"zero_force_ds_cpu_optimizer": False}
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-    optim = config.optim
     settings: dict[str, Any] = {"betas": optim.betas, "eps": optim.eps, "weight_decay": optim.weight_decay}
     return DeepSpeedCPUAdam(groups, lr=optim.lr, adamw_mode=True, **settings), ds_config
 

@@ -1,6 +1,6 @@
 """AdamW's fp32 master weights and moments as whole tensors, wherever DeepSpeed keeps them.
 
-An exponential moving average of the weights lies in the optimiser's state under EMA, beside the moments: DeepSpeed
+The EMA of the weights lies in the optimiser's state under EMA, beside the moments: DeepSpeed
 splits it among the ranks and finds it as it does those.
 
 Every method is called by all ranks, with the same parameter at the same time.
@@ -21,7 +21,7 @@ from mvlm.checkpoint.layout import EMA
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class Place(NamedTuple):
+class ParamSlice(NamedTuple):
     """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor laid flat."""
 
     parameter: Parameter
@@ -30,28 +30,28 @@ class Place(NamedTuple):
     length: int
 
 
-class Partitions(ABC):
+class ZeroState(ABC):
     """The optimiser state of one engine.
 
     Args:
         optimizer: DeepSpeed's optimiser around ours, or ours where DeepSpeed puts none around it.
-        averages: keep an average of each weight from `prepare` on.
+        ema: keep an EMA of each weight from `prepare` on.
     """
 
-    def __init__(self, optimizer: Any, averages: bool = False) -> None:
-        self._optimizer, self.averages = optimizer, averages
+    def __init__(self, optimizer: Any, ema: bool = False) -> None:
+        self._optimizer, self.ema = optimizer, ema
         self._base: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     @abstractmethod
     def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
-        """The whole "weight", its average and, if wanted and there, moments; views where this rank has them whole."""
+        """The whole "weight", its EMA and, if wanted and there, moments; views where this rank has them whole."""
 
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `read` gives, and the low-precision copy that the model computes with."""
 
     @abstractmethod
-    def places(self, parameters: Iterable[Parameter]) -> Iterator[Place]:
+    def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         """This rank's piece of each parameter of which it has one."""
 
     @abstractmethod
@@ -59,18 +59,18 @@ class Partitions(ABC):
         """The tensors that our optimiser keeps state for."""
 
     def _keys(self, moments: bool) -> tuple[str, ...]:
-        return (*(MOMENTS if moments else ()), *((EMA,) if self.averages else ()))
+        return (*(MOMENTS if moments else ()), *((EMA,) if self.ema else ()))
 
     @torch.no_grad()
-    def follow(self, decay: float) -> None:
-        """One step of the averages of what this rank holds: average = decay x average + (1 - decay) x weight."""
+    def update_ema(self, decay: float) -> None:
+        """One step of what this rank holds: ema = decay x ema + (1 - decay) x weight."""
         owners = self._owners()
         torch._foreach_lerp_([self._base.state[owner][EMA] for owner in owners], owners, 1 - decay)
 
     def prepare(self, updates: int) -> None:
         """Zero moments, made where there are none yet, and the number of updates that they are said to come from.
 
-        Averages begin as the weights that are there.
+        The EMA begins as the weights that are there.
         """
         for owner in self._owners():
             state = self._base.state[owner]
@@ -79,7 +79,7 @@ class Partitions(ABC):
                     state[key].zero_()
                 else:
                     state[key] = torch.zeros_like(owner, memory_format=torch.preserve_format)
-            if self.averages:
+            if self.ema:
                 state[EMA] = owner.detach().clone(memory_format=torch.preserve_format)
             if isinstance(self._base, torch.optim.AdamW):
                 device = owner.device if self._base.defaults["fused"] else "cpu"
@@ -106,11 +106,11 @@ class Partitions(ABC):
             )
 
 
-class Whole(Partitions):
+class ZeroStage0State(ZeroState):
     """Stage 0: every rank has all of it. In bf16 the masters are fp32 copies of the parameters."""
 
-    def __init__(self, optimizer: Any, parameters: list[Parameter], averages: bool = False) -> None:
-        super().__init__(optimizer, averages)
+    def __init__(self, optimizer: Any, parameters: list[Parameter], ema: bool = False) -> None:
+        super().__init__(optimizer, ema)
         self._masters: dict[int, Tensor] = {id(parameter): parameter for parameter in parameters}
         if optimizer is not self._base:
             for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
@@ -129,15 +129,15 @@ class Whole(Partitions):
         for key in whole.keys() - {"weight"}:
             self._base.state[master][key].copy_(whole[key])
 
-    def places(self, parameters: Iterable[Parameter]) -> Iterator[Place]:
+    def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         for parameter in parameters:
-            yield Place(parameter, self._masters[id(parameter)], 0, parameter.numel())
+            yield ParamSlice(parameter, self._masters[id(parameter)], 0, parameter.numel())
 
     def _owners(self) -> list[Tensor]:
         return list(self._masters.values())
 
 
-class Flat(Partitions):
+class ZeroStage12State(ZeroState):
     """Stages 1 and 2: each rank has its part of every parameter group's parameters laid end to end."""
 
     def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
@@ -169,18 +169,18 @@ class Flat(Partitions):
         self._optimizer._hp_optimizer_states_linked = False
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
-    def places(self, parameters: Iterable[Any]) -> Iterator[Place]:
+    def slices(self, parameters: Iterable[Any]) -> Iterator[ParamSlice]:
         owners = self._owners()
         for parameter in parameters:
             if (mapping := parameter._hp_mapping) is not None:
                 address = mapping.hp_fragment_address
-                yield Place(parameter, owners[mapping.param_group_index], address.start, address.numel)
+                yield ParamSlice(parameter, owners[mapping.param_group_index], address.start, address.numel)
 
     def _owners(self) -> list[Tensor]:
         return [parameter for group in self._base.param_groups for parameter in group["params"]]
 
 
-class Sharded(Partitions):
+class ZeroStage3State(ZeroState):
     """Stage 3: each rank has its part of every parameter, laid end to end."""
 
     def read(self, parameter: Any, moments: bool) -> dict[str, Tensor]:
@@ -203,13 +203,13 @@ class Sharded(Partitions):
             target = master if key == "weight" else self._base.state[master][key]
             target.data[offset : offset + size].copy_(torch.nn.functional.pad(part, (0, size - len(part))))
 
-    def places(self, parameters: Iterable[Any]) -> Iterator[Place]:
+    def slices(self, parameters: Iterable[Any]) -> Iterator[ParamSlice]:
         owners = self._owners()
         for parameter in parameters:
             group, offset, size, start = self._position(parameter)
             length = min(size, parameter.ds_numel - start)  # the last ranks' parts are filled up
             if length > 0:
-                yield Place(parameter, owners[group], offset, length)
+                yield ParamSlice(parameter, owners[group], offset, length)
 
     def _position(self, parameter: Any) -> tuple[int, int, int, int]:
         """Which owner has this rank's part, where it begins there, its size, and where it begins in the parameter."""
@@ -222,7 +222,7 @@ class Sharded(Partitions):
 
 
 class Frozen:
-    """Parameters that are not trained: whole fp32 weights like those of `Partitions`, and nothing else.
+    """Parameters that are not trained: whole fp32 weights like those of `ZeroState`, and nothing else.
 
     Where the model computes in 16 bits, the weights as they were given wait on the CPU for the next checkpoint.
 

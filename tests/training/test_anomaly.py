@@ -13,84 +13,84 @@ from mvlm.checkpoint.description import SKIPPED
 from mvlm.data.loading.order import Draws
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.training.health.anomaly import ENOUGH, HISTORY, LAG, Bad, Guard
-from mvlm.training.health.skipped import Skipped
+from mvlm.training.health.anomaly import ENOUGH, HISTORY, LAG, Anomaly, AnomalyDetector
+from mvlm.training.health.quarantine import Skipped
 
 
-def judged(guard: Guard, losses: list[float], norms: list[float] | None = None) -> list[Bad]:
+def judged(detector: AnomalyDetector, losses: list[float], norms: list[float] | None = None) -> list[Anomaly]:
     """What is found when these steps follow each other, 16 samples each."""
     found = []
     norms = norms or [1.0] * len(losses)
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
-        guard.watch(step, 16 * (step - 1), torch.tensor(loss), torch.tensor(norm), overflowed=False)
-        if guard.due():
-            found.append(guard.judge(*guard.report()))
-    while guard.due(drain=True):
-        found.append(guard.judge(*guard.report()))
+        detector.watch(step, 16 * (step - 1), torch.tensor(loss), torch.tensor(norm), overflowed=False)
+        if detector.due():
+            found.append(detector.judge(*detector.report()))
+    while detector.due(drain=True):
+        found.append(detector.judge(*detector.report()))
     return [bad for bad in found if bad]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_values_that_are_no_numbers_are_found_at_the_first_step(value: float) -> None:
-    (bad,) = judged(Guard(0.0, ()), [value])
+    (bad,) = judged(AnomalyDetector(0.0, ()), [value])
     assert (bad.step, bad.position) == (1, 0)
     assert str(value) in bad.reason
-    (bad,) = judged(Guard(0.0, ()), [2.0, 2.0, 2.0], [1.0, value, 1.0])
+    (bad,) = judged(AnomalyDetector(0.0, ()), [2.0, 2.0, 2.0], [1.0, value, 1.0])
     assert (bad.step, bad.position) == (2, 16)
     assert "gradient" in bad.reason
 
 
 def test_a_spike_is_a_multiple_of_the_median() -> None:
     usual = [2.0, 4.0] * ENOUGH
-    assert judged(Guard(3.0, ()), [*usual, 9.1])[0].step == len(usual) + 1  # the median is 3
-    assert not judged(Guard(3.0, ()), [*usual, 8.9])
-    assert not judged(Guard(0.0, ()), [*usual, 1e9])
+    assert judged(AnomalyDetector(3.0, ()), [*usual, 9.1])[0].step == len(usual) + 1  # the median is 3
+    assert not judged(AnomalyDetector(3.0, ()), [*usual, 8.9])
+    assert not judged(AnomalyDetector(0.0, ()), [*usual, 1e9])
 
 
 def test_a_small_loss_may_jump_by_multiples() -> None:
     usual = [0.1] * ENOUGH
-    assert not judged(Guard(3.0, ()), [*usual, 0.9])
-    assert judged(Guard(3.0, ()), [*usual, 1.1])
+    assert not judged(AnomalyDetector(3.0, ()), [*usual, 0.9])
+    assert judged(AnomalyDetector(3.0, ()), [*usual, 1.1])
 
 
 def test_too_few_losses_say_nothing_of_a_spike() -> None:
-    assert not judged(Guard(3.0, ()), [1.0] * (ENOUGH - 1) + [100.0])
-    assert judged(Guard(3.0, ()), [1.0] * ENOUGH + [100.0])
+    assert not judged(AnomalyDetector(3.0, ()), [1.0] * (ENOUGH - 1) + [100.0])
+    assert judged(AnomalyDetector(3.0, ()), [1.0] * ENOUGH + [100.0])
 
 
 def test_a_spike_does_not_raise_what_is_usual() -> None:
-    guard = Guard(3.0, ())
-    assert len(judged(guard, [1.0] * ENOUGH + [100.0] * 50)) == 50
-    assert guard.recent_losses == (1.0,) * ENOUGH
+    detector = AnomalyDetector(3.0, ())
+    assert len(judged(detector, [1.0] * ENOUGH + [100.0] * 50)) == 50
+    assert detector.recent_losses == (1.0,) * ENOUGH
 
 
 def test_the_history_goes_over_from_one_process_to_the_next() -> None:
-    guard = Guard(3.0, ())
-    judged(guard, [float(step) for step in range(1, 100)])
-    assert guard.recent_losses == tuple(float(step) for step in range(100 - HISTORY, 100))
-    assert judged(Guard(3.0, guard.recent_losses), [250.0])
-    assert not judged(Guard(3.0, guard.recent_losses), [190.0])
+    detector = AnomalyDetector(3.0, ())
+    judged(detector, [float(step) for step in range(1, 100)])
+    assert detector.recent_losses == tuple(float(step) for step in range(100 - HISTORY, 100))
+    assert judged(AnomalyDetector(3.0, detector.recent_losses), [250.0])
+    assert not judged(AnomalyDetector(3.0, detector.recent_losses), [190.0])
 
 
 def test_a_reading_waits_for_two_steps_unless_all_must_be_judged() -> None:
-    guard = Guard(3.0, ())
-    guard.watch(1, 0, torch.tensor(1.0), None, overflowed=False)
-    assert LAG == 2 and not guard.due() and guard.due(drain=True)
-    guard.watch(2, 16, torch.tensor(1.0), None, overflowed=False)
-    assert guard.due()
+    detector = AnomalyDetector(3.0, ())
+    detector.watch(1, 0, torch.tensor(1.0), None, overflowed=False)
+    assert LAG == 2 and not detector.due() and detector.due(drain=True)
+    detector.watch(2, 16, torch.tensor(1.0), None, overflowed=False)
+    assert detector.due()
 
 
 def test_an_overflow_of_fp16_is_no_bad_step() -> None:
-    guard = Guard(3.0, ())
-    guard.watch(1, 0, torch.tensor(1.0), torch.tensor(math.inf), overflowed=True)
-    assert guard.judge(*guard.report()) is None
+    detector = AnomalyDetector(3.0, ())
+    detector.watch(1, 0, torch.tensor(1.0), torch.tensor(math.inf), overflowed=True)
+    assert detector.judge(*detector.report()) is None
 
 
 def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
     draws = Draws([len(mixture)], [1.0], 0, 64, 64)
-    skipped = Skipped(tmp_path, (48,))
-    skipped.add(Bad(3, 32, "the loss is nan"), 16, draws, mixture)
+    skipped = Skipped(tmp_path, (48,), 10)
+    skipped.add(Anomaly(3, 32, "the loss is nan"), 16, draws, mixture)
     line = json.loads((tmp_path / SKIPPED).read_text())
     assert (line["step"], line["position"], line["reason"]) == (3, 32, "the loss is nan")
     rows = draws(torch.arange(32, 48).numpy())[0].tolist()
@@ -98,7 +98,7 @@ def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: 
     assert line["samples"][0]["where"] == mixture.where(rows[0])
     with open(tmp_path / SKIPPED, "a") as file:
         file.write('{"position": 6')  # a kill cut it off
-    again = Skipped(tmp_path, ())
+    again = Skipped(tmp_path, (), 10)
     assert again.positions == {32}
     assert skipped.positions == {32, 48}
     assert skipped.positions_before(48) == (32,)
@@ -106,7 +106,7 @@ def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: 
 
 def test_a_list_that_cannot_be_written_is_an_error(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
-    skipped = Skipped(tmp_path, ())
+    skipped = Skipped(tmp_path, (), 10)
     (tmp_path / SKIPPED).mkdir()
     with pytest.raises(UserError, match=SKIPPED):
-        skipped.add(Bad(3, 32, "the loss is nan"), 16, Draws([len(mixture)], [1.0], 0, 64, 64), mixture)
+        skipped.add(Anomaly(3, 32, "the loss is nan"), 16, Draws([len(mixture)], [1.0], 0, 64, 64), mixture)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvlm.errors import UserError
-from mvlm.training import auto_batch as fitting
+from mvlm.training import auto_batch
 from mvlm.training.auto_batch import first_that_fits
 from tests.training.conftest import TrainHere, losses_by_step
 
@@ -25,13 +25,13 @@ def test_it_is_bounded_by_memory_and_kept(
     train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    measured = fitting._measured
+    measured = auto_batch._measured
 
-    def noted(trial: fitting.Trial, pairs: int) -> int:
+    def noted(trial: auto_batch.Trial, pairs: int) -> int:
         asked.append(measured(trial, pairs))
         return asked[-1]
 
-    monkeypatch.setattr(fitting, "_measured", noted)
+    monkeypatch.setattr(auto_batch, "_measured", noted)
     whole = tmp_path / "whole"
     assert train_here(whole, AUTO, "train.steps=1") == 0
     assert described(whole)["micro_batch"] == 16  # the whole global batch: a model of kilobytes
@@ -40,7 +40,7 @@ def test_it_is_bounded_by_memory_and_kept(
     assert four < eight < 2 * four + 1000  # what grows with the pairs, beside gradients
     parameters = described(whole)["parameters"]
     enough_for_eight = eight + parameters * 12 + (eight - four)  # and not for sixteen: two slopes more
-    monkeypatch.setattr(fitting, "available_memory", lambda: enough_for_eight / fitting.OF_A_HOST)
+    monkeypatch.setattr(auto_batch, "available_memory", lambda: enough_for_eight / auto_batch.OF_A_HOST)
     run = tmp_path / "run"
     assert train_here(run, AUTO, "train.steps=2") == 0
     assert (described(run)["micro_batch"], described(run)["accumulation"]) == (8, 2)
@@ -56,7 +56,7 @@ def test_it_is_bounded_by_memory_and_kept(
 
 
 def test_no_room_at_all_is_a_sentence(train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "available_memory", lambda: 1000)
+    monkeypatch.setattr(auto_batch, "available_memory", lambda: 1000)
     with pytest.raises(UserError, match="not even 4 pairs fit into the memory of every rank"):
         train_here(tmp_path / "run", AUTO)
 

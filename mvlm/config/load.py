@@ -1,0 +1,119 @@
+"""A run's configuration from a strict TOML file and `key=value` overrides, and back.
+
+An unknown key, a wrong type or a value out of range is a `UserError` naming the key and the nearest known name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mvlm.config.schema import OBJECTIVES_OF, Config
+from mvlm.config.toml import apply_override, as_toml, build, read_tables
+from mvlm.config.validate import check_ranges
+from mvlm.errors import Mistakes, UserError
+
+
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a run TOML and apply `table.key=value` overrides, values in TOML syntax or bare strings."""
+    mistakes = Mistakes()
+    config = read_config(path, overrides, mistakes)
+    mistakes.settle()
+    return config
+
+
+def read_config(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> Config:
+    """The same as far as it can be read: what is wrong is gathered, and the default stands in its place.
+
+    Raises:
+        UserError: the file is no TOML.
+    """
+    return _checked(_read_tables(path, overrides, mistakes), str(path), mistakes)
+
+
+def given_keys(path: str | Path, overrides: Iterable[str]) -> frozenset[str]:
+    """The keys, as `table.key`, that a run TOML or its overrides set; all others have their defaults."""
+    tables = _read_tables(path, overrides, Mistakes())
+    return frozenset(f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table)
+
+
+YOUNGER_KEYS: dict[str, Any] = {
+    "data.patience": 0.0,
+    "data.epoch": "images",
+    "kernels.fusion": "auto",
+    "kernels.views": "auto",
+}
+"""For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
+
+A stored configuration has all keys of the version that wrote it, so one that lacks such a key means this value,
+whatever the default is or becomes.
+"""
+
+RETIRED_KEYS = ("kernels.word_loss",)
+"""Keys that earlier versions stored and that nothing reads any more."""
+
+
+def load_stored_config(path: Path) -> Config:
+    """Read a configuration that a run has stored, which its version wrote with all the keys that it knew.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    mistakes = Mistakes()
+    tables = _read_tables(path, (), mistakes)
+    for name, value in YOUNGER_KEYS.items():
+        table, key = name.split(".")
+        tables.setdefault(table, {}).setdefault(key, value)
+    for name in RETIRED_KEYS:
+        table, key = name.split(".")
+        tables.get(table, {}).pop(key, None)
+    config = _checked(tables, str(path), mistakes)
+    mistakes.settle()
+    return config
+
+
+def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
+    tables = read_tables(path, "run configuration")
+    for override in overrides:
+        with mistakes.gathered():
+            apply_override(tables, override)
+    return tables
+
+
+def config_from_dict(tables: dict[str, Any], where: str) -> Config:
+    """Build and check a `Config`; `where` names the file in error messages."""
+    mistakes = Mistakes()
+    config = _checked(tables, where, mistakes)
+    mistakes.settle()
+    return config
+
+
+def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
+    config = build(Config, tables, where, "", mistakes)
+    check_ranges(config, where, mistakes)
+    own = OBJECTIVES_OF.get(config.task.name, ())
+    if own and not any(getattr(config.objectives, name) for name in own):
+        mistakes.add(f"{where}: every weight in [objectives] is 0, so there is nothing to learn; raise one.")
+    foreign: dict[str, Any] = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in own}
+    if not own:
+        foreign["extra"] = {}
+    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
+
+
+def require_training_data(config: Config, where: str) -> None:
+    """Raise `UserError` where `data.train` names nothing; `where` names the TOML."""
+    if not config.data.train:
+        raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`.")
+
+
+def dump_config(config: Config) -> str:
+    """The configuration as TOML that `load_config` reads back to an equal `Config`."""
+    lines = []
+    for table in dataclasses.fields(config):
+        lines.append(f"[{table.name}]")
+        section = getattr(config, table.name)
+        lines += [f"{f.name} = {as_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+        lines.append("")
+    return "\n".join(lines)

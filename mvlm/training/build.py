@@ -1,0 +1,140 @@
+"""The tokenizer, the model and the data set of a run: as they will be, of shapes alone, and as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from mvlm.checkpoint.description import TOKENIZER, described_in
+from mvlm.config.schema import Config, Data, Task
+from mvlm.data.samples.dataset import Rows
+from mvlm.data.samples.labelled import LabelledDataset, class_names
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.pretrained.encoders import build_model, check_has_weights, text_settings
+from mvlm.pretrained.load import build_filled_model, with_encoders_of
+from mvlm.pretrained.report import InitReport
+from mvlm.pretrained.runs import offline_model, take_weights, with_described_text
+from mvlm.pretrained.text_check import check_text_encoder
+from mvlm.training.checkpoint.resume import Start
+
+TRAINED = "auto"  # in place of a tokenizer's folder
+
+
+def tokenizer_source(data: Data, text: str, start: Start) -> str:
+    """Where the run's tokenizer is loaded from, or `TRAINED`: kept on resume, else the encoder's own or a given one.
+
+    Args:
+        text: the text encoder's name.
+    """
+    if start.checkpoint and (start.resumes or data.tokenizer == ""):
+        return str(described_in(start.checkpoint) / TOKENIZER)
+    return data.tokenizer or text
+
+
+def coming_tokenizer(data: Data, text: str, start: Start) -> PreTrainedTokenizerBase:
+    """The run's; one of as many tokens stands for one that is trained when the run begins."""
+    source = tokenizer_source(data, text, start)
+    if source != TRAINED:
+        return load_tokenizer(source)
+    tokenizer: PreTrainedTokenizerBase = train_tokenizer((), data.vocabulary)
+    tokenizer.add_tokens([f"<{number}>" for number in range(len(tokenizer), data.vocabulary)])
+    return tokenizer
+
+
+def coming_classes(task: Task, start: Start) -> int:
+    """How many the run's task chooses among; of answers that are still to be counted, 1 stands for all."""
+    if task.name != "vqa":
+        return len(class_names(task.name, Path()))
+    if start.checkpoint and start.resumes:
+        return len(class_names("vqa", described_in(start.checkpoint) / TOKENIZER))
+    return 1
+
+
+def build_dataset(
+    config: Config, mixture: Mixture, tokenizer: PreTrainedTokenizerBase, model: Encoders, classes: Sequence[str] = ()
+) -> Rows[Any]:
+    """What a run is trained on; raises `UserError` where the mask blocks do not fit the image.
+
+    Args:
+        classes: that a fine-tuning task chooses among.
+    """
+    size, seed = config.model.image_size, config.run.seed
+    if config.task.is_labelled:
+        return LabelledDataset(mixture, config.task.name, tokenizer, config.data, size, seed, classes)
+    return PairDataset(mixture, tokenizer, config.data, config.objectives, size, seed, model.grid)
+
+
+def build_starting_model(
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    start: Start,
+    described: Path,
+    classes: int,
+    load_weights: bool = True,
+) -> tuple[Encoders, InitReport | None]:
+    """The model with the weights it starts from; without any where it is resumed from a checkpoint.
+
+    Args:
+        described: the folder with tokenizer and text encoder's description of a run that is resumed.
+        classes: that a fine-tuning task chooses among; 0 = no such task.
+        load_weights: False leaves out pretrained ones, for a model on the meta device.
+
+    Returns:
+        The model, and what it started from.
+
+    Raises:
+        UserError: the weights asked for cannot be had, or are another model's.
+    """
+    torch.manual_seed(config.run.seed)
+    if start.checkpoint and start.resumes:
+        return offline_model(config, described, classes), None
+    if start.checkpoint:
+        model = build_model(config, tokenizer, classes)
+        return model, take_weights(model, start.checkpoint)
+    if config.checkpoint.init:
+        config = with_encoders_of(config, config.checkpoint.init)
+    if load_weights:
+        return build_filled_model(config, tokenizer, classes)
+    return build_model(config, tokenizer, classes), None
+
+
+def build_empty(
+    config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
+) -> tuple[Encoders, InitReport | None]:
+    """The model on torch's meta device, which takes no memory, and what was taken of `checkpoint.init`.
+
+    Raises:
+        UserError: it cannot be built or cannot read such texts, or the checkpoint's weights do not fit.
+    """
+    try:
+        _check_text(config, tokenizer, start)
+        with torch.device("meta"):
+            described = described_in(start.checkpoint) if start.checkpoint else Path()
+            return build_starting_model(config, tokenizer, start, described, classes, load_weights=False)
+    except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
+        if start.checkpoint is None:
+            raise
+        folder = described_in(start.checkpoint)
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"The model of {folder} cannot be built ({reason}): copy its folders tokenizer and text_encoder again."
+        ) from None
+
+
+def _check_text(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start) -> None:
+    model = config.model
+    if start.checkpoint and start.resumes:
+        model = with_described_text(model, described_in(start.checkpoint))
+    elif start.checkpoint is None and config.checkpoint.init:
+        model = with_encoders_of(config, config.checkpoint.init).model
+    if start.checkpoint is None:
+        check_has_weights(model)
+    check_text_encoder(text_settings(model, tokenizer), config.model.text, config.data.text_length)

@@ -1,0 +1,114 @@
+"""Everything that is applied to a model from outside, in the order in which it is applied."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mvlm.config.schema import Kernels, Objectives, Optim, Train
+from mvlm.errors import UserError
+from mvlm.kernels.layers import use_kernels
+from mvlm.model.encoders import Encoders
+from mvlm.model.randomness import is_random
+from mvlm.training.blocks import evenly, find_blocks
+from mvlm.training.engine import Engine
+from mvlm.training.kernels import settle_run
+
+COMPILED_VARIANTS = 64
+"""Shapes and modes that a block is compiled for before it runs uncompiled; torch's 8 are few for blocks of three kinds
+that share their code."""
+
+
+def parallelize(
+    model: Encoders,
+    ds_config: dict[str, Any],
+    settle: Callable[[], dict[str, Any]] | None = None,
+    *,
+    train: Train,
+    kernels: Kernels,
+    optim: Optim,
+    objectives: Objectives,
+    seed: int,
+) -> Engine:
+    """Freeze, exchange kernels, recompute, compile, and hand the model to ZeRO; all ranks must call.
+
+    Args:
+        model: on the CPU, with its initial fp32 weights, equal on every rank.
+        ds_config: as `zero.config.resolve` returns it.
+        settle: called before ZeRO has the model, when its passes are already what they will be; what it returns takes
+            the place of `ds_config`.
+
+    Raises:
+        UserError: a part to freeze, a kernel, the compiler or what ZeRO offloads with is not to be had.
+    """
+    freeze(model, train.freeze)
+    settle_run(kernels)
+    use_kernels(model)
+    recompute_blocks(model, train.recompute)
+    if train.compile:
+        compile_blocks(model, ds_config["zero_optimization"]["stage"])
+    if settle:
+        ds_config = settle()
+    return Engine(model, optim, objectives, ds_config, train.ema, seed)
+
+
+def freeze(model: Encoders, parts: tuple[str, ...]) -> None:
+    """Have parts keep their weights: `vision`, `text`, or any module of the model by its dotted name.
+
+    A frozen encoder's mask token is frozen with it, so that nothing of it takes part in backward.
+
+    Raises:
+        UserError: there is no such part, or nothing is left to train.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    for part in parts:
+        if part not in modules:
+            near = difflib.get_close_matches(part, modules, n=1)
+            known = (
+                f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(n for n, _ in model.named_children())
+            )
+            raise UserError(f"train.freeze names {part!r}, which is no part of this model; {known}.")
+        modules[part].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("train.freeze leaves nothing to train: take a part out of it.")
+
+
+def recompute_blocks(model: nn.Module, share: float) -> None:
+    """Have a share of the blocks keep their input alone, and compute the rest again in backward.
+
+    Frozen blocks are not counted: nothing of them is kept for backward.
+    """
+    trained = [block for block in find_blocks(model) if any(p.requires_grad for p in block.parameters())]
+    for block in evenly(trained, share):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=is_random(block))
+
+
+def compile_blocks(model: nn.Module, stage: int) -> None:
+    """Compile every block; recomputation is within, and the compiler takes both passes for one graph.
+
+    Raises:
+        UserError: blocks cannot be compiled at this stage of ZeRO, or on this machine.
+    """
+    check_compilable(stage)
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
+        raise UserError("train.compile needs a C++ compiler on every node: install g++, or set it to false.")
+    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
+    for block in find_blocks(model):
+        block.forward = torch.compile(block.forward)
+
+
+def check_compilable(stage: int) -> None:
+    """Raise `UserError` where blocks cannot be compiled at this stage of ZeRO."""
+    if stage == 3:
+        raise UserError(
+            "train.compile does not go with ZeRO stage 3, which gathers parameters in the middle of every block: "
+            "set it to false, or use a stage below 3."
+        )

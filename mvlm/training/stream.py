@@ -1,0 +1,109 @@
+"""A run's samples as this rank's micro-batches, from any position on, without the batches that are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mvlm.checkpoint.state import OrderSpec, TrainState
+from mvlm.config.schema import Data, Train
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.prefetch import fill_ahead
+from mvlm.data.loading.sampler import order_of, resumed
+from mvlm.data.samples.dataset import Rows
+from mvlm.errors import DataLost
+from mvlm.runtime import dist
+from mvlm.training.health.anomaly import Anomaly
+from mvlm.training.health.quarantine import Quarantine, Skipped
+
+LOOK_S = 1.0  # between two looks of a rank whose data have not come, whether they will
+REPORTED = 3  # ranks whose words are reported when data are lost
+
+
+class Stream:
+    """Begins at the position of a state, and again after each roll-back.
+
+    Args:
+        run: gets the lists of what is left out.
+        micro_batch: pairs of a forward pass of this rank.
+        say: gets a sentence where the order of the samples changes.
+
+    Attributes:
+        per_epoch: samples.
+        order: of the samples from here on.
+        lost: why this rank gets no more data, if so.
+    """
+
+    def __init__(
+        self,
+        dataset: Rows[Any],
+        data: Data,
+        train: Train,
+        run: Path,
+        seed: int,
+        micro_batch: int,
+        state: TrainState,
+        say: Callable[[str], None],
+    ) -> None:
+        self.global_batch, self.per_epoch = train.global_batch, len(dataset)
+        self.quarantine = Quarantine(run, data.tolerance, len(dataset.mixture))
+        self.skipped = Skipped(run, state.skipped, train.max_skipped)
+        self.order: tuple[OrderSpec, ...] = ()
+        self._dataset, self._mixture, self._data = dataset, dataset.mixture, data
+        self._seed, self._micro_batch, self._say = seed, micro_batch, say
+        self.restart(state)
+
+    def restart(self, state: TrainState) -> None:
+        """Begin at the position of a state, after `close`."""
+        position, data = state.samples_seen, self._data
+        self.order, change = resumed(state.order or self.order, order_of(data), position, self.per_epoch)
+        if change:
+            self._say(change)
+        self.lost = ""
+        self._sampler = self._mixture.sampler(self._seed, self.order)
+        self.loader: Loader[Any, Any] = Loader(
+            self._dataset,
+            self._sampler,
+            global_batch=self.global_batch,
+            micro_batch=self._micro_batch,
+            rank=dist.rank(),
+            world=dist.world(),
+            start_position=position,
+            skip=self.skipped.positions,
+            workers=data.workers,
+            worker_mode=data.worker_mode,
+            prefetch=data.prefetch,
+            pin=dist.uses_cuda(),
+            ahead=fill_ahead(self._mixture, self._sampler, position),
+        )
+
+    def close(self) -> None:
+        self.loader.close()
+
+    def wait(self) -> bool:
+        """Whether the next step's data are there, or known to be lost.
+
+        They are waited for, unless their store is gone: that may last, and the ranks must hear of each other meanwhile.
+        """
+        try:
+            while not self.loader.ready(LOOK_S):
+                if self._mixture.cache.outages.reasons:
+                    return False
+        except DataLost as error:
+            self.lost = str(error)
+        return True
+
+    def why_lost(self) -> str:
+        """The words of the ranks that have lost their data; all ranks must call."""
+        words = [f"rank {rank}: {lost}" for rank, lost in enumerate(dist.gather_objects(self.lost)) if lost]
+        return "; ".join(words[:REPORTED]) + (f"; and {len(words) - REPORTED} more" if len(words) > REPORTED else "")
+
+    def list_faults(self, samples_seen: int) -> None:
+        """Write down the images replaced since the last time; all ranks must call."""
+        self.quarantine.add(self.loader.faults, samples_seen)
+        self.loader.faults.clear()
+
+    def skip(self, anomaly: Anomaly) -> None:
+        """Leave a batch out from the next restart on; all ranks must call, and raise where that makes too many."""
+        self.skipped.add(anomaly, self.global_batch, self._sampler, self._mixture)

@@ -1,0 +1,48 @@
+"""What a configuration may ask for and hardly means: reported by check and when a run begins, and not refused."""
+
+from __future__ import annotations
+
+from mvlm.config.schema import Data, Eval, Task
+from mvlm.data.shards.corpus import Mixture, held_out
+
+
+def find_warnings(
+    data: Data, task: Task, evaluation: Eval, mixture: Mixture, global_batch: int, steps: int
+) -> list[tuple[str, str]]:
+    """Topics of check, each with a sentence.
+
+    Args:
+        mixture: of data.train.
+        steps: updates in all.
+
+    Raises:
+        UserError: data.eval cannot be opened.
+    """
+    found = [("data", sentence) for sentence in _seen_rows(data, task, mixture)]
+    if global_batch > (rows := mixture.per_epoch):
+        sentence = (
+            f"train.global_batch {global_batch:,} is more than the {rows:,} rows of an epoch: each step sees every "
+            f"row {global_batch / rows:.3g} times before it learns from any; lower it."
+        )
+        found.append(("data", sentence))
+    every = evaluation.every
+    if every and not data.eval:
+        sentence = f"eval.every is {every:,} and no data.eval is named: nothing is evaluated; name held-out shards."
+        found.append(("eval", sentence))
+    elif every > steps:
+        sentence = f"eval.every is {every:,} and the run has {steps:,} steps: it is evaluated after the last alone;"
+        found.append(("eval", f"{sentence} lower it."))
+    return found
+
+
+def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:
+    """Held-out corpora that are trained on, wherever their copies lie."""
+    if not data.eval:
+        return []
+    trained = {corpus.manifest.fingerprint: corpus.folder for corpus in mixture.corpora}
+    return [
+        f"data.eval's {corpus.folder} holds the rows of data.train's {trained[corpus.manifest.fingerprint]}: its "
+        "scores tell how well they are remembered and not what was learned; name shards that are held out."
+        for corpus in held_out(data, task.corpus).corpora
+        if corpus.manifest.fingerprint in trained
+    ]
