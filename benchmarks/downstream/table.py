@@ -35,8 +35,8 @@ def _pretrained(found: dict[str, Any]) -> Iterator[list[str]]:
         yield [f"R@1, {title}, by ITC", *(percent(part[way]["itc"]["r1"]) for part in retrieval)]
         yield ["the same, re-ranked by ITM", *(percent(part[way]["reranked"]["r1"]) for part in retrieval)]
     for seen, title in SEEN.items():
-        yield [f"hidden words; image: {title}", *(percent(part["word_accuracy"][seen]) for part in reconstruction)]
-    pixels = {seen: f"hidden pixels' L1; caption: {title}" for seen, title in SEEN.items()}
+        yield [f"masked words; image: {title}", *(percent(part["word_accuracy"][seen]) for part in reconstruction)]
+    pixels = {seen: f"masked pixels' L1; caption: {title}" for seen, title in SEEN.items()}
     for seen, title in (pixels | {"constant": "the same of the constant picture"}).items():
         yield [title, *(f"{part['pixel_l1'][seen]['mean']:.2f}" for part in reconstruction)]
     for head, title in (("itc", "foils by ITC"), ("itm", "foils by ITM")):

@@ -1,4 +1,4 @@
-"""Hidden patches as mask tokens against hidden patches dropped: what each learns, on a world with known answers.
+"""Masked patches as mask tokens against masked patches dropped: what each learns, on a world with known answers.
 
 python benchmarks/drop/compare.py [--seeds 0 1 2] [--steps 800] [--folder runs/drop]
 

@@ -38,9 +38,7 @@ TITLES = {
     "spike": "a batch of 50 times the loss",
     UNDISTURBED: "left alone, and yet a promise broken",
 }
-HEAD = (
-    "| what befell it | times | samples lost | wrong losses | other promises broken | steps repeated | seconds lost |"
-)
+HEAD = "| fault | times | samples lost | wrong losses | other promises broken | steps repeated | seconds lost |"
 
 
 def main() -> int:
