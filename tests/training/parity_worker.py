@@ -168,14 +168,15 @@ def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dic
 
 def plain_and_pruned(shards: str) -> dict[str, dict[str, float]]:
     """Under ZeRO-3 and by switch: how far the losses and gradients of the plain passes are from those of the pruned."""
-    config = configuration(shards, 16 // dist.world(), WEIGHTS)
+    shape = [*WEIGHTS, "model.cross_depth=2", "model.decoder_depth=2", "optim.clip=0"]
+    config = configuration(shards, 16 // dist.world(), shape)
     model, loader = built(config, dist.rank(), dist.world())
     content = {"zero_optimization": {"stage": 3}}
     engine = Engine(model, config, resolve(content, config, ("json", "toml"), dist.world(), 10, 2, 1))
     batches = steps_of(loader)[0]
     found: dict[str, dict[str, float]] = {}
     for switch in SWITCHES:
-        words = [*WEIGHTS, *(f"objectives.{word}" for word in switch), "optim.clip=0"]
+        words = [*shape, *(f"objectives.{word}" for word in switch)]
         engine.config = configuration(shards, config.train.micro_batch, words)
         model.objectives = engine.config.objectives
         pruned, plain = (step_by(engine, batches, *passes) for passes in (("pruned", "joint"), ("plain", "apart")))
