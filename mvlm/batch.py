@@ -75,10 +75,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """A micro-batch of a task to fine-tune on: images and sentences that belong together, and what is to be told."""
+    """A micro-batch of a task to fine-tune on: images and sentences that belong together, and their labels."""
 
     image_VBCHW: Tensor  # uint8; V = 2 where the task is about a pair of images, left and right, else 1
-    text_TBL: Tensor  # int64 token ids; T = 2 where two sentences are to be told apart, else 1
+    text_TBL: Tensor  # int64 token ids; T = 2 where two sentences are compared, else 1
     valid_TBL: Tensor  # bool, False = padding
     label_B: Tensor  # int64 class; or float32 [B, A], how right each answer is
     position_B: Tensor  # int64, samples seen before this one, counted from the run's start

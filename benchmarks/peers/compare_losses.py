@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mvlm.batch import Encoded, GlobalBatch
 from mvlm.model.losses.itc import gather_features, itc_loss
 from mvlm.model.losses.itm import hard_negatives, itm_loss
-from mvlm.model.losses.reconstruction import mim_loss
+from mvlm.model.losses.mim import mim_loss
 from mvlm.model.vision import VisionEncoder
 
 TRIALS, PAIRS, WIDTH, TOKENS, PATCHES = 20, 24, 32, 7, 5

@@ -1,4 +1,4 @@
-"""L1 distance between predicted patches and those that the image hides, read from the image in place."""
+"""L1 distance between predicted patches and the masked ones of the image, read from the image in place."""
 
 from __future__ import annotations
 

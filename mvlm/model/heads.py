@@ -1,4 +1,4 @@
-"""What stands on the encoders: contrastive projections and temperature, matching, word and pixel prediction."""
+"""What stands on the encoders: contrastive projections and temperature, matching, token and pixel prediction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mvlm.batch import MetricAccumulator
 from mvlm.config.schema import Model
 from mvlm.kernels.fusion import FUSION, Stream
 from mvlm.model.fusion import CrossEncoder, init_linear
@@ -84,20 +83,9 @@ class MlmHead(nn.Module):
         elif config.classifier_init == "embedding" or (config.classifier_init == "auto" and pretrained):
             self.classifier.weight.data.copy_(embedding.weight.data)
 
-    def forward(
-        self, tokens_MD: Tensor, target_M: Tensor | None = None, metrics: MetricAccumulator | None = None
-    ) -> Tensor:
-        """... x D -> ... x V or, given the M right words, the sum of their cross-entropies in fp32.
-
-        Args:
-            metrics: gets `word_accuracy`.
-        """
-        logits_MV = self.classifier(tokens_MD)
-        if target_M is None:
-            return logits_MV
-        if metrics:
-            metrics.count("word_accuracy", logits_MV.detach().argmax(-1) == target_M)
-        return F.cross_entropy(logits_MV.float(), target_M, reduction="sum")
+    def forward(self, tokens_MD: Tensor) -> Tensor:
+        """... x D -> ... x V."""
+        return self.classifier(tokens_MD)
 
 
 class MaskTokens(nn.Module):
@@ -140,7 +128,7 @@ class ImageDecoder(nn.Module):
     """Cross-attention blocks that read the whole text, then a linear layer to the values of each patch.
 
     Args:
-        drops: hidden patches do not come through the encoder; they are put in before the blocks.
+        drops: masked patches do not come through the encoder; they are put in before the blocks.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Seeded masks of patches and tokens, and the random streams that everything drawn for a sample comes from.
+"""Seeded masks of patches and tokens, and the random streams of everything that is random in a sample.
 
 Legend as in mvlm/batch.py: N patches, L text tokens.
 """
@@ -78,10 +78,10 @@ def block_grid(grid: tuple[int, int], block: int) -> tuple[int, int]:
 def patch_mask(
     rng: np.random.Generator, grid: tuple[int, int], block: int, ratio: float, rounding: Rounding
 ) -> np.ndarray:
-    """Hide whole blocks of `block` x `block` patches.
+    """Mask whole blocks of `block` x `block` patches.
 
     Returns:
-        bool [N], row by row, True = hidden: exactly `ratio` of the blocks, rounded; at least one, and at least
+        bool [N], row by row, True = masked: exactly `ratio` of the blocks, rounded; at least one, and at least
         one left to see where there are several.
 
     Raises:
@@ -90,9 +90,9 @@ def patch_mask(
     rows, cols = block_grid(grid, block)
     blocks = rows * cols
     count = max(1, min(exact_count(ratio, blocks, rounding), blocks - 1))
-    hidden = np.zeros(blocks, dtype=bool)
-    hidden[rng.permutation(blocks)[:count]] = True
-    return hidden.reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1).ravel()
+    masked = np.zeros(blocks, dtype=bool)
+    masked[rng.permutation(blocks)[:count]] = True
+    return masked.reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1).ravel()
 
 
 def token_mask(
@@ -107,30 +107,30 @@ def token_mask(
     mask_id: int,
     random_ids: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hide tokens of one sentence, as BERT does but an exact number of them.
+    """Mask tokens of one sentence, as BERT does but an exact number of them.
 
     Args:
         tokens_L: int64 ids.
-        special_L: bool, True = never hidden.
-        ratio: share of the other tokens to hide, rounded to the nearest number.
-        minimum: hidden tokens at least, as far as the sentence has them.
-        mask_share: probability that a hidden token is shown as `mask_id`.
+        special_L: bool, True = never masked.
+        ratio: share of the other tokens to mask, rounded to the nearest number.
+        minimum: masked tokens at least, as far as the sentence has them.
+        mask_share: probability that a masked token is shown as `mask_id`.
         random_share: probability that it is shown as one of `random_ids`; otherwise it is shown as it is.
         random_ids: int64, the ordinary tokens of the vocabulary.
 
     Returns:
-        The sentence as shown [L] and the targets [L], both int64; IGNORE where nothing is hidden.
+        The sentence as shown [L] and the targets [L], both int64; IGNORE where nothing is masked.
     """
     ordinary = (~special_L).nonzero()[0]
     count = min(max(minimum, exact_count(ratio, len(ordinary), "nearest")), len(ordinary))
-    hidden = rng.permutation(ordinary)[:count]
+    places = rng.permutation(ordinary)[:count]
     draw = rng.random(count)
     replacement = random_ids[rng.integers(len(random_ids), size=count)]
 
-    shown = np.where(draw < mask_share + random_share, replacement, tokens_L[hidden])
+    shown = np.where(draw < mask_share + random_share, replacement, tokens_L[places])
     shown[draw < mask_share] = mask_id
     masked_L = tokens_L.copy()
-    masked_L[hidden] = shown
+    masked_L[places] = shown
     target_L = np.full_like(tokens_L, IGNORE)
-    target_L[hidden] = tokens_L[hidden]
+    target_L[places] = tokens_L[places]
     return masked_L, target_L

@@ -16,8 +16,9 @@ from mvlm.model.heads import ImageDecoder, MatchHead, MlmHead, Projection, Tempe
 from mvlm.model.inputs import Encodings, select, views_read
 from mvlm.model.losses.extra import chosen
 from mvlm.model.losses.itc import gather_features, itc_loss
-from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_correct, itm_loss
-from mvlm.model.losses.reconstruction import mim_loss, mlm_loss
+from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_loss
+from mvlm.model.losses.mim import mim_loss
+from mvlm.model.losses.mlm import mlm_loss
 from mvlm.model.randomness import is_random
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
@@ -61,7 +62,7 @@ class MaskVLM(Encoders):
         if aligned:
             features = self._project(batch, aligned)
         if weights.itc:
-            losses["itc"] = self._itc_loss(features, global_batch, metrics)
+            losses["itc"] = itc_loss(features, self.temperature(), global_batch, metrics)
         if aligned and weights.itm:
             image_match, text_match = self._match_streams(batch, aligned, features)
 
@@ -102,7 +103,7 @@ class MaskVLM(Encoders):
         """The contrastive features that `forward` computes for this micro-batch.
 
         Where dropout draws, they are the same ones from the same state of the random generator: the encoders are then
-        given all that `forward` gives them, since what is drawn for a view depends on what goes with it.
+        given all that `forward` gives them, since the random numbers of a view depend on what goes with it.
         """
         masked = self.objectives.alignment_inputs == "masked"
         aligned = Views(whole=not masked, masked=masked)
@@ -144,12 +145,6 @@ class MaskVLM(Encoders):
         image_BE, text_BE = self.project_image(views.image_BSD), self.project_text(views.text_BLD)
         return Encoded(image_BE, text_BE, batch.image_id_B, batch.caption_id_B)
 
-    def _itc_loss(self, features: Encoded, global_batch: GlobalBatch, metrics: MetricAccumulator | None) -> Tensor:
-        temperature = self.temperature()
-        if metrics:
-            metrics.values["temperature"] = temperature.detach().squeeze()
-        return itc_loss(features, temperature, global_batch)
-
     def _match_streams(self, batch: Batch, views: Encodings, features: Encoded) -> tuple[MatchStream, MatchStream]:
         """Of the image side and of the text side, each pair with a negative image and a negative text."""
         weights, (image_BSD, text_BLD) = self.objectives, views
@@ -179,17 +174,15 @@ class MaskVLM(Encoders):
         own_B1D, negative_text_B1D, negative_image_B1D = text_B3D.split(1, dim=1)
         text_B3D = torch.cat([own_B1D, negative_image_B1D, negative_text_B1D], dim=1)  # as the image side's
         logits_B32, counted_B3 = self.match_head(image_B3D, text_B3D), self._counted_examples(batch)
-        if metrics:
-            metrics.count("itm_accuracy", itm_correct(logits_B32.detach()), counted_B3)
-        return itm_loss(logits_B32, counted_B3, global_batch.itm_examples, global_batch.parts)
+        return itm_loss(logits_B32, counted_B3, global_batch.itm_examples, global_batch.parts, metrics)
 
     def _mlm_loss(
         self, batch: Batch, fused_BCD: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None
     ) -> Tensor:
         masked = batch.masked
         target_M = batch.target_BL.gather(1, masked.token_BC).flatten()[masked.token_M]
-        total = self.word_head(fused_BCD.flatten(0, 1)[masked.token_M], target_M, metrics)
-        return mlm_loss(total, global_batch.masked_tokens, global_batch.parts)
+        logits_MV = self.word_head(fused_BCD.flatten(0, 1)[masked.token_M])
+        return mlm_loss(logits_MV, target_M, global_batch.masked_tokens, global_batch.parts, metrics)
 
     def _mim_loss(self, batch: Batch, fused_BSD: Tensor, text_BLD: Tensor, global_batch: GlobalBatch) -> Tensor:
         masked, vision = batch.masked, self.vision

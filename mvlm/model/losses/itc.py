@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mvlm.batch import Encoded, GatheredFeatures, GlobalBatch
+from mvlm.batch import Encoded, GatheredFeatures, GlobalBatch, MetricAccumulator
 from mvlm.kernels.contrastive import LOG_SUM_EXPS, contrastive_share, temperature_gradient
 
 
-def itc_loss(own: Encoded, temperature: Tensor, global_batch: GlobalBatch) -> Tensor:
+def itc_loss(
+    own: Encoded, temperature: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None = None
+) -> Tensor:
     """A micro-batch's share of the mean of image-to-text and text-to-image cross-entropy over the G pairs, in fp32.
 
     Its value is the own pairs' mean. Its gradient at the own features is that of the whole loss times the number of
@@ -20,7 +22,10 @@ def itc_loss(own: Encoded, temperature: Tensor, global_batch: GlobalBatch) -> Te
     Args:
         own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
+        metrics: gets it as the value `temperature`.
     """
+    if metrics:
+        metrics.values["temperature"] = temperature.detach().squeeze()
     gathered = global_batch.gather(own, temperature)
     share = contrastive_share(own.image_BE, own.text_BE, temperature, gathered, global_batch.start)
     return share * global_batch.parts / len(gathered.lse_G2)

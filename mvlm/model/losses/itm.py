@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Encoded
+from mvlm.batch import IGNORE, Encoded, MetricAccumulator
 from mvlm.kernels.negatives import NEGATIVES, duplicates
 
 
@@ -60,7 +60,9 @@ def counted_examples(image_id_B: Tensor, caption_id_B: Tensor, group: int, exclu
     return counted_B3
 
 
-def itm_loss(logits_BX2: Tensor, counted_BX: Tensor, examples: Tensor, parts: int) -> Tensor:
+def itm_loss(
+    logits_BX2: Tensor, counted_BX: Tensor, examples: Tensor, parts: int, metrics: MetricAccumulator | None = None
+) -> Tensor:
     """Two-way cross-entropy of a micro-batch's pairs in X examples each, as its share of the global batch's mean.
 
     Args:
@@ -68,15 +70,13 @@ def itm_loss(logits_BX2: Tensor, counted_BX: Tensor, examples: Tensor, parts: in
         counted_BX: bool, the examples that count.
         examples: how many of the whole global batch count.
         parts: micro-batches in it, whose results are averaged.
+        metrics: gets `itm_accuracy`.
     """
+    if metrics:
+        match_BX = logits_BX2.detach()[..., 1] > logits_BX2.detach()[..., 0]
+        metrics.count("itm_accuracy", torch.cat([match_BX[:, :1], ~match_BX[:, 1:]], dim=1), counted_BX)
     target_BX = torch.zeros_like(counted_BX, dtype=torch.int64)
     target_BX[:, 0] = 1
     target_BX = target_BX.masked_fill(~counted_BX, IGNORE)
     total = F.cross_entropy(logits_BX2.float().flatten(0, 1), target_BX.flatten(), ignore_index=IGNORE, reduction="sum")
     return total * parts / examples
-
-
-def itm_correct(logits_BX2: Tensor) -> Tensor:
-    """bool BX, which of these examples are classified correctly: the pair itself as a match, its negatives as none."""
-    match_BX = logits_BX2[..., 1] > logits_BX2[..., 0]
-    return torch.cat([match_BX[:, :1], ~match_BX[:, 1:]], dim=1)

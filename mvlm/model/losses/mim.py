@@ -1,4 +1,4 @@
-"""The two reconstruction losses of masked vision and language modelling (paper, section 3.2)."""
+"""Masked image modelling: what do the masked patches show? (paper, section 3.2)"""
 
 from __future__ import annotations
 
@@ -6,17 +6,6 @@ from torch import Tensor
 
 from mvlm.kernels.constants import constant
 from mvlm.kernels.patch_l1 import PATCH_L1
-
-
-def mlm_loss(total: Tensor, masked_tokens: Tensor, parts: int) -> Tensor:
-    """Cross-entropy of the masked tokens of a micro-batch, as its share of the mean over the global batch.
-
-    Args:
-        total: the sum over the micro-batch's masked tokens.
-        masked_tokens: how many tokens the whole global batch hides.
-        parts: micro-batches in it, whose results are averaged.
-    """
-    return total * parts / masked_tokens
 
 
 def mim_loss(
@@ -38,7 +27,7 @@ def mim_loss(
         patch_M: int64, which patch each row predicts: the image's number times N, plus the patch's number in it.
         patch_size: P, pixels.
         mean, std: of each channel's values between 0 and 1.
-        masked_patches: how many patches the whole global batch hides.
+        masked_patches: how many patches the whole global batch masks.
         parts: micro-batches in it, whose results are averaged.
         normalized: standardise each target patch (MAE's `norm_pix_loss`).
     """
