@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin beside another test's ranks make small products a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
+
 LONGEST = ("faults", "cluster", "training", "benchmarks")
 """Folders whose files take minutes: begun first, lest one process is left with them when the others are done."""
 
@@ -37,14 +41,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Iterator[MadeOnce]:
+    """made_once(name, make) -> a folder that `make` filled, once for all of pytest's processes; nobody changes it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent
+    found: dict[Path, list[tuple[str, int]]] = {}
+
+    def once(name: str, make: Callable[[Path], None]) -> Path:
+        out = folder / name
+        with (folder / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not out.exists():
+                make(folder / f"{name}.unfinished")
+                (folder / f"{name}.unfinished").rename(out)
+        found[out] = written(out)
+        return out
+
+    yield once
+    for out, before in found.items():
+        assert written(out) == before, f"a test has changed {out}, which others read"
+
+
+def written(folder: Path) -> list[tuple[str, int]]:
+    """Each file and when it was written."""
+    return sorted((str(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="session")
+def scenes(made_once: MadeOnce) -> Path:
     """A folder with `train` and `eval` shards of synthetic scenes."""
+    return made_once("scenes", make_scenes)
+
+
+def make_scenes(out: Path) -> None:
     from data_tools.__main__ import main
 
-    out = tmp_path_factory.mktemp("scenes") / "shards"
     words = ["synth", "--task", "caption", "--count", "300", "--seed", "3", "--split", "train=0.8,eval=0.2"]
     assert main([*words, "--out", str(out)]) == 0
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -151,9 +184,12 @@ def mount_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.fixture(scope="session")
-def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(scenes: Path, made_once: MadeOnce) -> Path:
     """A run of a few steps on `scenes`; sentences and pictures matter to each other from the start."""
-    run = tmp_path_factory.mktemp("trained") / "run"
+    return made_once("trained", partial(train_on, scenes))
+
+
+def train_on(scenes: Path, run: Path) -> None:
     words = [f"data.train={scenes / 'train'}", f"data.eval={scenes / 'eval'}", f"run.dir={run}", "train.steps=12"]
     words += [
         "data.vocabulary=512",
@@ -165,18 +201,19 @@ def trained(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, *words]
     done = run_command(mvlm_command(*command, "eval.every=0", launcher=False))
     assert done.returncode == 0, done.stderr
-    return run
 
 
 @pytest.fixture(scope="session")
-def index(trained: Path, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(trained: Path, scenes: Path, made_once: MadeOnce) -> Path:
     """Both parts of `scenes`, the held-out one first."""
+    return made_once("index", partial(make_index, trained, scenes))
+
+
+def make_index(trained: Path, scenes: Path, out: Path) -> None:
     from mvlm.__main__ import main
 
-    out = tmp_path_factory.mktemp("indexed") / "index"
     words = ["index", str(scenes / "eval"), str(scenes / "train"), "--checkpoint", str(trained), "--out", str(out)]
     assert main(words) == 0
-    return out
 
 
 @pytest.fixture(scope="session")

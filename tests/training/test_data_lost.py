@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mvlm.checkpoint.tensors import find_checkpoint
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config
 from mvlm.data.shards import outage
 from mvlm.training.fit import train
@@ -37,7 +37,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def words(run: Path, train: str | Path, *overrides: str) -> list[str]:
-    data = [f"data.train={train}", f"data.cache={run.parent / 'cache'}", "data.shuffle_shards=2"]
+    data = [f"data.train={train}", f"data.cache={run.parent / 'cache'}", "data.shuffle_shards=2", "data.epoch=images"]
     return [*TINY, *data, f"run.dir={run}", f"train.steps={STEPS}", *overrides]
 
 
