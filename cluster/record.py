@@ -14,6 +14,7 @@ from typing import Any
 from cluster.attempt import JobAttempt
 from cluster.job import load_job
 from mvlm.errors import UserError
+from mvlm.runtime.storage import write_durably
 
 RECORD = "job.json"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -34,14 +35,14 @@ class JobRecord:
     attempts: list[JobAttempt] = field(default_factory=list)
 
     def save(self, logs: Path) -> None:
-        write_whole(logs / RECORD, json.dumps(asdict(self), indent=1), 0o666)
+        write_durably(logs / RECORD, json.dumps(asdict(self), indent=1))
 
 
-def write_whole(path: Path, text: str, mode: int = 0o600) -> None:
-    """Write beside and rename; its owner alone may read it: the environment of a job may hold passwords."""
+def write_private(path: Path, text: str) -> None:
+    """Write a whole file that its owner alone may read: the environment of a job may hold passwords."""
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)  # one that was left behind would keep its mode
-    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+    with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
     os.replace(partial, path)
 

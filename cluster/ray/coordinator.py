@@ -1,7 +1,7 @@
 """The attempts at a run on Ray, kept by one actor beside the driver: who takes part, who has ended, what that means.
 
 Ray Train starts and restarts the workers, and each worker one rank. What Ray does not know is kept here: the number of
-the attempt, where rank 0 listens, which exit codes are worth another attempt, and that all ranks are to save and end.
+the attempt, which exit codes are worth another attempt, and that all ranks are to save and end.
 """
 
 from __future__ import annotations
@@ -22,16 +22,6 @@ STRAGGLE = 30.0  # seconds that ranks get to end by themselves after the first h
 
 
 @dataclass(frozen=True)
-class RankAddress:
-    """Where a rank belongs."""
-
-    attempt: int
-    host: str  # rank 0's node
-    port: int  # free there a moment ago
-    wanted: bool  # false where the job is ending: nothing is to be started
-
-
-@dataclass(frozen=True)
 class AttemptOutcome:
     """What becomes of the job when an attempt is over."""
 
@@ -49,12 +39,8 @@ class Orders:
 
 @dataclass
 class RunningAttempt:
-    workers: str  # Ray's name of those that were placed together
     attempt: JobAttempt
     world: int
-    host: str = ""
-    port: int = 0
-    rendezvous: asyncio.Event = field(default_factory=asyncio.Event)
     over: asyncio.Event = field(default_factory=asyncio.Event)
     stop: bool = False
     step: int = 0  # the newest of the run
@@ -74,22 +60,24 @@ class Coordinator:
         self._steps: list[int] = []  # the newest after each attempt
         self._metrics: dict[str, Any] | None = None
 
-    async def join(self, workers: str, rank: int, world: int, host: str, port: int) -> RankAddress:
-        """Take part in an attempt, which is a new one where `workers` are; waits for rank 0.
+    async def begin(self, world: int) -> int | None:
+        """Begin an attempt, asked by its rank 0; its number, or None where the job is ending and none is to begin."""
+        if self._ending:
+            return None
+        if self._now:
+            self._now.over.set()
+            self._close(self._now)
+        number = next_attempt(self._logs)
+        attempt_folder(self._logs, number).mkdir(parents=True)
+        self._now = RunningAttempt(JobAttempt(number, time.time()), world)
+        self._record.attempts.append(self._now.attempt)
+        self._record.save(self._logs)
+        self._say(f"attempt {number} of {self._record.name}, {world} ranks")
+        return number
 
-        Args:
-            host, port: where the rank could be met, were it rank 0.
-        """
-        if self._now is None or self._now.workers != workers:
-            self._begin(workers, world)
-        now = self._now
-        assert now
-        self._say(f"rank {rank} of {world} is on {host}")
-        if rank == 0:
-            now.host, now.port = host, port
-            now.rendezvous.set()
-        await now.rendezvous.wait()
-        return RankAddress(now.attempt.number, now.host, now.port, wanted=not self._ending)
+    async def rank_placed(self, rank: int, host: str) -> None:
+        """Note where a rank is."""
+        self._say(f"rank {rank} is on {host}")
 
     async def heartbeat(self, attempt: int, metrics: dict[str, Any] | None = None) -> Orders:
         """A sign of life of a worker, and what it is to do.
@@ -163,17 +151,6 @@ class Coordinator:
 
     def _current(self, attempt: int) -> RunningAttempt | None:
         return self._now if self._now and self._now.attempt.number == attempt else None
-
-    def _begin(self, workers: str, world: int) -> None:
-        if self._now:
-            self._now.over.set()
-            self._close(self._now)
-        number = next_attempt(self._logs)
-        attempt_folder(self._logs, number).mkdir(parents=True)
-        self._now = RunningAttempt(workers, JobAttempt(number, time.time()), world)
-        self._record.attempts.append(self._now.attempt)
-        self._record.save(self._logs)
-        self._say(f"attempt {number} of {self._record.name}, {world} ranks")
 
     def _close(self, now: RunningAttempt) -> None:
         """Note how an attempt has ended, once."""

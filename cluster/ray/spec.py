@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.environment import python
 from cluster.job import Job, Sweep, run_folder
-from cluster.record import write_whole
+from cluster.record import write_private
 from mvlm.config.toml import build
 from mvlm.errors import Mistakes
 
@@ -39,7 +39,7 @@ class RayJobSpec:
         return cls(**fields | {"job": replace(job, sweep=Sweep(**sweep) if sweep else None)})
 
     def save(self, path: Path) -> None:
-        write_whole(path, json.dumps(asdict(self), indent=1))
+        write_private(path, json.dumps(asdict(self), indent=1))
 
     def command(self) -> list[str]:
         """The argument list of a rank."""

@@ -17,13 +17,14 @@ from typing import Any
 import ray
 import ray.train
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
+from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
 from cluster.attempt import describe_exit, shell_code
 from cluster.environment import added, free_port
 from cluster.logs import attempt_folder, attempt_numbers, rank_log
 from cluster.processes import MARK, PATIENCE, Stopper, send
-from cluster.ray.coordinator import AttemptOutcome, RankAddress
+from cluster.ray.coordinator import AttemptOutcome
 from cluster.ray.spec import RayJobSpec
 from cluster.record import last_training_line, newest_step
 from mvlm.errors import ExitCode
@@ -53,16 +54,18 @@ def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
     """
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    workers = ray.get_runtime_context().get_placement_group_id()
-    own = ray.util.get_node_ip_address()
-    address: RankAddress = ray.get(coordinator.join.remote(workers, rank, world, own, free_port()))
-    if not address.wanted:
+    attempt, host, port = None, ray.util.get_node_ip_address(), free_port()
+    if rank == 0:
+        attempt = ray.get(coordinator.begin.remote(world))
+    attempt, master, port = broadcast_from_rank_zero((attempt, host, port))
+    if attempt is None:
         return ExitCode.REQUEUE
-    _end_earlier_attempts(Path(spec.logs), address.attempt)
+    coordinator.rank_placed.remote(rank, host)
+    _end_earlier_attempts(Path(spec.logs), attempt)
     ranks = {"RANK": rank, "LOCAL_RANK": context.get_local_rank(), "WORLD_SIZE": world}
     ranks |= {"LOCAL_WORLD_SIZE": context.get_local_world_size()}
-    layout = ranks | {"MASTER_ADDR": address.host, "MASTER_PORT": address.port}
-    log = rank_log(Path(spec.logs), address.attempt, rank)
+    layout = ranks | {"MASTER_ADDR": master, "MASTER_PORT": port}
+    log = rank_log(Path(spec.logs), attempt, rank)
     variables = {name: str(value) for name, value in layout.items()} | {MARK: str(log.resolve())}
     with open(log, "ab") as out:
         process = subprocess.Popen(
@@ -75,12 +78,12 @@ def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
             start_new_session=True,  # what ends this worker must not reach a rank that is saving
         )
     try:
-        outcome = RankWatch(process, coordinator, spec, address.attempt, rank).run()
+        outcome = RankWatch(process, coordinator, spec, attempt, rank).run()
     except BaseException:
         process.terminate()  # the driver has died, and Ray is about to end this worker: save
         raise
     if not outcome.final:
-        raise RankFailed(f"Attempt {address.attempt} {describe_exit(outcome.exit_code)}; rank {rank} logs in {log}.")
+        raise RankFailed(f"Attempt {attempt} {describe_exit(outcome.exit_code)}; rank {rank} logs in {log}.")
     return outcome.exit_code
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.attempt import JobAttempt, describe_exit
 from cluster.job import Job, check_files, refuse, run_folder
 from cluster.logs import attempt_folder, attempt_numbers, next_attempt, show
-from cluster.record import RECORD, JobRecord, claim, read_record, write_whole
+from cluster.record import RECORD, JobRecord, claim, read_record, write_private
 from cluster.slurm import queue as slurm_queue
 from cluster.slurm.queue import QueueEntry
 from cluster.slurm.script import ScriptRun, script
@@ -60,7 +60,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     with claim(job.log_folder):
         _refuse_second(job)
         path = job.log_folder / SCRIPT
-        write_whole(path, text)
+        write_private(path, text)
         job_id = slurm_queue.submit(path)
         folder = str(run_folder(job, overrides).resolve())
         record = JobRecord(job.name, "slurm", folder, socket.gethostname(), job_id=job_id)

@@ -17,15 +17,6 @@ def coordinator(tmp_path):
     return Coordinator(RayJobSpec(job, [], str(tmp_path), "python", str(tmp_path / "run"), str(tmp_path / "logs")))
 
 
-async def start(coordinator, workers="first", world=2):
-    """Two ranks of a new attempt; its number."""
-    places = await asyncio.gather(
-        *(coordinator.join(workers, rank, world, f"node{rank}", 100 + rank) for rank in (1, 0))
-    )
-    assert {(place.host, place.port) for place in places} == {("node0", 100)}
-    return places[0].attempt
-
-
 async def outcome(coordinator, attempt, codes):
     for rank, code in codes.items():
         assert (await coordinator.heartbeat(attempt)).outcome is None
@@ -46,7 +37,7 @@ async def outcome(coordinator, attempt, codes):
 )
 def test_what_the_exit_codes_of_an_attempt_mean(coordinator, tmp_path, codes, expected):
     async def story():
-        return await outcome(coordinator, await start(coordinator), codes)
+        return await outcome(coordinator, await coordinator.begin(2), codes)
 
     assert asyncio.run(story()) == expected
     assert [a["exit_code"] for a in json.loads((tmp_path / "logs/job.json").read_text())["attempts"]] == [
@@ -57,8 +48,8 @@ def test_what_the_exit_codes_of_an_attempt_mean(coordinator, tmp_path, codes, ex
 def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
     """Steps are what rank 0 finds on its disk, and what it has told of."""
 
-    async def attempt(number, code, found, told):
-        current = await start(coordinator, f"workers {number}")
+    async def attempt(code, found, told):
+        current = await coordinator.begin(2)
         await coordinator.heartbeat(current, {"step": told})
         await coordinator.rank_ended(current, 0, code, found)
         await coordinator.rank_ended(current, 1, code)
@@ -66,7 +57,7 @@ def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
 
     async def story():
         steps = [(100, 0), (100, 90), (100, 100), (0, 101), (100, 95), (100, 101), (101, 101)]
-        return [await attempt(number, 75, *found) for number, found in enumerate(steps)]
+        return [await attempt(75, *found) for found in steps]
 
     assert [outcome.final for outcome in asyncio.run(story())] == [False] * 6 + [True]
     assert (
@@ -78,7 +69,7 @@ def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(coordinat
     monkeypatch.setattr(ray_coordinator, "STRAGGLE", 0.05)
 
     async def story():
-        attempt = await start(coordinator)
+        attempt = await coordinator.begin(2)
         await coordinator.rank_ended(attempt, 1, 70)
         assert (await coordinator.heartbeat(attempt)).outcome is None
         await asyncio.sleep(0.1)
@@ -89,27 +80,27 @@ def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(coordinat
 
 def test_a_drained_attempt_is_followed_by_another_and_a_stopped_one_is_not(coordinator):
     async def story():
-        first = await start(coordinator)
+        first = await coordinator.begin(2)
         draining = asyncio.create_task(coordinator.drain("nodes have come", 10))
         await asyncio.sleep(0)
         assert (await coordinator.heartbeat(first)).stop
         assert await outcome(coordinator, first, {0: 75, 1: 75}) == AttemptOutcome(75, final=False)
         await draining
-        second = await start(coordinator, "second")
+        second = await coordinator.begin(2)
         assert second == first + 1 and not (await coordinator.heartbeat(second)).stop
         assert await coordinator.stop("stopped")
         assert (await coordinator.heartbeat(second)).stop
         assert await outcome(coordinator, second, {0: 75, 1: 75}) == AttemptOutcome(75, final=True)
         assert not await coordinator.stop("stopped")
-        assert not (await coordinator.join("third", 0, 1, "node0", 100)).wanted
+        assert await coordinator.begin(1) is None
 
     asyncio.run(story())
 
 
 def test_a_worker_of_an_earlier_attempt_is_told_to_end_and_changes_nothing(coordinator):
     async def story():
-        first = await start(coordinator)
-        second = await start(coordinator, "second")
+        first = await coordinator.begin(2)
+        second = await coordinator.begin(2)
         await coordinator.rank_ended(first, 0, 1)
         orders = await coordinator.heartbeat(first)
         assert orders.stop and orders.outcome == AttemptOutcome(75, final=False)
@@ -121,7 +112,7 @@ def test_a_worker_of_an_earlier_attempt_is_told_to_end_and_changes_nothing(coord
 def test_the_newest_metrics_are_kept_for_the_sweep(coordinator):
     async def story():
         assert await coordinator.metrics() is None
-        attempt = await start(coordinator)
+        attempt = await coordinator.begin(2)
         await coordinator.heartbeat(attempt, {"step": 1})
         await coordinator.heartbeat(attempt, {"step": 2})
         await coordinator.heartbeat(attempt)
