@@ -97,13 +97,13 @@ def test_status_logs_and_cancel_need_a_submission(cluster, job):
 def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
     monkeypatch.setenv("RANK", "5")
     hostile = "data.train=$(touch pwned); a b"
-    overrides = ["job.environment.GREETING=two words", "train.steps=3", hostile]
+    overrides = ["job.environment.GREETING=two words", "job.environment.COUNT=2", "train.steps=3", hostile]
     words = shlex.split(rendered(job, "local", *overrides))
     port = words[words.index("--master_port") + 1]
     launcher = next(word for word in words if word.endswith("/deepspeed"))
     assert 1024 <= int(port) < 65536
     assert words == [
-        *["env", "-u", "RANK", "DS_ACCELERATOR=cpu", "GREETING=two words"],
+        *["env", "-u", "RANK", "DS_ACCELERATOR=cpu", "GREETING=two words", "COUNT=2"],
         *[launcher, "--num_accelerators", "2", "--master_port", port],
         *["--enable_each_rank_log", str(job.parent / "logs" / "attempt-001"), "--module", "mvlm"],
         *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "train.steps=3", hostile],

@@ -108,6 +108,12 @@ def test_a_later_submission_counts_on(watch, tmp_path):
     assert (tmp_path / "attempt-001/launcher.log").read_text() == "1\n"
 
 
+def test_a_reader_sees_all_of_every_attempt(watch, tmp_path):
+    out = watch("print('one\\ntwo', end=''); raise SystemExit(75)", restarts=1).communicate(timeout=60)[0]
+    shown = [f"==> {tmp_path}/attempt-00{number} <==\none\ntwo\n" for number in (1, 2)]
+    assert out == "".join(shown)
+
+
 def test_a_reader_that_reads_nothing_does_not_hold_up_the_job(watch, tmp_path):
     assert watch("print('x' * 1_000_000)").wait(20) == 0
     assert (tmp_path / "attempt-001/launcher.log").stat().st_size == 1_000_001
