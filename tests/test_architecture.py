@@ -89,6 +89,7 @@ ONLY_IN = {
 }
 OPTIONAL = {
     "apex",
+    "data_tools.engines.ray",
     "matplotlib",
     "mlflow",
     "onnxruntime",
@@ -113,8 +114,6 @@ IMPORTED_LATE = {
     "mvlm/data/samples/": "",
     "mvlm/data/shards/location.py": "",
     "mvlm/estimate/plan.py": "",
-    "mvlm/training/logging/trackers.py": "",
-    "data_tools/engines/__init__.py": "",
     "data_tools/store/": "",
 }
 """Files and folders that import inside functions what is always there, and why."""

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
+from data_tools.engines.local import ordered_map
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -28,7 +30,6 @@ def engine(name: str, workers: int, address: str | None = None) -> Iterator[Map]
         UserError: there is no Ray at that address.
     """
     if name == "local":
-        from data_tools.engines.local import ordered_map
 
         def run(function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[T, R]]:
             return ordered_map(function, items, workers, size)

@@ -18,6 +18,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+from PIL import Image
+
 from mvlm.config.schema import Log
 from mvlm.errors import UserError
 
@@ -131,9 +134,6 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def picture(self, step: int, path: Path) -> None:
-        import numpy as np
-        from PIL import Image
-
         with Image.open(path) as image:
             self._writer.add_image(path.parent.name, np.asarray(image.convert("RGB")), step, dataformats="HWC")
 
