@@ -26,8 +26,7 @@ from benchmarks.claim.grid import core, matching, night
 from benchmarks.claim.jobs import is_under_way, submit
 from mvlm.errors import UserError
 from mvlm.runtime import dist
-from mvlm.runtime.cpu import share_cores
-from mvlm.runtime.freed_memory import keep_freed_memory
+from mvlm.runtime.cpu import keep_freed_memory, share_cores
 from mvlm.training.health.signals import StopRequests
 
 

@@ -73,7 +73,7 @@ class Rung:
 def _speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     """In the order in which a run does it."""
     from mvlm.kernels.layers import use_kernels
-    from mvlm.runtime.freed_memory import keep_freed_memory
+    from mvlm.runtime.cpu import keep_freed_memory
     from mvlm.training.kernels import settle_run
     from mvlm.training.parallelize import compile_blocks, recompute_blocks
 

@@ -83,7 +83,7 @@ def settle_config(report: Report, config: Config, given: frozenset[str], start: 
     if start and start.resumes:
         with report.judged("checkpoint"):
             resumed = resume_config(config, given, start)
-            for sentence in resumed.told:
+            for sentence in resumed.reported:
                 report.right("checkpoint", sentence)
             return resumed.config
     return config

@@ -132,8 +132,7 @@ def _use_the_cpu_well(ranks: int) -> None:
     import torch
 
     from mvlm.runtime import dist
-    from mvlm.runtime.cpu import share_cores
-    from mvlm.runtime.freed_memory import keep_freed_memory
+    from mvlm.runtime.cpu import keep_freed_memory, share_cores
 
     if threads := share_cores(ranks):
         torch.set_num_threads(threads)

@@ -117,7 +117,7 @@ class Engine:
         """One update from this rank's micro-batches of a global batch.
 
         Args:
-            tally: gets what the model tells beside its losses, and the norms of its parts' gradients.
+            tally: gets what the model reports beside its losses, and the norms of its parts' gradients.
 
         Returns:
             The mean over this rank's micro-batches of each loss, on the device; their mean over ranks is the
@@ -236,7 +236,7 @@ class Engine:
                 self._state.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
 
     def prepare_state(self, updates: int) -> None:
-        """Zero the optimiser's moments and set the count of updates it is to go on from, so that `write` can fill them.
+        """Zero the optimiser's moments and set the count of updates it is resumed from, so that `write` can fill them.
 
         Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
         """

@@ -59,7 +59,7 @@ def train(
     evaluator: Callable[[Config], Evaluate | None] | None = None,
     stop: StopRequests | None = None,
 ) -> int:
-    """Train until the last step or until told to stop.
+    """Train until the last step or until asked to stop.
 
     Args:
         names: the paths of the DeepSpeed JSON and of the run TOML.
@@ -159,7 +159,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
     resumed = start.checkpoint if start.resumes else None
-    sentences = plan.resumed.told if plan.resumed else ()
+    sentences = plan.resumed.reported if plan.resumed else ()
     if resumed:
         sentences += dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config))
     layout = {

@@ -76,7 +76,7 @@ def prepare_tokenizer(
 def restore_description(checkpoint: Path, run: Path) -> None:
     """Have a run folder's tokenizer and text encoder's description be those of a checkpoint, of this or another run.
 
-    One sentence tells what had to be mended.
+    One sentence says what had to be mended.
     """
     source = described_in(checkpoint)
     if source == run:
@@ -114,7 +114,7 @@ def _texts(task: Task, mixture: Mixture) -> Iterator[str]:
 
 
 def _sound(mixture: Mixture) -> Iterator[Row]:
-    """The rows that are what was written; the others are told."""
+    """The rows that are what was written; the others are reported."""
     return mixture.sound(range(len(mixture)), lambda error: print(f"Left out: {error}", file=sys.stderr))
 
 

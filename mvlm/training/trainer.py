@@ -100,7 +100,7 @@ class Trainer:
         self.reporter.restart(state.step)
 
     def run(self) -> int:
-        """Train until the last step or until told to stop, and return the exit code."""
+        """Train until the last step or until asked to stop, and return the exit code."""
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()

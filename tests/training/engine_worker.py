@@ -21,7 +21,7 @@ import torch
 from mvlm.batch import Batch, MetricAccumulator
 from mvlm.runtime import dist
 from mvlm.training.engine import Engine
-from mvlm.training.logging.metrics import told
+from mvlm.training.logging.metrics import reported
 from tests.training.parity_worker import built, configuration, engine_of, steps_of
 
 DECAY = 0.9  # of the average
@@ -97,7 +97,7 @@ def trained(
                 averages[name] = DECAY * averages[name] + (1 - DECAY) * weight.double()
         means = {name: (dist.all_reduce(loss) / dist.world()).item() for name, loss in losses.items()}
         facts = {"grad_norm": norm(engine), "updates": engine.updates, "overflowed": engine.overflowed}
-        lines.append(means | facts | told(tally) | {"loss_scale": engine.loss_scale_state()})
+        lines.append(means | facts | reported(tally) | {"loss_scale": engine.loss_scale_state()})
     return lines
 
 

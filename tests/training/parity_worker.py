@@ -31,7 +31,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
 from mvlm.training.engine import Engine
-from mvlm.training.logging.metrics import told
+from mvlm.training.logging.metrics import reported
 from mvlm.training.optim import count_parameters, parameter_groups
 from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.config import RunSide, resolve
@@ -134,7 +134,7 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
         tally = MetricAccumulator()
         for name, loss in engine.step(micro_batches, 0.5, step, tally).items():
             history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
-        for name, value in told(tally).items():
+        for name, value in reported(tally).items():
             history.setdefault(name, []).append(value)
         assert engine.grad_norm is not None
         history["grad_norm"].append(float(engine.grad_norm))
@@ -225,7 +225,7 @@ def plain_run(shards: str) -> dict[str, list[float]]:
         losses = model(batch, None, tally)
         optimizer.zero_grad()
         weighted(losses, config).backward()
-        for name, value in told(tally).items() | part_norms(model).items():
+        for name, value in reported(tally).items() | part_norms(model).items():
             history.setdefault(name, []).append(value)
         history["grad_norm"].append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)))
         optimizer.step()

@@ -99,7 +99,7 @@ def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
     if kind in (OnResume.APPLIES, OnResume.PLACE, OnResume.ORDER):
         found = resumed(*words)
         assert flat(found.config)[key] == value
-        sentences = [sentence for sentence in found.told if f"{key}: " in sentence]
+        sentences = [sentence for sentence in found.reported if f"{key}: " in sentence]
         quiet = kind is OnResume.ORDER or key in ("run.dir", "checkpoint.resume")  # the first is told when it applies
         assert len(sentences) == (0 if quiet else 1)
         if sentences:
@@ -118,7 +118,7 @@ def test_every_key_says_what_a_change_does() -> None:
 def test_what_is_not_set_any_more_is_kept_and_told() -> None:
     found = resumed(*kept_words(KEPT / "zero2"), checkpoint=KEPT / "zero2/checkpoints/step_00000003")
     assert found.config.train.ema == 0.9
-    (told,) = (sentence for sentence in found.told if "Kept" in sentence)
+    (told,) = (sentence for sentence in found.reported if "Kept" in sentence)
     assert "train.ema = 0.9 (default 0.0)" in told
 
 

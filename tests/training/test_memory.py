@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 
 STEPS = """
 import resource, sys, torch
-from mvlm.runtime.freed_memory import keep_freed_memory
+from mvlm.runtime.cpu import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 counts = []

@@ -43,14 +43,14 @@ class Start:
     """Where training begins."""
 
     checkpoint: Path | None  # None: from scratch
-    resumes: bool  # goes on exactly; otherwise the weights alone are taken
+    resumes: bool  # exactly; otherwise the weights alone are taken
     own: bool  # the checkpoint lies in the run folder itself
 
 
 def starting_point(run: Path, config: Checkpoint) -> Start:
-    """Decide where training begins; all ranks must call, and are told the same.
+    """Decide where training begins, the same on all ranks, which all must call.
 
-    1. The latest whole checkpoint in the run folder, so that a command that is started again goes on; a folder that
+    1. The latest whole checkpoint in the run folder, so that a command that is started again resumes; a folder that
     has any, whole or not, is never begun anew. 2. `checkpoint.resume`, when given. 3. The weights alone of
     `checkpoint.init`. 4. Scratch, or encoders of others.
 
@@ -89,7 +89,7 @@ class Search:
     """What the checkpoints of a run folder are good for.
 
     Attributes:
-        whole: that the run can go on from.
+        whole: that the run can be resumed from.
         damaged: newer ones that are not whole, the latest first.
         reason: what is wrong with the first of them.
         problem: what is wrong with the file `latest`, where it names none of them.
@@ -144,7 +144,7 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
 def restore_start(engine: Engine, run: Path, start: Start, fingerprint: str) -> tuple[Start, TrainState]:
     """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
 
-    An attempt that still lives goes on and deletes old checkpoints while this one starts up.
+    An attempt that still lives trains on and deletes old checkpoints while this one starts up.
 
     Args:
         fingerprint: of the data.

@@ -98,13 +98,13 @@ class Resumed:
 
     Attributes:
         state: of the checkpoint.
-        told: a sentence for what changed, and one for what is kept though nothing sets it any more.
+        reported: a sentence for what changed, and one for what is kept though nothing sets it any more.
         alters_loss: whether a change may move the loss at once, so that what a spike is has to be learned anew.
     """
 
     config: Config
     state: TrainState
-    told: tuple[str, ...]
+    reported: tuple[str, ...]
     alters_loss: bool
 
 

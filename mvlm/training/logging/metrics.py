@@ -84,7 +84,7 @@ class Reporter:
         means = (dist.all_reduce(torch.stack(list(losses.values()))) / dist.world()).tolist()
         parts = dict(zip(losses, means, strict=True))
         metrics: dict[str, Any] = {"step": state.step, "loss": engine.objectives.total(parts)} | parts
-        metrics |= told(tally)
+        metrics |= reported(tally)
         metrics["lr"], metrics["encoder_lr"] = optim.lr * factor, optim.encoder_lr * factor
         metrics["grad_norm"] = None if engine.grad_norm is None else float(engine.grad_norm)
         if (scale := engine.loss_scale_state()) is not None:
@@ -138,7 +138,7 @@ def spread(step_s: float, data_wait_s: float, others_wait_s: float) -> dict[str,
     return metrics | {"slowest_rank": others_wait.index(min(others_wait))}
 
 
-def told(tally: MetricAccumulator) -> dict[str, float | None]:
+def reported(tally: MetricAccumulator) -> dict[str, float | None]:
     """The global batch's accuracies, of which one that nothing was asked for is None, and the other values.
 
     All ranks must call, and wait for the device.

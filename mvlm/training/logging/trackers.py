@@ -25,7 +25,7 @@ from mvlm.config.schema import Log
 from mvlm.errors import UserError
 
 TRACKERS = "trackers.json"
-"""In the run folder, by tracker the name that it knows the run by, so that the next attempt goes on with the same."""
+"""In the run folder, by tracker the name that it knows the run by, so that the next attempt resumes the same."""
 LINES = 1000  # that may wait for a tracker before the next are left out
 PATIENCE = 30.0  # seconds that a tracker gets at the end to take what still waits
 LONGEST_PARAMETER, PARAMETERS = 500, 100  # characters of one, and how many a request: MLflow's own limits
