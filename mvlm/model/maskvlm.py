@@ -27,6 +27,9 @@ from mvlm.model.vision import VisionEncoder
 class MaskVLM(Encoders):
     """The encoders, an image decoder and the heads.
 
+    How views are encoded and streams fused is chosen (mvlm/kernels/views.py, fusion.py): one after another, as written,
+    or at once and without what nobody reads; the losses and their gradients are the same.
+
     Args:
         seed: of the run, by which ITM's negatives are chosen.
     """

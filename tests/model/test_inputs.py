@@ -59,7 +59,7 @@ def test_only_what_is_read_is_encoded(
 
 
 def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Under every combination of objectives; that the losses are right is held by the reference."""
+    """Under every combination of objectives; that the losses are right is held by the oracle."""
     model, batch = build(tokenizer), make_batch()
     batch = dataclasses.replace(batch, masked_image_BCHW=batch.image_BCHW.clone())
     other = {

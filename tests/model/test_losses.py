@@ -171,14 +171,14 @@ def test_masked_text_shares_average_to_the_mean_over_the_global_batch() -> None:
 
 
 @pytest.mark.parametrize("normalized", [False, True])
-def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) -> None:
+def test_masked_image_shares_average_to_l1_over_masked_values(normalized: bool) -> None:
     """Patches of 2 pixels a side of two images of 2 x 3 patches, cut out one by one."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (2, 3, 4, 6), generator=generator, dtype=torch.uint8)
-    pixels, hidden = torch.randn(5, 12, generator=generator), [1, 5, 6, 8, 9]
+    pixels, masked_patches = torch.randn(5, 12, generator=generator), [1, 5, 6, 8, 9]
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
     by_hand = 0.0
-    for patch, predicted in zip(hidden, pixels.double().numpy(), strict=True):
+    for patch, predicted in zip(masked_patches, pixels.double().numpy(), strict=True):
         row, column = divmod(patch % 6, 3)
         area = image[patch // 6, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].double().numpy()
         truth = ((np.moveaxis(area, 0, -1) / 255 - mean) / std).flatten()
@@ -187,6 +187,6 @@ def test_masked_image_shares_average_to_l1_over_hidden_values(normalized: bool) 
         by_hand += np.abs(predicted - truth).sum()
     total = 0.0
     for part in (slice(0, 2), slice(2, 5)):
-        patches = torch.tensor(hidden[part])
+        patches = torch.tensor(masked_patches[part])
         total += mim_loss(pixels[part], image, patches, 2, mean, std, torch.tensor(5), 2, normalized).item()
     assert total / 2 == pytest.approx(by_hand / (5 * 12), rel=1e-6)

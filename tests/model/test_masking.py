@@ -57,7 +57,7 @@ def test_no_float_error_adds_a_block():
     assert exact_count(0.6, 25, "ceil") == 15
 
 
-def test_every_block_is_hidden_as_often():
+def test_every_block_is_masked_as_often():
     masks = [patch_mask(generator(1, Purpose.PATCHES, 0, 0, i), (4, 4), 1, 0.25, "ceil") for i in range(4000)]
     assert np.abs(np.mean(masks, axis=0) - 0.25).max() < 0.03
 
@@ -74,12 +74,12 @@ def test_token_counts_and_targets(length, percent, minimum, sample):
     masked, target = hide(
         generator(0, Purpose.TOKENS, 0, 0, sample), tokens, special, ratio=percent / 100, minimum=minimum
     )
-    hidden = target != IGNORE
+    targeted = target != IGNORE
     wanted = max(minimum, round(Fraction(percent, 100) * (length - 2)))
-    assert hidden.sum() == min(wanted, length - 2)
-    assert not hidden[special].any()
-    assert (target[hidden] == tokens[hidden]).all()
-    assert (masked[~hidden] == tokens[~hidden]).all()
+    assert targeted.sum() == min(wanted, length - 2)
+    assert not targeted[special].any()
+    assert (target[targeted] == tokens[targeted]).all()
+    assert (masked[~targeted] == tokens[~targeted]).all()
     assert (tokens == before).all()
 
 
@@ -87,19 +87,19 @@ def test_shares_of_mask_random_and_kept_tokens():
     tokens, special = sentence(50)
     pairs = [hide(generator(3, Purpose.TOKENS, 0, 0, i), tokens, special) for i in range(600)]
     masked, target = np.array(pairs).transpose(1, 0, 2)
-    hidden = target != IGNORE
-    shown = masked[hidden]
+    targeted = target != IGNORE
+    shown = masked[targeted]
     assert abs(np.mean(shown == MASK) - 0.8) < 0.02
-    assert abs(np.mean(shown == target[hidden]) - 0.1) < 0.02
-    assert set(shown[(shown != MASK) & (shown != target[hidden])]) <= set(ORDINARY)
+    assert abs(np.mean(shown == target[targeted]) - 0.1) < 0.02
+    assert set(shown[(shown != MASK) & (shown != target[targeted])]) <= set(ORDINARY)
 
 
 def test_shares_at_their_ends():
     tokens, special = sentence(30)
     for shares, expected in (((1, 0), MASK), ((0, 0), None)):
         masked, target = hide(generator(0, 4, 0, 0, 0), tokens, special, mask_share=shares[0], random_share=shares[1])
-        hidden = target != IGNORE
-        assert (masked[hidden] == (tokens[hidden] if expected is None else expected)).all()
+        targeted = target != IGNORE
+        assert (masked[targeted] == (tokens[targeted] if expected is None else expected)).all()
 
 
 def test_a_sentence_of_special_tokens_hides_nothing():

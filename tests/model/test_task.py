@@ -57,16 +57,16 @@ def test_one_loss_trains_everything_that_is_read(task: str) -> None:
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
-def test_the_share_told_right_is_counted(task: str) -> None:
+def test_the_share_of_correct_answers_is_counted(task: str) -> None:
     model, batch = make(task)
     logits_BA = model.logits(batch.image_VBCHW, batch.text_TBL[0], batch.valid_TBL[0])
     guesses = logits_BA.argmax(-1).tolist()
     other = (guesses[2] + 1) % logits_BA.shape[1]
     label = batch.label_B if task == "vqa" else torch.tensor([guesses[0], guesses[1], other])
-    tally = MetricAccumulator()
-    model(replace(batch, label_B=label), None, tally)
+    metrics = MetricAccumulator()
+    model(replace(batch, label_B=label), None, metrics)
     expected = sum(float(label[b, guess]) for b, guess in enumerate(guesses)) if task == "vqa" else 2.0
-    assert (float(tally.correct["task_accuracy"]), tally.total["task_accuracy"]) == (pytest.approx(expected), B)
+    assert (float(metrics.correct["task_accuracy"]), metrics.total["task_accuracy"]) == (pytest.approx(expected), B)
 
 
 def test_the_order_of_a_pair_matters_and_padding_does_not() -> None:
