@@ -13,7 +13,6 @@ from mvlm.errors import UserError
 ANSWER_SECONDS = 60.0  # that a busy controller may take
 ACCOUNTS_SECONDS = 10.0  # that sacct may take, which is asked for a detail only
 GONE = "invalid job id"
-ENDING = ("COMPLETING",)
 
 
 @dataclass(frozen=True)
