@@ -83,6 +83,7 @@ class Objectives:
     text_mask_token: float = 0.8  # share of masked tokens replaced by the mask token (D)
     text_mask_random: float = 0.1  # share replaced by a random token; the rest stays as it is (D)
     hide: Literal["one", "both"] = "one"  # modalities masked at a time (P: one)
+    reconstruct_from: Literal["other", "self"] = "other"  # self: each modality without the other (P: other)
     normalized_targets: bool = False  # standardise each patch of the pixel target (D)
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
     exclude_duplicates: bool = True  # pairs of the same image or caption are not ITC/ITM negatives of each other (D)

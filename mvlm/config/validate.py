@@ -58,6 +58,11 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     shown = objectives.text_mask_token
     shares = shown >= 0 and shown + objectives.text_mask_random <= 1
     require(shares, "objectives.text_mask_token", "a share; token + random at most 1")
+    is_aligned = bool(objectives.itc or objectives.itm or objectives.extra)
+    is_read = objectives.reconstruct_from == "other" or is_aligned or bool(objectives.image and objectives.text)
+    require(
+        is_read, "objectives.reconstruct_from", "other where one modality alone has a loss, or nothing reads the other"
+    )
     lowest, highest = model.temperature_min, model.temperature_max
     require(0 < lowest <= highest < math.inf, "model.temperature_min", "above 0 and at most temperature_max")
     inside = lowest <= model.temperature <= highest

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mvlm.batch import MaskedPlaces
@@ -24,6 +25,8 @@ def views_read(objectives: Objectives, modality: Literal["image", "text"]) -> Vi
     itself, other = objectives.image, objectives.text
     if modality == "text":
         itself, other = other, itself
+    if objectives.reconstruct_from == "self":
+        other = 0.0
     aligned = bool(objectives.itc or objectives.itm or objectives.extra)
     masked_alignment = aligned and objectives.alignment_inputs == "masked"
     masked_context = bool(other) and objectives.hide == "both"
@@ -37,9 +40,13 @@ def select(
     objectives: Objectives, whole: Encodings, masked: Encodings, places: MaskedPlaces
 ) -> tuple[Encodings | None, Stream | None, Stream | None]:
     """What is contrasted and matched, the masked image to be reconstructed from the text, and the masked text to be
-    reconstructed from the image; None where the objectives that read it have weight 0."""
+    reconstructed from the image; None where the objectives that read it have weight 0.
+
+    Reconstructed without the other, a modality attends to zeros in its place."""
     aligned = masked if objectives.alignment_inputs == "masked" else whole
     context = masked if objectives.hide == "both" else whole
+    if objectives.reconstruct_from == "self":  # what all tokens attend to alike tells them nothing
+        context = Encodings(*map(torch.zeros_like, context))
     image = Stream(masked.image_BSD, context.text_BLD)
     text = Stream(masked.text_BLD, context.image_BSD, places.token_BC)
     is_aligned = bool(objectives.itc or objectives.itm or objectives.extra)

@@ -60,6 +60,8 @@ class Oracle:
         )
         both = objectives.hide == "both"
         images, texts = (masked_images, masked_texts) if both else (whole_images, whole_texts)
+        if objectives.reconstruct_from == "self":
+            images, texts = ([torch.zeros_like(one[:1]) for one in given] for given in (images, texts))
         correct: dict[str, list[bool]] = {"word_accuracy": [], "itm_accuracy": []}
         words, pixels = [], []
         for i in pairs:

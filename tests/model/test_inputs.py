@@ -42,6 +42,7 @@ def encoded_tokens(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> tuple
     [
         ((), 17 + 17, 2),
         (("objectives.hide=both",), 17 + 17, 2),
+        (("objectives.reconstruct_from=self", "objectives.alignment_inputs=masked"), 17, 1),
         (BOTH, 17, 1),
         ((*BOTH, DROPPED), 5, 1),
         ((DROPPED, "objectives.alignment_inputs=masked"), 17 + 5, 2),  # words are reconstructed from the whole image
@@ -72,10 +73,11 @@ def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedToken
             dataclasses.replace(batch, masked_text_BL=batch.masked_text_BL.flip(0)),
         ),
     }
-    for *weights, hide, inputs in itertools.product(*[(0.0, 1.0)] * 4, ("one", "both"), ("full", "masked")):
-        if any(weights):
+    options = itertools.product(*[(0.0, 1.0)] * 4, ("one", "both"), ("full", "masked"), ("other", "self"))
+    for *weights, hide, inputs, source in options:
+        if any(weights) and (source == "other" or all(weights[:2]) or any(weights[2:])):
             given = dict(zip(("image", "text", "itc", "itm"), weights, strict=True))
-            objectives = Objectives(**given, hide=hide, alignment_inputs=inputs, itm_group=4)
+            objectives = Objectives(**given, hide=hide, alignment_inputs=inputs, reconstruct_from=source, itm_group=4)
             model.objectives = objectives
             with torch.no_grad():
                 losses = model(batch)

@@ -74,6 +74,8 @@ PASSES = (("pruned", "joint"), ("plain", "apart"))
 SWITCHES = [
     [],
     ["objectives.hide=both"],
+    ["objectives.reconstruct_from=self"],
+    ["objectives.reconstruct_from=self", "objectives.itc=0", "objectives.itm=0"],
     ["objectives.image_masking=drop"],
     ["objectives.image_masking=drop", "objectives.alignment_inputs=masked", "objectives.hide=both"],
     ["objectives.alignment_inputs=masked"],

@@ -46,6 +46,7 @@ NOISE = ("key.bias", "key_value.bias", "qkv.bias")
 SWITCHES = [
     (),
     ("hide=both",),
+    ("reconstruct_from=self",),
     ("alignment_inputs=masked",),
     ("hide=both", "alignment_inputs=masked"),
     ("itm=0",),

@@ -48,6 +48,7 @@ OTHER: dict[str, Any] = {
     "objectives.image_masking": "drop",
     "objectives.image_mask_rounding": "floor",
     "objectives.hide": "both",
+    "objectives.reconstruct_from": "self",
     "objectives.alignment_inputs": "masked",
     "objectives.itm_negatives": "uniform",
     "objectives.text_mask_token": 0.7,
