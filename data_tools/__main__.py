@@ -8,7 +8,7 @@ import sys
 import traceback
 
 from data_tools import commands, commands_sources, commands_tools
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 
 EXAMPLES = """examples:
@@ -55,16 +55,16 @@ def main(argv: list[str] | None = None) -> int:
         return int(arguments.run(arguments))
     except UserError as error:
         print(*error.sentences, sep="\n", file=sys.stderr)
-        return 1
+        return error.exit_code
     except OSError as error:
         print(f"{error}: check that file and its disk.", file=sys.stderr)
-        return 1
+        return ExitCode.MISTAKE
     except KeyboardInterrupt:
         print("Interrupted: the same command again goes on; nothing half-made looks whole.", file=sys.stderr)
-        return 130
+        return ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()
-        return 70
+        return ExitCode.BUG
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The exceptions that mean: no bug, and the user need not read a traceback."""
+"""How a command ends, and the exceptions that mean: no bug, and the user need not read a traceback."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class UserError(Exception):
     """A user's mistake or bad data.
 
     Its message is one sentence: what, where (file, row, rank) and what to do. The commands print it
-    without a traceback and exit with code 1. Where several things were found wrong at once it has a sentence for
+    without a traceback and exit with `exit_code`. Where several things were found wrong at once it has a sentence for
     each; the first is its message.
     """
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.claim.corpora import BUNDLED, ROOT
+from mvlm.errors import ExitCode
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
-INTERRUPTED = 130
 EXAMPLES = """examples:
   python -m benchmarks.claim run --core
   python -m benchmarks.claim run --seeds 0 1 2 --corpus scenes --only scenes/all scenes/hide_both
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return ExitCode.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from mvlm.watch.status import METRICS
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]
-PREEMPTED = 75
 TUNED_FOR = 3  # fine-tuning takes a third of pretraining's updates, also after pretraining at equal compute
 
 

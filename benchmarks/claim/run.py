@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.claim.cell import (
-    PREEMPTED,
     SIZES,
     Plan,
     add_record,
@@ -24,7 +23,7 @@ from benchmarks.claim.cell import (
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.grid import core, matching, night
 from benchmarks.claim.jobs import is_under_way, submit
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import keep_freed_memory, share_cores
 from mvlm.training.health.signals import StopRequests
@@ -72,8 +71,8 @@ def _one_after_another(plans: Iterator[Plan], results: Path, stop: StopRequests,
                 print(f"{planned.cell.name} waits or runs on a cluster: left to it", flush=True)
                 continue
             print(f"== {number} of {count}: {planned.cell.name}", flush=True)
-            if train_cell(planned, stop) == PREEMPTED:
-                return PREEMPTED
+            if train_cell(planned, stop) == ExitCode.REQUEUE:
+                return ExitCode.REQUEUE
             add_record(results, measure_cell(planned))
             gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
     return 0

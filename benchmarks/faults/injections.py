@@ -26,10 +26,10 @@ from mvlm.config.schema import Data
 from mvlm.config.schema import Run as Seed
 from mvlm.data.loading.order import Draws
 from mvlm.data.shards.corpus import Corpus
+from mvlm.errors import ExitCode
 
-DONE, MISTAKE, PREEMPTED = 0, 1, 75
 KILLED = (-signal.SIGKILL, 256 - signal.SIGKILL)  # the launcher itself; a rank, as the launcher tells it
-LOST_A_RANK = (256 - signal.SIGKILL, PREEMPTED)  # of the killed one, or of the one that misses it
+LOST_A_RANK = (256 - signal.SIGKILL, ExitCode.REQUEUE)  # of the killed one, or of the one that misses it
 AHEAD = 6  # steps from now whose images no rank has prepared
 LATER = "[Aa] later attempt"
 SAVE_SECONDS = 0.08
@@ -122,7 +122,7 @@ def freeze_rank(attempt: Attempt, draw: Random) -> Hit | None:
         return None
     rank, pid = struck
     send(pid, signal.SIGSTOP)
-    return Hit(when | {"rank": rank}, codes=(PREEMPTED,), says=rf"\brank {rank}\b")
+    return Hit(when | {"rank": rank}, codes=(ExitCode.REQUEUE,), says=rf"\brank {rank}\b")
 
 
 def kill_in_save(attempt: Attempt, draw: Random) -> Hit | None:
@@ -182,7 +182,7 @@ def fill_disk(attempt: Attempt, draw: Random) -> Hit | None:
         filler.write_bytes(b"\0" * max(0, room - left))
     except OSError:  # a checkpoint was written meanwhile, so the disk is full to the last byte
         left = 0
-    return Hit(when | {"bytes left": left}, codes=(MISTAKE,), says="[Ff]ree some room", mend=filler.unlink)
+    return Hit(when | {"bytes left": left}, codes=(ExitCode.MISTAKE,), says="[Ff]ree some room", mend=filler.unlink)
 
 
 def limit_files(attempt: Attempt, draw: Random) -> Hit | None:
@@ -194,7 +194,7 @@ def limit_files(attempt: Attempt, draw: Random) -> Hit | None:
     (rank, pid), limit = struck, draw.randrange(100_000, 200_000)
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (limit, limit))
-    return Hit(when | {"rank": rank, "bytes": limit}, codes=(MISTAKE,), says="[Ff]ree some room")
+    return Hit(when | {"rank": rank, "bytes": limit}, codes=(ExitCode.MISTAKE,), says="[Ff]ree some room")
 
 
 def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
@@ -215,7 +215,7 @@ def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
     says = rf"{re.escape(where)} \(key '{re.escape(content.key)}'\)"
     return Hit(
         when | {"row": row, "byte": first, "of": len(image)},
-        codes=(MISTAKE,),
+        codes=(ExitCode.MISTAKE,),
         says=says,
         mend=lambda: _overwrite(path, at, image),
     )
@@ -244,7 +244,7 @@ def start_twice(attempt: Attempt, draw: Random) -> Hit | None:
         return None
     second = attempt.run.start()
     what = {"step": attempt.run.step(), "seconds": seconds}
-    return Hit(what, codes=(MISTAKE,), says=LATER, successor=second)
+    return Hit(what, codes=(ExitCode.MISTAKE,), says=LATER, successor=second)
 
 
 KINDS: dict[str, Callable[[Attempt, Random], Hit | None]] = {
@@ -279,7 +279,7 @@ def _signal_rank(attempt: Attempt, draw: Random, number: int) -> Hit | None:
         return None
     rank, pid = struck
     send(pid, number)
-    return Hit(when | {"rank": rank}, codes=(PREEMPTED,), keeps=True, says="Stopped by a signal")
+    return Hit(when | {"rank": rank}, codes=(ExitCode.REQUEUE,), keeps=True, says="Stopped by a signal")
 
 
 def _signal_launcher(attempt: Attempt, draw: Random, number: int) -> Hit | None:

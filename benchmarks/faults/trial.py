@@ -14,8 +14,9 @@ from random import Random
 from typing import Any
 
 from benchmarks.faults import checks
-from benchmarks.faults.injections import DONE, KINDS, LATER, MISTAKE, POISONS, Hit
+from benchmarks.faults.injections import KINDS, LATER, POISONS, Hit
 from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, made
+from mvlm.errors import ExitCode
 
 HANG = "train.hang_minutes=0.1"
 DISK_MB = 16
@@ -46,7 +47,7 @@ class Workshop:
             folder = self._folder / "-".join(["reference", *map(str, absent)])
             run = Run(folder, self._shards, self._steps, faults={"absent": ranges})
             attempt = run.start()
-            if attempt.end() != DONE:
+            if attempt.end() != ExitCode.DONE:
                 raise RuntimeError(f"The undisturbed run failed:\n{attempt.output}")
             self._references[absent] = run
         return self._references[absent]
@@ -119,7 +120,7 @@ class Trial:
             facts |= {"sentence": sentence(attempt, hit.says if hit else ""), "problems": problems}
             if not unread:  # else it was over before it could look at what was damaged
                 expected = hit.next_says if hit else ""
-            may_give_way = bool(hit and hit.successor and code == DONE)  # of two that start up together, either
+            may_give_way = bool(hit and hit.successor and code == ExitCode.DONE)  # of two starting together, either
             if hit:
                 facts["seconds to end"] = round(time.time() - hit.at, 2)
                 self._hits.append((kind, hit, facts))
@@ -129,7 +130,7 @@ class Trial:
                 hit.mend()
             if hit and hit.successor:
                 attempt = hit.successor
-            elif code == DONE and reached == self.run.steps:
+            elif code == ExitCode.DONE and reached == self.run.steps:
                 return
             else:
                 attempt = self.run.start()
@@ -154,10 +155,10 @@ class Trial:
         output = attempt.output
         step = int(latest[5:]) if (latest := self.run.latest()) else 0
         at_the_end = self.run.step() == self.run.steps
-        over = code == DONE and at_the_end  # it had ended before it could notice
+        over = code == ExitCode.DONE and at_the_end  # it had ended before it could notice
         saved_all = hit is not None and hit.keeps and at_the_end and step == self.run.steps
-        gave_way = may_give_way and code == MISTAKE and re.search(LATER, output)
-        if not over and not gave_way and code not in (hit.codes if hit else (DONE,)):
+        gave_way = may_give_way and code == ExitCode.MISTAKE and re.search(LATER, output)
+        if not over and not gave_way and code not in (hit.codes if hit else (ExitCode.DONE,)):
             problems.append(f"exit code {code}")
         if hit and not over and not saved_all and not re.search(hit.says, output):
             problems.append(f"did not say {hit.says!r}")

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
+from mvlm.errors import ExitCode
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
 
@@ -25,7 +26,6 @@ The same command again resumes the run folder's latest checkpoint, with any numb
 values that it has; what the TOML or a key=value sets to something else is changed and told, or refused.
 SIGTERM or SIGUSR1 to any rank, or to the launcher, saves and ends with exit code 75.
 """
-PREEMPTED = 75
 CAUSE_FIRST_SECONDS = 10.0
 """A rank that has lost another one lets that one's exit code reach the launcher before its own."""
 
@@ -124,7 +124,7 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
     deadline = time.monotonic() + CAUSE_FIRST_SECONDS
     while time.monotonic() < deadline and not stop.signalled:
         time.sleep(0.1)
-    os._exit(PREEMPTED)  # tearing down a group that has lost a rank may hang
+    os._exit(ExitCode.REQUEUE)  # tearing down a group that has lost a rank may hang
 
 
 def _use_the_cpu_well(ranks: int) -> None:

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.launch import environment
 
 Found = TypeVar("Found")
@@ -32,7 +32,7 @@ HEARING_S = 5.0
 class RanksApart(UserError):
     """The ranks have not come together: the run is to be started again, which may be on other nodes or another port."""
 
-    exit_code = 75
+    exit_code = ExitCode.REQUEUE
 
 
 def init(ranks: int | None = None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from mvlm.batch import MetricAccumulator
 from mvlm.checkpoint.state import TrainState
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime import dist
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.save import Saver
@@ -24,7 +24,6 @@ from mvlm.training.logging.metrics import Reporter
 from mvlm.training.schedule import Schedule, lr_factor
 from mvlm.training.stream import Stream
 
-DONE, PREEMPTED = 0, 75
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
 
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
@@ -259,14 +258,14 @@ class Trainer:
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
             "the same command goes on from there."
         )
-        return self._leave(PREEMPTED)
+        return self._leave(ExitCode.REQUEUE)
 
     def _finish(self) -> int:
         self.stream.list_faults(self.state.samples_seen)
         self._await_files()
         self.saver.uploads.finish()
         self.saver.require_folder()
-        return self._leave(DONE)
+        return self._leave(ExitCode.DONE)
 
     def _await_files(self) -> None:
         self._mark("waiting for the checkpoint's files", LONG)
@@ -275,7 +274,7 @@ class Trainer:
 
     def _leave(self, code: int) -> int:
         self._mark("waiting for the trackers")
-        self.reporter.monitor.finish(done=code == DONE)
+        self.reporter.monitor.finish(done=code == ExitCode.DONE)
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return code
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as torch_dist
 
+from mvlm.errors import ExitCode
 from mvlm.runtime import dist
-from mvlm.training.trainer import PREEMPTED
 from tests.conftest import ROOT, TINY, free_port, run_command
 
 IMPATIENT = """
@@ -55,7 +55,7 @@ def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None
         process.stdin.close()
         process.stdin = None
     said = {rank: process.communicate(timeout=240)[1] for rank, process in ranks.items()}
-    assert [process.returncode for process in ranks.values()] == [PREEMPTED, PREEMPTED]
+    assert [process.returncode for process in ranks.values()] == [ExitCode.REQUEUE, ExitCode.REQUEUE]
     for rank, words in said.items():
         assert f"Of 3 ranks these have not come to 127.0.0.1:{port} within 20 s: 1; see how their logs end" in words
         assert "Traceback" not in words and ("mvlm: rank 2: " in words) == (rank == 2)

@@ -28,12 +28,11 @@ from types import TracebackType
 from typing import NamedTuple, NoReturn
 
 from mvlm.checkpoint.layout import candidates
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 from mvlm.runtime import dist
 from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartbeat, Others, duration, period_s, read
 
 HANGS = "hangs.jsonl"
-HUNG = 75
 STDERR = 2
 
 
@@ -111,7 +110,7 @@ class Watchdog:
                     self._dump_stacks()
                 if inquiry.others_end():
                     self._write(replace(heartbeat, ends=True))
-                    os._exit(HUNG)
+                    os._exit(ExitCode.REQUEUE)
                 if hang := inquiry.verdict(heartbeat):
                     self._end(hang, heartbeat)
             self._turns += 1
@@ -172,7 +171,7 @@ class Watchdog:
         _say(sentence)
         self._write(replace(heartbeat, ends=True))
         self._let_go_first(set(self._ranks) - hang.quiet - {self._rank})
-        os._exit(HUNG)
+        os._exit(ExitCode.REQUEUE)
 
     def _let_go_first(self, ranks: set[int]) -> None:
         """Wait until they end, or their main threads would fail first, of the connection that breaks with this exit."""
@@ -187,7 +186,7 @@ class Watchdog:
             f'{self._host} has been in "{mark.doing}" at step {mark.step} for {duration(still_s)}; the same command '
             "goes on from the newest whole checkpoint."
         )
-        os._exit(HUNG)
+        os._exit(ExitCode.REQUEUE)
 
 
 class _Stillness:
