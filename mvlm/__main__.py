@@ -12,6 +12,7 @@ from importlib import import_module
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
+from mvlm.runtime.log import rank_log
 
 COMMANDS = {
     "train": "pretrain a model, or fine-tune one",
@@ -70,10 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _report_mistake(error: UserError) -> int:
-    rank = environment()["rank"]
-    if rank:
+    if environment()["rank"]:
         time.sleep(5)  # the launcher ends all at the first exit: let rank 0, which met the same mistake, speak first
-    print(f"mvlm: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+    rank_log.error(error)
     return error.exit_code
 
 

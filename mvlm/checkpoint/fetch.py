@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +27,7 @@ from mvlm.checkpoint.layout import (
 from mvlm.checkpoint.mirror import Mirror, Place, read_entries
 from mvlm.errors import UserError
 from mvlm.runtime import dist
+from mvlm.runtime.log import log
 from mvlm.runtime.storage import sync_folder, write_durably
 
 UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
@@ -54,9 +54,9 @@ def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
         began = time.monotonic()
         if not (reason := _fetch(mirror, place, run, site) or ""):
             _fetch_small_files(mirror, place, run, site)
-            _tell(f"{mirror.url}/{place.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
+            log.info(f"{mirror.url}/{place.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
             return True
-        _tell(f"{mirror.url}/{place.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
+        log.warning(f"{mirror.url}/{place.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
     if history:
         raise UserError(
             f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."
@@ -171,11 +171,6 @@ def _fetch_small_files(mirror: Mirror, place: Place, run: Path, site: Site) -> N
 
     _on_each(run, site.leads, described)
     _on_each(run, dist.rank() == 0, recorded)
-
-
-def _tell(sentence: str) -> None:
-    if dist.rank() == 0:
-        print(f"mvlm: {sentence}", file=sys.stderr, flush=True)
 
 
 def begin_without(mirror: Mirror, run: Path, site: Site) -> None:

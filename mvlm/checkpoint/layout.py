@@ -18,11 +18,11 @@ import hashlib
 import json
 import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mvlm.errors import OUT_OF_SIGHT, StorageLost, UserError
+from mvlm.runtime.log import log
 
 CHECKPOINTS, LATEST, INDEX = "checkpoints", "latest", "index.json"
 WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
@@ -137,7 +137,7 @@ def find_checkpoint(path: str | Path, setting: str = "") -> Path:
         raise UserError(f"{found.first}, which latest names, is no checkpoint: write a whole one's name into latest.")
     for folder in (found.first, *found.others):
         if not find_damaged_file(folder, hashes=False):
-            _tell(f"{found.problem}: {folder.name} is used, the newest whole checkpoint.")
+            _report_once(f"{found.problem}: {folder.name} is used, the newest whole checkpoint.")
             return folder
     raise UserError(f"{found.problem}, and no step folder beside it is whole: bring a whole one back.")
 
@@ -236,6 +236,5 @@ def _cannot_read(path: Path, error: OSError) -> UserError:
 
 
 @functools.cache  # a command may ask more than once
-def _tell(sentence: str) -> None:
-    if int(os.environ.get("RANK", "0")) == 0:
-        print(f"mvlm: {sentence}", file=sys.stderr, flush=True)
+def _report_once(sentence: str) -> None:
+    log.warning(sentence)

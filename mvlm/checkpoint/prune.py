@@ -9,13 +9,13 @@ import contextlib
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
 from mvlm.checkpoint.layout import STEP, Writer, read_writer, step_folders, step_of
 from mvlm.config.schema import Checkpoint
+from mvlm.runtime.log import rank_log
 
 UNFINISHED = re.compile(rf"{STEP.pattern}\.(?:partial|deleted)-(?P<attempt>\d+)")
 
@@ -71,9 +71,7 @@ def make_way(folder: Path, writer: Writer) -> Path | None:
     if by and by.chain == writer.chain:
         return _rename(folder, f"deleted-{writer.attempt}")
     aside = _rename(folder, f"aside-{writer.attempt}")
-    print(
-        f"mvlm: {folder} was there and is none of this run's: it is kept as {aside.name}.", file=sys.stderr, flush=True
-    )
+    rank_log.warning(f"{folder} was there and is none of this run's: it is kept as {aside.name}.")
     return None
 
 

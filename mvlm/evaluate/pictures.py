@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.evaluate.examples import ImageExample, restored
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
+from mvlm.runtime.log import log
 
 PICTURES = "pictures"
 ALL, GAP, WHITE = 32, 4, 255
@@ -48,7 +48,7 @@ def write_pictures(
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(whole).save(path)
         except OSError as error:
-            print(f"mvlm: {path} could not be written ({error}); the run goes on.", file=sys.stderr, flush=True)
+            log.warning(f"{path} could not be written ({error}); the run goes on.")
             return None
     return path
 

@@ -9,7 +9,7 @@ not, or raises.
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Op:
         self.calls: Counter[str] = Counter()
         self.choice = AUTO
         self._probed: dict[str, str | None] = {}
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
 
     def choose(self, name: str) -> None:
         """Take "auto" or one implementation by name from now on.
@@ -129,7 +129,7 @@ class Op:
                 if reason != FOR_CPUS:
                     refusals[implementation.name] = reason
             elif not implementation.pays(*args, **kwargs):
-                self._say(implementation, refusals)
+                self._report(implementation, refusals)
                 return implementation
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
         raise UserError(f"No implementation of {self.name} takes this ({reasons}).")
@@ -143,9 +143,9 @@ class Op:
     def _named(self, name: str) -> Implementation:
         return next(implementation for implementation in self.implementations if implementation.name == name)
 
-    def _say(self, implementation: Implementation, refusals: dict[str, str]) -> None:
+    def _report(self, implementation: Implementation, refusals: dict[str, str]) -> None:
         """Say once what an implementation that is there had against a call, which costs speed nobody would miss."""
         text = "; ".join(f"not as {name}: {reason}" for name, reason in refusals.items())
-        if text and text not in self._said and not torch.compiler.is_compiling():
-            self._said.add(text)
-            print(f"mvlm: {self.name} runs as {implementation.name} ({text}).", file=sys.stderr, flush=True)
+        if text and text not in self._reported and not torch.compiler.is_compiling():
+            self._reported.add(text)
+            logging.getLogger("mvlm").info(f"{self.name} runs as {implementation.name} ({text}).")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
+
+from mvlm.runtime.log import rank_log
 
 QUIET_SECONDS = 600.0
 """In which no file of an extension changes: then its compilation is taken for dead, be its machine this one or not."""
@@ -47,11 +48,13 @@ def wait_for_compilations(extensions: set[str]) -> None:
 
 def _wait_for(lock: Path) -> None:
     minutes = f"{QUIET_SECONDS / 60:.0f} minutes"
-    _say(f"Waiting for {lock}, until {lock.parent.name} is compiled or nothing has changed there for {minutes}.")
+    rank_log.info(
+        f"Waiting for {lock}, until {lock.parent.name} is compiled or nothing has changed there for {minutes}."
+    )
     while lock.exists():
         if os.path.realpath(lock) not in open_files() and _seconds_since_change(lock.parent) > QUIET_SECONDS:
             lock.unlink(missing_ok=True)
-            _say(f"Removed {lock}, which a killed compilation had left.")
+            rank_log.info(f"Removed {lock}, which a killed compilation had left.")
         time.sleep(0.5)
 
 
@@ -63,7 +66,3 @@ def _seconds_since_change(folder: Path) -> float:
         except FileNotFoundError:
             continue  # compilers make and remove files
     return time.time() - max(changes)
-
-
-def _say(sentence: str) -> None:
-    print(f"mvlm: {sentence}", file=sys.stderr, flush=True)

@@ -4,13 +4,12 @@ minute and fill the screen, and what lies in this machine's cache would do."""
 from __future__ import annotations
 
 import functools
-import sys
 import threading
 
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
-from mvlm.runtime.launch import environment
+from mvlm.runtime.log import log
 
 PATIENCE = 10.0
 """Seconds that the hub gets to answer, the look-up of its name among them."""
@@ -20,8 +19,7 @@ def ask() -> None:
     """Have the hub's clients read this machine's cache alone where no hub answers; to be called before a download."""
     if not constants.HF_HUB_OFFLINE and (missing := absence(constants.ENDPOINT)):
         constants.HF_HUB_OFFLINE = True
-        if environment()["rank"] == 0:
-            print(f"mvlm: {missing}: only what this machine's cache holds is taken.", file=sys.stderr, flush=True)
+        log.warning(f"{missing}: only what this machine's cache holds is taken.")
 
 
 def why_offline() -> str:

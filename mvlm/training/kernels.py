@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.dispatch import Op
 from mvlm.kernels.ops import OPS, example
 from mvlm.runtime import dist
+from mvlm.runtime.log import log
 from mvlm.training.zero.adamw import optimizer
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -72,8 +72,8 @@ def settle(ops: Mapping[str, Op], choices: Mapping[str, str]) -> None:
                     f"kernels.{name} = {implementation.name!r} cannot run on every rank ({reason}): choose auto."
                 )
             op.rule_out(implementation.name, reason)
-            if len(reasons) < len(lacking) and dist.rank() == 0:
-                print(f"mvlm: no rank takes {implementation.name} for {name} ({reason}).", file=sys.stderr, flush=True)
+            if len(reasons) < len(lacking):
+                log.info(f"no rank takes {implementation.name} for {name} ({reason}).")
         op.choose(choices[name])
 
 

@@ -29,6 +29,7 @@ from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
+from mvlm.runtime.log import log
 from mvlm.runtime.storage import write_durably
 from mvlm.training.build import TRAINED, tokenizer_source
 from mvlm.training.checkpoint.resume import Start
@@ -93,11 +94,7 @@ def restore_description(checkpoint: Path, run: Path) -> None:
             mended.append(f"{kind}/{name} was {'another' if name in found else 'missing'}")
             (run / kind / name).write_bytes(wanted[name])
     if mended and checkpoint.parent.parent == run:
-        print(
-            f"mvlm: In {run} {', '.join(mended)}: restored from {checkpoint.name}, which the run was trained with.",
-            file=sys.stderr,
-            flush=True,
-        )
+        log.warning(f"In {run} {', '.join(mended)}: restored from {checkpoint.name}, which the run was trained with.")
 
 
 def read_description(run: Path) -> dict[str, bytes]:
@@ -115,7 +112,7 @@ def _texts(task: Task, mixture: Mixture) -> Iterator[str]:
 
 def _sound(mixture: Mixture) -> Iterator[Row]:
     """The rows that are what was written; the others are reported."""
-    return mixture.sound(range(len(mixture)), lambda error: print(f"Left out: {error}", file=sys.stderr))
+    return mixture.sound(range(len(mixture)), lambda error: log.warning(f"Left out: {error}"))
 
 
 def find_answers(task: Task, mixture: Mixture) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op
 from mvlm.kernels.ops import OPS, example
+from mvlm.runtime import log  # noqa: F401 - its handler writes what is said
 
 
 def make_op() -> Op:

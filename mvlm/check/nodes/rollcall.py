@@ -103,5 +103,6 @@ class RollCall:
         self._guard.start()
 
     def _give_up(self) -> None:
+        # Not by `logging`: the main thread is stuck, perhaps with its lock, and the sentence names the rank itself.
         print(f"mvlm: {self._lost('no answer')}", file=sys.stderr, flush=True)
         os._exit(UserError.exit_code)

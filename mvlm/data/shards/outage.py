@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import sys
 import time
 from types import TracebackType
 
 from mvlm.errors import DataLost, UserError
+from mvlm.runtime.log import rank_log
 
 PAUSES_S = (0.5, 2.0, 8.0)  # before something is fetched again, by which most of what passes has passed
 RETRY_S = 5.0  # between attempts at a store that is gone
@@ -65,11 +65,9 @@ class Attempts:
         if not may_pass(error):
             raise UserError(f"{failed}: is it still there?") from None
         if self._outages.patience and not self._outages.reasons:
-            print(
-                f"mvlm: {self._name} cannot be had for now ({describe(error)}): waiting up to "
-                f"{self._outages.patience:g} minutes, data.patience, for its store.",
-                file=sys.stderr,
-                flush=True,
+            rank_log.warning(
+                f"{self._name} cannot be had for now ({describe(error)}): waiting up to "
+                f"{self._outages.patience:g} minutes, data.patience, for its store."
             )
         self._outages.reasons[self._name] = describe(error)
         left_s = self._began + 60 * self._outages.patience - time.monotonic()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from mvlm.data.loading.sampler import order_of
 from mvlm.errors import UserError
 from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
+from mvlm.runtime.log import log
 from mvlm.runtime.storage import sync_folder, write_durably
 from mvlm.training.engine import Engine
 from mvlm.training.zero.state import MOMENTS as KEYS
@@ -226,11 +226,7 @@ def _settle(found: Search) -> None:
         ) from None
     kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
     newest = ", the newest whole checkpoint" if found.problem else ""
-    print(
-        f"mvlm: {' and '.join(why)}: the run goes on from {used.name}{newest}{kept_as}.",
-        file=sys.stderr,
-        flush=True,
-    )
+    log.warning(f"{' and '.join(why)}: the run goes on from {used.name}{newest}{kept_as}.")
 
 
 def _clear_latest(latest: Path) -> None:

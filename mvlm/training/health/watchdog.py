@@ -168,7 +168,7 @@ class Watchdog:
         record = {"attempt": self._attempt, "time": time.time(), "sentence": sentence} | hang.record()
         with contextlib.suppress(OSError), open(self._run / HANGS, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        _say(sentence)
+        _report(sentence)
         self._write(replace(heartbeat, ends=True))
         self._let_go_first(set(self._ranks) - hang.quiet - {self._rank})
         os._exit(ExitCode.REQUEUE)
@@ -181,7 +181,7 @@ class Watchdog:
             ranks = {rank for rank in ranks if not ((beat := read(self._folder, rank, self._attempt)) and beat.ends)}
 
     def _end_alone(self, mark: Mark, still_s: float, why: str) -> NoReturn:
-        _say(
+        _report(
             f"The run hangs, and {self._folder} {why}, so the rank at fault is not known: rank {self._rank} on "
             f'{self._host} has been in "{mark.doing}" at step {mark.step} for {duration(still_s)}; the same command '
             "goes on from the newest whole checkpoint."
@@ -256,8 +256,9 @@ def _way_on(run: Path) -> str:
     return f"the newest whole checkpoint is {newest}, and the same command goes on from it"
 
 
-def _say(sentence: str) -> None:
-    """On a line of its own, beside Python's buffers, which the main thread may hold; never waits for a reader."""
+def _report(sentence: str) -> None:
+    """On a line of its own, beside `logging` and Python's buffers, whose locks the main thread may hold, and without
+    waiting for a reader."""
     with contextlib.suppress(OSError, ValueError):
         if select.select([], [STDERR], [], 0)[1]:
             os.write(STDERR, f"\nmvlm: {sentence}\n".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
 from mvlm.runtime import dist
+from mvlm.runtime.log import rank_log
 
 REQUEST = "profile"
 """`echo "5 3" > RUN/profile`: five steps of rank 3; by default 3 steps of rank 0."""
@@ -49,7 +49,7 @@ class Profiling:
         try:
             self._request.unlink()  # first: a request that cannot be taken away would be met for ever
             if problem:
-                _say(
+                rank_log.info(
                     f"{self._request} {problem}: write into it how many steps, 1 to {MOST}, and, after a space, "
                     f"the rank, 0 to {dist.world() - 1}."
                 )
@@ -90,13 +90,12 @@ class Profiling:
         self._folder.mkdir(exist_ok=True)
         path = self._folder / f"step_{step:08d}.rank_{dist.rank():05d}.json.gz"
         traced.export_chrome_trace(str(path))
-        _say(f"Traced up to step {step} in {time.perf_counter() - self._began:.1f} s: open {path} in ui.perfetto.dev.")
+        rank_log.info(
+            f"Traced up to step {step} in {time.perf_counter() - self._began:.1f} s: open {path} in ui.perfetto.dev."
+        )
 
     def _give_up(self, error: Exception) -> None:
         self._profile = None
-        _say(f"Tracing failed ({(str(error).strip() or type(error).__name__).splitlines()[0]}); the run goes on.")
-
-
-def _say(sentence: str) -> None:
-    rank = f"rank {dist.rank()}: " if dist.rank() else ""
-    print(f"mvlm: {rank}{sentence}", file=sys.stderr, flush=True)
+        rank_log.warning(
+            f"Tracing failed ({(str(error).strip() or type(error).__name__).splitlines()[0]}); the run goes on."
+        )

@@ -15,6 +15,7 @@ from mvlm.model.encoders import Encoders
 from mvlm.runtime import dist
 from mvlm.runtime.extensions import wait_for_compilations
 from mvlm.runtime.launch import environment
+from mvlm.runtime.log import log
 from mvlm.training.optim import parameter_groups
 from mvlm.training.zero.adamw import build_adamw
 
@@ -43,12 +44,7 @@ def build_optimizer(
     if (zero.get("offload_optimizer") or {}).get("device", "none") == "none":
         return build_adamw(groups, optim, device, zero["stage"]), ds_config
     if reason := _why_not_built(CPUAdamBuilder):
-        if dist.rank() == 0:
-            print(
-                f"mvlm: DeepSpeed's AdamW for CPUs cannot be compiled ({reason}); torch's serves, more slowly.",
-                file=sys.stderr,
-                flush=True,
-            )
+        log.warning(f"DeepSpeed's AdamW for CPUs cannot be compiled ({reason}); torch's serves, more slowly.")
         on_cpu = build_adamw(groups, optim, torch.device("cpu"), zero["stage"])
         return on_cpu, ds_config | {"zero_force_ds_cpu_optimizer": False}
     from deepspeed.ops.adam import DeepSpeedCPUAdam
