@@ -26,7 +26,7 @@ COMMANDS = {
     "export": "write a model for transformers, ONNX or torch.export",
     "plan": "work out a run's memory, time and communication before it starts",
     "doctor": "try what of this machine works",
-    "check": "tell whether a run can begin or go on, without training",
+    "check": "tell whether a run can start or resume, without training",
     "preflight": "find the slow or dead node before a run",
     "kernels": "show who computes what on this machine",
     "completion": "print what a shell needs to complete these commands",
@@ -41,12 +41,12 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(takes_overrides=False)
     for name, does in COMMANDS.items():
+        command = subparsers.add_parser(name, help=does, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in words:
             with uncollected():
                 module = import_module(f"mvlm.cli.{name}")
-            module.add_parser(subparsers, does)
-        else:
-            subparsers.add_parser(name, help=does)
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 

@@ -62,7 +62,7 @@ def test_without_a_network_it_ends_at_once_in_a_sentence(
 
 def test_check_says_that_weights_cannot_be_had(endpoint: Callable[[str], None]) -> None:
     endpoint(f"http://127.0.0.1:{free_port()}")
-    report = Report()
+    report = Report("check")
     _check_weights(report, CONFIG)
     assert len(report.problems) == 2
     assert all("are not in this machine's cache, and http://127.0.0.1" in problem for problem in report.problems)

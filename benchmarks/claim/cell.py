@@ -21,6 +21,7 @@ from benchmarks.claim.corpora import ROOT, Corpus
 from benchmarks.claim.cost import equal_compute
 from benchmarks.claim.grid import ALL_FOUR, COMPUTE, OBJECTIVES, SCENES, TUNES, Cell
 from benchmarks.claim.scores import measure, measure_answers, pack
+from mvlm.checkpoint.description import METRICS
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
 from mvlm.config.load import given_keys, load_config
 from mvlm.data.shards.corpus import Mixture
@@ -29,8 +30,7 @@ from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.runtime import dist
 from mvlm.training.fit import train
 from mvlm.training.health.signals import StopRequests
-from mvlm.watch.lines import Lines
-from mvlm.watch.status import METRICS
+from mvlm.watch.jsonl import JsonLinesTail
 
 CELLS = Path(__file__).parent / "results/cells.jsonl"
 Record = dict[str, Any]
@@ -204,7 +204,7 @@ def measure_cell(planned: Plan) -> Record:
 
 def training_seconds(run: Path) -> float:
     """What a run's updates took, in all its attempts and wherever they ran; without starts, saves and measuring."""
-    lines = [line for line in Lines(run / METRICS).new() if "pairs_per_s" in line]
+    lines = [line for line in JsonLinesTail(run / METRICS).new() if "pairs_per_s" in line]
     batch = load_config(run / "config.toml").train.global_batch
     last_steps = [0, *(line["step"] for line in lines)]
     spans = (line["step"] - last for line, last in zip(lines, last_steps, strict=False))

@@ -21,7 +21,7 @@ from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Direction, Search, image_features, retrieve, summary, text_features
+from mvlm.evaluate.retrieval import Direction, SearchSettings, image_features, retrieve, summary, text_features
 from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
@@ -41,7 +41,7 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
     length, size = loaded.config.data.text_length, loaded.config.model.image_size
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     held_out = EvalDataset(Mixture([corpus.eval()]), tokenizer, length, size, settings.limit)
-    search = Search(settings.batch, settings.rerank, settings.memory_gb, equal_captions=True)
+    search = SearchSettings(settings.batch, settings.rerank, settings.memory_gb, equal_captions=True)
     numbers: dict[str, float] = {}
     rows: dict[str, np.ndarray] = {}
     if objectives.itc:
@@ -68,7 +68,7 @@ def measure_answers(loaded: Loaded[TaskModel], corpus: Corpus, device: torch.dev
     return {"answers": result["accuracy"]}, {"answers": np.array(scores)}
 
 
-def retrieval(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch.device) -> Measured:
+def retrieval(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, device: torch.device) -> Measured:
     """`recall`, the mean of R@1, R@5 and R@10 both ways, and `r1`, by ITC and, `_reranked`, by ITM; the final of both
     for each image: the mean of its own and of its captions'."""
     found = retrieve(model, dataset, search, device)
@@ -87,7 +87,7 @@ def retrieval(model: MaskVLM, dataset: EvalDataset, search: Search, device: torc
     return numbers | {name: float(scores.mean()) for name, scores in rows.items()}, rows
 
 
-def foils(model: MaskVLM, dataset: FoilDataset, search: Search, device: torch.device) -> Measured:
+def foils(model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: torch.device) -> Measured:
     """Whether the true sentence scores above its foil (equal scores count half), by ITC and ITM; rows are of ITM's
     verdict where there is one. `foils_words` is by restoring the words exchanged, of a model that was trained to.
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from mvlm.config.schema import Config, Data, Model, Objectives
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.evaluate.memory import PASS_COPIES, Tokens
-from mvlm.evaluate.retrieval import Search, evaluate_retrieval
+from mvlm.evaluate.retrieval import SearchSettings, evaluate_retrieval
 from mvlm.pretrained.encoders import build_model
 
 IMAGES, CAPTIONS_EACH, TOKENS, LENGTH, WIDTH, SIZE = 5000, 5, 577, 30, 768, 384
@@ -96,7 +96,7 @@ def whole(memory_gb: float, rerank: int) -> dict[str, Any]:
     model, items = RandomFeatures(), RandomItems()
     torch.ones(1).sin()  # what torch sets up at first use is not counted
     before, began = peak_gb(), time.monotonic()
-    result = evaluate_retrieval(model, items, Search(64, rerank, memory_gb), CPU)  # type: ignore[arg-type]
+    result = evaluate_retrieval(model, items, SearchSettings(64, rerank, memory_gb), CPU)  # type: ignore[arg-type]
     taken = {"memory_gb": memory_gb, "rerank": rerank, "peak_gb": peak_gb() - before}
     return taken | {"seconds": time.monotonic() - began, "protocol": result["protocol"]}
 

@@ -1,1 +1,1 @@
-"""Whether a run could begin or go on, found out without training, by the functions that training itself asks."""
+"""Whether a run could start or resume, found out without training, by the functions that training itself asks."""

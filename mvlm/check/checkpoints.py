@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+from mvlm.check.folders import nearest
 from mvlm.check.report import Report
 from mvlm.checkpoint.integrity import check_continuity, find_damage, read_whole_state
 from mvlm.checkpoint.layout import step_folders
@@ -23,7 +24,7 @@ BYTES_A_PARAMETER = 12
 
 
 def check_start(report: Report, config: Config, deep: bool) -> tuple[Start | None, TrainState | None]:
-    """Where training would begin, and the state of what it would go on from; None for what is not to be had."""
+    """Where training would begin, and the state of what it would resume from; None for what is not to be had."""
     run = Path(config.run.dir)
     _check_writable(report, run)
     start, state = _find_start(report, config, run, deep)
@@ -33,7 +34,7 @@ def check_start(report: Report, config: Config, deep: bool) -> tuple[Start | Non
 
 def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[Start | None, TrainState | None]:
     how = "lengths and hashes right" if deep else "lengths right (hashes: --deep)"
-    try:
+    with report.judged("checkpoint"):
         start = given_start(run, config.checkpoint)
         if start is None:
             found = search_whole(run, hashes=deep)
@@ -41,13 +42,13 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
             if found.problem:
                 report.warning(
                     "checkpoint",
-                    f"{found.problem}: training would go on from {found.whole.name}, the newest whole checkpoint; "
+                    f"{found.problem}: training would resume from {found.whole.name}, the newest whole checkpoint; "
                     "write another's name into it if that is not what you want.",
                 )
             if found.damaged:
                 report.warning(
                     "checkpoint",
-                    f"{found.damaged[0]} is damaged ({found.reason}): training would set it aside and go on from "
+                    f"{found.damaged[0]} is damaged ({found.reason}): training would set it aside and resume from "
                     f"{found.whole.name}; bring a whole copy back first if there is one.",
                 )
         if start.checkpoint is None:
@@ -59,11 +60,9 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
             report.right("checkpoint", f"{start.checkpoint} gives its weights, {how}.")
             return start, None
         state = read_whole_state(start.checkpoint, hashes=deep and not start.own)  # those were read by the search
-    except UserError as error:
-        report.wrong("checkpoint", *error.sentences)
-        return None, None
-    report.right("checkpoint", f"{start.checkpoint} is where the run goes on, at step {state.step}, {how}.")
-    return start, state
+        report.right("checkpoint", f"{start.checkpoint} is where the run resumes, at step {state.step}, {how}.")
+        return start, state
+    return None, None
 
 
 def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, mixture: Mixture) -> None:
@@ -102,7 +101,7 @@ def check_mirror(report: Report, config: Config) -> None:
 def check_room(report: Report, config: Config, parameters: int) -> None:
     """Whether the disk has room for one more checkpoint."""
     run, wanted = Path(config.run.dir), BYTES_A_PARAMETER * parameters
-    free = shutil.disk_usage(_existing(run)).free
+    free = shutil.disk_usage(nearest(run)).free
     sizes = f"a checkpoint takes {wanted / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free"
     if wanted > free:
         report.wrong("checkpoint", f"{run} has no room: {sizes}; free some, or set run.dir to a larger disk.")
@@ -120,14 +119,10 @@ def _check_others(report: Report, run: Path, start: Start | None, deep: bool) ->
 
 
 def _check_writable(report: Report, run: Path) -> None:
-    place = _existing(run)
+    place = nearest(run)
     if not place.is_dir():
         report.wrong("run", f"{place} is in the way of the run folder {run}: it is no folder; set run.dir.")
     elif not os.access(place, os.W_OK | os.X_OK):
         report.wrong("run", f"{run} cannot be made, as {place} may not be written to: set run.dir elsewhere.")
     else:
         report.right("run", f"{run} can be {'written to' if place == run.absolute() else 'made'}.")
-
-
-def _existing(path: Path) -> Path:
-    return next(folder for folder in [path.absolute(), *path.absolute().parents] if folder.exists())

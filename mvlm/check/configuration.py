@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from mvlm.check.report import Report
 from mvlm.config.schema import Config
-from mvlm.errors import UserError
 from mvlm.training.kernels import ALL_OPS, check_names
 from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ranks
 
 
 def check_layout(report: Report, config: Config, world: int) -> int:
     """Divide the global batch as training would; the ranks that it would use, 0 where it cannot be divided."""
-    try:
+    with report.judged("layout"):
         ranks = usable_ranks(config.train, config.objectives, world)
         accumulation = accumulation_steps(config.train, config.objectives, ranks)
-    except UserError as error:
-        report.wrong("layout", *error.sentences)
-        return 0
-    used = f"{ranks} rank{'s' if ranks > 1 else ''}" if ranks == world else f"{ranks} of {world} ranks"
-    groups = f", ITM groups of {config.objectives.itm_group}" if config.objectives.itm else ""
-    report.right(
-        "layout",
-        f"A global batch of {config.train.global_batch} is {used} x {accumulation} micro-batch"
-        f"{'es' if accumulation > 1 else ''} of {micro_batch(config.train, ranks)}{groups}.",
-    )
-    return ranks
+        used = f"{ranks} rank{'s' if ranks > 1 else ''}" if ranks == world else f"{ranks} of {world} ranks"
+        groups = f", ITM groups of {config.objectives.itm_group}" if config.objectives.itm else ""
+        report.right(
+            "layout",
+            f"A global batch of {config.train.global_batch} is {used} x {accumulation} micro-batch"
+            f"{'es' if accumulation > 1 else ''} of {micro_batch(config.train, ranks)}{groups}.",
+        )
+        return ranks
+    return 0
 
 
 def check_kernels(report: Report, config: Config) -> None:
     """Names that are known; whether they run is a matter of the machine, and this one need not be the run's."""
-    try:
+    with report.judged("kernels"):
         check_names(config.kernels)
-    except UserError as error:
-        report.wrong("kernels", *error.sentences)
-        return
-    named = {name: value for name in ALL_OPS if (value := getattr(config.kernels, name)) != "auto"}
-    report.right("kernels", f"[kernels] names what there is ({', '.join(named.values()) or 'all auto'}).")
-    for name, value in named.items():
-        if lacking := ALL_OPS[name].lacking().get(value):
-            report.unknown("kernels", f"kernels.{name} = {value!r} cannot run on this machine ({lacking}).")
+        named = {name: value for name in ALL_OPS if (value := getattr(config.kernels, name)) != "auto"}
+        report.right("kernels", f"[kernels] names what there is ({', '.join(named.values()) or 'all auto'}).")
+        for name, value in named.items():
+            if lacking := ALL_OPS[name].lacking().get(value):
+                report.unknown("kernels", f"kernels.{name} = {value!r} cannot run on this machine ({lacking}).")

@@ -1,13 +1,12 @@
-"""Everything that a run needs to begin or to go on, in the order in which training would come upon it."""
+"""Everything that a run needs to start or to resume, in the order in which training would come upon it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 from mvlm.check import checkpoints, configuration, models
-from mvlm.check.reading import Given, read_run
+from mvlm.check.reading import Given
 from mvlm.check.report import Report
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
@@ -21,34 +20,25 @@ from mvlm.training.zero.json_file import unused
 from mvlm.training.zero.json_keys import check_keys
 
 
-def check_run(toml: str, overrides: Sequence[str], deepspeed: str | None, world: int, deep: bool) -> Report:
-    """All that is wrong, and what is right.
+def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
+    """Whether a run could be made of what was read.
 
     Args:
-        deepspeed: the path of the DeepSpeed JSON.
         world: ranks that will be launched.
-        deep: also hold every shard and every checkpoint against its hashes, which reads them in full.
+        deep: also hold every checkpoint against its hashes, which reads it in full.
     """
-    report = Report()
-    check_given(report, read_run(report, toml, overrides, deepspeed, deep), world, deep)
-    return report
-
-
-def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
-    """Whether a run could be made of what was read."""
     config, content, mixture = given.config, given.content, given.mixture
     if content is not None and given.json:
         with report.judged("deepspeed"):
             check_keys(content, given.json)
     if config is None:
         return
+    start, state = checkpoints.check_start(report, config, deep)
     if given.mistaken:
-        checkpoints.check_start(report, config, deep)
         report.unknown(
             "toml", "The layout, the model and the DeepSpeed JSON's values are checked when the TOML is right."
         )
         return
-    start, state = checkpoints.check_start(report, config, deep)
     config = checkpoints.settle_config(report, config, given.keys, start)
     ranks = configuration.check_layout(report, config, world)
     checkpoints.check_mirror(report, config)
@@ -70,7 +60,7 @@ def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_n
     total, _ = schedule_steps(config.train, config.optim, mixture.per_epoch)
     for sentence in unused(content or {}, json_name):
         report.warning("deepspeed", sentence)
-    with contextlib.suppress(UserError):  # of data.eval, which has been told
+    with contextlib.suppress(UserError):  # of data.eval, which has been reported
         batch = config.train.global_batch
         for topic, sentence in find_warnings(config.data, config.task, config.eval, mixture, batch, total):
             report.warning(topic, sentence)
@@ -96,20 +86,16 @@ def _check_deepspeed(
         return
     train, objectives, optim = config.train, config.objectives, config.optim
     run = RunSide(names, config.run.dir, train, objectives, optim, ranks, (total, warmup), parameters)
-    try:
-        resolved = resolve(content, run)
-    except UserError as error:
-        report.wrong("deepspeed", *error.sentences)
-        return
-    stage = resolved["zero_optimization"]["stage"]
     with report.judged("deepspeed"):
+        resolved = resolve(content, run)
+        stage = resolved["zero_optimization"]["stage"]
         if train.compile:
             check_compilable(stage)
         report.right(
             "deepspeed", f"{names[0]} goes with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
         )
-    if mixture is None:
-        report.unknown("deepspeed", f"The steps of the scheduler that {names[0]} may name depend on the shards.")
+        if mixture is None:
+            report.unknown("deepspeed", f"The steps of the scheduler that {names[0]} may name depend on the shards.")
 
 
 def _precision(resolved: dict[str, Any]) -> str:

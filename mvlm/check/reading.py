@@ -1,4 +1,4 @@
-"""What can be told of a run before torch is imported: its TOML, its DeepSpeed JSON and its shards."""
+"""What can be said of a run before torch is imported: its TOML, its DeepSpeed JSON and its shards."""
 
 from __future__ import annotations
 

@@ -1,52 +1,132 @@
-"""What a check found, a sentence for each thing."""
+"""What an examination found, a sentence for each thing: of `mvlm check`, `mvlm doctor` and `mvlm preflight` alike."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 
-Verdict = Literal["right", "wrong", "warning", "unknown"]
+Verdict = Literal["right", "wrong", "warning", "unknown", "works", "absent", "broken"]
+FAULTS = ("wrong", "broken")
 SHOWN = 20
 """Sentences of one topic and verdict that are printed; a report has all of them."""
 
 
 @dataclass(frozen=True)
 class Finding:
+    """
+    Attributes:
+        topic: a word or two.
+        verdict: warning = it can be done and is hardly meant; unknown = it could not be checked here; absent = not
+            there, and nothing needs it as things are.
+        sentence: what and where and, behind a colon, what to do.
+        remedy: that last part, where it is known by itself.
+        facts: numbers and versions, for programs.
+    """
+
     topic: str
-    verdict: Verdict  # warning: it can be done and is hardly meant; unknown: it could not be checked here
+    verdict: Verdict
     sentence: str
+    remedy: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def says(self) -> str:
+        """The sentence without its remedy and without a stop."""
+        return self.sentence.removesuffix(f": {self.remedy}." if self.remedy else ".")
+
+
+def _finding(verdict: Verdict, topic: str, says: str, remedy: str = "", facts: dict[str, Any] | None = None) -> Finding:
+    return Finding(topic, verdict, f"{says}: {remedy}." if remedy else f"{says}.", remedy, facts or {})
+
+
+works = partial(_finding, "works")
+absent = partial(_finding, "absent")
+broken = partial(_finding, "broken")
+"""Each: a topic, what is said of it without a stop, what to do (absent: to have it), and facts."""
+
+
+def broken_by(topic: str, sentence: str) -> Finding:
+    """What a whole sentence says to be broken."""
+    return Finding(topic, "broken", sentence, sentence.rstrip(".").rpartition(": ")[2])
+
+
+def first_line(error: BaseException | str) -> str:
+    """Of an error's text, or its kind where it has none."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a command shows its findings.
+
+    Attributes:
+        verdicts: in the order in which they are counted.
+        width: of the longest topic.
+        keys: of a finding as JSON, and the attribute behind each.
+    """
+
+    verdicts: tuple[Verdict, ...]
+    width: int
+    keys: Mapping[str, str]
+
+
+FORMS = {
+    "check": Form(
+        ("right", "wrong", "warning", "unknown"),
+        len("checkpoint"),
+        {"topic": "topic", "verdict": "verdict", "sentence": "sentence"},
+    ),
+    "doctor": Form(
+        ("works", "absent", "broken"),
+        len("shared memory"),
+        {"subject": "topic", "state": "verdict", "says": "says", "remedy": "remedy", "facts": "facts"},
+    ),
+    "preflight": Form(("wrong",), len("nodes"), {"sentence": "sentence"}),
+}
 
 
 class Report:
-    """Findings in the order in which they were made; what is said twice counts once.
+    """Findings in the order in which they were made; a fault that is found twice counts once.
 
     Args:
+        command: whose report it is.
         tell: called with a line for each finding as it is made; of a topic and verdict with the first `SHOWN`.
     """
 
-    def __init__(self, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, command: str, tell: Callable[[str], None] | None = None) -> None:
         self.findings: list[Finding] = []
-        self._tell = tell
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._command, self._form, self._tell = command, FORMS[command], tell
+        self._counts: Counter[tuple[str, Verdict]] = Counter()
+
+    def add(self, finding: Finding) -> None:
+        if finding.verdict in FAULTS and finding.sentence in self.problems:
+            return
+        self.findings.append(finding)
+        kind = finding.topic, finding.verdict
+        self._counts[kind] += 1
+        if self._tell and self._counts[kind] <= SHOWN:
+            self._tell(self._line(*kind, finding.sentence))
 
     def right(self, topic: str, sentence: str) -> None:
-        self._add(Finding(topic, "right", sentence))
+        self.add(Finding(topic, "right", sentence))
 
     def wrong(self, topic: str, *sentences: str) -> None:
         for sentence in sentences:
-            if sentence not in self.problems:
-                self._add(Finding(topic, "wrong", sentence))
+            self.add(Finding(topic, "wrong", sentence))
 
     def warning(self, topic: str, sentence: str) -> None:
-        self._add(Finding(topic, "warning", sentence))
+        self.add(Finding(topic, "warning", sentence))
 
     def unknown(self, topic: str, sentence: str) -> None:
-        self._add(Finding(topic, "unknown", sentence))
+        self.add(Finding(topic, "unknown", sentence))
 
     @contextmanager
     def judged(self, topic: str) -> Iterator[None]:
@@ -58,20 +138,32 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        return [finding.sentence for finding in self.findings if finding.verdict == "wrong"]
+        """The sentences of all faults."""
+        return [finding.sentence for finding in self.findings if finding.verdict in FAULTS]
 
-    def _add(self, finding: Finding) -> None:
-        self.findings.append(finding)
-        self._counts[finding.topic, finding.verdict] += 1
-        if self._tell and self._counts[finding.topic, finding.verdict] <= SHOWN:
-            self._tell(f"{finding.verdict:8} {finding.topic:10} {finding.sentence}")
+    @property
+    def exit_code(self) -> ExitCode:
+        return ExitCode.MISTAKE if self.problems else ExitCode.DONE
 
     def closing(self) -> str:
-        """What was not told of a topic and verdict, and how many findings there are of each verdict."""
+        """What was left out of a topic and verdict, and how many findings there are of each verdict."""
         lines = [
-            f"{verdict:8} {topic:10} {count - SHOWN} more of the kind, which --json lists."
+            self._line(topic, verdict, f"{count - SHOWN} more of the kind, which --json lists.")
             for (topic, verdict), count in self._counts.items()
             if count > SHOWN
         ]
-        totals = Counter(finding.verdict for finding in self.findings)
-        return "\n".join([*lines, f"check: {', '.join(f'{totals[name]} {name}' for name in get_args(Verdict))}"])
+        totals = (f"{count} {verdict.removesuffix('s')}" for verdict, count in self._totals().items())
+        return "\n".join([*lines, f"{self._command}: {', '.join(totals)}"])
+
+    def as_json(self) -> str:
+        """How many there are, and each of them."""
+        findings = [{key: getattr(one, name) for key, name in self._form.keys.items()} for one in self.findings]
+        return json.dumps({"problems": len(self.problems), **self._totals(), "findings": findings}, indent=1)
+
+    def _totals(self) -> dict[str, int]:
+        found = Counter(finding.verdict for finding in self.findings)
+        return {verdict: found[verdict] for verdict in self._form.verdicts}
+
+    def _line(self, topic: str, verdict: Verdict, sentence: str) -> str:
+        longest = max(map(len, self._form.verdicts))
+        return f"{verdict:{longest + 1}} {topic:{self._form.width}} {sentence}"

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from functools import partial
 
-from mvlm.errors import UserError
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
 
@@ -22,22 +19,16 @@ Nothing is trained or written, and no GPU is needed. Ends with 1 where anything 
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    """Add `check` to the command line."""
-    parser = subparsers.add_parser(
-        "check",
-        help=does,
-        usage="mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [--deep] [--json] [key=value ...]",
-        description="Tell everything that would keep a run from beginning or going on, and what is right.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [--deep] [--json] [key=value ...]"
+    parser.description = "Find everything that would keep a run from starting or resuming, and say what is right."
+    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--deepspeed_config", metavar="JSON", help="to compare with the TOML")
     parser.add_argument("--world", type=_ranks, metavar="N", help="ranks that the run will have (the launcher's, or 1)")
     parser.add_argument("--deep", action="store_true", help="read all shards and checkpoints, for their hashes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(takes_overrides=True)
 
 
 def _ranks(text: str) -> int:
@@ -52,17 +43,13 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.check.report import Report
 
     out = sys.stdout
-    report = Report(tell=None if args.json else partial(print, file=out, flush=True))
+    report = Report("check", tell=None if args.json else partial(print, file=out, flush=True))
     with redirect_stdout(sys.stderr):  # of libraries, which say what they like when they are imported
         given = read_run(report, args.config, args.overrides, args.deepspeed_config, args.deep)
         if given.config:
-            with uncollected():  # it takes seconds: what is wrong with paths and keys has been told
+            with uncollected():  # it takes seconds: what is wrong with paths and keys has been reported
                 from mvlm.check.everything import check_given
 
             check_given(report, given, args.world or environment()["world"], args.deep)
-    if args.json:
-        problems = len(report.problems)
-        print(json.dumps({"problems": problems, "findings": [asdict(one) for one in report.findings]}, indent=1))
-    else:
-        print(report.closing())
-    return UserError.exit_code if report.problems else 0
+    print(report.as_json() if args.json else report.closing())
+    return report.exit_code

@@ -14,17 +14,10 @@ EXAMPLES = """examples:
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    """Add `completion` to the command line."""
-    parser = subparsers.add_parser(
-        "completion",
-        help=does,
-        description="Print a script that completes commands, options, choices and paths.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Print a script that completes commands, options, choices and paths."
+    parser.epilog = EXAMPLES
     parser.add_argument("shell", choices=SHELLS)
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

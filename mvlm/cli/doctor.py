@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
+from functools import partial
 
 EXAMPLES = """examples:
   mvlm doctor
@@ -17,35 +16,24 @@ and is no fault. docs/doctor.md has more.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    """Add `doctor` to the command line."""
-    parser = subparsers.add_parser(
-        "doctor",
-        help=does,
-        description="Try what training needs of this machine, and say what works, what is absent and what is broken.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Try what training needs of this machine, and say what works, what is absent and what is broken."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.add_argument("--shards", action="append", default=[], metavar="FOLDER", help="to look at; may be repeated")
     parser.add_argument("--run", dest="run_folder", default="", metavar="FOLDER", help="whose disk to try (runs/)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Examine and print each finding as it is known; the exit code is 1 where something is broken."""
-    from mvlm.check.machine.examine import examine
-    from mvlm.check.machine.findings import Options
-    from mvlm.errors import UserError
+    from mvlm.check.folders import Folders
+    from mvlm.check.machine.probe import examine
+    from mvlm.check.report import Report
 
-    findings = []
-    for finding in examine(Options(tuple(args.shards), args.run_folder)):
-        findings.append(finding)
-        if not args.json:
-            print(f"{finding.state:7} {finding.subject:13} {finding}", flush=True)
-    counts = {state: sum(one.state == state for one in findings) for state in ("works", "absent", "broken")}
-    if args.json:
-        print(json.dumps(counts | {"findings": [asdict(one) for one in findings]}, indent=1))
-    else:
-        print(f"doctor: {counts['works']} work, {counts['absent']} absent, {counts['broken']} broken")
-    return UserError.exit_code if counts["broken"] else 0
+    report = Report("doctor", tell=None if args.json else partial(print, flush=True))
+    for finding in examine(Folders(tuple(args.shards), args.run_folder)):
+        report.add(finding)
+    print(report.as_json() if args.json else report.closing())
+    return report.exit_code

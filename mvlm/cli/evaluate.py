@@ -14,7 +14,7 @@ from mvlm.cli.output import write_whole
 from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 from mvlm.evaluate import labelled
-from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
 from mvlm.pretrained.runs import Loaded, load_run, load_task_run
@@ -35,15 +35,9 @@ VQA, NLVR2 and entailment take a run that was fine-tuned for them, and shards of
 """
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `evaluate` to the command line."""
-    parser = subparsers.add_parser(
-        "evaluate",
-        help=does,
-        description="Measure a trained model on held-out shards; a launcher's ranks share the work.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measure a trained model on held-out shards; a launcher's ranks share the work."
+    parser.epilog = EXAMPLES
     parser.add_argument("task", choices=list(TASKS), help="what to measure")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument(
@@ -69,7 +63,6 @@ def add_parser(subparsers: Any, does: str) -> None:
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it"
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,7 +105,7 @@ def _write(path: Path | None, text: str, option: str) -> None:
 
 def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
     """What was asked for, and the run's [eval] for the rest."""
-    search = Search(
+    search = SearchSettings(
         batch=args.batch or defaults.batch,
         rerank=defaults.rerank if args.rerank is None else args.rerank,
         memory_gb=args.memory_gb or defaults.memory_gb,

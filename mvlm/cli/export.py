@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 EXAMPLES = """examples:
   mvlm export runs/mine --out exported/mine
@@ -17,19 +16,12 @@ the model. A run's newest checkpoint is taken, or the one that is named.
 """
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `export` to the command line."""
-    parser = subparsers.add_parser(
-        "export",
-        help=does,
-        description="Write a trained model in a form that others read.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write a trained model in a form that others read."
+    parser.epilog = EXAMPLES
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     parser.add_argument("--format", choices=("hf", "onnx", "torch"), default="hf", help="(hf)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from mvlm.pretrained.runs import load_run
 from mvlm.runtime import dist
 from mvlm.search.build import build_index
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `index` to the command line."""
-    parser = subparsers.add_parser(
-        "index",
-        help=does,
-        description="Embed the images of shards for `mvlm search` and `mvlm serve`. An index that is there already is "
-        "replaced when the new one is whole.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Embed the images of shards for `mvlm search` and `mvlm serve`.\n"
+        "An index that is there already is replaced when the new one is whole."
     )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="shard folders")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="the folder to write")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,13 @@ The names are those that [kernels] in the run TOML takes. docs/kernels.md says w
 """
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `kernels` to the command line."""
-    parser = subparsers.add_parser(
-        "kernels",
-        help=does,
-        usage="mvlm kernels [RUN.toml] [--json FILE] [key=value ...]",
-        description="Show the implementation that each operation takes on this machine, and why it takes no other.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mvlm kernels [RUN.toml] [--json FILE] [key=value ...]"
+    parser.description = "Show the implementation that each operation takes on this machine, and why it takes no other."
+    parser.epilog = EXAMPLES
     parser.add_argument("config", nargs="?", metavar="RUN.toml", help="whose [kernels] to follow; none = all auto")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it here as well")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: an implementation asked for cannot run here, or the JSON cannot be written.
     """
-    from mvlm.cli.output import write_whole
+    from mvlm.cli.output import write_json
     from mvlm.config.load import load_config
     from mvlm.config.schema import Config
     from mvlm.runtime import dist
@@ -47,8 +40,7 @@ def run(args: argparse.Namespace) -> int:
     settle_run((load_config(path, overrides) if path else Config()).kernels)
     found = survey(dist.device())
     print(as_text(found), end="")
-    if args.json:
-        write_whole(args.json, json.dumps(found, indent=1) + "\n", "--json")
+    write_json(args.json, found)
     return 0
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def write_whole(path: Path, content: str | bytes, option: str) -> None:
@@ -24,3 +30,16 @@ def write_whole(path: Path, content: str | bytes, option: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise UserError(f"{path} cannot be written ({error}): give {option} another place.") from None
+
+
+def write_json(path: Path | None, content: Any) -> None:
+    """What --json asks for, where it is given."""
+    if path:
+        write_whole(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
+
+
+def write_picture(path: Path, picture: Image.Image, option: str) -> None:
+    """Write a PNG, as `write_whole` does."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    write_whole(path, buffer.getvalue(), option)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -15,16 +14,13 @@ Needs no GPU, no data and no network. docs/plan.md says how each figure comes ab
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    parser = subparsers.add_parser(
-        "plan",
-        help=does,
-        usage="mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [--nodes N] [--gpus-per-node N] [--pairs N] "
-        "[--mfu SHARE] [--json FILE] [key=value ...]",
-        description="Work out a run's size, memory, time and communication before it starts.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [--nodes N] [--gpus-per-node N] [--pairs N] "
+        "[--mfu SHARE] [--json FILE] [key=value ...]"
     )
+    parser.description = "Work out a run's size, memory, time and communication before it starts."
+    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
     parser.add_argument("--gpu", required=True, metavar="NAME", help="such as h100, a100-40gb, v100")
@@ -37,7 +33,7 @@ def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
         "--mfu", type=float, default=0.45, metavar="SHARE", help="of the peak that products reach (0.45)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write it here as well")
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration is wrong, or what it names is not known.
     """
-    from mvlm.cli.output import write_whole
+    from mvlm.cli.output import write_json
     from mvlm.config.load import load_config
     from mvlm.data.shards.corpus import training_mixture
     from mvlm.errors import UserError
@@ -75,6 +71,5 @@ def run(args: argparse.Namespace) -> int:
     )
     plan = as_json(Planner(request))
     print(as_text(plan), end="")
-    if args.json:
-        write_whole(args.json, json.dumps(plan, indent=1) + "\n", "--json")
+    write_json(args.json, plan)
     return 0

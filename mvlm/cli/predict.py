@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +10,20 @@ import torch
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.cli.output import write_whole
+from mvlm.cli.output import write_json, write_picture
 from mvlm.config.load import load_stored_config
 from mvlm.data.samples.pictures import find_pictures
 from mvlm.errors import UserError
-from mvlm.evaluate.retrieval import Search
-from mvlm.predict.choose import ANSWER, JUDGE, Choice
+from mvlm.evaluate.retrieval import SearchSettings
+from mvlm.predict.choose import ANSWER, JUDGE, TaskPrediction
 from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, Prediction
-from mvlm.predict.search import Captions, Images
+from mvlm.predict.search import CAPTIONS, IMAGES
 from mvlm.predict.words import Words
 from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
 
-_ALL: tuple[Prediction, ...] = (Captions(), Images(), Words(), Patches(), ANSWER, JUDGE)
+_ALL: tuple[Prediction, ...] = (CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE)
 PREDICTIONS = {each.name: each for each in _ALL}
 
 EXAMPLES = """examples:
@@ -44,17 +42,13 @@ nlvr2 judges a sentence of two images, the left one first.
 """
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `predict` to the command line."""
-    parser = subparsers.add_parser(
-        "predict",
-        help=does,
-        description="Try a trained model on your own images and sentences: "
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Try a trained model on your own images and sentences: "
         + "; ".join(f"{name}: {each.help}" for name, each in PREDICTIONS.items())
-        + ".",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        + "."
     )
+    parser.epilog = EXAMPLES
     parser.add_argument("what", choices=list(PREDICTIONS), help="what is asked")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="picture files, and folders of such")
@@ -63,7 +57,6 @@ def add_parser(subparsers: Any, does: str) -> None:
     parser.add_argument("--top", type=int, default=5, metavar="N", help="best answers shown (5)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here as well")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="draw a picture for each question in this folder")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,23 +74,18 @@ def run(args: argparse.Namespace) -> int:
     device = dist.device()
     prediction = PREDICTIONS[args.what]
     loaded = _load(prediction, args.checkpoint, device)
-    settings = loaded.config.eval
-    search = Search(settings.batch, settings.rerank, settings.memory_gb)
+    search = SearchSettings.of(loaded.config.eval)
     asked = Asked(images, sentences, args.top, search, draws=args.out is not None)
     answer = prediction.run(loaded, asked, device)
     print(answer.text)
     for name, picture in answer.pictures.items():
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        write_whole(args.out / f"{args.what}_{name}", buffer.getvalue(), "--out")
-    if args.json:
-        content = {"what": args.what, "step": loaded.step, "answers": answer.entries}
-        write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
+        write_picture(args.out / f"{args.what}_{name}", picture, "--out")
+    write_json(args.json, {"what": args.what, "step": loaded.step, "answers": answer.entries})
     return 0
 
 
 def _load(prediction: Prediction, checkpoint: str, device: torch.device) -> Loaded[Any]:
-    if not isinstance(prediction, Choice):
+    if not isinstance(prediction, TaskPrediction):
         return load_run(checkpoint, device)
     tuned = load_stored_config(described_in(find_checkpoint(checkpoint)) / CONFIG).task.name
     return load_task_run(checkpoint, tuned if tuned in prediction.tasks else prediction.tasks[0], device)

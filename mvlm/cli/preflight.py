@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import socket
 from pathlib import Path
 
@@ -17,15 +16,10 @@ the node, when one is missing, dead, slow or unlike the others.
 """
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    parser = subparsers.add_parser(
-        "preflight",
-        help=does,
-        usage="mvlm preflight RUN.toml [--json FILE] [--timeout SECONDS] [key=value ...]",
-        description="Measure every node and every pair of nodes, under the launcher of the run to come.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mvlm preflight RUN.toml [--json FILE] [--timeout SECONDS] [key=value ...]"
+    parser.description = "Measure every node and every pair of nodes, under the launcher of the run to come."
+    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where rank 0 writes all of it")
     parser.add_argument(
@@ -35,7 +29,7 @@ def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
         metavar="SECONDS",
         help="for all ranks to come (60); a pair has a quarter of it to answer in",
     )
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.check.nodes.check import survey
     from mvlm.check.nodes.rollcall import RollCall
     from mvlm.check.nodes.verdict import findings
-    from mvlm.cli.output import write_whole
+    from mvlm.check.report import Report
+    from mvlm.cli.output import write_json
     from mvlm.config.load import load_config
     from mvlm.errors import UserError
     from mvlm.runtime import network
@@ -59,19 +54,20 @@ def run(args: argparse.Namespace) -> int:
     network.prepare()
     calls = RollCall(socket.gethostname(), args.timeout)
     found = survey(calls, Path(config.run.dir), bool(config.checkpoint.mirror), args.timeout)
-    sentences = findings(found)
-    code = UserError.exit_code if sentences else 0
+    report = Report("preflight")
+    report.wrong("nodes", *findings(found))
+    code: int = report.exit_code
     try:
         if calls.rank == 0:
             print(network.describe() or f"network: {network.adapters()}")
             tables.show(found)
-            if args.json:
-                write_whole(args.json, json.dumps(tables.as_json(found, sentences), indent=1), "--json")
-            for sentence in sentences[1:]:
+            write_json(args.json, tables.as_json(found, report.problems))
+            for sentence in report.problems[1:]:
                 print(f"also: {sentence}")
-            print("preflight: " + ("all is well" if not sentences else f"{len(sentences)} finding(s)"), flush=True)
+            count = len(report.problems)
+            print(f"preflight: {f'{count} finding(s)' if count else 'all is well'}", flush=True)
     finally:
         code = calls.close(code)
-    if sentences and calls.rank == 0:
-        raise UserError(sentences[0])
+    if report.problems and calls.rank == 0:
+        raise UserError(*report.problems)
     return code

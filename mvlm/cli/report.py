@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mvlm.cli.output import write_whole
 from mvlm.report.facts import read_facts
@@ -22,18 +21,11 @@ written them, and measured on the run's data.eval otherwise.
 """
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `report` to the command line."""
-    parser = subparsers.add_parser(
-        "report",
-        help=does,
-        description="Write one HTML file, with nothing outside it, about one run or several side by side.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Write one HTML file, with nothing outside it, about one run or several side by side."
+    parser.epilog = EXAMPLES
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the first run)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

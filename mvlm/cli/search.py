@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import io
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from mvlm.cli.output import write_whole
+from mvlm.cli.output import write_json, write_picture
 from mvlm.data.images.decode import Decoded
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.pictures import read_picture
@@ -20,7 +17,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.prediction import file_name, printable
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
-from mvlm.search.find import Found, ImageIndex, find_by_image, find_by_sentence
+from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
 
 EXAMPLES = """examples:
   mvlm search corpus.index --checkpoint runs/tiny --text "a red circle" --out found
@@ -30,15 +27,9 @@ A sentence's first answers are ordered again by ITM, which reads them from the s
 """
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `search` to the command line."""
-    parser = subparsers.add_parser(
-        "search",
-        help=does,
-        description="Find images in an index made by `mvlm index`.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Find images in an index made by `mvlm index`."
+    parser.epilog = EXAMPLES
     parser.add_argument("index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="the run or checkpoint that made it")
     asked = parser.add_mutually_exclusive_group(required=True)
@@ -50,7 +41,6 @@ def add_parser(subparsers: Any, does: str) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here as well")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the pictures found in this folder")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,24 +59,24 @@ def run(args: argparse.Namespace) -> int:
     for each in found:
         print(_line(each))
     for number, each in enumerate(found if args.out else []):
-        buffer = io.BytesIO()
-        index.picture(each.image).save(buffer, "PNG")
-        write_whole(args.out / file_name(number, Path(each.key.replace("/", "_"))), buffer.getvalue(), "--out")
-    if args.json:
-        answers = [dataclasses.asdict(each) for each in found]
-        content = {"text": args.text, "image": args.image and str(args.image), "step": loaded.step, "found": answers}
-        write_whole(args.json, json.dumps(content, indent=1, ensure_ascii=False) + "\n", "--json")
+        name = file_name(number, Path(each.key.replace("/", "_")))
+        write_picture(args.out / name, index.picture(each.image), "--out")
+    answers = [dataclasses.asdict(each) for each in found]
+    image = args.image and str(args.image)
+    write_json(args.json, {"text": args.text, "image": image, "step": loaded.step, "found": answers})
     return 0
 
 
-def _find(args: argparse.Namespace, index: ImageIndex, loaded: Loaded[MaskVLM], device: torch.device) -> list[Found]:
+def _find(
+    args: argparse.Namespace, index: ImageIndex, loaded: Loaded[MaskVLM], device: torch.device
+) -> list[SearchHit]:
     if args.image is None:
         return find_by_sentence(index, loaded, args.text, args.top, args.rerank, device)
     view_CHW = eval_view(Decoded(read_picture(args.image)), loaded.config.model.image_size)
     return find_by_image(index, loaded, torch.from_numpy(view_CHW)[None], args.top, device)
 
 
-def _line(found: Found) -> str:
+def _line(found: SearchHit) -> str:
     match = "" if found.match is None else f"  match {found.match:6.1%}"
     place = f"{found.shard} row {found.row} (key {found.key!r})"
     return f"  similarity {found.similarity:+.3f}{match}  {printable(place)}  {printable(found.caption)}"

@@ -7,7 +7,6 @@ import ipaddress
 import signal
 import socket
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 
@@ -24,19 +23,15 @@ FAREWELL_S = 3
 """For answers under way when it is ended."""
 
 
-def add_parser(subparsers: Any, does: str) -> None:
-    """Add `serve` to the command line."""
-    parser = subparsers.add_parser(
-        "serve",
-        help=does,
-        description="Show a trained model on a web page: search a corpus, hide patches of a picture or words of a "
-        "sentence and see them guessed. Ctrl-C ends it.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show a trained model on a web page: search a corpus, hide patches of a picture or words of a\n"
+        "sentence and see them guessed. Ctrl-C ends it."
     )
     parser.add_argument("checkpoint", metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`, to be searched")
     parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="the address to listen at (127.0.0.1)")
     parser.add_argument("--port", type=_port, default=8000, metavar="PORT", help="0 = any that is free (8000)")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -30,19 +30,14 @@ CAUSE_FIRST_SECONDS = 10.0
 """A rank that has lost another one lets that one's exit code reach the launcher before its own."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    parser = subparsers.add_parser(
-        "train",
-        help=does,
-        usage="mvlm train RUN.toml --deepspeed_config JSON [key=value ...]",
-        description="Pretrain a model, or go on with a run that was stopped.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "mvlm train RUN.toml --deepspeed_config JSON [key=value ...]"
+    parser.description = "Pretrain a model, or resume a run that was stopped."
+    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # habit of DeepSpeed's users
-    parser.set_defaults(run=run, takes_overrides=True)
+    parser.set_defaults(takes_overrides=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -27,19 +27,12 @@ It reads the run folder alone, so it may run on another machine that sees it, an
 EVERY_S = 2.0
 
 
-def add_parser(subparsers: argparse._SubParsersAction, does: str) -> None:
-    """Add `watch` to the command line."""
-    parser = subparsers.add_parser(
-        "watch",
-        help=does,
-        description="Show how a job stands until it is done or Ctrl-C ends this; the job notices nothing of it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Show how a job stands until it is done or Ctrl-C ends this; the job notices nothing of it."
+    parser.epilog = EXAMPLES
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder")
     parser.add_argument("--once", action="store_true", help="show it once; so it is where the output is no terminal")
     parser.add_argument("--json", action="store_true", help="an object a line, with all that is known")
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,11 +67,11 @@ def follow(watcher: Watcher, status: Status) -> None:
 
 def follow_as_json(watcher: Watcher, status: Status) -> None:
     """Print a line now and whenever there is another step, checkpoint, evaluation or state, until it is done."""
-    told: tuple[object, ...] = ()
+    printed: tuple[object, ...] = ()
     while True:
         news = status.state, status.attempt, status.step, status.checkpoint, status.evaluation.get("step")
-        if news != told:
-            told = news
+        if news != printed:
+            printed = news
             print(as_json(status), flush=True)
         if status.state == "done":
             return

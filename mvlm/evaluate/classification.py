@@ -12,12 +12,11 @@ from rich.table import Table
 from torch import Tensor
 
 from mvlm.data.samples.pictures import ClassFolder, Pictures
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import intervals, memory, ranking, shares
 from mvlm.evaluate.memory import Tokens
-from mvlm.evaluate.retrieval import Search, image_features, rank_items, text_features
-from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.retrieval import SearchSettings, image_features, rank_items, text_features
+from mvlm.evaluate.settings import Settings, open_pictures
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
@@ -46,7 +45,7 @@ def read_templates(path: str) -> list[str]:
 
 
 def evaluate_classification(
-    model: MaskVLM, pictures: Pictures, label_N: np.ndarray, classes: int, search: Search, device: torch.device
+    model: MaskVLM, pictures: Pictures, label_N: np.ndarray, classes: int, search: SearchSettings, device: torch.device
 ) -> dict[str, Any]:
     """Classify each picture by ITC.
 
@@ -64,7 +63,7 @@ def evaluate_classification(
         image_NE = image_features(model, pictures, sizes.batch, device)
         class_CE = class_features(text_features(model, pictures, sizes.batch, device), classes)
         number_C = np.arange(classes)
-        right = ranking.Answers(
+        right = ranking.RelevantItems(
             ranking.Lists.of(np.arange(len(label_N)), label_N, len(label_N)),
             ranking.Lists.of(number_C, number_C, classes),
         )
@@ -73,7 +72,7 @@ def evaluate_classification(
         "protocol": (
             f"{len(label_N)} pictures of {classes} classes, zero-shot: a class is the mean of the features of its "
             f"{len(pictures.captions) // classes} sentences, the nearest by cosine similarity is chosen, equal ones in "
-            f"the order of their names. {_about_intervals()}"
+            f"the order of their names. {intervals.explain('the pictures')}"
         )
     }
 
@@ -124,19 +123,14 @@ def one_folder(settings: Settings) -> ClassFolder:
     return ClassFolder(settings.data[0], settings.limit)
 
 
-def _about_intervals() -> str:
-    return f"Intervals hold {intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the pictures."
-
-
-class Classification:
+class ClassificationTask:
     name = "classification"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         folder = one_folder(settings)
         templates = read_templates(settings.templates) if settings.templates else list(TEMPLATES)
         sentences = [template.replace("{}", name) for name in folder.names for template in templates]
-        tokenizer, config = load_tokenizer(str(loaded.tokenizer_folder)), loaded.config
-        pictures = Pictures(folder.paths, sentences, tokenizer, config.data.text_length, config.model.image_size)
+        pictures = open_pictures(loaded, folder.paths, sentences)
         classes = len(folder.names)
         result = evaluate_classification(loaded.model, pictures, folder.label_N, classes, settings.search, device)
         return result | {"names": folder.names, "templates": templates}

@@ -11,17 +11,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE
+from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.evaluate import shares
-from mvlm.evaluate.hidden_words import RandomWords
+from mvlm.evaluate.masked_words import RandomWords
 from mvlm.evaluate.reconstruction import (
-    empty_sentence,
     first_captions,
     mean_image,
     patch_masks,
     patch_statistics,
     pixel_target,
-    restore_image,
+    reconstruct_image,
 )
 from mvlm.model.maskvlm import MaskVLM
 
@@ -88,26 +88,40 @@ def examples(
         )
 
 
-def restored(model: MaskVLM, dataset: EvalDataset, rows: Sequence[int], device: torch.device) -> list[ImageExample]:
+def reconstructed(
+    model: MaskVLM, dataset: EvalDataset, rows: Sequence[int], device: torch.device
+) -> list[ImageExample]:
     """The images of these rows, as `examples` gives them."""
     with shares.inference(model):
         return _image_examples(model, dataset, np.asarray(rows, dtype=np.int64), device)
 
 
 def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, device: torch.device) -> list[ImageExample]:
-    captions = first_captions(dataset)[rows].tolist()
+    captions = [dataset.captions[caption] for caption in first_captions(dataset)[rows]]
     image_BCHW, mask_BN = dataset.images(rows.tolist()).to(device), patch_masks(model, rows).to(device)
+    return image_examples(model, captions, dataset.tokens, image_BCHW, mask_BN)
+
+
+def image_examples(
+    model: MaskVLM, captions: Sequence[str], tokens: CaptionTokenizer, image_BCHW: Tensor, mask_BN: Tensor
+) -> list[ImageExample]:
+    """The hidden patches of images restored, once with their captions and once with empty ones.
+
+    Args:
+        image_BCHW: uint8, on the model's device.
+        mask_BN: bool, True = hidden: at least one patch of each image, and not all.
+    """
     hidden_BSD, target_BNQ = model.encode_image(image_BCHW, mask_BN), pixel_target(model, image_BCHW)
     pictures, errors = [], []
-    for text_BL, valid_BL in (dataset.texts(captions), empty_sentence(dataset, len(rows))):
-        pixels_BNQ = restore_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
+    for texts in (captions, [""] * len(captions)):
+        text_BL, valid_BL = (tensor.to(image_BCHW.device) for tensor in tokens.batch(texts))
+        pixels_BNQ = reconstruct_image(model, hidden_BSD, mask_BN, text_BL, valid_BL)
         pictures.append(pictures_of(paste(model, image_BCHW, mask_BN, pixels_BNQ)))
         error_BN = (pixels_BNQ - target_BNQ).abs().mean(-1)
         errors.append(((error_BN * mask_BN).sum(1) / mask_BN.sum(1)).tolist())
     grey_BNQ = model.patchify(image_BCHW.float()).masked_fill(mask_BN[..., None], GREY)
     hidden, originals = pictures_of(model.unpatchify(grey_BNQ)), pictures_of(image_BCHW)
-    texts = [dataset.captions[caption] for caption in captions]
-    return [ImageExample(*parts) for parts in zip(texts, originals, hidden, *pictures, *errors, strict=True)]
+    return [ImageExample(*parts) for parts in zip(captions, originals, hidden, *pictures, *errors, strict=True)]
 
 
 def paste(model: MaskVLM, image_BCHW: Tensor, mask_BN: Tensor, pixels_BNQ: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import intervals, memory, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
-from mvlm.evaluate.retrieval import Search, image_features, text_features
+from mvlm.evaluate.retrieval import SearchSettings, image_features, text_features
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.maskvlm import MaskVLM
@@ -26,7 +26,9 @@ from mvlm.pretrained.runs import Loaded
 CHANCE = 0.5
 
 
-def evaluate_foils(model: MaskVLM, dataset: FoilDataset, search: Search, device: torch.device) -> dict[str, Any]:
+def evaluate_foils(
+    model: MaskVLM, dataset: FoilDataset, search: SearchSettings, device: torch.device
+) -> dict[str, Any]:
     """Share of the rows whose true sentence scores above its foil; equal scores count half.
 
     Returns:
@@ -58,15 +60,15 @@ def evaluate_foils(model: MaskVLM, dataset: FoilDataset, search: Search, device:
 
     groups = int(group_N.max()) + 1
     return {
-        "accuracy": _by_scorer(accuracy(np.ones(groups))),
-        "interval": _by_scorer(intervals.bootstrap(groups, accuracy)),
+        "accuracy": intervals.nested(accuracy(np.ones(groups))),
+        "interval": intervals.nested(intervals.bootstrap(groups, accuracy)),
         "chance": CHANCE,
         "rows": len(rows),
         "protocol": (
             f"{len(rows)} images, each with its sentence and that sentence with two words exchanged; right where the "
             "true one scores higher, equal scores count half; ITC is cosine similarity, ITM the log-odds of a match. "
-            f"Intervals hold {intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the {groups} pairs "
-            "of sentences, each with all its rows: a scorer that reads the text alone has one half right in each."
+            + intervals.explain(f"the {groups} pairs of sentences, each with all its rows").removesuffix(".")
+            + ": a scorer that reads the text alone has one half right in each."
         ),
     }
 
@@ -78,15 +80,7 @@ def _groups(dataset: FoilDataset) -> np.ndarray:
     return np.array([numbers.setdefault(pair, len(numbers)) for pair in pairs])
 
 
-def _by_scorer(numbers: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    tree: dict[str, dict[str, Any]] = {}
-    for name, number in numbers.items():
-        scorer, kind = name.split("/", 1)
-        tree.setdefault(scorer, {})[kind] = number
-    return tree
-
-
-class Foils:
+class FoilsTask:
     name = "foils"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -24,3 +25,20 @@ def bootstrap(units: int, score: Callable[[np.ndarray], dict[str, float]]) -> di
     ]
     tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
     return {key: np.quantile([numbers[key] for numbers in drawn], tails).tolist() for key in drawn[0]}
+
+
+def explain(units: str) -> str:
+    """A sentence of a protocol: what the intervals hold."""
+    return f"Intervals hold {LEVEL:.0%} of {RESAMPLES} bootstrap resamples of {units}."
+
+
+def nested(numbers: dict[str, Any], tree: dict[str, Any] | None = None) -> dict[str, Any]:
+    """{"a/b/c": x} -> {"a": {"b": {"c": x}}}, in `tree` where one is given."""
+    tree = {} if tree is None else tree
+    for path, number in numbers.items():
+        *folders, name = path.split("/")
+        branch = tree
+        for folder in folders:
+            branch = branch.setdefault(folder, {})
+        branch[name] = number
+    return tree

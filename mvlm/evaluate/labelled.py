@@ -24,7 +24,7 @@ from mvlm.pretrained.runs import Loaded
 TITLES = {"vqa": "Visual question answering", "nlvr2": "NLVR2", "entailment": "Visual entailment"}
 
 
-class Choosing:
+class LabelledTask:
     """A fine-tuned task; the result has its file of predictions too, as a text under "predictions"."""
 
     def __init__(self, name: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from mvlm.data.samples.evaluation import EvalDataset
-from mvlm.evaluate.examples import ImageExample, restored
+from mvlm.evaluate.examples import ImageExample, reconstructed
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
@@ -39,7 +39,7 @@ def write_pictures(
         The picture; None where it could not be written, which is said and stops nothing.
     """
     rows = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    drawn = [_row(example) for example in restored(model, dataset, rows.tolist(), device)]
+    drawn = [_row(example) for example in reconstructed(model, dataset, rows.tolist(), device)]
     path = folder / PICTURES / f"step_{step:08d}.png"
     if dist.rank() == 0:
         beside = np.full((GAP, *drawn[0].shape[1:]), WHITE, np.uint8)

@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvlm.data.samples.pictures import ClassFolder, Pictures
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import intervals, shares
 from mvlm.evaluate.classification import one_folder, scores, table
-from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.settings import Settings, open_pictures
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
 from mvlm.runtime import dist
@@ -83,7 +82,7 @@ def cls_features(model: MaskVLM, pictures: Pictures, batch: int, device: torch.d
         return shares.gather(parts, len(pictures)).double().cpu()
 
 
-class Probe:
+class LinearProbeTask:
     name = "probe"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -95,11 +94,9 @@ class Probe:
             raise UserError(
                 f"{settings.train} and {settings.data[0]} differ in {odd[0]!r}: both need the same classes."
             )
-        tokenizer, config = load_tokenizer(str(loaded.tokenizer_folder)), loaded.config
 
         def features(folder: ClassFolder) -> Tensor:
-            pictures = Pictures(folder.paths, [], tokenizer, config.data.text_length, config.model.image_size)
-            return cls_features(loaded.model, pictures, settings.search.batch, device)
+            return cls_features(loaded.model, open_pictures(loaded, folder.paths), settings.search.batch, device)
 
         train_XD, test_ND = features(train), features(test)
         mean, std = train_XD.mean(dim=0), train_XD.std(dim=0) + 1e-6
@@ -125,6 +122,6 @@ def _protocol(result: dict[str, Any], train_images: int) -> str:
     return (
         f"A logistic regression on the frozen image encoder's CLS features, standardised, learned from {train_images} "
         f"pictures and tried on {result['images']} others; of {len(STRENGTHS)} L2 penalties the one that is best on "
-        f"every fifth training picture, {result['strength']:g}, fitted again to all of them. Intervals hold "
-        f"{intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the pictures."
+        f"every fifth training picture, {result['strength']:g}, fitted again to all of them. "
+        f"{intervals.explain('the pictures')}"
     )

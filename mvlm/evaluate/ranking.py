@@ -46,7 +46,7 @@ class Lists:
 
 
 @dataclass(frozen=True)
-class Answers:
+class RelevantItems:
     """The right items of each query: those of its labels, of which no two share an item.
 
     Kept so, and not item by item, since with many equal captions all queries together have as many as there are pairs.
@@ -76,7 +76,7 @@ class Answers:
         return right_AR
 
 
-def answers(owner_M: np.ndarray, images: int, label_M: np.ndarray) -> tuple[Answers, Answers]:
+def answers(owner_M: np.ndarray, images: int, label_M: np.ndarray) -> tuple[RelevantItems, RelevantItems]:
     """The right captions of each image and the right images of each caption.
 
     Args:
@@ -84,8 +84,8 @@ def answers(owner_M: np.ndarray, images: int, label_M: np.ndarray) -> tuple[Answ
         label_M: from 0; captions of one label are right wherever one of them is.
     """
     captions, labels = np.arange(len(owner_M)), int(label_M.max(initial=-1)) + 1
-    of_image = Answers(Lists.of(owner_M, label_M, images), Lists.of(label_M, captions, labels))
-    of_caption = Answers(Lists.of(captions, label_M, len(owner_M)), Lists.of(label_M, owner_M, labels))
+    of_image = RelevantItems(Lists.of(owner_M, label_M, images), Lists.of(label_M, captions, labels))
+    of_caption = RelevantItems(Lists.of(captions, label_M, len(owner_M)), Lists.of(label_M, owner_M, labels))
     return of_image, of_caption
 
 
@@ -115,7 +115,7 @@ def rerank(top_AK: np.ndarray, score_AK: np.ndarray) -> np.ndarray:
     return np.take_along_axis(top_AK, np.lexsort((top_AK, -score_AK)), axis=1)
 
 
-def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: Answers) -> np.ndarray:
+def reranked_rank(rank_A: np.ndarray, reranked_AK: np.ndarray, right: RelevantItems) -> np.ndarray:
     """The best right item's rank after re-ranking: the one before where no right item is a candidate."""
     widest = reranked_AK.shape[1] * max(1, right.counts().max(initial=1))
     rows = max(1, RERANKED_VALUES // int(widest))

@@ -16,7 +16,7 @@ from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
-from mvlm.evaluate.hidden_words import ChosenWords, HiddenText, HiddenWords, RandomWords
+from mvlm.evaluate.masked_words import ChosenWords, MaskedText, MaskedWords, RandomWords
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
@@ -44,14 +44,14 @@ def evaluate_reconstruction(
     Raises:
         UserError: there are no two distinct pairs to swap, or `words` occur nowhere.
     """
-    hidden_words: HiddenWords = RandomWords(dataset, model.objectives, model.seed)
+    masked_words: MaskedWords = RandomWords(dataset, model.objectives, model.seed)
     if words:
-        hidden_words = ChosenWords(dataset, words)
+        masked_words = ChosenWords(dataset, words)
     other = derangement([dataset.captions[caption] for caption in first_captions(dataset)])
     with shares.inference(model):
-        word_scores = _word_scores(model, dataset, hidden_words, other, batch, device)
+        word_scores = _word_scores(model, dataset, masked_words, other, batch, device)
         pixel_scores = _pixel_scores(model, dataset, other, batch, device)
-    scores = aggregate_words(word_scores, hidden_words.whole) | {"pixel_l1": aggregate_pixels(pixel_scores)}
+    scores = aggregate_words(word_scores, masked_words.whole) | {"pixel_l1": aggregate_pixels(pixel_scores)}
     counts = {"images": len(dataset), "captions": len(dataset.captions), "words": list(words)}
     return scores | counts | {"protocol": _protocol(model.objectives, scores | counts)}
 
@@ -149,21 +149,21 @@ def aggregate_pixels(item_sums: np.ndarray) -> dict[str, float]:
 def _word_scores(
     model: MaskVLM,
     dataset: EvalDataset,
-    hidden_words: HiddenWords,
+    masked_words: MaskedWords,
     other: np.ndarray,
     batch: int,
     device: torch.device,
 ) -> np.ndarray:
     blank_BCHW, parts = mean_image(dataset, batch).to(device), []
-    for indices in shares.batches(len(hidden_words), batch):
-        text = hidden_words.items(indices)
+    for indices in shares.batches(len(masked_words), batch):
+        text = masked_words.items(indices)
         rows = dataset.owner[text.caption_B]
         images = (dataset.images(rows.tolist()).to(device), blank_BCHW, dataset.images(other[rows].tolist()).to(device))
         parts.append(_word_sums(model, text, images, device))
-    return shares.gather(parts, len(hidden_words)).numpy()
+    return shares.gather(parts, len(masked_words)).numpy()
 
 
-def _word_sums(model: MaskVLM, text: HiddenText, images: tuple[Tensor, ...], device: torch.device) -> Tensor:
+def _word_sums(model: MaskVLM, text: MaskedText, images: tuple[Tensor, ...], device: torch.device) -> Tensor:
     """For each sentence: hidden tokens right by condition, their summed loss by condition, their number."""
     valid_BL, target_BL = text.valid_BL.to(device), text.target_BL.to(device)
     hidden_BL = target_BL != IGNORE
@@ -200,7 +200,7 @@ def _pixel_scores(
         target_BNQ = pixel_target(model, image_BCHW)
         hidden_BSD = model.encode_image(image_BCHW, mask_BN)
         predictions = [
-            restore_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
+            reconstruct_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
             for text_BL, valid_BL in texts
         ]
         sums = [((p_BNQ - target_BNQ).abs().sum(-1) * mask_BN).sum(1) for p_BNQ in (*predictions, constant_NQ)]
@@ -209,7 +209,7 @@ def _pixel_scores(
     return shares.gather(parts, len(dataset)).numpy()
 
 
-def restore_image(model: MaskVLM, hidden_BSD: Tensor, mask_BN: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
+def reconstruct_image(model: MaskVLM, hidden_BSD: Tensor, mask_BN: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """Encoded images with hidden patches, and whole sentences -> BNQ in fp32."""
     text_BLD = model.encode_text(text_BL, valid_BL)
     fused_BSD = model.fuse_image(hidden_BSD, text_BLD, valid_BL)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mvlm.config.schema import Eval
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.evaluate import intervals, memory, ranking, shares
@@ -23,7 +24,7 @@ from mvlm.model.maskvlm import MaskVLM
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchSettings:
     """How to search.
 
     Args:
@@ -38,12 +39,17 @@ class Search:
     memory_gb: float
     equal_captions: bool = False
 
+    @classmethod
+    def of(cls, settings: Eval) -> SearchSettings:
+        """As a run's [eval] says."""
+        return cls(settings.batch, settings.rerank, settings.memory_gb)
+
 
 @dataclass(frozen=True)
 class Direction:
     """The answers to the A queries of one direction; ranks begin at 0."""
 
-    right: ranking.Answers
+    right: ranking.RelevantItems
     itc_A: np.ndarray  # rank of the best-placed right item
     reranked_A: np.ndarray | None  # the same after ITM; None where nothing was re-ranked
     top_AK: np.ndarray  # the first items in the final order
@@ -53,10 +59,12 @@ class Direction:
 class Retrieval:
     image_to_text: Direction
     text_to_image: Direction
-    search: Search  # its `rerank` is 0 where nothing was re-ranked
+    search: SearchSettings  # its `rerank` is 0 where nothing was re-ranked
 
 
-def evaluate_retrieval(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch.device) -> dict[str, Any]:
+def evaluate_retrieval(
+    model: MaskVLM, dataset: EvalDataset, search: SearchSettings, device: torch.device
+) -> dict[str, Any]:
     """Recall at 1, 5 and 10 in both directions, as shares, with chance and the protocol; see `summary`.
 
     Raises:
@@ -65,7 +73,7 @@ def evaluate_retrieval(model: MaskVLM, dataset: EvalDataset, search: Search, dev
     return summary(retrieve(model, dataset, search, device), dataset)
 
 
-def retrieve(model: MaskVLM, dataset: EvalDataset, search: Search, device: torch.device) -> Retrieval:
+def retrieve(model: MaskVLM, dataset: EvalDataset, search: SearchSettings, device: torch.device) -> Retrieval:
     """Order all captions for each image and all images for each caption.
 
     Raises:
@@ -140,20 +148,12 @@ def _scores(found: Retrieval, kinds: tuple[str, ...], weight_N: np.ndarray, weig
 
 
 def _tree(numbers: dict[str, Any], kinds: tuple[str, ...]) -> dict[str, Any]:
-    """{"a/b/c": x} -> {"a": {"b": {"c": x}}}; None for the kind that was not done."""
-    tree: dict[str, Any] = {
-        key: {kind: None for kind in ("itc", "reranked") if kind not in kinds} for key in (*DIRECTIONS, "mean_recall")
-    }
-    for path, number in numbers.items():
-        *folders, name = path.split("/")
-        branch = tree
-        for folder in folders:
-            branch = branch.setdefault(folder, {})
-        branch[name] = number
-    return tree
+    """By direction or mean_recall, then by kind, with None for the kind that was not done."""
+    not_done = [kind for kind in ("itc", "reranked") if kind not in kinds]
+    return intervals.nested(numbers, {key: dict.fromkeys(not_done) for key in (*DIRECTIONS, "mean_recall")})
 
 
-def _protocol(dataset: EvalDataset, search: Search) -> str:
+def _protocol(dataset: EvalDataset, search: SearchSettings) -> str:
     again = (
         f"ITM orders the first {search.rerank} of each query again, the others stay behind them in ITC's order"
         if search.rerank
@@ -169,8 +169,8 @@ def _protocol(dataset: EvalDataset, search: Search) -> str:
         f"{len(dataset)} images and {len(dataset.captions)} captions, all of them candidates of every query; "
         f"{dataset.told_length}; "
         f"ITC orders them by cosine similarity, {again}; {right}; equal scores keep the order of the data. "
-        f"Mean recall is that of R@1, R@5 and R@10 both ways; the median rank begins at 1. Intervals hold "
-        f"{intervals.LEVEL:.0%} of {intervals.RESAMPLES} bootstrap resamples of the images, each with its captions."
+        f"Mean recall is that of R@1, R@5 and R@10 both ways; the median rank begins at 1. "
+        f"{intervals.explain('the images, each with its captions')}"
     )
 
 
@@ -192,7 +192,7 @@ def text_features(model: MaskVLM, dataset: ImagesAndTexts, batch: int, device: t
     return shares.gather(parts, len(dataset.captions))
 
 
-def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.Answers, top: int, sizes: Sizes) -> Direction:
+def rank_items(query_AE: Tensor, item_NE: Tensor, right: ranking.RelevantItems, top: int, sizes: Sizes) -> Direction:
     """All items in the order of their inner product with each query, in tiles of queries split over ranks."""
     ranks, tops = [], []
     for queries in shares.batches(len(query_AE), max(1, sizes.similarities // len(item_NE))):

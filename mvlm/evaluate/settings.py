@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.pictures import Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture
-from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
 
 
@@ -17,10 +21,16 @@ class Settings:
 
     data: tuple[str, ...]  # shard folders or, of some tasks, folders of pictures
     limit: int  # first rows used; 0 = all
-    search: Search  # `batch` and `memory_gb` concern every task
+    search: SearchSettings  # `batch` and `memory_gb` concern every task
     words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
     templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
     train: str = ""  # probe: the folder that it learns from
+
+
+def open_pictures(loaded: Loaded[Any], paths: Sequence[Path], sentences: Sequence[str] = ()) -> Pictures:
+    """Picture files and sentences, read as the model reads them."""
+    config, tokenizer = loaded.config, load_tokenizer(str(loaded.tokenizer_folder))
+    return Pictures(paths, sentences, tokenizer, config.data.text_length, config.model.image_size)
 
 
 def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 import torch
 from rich.table import Table
 
-from mvlm.evaluate.classification import Classification
-from mvlm.evaluate.foils import Foils
-from mvlm.evaluate.labelled import TITLES, Choosing
-from mvlm.evaluate.probe import Probe
+from mvlm.evaluate.classification import ClassificationTask
+from mvlm.evaluate.foils import FoilsTask
+from mvlm.evaluate.labelled import TITLES, LabelledTask
+from mvlm.evaluate.probe import LinearProbeTask
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval
 from mvlm.evaluate.settings import Settings, captions_of
@@ -18,7 +18,7 @@ from mvlm.evaluate.tables import percent, render
 from mvlm.pretrained.runs import Loaded
 
 
-class Task(Protocol):
+class EvaluationTask(Protocol):
     name: str
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -34,7 +34,7 @@ class Task(Protocol):
         ...
 
 
-class Retrieval:
+class RetrievalTask:
     name = "retrieval"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Retrieval:
         return render(table, result["protocol"])
 
 
-class Reconstruction:
+class ReconstructionTask:
     name = "reconstruction"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
@@ -82,5 +82,8 @@ class Reconstruction:
         return render(table, result["protocol"])
 
 
-_ALL: tuple[Task, ...] = (Retrieval(), Reconstruction(), Classification(), Probe(), Foils(), *map(Choosing, TITLES))
+_ALL: tuple[EvaluationTask, ...] = (
+    *(RetrievalTask(), ReconstructionTask(), ClassificationTask(), LinearProbeTask(), FoilsTask()),
+    *map(LabelledTask, TITLES),
+)
 TASKS = {task.name: task for task in _ALL}

@@ -17,7 +17,7 @@ from mvlm.data.shards.corpus import held_out
 from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.pictures import is_due, write_pictures
 from mvlm.evaluate.ranking import RECALLS
-from mvlm.evaluate.retrieval import DIRECTIONS, Search, evaluate_retrieval
+from mvlm.evaluate.retrieval import DIRECTIONS, SearchSettings, evaluate_retrieval
 from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
@@ -71,8 +71,7 @@ class Evaluator:
             return self._retrieve(model, run, last or is_due(step // self.settings.every), step)
 
     def _retrieve(self, model: MaskVLM, run: Path, draws: bool, step: int) -> Evaluated:
-        settings = self.settings
-        search = Search(settings.batch, settings.rerank, settings.memory_gb)
+        search = SearchSettings.of(self.settings)
         dataset = self._dataset = self._dataset or EvalDataset(self._mixture, *self._reading(run))
         metrics = flat_metrics(evaluate_retrieval(model, dataset, search, dist.device()))
         if not self.pictures or not draws:

@@ -14,7 +14,7 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import is_averaged, open_weights
 from mvlm.config.schema import Config
 from mvlm.export.configuration import NEEDED
-from mvlm.report.facts import Facts, read_facts, read_json
+from mvlm.report.facts import RunFacts, read_facts, read_json
 
 PURPOSE = {
     "pretrain": "pretrained on images and their sentences",
@@ -60,7 +60,7 @@ def model_card(run: Path, name: str) -> str:
     )
 
 
-def _data(facts: Facts) -> list[str]:
+def _data(facts: RunFacts) -> list[str]:
     """The corpora by the last parts of their places, which alone mean something elsewhere."""
     data = facts.config.data
     names = [f"trained on `{'/'.join(Path(place).parts[-2:])}`" for place in data.train]
@@ -68,7 +68,7 @@ def _data(facts: Facts) -> list[str]:
     return [*names, f"{facts.described['rows']:,} rows an epoch"]
 
 
-def _recipe(facts: Facts) -> dict[str, Any]:
+def _recipe(facts: RunFacts) -> dict[str, Any]:
     config, described = facts.config, facts.described
     losses = {name: config.objectives.weight(name) for name in ("image", "text", "itc", "itm")}
     recipe = {
@@ -85,7 +85,7 @@ def _recipe(facts: Facts) -> dict[str, Any]:
     return recipe | {name: number for name, number in described["versions"].items() if name in ("torch", "deepspeed")}
 
 
-def _numbers(facts: Facts) -> dict[str, str]:
+def _numbers(facts: RunFacts) -> dict[str, str]:
     """The run's last evaluation, and retrieval as `mvlm evaluate` wrote it into the run's folder."""
     numbers: dict[str, str] = {}
     for line in facts.metrics.values():

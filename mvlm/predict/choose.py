@@ -7,13 +7,14 @@ import torch
 from mvlm.data.samples.labelled import class_names
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
+from mvlm.evaluate.settings import open_pictures
 from mvlm.model.finetune import TaskModel
 from mvlm.predict.attention import attention_strips
-from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
+from mvlm.predict.prediction import Answer, Asked, file_name, pair_up, printable
 from mvlm.pretrained.runs import Loaded
 
 
-class Choice:
+class TaskPrediction:
     """Args:
     name: what the user types.
     tasks: those that a run may be fine-tuned for.
@@ -26,7 +27,8 @@ class Choice:
         """NLVR2's statements take two images each, the left one first."""
         task, model = loaded.config.task, loaded.model
         asked = pair_up(asked) if task.images == 1 else _in_twos(asked)
-        pictures, classes = open_pictures(loaded, asked), class_names(task.name, loaded.tokenizer_folder)
+        pictures = open_pictures(loaded, asked.images, asked.sentences)
+        classes = class_names(task.name, loaded.tokenizer_folder)
         entries, lines, drawings = [], [], {}
         for number, sentence in enumerate(asked.sentences):
             rows = range(number * task.images, (number + 1) * task.images)
@@ -65,7 +67,7 @@ def _in_twos(asked: Asked) -> Asked:
     return asked
 
 
-ANSWER = Choice("answer", "a question about each image answered, by a run fine-tuned for vqa", ("vqa",))
-JUDGE = Choice(
+ANSWER = TaskPrediction("answer", "a question about each image answered, by a run fine-tuned for vqa", ("vqa",))
+JUDGE = TaskPrediction(
     "judge", "a statement about each image judged, by a run fine-tuned for entailment or nlvr2", ("entailment", "nlvr2")
 )

@@ -10,10 +10,8 @@ from typing import Any, Protocol
 import torch
 from PIL import Image
 
-from mvlm.data.samples.pictures import Pictures
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
-from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
 
 
@@ -22,7 +20,7 @@ class Asked:
     images: tuple[Path, ...]
     sentences: tuple[str, ...]
     top: int  # best answers shown
-    search: Search
+    search: SearchSettings
     draws: bool  # whether pictures are wanted
 
 
@@ -42,12 +40,6 @@ class Prediction(Protocol):
     def run(self, loaded: Loaded[Any], asked: Asked, device: torch.device) -> Answer:
         """Raises `UserError` where a file is no picture or the question does not fit."""
         ...
-
-
-def open_pictures(loaded: Loaded[Any], asked: Asked) -> Pictures:
-    """The user's pictures and sentences, read as the model reads them."""
-    config, tokenizer = loaded.config, load_tokenizer(str(loaded.tokenizer_folder))
-    return Pictures(asked.images, asked.sentences, tokenizer, config.data.text_length, config.model.image_size)
 
 
 def pair_up(asked: Asked) -> Asked:

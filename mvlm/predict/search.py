@@ -11,15 +11,16 @@ from mvlm.data.samples.pictures import Pictures
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
-from mvlm.evaluate.retrieval import Search, image_features, rank_items, text_features
+from mvlm.evaluate.retrieval import SearchSettings, image_features, rank_items, text_features
+from mvlm.evaluate.settings import open_pictures
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.attention import attention_strips
-from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, printable
+from mvlm.predict.prediction import Answer, Asked, file_name, printable
 from mvlm.pretrained.runs import Loaded
 
 
 def best(
-    model: MaskVLM, pictures: Pictures, search: Search, top: int, device: torch.device, of_images: bool
+    model: MaskVLM, pictures: Pictures, search: SearchSettings, top: int, device: torch.device, of_images: bool
 ) -> list[list[dict[str, Any]]]:
     """The `top` sentences for each image or, where not `of_images`, the `top` images for each sentence.
 
@@ -38,7 +39,7 @@ def best(
             query_AE, item_NE = item_NE, query_AE
         rerank = min(len(item_NE), search.rerank if model.objectives.itm else 0)
         nothing = np.empty(0, dtype=np.int64)
-        unknown = ranking.Answers(
+        unknown = ranking.RelevantItems(
             ranking.Lists.of(nothing, nothing, len(query_AE)), ranking.Lists.of(nothing, nothing, 0)
         )
         top_AK = rank_items(query_AE, item_NE, unknown, max(top, rerank), sizes).top_AK
@@ -61,41 +62,30 @@ def best(
     return [[answer(query, item) for item in row[:top]] for query, row in enumerate(top_AK.tolist())]
 
 
-class Captions:
-    name = "captions"
-    help = "the best sentences for each image"
+class Best:
+    """The best items, sentences or images, for each query, an image or a sentence."""
+
+    def __init__(self, name: str, help: str, query: str, item: str) -> None:
+        self.name, self.help, self._query, self._item = name, help, query, item
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
-        pictures = open_pictures(loaded, asked)
+        pictures, of_images = open_pictures(loaded, asked.images, asked.sentences), self._query == "image"
         entries, lines, drawings = [], [], {}
-        found = best(loaded.model, pictures, asked.search, asked.top, device, of_images=True)
-        for number, (path, answers) in enumerate(zip(asked.images, found, strict=True)):
-            shown = [{"sentence": asked.sentences[answer.pop("item")], **answer} for answer in answers]
-            entries.append({"image": str(path), "sentences": shown})
-            lines += [printable(path), *(_line(answer, "sentence") for answer in shown)]
+        given = {"image": [str(path) for path in asked.images], "sentence": asked.sentences}
+        found = best(loaded.model, pictures, asked.search, asked.top, device, of_images)
+        for number, (query, answers) in enumerate(zip(given[self._query], found, strict=True)):
+            row, sentence = (number, answers[0]["item"]) if of_images else (answers[0]["item"], number)
+            shown = [{self._item: given[self._item][answer.pop("item")], **answer} for answer in answers]
+            entries.append({self._query: query, f"{self._item}s": shown})
+            lines += [printable(query), *(_line(answer, self._item) for answer in shown)]
             if asked.draws:
-                sentence = shown[0]["sentence"]
-                drawings[file_name(number, path)] = attention_strips(loaded.model, pictures, number, sentence, device)
+                drawn = attention_strips(loaded.model, pictures, row, asked.sentences[sentence], device)
+                drawings[file_name(number, asked.images[row])] = drawn
         return Answer(entries, "\n".join(lines), drawings)
 
 
-class Images:
-    name = "images"
-    help = "the best images for each sentence"
-
-    def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
-        pictures = open_pictures(loaded, asked)
-        entries, lines, drawings = [], [], {}
-        found = best(loaded.model, pictures, asked.search, asked.top, device, of_images=False)
-        for number, (sentence, answers) in enumerate(zip(asked.sentences, found, strict=True)):
-            row = answers[0]["item"]
-            shown = [{"image": str(asked.images[answer.pop("item")]), **answer} for answer in answers]
-            entries.append({"sentence": sentence, "images": shown})
-            lines += [printable(sentence), *(_line(answer, "image") for answer in shown)]
-            if asked.draws:
-                name = file_name(number, asked.images[row])
-                drawings[name] = attention_strips(loaded.model, pictures, row, sentence, device)
-        return Answer(entries, "\n".join(lines), drawings)
+CAPTIONS = Best("captions", "the best sentences for each image", query="image", item="sentence")
+IMAGES = Best("images", "the best images for each sentence", query="sentence", item="image")
 
 
 def _line(answer: dict[str, Any], key: str) -> str:

@@ -16,9 +16,10 @@ from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
+from mvlm.evaluate.settings import open_pictures
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.attention import attention_strips
-from mvlm.predict.prediction import Answer, Asked, file_name, open_pictures, pair_up, printable
+from mvlm.predict.prediction import Answer, Asked, file_name, pair_up, printable
 from mvlm.pretrained.runs import Loaded
 
 MASK = "[MASK]"
@@ -115,7 +116,7 @@ class Words:
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
         asked, tokenizer = pair_up(asked), load_tokenizer(str(loaded.tokenizer_folder))
-        pictures = open_pictures(loaded, asked)
+        pictures = open_pictures(loaded, asked.images, asked.sentences)
         entries, lines, drawings = [], [], {}
         for number, (path, sentence) in enumerate(zip(asked.images, asked.sentences, strict=True)):
             masked = sentence.replace(MASK, tokenizer.mask_token)

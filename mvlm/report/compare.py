@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.config.toml import as_toml
-from mvlm.report.facts import Facts, read_json
+from mvlm.report.facts import RunFacts, read_json
 
 YIELD = "yield.json"
 """What `data_tools shard` leaves beside the shards it wrote, or beside the folders that it split them into."""
@@ -19,7 +19,7 @@ LAYOUT = ("world", "micro_batch", "accumulation", "zero_stage", "device", "rows"
 
 
 @dataclass(frozen=True)
-class Corpus:
+class CorpusYield:
     """One corpus of a run, and what sharding it lost."""
 
     place: str
@@ -29,15 +29,15 @@ class Corpus:
     dropped: list[tuple[str, int]]  # by reason, most first
 
 
-def differences(runs: Sequence[Facts]) -> list[tuple[str, list[str]]]:
+def differences(runs: Sequence[RunFacts]) -> list[tuple[str, list[str]]]:
     """Settings, layout and versions that are not the same in all runs: the name and each run's value."""
-    told = [_told(facts) for facts in runs]
-    names = dict.fromkeys(name for of_run in told for name in of_run)
-    rows = [(name, [of_run.get(name, "") for of_run in told]) for name in names]
+    settings = [_settings(facts) for facts in runs]
+    names = dict.fromkeys(name for of_run in settings for name in of_run)
+    rows = [(name, [of_run.get(name, "") for of_run in settings]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
-def corpora(facts: Facts) -> list[Corpus]:
+def corpora(facts: RunFacts) -> list[CorpusYield]:
     """The run's training corpora of which this machine still has what sharding counted.
 
     Raises:
@@ -49,17 +49,17 @@ def corpora(facts: Facts) -> list[Corpus]:
         content = read_json(folder / YIELD) or read_json(folder.parent / YIELD)
         if content:
             dropped = sorted(content["dropped"].items(), key=lambda item: (-item[1], item[0]))
-            found.append(Corpus(place, content["read"], content["kept"], content["captions"], dropped))
+            found.append(CorpusYield(place, content["read"], content["kept"], content["captions"], dropped))
     return found
 
 
-def _told(facts: Facts) -> dict[str, str]:
+def _settings(facts: RunFacts) -> dict[str, str]:
     """Every setting of a run by its TOML name, then its layout and versions; where it lies is no difference."""
     tables = dataclasses.asdict(facts.config)
     del tables["run"]["dir"]
-    settings = {f"{table}.{key}": _text(value) for table, keys in tables.items() for key, value in keys.items()}
+    values = {f"{table}.{key}": _text(value) for table, keys in tables.items() for key, value in keys.items()}
     layout = {name.replace("_", " "): _text(facts.described[name]) for name in LAYOUT if name in facts.described}
-    return settings | layout | {name: str(version) for name, version in facts.described.get("versions", {}).items()}
+    return values | layout | {name: str(version) for name, version in facts.described.get("versions", {}).items()}
 
 
 def _text(value: Any) -> str:

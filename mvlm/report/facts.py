@@ -17,7 +17,7 @@ Curve = tuple[list[int], list[float]]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     folder: Path
     name: str
     described: dict[str, Any]  # run.json
@@ -35,7 +35,7 @@ class Facts:
         return max(self.metrics, default=0)
 
 
-def read_facts(folder: Path, description: Path | None = None) -> Facts:
+def read_facts(folder: Path, description: Path | None = None) -> RunFacts:
     """Read a run folder.
 
     Args:
@@ -49,7 +49,7 @@ def read_facts(folder: Path, description: Path | None = None) -> Facts:
         raise UserError(f"No run at {folder}: it holds no run.json; give a folder that `mvlm train` wrote.")
     metrics = folder / "metrics.jsonl"
     written = (metrics if metrics.exists() else (description or folder) / "run.json").stat().st_mtime
-    return Facts(
+    return RunFacts(
         folder,
         folder.resolve().name,
         described,

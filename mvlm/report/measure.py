@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from mvlm.data.shards.corpus import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Direction, Retrieval, Search, retrieve, summary
+from mvlm.evaluate.retrieval import Direction, Retrieval, SearchSettings, retrieve, summary
 from mvlm.pretrained.runs import Loaded, load_run
-from mvlm.report.facts import Facts, read_json
+from mvlm.report.facts import RunFacts, read_json
 
 POOL = 1000
 """Images that examples of retrieval are searched in, where the numbers are known already."""
@@ -25,7 +25,7 @@ SHOWN, TOP = 6, 5
 
 
 @dataclass(frozen=True)
-class Found:
+class RetrievedItem:
     """One answer to a query, by its text or its picture (uint8 [H, W, 3])."""
 
     text: str
@@ -37,7 +37,7 @@ class Found:
 class Query:
     text: str
     picture: np.ndarray
-    answers: list[Found]
+    answers: list[RetrievedItem]
     rank: int  # of the right answer, from 1
 
 
@@ -56,7 +56,7 @@ class Measured:
     notes: list[str] = field(default_factory=list)
 
 
-def measure(facts: Facts, device: torch.device) -> Measured:
+def measure(facts: RunFacts, device: torch.device) -> Measured:
     """Read the run's retrieval.json and reconstruction.json, measure what is missing, and make examples.
 
     Raises:
@@ -65,23 +65,19 @@ def measure(facts: Facts, device: torch.device) -> Measured:
     retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
     known = Measured(retrieval=retrieval, reconstruction=reconstruction)
     if facts.config.task.is_labelled:
-        return _without(known, f"Fine-tuned for {facts.config.task.name}: its scores are among the curves.")
+        return replace(known, notes=[f"Fine-tuned for {facts.config.task.name}: its scores are among the curves."])
     if not facts.config.data.eval:
-        return _without(known, "The run names no evaluation data (data.eval): no examples, no further numbers.")
+        return replace(known, notes=["The run names no evaluation data (data.eval): no examples, no further numbers."])
     if not (facts.folder / "checkpoints" / "latest").exists():
-        return _without(known, "The run has saved no checkpoint yet: no examples, no further numbers.")
+        return replace(known, notes=["The run has saved no checkpoint yet: no examples, no further numbers."])
     try:
         mixture = held_out(facts.config.data)
     except UserError as error:
-        return _without(known, f"The evaluation data cannot be opened: {error}")
+        return replace(known, notes=[f"The evaluation data cannot be opened: {error}"])
     return _with_model(facts, load_run(facts.folder, device), mixture, known, device)
 
 
-def _without(known: Measured, note: str) -> Measured:
-    return Measured(retrieval=known.retrieval, reconstruction=known.reconstruction, notes=[note])
-
-
-def _with_model(facts: Facts, loaded: Loaded, mixture: Mixture, known: Measured, device: torch.device) -> Measured:
+def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measured, device: torch.device) -> Measured:
     model, settings, notes = loaded.model, facts.config.eval, []
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     length, size = loaded.config.data.text_length, loaded.config.model.image_size
@@ -89,7 +85,7 @@ def _with_model(facts: Facts, loaded: Loaded, mixture: Mixture, known: Measured,
     pool = dataset
     if known.retrieval and len(dataset) > POOL:
         pool = EvalDataset(mixture, tokenizer, length, size, POOL)
-    found = retrieve(model, pool, Search(settings.batch, settings.rerank, settings.memory_gb), device)
+    found = retrieve(model, pool, SearchSettings.of(settings), device)
     retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
     reconstruction = known.reconstruction
     try:
@@ -110,15 +106,18 @@ def spread(count: int) -> list[int]:
 
 
 def _queries(found: Retrieval, dataset: EvalDataset) -> tuple[list[Query], list[Query]]:
-    picture = _Pictures(dataset)
+    def picture(row: int) -> np.ndarray:
+        return dataset.images([row])[0].permute(1, 2, 0).numpy()
 
     def of_image(row: int) -> Query:
-        answers = [Found(dataset.captions[c], picture[int(dataset.owner[c])], right) for c, right in _top(to_text, row)]
-        return Query("", picture[row], answers, _place(to_text, row))
+        answers = [
+            RetrievedItem(dataset.captions[c], picture(int(dataset.owner[c])), right) for c, right in _top(to_text, row)
+        ]
+        return Query("", picture(row), answers, _place(to_text, row))
 
     def of_text(caption: int) -> Query:
-        answers = [Found("", picture[row], right) for row, right in _top(to_image, caption)]
-        own = picture[int(dataset.owner[caption])]
+        answers = [RetrievedItem("", picture(row), right) for row, right in _top(to_image, caption)]
+        own = picture(int(dataset.owner[caption]))
         return Query(dataset.captions[caption], own, answers, _place(to_image, caption))
 
     to_text, to_image = found.image_to_text, found.text_to_image
@@ -136,13 +135,3 @@ def _top(direction: Direction, query: int) -> list[tuple[int, bool]]:
 def _place(direction: Direction, query: int) -> int:
     ranks = direction.itc_A if direction.reranked_A is None else direction.reranked_A
     return int(ranks[query]) + 1
-
-
-class _Pictures:
-    """The set's images by row, as uint8 [H, W, 3]."""
-
-    def __init__(self, dataset: EvalDataset) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self.dataset.images([row])[0].permute(1, 2, 0).numpy()

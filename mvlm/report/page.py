@@ -17,7 +17,7 @@ from PIL import Image
 from mvlm import __version__
 from mvlm.report.charts import COLORS, line_chart
 from mvlm.report.compare import corpora, differences
-from mvlm.report.facts import Facts
+from mvlm.report.facts import RunFacts
 from mvlm.report.measure import Measured
 
 LOSSES = {"loss": "Loss, total", "text": "Masked text", "image": "Masked image", "itc": "ITC", "itm": "ITM"}
@@ -47,7 +47,7 @@ SMALL = 128
 """Pixels a side below which a picture is stored without loss and shown with its pixels."""
 
 
-def render(runs: Sequence[tuple[Facts, Measured]], now: datetime) -> str:
+def render(runs: Sequence[tuple[RunFacts, Measured]], now: datetime) -> str:
     """The page about one run, or several side by side."""
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(
@@ -78,7 +78,7 @@ def render(runs: Sequence[tuple[Facts, Measured]], now: datetime) -> str:
     )
 
 
-def about(facts: Facts) -> list[tuple[str, str]]:
+def about(facts: RunFacts) -> list[tuple[str, str]]:
     """The head of a run: name and value of what tells it from others."""
     described, config = facts.described, facts.config
     versions = ", ".join(f"{name} {version}" for name, version in described.get("versions", {}).items())
@@ -124,12 +124,12 @@ def number(value: float) -> str:
     return f"{value:.3f}"
 
 
-def _charts(runs: Sequence[Facts], titles: dict[str, str], log: Sequence[str] = ()) -> list[Markup]:
+def _charts(runs: Sequence[RunFacts], titles: dict[str, str], log: Sequence[str] = ()) -> list[Markup]:
     charts = (line_chart(title, [run.curve(key) for run in runs], key in log) for key, title in titles.items())
     return [chart for chart in charts if chart is not None]
 
 
-def _distinct_names(runs: Sequence[Facts]) -> list[str]:
+def _distinct_names(runs: Sequence[RunFacts]) -> list[str]:
     """The folders' names, or their paths where two have the same name."""
     names = [run.name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.folder) for run in runs]

@@ -8,23 +8,31 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
 
 from mvlm.runtime.launch import environment
-
-log = logging.getLogger("mvlm")
-rank_log = logging.getLogger("mvlm.rank")
 
 
 class StandardError(logging.Handler):
     """Writes to what standard error is at the moment, so that a progress bar which takes its place is not torn."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        program, _, kind = record.name.partition(".")
         rank = environment()["rank"]
-        if rank and record.name != rank_log.name:
+        if rank and kind != "rank":
             return
-        print(f"mvlm: {f'rank {rank}: ' if rank else ''}{record.getMessage()}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # a terminal that is gone ends no run
+            print(f"{program}: {f'rank {rank}: ' if rank else ''}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
-log.addHandler(StandardError())
-log.setLevel(logging.INFO)
-log.propagate = False  # to a root logger that a library or a notebook has set up, which would say it again
+def logger(program: str) -> logging.Logger:
+    """Of a program, by whose name its sentences begin."""
+    made = logging.getLogger(program)
+    made.addHandler(StandardError())
+    made.setLevel(logging.INFO)
+    made.propagate = False  # to a root logger that a library or a notebook has set up, which would say it again
+    return made
+
+
+log = logger("mvlm")
+rank_log = logging.getLogger("mvlm.rank")

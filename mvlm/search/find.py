@@ -36,7 +36,7 @@ WIDTH_OF_SEARCH = 512
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchHit:
     """An image of the index.
 
     Args:
@@ -76,7 +76,7 @@ class ImageIndex:
         """Images."""
         return self.contents.rows
 
-    def nearest(self, query_E: Tensor, count: int) -> list[Found]:
+    def nearest(self, query_E: Tensor, count: int) -> list[SearchHit]:
         """The `count` images of the greatest cosine with a feature, best first; equal ones in the index's order."""
         query = query_E.float().cpu().numpy()
         images, similarities = [], []
@@ -126,8 +126,8 @@ class ImageIndex:
                 )
         return mixture
 
-    def _describe(self, image: int, similarity: float) -> Found:
-        return Found(image, **self._table.slice(image, 1).to_pylist()[0], similarity=similarity)
+    def _describe(self, image: int, similarity: float) -> SearchHit:
+        return SearchHit(image, **self._table.slice(image, 1).to_pylist()[0], similarity=similarity)
 
 
 class _Candidates:
@@ -149,7 +149,7 @@ class _Candidates:
 
 def find_by_sentence(
     index: ImageIndex, loaded: Loaded[MaskVLM], sentence: str, top: int, rerank: int, device: torch.device
-) -> list[Found]:
+) -> list[SearchHit]:
     """The `top` images for a sentence; ITM orders ITC's first `rerank` again, where the model has learned it.
 
     Raises:
@@ -175,7 +175,7 @@ def find_by_sentence(
 
 def find_by_image(
     index: ImageIndex, loaded: Loaded[MaskVLM], image_1CHW: Tensor, top: int, device: torch.device
-) -> list[Found]:
+) -> list[SearchHit]:
     """The `top` images most like one, by ITC's features alone.
 
     Args:

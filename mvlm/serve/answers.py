@@ -20,14 +20,14 @@ from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture, UnreadableRow, held_out
 from mvlm.errors import UserError
-from mvlm.evaluate.examples import pictures_of
+from mvlm.evaluate import shares
+from mvlm.evaluate.examples import image_examples, pictures_of
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.predict.patches import restore
 from mvlm.predict.words import blank_image, guess_words, hide_words, likeliest
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
-from mvlm.serve.asked import AskedPatches, AskedSearch, AskedView, AskedWords, Picture
+from mvlm.serve.asked import AskedPatches, AskedPicture, AskedSearch, AskedView, AskedWords
 
 SAMPLES = 8
 THUMBNAIL = 256  # pixels
@@ -36,7 +36,7 @@ RERANK = 32
 
 
 @dataclass(frozen=True)
-class Sample:
+class SampleImage:
     caption: str
     picture: Image.Image
 
@@ -98,10 +98,11 @@ class Answers:
     def patches(self, asked: AskedPatches) -> dict[str, Any]:
         """The hidden squares restored with the sentence and without."""
         mask_1N = self._mask(asked.hidden)
-        restored = restore(self.model, self.tokens, self._image(asked.picture), mask_1N, asked.sentence)
+        with shares.inference(self.model):
+            (restored,) = image_examples(self.model, [asked.sentence], self.tokens, self._image(asked.picture), mask_1N)
         return {
-            "with_sentence": array_url(restored.with_sentence),
-            "without_sentence": array_url(restored.without_sentence),
+            "with_sentence": array_url(restored.with_text),
+            "without_sentence": array_url(restored.without_text),
             "l1_with": restored.l1_with,
             "l1_without": restored.l1_without,
         }
@@ -120,7 +121,7 @@ class Answers:
                 answer[name] = likeliest(self.tokenizer, of_word, GUESSES)
         return {"words": answers}
 
-    def _image(self, picture: Picture) -> Tensor:
+    def _image(self, picture: AskedPicture) -> Tensor:
         """uint8 1CHW as the model reads it, on its device.
 
         Raises:
@@ -129,13 +130,13 @@ class Answers:
         view_CHW = eval_view(Decoded(self._decoded(picture)), self.loaded.config.model.image_size)
         return torch.from_numpy(view_CHW)[None].to(self.device)
 
-    def _decoded(self, picture: Picture) -> Image.Image:
+    def _decoded(self, picture: AskedPicture) -> Image.Image:
         match picture:
-            case Picture(upload=str(text), sample=None, found=None):
+            case AskedPicture(upload=str(text), sample=None, found=None):
                 return _uploaded(text)
-            case Picture(upload=None, sample=int(number), found=None) if number < len(self.samples):
+            case AskedPicture(upload=None, sample=int(number), found=None) if number < len(self.samples):
                 return self.samples[number].picture
-            case Picture(upload=None, sample=None, found=int(number)) if self.index and number < len(self.index):
+            case AskedPicture(upload=None, sample=None, found=int(number)) if self.index and number < len(self.index):
                 return self.index.picture(number)
         raise UserError("There is no such picture here: choose another.")
 
@@ -159,7 +160,7 @@ class Answers:
             return None
 
 
-def _samples(shards: Mixture | None) -> list[Sample]:
+def _samples(shards: Mixture | None) -> list[SampleImage]:
     """Some images, evenly spread, with their first captions."""
     if shards is None:
         return []
@@ -171,7 +172,7 @@ def _samples(shards: Mixture | None) -> list[Sample]:
         except (BadImage, UnreadableRow):
             continue
         picture.thumbnail((1024, 1024))
-        samples.append(Sample(content.captions[0], picture))
+        samples.append(SampleImage(content.captions[0], picture))
     return samples
 
 

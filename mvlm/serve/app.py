@@ -16,7 +16,7 @@ from mvlm.errors import UserError
 from mvlm.serve.answers import Answers
 from mvlm.serve.asked import AskedPatches, AskedSearch, AskedView, AskedWords
 from mvlm.serve.gate import Gate
-from mvlm.serve.guard import Guard
+from mvlm.serve.guard import RequestGuard
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -75,7 +75,7 @@ def make_app(answers: Answers, gate: Gate, names: Collection[str]) -> ASGIApp:
     async def bug(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": "Something went wrong: the terminal of `mvlm serve` says what."}, 500)
 
-    return Guard(app, gate, names)
+    return RequestGuard(app, gate, names)
 
 
 def _file(name: str, kind: str) -> Callable[[], Any]:

@@ -14,7 +14,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class Picture(_Strict):
+class AskedPicture(_Strict):
     """One of the three: a file in base64, the number of a sample, or that of an image of the index."""
 
     upload: str | None = None
@@ -23,25 +23,25 @@ class Picture(_Strict):
 
 
 class AskedView(_Strict):
-    picture: Picture
+    picture: AskedPicture
 
 
 class AskedSearch(_Strict):
     """By a sentence or by a picture."""
 
     sentence: Sentence = ""
-    picture: Picture | None = None
+    picture: AskedPicture | None = None
     top: Annotated[int, Field(ge=1, le=50)] = 8
 
 
 class AskedPatches(_Strict):
-    picture: Picture
+    picture: AskedPicture
     sentence: Sentence
     hidden: Numbers  # squares of the grid, row by row
 
 
 class AskedWords(_Strict):
-    picture: Picture
+    picture: AskedPicture
     words: Annotated[list[Annotated[str, Field(max_length=200)]], Field(min_length=1, max_length=300)]
     hidden: Numbers  # places among `words`
-    other: Picture | None = None
+    other: AskedPicture | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -21,29 +22,19 @@ class Gate:
         self._free = waiting + 1
         self._turn = asyncio.Lock()
 
-    def enter(self) -> Place | None:
-        """A place, or None where all are taken."""
+    def enter(self) -> ExitStack | None:
+        """A place, to be closed when the answer is there, not when a slow reader has it; None where all are taken."""
         if not self._free:
             return None
         self._free -= 1
-        return Place(self)
+        place = ExitStack()
+        place.callback(self._leave)
+        return place
 
     async def pass_through(self, work: Callable[[], T]) -> T:
         """The result of `work`, done in a thread when its turn has come; the next waits until it has ended."""
         async with self._turn:
             return await run_in_threadpool(work)
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         self._free += 1
-
-
-class Place:
-    """Left once: when the answer is there, not when a slow reader has it."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate: Gate | None = gate
-
-    def leave(self) -> None:
-        if self._gate:
-            self._gate.leave()
-        self._gate = None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Collection
+from contextlib import ExitStack
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mvlm.serve.gate import Gate, Place
+from mvlm.serve.gate import Gate
 
 PICTURE_LIMIT = 10_000_000
 """Bytes of an uploaded picture."""
@@ -35,14 +36,14 @@ HEADERS = {
 }
 
 
-class Refused(Exception):
+class Refusal(Exception):
     """A request that is not let in: status, one sentence for its reader."""
 
     def __init__(self, status: int, sentence: str, **headers: str) -> None:
         self.response = JSONResponse({"error": sentence}, status, headers)
 
 
-class Guard:
+class RequestGuard:
     """ASGI middleware.
 
     Args:
@@ -58,20 +59,20 @@ class Guard:
         send, place = _with_headers(send), None
         try:
             if not self._is_ours(headers.get("host", "")):
-                raise Refused(421, "This name does not belong to this page: ask for it by the address it printed.")
+                raise Refusal(421, "This name does not belong to this page: ask for it by the address it printed.")
             if scope["method"] in ("GET", "HEAD"):
                 return await self.app(scope, receive, send)
             place = self.gate.enter()
             if place is None:
                 sentence = "Too many are asking at the moment: it will be your turn in a few seconds."
-                raise Refused(503, sentence, **{"retry-after": str(RETRY_AFTER_S)})
+                raise Refusal(503, sentence, **{"retry-after": str(RETRY_AFTER_S)})
             body = await _read(headers, receive)
             await self.app(scope, _replay(body), _leaving(place, send))
-        except Refused as refused:
+        except Refusal as refused:
             await refused.response(scope, receive, send)
         finally:
             if place:
-                place.leave()
+                place.close()
 
     def _is_ours(self, host: str) -> bool:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
@@ -85,7 +86,7 @@ class Guard:
 async def _read(headers: Headers, receive: Receive) -> bytes:
     """The body, whole; what is too large is refused before it is read, or as soon as it is."""
     sentence = f"That is too large: a picture may have {PICTURE_LIMIT // 1_000_000} MB."
-    too_large = Refused(413, sentence, connection="close")  # else the rest would still be received
+    too_large = Refusal(413, sentence, connection="close")  # else the rest would still be received
     said = headers.get("content-length", "0")
     if not said.isdigit() or int(said) > BODY_LIMIT:
         raise too_large
@@ -95,7 +96,7 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Refused(400, "The request broke off: send it again.")
+                    raise Refusal(400, "The request broke off: send it again.")
                 body += message.get("body", b"")
                 if len(body) > BODY_LIMIT:
                     raise too_large
@@ -103,7 +104,7 @@ async def _read(headers: Headers, receive: Receive) -> bytes:
                     return bytes(body)
     except TimeoutError:
         sentence = f"The request did not arrive within {PATIENCE_S} seconds: send it again."
-        raise Refused(408, sentence, connection="close") from None
+        raise Refusal(408, sentence, connection="close") from None
 
 
 def _replay(body: bytes) -> Receive:
@@ -115,9 +116,9 @@ def _replay(body: bytes) -> Receive:
     return receive
 
 
-def _leaving(place: Place, send: Send) -> Send:
+def _leaving(place: ExitStack, send: Send) -> Send:
     async def leaving(message: Message) -> None:
-        place.leave()
+        place.close()
         await send(message)
 
     return leaving

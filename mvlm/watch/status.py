@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mvlm.checkpoint.description import METRICS, RUN_JSON
 from mvlm.checkpoint.layout import candidates, step_of
 from mvlm.errors import UserError
 from mvlm.training.health.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
-from mvlm.watch.lines import Lines
-from mvlm.watch.signs import Ears, Signs
+from mvlm.watch.jsonl import JsonLinesTail, json_object
+from mvlm.watch.liveness import HeartbeatReader, Liveness
 
-METRICS, DESCRIPTION, ATTEMPTS = "metrics.jsonl", "run.json", "attempts"
+ATTEMPTS = "attempts"  # as in mvlm/checkpoint/fencing.py, which needs torch
 HANG_MINUTES = 15.0  # the configuration's default, where run.json is not there yet
 
 
@@ -65,7 +65,7 @@ class Watcher:
 
     def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
         self.run, self._clock = run, clock
-        self._lines, self._ears = Lines(run / METRICS), Ears(run, clock)
+        self._lines, self._heartbeats = JsonLinesTail(run / METRICS), HeartbeatReader(run, clock)
         self.history = History()
 
     def look(self) -> Status:
@@ -75,18 +75,18 @@ class Watcher:
             self.history.clear()
         for line in lines:
             self.history.add(line)
-        facts = _object(self.run / DESCRIPTION)
+        facts = _object(self.run / RUN_JSON)
         if not self.run.is_dir():
             return Status(str(self.run), "waiting", "there is no such folder yet")
         number, claimed = self._attempt()
         checkpoint, age = self._checkpoint()
         config = facts.get("config", {})
         hang_minutes = config.get("train", {}).get("hang_minutes", HANG_MINUTES)
-        signs = self._ears.listen(number, hang_minutes)
+        liveness = self._heartbeats.read(number, hang_minutes)
         steps, step = facts.get("steps"), self.history.last.get("step", 0)
-        quiet_s = min(signs.age_s.values(), default=None)
-        state, note = _judge(step, steps, checkpoint, signs)
-        if not signs.beats and state == "starting" and claimed > QUIET_AFTER * period_s(hang_minutes):
+        quiet_s = min(liveness.age_s.values(), default=None)
+        state, note = _judge(step, steps, checkpoint, liveness)
+        if not liveness.beats and state == "starting" and claimed > QUIET_AFTER * period_s(hang_minutes):
             state, note = "dead", f"attempt {number} began {duration(claimed)} ago and has given no sign of life"
         speed, batch = self.history.pairs_per_s, config.get("train", {}).get("global_batch")
         left = (steps - step) * batch / speed if steps and batch and speed and state == "running" else None
@@ -107,8 +107,8 @@ class Watcher:
             hosts=len(set(facts.get("hosts", []))) or None,
             device=facts.get("device"),
             zero_stage=facts.get("zero_stage"),
-            seen=len(signs.beats),
-            quiet=tuple(sorted(signs.quiet)),
+            seen=len(liveness.beats),
+            quiet=tuple(sorted(liveness.quiet)),
             still_s=quiet_s,
         )
 
@@ -129,27 +129,26 @@ class Watcher:
             return None, None
 
 
-def _judge(step: int, steps: int | None, checkpoint: int | None, signs: Signs) -> tuple[str, str]:
+def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liveness) -> tuple[str, str]:
     """State and note."""
     if steps and step >= steps and checkpoint == steps:
         return "done", ""
-    if not signs.beats:
+    if not liveness.beats:
         return "starting", "no rank has given a sign of life yet"
-    if signs.all_quiet:
-        still = duration(min(signs.age_s.values()))
+    if liveness.all_quiet:
+        still = duration(min(liveness.age_s.values()))
         if checkpoint is not None and checkpoint >= step:
-            return "stopped", f"it ended {still} ago with everything saved; the same command goes on"
+            return "stopped", f"it ended {still} ago with everything saved; the same command resumes it"
         again = f"{step - (checkpoint or 0)} steps will be made again" if step else "it had made no step"
         return "dead", f"no rank has given a sign of life for {still}; {again} when the same command is given"
-    if hang := signs.hang:
+    if hang := liveness.hang:
         return "hanging", hang
-    return "running", next(iter(signs.beats.values())).doing
+    return "running", next(iter(liveness.beats.values())).doing
 
 
 def _object(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is none, or one that is just being written."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_object(path.read_bytes()) or {}
+    except OSError:
         return {}
-    return found if isinstance(found, dict) else {}

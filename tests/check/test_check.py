@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from mvlm.__main__ import main
-from mvlm.check.everything import check_run
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
 from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
+from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY, run_command
 from tests.training.conftest import one_rank  # noqa: F401
 
@@ -75,7 +75,7 @@ def test_a_run_that_can_begin_or_go_on(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "2 of 3 ranks x 1 micro-batch of 8, ITM groups of 4" in said
-    assert "step_00000002 is where the run goes on, at step 2, lengths and hashes right" in said
+    assert "step_00000002 is where the run resumes, at step 2, lengths and hashes right" in said
     assert "step_00000002 holds this model's parameters" in said and "ZeRO stage 1, fp32 on this machine" in said
     assert content(run) == before
     for start in ("", f"checkpoint.init={run}", f"checkpoint.resume={run}/checkpoints/step_00000001"):
@@ -126,8 +126,9 @@ def test_everything_that_is_wrong_is_told_at_once(
     for part in expected:
         assert sum(part in sentence for sentence in found) == 1, part
     assert len(found) == report["problems"] == len(expected)
+    assert report["findings"][0].keys() == {"topic", "verdict", "sentence"}
     warned = [finding["sentence"] for finding in report["findings"] if finding["verdict"] == "warning"]
-    assert "latest is missing: training would go on from step_00000001, the newest whole checkpoint" in warned[0]
+    assert "latest is missing: training would resume from step_00000001, the newest whole checkpoint" in warned[0]
     assert "step_00000002 is damaged (weights-" in " ".join(warned)
 
 
@@ -255,7 +256,7 @@ codes = [
     main(["check", "nowhere.toml", *json]),
 ]
 told = []
-read_run(Report(told.append), toml, ["data.train=nowhere"], json[1], False)
+read_run(Report("check", told.append), toml, ["data.train=nowhere"], json[1], False)
 assert codes == [1] * 5 and any("No shards at nowhere" in line for line in told), (codes, told)
 assert not {"torch", "transformers", "deepspeed"} & sys.modules.keys()
 """
@@ -269,7 +270,7 @@ def test_a_wrong_path_is_told_before_torch_is_imported(scenes: Path) -> None:
 
 def test_findings_are_told_as_they_are_made() -> None:
     told: list[str] = []
-    report = Report(told.append)
+    report = Report("check", told.append)
     for number in range(SHOWN + 3):
         report.wrong("data", f"{number} is broken: mend it.")
         assert len(told) == min(number + 1, SHOWN)
@@ -283,7 +284,7 @@ def test_findings_are_told_as_they_are_made() -> None:
 
 def test_shards_whose_texts_are_not_checked_are_told(scenes: Path, tmp_path: Path) -> None:
     def told() -> list[str]:
-        report = Report()
+        report = Report("check")
         check_corpus(report, load_config(TOML, TINY), str(old), deep=False)
         assert report.problems == []
         return [finding.sentence for finding in report.findings if finding.verdict == "unknown"]

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from mvlm.__main__ import main
-from mvlm.check.machine import examine, extensions, packages, schedulers
-from mvlm.check.machine.examine import isolated
-from mvlm.check.machine.findings import Finding, Options
-from mvlm.check.machine.registry import PROBES
+from mvlm.check.folders import Folders
+from mvlm.check.machine import extensions, packages, probe, schedulers
+from mvlm.check.machine.probe import PROBES, isolated
+from mvlm.check.report import Finding
 from tests.conftest import ROOT, free_port
 
 Program = Callable[[str, str], None]
@@ -26,10 +26,10 @@ Program = Callable[[str, str], None]
 
 def one(found: Iterator[Finding] | list[Finding], state: str, *parts: str) -> Finding:
     """The only finding in a state; it has these parts and, where something is broken, says what to do."""
-    (finding,) = [finding for finding in found if finding.state == state]
-    assert all(part in str(finding) for part in parts), str(finding)
+    (finding,) = [finding for finding in found if finding.verdict == state]
+    assert all(part in finding.sentence for part in parts), finding.sentence
     assert bool(finding.remedy) or state != "broken"
-    assert str(finding).endswith(".") and "\n" not in str(finding)
+    assert finding.sentence.endswith(".") and "\n" not in finding.sentence
     return finding
 
 
@@ -68,13 +68,13 @@ def install(library: Path, name: str, version: str, *lines: str) -> None:
 
 def test_a_probe_that_crashes_takes_nothing_along(library: Path) -> None:
     (library / "psutil.py").write_text("import ctypes\nctypes.string_at(0)\n")
-    one(isolated("exchange", Options()), "broken", "died of SIGSEGV", "python -m mvlm.check.machine.probe exchange")
+    one(isolated("exchange", Folders()), "broken", "died of SIGSEGV", "python -m mvlm.check.machine.probe exchange")
 
 
 def test_a_probe_that_hangs_is_ended_and_its_children_too(program: Program, tmp_path: Path) -> None:
     program("sinfo", f"echo $$ > {tmp_path}/pid; exec sleep 600")
     began = time.monotonic()
-    one(isolated("slurm", Options(), seconds=2), "broken", "no answer within 2 s")
+    one(isolated("slurm", Folders(), seconds=2), "broken", "no answer within 2 s")
     assert time.monotonic() - began < 60
     pid = int((tmp_path / "pid").read_text())
     deadline = time.monotonic() + 60
@@ -85,14 +85,14 @@ def test_a_probe_that_hangs_is_ended_and_its_children_too(program: Program, tmp_
 
 def test_a_probe_that_raises_says_what(library: Path) -> None:
     (library / "psutil.py").write_text("raise RuntimeError('psutil is of another world')\n")
-    one(isolated("exchange", Options()), "broken", "psutil is of another world")
+    one(isolated("exchange", Folders()), "broken", "psutil is of another world")
 
 
 # --- Python and packages
 
 
 def test_packages_as_they_are() -> None:
-    assert {finding.state for finding in packages.find(Options())} == {"works"}
+    assert {finding.verdict for finding in packages.find(Folders())} == {"works"}
     least = ".".join(map(str, packages.LEAST_PYTHON))
     assert f'requires-python = ">={least}"' in (ROOT / "pyproject.toml").read_text()
 
@@ -102,7 +102,7 @@ def test_packages_of_the_wrong_version(library: Path) -> None:
     install(
         library, "ray", "2.60.0", "Provides-Extra: default", 'Requires-Dist: nowhere-to-be-found; extra == "default"'
     )
-    found = {finding.facts["package"]: str(finding) for finding in isolated("packages", Options()) if finding.remedy}
+    found = {each.facts["package"]: each.sentence for each in isolated("packages", Folders()) if each.remedy}
     assert found.keys() == {"torch", "ray"}
     assert "torch 1.13.0 is installed" in found["torch"] and "pip install 'torch<3,>=2.9'" in found["torch"]
     assert "ray lacks nowhere-to-be-found, which its part 'default' needs" in found["ray"]
@@ -111,7 +111,7 @@ def test_packages_of_the_wrong_version(library: Path) -> None:
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text("nowhere-to-be-found>=3  # for nothing\npillow>=11\n")
     monkeypatch.setattr(packages, "REQUIREMENTS", tmp_path / "requirements.txt")
-    one(packages.find(Options()), "broken", "nowhere-to-be-found is not installed", "pip install")
+    one(packages.find(Folders()), "broken", "nowhere-to-be-found is not installed", "pip install")
 
 
 # --- what compiles
@@ -119,42 +119,42 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 def test_the_compiler(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if shutil.which("c++"):
-        one(extensions.find_compiler(Options()), "works", "compiles a Python extension")
+        one(extensions.find_compiler(Folders()), "works", "compiles a Python extension")
     program("c++", "echo 'answer.cpp:1:10: fatal error: Python.h: No such file or directory' >&2; exit 1")
-    one(extensions.find_compiler(Options()), "broken", "(Python.h: No such file or directory)", "python3-dev")
+    one(extensions.find_compiler(Folders()), "broken", "(Python.h: No such file or directory)", "python3-dev")
     monkeypatch.setenv("CXX", "g++-99 -O2")
-    one(extensions.find_compiler(Options()), "broken", "CXX=g++-99 -O2 names no compiler", "unset it")
+    one(extensions.find_compiler(Folders()), "broken", "CXX=g++-99 -O2 names no compiler", "unset it")
     monkeypatch.delenv("CXX")
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    one(extensions.find_compiler(Options()), "absent", "no C++ compiler", "install g++")
+    one(extensions.find_compiler(Folders()), "absent", "no C++ compiler", "install g++")
     monkeypatch.setattr(extensions, "gpus_of_machine", lambda: 1)
-    one(extensions.find_compiler(Options()), "broken", "Triton's kernels on the GPU need")
+    one(extensions.find_compiler(Folders()), "broken", "Triton's kernels on the GPU need")
 
 
 def test_a_lock_that_a_killed_compilation_left(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from torch.utils.file_baton import FileBaton
 
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    one(extensions.find_locks(Options()), "works", "No compilation has left a lock")
+    one(extensions.find_locks(Folders()), "works", "No compilation has left a lock")
     (tmp_path / "cpu_adam").mkdir()
     baton = FileBaton(str(tmp_path / "cpu_adam/lock"))
     assert baton.try_acquire()
-    assert "is being compiled" in str(next(extensions.find_locks(Options())))
+    assert "is being compiled" in next(extensions.find_locks(Folders())).sentence
     os.close(baton.fd)  # as the kernel does for a process that is killed
-    one(extensions.find_locks(Options()), "broken", f"rm {tmp_path}/cpu_adam/lock")
+    one(extensions.find_locks(Folders()), "broken", f"rm {tmp_path}/cpu_adam/lock")
 
 
 def test_an_apex_that_is_another_project(library: Path) -> None:
-    one(extensions.find_apex(Options()), "absent", "not needed")
+    one(extensions.find_apex(Folders()), "absent", "not needed")
     (library / "apex").mkdir()
     (library / "apex/__init__.py").write_text("import pyramid_of_somebody_else\n")
     install(library, "apex", "0.9.10.dev0")
-    one(extensions.find_apex(Options()), "broken", "apex 0.9.10.dev0", "not NVIDIA's", "pip uninstall apex")
+    one(extensions.find_apex(Folders()), "broken", "apex 0.9.10.dev0", "not NVIDIA's", "pip uninstall apex")
     (library / "apex/optimizers").mkdir()
     (library / "apex/optimizers/fused_adam.py").touch()
-    one(extensions.find_apex(Options()), "broken", "without its compiled parts", "build_apex.sh")
+    one(extensions.find_apex(Folders()), "broken", "without its compiled parts", "build_apex.sh")
     (library / "amp_C.py").write_text("raise ImportError('amp_C.so: undefined symbol: _ZN3c10')\n")
-    one(extensions.find_apex(Options()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
+    one(extensions.find_apex(Folders()), "broken", "does not fit this torch (amp_C.so: undefined symbol")
 
 
 # --- what ranks exchange over
@@ -162,12 +162,12 @@ def test_an_apex_that_is_another_project(library: Path) -> None:
 
 def test_two_processes_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    one(isolated("exchange", Options()), "works", "reduced a number over gloo")
+    one(isolated("exchange", Folders()), "works", "reduced a number over gloo")
 
 
 def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
-    one(isolated("exchange", Options()), "broken", "GLOO_SOCKET_IFNAME=nowhere0", "lo", "unset GLOO_SOCKET_IFNAME")
+    one(isolated("exchange", Folders()), "broken", "GLOO_SOCKET_IFNAME=nowhere0", "lo", "unset GLOO_SOCKET_IFNAME")
 
 
 # --- SLURM and Ray
@@ -175,34 +175,34 @@ def test_an_interface_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_slurm(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     program("sinfo", "echo 'gpu*|2|idle'; echo 'gpu*|1|down*'; echo 'debug|1|idle'")
-    found = one(schedulers.find_slurm(Options()), "works", "partitions debug, gpu", "3 idle, 1 down*")
+    found = one(schedulers.find_slurm(Folders()), "works", "partitions debug, gpu", "3 idle, 1 down*")
     assert found.facts["nodes"] == {"idle": 3, "down*": 1}
     program("sinfo", "echo 'slurm_load_partitions: Unable to contact slurm controller (connect failure)' >&2; exit 1")
-    one(schedulers.find_slurm(Options()), "broken", "Unable to contact slurm controller", "scontrol ping")
+    one(schedulers.find_slurm(Folders()), "broken", "Unable to contact slurm controller", "scontrol ping")
     program("sinfo", "echo 'sinfo: fatal: Could not establish a configuration source' >&2; exit 1")
-    one(schedulers.find_slurm(Options()), "absent", "belong to no cluster")
+    one(schedulers.find_slurm(Folders()), "absent", "belong to no cluster")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    one(schedulers.find_slurm(Options()), "broken", "configuration source")
+    one(schedulers.find_slurm(Folders()), "broken", "configuration source")
     monkeypatch.setattr(schedulers, "SINFO_SECONDS", 0.3)
     program("sinfo", "exec sleep 60")
-    one(schedulers.find_slurm(Options()), "broken", "no answer within")
+    one(schedulers.find_slurm(Folders()), "broken", "no answer within")
     monkeypatch.setenv("PATH", "/nowhere")
-    one(schedulers.find_slurm(Options()), "absent", "not here")
+    one(schedulers.find_slurm(Folders()), "absent", "not here")
 
 
 def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in schedulers.ADDRESSES:
         monkeypatch.delenv(name, raising=False)
-    one(schedulers.find_ray(Options()), "works", "is installed")
+    one(schedulers.find_ray(Folders()), "works", "is installed")
     for address in (f"127.0.0.1:{free_port()}", f"ray://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"):
         monkeypatch.setenv("RAY_ADDRESS", address)
-        one(schedulers.find_ray(Options()), "broken", f"RAY_ADDRESS={address} does not answer", "refused")
+        one(schedulers.find_ray(Folders()), "broken", f"RAY_ADDRESS={address} does not answer", "refused")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1")
-    one(schedulers.find_ray(Options()), "broken", "it is no address")
+    one(schedulers.find_ray(Folders()), "broken", "it is no address")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setattr(schedulers, "STATUS_SECONDS", 1.0)
-        one(schedulers.find_ray(Options()), "broken", "`ray status` gave no answer within 1 s")
+        one(schedulers.find_ray(Folders()), "broken", "`ray status` gave no answer within 1 s")
 
 
 # --- data
@@ -210,9 +210,9 @@ def test_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_decoder_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MVLM_DECODER", "turbo")
-    one(isolated("jpeg", Options()), "broken", "MVLM_DECODER=turbo is no decoder")
+    one(isolated("jpeg", Folders()), "broken", "MVLM_DECODER=turbo is no decoder")
     monkeypatch.setenv("MVLM_DECODER", "pillow")
-    one(isolated("jpeg", Options()), "absent", "decoded by pillow", "not native")
+    one(isolated("jpeg", Folders()), "absent", "decoded by pillow", "not native")
 
 
 def test_shards(scenes: Path, tmp_path: Path) -> None:
@@ -220,11 +220,11 @@ def test_shards(scenes: Path, tmp_path: Path) -> None:
     file = shards / "train/000000.arrow"
     file.write_bytes(file.read_bytes().replace(b"\x89PNG", b"\x00PNG", 200))
     os.truncate(shards / "eval/000000.arrow", 5000)
-    found = isolated("shards", Options(shards=(str(shards), str(tmp_path / "nowhere"))))
-    told = [str(finding) for finding in found if finding.state == "broken"]
+    found = isolated("shards", Folders(shards=(str(shards), str(tmp_path / "nowhere"))))
+    told = [finding.sentence for finding in found if finding.verdict == "broken"]
     assert "eval/000000.arrow has 5000 bytes" in told[0] and "nowhere" in told[-1]
     assert "train/000000.arrow row 1 (key" in told[1] and "has changed since it was written: copy" in told[1]
-    one(isolated("shards", Options(shards=(str(scenes / "eval"),))), "works", "images decode")
+    one(isolated("shards", Folders(shards=(str(scenes / "eval"),))), "works", "images decode")
 
 
 # --- disks, limits and the command
@@ -232,27 +232,27 @@ def test_shards(scenes: Path, tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_or_cannot_be_written(mount_disk: Callable[[str], Path]) -> None:
     disk = mount_disk("64k")
-    found = {finding.subject: finding for finding in isolated("storage", Options(run=str(disk / "run")))}
-    assert found["run folder"].state == "broken" and "No space left on device" in found["run folder"].says
+    found = {finding.topic: finding for finding in isolated("storage", Folders(run=str(disk / "run")))}
+    assert found["run folder"].verdict == "broken" and "No space left on device" in found["run folder"].says
     assert list(disk.iterdir()) == []
-    found = {finding.subject: finding for finding in isolated("storage", Options(run="/proc/nowhere"))}
-    assert found["run folder"].state == "broken" and "/proc" in found["run folder"].says
+    found = {finding.topic: finding for finding in isolated("storage", Folders(run="/proc/nowhere"))}
+    assert found["run folder"].verdict == "broken" and "/proc" in found["run folder"].says
 
 
 def test_few_open_files() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        found = {finding.subject: finding for finding in PROBES["storage"].find(Options())}
+        found = {finding.topic: finding for finding in PROBES["storage"].find(Folders())}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert found["open files"].state == "broken" and "ulimit -n" in found["open files"].remedy
-    assert found["TMPDIR"].state in ("works", "broken") and found["TMPDIR"].facts["bytes_per_s"] > 0
+    assert found["open files"].verdict == "broken" and "ulimit -n" in found["open files"].remedy
+    assert found["TMPDIR"].verdict in ("works", "broken") and found["TMPDIR"].facts["bytes_per_s"] > 0
 
 
 def test_the_command(monkeypatch: pytest.MonkeyPatch, program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     kept = {name: PROBES[name] for name in ("packages", "slurm", "clock")}
-    monkeypatch.setattr(examine, "PROBES", kept)
+    monkeypatch.setattr(probe, "PROBES", kept)
     program("sinfo", "exit 3")
     assert main(["doctor"]) == 1
     lines = capsys.readouterr().out.splitlines()
@@ -266,5 +266,7 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, program: Program, capsys: 
     program("sinfo", "echo 'all|1|idle'")
     assert main(["doctor", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["works"], told["broken"]) == (4, 0)
+    assert (told["works"], told["broken"], told["problems"]) == (4, 0, 0)
+    assert told["findings"][0].keys() == {"subject", "state", "says", "remedy", "facts"}
+    assert told["findings"][0]["says"].startswith("Python 3") and not told["findings"][0]["says"].endswith(".")
     assert told["findings"][0]["facts"]["version"] == ".".join(map(str, sys.version_info[:3]))

@@ -8,11 +8,11 @@ import pytest
 
 from mvlm.check.nodes import tables
 from mvlm.check.nodes.check import Survey, nodes_of
-from mvlm.check.nodes.facts import Facts, expected_hosts
+from mvlm.check.nodes.facts import RankFacts, expected_hosts
 from mvlm.check.nodes.tournament import Speed, Standings
 from mvlm.check.nodes.verdict import findings
 
-FACTS = Facts("", {"torch": "2.13", "mvlm": "1.0"}, "NVIDIA H100", 2, 1000.0, int(1e12), 7e14)
+FACTS = RankFacts("", {"torch": "2.13", "mvlm": "1.0"}, "NVIDIA H100", 2, 1000.0, int(1e12), 7e14)
 
 
 @pytest.fixture

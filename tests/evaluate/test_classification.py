@@ -15,13 +15,13 @@ from mvlm.errors import UserError
 from mvlm.evaluate import probe
 from mvlm.evaluate.classification import evaluate_classification, read_templates, scores
 from mvlm.evaluate.foils import evaluate_foils
-from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.evaluate.settings import Settings
 from tests.conftest import reading
 from tests.evaluate.tiny import CONFIG
 
 CPU = torch.device("cpu")
-SEARCH = Search(4, 0, 1.0)
+SEARCH = SearchSettings(4, 0, 1.0)
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_mistakes_in_folders_and_templates(folder, tmp_path):
 def test_a_probe_needs_the_same_classes_to_learn_from(folder, tmp_path_factory):
     asked = Settings((str(folder),), 0, SEARCH)
     with pytest.raises(UserError, match="give --train a folder"):
-        probe.Probe().run(None, asked, CPU)
+        probe.LinearProbeTask().run(None, asked, CPU)
     other = tmp_path_factory.mktemp("other")
     for name in ("a_cat", "dog", "moon"):
         (other / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(other / name / "0.png")
     with pytest.raises(UserError, match="differ in 'moon'"):
-        probe.Probe().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
+        probe.LinearProbeTask().run(None, replace(asked, data=(str(folder),), train=str(other)), CPU)
 
 
 def test_limit_takes_pictures_of_all_classes(folder):

@@ -23,7 +23,7 @@ def as_answers(right):
     """Each query with a label of its own."""
     queries = np.arange(len(right))
     pairs = [(query, item) for query, items in enumerate(right) for item in items]
-    return ranking.Answers(
+    return ranking.RelevantItems(
         ranking.Lists.of(queries, queries, len(right)), ranking.Lists.of(*np.array(pairs).T, len(right))
     )
 

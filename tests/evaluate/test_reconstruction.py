@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from mvlm.batch import IGNORE
 from mvlm.config.schema import Objectives
 from mvlm.errors import UserError
-from mvlm.evaluate.hidden_words import ChosenWords, RandomWords
+from mvlm.evaluate.masked_words import ChosenWords, RandomWords
 from mvlm.evaluate.reconstruction import (
     aggregate_pixels,
     aggregate_words,

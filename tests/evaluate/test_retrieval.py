@@ -12,7 +12,7 @@ from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate import intervals, memory
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
-from mvlm.evaluate.retrieval import Search, evaluate_retrieval, retrieve
+from mvlm.evaluate.retrieval import SearchSettings, evaluate_retrieval, retrieve
 from mvlm.runtime import dist
 from tests.conftest import free_port, reading
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
@@ -65,7 +65,7 @@ def test_numbers_equal_asking_about_every_pair(model, dataset, batch, rerank, me
     owner = [row for row, of_image in enumerate(CAPTIONS) for _ in of_image]
     of_image = [[c for c, row in enumerate(owner) if row == image] for image in range(len(CAPTIONS))]
     with cheap_passes():
-        result = evaluate_retrieval(model, dataset, Search(batch, rerank, memory_gb), CPU)
+        result = evaluate_retrieval(model, dataset, SearchSettings(batch, rerank, memory_gb), CPU)
 
     assert result["image_to_text"] == {
         "itc": numbers(similarity, of_image),
@@ -84,7 +84,7 @@ def test_numbers_equal_asking_about_every_pair(model, dataset, batch, rerank, me
 
 
 def test_the_order_shown_is_the_order_scored(model, dataset):
-    found = retrieve(model, dataset, Search(4, 3, 1.0), CPU)
+    found = retrieve(model, dataset, SearchSettings(4, 3, 1.0), CPU)
     for direction in (found.image_to_text, found.text_to_image):
         for query, rank in enumerate(direction.reranked_A):
             right = set(direction.right[query].tolist())
@@ -96,14 +96,14 @@ def test_the_order_shown_is_the_order_scored(model, dataset):
 
 def test_without_itm_nothing_is_reranked_and_the_protocol_says_so(dataset):
     model = make_model(replace(CONFIG, objectives=replace(CONFIG.objectives, itm=0.0)))
-    result = evaluate_retrieval(model, dataset, Search(4, 3, 1.0), CPU)
+    result = evaluate_retrieval(model, dataset, SearchSettings(4, 3, 1.0), CPU)
     assert result["image_to_text"]["reranked"] is None
     assert "not re-ranked" in result["protocol"]
 
 
 def test_training_mode_comes_back(model, dataset):
     model.train()
-    evaluate_retrieval(model, dataset, Search(4, 2, 1.0), CPU)
+    evaluate_retrieval(model, dataset, SearchSettings(4, 2, 1.0), CPU)
     assert model.training
     model.eval()
 
@@ -129,7 +129,7 @@ def one_rank(rank, ports, shards, folder):
 
 def everything(model, dataset):
     """Orders, numbers and intervals of retrieval, and restoring; memory for a few texts at a time."""
-    search = Search(2, 4, SMALLEST_GB, equal_captions=True)
+    search = SearchSettings(2, 4, SMALLEST_GB, equal_captions=True)
     with cheap_passes():
         found = retrieve(model, dataset, search, CPU)
         result = evaluate_retrieval(model, dataset, search, CPU)
@@ -160,7 +160,8 @@ def test_equal_captions_count_as_correct_when_asked(model, tmp_path):
     twins = EvalDataset(Mixture([make_shards(tmp_path / "twins", captions)]), make_tokenizer(), *reading(CONFIG))
     similarity, _ = every_pair(model, twins)
     strict, lenient = (
-        evaluate_retrieval(model, twins, Search(4, 0, 1.0, equal_captions=equal), CPU) for equal in (False, True)
+        evaluate_retrieval(model, twins, SearchSettings(4, 0, 1.0, equal_captions=equal), CPU)
+        for equal in (False, True)
     )
     assert strict["image_to_text"]["itc"] == numbers(similarity, [[0], [1, 2], [3], [4]])
     assert lenient["image_to_text"]["itc"] == numbers(similarity, [[0, 2, 3], [0, 1, 2, 3], [0, 2, 3], [4]])
@@ -170,8 +171,8 @@ def test_equal_captions_count_as_correct_when_asked(model, tmp_path):
 
 def test_intervals_are_percentiles_over_resampled_images(model, dataset):
     """Every resample by itself, with its images' captions repeated, in place of weights."""
-    result = evaluate_retrieval(model, dataset, Search(4, 0, 1.0), CPU)
-    found = retrieve(model, dataset, Search(4, 0, 1.0), CPU)
+    result = evaluate_retrieval(model, dataset, SearchSettings(4, 0, 1.0), CPU)
+    found = retrieve(model, dataset, SearchSettings(4, 0, 1.0), CPU)
     rng, images, captions = np.random.default_rng(intervals.SEED), [], []
     for _ in range(intervals.RESAMPLES):
         drawn = rng.integers(len(dataset), size=len(dataset))
@@ -187,8 +188,8 @@ def test_half_precision_models_are_evaluated(model, dataset):
     """DeepSpeed's bf16 casts every parameter; the numbers stay near those of fp32."""
     half = make_model().to(torch.bfloat16)
     assert (
-        evaluate_retrieval(half, dataset, Search(4, 3, 1.0), CPU).keys()
-        == evaluate_retrieval(model, dataset, Search(4, 3, 1.0), CPU).keys()
+        evaluate_retrieval(half, dataset, SearchSettings(4, 3, 1.0), CPU).keys()
+        == evaluate_retrieval(model, dataset, SearchSettings(4, 3, 1.0), CPU).keys()
     )
     scores = [evaluate_reconstruction(each, dataset, 4, CPU)["pixel_l1"] for each in (half, model)]
     assert scores[0] == pytest.approx(scores[1], rel=0.05)

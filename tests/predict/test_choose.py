@@ -10,7 +10,7 @@ from mvlm.config.schema import Task
 from mvlm.data.samples.labelled import ANSWERS
 from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
-from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.predict.choose import ANSWER, JUDGE
 from mvlm.predict.prediction import Asked
 from mvlm.pretrained.encoders import build_model
@@ -18,7 +18,7 @@ from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CONFIG, make_tokenizer
 
 GIVEN = ("red", "blue", "2", "no")
-SEARCH = Search(batch=3, rerank=4, memory_gb=1.0)
+SEARCH = SearchSettings(batch=3, rerank=4, memory_gb=1.0)
 CPU = torch.device("cpu")
 
 

@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from mvlm.errors import UserError
-from mvlm.evaluate.retrieval import Search
+from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.predict.attention import token_attention, word_attention
 from mvlm.predict.patches import Patches
 from mvlm.predict.prediction import Asked, pair_up, printable
-from mvlm.predict.search import Captions, Images
+from mvlm.predict.search import CAPTIONS, IMAGES
 from mvlm.predict.words import Words
 from tests.predict.conftest import SENTENCES
 
 CPU = torch.device("cpu")
-SEARCH = Search(batch=3, rerank=4, memory_gb=1.0)
+SEARCH = SearchSettings(batch=3, rerank=4, memory_gb=1.0)
 
 
 @torch.no_grad()
@@ -39,7 +39,7 @@ def expected(similarity_A, match_A, top):
     return (sorted(order[:4], key=lambda item: -match_A[item]) + order[4:])[:top]
 
 
-@pytest.mark.parametrize("kind", [Captions(), Images()])
+@pytest.mark.parametrize("kind", [CAPTIONS, IMAGES])
 def test_best_answers_are_those_of_asking_about_every_pair(loaded, files, pictures, kind):
     similarity, match = every_pair(loaded.model, pictures)
     answer = kind.run(loaded, Asked(files, tuple(SENTENCES), 6, SEARCH, draws=False), CPU)
@@ -144,8 +144,8 @@ def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path
     cut.write_bytes(files[0].read_bytes()[:200])
     text.write_text("no picture")
     assert "cut.png is no picture" in mistake(Patches(), cut)
-    assert "text.jpg is no picture" in mistake(Captions(), text)
-    assert "No picture at /dev/zero" in mistake(Captions(), type(cut)("/dev/zero"))
+    assert "text.jpg is no picture" in mistake(CAPTIONS, text)
+    assert "No picture at /dev/zero" in mistake(CAPTIONS, type(cut)("/dev/zero"))
     assert "hides no word" in mistake(Words())
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")
     assert printable("a\x1b[2Jb\nc\u202e") == "a�[2Jb�c�"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mvlm.runtime.log import log, rank_log
+from tests.conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,20 @@ def test_a_progress_bar_is_not_torn() -> None:
         log.info("Half of it is done.")
     lines = screen.getvalue().splitlines()
     assert any("mvlm: Half of it is done." in line and "train" not in line.split("mvlm:")[1] for line in lines), lines
+
+
+DIRECT = {
+    "mvlm/check/nodes/rollcall.py",  # ends a process whose main thread is stuck
+    "mvlm/cli/check.py",  # what libraries print when they are imported
+    "mvlm/cli/evaluate.py",  # where a file that was asked for is
+    "mvlm/cli/train.py",  # names its rank, be it 0
+    "mvlm/runtime/log.py",
+    "mvlm/search/build.py",  # a progress bar
+    "mvlm/training/logging/monitor.py",  # the same
+}
+"""Who writes to standard error without `logging`, beside the watchdog, which writes to the descriptor itself."""
+
+
+def test_everybody_else_speaks_through_logging() -> None:
+    sources = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in (ROOT / "mvlm").rglob("*.py")}
+    assert {name for name, source in sources.items() if "sys.stderr" in source or "stderr=True" in source} == DIRECT

@@ -212,7 +212,7 @@ def test_a_request_that_never_ends_loses_its_place(monkeypatch):
 
     async def go():
         scope = {"type": "http", "method": "POST", "path": "/api/view", "headers": [(b"host", b"localhost")]}
-        await guard.Guard(None, gate, {"localhost"})(scope, never, send)
+        await guard.RequestGuard(None, gate, {"localhost"})(scope, never, send)
 
     asyncio.run(go())
     assert sent[0]["status"] == 408

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from mvlm.__main__ import main
 from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Heartbeat
+from mvlm.watch.liveness import GONE_AFTER
 from mvlm.watch.screen import screen, span
-from mvlm.watch.signs import GONE_AFTER
 from mvlm.watch.status import Watcher
 
 STEPS, PERIOD_S = 100, 60.0
@@ -76,7 +76,7 @@ def running(job: Job) -> Job:
 
 def watcher(job: Job) -> Watcher:
     found = Watcher(job.folder, clock=lambda: job.now)
-    found._ears._monotonic = lambda: job.now
+    found._heartbeats._monotonic = lambda: job.now
     return found
 
 

@@ -6,7 +6,8 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.folders import Folders
+from mvlm.check.report import Finding, absent, broken, broken_by, first_line, works
 
 SIDE, VIEW = 64, 32
 DIFFERENCE = 8.0
@@ -15,15 +16,14 @@ DECODED = 100
 """Rows of a corpus whose images are decoded."""
 
 
-def find_decoder(options: Options) -> Iterator[Finding]:
+def find_decoder(folders: Folders) -> Iterator[Finding]:
     from mvlm.data.images.decode import chosen
     from mvlm.errors import UserError
 
     try:
         choice = chosen()
     except UserError as error:
-        says, _, remedy = str(error).rstrip(".").rpartition(": ")
-        yield broken("jpeg", says, remedy)
+        yield broken_by("jpeg", str(error))
         return
     facts = {"decoder": choice.name, "passed_over": choice.passed_over}
     if failure := _decodes_wrongly():
@@ -60,8 +60,8 @@ def _decodes_wrongly() -> str | None:
     return f"it is {difference:.0f} grey levels off" if difference > DIFFERENCE else None
 
 
-def find_shards(options: Options) -> Iterator[Finding]:
-    for folder in options.shards:
+def find_shards(folders: Folders) -> Iterator[Finding]:
+    for folder in folders.shards:
         for path in _corpora(Path(folder)):
             yield from _health(path)
 
@@ -83,14 +83,14 @@ def _health(folder: Path) -> Iterator[Finding]:
     try:
         manifest = read_manifest(folder)
     except UserError as error:
-        yield _damaged(str(error))
+        yield broken_by("shards", str(error))
         return
     problems = shard_problems(folder, manifest, deep=False)
-    yield from map(_damaged, problems)
+    yield from (broken_by("shards", problem) for problem in problems)
     if problems or not manifest.rows:
         return
     wrong = list(_bad_rows(folder, manifest.task, manifest.rows))
-    yield from map(_damaged, wrong)
+    yield from (broken_by("shards", row) for row in wrong)
     if not wrong:
         tried = min(DECODED, manifest.rows)
         says = f"{folder}: {manifest.rows:,} rows in shards of the right lengths and columns, and {tried} images decode"
@@ -115,8 +115,3 @@ def _bad_rows(folder: Path, task: str, rows: int) -> Iterator[str]:
             yield f"{corpus.where(index)} has an image that does not decode ({error}): shard the corpus again."
         except UserError as error:
             yield str(error)
-
-
-def _damaged(sentence: str) -> Finding:
-    says, _, remedy = sentence.rstrip(".").rpartition(": ")
-    return broken("shards", says, remedy)

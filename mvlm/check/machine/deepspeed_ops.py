@@ -6,11 +6,12 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.folders import Folders
+from mvlm.check.machine.packages import installed
+from mvlm.check.report import Finding, absent, broken, first_line, works
 
 WANTED_BY = {
     "fused_adam": "kernels.optimizer = 'deepspeed'",
@@ -24,7 +25,7 @@ INSTEAD = {
 }
 
 
-def find(options: Options) -> Iterator[Finding]:
+def find(folders: Folders) -> Iterator[Finding]:
     from mvlm.runtime import dist
 
     on_gpu = dist.uses_cuda()
@@ -37,7 +38,8 @@ def find(options: Options) -> Iterator[Finding]:
         from deepspeed.git_version_info import installed_ops
         from deepspeed.ops import op_builder
     except Exception as error:  # it asks torch, CUDA and the environment much while it is imported
-        remedy = f"python -m pip install --force-reinstall deepspeed=={_version()}"
+        version = installed("deepspeed")
+        remedy = f"python -m pip install --force-reinstall deepspeed{'==' if version else ''}{version}"
         yield broken("deepspeed", f"DeepSpeed cannot be imported ({first_line(error)})", remedy)
         return
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -94,10 +96,3 @@ def _toolkit() -> Finding:
             f"set CUDA_HOME to a toolkit {torch.version.cuda}",
         )
     return works("cuda toolkit", f"The CUDA toolkit is {major}.{minor}, which goes with torch's")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("deepspeed")
-    except metadata.PackageNotFoundError:
-        return "0.19.8"

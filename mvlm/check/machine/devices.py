@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.folders import Folders
+from mvlm.check.report import Finding, absent, broken, first_line, works
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +23,7 @@ def gpus_of_machine(devices: Path = Path("/dev")) -> int:
     return len(list(devices.glob("nvidia[0-9]*")))
 
 
-def find(options: Options) -> Iterator[Finding]:
+def find(folders: Folders) -> Iterator[Finding]:
     try:
         import torch
     except Exception as error:  # a library that is missing or of another build raises more than ImportError
@@ -43,10 +44,10 @@ def _cuda() -> Finding:
     there, usable = gpus_of_machine(), torch.cuda.device_count() if torch.cuda.is_available() else 0
     facts = {"gpus": usable, "gpus_of_machine": there}
     if usable:
-        told = (
+        left_alone = (
             " and DS_ACCELERATOR=cpu has training leave them alone" if os.environ.get("DS_ACCELERATOR") == "cpu" else ""
         )
-        return works("gpu", f"{usable} GPU{'s' * (usable > 1)} can be used{told}", facts=facts)
+        return works("gpu", f"{usable} GPU{'s' * (usable > 1)} can be used{left_alone}", facts=facts)
     if not there:
         return absent("gpu", "There is no NVIDIA GPU, and training computes on the CPU", facts=facts)
     if torch.version.cuda is None:

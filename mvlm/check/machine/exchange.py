@@ -1,7 +1,4 @@
-"""What ranks exchange over: two processes of this machine that reduce a number between them.
-
-`find` starts this file twice; `main` is what each of the two runs.
-"""
+"""What ranks exchange over: two processes of this machine that reduce a number between them."""
 
 from __future__ import annotations
 
@@ -9,21 +6,20 @@ import contextlib
 import os
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
+from functools import partial
+from multiprocessing import get_context
 
+from mvlm.check.folders import Folders
 from mvlm.check.machine.devices import gpus_of_machine
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
 from mvlm.check.machine.patience import patience
+from mvlm.check.report import Finding, absent, broken, first_line, works
 
 PATIENCE_SECONDS = 20.0
-LIMIT_SECONDS = 60.0  # for both, the imports among them
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 
 
-def find(options: Options) -> Iterator[Finding]:
+def find(folders: Folders) -> Iterator[Finding]:
     yield _reduce("gloo", {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""})
     gpus = _usable_gpus() if gpus_of_machine() else 0
     if gpus >= 2:
@@ -74,44 +70,18 @@ def _two_ranks(environment: dict[str, str]) -> str | None:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = server.getsockname()[1]
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "mvlm.check.machine.exchange"],
-            env=os.environ | environment | meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        for rank in range(2)
-    ]
-    limit = patience(LIMIT_SECONDS)
-    deadline = time.monotonic() + limit
-    try:
-        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-            if time.monotonic() > deadline:
-                return f"nothing came within {limit:.0f} s"
-            time.sleep(0.05)
-    finally:
-        for rank in ranks:
-            rank.kill()
-    failed = next((rank for rank in ranks if rank.returncode or rank.poll()), None)
-    said = [rank.communicate()[1] for rank in ranks]
-    if failed is None or failed.returncode == 0:
-        return None
-    return _reason(said[ranks.index(failed)]) or f"exit code {failed.returncode}"
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    with get_context("spawn").Pool(2) as pool:  # which ends both when it is left
+        try:
+            list(pool.imap_unordered(partial(_add_up, environment | place), range(2)))
+        except Exception as error:  # torch's many kinds
+            return re.sub(r"\[enforce fail at [^]]*\] ", "", first_line(error))  # gloo's place in its own source
+    return None
 
 
-def _reason(said: str) -> str:
-    """The last line of a traceback, without gloo's place in its own source."""
-    lines = [line for line in said.splitlines() if line.strip()]
-    return re.sub(r"\[enforce fail at [^]]*\] ", "", first_line(lines[-1])) if lines else ""
-
-
-def main() -> int:
+def _add_up(environment: dict[str, str], rank: int) -> None:
     """One of the two ranks: meet the other, and add both numbers up."""
+    os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}  # before torch is imported
     import torch
 
     from mvlm.runtime import dist
@@ -119,15 +89,9 @@ def main() -> int:
     seconds = patience(PATIENCE_SECONDS)
     meeting = dist.Meeting(seconds)
     with meeting.group("doctor", [0, 1], seconds):
-        total = dist.all_reduce(torch.tensor([1.0 + meeting.rank], device=dist.device()))
-        right = float(total) == 3.0
+        total = float(dist.all_reduce(torch.tensor([1.0 + rank], device=dist.device())))
     with contextlib.suppress(ConnectionError):
-        meeting.post(f"done/{meeting.rank}", True)
-        meeting.read(f"done/{1 - meeting.rank}", seconds)  # rank 0 keeps the store until rank 1 is done
-    if not right:
-        print(f"1 and 2 were added up to {float(total):g}", file=sys.stderr)
-    return 0 if right else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        meeting.post(f"done/{rank}", True)
+        meeting.read(f"done/{1 - rank}", seconds)  # rank 0 keeps the store until rank 1 is done
+    if total != 3.0:
+        raise RuntimeError(f"1 and 2 were added up to {total:g}")

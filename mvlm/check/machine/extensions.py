@@ -13,11 +13,12 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
+from mvlm.check.folders import Folders
 from mvlm.check.machine.devices import gpus_of_machine
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.machine.packages import installed
+from mvlm.check.report import Finding, absent, broken, first_line, works
 from mvlm.runtime.extensions import extensions_folder, locks, open_files
 
 SOURCE = '#include <Python.h>\nextern "C" int answer() { return 40 + Py_IsInitialized() * 2; }\n'
@@ -27,7 +28,7 @@ NEEDS_IT = "offload to the CPU, train.compile and our JPEG decoder's installatio
 GET_ONE = "install g++ and Python's headers (Debian: g++ python3-dev)"
 
 
-def find_compiler(options: Options) -> Iterator[Finding]:
+def find_compiler(folders: Folders) -> Iterator[Finding]:
     """The C++ compiler, which is made to compile an extension that is then called."""
     given = os.environ.get("CXX")
     command = shlex.split(given or "c++") or ["c++"]
@@ -64,7 +65,7 @@ def _cannot_compile(command: list[str]) -> str | None:
     return None if answer == ANSWER else f"what it compiled answers {answer}"
 
 
-def find_locks(options: Options) -> Iterator[Finding]:
+def find_locks(folders: Folders) -> Iterator[Finding]:
     """torch holds a file named `lock` open while it compiles an extension, and waits for ever for another's."""
     found = locks()
     held = open_files() if found else set()
@@ -85,7 +86,7 @@ def find_locks(options: Options) -> Iterator[Finding]:
         yield works("locks", f"No compilation has left a lock in {extensions_folder()}")
 
 
-def find_apex(options: Options) -> Iterator[Finding]:
+def find_apex(folders: Folders) -> Iterator[Finding]:
     """NVIDIA's apex is known by its compiled part `amp_C`; PyPI's package of that name is another project."""
     build = "build NVIDIA's with cluster/gpu/build_apex.sh"
     if importlib.util.find_spec("amp_C") is None:
@@ -98,7 +99,7 @@ def find_apex(options: Options) -> Iterator[Finding]:
     except Exception as error:  # what was built for another torch raises ImportError and more
         yield broken("apex", f"NVIDIA's apex does not fit this torch ({first_line(error)})", build + " anew")
     else:
-        yield works("apex", f"NVIDIA's apex {_version('apex')} is here with its compiled parts")
+        yield works("apex", f"NVIDIA's apex {installed('apex')} is here with its compiled parts")
 
 
 def _without_amp(build: str) -> Finding:
@@ -109,16 +110,9 @@ def _without_amp(build: str) -> Finding:
     where = places[0] if places else spec.origin
     if any((place / "optimizers/fused_adam.py").is_file() for place in places):
         return broken("apex", f"NVIDIA's apex at {where} is without its compiled parts", build)
-    version = _version("apex")
+    version = installed("apex")
     return broken(
         "apex",
         f"The package apex{f' {version}' if version else ''} at {where} is not NVIDIA's but another project",
         f"python -m pip uninstall apex, and where fused kernels are wanted {build}",
     )
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -10,17 +10,18 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 import mvlm
-from mvlm.check.machine.findings import Finding, Options, broken, works
+from mvlm.check.folders import Folders
+from mvlm.check.report import Finding, broken, works
 
 LEAST_PYTHON = (3, 11)  # as in pyproject.toml
 REQUIREMENTS = Path(mvlm.__file__).parents[1] / "requirements.txt"
 
 
-def find(options: Options) -> Iterator[Finding]:
+def find(folders: Folders) -> Iterator[Finding]:
     yield _python()
     wanted = requirements()
     problems = {one.name: problem for one in wanted if (problem := _problem(one))}
-    versions = {one.name: found for one in wanted if (found := _version(one.name))}
+    versions = {one.name: found for one in wanted if (found := installed(one.name))}
     for name, (says, pip) in problems.items():
         yield broken("packages", says, f"python -m pip install {pip}", {"package": name})
     if not problems:
@@ -48,8 +49,8 @@ def _python() -> Finding:
 def _problem(wanted: Requirement) -> tuple[str, str] | None:
     """What is wrong with an installed package, or with those that its extras need, and what pip is to be given."""
     pip = f"'{wanted.name}{_extras(wanted)}{wanted.specifier}'"
-    found = _version(wanted.name)
-    if found is None:
+    found = installed(wanted.name)
+    if not found:
         return f"{wanted.name} is not installed", pip
     if not wanted.specifier.contains(found, prereleases=True):
         return f"{wanted.name} {found} is installed and {wanted.specifier} is asked for", pip
@@ -58,7 +59,7 @@ def _problem(wanted: Requirement) -> tuple[str, str] | None:
             needed = Requirement(line)
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
                 continue  # what it needs in any case was pip's business
-            if needed.marker.evaluate({"extra": extra}) and _version(needed.name) is None:
+            if needed.marker.evaluate({"extra": extra}) and not installed(needed.name):
                 return f"{wanted.name} lacks {needed.name}, which its part {extra!r} needs", pip
     return None
 
@@ -67,8 +68,9 @@ def _extras(wanted: Requirement) -> str:
     return f"[{','.join(sorted(wanted.extras))}]" if wanted.extras else ""
 
 
-def _version(name: str) -> str | None:
+def installed(name: str) -> str:
+    """The version of an installed package; "" where there is none."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
-        return None
+        return ""

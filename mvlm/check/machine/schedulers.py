@@ -9,10 +9,11 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from importlib import metadata
 from urllib.parse import urlsplit
 
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.folders import Folders
+from mvlm.check.machine.packages import installed
+from mvlm.check.report import Finding, absent, broken, first_line, works
 
 SINFO_SECONDS = 10.0
 CONNECT_SECONDS = 5.0
@@ -22,7 +23,7 @@ UNCONFIGURED = "configuration source"
 ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 
 
-def find_slurm(options: Options) -> Iterator[Finding]:
+def find_slurm(folders: Folders) -> Iterator[Finding]:
     path = shutil.which("sinfo")
     if path is None:
         yield absent("slurm", "SLURM's commands are not here, which --on slurm alone needs")
@@ -66,10 +67,9 @@ def _nodes(said: str) -> Finding:
     return works("slurm", f"SLURM answers: partitions {', '.join(partitions)}; {nodes}", facts=facts)
 
 
-def find_ray(options: Options) -> Iterator[Finding]:
-    try:
-        version = metadata.version("ray")
-    except metadata.PackageNotFoundError:
+def find_ray(folders: Folders) -> Iterator[Finding]:
+    version = installed("ray")
+    if not version:
         yield absent("ray", "Ray is not installed", "python -m pip install 'ray[default,train]' for --on ray")
         return
     given = {name: os.environ[name] for name in ADDRESSES if os.environ.get(name)}

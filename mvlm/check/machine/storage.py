@@ -12,7 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import mvlm
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.folders import Folders
+from mvlm.check.report import Finding, absent, broken, first_line, works
 
 LEAST_FREE_BYTES = 1e9
 LEAST_SPEED = 5e6
@@ -27,17 +28,15 @@ CLOCK_SECONDS = 5.0
 DAY = 86400.0
 
 
-def find(options: Options) -> Iterator[Finding]:
-    run = Path(options.run or "runs")
-    yield _disk("run folder", run, "set run.dir to another disk")
+def find(folders: Folders) -> Iterator[Finding]:
+    yield _disk("run folder", folders.disk, "set run.dir to another disk")
     yield _disk("TMPDIR", Path(tempfile.gettempdir()), "set TMPDIR to another disk")
     yield _shared_memory()
     yield _open_files()
 
 
-def _disk(subject: str, folder: Path, otherwise: str) -> Finding:
-    """Whether files can be written in a folder, or where it would be made, and how fast."""
-    place = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
+def _disk(subject: str, place: Path, otherwise: str) -> Finding:
+    """Whether files can be written in a folder, and how fast."""
     try:
         free, speed = shutil.disk_usage(place).free, _write(place)
     except OSError as error:
@@ -94,21 +93,19 @@ def _open_files() -> Finding:
     return works("open files", f"A process may open {soft:,} files", facts=facts)
 
 
-def find_clock(options: Options) -> Iterator[Finding]:
+def find_clock(folders: Folders) -> Iterator[Finding]:
     """Beside the time when this program was written, and the clock of the disk that a run would write to."""
     now, written = time.time(), Path(mvlm.__file__).stat().st_mtime
     if now < written - DAY:
         says = f"The clock says {time.strftime('%F', time.localtime(now))}, before this program was installed"
         yield broken("clock", says, "have it set, with NTP or chrony")
         return
-    folder = Path(options.run or "runs").absolute()
-    place = next(path for path in [folder, *folder.parents] if path.exists())
-    with suppress(OSError), tempfile.NamedTemporaryFile(dir=place, prefix=".mvlm-doctor-") as file:
+    with suppress(OSError), tempfile.NamedTemporaryFile(dir=folders.disk, prefix=".mvlm-doctor-") as file:
         file.write(b"now")
         file.flush()
         off = os.fstat(file.fileno()).st_mtime - time.time()
         if abs(off) > CLOCK_SECONDS:
-            says = f"The disk of {place} is {off:+.0f} s off this machine's clock"
+            says = f"The disk of {folders.disk} is {off:+.0f} s off this machine's clock"
             yield broken("clock", says, "have both clocks set, with NTP or chrony", {"off_s": off})
             return
     yield works("clock", "The clock is plausible and goes with the disk's; preflight compares it across nodes")

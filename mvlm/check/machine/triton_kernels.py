@@ -6,13 +6,14 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from mvlm.check.machine.findings import Finding, Options, absent, broken, first_line, works
+from mvlm.check.folders import Folders
+from mvlm.check.report import Finding, absent, broken, first_line, works
 
 KERNELS = ("patch_l1", "log_sum_exps")
 TOLERANCE = 1e-4
 
 
-def find(options: Options) -> Iterator[Finding]:
+def find(folders: Folders) -> Iterator[Finding]:
     from mvlm.runtime import dist
 
     on_gpu = dist.uses_cuda()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.check.nodes.facts import Facts, expected_hosts, gather_facts
+from mvlm.check.nodes.facts import RankFacts, expected_hosts, gather_facts
 from mvlm.check.nodes.measure import bus_bandwidth, latency_s
 from mvlm.check.nodes.rollcall import RollCall
 from mvlm.check.nodes.tournament import Pair, Speed, Standings, rounds
@@ -34,7 +35,7 @@ class Survey:
     world: int
     seconds: float  # that the ranks had to come
     missing: dict[int, str]  # ranks that did not come, and their hosts where the launcher tells
-    facts: dict[int, Facts]
+    facts: dict[int, RankFacts]
     nodes: list[Node]
     standings: Standings
     whole: Speed | None = None  # of all ranks
@@ -67,7 +68,7 @@ def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Surve
         print(f"ranks: {len(came)}  nodes: {len(nodes)}  rounds of pairs: {len(rounds(len(nodes)))}", flush=True)
     step = patience / 4
     words = calls.call("the facts", asdict(gather_facts(host, run, clock)), step + WORK_SECONDS)
-    found.facts = {rank: Facts(**word) for rank, word in words.items()}
+    found.facts = {rank: RankFacts(**word) for rank, word in words.items()}
     found.standings.silent |= _silent(nodes, words)
     _play(calls, found, "round", step)
     if found.standings.slow(found.slow_below):  # measured again before anybody is accused
@@ -102,15 +103,26 @@ def _play(calls: RollCall, found: Survey, name: str, patience: float) -> None:
                 found.standings.add(pair, _judge(pair, found.nodes, answers))
 
 
-def _exchange(calls: RollCall, name: str, ranks: list[int], patience: float) -> dict[str, Any]:
-    """This rank's view of an all-reduce among some: its speed, or why there is none."""
-    calls.allow(2 * patience)
+def _exchange(
+    calls: RollCall, name: str, ranks: list[int], patience: float, then: Callable[[], object] = lambda: None
+) -> dict[str, Any]:
+    """This rank's view of an all-reduce among some: its speed, or why there is none.
+
+    Args:
+        then: is done in their group; what it finds wrong is "storage".
+    """
+    calls.allow(2 * patience + WORK_SECONDS)
+    word: dict[str, Any] = {}
     try:
         with calls.meeting.group(name, ranks, patience):
             latency = latency_s()
-            return asdict(Speed(bus_bandwidth(), latency))
+            word = asdict(Speed(bus_bandwidth(), latency))
+            then()
+    except UserError as error:
+        word["storage"] = str(error)
     except RuntimeError as error:
-        return {"error": str(error).splitlines()[0]}
+        word["error"] = str(error).splitlines()[0]
+    return word
 
 
 def _judge(pair: Pair, nodes: list[Node], answers: dict[int, Any]) -> Speed | str:
@@ -120,17 +132,7 @@ def _judge(pair: Pair, nodes: list[Node], answers: dict[int, Any]) -> Speed | st
 
 
 def _measure_whole(calls: RollCall, found: Survey, run: Path, mirrored: bool, patience: float) -> None:
-    word: dict[str, Any] = {}
-    calls.allow(2 * patience + WORK_SECONDS)
-    try:
-        with calls.meeting.group("whole", calls.living, patience):
-            latency = latency_s()
-            word = asdict(Speed(bus_bandwidth(), latency))
-            find_site(run, mirrored)
-    except UserError as error:
-        word["storage"] = str(error)
-    except RuntimeError as error:
-        word["error"] = str(error).splitlines()[0]
+    word = _exchange(calls, "whole", calls.living, patience, lambda: find_site(run, mirrored))
     answers = calls.call("the whole", word, 1.5 * patience + WORK_SECONDS)
     found.standings.silent |= _silent(found.nodes, answers)
     found.storage = next((word["storage"] for word in answers.values() if "storage" in word), "")

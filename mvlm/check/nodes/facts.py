@@ -15,12 +15,13 @@ from pathlib import Path
 import torch
 
 from mvlm import __version__
+from mvlm.check.folders import nearest
 from mvlm.check.nodes.measure import matmul_flops
 from mvlm.runtime import dist
 
 
 @dataclass(frozen=True)
-class Facts:
+class RankFacts:
     """Of one rank."""
 
     host: str
@@ -32,7 +33,7 @@ class Facts:
     flops: float
 
 
-def gather_facts(host: str, run: Path, clock: float) -> Facts:
+def gather_facts(host: str, run: Path, clock: float) -> RankFacts:
     """Takes half a second, for the speed of the device."""
     gpu = dist.uses_cuda()
     versions = {"mvlm": __version__, "python": sys.version.split()[0]}
@@ -41,12 +42,8 @@ def gather_facts(host: str, run: Path, clock: float) -> Facts:
         versions["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
     device = torch.cuda.get_device_name(dist.device()) if gpu else "cpu"
     devices = torch.cuda.device_count() if gpu else 1
-    return Facts(host, versions, device, devices, clock, _free_bytes(run), matmul_flops())
-
-
-def _free_bytes(folder: Path) -> int:
-    existing = next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
-    return shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest(run)).free
+    return RankFacts(host, versions, device, devices, clock, free, matmul_flops())
 
 
 def expected_hosts() -> dict[int, str]:

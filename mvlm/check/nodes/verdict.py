@@ -6,12 +6,11 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
+from mvlm.check.machine.storage import CLOCK_SECONDS, LEAST_FREE_BYTES
 from mvlm.check.nodes.check import Node, Survey
 
 SLOW_GPU, SLOW_CPU = 0.75, 0.5
 """Share of the median speed below which a device is called slow: GPUs of one model differ by a few percent."""
-LEAST_FREE_BYTES = 1e9
-CLOCK_SECONDS = 5.0
 NAMED = 8  # of a list, in a sentence
 
 

@@ -19,7 +19,7 @@ from mvlm.model import masking
 
 
 @dataclass(frozen=True)
-class HiddenText:
+class MaskedText:
     """B sentences with hidden words, and what is to be predicted."""
 
     caption_B: np.ndarray  # which captions they are
@@ -28,14 +28,14 @@ class HiddenText:
     target_BL: Tensor  # the hidden token's id or IGNORE
 
 
-class HiddenWords(Protocol):
+class MaskedWords(Protocol):
     """Sentences to be restored; `whole` = a sentence's hidden tokens are one word, right only together."""
 
     whole: bool
 
     def __len__(self) -> int: ...
 
-    def items(self, indices: np.ndarray) -> HiddenText: ...
+    def items(self, indices: np.ndarray) -> MaskedText: ...
 
 
 class RandomWords:
@@ -51,11 +51,11 @@ class RandomWords:
     def __len__(self) -> int:
         return len(self.dataset.captions)
 
-    def items(self, indices: np.ndarray) -> HiddenText:
+    def items(self, indices: np.ndarray) -> MaskedText:
         text_BL, valid_BL = self.dataset.texts(indices.tolist())
         hidden = [self._hide(text_L, int(caption)) for text_L, caption in zip(text_BL.numpy(), indices, strict=True)]
         masked_BL, target_BL = (torch.from_numpy(np.stack(rows)) for rows in zip(*hidden, strict=True))
-        return HiddenText(indices, masked_BL, valid_BL, target_BL)
+        return MaskedText(indices, masked_BL, valid_BL, target_BL)
 
     def _hide(self, text_L: np.ndarray, caption: int) -> tuple[np.ndarray, np.ndarray]:
         return masking.token_mask(
@@ -92,14 +92,14 @@ class ChosenWords:
     def __len__(self) -> int:
         return len(self.found)
 
-    def items(self, indices: np.ndarray) -> HiddenText:
+    def items(self, indices: np.ndarray) -> MaskedText:
         captions = np.array([self.found[index][0] for index in indices])
         text_BL, valid_BL = self.dataset.texts(captions.tolist())
         hidden_BL = torch.zeros_like(valid_BL)
         for row, index in enumerate(indices):
             hidden_BL[row, torch.tensor(self.found[index][1])] = True
         masked_text_BL = text_BL.masked_fill(hidden_BL, self.dataset.tokens.mask_id)
-        return HiddenText(captions, masked_text_BL, valid_BL, text_BL.masked_fill(~hidden_BL, IGNORE))
+        return MaskedText(captions, masked_text_BL, valid_BL, text_BL.masked_fill(~hidden_BL, IGNORE))
 
 
 def _occurrences(dataset: EvalDataset, words: Sequence[str]) -> Iterator[tuple[int, list[int]]]:

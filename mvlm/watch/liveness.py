@@ -12,11 +12,11 @@ from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartb
 
 GONE_AFTER = 2
 """Heartbeats' times after which a missing process counts. A container may share its host's name and not its processes,
-but it goes on to give signs of life."""
+but it keeps giving signs of life."""
 
 
 @dataclass(frozen=True)
-class Signs:
+class Liveness:
     """Of one attempt.
 
     Args:
@@ -42,7 +42,7 @@ class Signs:
         return hang.sentence() if troubled and not self.all_quiet and hang.at_fault else None
 
 
-class Ears:
+class HeartbeatReader:
     """Knows life by new heartbeats: the clocks of other hosts are trusted for the first look alone.
 
     Args:
@@ -56,7 +56,7 @@ class Ears:
         self._clock, self._monotonic = clock, monotonic
         self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when, by this machine's clock
 
-    def listen(self, attempt: int, hang_minutes: float) -> Signs:
+    def read(self, attempt: int, hang_minutes: float) -> Liveness:
         """What the ranks of this attempt tell now."""
         now, period = self._monotonic(), period_s(hang_minutes)
         for path in sorted(self._folder.glob("rank-*.json")):
@@ -75,7 +75,7 @@ class Ears:
             for rank, beat in beats.items()
             if ages[rank] > (GONE_AFTER if _is_gone(beat) else QUIET_AFTER) * period
         )
-        return Signs(beats, ages, quiet)
+        return Liveness(beats, ages, quiet)
 
 
 def _is_gone(beat: Heartbeat) -> bool:

@@ -11,7 +11,7 @@ TAIL = 64 << 20
 """Bytes of a file that are read at first: of the longest runs not everything."""
 
 
-class Lines:
+class JsonLinesTail:
     """Gives every whole line once. A last line without its end is read again when it has one.
 
     Attributes:
@@ -44,12 +44,13 @@ class Lines:
         file.seek(self._read)
         whole, end, _ = file.read().rpartition(b"\n")
         self._read += len(whole) + len(end)
-        return [found for line in whole.splitlines() if (found := _object(line)) is not None]
+        return [found for line in whole.splitlines() if (found := json_object(line)) is not None]
 
 
-def _object(line: bytes) -> dict[str, Any] | None:
+def json_object(text: bytes) -> dict[str, Any] | None:
+    """The object that a text is; None where it is none."""
     try:
-        found = json.loads(line)
+        found = json.loads(text)
     except ValueError:
         return None
     return found if isinstance(found, dict) else None

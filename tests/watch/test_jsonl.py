@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from mvlm.watch.history import History, sparkline
-from mvlm.watch.lines import Lines
+from mvlm.watch.jsonl import JsonLinesTail
 
 
 def test_every_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = Lines(path)
+    lines = JsonLinesTail(path)
     assert lines.new() == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert lines.new() == [{"step": 1}, {"step": 2}]
@@ -27,7 +27,7 @@ def test_every_line_is_given_once_and_when_it_is_whole(tmp_path: Path) -> None:
 def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n' * 1000)
-    lines = Lines(path)
+    lines = JsonLinesTail(path)
     assert len(lines.new()) == 1000
     with open(path, "r+") as file:  # what has been read is not looked at again
         file.write("X" * 100)
@@ -39,7 +39,7 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_torn_line_that_the_next_attempt_takes_off_is_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2, "loss": 0.12345')
-    lines = Lines(path)
+    lines = JsonLinesTail(path)
     assert lines.new() == [{"step": 1}]
     os.truncate(path, len('{"step": 1}\n'))
     with open(path, "a") as file:
@@ -51,7 +51,7 @@ def test_a_torn_line_that_the_next_attempt_takes_off_is_forgotten(tmp_path: Path
 def test_another_file_in_its_place_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
-    lines = Lines(path)
+    lines = JsonLinesTail(path)
     lines.new()
     (tmp_path / "new").write_text('{"step": 7}\n')
     os.replace(tmp_path / "new", path)
@@ -62,7 +62,7 @@ def test_another_file_in_its_place_is_read_anew(tmp_path: Path) -> None:
 def test_of_a_long_file_the_end_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step:04d}1}}\n'.replace(" 0", " 1") for step in range(1000)))
-    found = Lines(path, tail=100).new()
+    found = JsonLinesTail(path, tail=100).new()
     assert 4 <= len(found) <= 100 // len('{"step": 10001}\n')
     assert found[-1] == {"step": 19991}
 

@@ -1,0 +1,24 @@
+"""Folders that are examined, be they there or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Folders:
+    """What the user asked the doctor to look at."""
+
+    shards: tuple[str, ...] = ()
+    run: str = ""  # "" = where a run would make one, in the current folder
+
+    @property
+    def disk(self) -> Path:
+        """A folder on the disk that a run would write to."""
+        return nearest(Path(self.run or "runs"))
+
+
+def nearest(folder: Path) -> Path:
+    """The folder or, where there is none yet, the one in which it would be made."""
+    return next(path for path in [folder.absolute(), *folder.absolute().parents] if path.exists())
