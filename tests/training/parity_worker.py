@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -107,11 +107,19 @@ def resolved(model: MaskVLM, config: Config, content: dict[str, Any], world: int
     )
 
 
-def engine_of(model: MaskVLM, config: Config, content: dict[str, Any], world: int) -> Engine:
+def engine_of(
+    model: MaskVLM,
+    config: Config,
+    content: dict[str, Any],
+    world: int,
+    settle: Callable[[dict[str, Any]], dict[str, Any]] = lambda ds_config: ds_config,
+) -> Engine:
     """As a run makes it, of this DeepSpeed JSON."""
+    ds_config = resolved(model, config, content, world)
     return parallelize(
         model,
-        resolved(model, config, content, world),
+        ds_config,
+        lambda: settle(ds_config),
         train=config.train,
         kernels=config.kernels,
         optim=config.optim,

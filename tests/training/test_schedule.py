@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mvlm.config.load import load_config
-from mvlm.training.schedule import lr_factor, schedule_steps
+from mvlm.training.schedule import Schedule, lr_factor, schedule_steps
 from tests.conftest import ROOT
 
 
@@ -51,3 +51,9 @@ def test_one_update_alone_is_at_the_peak() -> None:
 def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[int, int]) -> None:
     config = load_config(ROOT / "mvlm/configs/tiny.toml", overrides)
     assert schedule_steps(config.train, config.optim, rows) == expected
+
+
+@pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9, 10]), (5, [5, 10]), (0, [10])])
+def test_what_is_due_every_so_often_is_due_after_the_last_step(every: int, steps: list[int]) -> None:
+    schedule = Schedule(10, 2, 0.1, log_every=1, save_every=every, eval_every=0)
+    assert [step for step in range(1, 11) if schedule.is_due(schedule.save_every, step)] == steps

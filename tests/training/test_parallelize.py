@@ -1,0 +1,31 @@
+"""What is applied to a model from outside, and in which order."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mvlm.kernels.linear import GeluLinear
+from mvlm.training.blocks import find_blocks
+from tests.training.parity_worker import built, configuration, engine_of
+
+
+def test_all_is_applied_before_zero_has_the_model(one_rank: None, scenes: Path) -> None:
+    """Freezing comes first: a frozen block is not computed again; and ZeRO last, after what is tried of the model."""
+    config = configuration(str(scenes), 16, ["train.freeze=['vision']", "train.recompute=1"])
+    model, _ = built(config, 0, 1)
+    seen: dict[str, Any] = {}
+
+    def settle(ds_config: dict[str, Any]) -> dict[str, Any]:
+        seen["trained"] = any(parameter.requires_grad for parameter in model.vision.parameters())
+        seen["recomputed"] = [isinstance(block.forward, partial) for block in find_blocks(model)]
+        seen["kernels"] = any(isinstance(module, GeluLinear) for module in model.modules())
+        seen["sharded"] = any(hasattr(parameter, "ds_numel") for parameter in model.parameters())
+        return ds_config | {"gradient_clipping": 0.25}
+
+    engine = engine_of(model, config, {"zero_optimization": {"stage": 3}}, 1, settle)
+    blocks = len(seen["recomputed"])
+    assert seen == {"trained": False, "recomputed": [False] + [True] * (blocks - 1), "kernels": True, "sharded": False}
+    assert all(hasattr(parameter, "ds_numel") for parameter in engine.model.parameters())
+    assert engine.ds_config["gradient_clipping"] == 0.25
