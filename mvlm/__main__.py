@@ -15,23 +15,24 @@ from mvlm.runtime.launch import environment
 from mvlm.runtime.log import rank_log
 
 COMMANDS = {
-    "train": "pretrain a model, or fine-tune one",
-    "evaluate": "measure a trained model on held-out shards",
+    "train": "pretrain or fine-tune a model, or resume a run",
+    "evaluate": "evaluate a trained model on held-out data",
     "predict": "try a trained model on your own images and sentences",
-    "index": "embed a corpus's images, to be searched",
-    "search": "find images of a corpus by a sentence or by a picture",
-    "serve": "show a trained model on a web page, to be tried by hand",
-    "watch": "show how a running job stands",
-    "report": "write a page about a run: curves, numbers and examples",
-    "export": "write a model for transformers, ONNX or torch.export",
-    "plan": "work out a run's memory, time and communication before it starts",
-    "doctor": "try what of this machine works",
-    "check": "tell whether a run can start or resume, without training",
-    "preflight": "find the slow or dead node before a run",
-    "kernels": "show who computes what on this machine",
-    "completion": "print what a shell needs to complete these commands",
+    "index": "embed the images of a corpus for search",
+    "search": "find images of a corpus by a sentence or an image",
+    "serve": "try a trained model on a web page",
+    "watch": "show the state of a running job",
+    "report": "write an HTML page about a run: curves, numbers and examples",
+    "export": "export a model to transformers, ONNX or torch.export",
+    "plan": "calculate a run's memory, time and communication before it starts",
+    "doctor": "test what of this machine works",
+    "check": "find out whether a run can start or resume, without training",
+    "preflight": "find slow and dead nodes before a run",
+    "kernels": "show which implementation each operation uses on this machine",
+    "completion": "print a shell completion script for these commands",
 }
-"""Modules of mvlm.cli, and what each does. Only the one that is asked for is imported: for some it takes seconds."""
+"""Modules of mvlm.cli, whose docstrings are their --help, and what each does. Only the one asked for is imported, which
+takes seconds for some."""
 
 
 def command_line(words: Container[str]) -> argparse.ArgumentParser:
@@ -45,8 +46,9 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
         if name in words:
             with uncollected():
                 module = import_module(f"mvlm.cli.{name}")
-            module.add_arguments(command)
+            command.description, _, command.epilog = (module.__doc__ or "").partition("\n\n")
             command.set_defaults(run=module.run)
+            module.add_arguments(command)
     return parser
 
 

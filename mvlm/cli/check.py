@@ -1,4 +1,12 @@
-"""mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [key=value ...]"""
+"""Find everything that would keep a run from starting or resuming, without training.
+
+examples:
+  mvlm check run.toml
+  mvlm check run.toml --deepspeed_config ds_configs/zero2.json --world 64 train.global_batch=4096
+  mvlm check run.toml --deep --json
+
+Writes nothing and needs no GPU. Exits with 1 if anything is wrong. More in docs/doctor.md.
+"""
 
 from __future__ import annotations
 
@@ -10,23 +18,15 @@ from functools import partial
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
 
-EXAMPLES = """examples:
-  mvlm check run.toml
-  mvlm check run.toml --deepspeed_config ds_configs/zero2.json --world 64 train.global_batch=4096
-  mvlm check run.toml --deep --json
-
-Nothing is trained or written, and no GPU is needed. Ends with 1 where anything is wrong. docs/doctor.md has more.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm check RUN.toml [--deepspeed_config JSON] [--world N] [--deep] [--json] [key=value ...]"
-    parser.description = "Find everything that would keep a run from starting or resuming, and say what is right."
-    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
-    parser.add_argument("--deepspeed_config", metavar="JSON", help="to compare with the TOML")
-    parser.add_argument("--world", type=_ranks, metavar="N", help="ranks that the run will have (the launcher's, or 1)")
-    parser.add_argument("--deep", action="store_true", help="read all shards and checkpoints, for their hashes")
+    parser.add_argument("--deepspeed_config", metavar="JSON", help="to check against the TOML")
+    parser.add_argument(
+        "--world", type=_ranks, metavar="N", help="ranks the run will have (default: the launcher's, or 1)"
+    )
+    parser.add_argument("--deep", action="store_true", help="read all shards and checkpoints to verify their hashes")
     parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
     parser.set_defaults(takes_overrides=True)
 

@@ -1,4 +1,11 @@
-"""`mvlm completion SHELL`: what bash or zsh needs to complete `mvlm`."""
+"""Print a script that completes commands, options, choices and paths.
+
+examples:
+  mvlm completion bash > ~/.local/share/bash-completion/completions/mvlm
+  mvlm completion zsh > "${fpath[1]}/_mvlm"
+
+`mvlm-data completion` and `mvlm-cluster completion` do the same for those commands. More in docs/completion.md.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +13,8 @@ import argparse
 
 from mvlm.runtime.completion import SHELLS, script
 
-EXAMPLES = """examples:
-  mvlm completion bash > ~/.local/share/bash-completion/completions/mvlm
-  mvlm completion zsh > "${fpath[1]}/_mvlm"
-
-`mvlm-data completion` and `mvlm-cluster completion` do the same for those two. docs/completion.md has more.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Print a script that completes commands, options, choices and paths."
-    parser.epilog = EXAMPLES
     parser.add_argument("shell", choices=SHELLS)
 
 

@@ -1,4 +1,18 @@
-"""`mvlm evaluate TASK`: a trained model's numbers on held-out data, on one process or many."""
+"""Evaluate a trained model on held-out data; under a launcher the ranks share the work.
+
+examples:
+  mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
+  mvlm evaluate reconstruction --checkpoint runs/tiny --data shards/eval --words red,green,blue
+  torchrun --nproc-per-node 8 -m mvlm evaluate retrieval --checkpoint runs/base --data shards/coco --rerank 256
+  mvlm evaluate classification --checkpoint runs/tiny --data pictures/test --templates templates.txt
+  mvlm evaluate probe --checkpoint runs/tiny --train pictures/train --data pictures/test
+  mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
+  mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
+
+Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
+Classification and probe read a folder with one subfolder of images per class, named like the class.
+VQA, NLVR2 and entailment need a run that was fine-tuned for them, and shards of that task.
+"""
 
 from __future__ import annotations
 
@@ -19,49 +33,46 @@ from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
 from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
+from mvlm.runtime.arguments import count, positive, within
 
-EXAMPLES = """examples:
-  mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
-  mvlm evaluate reconstruction --checkpoint runs/tiny --data shards/eval --words red,green,blue
-  torchrun --nproc-per-node 8 -m mvlm evaluate retrieval --checkpoint runs/base --data shards/coco --rerank 256
-  mvlm evaluate classification --checkpoint runs/tiny --data pictures/test --templates templates.txt
-  mvlm evaluate probe --checkpoint runs/tiny --train pictures/train --data pictures/test
-  mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
-  mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
-
-Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
-Classification and probe read a folder that has a folder of pictures for each class, called as the class.
-VQA, NLVR2 and entailment take a run that was fine-tuned for them, and shards of that task.
-"""
+gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Measure a trained model on held-out shards; a launcher's ranks share the work."
-    parser.epilog = EXAMPLES
-    parser.add_argument("task", choices=list(TASKS), help="what to measure")
+    parser.add_argument("task", choices=list(TASKS), help="what to evaluate")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument(
         "--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, or a folder of classes"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     parser.add_argument(
-        "--rerank", type=_count, metavar="K", help="candidates ITM orders again (the run's eval.rerank)"
-    )
-    parser.add_argument("--batch", type=_positive, metavar="N", help="images or pairs a pass (the run's eval.batch)")
-    parser.add_argument("--limit", type=_count, metavar="N", help="first rows used, 0 = all (the run's eval.limit)")
-    parser.add_argument(
-        "--memory-gb", type=_gigabytes, metavar="GB", help="held at once beside the weights (the run's eval.memory_gb)"
+        "--rerank", type=count, metavar="K", help="candidates that ITM re-ranks (default: the run's eval.rerank)"
     )
     parser.add_argument(
-        "--equal-captions", action="store_true", help="retrieval: a caption is right wherever an equal one is"
+        "--batch", type=positive, metavar="N", help="images or pairs per pass (default: the run's eval.batch)"
     )
-    parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: hide these words")
     parser.add_argument(
-        "--templates", default="", metavar="FILE", help="classification: sentences, one a line, {} for the class"
+        "--limit", type=count, metavar="N", help="use only the first N rows, 0 = all (default: the run's eval.limit)"
     )
-    parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes it learns from")
     parser.add_argument(
-        "--predictions", type=Path, metavar="FILE", help="vqa, nlvr2, entailment: as their servers take it"
+        "--memory-gb",
+        type=gigabytes,
+        metavar="GB",
+        help="memory limit besides the weights (default: the run's eval.memory_gb)",
+    )
+    parser.add_argument(
+        "--equal-captions", action="store_true", help="retrieval: a caption is right if an equal one is"
+    )
+    parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: mask these words")
+    parser.add_argument(
+        "--templates", default="", metavar="FILE", help="classification: sentences, one per line, {} for the class"
+    )
+    parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes to fit it on")
+    parser.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="vqa, nlvr2, entailment: answers in the evaluation server's format",
     )
 
 
@@ -113,27 +124,6 @@ def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
     )
     limit = defaults.limit if args.limit is None else args.limit
     return Settings(tuple(args.data), limit, search, args.words, args.templates, args.train)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def _gigabytes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,27 +1,25 @@
-"""`mvlm export RUN --out DIR`: a model for those who do not have mvlm."""
+"""Export a trained model for people who do not have mvlm.
+
+examples:
+  mvlm export runs/mine --out exported/mine
+  mvlm export runs/vqa/checkpoints/step_00010000 --out exported/vqa
+  mvlm export runs/mine --out exported/mine_onnx --format onnx
+
+hf: a Hugging Face folder that AutoModel and AutoProcessor load, with a model card; the weights are bit-identical.
+onnx, torch: graphs that turn images and sentences into vectors for retrieval, each verified against the model.
+Exports a run's newest checkpoint, or the one you name. More in docs/export.md.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-EXAMPLES = """examples:
-  mvlm export runs/mine --out exported/mine
-  mvlm export runs/vqa/checkpoints/step_00010000 --out exported/vqa
-  mvlm export runs/mine --out exported/mine_onnx --format onnx
-
-hf: a Hugging Face folder that AutoModel and AutoProcessor load, with a model card; weights bit for bit.
-onnx, torch: image and sentence to their vectors, for retrieval, as graphs of ONNX or torch.export, each compared with
-the model. A run's newest checkpoint is taken, or the one that is named.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write a trained model in a form that others read."
-    parser.epilog = EXAMPLES
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--format", choices=("hf", "onnx", "torch"), default="hf", help="(hf)")
+    parser.add_argument("--format", choices=("hf", "onnx", "torch"), default="hf", help="(default: hf)")
 
 
 def run(args: argparse.Namespace) -> int:

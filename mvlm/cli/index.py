@@ -1,4 +1,7 @@
-"""`mvlm index SHARDS...`: a corpus's images made searchable by a model."""
+"""Embed the images of shards for `mvlm search` and `mvlm serve`.
+
+An existing index is replaced once the new one is complete.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,6 @@ from mvlm.search.build import build_index
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Embed the images of shards for `mvlm search` and `mvlm serve`.\n"
-        "An index that is there already is replaced when the new one is whole."
-    )
     parser.add_argument("shards", nargs="+", metavar="SHARDS", help="shard folders")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--out", required=True, type=Path, metavar="INDEX", help="the folder to write")

@@ -1,4 +1,12 @@
-"""`mvlm kernels [RUN.toml]`: who computes what on this machine, and why the others do not."""
+"""Show which implementation each operation uses on this machine, and why it uses no other.
+
+examples:
+  mvlm kernels
+  mvlm kernels run.toml kernels.attention=sdpa
+  mvlm kernels --json kernels.json
+
+The names are those that [kernels] in the run TOML accepts. docs/kernels.md says when each is the better choice.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +14,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = """examples:
-  mvlm kernels
-  mvlm kernels run.toml kernels.attention=sdpa
-  mvlm kernels --json kernels.json
-
-The names are those that [kernels] in the run TOML takes. docs/kernels.md says when each is the better choice.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm kernels [RUN.toml] [--json FILE] [key=value ...]"
-    parser.description = "Show the implementation that each operation takes on this machine, and why it takes no other."
-    parser.epilog = EXAMPLES
-    parser.add_argument("config", nargs="?", metavar="RUN.toml", help="whose [kernels] to follow; none = all auto")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write it here as well")
+    parser.add_argument("config", nargs="?", metavar="RUN.toml", help="use its [kernels]; without it all are auto")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write it to this file")
     parser.set_defaults(takes_overrides=True)
 
 

@@ -1,17 +1,17 @@
-"""mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [key=value ...]"""
+"""Calculate a run's size, memory, time and communication before it starts.
+
+examples:
+  mvlm plan mvlm/configs/base.toml --deepspeed_config ds_configs/zero1.json --gpu h100
+  mvlm plan mvlm/configs/huge.toml --deepspeed_config ds_configs/zero3.json --gpu h100 --nodes 8 train.recompute=1
+  mvlm plan run.toml --deepspeed_config ds_configs/fp16.json --gpu v100 --json plan.json train.micro_batch=auto
+
+Needs no GPU, no data and no network. docs/plan.md says how each figure is derived.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-
-EXAMPLES = """examples:
-  mvlm plan mvlm/configs/base.toml --deepspeed_config ds_configs/zero1.json --gpu h100
-  mvlm plan mvlm/configs/huge.toml --deepspeed_config ds_configs/zero3.json --gpu h100 --nodes 8 train.recompute=1
-  mvlm plan run.toml --deepspeed_config ds_configs/fp16.json --gpu v100 --json plan.json train.micro_batch=auto
-
-Needs no GPU, no data and no network. docs/plan.md says how each figure comes about.
-"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,20 +19,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [--nodes N] [--gpus-per-node N] [--pairs N] "
         "[--mfu SHARE] [--json FILE] [key=value ...]"
     )
-    parser.description = "Work out a run's size, memory, time and communication before it starts."
-    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
     parser.add_argument("--gpu", required=True, metavar="NAME", help="such as h100, a100-40gb, v100")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(1)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(8)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(default: 8)")
     parser.add_argument(
-        "--pairs", type=int, default=4_000_000, metavar="N", help="an epoch, where data.train is not given (4000000)"
+        "--pairs",
+        type=int,
+        default=4_000_000,
+        metavar="N",
+        help="pairs per epoch if data.train is not given (default: 4000000)",
     )
     parser.add_argument(
-        "--mfu", type=float, default=0.45, metavar="SHARE", help="of the peak that products reach (0.45)"
+        "--mfu",
+        type=float,
+        default=0.45,
+        metavar="SHARE",
+        help="share of the peak that matrix products reach (default: 0.45)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write it here as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write it to this file")
     parser.set_defaults(takes_overrides=True)
 
 

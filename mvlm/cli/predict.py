@@ -1,4 +1,19 @@
-"""`mvlm predict WHAT`: a trained model on one's own images and sentences."""
+"""Try a trained model on your own images and sentences.
+
+examples:
+  mvlm predict captions --checkpoint runs/tiny --images cat.jpg --sentences "a cat" "a dog" "a red bus"
+  mvlm predict images --checkpoint runs/tiny --images holiday/ --sentences "the sea at night" --top 3
+  mvlm predict words --checkpoint runs/tiny --images scene.png --sentences "a [MASK] circle" --out pictures
+  mvlm predict patches --checkpoint runs/tiny --images scene.png --sentences "a red circle" --out pictures
+  mvlm predict answer --checkpoint runs/vqa --images scene.png --sentences "what colour is the circle?"
+  mvlm predict judge --checkpoint runs/entailment --images scene.png --sentences "there is a red circle"
+  mvlm predict captions --checkpoint runs/tiny --images holiday/ --sentences-file captions.txt --json best.json
+
+--images takes files and folders. captions and images compare every image with every sentence; the others pair the first
+image with the first sentence and so on, or a single one of either with all of the others. A run fine-tuned for nlvr2
+judges a sentence about two images, the left one first. --out draws a picture for each question: where each word attends
+in the image or, for patches, the reconstruction.
+"""
 
 from __future__ import annotations
 
@@ -26,37 +41,18 @@ from mvlm.runtime import dist
 _ALL: tuple[Prediction, ...] = (CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE)
 PREDICTIONS = {each.name: each for each in _ALL}
 
-EXAMPLES = """examples:
-  mvlm predict captions --checkpoint runs/tiny --images cat.jpg --sentences "a cat" "a dog" "a red bus"
-  mvlm predict images --checkpoint runs/tiny --images holiday/ --sentences "the sea at night" --top 3
-  mvlm predict words --checkpoint runs/tiny --images scene.png --sentences "a [MASK] circle" --out pictures
-  mvlm predict patches --checkpoint runs/tiny --images scene.png --sentences "a red circle" --out pictures
-  mvlm predict answer --checkpoint runs/vqa --images scene.png --sentences "what colour is the circle?"
-  mvlm predict judge --checkpoint runs/entailment --images scene.png --sentences "there is a red circle"
-  mvlm predict captions --checkpoint runs/tiny --images holiday/ --sentences-file captions.txt --json best.json
-
---images takes files and folders. With captions and images every image is compared with every sentence; else
-the first image goes with the first sentence and so on, or one of either with all of the others. A run fine-tuned for
-nlvr2 judges a sentence of two images, the left one first.
---out gets a picture for each question: where each word looks in the image or, with patches, what was restored.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Try a trained model on your own images and sentences: "
-        + "; ".join(f"{name}: {each.help}" for name, each in PREDICTIONS.items())
-        + "."
-    )
-    parser.epilog = EXAMPLES
-    parser.add_argument("what", choices=list(PREDICTIONS), help="what is asked")
+    parser.add_argument("what", choices=list(PREDICTIONS), help="; ".join(f"{p.name}: {p.help}" for p in _ALL))
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="picture files, and folders of such")
+    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files and folders of them")
     parser.add_argument("--sentences", nargs="+", default=[], metavar="TEXT")
-    parser.add_argument("--sentences-file", type=Path, metavar="FILE", help="a text file with further ones, one a line")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="best answers shown (5)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here as well")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="draw a picture for each question in this folder")
+    parser.add_argument(
+        "--sentences-file", type=Path, metavar="FILE", help="a text file with more sentences, one per line"
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of answers to show (default: 5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the answers to this file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="draw a picture for each question into this folder")
 
 
 def run(args: argparse.Namespace) -> int:

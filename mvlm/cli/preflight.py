@@ -1,4 +1,13 @@
-"""mvlm preflight RUN.toml [key=value ...]"""
+"""Measure every node and every pair of nodes, under the launcher of the coming run.
+
+examples:
+  python -m cluster preflight job.toml --on slurm
+  srun -N 4 --ntasks-per-node 8 python -m mvlm preflight run.toml --json preflight.json
+  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint node1:29500 -m mvlm preflight run.toml
+
+Takes about a minute, plus a second or two for each node beyond the thirtieth. Exits with 1 and a sentence that names
+the node if one is missing, dead, slow or different from the others.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +15,17 @@ import argparse
 import socket
 from pathlib import Path
 
-EXAMPLES = """examples:
-  python -m cluster preflight job.toml --on slurm
-  srun -N 4 --ntasks-per-node 8 python -m mvlm preflight run.toml --json preflight.json
-  torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint node1:29500 -m mvlm preflight run.toml
-
-It takes about a minute, and a second or two for each node beyond the thirtieth. Ends with 1, and a sentence that names
-the node, when one is missing, dead, slow or unlike the others.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm preflight RUN.toml [--json FILE] [--timeout SECONDS] [key=value ...]"
-    parser.description = "Measure every node and every pair of nodes, under the launcher of the run to come."
-    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="where rank 0 writes all of it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="rank 0 writes everything to this file")
     parser.add_argument(
         "--timeout",
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="for all ranks to come (60); a pair has a quarter of it to answer in",
+        help="for all ranks to join (default: 60); a pair has a quarter of it to answer",
     )
     parser.set_defaults(takes_overrides=True)
 

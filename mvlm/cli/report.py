@@ -1,4 +1,12 @@
-"""`mvlm report RUN...`: one self-contained HTML file about a run, or several side by side."""
+"""Write one self-contained HTML file about a run, or about several side by side.
+
+examples:
+  mvlm report runs/tiny
+  mvlm report runs/all_losses runs/itc_only --out compare.html
+
+Numbers come from retrieval.json and reconstruction.json in the run folder if `mvlm evaluate --json` has written them
+there; otherwise they are measured on the run's data.eval.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +20,12 @@ from mvlm.report.measure import measure
 from mvlm.report.page import render
 from mvlm.runtime import dist
 
-EXAMPLES = """examples:
-  mvlm report runs/tiny
-  mvlm report runs/all_losses runs/itc_only --out compare.html
-
-Numbers are taken from retrieval.json and reconstruction.json in the run folder where `mvlm evaluate --json` has
-written them, and measured on the run's data.eval otherwise.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Write one HTML file, with nothing outside it, about one run or several side by side."
-    parser.epilog = EXAMPLES
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the page (default: report.html in the first run)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page to write (default: report.html in the first run)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

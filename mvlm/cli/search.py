@@ -1,4 +1,11 @@
-"""`mvlm search INDEX`: the images of a corpus that fit a sentence or are like another."""
+"""Find images in an index made by `mvlm index`, by a sentence or by an image.
+
+examples:
+  mvlm search corpus.index --checkpoint runs/tiny --text "a red circle" --out found
+  mvlm search corpus.index --checkpoint runs/tiny --image cat.jpg --top 10 --json found.json
+
+For a sentence, ITM re-ranks the first results and reads their images from the shards; --rerank 0 keeps ITC's order.
+"""
 
 from __future__ import annotations
 
@@ -19,28 +26,19 @@ from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
 from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
 
-EXAMPLES = """examples:
-  mvlm search corpus.index --checkpoint runs/tiny --text "a red circle" --out found
-  mvlm search corpus.index --checkpoint runs/tiny --image cat.jpg --top 10 --json found.json
-
-A sentence's first answers are ordered again by ITM, which reads them from the shards; --rerank 0 leaves ITC's order.
-"""
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Find images in an index made by `mvlm index`."
-    parser.epilog = EXAMPLES
     parser.add_argument("index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="the run or checkpoint that made it")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="the run or checkpoint that made the index")
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--text", metavar="TEXT", help="a sentence")
-    asked.add_argument("--image", type=Path, metavar="FILE", help="a picture")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="best answers shown (5)")
+    asked.add_argument("--image", type=Path, metavar="FILE", help="an image file")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="number of images to show (default: 5)")
     parser.add_argument(
-        "--rerank", type=int, default=32, metavar="K", help="of a sentence's, ordered again by ITM (32)"
+        "--rerank", type=int, default=32, metavar="K", help="results for a sentence that ITM re-ranks (default: 32)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the answers here as well")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the pictures found in this folder")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results to this file")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the images found to this folder")
 
 
 def run(args: argparse.Namespace) -> int:

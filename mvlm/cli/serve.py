@@ -1,4 +1,7 @@
-"""`mvlm serve RUN`: a trained model on a web page."""
+"""Show a trained model on a web page: search a corpus, mask patches or words and see them filled in.
+
+Ctrl-C stops it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ import uvicorn
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run
 from mvlm.runtime import dist
+from mvlm.runtime.arguments import within
 from mvlm.search.find import ImageIndex
 from mvlm.serve.answers import Answers
 from mvlm.serve.app import make_app
@@ -24,14 +28,16 @@ FAREWELL_S = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Show a trained model on a web page: search a corpus, hide patches of a picture or words of a\n"
-        "sentence and see them guessed. Ctrl-C ends it."
-    )
     parser.add_argument("checkpoint", metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--index", type=Path, metavar="INDEX", help="a folder made by `mvlm index`, to be searched")
-    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="the address to listen at (127.0.0.1)")
-    parser.add_argument("--port", type=_port, default=8000, metavar="PORT", help="0 = any that is free (8000)")
+    parser.add_argument("--index", type=Path, metavar="INDEX", help="a folder made by `mvlm index` to search")
+    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--port",
+        type=within(int, lambda value: 0 <= value <= 65535, "0 to 65535"),
+        default=8000,
+        metavar="PORT",
+        help="port, 0 = any free one (default: 8000)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,13 +76,6 @@ def _heed_signals() -> None:
     for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, default)
-
-
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:  # which the system would take for another one
-        raise argparse.ArgumentTypeError("must be 0 to 65535")
-    return port
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,4 +1,14 @@
-"""mvlm train RUN.toml --deepspeed_config JSON [key=value ...]"""
+"""Pretrain or fine-tune a model, or resume a run that was stopped.
+
+examples:
+  deepspeed --module mvlm train mvlm/configs/tiny.toml --deepspeed_config ds_configs/cpu.json data.train=shards/train
+  deepspeed --num_gpus 8 --module mvlm train run.toml --deepspeed_config ds_configs/zero1.json train.global_batch=1024
+  torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
+
+The same command resumes from the run folder's latest checkpoint, with any number of ranks. A resumed run keeps its
+settings; what the TOML or a key=value sets to a different value is changed and reported, or refused.
+SIGTERM or SIGUSR1 to any rank, or to the launcher, saves and exits with code 75.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +27,12 @@ if TYPE_CHECKING:
     from mvlm.evaluate.training import Evaluator
     from mvlm.training.health.signals import StopRequests
 
-EXAMPLES = """examples:
-  deepspeed --module mvlm train mvlm/configs/tiny.toml --deepspeed_config ds_configs/cpu.json data.train=shards/train
-  deepspeed --num_gpus 8 --module mvlm train run.toml --deepspeed_config ds_configs/zero1.json train.global_batch=1024
-  torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
-
-The same command again resumes the run folder's latest checkpoint, with any number of ranks. A resumed run keeps the
-values that it has; what the TOML or a key=value sets to something else is changed and told, or refused.
-SIGTERM or SIGUSR1 to any rank, or to the launcher, saves and ends with exit code 75.
-"""
 CAUSE_FIRST_SECONDS = 10.0
 """A rank that has lost another one lets that one's exit code reach the launcher before its own."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm train RUN.toml --deepspeed_config JSON [key=value ...]"
-    parser.description = "Pretrain a model, or resume a run that was stopped."
-    parser.epilog = EXAMPLES
     parser.add_argument("config", metavar="RUN.toml")
     parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # habit of DeepSpeed's users

@@ -1,4 +1,12 @@
-"""mvlm watch RUN [--once] [--json]"""
+"""Show the state of a run until it is done or you press Ctrl-C; the run itself is not affected.
+
+examples:
+  mvlm watch runs/mine
+  mvlm watch /mnt/cluster/runs/mine --once
+  mvlm watch runs/mine --once --json
+
+Reads only the run folder, so it works from any machine that sees it, and may be started before the run.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +25,15 @@ from mvlm.errors import UserError
 from mvlm.watch.screen import screen
 from mvlm.watch.status import Status, Watcher
 
-EXAMPLES = """examples:
-  mvlm watch runs/mine
-  mvlm watch /mnt/cluster/runs/mine --once
-  mvlm watch runs/mine --once --json
-
-It reads the run folder alone, so it may run on another machine that sees it, and it may be started before the run.
-"""
 EVERY_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Show how a job stands until it is done or Ctrl-C ends this; the job notices nothing of it."
-    parser.epilog = EXAMPLES
     parser.add_argument("run_folder", type=Path, metavar="RUN", help="a run folder")
-    parser.add_argument("--once", action="store_true", help="show it once; so it is where the output is no terminal")
-    parser.add_argument("--json", action="store_true", help="an object a line, with all that is known")
+    parser.add_argument("--once", action="store_true", help="show it once; the default if the output is not a terminal")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per line with everything that is known"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
