@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 
-from data_tools import commands, commands_sources, commands_tools
+from data_tools import commands, commands_tools
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m data_tools", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     subs = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (commands, commands_sources, commands_tools):
+    for module in (commands, commands_tools):
         module.add_parser(subs)
     completion = subs.add_parser("completion", help="print what a shell needs to complete mvlm-data")
     completion.add_argument("shell", choices=SHELLS)

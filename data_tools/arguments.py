@@ -6,13 +6,13 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.check import Demands
 from data_tools.corpora import corpora
 from data_tools.engines import ENGINES
 from data_tools.engines.local import cores
+from data_tools.filters import Filters
 from data_tools.pipeline import Options
-from data_tools.reshape.split import parse_split
-from data_tools.store.storage import destination
+from data_tools.split import parse_split
+from data_tools.store.destination import destination
 from mvlm.errors import UserError
 
 
@@ -44,8 +44,8 @@ def writing_options(arguments: argparse.Namespace) -> Options:
     return Options(split, max(1, int(arguments.shard_mb * 1e6)), arguments.workers, arguments.tolerate)
 
 
-def add_demands(command: argparse.ArgumentParser) -> None:
-    """What may be asked of the records beyond being sound; `demanding` reads it."""
+def add_filters(command: argparse.ArgumentParser) -> None:
+    """What may be asked of the records beyond being sound; `with_filters` reads it."""
     asked = command.add_argument_group("what is kept, and how")
     asked.add_argument(
         "--longest-side", type=positive, default=0, metavar="PIXELS", help="shrink what is larger, and only that"
@@ -74,11 +74,11 @@ def add_demands(command: argparse.ArgumentParser) -> None:
     )
 
 
-def demanding(options: Options, arguments: argparse.Namespace) -> Options:
+def with_filters(options: Options, arguments: argparse.Namespace) -> Options:
     words = tuple(arguments.caption_words) if arguments.caption_words else None
     if words and words[0] > words[1]:
         raise UserError(f"--caption-words {words[0]} {words[1]}: give the smaller number first.")
-    demands = Demands(
+    filters = Filters(
         arguments.longest_side,
         arguments.quality,
         arguments.min_size,
@@ -86,7 +86,7 @@ def demanding(options: Options, arguments: argparse.Namespace) -> Options:
         words and (words[0], words[1]),
     )
     exclude = tuple(folder for path in arguments.exclude for folder in corpora(path))
-    return replace(options, demands=demands, dedup=arguments.dedup, exclude=exclude)
+    return replace(options, filters=filters, dedup=arguments.dedup, exclude=exclude)
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

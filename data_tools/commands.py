@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.arguments import add_demands, add_engine, add_writing, demanding, positive, writing_options
+from data_tools.arguments import add_engine, add_filters, add_writing, positive, with_filters, writing_options
 from data_tools.corpora import batches, corpora
 from data_tools.inspect.stats import TEXTS
-from data_tools.origin import add_source, open_source, origin
-from data_tools.pipeline import shard as shard_records
+from data_tools.origin import add_source, open_source, origin, writing_arguments
+from data_tools.pipeline import SOURCE
 from data_tools.progress import progress
-from data_tools.writer import write_text, writing
+from data_tools.reshape.retry import only_retry, read_origin, retry
+from data_tools.sharding import shard as shard_records
+from data_tools.store.disk import write_output
 from mvlm.data.shards.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
 
@@ -25,7 +27,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     shard.set_defaults(run=shard_source)
     add_engine(shard)
     add_writing(shard)
-    add_demands(shard)
+    add_filters(shard)
 
     train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora of any task")
     train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
@@ -33,9 +35,14 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     train.add_argument("--vocab", type=positive, default=8192, help="most tokens (default: 8192)")
     train.set_defaults(run=tokenizer)
 
+    again = subs.add_parser("retry", help="read again what a corpus lists as dropped, and add what is good now")
+    again.add_argument("shards", type=Path, metavar="SHARDS", help="folder that `shard` made, with its splits")
+    add_engine(again)
+    again.set_defaults(run=retry_dropped)
+
 
 def shard_source(arguments: argparse.Namespace) -> int:
-    options = demanding(writing_options(arguments), arguments)
+    options = with_filters(writing_options(arguments), arguments)
     made_of = origin(arguments)
     options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)
     source = open_source(made_of)
@@ -47,15 +54,32 @@ def shard_source(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def retry_dropped(arguments: argparse.Namespace) -> int:
+    out: Path = arguments.shards
+    saved = read_origin(out)
+    saved_arguments = writing_arguments(saved, arguments.workers)
+    options = with_filters(writing_options(saved_arguments), saved_arguments)
+    options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address)
+    with only_retry(out):
+        try:
+            source = open_source(saved)
+        except UserError as error:
+            raise UserError(f"{error} (The paths are those in {out / SOURCE}, seen from this folder.)") from None
+        with progress("retrying", source.size, lambda: source.position) as advance:
+            outcome = retry(source, out, options, advance)
+    print(
+        f"{out}: {outcome.listed:,} records were listed, {outcome.recovered:,} added, {outcome.left:,} are listed now"
+    )
+    return 0
+
+
 def tokenizer(arguments: argparse.Namespace) -> int:
     from mvlm.data.samples.tokenizer import train_tokenizer  # seconds to import, and no other command needs it
 
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already: delete it or give another --out.")
     trained = train_tokenizer(_texts(arguments.shards), arguments.vocab)
-    with writing(arguments.out):
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.out, trained.backend_tokenizer.to_str(pretty=True) + "\n")
+    write_output(arguments.out, trained.backend_tokenizer.to_str(pretty=True) + "\n")
     print(f"{arguments.out}: {len(trained):,} tokens")
     return 0
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,13 +15,13 @@ from data_tools.inspect.plots import KINDS, plots
 from data_tools.inspect.preview import contact_sheet
 from data_tools.inspect.stats import UNCHECKED, corpus_stats, table
 from data_tools.inspect.verify import problems
-from data_tools.pipeline import shard as shard_records
 from data_tools.progress import progress
 from data_tools.reshape.merge import merge
 from data_tools.reshape.resplit import resplit
-from data_tools.reshape.split import parse_split
 from data_tools.row_index import add_indexes
-from data_tools.store.storage import write_bytes, write_text, writing
+from data_tools.sharding import shard as shard_records
+from data_tools.split import parse_split
+from data_tools.store.disk import write_output
 from data_tools.synth import TASKS
 from data_tools.synth.holdout import held_out, with_novel
 from data_tools.synth.records import records
@@ -132,7 +130,7 @@ def synth(arguments: argparse.Namespace) -> int:
         options = replace(options, split=with_novel(options.split))
         print("held out: " + ", ".join(sorted(" ".join(thing) for thing in things)))
     made = records(arguments.task, arguments.count, arguments.seed, things)
-    with _rows_done("drawing", arguments.count) as advance:
+    with progress("drawing", arguments.count) as advance:
         print(shard_records(made, arguments.out, options, advance).summary())
     return 0
 
@@ -147,7 +145,7 @@ def verify(arguments: argparse.Namespace) -> int:
 def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
     manifest = read_manifest(folder)
     found = []
-    with _rows_done(f"verifying {folder.name}", manifest.rows) as advance:
+    with progress(f"verifying {folder.name}", manifest.rows) as advance:
         for problem in problems(folder, arguments.workers, advance, arguments.images):
             found.append(str(problem))
             if not arguments.json:
@@ -165,7 +163,7 @@ def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
 def row_index(arguments: argparse.Namespace) -> int:
     for folder in corpora(arguments.shards):
         manifest = read_manifest(folder)
-        with _rows_done(f"indexing {folder.name}", manifest.rows) as advance:
+        with progress(f"indexing {folder.name}", manifest.rows) as advance:
             written = add_indexes(folder, advance)
         print(f"{folder}: {written:,} row indexes written, {len(manifest.shards) - written:,} were there")
     return 0
@@ -177,9 +175,7 @@ def stats(arguments: argparse.Namespace) -> int:
     found = {folder: corpus_stats(folder) for folder in corpora(arguments.shards)}
     by_name = {folder.name: of_corpus for folder, of_corpus in found.items()}
     if arguments.plots:
-        with writing(arguments.plots):
-            arguments.plots.parent.mkdir(parents=True, exist_ok=True)
-            write_bytes(arguments.plots, plots(by_name, arguments.plots.suffix))
+        write_output(arguments.plots, plots(by_name, arguments.plots.suffix))
     if arguments.json:
         print(json.dumps(next(iter(by_name.values())) if len(found) == 1 else by_name, indent=1))
     else:
@@ -190,9 +186,7 @@ def stats(arguments: argparse.Namespace) -> int:
 def preview(arguments: argparse.Namespace) -> int:
     _refuse_existing(arguments.out)
     page = contact_sheet(corpora(arguments.shards), arguments.count, arguments.shards.resolve().name)
-    with writing(arguments.out):
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(arguments.out, page)
+    write_output(arguments.out, page)
     print(f"{arguments.out}: {len(page) / 1e6:,.1f} MB")
     return 0
 
@@ -201,7 +195,7 @@ def merge_corpora(arguments: argparse.Namespace) -> int:
     folders = [folder for path in arguments.shards for folder in corpora(path)]
     prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else [""] * len(folders)
     total = sum(read_manifest(folder).rows for folder in folders)
-    with _rows_done("merging", total) as advance:
+    with progress("merging", total) as advance:
         rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
     print(f"{arguments.out}: {rows:,} rows of {len(folders)} corpora")
     return 0
@@ -210,7 +204,7 @@ def merge_corpora(arguments: argparse.Namespace) -> int:
 def split_corpus(arguments: argparse.Namespace) -> int:
     split = parse_split(arguments.split, arguments.split_by)
     manifest = read_manifest(arguments.shards)
-    with _rows_done("splitting", manifest.rows) as advance:
+    with progress("splitting", manifest.rows) as advance:
         rows = resplit(arguments.shards, arguments.out, split, _shard_bytes(arguments), advance)
     for name, count in rows.items():
         print(f"{arguments.out / name}: {count:,} rows")
@@ -240,17 +234,3 @@ def _names(folders: list[Path]) -> list[str]:
 def _refuse_existing(path: Path) -> None:
     if path.exists():
         raise UserError(f"{path} exists already: delete it or give another name.")
-
-
-@contextmanager
-def _rows_done(title: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar whose total is a number of rows."""
-    done = 0
-    with progress(title, total, lambda: done) as advance:
-
-        def advance_one(image_bytes: int) -> None:
-            nonlocal done
-            done += 1
-            advance(image_bytes)
-
-        yield advance_one

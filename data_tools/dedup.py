@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.check import Checked
 from data_tools.corpora import batches
 from data_tools.engines import Map
-from data_tools.image import BadImage, decode
+from data_tools.filters import Checked
+from data_tools.image import decode
 from data_tools.look import look_of
 from data_tools.picture_index import PictureIndex, Spill
+from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.schema import IMAGE_COLUMNS, Shards, read_manifest
 from mvlm.errors import UserError
 
@@ -24,7 +25,7 @@ ENTRY = struct.Struct("<16s16sII")
 """Digest of the id, digest of the image's bytes, and the lengths of the look and the name that follow."""
 
 
-class Seen:
+class DedupIndex:
     """The ids and images of the records kept so far: about 200 bytes a record in memory, thumbnails in `folder`.
 
     Args:

@@ -13,8 +13,11 @@ REDRAW = 0.1  # seconds
 
 
 @contextmanager
-def progress(title: str, size: int, position: Callable[[], int]) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with each record's image bytes; `position()` of `size` is how far the work is."""
+def progress(title: str, size: int, position: Callable[[], int] | None = None) -> Iterator[Callable[[int], None]]:
+    """Yield a function to call with each record's image bytes; `position()` of `size` is how far the work is.
+
+    Where there is no `position`, `size` is the number of the records.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
@@ -29,7 +32,7 @@ def progress(title: str, size: int, position: Callable[[], int]) -> Iterator[Cal
             if now - shown >= REDRAW:
                 shown = now
                 rate = f"{records:,} records, {records / (now - start):,.0f}/s, {total / 1e6:,.1f} MB"
-                bar.update(task, completed=position(), rate=rate)
+                bar.update(task, completed=position() if position else records, rate=rate)
 
         yield advance
         bar.update(task, completed=max(size, 1))

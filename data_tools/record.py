@@ -1,4 +1,4 @@
-"""What travels from a reader to the writer: a record as read, one that was dropped, a row that is kept."""
+"""What comes from a reader: a record as it was read, or one that was dropped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 class Record:
     """One image with its captions, or with the columns of another task, as the source gave them; nothing is checked.
 
-    Captions are of any type, because a source may hold null or bytes; `data_tools.check` cleans them. So it does the
+    Captions are of any type, because a source may hold null or bytes; `data_tools.filters` cleans them. So it does the
     texts among `columns`, whose names and types are those of `mvlm.data.shards.schema.OWN_COLUMNS`.
     """
 
@@ -43,17 +43,3 @@ class Dropped:
 
     def __str__(self) -> str:
         return f"{self.key} ({self.where})"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of its task's schema (`mvlm.data.shards.schema.SCHEMAS`): the columns all tasks have, and the others."""
-
-    key: str
-    image: bytes
-    captions: tuple[str, ...]  # empty but for the task "caption"
-    source: str
-    width: int
-    height: int
-    crc32: int
-    columns: Mapping[str, Any] = field(default_factory=dict)  # image2 and its sizes, and the task's own

@@ -31,9 +31,9 @@ class State:
     """
 
     consumed: int  # records, so far
-    trail: str  # hash of the names and sizes of those
+    digest: str  # hash of the names and sizes of those
     task: str
-    counts: dict[str, Any]  # the yield so far
+    report: dict[str, Any]  # so far
     split: str
     shard: Shard  # the new one, of that split
     finished: tuple[int, int, int]  # rows, captions, image bytes of that split's finished shards
@@ -51,7 +51,7 @@ class State:
 
 
 @dataclass
-class Trail:
+class SourceDigest:
     """A running hash over the records read, by which a source that changed is found out."""
 
     _hash: Any = field(default_factory=hashlib.sha256)
@@ -65,7 +65,7 @@ class Trail:
 
 
 @dataclass(frozen=True)
-class Again:
+class Replayed:
     """A record of a finished run's unfinished shard: decided upon already, and to be written to that split."""
 
     record: Record
@@ -73,7 +73,7 @@ class Again:
     number: int
 
 
-def replayed(records: Iterable[Item], state: State | None, trail: Trail) -> Iterator[Item | Again]:
+def replayed(records: Iterable[Item], state: State | None, digest: SourceDigest) -> Iterator[Item | Replayed]:
     """Of the records consumed before `state` only those of shards that were under way, then all others.
 
     Raises:
@@ -86,13 +86,13 @@ def replayed(records: Iterable[Item], state: State | None, trail: Trail) -> Iter
         if number > end:
             yield item
             continue
-        trail.add(item)
-        if number == end and state and str(trail) != state.trail:
+        digest.add(item)
+        if number == end and state and str(digest) != state.digest:
             raise Changed
         if number - 1 in split_of:
             if not isinstance(item, Record):
                 raise Changed
-            yield Again(item, split_of[number - 1], number - 1)
+            yield Replayed(item, split_of[number - 1], number - 1)
     if number < end:
         raise Changed
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_tools.store.disk import sync_folder, write_bytes, write_text, writing
-from mvlm.data.loading.shared_memory import MappedFile
+from data_tools.store.disk import writing
 from mvlm.data.shards.columns import ShardRows, index_of
+from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import packed
 from mvlm.data.shards.schema import (
     CAPTION,
@@ -27,6 +27,7 @@ from mvlm.data.shards.schema import (
     read_manifest,
 )
 from mvlm.errors import Mistakes, UserError
+from mvlm.runtime.storage import write_durably
 
 
 def add_index(folder: Path, shard: Shard, task: str) -> Shard:
@@ -43,7 +44,7 @@ def add_index(folder: Path, shard: Shard, task: str) -> Shard:
         content = packed(index, len(data))
     except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
-    write_bytes(folder / index_file(shard.file), content)
+    write_durably(folder / index_file(shard.file), content)
     shard = replace(shard, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest())
     return replace(shard, captions=rows.captions()) if task == CAPTION else shard
 
@@ -79,8 +80,7 @@ def add_indexes(folder: Path, on_row: Callable[[int], None] = lambda image_bytes
 def _name_indexes(folder: Path, manifest: Manifest, shards: Shards) -> None:
     if read_manifest(folder) != manifest:
         raise UserError(f"{folder} was changed meanwhile: run the same command again.")
-    write_text(folder / MANIFEST, replace(manifest, shards=shards).to_json())
-    sync_folder(folder)
+    write_durably(folder / MANIFEST, replace(manifest, shards=shards).to_json())
 
 
 def _has_sound_index(folder: Path, shard: Shard, task: str) -> bool:

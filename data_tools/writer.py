@@ -13,10 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_tools.row_index import add_index
-from data_tools.store.storage import staged, sync_folder, write_text, writing
-from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
-
-__all__ = ["CorpusWriter", "staged", "sync_folder", "write_text", "writing"]
+from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, Shards
+from mvlm.runtime.storage import publish, write_durably
 
 BATCH_ROWS = 256
 BATCH_BYTES = 8_000_000
@@ -46,14 +44,13 @@ class CorpusWriter:
         self,
         folder: Path,
         shard_bytes: int,
-        schema: pa.Schema = SCHEMA,
-        task: str = "caption",
+        task: str = CAPTION,
         hasher: Callable[[], Hash] = hashlib.sha256,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._shard_bytes = folder, shard_bytes
-        self._schema, self._task, self._hasher = schema, task, hasher
-        self._images = [field.name for field in schema if pa.types.is_binary(field.type)]
+        self._schema, self.task, self._hasher = SCHEMAS[task], task, hasher
+        self._images = [field.name for field in self._schema if pa.types.is_binary(field.type)]
         self._single = self._images == ["image"]
         self.shards: list[Shard] = []
         self._shard: _ShardFile | None = None
@@ -84,7 +81,7 @@ class CorpusWriter:
         """Rows, captions and image bytes of the finished shards."""
         return self._finished
 
-    def go_on(self, shards: Sequence[Shard], finished: tuple[int, int, int]) -> None:
+    def resume(self, shards: Sequence[Shard], finished: tuple[int, int, int]) -> None:
         """Start behind `shards`, which a killed run finished; `finished` are their totals."""
         self.shards = list(shards)
         self._finished = finished
@@ -97,13 +94,12 @@ class CorpusWriter:
         return self.manifest()
 
     def manifest(self) -> Manifest:
-        return Manifest(self.rows, self.captions, self.image_bytes, Shards(self.shards), self._task)
+        return Manifest(self.rows, self.captions, self.image_bytes, Shards(self.shards), self.task)
 
     def close(self) -> Manifest:
         """Finish the last shard and write the manifest."""
         manifest = self.end()
-        write_text(self._folder / MANIFEST, manifest.to_json())
-        sync_folder(self._folder)
+        write_durably(self._folder / MANIFEST, manifest.to_json())
         return manifest
 
     def _flush(self) -> None:
@@ -116,7 +112,7 @@ class CorpusWriter:
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self.shards.append(add_index(self._folder, self._shard.close(), self._task))
+            self.shards.append(add_index(self._folder, self._shard.close(), self.task))
             self._shard = None
             self._finished = (self.rows, self.captions, self.image_bytes)
 
@@ -202,7 +198,5 @@ class _Sink:
         """Sync, give the file its name, and return its length and hash."""
         if not self._file.closed:
             self._file.close()
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._partial, self._path)
+        publish(self._partial, self._path)
         return self._bytes, self._digest.hexdigest()

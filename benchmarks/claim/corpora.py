@@ -9,8 +9,9 @@ from pathlib import Path
 from benchmarks.claim import world
 from benchmarks.claim.grid import EMOJI, SCENES
 from data_tools.__main__ import main as data_tools
-from data_tools.pipeline import Options, shard
-from data_tools.reshape.split import parse_split
+from data_tools.pipeline import Options
+from data_tools.sharding import shard
+from data_tools.split import parse_split
 from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError

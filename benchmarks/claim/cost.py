@@ -10,6 +10,7 @@ from mvlm.batch import Batch
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.data.shards.corpus import training_mixture
@@ -83,16 +84,16 @@ def _first_batch(config: Config) -> tuple[Dimensions, Batch]:
     """The model's sizes, and a batch as training sees it."""
     mixture, data = training_mixture(config.data), config.data
     if data.tokenizer == "auto":
-        texts = (caption for row in range(len(mixture)) for caption in mixture.captions(row))
+        texts = (caption for row in range(len(mixture)) for caption in mixture.row(row).captions)
         tokenizer = train_tokenizer(texts, data.vocabulary)
     else:
         tokenizer = load_tokenizer(data.tokenizer or config.model.text)
     with torch.device("meta"):
         model = build_model(config, tokenizer)
     batch = config.train.global_batch
-    loader: Loader[Batch, Batch] = Loader(
+    loader = Loader(
         PairDataset(mixture, tokenizer, data, config.objectives, config.model.image_size, config.run.seed, model.grid),
-        mixture.draws(config.run.seed, data),
+        make_sampler(mixture, config.run.seed, [order_of(data)]),
         global_batch=batch,
         micro_batch=batch,
         rank=0,

@@ -10,6 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 Record = tuple[str, bytes, list[str]]  # key, JPEG, captions
@@ -26,12 +27,12 @@ class Format(NamedTuple):
 
 def write_mvlm(records: Iterable[Record], out: Path, shard: int = SHARD) -> None:
     from benchmarks.data.corpus import SIZE
-    from data_tools.record import Row
     from data_tools.writer import CorpusWriter
 
     writer = CorpusWriter(out, shard)
     for key, image, captions in records:
-        writer.add(Row(key, image, tuple(captions), "", *SIZE, zlib.crc32(image)))
+        row = {"key": key, "image": image, "captions": tuple(captions), "source": ""}
+        writer.add(SimpleNamespace(**row, width=SIZE[0], height=SIZE[1], crc32=zlib.crc32(image)))
     writer.close()
 
 

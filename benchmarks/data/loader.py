@@ -98,6 +98,7 @@ def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
 def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
     from mvlm.config.schema import Data, Objectives
     from mvlm.data.loading.loader import Loader
+    from mvlm.data.loading.sampler import make_sampler, order_of
     from mvlm.data.samples.pairs import PairDataset
     from mvlm.data.shards.corpus import Mixture
 
@@ -109,7 +110,7 @@ def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
         """A loader from that share of an epoch on, and how long its first batch has taken from nothing."""
         began = time.perf_counter()
         dataset = PairDataset(Mixture([folder]), tokenizer, data, Objectives(), 224, 0, (14, 14))
-        draws = dataset.mixture.draws(0, data)
+        draws = make_sampler(dataset.mixture, 0, [order_of(data)])
         loader = Loader(dataset, draws, start_position=int(share * len(dataset)), **options)
         next(loader)
         return loader, time.perf_counter() - began

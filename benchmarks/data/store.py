@@ -32,7 +32,8 @@ from benchmarks.data.formats import write_mvlm  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
 from mvlm.config.schema import Data, Objectives  # noqa: E402
 from mvlm.data.loading.loader import Loader  # noqa: E402
-from mvlm.data.loading.prefetch import fill_ahead  # noqa: E402
+from mvlm.data.loading.prefetch import start_prefetcher  # noqa: E402
+from mvlm.data.loading.sampler import make_sampler, order_of  # noqa: E402
 from mvlm.data.samples.pairs import PairDataset  # noqa: E402
 from mvlm.data.samples.tokenizer import train_tokenizer  # noqa: E402
 from mvlm.data.shards.corpus import training_mixture  # noqa: E402
@@ -104,9 +105,9 @@ def epoch(data: Data, images_per_s: float) -> dict[str, float]:
     began = time.perf_counter()
     tokenizer = train_tokenizer(["a photograph"], 300)
     dataset = PairDataset(training_mixture(data), tokenizer, data, Objectives(), 224, 0, (14, 14))
-    draws = dataset.mixture.draws(0, data)
-    ahead = fill_ahead(dataset.mixture, draws, 0)
-    loader = Loader(dataset, draws, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS, ahead=ahead)
+    draws = make_sampler(dataset.mixture, 0, [order_of(data)])
+    ahead = start_prefetcher(dataset.mixture, draws, 0)
+    loader = Loader(dataset, draws, global_batch=BATCH, micro_batch=BATCH, workers=WORKERS, prefetcher=ahead)
     most = _Watch(Path(data.cache))
     with loader, most:
         next(loader)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import simplejpeg
 import webdataset
@@ -29,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import SIZE, captions, photo, write_folder  # noqa: E402
-from data_tools.pipeline import Options, shard  # noqa: E402
+from data_tools.pipeline import Options  # noqa: E402
 from data_tools.readers.folder import FolderSource  # noqa: E402
-from data_tools.record import Row  # noqa: E402
+from data_tools.sharding import shard  # noqa: E402
 from data_tools.writer import CorpusWriter  # noqa: E402
 
 SHARD_BYTES = 64_000_000
@@ -114,23 +115,24 @@ def measure(work: Path, count: int, distinct: int, rounds: int) -> dict[str, obj
     }
 
 
-def row(number: int, image: bytes) -> Row:
-    return Row(f"{number:06d}", image, tuple(captions(number)), "benchmark", *SIZE, 0)
+def row(number: int, image: bytes) -> SimpleNamespace:
+    said = {"key": f"{number:06d}", "captions": tuple(captions(number)), "source": "benchmark"}
+    return SimpleNamespace(**said, image=image, width=SIZE[0], height=SIZE[1], crc32=0)
 
 
-def serialise(rows: list[Row], folder: Path, hasher: type[NoHash] | None) -> None:
+def serialise(rows: list[SimpleNamespace], folder: Path, hasher: type[NoHash] | None) -> None:
     writer = CorpusWriter(folder, SHARD_BYTES, **({"hasher": hasher} if hasher else {}))
     for one in rows:
         writer.add(one)
     writer.close()
 
 
-def decode(rows: list[Row], decoder: Callable[[bytes], object]) -> None:
+def decode(rows: list[SimpleNamespace], decoder: Callable[[bytes], object]) -> None:
     for one in rows:
         decoder(one.image)
 
 
-def tars(rows: list[Row], folder: Path) -> None:
+def tars(rows: list[SimpleNamespace], folder: Path) -> None:
     folder.mkdir()
     with webdataset.ShardWriter(str(folder / "%06d.tar"), maxsize=SHARD_BYTES, verbose=0) as writer:
         for one in rows:

@@ -24,7 +24,7 @@ from benchmarks.faults.moments import a_rank, launchers, moment, partial_checkpo
 from benchmarks.faults.runs import BATCH, Attempt, send
 from mvlm.config.schema import Data
 from mvlm.config.schema import Run as Seed
-from mvlm.data.loading.order import Draws
+from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.shards.corpus import Corpus
 from mvlm.errors import ExitCode
 
@@ -203,7 +203,7 @@ def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
     if when is None or when["step"] + AHEAD >= attempt.run.steps:
         return None
     corpus = Corpus(attempt.run.shards)
-    draws = Draws([len(corpus)], [1.0], Seed().seed, Data().shuffle_block, Data().shuffle_window)
+    draws = MixtureSampler([len(corpus)], [1.0], Seed().seed, Data().shuffle_block, Data().shuffle_window)
     position = draw.randrange((when["step"] + AHEAD) * BATCH, attempt.run.steps * BATCH)
     row = int(draws(np.array([position]))[0][0])
     content = corpus.row(row)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from mvlm.batch import Batch
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
-from mvlm.data.loading.collate import collate
+from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
 from mvlm.data.samples.tokenizer import SPECIAL_TOKENS
 from mvlm.model.masking import Purpose, generator, patch_mask, token_mask
@@ -96,7 +96,7 @@ def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int 
     """
     samples = [_sample(size, grid, place, shortest) for place in range(pairs or size.pairs)]
     images_1BCHW = torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))
-    return collate(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
+    return collate_pairs(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
 
 
 def _sample(size: Size, grid: tuple[int, int], place: int, shortest: int) -> Pair:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from functools import partial
+from typing import Protocol, TypeVar, cast
 
 from data_tools.engines.local import ordered_map
+from data_tools.engines.ray import connected, ray_map
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,19 +32,7 @@ def engine(name: str, workers: int, address: str | None = None) -> Iterator[Map]
         UserError: there is no Ray at that address.
     """
     if name == "local":
-
-        def run(function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[T, R]]:
-            return ordered_map(function, items, workers, size)
-
-        yield run
+        yield cast(Map, partial(ordered_map, workers=workers))
         return
-    from data_tools.engines.ray import connected, ray_map  # Ray takes seconds to import
-
     with connected(address, workers):
-
-        def run_on_ray(
-            function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]
-        ) -> Iterator[tuple[T, R]]:
-            return ray_map(function, items, workers, size)
-
-        yield run_on_ray
+        yield cast(Map, partial(ray_map, workers=workers))

@@ -10,10 +10,8 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Generic, TypeVar
 
-from data_tools.engines.chunks import CHUNK_ITEMS, HELD, RETRIES, apply, chunks, in_order
+from data_tools.engines.chunks import HELD, RETRIES, apply, chunks, in_order
 from mvlm.errors import UserError
-
-__all__ = ["CHUNK_ITEMS", "cores", "ordered_map"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -25,7 +23,7 @@ def cores() -> int:
 
 
 def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], workers: int, size: Callable[[T], int]
+    function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], workers: int
 ) -> Iterator[tuple[T, R]]:
     """Yield `(item, function(item))` in the order of `items`, whatever the number of processes.
 

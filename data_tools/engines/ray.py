@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayError, RayTaskError
-
 from data_tools.engines.chunks import HELD, RETRIES, apply, chunks, in_order
 from mvlm.errors import UserError
 
@@ -31,6 +28,8 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
     Raises:
         UserError: there is no Ray at that address, or it did not come up in time.
     """
+    import ray
+
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
     try:
@@ -61,7 +60,7 @@ def _answers(address: str) -> None:
 
 
 def ray_map(
-    function: Callable[[T], R], items: Iterable[T], workers: int, size: Callable[[T], int]
+    function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], workers: int
 ) -> Iterator[tuple[T, R]]:
     """Yield `(item, function(item))` in the order of `items`; three chunks a worker are under way at most.
 
@@ -70,6 +69,9 @@ def ray_map(
     Raises:
         UserError: a task died again and again.
     """
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     task: Any = ray.remote(num_cpus=1, max_retries=RETRIES)(apply)
     shared = ray.put(function)
 

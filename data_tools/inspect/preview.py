@@ -12,9 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from data_tools.check import BadImage, decoded_size
 from data_tools.corpora import rows_at, spread
-from data_tools.image import opened
+from data_tools.image import decoded_size, opened
+from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.upright import eight_bits
 from mvlm.data.shards.schema import IMAGE_COLUMNS, read_manifest
 

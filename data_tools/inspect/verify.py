@@ -11,17 +11,18 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_tools import check
-from data_tools.check import BadImage, decoded_size
 from data_tools.corpora import open_shard, shard_batch, spread
 from data_tools.engines.local import ordered_map
-from mvlm.data.loading.shared_memory import MappedFile
+from data_tools.filters import MAY_BE_EMPTY
+from data_tools.image import decoded_size
+from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.columns import CHANGED, ShardRows
+from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import unpacked
 from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, check_index_hash, index_again, read_manifest
 from mvlm.errors import UserError
 
-MAY_BE_EMPTY = check.MAY_BE_EMPTY | {"source"}
+EMPTY = MAY_BE_EMPTY | {"source"}
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class _ShardCheck:
         try:
             rows = 0
             for row, problem in ordered_map(
-                _row_problem, self._stored(reader, indexed), workers, lambda row: row.image_bytes
+                _row_problem, self._stored(reader, indexed), lambda row: row.image_bytes, workers
             ):
                 rows += 1
                 key = row.columns["key"]
@@ -186,7 +187,7 @@ def _image_problems(row: _Stored) -> Iterator[str]:
 def _text_problems(columns: dict[str, Any]) -> Iterator[str]:
     """What a row of any task must say: no list and no text is empty, and a label is one there is."""
     for name, value in columns.items():
-        if isinstance(value, str | list) and not value and name not in MAY_BE_EMPTY:
+        if isinstance(value, str | list) and not value and name not in EMPTY:
             yield f"there is no {name.removesuffix('s')}"
     label = columns.get("label")
     if isinstance(label, str) and label not in LABELS:

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_tools.corpora import batches
 from data_tools.reshape.resplit import checked_rows, write_rows
-from data_tools.writer import staged
+from data_tools.store.destination import staged
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from data_tools.corpora import batches
 from data_tools.record import Record
-from data_tools.reshape.split import Split
-from data_tools.writer import CorpusWriter, staged
+from data_tools.split import Split
+from data_tools.store.destination import staged
+from data_tools.writer import CorpusWriter
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
 from mvlm.errors import UserError
 
@@ -70,7 +71,7 @@ def write_rows(
     rows: Iterable[tuple[Columns, str]], folder: Path, names: Sequence[str], task: str, shard_bytes: int
 ) -> dict[str, int]:
     """Write each row to the corpus of its name in `folder`; return the rows of each name."""
-    writers = {name: CorpusWriter(folder / name, shard_bytes, SCHEMAS[task], task) for name in names}
+    writers = {name: CorpusWriter(folder / name, shard_bytes, task) for name in names}
     for row, name in rows:
         writers[name].add(SimpleNamespace(**row))
     for writer in writers.values():

@@ -11,26 +11,26 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from data_tools.check import Checked, Picture, check_record, exact_hash
 from data_tools.corpora import batches
-from data_tools.dedup import DUPLICATE_ID, EXCLUDED, Excluded, Seen, row_look, row_size
+from data_tools.dedup import DUPLICATE_ID, Excluded, row_look, row_size
 from data_tools.engines import Map, engine
-from data_tools.pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options, needed, stored_row
+from data_tools.filters import Checked, Picture, exact_hash
+from data_tools.pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline
 from data_tools.readers import Source
 from data_tools.record import Dropped, Record
-from data_tools.reshape.split import MISSING
-from data_tools.store.storage import sync_folder, write_text, writing
-from data_tools.writer import CorpusWriter
-from data_tools.yields import OTHERS, SourceYield, Yield
-from mvlm.data.shards.schema import MANIFEST, SCHEMAS, read_manifest
+from data_tools.report import OTHERS, ShardReport, SourceReport
+from data_tools.resume import Item, Replayed
+from data_tools.store.disk import writing
+from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
+from mvlm.runtime.storage import publish, sync, write_durably
 
 PARTIAL, READY = ".retry.partial", ".retry"
 
@@ -106,99 +106,81 @@ def retry(
     stage = out / PARTIAL
     try:
         with writing(out), engine(options.engine, options.workers, options.ray_address) as run:
-            work = _Work(out, stage, options, wanted, run)
-            for item, result in run(partial(check_record, demands=needed(options)), source, _size):
-                work.take(item, result)
-                on_record(_size(item))
+            stage.mkdir()
+            work = _Retry(out, stage, options, wanted, run)
+            work.run(run, source, on_record)
             outcome = work.finish(listed)
-            sync_folder(stage)
+            sync(stage)
             os.rename(stage, out / READY)
-            sync_folder(out)
+            sync(out)
             _put_in_place(out)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return outcome
 
 
-def _size(item: Record | Dropped) -> int:
-    return len(item.image) + len(item.image2) if isinstance(item, Record) else 0
-
-
-class _Work:
-    """The records read again, on their way into the staged shards or the new list."""
+class _Retry(Pipeline):
+    """Into staged shards behind those of finished corpora."""
 
     def __init__(self, out: Path, stage: Path, options: Options, wanted: Wanted, run: Map) -> None:
-        self._out, self._stage, self._options, self._wanted = out, stage, options, wanted
-        names = list(options.split.shares) if options.split else [""]
-        self._manifests = {name: read_manifest(out / name) for name in names}
-        self._writers = {}
+        report = ShardReport.from_dict(json.loads((out / YIELD).read_text(encoding="utf-8")))
+        super().__init__(stage, options, Excluded(options.exclude, stage, run), report)
+        self._out, self._wanted = out, wanted
+        self._manifests = {name: read_manifest(out / name) for name in options.names}
         for name, manifest in self._manifests.items():
-            writer = CorpusWriter(stage / name, options.shard_bytes, SCHEMAS[manifest.task], manifest.task)
-            writer.go_on(manifest.shards, (manifest.rows, manifest.captions, manifest.image_bytes))
-            self._writers[name] = writer
-        self._excluded = Excluded(options.exclude, stage, run)
-        self._seen = Seen(options.dedup, stage)
+            self.open(manifest.task)
+            self.writers[name].resume(manifest.shards, (manifest.rows, manifest.captions, manifest.image_bytes))
         rows = self._rows()
         looks = run(row_look, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
         for (key, image), look in looks:
-            self._seen.refuses(key, _found(image, look), f"{key} ({out})")
+            self.index.refuses(key, _found(image, look), f"{key} ({out})")
         self._reached: set[str] = set()
         self._dropped: list[Dropped] = []
-        self._counts = Yield.from_dict(json.loads((out / YIELD).read_text(encoding="utf-8")))
         self._recovered = 0
 
     def _rows(self) -> Iterator[tuple[str, bytes]]:
         """Key and, where duplicates are looked for, image of the rows there are."""
         for name, manifest in self._manifests.items():
             for batch in batches(self._out / name, manifest):
-                images = batch["image"].to_pylist() if self._options.dedup else [b""] * len(batch)
+                images = batch["image"].to_pylist() if self.options.dedup else [b""] * len(batch)
                 yield from zip(batch["key"].to_pylist(), images, strict=True)
 
-    def take(self, item: Record | Dropped, result: Checked | Dropped) -> None:
+    def take(self, item: Item | Replayed, result: Checked | Dropped) -> bool:
+        assert not isinstance(item, Replayed)
         self._reached |= {item.where, _file(item.where)}
-        dropped = self._refused(item, result)
-        if dropped and dropped.reason == DUPLICATE_ID and not self._wanted.names(item.where):
-            return  # kept already, from a file that was cut later on
-        if dropped:
-            self._dropped.append(dropped)
-            self._counts.count(item.source, dropped)
-            return
-        assert isinstance(item, Record) and isinstance(result, Checked)
-        name = (self._options.split.allot(item) or "") if self._options.split else ""
-        self._writers[name].add(stored_row(item, result))
-        self._counts.count(item.source, len(result.captions))
-        self._counts.dropped_captions += result.caption_drops
-        self._recovered += 1
+        kept = super().take(item, result)
+        if kept and isinstance(result, Checked):
+            self.report.dropped_captions += result.caption_drops
+            self._recovered += 1
+        return kept
 
-    def _refused(self, item: Record | Dropped, result: Checked | Dropped) -> Dropped | None:
-        if isinstance(result, Dropped):
-            return result
-        assert isinstance(item, Record), "what a source dropped, the check passes on"
-        split = self._options.split
-        if split and split.allot(item) is None:
-            return Dropped(item.key, MISSING, item.where, split.field, item.source)
-        if twin := self._excluded.twin(result):
-            return Dropped(item.key, EXCLUDED, item.where, f"looks like {twin}", item.source)
-        stored = result.pictures[0].encoded or item.image
-        reason, detail = self._seen.refuses(item.key, replace(result, exact=exact_hash([stored])), str(item))
-        if reason:
-            return Dropped(item.key, reason, item.where, detail, item.source)
-        return None
+    def admit(self, item: Item, result: Checked | Dropped) -> tuple[SimpleNamespace, str] | Dropped | None:
+        """The same, but None for a record that is kept already, from a file that was cut later on."""
+        if isinstance(item, Record) and isinstance(result, Checked):
+            result = replace(result, exact=exact_hash([result.pictures[0].encoded or item.image]))
+        admitted = super().admit(item, result)
+        repeats = isinstance(admitted, Dropped) and admitted.reason == DUPLICATE_ID
+        return None if repeats and not self._wanted.names(item.where) else admitted
 
-    def finish(self, listed: list[dict[str, str]]) -> Outcome:
-        """Stage the shards, the manifests, the list and the yield."""
+    def write(self, row: SimpleNamespace, name: str) -> None:
+        self.writers[name].add(row)
+
+    def quarantine(self, dropped: Dropped) -> None:
+        self._dropped.append(dropped)
+
+    def finish(self, listed: Sequence[dict[str, str]]) -> Outcome:
+        """Stage the shards, the manifests, the list and the report."""
         for entry in listed:
             if entry["where"] in self._reached:
-                _uncount(self._counts, entry)
-        for name, writer in self._writers.items():
+                _uncount(self.report, entry)
+        for name, writer in self.writers.items():
             if writer.rows > self._manifests[name].rows:
                 writer.close()
-        self._counts.splits = {name: writer.rows for name, writer in self._writers.items() if name}
         unreached = [entry for entry in listed if entry["where"] not in self._reached]
         now = unreached + [vars(dropped) for dropped in self._dropped]
-        write_text(self._stage / QUARANTINE, "".join(json.dumps(entry) + "\n" for entry in now))
-        write_text(self._stage / YIELD, self._counts.to_json())
-        write_text(self._stage / YIELD_TEXT, self._counts.summary() + "\n")
+        texts = {QUARANTINE: "".join(json.dumps(entry) + "\n" for entry in now)} | self.report_texts()
+        for name, text in texts.items():
+            write_durably(self.folder / name, text)
         return Outcome(len(listed), self._recovered, len(now))
 
 
@@ -212,10 +194,12 @@ def _found(image: bytes, look: bytes) -> Checked:
     return Checked((), Counter(), (Picture(0, 0, 0, b"", look),), exact=exact_hash([image]))
 
 
-def _uncount(counts: Yield, entry: dict[str, str]) -> None:
+def _uncount(report: ShardReport, entry: dict[str, str]) -> None:
     source = entry.get("source", "")
-    parts: list[Yield | SourceYield] = [counts.sources[name] for name in (source, OTHERS) if name in counts.sources]
-    for part in [counts, *parts[:1]]:
+    parts: list[ShardReport | SourceReport] = [
+        report.sources[name] for name in (source, OTHERS) if name in report.sources
+    ]
+    for part in [report, *parts[:1]]:
         part.read -= 1
         part.dropped[entry["reason"]] -= 1
         part.dropped += Counter()  # forget reasons that no record is left with
@@ -228,6 +212,5 @@ def _put_in_place(out: Path) -> None:
         return
     staged = [path.relative_to(ready) for path in ready.rglob("*") if path.is_file()]
     for path in sorted(staged, key=lambda path: (path.suffix not in (".arrow", ".index"), path.name != MANIFEST, path)):
-        os.replace(ready / path, out / path)
-        sync_folder((out / path).parent)
+        publish(ready / path, out / path)
     shutil.rmtree(ready)

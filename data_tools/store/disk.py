@@ -1,16 +1,14 @@
-"""Files that are whole under their names and on the disk, and the disk's refusals in a sentence."""
+"""Files that users ask for, and the disk's refusals in a sentence."""
 
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from mvlm.errors import UserError
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+from mvlm.runtime.storage import NO_ROOM, write_durably
 
 
 @contextmanager
@@ -26,25 +24,8 @@ def writing(out: Path) -> Iterator[None]:
         raise
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` by way of a temporary name, synced."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, likewise."""
-    write_bytes(path, text.encode())
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file, and make its folder; raises `UserError` where the disk refuses."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, content)

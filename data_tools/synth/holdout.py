@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from data_tools.record import Record
-from data_tools.reshape.split import Split
+from data_tools.split import Split
 from data_tools.synth.scenes import THINGS, Thing
 from mvlm.errors import UserError
 

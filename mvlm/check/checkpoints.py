@@ -13,7 +13,7 @@ from mvlm.checkpoint.layout import step_folders
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
-from mvlm.data.loading.sampler import order_of, resumed
+from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start, given_start, search_whole, with_stored_order
@@ -72,7 +72,7 @@ def check_continuing(report: Report, config: Config, checkpoint: Path, state: Tr
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards.")
         stored = with_stored_order(state, checkpoint).order
         order, change = resumed(stored, order_of(config.data), state.samples_seen, mixture.per_epoch)
-        mixture.sampler(config.run.seed, order)
+        make_sampler(mixture, config.run.seed, order)
         if change:
             report.right("checkpoint", change)
 

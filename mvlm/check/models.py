@@ -13,6 +13,7 @@ from mvlm.checkpoint.integrity import compare_shapes
 from mvlm.checkpoint.layout import WEIGHTS
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.schema import Config, Model
+from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -52,7 +53,7 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
             dataset = build_dataset(config, mixture, tokenizer, model)
             # A tokenizer that is still to be trained knows no lengths yet.
             trained = tokenizer_source(config.data, config.model.text, start) == TRAINED
-            if not trained and (cut := dataset.told_cut()):
+            if not trained and (cut := truncation_warning(dataset)):
                 report.unknown("data", cut)
         freeze(model, config.train.freeze)
         parameters = count_parameters(model)

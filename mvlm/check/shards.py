@@ -7,11 +7,12 @@ from pathlib import Path
 from mvlm.check.report import Report
 from mvlm.config.load import require_training_data
 from mvlm.config.schema import Config
-from mvlm.data.loading.shared_memory import MappedFile
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard
 from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixture
-from mvlm.data.shards.location import Remote
+from mvlm.data.shards.location import RemoteShards
+from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.schema import (
     Manifest,
     Shard,
@@ -35,7 +36,7 @@ def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mix
         return None
     try:
         mixture = training_mixture(config.data, config.task.corpus)
-        mixture.draws(config.run.seed, config.data)
+        make_sampler(mixture, config.run.seed, [order_of(config.data)])
     except UserError as error:
         report.wrong("data", *error.sentences)
         return None
@@ -61,7 +62,7 @@ def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> Non
     cache = Cache(config.data.cache, config.data.cache_gb)
     with report.judged("data"):
         if "://" in folder:
-            manifest, how = _check_remote(Remote(folder, cache), config.task.corpus, deep, mistakes)
+            manifest, how = _check_remote(RemoteShards(folder, cache), config.task.corpus, deep, mistakes)
         else:
             manifest, how = _check_folder(Path(folder), config.task.corpus, deep, mistakes)
         report.wrong("data", *mistakes.sentences)
@@ -110,11 +111,11 @@ def _check_shard(folder: Path, shard: Shard, task: str, deep: bool) -> None:
         raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
 
 
-def _check_remote(place: Remote, task: str, deep: bool, mistakes: Mistakes) -> tuple[Manifest, str]:
+def _check_remote(location: RemoteShards, task: str, deep: bool, mistakes: Mistakes) -> tuple[Manifest, str]:
     with mistakes.gathered():
-        check_task(place.url, place.manifest, task)
+        check_task(location.url, location.manifest, task)
     if deep:
-        for number in range(len(place.manifest.shards)):
+        for number in range(len(location.manifest.shards)):
             with mistakes.gathered():
-                place.bring(number)
-    return place.manifest, "all fetched and their hashes right" if deep else "held against their hashes when fetched"
+                location.fetch(number)
+    return location.manifest, "all fetched and their hashes right" if deep else "held against their hashes when fetched"

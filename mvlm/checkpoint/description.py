@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -41,17 +40,10 @@ def described_in(checkpoint: Path) -> Path:
             )
         return run
     for entry in entries:
-        found = _sha256(checkpoint / entry.file)
-        if found != entry.sha256:
-            how = "has another SHA-256 than index.json says" if found else "is missing"
+        try:
+            how = f"has another SHA-256 than {INDEX} says" if entry.damage(checkpoint) else ""
+        except OSError:
+            how = "is missing"
+        if how:
             raise UserError(f"{checkpoint / entry.file} {how}: use another checkpoint, or copy this one again.")
     return checkpoint
-
-
-def _sha256(path: Path) -> str:
-    """Of a file's content; empty where there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""

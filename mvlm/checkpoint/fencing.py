@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import Writer
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.errors import UserError
@@ -25,7 +25,7 @@ ATTEMPTS = "attempts"
 Result = TypeVar("Result")
 
 
-class Attempt:
+class FencingToken:
     """The next number of a run, claimed by rank 0; all ranks must construct it.
 
     A claim is a file `attempts/NNNN.json` that only one process can create. Whoever sees a higher number than
@@ -34,7 +34,7 @@ class Attempt:
 
     Args:
         resumes: it resumes one of the run's own checkpoints.
-        site: the ranks that see this run folder; None = all.
+        group: the ranks that see this run folder; None = all.
 
     Attributes:
         number: from 1 on.
@@ -46,23 +46,16 @@ class Attempt:
     """
 
     def __init__(
-        self, run: Path, mirror: Mirror | None = None, resumes: bool = False, site: Site | None = None
+        self, run: Path, mirror: Mirror | None = None, resumes: bool = False, group: FolderGroup | None = None
     ) -> None:
         self._run, self._folder = run, run / ATTEMPTS
         self._mirror = mirror
-        self._leads = (site or Site.of_all()).leads
+        self._leads = (group or FolderGroup.of_all()).leads
         self._overtaken = False
         claimed = dist.as_rank_0(lambda: self._tried(lambda: self._claim(resumes)))
         self.writer, self._claim_text = claimed
         self.number = self.writer.attempt
-        failure = None
-        if self._leads and dist.rank():
-            try:
-                self._tried(self._copy_claim)
-            except UserError as error:
-                failure = error
-        if failure := next(filter(None, dist.gather_objects(failure)), None):
-            raise failure
+        dist.on_all(lambda: self._tried(self._copy_claim) if self._leads and dist.rank() else None)
 
     def _tried(self, action: Callable[[], Result]) -> Result:
         try:
@@ -112,7 +105,7 @@ class Attempt:
     def is_lost(self) -> bool:
         """Whether the run folder is not the one that was claimed: it has been removed, moved or replaced since.
 
-        Asked by the ranks that lead a site, which tell the others; on others never.
+        Asked by the ranks that lead a group, which tell the others; on others never.
         """
         try:
             return self._leads and self._path(self.number).read_text(encoding="utf-8") != self._claim_text

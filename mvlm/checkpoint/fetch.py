@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import time
@@ -11,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.checkpoint.description import CONFIG, DESCRIPTION, METRICS, SKIPPED, TEXT_ENCODER, TOKENIZER
-from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import (
     CHECKPOINTS,
@@ -24,16 +23,16 @@ from mvlm.checkpoint.layout import (
     step_name,
     step_of,
 )
-from mvlm.checkpoint.mirror import Mirror, Place, read_entries
+from mvlm.checkpoint.mirror import Mirror, MirrorPath, read_entries
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
-from mvlm.runtime.storage import sync_folder, write_durably
+from mvlm.runtime.storage import sync, write_durably
 
 UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
 
 
-def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
+def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup) -> bool:
     """Fetch where the run folder has no checkpoint, an older one, or the same one damaged; all ranks must call.
 
     Where nodes have folders of their own, each of them lacks what the others wrote: there the mirror alone counts, and
@@ -48,15 +47,15 @@ def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
     """
     history = dist.as_rank_0(mirror.history)
     reason = ""
-    for place in history:
-        if site.is_whole and not _is_behind(run, place):
+    for remote in history:
+        if group.is_whole and not _is_behind(run, remote):
             return True
         began = time.monotonic()
-        if not (reason := _fetch(mirror, place, run, site) or ""):
-            _fetch_small_files(mirror, place, run, site)
-            log.info(f"{mirror.url}/{place.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
+        if not (reason := _fetch(mirror, remote, run, group) or ""):
+            _fetch_small_files(mirror, remote, run, group)
+            log.info(f"{mirror.url}/{remote.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
             return True
-        log.warning(f"{mirror.url}/{place.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
+        log.warning(f"{mirror.url}/{remote.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
     if history:
         raise UserError(
             f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."
@@ -64,7 +63,7 @@ def fetch_newest(mirror: Mirror, run: Path, site: Site) -> bool:
     return False
 
 
-def _is_behind(run: Path, newest: Place) -> bool:
+def _is_behind(run: Path, newest: MirrorPath) -> bool:
     step = dist.as_rank_0(lambda: _newest_step(run))
     if step == newest.step:
         return find_damage(run / CHECKPOINTS / step_name(step)) is not None
@@ -76,41 +75,39 @@ def _newest_step(run: Path) -> int:
     return max((step_of(folder) for folder in step_folders(run) if (folder / INDEX).is_file()), default=-1)
 
 
-def _fetch(mirror: Mirror, place: Place, run: Path, site: Site) -> str | None:
-    """Put a checkpoint into the folders of all sites; returns what is wrong with it, if anything."""
-    where = f"{mirror.url}/{place.path(INDEX)}"
-    index = dist.as_rank_0(lambda: mirror.read(place.path(INDEX)))
+def _fetch(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> str | None:
+    """Put a checkpoint into the folders of all groups; returns what is wrong with it, if anything."""
+    where = f"{mirror.url}/{remote.path(INDEX)}"
+    index = dist.as_rank_0(lambda: mirror.read(remote.path(INDEX)))
     try:
         entries = read_entries(index, where) if index else []
     except UNREADABLE as error:
         return f"{INDEX}: {type(error).__name__}: {error}"
     if not index:
         return f"{INDEX} is gone"
-    folder = run / CHECKPOINTS / step_name(place.step)
+    folder = run / CHECKPOINTS / step_name(remote.step)
     unfinished = folder.with_name(folder.name + UNFINISHED)
-    _on_each(run, site.leads, partial(_make_ready, folder, unfinished))
-    failure = _on_each(run, True, partial(_fetch_files, mirror, place, site.share(entries), unfinished))
+    _on_each(run, group.leads, partial(_make_ready, folder, unfinished))
+    failure = _on_each(run, True, partial(_fetch_files, mirror, remote, group.share(entries), unfinished))
     if failure:
-        _on_each(run, site.leads, partial(shutil.rmtree, unfinished))
+        _on_each(run, group.leads, partial(shutil.rmtree, unfinished))
     else:
-        _on_each(run, site.leads, partial(_finish, folder, unfinished, entries, index))
+        _on_each(run, group.leads, partial(_finish, folder, unfinished, entries, index))
     return failure
 
 
 def _on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str | None:
-    """Have this rank act, if it is concerned; every rank is told what any found, or gets the error that any met."""
-    found: str | UserError | None = None
-    if concerned:
+    """Have this rank act, if it is concerned; every rank learns what any found, or gets the error that any met."""
+
+    def act() -> str | None:
         try:
-            found = action()
+            return action() if concerned else None
         except OSError as error:
-            found = UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.")
-        except UserError as error:
-            found = error
-    told = dist.gather_objects(found)
-    if mistake := next((each for each in told if isinstance(each, UserError)), None):
-        raise mistake
-    return next(filter(None, told), None)
+            raise UserError(
+                f"The run folder {run} cannot be written ({error}): free some room or set run.dir."
+            ) from None
+
+    return next(filter(None, dist.on_all(act)), None)
 
 
 def _make_ready(folder: Path, unfinished: Path) -> None:
@@ -121,46 +118,40 @@ def _make_ready(folder: Path, unfinished: Path) -> None:
     unfinished.mkdir(exist_ok=True)
 
 
-def _fetch_files(mirror: Mirror, place: Place, entries: list[Entry], unfinished: Path) -> str | None:
+def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfinished: Path) -> str | None:
     for entry in entries:
         file = unfinished / entry.file
         file.parent.mkdir(exist_ok=True)
-        if not _is_right(file, entry):
-            mirror.download(place.path(entry.file), file)
-            if not _is_right(file, entry):
-                return f"{entry.file} has not the SHA-256 that {INDEX} says"
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
+        if not file.is_file() or entry.damage(unfinished):
+            mirror.download(remote.path(entry.file), file)
+            if not file.is_file():
+                return f"{entry.file} is gone"
+            if damage := entry.damage(unfinished):
+                return damage
+            sync(file)
     return None
-
-
-def _is_right(file: Path, entry: Entry) -> bool:
-    if not file.is_file() or file.stat().st_size != entry.bytes:
-        return False
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest() == entry.sha256
 
 
 def _finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -> None:
     named = {unfinished / entry.file for entry in entries}
     for stranger in {path for path in unfinished.rglob("*") if path.is_file()} - named:
         stranger.unlink()
-    write_durably(unfinished / INDEX, index.decode())
+    write_durably(unfinished / INDEX, index)
     if folder.exists():
         shutil.rmtree(folder)
     os.rename(unfinished, folder)
     write_durably(folder.parent / LATEST, folder.name)
 
 
-def _fetch_small_files(mirror: Mirror, place: Place, run: Path, site: Site) -> None:
+def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> None:
     def described() -> None:
-        if (run / CHECKPOINTS / f"step_{place.step:08d}" / CONFIG).exists():
+        if (run / CHECKPOINTS / f"step_{remote.step:08d}" / CONFIG).exists():
             return  # it is whole by itself; one of version 0.1 needs these:
         for name in (CONFIG, *mirror.sizes(TOKENIZER), *mirror.sizes(TEXT_ENCODER)):
             if DESCRIPTION.fullmatch(name):
                 (run / name).parent.mkdir(exist_ok=True)
                 mirror.download(name, run / name)
-                sync_folder((run / name).parent)
+                sync((run / name).parent)
 
     def recorded() -> None:
         for name in (METRICS, SKIPPED):  # only ever appended to: the longer one knows more
@@ -169,11 +160,11 @@ def _fetch_small_files(mirror: Mirror, place: Place, run: Path, site: Site) -> N
             if len(content) > known:
                 write_durably(run / name, content.decode(errors="replace"))
 
-    _on_each(run, site.leads, described)
+    _on_each(run, group.leads, described)
     _on_each(run, dist.rank() == 0, recorded)
 
 
-def begin_without(mirror: Mirror, run: Path, site: Site) -> None:
+def begin_without(mirror: Mirror, run: Path, group: FolderGroup) -> None:
     """Make sure that a run whose mirror is still empty starts alike on all nodes; all ranks must call.
 
     Where nodes have folders of their own, an earlier attempt may have left its parts of a checkpoint in them.
@@ -181,14 +172,14 @@ def begin_without(mirror: Mirror, run: Path, site: Site) -> None:
     Raises:
         UserError: one node has a whole checkpoint.
     """
-    if site.is_whole:
+    if group.is_whole:
         return
-    if whole := _on_each(run, site.leads, partial(_own_whole, run)):
+    if whole := _on_each(run, group.leads, partial(_own_whole, run)):
         raise UserError(
             f"{whole} is whole on one node, and neither the others nor {mirror.url} have it: start the run on that "
             "node alone first, which uploads it."
         )
-    _on_each(run, site.leads, partial(_set_parts_aside, run))
+    _on_each(run, group.leads, partial(_set_parts_aside, run))
 
 
 def _own_whole(run: Path) -> str | None:

@@ -22,13 +22,13 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Site:
+class FolderGroup:
     """The ranks, in order, that see the same run folder as this one."""
 
     ranks: tuple[int, ...]
 
     @classmethod
-    def of_all(cls) -> Site:
+    def of_all(cls) -> FolderGroup:
         return cls(tuple(range(dist.world())))
 
     @property
@@ -42,11 +42,11 @@ class Site:
         return dist.rank() == self.ranks[0]
 
     def share(self, items: list[Item]) -> list[Item]:
-        """What falls to this rank of work that the ranks of the site divide among them."""
+        """What falls to this rank of work that the ranks of the group divide among them."""
         return items[self.ranks.index(dist.rank()) :: len(self.ranks)]
 
 
-def find_site(run: Path, mirrored: bool) -> Site:
+def find_folder_group(run: Path, mirrored: bool) -> FolderGroup:
     """Find out by a token of each rank in the run folder, which is made; all ranks must call.
 
     Args:
@@ -56,30 +56,29 @@ def find_site(run: Path, mirrored: bool) -> Site:
         UserError: the folder cannot be written, or is not the same everywhere and there is no mirror.
     """
     if dist.world() == 1:
-        return Site.of_all()
+        return FolderGroup.of_all()
     tokens = run / f".seen-{dist.broadcast_object(secrets.token_hex(8))}"
-    host = socket.gethostname()
-    failure = None
-    try:
-        tokens.mkdir(parents=True, exist_ok=True)
-        _token(tokens, dist.rank()).touch()
-    except OSError as error:
-        failure = f"rank {dist.rank()} on {host}: {error}"
-    if failure := next(filter(None, dist.gather_objects(failure)), None):
-        raise UserError(f"The run folder {run} cannot be written ({failure}): set run.dir to a place you may write.")
-    told = dist.gather_objects((host, _look(tokens)))
-    site = next(ranks for ranks in _connected([seen for _, seen in told]) if dist.rank() in ranks)
-    if dist.rank() == min(site):
+    dist.on_all(lambda: _leave_token(run, tokens))
+    reported = dist.gather_objects((socket.gethostname(), _look(tokens)))
+    group = next(ranks for ranks in _connected([seen for _, seen in reported]) if dist.rank() in ranks)
+    if dist.rank() == min(group):
         shutil.rmtree(tokens, ignore_errors=True)
-    hosts = [host for host, _ in told]
-    sees_rank_0 = dist.broadcast_object(site)
+    hosts = [host for host, _ in reported]
+    sees_rank_0 = dist.broadcast_object(group)
     if len(sees_rank_0) < dist.world() and not mirrored:
         raise UserError(_refusal(run, hosts, sees_rank_0))
-    return Site(tuple(sorted(site)))
+    return FolderGroup(tuple(sorted(group)))
 
 
-def _token(tokens: Path, rank: int) -> Path:
-    return tokens / f"{rank:05d}"
+def _leave_token(run: Path, tokens: Path) -> None:
+    try:
+        tokens.mkdir(parents=True, exist_ok=True)
+        (tokens / f"{dist.rank():05d}").touch()
+    except OSError as error:
+        failure = f"rank {dist.rank()} on {socket.gethostname()}: {error}"
+        raise UserError(
+            f"The run folder {run} cannot be written ({failure}): set run.dir to a place you may write."
+        ) from None
 
 
 def _look(tokens: Path) -> set[int]:
@@ -95,12 +94,12 @@ def _look(tokens: Path) -> set[int]:
 
 
 def _connected(seen: list[set[int]]) -> list[set[int]]:
-    """Sites, from what each rank has seen: one that sees another shares its folder, be it seen itself or not yet."""
-    sites: list[set[int]] = []
+    """Groups, from what each rank has seen: one that sees another shares its folder, be it seen itself or not yet."""
+    groups: list[set[int]] = []
     for ranks in seen:
-        touching = [site for site in sites if site & ranks]
-        sites = [site for site in sites if not site & ranks] + [ranks.union(*touching)]
-    return sites
+        touching = [group for group in groups if group & ranks]
+        groups = [group for group in groups if not group & ranks] + [ranks.union(*touching)]
+    return groups
 
 
 def _refusal(run: Path, hosts: list[str], sees_rank_0: set[int]) -> str:

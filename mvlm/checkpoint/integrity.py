@@ -49,7 +49,7 @@ def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
     """
     if reason := find_damage(checkpoint, hashes):
         raise refusal(checkpoint, reason)
-    if not can_go_on(checkpoint):
+    if not can_resume(checkpoint):
         raise UserError(
             f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
             "start a new run with checkpoint.init to take its weights alone."
@@ -57,7 +57,7 @@ def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
     return read_state(checkpoint)
 
 
-def can_go_on(checkpoint: Path) -> bool:
+def can_resume(checkpoint: Path) -> bool:
     """Whether an undamaged checkpoint has the moments that its optimiser needs."""
     return read_state(checkpoint).updates == 0 or has_moments(checkpoint)
 

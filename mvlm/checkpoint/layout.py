@@ -40,6 +40,19 @@ class Entry:
     bytes: int
     sha256: str
 
+    def damage(self, checkpoint: Path, hashes: bool = True) -> str:
+        """What is wrong with it in that folder, "" for nothing; raises OSError where it cannot be read.
+
+        Args:
+            hashes: False compares lengths alone.
+        """
+        with open(checkpoint / self.file, "rb") as file:
+            if (size := os.fstat(file.fileno()).st_size) != self.bytes:
+                return f"{self.file} has {size} bytes and not the {self.bytes} of {INDEX}"
+            if hashes and hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
+                return f"{self.file} has another SHA-256 than {INDEX} says"
+        return ""
+
 
 @dataclass(frozen=True)
 class Writer:
@@ -177,17 +190,9 @@ def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)
     """
     try:
         files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
-        for entry in files[share]:
-            if (size := (checkpoint / entry.file).stat().st_size) != entry.bytes:
-                return f"{entry.file} has {size} bytes and not the {entry.bytes} of index.json"
-            if not hashes:
-                continue
-            with open(checkpoint / entry.file, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                    return f"{entry.file} has another SHA-256 than index.json says"
+        return next(filter(None, (entry.damage(checkpoint, hashes) for entry in files[share])), None)
     except UNREADABLE as error:
         return f"{type(error).__name__}: {error}"
-    return None
 
 
 def _read_latest(latest: Path) -> tuple[Path | None, str]:

@@ -15,11 +15,11 @@ from threading import Thread
 import torch
 
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, METRICS, RUN_JSON, SKIPPED
-from mvlm.checkpoint.fencing import ATTEMPTS, Attempt
+from mvlm.checkpoint.fencing import ATTEMPTS, FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
-from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, read_index, step_of
-from mvlm.checkpoint.mirror import STATE, Mirror, Place
+from mvlm.checkpoint.mirror import STATE, Mirror, MirrorPath
 from mvlm.checkpoint.prune import prune
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
@@ -45,12 +45,12 @@ class Uploads:
         mirror: Mirror | None,
         run: Path,
         config: Checkpoint,
-        attempt: Attempt,
-        site: Site,
+        attempt: FencingToken,
+        group: FolderGroup,
         say: Callable[[str], None],
     ) -> None:
         self.seconds = 0.0
-        self._mirror, self._run, self._config, self._attempt, self._site = mirror, run, config, attempt, site
+        self._mirror, self._run, self._config, self._attempt, self._group = mirror, run, config, attempt, group
         self._say = say
         self._next: Path | None = None
         self._newest: Path | None = None
@@ -103,7 +103,7 @@ class Uploads:
             self._say(f"{folder.name} is not in the mirror, and training goes on: {self._failure}")
         if self._next:
             self._begin()
-        if self._newest and self._site.leads:
+        if self._newest and self._group.leads:
             prune(self._run, self._newest, self._config, self._attempt.writer, self.held)
 
     def drain(self) -> None:
@@ -135,7 +135,7 @@ class Uploads:
             UserError: nodes have folders of their own, and there is none.
         """
         self.drain()
-        if self._mirror and not self._site.is_whole and not fetch_newest(self._mirror, self._run, self._site):
+        if self._mirror and not self._group.is_whole and not fetch_newest(self._mirror, self._run, self._group):
             raise UserError(
                 f"{self._mirror.url} has no checkpoint to go back to ({self._failure}): start the same command again "
                 "once it can be written."
@@ -147,31 +147,31 @@ class Uploads:
         self._since = time.monotonic()
         self._task = _Task(self._upload_share)
 
-    def _place(self, folder: Path) -> Place:
-        return Place(self._attempt.number, step_of(folder))
+    def _remote(self, folder: Path) -> MirrorPath:
+        return MirrorPath(self._attempt.number, step_of(folder))
 
     def _upload_share(self) -> None:
         assert self._mirror and self._folder
-        folder, place = self._folder, self._place(self._folder)
+        folder, remote = self._folder, self._remote(self._folder)
         here = sorted(entry.file for entry in read_index(folder) if (folder / entry.file).exists())
-        for file in self._site.share([file for file in here if file != STATE]):
-            self._mirror.upload(folder / file, place.path(file))
+        for file in self._group.share([file for file in here if file != STATE]):
+            self._mirror.upload(folder / file, remote.path(file))
 
     def _complete(self) -> None:
         """Upload what makes the checkpoint whole, in the order that never shows a half one as whole."""
         assert self._mirror and self._folder
-        mirror, folder, place = self._mirror, self._folder, self._place(self._folder)
+        mirror, folder, remote = self._mirror, self._folder, self._remote(self._folder)
         self._stop_if_superseded()
         self._upload_small_files(mirror)
-        mirror.upload(folder / STATE, place.path(STATE))
-        arrived = mirror.sizes(place.path())
+        mirror.upload(folder / STATE, remote.path(STATE))
+        arrived = mirror.sizes(remote.path())
         for entry in read_index(folder):
-            if arrived.get(place.path(entry.file)) != entry.bytes:
-                raise UserError(f"{mirror.url}/{place.path(entry.file)} did not arrive in full.")
+            if arrived.get(remote.path(entry.file)) != entry.bytes:
+                raise UserError(f"{mirror.url}/{remote.path(entry.file)} did not arrive in full.")
         self._stop_if_superseded()
-        mirror.upload(folder / INDEX, place.path(INDEX))
-        mirror.write(f"{CHECKPOINTS}/{LATEST}", Path(place.path()).name.encode())
-        mirror.prune(place, self._config, self._attempt.is_of_chain)
+        mirror.upload(folder / INDEX, remote.path(INDEX))
+        mirror.write(f"{CHECKPOINTS}/{LATEST}", Path(remote.path()).name.encode())
+        mirror.prune(remote, self._config, self._attempt.is_of_chain)
 
     def _stop_if_superseded(self) -> None:
         if self._attempt.superseded_in_mirror():

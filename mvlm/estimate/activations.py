@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from mvlm.config.schema import Config
-from mvlm.data.loading.collate import MASKED_MULTIPLE, PAD_MULTIPLE
+from mvlm.data.loading.collate import MASKED_MULTIPLE
+from mvlm.data.samples.padding import PAD_MULTIPLE
 from mvlm.estimate.cross import Stack, stack_pieces
 from mvlm.estimate.encoders import Shape
 from mvlm.estimate.flops import Work, image_tokens

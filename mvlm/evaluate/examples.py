@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.batch import IGNORE
-from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.evaluate import shares
 from mvlm.evaluate.masked_words import RandomWords
 from mvlm.evaluate.reconstruction import (
@@ -103,7 +103,7 @@ def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, devi
 
 
 def image_examples(
-    model: MaskVLM, captions: Sequence[str], tokens: CaptionTokenizer, image_BCHW: Tensor, mask_BN: Tensor
+    model: MaskVLM, captions: Sequence[str], tokens: BatchTokenizer, image_BCHW: Tensor, mask_BN: Tensor
 ) -> list[ImageExample]:
     """The hidden patches of images restored, once with their captions and once with empty ones.
 

@@ -124,7 +124,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 def _protocol(task: str, dataset: LabelledEvalDataset, classes: Sequence[str]) -> str:
     size = dataset.image_size
-    seen = f"Images resized to {size} x {size} without a crop, {dataset.told_length}"
+    seen = f"Images resized to {size} x {size} without a crop, {dataset.reported_length}"
     if task == "vqa":
         return (
             f"{seen}; one of {len(classes)} answers is chosen. Accuracy is VQA's: min(people who said so / 3, 1), "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.data.loading.collate import PAD_MULTIPLE
+from mvlm.data.samples.padding import PAD_MULTIPLE
 from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.evaluate import shares
 from mvlm.evaluate.memory import Sizes

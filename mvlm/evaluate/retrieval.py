@@ -167,7 +167,7 @@ def _protocol(dataset: EvalDataset, search: SearchSettings) -> str:
     )
     return (
         f"{len(dataset)} images and {len(dataset.captions)} captions, all of them candidates of every query; "
-        f"{dataset.told_length}; "
+        f"{dataset.reported_length}; "
         f"ITC orders them by cosine similarity, {again}; {right}; equal scores keep the order of the data. "
         f"Mean recall is that of R@1, R@5 and R@10 both ways; the median rank begins at 1. "
         f"{intervals.explain('the images, each with its captions')}"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.data.loading.collate import pad
 from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.padding import pad
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import shares

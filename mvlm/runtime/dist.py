@@ -287,3 +287,16 @@ def as_rank_0(ask: Callable[[], Found]) -> Found:
     if isinstance(answer, UserError):
         raise answer
     return answer
+
+
+def on_all(act: Callable[[], Found]) -> list[Found]:
+    """What every rank finds, in their order; where any meets a mistake, all raise the first."""
+    found: Found | UserError
+    try:
+        found = act()
+    except UserError as error:
+        found = error
+    everything = gather_objects(found)
+    if mistake := next((each for each in everything if isinstance(each, UserError)), None):
+        raise mistake
+    return everything

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage, why_bad
-from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.evaluation import EvalImages
+from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture
@@ -133,7 +133,7 @@ class ImageIndex:
 class _Candidates:
     """Images of an index, and the sentence that each may match: what `match_pairs` reads."""
 
-    def __init__(self, index: ImageIndex, images: Sequence[int], sentence: str, tokens: CaptionTokenizer, size: int):
+    def __init__(self, index: ImageIndex, images: Sequence[int], sentence: str, tokens: BatchTokenizer, size: int):
         self.captions, self.tokens, self._numbers = [sentence], tokens, images
         self._all = EvalImages(index.shards, len(index), size)
 
@@ -157,7 +157,7 @@ def find_by_sentence(
     """
     config, model = loaded.config, loaded.model
     rerank = rerank if config.objectives.itm else 0
-    tokens = CaptionTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length)
+    tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length)
     with shares.inference(model):
         text_1L, valid_1L = (tensor.to(device) for tensor in tokens.batch([sentence]))
         feature_E = model.project_text(model.encode_text(text_1L, valid_1L))[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from mvlm.data.images.decode import BadImage, Decoded, load_image
 from mvlm.data.images.encoded import PIXEL_LIMIT
 from mvlm.data.images.transforms import eval_view
-from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import Mixture, UnreadableRow, held_out
 from mvlm.errors import UserError
@@ -52,7 +52,7 @@ class Answers:
         self.loaded, self.index, self.device = loaded, index, device
         config, self.model = loaded.config, loaded.model
         self.tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-        self.tokens = CaptionTokenizer(self.tokenizer, config.data.text_length)
+        self.tokens = BatchTokenizer(self.tokenizer, config.data.text_length)
         self.block = config.objectives.image_mask_block
         self.squares = masking.block_grid(self.model.grid, self.block)
         self.samples = _samples(self._shards())

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch
 from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config.schema import Objectives, Train
-from mvlm.data.samples.dataset import Rows
+from mvlm.data.loading.collate import collate
+from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.losses.itc import gather_features
@@ -40,7 +41,12 @@ OF_A_HOST = 0.8
 
 
 def find_micro_batch(
-    train: Train, objectives: Objectives, model: Encoders, dataset: Rows[Any], ds_config: dict[str, Any], start: Start
+    train: Train,
+    objectives: Objectives,
+    model: Encoders,
+    dataset: ShardDataset[Any],
+    ds_config: dict[str, Any],
+    start: Start,
 ) -> int:
     """The number for "auto", the same on all ranks, which all must call.
 
@@ -80,7 +86,7 @@ class Trial:
         global_batch: int,
         objectives: Objectives,
         model: Encoders,
-        dataset: Rows[Any],
+        dataset: ShardDataset[Any],
         ds_config: dict[str, Any],
     ) -> None:
         self.global_batch, self.objectives, self.model, self.dataset = global_batch, objectives, model, dataset
@@ -216,8 +222,8 @@ def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Itera
             tensor.data = data
 
 
-def longest_batch(dataset: Rows[Any], pairs: int) -> Batch | LabelledBatch:
-    """A micro-batch of made samples whose texts are as long as texts may be."""
+def longest_batch(dataset: ShardDataset[Any], pairs: int) -> Batch | LabelledBatch:
+    """A micro-batch of synthetic samples whose texts are as long as texts may be."""
     samples = [dataset.longest(place) for place in range(pairs)]
     images_VBCHW = torch.zeros((dataset.image_shape[0], pairs, *dataset.image_shape[1:]), dtype=torch.uint8)
-    return dataset.collate(samples, images_VBCHW)
+    return collate(samples, images_VBCHW, dataset.captions)

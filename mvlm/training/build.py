@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mvlm.checkpoint.description import TOKENIZER, described_in
 from mvlm.config.schema import Config, Data, Task
-from mvlm.data.samples.dataset import Rows
+from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import LabelledDataset, class_names
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
@@ -60,7 +60,7 @@ def coming_classes(task: Task, start: Start) -> int:
 
 def build_dataset(
     config: Config, mixture: Mixture, tokenizer: PreTrainedTokenizerBase, model: Encoders, classes: Sequence[str] = ()
-) -> Rows[Any]:
+) -> ShardDataset[Any]:
     """What a run is trained on; raises `UserError` where the mask blocks do not fit the image.
 
     Args:

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from mvlm.checkpoint.description import TOKENIZER
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import begin_without, fetch_newest
-from mvlm.checkpoint.folder_group import Site, find_site
+from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Config
-from mvlm.data.samples.dataset import Rows
+from mvlm.data.loading.truncation import truncation_warning
+from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.shards.corpus import Mixture, training_mixture
 from mvlm.errors import OUT_OF_SIGHT, cannot_write
@@ -104,7 +105,7 @@ class Plan:
     names: tuple[str, str]
     folder: Path
     mirror: Mirror | None
-    site: Site
+    site: FolderGroup
     start: Start
     resumed: Resumed | None
     mixture: Mixture
@@ -137,7 +138,7 @@ def make_plan(config: Config, names: tuple[str, str], given: frozenset[str], sto
     folder = Path(config.run.dir)
     content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
-    site = find_site(folder, mirrored=mirror is not None)
+    site = find_folder_group(folder, mirrored=mirror is not None)
     if mirror and not fetch_newest(mirror, folder, site):
         begin_without(mirror, folder, site)
     start = checkpoints.starting_point(folder, config.checkpoint)
@@ -196,7 +197,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     return trainer
 
 
-def _build_engine(plan: Plan) -> tuple[Engine, Rows[Any], Arithmetic, InitReport | None]:
+def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, InitReport | None]:
     """Engine and data set, what a pair costs, and what the weights started from."""
     config, start, folder = plan.config, plan.start, plan.folder
     tokenizer = prepare_tokenizer(config.data, config.model.text, config.task, folder, plan.mixture, start, plan.site)
@@ -226,13 +227,13 @@ def _build_engine(plan: Plan) -> tuple[Engine, Rows[Any], Arithmetic, InitReport
     return engine, dataset, arithmetic, beginning
 
 
-def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, Attempt]:
+def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]:
     """Fill the engine where a run is resumed, and make this the run's attempt; the start as it turned out to be."""
     start, resumed, fingerprint = plan.start, plan.resumed, plan.mixture.fingerprint
     state = TrainState(0, 0, plan.config.run.seed, fingerprint, frozen=plan.config.train.freeze)
     if resumed:
         start, state = checkpoints.restore_start(engine, plan.folder, start, fingerprint)
-    attempt = Attempt(plan.folder, plan.mirror, start.resumes and start.own, plan.site)
+    attempt = FencingToken(plan.folder, plan.mirror, start.resumes and start.own, plan.site)
     if resumed and start.checkpoint and start.own:
         if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
             start, state = checkpoints.restore_start(engine, plan.folder, start, fingerprint)
@@ -243,7 +244,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, Attempt]:
     return start, state, attempt
 
 
-def _warnings(plan: Plan, dataset: Rows[Any]) -> list[str]:
+def _warnings(plan: Plan, dataset: ShardDataset[Any]) -> list[str]:
     """What a person should know of a run that begins or is resumed."""
     config = plan.config
     found = unused(plan.content, plan.names[0])
@@ -254,7 +255,7 @@ def _warnings(plan: Plan, dataset: Rows[Any]) -> list[str]:
         )
     ]
     sentences = [f"warning: {warning}" for warning in found]
-    if not plan.start.resumes and (cut := dataset.told_cut()):
+    if not plan.start.resumes and (cut := truncation_warning(dataset)):
         sentences.append(cut)
     return sentences
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from mvlm import __version__
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, DESCRIPTION, RUN_JSON, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.fencing import ATTEMPTS
-from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Config, Data, Task
 from mvlm.data.samples.answers import frequent_answers, save_answers
@@ -38,7 +38,7 @@ STARTED = "started_from.json"
 
 
 def prepare_tokenizer(
-    data: Data, text: str, task: Task, run: Path, mixture: Mixture, start: Start, site: Site
+    data: Data, text: str, task: Task, run: Path, mixture: Mixture, start: Start, site: FolderGroup
 ) -> PreTrainedTokenizerBase:
     """The run's tokenizer, saved in its folder: the checkpoint's on resume, else the encoder's own, given or trained.
 
@@ -131,7 +131,7 @@ def find_answers(task: Task, mixture: Mixture) -> tuple[str, ...]:
     return answers
 
 
-def _copy_to_sites(folder: Path, site: Site) -> None:
+def _copy_to_sites(folder: Path, site: FolderGroup) -> None:
     """Give every node that has a run folder of its own what rank 0 has in this folder of its one."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()} if dist.rank() == 0 else {}
     for name, content in dist.broadcast_object(files).items():
@@ -150,7 +150,7 @@ def describe_run(
     ds_config: dict[str, Any],
     model: Encoders,
     layout: dict[str, Any],
-    site: Site,
+    site: FolderGroup,
     beginning: InitReport | None,
     attempt: int,
 ) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from mvlm.checkpoint.state import OrderSpec, TrainState
 from mvlm.config.schema import Data, Train
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.prefetch import fill_ahead
-from mvlm.data.loading.sampler import order_of, resumed
-from mvlm.data.samples.dataset import Rows
+from mvlm.data.loading.prefetch import start_prefetcher
+from mvlm.data.loading.sampler import make_sampler, order_of, resumed
+from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import DataLost
 from mvlm.runtime import dist
 from mvlm.training.health.anomaly import Anomaly
@@ -37,7 +37,7 @@ class Stream:
 
     def __init__(
         self,
-        dataset: Rows[Any],
+        dataset: ShardDataset[Any],
         data: Data,
         train: Train,
         run: Path,
@@ -61,8 +61,8 @@ class Stream:
         if change:
             self._say(change)
         self.lost = ""
-        self._sampler = self._mixture.sampler(self._seed, self.order)
-        self.loader: Loader[Any, Any] = Loader(
+        self._sampler = make_sampler(self._mixture, self._seed, self.order)
+        self.loader = Loader(
             self._dataset,
             self._sampler,
             global_batch=self.global_batch,
@@ -75,7 +75,7 @@ class Stream:
             worker_mode=data.worker_mode,
             prefetch=data.prefetch,
             pin=dist.uses_cuda(),
-            ahead=fill_ahead(self._mixture, self._sampler, position),
+            prefetcher=start_prefetcher(self._mixture, self._sampler, position),
         )
 
     def close(self) -> None:

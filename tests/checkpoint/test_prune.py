@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.layout import Writer, read_writer, step_name, step_of
 from mvlm.checkpoint.prune import lineage, to_keep
 from mvlm.config.load import load_config
@@ -24,7 +24,7 @@ from tests.training.test_saver import names, steps_saved, weight_of
 
 def begin(run: Path, *steps: int, keep: int = 1) -> list[str]:
     """As a run that begins from scratch, or from another's weights."""
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(keep=keep), Attempt(run))
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(keep=keep), FencingToken(run))
     saver._engine = engine
     for step in steps:
         save(saver, engine, step)

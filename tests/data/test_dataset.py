@@ -15,7 +15,8 @@ from mvlm.batch import IGNORE
 from mvlm.config.schema import Model, Objectives, Run
 from mvlm.data.images.decode import open_picture
 from mvlm.data.images.transforms import eval_view
-from mvlm.data.loading.collate import caption_id, collate
+from mvlm.data.loading.collate import caption_id, collate, collate_pairs
+from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
@@ -28,7 +29,7 @@ def equal(one, other):
 
 
 def batch_of(dataset, samples):
-    return dataset.collate(samples, stacked(samples))
+    return collate(samples, stacked(samples), dataset.captions)
 
 
 def test_a_sample_is_a_function_of_seed_position_and_row(dataset, mixture, tokenizer, config):
@@ -77,11 +78,11 @@ def test_texts_that_are_cut_are_told(dataset, mixture, tokenizer, with_data, row
     assert dataset.captions.whole_lengths(captions) == lengths and min(lengths) <= 14 < max(lengths)
     cut = sum(length > 14 for length in lengths)
     told = f"{cut} of {len(lengths)} are longer, up to {max(lengths)} tokens"
-    assert f"at data.text_length = 14: of the first rows' {told}" in dataset.told_cut()
+    assert f"at data.text_length = 14: of the first rows' {told}" in truncation_warning(dataset)
     longer = PairDataset(mixture, tokenizer, *of_pairs(with_data(text_length=max(lengths))), dataset.grid)
-    assert longer.told_cut() == ""
-    assert f"texts cut at 14 tokens ({cut} of" in EvalDataset(mixture, tokenizer, 14, 32).told_length
-    assert EvalDataset(mixture, tokenizer, max(lengths), 32).told_length.endswith("tokens (none is longer)")
+    assert truncation_warning(longer) == ""
+    assert f"texts cut at 14 tokens ({cut} of" in EvalDataset(mixture, tokenizer, 14, 32).reported_length
+    assert EvalDataset(mixture, tokenizer, max(lengths), 32).reported_length.endswith("tokens (none is longer)")
 
 
 def test_spans_say_where_each_token_stands(dataset):
@@ -138,7 +139,7 @@ def test_two_views_share_the_image_but_not_the_draws(mixture, tokenizer, with_da
     one = dataset.sample(3, 70)
     assert (two.images[0] == one.images[0]).all()
     assert (two.images[-1] != two.images[0]).any()
-    batch = collate([two], stacked([two]), 1, 14)
+    batch = collate_pairs([two], stacked([two]), 1, 14)
     assert batch.masked_image_BCHW is not batch.image_BCHW
     assert (batch.masked_image_BCHW[0].numpy() == two.images[-1]).all()
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from data_tools.check import Demands, check_record
+from data_tools.filters import Filters, check_record
 from data_tools.image import decode
 from data_tools.record import Dropped, Record
 from mvlm.data.images.decode import DECODERS, FORCE, load_image, open_picture
@@ -122,7 +122,7 @@ def test_what_asks_for_too_much_is_refused_alike_and_at_once(name, monkeypatch):
         with pytest.raises(BadImage) as refused:
             take(data)
         assert refused.value.reason == reason
-    found = check_record(Record("k", data, ["a caption"]), Demands(longest_side=64))
+    found = check_record(Record("k", data, ["a caption"]), Filters(longest_side=64))
     assert isinstance(found, Dropped)
     assert found.reason == reason
     assert time.process_time() - began < 2
@@ -220,7 +220,7 @@ def test_what_is_taken_looks_the_same_in_training_and_when_it_is_shrunk(name):
     found = check_record(Record("k", data, ["a caption"]))
     assert not isinstance(found, Dropped)
     assert (found.pictures[0].height, found.pictures[0].width, found.pictures[0].encoded) == (*pixels.shape[:2], b"")
-    shrunk = check_record(Record("k", data, ["a caption"]), Demands(longest_side=10, quality=100))
+    shrunk = check_record(Record("k", data, ["a caption"]), Filters(longest_side=10, quality=100))
     assert not isinstance(shrunk, Dropped)
     small = np.asarray(load_image(shrunk.pictures[0].encoded)).astype(int)
     whole = load_image(data)

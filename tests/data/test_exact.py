@@ -15,8 +15,10 @@ from slow_store import SlowStore
 from test_loader import pairs
 
 from mvlm.checkpoint.state import TrainState
+from mvlm.data.loading.collate import collate
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.prefetch import fill_ahead
+from mvlm.data.loading.prefetch import start_prefetcher
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture
@@ -60,9 +62,10 @@ def reference(open_dataset, config, with_shuffle):
 
     def digest(shuffle, position):
         if (shuffle, position) not in known:
-            row, occurrence = dataset.mixture.draws(config.run.seed, with_shuffle(shuffle))(np.array([position]))
+            sampler = make_sampler(dataset.mixture, config.run.seed, [order_of(with_shuffle(shuffle))])
+            row, occurrence = sampler(np.array([position]))
             sample = dataset.sample(position, int(row[0]), int(occurrence[0]))
-            known[shuffle, position] = pairs(dataset.collate([sample], stacked([sample])))[position]
+            known[shuffle, position] = pairs(collate([sample], stacked([sample]), dataset.captions))[position]
         return known[shuffle, position]
 
     return digest
@@ -82,9 +85,16 @@ def hashes(steps):
 def read(dataset, draws, world, start, steps, **options):
     merged = [{} for _ in range(steps)]
     for rank in range(world):
-        ahead = fill_ahead(dataset.mixture, draws, start)
+        ahead = start_prefetcher(dataset.mixture, draws, start)
         with Loader(
-            dataset, draws, global_batch=GLOBAL, rank=rank, world=world, start_position=start, ahead=ahead, **options
+            dataset,
+            draws,
+            global_batch=GLOBAL,
+            rank=rank,
+            world=world,
+            start_position=start,
+            prefetcher=ahead,
+            **options,
         ) as loader:
             for step, batches in enumerate(itertools.islice(loader, steps)):
                 for batch in batches:
@@ -109,7 +119,7 @@ def test_every_global_batch_has_one_hash(
     open_dataset, reference, config, with_shuffle, place, layout, workers, mode, shuffle, start, prefetch
 ):
     dataset = open_dataset(place)
-    draws = dataset.mixture.draws(config.run.seed, with_shuffle(shuffle))
+    draws = make_sampler(dataset.mixture, config.run.seed, [order_of(with_shuffle(shuffle))])
     world, micro = layout
     options = {"micro_batch": micro, "workers": workers, "worker_mode": mode, "prefetch": prefetch}
     found = read(dataset, draws, world, start, 2, **options)

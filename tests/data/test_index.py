@@ -27,13 +27,13 @@ def test_rows_are_those_of_to_pylist(folder):
     expected = [row for table in read for row in table.to_pylist()]
     corpus = Corpus(folder)
     assert [as_dict(corpus.row(i)) for i in range(len(corpus))] == expected
-    assert [corpus.captions(i) for i in range(len(corpus))] == [row["captions"] for row in expected]
+    assert [corpus.row(i).captions for i in range(len(corpus))] == [row["captions"] for row in expected]
 
 
 def test_an_image_is_a_slice_of_the_mapped_file(folder, rows):
     before = pa.total_allocated_bytes()
     corpus = Corpus(folder)
-    views = [corpus.image(i) for i in range(len(corpus))]
+    views = [corpus.row(i).image for i in range(len(corpus))]
     assert pa.total_allocated_bytes() - before < 1000
     assert all(isinstance(view, memoryview) and view.readonly for view in views)
     del corpus
@@ -62,7 +62,7 @@ def test_a_mixture_is_its_corpora_end_to_end(folder, rows, tmp_path):
     other = write_shards(tmp_path / "other", other_rows, shard_rows=4, batch_rows=3)
     mixture = Mixture([folder, other])
     assert [as_dict(mixture.row(i)) for i in range(len(mixture))] == rows + other_rows
-    assert mixture.captions(len(rows) + 8) == other_rows[8]["captions"]
+    assert mixture.row(len(rows) + 8).captions == other_rows[8]["captions"]
     assert mixture.where(len(rows) + 5) == f"{other / '000001.arrow'} row 1"
     corpus, local = mixture.locate(len(rows))
     assert corpus.folder == other and local == 0
@@ -92,14 +92,14 @@ def test_a_cut_shard_is_named_with_the_rows_lost(folder, tmp_path):
 def test_a_shard_cut_while_it_is_mapped_is_named(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "cut")
     corpus = Corpus(tmp_path / "cut")
-    whole = bytes(corpus.image(0))
+    whole = bytes(corpus.row(0).image)
     file = Path(corpus.where(0).split(" row ")[0])
     with file.open("r+b") as shard:
         shard.truncate(100)
     with pytest.raises(UserError, match=rf"{file.name} row 0 cannot be read .* not all are there any more"):
-        corpus.image(0)
+        corpus.row(0)
     shutil.copy(folder / file.name, file)
-    assert bytes(corpus.image(0)) == whole
+    assert bytes(corpus.row(0).image) == whole
 
 
 def test_no_folder_and_no_rows_are_refused(tmp_path):

@@ -12,6 +12,7 @@ from data_tools.__main__ import main as data_tools_main
 from mvlm.data.images.decode import open_picture
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.labelled import LabelledDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.schema import LABELS, OWN_COLUMNS
@@ -89,7 +90,7 @@ def test_the_two_images_of_a_pair_are_drawn_apart(corpora, tokenizer, with_data,
 def test_the_loader_gives_the_same_batches_in_both_modes(corpora, task, tokenizer, config):
     mixture = opened(corpora, task)
     dataset = LabelledDataset(mixture, task, tokenizer, *of_labelled(config), ["no", "yes"])
-    draws = mixture.draws(1, config.data)
+    draws = make_sampler(mixture, 1, [order_of(config.data)])
     options = {"global_batch": 12, "micro_batch": 6, "workers": 2}
     modes = ("threads", "processes") if task == "nlvr2" else ("threads",)
     streams = []

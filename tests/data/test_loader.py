@@ -10,8 +10,9 @@ import pytest
 import torch
 from made_shards import make_rows, stacked, write_shards
 
+from mvlm.data.loading.collate import collate
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.order import Draws
+from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
@@ -23,7 +24,7 @@ STEPS = 10  # 160 positions of 130 rows: into the second epoch
 
 @pytest.fixture(scope="module")
 def draws(dataset, config):
-    return Draws([len(dataset)], [1.0], config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
+    return MixtureSampler([len(dataset)], [1.0], config.run.seed, config.data.shuffle_block, config.data.shuffle_window)
 
 
 def digest(batch, row):
@@ -67,7 +68,7 @@ def reference(dataset, draws):
     steps = [range(step * GLOBAL, (step + 1) * GLOBAL) for step in range(STEPS)]
     rows, occurrences = draws(torch.arange(STEPS * GLOBAL).numpy())
     samples = [[dataset.sample(at, int(rows[at]), int(occurrences[at])) for at in step] for step in steps]
-    return [pairs(dataset.collate(step, stacked(step))) for step in samples]
+    return [pairs(collate(step, stacked(step), dataset.captions)) for step in samples]
 
 
 LAYOUTS = [(1, 0, 16), (1, 1, 4), (1, 3, 2), (2, 0, 2), (2, 1, 8), (2, 3, 4), (4, 0, 4), (4, 1, 1), (4, 3, 2)]
@@ -150,7 +151,7 @@ class Slow:
 
     def __init__(self, dataset, seconds=0.0):
         self.dataset, self.seconds, self.asked = dataset, seconds, []
-        self.collate, self.image_shape = dataset.collate, dataset.image_shape
+        self.captions, self.image_shape = dataset.captions, dataset.image_shape
 
     def samples(self, draws, images):
         self.asked += [position for position, _, _ in draws]
@@ -187,7 +188,7 @@ def test_an_error_in_a_thread_reaches_the_consumer_at_its_step(tmp_path, tokeniz
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
     dataset = PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
-    draws = Draws([40], [1.0], 0, 4, 4)
+    draws = MixtureSampler([40], [1.0], 0, 4, 4)
     bad_step = int((draws(torch.arange(40).numpy())[0] == 17).argmax()) // 4
     delivered = 0
     loader = Loader(dataset, draws, global_batch=4, micro_batch=4, workers=workers, prefetch=3)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import make_rows, write_shards
 
-from mvlm.data.loading.order import Draws, Order
+from mvlm.data.loading.order import BlockShuffle, MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
@@ -33,7 +33,7 @@ def test_each_row_is_drawn_as_often_as_its_weight_says(corpora, seed, block, win
     counts = [round(Fraction(str(weight)) * size) for size, weight in corpora]
     if not sum(counts):
         return
-    draws, epochs = Draws(sizes, weights, seed, block, window), 5
+    draws, epochs = MixtureSampler(sizes, weights, seed, block, window), 5
     drawn = [epoch_of(draws, epoch) for epoch in range(epochs)]
     first_rows = [0, *itertools.accumulate(sizes)]
     for epoch in drawn:
@@ -52,23 +52,23 @@ def test_each_row_is_drawn_as_often_as_its_weight_says(corpora, seed, block, win
 
 def test_a_draw_is_a_function_of_seed_and_position():
     sizes, weights = [70, 33, 5], [1.0, 2.5, 0.4]
-    draws = Draws(sizes, weights, 5, 8, 3)
+    draws = MixtureSampler(sizes, weights, 5, 8, 3)
     whole = draws(np.arange(700))
     at = np.random.default_rng(0).integers(0, 700, 200)
-    for mine, all_of_it in zip(Draws(sizes, weights, 5, 8, 3)(at), whole, strict=True):
+    for mine, all_of_it in zip(MixtureSampler(sizes, weights, 5, 8, 3)(at), whole, strict=True):
         assert (mine == all_of_it[at]).all()
-    for other in (Draws(sizes, weights, 6, 8, 3), Draws(sizes, [1.0, 1.5, 0.4], 5, 8, 3)):
+    for other in (MixtureSampler(sizes, weights, 6, 8, 3), MixtureSampler(sizes, [1.0, 1.5, 0.4], 5, 8, 3)):
         assert np.mean(other(np.arange(150))[0] == whole[0][:150]) < 0.1
 
 
 def test_without_weights_it_is_the_plain_order():
-    rows, occurrences = Draws([40, 60], [1.0, 1.0], 9, 8, 4)(np.arange(300))
-    assert (rows == Order(100, 9, 8, 4)(np.arange(300))).all()
+    rows, occurrences = MixtureSampler([40, 60], [1.0, 1.0], 9, 8, 4)(np.arange(300))
+    assert (rows == BlockShuffle(100, 9, 8, 4)(np.arange(300))).all()
     assert not occurrences.any()
 
 
 def test_a_part_of_a_corpus_is_another_each_epoch_and_of_whole_blocks():
-    draws = Draws([4096], [0.25], 1, 64, 4)
+    draws = MixtureSampler([4096], [0.25], 1, 64, 4)
     parts = [{row for row, _ in epoch_of(draws, epoch)} for epoch in range(4)]
     assert set.union(*parts) == set(range(4096))
     for part in parts:
@@ -77,7 +77,7 @@ def test_a_part_of_a_corpus_is_another_each_epoch_and_of_whole_blocks():
 
 
 def test_a_billion_rows_in_ten_corpora_cost_nothing():
-    draws = Draws([10**8] * 10, [0.1 * (i + 1) for i in range(10)], 0, 64, 64)
+    draws = MixtureSampler([10**8] * 10, [0.1 * (i + 1) for i in range(10)], 0, 64, 64)
     rows, occurrences = draws(np.arange(10**9, 10**9 + 4096))
     assert draws.per_epoch == 55 * 10**7 and rows.max() < 10**9
     assert len(set(zip(rows.tolist(), occurrences.tolist(), strict=True))) == 4096

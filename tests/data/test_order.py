@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.data.loading.order import Draws, Order, ShardOrder, permute
+from mvlm.data.loading.order import BlockShuffle, MixtureSampler, ShardShuffle, permute
 
 sizes = st.integers(1, 700)
 small = st.integers(1, 20)
@@ -23,13 +23,13 @@ def epoch_of(order, epoch):
 @settings(max_examples=150, deadline=None)
 @given(rows=sizes, seed=st.integers(-(2**63), 2**64), block=small, window=small, epoch=st.integers(0, 10**6))
 def test_every_epoch_visits_every_row_once(rows, seed, block, window, epoch):
-    assert (np.sort(epoch_of(Order(rows, seed, block, window), epoch)) == np.arange(rows)).all()
+    assert (np.sort(epoch_of(BlockShuffle(rows, seed, block, window), epoch)) == np.arange(rows)).all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows=sizes, block=small, window=small, data=st.data())
 def test_any_positions_in_any_order_give_the_same_rows(rows, block, window, data):
-    order = Order(rows, 3, block, window)
+    order = BlockShuffle(rows, 3, block, window)
     whole = order(np.arange(3 * rows))
     positions = np.array(data.draw(st.lists(st.integers(0, 3 * rows - 1), max_size=30)), dtype=np.int64)
     assert (order(positions) == whole[positions]).all()
@@ -38,7 +38,9 @@ def test_any_positions_in_any_order_give_the_same_rows(rows, block, window, data
 
 
 def test_epochs_and_seeds_differ():
-    orders = [epoch_of(Order(1000, seed, 16, 4), epoch) for seed, epoch in itertools.product((0, 1, 2), (0, 1, 2))]
+    orders = [
+        epoch_of(BlockShuffle(1000, seed, 16, 4), epoch) for seed, epoch in itertools.product((0, 1, 2), (0, 1, 2))
+    ]
     for one, other in itertools.combinations(orders, 2):
         assert np.mean(one == other) < 0.02
     # Not merely rotated or shifted against each other either.
@@ -50,7 +52,7 @@ def test_epochs_and_seeds_differ():
 @given(rows=sizes, block=small, window=small, epoch=st.integers(0, 50))
 def test_a_window_reads_few_blocks(rows, block, window, epoch):
     """In the rotated corpus, which the test finds by trying offsets, each window of places covers whole blocks."""
-    order = Order(rows, 11, block, window)
+    order = BlockShuffle(rows, 11, block, window)
     seen = epoch_of(order, epoch)
     full = rows // block
     windows = max(1, -(-full // window))
@@ -68,7 +70,7 @@ def test_a_window_reads_few_blocks(rows, block, window, epoch):
 
 def test_every_row_takes_a_place_as_often_as_any_other():
     rows, epochs = 24, 6000
-    order = Order(rows, 1, 3, 2)
+    order = BlockShuffle(rows, 1, 3, 2)
     for place in (0, 11, 23):
         counts = np.bincount(order(np.arange(epochs) * rows + place), minlength=rows)
         chi2 = ((counts - epochs / rows) ** 2 / (epochs / rows)).sum()
@@ -87,7 +89,7 @@ def test_every_permutation_of_few_things_comes_up_as_often(size):
 
 
 def test_neighbours_do_not_stay_neighbours():
-    seen = epoch_of(Order(100_000, 0, 64, 64), 0)
+    seen = epoch_of(BlockShuffle(100_000, 0, 64, 64), 0)
     assert np.mean(np.abs(np.diff(seen)) == 1) < 0.002
     assert abs(np.corrcoef(seen[:-1], seen[1:])[0, 1]) < 0.6  # windows mix blocks from all over the corpus
 
@@ -95,7 +97,7 @@ def test_neighbours_do_not_stay_neighbours():
 def test_a_billion_rows_cost_nothing():
     tracemalloc.start()
     began = time.process_time()
-    order = Order(10**9 + 7, 0, 64, 64)
+    order = BlockShuffle(10**9 + 7, 0, 64, 64)
     rows = order(np.arange(5 * 10**9, 5 * 10**9 + 4096))
     elapsed, peak = time.process_time() - began, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -105,7 +107,7 @@ def test_a_billion_rows_cost_nothing():
 
 def test_the_order_never_changes():
     """Written down once: an order that moves between versions would break every resumed run."""
-    assert Order(100, 0, 8, 4)(np.array([0, 1, 2, 99, 100, 250])).tolist() == [79, 8, 80, 68, 14, 58]
+    assert BlockShuffle(100, 0, 8, 4)(np.array([0, 1, 2, 99, 100, 250])).tolist() == [79, 8, 80, 68, 14, 58]
 
 
 shard_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25)
@@ -114,7 +116,7 @@ shard_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25)
 @settings(max_examples=100, deadline=None)
 @given(lengths=shard_lengths, seed=st.integers(-(2**63), 2**64), window=small, epoch=st.integers(0, 10**6))
 def test_whole_shards_are_read_a_few_at_a_time(lengths, seed, window, epoch):
-    order = ShardOrder(lengths, seed, window)
+    order = ShardShuffle(lengths, seed, window)
     assert order.rows == sum(lengths)
     seen = epoch_of(order, epoch)
     assert (np.sort(seen) == np.arange(order.rows)).all()
@@ -126,21 +128,21 @@ def test_whole_shards_are_read_a_few_at_a_time(lengths, seed, window, epoch):
 
 
 def test_the_order_of_shards_is_another_each_epoch_and_mixes_a_window():
-    order = ShardOrder([100] * 50, 4, 5)
+    order = ShardShuffle([100] * 50, 4, 5)
     epochs = [epoch_of(order, epoch) for epoch in range(3)]
     for one, other in itertools.combinations(epochs, 2):
         assert np.mean(one == other) < 0.01
     first = epochs[0][:500]
     assert len(set((first // 100).tolist())) == 5
     assert np.bincount(first[:250] // 100).max() < 80  # of the 50 there would be in a perfect mixture
-    assert ShardOrder([3, 1, 4, 1, 5], 0, 2)(np.array([0, 5, 13, 14, 30])).tolist() == [0, 6, 13, 10, 12]
+    assert ShardShuffle([3, 1, 4, 1, 5], 0, 2)(np.array([0, 5, 13, 14, 30])).tolist() == [0, 6, 13, 10, 12]
 
 
 def test_a_mixture_by_whole_shards_draws_what_its_weights_say():
     shards = [[30, 20, 7], [11, 11, 11]]
     sizes, weights = [57, 33], [1.0, 2.5]
-    draws = Draws(sizes, weights, 3, 15, 2, shards)
-    blocks = Draws(sizes, weights, 3, 15, 2)
+    draws = MixtureSampler(sizes, weights, 3, 15, 2, shards)
+    blocks = MixtureSampler(sizes, weights, 3, 15, 2)
     for epoch in range(3):
         at = np.arange(epoch * draws.per_epoch, (epoch + 1) * draws.per_epoch)
         pairs = {tuple(pair) for pair in np.stack(draws(at), axis=1).tolist()}

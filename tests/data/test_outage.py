@@ -7,19 +7,19 @@ import pytest
 from http_store import Store
 from made_shards import make_rows, write_shards
 
-from mvlm.data.shards import outage
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture
-from mvlm.data.shards.outage import may_pass
 from mvlm.errors import DataLost, UserError
+from mvlm.runtime import storage
+from mvlm.runtime.storage import may_pass
 
 pytest.importorskip("aiohttp")
 
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(outage, "PAUSES_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(outage, "RETRY_S", 0.05)
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(storage, "RETRY_S", 0.05)
     write_shards(tmp_path / "shards", make_rows(40), shard_rows=10)
     store = Store(tmp_path / "shards")
     store.start()

@@ -15,7 +15,7 @@ from data_tools.row_index import add_indexes
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.schema import Data
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.sampler import order_of, resumed
+from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import ShardRows
@@ -44,7 +44,7 @@ def pairs(folders):
 @pytest.fixture(scope="module")
 def all_pairs(folders):
     mixture = Mixture(folders)
-    return [(row, caption) for row in range(ROWS) for caption in range(len(mixture.captions(row)))]
+    return [(row, caption) for row in range(ROWS) for caption in range(len(mixture.row(row).captions))]
 
 
 def test_pairs_are_the_rows_with_each_caption_in_their_order(pairs, all_pairs):
@@ -61,7 +61,7 @@ def test_every_epoch_draws_every_pair_once_whatever_changes_between_stops(pairs,
     for samples, wanted in attempts:
         stored = tuple(map(OrderSpec.from_json, json.loads(json.dumps([order.to_json() for order in orders]))))
         orders, _ = resumed(stored, wanted, position, epoch)
-        drawn += pairs.sampler(3, orders)(np.arange(position, position + samples))[0].tolist()
+        drawn += make_sampler(pairs, 3, orders)(np.arange(position, position + samples))[0].tolist()
         position += samples
     for begin in range(0, position, epoch):
         found = [pairs.numbers.visit(number) for number in drawn[begin : begin + epoch]]
@@ -73,7 +73,7 @@ def test_weights_are_of_pairs(folders):
     mixture = Mixture(folders, (1.0, 2.5), pairs=True)
     sizes = [corpus.manifest.captions for corpus in mixture.corpora]
     assert mixture.per_epoch == sizes[0] + round(2.5 * sizes[1])
-    draws, drawn = mixture.draws(1, Data()), Counter()
+    draws, drawn = make_sampler(mixture, 1, [order_of(Data())]), Counter()
     for epoch in range(2):
         at = np.arange(epoch * mixture.per_epoch, (epoch + 1) * mixture.per_epoch)
         drawn.update(map(mixture.numbers.visit, draws(at)[0].tolist()))
@@ -85,7 +85,7 @@ def test_where_every_image_has_one_caption_nothing_changes(tmp_path):
     rows = [row | {"captions": row["captions"][:1]} for row in make_rows(40)]
     folder = write_shards(tmp_path / "one", rows, 9)
     found = [
-        training_mixture(Data(train=(str(folder),), epoch=epoch)).draws(5, Data())(np.arange(100))
+        make_sampler(training_mixture(Data(train=(str(folder),), epoch=epoch)), 5, [order_of(Data())])(np.arange(100))
         for epoch in ("pairs", "images")
     ]
     assert [np.array_equal(*parts) for parts in zip(*found, strict=True)] == [True, True]
@@ -96,7 +96,7 @@ def test_the_loader_shows_each_image_with_each_caption_once_and_never_alike(fold
     shown = replace(config, data=replace(config.data, train=tuple(map(str, folders)), randaugment=(0, 0)))
     mixture = training_mixture(shown.data)
     dataset = PairDataset(mixture, tokenizer, *of_pairs(shown), (4, 4))
-    draws = mixture.draws(shown.run.seed, shown.data)
+    draws = make_sampler(mixture, shown.run.seed, [order_of(shown.data)])
     batches = mixture.per_epoch // 4
 
     def texts(mode, start):
@@ -111,7 +111,7 @@ def test_the_loader_shows_each_image_with_each_caption_once_and_never_alike(fold
     samples = [dataset.sample(position, int(draws(np.array([position]))[0][0])) for position in range(batches * 4)]
     read = Counter((sample.row, tuple(sample.text_L)) for sample in samples)
     written = Counter(
-        (row, tuple(dataset.captions.encode(caption))) for row in range(ROWS) for caption in mixture.captions(row)
+        (row, tuple(dataset.captions.encode(caption))) for row in range(ROWS) for caption in mixture.row(row).captions
     )
     assert not read - written and sum(read.values()) == batches * 4 > mixture.per_epoch - 4
     views = {sample.images[0].tobytes() for sample in samples}
@@ -122,7 +122,7 @@ def test_images_with_many_captions_are_no_neighbours(tmp_path):
     """Of 512 draws from blocks of one shard hardly more are of one image than in a full shuffle."""
     rows = [row | {"captions": [f"{row['key']} {n}" for n in range(5)]} for row in make_rows(400)]
     mixture = Mixture([write_shards(tmp_path / "five", rows, 400)], pairs=True)
-    draws = mixture.draws(0, Data(shuffle_block=64, shuffle_window=8))
+    draws = make_sampler(mixture, 0, [order_of(Data(shuffle_block=64, shuffle_window=8))])
     images = [mixture.numbers.visit(number)[0] for number in draws(np.arange(512))[0].tolist()]
     shuffled = np.random.default_rng(0).permutation(2000)[:512] // 5
     assert len(set(images)) > 0.95 * len(set(shuffled.tolist()))
@@ -140,7 +140,7 @@ def test_the_manifest_counts_and_a_manifest_without_counts_is_made_up_for(folder
     assert list(manifest.shards.captions) == counts
     remote = Mixture([f"file://{folder}"], cache=Cache(str(tmp_path / "cache")), pairs=True)
     number = next(number for number, (row, _) in enumerate(all_pairs) if row == 20)
-    remote.numbers.bring(number)
+    remote.numbers.fetch(number)
     assert remote.cache.holds(manifest.shards[2]) and not remote.cache.holds(manifest.shards[0])
     assert remote.numbers.visit(number) == (20, 0)
     edited = (folder / "manifest.json").read_text().replace(f'"captions": {counts[1]}', f'"captions": {counts[1] + 1}')

@@ -13,13 +13,13 @@ from broken import Broken
 from made_shards import make_rows, write_shards
 
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.order import Draws
+from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import DataLost, UserError
 from tests.conftest import of_pairs
 
-DRAWS = Draws([130], [1.0], 7, 8, 4)
+DRAWS = MixtureSampler([130], [1.0], 7, 8, 4)
 
 
 def opened(dataset, workers=2, draws=DRAWS, **options):
@@ -139,7 +139,7 @@ def test_an_error_comes_through_with_its_sentence(tmp_path, tokenizer, config):
     shard = folder / "000017.arrow"
     shard.write_bytes(bytes(shard.stat().st_size))
     dataset = PairDataset(Mixture([folder]), tokenizer, *of_pairs(config), (4, 4))
-    loader = opened(dataset, draws=Draws([40], [1.0], 0, 4, 4), global_batch=4, micro_batch=4)
+    loader = opened(dataset, draws=MixtureSampler([40], [1.0], 0, 4, 4), global_batch=4, micro_batch=4)
     with pytest.raises(UserError, match=r"000017\.arrow cannot be read"), loader:
         for _ in loader:
             pass

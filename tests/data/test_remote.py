@@ -20,15 +20,16 @@ from slow_store import SlowStore
 
 from data_tools.row_index import add_indexes
 from mvlm.config.schema import Data
-from mvlm.data.loading import prefetch as ahead
+from mvlm.data.loading import prefetch
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.order import Draws
-from mvlm.data.loading.prefetch import fill_ahead
+from mvlm.data.loading.order import MixtureSampler
+from mvlm.data.loading.prefetch import start_prefetcher
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards import outage
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture, UnreadableRow
 from mvlm.errors import UserError
+from mvlm.runtime import storage
 from tests.conftest import of_pairs
 
 ROWS = 130
@@ -49,7 +50,7 @@ def store(monkeypatch):
     fsspec.register_implementation("slow", SlowStore, clobber=True)
     SlowStore.reset()
     SlowStore.clear_instance_cache()
-    monkeypatch.setattr(outage, "PAUSES_S", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(storage, "PAUSES_S", (0.0, 0.01, 0.01))
     return SlowStore
 
 
@@ -77,7 +78,7 @@ def test_rows_are_the_same_as_in_the_folder(shards, tmp_path, store):
     assert remote.fingerprint == local.fingerprint and store.fetched == []
     for row in range(ROWS):
         assert bytes(remote.row(row).image) == bytes(local.row(row).image)
-        assert remote.captions(row) == local.captions(row)
+        assert remote.row(row).captions == local.row(row).captions
     assert sorted(store.fetched) == sorted(path.name for path in shards.glob("*.arrow"))
     assert remote.where(11) == f"slow://{shards}/000001.arrow row 1"
     again = pickle.loads(pickle.dumps(remote))
@@ -137,16 +138,16 @@ def test_what_was_touched_last_is_dropped_last(shards, tmp_path, largest):
     remote = Mixture([f"slow://{shards}"], cache=bound)
     shard = remote.corpora[0].manifest.shards
     for number in (0, 1, 2):
-        remote.numbers.bring(number * SHARD_ROWS)
+        remote.numbers.fetch(number * SHARD_ROWS)
         time.sleep(0.01)
     bound.touch([shard[1], shard[0]])
     time.sleep(0.01)
-    remote.numbers.bring(3 * SHARD_ROWS)
+    remote.numbers.fetch(3 * SHARD_ROWS)
     assert [number for number in range(13) if bound.holds(shard[number])] == [0, 1, 3]
-    place = remote.corpora[0].place
-    place.bring_ahead(4, [shard[0], shard[3]])
+    place = remote.corpora[0].location
+    place.prefetch(4, [shard[0], shard[3]])
     assert [number for number in range(13) if bound.holds(shard[number])] == [0, 3, 4]
-    place.bring_ahead(5, [shard[0], shard[3], shard[4]])
+    place.prefetch(5, [shard[0], shard[3], shard[4]])
     assert not bound.holds(shard[5])  # not at the cost of what is needed sooner
 
 
@@ -190,6 +191,7 @@ from slow_store import SlowStore; import fsspec
 fsspec.register_implementation("slow", SlowStore)
 SlowStore.latency = 0.02
 from mvlm.data.shards.cache import Cache; from mvlm.data.shards.corpus import Mixture
+from mvlm.runtime import storage
 from tests.conftest import of_pairs
 remote = Mixture([sys.argv[1]], cache=Cache(sys.argv[2], float(sys.argv[3])))
 assert all(remote.row(row).key == f"k{row:05d}" for row in range(130))
@@ -228,11 +230,11 @@ def test_what_a_killed_process_left_is_cleared_away(shards, tmp_path, largest):
 def test_a_cache_too_small_for_the_shuffle_is_refused(shards, tmp_path, largest):
     remote = Mixture([f"slow://{shards}"], cache=Cache(str(tmp_path / "c"), 5 * largest / 1e9))
     with pytest.raises(UserError, match=r"All shards at URLs .*data\.cache_gb.*data\.shuffle_shards"):
-        remote.draws(0, Data())
+        make_sampler(remote, 0, [order_of(Data())])
     with pytest.raises(UserError, match=r"The 3 shards shuffled together .*data\.cache_gb"):
-        remote.draws(0, Data(shuffle_shards=3))
-    assert remote.draws(0, Data(shuffle_shards=2)).per_epoch == ROWS
-    assert Mixture([shards], cache=Cache("", 0.0)).draws(0, Data()).per_epoch == ROWS
+        make_sampler(remote, 0, [order_of(Data(shuffle_shards=3))])
+    assert make_sampler(remote, 0, [order_of(Data(shuffle_shards=2))]).per_epoch == ROWS
+    assert make_sampler(Mixture([shards], cache=Cache("", 0.0)), 0, [order_of(Data())]).per_epoch == ROWS
 
 
 def images(loader, steps):
@@ -243,17 +245,20 @@ def images(loader, steps):
 def test_the_stream_is_filled_ahead_within_the_bound(
     shards, tmp_path, tokenizer, config, store, largest, mode, monkeypatch
 ):
-    monkeypatch.setattr(ahead, "LOOK_AGAIN_S", 0.01)  # as often as a long run does
+    monkeypatch.setattr(prefetch, "LOOK_AGAIN_S", 0.01)  # as often as a long run does
     bound = Cache(str(tmp_path / "c"), 5 * largest / 1e9)
     local, remote = Mixture([shards]), Mixture([f"slow://{shards}"], cache=bound)
-    draws = remote.draws(7, Data(shuffle_shards=2))
+    draws = make_sampler(remote, 7, [order_of(Data(shuffle_shards=2))])
     store.reset(latency=0.05)
     options = {"global_batch": 10, "micro_batch": 10, "worker_mode": mode}
     with Loader(PairDataset(local, tokenizer, *of_pairs(config), (4, 4)), draws, **options) as loader:
         expected = list(images(loader, 20))
     seen = []
     with Loader(
-        PairDataset(remote, tokenizer, *of_pairs(config), (4, 4)), draws, ahead=fill_ahead(remote, draws, 0), **options
+        PairDataset(remote, tokenizer, *of_pairs(config), (4, 4)),
+        draws,
+        prefetcher=start_prefetcher(remote, draws, 0),
+        **options,
     ) as loader:
         for step in images(loader, 20):
             seen.append(step)
@@ -270,9 +275,9 @@ def test_the_stream_is_filled_ahead_within_the_bound(
 def test_the_shards_needed_next_come_first(shards, tmp_path, largest):
     bound = Cache(str(tmp_path / "c"), 6.5 * largest / 1e9)
     remote = Mixture([f"slow://{shards}"], cache=bound)
-    draws = Draws([ROWS], [1.0], 3, SHARD_ROWS, 2, [[SHARD_ROWS] * 13])
+    draws = MixtureSampler([ROWS], [1.0], 3, SHARD_ROWS, 2, [[SHARD_ROWS] * 13])
     rows = draws(np.arange(2 * ROWS))[0]
-    filler = fill_ahead(remote, draws, 0)
+    filler = start_prefetcher(remote, draws, 0)
     try:
         for position in (0, 37, 100, 129):
             filler.at(position)
@@ -293,11 +298,11 @@ def test_row_indexes_come_with_their_shards_and_are_held_against_their_hashes(sh
     store.spoilt["000001.index"] = 2
     assert remote.row(15).key == "k00015" and sorted(set(store.fetched)) == ["000001.arrow", "000001.index"]
     assert store.fetched.count("000001.index") == 3
-    remote.numbers.bring(25)
+    remote.numbers.fetch(25)
     assert sorted(set(store.fetched))[2:] == ["000002.arrow", "000002.index"]
     with open(remote.cache.path(remote.corpora[0].manifest.shards[2]), "r+b") as file:
         content = file.read()
-        file.seek(content.index("".join(Mixture([place]).captions(25)).encode()))
+        file.seek(content.index("".join(Mixture([place]).row(25).captions).encode()))
         file.write(b"\0")
     with pytest.raises(UnreadableRow, match=r"000002\.arrow row 5 .*texts are not those"):
         remote.row(25)

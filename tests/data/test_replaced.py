@@ -10,7 +10,7 @@ import torch
 from made_shards import make_rows, write_shards
 
 from mvlm.data.loading.loader import Loader
-from mvlm.data.loading.order import Draws
+from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
@@ -60,7 +60,7 @@ def test_the_rows_it_stands_for_are_told(damaged, tokenizer, config):
 
 @pytest.mark.parametrize(("workers", "world"), [(0, 1), (3, 2)])
 def test_the_stream_tells_its_faults_with_the_batch_they_are_in(damaged, tokenizer, config, workers, world):
-    dataset, draws = open_dataset(damaged, tokenizer, config), Draws([40], [1.0], 7, 8, 4)
+    dataset, draws = open_dataset(damaged, tokenizer, config), MixtureSampler([40], [1.0], 7, 8, 4)
     met = []
     for rank in range(world):
         options = {"global_batch": 8, "micro_batch": 4, "rank": rank, "world": world, "workers": workers}

@@ -11,7 +11,7 @@ from made_shards import make_rows, write_shards
 
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.schema import Data
-from mvlm.data.loading.sampler import order_of, resumed
+from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 
@@ -50,12 +50,14 @@ def test_every_epoch_draws_every_row_once_whatever_changes_between_stops(mixture
         assert len(orders) <= 2
         begins = range(-(-position // ROWS), -(-(position + samples) // ROWS))
         wanted_at |= dict.fromkeys(begins, wanted)
-        drawn += mixture.sampler(3, orders)(np.arange(position, position + samples))[0].tolist()
+        drawn += make_sampler(mixture, 3, orders)(np.arange(position, position + samples))[0].tolist()
         position += samples
     for epoch in range(position // ROWS + 1):
         found = drawn[epoch * ROWS : (epoch + 1) * ROWS]
         if found:
-            expected = mixture.sampler(3, (wanted_at[epoch],))(np.arange(epoch * ROWS, (epoch + 1) * ROWS))[0].tolist()
+            expected = make_sampler(mixture, 3, (wanted_at[epoch],))(np.arange(epoch * ROWS, (epoch + 1) * ROWS))[
+                0
+            ].tolist()
             assert found == expected[: len(found)] and sorted(expected) == list(range(ROWS))
 
 

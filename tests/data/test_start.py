@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mvlm.config.schema import Data
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.location import LOOKED_AT
 from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, Shards
@@ -74,7 +75,7 @@ def test_no_more_than_some_files_are_looked_at(corpora, monkeypatch):
 def test_a_batch_is_drawn_at_the_same_cost(corpora, shuffle_shards):
     peaks = []
     for folder in corpora:
-        draws = Mixture([folder]).draws(0, Data(shuffle_shards=shuffle_shards))
+        draws = make_sampler(Mixture([folder]), 0, [order_of(Data(shuffle_shards=shuffle_shards))])
         places = 7 * draws.per_epoch + np.arange(draws.per_epoch - 512, draws.per_epoch)
         peaks.append(held_bytes(lambda draws=draws, places=places: draws(places))[1])
     assert peaks[1] < 1.1 * peaks[0] + 0.4e6 * bool(shuffle_shards)  # the shuffled shards are kept, for an epoch

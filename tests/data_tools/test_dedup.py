@@ -16,8 +16,9 @@ from PIL import Image, ImageDraw
 from benchmarks.data.corpus import photo as lifelike
 from data_tools.look import look_of, read_look, same_picture
 from data_tools.picture_index import DISTANCE, NearHashes, PictureIndex
-from data_tools.pipeline import Options, shard
+from data_tools.pipeline import Options
 from data_tools.record import Record
+from data_tools.sharding import shard
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:

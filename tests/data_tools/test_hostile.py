@@ -17,9 +17,10 @@ import pytest
 from made import photo, quarantine, read_rows, run, tree, write_captions, write_folder
 from PIL import Image
 
-from data_tools.check import MAX_TEXT
-from data_tools.image import BadImage, decode, decoded_size
+from data_tools.filters import MAX_TEXT
+from data_tools.image import decode, decoded_size
 from data_tools.readers.webdataset import CUT
+from mvlm.data.images.encoded import BadImage
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:

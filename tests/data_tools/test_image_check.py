@@ -10,7 +10,8 @@ import pytest
 from made import photo
 from PIL import Image
 
-from data_tools.check import BadImage, decoded_size
+from data_tools.image import decoded_size
+from mvlm.data.images.encoded import BadImage
 
 
 def bomb(side: int) -> bytes:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from data_tools.engines.local import CHUNK_ITEMS, ordered_map
+from data_tools.engines.chunks import CHUNK_ITEMS
+from data_tools.engines.local import ordered_map
 from mvlm.errors import UserError
 
 
@@ -19,7 +20,7 @@ def weightless(item: object) -> int:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order(workers: int) -> None:
     items = list(range(-200, 3))
-    assert list(ordered_map(abs, items, workers, weightless)) == [(item, abs(item)) for item in items]
+    assert list(ordered_map(abs, items, weightless, workers)) == [(item, abs(item)) for item in items]
 
 
 def test_no_more_is_read_ahead_than_three_chunks_a_worker() -> None:
@@ -31,7 +32,7 @@ def test_no_more_is_read_ahead_than_three_chunks_a_worker() -> None:
             read += 1
             yield read
 
-    results = ordered_map(abs, endless(), 2, weightless)
+    results = ordered_map(abs, endless(), weightless, 2)
     assert next(results) == (1, 1)
     assert read <= 3 * 2 * CHUNK_ITEMS
     results.close()
@@ -39,7 +40,7 @@ def test_no_more_is_read_ahead_than_three_chunks_a_worker() -> None:
 
 def test_a_worker_that_dies_is_one_sentence() -> None:
     with pytest.raises(UserError, match="worker process died at or near 3"):
-        list(ordered_map(os._exit, [3], 2, weightless))
+        list(ordered_map(os._exit, [3], weightless, 2))
 
 
 def die_once(mark: str) -> str:
@@ -54,4 +55,4 @@ def test_a_chunk_whose_worker_died_is_tried_again_and_order_is_kept(tmp_path: Pa
     marks = [str(tmp_path / f"mark{number}") for number in range(3 * CHUNK_ITEMS)]
     for mark in marks[1:]:
         open(mark, "w").close()
-    assert list(ordered_map(die_once, marks, 2, weightless)) == [(mark, mark) for mark in marks]
+    assert list(ordered_map(die_once, marks, weightless, 2)) == [(mark, mark) for mark in marks]

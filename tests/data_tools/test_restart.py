@@ -15,9 +15,11 @@ import pytest
 from made import photo, run, tree, write_captions, write_folder
 
 from data_tools.__main__ import main
-from data_tools.pipeline import Options, shard
+from data_tools.pipeline import Options
 from data_tools.record import Record
-from data_tools.store.storage import unsealed
+from data_tools.sharding import shard
+from data_tools.store.folder import FolderStore
+from data_tools.store.store import unsealed
 
 ROOT = Path(__file__).parents[2]
 
@@ -123,6 +125,20 @@ def test_a_damaged_state_is_never_trusted(
     assert ("starting afresh" in capsys.readouterr().err) == (damage == "lost shard")
     files = tree(tmp_path / "out")
     assert files == undisturbed
+
+
+def test_a_damaged_state_and_those_after_it_make_way_for_new_ones(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    store = FolderStore(tmp_path / "work", tmp_path / "out")
+    assert store.begin({"made": "of"}) == []
+    for number in range(4):
+        store.add_state(b"state %d" % number, b"seen")
+    damaged = tmp_path / "work/.state/000001.state"
+    os.truncate(damaged, damaged.stat().st_size - 1)
+    again = FolderStore(tmp_path / "work", tmp_path / "out")
+    assert again.begin({"made": "of"}) == [b"state 0"]
+    again.add_state(b"another", b"")
+    assert again.begin({"made": "of"}) == [b"state 0", b"another"]
 
 
 def test_other_options_and_a_changed_source_start_afresh_and_say_so(

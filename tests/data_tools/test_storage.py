@@ -7,10 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from made import run, tree, write_folder
+
+from mvlm.runtime import storage
 
 ROOT = Path(__file__).parents[2]
 SHARDING = ("--workers", 1, "--shard-mb", 0.02, "--split", "train=0.7,eval=0.3")
@@ -51,13 +55,13 @@ def test_a_killed_upload_goes_on(
     """Killed by itself when the third shard's state is there, from another process."""
     code = (
         "import os, sys\n"
-        "from data_tools.store.remote import Remote\n"
+        "from data_tools.store.remote import RemoteStore\n"
         "from data_tools.__main__ import main\n"
-        "add = Remote.add_state\n"
+        "add = RemoteStore.add_state\n"
         "def dying(self, *state):\n"
         "    add(self, *state)\n"
         "    if self._count == 3: os.kill(os.getpid(), 9)\n"
-        "Remote.add_state = dying\n"
+        "RemoteStore.add_state = dying\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     argv = ["shard", "folder", str(source), "--out", "s3://bucket/killed", *map(str, SHARDING)]
@@ -94,4 +98,34 @@ def test_too_many_dropped_leaves_the_list_alone(
 def test_memory_and_an_unknown_protocol(source: Path, local: dict[str, bytes], fails: Callable[..., str]) -> None:
     run("shard", "folder", source, "--out", "memory://corpus", *SHARDING)
     assert remote_tree(fsspec.filesystem("memory"), "/corpus") == local
-    assert "cannot be written" in fails("shard", "folder", source, "--out", "nonesuch://corpus")
+    assert "nonesuch://corpus cannot be used" in fails("shard", "folder", source, "--out", "nonesuch://corpus")
+
+
+class Unreliable(MemoryFileSystem):
+    """Every other request fails."""
+
+    protocol = "unreliable"
+    requests = 0
+
+    def pipe_file(self, *words: Any, **options: Any) -> None:
+        self._met()
+        super().pipe_file(*words, **options)
+
+    def put_file(self, *words: Any, **options: Any) -> None:
+        self._met()
+        super().put_file(*words, **options)
+
+    def _met(self) -> None:
+        type(self).requests += 1
+        if self.requests % 2:
+            raise ConnectionError("reset")
+
+
+def test_a_store_that_fails_at_times_gets_all_the_same(
+    source: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "PAUSES_S", (0.0, 0.0, 0.0))
+    fsspec.register_implementation("unreliable", Unreliable, clobber=True)
+    run("shard", "folder", source, "--out", "unreliable://once/corpus", *SHARDING)
+    assert remote_tree(fsspec.filesystem("unreliable"), "unreliable://once/corpus") == local
+    assert Unreliable.requests > 2 * len(local)

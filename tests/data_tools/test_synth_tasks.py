@@ -13,7 +13,7 @@ import numpy as np
 import observer
 import pytest
 
-from data_tools.reshape.split import Split
+from data_tools.split import Split
 from data_tools.synth.holdout import MOST, NOVEL, held_out, with_novel
 from data_tools.synth.records import records
 

@@ -63,7 +63,7 @@ def test_the_first_are_ordered_again_by_matching(loaded, dataset, every_feature,
 
 def test_a_picture_finds_itself_first(dataset, every_feature, index, trained, found, tmp_path, capsys):
     row = 7
-    load_image(dataset.mixture.image(row)).save(tmp_path / "asked.png")
+    load_image(dataset.mixture.row(row).image).save(tmp_path / "asked.png")
     words = ["--checkpoint", trained, "--image", tmp_path / "asked.png", "--top", 3, "--out", tmp_path / "drawn"]
     answers = found(index, *words)
     similarity = (every_feature @ every_feature[row]).numpy()
@@ -71,7 +71,7 @@ def test_a_picture_finds_itself_first(dataset, every_feature, index, trained, fo
     np.testing.assert_allclose([each["similarity"] for each in answers], np.sort(similarity)[::-1][:3], atol=2e-6)
     drawn = sorted((tmp_path / "drawn").iterdir())
     assert len(drawn) == 3
-    shown, kept = Image.open(drawn[1]), load_image(dataset.mixture.image(answers[1]["image"]))
+    shown, kept = Image.open(drawn[1]), load_image(dataset.mixture.row(answers[1]["image"]).image)
     np.testing.assert_array_equal(np.asarray(shown), np.asarray(kept))
     assert f"row {answers[0]['row']} (key" in capsys.readouterr().out
 

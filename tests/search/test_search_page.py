@@ -19,7 +19,7 @@ def test_every_command_runs(trained, scenes, tmp_path, monkeypatch, capsys):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs/mine").symlink_to(trained)
     (tmp_path / "pictures").mkdir()
-    load_image(Mixture([scenes / "eval"]).image(0)).save("pictures/scene.png")
+    load_image(Mixture([scenes / "eval"]).row(0).image).save("pictures/scene.png")
     assert len(COMMANDS) == 4
     for command in COMMANDS:
         assert main(shlex.split(command)[1:]) == 0, (command, capsys.readouterr().err)

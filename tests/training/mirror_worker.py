@@ -11,9 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import begin_without, fetch_newest
-from mvlm.checkpoint.folder_group import Site, find_site
+from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Checkpoint
@@ -32,11 +32,11 @@ def files() -> list[str]:
     return sorted(path.name for path in (RUN / "checkpoints").glob("step_????????/*.safetensors"))
 
 
-def started(mirror: Mirror, site: Site) -> tuple[Saver, Uploads, Trained]:
+def started(mirror: Mirror, site: FolderGroup) -> tuple[Saver, Uploads, Trained]:
     """As `mvlm train` does it."""
     if not fetch_newest(mirror, RUN, site):
         begin_without(mirror, RUN, site)
-    engine, attempt = Trained(), Attempt(RUN, mirror, resumes=True, site=site)
+    engine, attempt = Trained(), FencingToken(RUN, mirror, resumes=True, group=site)
     uploads = Uploads(mirror, RUN, Checkpoint(keep=1), attempt, site, print)
     return Saver(engine, RUN, Checkpoint(keep=1), attempt, site, uploads, DESCRIPTION), uploads, engine
 
@@ -51,8 +51,8 @@ def mistake(action: Callable[[], object]) -> str:
 
 def main(url: str) -> dict[str, object]:
     mirror = Mirror(url)
-    seen: dict[str, object] = {"without a mirror": mistake(lambda: find_site(RUN, mirrored=False))}
-    site = find_site(RUN, mirrored=True)
+    seen: dict[str, object] = {"without a mirror": mistake(lambda: find_folder_group(RUN, mirrored=False))}
+    site = find_folder_group(RUN, mirrored=True)
     seen["ranks"] = site.ranks
     saver, uploads, engine = started(mirror, site)
     save(saver, engine, 2)

@@ -22,6 +22,7 @@ from mvlm.batch import Batch, Losses, MetricAccumulator
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.corpus import training_mixture
@@ -80,7 +81,7 @@ def weighted(losses: Losses, config: Config) -> Tensor:
 
 def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     mixture = training_mixture(config.data)
-    captions = [caption for row in range(len(mixture)) for caption in mixture.captions(row)]
+    captions = [caption for row in range(len(mixture)) for caption in mixture.row(row).captions]
     tokenizer = train_tokenizer(captions, config.data.vocabulary)
     torch.manual_seed(0)
     model = build_model(config, tokenizer)
@@ -89,7 +90,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
         model.word_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
     loader = Loader(
         PairDataset(mixture, tokenizer, *of_pairs(config), model.grid),
-        mixture.draws(config.run.seed, config.data),
+        make_sampler(mixture, config.run.seed, [order_of(config.data)]),
         global_batch=config.train.global_batch,
         micro_batch=config.train.micro_batch,
         rank=rank,

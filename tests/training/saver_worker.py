@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Checkpoint
@@ -41,7 +41,7 @@ def save(saver: Saver, engine: Trained, step: int) -> None:
 
 def main(folder: Path) -> dict[str, object]:
     run, engine = folder / "run", Trained()
-    saver = Saver(engine, run, Checkpoint(keep=3), Attempt(run))
+    saver = Saver(engine, run, Checkpoint(keep=3), FencingToken(run))
     for step in (2, 4):
         save(saver, engine, step)
     seen: dict[str, object] = {"latest": newest_whole(run).name}

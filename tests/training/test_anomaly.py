@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvlm.checkpoint.description import SKIPPED
-from mvlm.data.loading.order import Draws
+from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.training.health.anomaly import ENOUGH, HISTORY, LAG, Anomaly, AnomalyDetector
@@ -88,7 +88,7 @@ def test_an_overflow_of_fp16_is_no_bad_step() -> None:
 
 def test_left_out_batches_are_listed_with_their_samples(scenes: Path, tmp_path: Path) -> None:
     mixture = Mixture([scenes / "train"])
-    draws = Draws([len(mixture)], [1.0], 0, 64, 64)
+    draws = MixtureSampler([len(mixture)], [1.0], 0, 64, 64)
     skipped = Skipped(tmp_path, (48,), 10)
     skipped.add(Anomaly(3, 32, "the loss is nan"), 16, draws, mixture)
     line = json.loads((tmp_path / SKIPPED).read_text())
@@ -109,4 +109,4 @@ def test_a_list_that_cannot_be_written_is_an_error(scenes: Path, tmp_path: Path)
     skipped = Skipped(tmp_path, (), 10)
     (tmp_path / SKIPPED).mkdir()
     with pytest.raises(UserError, match=SKIPPED):
-        skipped.add(Anomaly(3, 32, "the loss is nan"), 16, Draws([len(mixture)], [1.0], 0, 64, 64), mixture)
+        skipped.add(Anomaly(3, 32, "the loss is nan"), 16, MixtureSampler([len(mixture)], [1.0], 0, 64, 64), mixture)

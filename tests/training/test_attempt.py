@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.errors import UserError
 
 
 def test_each_attempt_has_its_own_number(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        numbers = list(pool.map(lambda _: Attempt(tmp_path).number, range(40)))
+        numbers = list(pool.map(lambda _: FencingToken(tmp_path).number, range(40)))
     assert sorted(numbers) == list(range(1, 41))
 
 
 def test_only_the_newest_goes_on(tmp_path: Path) -> None:
-    first = Attempt(tmp_path)
+    first = FencingToken(tmp_path)
     assert not first.superseded()
-    second = Attempt(tmp_path)
+    second = FencingToken(tmp_path)
     assert first.superseded()
     assert not second.superseded()
 
@@ -28,4 +28,4 @@ def test_only_the_newest_goes_on(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(UserError, match=r"run.dir"):
-        Attempt(tmp_path / "run")
+        FencingToken(tmp_path / "run")

@@ -15,7 +15,7 @@ import pytest
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config
-from mvlm.data.shards import outage
+from mvlm.runtime import storage
 from mvlm.training.fit import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.data.http_store import Store
@@ -55,8 +55,8 @@ def test_a_store_that_goes_away(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(outage, "PAUSES_S", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(outage, "RETRY_S", 0.1)
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(storage, "RETRY_S", 0.1)
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert train_here(whole, *words(whole, store.folder)) == 0
     given = words(run, store.url, "data.patience=0.03", f"data.tokenizer={whole}/tokenizer")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Checkpoint
@@ -40,7 +40,7 @@ def replace_by_an_empty_one(run: Path) -> None:
 
 def replace_by_anothers(run: Path) -> None:
     move(run)
-    Attempt(run)
+    FencingToken(run)
 
 
 Fate = Callable[[Path], None]
@@ -80,7 +80,7 @@ def test_it_is_noticed_and_nothing_is_written_there(
 @pytest.mark.parametrize("fate", FATES)
 def test_no_checkpoint_is_begun_or_finished_in_its_place(tmp_path: Path, fate: Fate) -> None:
     run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
     save(saver, engine, 2)
     fate(run)
     found = sorted(run.rglob("*"))
@@ -92,7 +92,7 @@ def test_no_checkpoint_is_begun_or_finished_in_its_place(tmp_path: Path, fate: F
 @pytest.mark.parametrize("fate", FATES)
 def test_it_is_noticed_between_the_beginning_and_the_end_of_a_save(tmp_path: Path, fate: Fate) -> None:
     run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
     save(saver, engine, 2)
     with saver, pytest.raises(UserError, match=LOST):
         saver.start(TrainState(4, 64, 0, "shards"))
@@ -105,7 +105,7 @@ def test_it_is_noticed_between_the_beginning_and_the_end_of_a_save(tmp_path: Pat
 def test_it_is_noticed_in_the_middle_of_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the checkpoint has its name, and before `latest` has it."""
     run = tmp_path / "run"
-    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), Attempt(run))
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
     save(saver, engine, 2)
 
     def late(path: Path, text: str) -> None:

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.checkpoint import mirror as mirrors
 from mvlm.checkpoint.description import described_in
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
-from mvlm.checkpoint.folder_group import Site, _connected
+from mvlm.checkpoint.folder_group import FolderGroup, _connected
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.mirror import Mirror, Place
+from mvlm.checkpoint.mirror import Mirror, MirrorPath
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import StorageLost, UserError, cannot_write
+from mvlm.runtime import storage
 from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.fit import train
@@ -93,7 +93,7 @@ def test_a_run_goes_on_when_its_folder_is_lost(
     assert train(load_config(TOML, given), files, given_keys(TOML, given), stop=StopAt3(run)) == 75
     stopped = int(find_checkpoint(run).name.removeprefix("step_"))
     assert 3 <= stopped < 6
-    assert Mirror(url).history()[0] == Place(1, stopped)
+    assert Mirror(url).history()[0] == MirrorPath(1, stopped)
     shutil.rmtree(run)
 
     assert train_here(run, EVERY, mirrored) == 0
@@ -119,7 +119,7 @@ def test_a_run_goes_on_when_its_folder_is_lost(
 def test_a_mirror_that_cannot_be_written_stops_no_training_and_is_filled_later(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mirrors, "PAUSES_S", (0.01,))
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01,))
     run, store = tmp_path / "run", tmp_path / "mirror"
     mirrored = f"checkpoint.mirror=file://{store}"
     store.mkdir()
@@ -134,9 +134,9 @@ def test_a_mirror_that_cannot_be_written_stops_no_training_and_is_filled_later(
     before = read_metrics(run)
     assert train_here(run, EVERY, mirrored) == 0
     assert read_metrics(run) == before
-    assert Mirror(f"file://{store}").history() == [Place(2, 6)]
+    assert Mirror(f"file://{store}").history() == [MirrorPath(2, 6)]
     assert train_here(run, EVERY, mirrored) == 0  # it is there already
-    assert Mirror(f"file://{store}").history() == [Place(2, 6)]
+    assert Mirror(f"file://{store}").history() == [MirrorPath(2, 6)]
 
 
 def test_a_damaged_local_checkpoint_is_mended_from_the_mirror(
@@ -174,9 +174,9 @@ class Node:
     ) -> None:
         self.run, self.mirror, self.engine = run, mirror, Trained()
         self.said: list[str] = []
-        self.attempt = Attempt(run, mirror, resumes)
+        self.attempt = FencingToken(run, mirror, resumes)
         config = config or Checkpoint()
-        self.uploads = Uploads(mirror, run, config, self.attempt, Site.of_all(), self.said.append)
+        self.uploads = Uploads(mirror, run, config, self.attempt, FolderGroup.of_all(), self.said.append)
         self.saver = Saver(self.engine, run, config, self.attempt, uploads=self.uploads, description=description)
 
     def save(self, *steps: int) -> None:
@@ -187,7 +187,7 @@ class Node:
 
 def fetched(run: Path, mirror: Mirror) -> int:
     """The step that a new node goes on from, after a look at every bit of it."""
-    assert fetch_newest(mirror, run, Site.of_all())
+    assert fetch_newest(mirror, run, FolderGroup.of_all())
     checkpoint = newest_whole(run)
     assert find_damage(checkpoint) is None
     assert described_in(checkpoint) == checkpoint
@@ -252,7 +252,7 @@ def test_a_hostile_index_is_refused(tmp_path: Path, store: Mirror, name: str | N
     index.write_text(json.dumps(content))
     before = set(tmp_path.rglob("*"))
     with pytest.raises(UserError, match="which is no file of a checkpoint: do not trust that place"):
-        fetch_newest(store, tmp_path / "node", Site.of_all())
+        fetch_newest(store, tmp_path / "node", FolderGroup.of_all())
     assert set(tmp_path.rglob("*")) == before
 
 
@@ -266,7 +266,7 @@ def test_beside_a_checkpoint_of_before_what_it_needs_is_fetched_and_nothing_host
     for name in names + hostile:
         store.write(name, b"content")
     node = tmp_path / "node"
-    assert fetch_newest(store, node, Site.of_all())
+    assert fetch_newest(store, node, FolderGroup.of_all())
     found = [path for path in node.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
     assert sorted(str(path.relative_to(node)) for path in found) == sorted(names)
     assert described_in(newest_whole(node)) == node
@@ -290,7 +290,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     for file in (tmp_path / "mirror/checkpoints/step_00000002.attempt-1").glob("weights*"):
         file.unlink()
     with pytest.raises(UserError, match=r"step_00000002.attempt-1 is damaged .*no older one is there"):
-        fetch_newest(store, tmp_path / "another", Site.of_all())
+        fetch_newest(store, tmp_path / "another", FolderGroup.of_all())
 
 
 def test_what_is_there_already_is_not_fetched(tmp_path: Path, store: Mirror) -> None:
@@ -300,7 +300,7 @@ def test_what_is_there_already_is_not_fetched(tmp_path: Path, store: Mirror) -> 
     assert fetched(node.run, store) == 4
     assert (node.run / "checkpoints/step_00000004").stat().st_ino == inode
     (node.run / "checkpoints/latest").write_text("step_00000002")  # somebody wants to go back
-    assert fetch_newest(store, node.run, Site.of_all())
+    assert fetch_newest(store, node.run, FolderGroup.of_all())
     assert newest_whole(node.run).name == "step_00000002"
     assert fetched(tmp_path / "node", store) == 4
     Node(tmp_path / "node", store).save(6)
@@ -341,11 +341,11 @@ def test_a_slow_upload_skips_to_the_newest(tmp_path: Path) -> None:
     }
     assert mirror.most_at_once == 1
     assert [path.name for path in sorted((node.run / "checkpoints").iterdir())] == ["latest", "step_00000006"]
-    assert mirror.history() == [Place(1, 6)]
+    assert mirror.history() == [MirrorPath(1, 6)]
 
 
 def test_what_fails_is_tried_again(tmp_path: Path, store: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mirrors, "PAUSES_S", (0.01, 2.0))
+    monkeypatch.setattr(storage, "PAUSES_S", (0.01, 2.0))
     in_the_way = tmp_path / "mirror/attempts"
     in_the_way.parent.mkdir()
     in_the_way.touch()
@@ -363,21 +363,21 @@ def test_what_fails_is_tried_again(tmp_path: Path, store: Mirror, monkeypatch: p
 
 def test_the_mirror_keeps_what_the_run_keeps(tmp_path: Path, store: Mirror) -> None:
     Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(2, 4, 6, 8, 10, 12, 14)
-    assert store.history() == [Place(1, step) for step in (14, 12, 8, 4)]
+    assert store.history() == [MirrorPath(1, step) for step in (14, 12, 8, 4)]
     (tmp_path / "run/checkpoints/latest").write_text("step_00000008")
     Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(10)  # what lay beyond is of the past
-    assert store.history() == [Place(2, 10), Place(1, 8), Place(1, 4)]
+    assert store.history() == [MirrorPath(2, 10), MirrorPath(1, 8), MirrorPath(1, 4)]
     assert fetched(tmp_path / "node", store) == 10
-    beyond = {Place(1, 12), Place(1, 14)}
+    beyond = {MirrorPath(1, 12), MirrorPath(1, 14)}
     assert places(tmp_path) == {*store.history(), *beyond}
     Node(tmp_path / "run", store, Checkpoint(keep=2, keep_every=4)).save(14)  # and now it has been passed
-    assert store.history() == [Place(3, 14), Place(2, 10), Place(1, 8), Place(1, 4)]
+    assert store.history() == [MirrorPath(3, 14), MirrorPath(2, 10), MirrorPath(1, 8), MirrorPath(1, 4)]
     assert places(tmp_path) == set(store.history())
 
 
-def places(folder: Path) -> set[Place]:
+def places(folder: Path) -> set[MirrorPath]:
     found = (re.fullmatch(r"step_(\d+).attempt-(\d+)", path.name) for path in (folder / "mirror/checkpoints").iterdir())
-    return {Place(int(match[2]), int(match[1])) for match in found if match}
+    return {MirrorPath(int(match[2]), int(match[1])) for match in found if match}
 
 
 def test_another_runs_checkpoints_in_the_same_mirror_are_not_deleted(tmp_path: Path, store: Mirror) -> None:
@@ -388,7 +388,7 @@ def test_another_runs_checkpoints_in_the_same_mirror_are_not_deleted(tmp_path: P
     half.touch()
     node = Node(tmp_path / "run", store, Checkpoint(keep=1), resumes=False)
     node.save(6, 8)
-    assert places(tmp_path) == {Place(1, 2), Place(1, 3), Place(1, 4), Place(2, 8)}
+    assert places(tmp_path) == {MirrorPath(1, 2), MirrorPath(1, 3), MirrorPath(1, 4), MirrorPath(2, 8)}
     assert half.exists()
 
 
@@ -401,9 +401,9 @@ def test_attempts_are_numbered_over_all_nodes(tmp_path: Path, store: Mirror) -> 
 
 
 def test_of_two_that_claim_a_number_at_the_same_time_the_later_has_it(tmp_path: Path, store: Mirror) -> None:
-    first = Attempt(tmp_path / "a", store)
+    first = FencingToken(tmp_path / "a", store)
     (tmp_path / "mirror/attempts/0001.json").unlink()  # not yet seen by the other
-    second = Attempt(tmp_path / "b", store)
+    second = FencingToken(tmp_path / "b", store)
     assert (first.number, second.number) == (1, 1)
     assert first.superseded_in_mirror() and not second.superseded_in_mirror()
 
@@ -415,7 +415,7 @@ def test_a_superseded_attempt_completes_nothing(tmp_path: Path, store: Mirror) -
     new.save(4)
     (tmp_path / "a/metrics.jsonl").write_text("of the old one")
     old.save(6)
-    assert store.history() == [Place(2, 4), Place(1, 2)]
+    assert store.history() == [MirrorPath(2, 4), MirrorPath(1, 2)]
     assert store.read("metrics.jsonl") is None
     assert old.attempt.superseded()  # which ends it at its next step
     assert "a later attempt than 1 has begun" in old.said[0]

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mvlm.batch import Batch
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.state import TrainState
@@ -70,7 +70,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def test_a_live_engine_goes_back(scenes: Path, tmp_path: Path, one_rank: None, stage: int) -> None:
     """To the tensors, the update counter and the losses of the checkpoint's step, with and without moments."""
     engine, batches = prepared(scenes, stage)
-    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
+    saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     losses, kept = [], {}
     for step in range(4):
         if step in (0, 2):
@@ -91,7 +91,7 @@ def test_a_checkpoint_is_plain_safetensors(scenes: Path, tmp_path: Path, one_ran
     """A process without DeepSpeed and without mvlm reads what the engine holds."""
     engine, batches = prepared(scenes, 1)
     engine.step(batches[0], 0.5, 0)
-    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
+    saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     saver.start(state_of(engine, 1))
     saver.finish()
     code = (
@@ -133,7 +133,7 @@ def test_training_goes_on_while_files_are_written(scenes: Path, tmp_path: Path, 
     """
     engine, batches = prepared(scenes, 0)
     engine.step(batches[0], 0.5, 0)
-    saver = Saver(engine, tmp_path, Checkpoint(), Attempt(tmp_path))
+    saver = Saver(engine, tmp_path, Checkpoint(), FencingToken(tmp_path))
     saver.start(state_of(engine, 1))
     assert saver.pending
     saver.finish()
@@ -166,7 +166,7 @@ def names(run: Path) -> list[str]:
 def steps_saved(run: Path, config: Checkpoint, *steps: int) -> list[str]:
     """By another attempt of the run's chain."""
     engine = Trained()
-    saver = Saver(engine, run, config, Attempt(run, resumes=True))
+    saver = Saver(engine, run, config, FencingToken(run, resumes=True))
     for step in steps:
         save(saver, engine, step)
     return names(run)
@@ -195,14 +195,14 @@ def test_what_lies_beyond_goes_when_the_run_has_passed_it(tmp_path: Path) -> Non
 def test_leftovers_of_earlier_attempts_are_deleted(tmp_path: Path) -> None:
     for name in ("step_00000004.partial-1", "step_00000004.deleted-1", "step_00000006.partial-3", "notes.partial-mine"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
-    Attempt(tmp_path)
-    Saver(Trained(), tmp_path, Checkpoint(), Attempt(tmp_path))
+    FencingToken(tmp_path)
+    Saver(Trained(), tmp_path, Checkpoint(), FencingToken(tmp_path))
     assert names(tmp_path) == ["06.partial-3", "notes.partial-mine"]
 
 
 def test_a_saver_that_is_left_gives_up_what_is_pending(tmp_path: Path) -> None:
     steps_saved(tmp_path, Checkpoint(), 2)
-    with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), Attempt(tmp_path)) as saver:
+    with pytest.raises(KeyError), Saver(Trained(), tmp_path, Checkpoint(), FencingToken(tmp_path)) as saver:
         saver.start(TrainState(4, 64, 0, "shards"))
         raise KeyError
     assert names(tmp_path) == ["02", "latest"]

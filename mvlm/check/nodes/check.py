@@ -13,7 +13,7 @@ from mvlm.check.nodes.facts import RankFacts, expected_hosts, gather_facts
 from mvlm.check.nodes.measure import bus_bandwidth, latency_s
 from mvlm.check.nodes.rollcall import RollCall
 from mvlm.check.nodes.tournament import Pair, Speed, Standings, rounds
-from mvlm.checkpoint.folder_group import find_site
+from mvlm.checkpoint.folder_group import find_folder_group
 from mvlm.errors import UserError
 
 SLOW, SLOW_ON_CPU = 0.5, 0.25
@@ -132,7 +132,7 @@ def _judge(pair: Pair, nodes: list[Node], answers: dict[int, Any]) -> Speed | st
 
 
 def _measure_whole(calls: RollCall, found: Survey, run: Path, mirrored: bool, patience: float) -> None:
-    word = _exchange(calls, "whole", calls.living, patience, lambda: find_site(run, mirrored))
+    word = _exchange(calls, "whole", calls.living, patience, lambda: find_folder_group(run, mirrored))
     answers = calls.call("the whole", word, 1.5 * patience + WORK_SECONDS)
     found.standings.silent |= _silent(found.nodes, answers)
     found.storage = next((word["storage"] for word in answers.values() if "storage" in word), "")

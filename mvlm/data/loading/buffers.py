@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.data.loading.shared_memory import mapped
+from mvlm.data.shards.mapped import mapped
 
 Shape = tuple[int, int, int, int, int]
 """V views or images of a sample, B samples, C, H, W."""

@@ -3,31 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mvlm.batch import IGNORE, Batch, LabelledBatch, MaskedPlaces, Packing, apply
+from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.labelled import Labelled
+from mvlm.data.samples.padding import pad, round_up
 from mvlm.data.samples.pairs import Pair
 
 B = TypeVar("B")
 
-PAD_MULTIPLE = 8
-"""Text is padded to a multiple of this: tensor cores want it, and few lengths mean few compiled shapes."""
 MASKED_MULTIPLE = 4
 """The masked tokens of a sentence are filled up to a multiple of this, for the same reason."""
 
 
-def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int) -> Batch:
-    """Stack samples; text is padded with `pad_id` to the longest of them, rounded up but within `text_length`.
+def collate(samples: Sequence[Any], images_VBCHW: Tensor, captions: CaptionTokenizer) -> Any:
+    """Stack samples of one kind; text is padded to the longest of them, rounded up but within `captions.length`.
 
     Args:
         images_VBCHW: the samples' images, uint8; they are kept, not copied.
     """
+    return BATCHES[type(samples[0])](samples, images_VBCHW, captions.pad_id, captions.length)
+
+
+def collate_pairs(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int) -> Batch:
     image_BCHW = images_VBCHW[0]
     text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
     patch_mask_BN = torch.from_numpy(np.stack([sample.patch_mask_N for sample in samples]))
@@ -49,7 +53,6 @@ def collate(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_len
 
 
 def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int) -> LabelledBatch:
-    """As `collate`, of a task's samples."""
     texts = [text for nth in zip(*(sample.texts_TL for sample in samples), strict=True) for text in nth]
     text_RL, valid_RL = pad(texts, pad_id, text_length)
     return LabelledBatch(
@@ -62,20 +65,11 @@ def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: 
     )
 
 
-def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int) -> tuple[Tensor, Tensor]:
-    """Pad token sequences of at most `text_length` to one length.
-
-    Returns:
-        text_BL int64 and valid_BL bool, False = padding.
-    """
-    longest = max(len(text) for text in texts)
-    length = min(_round_up(longest, PAD_MULTIPLE), text_length)
-    text_BL = np.full((len(texts), length), pad_id, dtype=np.int64)
-    valid_BL = np.zeros((len(texts), length), dtype=bool)
-    for row, text in enumerate(texts):
-        text_BL[row, : len(text)] = text
-        valid_BL[row, : len(text)] = True
-    return torch.from_numpy(text_BL), torch.from_numpy(valid_BL)
+BATCHES: dict[type, Callable[[Sequence[Any], Tensor, int, int], Any]] = {
+    Pair: collate_pairs,
+    Labelled: collate_labelled,
+}
+"""By kind of sample."""
 
 
 def caption_id(text_L: np.ndarray) -> int:
@@ -100,7 +94,7 @@ def masked_places(patch_mask_BN: Tensor, target_BL: Tensor) -> MaskedPlaces:
         raise ValueError(f"The images of a batch hide equally many patches, not {counts_B.tolist()}.")
     masked_BL = target_BL != IGNORE
     longest, length = int(masked_BL.sum(1).max()), target_BL.shape[1]
-    count = min(_round_up(max(longest, 1), MASKED_MULTIPLE), length)
+    count = min(round_up(max(longest, 1), MASKED_MULTIPLE), length)
     # A stable sort of "not masked" brings the masked ones to the front, in their order.
     token_BC = (~masked_BL).int().argsort(dim=1, stable=True)[:, :count]
     is_masked_BC = masked_BL.gather(1, token_BC)
@@ -117,11 +111,7 @@ def pack(valid_BL: Tensor) -> Packing:
     lengths_B = valid_BL.sum(1)
     token_T = valid_BL.flatten().nonzero().flatten()
     step = 1 << max(len(token_T).bit_length() - 6, 0)
-    filling = torch.full((_round_up(len(token_T), step) - len(token_T),), valid_BL.numel())
+    filling = torch.full((round_up(len(token_T), step) - len(token_T),), valid_BL.numel())
     ends = lengths_B.cumsum(0).tolist()
     starts = torch.tensor([0, *ends, len(token_T) + len(filling)], dtype=torch.int32)
     return Packing(torch.cat([token_T, filling]), starts)
-
-
-def _round_up(count: int, multiple: int) -> int:
-    return -(-count // multiple) * multiple

@@ -12,20 +12,17 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import TracebackType
-from typing import Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
 from mvlm.data.loading.buffers import Buffer, Kept, Pinned, Shared
-from mvlm.data.loading.collate import pin
-from mvlm.data.loading.prefetch import Ahead
+from mvlm.data.loading.collate import collate, pin
+from mvlm.data.loading.prefetch import Prefetcher
 from mvlm.data.loading.processes import Processes
 from mvlm.data.loading.sampler import Sampler
-from mvlm.data.samples.dataset import Dataset, Draw, Fault, Sample
+from mvlm.data.samples.dataset import Draw, Fault, ShardDataset
 from mvlm.errors import UserError
-
-S = TypeVar("S", bound=Sample)
-B = TypeVar("B")
 
 CHUNK = 8
 """Samples prepared at a time: enough to make handing them over cheap, few enough to keep all workers busy."""
@@ -34,7 +31,7 @@ DRAWN = 1024
 """Positions whose rows are computed at a time."""
 
 
-class Loader(Generic[S, B]):
+class Loader:
     """Iterates over steps without end; each item is the list of this rank's micro-batches of one step.
 
     Images are decoded by threads, which the decoders leave free of the interpreter's lock, or by processes;
@@ -42,7 +39,7 @@ class Loader(Generic[S, B]):
     consumer at the step it belongs to. Use it as a context manager, or call `close`.
 
     Args:
-        draws: position -> row and occurrence.
+        sampler: position -> row and occurrence.
         global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
         start_position: samples already seen, from which the stream goes on.
         skip: positions at which a global batch begins that is left out.
@@ -50,7 +47,7 @@ class Loader(Generic[S, B]):
         worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
-        ahead: what fetches the shards of URLs; it is told where the stream is, and closed with it.
+        prefetcher: of the shards of URLs; it learns where the stream is, and is closed with it.
 
     Attributes:
         wait_seconds: how long the consumer has waited for data so far.
@@ -63,8 +60,8 @@ class Loader(Generic[S, B]):
 
     def __init__(
         self,
-        dataset: Dataset[S, B],
-        draws: Sampler,
+        dataset: ShardDataset[Any],
+        sampler: Sampler,
         *,
         global_batch: int,
         micro_batch: int,
@@ -76,7 +73,7 @@ class Loader(Generic[S, B]):
         worker_mode: Literal["threads", "processes"] = "threads",
         prefetch: int = 2,
         pin: bool = False,
-        ahead: Ahead | None = None,
+        prefetcher: Prefetcher | None = None,
     ):
         if micro_batch < 1 or global_batch % (micro_batch * world):
             raise UserError(
@@ -93,10 +90,10 @@ class Loader(Generic[S, B]):
         self._upcoming = next(self._handed_out)
         own = [(m * world + rank) * micro_batch for m in range(self.accumulation)]
         steps = _starts(start_position, global_batch, skip)
-        self._micro_batches = _drawn(draws, (start + offset for start in steps for offset in own), micro_batch)
+        self._micro_batches = _drawn(sampler, (start + offset for start in steps for offset in own), micro_batch)
         self._prefetch = prefetch
         self._pin = pin
-        self._ahead = ahead
+        self._prefetcher = prefetcher
         views, channels, height, width = dataset.image_shape
         self._processes = Processes(dataset) if workers and worker_mode == "processes" else None
         kind = Shared if self._processes else Pinned if pin else Kept
@@ -104,14 +101,14 @@ class Loader(Generic[S, B]):
         self._chunk = max(1, min(CHUNK, micro_batch // max(workers, 1)))
         self._pool = ThreadPoolExecutor(workers, "mvlm-data") if workers else None
         self._finisher = ThreadPoolExecutor(1, "mvlm-data-collate")
-        self._pending: deque[Future[tuple[B, list[Fault]]]] = deque()
-        self._next: list[tuple[B, list[Fault]]] = []  # of the step to be handed out
+        self._pending: deque[Future[tuple[Any, list[Fault]]]] = deque()
+        self._next: list[tuple[Any, list[Fault]]] = []  # of the step to be handed out
         self._closed = False
 
-    def __iter__(self) -> Iterator[list[B]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         return self
 
-    def __next__(self) -> list[B]:
+    def __next__(self) -> list[Any]:
         if self._closed:
             raise StopIteration
         try:
@@ -131,8 +128,8 @@ class Loader(Generic[S, B]):
         Raises whatever has gone wrong with them.
         """
         began = time.perf_counter()
-        if self._ahead is not None:
-            self._ahead.at(self._upcoming)
+        if self._prefetcher is not None:
+            self._prefetcher.at(self._upcoming)
         try:
             while len(self._next) < self.accumulation:
                 left = None if seconds is None else max(0.0, began + seconds - time.perf_counter())
@@ -145,8 +142,8 @@ class Loader(Generic[S, B]):
     def close(self) -> None:
         """Drop what was prepared and end the threads and processes; iterating on stops."""
         self._closed = True
-        if self._ahead is not None:
-            self._ahead.close()  # first, since a thread may be waiting for a store that is gone
+        if self._prefetcher is not None:
+            self._prefetcher.close()  # first, since a thread may be waiting for a store that is gone
         self._pending.clear()
         for pool in (self._pool, self._finisher):
             if pool is not None:
@@ -155,7 +152,7 @@ class Loader(Generic[S, B]):
             if helper is not None:
                 helper.close()
 
-    def __enter__(self) -> Loader[S, B]:
+    def __enter__(self) -> Loader:
         return self
 
     def __exit__(
@@ -176,7 +173,7 @@ class Loader(Generic[S, B]):
             self._pending.append(self._start())
         return True
 
-    def _start(self) -> Future[tuple[B, list[Fault]]]:
+    def _start(self) -> Future[tuple[Any, list[Fault]]]:
         buffer, draws = self._buffers.take(), next(self._micro_batches)
         if self._pool is None:
             return self._finisher.submit(lambda: self._finish(buffer, self._prepare(buffer, draws, 0)))
@@ -185,22 +182,22 @@ class Loader(Generic[S, B]):
         chunks = [pool.submit(self._prepare, buffer, draws[first : first + self._chunk], first) for first in starts]
         return self._finisher.submit(lambda: self._finish(buffer, [s for chunk in chunks for s in chunk.result()]))
 
-    def _prepare(self, buffer: Buffer, draws: list[Draw], first: int) -> list[S]:
+    def _prepare(self, buffer: Buffer, draws: list[Draw], first: int) -> list[Any]:
         """A part of a micro-batch, that from its sample `first` on."""
         if self._processes is not None:
             return self._processes.prepare(draws, buffer, first)
         return self.dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
 
-    def _finish(self, buffer: Buffer, samples: list[S]) -> tuple[B, list[Fault]]:
-        batch = self.dataset.collate(samples, buffer.lend())
+    def _finish(self, buffer: Buffer, samples: list[Any]) -> tuple[Any, list[Fault]]:
+        batch = collate(samples, buffer.lend(), self.dataset.captions)
         return pin(batch) if self._pin else batch, [fault for sample in samples for fault in sample.faults]
 
 
-def _drawn(draws: Sampler, firsts: Iterator[int], micro_batch: int) -> Iterator[list[Draw]]:
+def _drawn(sampler: Sampler, firsts: Iterator[int], micro_batch: int) -> Iterator[list[Draw]]:
     """What each micro-batch consists of, by its first position; of many at once, as a call costs by itself."""
     while several := list(itertools.islice(firsts, max(1, DRAWN // micro_batch))):
         positions = np.add.outer(several, np.arange(micro_batch)).ravel()
-        rows, occurrences = draws(positions)
+        rows, occurrences = sampler(positions)
         drawn = list(zip(positions.tolist(), rows.tolist(), occurrences.tolist(), strict=True))
         yield from (drawn[at : at + micro_batch] for at in range(0, len(drawn), micro_batch))
 

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mvlm.model.masking import exact_count
+from mvlm.data.shards.corpus import draw_counts
 
 _ROUNDS = 8
 _SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of few things would never come up
@@ -35,7 +35,7 @@ class _Step(IntEnum):
     PAIRS = 6
 
 
-class Order:
+class BlockShuffle:
     """Maps positions to rows; within each epoch a bijection.
 
     Args:
@@ -89,7 +89,7 @@ class Order:
         return np.minimum(((block + 1) * self._windows - 1) // self._blocks, self._windows - 1)
 
 
-class ShardOrder:
+class ShardShuffle:
     """Maps positions to rows, whole shards at a time: for stores that are slow to answer, and caches that hold a few.
 
     Each epoch the shards are permuted, neighbours form windows, and the rows of a window are permuted among themselves.
@@ -137,14 +137,14 @@ class ShardOrder:
         return shards, np.cumsum(self._lengths[shards])
 
 
-class Draws:
+class MixtureSampler:
     """Maps positions to rows of a mixture and to how often each was drawn before in the same epoch.
 
     Args:
         sizes: rows of each corpus.
         weights: how often an epoch draws each row of it; a fraction is rounded to whole rows.
-        seed, block, window: as of `Order`.
-        shards: rows of each shard of each corpus, where the order is to be a `ShardOrder`; `window` is of that then,
+        seed, block, window: as of `BlockShuffle`.
+        shards: rows of each shard of each corpus, where the order is to be a `ShardShuffle`; `window` is of that then,
             and `block` as many rows as a shard has.
 
     Attributes:
@@ -163,9 +163,9 @@ class Draws:
         counts = draw_counts(sizes, weights)
         self.per_epoch = sum(counts)
         if shards is None:
-            self._order: Order | ShardOrder = Order(self.per_epoch, seed, block, window)
+            self._order: BlockShuffle | ShardShuffle = BlockShuffle(self.per_epoch, seed, block, window)
         else:
-            self._order = ShardOrder(_pieces(counts, shards, block), seed, window)
+            self._order = ShardShuffle(_pieces(counts, shards, block), seed, window)
         self._seed, self._block = seed, block
         self._sizes, self._counts = np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64)
         self._ends = np.cumsum(self._counts)
@@ -193,11 +193,6 @@ class Draws:
         key = _key(self._seed, np.zeros_like(epoch), _Step.REPEATS, corpus)
         block[whole] = permute(block[whole], blocks[whole], key[whole])
         return block * self._block + within
-
-
-def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
-    """Draws an epoch from each corpus."""
-    return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
 
 
 def _pieces(counts: Sequence[int], shards: Sequence[Sequence[int]], block: int) -> list[int]:

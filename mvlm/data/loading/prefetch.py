@@ -9,7 +9,6 @@ import numpy as np
 
 from mvlm.data.loading.sampler import Sampler
 from mvlm.data.shards.corpus import Mixture
-from mvlm.data.shards.location import Remote
 
 FETCHERS = 4
 """Shards a rank fetches at a time: one connection seldom fills a line."""
@@ -22,12 +21,12 @@ LOOK_AGAIN_S = 1.0
 """Another process may have made room or failed."""
 
 
-def fill_ahead(mixture: Mixture, draws: Sampler, position: int) -> Ahead | None:
+def start_prefetcher(mixture: Mixture, sampler: Sampler, position: int) -> Prefetcher | None:
     """Begin to; None where nothing of the mixture is at a URL."""
-    return Ahead(mixture, draws, position) if any(corpus.place.cached for corpus in mixture.corpora) else None
+    return Prefetcher(mixture, sampler, position) if any(corpus.location.cached for corpus in mixture.corpora) else None
 
 
-class Ahead:
+class Prefetcher:
     """Threads that keep the shards of the next positions in the cache, as many as it holds.
 
     What cannot be fetched is left to whoever reads it, who will be told why.
@@ -36,20 +35,19 @@ class Ahead:
         position: where the stream begins.
     """
 
-    def __init__(self, mixture: Mixture, draws: Sampler, position: int):
-        self._draws, self._cache = draws, mixture.cache
+    def __init__(self, mixture: Mixture, sampler: Sampler, position: int):
+        self._sampler, self._cache = sampler, mixture.cache
         self._cache.outages.given_up = False
-        places = [(corpus.place, number) for corpus in mixture.corpora for number in range(len(corpus.manifest.shards))]
-        self._places = places
+        self._locations = [(c.location, number) for c in mixture.corpora for number in range(len(c.manifest.shards))]
         self._starts = mixture.numbers.starts
         self._position = self._looked_to = position
-        half_a_shard = int(self._starts[-1]) // len(places) // 2
-        self._stride = max(1, min(half_a_shard, STRIDE, draws.per_epoch))
+        half_a_shard = int(self._starts[-1]) // len(self._locations) // 2
+        self._stride = max(1, min(half_a_shard, STRIDE, sampler.per_epoch))
         self._strides: deque[tuple[int, list[int]]] = deque()  # where each ends, and its shards as they come
         self._planning = threading.Lock()
         self._moved = threading.Condition()
         self._closed = False
-        names = [f"mvlm-data-ahead-{number}" for number in range(FETCHERS)]
+        names = [f"mvlm-data-prefetch-{number}" for number in range(FETCHERS)]
         self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for name in names]
         for thread in self._threads:
             thread.start()
@@ -77,7 +75,7 @@ class Ahead:
             found: dict[int, None] = {shard: None for _, shards in self._strides for shard in shards}
             room = self._cache.capacity - sum(map(self._bytes, found))
             # An epoch needs every shard, so that beyond one there is none that has not been found.
-            while room > 0 and self._looked_to < self._position + self._draws.per_epoch:
+            while room > 0 and self._looked_to < self._position + self._sampler.per_epoch:
                 self._looked_to += self._stride
                 shards = self._shards_at(np.arange(self._looked_to - self._stride, self._looked_to))
                 self._strides.append((self._looked_to, shards))
@@ -87,26 +85,26 @@ class Ahead:
         return list(found)[: int(fit.sum())]
 
     def _shards_at(self, positions: np.ndarray) -> list[int]:
-        shards = self._starts.searchsorted(self._draws(positions)[0], side="right") - 1
+        shards = self._starts.searchsorted(self._sampler(positions)[0], side="right") - 1
         different, first = np.unique(shards, return_index=True)
-        return [shard for shard in different[np.argsort(first)].tolist() if self._places[shard][0].cached]
+        return [shard for shard in different[np.argsort(first)].tolist() if self._locations[shard][0].cached]
 
     def _bytes(self, shard: int) -> int:
-        place, number = self._places[shard]
-        return place.manifest.shards[number].bytes
+        location, number = self._locations[shard]
+        return location.manifest.shards[number].bytes
 
     def _run(self) -> None:
         while not self._closed:
             upcoming, position = self.upcoming(), self._position
-            shards = [self._places[shard][0].manifest.shards[self._places[shard][1]] for shard in upcoming]
+            shards = [self._locations[shard][0].manifest.shards[self._locations[shard][1]] for shard in upcoming]
             self._cache.touch(shards[::-1])
             for nth, shard in enumerate(upcoming):
-                place, number = self._places[shard]
+                location, number = self._locations[shard]
                 if self._closed:
                     return
-                if not isinstance(place, Remote) or self._cache.holds(shards[nth]):
+                if self._cache.holds(shards[nth]):
                     continue
-                if place.bring_ahead(number, shards[:nth]):
+                if location.prefetch(number, shards[:nth]):
                     break  # looked at again in a moment
             self._wait_to_pass(position + self._stride)
 

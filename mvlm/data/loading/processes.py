@@ -11,13 +11,11 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from mvlm.data.loading.buffers import Buffer
-from mvlm.data.samples.dataset import Dataset, Draw, Sample
+from mvlm.data.samples.dataset import Draw, ShardDataset
 from mvlm.errors import DataLost, UserError
-
-S = TypeVar("S", bound=Sample)
 
 SECONDS_TO_END = 10.0
 
@@ -41,7 +39,7 @@ class _Started:
         self.connection.close()
 
 
-class Processes(Generic[S]):
+class Processes:
     """Prepares samples in the process of the thread that calls.
 
     Until that process is up the thread prepares them itself, so that the first batch does not wait.
@@ -53,14 +51,14 @@ class Processes(Generic[S]):
         may_start: set as soon as starting them, half a second of a core for each, holds up no first batch.
     """
 
-    def __init__(self, dataset: Dataset[S, Any]):
+    def __init__(self, dataset: ShardDataset[Any]):
         self._dataset = dataset
         self._own = threading.local()
         self._all: list[_Started] = []
         self.may_start = False
 
-    def prepare(self, draws: Sequence[Draw], buffer: Buffer, first: int) -> list[S]:
-        """As `Rows.samples`, into a shared buffer from its sample `first` on.
+    def prepare(self, draws: Sequence[Draw], buffer: Buffer, first: int) -> list[Any]:
+        """As `ShardDataset.samples`, into a shared buffer from its sample `first` on.
 
         Raises:
             UserError: as the data set does, or because the process has ended.
@@ -72,7 +70,7 @@ class Processes(Generic[S]):
         if own is None or not own.is_up.is_set():
             return self._dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
         for _, number, _ in draws:  # here, since clients of object stores are too large for a loader process
-            self._dataset.bring(number)
+            self._dataset.fetch(number)
         try:
             own.connection.send((buffer.file, buffer.images_VBCHW.shape, first, draws))
             answer = own.connection.recv()

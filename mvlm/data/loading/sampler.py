@@ -10,18 +10,20 @@ import numpy as np
 
 from mvlm.checkpoint.state import BLOCKS, SHARDS, OrderSpec
 from mvlm.config.schema import Data
-from mvlm.data.loading.order import scattered
+from mvlm.data.loading.order import MixtureSampler, scattered
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import UserError
 
 
 class Sampler(Protocol):
-    """Maps positions to what is drawn there, by number, and to occurrences, as `Draws` does."""
+    """Maps positions to what is drawn there, by number, and to occurrences, as `MixtureSampler` does."""
 
     per_epoch: int
 
     def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-class SuccessiveOrders:
+class SuccessiveSampler:
     """Draws each epoch in the order that holds for it.
 
     Args:
@@ -44,7 +46,7 @@ class SuccessiveOrders:
         return rows, occurrences
 
 
-class Scattered:
+class ScatteredSampler:
     """Draws the pairs of each shard by other numbers, so that those of one image are no neighbours in a block.
 
     Args:
@@ -70,6 +72,43 @@ def order_of(data: Data) -> OrderSpec:
     if data.shuffle_shards:
         return OrderSpec(SHARDS, {"window": data.shuffle_shards})
     return OrderSpec(BLOCKS, {"block": data.shuffle_block, "window": data.shuffle_window})
+
+
+def make_sampler(mixture: Mixture, seed: int, orders: Sequence[OrderSpec]) -> Sampler:
+    """What a run draws of a mixture, in each of these orders from its epoch on.
+
+    Raises:
+        UserError: the shards of URLs, of those that are shuffled together, do not fit into the cache.
+    """
+    samplers = [(order.from_epoch, _in_order(mixture, seed, order, ends=order is not orders[-1])) for order in orders]
+    return SuccessiveSampler(samplers) if len(samplers) > 1 else samplers[0][1]
+
+
+def _in_order(mixture: Mixture, seed: int, order: OrderSpec, ends: bool) -> Sampler:
+    """Args: ends: with the running epoch, which cannot be given another order."""
+    window, numbers = order.parameters["window"], mixture.numbers
+    if order.kind == BLOCKS:
+        _check_cache(mixture, 0, ends)
+        sampler = MixtureSampler(numbers.sizes, mixture.weights, seed, order.parameters["block"], window)
+    else:
+        _check_cache(mixture, window, ends)
+        shards = numbers.of_shards()
+        a_shard = max(1, sum(numbers.sizes) // sum(map(len, shards)))
+        sampler = MixtureSampler(numbers.sizes, mixture.weights, seed, a_shard, window, shards)
+    return ScatteredSampler(sampler, numbers.starts, seed) if numbers.pairs else sampler
+
+
+def _check_cache(mixture: Mixture, shuffle_shards: int, ends: bool) -> None:
+    remote = [shard.bytes for c in mixture.corpora if c.location.cached for shard in c.manifest.shards]
+    wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all where it is 0
+    if wanted > mixture.cache.capacity:
+        together = f"The {shuffle_shards} shards shuffled together" if shuffle_shards else "All shards at URLs"
+        way_out = "raise that" if ends else "raise that, or set data.shuffle_shards to fewer"
+        until = ", until the epoch that has begun so has ended" if ends else ""
+        raise UserError(
+            f"{together} and those after them have {wanted / 1e9:.3g} GB and data.cache_gb is "
+            f"{mixture.cache.capacity / 1e9:.3g}: {way_out}{until}."
+        )
 
 
 def resumed(

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from mvlm.data.loading.shared_memory import mapped
-from mvlm.data.samples.dataset import Rows
+from mvlm.data.samples.dataset import ShardDataset
+from mvlm.data.shards.mapped import mapped
 from mvlm.errors import UserError
 
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -34,7 +34,7 @@ def main(connection: Connection) -> None:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     buffers: dict[int, np.ndarray] = {}
-    dataset: Rows[Any] = connection.recv()
+    dataset: ShardDataset[Any] = connection.recv()
     connection.send(None)  # ready
     while True:
         try:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mvlm.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class CaptionTokenizer:
@@ -55,7 +52,7 @@ class CaptionTokenizer:
             for encoded in map(self._encoder.encode, captions)
         ]
 
-    def told_cut(self, captions: Sequence[str]) -> str:
+    def describe_truncation(self, captions: Sequence[str]) -> str:
         """How many of them are cut, and how long the longest is, as a part of a sentence; "" where none is."""
         lengths = self.whole_lengths(captions)
         cut = sum(length > self.length for length in lengths)
@@ -77,9 +74,3 @@ class CaptionTokenizer:
     def special(self, text_L: np.ndarray) -> np.ndarray:
         """bool [L], True where a token is special."""
         return self._is_special[text_L]
-
-    def batch(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """text_BL int64 and valid_BL bool, padded as in training."""
-        from mvlm.data.loading.collate import pad  # it needs torch, which loader processes do without
-
-        return pad([self.encode(caption) for caption in captions], self.pad_id, self.length)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -21,14 +21,8 @@ from mvlm.data.shards.corpus import Mixture, UnreadableRow
 from mvlm.errors import UserError
 from mvlm.model.masking import Purpose, generator
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 ATTEMPTS = 50
 """Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
-
-LOOKED_AT = 256
-"""Rows whose texts are counted before a run begins."""
 
 REPLACED = 1 << 32
 """Occurrences from here on are of rows drawn in place of others."""
@@ -52,7 +46,7 @@ class Fault:
 class Sample:
     """One prepared row."""
 
-    images: np.ndarray  # uint8 [V, 3, H, W], where the loader wants them; it hands them to `collate` itself
+    images: np.ndarray  # uint8 [V, 3, H, W], where the loader wants them; `collate` gets them beside the samples
     flip: bool  # whether its views may be mirrored
     position: int
     row: int  # of the mixture, after any replacement
@@ -60,7 +54,6 @@ class Sample:
 
 
 S = TypeVar("S", bound=Sample)
-B_co = TypeVar("B_co", covariant=True)
 
 Draw = tuple[int, int, int]
 """Position, number (of what the mixture's epochs draw) and occurrence."""
@@ -80,19 +73,7 @@ Described = tuple[Row, S, Visit, list[Fault]]
 """A row, its sample without images, its visit and the rows it stands for so far."""
 
 
-class Dataset(Protocol[S, B_co]):
-    """What the loader reads from: `Rows` and its like."""
-
-    image_shape: tuple[int, int, int, int]
-
-    def samples(self, draws: Sequence[Draw], images_VBCHW: np.ndarray) -> list[S]: ...
-
-    def bring(self, number: int) -> None: ...
-
-    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> B_co: ...
-
-
-class Rows(Generic[S]):
+class ShardDataset(Generic[S]):
     """Samples of a mixture; each a function of (seed, position, number, occurrence) alone.
 
     Attributes:
@@ -188,9 +169,9 @@ class Rows(Generic[S]):
                 "check the shards with `python -m data_tools verify`."
             )
 
-    def bring(self, number: int) -> None:
+    def fetch(self, number: int) -> None:
         """Have what is drawn by that number on this node; raises `UserError` where it cannot be fetched."""
-        self.mixture.numbers.bring(number)
+        self.mixture.numbers.fetch(number)
 
     def sentences(self, content: Row) -> Sequence[str]:
         """All that may be read of a row."""
@@ -203,24 +184,6 @@ class Rows(Generic[S]):
     def longest(self, position: int) -> S:
         """A made sample without image that takes as much memory as one may."""
         raise NotImplementedError
-
-    def collate(self, samples: Sequence[S], images_VBCHW: Tensor) -> Any:
-        """The batch of these samples, whose images stand in a tensor that it keeps."""
-        raise NotImplementedError
-
-    def told_cut(self) -> str:
-        """A sentence when texts are cut of the first rows that a run draws; "" where all of them are read whole.
-
-        Rows at URLs are not looked at: they would have to be fetched before the run begins.
-        """
-        draws = self.mixture.draws(self.seed, self.data)
-        numbers = self.mixture.numbers
-        drawn = draws(np.arange(min(LOOKED_AT, len(self))))[0].tolist()
-        here = dict.fromkeys(numbers.visit(number)[0] for number in drawn if numbers.are_here(number))
-        sentences = [sentence for content in self.mixture.sound(here) for sentence in self.sentences(content)]
-        cut = self.captions.told_cut(sentences)
-        where = f"Texts are cut at data.text_length = {self.data.text_length}"
-        return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
 
     def rng(self, purpose: Purpose, visit: Visit) -> np.random.Generator:
         epoch = visit.position // len(self)

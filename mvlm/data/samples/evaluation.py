@@ -13,8 +13,8 @@ from torch import Tensor
 from mvlm.data.images.decode import open_picture
 from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import eval_view
-from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.labelled import SENTENCES
+from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 
@@ -59,20 +59,20 @@ class EvalDataset(EvalImages):
     Attributes:
         captions: every caption of every row, row after row.
         owner: int64 [len(captions)], the row of each.
-        tokens: the `CaptionTokenizer`.
+        tokens: the `BatchTokenizer`.
     """
 
     def __init__(self, mixture: Mixture, tokenizer: Any, text_length: int, image_size: int, limit: int = 0):
         super().__init__(mixture, min(limit, len(mixture)) if limit else len(mixture), image_size)
-        self.tokens = CaptionTokenizer(tokenizer, text_length)
-        captions = [mixture.captions(row) for row in range(self.rows)]
+        self.tokens = BatchTokenizer(tokenizer, text_length)
+        captions = [mixture.row(row).captions for row in range(self.rows)]
         self.captions = [caption for of_row in captions for caption in of_row]
         self.owner = np.repeat(np.arange(self.rows), [len(of_row) for of_row in captions])
 
     @cached_property
-    def told_length(self) -> str:
+    def reported_length(self) -> str:
         """What is read of the texts, as a part of a sentence."""
-        cut = self.tokens.told_cut(self.captions) or "none is longer"
+        cut = self.tokens.describe_truncation(self.captions) or "none is longer"
         return f"texts cut at {self.tokens.length} tokens ({cut})"
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -8,23 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mvlm.config.schema import Data
 from mvlm.data.samples.answers import load_answers, soft_target
 from mvlm.data.samples.captions import CaptionTokenizer
-from mvlm.data.samples.dataset import Rows, Sample, Visit
+from mvlm.data.samples.dataset import Sample, ShardDataset, Visit
 from mvlm.data.samples.pairs import SIDES
 from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.schema import LABELS
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mvlm.batch import LabelledBatch
 
 SENTENCES: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {
     "vqa": lambda own: (own["question"],),
@@ -57,7 +52,7 @@ def class_names(task: str, tokenizer_folder: Path) -> tuple[str, ...]:
     return {"nlvr2": ("False", "True"), "entailment": LABELS}.get(task, ())
 
 
-class LabelledDataset(Rows[Labelled]):
+class LabelledDataset(ShardDataset[Labelled]):
     """Samples of one task.
 
     The label is the class: of "nlvr2" whether the sentence is true, of "entailment" its place in `LABELS`, of "foils"
@@ -104,11 +99,6 @@ class LabelledDataset(Rows[Labelled]):
         label = np.zeros(len(self._answers), dtype=np.float32) if self.task == "vqa" else np.array(0)
         texts_TL = (self.captions.longest(),) * (2 if self.task == "foils" else 1)
         return Labelled(images=np.empty(0), flip=False, texts_TL=texts_TL, label=label, position=position, row=position)
-
-    def collate(self, samples: Sequence[Labelled], images_VBCHW: Tensor) -> LabelledBatch:
-        from mvlm.data.loading.collate import collate_labelled  # it needs torch
-
-        return collate_labelled(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
 
     def _label(self, own: dict[str, Any]) -> np.ndarray:
         match self.task:

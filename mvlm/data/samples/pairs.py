@@ -8,20 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mvlm.config.schema import Data, Objectives
 from mvlm.data.samples.captions import CaptionTokenizer
-from mvlm.data.samples.dataset import Rows, Sample, Visit
+from mvlm.data.samples.dataset import Sample, ShardDataset, Visit
 from mvlm.data.shards.corpus import Mixture, Row
 from mvlm.model.masking import Purpose, block_grid, patch_mask, token_mask
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mvlm.batch import Batch
 
 SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
 """Words that a mirrored image would make untrue."""
@@ -31,7 +26,7 @@ SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
 class Pair(Sample):
     """One pair of image and caption; the fields of `Batch` without B.
 
-    Of `images` the last is the one whose patches are hidden; there are two where the views are not shared.
+    Of `images` the last is the one whose patches are masked; there are two where the views are not shared.
     """
 
     patch_mask_N: np.ndarray  # bool
@@ -40,7 +35,7 @@ class Pair(Sample):
     target_L: np.ndarray  # int64
 
 
-class PairDataset(Rows[Pair]):
+class PairDataset(ShardDataset[Pair]):
     """Pretraining samples.
 
     Args:
@@ -74,11 +69,11 @@ class PairDataset(Rows[Pair]):
     def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> Pair:
         caption = self._choose(content.captions, visit)
         text_L = self.captions.encode(caption)
-        masked_text_L, target_L = self._hide_tokens(text_L, self.rng(Purpose.TOKENS, visit))
+        masked_text_L, target_L = self._mask_tokens(text_L, self.rng(Purpose.TOKENS, visit))
         return Pair(
             images=out_VCHW,
             flip=self.data.flip and not SIDES.search(caption),
-            patch_mask_N=self._hide_patches(self.rng(Purpose.PATCHES, visit)),
+            patch_mask_N=self._mask_patches(self.rng(Purpose.PATCHES, visit)),
             text_L=text_L,
             masked_text_L=masked_text_L,
             target_L=target_L,
@@ -89,22 +84,17 @@ class PairDataset(Rows[Pair]):
     def longest(self, position: int) -> Pair:
         drawn = np.random.default_rng(position)
         text_L = self.captions.longest()
-        masked_text_L, target_L = self._hide_tokens(text_L, drawn)
+        masked_text_L, target_L = self._mask_tokens(text_L, drawn)
         return Pair(
             images=np.empty(0),
             flip=False,
-            patch_mask_N=self._hide_patches(drawn),
+            patch_mask_N=self._mask_patches(drawn),
             text_L=text_L,
             masked_text_L=masked_text_L,
             target_L=target_L,
             position=position,
             row=position,
         )
-
-    def collate(self, samples: Sequence[Pair], images_VBCHW: Tensor) -> Batch:
-        from mvlm.data.loading.collate import collate  # it needs torch
-
-        return collate(samples, images_VBCHW, self.captions.pad_id, self.captions.length)
 
     def _choose(self, captions: list[str], visit: Visit) -> str:
         if visit.caption is not None:
@@ -117,7 +107,7 @@ class PairDataset(Rows[Pair]):
             case "first":
                 return captions[0]
 
-    def _hide_patches(self, rng: np.random.Generator) -> np.ndarray:
+    def _mask_patches(self, rng: np.random.Generator) -> np.ndarray:
         objectives = self.objectives
         return patch_mask(
             rng,
@@ -127,7 +117,7 @@ class PairDataset(Rows[Pair]):
             objectives.image_mask_rounding,
         )
 
-    def _hide_tokens(self, text_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _mask_tokens(self, text_L: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         objectives = self.objectives
         return token_mask(
             rng,

@@ -14,7 +14,7 @@ from torch import Tensor
 from mvlm.data.images.decode import BadImage, Decoded, load_image
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.data.images.transforms import eval_view
-from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.errors import UserError
 
 SUFFIXES = tuple(f".{extension}" for extension in EXTENSIONS)
@@ -28,7 +28,7 @@ class ImagesAndTexts(Protocol):
     """Images and texts to be encoded and compared."""
 
     captions: list[str]
-    tokens: CaptionTokenizer
+    tokens: BatchTokenizer
 
     def __len__(self) -> int:
         """Images."""
@@ -55,7 +55,7 @@ class Pictures:
         self, paths: Sequence[Path], captions: Sequence[str], tokenizer: Any, text_length: int, image_size: int
     ) -> None:
         self.paths, self.captions = list(paths), list(captions)
-        self.tokens, self.image_size = CaptionTokenizer(tokenizer, text_length), image_size
+        self.tokens, self.image_size = BatchTokenizer(tokenizer, text_length), image_size
 
     def __len__(self) -> int:
         return len(self.paths)

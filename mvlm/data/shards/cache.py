@@ -19,9 +19,9 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mvlm.data.shards.outage import Attempts, Outages
 from mvlm.data.shards.schema import Shard
 from mvlm.errors import UserError
+from mvlm.runtime.storage import Attempts, Outages
 
 WAIT_S = 0.05  # for another process to finish a shard
 
@@ -93,8 +93,9 @@ class Cache:
         """
         with Attempts(name, self.outages) as attempts:
             while not self.holds(shard):
-                if failure := self._fetch_in_turn(shard, fetch):
-                    attempts.failed(failure)
+                failure = self._fetch_in_turn(shard, fetch)
+                if failure and not attempts.again(failure):
+                    raise attempts.failure(failure)
         return self.path(shard)
 
     def _fetch_in_turn(self, shard: Shard, fetch: Fetch) -> Exception | None:
@@ -106,7 +107,7 @@ class Cache:
                 time.sleep(WAIT_S)
             return self._fill(part, shard, fetch)
 
-    def get_ahead(self, shard: Shard, fetch: Fetch, sooner: Collection[Shard]) -> Exception | None:
+    def prefetch(self, shard: Shard, fetch: Fetch, sooner: Collection[Shard]) -> Exception | None:
         """Try once to fetch a shard, unless another process does or it would cost one of those needed sooner.
 
         Returns:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from mvlm.data.images.encoded import ChangedImage
-from mvlm.data.loading.shared_memory import MappedFile
+from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import RowIndex, buffer_count, parsed, row_crc32, unpacked
 from mvlm.data.shards.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard
 from mvlm.errors import UserError

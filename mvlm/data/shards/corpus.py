@@ -11,17 +11,14 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.state import BLOCKS, OrderSpec
 from mvlm.config.schema import Data
-from mvlm.data.images.encoded import ChangedImage, why_bad
-from mvlm.data.loading.order import Draws, draw_counts
-from mvlm.data.loading.sampler import Sampler, Scattered, SuccessiveOrders, order_of
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import DamagedRow, OpenShard, Row, open_shard
-from mvlm.data.shards.location import open_place
+from mvlm.data.shards.location import open_location
 from mvlm.data.shards.numbers import Numbers
 from mvlm.data.shards.schema import CAPTION, UNCOUNTED, Manifest, index_again
 from mvlm.errors import UserError
+from mvlm.model.masking import exact_count
 
 OPEN_SHARDS = 128
 """Shards of a corpus mapped at a time: more than a shuffle window touches, fewer than the files a process may open."""
@@ -53,8 +50,8 @@ class Corpus:
 
     def __init__(self, folder: str | Path, cache: Cache | None = None, task: str = CAPTION):
         self.folder = folder
-        self.place = open_place(folder, cache or Cache())
-        self.manifest = self.place.manifest
+        self.location = open_location(folder, cache or Cache())
+        self.manifest = self.location.manifest
         check_task(folder, self.manifest, task)
         self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
         self._opened: OrderedDict[int, OpenShard] = OrderedDict()
@@ -67,7 +64,7 @@ class Corpus:
         """
         counts: Sequence[int] = self.manifest.shards.captions
         if UNCOUNTED in counts:
-            if self.place.cached:
+            if self.location.cached:
                 raise UserError(
                     f"The manifest of {self.folder} does not count the captions of its shards, which data.epoch = "
                     "'pairs' needs: run `python -m data_tools row-index` on the folder that was copied there and copy "
@@ -82,7 +79,7 @@ class Corpus:
         try:
             row, caption = opened.rows.row_of_pair(pair)
         except DamagedRow as error:
-            raise UnreadableRow(f"{self.place.name(shard)} pair {pair}", error.key, str(error)) from None
+            raise UnreadableRow(f"{self.location.name(shard)} pair {pair}", error.key, str(error)) from None
         return self.shard_starts[shard] + row, caption
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,18 +108,6 @@ class Corpus:
                 reason += f", but its row index has changed too, by its SHA-256: {index_again(self.folder)}"
             raise UnreadableRow(self.where(index), error.key, reason) from None
 
-    def image(self, index: int) -> memoryview:
-        """The encoded image alone. Raises as `row`."""
-        row = self.row(index)
-        try:
-            return row.image
-        except ChangedImage as error:
-            raise UnreadableRow(self.where(index), row.key, why_bad(error)) from None
-
-    def captions(self, index: int) -> list[str]:
-        """The captions alone. Raises as `row`."""
-        return self.row(index).captions
-
     def where(self, index: int) -> str:
         """The file and the row in it, for messages."""
         shard, local = self.position(index)
@@ -131,11 +116,11 @@ class Corpus:
     def position(self, index: int) -> tuple[str, int]:
         """The file of a row and the row in it."""
         shard, local = self._locate(index)
-        return self.place.name(shard), local
+        return self.location.name(shard), local
 
     def changed(self, index: int) -> bool:
         """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
-        return self.place.changed(self._locate(index)[0])
+        return self.location.changed(self._locate(index)[0])
 
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self.manifest.rows:
@@ -145,7 +130,7 @@ class Corpus:
 
     def _open(self, number: int) -> OpenShard:
         """Map a shard; threads may do that twice at the same time, which costs a little and harms nothing."""
-        if self.place.cached:
+        if self.location.cached:
             for other in [other for other, shard in list(self._opened.items()) if shard.file.is_removed()]:
                 self._opened.pop(other, None)  # else its bytes would stay on the disk
         opened = self._opened[number] = self._open_shard(number)
@@ -154,9 +139,9 @@ class Corpus:
         return opened
 
     def _open_shard(self, number: int) -> OpenShard:
-        shard, name = self.manifest.shards[number], self.place.name(number)
+        shard, name = self.manifest.shards[number], self.location.name(number)
         try:
-            file, index = self.place.map(number), self.place.map_index(number)
+            file, index = self.location.map(number), self.location.map_index(number)
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
         return open_shard(file, index, shard, name, self.manifest.task, index_again(self.folder))
@@ -213,44 +198,6 @@ class Mixture:
             joined += repr(self.weights)
         return hashlib.sha256(joined.encode()).hexdigest()
 
-    def draws(self, seed: int, data: Data) -> Sampler:
-        """What is drawn at each position, as the configuration says.
-
-        Raises:
-            UserError: the shards of URLs, of those that are shuffled together, do not fit into the cache.
-        """
-        return self._draws(seed, order_of(data))
-
-    def sampler(self, seed: int, orders: Sequence[OrderSpec]) -> Sampler:
-        """The same of a run that each of these orders holds for from its epoch on. Raises as `draws`."""
-        draws = [(order.from_epoch, self._draws(seed, order, ends=order is not orders[-1])) for order in orders]
-        return SuccessiveOrders(draws) if len(draws) > 1 else draws[0][1]
-
-    def _draws(self, seed: int, order: OrderSpec, ends: bool = False) -> Sampler:
-        """Args: ends: with the running epoch, which cannot be given another order."""
-        window, sizes = order.parameters["window"], self.numbers.sizes
-        if order.kind == BLOCKS:
-            self._check_cache(0, ends)
-            draws = Draws(sizes, self.weights, seed, order.parameters["block"], window)
-        else:
-            self._check_cache(window, ends)
-            shards = self.numbers.of_shards()
-            a_shard = max(1, sum(sizes) // sum(map(len, shards)))
-            draws = Draws(sizes, self.weights, seed, a_shard, window, shards)
-        return Scattered(draws, self.numbers.starts, seed) if self.numbers.pairs else draws
-
-    def _check_cache(self, shuffle_shards: int, ends: bool) -> None:
-        remote = [shard.bytes for c in self.corpora if c.place.cached for shard in c.manifest.shards]
-        wanted = sum(sorted(remote)[-2 * shuffle_shards :])  # of this window and the next; of all where it is 0
-        if wanted > self.cache.capacity:
-            together = f"The {shuffle_shards} shards shuffled together" if shuffle_shards else "All shards at URLs"
-            way_out = "raise that" if ends else "raise that, or set data.shuffle_shards to fewer"
-            until = ", until the epoch that has begun so has ended" if ends else ""
-            raise UserError(
-                f"{together} and those after them have {wanted / 1e9:.3g} GB and data.cache_gb is "
-                f"{self.cache.capacity / 1e9:.3g}: {way_out}{until}."
-            )
-
     def locate(self, row: int) -> tuple[Corpus, int]:
         """The corpus and the row in it of a global row."""
         if not 0 <= row < self._starts[-1]:
@@ -262,14 +209,6 @@ class Mixture:
         corpus, local = self.locate(row)
         return corpus.row(local)
 
-    def image(self, row: int) -> memoryview:
-        corpus, local = self.locate(row)
-        return corpus.image(local)
-
-    def captions(self, row: int) -> list[str]:
-        corpus, local = self.locate(row)
-        return corpus.captions(local)
-
     def key(self, row: int) -> str:
         """The key, as it now reads where the row is damaged."""
         try:
@@ -277,13 +216,15 @@ class Mixture:
         except UnreadableRow as error:
             return error.key
 
-    def sound(self, rows: Iterable[int], told: Callable[[UnreadableRow], object] = lambda error: None) -> Iterator[Row]:
-        """Those of these rows that are what was written; `told` hears of the others."""
+    def sound(
+        self, rows: Iterable[int], report: Callable[[UnreadableRow], object] = lambda error: None
+    ) -> Iterator[Row]:
+        """Those of these rows that are what was written; `report` hears of the others."""
         for row in rows:
             try:
                 yield self.row(row)
             except UnreadableRow as error:
-                told(error)
+                report(error)
 
     def where(self, row: int) -> str:
         corpus, local = self.locate(row)
@@ -296,6 +237,11 @@ class Mixture:
     def changed(self, row: int) -> bool:
         corpus, local = self.locate(row)
         return corpus.changed(local)
+
+
+def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Draws an epoch from each corpus."""
+    return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
 
 
 def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:

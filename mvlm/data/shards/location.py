@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from mvlm.data.loading.shared_memory import MappedFile
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.outage import Attempts, describe, may_pass
+from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.schema import (
     MANIFEST,
     Manifest,
@@ -20,12 +18,15 @@ from mvlm.data.shards.schema import (
     read_manifest,
 )
 from mvlm.errors import UserError
+from mvlm.runtime.storage import Storage
 
 LOOKED_AT = 1000
 """Shards whose lengths are compared with the manifest's when a folder is opened."""
 
+REMEDY = "give the URL of finished shards, and what the store needs for access"
 
-class Folder:
+
+class LocalShards:
     """A folder of shards, read in place.
 
     Raises:
@@ -75,11 +76,14 @@ class Folder:
         except UserError:
             return True
 
-    def bring(self, number: int) -> None:
+    def fetch(self, number: int) -> None:
         """Have the shard here; it is."""
 
+    def prefetch(self, number: int, sooner: Collection[Shard]) -> None:
+        """The same."""
 
-class Remote:
+
+class RemoteShards:
     """A URL of any protocol that fsspec knows; what is read of a shard is a copy that has its hash.
 
     Raises:
@@ -90,31 +94,15 @@ class Remote:
     cached = True
 
     def __init__(self, url: str, cache: Cache):
-        self.url = url.rstrip("/")
         self.cache = cache
         cache.make()
-        self._files: Any = None
+        self._store = Storage(url, REMEDY, cache.outages)
+        self.url = self._store.url
         where = f"{self.url}/{MANIFEST}"
-        self.manifest: Manifest = parse_manifest(self._read_manifest(where).decode("utf-8", "replace"), where)
-
-    def _read_manifest(self, where: str) -> bytes:
-        """Of a store that may be gone for now: a run is often started again by what cannot look whether it is back."""
-        with Attempts(where, self.cache.outages) as attempts:
-            while True:
-                try:
-                    return bytes(self._store().cat_file(f"{self._root}/{MANIFEST}"))
-                except UserError:
-                    raise
-                except Exception as error:  # each store raises its own
-                    if not (self.cache.outages.patience and may_pass(error)):
-                        raise UserError(
-                            f"{where} cannot be read ({describe(error)}): give the URL of finished shards, and what "
-                            "the store needs for access."
-                        ) from None
-                    attempts.failed(error)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_files": None}  # connections are every process's own
+        content = self._store.read(MANIFEST)
+        if content is None:
+            raise UserError(f"{where} cannot be read (there is none): {REMEDY}.")
+        self.manifest: Manifest = parse_manifest(content.decode("utf-8", "replace"), where)
 
     def name(self, number: int) -> str:
         return f"{self.url}/{self.manifest.shards[number].file}"
@@ -140,15 +128,15 @@ class Remote:
         """Never: what was fetched had the right hash."""
         return False
 
-    def bring(self, number: int) -> None:
+    def fetch(self, number: int) -> None:
         """Have the shard in the cache, and its row index; raises as `map`."""
         for file in self.manifest.shards[number].files:
             self._get(file)
 
-    def bring_ahead(self, number: int, sooner: Collection[Shard]) -> Exception | None:
-        """Fetch them while nobody waits, as `Cache.get_ahead`."""
+    def prefetch(self, number: int, sooner: Collection[Shard]) -> Exception | None:
+        """Fetch them while nobody waits, as `Cache.prefetch`; what has gone wrong, if anything."""
         for file in self.manifest.shards[number].files:
-            if failure := self.cache.get_ahead(file, partial(self._fetch, file), sooner):
+            if failure := self.cache.prefetch(file, partial(self._fetch, file), sooner):
                 return failure
         return None
 
@@ -156,25 +144,12 @@ class Remote:
         self.cache.get(file, f"{self.url}/{file.file}", partial(self._fetch, file))
 
     def _fetch(self, file: Shard, path: Path) -> None:
-        store = self._store()
-        store.get_file(f"{self._root}/{file.file}", str(path))
-
-    def _store(self) -> Any:
-        if self._files is None:
-            from fsspec.core import url_to_fs  # seconds to import with some protocols
-
-            try:
-                files, root = url_to_fs(self.url)
-            except (ImportError, ValueError) as error:
-                raise UserError(f"{self.url} cannot be used ({error}): install what that protocol needs.") from None
-            self._root: str = root.rstrip("/")
-            self._files = files  # last, since other threads go by it
-        return self._files
+        self._store.fetch_once(file.file, path)
 
 
-Place = Folder | Remote
+ShardLocation = LocalShards | RemoteShards
 
 
-def open_place(folder: str | Path, cache: Cache) -> Place:
+def open_location(folder: str | Path, cache: Cache) -> ShardLocation:
     """What opens a folder or a URL."""
-    return Remote(str(folder), cache) if "://" in str(folder) else Folder(folder)
+    return RemoteShards(str(folder), cache) if "://" in str(folder) else LocalShards(folder)

@@ -64,15 +64,15 @@ class Numbers:
         counts = np.diff(self.starts).tolist()
         return [counts[first:end] for first, end in pairwise(self._first_shards)]
 
-    def bring(self, number: int) -> None:
+    def fetch(self, number: int) -> None:
         """Have its shard on this node; raises `UserError` where it cannot be fetched."""
         _, corpus, shard = self._shard_of(number)
-        self._corpora[corpus].place.bring(shard)
+        self._corpora[corpus].location.fetch(shard)
 
     def are_here(self, number: int) -> bool:
         """Whether its shard needs no fetching."""
         _, corpus, _ = self._shard_of(number)
-        return not self._corpora[corpus].place.cached
+        return not self._corpora[corpus].location.cached
 
     def _shard_of(self, number: int) -> tuple[int, int, int]:
         """Its shard, counted over all corpora; its corpus, and the shard in that."""

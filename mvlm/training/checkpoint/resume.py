@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.integrity import (
-    can_go_on,
+    can_resume,
     check_continuity,
     compare_shapes,
     find_damage,
@@ -33,7 +33,7 @@ from mvlm.errors import UserError
 from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
-from mvlm.runtime.storage import sync_folder, write_durably
+from mvlm.runtime.storage import sync, write_durably
 from mvlm.training.engine import Engine
 from mvlm.training.zero.state import MOMENTS as KEYS
 
@@ -128,13 +128,13 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
         if again.first == found.first:
             break
         found = again  # another attempt lives, and has deleted what it no longer keeps
-    if not reason and (not found.problem or can_go_on(found.first)):
+    if not reason and (not found.problem or can_resume(found.first)):
         return Search(found.first, problem=found.problem)
     damaged = [found.first] if reason else []
     for candidate in found.others:
         if find_damage(candidate, hashes):
             damaged.append(candidate)
-        elif can_go_on(candidate):
+        elif can_resume(candidate):
             return Search(candidate, tuple(damaged), reason or "", found.problem)
     if reason:
         raise refusal(found.first, reason)
@@ -218,7 +218,7 @@ def _settle(found: Search) -> None:
             shutil.rmtree(aside, ignore_errors=True)
             os.rename(folder, aside)
             kept.append(aside.name)
-        sync_folder(used.parent)
+        sync(used.parent)
     except OSError as error:
         raise UserError(
             f"{' and '.join(why)}, and {used.parent} cannot be written ({error}): free some room, or set "

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mvlm.checkpoint.fencing import Attempt
-from mvlm.checkpoint.folder_group import Site
+from mvlm.checkpoint.fencing import FencingToken
+from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
@@ -32,7 +32,7 @@ from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
-from mvlm.runtime.storage import write_bytes_durably, write_durably
+from mvlm.runtime.storage import write_durably
 from mvlm.training.engine import Engine
 from mvlm.training.zero.state import MOMENTS as KEYS
 
@@ -70,14 +70,14 @@ class Saver:
         engine: Engine,
         run: Path,
         config: Checkpoint,
-        attempt: Attempt,
-        site: Site | None = None,
+        attempt: FencingToken,
+        site: FolderGroup | None = None,
         uploads: Uploads | None = None,
         description: Mapping[str, bytes] | None = None,
     ) -> None:
         self.seconds = 0.0  # from start to published, of the last checkpoint
         self.run, self.attempt = run, attempt
-        self._engine, self._config, self._site = engine, config, site or Site.of_all()
+        self._engine, self._config, self._site = engine, config, site or FolderGroup.of_all()
         self.uploads = uploads or Uploads(None, run, config, attempt, self._site, print)
         self._description = description or {}
         self._home = run / CHECKPOINTS
@@ -253,7 +253,7 @@ def _publish(
     try:
         state = json.dumps(pending.state.to_json())
         for name, content in {**description, "state.json": state.encode()}.items():
-            write_bytes_durably(partial / name, content)
+            write_durably(partial / name, content)
             entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
         index = {"written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
         write_durably(partial / INDEX, json.dumps(index, indent=1))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mvlm.batch import Batch, LabelledBatch, Losses, MetricAccumulator
-from mvlm.checkpoint.fencing import Attempt
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Optim, Train
 from mvlm.runtime import dist
@@ -38,7 +38,7 @@ class Reporter:
         self,
         run: Path,
         monitor: Monitor,
-        attempt: Attempt,
+        attempt: FencingToken,
         engine: Engine,
         stream: Stream,
         optim: Optim,

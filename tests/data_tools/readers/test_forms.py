@@ -13,7 +13,7 @@ import pytest
 from made import photo, read_rows, run
 from samples import SAMPLES, put, put_json
 
-from data_tools.check import clean_captions
+from data_tools.filters import clean_captions
 from data_tools.readers.captions import captions_of
 from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError

@@ -22,7 +22,7 @@ COUNTERS = ("dropped", "dropped_captions", "unused")
 
 
 @dataclass
-class SourceYield:
+class SourceReport:
     """The records of one source."""
 
     read: int = 0
@@ -31,7 +31,7 @@ class SourceYield:
 
 
 @dataclass
-class Yield:
+class ShardReport:
     """The counts of a whole run."""
 
     read: int = 0
@@ -41,13 +41,13 @@ class Yield:
     dropped_captions: Counter[str] = field(default_factory=Counter)
     unused: Counter[str] = field(default_factory=Counter)  # files of the source that belong to no record
     splits: dict[str, int] = field(default_factory=dict)
-    sources: dict[str, SourceYield] = field(default_factory=dict)
+    sources: dict[str, SourceReport] = field(default_factory=dict)
 
     def count(self, source: str, outcome: Dropped | int) -> None:
         """Count a record: dropped, or kept with so many captions."""
         if source not in self.sources and len(self.sources) >= MOST_SOURCES:
             source = OTHERS
-        for part in (self, self.sources.setdefault(source, SourceYield())):
+        for part in (self, self.sources.setdefault(source, SourceReport())):
             part.read += 1
             if isinstance(outcome, Dropped):
                 part.dropped[outcome.reason] += 1
@@ -62,9 +62,9 @@ class Yield:
         return vars(self) | counters | {"sources": sources}
 
     @classmethod
-    def from_dict(cls, content: dict[str, Any]) -> Yield:
+    def from_dict(cls, content: dict[str, Any]) -> ShardReport:
         sources = {
-            name: SourceYield(s["read"], s["kept"], Counter(s["dropped"])) for name, s in content["sources"].items()
+            name: SourceReport(s["read"], s["kept"], Counter(s["dropped"])) for name, s in content["sources"].items()
         }
         counters = {name: Counter(content.get(name, {})) for name in COUNTERS}
         return cls(**content | counters | {"sources": sources})

@@ -1,4 +1,4 @@
-"""Memory that processes share, and files mapped into memory."""
+"""Files and shared memory, mapped."""
 
 from __future__ import annotations
 

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_tools.image import BadImage, decode, decoded_size, shrunk
+from data_tools.image import decode, shrunk
 from data_tools.look import look_of
 from data_tools.record import Dropped, Record
-
-__all__ = ["BadImage", "Checked", "Demands", "check_record", "clean_captions", "decoded_size"]
+from mvlm.data.images.encoded import BadImage
 
 MAX_NAME = 1024
 """Characters of an id or source."""
@@ -38,7 +37,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
-class Demands:
+class Filters:
     """What is asked of a record beyond being sound, and what is worked out while its image is decoded."""
 
     longest_side: int = 0  # pixels; a longer image is shrunk to it and encoded anew. 0: none is
@@ -72,7 +71,7 @@ class Checked:
     exact: bytes = b""
 
 
-SOUND = Demands()
+SOUND = Filters()
 
 
 class _Unfit(Exception):
@@ -81,14 +80,14 @@ class _Unfit(Exception):
         self.reason, self.detail = reason, detail
 
 
-def check_record(item: Record | Dropped, demands: Demands = SOUND) -> Checked | Dropped:
+def check_record(item: Record | Dropped, filters: Filters = SOUND) -> Checked | Dropped:
     """Clean the texts and decode the images of a record; pass a dropped one on."""
     if isinstance(item, Dropped):
         return item
     if not item.key.strip() or not _is_name(item.key):
         return Dropped(item.key[:80], "id is not plain text", item.where, source=item.source[:80])
     try:
-        return _checked(item, demands)
+        return _checked(item, filters)
     except (_Unfit, BadImage) as bad:
         return Dropped(item.key, bad.reason, item.where, bad.detail, item.source[:80])
 
@@ -98,29 +97,29 @@ def exact_hash(images: Sequence[bytes]) -> bytes:
     return hashlib.sha256(b"".join(images)).digest()[:16]
 
 
-def _checked(item: Record, demands: Demands) -> Checked:
+def _checked(item: Record, filters: Filters) -> Checked:
     if not _is_name(item.source):
         raise _Unfit("source is not plain text")
-    captions, caption_drops = clean_captions(item.captions, demands.caption_words)
+    captions, caption_drops = clean_captions(item.captions, filters.caption_words)
     if not captions and not item.columns:
         raise _Unfit("no caption", ", ".join(sorted(caption_drops)))
     columns = {name: _clean_column(name, value) for name, value in item.columns.items()}
     images = [item.image, item.image2] if item.image2 else [item.image]
-    pictures = tuple(_picture(image, demands) for image in images)
-    exact = exact_hash(images) if demands.exact_hash else b""
+    pictures = tuple(_picture(image, filters) for image in images)
+    exact = exact_hash(images) if filters.exact_hash else b""
     return Checked(captions, caption_drops, pictures, columns, exact)
 
 
-def _picture(data: bytes, demands: Demands) -> Picture:
-    image = decode(data, 0 if demands.look else demands.longest_side or None)
+def _picture(data: bytes, filters: Filters) -> Picture:
+    image = decode(data, 0 if filters.look else filters.longest_side or None)
     short, long = sorted((image.width, image.height))
-    if short < demands.min_size:
+    if short < filters.min_size:
         raise _Unfit(TOO_SMALL, f"{image.width} x {image.height} pixels")
-    if demands.max_aspect and long > demands.max_aspect * short:
+    if filters.max_aspect and long > filters.max_aspect * short:
         raise _Unfit(TOO_ELONGATED, f"{image.width} x {image.height} pixels")
-    look = look_of(image.colour) if demands.look and image.colour else b""
-    if image.colour and 0 < demands.longest_side < long:
-        encoded, width, height = shrunk(image.colour, demands.longest_side, demands.quality)
+    look = look_of(image.colour) if filters.look and image.colour else b""
+    if image.colour and 0 < filters.longest_side < long:
+        encoded, width, height = shrunk(image.colour, filters.longest_side, filters.quality)
         return Picture(width, height, zlib.crc32(encoded), encoded, look)
     return Picture(image.width, image.height, zlib.crc32(data), b"", look)
 

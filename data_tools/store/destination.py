@@ -1,0 +1,37 @@
+"""Where a corpus is written: to a folder of this machine or any fsspec URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from data_tools.store.folder import open_folder
+from data_tools.store.remote import open_url
+from data_tools.store.store import Store
+
+URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
+
+
+def destination(text: str) -> Path | str:
+    """A URL as it is, anything else as a path."""
+    return text if URL.fullmatch(text) else Path(text)
+
+
+def open_store(out: Path | str, resumable: bool) -> AbstractContextManager[Store]:
+    """The store for a folder, as `open_folder`, or for a URL."""
+    return open_url(out) if isinstance(out, str) else open_folder(out, resumable)
+
+
+@contextmanager
+def staged(out: Path) -> Iterator[Path]:
+    """Yield a folder to fill, which becomes `out` in one rename if the block ends well and vanishes if not.
+
+    Raises:
+        UserError: `out` holds something already, another process is writing it, or there is no room for it.
+    """
+    with open_store(out, resumable=False) as store:
+        store.begin(None)
+        yield store.work
+        store.finish([])

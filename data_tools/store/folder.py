@@ -1,0 +1,143 @@
+"""The store of a corpus that is written to a folder of this machine: filled as `.NAME.partial`, and renamed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_tools.store.disk import writing
+from data_tools.store.store import PLAN, STATE, Finished, Store
+from mvlm.data.shards.schema import MANIFEST
+from mvlm.errors import UserError
+from mvlm.runtime.storage import NO_ROOM, publish, sync, write_durably
+
+
+@contextmanager
+def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
+    """Yield the store for `out`, which vanishes if the block fails, unless it is `resumable` and holds a state.
+
+    Raises:
+        UserError: `out` holds something already, another process is writing it, or there is no room for it.
+    """
+    target = out.resolve()
+    partial = target.with_name(f".{target.name}.partial")
+    with writing(out):
+        _refuse_occupied(out, target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = _claim(partial, out)
+        folder = FolderStore(partial, target)
+        try:
+            yield folder
+        except OSError as error:
+            if error.errno in NO_ROOM and resumable and folder.states():
+                raise UserError(
+                    f"No room to write {out} ({error.strerror}): free space and run the same command again, "
+                    "which goes on where this one stopped."
+                ) from None
+            raise
+        finally:
+            os.close(lock)
+            if not (resumable and folder.states()):
+                shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_occupied(out: Path, target: Path) -> None:
+    if (target / STATE).is_dir():
+        return  # finished, but for the cleaning up: `begin` sees to it
+    if (target / MANIFEST).exists() or any(target.glob(f"*/{MANIFEST}")):
+        raise UserError(f"{out} already holds shards: delete it or give another --out.")
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{out} is a file, where a folder of shards should be made: give another --out.")
+    if target.is_dir() and any(target.iterdir()):
+        raise UserError(f"{out} holds other files: give an --out that is empty or does not exist.")
+    if target.is_mount():
+        raise UserError(f"{out} is a mount point and cannot be made in one step: give a folder inside it as --out.")
+
+
+def _claim(partial: Path, out: Path) -> int:
+    """Make `partial` and lock it; the lock of a killed run died with it."""
+    partial.mkdir(exist_ok=True)
+    lock = os.open(partial, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise UserError(f"Another process is writing {out} now: wait for it or give another --out.") from None
+    return lock
+
+
+class FolderStore(Store):
+    """A folder of this machine; shards are made where they stay."""
+
+    def __init__(self, work: Path, target: Path) -> None:
+        super().__init__(target.name, work)
+        self._target = target
+
+    def begin(self, plan: dict[str, Any] | None) -> list[bytes]:
+        if (self._target / STATE).is_dir():
+            if plan is None or FolderStore(self._target, self._target).plan() != plan:
+                raise UserError(f"{self._target} already holds shards: delete it or give another --out.")
+            _forget(self._target / STATE)
+            raise Finished(self._target)
+        for half in self.work.rglob("*.partial"):
+            half.unlink()
+        return super().begin(plan)
+
+    def keep(self, name: str) -> None:
+        sync((self.work / name).parent)
+
+    def has(self, name: str, size: int) -> bool:
+        path = self.work / name
+        return path.is_file() and path.stat().st_size == size
+
+    def restart(self) -> None:
+        """Whatever lies there but the plan."""
+        plan = self._read(PLAN)
+        for left in self.work.iterdir():
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+        if plan is not None:
+            self._write(PLAN, plan)
+        self._count = 0
+
+    def reject(self, name: str) -> str:
+        beside = self._target.with_name(f"{self._target.name}.{name}")
+        publish(self.work / name, beside)
+        return beside.name
+
+    def finish(self, names: list[str]) -> None:
+        for name in names:
+            self.keep(name)
+        sync(self.work)
+        os.rename(self.work, self._target)
+        sync(self._target.parent)
+        _forget(self._target / STATE)
+
+    def _names(self) -> Iterable[str]:
+        return [f"{STATE}/{path.name}" for path in (self.work / STATE).glob("*")]
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.work / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_durably(self.work / name, content)
+
+    def _delete(self, name: str) -> None:
+        (self.work / name).unlink(missing_ok=True)
+
+
+def _forget(states: Path) -> None:
+    """Remove the states, and the plan last: while it is there, a run killed right here is known to be finished."""
+    for state in states.glob("*.state"):
+        state.unlink()
+    shutil.rmtree(states, ignore_errors=True)

@@ -1,0 +1,28 @@
+"""Whether the texts that a run is going to read are longer than it reads them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mvlm.data.loading.sampler import make_sampler, order_of
+from mvlm.data.samples.dataset import ShardDataset
+
+LOOKED_AT = 256
+"""Rows whose texts are counted before a run begins."""
+
+
+def truncation_warning(dataset: ShardDataset[Any]) -> str:
+    """A sentence when texts are cut of the first rows that a run draws; "" where all of them are read whole.
+
+    Rows at URLs are not looked at: they would have to be fetched before the run begins.
+    """
+    mixture, data = dataset.mixture, dataset.data
+    sampler = make_sampler(mixture, dataset.seed, [order_of(data)])
+    drawn = sampler(np.arange(min(LOOKED_AT, len(dataset))))[0].tolist()
+    here = dict.fromkeys(mixture.numbers.visit(number)[0] for number in drawn if mixture.numbers.are_here(number))
+    sentences = [sentence for content in mixture.sound(here) for sentence in dataset.sentences(content)]
+    cut = dataset.captions.describe_truncation(sentences)
+    where = f"Texts are cut at data.text_length = {data.text_length}"
+    return f"{where}: of the first rows' {cut}, and lose their ends; raise it to read them whole." if cut else ""
