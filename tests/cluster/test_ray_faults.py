@@ -117,7 +117,7 @@ def test_a_rank_of_an_earlier_attempt_that_comes_back_writes_nothing(disturbed):
 
 def test_a_job_grows_when_a_node_joins_and_stops_when_cancelled_and_repeats_nothing(grown, plain):
     job, seen = grown
-    worlds = [json.loads(path.read_text())["world"] for path in sorted((job.run / "attempts").iterdir())]
+    worlds = [json.loads(path.read_text())["world"] for path in sorted((job.run / "attempts").glob("*.json"))]
     assert worlds == [1, 2, 2] and [attempt["exit_code"] for attempt in job.attempts()] == [75, 75, 0]
     assert [line["step"] for line in job.lines()] == list(range(1, STEPS + 1))
     assert "Stopped by a signal" in (job.logs / "attempt-001/rank-00000.log").read_text()
