@@ -181,14 +181,13 @@ def plain_and_pruned(shards: str) -> dict[str, dict[str, float]]:
     shape = [*WEIGHTS, "model.cross_depth=2", "model.decoder_depth=2", "optim.clip=0"]
     config = configuration(shards, 16 // dist.world(), shape)
     model, loader = built(config, dist.rank(), dist.world())
-    content = {"zero_optimization": {"stage": 3}}
-    engine = Engine(model, config, resolve(content, config, ("json", "toml"), dist.world(), 10, 2, 1))
+    ds_config = resolved(model, config, {"zero_optimization": {"stage": 3}}, dist.world())
+    engine = Engine(model, config.optim, config.objectives, ds_config, seed=config.run.seed)
     batches = steps_of(loader)[0]
     found: dict[str, dict[str, float]] = {}
     for switch in SWITCHES:
         words = [*shape, *(f"objectives.{word}" for word in switch)]
-        engine.config = configuration(shards, config.train.micro_batch, words)
-        model.objectives = engine.config.objectives
+        model.objectives = engine.objectives = configuration(shards, config.train.micro_batch, words).objectives
         pruned, plain = (step_by(engine, batches, *passes) for passes in (("pruned", "joint"), ("plain", "apart")))
         largest = max(float(tensor.norm()) for tensor in pruned.values())
         found[" ".join(switch)] = {
