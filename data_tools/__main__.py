@@ -1,4 +1,4 @@
-"""`python -m data_tools`: make, check and describe shard folders."""
+"""`python -m data_tools`: make, check and inspect shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EXAMPLES = """examples:
   python -m data_tools synth --task vqa --count 8000 --holdout-pairs 4 --split train=0.9,eval=0.1 --out shards/questions
   python -m data_tools tokenizer shards/emoji/train --vocab 4096 --out tokenizer.json
 
-`python -m data_tools COMMAND --help` says more of each.
+See `python -m data_tools COMMAND --help` for each.
 """
 
 
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     subs = top.add_subparsers(metavar="COMMAND", required=True)
     for module in (commands, commands_tools):
         module.add_parser(subs)
-    completion = subs.add_parser("completion", help="print what a shell needs to complete mvlm-data")
+    completion = subs.add_parser("completion", help="print a shell completion script for mvlm-data")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=complete)
     return top
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{error}: check that file and its disk.", file=sys.stderr)
         return ExitCode.MISTAKE
     except KeyboardInterrupt:
-        print("Interrupted: the same command again goes on; nothing half-made looks whole.", file=sys.stderr)
+        print("Interrupted: the same command resumes; nothing half-written looks complete.", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()

@@ -14,6 +14,12 @@ from data_tools.pipeline import Options
 from data_tools.split import parse_split
 from data_tools.store.destination import destination
 from mvlm.errors import UserError
+from mvlm.runtime.arguments import positive, within
+
+megabytes = within(float, lambda value: 0 < value < 1e9, "above 0")
+quality = within(int, lambda value: 1 <= value <= 100, "between 1 and 100")
+aspect = within(float, lambda value: value >= 1, "1 or more")
+share = within(float, lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
 def add_writing(command: argparse.ArgumentParser) -> None:
@@ -23,18 +29,22 @@ def add_writing(command: argparse.ArgumentParser) -> None:
         type=destination,
         required=True,
         metavar="SHARDS",
-        help="folder to make, or a URL such as s3://bucket/x",
+        help="folder to write, or a URL such as s3://bucket/x",
     )
     command.add_argument("--split", help="shares by name, for example train=0.88,eval=0.12: one folder each in SHARDS")
     command.add_argument(
         "--split-by",
         default="key",
         metavar="FIELD",
-        help="field whose equal values stay together (default: %(default)s; key is the id)",
+        help="keep rows with equal values of this field together (default: %(default)s; key is the id)",
     )
-    command.add_argument("--shard-mb", type=megabytes, default=256, help="image megabytes a shard (default: 256)")
+    command.add_argument("--shard-mb", type=megabytes, default=256, help="megabytes of images per shard (default: 256)")
     command.add_argument(
-        "--tolerate", type=share, default=0.5, metavar="SHARE", help="records that may be dropped (default: 0.5)"
+        "--tolerate",
+        type=share,
+        default=0.5,
+        metavar="SHARE",
+        help="share of records that may be dropped (default: 0.5)",
     )
 
 
@@ -48,21 +58,29 @@ def add_filters(command: argparse.ArgumentParser) -> None:
     """What may be asked of the records beyond being sound; `with_filters` reads it."""
     asked = command.add_argument_group("what is kept, and how")
     asked.add_argument(
-        "--longest-side", type=positive, default=0, metavar="PIXELS", help="shrink what is larger, and only that"
+        "--longest-side", type=positive, default=0, metavar="PIXELS", help="shrink larger images to this, and no others"
     )
     asked.add_argument(
-        "--quality", type=quality, default=90, help="JPEG quality of what is shrunk, 1 to 100 (default: 90)"
+        "--quality", type=quality, default=90, help="JPEG quality of shrunk images, 1 to 100 (default: 90)"
     )
-    asked.add_argument("--min-size", type=positive, default=0, metavar="PIXELS", help="least length of a shorter side")
-    asked.add_argument("--max-aspect", type=aspect, default=0.0, metavar="RATIO", help="most of longer by shorter side")
     asked.add_argument(
-        "--caption-words", type=positive, nargs=2, metavar=("MIN", "MAX"), help="drop captions of fewer or more words"
+        "--min-size", type=positive, default=0, metavar="PIXELS", help="drop images whose shorter side is smaller"
+    )
+    asked.add_argument(
+        "--max-aspect",
+        type=aspect,
+        default=0.0,
+        metavar="RATIO",
+        help="drop images whose longer side exceeds the shorter by this factor",
+    )
+    asked.add_argument(
+        "--caption-words", type=positive, nargs=2, metavar=("MIN", "MAX"), help="drop captions with fewer or more words"
     )
     asked.add_argument(
         "--dedup",
         choices=("exact", "perceptual"),
         default="",
-        help="keep the first of images with the same bytes, or that look the same",
+        help="keep only the first of images with the same bytes, or that look the same",
     )
     asked.add_argument(
         "--exclude",
@@ -70,7 +88,7 @@ def add_filters(command: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="SHARDS",
-        help="leave out all that looks like an image of these shards, such as a test set's",
+        help="leave out everything that looks like an image in these shards, such as a test set",
     )
 
 
@@ -94,40 +112,5 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
     command.add_argument("--engine", choices=ENGINES, default="local", help="processes here, or Ray (default: local)")
     command.add_argument(
-        "--ray-address", metavar="HOST:PORT", help="of a running Ray (default: $RAY_ADDRESS, or one started here)"
+        "--ray-address", metavar="HOST:PORT", help="a running Ray (default: $RAY_ADDRESS, or one started here)"
     )
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def megabytes(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
-
-
-def quality(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 100:
-        raise argparse.ArgumentTypeError("must be between 1 and 100")
-    return value
-
-
-def aspect(text: str) -> float:
-    value = float(text)
-    if not value >= 1:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError("must be between 0 and 1")
-    return value

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.arguments import add_engine, add_filters, add_writing, positive, with_filters, writing_options
+from data_tools.arguments import add_engine, add_filters, add_writing, with_filters, writing_options
 from data_tools.corpora import batches, corpora
 from data_tools.inspect.stats import TEXTS
 from data_tools.origin import add_source, open_source, origin, writing_arguments
@@ -19,24 +19,25 @@ from data_tools.sharding import shard as shard_records
 from data_tools.store.disk import write_output
 from mvlm.data.shards.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
+from mvlm.runtime.arguments import positive
 
 
 def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    shard = subs.add_parser("shard", help="make shards of a source")
+    shard = subs.add_parser("shard", help="make shards from a source")
     add_source(shard)
     shard.set_defaults(run=shard_source)
     add_engine(shard)
     add_writing(shard)
     add_filters(shard)
 
-    train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora of any task")
+    train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora for any task")
     train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
-    train.add_argument("--vocab", type=positive, default=8192, help="most tokens (default: 8192)")
+    train.add_argument("--vocab", type=positive, default=8192, help="maximum number of tokens (default: 8192)")
     train.set_defaults(run=tokenizer)
 
-    again = subs.add_parser("retry", help="read again what a corpus lists as dropped, and add what is good now")
-    again.add_argument("shards", type=Path, metavar="SHARDS", help="folder that `shard` made, with its splits")
+    again = subs.add_parser("retry", help="retry records that a corpus lists as dropped, and add those that are good")
+    again.add_argument("shards", type=Path, metavar="SHARDS", help="a folder made by `shard`, with its splits")
     add_engine(again)
     again.set_defaults(run=retry_dropped)
 

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.arguments import add_writing, megabytes, positive, writing_options
+from data_tools.arguments import add_writing, megabytes, writing_options
 from data_tools.corpora import corpora
 from data_tools.engines.local import cores
 from data_tools.inspect.plots import KINDS, plots
@@ -27,6 +27,7 @@ from data_tools.synth.holdout import held_out, with_novel
 from data_tools.synth.records import records
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
+from mvlm.runtime.arguments import positive
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,24 +37,25 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     made = subparsers.add_parser(
         "synth",
         help="make shards of synthetic scenes",
-        description="Make shards of a small world of coloured shapes whose truth is known. But for captions, text "
-        "alone and image alone stay at chance: see data_tools/synth. By default no two splits share a scene.",
+        description="Make shards of a small synthetic world of coloured shapes with known answers. Except for "
+        "captions, text alone and image alone stay at chance: see data_tools/synth. By default no two splits "
+        "share a scene.",
     )
     made.add_argument(
         "--task",
         choices=tuple(TASKS),
         required=True,
         help="captions; vqa: questions; pairs: statements about two scenes, as in NLVR2; entailment; "
-        "foils: captions beside the same with two colours or shapes exchanged",
+        "foils: captions, each with a copy in which two colours or shapes are swapped",
     )
-    made.add_argument("--count", type=positive, required=True, help="rows to make")
+    made.add_argument("--count", type=positive, required=True, help="number of rows")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument(
         "--holdout-pairs",
         type=int,
         default=0,
         metavar="K",
-        help="colour-shape pairs that only the further split `novel` shows (default: 0)",
+        help="colour-shape pairs that appear only in an additional split `novel` (default: 0)",
     )
     add_writing(made)
     made.set_defaults(run=synth, workers=1, split_by="group")
@@ -72,8 +74,8 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     indexed = subparsers.add_parser(
         "row-index",
         help="add row indexes to shards that have none",
-        description="Write beside each shard that has none, or a damaged one, the index by which its rows are found "
-        "and their texts are checked as they are read. Shards and fingerprint stay as they are, so no run changes.",
+        description="Write an index beside each shard that has none, or a damaged one. It locates rows and holds "
+        "the checksums of their texts. Shards and fingerprint do not change, so no run does.",
     )
     indexed.add_argument("shards", type=Path, metavar="SHARDS")
     indexed.set_defaults(run=row_index)
@@ -81,35 +83,37 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     counted = subparsers.add_parser("stats", help="counts and distributions")
     counted.add_argument("shards", type=Path, metavar="SHARDS")
     counted.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    counted.add_argument("--plots", type=_plots_file, metavar="FILE", help="a .png or .html of histograms to make")
+    counted.add_argument("--plots", type=_plots_file, metavar="FILE", help="write histograms to this .png or .html")
     counted.set_defaults(run=stats)
 
-    shown = subparsers.add_parser("preview", help="a contact sheet of some rows as one HTML file")
+    shown = subparsers.add_parser("preview", help="show some rows as one HTML file")
     shown.add_argument("shards", type=Path, metavar="SHARDS")
-    shown.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html to make")
+    shown.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html to write")
     shown.add_argument("--count", type=positive, default=100, help="rows of each split (default: 100)")
     shown.set_defaults(run=preview)
 
 
 def _add_cutting(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    merged = subparsers.add_parser("merge", help="make one corpus of several")
+    merged = subparsers.add_parser("merge", help="merge several corpora into one")
     merged.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
-    merged.add_argument("--prefix-keys", action="store_true", help="put each corpus's folder name before its keys")
+    merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")
     merged.set_defaults(run=merge_corpora)
 
-    divided = subparsers.add_parser("split", help="divide a corpus by a hash of a column")
+    divided = subparsers.add_parser("split", help="split a corpus by a hash of a column")
     divided.add_argument("shards", type=Path, metavar="SHARDS")
     divided.add_argument("--split", required=True, help="shares by name, for example train=0.9,eval=0.1")
     divided.add_argument(
         "--split-by",
         default="key",
         metavar="COLUMN",
-        help="column whose equal values stay together (default: key); crc32 for those of one image",
+        help="keep rows with equal values of this column together (default: key); crc32: those of one image",
     )
     divided.set_defaults(run=split_corpus)
     for command in (merged, divided):
-        command.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder to make")
-        command.add_argument("--shard-mb", type=megabytes, default=256, help="image megabytes a shard (default: 256)")
+        command.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder to write")
+        command.add_argument(
+            "--shard-mb", type=megabytes, default=256, help="megabytes of images per shard (default: 256)"
+        )
 
 
 def _number_or_all(text: str) -> int | None:
