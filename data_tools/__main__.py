@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{error}: check that file and its disk.", file=sys.stderr)
         return ExitCode.MISTAKE
     except KeyboardInterrupt:
-        print("Interrupted: the same command resumes; nothing half-written looks complete.", file=sys.stderr)
+        print("Interrupted: the same command again resumes; nothing half-written looks complete.", file=sys.stderr)
         return ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()
