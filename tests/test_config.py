@@ -79,6 +79,7 @@ DECISIONS = {
     # data
     "data.epoch": "pairs",
     "data.caption": "draw",
+    "data.randaugment_kind": "same_hue",
     "data.shared_view": True,
     "data.text_length": 30,
     # retrieval

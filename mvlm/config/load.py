@@ -42,6 +42,7 @@ def given_keys(path: str | Path, overrides: Iterable[str]) -> frozenset[str]:
 YOUNGER_KEYS: dict[str, Any] = {
     "data.patience": 0.0,
     "data.epoch": "images",
+    "data.randaugment_kind": "same_hue",
     "objectives.reconstruct_from": "other",
     "kernels.fusion": "auto",
     "kernels.views": "auto",

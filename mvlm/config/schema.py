@@ -31,6 +31,7 @@ class Data:
     crop_scale: tuple[float, float] = (0.5, 1.0)  # share of the area kept by the random resized crop; 1, 1 = no crop
     flip: bool = True  # mirror half of the images, never if a caption says left or right
     randaugment: tuple[int, int] = (2, 7)  # operations per image, magnitude out of 10; 0, 0 = off (R)
+    randaugment_kind: Literal["same_hue", "albef"] = "same_hue"  # captions name hues; albef: its ten operations (D)
     shuffle_block: int = 64  # rows read together
     shuffle_window: int = 64  # blocks shuffled together
     shuffle_shards: int = 0  # shuffle whole shards, this many together, for slow or remote stores; 0 = blocks

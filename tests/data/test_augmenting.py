@@ -4,10 +4,10 @@ import colorsys
 
 import numpy as np
 import pytest
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 from mvlm.data.images import augment as augmenting
-from mvlm.data.images.augment import OPERATIONS, autocontrast, brightness, randaugment, translate_x
+from mvlm.data.images.augment import ALBEF_OPERATIONS, OPERATIONS, autocontrast, brightness, randaugment, translate_x
 from mvlm.data.images.decode import native_is_missing
 
 GREY = (128, 128, 128)
@@ -106,6 +106,42 @@ def test_every_operation_is_drawn_alike_and_in_both_directions(monkeypatch):
         assert set(levels) == {-0.7, 0.7}
         assert abs(len(levels) - 4000 / 9) < 5 * (4000 / 9) ** 0.5
         assert abs(sum(levels) / 0.7) < 5 * len(levels) ** 0.5
+
+
+ALBEF = {
+    "autocontrast_of_channels": ImageOps.autocontrast,
+    "equalize": ImageOps.equalize,
+    "brightened": lambda image: ImageEnhance.Brightness(image).enhance(1.8 * 0.7 + 0.1),
+    "sharpened": lambda image: ImageEnhance.Sharpness(image).enhance(1.8 * 0.7 + 0.1),
+}
+
+
+@pytest.mark.parametrize("name", ALBEF)
+@pytest.mark.parametrize("size", [1, 3, 40, 224])
+def test_albefs_operations_are_pillows(implementation, name, size):
+    operation = next(one for one in ALBEF_OPERATIONS if one.__name__ == name)
+    image = scene(max(4, size), 5).crop((0, 0, size, size)).point(lambda value: 30 + value // 2)
+    view = array(image)
+    expected = array(ALBEF[name](image)).astype(int)
+    for level in (-0.7, 0.7):
+        assert np.abs(operation(view, level) - expected).max() <= (1 if name == "sharpened" else 0)
+    flat = np.full((3, 8, 8), 7, np.uint8)
+    assert (operation(flat, 0.7) == array(ALBEF[name](Image.fromarray(flat.transpose(1, 2, 0))))).all()
+
+
+def test_albefs_operations_are_drawn_alike_and_come_half_of_the_time(monkeypatch):
+    drawn = []
+
+    def recorded(name):
+        return lambda view, level: drawn.append(name) or view
+
+    names = [operation.__name__ for operation in ALBEF_OPERATIONS]
+    monkeypatch.setattr(augmenting, "ALBEF_OPERATIONS", tuple(map(recorded, names)))
+    rng, view = np.random.default_rng(0), array(scene(32))
+    for _ in range(4000):
+        randaugment(view, rng, 2, 7, "albef")
+    assert len(names) == 10 and abs(len(drawn) - 4000) < 5 * 2000**0.5
+    assert all(abs(drawn.count(name) - 400) < 5 * 400**0.5 for name in names)
 
 
 @pytest.mark.skipif(bool(native_is_missing), reason=native_is_missing)

@@ -30,6 +30,7 @@ OTHER: dict[str, Any] = {
     "data.caption": "cycle",
     "data.crop_scale": [0.9, 1.0],
     "data.randaugment": [0, 0],
+    "data.randaugment_kind": "albef",
     "data.worker_mode": "processes",
     "data.eval": [str(KEPT / "shards")],
     "data.cache": "cache",

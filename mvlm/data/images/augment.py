@@ -1,4 +1,5 @@
-"""RandAugment of finished images, without the operations that change colours, since captions name them."""
+"""RandAugment of finished images, without the operations that change colours, since captions name them: our own
+operations, which keep every hue, or ALBEF's ten, two of which work on each channel by itself."""
 
 from __future__ import annotations
 
@@ -20,15 +21,23 @@ Matrix = tuple[float, float, float, float, float, float]
 """Output (x, y) shows the input's (m0 x + m1 y + m2, m3 x + m4 y + m5), measured from the upper left corner."""
 
 
-def randaugment(view: np.ndarray, rng: np.random.Generator, operations: int, magnitude: int) -> None:
-    """Apply `operations` of the list below, drawn with replacement, at `magnitude` of 10 in a random direction.
+def randaugment(
+    view: np.ndarray, rng: np.random.Generator, operations: int, magnitude: int, kind: str = "same_hue"
+) -> None:
+    """Apply `operations` of a list below, drawn with replacement, at `magnitude` of 10.
 
     `view`, uint8 [3, size, size] and contiguous, is changed in place.
+
+    Args:
+        kind: "same_hue", each in a random direction; or "albef", each half of the time, those that move the image in a
+            random direction and the others in the one that ALBEF has.
     """
+    drawn = OPERATIONS if kind == "same_hue" else ALBEF_OPERATIONS
     changed = view
-    for choice in rng.integers(len(OPERATIONS), size=operations) if operations else ():
+    for choice in rng.integers(len(drawn), size=operations) if operations else ():
         sign = 1 if rng.random() < 0.5 else -1
-        changed = OPERATIONS[choice](changed, sign * magnitude / 10)
+        if kind == "same_hue" or rng.random() < 0.5:
+            changed = drawn[choice](changed, sign * magnitude / 10)
     if changed is not view:
         view[:] = changed
 
@@ -85,6 +94,26 @@ def rotate(view: np.ndarray, level: float) -> np.ndarray:
     return warp(view, (cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - cos - sin)))
 
 
+def autocontrast_of_channels(view: np.ndarray, level: float) -> np.ndarray:
+    """Stretch each channel to the full range, as PIL's `autocontrast`."""
+    return _by_channel(view, _stretch)
+
+
+def equalize(view: np.ndarray, level: float) -> np.ndarray:
+    """Even out the histogram of each channel, as PIL's `equalize`."""
+    return _by_channel(view, _even_out)
+
+
+def brightened(view: np.ndarray, level: float) -> np.ndarray:
+    """ALBEF's: all values times 0.1 to 1.9, whatever the sign of `level`."""
+    return _mapped(view, np.clip(np.arange(256) * (1.8 * abs(level) + 0.1), 0, 255))
+
+
+def sharpened(view: np.ndarray, level: float) -> np.ndarray:
+    """ALBEF's: by a factor of 0.1 to 1.9, whatever the sign of `level`."""
+    return sharpness(view, 2 * abs(level) - 1)
+
+
 def warp(view: np.ndarray, matrix: Matrix) -> np.ndarray:
     """The image seen through `matrix`, interpolated between its four nearest pixels."""
     if native_is_missing:
@@ -96,6 +125,32 @@ def warp(view: np.ndarray, matrix: Matrix) -> np.ndarray:
     out = np.empty_like(view)
     _native.warp(view, view.shape[1], matrix, out)
     return out
+
+
+def _by_channel(view: np.ndarray, table_of: Callable[[np.ndarray], np.ndarray | None]) -> np.ndarray:
+    """Each channel by a table of its own histogram; None leaves it as it is."""
+    out = np.empty_like(view)
+    for channel, changed in zip(view, out, strict=True):
+        table = table_of(np.bincount(channel.ravel(), minlength=256))
+        changed[:] = channel if table is None else _mapped(channel, table)
+    return out
+
+
+def _stretch(counts: np.ndarray) -> np.ndarray | None:
+    low, high = np.flatnonzero(counts)[[0, -1]].tolist()
+    if low == high:
+        return None
+    scale = 255 / (high - low)
+    return np.clip((np.arange(256) * scale - low * scale).astype(np.int64), 0, 255)
+
+
+def _even_out(counts: np.ndarray) -> np.ndarray | None:
+    found = counts[counts > 0]
+    step = int(found[:-1].sum()) // 255
+    if step == 0:
+        return None
+    below = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.clip((below + step // 2) // step, 0, 255)
 
 
 def _mapped(view: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -127,3 +182,17 @@ OPERATIONS: tuple[Callable[[np.ndarray, float], np.ndarray], ...] = (
 
 They return an array of their own, or the one they were given, which they leave as it is.
 """
+
+ALBEF_OPERATIONS = (
+    identity,
+    autocontrast_of_channels,
+    equalize,
+    brightened,
+    sharpened,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    rotate,
+)
+"""Those of ALBEF's pretraining and fine-tuning (its `RandomAugment(2, 7)`), likewise."""

@@ -23,6 +23,7 @@ def train_view(
     flip: bool,
     randaugment: tuple[int, int],
     out: np.ndarray | None = None,
+    randaugment_kind: str = "same_hue",
 ) -> np.ndarray:
     """A random view: uint8 [3, size, size], in `out` where that is given.
 
@@ -30,6 +31,7 @@ def train_view(
         crop_scale: smallest and largest area kept, as shares of the image's; (1, 1) = resized whole.
         flip: mirror it half the time.
         randaugment: operations and magnitude, of 10.
+        randaugment_kind: which operations.
 
     Raises:
         BadImage: the part of the image that is seen is damaged.
@@ -40,7 +42,7 @@ def train_view(
     # Drawn in any case, so that a caption that forbids the flip changes nothing else.
     mirrored = rng.random() < 0.5
     picture.show(box, size, flip and mirrored, view)
-    augmenting.randaugment(view, rng, *randaugment)
+    augmenting.randaugment(view, rng, *randaugment, randaugment_kind)
     return view
 
 

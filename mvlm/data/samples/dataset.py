@@ -204,4 +204,4 @@ class ShardDataset(Generic[S]):
         size, area, operations = self.image_size, self.data.crop_scale, self.data.randaugment
         picture = open_picture(encoded.checked())
         for view_CHW, rng in zip(out_VCHW, draws, strict=True):
-            train_view(picture, size, rng, area, flip, operations, view_CHW)
+            train_view(picture, size, rng, area, flip, operations, view_CHW, self.data.randaugment_kind)

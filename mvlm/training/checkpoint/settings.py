@@ -38,8 +38,8 @@ class OnResume(Enum):
 
 
 _APPLIES = {
-    "data": "train eval text_length caption shared_view crop_scale flip randaugment cache cache_gb workers worker_mode "
-    "prefetch tolerance patience",
+    "data": "train eval text_length caption shared_view crop_scale flip randaugment randaugment_kind cache cache_gb "
+    "workers worker_mode prefetch tolerance patience",
     "model": "dropout temperature_min temperature_max",
     "objectives": "image text itc itm image_mask_ratio image_masking image_mask_block image_mask_rounding "
     "text_mask_ratio text_mask_minimum text_mask_token text_mask_random hide reconstruct_from normalized_targets "
