@@ -18,7 +18,7 @@ from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.encoders import check_has_weights
-from mvlm.pretrained.read import HUB, read_tensors
+from mvlm.pretrained.read import FILES, HUB, read_tensors
 from mvlm.runtime import hub
 from mvlm.training.build import (
     TRAINED,
@@ -32,9 +32,6 @@ from mvlm.training.checkpoint.resume import Start
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze
 from mvlm.training.run_folder import find_answers
-
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""Of which a repository of the hub has one."""
 
 
 def check_model(report: Report, config: Config, start: Start, mixture: Mixture | None, deep: bool) -> int:
