@@ -63,17 +63,14 @@ def load_stored_config(path: Path) -> Config:
     Raises:
         UserError: it is missing or damaged.
     """
-    mistakes = Mistakes()
-    tables = _read_tables(path, (), mistakes)
+    tables = read_tables(path, "run configuration")
     for name, value in YOUNGER_KEYS.items():
         table, key = name.split(".")
         tables.setdefault(table, {}).setdefault(key, value)
     for name in RETIRED_KEYS:
         table, key = name.split(".")
         tables.get(table, {}).pop(key, None)
-    config = _checked(tables, str(path), mistakes)
-    mistakes.settle()
-    return config
+    return config_from_dict(tables, str(path))
 
 
 def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
