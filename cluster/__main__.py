@@ -19,6 +19,7 @@ from cluster.slurm import preflight as slurm_preflight
 from cluster.status import as_facts, as_text
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
+from mvlm.runtime.log import logger
 
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray_backend}
 PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
@@ -131,13 +132,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return args.run(args)
     except UserError as error:
-        print(f"cluster: {error}", file=sys.stderr)
+        logger("cluster").error(error)
         return ExitCode.MISTAKE
     except BrokenPipeError:  # `logs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still buffered
         return 0
     except OSError as error:
-        print(f"cluster: {error}: check that file and its disk.", file=sys.stderr)
+        logger("cluster").error(f"{error}: check that file and its disk.")
         return ExitCode.MISTAKE
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

@@ -15,6 +15,7 @@ from cluster.environment import added, inherited, python
 from cluster.job import Job, out_of_sight
 from cluster.sweep import override
 from mvlm.errors import UserError
+from mvlm.runtime.log import logger
 
 PATH = re.compile(r"(?<![\w/.:])/[^\s:;,'\")]+")
 
@@ -44,7 +45,7 @@ def check_run(job: Job, overrides: list[str], here: bool) -> None:
             elif verdict == "warning":
                 warnings.append(sentence)
     for sentence in dict.fromkeys(warnings):
-        print(f"cluster: warning: {sentence}", file=sys.stderr, flush=True)
+        logger("cluster").warning(f"warning: {sentence}")
     if wrong:
         raise UserError("\n  ".join(["The run cannot begin, as `mvlm check` says:", *dict.fromkeys(wrong)]))
 

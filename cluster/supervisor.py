@@ -6,7 +6,6 @@ import contextlib
 import math
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +19,10 @@ from cluster.logs import attempt_folder, launcher_log, name_rank_logs, next_atte
 from cluster.processes import MARK, PATIENCE, POLL_SECONDS, Stopper
 from cluster.record import RECORD, JobRecord, newest_step, read_record
 from mvlm.errors import ExitCode
+from mvlm.runtime.log import logger
 
 READER_PATIENCE = 2.0  # seconds that a reader of this command's output gets for the last of it
+log = logger("cluster")
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -89,12 +90,12 @@ class Supervisor:
                 break
             steps.append(self.record.attempts[-1].step or 0)
             if is_stuck(steps):
-                _say(f"attempt {number} {describe_exit(code)}; {describe_stuck(max(steps))}")
+                log.info(f"attempt {number} {describe_exit(code)}; {describe_stuck(max(steps))}")
                 break
             more = "starting again" if number < last else "no restart is left"
-            _say(f"attempt {number} {describe_exit(code)}; {more}")
+            log.info(f"attempt {number} {describe_exit(code)}; {more}")
         if code == ExitCode.REQUEUE:
-            _say("everything is saved; submit the same job to resume")
+            log.info("everything is saved; submit the same job to resume")
         return code
 
     def _attempt(self, number: int) -> int:
@@ -104,7 +105,7 @@ class Supervisor:
         folder.mkdir()
         with open(launcher_log(self.logs, number), "xb") as out:
             self.record.save(self.logs)
-            _say(f"attempt {number} of {self.record.name}, logs in {folder}")
+            log.info(f"attempt {number} of {self.record.name}, logs in {folder}")
             launcher = subprocess.Popen(
                 argv,
                 env={**self._environment, MARK: str(folder.resolve())},
@@ -138,10 +139,10 @@ class Supervisor:
                 stopper = self._stop(left)
             time.sleep(POLL_SECONDS)
         if time.monotonic() > began + self.limit.seconds:
-            _say(f"the time limit, {self.limit.seconds:.0f} s, is over: what had not ended was killed")
+            log.info(f"the time limit, {self.limit.seconds:.0f} s, is over: what had not ended was killed")
         code = shell_code(launcher.returncode)
         if processes.ranks(processes.members(self.logs)):
-            _say("the launcher has died; its ranks save and end")
+            log.info("the launcher has died; its ranks save and end")
             code = code or ExitCode.BUG  # DeepSpeed's runner reports a launcher that was killed as success
         (stopper or Stopper(self.logs)).end(PATIENCE)
         name_rank_logs(self.logs, number)
@@ -150,13 +151,9 @@ class Supervisor:
     def _stop(self, left: float) -> Stopper:
         """Tell the ranks, as a scheduler would."""
         if self._signals:
-            _say("stopping: the ranks save and end; Ctrl-C again ends them at once")
+            log.info("stopping: the ranks save and end; Ctrl-C again ends them at once")
         else:
-            _say(f"the time limit is {left:.0f} s away: the ranks save and end")
+            log.info(f"the time limit is {left:.0f} s away: the ranks save and end")
         stopper = Stopper(self.logs, signal.SIGTERM if self._signals else signal.SIGUSR1)
         stopper.signal_ranks()
         return stopper
-
-
-def _say(sentence: str) -> None:
-    print(f"cluster: {sentence}", file=sys.stderr, flush=True)

@@ -113,7 +113,13 @@ IMPORTED_LATE = {
 }
 """Files and folders that import inside functions what is always there, and why."""
 
-CLUSTER_MAY = {"mvlm.config.toml", "mvlm.errors", "mvlm.runtime.completion", "mvlm.runtime.storage"}
+CLUSTER_MAY = {
+    "mvlm.config.toml",
+    "mvlm.errors",
+    "mvlm.runtime.completion",
+    "mvlm.runtime.log",
+    "mvlm.runtime.storage",
+}
 WHOLE_CONFIG = (
     "mvlm/check/",
     "mvlm/cli/",

@@ -28,7 +28,8 @@ class StandardError(logging.Handler):
 def logger(program: str) -> logging.Logger:
     """Of a program, by whose name its sentences begin."""
     made = logging.getLogger(program)
-    made.addHandler(StandardError())
+    if not made.handlers:
+        made.addHandler(StandardError())
     made.setLevel(logging.INFO)
     made.propagate = False  # to a root logger that a library or a notebook has set up, which would say it again
     return made
