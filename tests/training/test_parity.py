@@ -46,7 +46,7 @@ def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: d
 
 
 def test_plain_passes_give_the_losses_and_gradients_of_the_pruned_ones_under_zero_3(histories: dict) -> None:
-    assert len(histories["passes"]) >= 13
+    assert len(histories["passes"]) >= 14
     for switch, errors in histories["passes"].items():
         assert len(errors) > 60
         assert max(errors.values()) < EXACT, f"{switch}: {max(errors, key=errors.get)}"
