@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--results", type=Path, default=CELLS, metavar="FILE")
     table.add_argument("--folder", type=Path, default=ROOT / "runs/claim", help="of training runs, for reconstructions")
     table.set_defaults(command="table")
-    hours = commands.add_parser("hours", help="GPU-hours of the paper's own runs, from closed forms")
+    hours = commands.add_parser("hours", help="GPU-hours of the paper's own runs, counted on its model")
     hours.add_argument("--tflops", type=float, default=312, help="a card's peak in bf16 (default: an A100's 312)")
     hours.add_argument("--mfu", type=float, default=0.4, metavar="SHARE", help="of it that is reached (default: 0.4)")
     hours.set_defaults(command="hours")

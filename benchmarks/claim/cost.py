@@ -1,6 +1,8 @@
-"""Operations of a cell's step, in closed form, and the updates that cost as much as all four losses' do."""
+"""Operations of a cell's step, and the updates that cost as much as all four losses' do."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 
@@ -14,10 +16,11 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.data.shards.corpus import training_mixture
-from mvlm.estimate.flops import Work, step_flops
-from mvlm.model.dimensions import Dimensions, Tower, dimensions
-from mvlm.model.masking import exact_count
+from mvlm.estimate.count import synthetic_batch
+from mvlm.estimate.encoders import build_without_weights
+from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
+from mvlm.training.logging.mfu import FlopsOfBatches
 
 
 def flops_a_pair(toml: str, overrides: list[str], objective: str) -> float:
@@ -27,8 +30,8 @@ def flops_a_pair(toml: str, overrides: list[str], objective: str) -> float:
         overrides: of `toml`, with data.train, without the objective's own.
     """
     config = load_config(toml, [*overrides, *OBJECTIVES[objective]])
-    sizes, batch = _first_batch(config)
-    return sum(step_flops(sizes, Work.of(batch, config.train.global_batch), config.objectives).values())
+    model, batch = _first_batch(config)
+    return FlopsOfBatches(model)(batch) / len(batch)
 
 
 def equal_compute(toml: str, overrides: list[str], objective: str, reference: str) -> int:
@@ -38,19 +41,8 @@ def equal_compute(toml: str, overrides: list[str], objective: str, reference: st
     return round(steps * costs[0] / costs[1])
 
 
-BASE = Dimensions(  # mvlm/configs/base.toml: ViT-B/16 at 224 pixels and RoBERTa-base
-    vision=Tower(width=768, depth=12, heads=12, tokens_extra=1, matrices=12 * 12 * 768**2),
-    text=Tower(width=768, depth=12, heads=12, tokens_extra=0, matrices=12 * 12 * 768**2),
-    patches=196,
-    patch_values=768,
-    cross_depth=3,
-    decoder_depth=3,
-    cross_heads=12,
-    cross_ratio=4,
-    vocabulary=50265,
-    contrastive_width=256,
-)
-TOKENS = 14.0  # of a caption in the mean, special ones included
+LENGTHS = (4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 21, 23, 24)
+"""Tokens of captions, 14 in the mean, special ones included."""
 PAPER = {"ablation": 61e6, "4 M": 257e6}
 """Pairs seen: 2.04 M for 30 epochs, 5.15 M for 50 (docs/method.md)."""
 
@@ -64,24 +56,16 @@ def gpu_hours(tflops: float, mfu: float) -> str:
     """
     lines = ["| objective | GFLOP a pair | " + " | ".join(PAPER) + " |", "| --- | --- |" + " --- |" * len(PAPER)]
     for name, overrides in OBJECTIVES.items():
-        objectives = load_config(ROOT / "mvlm/configs/base.toml", overrides).objectives
-        work = Work(
-            length=24,
-            tokens=TOKENS,
-            squared_tokens=1.15 * TOKENS**2,
-            hidden_tokens=max(1, round(objectives.text_mask_ratio * (TOKENS - 2))),
-            hidden_patches=4 * exact_count(objectives.image_mask_ratio, 49, objectives.image_mask_rounding),
-            restored_places=8,
-            pool=512,
-        )
-        flops = sum(step_flops(BASE, work, objectives).values())
+        config = load_config(ROOT / "mvlm/configs/base.toml", overrides)
+        model = build_without_weights(config)
+        flops = FlopsOfBatches(model)(synthetic_batch(config, model.grid, LENGTHS)) / len(LENGTHS)
         hours = [f"{pairs * flops / (tflops * 1e12 * mfu) / 3600:.0f}" for pairs in PAPER.values()]
         lines.append(f"| `{name}` | {flops / 1e9:.0f} | {' | '.join(hours)} |")
     return "\n".join(lines)
 
 
-def _first_batch(config: Config) -> tuple[Dimensions, Batch]:
-    """The model's sizes, and a batch as training sees it."""
+def _first_batch(config: Config) -> tuple[MaskVLM, Batch]:
+    """The model without its weights, and a batch as training sees it."""
     mixture, data = training_mixture(config.data), config.data
     if data.tokenizer == "auto":
         texts = (caption for row in range(len(mixture)) for caption in mixture.row(row).captions)
@@ -89,7 +73,7 @@ def _first_batch(config: Config) -> tuple[Dimensions, Batch]:
     else:
         tokenizer = load_tokenizer(data.tokenizer or config.model.text)
     with torch.device("meta"):
-        model = build_model(config, tokenizer)
+        model = cast(MaskVLM, build_model(config, tokenizer))
     batch = config.train.global_batch
     loader = Loader(
         PairDataset(mixture, tokenizer, data, config.objectives, config.model.image_size, config.run.seed, model.grid),
@@ -101,6 +85,6 @@ def _first_batch(config: Config) -> tuple[Dimensions, Batch]:
         workers=0,
     )
     try:
-        return dimensions(model), next(loader)[0]
+        return model, next(loader)[0]
     finally:
         loader.close()

@@ -25,7 +25,6 @@ from benchmarks.step.ladder import device_name
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm.kernels.dispatch import Op
 from mvlm.kernels.ops import OPS
-from mvlm.model.dimensions import dimensions
 
 TIMES = 20
 
@@ -34,13 +33,14 @@ def cases(size: Size, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
     """Operation and arguments; tensors with a gradient ask for the backward pass too."""
     with torch.device("meta"):
         model = build(size)
-    sizes, batch = dimensions(model), make_batch(size, model.grid).to(device)
-    width, tokens, pairs = sizes.vision.width, sizes.patches + 1, len(batch)
+    batch = make_batch(size, model.grid).to(device)
+    width, tokens, pairs, patch = model.vision.width, batch.patch_mask_BN.shape[1] + 1, len(batch), model.vision.patch
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, device=device, dtype=dtype).requires_grad_()
 
-    heads = (2 * pairs, sizes.vision.heads, tokens, width // sizes.vision.heads)
+    count = model.vision.vit.blocks[0].attn.num_heads
+    heads = (2 * pairs, count, tokens, width // count)
     yield "attention", (random(*heads), random(*heads), random(*heads))
     x = (2 * pairs * tokens, width)
     yield "layer_norm", (random(*x), random(width), random(width), 1e-6)
@@ -48,10 +48,11 @@ def cases(size: Size, device: torch.device, dtype: torch.dtype) -> Iterator[tupl
     yield "gelu_linear", (random(x[0], 4 * width), random(width, 4 * width), random(width))
     patch_M = batch.patch_mask_BN.flatten().nonzero().flatten()
     colour = torch.full((3,), 0.5, device=device)
-    patch = round((sizes.patch_values // 3) ** 0.5)
-    pixels = random(len(patch_M), sizes.patch_values)
+    pixels = random(len(patch_M), 3 * patch**2)
     yield "patch_l1", (pixels, batch.image_BCHW, patch_M, patch, colour, colour, False)
-    image_BE, text_BE = (F.normalize(random(pairs, sizes.contrastive_width).detach().float(), dim=-1) for _ in "ab")
+    image_BE, text_BE = (
+        F.normalize(random(pairs, size.config.model.contrastive_width).detach().float(), dim=-1) for _ in "ab"
+    )
     temperature = torch.full((1,), 0.07, device=device)
     yield "log_sum_exps", (image_BE, text_BE, temperature, 0)
     group = size.config.objectives.itm_group

@@ -1,7 +1,7 @@
 """Planned against measured: python benchmarks/plan/compare.py
 
 Each line is a step of the real engine, DeepSpeed included: its memory at the peak, and the operations of its forward
-and backward pass as torch's counter counts them, beside what mvlm/estimate says. On a CPU memory is followed tensor by
+and backward pass as torch's counter counts them, beside what mvlm/estimate plans. On a CPU memory is followed tensor by
 tensor; on a GPU it is what torch's allocator has handed out. Keeps the figures in results/, their table in README.md.
 """
 
@@ -22,17 +22,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-from benchmarks.step.count import count_flops
 from benchmarks.step.ladder import device_name
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm.batch import Batch
-from mvlm.estimate.activations import longest
-from mvlm.estimate.encoders import Shape, parameters_by_part
-from mvlm.estimate.flops import step_flops
-from mvlm.estimate.kept import Arithmetic
-from mvlm.estimate.memory import peak
-from mvlm.kernels.probes import cpu_gains_by_bf16
-from mvlm.model.dimensions import dimensions
+from mvlm.estimate.count import FakeModel
+from mvlm.estimate.memory import contrastive_bytes, peak
+from mvlm.model.flops import GPU, count_flops
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.live_memory import LiveMemory
@@ -97,20 +92,19 @@ def compare(case: Case) -> Compared:
     memory = LiveMemory()
     with memory:
         model = build(size)
-    shape = Shape(dimensions(model), parameters_by_part(model))
+    fake = FakeModel(config, model, GPU if device.type == "cuda" else "cpu")
     batches = [make_batch(size, model.grid, case.pairs, size.config.data.text_length) for _ in range(case.accumulation)]
     counted = _counted(size, batches[0], device) * case.accumulation
     content: dict[str, Any] = {"zero_optimization": {"stage": case.stage, "overlap_comm": True}}
     content["bf16"] = {"enabled": case.precision == "bf16"}
     parts = config.train, config.objectives, config.optim
-    resolved = resolve(content, RunSide(("json", "toml"), config.run.dir, *parts, 1, (100, 10), shape.total))
+    resolved = resolve(content, RunSide(("json", "toml"), config.run.dir, *parts, 1, (100, 10), fake.total))
     measured = _peak_of_second_step(model, size, resolved, batches, memory)
     zero = Zero.of(resolved)
-    on_gpu = device.type == "cuda"
-    how = Arithmetic.on_gpu(zero.element) if on_gpu else Arithmetic.on_cpu(zero.element, cpu_gains_by_bf16())
-    work = longest(config, shape)
-    planned = peak(config, shape, work, how, states(shape.total, zero, 1, case.accumulation), case.pairs)
-    flops = sum(step_flops(shape.sizes, work, config.objectives).values()) * case.pairs * case.accumulation
+    moments = fake.moments_of(case.pairs, zero.element, config.train.recompute)
+    held = states(fake.total, zero, 1, case.accumulation)
+    planned = peak(moments, held, contrastive_bytes(config, case.pairs), case.pairs)
+    flops = sum(fake.flops().step.values()) * case.pairs * case.accumulation
     return Compared(planned.total, measured, flops, counted)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.model.dimensions import Dimensions
+from mvlm.config.schema import Model
+from mvlm.model.maskvlm import MaskVLM
 
 
 class _PreTrainedModel(nn.Module):
@@ -74,23 +75,28 @@ def load_albef(checkout: Path) -> ModuleType:
     return module
 
 
-def build_albef(checkout: Path, sizes: Dimensions, vocabulary: int, image_size: int, pairs: int) -> nn.Module:
+def build_albef(checkout: Path, maskvlm: MaskVLM, config: Model, vocabulary: int, pairs: int) -> nn.Module:
     """ALBEF at the sizes of a MaskVLM: as many text layers, and cross layers on top of them as MaskVLM has."""
     module: Any = load_albef(checkout)
-    original, width = module.VisionTransformer, sizes.vision.width
-    own = {"embed_dim": width, "depth": sizes.vision.depth, "num_heads": sizes.vision.heads}
-    own["patch_size"] = round((sizes.patch_values // 3) ** 0.5)
+    original, vision, text = module.VisionTransformer, maskvlm.vision, maskvlm.text.settings
+    width, blocks = vision.width, vision.vit.blocks
+    own = {
+        "embed_dim": width,
+        "depth": len(blocks),
+        "num_heads": blocks[0].attn.num_heads,
+        "patch_size": vision.patch,
+    }
     module.VisionTransformer = lambda **given: original(**given | own)
     bert = module.BertConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        num_hidden_layers=sizes.text.depth + sizes.cross_depth,
-        num_attention_heads=sizes.text.heads,
+        num_hidden_layers=text.num_hidden_layers + config.cross_depth,
+        num_attention_heads=text.num_attention_heads,
         intermediate_size=4 * width,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         chunk_size_feed_forward=0,
-        fusion_layer=sizes.text.depth,
+        fusion_layer=text.num_hidden_layers,
         encoder_width=width,
     )
     module.BertConfig = SimpleNamespace(from_json_file=lambda _: bert)
@@ -98,8 +104,8 @@ def build_albef(checkout: Path, sizes: Dimensions, vocabulary: int, image_size: 
     module.concat_all_gather = lambda tensor: tensor  # one process
     settings = {
         "mlm_probability": 0.3,
-        "embed_dim": sizes.contrastive_width,
-        "image_res": image_size,
+        "embed_dim": config.contrastive_width,
+        "image_res": config.image_size,
         "vision_width": width,
         "bert_config": "",
         "temp": 0.07,

@@ -16,7 +16,6 @@ from benchmarks.step.albef_own import build_albef
 from benchmarks.step.sizes import Size, build, make_batch
 from benchmarks.step.variants import Prepared
 from mvlm.batch import IGNORE
-from mvlm.model.dimensions import dimensions
 
 Prepare = Callable[[Size, torch.device, torch.dtype], Prepared]
 ALBEF_CHECKOUT = "MVLM_ALBEF"
@@ -43,22 +42,23 @@ def albef_like(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared
 def flava(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
     """transformers' FLAVA with all its losses; the visual words that its image tokenizer would give are made up."""
     maskvlm = build(size)
-    sizes = dimensions(maskvlm)
+    text, model = maskvlm.text.settings, size.config.model
     tower = {
-        "hidden_size": sizes.vision.width,
-        "intermediate_size": 4 * sizes.vision.width,
-        "num_attention_heads": sizes.vision.heads,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": 4 * text.hidden_size,
+        "num_attention_heads": text.num_attention_heads,
     }
     side, patch = size.config.model.image_size, maskvlm.vision.patch
     config = FlavaConfig(
-        image_config=tower | {"num_hidden_layers": sizes.vision.depth, "image_size": side, "patch_size": patch},
-        text_config=tower | {"num_hidden_layers": sizes.text.depth, "vocab_size": size.vocabulary},
-        multimodal_config=tower | {"num_hidden_layers": sizes.cross_depth},
-        hidden_size=sizes.vision.width,
-        projection_dim=sizes.contrastive_width,
+        image_config=tower
+        | {"num_hidden_layers": len(maskvlm.vision.vit.blocks), "image_size": side, "patch_size": patch},
+        text_config=tower | {"num_hidden_layers": text.num_hidden_layers, "vocab_size": size.vocabulary},
+        multimodal_config=tower | {"num_hidden_layers": model.cross_depth},
+        hidden_size=text.hidden_size,
+        projection_dim=model.contrastive_width,
         init_codebook=False,
     )
-    model = FlavaForPreTraining(config).to(device, dtype)
+    flava = FlavaForPreTraining(config).to(device, dtype)
     batch = make_batch(size, maskvlm.grid).to(device)
     words_BN = torch.randint(0, CODEBOOK, batch.patch_mask_BN.shape, device=device)
     arguments: dict[str, Any] = {
@@ -71,14 +71,14 @@ def flava(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
         "mim_labels": words_BN.masked_fill(~batch.patch_mask_BN, IGNORE),
         "itm_labels": torch.arange(len(batch), device=device) % 2,
     }
-    return Prepared(model, lambda: model(**arguments, return_loss=True).loss)
+    return Prepared(flava, lambda: flava(**arguments, return_loss=True).loss)
 
 
 def albef(size: Size, device: torch.device, dtype: torch.dtype) -> Prepared:
     """ALBEF's own code, its momentum encoders included, of the checkout that the environment names."""
     maskvlm = build(size)
-    checkout, side = Path(os.environ[ALBEF_CHECKOUT]), size.config.model.image_size
-    model = build_albef(checkout, dimensions(maskvlm), size.vocabulary, side, size.pairs).to(device, dtype)
+    checkout = Path(os.environ[ALBEF_CHECKOUT])
+    model = build_albef(checkout, maskvlm, size.config.model, size.vocabulary, size.pairs).to(device, dtype)
     batch = make_batch(size, maskvlm.grid).to(device)
     image_BCHW = maskvlm.normalize(batch.image_BCHW).to(dtype)
     text = SimpleNamespace(input_ids=batch.text_BL, attention_mask=batch.valid_BL.long())

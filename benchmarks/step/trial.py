@@ -23,10 +23,10 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.step.count import count_flops
 from benchmarks.step.peers import PEERS
 from benchmarks.step.sizes import SIZES, Size, build
 from benchmarks.step.variants import LADDER, PADDED_TO_30, WITHOUT, Prepared
+from mvlm.model.flops import count_flops
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCT_SECONDS = 0.4

@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.data.shards.corpus import training_mixture
     from mvlm.errors import UserError
     from mvlm.estimate.cards import find_card
-    from mvlm.estimate.plan import Planner, Request, as_json
-    from mvlm.estimate.text import as_text
+    from mvlm.estimate.plan import Planner, Request
+    from mvlm.estimate.text import as_json, as_text
     from mvlm.training.zero.json_file import read_deepspeed_json
 
     for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):

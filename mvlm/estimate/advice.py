@@ -42,9 +42,8 @@ def _does_not_fit(planner: Planner) -> list[str]:
     begin = f"A micro-batch of {planner.pairs} needs {need:.0f} GB of the {planner.room / 1e9:.0f} GB that can be used"
     if planner.largest:
         return [f'{begin}: set train.micro_batch = {planner.largest}, which fits, or "auto".']
-    for share in RECOMPUTED:
-        train = dataclasses.replace(planner.config.train, recompute=share)
-        other = _with_train(planner, train)
+    for share in RECOMPUTED if _with_recompute(planner, 1.0).largest else ():
+        other = _with_recompute(planner, share)
         if other.largest:
             return [f"{begin}: set train.recompute = {share:g} and train.micro_batch = {other.largest}."]
     for stage in range(planner.zero.stage + 1, 4):
@@ -53,9 +52,9 @@ def _does_not_fit(planner: Planner) -> list[str]:
     return [f"{begin}, and nothing smaller fits at any stage: offload with ds_configs/zero3_offload.json."]
 
 
-def _with_train(planner: Planner, train: object) -> Planner:
-    config = dataclasses.replace(planner.config, train=train)  # type: ignore[arg-type]
-    return Planner(dataclasses.replace(planner.request, config=config), planner.shape)
+def _with_recompute(planner: Planner, share: float) -> Planner:
+    config = dataclasses.replace(planner.config, train=dataclasses.replace(planner.config.train, recompute=share))
+    return Planner(dataclasses.replace(planner.request, config=config), planner.model)
 
 
 def _lower_stage(planner: Planner) -> list[str]:
@@ -97,7 +96,7 @@ def _buckets(planner: Planner) -> list[str]:
         return []
     if not zero.overlap:
         return ["zero_optimization.overlap_comm is off: nothing of the reduction hides behind backward."]
-    if zero.reduce_bucket >= planner.shape.total:
+    if zero.reduce_bucket >= planner.model.total:
         return [
             f"zero_optimization.reduce_bucket_size {zero.reduce_bucket:,} holds the whole model, so that reduction "
             "begins when backward is over: delete it, or set 5e7 or less."

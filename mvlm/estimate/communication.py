@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from mvlm.config.schema import Config
 from mvlm.estimate.cards import Card
-from mvlm.estimate.encoders import Shape
+from mvlm.estimate.count import FakeModel
 from mvlm.training.zero.memory import FP32, Zero
 
 ACHIEVED = 0.8
@@ -131,7 +131,7 @@ class Step:
 
 def step_time(
     config: Config,
-    shape: Shape,
+    model: FakeModel,
     zero: Zero,
     fabric: Fabric,
     forward: float,
@@ -144,12 +144,12 @@ def step_time(
     Args:
         forward, backward: seconds of one micro-batch's computing.
     """
-    weights = shape.total * zero.element
-    buckets = math.ceil(shape.total / zero.reduce_bucket)
+    weights = model.total * zero.element
+    buckets = math.ceil(model.total / zero.reduce_bucket)
     features = fabric.gather(_features(config, fabric.ranks * accumulation * pairs), times=3)
     hidden = backward if zero.overlap else 0.0
     if zero.stage == 3:
-        pieces = max(math.ceil(shape.total / zero.prefetch_bucket), _blocks(shape))
+        pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
         near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
         there, back = fabric.gather(weights, pieces), near.gather(weights, pieces)
         scattered = fabric.gather(weights, buckets)
@@ -167,7 +167,7 @@ def step_time(
     sent += _features(config, fabric.ranks * accumulation * pairs)
     if fabric.ranks == 1:
         sent = 0.0
-    update = shape.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
+    update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
     return Step(accumulation * (forward + backward), update, communication, exposed, sent)
 
 
@@ -175,11 +175,6 @@ def _shown(seconds: float, pieces: int, hidden: float) -> float:
     """What does not hide behind `hidden` seconds of computing: one piece at least, which computing waits for."""
     alone = seconds / pieces
     return alone + max(0.0, seconds - alone - hidden)
-
-
-def _blocks(shape: Shape) -> int:
-    sizes = shape.sizes
-    return sizes.vision.depth + sizes.text.depth + 2 * sizes.cross_depth + sizes.decoder_depth
 
 
 def _features(config: Config, pairs: int) -> float:

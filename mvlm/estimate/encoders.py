@@ -1,9 +1,8 @@
-"""The sizes of a run's model, without its weights and without a network."""
+"""A run's model, without its weights and without a network."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from mvlm.config.schema import Config, Model
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
-from mvlm.model.dimensions import Dimensions, dimensions
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import Vocabulary, build_model
 
@@ -52,25 +50,8 @@ KNOWN_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
 defaults in the config.json there. Names without an owner, such as roberta-base, mean the same."""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What memory, time and communication follow from.
-
-    Attributes:
-        parameters: by part: "vision", "text", "cross_image", "cross_text", "image_decoder", "heads"; what two parts
-            share counts for the first.
-    """
-
-    sizes: Dimensions
-    parameters: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        return sum(self.parameters.values())
-
-
-def shape_of(config: Config) -> Shape:
-    """The sizes of the model that `config` trains, built on torch's meta device, which takes no memory.
+def build_without_weights(config: Config) -> MaskVLM:
+    """The model that `config` trains, on torch's meta device, which takes no memory.
 
     Raises:
         UserError: the task is another than pretraining or retrieval, or an encoder is not known here.
@@ -82,8 +63,7 @@ def shape_of(config: Config) -> Shape:
         )
     model, tokenizer = _without_weights(config)
     with torch.device("meta"):
-        built = cast(MaskVLM, build_model(dataclasses.replace(config, model=model), tokenizer))
-    return Shape(dimensions(built), parameters_by_part(built))
+        return cast(MaskVLM, build_model(dataclasses.replace(config, model=model), tokenizer))
 
 
 def _without_weights(config: Config) -> tuple[Model, Vocabulary]:
@@ -126,12 +106,3 @@ def _text_settings(model: Model) -> tuple[str, dict[str, Any]]:
             f"model.text {model.text!r} is not known here and nothing of it lies in the hub's cache: give a local "
             f"folder, download it once, or plan with one of {', '.join(KNOWN_TEXT)}."
         ) from None
-
-
-def parameters_by_part(model: MaskVLM) -> dict[str, int]:
-    """As `Shape.parameters`."""
-    parts = dict.fromkeys(("vision", "text", "cross_image", "cross_text", "image_decoder", "heads"), 0)
-    for name, parameter in model.named_parameters():
-        part = name.split(".")[0]
-        parts[part if part in parts else "heads"] += parameter.numel()
-    return parts

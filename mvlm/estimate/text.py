@@ -1,16 +1,74 @@
-"""A plan for people to read."""
+"""What a plan says: as JSON, and for people to read."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from mvlm.estimate.advice import advice
+from mvlm.estimate.plan import Planner
+from mvlm.training.schedule import schedule_steps
+
+SCALES = (8, 64, 512, 4096)
+"""GPUs whose efficiency is planned."""
 
 GB = 1e9
 KINDS = ("weights", "gradients", "optimizer", "activations", "contrastive", "scratch")
 KIND_NAMES = {"contrastive": "contrastive logits", "scratch": "temporary"}
 
 
+def as_json(planner: Planner) -> dict[str, Any]:
+    """All that is planned, in bytes, seconds and operations."""
+    request, config, zero = planner.request, planner.config, planner.zero
+    memory = planner.memory(zero, planner.pairs)
+    step = planner.step(zero, planner.ranks, planner.pairs, planner.accumulation)
+    steps, _ = schedule_steps(config.train, config.optim, request.corpus)
+    pairs_per_s = config.train.global_batch / step.seconds
+    seconds = steps * step.seconds
+    flops = planner.model.flops().step
+    return {
+        "gpu": request.card_name,
+        "gpus": request.gpus,
+        "ranks": planner.ranks,
+        "nodes": request.nodes,
+        "precision": planner.precision,
+        "zero_stage": zero.stage,
+        "parameters": planner.model.parameters | {"total": planner.model.total},
+        "flops_per_pair": flops | {"total": sum(flops.values())},
+        "global_batch": config.train.global_batch,
+        "micro_batch": planner.pairs,
+        "accumulation": planner.accumulation,
+        "largest_micro_batch": planner.largest,
+        "held_micro_batch": planner.held(),
+        "memory_bytes": {name: value for name, value in vars(memory).items() if name != "moment"}
+        | {"total": memory.total, "usable": planner.room},
+        "peak_in": memory.moment,
+        "fits": memory.total <= planner.room,
+        "mfu": request.mfu,
+        "pairs_per_s": pairs_per_s,
+        "step_seconds": vars(step) | {"total": step.seconds},
+        "steps": steps,
+        "epochs": steps * config.train.global_batch / request.corpus,
+        "hours": seconds / 3600,
+        "gpu_hours": seconds / 3600 * request.gpus,
+        "efficiency": efficiency(planner),
+        "advice": advice(planner),
+    }
+
+
+def efficiency(planner: Planner) -> dict[str, dict[str, float]]:
+    """By stage and number of GPUs, at the planned micro-batch and accumulation: the global batch grows with them."""
+    return {
+        f"zero{stage}": {
+            str(gpus): planner.step(zero, gpus, planner.pairs, planner.accumulation).efficiency for gpus in SCALES
+        }
+        for stage, zero in (
+            (stage, planner.zero if stage == planner.zero.stage else planner.stage(stage)) for stage in (1, 2, 3)
+        )
+    }
+
+
 def as_text(plan: dict[str, Any]) -> str:
-    """Of `plan.as_json`, in lines of at most 120 characters."""
+    """Of `as_json`, in lines of at most 120 characters."""
     parameters, flops, memory, step = (
         plan[key] for key in ("parameters", "flops_per_pair", "memory_bytes", "step_seconds")
     )

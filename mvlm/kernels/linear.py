@@ -176,7 +176,8 @@ def _apex_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
 
 
 def _autocast(x: Tensor) -> str | None:
-    return "autocast is on" if torch.is_autocast_enabled(x.device.type) else None
+    kind = x.device.type
+    return "autocast is on" if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) else None
 
 
 linear = Op(

@@ -1,4 +1,4 @@
-"""Memory of the tensors that are alive, on any device alike; those on torch's meta device have none."""
+"""Memory of the tensors that are alive, on any device alike."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """Bytes of the tensors that were made while it is active and are still alive.
 
+    Args:
+        fake: tensors on torch's meta device count too, which have a size but no memory.
+
     Attributes:
         live: now.
         peak: at most, since it was set.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fake: bool = False) -> None:
         super().__init__()
+        self.fake = fake
         self.live = self.peak = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        old = {id(storage) for storage in _storages((args, kwargs))}
+        old = {id(storage) for storage in self._storages((args, kwargs))}
         made = func(*args, **(kwargs or {}))
-        for storage in _storages(made):
+        for storage in self._storages(made):
             if id(storage) not in old and storage not in self._known:
                 self._known.add(storage)
                 self._change(storage.nbytes())
@@ -37,6 +41,6 @@ class LiveMemory(TorchDispatchMode):
         self.live += count
         self.peak = max(self.peak, self.live)
 
-
-def _storages(tree: Any) -> list[Any]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and not leaf.is_meta]
+    def _storages(self, tree: Any) -> list[Any]:
+        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+        return [tensor.untyped_storage() for tensor in tensors if self.fake or not tensor.is_meta]

@@ -206,7 +206,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
     dataset = build_dataset(config, plan.mixture, tokenizer, model, classes)
     parameters = count_parameters(model)
     ds_config = plan.resolve(parameters)
-    arithmetic = Arithmetic.of(config, model, ds_config)
+    arithmetic = Arithmetic.of(model, ds_config)
 
     def settle() -> dict[str, Any]:
         if config.train.micro_batch != "auto":

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from benchmarks.step import goals, ladder, table
 from benchmarks.step.__main__ import README, main
 from benchmarks.step.albef_like import AlbefLike
-from benchmarks.step.count import count_flops
 from benchmarks.step.medians import Result, results
 from benchmarks.step.memory import LiveMemory, measure
 from benchmarks.step.sizes import SIZES, build, make_batch
 from benchmarks.step.variants import LADDER, every_word, padded, plain_attention
 from mvlm.kernels.ops import OPS
+from mvlm.model.flops import count_flops
 
 TINY = SIZES["tiny"]
 

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.step.count import count_flops
 from benchmarks.step.sizes import SIZES, build, make_batch
-from mvlm.model.dimensions import dimensions
-from mvlm.training.logging.mfu import Arithmetic, peak_flops
+from mvlm.model.flops import count_flops
+from mvlm.training.logging.mfu import Arithmetic, FlopsOfBatches, peak_flops
 
 
 def test_mfu_is_the_share_of_executed_operations() -> None:
+    """Of batches whose captions are of other lengths than those of the batch that is counted."""
     size = SIZES["tiny"]
     model = build(size)
-    batch = make_batch(size, model.grid, pairs=size.config.train.global_batch)
-    counted = count_flops(lambda: sum(model(batch).values()).backward())
-    arithmetic = Arithmetic(size.config, dimensions(model), peak=1e12)
-    found = arithmetic.metrics([batch, batch], pairs_per_s=50.0)
-    assert found["tflops"] == pytest.approx(50.0 * counted / len(batch) / 1e12, rel=0.03)
-    assert found["mfu"] == found["tflops"]
-    assert Arithmetic(size.config, dimensions(model), peak=None).metrics([batch], 50.0).keys() == {"tflops"}
-    assert Arithmetic(size.config, None, peak=1e12).metrics([batch], 50.0) == {}
+    arithmetic = Arithmetic(FlopsOfBatches(model), peak=1e12)
+    for pairs, shortest in ((8, 8), (8, 25), (8, 30), (16, 8)):
+        batch = make_batch(size, model.grid, pairs, shortest)
+        counted = count_flops(lambda batch=batch: sum(model(batch).values()).backward())
+        found = arithmetic.metrics([batch, batch], pairs_per_s=50.0)
+        assert found["tflops"] == pytest.approx(50.0 * counted / len(batch) / 1e12, rel=0.01)
+        assert found["mfu"] == found["tflops"]
+    assert Arithmetic(FlopsOfBatches(model), peak=None).metrics([batch], 50.0).keys() == {"tflops"}
+    assert Arithmetic(None, peak=1e12).metrics([batch], 50.0) == {}
 
 
 @pytest.mark.parametrize(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from mvlm.batch import Batch, LabelledBatch
-from mvlm.config.schema import Config
-from mvlm.estimate.flops import Work, step_flops
-from mvlm.model.dimensions import Dimensions, dimensions
+from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
+from mvlm.model.flops import count_flops, on_meta, without_values
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 
@@ -56,23 +56,22 @@ class Arithmetic:
     """What a run's pairs cost, and what its devices could do.
 
     Args:
-        sizes: of the model; None where its operations are not counted, as in fine-tuning.
+        flops: of a micro-batch, forward and backward; None where they are not counted, as in fine-tuning.
         peak: operations a second of each rank's device; None where it is not known.
     """
 
-    config: Config
-    sizes: Dimensions | None
+    flops: Callable[[Batch], float] | None
     peak: float | None
 
     @classmethod
-    def of(cls, config: Config, model: Encoders, ds_config: dict[str, Any]) -> Arithmetic:
+    def of(cls, model: Encoders, ds_config: dict[str, Any]) -> Arithmetic:
         """To be called before DeepSpeed has the model, which may take its weights apart."""
         low_precision = any((ds_config.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
         peak = None
         if dist.uses_cuda():
             tf32 = torch.get_float32_matmul_precision() != "highest"
             peak = peak_flops(torch.cuda.get_device_name(dist.device()), low_precision, tf32)
-        return cls(config, dimensions(model) if isinstance(model, MaskVLM) else None, peak)
+        return cls(FlopsOfBatches(model) if isinstance(model, MaskVLM) else None, peak)
 
     def metrics(self, micro_batches: Sequence[Batch | LabelledBatch], pairs_per_s: float) -> dict[str, float]:
         """`tflops`, executed a second by a rank, and `mfu`, their share of the peak; what is not known is absent.
@@ -82,9 +81,50 @@ class Arithmetic:
             pairs_per_s: of all ranks.
         """
         pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
-        if self.sizes is None or not pairs:
+        if self.flops is None or not pairs:
             return {}
-        works = (Work.of(batch, self.config.train.global_batch) for batch in pairs)
-        a_pair = statistics.fmean(sum(step_flops(self.sizes, w, self.config.objectives).values()) for w in works)
-        executed = a_pair * pairs_per_s / dist.world()
+        per_pair = statistics.fmean(self.flops(batch) / len(batch) for batch in pairs)
+        if math.isnan(per_pair):
+            return {}
+        executed = per_pair * pairs_per_s / dist.world()
         return {"tflops": executed / 1e12} | ({"mfu": executed / self.peak} if self.peak else {})
+
+
+class FlopsOfBatches:
+    """Operations of a micro-batch's forward and backward pass, which costs twice the forward pass.
+
+    One batch is counted by torch for each length that texts are padded to. What the others of that length cost beside
+    it goes with their tokens and with those that are masked.
+    """
+
+    def __init__(self, model: MaskVLM) -> None:
+        self._model = on_meta(model)
+        self._counted: dict[tuple[int, ...], tuple[float, int, int]] = {}
+        self._per_token: tuple[float, float] | None = None
+
+    def __call__(self, batch: Batch) -> float:
+        tokens, masked = len(batch.packing.token_T), len(batch.masked.token_M)
+        padded = len(batch), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
+        if padded not in self._counted:
+            self._counted[padded] = self._count(batch), tokens, masked
+        flops, counted_tokens, counted_masked = self._counted[padded]
+        if (tokens, masked) == (counted_tokens, counted_masked):
+            return flops
+        per_token, per_masked = self._per_token = self._per_token or self._slopes(batch, flops)
+        return flops + per_token * (tokens - counted_tokens) + per_masked * (masked - counted_masked)
+
+    def _slopes(self, batch: Batch, counted: float) -> tuple[float, float]:
+        """Operations of a token and of a masked one more: of a batch that has each of its tokens twice."""
+        packing, masked = batch.packing, batch.masked
+        token_T, token_M = packing.token_T.repeat(2), masked.token_M.repeat(2)
+        longer = replace(batch, packing=replace(packing, token_T=token_T))
+        more_words = replace(batch, masked=replace(masked, token_M=token_M))
+        more_tokens, more_masked = (self._count(changed) - counted for changed in (longer, more_words))
+        return more_tokens / max(1, len(packing.token_T)), more_masked / max(1, len(masked.token_M))
+
+    def _count(self, batch: Batch) -> float:
+        try:
+            with without_values(self._model) as (model, made), torch.no_grad():
+                return 3.0 * count_flops(lambda: model(made(batch)))
+        except UserError:  # its text encoder cannot be counted
+            return math.nan

@@ -1,0 +1,228 @@
+"""What a step of a model costs, counted by torch on fake tensors: no GPU, no weights and no data are needed.
+
+The model runs forward and backward as it is, once for the operations of its matrix products and twice, with two numbers
+of pairs, for the memory of its tensors, which goes with the pairs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mvlm.batch import Batch
+from mvlm.config.schema import Config, Objectives
+from mvlm.data.loading.collate import collate_pairs
+from mvlm.data.samples.pairs import Pair
+from mvlm.model.flops import GPU, flop_counter, on_meta, without_values
+from mvlm.model.masking import patch_mask, token_mask
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime.live_memory import LiveMemory
+from mvlm.training.blocks import find_blocks
+from mvlm.training.parallelize import recompute_blocks
+
+PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
+"""Of a model, in the order in which they are told."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Operations of a pair by part: of the forward pass, and of forward and backward pass without recomputation."""
+
+    forward: dict[str, float]
+    step: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The memory of a forward and a backward pass after each of their operations, arrays of one length.
+
+    Attributes:
+        fixed, per_pair: bytes of all tensors but weights and weights' gradients are `fixed + per_pair * pairs`.
+        gradients: share of the weights that have their gradient.
+        backward: the first moment of the backward pass.
+    """
+
+    fixed: np.ndarray
+    per_pair: np.ndarray
+    gradients: np.ndarray
+    backward: int
+
+
+class FakeModel:
+    """A model on a device that need not be there, and what its steps cost with captions of the greatest length.
+
+    Attributes:
+        parameters: by part; what two parts share counts for the first.
+        blocks: transformer blocks.
+    """
+
+    def __init__(self, config: Config, model: MaskVLM, device: str = GPU) -> None:
+        self.config, self.device = config, device
+        self.model = on_meta(model)
+        self.unit = config.objectives.itm_group if config.objectives.itm else 1
+        counts = Counter(dict.fromkeys(PARTS, 0))
+        for name, parameter in model.named_parameters():
+            counts[_part(name)] += parameter.numel()
+        self.parameters = dict(counts)
+        self.blocks = len(list(find_blocks(model)))
+        self._flops: Flops | None = None
+        self._moments: dict[tuple[int, float], Moments] = {}
+
+    @property
+    def total(self) -> int:
+        return sum(self.parameters.values())
+
+    def flops(self) -> Flops:
+        """A part that no objective needs is absent."""
+        if self._flops is None:
+            batch = self._longest(self.unit)
+            with without_values(self.model, self.device) as (model, made), flop_counter() as counter:
+                parts = FlopsByPart(counter, model)
+                loss = self._loss(model, made(batch))
+                forward = parts.until_now()
+                loss.backward()
+                step = parts.until_now()
+            a_pair = ({p: found[p] / self.unit for p in PARTS if step[p]} for found in (forward, step))
+            self._flops = Flops(*a_pair)
+        return self._flops
+
+    def moments(self, element: int, recompute: float) -> Moments:
+        """For any number of pairs, from two runs; on a GPU alone, where operations take no other way for other shapes.
+
+        Args: as of `moments_of`.
+        """
+        key = element, recompute
+        if key not in self._moments:
+            one, two = (self.moments_of(n * self.unit, *key) for n in (1, 2))
+            growth = (two.fixed - one.fixed) / self.unit
+            self._moments[key] = replace(one, fixed=2 * one.fixed - two.fixed, per_pair=growth)
+        return self._moments[key]
+
+    def moments_of(self, pairs: int, element: int, recompute: float) -> Moments:
+        """For so many pairs alone, all of which is "fixed".
+
+        Args:
+            element: bytes of a weight and an activation, 2 or 4.
+            recompute: the share of the blocks that backward computes again.
+        """
+        batch, dtype = self._longest(pairs), torch.bfloat16 if element == 2 else torch.float32
+        with without_values(self.model, self.device, dtype) as (model, made):
+            recompute_blocks(model, recompute)
+            with _Trace(model) as trace:
+                loss = self._loss(model, made(batch))
+                backward = len(trace.moments)
+                loss.backward()
+                del loss
+        live, gradients = np.array(trace.moments, dtype=np.float64).T
+        return Moments(live, np.zeros_like(live), gradients / self.total, backward)
+
+    def _longest(self, pairs: int) -> Batch:
+        return synthetic_batch(self.config, self.model.grid, [self.config.data.text_length] * pairs)
+
+    def _loss(self, model: MaskVLM, batch: Batch) -> Tensor:
+        losses = model(batch)
+        return torch.stack([self.config.objectives.weight(name) * loss for name, loss in losses.items()]).sum()
+
+
+class _Trace(LiveMemory):
+    """Live memory after every operation; a weight's gradient is none of it, and let go of as soon as it is there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(fake=True)
+        self.moments: list[tuple[int, int]] = []
+        self._gradients = 0
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._take)
+
+    def _take(self, parameter: Tensor) -> None:
+        self._gradients += parameter.numel()
+        parameter.grad = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = super().__torch_dispatch__(func, types, args, kwargs)
+        self.moments.append((self.live, self._gradients))
+        return made
+
+
+class FlopsByPart:
+    """Operations by part of the model, forward and backward.
+
+    Backward goes through the graph in the reverse order of its making, so that what runs after the gradient of a
+    module's result has come is that module's own.
+    """
+
+    def __init__(self, counter: FlopCounterMode, model: nn.Module) -> None:
+        self._counter, self._part = counter, "heads"
+        self._flops: Counter[str] = Counter()
+        for name, module in model.named_modules():
+            enter = self._entering(_part(name))
+            if name:
+                module.register_forward_pre_hook(enter)
+                module.register_forward_hook(self._leaving(enter))
+
+    def until_now(self) -> Counter[str]:
+        """Since counting began."""
+        self._flops[self._part] += self._counter.get_total_flops() - self._flops.total()
+        return self._flops.copy()
+
+    def _entering(self, part: str) -> Callable[..., None]:
+        def enter(*_: object) -> None:
+            self.until_now()
+            self._part = part
+
+        return enter
+
+    def _leaving(self, enter: Callable[..., None]) -> Callable[..., None]:
+        def leave(module: nn.Module, given: object, result: object) -> None:
+            if isinstance(result, Tensor) and result.requires_grad:
+                result.register_hook(enter)
+
+        return leave
+
+
+def _part(name: str) -> str:
+    """That a parameter or module belongs to."""
+    part = name.split(".")[0]
+    return part if part in PARTS else "heads"
+
+
+def synthetic_batch(config: Config, grid: tuple[int, int], lengths: Sequence[int]) -> Batch:
+    """A micro-batch of pairs with captions of so many tokens, two of them special; its images are on torch's "meta"."""
+    side = config.model.image_size
+    images_VBCHW = torch.empty(2 - config.data.shared_view, len(lengths), 3, side, side, device="meta").byte()
+    pairs = [_synthetic_pair(config.objectives, grid, length) for length in lengths]
+    return collate_pairs(pairs, images_VBCHW, 0, config.data.text_length)
+
+
+def _synthetic_pair(objectives: Objectives, grid: tuple[int, int], length: int) -> Pair:
+    rng, text_L = np.random.default_rng(0), np.arange(length)
+    masked_text_L, target_L = token_mask(
+        rng,
+        text_L,
+        (text_L == 0) | (text_L == length - 1),
+        ratio=objectives.text_mask_ratio,
+        minimum=objectives.text_mask_minimum,
+        mask_share=objectives.text_mask_token,
+        random_share=objectives.text_mask_random,
+        mask_id=0,
+        random_ids=text_L,
+    )
+    block, ratio = objectives.image_mask_block, objectives.image_mask_ratio
+    return Pair(
+        images=np.empty(0),
+        flip=False,
+        position=0,
+        row=0,
+        patch_mask_N=patch_mask(rng, grid, block, ratio, objectives.image_mask_rounding),
+        text_L=text_L,
+        masked_text_L=masked_text_L,
+        target_L=target_L,
+    )

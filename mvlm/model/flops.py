@@ -1,0 +1,152 @@
+"""Counting a model's work: matrix products as torch makes them, and models of fake tensors, which compute nothing.
+
+Elementwise work, norms and softmax are left out, as is customary; so are scores that an attention kernel computes a
+second time in its backward pass.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from mvlm.batch import Batch, apply
+from mvlm.errors import UserError
+from mvlm.kernels.constants import constant
+from mvlm.kernels.layers import use_kernels
+from mvlm.kernels.ops import OPS
+from mvlm.model.encoders import Encoders
+
+M = TypeVar("M", bound=Encoders)
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return 2 * sdpa_flop_count(query, key, value)
+
+
+def _linear(x: Any, weight_OI: Any, *_: Any, **__: Any) -> int:
+    return 2 * math.prod(x) * weight_OI[0]
+
+
+_FUSED = ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{name}"): _attention for name in _FUSED
+}
+_FORMULAS |= {getattr(torch.ops.aten, f"_scaled_dot_product_{name}_backward"): _attention_backward for name in _FUSED}
+if torch.backends.mkldnn.is_available():
+    _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
+"""What torch's counter takes for nothing, or counts the repeated scores of."""
+
+
+def flop_counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Operations of the matrix products in `work`, run once, uncompiled."""
+    with flop_counter() as counter:
+        work()
+    return counter.get_total_flops()
+
+
+GPU = "meta"
+"""Where tensors without values stand for those on a GPU: on "cuda" torch has none without the driver."""
+
+
+@contextmanager
+def without_values(
+    model: M, device: str = GPU, dtype: torch.dtype = torch.float32
+) -> Iterator[tuple[M, Callable[[Batch], Batch]]]:
+    """A copy of `model` whose tensors have a shape and no values, and what makes such a batch of one; both for within.
+
+    Operations compute as they would on the device; on a GPU torch's operations stand for our own kernels.
+
+    Args:
+        device: `GPU` or "cpu".
+        dtype: of floating point numbers.
+
+    Raises:
+        UserError: what the text encoder computes depends on values.
+    """
+
+    def made(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device)
+
+    # Encoders of transformers ask a tensor whether it is fake before they ask what is in it.
+    is_fake = device != GPU or not model.text.packable
+    with (
+        _as_on_a_gpu(dtype) if device == GPU else nullcontext(),
+        FakeTensorMode(allow_non_fake_inputs=True) if is_fake else nullcontext(),
+        _forgotten_constants(),
+    ):
+        copied = _copy(model, made)
+        use_kernels(copied)
+        try:
+            yield copied, lambda batch: apply(batch, made)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            kind = model.text.settings.model_type
+            raise UserError(f"A {kind!r} as model.text cannot be counted: its steps depend on what it reads.") from None
+
+
+def on_meta(model: M) -> M:
+    """A copy of `model` that takes no memory."""
+    return _copy(model, lambda tensor: tensor.detach().to("meta"))
+
+
+def _copy(model: M, change: Callable[[Tensor], Tensor]) -> M:
+    changed: dict[int, Any] = {id(buffer): change(buffer) for buffer in model.buffers()}
+    changed |= {id(p): nn.Parameter(change(p), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, changed)
+
+
+@contextmanager
+def _as_on_a_gpu(dtype: torch.dtype) -> Iterator[None]:
+    choices, attend = {op: op.choice for op in OPS.values()}, F.scaled_dot_product_attention
+    try:
+        for op in OPS.values():
+            if any(implementation.name == "torch" for implementation in op.implementations):
+                op.choice = "torch"
+        OPS["packed_attention"].choice = "padded" if dtype == torch.float32 else "varlen"
+        F.scaled_dot_product_attention = _efficient_attention  # type: ignore[assignment]
+        yield
+    finally:
+        F.scaled_dot_product_attention = attend
+        for op, choice in choices.items():
+            op.choice = choice
+
+
+def _efficient_attention(
+    query_BHLd: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0, **_: Any
+) -> Tensor:
+    """A fused kernel of GPUs, in the place of torch's function that chooses one: on "meta" it takes none."""
+    if attn_mask is not None:
+        attn_mask = torch.zeros_like(attn_mask, dtype=query_BHLd.dtype)
+        attn_mask = attn_mask.expand(*query_BHLd.shape[:3], key.shape[2])
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(query_BHLd, key, value, attn_mask, True, dropout_p)[0]
+
+
+@contextmanager
+def _forgotten_constants() -> Iterator[None]:
+    """Neither do real constants meet fake tensors within, nor fake constants real ones after."""
+    constant.cache_clear()
+    try:
+        yield
+    finally:
+        constant.cache_clear()

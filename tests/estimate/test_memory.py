@@ -1,0 +1,47 @@
+"""Memory counted on fake tensors against that of the same passes on real ones."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from benchmarks.step.sizes import SIZES, build
+from mvlm.batch import apply
+from mvlm.estimate.count import FakeModel, synthetic_batch
+from mvlm.estimate.memory import peak
+from mvlm.kernels.layers import use_kernels
+from mvlm.runtime.live_memory import LiveMemory
+from mvlm.training.parallelize import recompute_blocks
+from mvlm.training.zero.memory import States
+
+NOTHING = States(weights=0, gradients=0, held=0, optimizer=0, buckets=0, update=0)
+
+
+@pytest.mark.parametrize(("element", "recompute"), [(4, 0.0), (2, 0.0), (4, 0.5), (2, 1.0)])
+def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: float) -> None:
+    """Forward and backward pass, with gradients that go as they come."""
+    size = SIZES["tiny"]
+    model, config = build(size), size.config
+    planned = peak(FakeModel(config, model, "cpu").moments_of(24, element, recompute), NOTHING, 0, 24)
+    use_kernels(model)
+    recompute_blocks(model, recompute)
+    model.to(torch.bfloat16 if element == 2 else torch.float32)
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
+    batch = synthetic_batch(config, model.grid, [config.data.text_length] * 24)
+    gc.collect()
+    with LiveMemory() as memory:
+        batch = apply(batch, lambda tensor: torch.zeros_like(tensor, device="cpu"))
+        sum(model(batch).values()).backward()
+    assert planned.total == pytest.approx(memory.peak, rel=0.02)
+    assert planned.activations + planned.scratch == planned.total
+
+
+def test_two_counts_tell_the_memory_of_any_number_of_pairs() -> None:
+    size = SIZES["tiny"]
+    model = FakeModel(size.config, build(size))
+    found, exact = (peak(moments, NOTHING, 0, 20) for moments in (model.moments(2, 0.5), model.moments_of(20, 2, 0.5)))
+    assert found.total == pytest.approx(exact.total, rel=5e-3)  # but for similarities among them
+    assert found.moment == exact.moment
