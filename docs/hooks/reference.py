@@ -129,6 +129,8 @@ def _domain(hint: Any, limit: str) -> str:
     kind = _kind(hint)
     if kind.startswith("list") and limit:
         return f"list: {limit}"
+    if kind.startswith("one of"):
+        return kind
     return limit if limit.startswith("one of") else ", ".join(filter(None, (kind, limit)))
 
 

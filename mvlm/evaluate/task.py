@@ -70,7 +70,7 @@ class ReconstructionTask:
 
     def text(self, result: dict[str, Any]) -> str:
         columns = ("with", "the right other modality", "none", "another pair's", "a constant")
-        table = Table(*columns, title="Restoring what is hidden")
+        table = Table(*columns, title="Reconstructing what is masked")
         for key, name, form in (
             ("word_accuracy", "words right", "{:.1%}"),
             ("word_loss", "word loss, nats", "{:.3f}"),
