@@ -274,6 +274,7 @@ def test_findings_are_told_as_they_are_made() -> None:
     for number in range(SHOWN + 3):
         report.wrong("data", f"{number} is broken: mend it.")
         assert len(told) == min(number + 1, SHOWN)
+    report.wrong("toml", "0 is broken: mend it.")  # which is known
     report.right("model", "It can be built.")
     assert told[-1] == "right    model      It can be built."
     assert report.closing().splitlines() == [
