@@ -100,8 +100,6 @@ IMPORTED_LATE = {
     "mvlm/training/engine.py": "DeepSpeed takes seconds, after which a mistake in a file would be told",
     "mvlm/training/zero/": "the same",
     "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",
-    # until they are mended
-    "mvlm/estimate/plan.py": "",
 }
 """Files and folders that import inside functions what is always there, and why."""
 
