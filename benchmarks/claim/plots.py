@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.stats import t as student
 
 from benchmarks.claim.cell import run_name
 from benchmarks.claim.corpora import EVAL
 from benchmarks.claim.grid import ABLATION, ALBEF, ALL_FOUR, BASELINE, COMPUTE, OBJECTIVES, SHARES, STEPS, Cell
-from benchmarks.claim.paired import LEVEL
+from benchmarks.claim.paired import LEVEL, student_quantile
 from mvlm.checkpoint.layout import CHECKPOINTS, LATEST
 
 if TYPE_CHECKING:
@@ -165,5 +164,5 @@ def _mean(values: list[float]) -> tuple[float, float]:
     count = len(values)
     if count < 3:
         return 100 * float(np.mean(values)), 0.0
-    reach = student.ppf((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / count**0.5
+    reach = student_quantile((1 + LEVEL) / 2, count - 1) * np.std(values, ddof=1) / count**0.5
     return 100 * float(np.mean(values)), 100 * float(reach)

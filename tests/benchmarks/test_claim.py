@@ -19,7 +19,7 @@ from benchmarks.claim import grid, world
 from benchmarks.claim.__main__ import main as claim
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.cost import gpu_hours
-from benchmarks.claim.paired import compare, crossed_variance, sign_flips
+from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import _differing, pack, unpack
 from benchmarks.claim.table import PAGE, Measured, into_page, tables
 from mvlm.config.load import load_config
@@ -29,6 +29,16 @@ from mvlm.errors import UserError
 from mvlm.runtime import dist
 from mvlm.training.health.signals import SIGNALS
 from tests.conftest import ROOT
+
+# Of printed tables: t for 0.975.
+TABLE = {1: 12.706, 2: 4.303, 4: 2.776, 10: 2.228, 30: 2.042, 1000: 1.962}
+
+
+@pytest.mark.parametrize("freedom", TABLE)
+def test_students_quantiles_are_those_of_printed_tables(freedom: int) -> None:
+    assert student_quantile(0.975, freedom) == pytest.approx(TABLE[freedom], abs=6e-4 * TABLE[freedom])
+    assert student_cumulative(TABLE[freedom], freedom) == pytest.approx(0.975, abs=1e-4)
+    assert student_cumulative(-1.0, 2) == pytest.approx(0.5 - 0.5 / 3**0.5, abs=1e-6)  # its closed form at 2
 
 
 def test_sign_flips_are_counted_as_by_hand() -> None:
