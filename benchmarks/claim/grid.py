@@ -22,6 +22,11 @@ ABLATION = {
 ALBEF_LIKE = {ALBEF: ("objectives.image=0", "objectives.text_mask_ratio=0.15")}
 
 MASKING = {"hide_both": ("objectives.hide=both",)}
+PAPERS_OWN = {
+    "independent": ("objectives.reconstruct_from=self",),
+    "masked_inputs": ("objectives.image=0", "objectives.text=0", "objectives.alignment_inputs=masked"),
+}
+"""Rows at the paper's scale alone."""
 RATIOS = {
     **{f"image_{ratio}": (f"objectives.image_mask_ratio={ratio / 100}",) for ratio in (25, 50, 70)},
     **{f"text_{ratio}": (f"objectives.text_mask_ratio={ratio / 100}",) for ratio in (15, 50)},
