@@ -50,7 +50,7 @@ class Filters:
 
 
 @dataclass(frozen=True)
-class Picture:
+class CheckedImage:
     """What the check of one image found. `encoded` is empty where the bytes stay as they came."""
 
     width: int
@@ -66,7 +66,7 @@ class Checked:
 
     captions: tuple[str, ...]
     caption_drops: Counter[str]
-    pictures: tuple[Picture, ...]  # of `image`, and of `image2` where there is one
+    pictures: tuple[CheckedImage, ...]  # of `image`, and of `image2` where there is one
     columns: Mapping[str, Any] = field(default_factory=dict)  # the record's own, texts cleaned
     exact: bytes = b""
 
@@ -110,7 +110,7 @@ def _checked(item: Record, filters: Filters) -> Checked:
     return Checked(captions, caption_drops, pictures, columns, exact)
 
 
-def _picture(data: bytes, filters: Filters) -> Picture:
+def _picture(data: bytes, filters: Filters) -> CheckedImage:
     image = decode(data, 0 if filters.look else filters.longest_side or None)
     short, long = sorted((image.width, image.height))
     if short < filters.min_size:
@@ -120,8 +120,8 @@ def _picture(data: bytes, filters: Filters) -> Picture:
     look = look_of(image.colour) if filters.look and image.colour else b""
     if image.colour and 0 < filters.longest_side < long:
         encoded, width, height = shrunk(image.colour, filters.longest_side, filters.quality)
-        return Picture(width, height, zlib.crc32(encoded), encoded, look)
-    return Picture(image.width, image.height, zlib.crc32(data), b"", look)
+        return CheckedImage(width, height, zlib.crc32(encoded), encoded, look)
+    return CheckedImage(image.width, image.height, zlib.crc32(data), b"", look)
 
 
 def _is_name(text: str) -> bool:

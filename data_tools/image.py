@@ -17,7 +17,7 @@ from mvlm.data.images.upright import ORIENTATION, eight_bits
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """Width and height in pixels, before any EXIF rotation."""
 
     width: int
@@ -25,7 +25,7 @@ class Decoded:
     colour: Image.Image | None = None  # where it was asked for
 
 
-def decode(data: bytes, colour_beyond: int | None = None) -> Decoded:
+def decode(data: bytes, colour_beyond: int | None = None) -> DecodedImage:
     """Decode an encoded image in full, the first frame of several.
 
     Of a JPEG every coefficient is decoded, but only the brightness turned into pixels: all damage shows before that.
@@ -45,13 +45,13 @@ def decode(data: bytes, colour_beyond: int | None = None) -> Decoded:
         else:
             check_size(width, height, 4 if colours in ("CMYK", "YCCK") else 3)
             if colour_beyond is not None and max(width, height) > colour_beyond:
-                return Decoded(width, height, _jpeg_colour(data))
+                return DecodedImage(width, height, _jpeg_colour(data))
             _jpeg_pixels(data, "GRAY")
-            return Decoded(width, height)
+            return DecodedImage(width, height)
     with opened(data) as image:
         image.load()
         wanted = colour_beyond is not None and max(image.size) > colour_beyond
-        return Decoded(*image.size, image.copy() if wanted else None)
+        return DecodedImage(*image.size, image.copy() if wanted else None)
 
 
 def _jpeg_pixels(data: bytes, mode: str) -> np.ndarray:

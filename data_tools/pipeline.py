@@ -15,7 +15,7 @@ from typing import Any
 
 from data_tools.dedup import EXCLUDED, DedupIndex, Excluded
 from data_tools.engines import Map
-from data_tools.filters import SOUND, Checked, Filters, Picture, check_record
+from data_tools.filters import SOUND, Checked, CheckedImage, Filters, check_record
 from data_tools.record import Dropped, Record
 from data_tools.report import ShardReport
 from data_tools.resume import Item, Replayed
@@ -152,7 +152,7 @@ def stored_row(record: Record, found: Checked) -> SimpleNamespace:
     return row
 
 
-def _stored(image: bytes, picture: Picture) -> tuple[bytes, tuple[int, int, int]]:
+def _stored(image: bytes, picture: CheckedImage) -> tuple[bytes, tuple[int, int, int]]:
     return picture.encoded or image, (picture.width, picture.height, picture.crc32)
 
 

@@ -295,3 +295,12 @@ def test_the_check_lets_through_what_is_allowed() -> None:
         problems("mvlm/training/engine.py", "import deepspeed\nfrom mvlm.runtime import dist\nimport mvlm.errors") == []
     )
     assert problems("data_tools/new.py", "from mvlm.data.shards import schema\nfrom mvlm.errors import UserError") == []
+
+
+def test_no_name_of_a_class_stands_twice() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in product():
+        for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path)
+    assert {name: places for name, places in homes.items() if len(places) > 1} == {}

@@ -22,7 +22,7 @@ class Unfit(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class Annotation:
     """What an annotation says of one record. `images` are the paths at which its image may lie."""
 
     key: str
@@ -45,7 +45,7 @@ class At:
     number: int
 
 
-Parse = Callable[[Any, At], Entry | None]
+Parse = Callable[[Any, At], Annotation | None]
 """The entry of an annotation, or None where it was not asked for; may raise `Unfit` and whatever an annotation of
 another shape leads to."""
 

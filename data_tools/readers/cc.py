@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers.annotated import Annotated, At, Entry, Unfit, lines, one_file
+from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, lines, one_file
 from data_tools.readers.downloads import places
 from mvlm.errors import UserError
 
@@ -17,7 +17,7 @@ def cc(paths: list[Path], images: list[str], names: str) -> Annotated:
         raise UserError("--names basename would mix up the many URLs that end alike: give another naming.")
     place = places(names, images)
 
-    def entry(line: bytes, at: At) -> Entry:
+    def entry(line: bytes, at: At) -> Annotation:
         first, tab, second = line.rstrip(b"\r\n").partition(b"\t")
         if not tab:
             raise Unfit("row is not caption<TAB>url")
@@ -25,7 +25,9 @@ def cc(paths: list[Path], images: list[str], names: str) -> Annotated:
         if not _is_url(url):
             raise Unfit("row has no URL")
         address = url.decode("utf-8", "surrogateescape")
-        return Entry(f"{at.number:08d}", place(at.number, address), [caption], {"url": url.decode("utf-8", "replace")})
+        return Annotation(
+            f"{at.number:08d}", place(at.number, address), [caption], {"url": url.decode("utf-8", "replace")}
+        )
 
     return Annotated([path], images, lines, entry, "cc")
 

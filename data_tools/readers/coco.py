@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, Unfit, text, whole
+from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, text, whole
 from data_tools.readers.captions import captions_of
 from data_tools.readers.json_stream import json_items
 
@@ -31,7 +31,7 @@ def _items(file: BinaryIO) -> Iterator[Any]:
     yield from ({"id": image_id} for image_id in captions)
 
 
-def _entry(item: Any, at: At) -> Entry:
+def _entry(item: Any, at: At) -> Annotation:
     """COCO's ids are whole numbers; files made in its form have texts too, and of one id now this, now that."""
     image_id = item["id"] if isinstance(item["id"], str) else whole(item["id"])
     if "captions" not in item:
@@ -39,4 +39,4 @@ def _entry(item: Any, at: At) -> Entry:
     name = text(item["file_name"])
     folder = PurePosixPath(at.file).stem.rpartition("_")[2]
     fields = {"image_id": image_id, "file_name": name}
-    return Entry(str(image_id), (name, f"{folder}/{name}"), captions_of(item["captions"]), fields)
+    return Annotation(str(image_id), (name, f"{folder}/{name}"), captions_of(item["captions"]), fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers.annotated import Annotated, At, Entry, Unfit, json_object, lines, text
+from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, json_object, lines, text
 from mvlm.data.shards.schema import LABELS
 
 
@@ -13,7 +13,7 @@ def entailment(paths: list[Path], images: list[str]) -> Annotated:
     return Annotated(paths, images, lines, _entry, "snli-ve")
 
 
-def _entry(line: bytes, at: At) -> Entry:
+def _entry(line: bytes, at: At) -> Annotation:
     item = json_object(line)
     label = text(item["gold_label"])
     if label not in LABELS:
@@ -21,4 +21,4 @@ def _entry(line: bytes, at: At) -> Entry:
     name = f"{text(item['Flickr30K_ID'])}.jpg"
     columns = {"sentence": text(item["sentence2"]), "label": label}
     places = (name, f"flickr30k-images/{name}")
-    return Entry(text(item["pairID"]), places, fields={"flickr30k_id": name.removesuffix(".jpg")}, columns=columns)
+    return Annotation(text(item["pairID"]), places, fields={"flickr30k_id": name.removesuffix(".jpg")}, columns=columns)

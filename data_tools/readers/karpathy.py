@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, text
+from data_tools.readers.annotated import Annotated, Annotation, At, text
 from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
 
@@ -21,7 +21,7 @@ def karpathy(paths: list[Path], images: list[str], subset: str = ",".join(SUBSET
         raise UserError(f"--subset has {sorted(unknown)[0]!r}: give any of {','.join(SUBSETS)}.")
     source = paths[0].stem.removeprefix("dataset_") if len(paths) == 1 else "karpathy"
 
-    def entry(item: Any, at: At) -> Entry | None:
+    def entry(item: Any, at: At) -> Annotation | None:
         split = text(item["split"])
         if split in SUBSETS and split not in chosen:
             return None
@@ -29,7 +29,7 @@ def karpathy(paths: list[Path], images: list[str], subset: str = ",".join(SUBSET
         key = str(item["cocoid"]) if "cocoid" in item else PurePosixPath(name).stem
         captions = [sentence["raw"] for sentence in item["sentences"]]
         places = (f"{item['filepath']}/{name}", name) if "filepath" in item else (name,)
-        return Entry(key, places, captions, {"split": split, "filename": name, "imgid": item.get("imgid")})
+        return Annotation(key, places, captions, {"split": split, "filename": name, "imgid": item.get("imgid")})
 
     return Annotated(paths, images, _items, entry, source)
 

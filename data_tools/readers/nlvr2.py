@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers.annotated import Annotated, At, Entry, json_object, lines, text
+from data_tools.readers.annotated import Annotated, Annotation, At, json_object, lines, text
 
 LABELS = {"True": True, "False": False, True: True, False: False}
 
@@ -15,7 +15,7 @@ def nlvr2(paths: list[Path], images: list[str]) -> Annotated:
     return Annotated(paths, images, lines, _entry, "nlvr2")
 
 
-def _entry(line: bytes, at: At) -> Entry:
+def _entry(line: bytes, at: At) -> Annotation:
     item = json_object(line)
     identifier = text(item["identifier"])
     split, pair_set, pair, sentence = identifier.split("-")
@@ -31,4 +31,4 @@ def _entry(line: bytes, at: At) -> Entry:
         "label": LABELS[item["label"]],
         "group": f"{split}-{pair_set}-{sentence}",
     }
-    return Entry(identifier, left, fields={"split": split}, right=right, columns=columns)
+    return Annotation(identifier, left, fields={"split": split}, right=right, columns=columns)

@@ -7,7 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, one_file, text
+from data_tools.readers.annotated import Annotated, Annotation, At, one_file, text
 from data_tools.readers.downloads import places
 from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
@@ -19,9 +19,9 @@ def sbu(paths: list[Path], images: list[str], names: str = "basename") -> Annota
     path = one_file(paths, "sbu")
     place = places(names, images)
 
-    def entry(item: tuple[object, object], at: At) -> Entry:
+    def entry(item: tuple[object, object], at: At) -> Annotation:
         url, caption = text(item[0]), item[1]
-        return Entry(f"{at.number:07d}", place(at.number, url), [caption], {"url": url})
+        return Annotation(f"{at.number:07d}", place(at.number, url), [caption], {"url": url})
 
     return Annotated([path], images, _items, entry, "sbu")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, whole
+from data_tools.readers.annotated import Annotated, Annotation, At, whole
 from data_tools.readers.json_stream import json_items
 
 FOLDERS = ("VG_100K", "VG_100K_2")
@@ -22,8 +22,10 @@ def _items(file: BinaryIO) -> Iterator[Any]:
     return json_items(file, "item")
 
 
-def _entry(item: Any, at: At) -> Entry:
+def _entry(item: Any, at: At) -> Annotation:
     image_id = whole(item["id"])
     name = f"{image_id}.jpg"
     phrases = [region["phrase"] for region in item["regions"]]
-    return Entry(str(image_id), (name, *(f"{folder}/{name}" for folder in FOLDERS)), phrases, {"image_id": image_id})
+    return Annotation(
+        str(image_id), (name, *(f"{folder}/{name}" for folder in FOLDERS)), phrases, {"image_id": image_id}
+    )

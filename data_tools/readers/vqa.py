@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, At, Entry, Unfit, check_file, text, whole
+from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, check_file, text, whole
 from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
 
@@ -47,7 +47,7 @@ def _joined(file: BinaryIO, path: Path) -> Iterator[tuple[Any, Any]]:
             yield question, waiting.pop(wanted, None)
 
 
-def _entry(item: tuple[Any, Any], at: At) -> Entry:
+def _entry(item: tuple[Any, Any], at: At) -> Annotation:
     question, annotation = item
     if annotation is None:
         raise Unfit("question without annotation")
@@ -62,4 +62,4 @@ def _entry(item: tuple[Any, Any], at: At) -> Entry:
     }
     names = [f"COCO_{subtype}_{image_id:012d}.jpg" for subtype in SUBTYPES]
     places = names + [f"{subtype}/{name}" for subtype, name in zip(SUBTYPES, names, strict=True)]
-    return Entry(str(question_id), places, fields={"image_id": image_id}, columns=columns)
+    return Annotation(str(question_id), places, fields={"image_id": image_id}, columns=columns)

@@ -21,7 +21,7 @@ from typing import Any
 from data_tools.corpora import batches
 from data_tools.dedup import DUPLICATE_ID, Excluded, row_look, row_size
 from data_tools.engines import Map, engine
-from data_tools.filters import Checked, Picture, exact_hash
+from data_tools.filters import Checked, CheckedImage, exact_hash
 from data_tools.pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline
 from data_tools.readers import Source
 from data_tools.record import Dropped, Record
@@ -191,7 +191,7 @@ def _file(where: str) -> str:
 
 def _found(image: bytes, look: bytes) -> Checked:
     """As if a row had just been checked. Equal images are stored as equal bytes, also where they were shrunk."""
-    return Checked((), Counter(), (Picture(0, 0, 0, b"", look),), exact=exact_hash([image]))
+    return Checked((), Counter(), (CheckedImage(0, 0, 0, b"", look),), exact=exact_hash([image]))
 
 
 def _uncount(report: ShardReport, entry: dict[str, str]) -> None:

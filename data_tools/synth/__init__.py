@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from data_tools.synth.blocks import Sample
+from data_tools.synth.blocks import SyntheticSample
 from data_tools.synth.captions import captions
 from data_tools.synth.entailment import entailment
 from data_tools.synth.foils import foils
@@ -18,7 +18,7 @@ from data_tools.synth.pairs import pairs
 from data_tools.synth.questions import questions
 from data_tools.synth.scenes import Thing
 
-TASKS: dict[str, Callable[[int, int, frozenset[Thing]], Iterator[Sample]]] = {
+TASKS: dict[str, Callable[[int, int, frozenset[Thing]], Iterator[SyntheticSample]]] = {
     "caption": captions,
     "vqa": questions,
     "pairs": pairs,

@@ -18,7 +18,7 @@ MAX_TRIES = 3000
 
 
 @dataclass(frozen=True)
-class Sample:
+class SyntheticSample:
     """One row to be: `columns` are those the task's schema has beside key, images, source and sizes."""
 
     scenes: tuple[Scene, ...]  # one, or the left and the right one
@@ -27,7 +27,7 @@ class Sample:
     key: str = ""
 
 
-Block = list[Sample]
+Block = list[SyntheticSample]
 
 
 class Dice:
@@ -94,15 +94,15 @@ def twin(scene: Scene, attribute: int, dice: Dice) -> tuple[Scene, int, int] | N
     return place(things), i, j
 
 
-def numbered(blocks: Iterator[Block], name: str, count: int, seed: int) -> Iterator[Sample]:
+def numbered(blocks: Iterator[Block], name: str, count: int, seed: int) -> Iterator[SyntheticSample]:
     """The first `count` samples with keys and groups; the last block may be cut."""
     samples = (
-        Sample(sample.scenes, sample.columns, group=f"{name}-{seed}-block-{number:06d}")
+        SyntheticSample(sample.scenes, sample.columns, group=f"{name}-{seed}-block-{number:06d}")
         for number, block in enumerate(blocks)
         for sample in block
     )
     for number, sample in enumerate(islice(samples, count)):
-        yield Sample(sample.scenes, sample.columns, sample.group, f"{name}-{seed}-{number:07d}")
+        yield SyntheticSample(sample.scenes, sample.columns, sample.group, f"{name}-{seed}-{number:07d}")
 
 
 class Fresh:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_tools.synth.blocks import Sample
+from data_tools.synth.blocks import SyntheticSample
 from data_tools.synth.scenes import Thing, describe, distinct_scenes, scene_key
 
 
-def captions(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+def captions(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """Distinct scenes, the numbers of objects as even as the supply allows; a scene is its own group."""
     for scene in distinct_scenes(count, seed):
         key = scene_key(scene)
-        yield Sample((scene,), {"captions": [describe(scene)]}, key, key)
+        yield SyntheticSample((scene,), {"captions": [describe(scene)]}, key, key)

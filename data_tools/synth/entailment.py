@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_kind, place
+from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind, place
 from data_tools.synth.scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -23,7 +23,7 @@ SAYS = {  # what is said of a cell, and that it is not so; the blanks are colour
 }
 
 
-def entailment(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+def entailment(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows, in blocks of nine; all scenes of a block hold something held out, or none does."""
     return numbered(_blocks(Dice(f"entailment/{seed}"), held_out), "entailment", count, seed)
 
@@ -55,7 +55,7 @@ def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
         for cell, thing, kind, deny in zip(cells, things, kinds, denied, strict=True)
     ]
     return [
-        Sample((scene,), {"sentence": hypothesis, "label": label})
+        SyntheticSample((scene,), {"sentence": hypothesis, "label": label})
         for scene, row in zip(scenes, labels, strict=True)
         for hypothesis, label in zip(hypotheses, row, strict=True)
     ]

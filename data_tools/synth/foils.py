@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_kind, twin
+from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind, twin
 from data_tools.synth.scenes import Thing, describe
 
 ATTRIBUTES = ("colour", "shape")
 
 
-def foils(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+def foils(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows; both scenes of two such rows hold something held out, or neither does."""
     return numbered(_blocks(Dice(f"foils/{seed}"), held_out), "foils", count, seed)
 
@@ -32,6 +32,8 @@ def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:
     if found is None or not one_kind((scene, found[0]), held_out):
         return None
     return [
-        Sample((shown,), {"caption": describe(shown), "foil": describe(other), "swapped": ATTRIBUTES[attribute]})
+        SyntheticSample(
+            (shown,), {"caption": describe(shown), "foil": describe(other), "swapped": ATTRIBUTES[attribute]}
+        )
         for shown, other in ((scene, found[0]), (found[0], scene))
     ]

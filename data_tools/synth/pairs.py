@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_kind
+from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind
 from data_tools.synth.scenes import COLOURS, SHAPES, THINGS, Scene, Thing
 
 Pair = tuple[Scene, Scene]
@@ -26,7 +26,7 @@ Template = Callable[[Dice, Thing], Statement]
 STATEMENTS_A_BLOCK = 2
 
 
-def pairs(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+def pairs(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows, in blocks of eight; all scenes of a block hold something held out, or none does."""
     return numbered(_blocks(Dice(f"pairs/{seed}"), held_out), "pairs", count, seed)
 
@@ -54,7 +54,7 @@ def _block(
     if len({*a, *b}) < 4 or not one_kind((*a, *b), held_out):
         return None
     return [
-        Sample(pair, {"sentence": sentence, "label": holds(pair)})
+        SyntheticSample(pair, {"sentence": sentence, "label": holds(pair)})
         for statement in statements
         for sentence, holds in statement
         for pair in (a, b)

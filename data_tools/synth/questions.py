@@ -19,18 +19,18 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from data_tools.synth.blocks import Block, Dice, Fresh, Sample, numbered, one_kind, twin
+from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind, twin
 from data_tools.synth.scenes import CELLS, COLOURS, SHAPES, Scene, Thing
 
 OBJECTS = 3
 ANSWERS = 10  # VQA v2 has those of ten people; in this world they agree
 
 
-def questions(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[Sample]:
+def questions(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows, as many of each type as blocks allow."""
     samples = numbered(_blocks(Dice(f"vqa/{seed}"), held_out), "vqa", count, seed)
     for number, sample in enumerate(samples):
-        yield Sample(sample.scenes, sample.columns | {"question_id": number}, sample.group, sample.key)
+        yield SyntheticSample(sample.scenes, sample.columns | {"question_id": number}, sample.group, sample.key)
 
 
 def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
@@ -42,8 +42,8 @@ def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
         yield block
 
 
-def _ask(scene: Scene, question: str, answer: str, kind: str) -> Sample:
-    return Sample((scene,), {"question": question, "answers": [answer] * ANSWERS, "question_type": kind})
+def _ask(scene: Scene, question: str, answer: str, kind: str) -> SyntheticSample:
+    return SyntheticSample((scene,), {"question": question, "answers": [answer] * ANSWERS, "question_type": kind})
 
 
 def _things(scene: Scene) -> list[Thing]:

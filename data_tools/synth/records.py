@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from data_tools.record import Record
 from data_tools.synth import SCHEMA_OF, TASKS
-from data_tools.synth.blocks import Sample, novel
+from data_tools.synth.blocks import SyntheticSample, novel
 from data_tools.synth.holdout import NOVEL
 from data_tools.synth.scenes import Thing, picture
 from mvlm.data.shards.schema import CAPTION
@@ -29,5 +29,5 @@ def records(task: str, count: int, seed: int, held_out: frozenset[Thing]) -> Ite
         )
 
 
-def _objects(sample: Sample) -> int:
+def _objects(sample: SyntheticSample) -> int:
     return sum(thing is not None for scene in sample.scenes for thing in scene)

@@ -121,7 +121,7 @@ as are all gradients, and otherwise left open. `dropout` is the share of attenti
 """
 
 
-class Attention(TimmAttention):
+class DispatchedAttention(TimmAttention):
     """timm's attention layer, computed by `attention`; its parameters and their names stay."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -144,4 +144,4 @@ def use_attention(model: nn.Module) -> None:
     """Have every plain attention layer of timm's inside `model` computed by `attention`."""
     for module in model.modules():
         if type(module) is TimmAttention:
-            module.__class__ = Attention
+            module.__class__ = DispatchedAttention

@@ -128,7 +128,7 @@ def temperature_gradient(
     return -(at_image_BE * image_BE.float()).sum() / temperature.squeeze()
 
 
-class _Share(torch.autograd.Function):
+class _ContrastiveShare(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, image_BE: Tensor, text_BE: Tensor, temperature: Tensor, gathered: GatheredFeatures, start: int
@@ -168,4 +168,4 @@ def contrastive_share(
         image_BE, text_BE: the own pairs' features, pairs `start` to `start + B` of the global batch.
         temperature: T, one value.
     """
-    return _Share.apply(image_BE, text_BE, temperature, gathered, start)
+    return _ContrastiveShare.apply(image_BE, text_BE, temperature, gathered, start)

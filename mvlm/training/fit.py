@@ -46,7 +46,7 @@ from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import check_compilable, freeze, parallelize
 from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, read_description
 from mvlm.training.schedule import Schedule, schedule_steps
-from mvlm.training.stream import Stream
+from mvlm.training.stream import TrainingStream
 from mvlm.training.trainer import Evaluate, Health, Trainer
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
@@ -185,7 +185,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     description = read_description(folder) if site.leads else {}
     saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, site, uploads, description))
     seed, pairs = config.run.seed, layout["micro_batch"]
-    stream = Stream(dataset, config.data, config.train, folder, seed, pairs, state, monitor.say)
+    stream = TrainingStream(dataset, config.data, config.train, folder, seed, pairs, state, monitor.say)
     stack.callback(stream.close)
     reporter = Reporter(folder, monitor, attempt, engine, stream, config.optim, arithmetic)
     stack.callback(reporter.close)

@@ -21,7 +21,7 @@ LOOK_S = 1.0  # between two looks of a rank whose data have not come, whether th
 REPORTED = 3  # ranks whose words are reported when data are lost
 
 
-class Stream:
+class TrainingStream:
     """Begins at the position of a state, and again after each roll-back.
 
     Args:

@@ -22,7 +22,7 @@ from mvlm.training.health.signals import StopRequests
 from mvlm.training.health.watchdog import Watchdog
 from mvlm.training.logging.metrics import Reporter
 from mvlm.training.schedule import Schedule, lr_factor
-from mvlm.training.stream import Stream
+from mvlm.training.stream import TrainingStream
 
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
 
@@ -82,7 +82,7 @@ class Trainer:
     state: TrainState
     schedule: Schedule
     engine: Engine
-    stream: Stream
+    stream: TrainingStream
     saver: Saver
     reporter: Reporter
     health: Health

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvlm.kernels import probes
-from mvlm.kernels.attention import Attention, attention, by_fp32, by_products, by_sdpa, use_attention
+from mvlm.kernels.attention import DispatchedAttention, attention, by_fp32, by_products, by_sdpa, use_attention
 from tests.kernels.reference import check_against_float64, value_and_gradients
 
 WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32])
@@ -106,4 +106,4 @@ def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.Mo
     torch.testing.assert_close(found, expected)
     assert attention.calls.total() == before + 2
     assert [*vit.state_dict()] == names
-    assert all(type(block.attn) is Attention for block in vit.blocks)
+    assert all(type(block.attn) is DispatchedAttention for block in vit.blocks)

@@ -16,7 +16,7 @@ from mvlm.data.images.decode import open_picture
 from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import train_view
 from mvlm.data.samples.captions import CaptionTokenizer
-from mvlm.data.shards.columns import Encoded, Row
+from mvlm.data.shards.columns import EncodedImage, Row
 from mvlm.data.shards.corpus import Mixture, UnreadableRow
 from mvlm.errors import UserError
 from mvlm.model.masking import Purpose, generator
@@ -199,7 +199,9 @@ class ShardDataset(Generic[S]):
         for at, encoded in enumerate(content.encoded):
             self._show(encoded, sample.flip, draws[at : at + 1], sample.images[at : at + 1])
 
-    def _show(self, encoded: Encoded, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray) -> None:
+    def _show(
+        self, encoded: EncodedImage, flip: bool, draws: Sequence[np.random.Generator], out_VCHW: np.ndarray
+    ) -> None:
         """Write a view of an encoded image for each of `draws`."""
         size, area, operations = self.image_size, self.data.crop_scale, self.data.randaugment
         picture = open_picture(encoded.checked())

@@ -36,7 +36,7 @@ class DamagedRow(ValueError):
         self.key = key  # as it now reads
 
 
-class Encoded(NamedTuple):
+class EncodedImage(NamedTuple):
     """An encoded image as it lies in its shard."""
 
     data: memoryview  # uint8, of the mapped shard
@@ -53,7 +53,7 @@ class Row(NamedTuple):
     """One row. What is in it was checked, but for the images, which are when they are asked for, and are not copied."""
 
     key: str
-    encoded: tuple[Encoded, ...]  # the image; of a pair, the left and the right one
+    encoded: tuple[EncodedImage, ...]  # the image; of a pair, the left and the right one
     captions: list[str]
     source: str
     width: int
@@ -175,7 +175,7 @@ class ShardRows:
         _, _, numbers, texts = self._read(number)
         return row_crc32(numbers, texts)
 
-    def _read(self, number: int) -> tuple[dict[str, Any], tuple[Encoded, ...], list[int], list[memoryview]]:
+    def _read(self, number: int) -> tuple[dict[str, Any], tuple[EncodedImage, ...], list[int], list[memoryview]]:
         """The row's bytes and numbers by column, its images, and what its CRC-32 is of."""
         batch = bisect_right(self._starts, number) - 1
         at, first = number - self._starts[batch], batch * self._layout.stride
@@ -196,7 +196,7 @@ class ShardRows:
                 value = self._number(kind, self._buffers[first + place], at)
                 numbers.append(value)
             values[name] = value
-        images = [Encoded(self._text(first + place, at), values[crc32]) for crc32, place in self._layout.images]
+        images = [EncodedImage(self._text(first + place, at), values[crc32]) for crc32, place in self._layout.images]
         return values, tuple(images), numbers, texts
 
     def _text(self, place: int, at: int) -> memoryview:

@@ -20,7 +20,7 @@ from mvlm.training.engine import Engine
 from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
 from mvlm.training.logging.profile import Profiling
-from mvlm.training.stream import Stream
+from mvlm.training.stream import TrainingStream
 
 
 class Reporter:
@@ -40,7 +40,7 @@ class Reporter:
         monitor: Monitor,
         attempt: FencingToken,
         engine: Engine,
-        stream: Stream,
+        stream: TrainingStream,
         optim: Optim,
         arithmetic: Arithmetic,
     ) -> None:
