@@ -20,6 +20,8 @@ def test_mfu_is_the_share_of_executed_operations() -> None:
         found = arithmetic.metrics([batch, batch], pairs_per_s=50.0)
         assert found["tflops"] == pytest.approx(50.0 * counted / len(batch) / 1e12, rel=0.01)
         assert found["mfu"] == found["tflops"]
+        counted_itself = Arithmetic(FlopsOfBatches(model), peak=None).metrics([batch], 50.0)
+        assert found["tflops"] == pytest.approx(counted_itself["tflops"], rel=1e-9)
     assert Arithmetic(FlopsOfBatches(model), peak=None).metrics([batch], 50.0).keys() == {"tflops"}
     assert Arithmetic(None, peak=1e12).metrics([batch], 50.0) == {}
 

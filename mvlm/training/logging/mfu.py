@@ -110,15 +110,16 @@ class FlopsOfBatches:
         flops, counted_tokens, counted_masked = self._counted[padded]
         if (tokens, masked) == (counted_tokens, counted_masked):
             return flops
-        per_token, per_masked = self._per_token = self._per_token or self._slopes(batch, flops)
+        per_token, per_masked = self._per_token = self._per_token or self._slopes(batch)
         return flops + per_token * (tokens - counted_tokens) + per_masked * (masked - counted_masked)
 
-    def _slopes(self, batch: Batch, counted: float) -> tuple[float, float]:
+    def _slopes(self, batch: Batch) -> tuple[float, float]:
         """Operations of a token and of a masked one more: of a batch that has each of its tokens twice."""
         packing, masked = batch.packing, batch.masked
         token_T, token_M = packing.token_T.repeat(2), masked.token_M.repeat(2)
         longer = replace(batch, packing=replace(packing, token_T=token_T))
         more_words = replace(batch, masked=replace(masked, token_M=token_M))
+        counted = self._count(batch)
         more_tokens, more_masked = (self._count(changed) - counted for changed in (longer, more_words))
         return more_tokens / max(1, len(packing.token_T)), more_masked / max(1, len(masked.token_M))
 
