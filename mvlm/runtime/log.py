@@ -18,7 +18,7 @@ class StandardError(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         program, _, kind = record.name.partition(".")
-        rank = environment()["rank"]
+        rank = environment()["rank"] if program == "mvlm" else 0  # others may be started from a rank, and are none
         if rank and kind != "rank":
             return
         with suppress(OSError, ValueError):  # a terminal that is gone ends no run

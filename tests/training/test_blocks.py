@@ -54,7 +54,7 @@ def kept(model: nn.Module) -> int:
 
 
 def test_the_blocks_of_all_encoders_are_found() -> None:
-    names = [type(block).__name__ for block in find_blocks(build("model.cross_depth=2", "model.decoder_depth=3"))]
+    names = [type(block).__name__ for block in find_blocks(build("model.cross_depth=2", "model.decoder_depth=3")[0])]
     assert names == ["Block", "RobertaLayer", *["CrossBlock"] * (2 + 2 + 3)]
 
 

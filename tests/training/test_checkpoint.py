@@ -294,12 +294,12 @@ def test_numbers_in_files_read_back_equal(sound: Path) -> None:
     assert (state["step"], state["samples_seen"], state["seed"]) == (4, 64, 0)
 
 
-@pytest.mark.parametrize("moment", ["restore", "Attempt"])
+@pytest.mark.parametrize("moment", ["restore", "FencingToken"])
 def test_a_start_that_a_living_attempt_deletes_gives_way_to_its_newest(
     sound: Path, copy: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """Until this one has claimed its number the other goes on, saves, and deletes what it no longer keeps."""
-    module = loop if moment == "Attempt" else checkpoints
+    module = loop if moment == "FencingToken" else checkpoints
     real = getattr(module, moment)
 
     def late(*words: object) -> object:

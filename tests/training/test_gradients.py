@@ -81,7 +81,7 @@ def test_a_temperature_beyond_its_bounds_goes_back_or_stays(one_rank: None, scen
         config = config_of(row, str(scenes), G // 2, "model.temperature_min=0.05")
         model, micro_batches = global_batch(config, 0, 1)
         model.temperature.value.data.fill_(start)
-        engine = engine_of(model, config, stage)
+        engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1)
         for step in range(2):
             engine.step(micro_batches, 1.0, step)
         values.append(dict(engine.whole_tensors())["temperature.value"]["weight"].item() - start)
