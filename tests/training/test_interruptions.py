@@ -86,7 +86,7 @@ def test_a_gradient_that_is_no_number_is_found_though_the_loss_is_one(
 
     def poisoned(self, batch, *beside):
         losses = forward(self, batch, *beside)
-        if (batch.position_B == 3 * BATCH).any():
+        if not batch.position_B.is_meta and (batch.position_B == 3 * BATCH).any():
             losses["itm"].register_hook(lambda gradient: gradient * math.nan)
         return losses
 
