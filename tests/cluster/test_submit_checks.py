@@ -23,7 +23,7 @@ def sbatch(tmp_path, monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("backend", ["slurm", "local"])
+@pytest.mark.parametrize("backend", ["slurm", pytest.param("local", marks=pytest.mark.campaign)])
 def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path, backend):
     words = ["data.train=shards/nowhere", "train.stpes=3", f"run.dir={tmp_path}/run"]
     code, out, err = cluster("submit", job, "--on", backend, *words)

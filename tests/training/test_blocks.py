@@ -109,6 +109,7 @@ class SmallBlock(nn.Module):
         return x + self.feed_forward(x)
 
 
+@pytest.mark.campaign
 @pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
 def test_compiled_and_recomputed_blocks_train_alike() -> None:
     torch.manual_seed(0)

@@ -36,11 +36,11 @@ COMMON: dict[str, dict[str, Any]] = {
         "zero_optimization": zero(1),
         "data_types": {"grad_accum_dtype": "fp32"},  # another optimiser of DeepSpeed's
     },
-    "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
     "fp16 stage 2": {"fp16": FP16, "zero_optimization": zero(2)},
 }
-"""Each optimiser, sharding and precision once; the rest is left to campaigns."""
+"""Each of DeepSpeed's kinds of state once; the rest is left to campaigns."""
 CASES = COMMON | {
+    "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
     "fp32 stage 1": {"zero_optimization": zero(1)},
     "fp32 stage 3": {"zero_optimization": zero(3)},
     "fp32 hpz": {"zero_optimization": zero(3, zero_hpz_partition_size=2)},

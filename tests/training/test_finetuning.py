@@ -140,6 +140,7 @@ def test_mistakes_are_told_in_a_sentence(
         load_task_run(pretrained, "vqa")
 
 
+@pytest.mark.campaign
 def test_two_ranks_train_and_predict_as_one(
     train_here: TrainHere, pretrained: Path, worlds: Callable[[str], Path], tmp_path: Path
 ) -> None:
