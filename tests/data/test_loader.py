@@ -32,7 +32,7 @@ def digest(batch, row):
     hash = hashlib.sha256()
     valid = batch.valid_BL[row]
     for field in fields(batch):
-        if field.name in ("hidden", "packing"):
+        if field.name in ("masked", "packing"):
             continue  # functions of the others
         value = getattr(batch, field.name)[row]
         if field.name.endswith("_BL") and field.name != "valid_BL":
