@@ -47,6 +47,8 @@ def _spoilt(forward: Callable[..., Losses], factors: dict[int, float]) -> Callab
     @functools.wraps(forward)
     def spoilt(model: object, batch: Batch, *beside: Any) -> Losses:
         losses = forward(model, batch, *beside)
+        if batch.position_B.is_meta:  # its operations are counted
+            return losses
         for position in factors.keys() & set(batch.position_B.tolist()):
             losses = {name: loss * factors[position] for name, loss in losses.items()}
         return losses
