@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, check_lengths, read_manifest
+from mvlm.data.shards.integrity import check_lengths
+from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, read_manifest
 from mvlm.errors import UserError
 
 

@@ -17,9 +17,10 @@ from data_tools.filters import MAY_BE_EMPTY
 from data_tools.image import decoded_size
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.columns import CHANGED, ShardRows
+from mvlm.data.shards.integrity import check_index_hash
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import unpacked
-from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, check_index_hash, index_again, read_manifest
+from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, index_again, read_manifest
 from mvlm.errors import UserError
 
 EMPTY = MAY_BE_EMPTY | {"source"}

@@ -11,18 +11,10 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard
 from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixture
+from mvlm.data.shards.integrity import check_hash, check_index_hash, check_index_length, check_length
 from mvlm.data.shards.location import RemoteShards
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.schema import (
-    Manifest,
-    Shard,
-    check_hash,
-    check_index_hash,
-    check_index_length,
-    check_length,
-    index_again,
-    read_manifest,
-)
+from mvlm.data.shards.schema import Manifest, Shard, index_again, read_manifest
 from mvlm.errors import Mistakes, UserError
 
 

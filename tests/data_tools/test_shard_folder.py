@@ -14,7 +14,8 @@ import pytest
 from made import photo, quarantine, read_rows, run, tree, write_captions, write_folder
 
 from data_tools.__main__ import main
-from mvlm.data.shards.schema import SCHEMA, check_lengths, read_manifest
+from mvlm.data.shards.integrity import check_lengths
+from mvlm.data.shards.schema import SCHEMA, read_manifest
 
 ROOT = Path(__file__).parents[2]
 FILES = ["000000.arrow", "000000.index", "manifest.json", "quarantine.jsonl", "source.json", "yield.json", "yield.txt"]

@@ -7,16 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.integrity import check_index_length, check_length
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.schema import (
-    MANIFEST,
-    Manifest,
-    Shard,
-    check_index_length,
-    check_length,
-    parse_manifest,
-    read_manifest,
-)
+from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, parse_manifest, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 

@@ -1,0 +1,64 @@
+"""Whether the files of a corpus are those that its manifest names: their lengths and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from mvlm.data.shards.schema import Shard, index_again
+from mvlm.errors import UserError
+
+
+def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
+    """Raise `UserError` naming the first shard that is missing or was cut short, and the rows lost."""
+    for shard in shards:
+        check_length(folder, shard)
+
+
+def check_length(folder: str | Path, shard: Shard) -> int:
+    """When the shard's file was last written, in nanoseconds.
+
+    Raises:
+        UserError: it is missing or has another length than the manifest says; names it and the rows lost.
+    """
+    path = Path(folder) / shard.file
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: {shard.rows} rows are lost; copy or shard it again.") from None
+    if found.st_size != shard.bytes:
+        raise UserError(
+            f"{path} has {found.st_size} bytes and not {shard.bytes}: {shard.rows} rows are lost; "
+            "copy or shard it again."
+        )
+    return found.st_mtime_ns
+
+
+def check_index_length(folder: str | Path, index: Shard) -> None:
+    """Raise `UserError` where a row index is missing or has another length than the manifest says."""
+    path = Path(folder) / index.file
+    size = path.stat().st_size if path.is_file() else None
+    if size != index.bytes:
+        found = "is missing" if size is None else f"has {size} bytes and not {index.bytes}"
+        raise UserError(f"{path} {found}, without which no row is checked: {index_again(folder)}.")
+
+
+def check_index_hash(folder: str | Path, index: Shard) -> None:
+    """Raise `UserError` where the row index's bytes are not those that were written."""
+    check_index_length(folder, index)
+    path = Path(folder) / index.file
+    if hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256:
+        raise UserError(
+            f"{path} has changed since it was written (its SHA-256 is not the manifest's): {index_again(folder)}."
+        )
+
+
+def check_hash(folder: str | Path, shard: Shard) -> None:
+    """Raise `UserError` where the shard's bytes are not those that were written."""
+    path = Path(folder) / shard.file
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+            raise UserError(
+                f"{path} has changed since it was written (its SHA-256 is not the manifest's): copy or shard it again."
+            )
