@@ -12,8 +12,12 @@ from typing import Any
 from data_tools.readers import SOURCES, Source
 from data_tools.readers.webdataset import RULES
 from mvlm.errors import UserError
+from mvlm.runtime.arguments import count
 
-OPTIONS = ("images", "annotations", "names", "subset", "image_column", "caption_column", "key_column", "key_up_to")
+OPTIONS = (
+    *("images", "annotations", "names", "subset", "phrases"),
+    *("image_column", "caption_column", "key_column", "key_up_to"),
+)
 """Of some sources; each is named like the parameter it becomes."""
 
 WRITING = (
@@ -29,9 +33,12 @@ def add_source(command: argparse.ArgumentParser) -> None:
     command.add_argument("paths", nargs="+", type=Path, metavar="PATH")
     own = command.add_argument_group("of some sources, as the list below says")
     own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
-    own.add_argument("--annotations", nargs="+", metavar="FILE", help="the answers to the questions of each PATH")
+    own.add_argument(
+        "--annotations", nargs="+", metavar="FILE", help="VQA's answers: those to the questions of each PATH"
+    )
     own.add_argument("--names", metavar="NAMING", help="how a download folder's files are called")
     own.add_argument("--subset", metavar="NAME,NAME", help="the source's own splits to take (default: all)")
+    own.add_argument("--phrases", type=count, metavar="N", help="region descriptions to keep of an image; 0: all")
     own.add_argument("--image-column", metavar="NAME")
     own.add_argument("--caption-column", metavar="NAME")
     own.add_argument("--key-column", metavar="NAME")

@@ -127,6 +127,7 @@ WHOLE_CONFIG = (
 """Who may take the whole configuration of a run; all others get their own tables of it."""
 DATA_TOOLS_MAY = {
     "mvlm.data.images",
+    "mvlm.data.samples.answers",
     "mvlm.data.samples.tokenizer",
     "mvlm.data.shards",
     "mvlm.errors",

@@ -15,6 +15,7 @@ from data_tools.readers.karpathy import karpathy
 from data_tools.readers.nlvr2 import nlvr2
 from data_tools.readers.sbu import sbu
 from data_tools.readers.vg import vg
+from data_tools.readers.vg_qa import vg_qa
 from data_tools.readers.vqa import vqa
 from data_tools.readers.webdataset import WebdatasetSource
 from data_tools.record import Dropped, Record
@@ -45,8 +46,9 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "hf": HfSource,
     "folder": FolderSource,
     "vqa": vqa,
+    "vg_qa": vg_qa,
     "nlvr2": nlvr2,
     "entailment": entailment,
 }
 """By name: takes the paths of the command line and the source's own options, and raises `UserError` where they cannot
-be read at all. The docstring tells users what paths and options it takes; the last three make rows of their tasks."""
+be read at all. The docstring tells users what paths and options it takes; the last four make rows of their tasks."""

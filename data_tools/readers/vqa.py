@@ -1,8 +1,11 @@
-"""VQA v2: the question and annotation files as published, with COCO's images; one row a question."""
+"""VQA v2: the question and annotation files as published, with COCO's images; one row a question.
+
+The questions of test-dev and test-std are published without annotations: their rows have no answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,15 +17,18 @@ SUBTYPES = ("train2014", "val2014", "test2015")
 """COCO's image ids are unique over these, so that looking in all of them finds no stranger."""
 
 
-def vqa(paths: list[Path], images: list[str], annotations: list[str]) -> Annotated:
-    """v2_OpenEnded_*_questions.json files; --annotations: the v2_*_annotations.json of each; --images: COCO's image
-    folder or that of train2014/ and so on; key: the question's id"""
-    if len(paths) != len(annotations):
+def vqa(paths: list[Path], images: list[str], annotations: Sequence[str] = ()) -> Annotated:
+    """v2_OpenEnded_*_questions.json files; --annotations: the v2_*_annotations.json of each, or left out (test-dev,
+    test-std: rows to predict answers of); --images: COCO's image folder or that of train2014/ and so on; key: the
+    question's id"""
+    if annotations and len(paths) != len(annotations):
         raise UserError(
             f"{len(paths)} files of questions need as many --annotations, not {len(annotations)}: pair them."
         )
     for annotation in annotations:
         check_file(Path(annotation))
+    if not annotations:
+        return Annotated(paths, images, _questions, _test_entry, "vqa")
     answers_of = dict(zip(map(str, paths), map(Path, annotations), strict=True))
 
     def items(file: BinaryIO) -> Iterator[Any]:
@@ -31,12 +37,16 @@ def vqa(paths: list[Path], images: list[str], annotations: list[str]) -> Annotat
     return Annotated(paths, images, items, _entry, "vqa")
 
 
+def _questions(file: BinaryIO) -> Iterator[Any]:
+    return json_items(file, "questions.item")
+
+
 def _joined(file: BinaryIO, path: Path) -> Iterator[tuple[Any, Any]]:
     """Each question with its annotation, or None; only annotations that run ahead of the questions are held."""
     waiting: dict[Any, Any] = {}
     with path.open("rb") as other:
         annotations = json_items(other, "annotations.item")
-        for question in json_items(file, "questions.item"):
+        for question in _questions(file):
             wanted = question.get("question_id") if isinstance(question, dict) else None
             while wanted is not None and wanted not in waiting:
                 annotation = next(annotations, None)
@@ -53,12 +63,21 @@ def _entry(item: tuple[Any, Any], at: At) -> Annotation:
         raise Unfit("question without annotation")
     if question["image_id"] != annotation["image_id"]:
         raise Unfit("question and annotation name different images")
+    answers = [text(answer["answer"]) for answer in annotation["answers"]]
+    return _row(question, answers, text(annotation["question_type"]))
+
+
+def _test_entry(question: Any, at: At) -> Annotation:
+    return _row(question, [], "")
+
+
+def _row(question: Any, answers: list[str], question_type: str) -> Annotation:
     image_id, question_id = whole(question["image_id"]), whole(question["question_id"])
     columns = {
         "question_id": question_id,
         "question": text(question["question"]),
-        "answers": [text(answer["answer"]) for answer in annotation["answers"]],
-        "question_type": text(annotation["question_type"]),
+        "answers": answers,
+        "question_type": question_type,
     }
     names = [f"COCO_{subtype}_{image_id:012d}.jpg" for subtype in SUBTYPES]
     places = names + [f"{subtype}/{name}" for subtype, name in zip(SUBTYPES, names, strict=True)]

@@ -55,19 +55,20 @@ def predict(model: TaskModel, dataset: LabelledEvalDataset, batch: int, device: 
 
 
 def score(task: str, predicted: Sequence[str], values: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The task's official numbers, 0 to 1, and how they fall on kinds of rows.
+    """The task's official numbers, 0 to 1, and how they fall on kinds of rows; none where no row has an answer.
 
     Args:
         predicted: an answer or a label for each row.
-        values: the rows' own columns.
+        values: the rows' own columns. Questions without answers, as VQA's test questions are published, do not count.
     """
     if task == "vqa":
-        scores = [vqa_accuracy(answer, row["answers"]) for answer, row in zip(predicted, values, strict=True)]
-        kinds = [row["question_type"] for row in values]
+        answered = [(answer, row) for answer, row in zip(predicted, values, strict=True) if row["answers"]]
+        scores = [vqa_accuracy(answer, row["answers"]) for answer, row in answered]
+        kinds = [row["question_type"] for _, row in answered]
     else:
         kinds = [str(row["label"]) for row in values]
         scores = [float(label == kind) for label, kind in zip(predicted, kinds, strict=True)]
-    result: dict[str, Any] = {"accuracy": sum(scores) / len(scores)}
+    result: dict[str, Any] = {"accuracy": sum(scores) / len(scores)} if scores else {}
     if task == "nlvr2":
         result["consistency"] = consistency(predicted, kinds, [row["group"] for row in values])
     return result | {"by_kind": mean_by(kinds, scores)}
@@ -116,6 +117,8 @@ def as_text(result: dict[str, Any]) -> str:
     for name in ("accuracy", "consistency"):
         if name in result:
             table.add_row(name, f"{100 * result[name]:.2f}", str(result["rows"]))
+    if "accuracy" not in result:
+        table.add_row("accuracy", "unknown", str(result["rows"]))
     table.add_section()
     for kind, found in result["by_kind"].items():
         table.add_row(kind, f"{100 * found['score']:.2f}", str(found["rows"]))

@@ -7,7 +7,7 @@ import json
 import shlex
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -119,16 +119,26 @@ def find_answers(task: Task, mixture: Mixture) -> tuple[str, ...]:
     """What questions are answered by: the frequent answers of the data.
 
     Raises:
-        UserError: no answer is frequent enough.
+        UserError: no answer is frequent enough, or a question has none.
     """
-    of_people = (content.own["answers"] for content in _sound(mixture))
-    answers = frequent_answers(of_people, task.answer_minimum)
+    answers = frequent_answers(_answered(mixture), task.answer_minimum)
     if not answers:
         raise UserError(
             f"No answer is that of {task.answer_minimum} questions of data.train: lower task.answer_minimum, "
             "or give more data."
         )
     return answers
+
+
+def _answered(mixture: Mixture) -> Iterator[Sequence[str]]:
+    """What people answered to each question."""
+    for content in _sound(mixture):
+        if not content.own["answers"]:
+            raise UserError(
+                f"Question {content.key} of data.train has no answers, as VQA's test questions have none: "
+                "leave their shards out, or shard with --annotations."
+            )
+        yield content.own["answers"]
 
 
 def _copy_to_sites(folder: Path, site: FolderGroup) -> None:

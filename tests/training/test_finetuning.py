@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from timm.layers import resample_abs_pos_embed
 
 from data_tools.__main__ import main as data_tools
@@ -17,10 +18,13 @@ from mvlm.__main__ import main as mvlm
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config
+from mvlm.config.schema import Task
 from mvlm.data.samples.answers import load_answers
+from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.training.fit import train
+from mvlm.training.run_folder import find_answers
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.training.conftest import TrainHere, read_metrics
 
@@ -97,8 +101,31 @@ def test_a_task_starts_from_pretraining_and_is_measured(
         answers = json.loads(predictions.read_text())
         assert {answer["answer"] for answer in answers} <= set(load_answers(run / "tokenizer" / "answers.json"))
         assert len({answer["question_id"] for answer in answers}) == rows
+        unanswered_questions_are_predicted(run, tmp_path, capsys)
     else:
         assert len(predictions.read_text().splitlines()) == rows
+
+
+def unanswered_questions_are_predicted(run: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """test-dev and test-std, as published: what the server takes comes out, and nothing can be trained on them."""
+    (folder / "test2015").mkdir()
+    asked = [(262144000, 262144, "what colour is the circle?"), (262144001, 262144, "where is the star?")]
+    Image.new("RGB", (48, 48), "red").save(folder / "test2015/COCO_test2015_000000262144.jpg")
+    listed = [{"image_id": image, "question": text, "question_id": number} for number, image, text in asked]
+    questions = folder / "v2_OpenEnded_mscoco_test2015_questions.json"
+    questions.write_text(json.dumps({"data_subtype": "test2015", "questions": listed}))
+    shards, predictions = folder / "test", folder / "test.json"
+    assert data_tools(["shard", "vqa", str(questions), "--images", str(folder), "--out", str(shards)]) == 0
+    words = ["evaluate", "vqa", "--checkpoint", str(run), "--data", str(shards), "--predictions", str(predictions)]
+    capsys.readouterr()
+    assert mvlm(words) == 0
+    assert "unknown" in capsys.readouterr().out
+    answers = json.loads(predictions.read_text())
+    assert [set(answer) for answer in answers] == [{"question_id", "answer"}] * 2
+    assert [answer["question_id"] for answer in answers] == [number for number, _, _ in asked]
+    assert {answer["answer"] for answer in answers} <= set(load_answers(run / "tokenizer" / "answers.json"))
+    with pytest.raises(UserError, match=r"Question 262144000 of data\.train has no answers"):
+        find_answers(Task("vqa"), Mixture((str(shards),), task="vqa"))
 
 
 def test_going_on_with_a_task_changes_no_loss(

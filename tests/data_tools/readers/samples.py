@@ -214,6 +214,53 @@ def vqa(folder: Path) -> Sample:
     return Sample(argv, rows, lost, ["458752000", "458752001"], f"{asked_file.name}:1")
 
 
+def vqa_test(folder: Path) -> Sample:
+    """test-dev and test-std: questions alone."""
+    asked = [(262144000, 262144, "Is the ball flying towards the batter?"), (393243001, 393243, "What is it?")]
+    images = {n: put(folder / f"test2015/COCO_test2015_{n:012d}.jpg", photo(n)) for _, n, _ in asked}
+    questions = [{"image_id": image, "question": text, "question_id": n} for n, image, text in asked]
+    info = {"info": {"version": "2.0"}, "data_type": "mscoco", "data_subtype": "test-dev2015", "license": {"url": "x"}}
+    content = info | {"task_type": "Open-Ended", "questions": questions}
+    path = put_json(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", content)
+    rows = {
+        str(n): {"image": images[image], "source": "vqa", "question_id": n, "question": text}
+        | {"answers": [], "question_type": ""}
+        for n, image, text in asked
+    }
+    lost = folder / "test2015/COCO_test2015_000000393243.jpg"
+    return Sample(["vqa", path, "--images", folder], rows, lost, ["393243001"], f"{path.name}:2")
+
+
+def vg_qa(folder: Path) -> Sample:
+    """Of three questions an image two have answers that are frequent in VQA: "2" and "clock", but not "pole"."""
+    given = ["two"] * 9 + ["clock"] * 9 + ["pole"] * 8
+    annotations = [
+        {"question_type": "what is", "multiple_choice_answer": answer, "image_id": n, "answer_type": "other"}
+        | {"answers": [{"answer": answer, "answer_confidence": "yes", "answer_id": 1}], "question_id": n}
+        for n, answer in enumerate(given)
+    ]
+    known = put_json(folder / "v2_mscoco_train2014_annotations.json", {"annotations": annotations})
+    content, rows = [], {}
+    for n, part in ((1, "VG_100K_2"), (2, "VG_100K")):
+        image = put(folder / f"visual_genome/{part}/{n}.jpg", photo(n))
+        qas = [
+            {"a_objects": [], "question": f"{question} {n}?", "image_id": n, "qa_id": 986768 + 10 * n + i}
+            | {"answer": answer, "q_objects": []}
+            for i, (question, answer) in enumerate([("How many", "Two."), ("What", "A clock."), ("Where", "Pole.")])
+        ]
+        content.append({"id": n, "qas": qas})
+        for qa in qas[:2]:
+            rows[str(qa["qa_id"])] = {"image": image, "source": "vg_qa", "question_id": qa["qa_id"]} | {
+                "question": qa["question"],
+                "answers": [qa["answer"]],
+                "question_type": "",
+            }
+    path = put_json(folder / "question_answers.json", content)
+    argv = ["vg_qa", path, "--annotations", known, "--images", folder / "visual_genome"]
+    lost = folder / "visual_genome/VG_100K/2.jpg"
+    return Sample(argv, rows, lost, ["986788", "986789"], "question_answers.json:4")
+
+
 def nlvr2(folder: Path) -> Sample:
     listed = [("train-10171-0-0", "True", 37), ("train-4100-1-1", "False", 8), ("train-10171-1-0", "False", 37)]
     items, rows = [], {}
@@ -416,6 +463,8 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "sbu": sbu,
     "vg": vg,
     "vqa": vqa,
+    "vqa-test": vqa_test,
+    "vg_qa": vg_qa,
     "nlvr2": nlvr2,
     "entailment": snli_ve,
     "img2dataset-webdataset": img2dataset_webdataset,

@@ -13,7 +13,7 @@ from samples import SAMPLES, Sample
 from data_tools.__main__ import main
 from mvlm.data.shards.schema import read_manifest
 
-TASKS = {"vqa": "vqa", "nlvr2": "nlvr2", "entailment": "entailment"}
+TASKS = {"vqa": "vqa", "vqa-test": "vqa", "vg_qa": "vqa", "nlvr2": "nlvr2", "entailment": "entailment"}
 WITH_FILES = [
     name for name in SAMPLES if name != "cc12m" and not name.startswith(("hf", "img2dataset-w", "img2dataset-p"))
 ]
