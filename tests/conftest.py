@@ -30,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
-LONGEST = ("faults", "cluster", "training", "benchmarks")
+LONGEST = ("cluster", "training", "benchmarks")
 """Folders whose files take minutes: begun first, lest one process is left with them when the others are done."""
 
 

@@ -19,15 +19,17 @@ FAULTY, QUIET = 'job.sbatch=["--exclude=n4,n5"]', 'job.sbatch=["--nodelist=n4,n5
 HOSTILE = "$(touch pwned)"
 TWO_NODES = ["job.nodes=2", "job.requeue=5", f"train.steps={STEPS}"]
 
+LAUNCHERS = ("pdsh", "torchrun")
+
 
 class Story:
     """What befalls the jobs, and what of it the tests ask for."""
 
-    def __init__(self, slurm, folder, shards):
+    def __init__(self, slurm, folder, shards, launchers):
         self.slurm = slurm
         self.job = SlurmJob(slurm, folder / "job", shards)
         self.undisturbed = SlurmJob(slurm, folder / "undisturbed", shards)
-        self.launched = {name: SlurmJob(slurm, folder / name, shards) for name in ("torchrun", "pdsh")}
+        self.launched = {name: SlurmJob(slurm, folder / name, shards) for name in launchers}
         self.sweep = SlurmJob(slurm, folder / "sweep", shards, SWEEP)
         self.trials = [self.sweep.trial(number) for number in (0, 1)]
         self.cancelled, self.injected = {}, {}
@@ -83,8 +85,8 @@ class Story:
         self.slurm.node("cut", "n1")
         for rank in self.held:
             rank.send_signal(signal.SIGCONT)
-        for launcher, *words in (("torchrun",), ("pdsh", f"job.environment.PYTHON_X={HOSTILE}")):
-            self.cancel(launcher, *words)
+        for launcher in self.launched:
+            self.cancel(launcher)
         for trial in self.trials:
             trial.end(2)
         for rank in self.stale:  # they still see the storage
@@ -93,15 +95,18 @@ class Story:
         self.job.make_steps(4)
         self.slurm.node("heal", "n1")
 
-    def cancel(self, launcher, *words):
-        self.launched[launcher].submit(*TWO_NODES, QUIET, f"job.launcher={launcher}", *words)
+    def cancel(self, launcher):
+        words = [f"job.launcher={launcher}", f"job.environment.PYTHON_X={HOSTILE}"]
+        self.launched[launcher].submit(*TWO_NODES, QUIET, *words)
         self.launched[launcher].make_steps(1)
         self.cancelled[launcher] = self.slurm.cluster("cancel", self.launched[launcher].logs)
 
 
 @pytest.fixture(scope="module")
-def story(slurm, scenes, tmp_path_factory):
-    story = Story(slurm, tmp_path_factory.mktemp("story"), scenes / "train")
+def story(request, slurm, scenes, tmp_path_factory):
+    calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    launchers = {params["launcher"] for params in calls if params.get("launcher") in LAUNCHERS}
+    story = Story(slurm, tmp_path_factory.mktemp("story"), scenes / "train", sorted(launchers))
     story.tell()
     return story
 
@@ -162,7 +167,7 @@ def test_the_runs_of_a_sweep_differ_as_the_job_file_says(story):
     assert status.count(f"is done, step {SWEEP_STEPS}  loss") == 2 and "2 runs" in status
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "pdsh"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.campaign), "pdsh"])
 def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
     job = story.launched[launcher]
     step = job.steps(1)[-1]

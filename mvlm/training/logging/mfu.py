@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from mvlm.batch import Batch, LabelledBatch
+from mvlm.batch import Batch, LabelledBatch, apply
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.flops import count_flops, on_meta, without_values
@@ -100,6 +100,7 @@ class FlopsOfBatches:
     def __init__(self, model: MaskVLM) -> None:
         self._model = on_meta(model)
         self._counted: dict[tuple[int, ...], tuple[float, int, int]] = {}
+        self._first: tuple[Batch, float] | None = None  # of those counted, without values
         self._per_token: tuple[float, float] | None = None
 
     def __call__(self, batch: Batch) -> float:
@@ -107,19 +108,21 @@ class FlopsOfBatches:
         padded = len(batch), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
         if padded not in self._counted:
             self._counted[padded] = self._count(batch), tokens, masked
+            self._first = self._first or (apply(batch, lambda tensor: tensor.to("meta")), self._counted[padded][0])
         flops, counted_tokens, counted_masked = self._counted[padded]
         if (tokens, masked) == (counted_tokens, counted_masked):
             return flops
-        per_token, per_masked = self._per_token = self._per_token or self._slopes(batch)
+        per_token, per_masked = self._per_token = self._per_token or self._slopes()
         return flops + per_token * (tokens - counted_tokens) + per_masked * (masked - counted_masked)
 
-    def _slopes(self, batch: Batch) -> tuple[float, float]:
-        """Operations of a token and of a masked one more: of a batch that has each of its tokens twice."""
+    def _slopes(self) -> tuple[float, float]:
+        """Operations of a token and of a masked one more: of the first batch, given each of its tokens twice."""
+        assert self._first
+        batch, counted = self._first
         packing, masked = batch.packing, batch.masked
         token_T, token_M = packing.token_T.repeat(2), masked.token_M.repeat(2)
         longer = replace(batch, packing=replace(packing, token_T=token_T))
         more_words = replace(batch, masked=replace(masked, token_M=token_M))
-        counted = self._count(batch)
         more_tokens, more_masked = (self._count(changed) - counted for changed in (longer, more_words))
         return more_tokens / max(1, len(packing.token_T)), more_masked / max(1, len(masked.token_M))
 
