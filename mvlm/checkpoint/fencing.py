@@ -127,6 +127,13 @@ class FencingToken:
             self._overtaken = latest > self.number or own != self._claim_text.encode()
         return self._overtaken
 
+    def overtaken(self, step: int) -> UserError:
+        """What to raise on all ranks where a later attempt has begun, and this one has come to `step`."""
+        return UserError(
+            f"A later attempt at {self._run} has begun, so attempt {self.number} ends at step {step} without writing "
+            "more: look at that one, or set another run.dir."
+        )
+
     def lost(self) -> UserError:
         """What to raise on all ranks where the run folder of any is lost."""
         return UserError(

@@ -12,7 +12,7 @@ import torch
 
 from mvlm.batch import MetricAccumulator
 from mvlm.checkpoint.state import TrainState
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode
 from mvlm.runtime import dist
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.save import Saver
@@ -187,10 +187,7 @@ class Trainer:
         if flags.gone:
             raise saver.attempt.lost()
         if flags.superseded:
-            raise UserError(
-                f"A later attempt at {saver.run} has begun, so attempt {saver.attempt.number} ends at step "
-                f"{self.state.step} without writing more: look at that one, or set another run.dir."
-            )
+            raise saver.attempt.overtaken(self.state.step)
         return flags, anomaly
 
     def _drain(self) -> Anomaly | None:
@@ -264,7 +261,7 @@ class Trainer:
         self.stream.list_faults(self.state.samples_seen)
         self._await_files()
         self.saver.uploads.finish()
-        self.saver.require_folder()
+        self.saver.require_own_folder(self.state.step)
         return self._leave(ExitCode.DONE)
 
     def _await_files(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def test_it_is_noticed_and_nothing_is_written_there(
     if fate is not remove and not last:
         shutil.rmtree(run, ignore_errors=True)
         run.with_name("moved").rename(run)
-        assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3]  # it ended at once
+        steps = [line["step"] for line in read_metrics(run) if "loss" in line]
+        # It ended at once, or at its next look at the claim itself, which is that of a save.
+        assert steps == [1, 2, 3] or (fate is replace_by_anothers and steps == [1, 2, 3, 4])
         assert train_here(run) == 0
         assert sorted({line["step"] for line in read_metrics(run)}) == [1, 2, 3, 4, 5, 6]
 
@@ -100,6 +103,31 @@ def test_it_is_noticed_between_the_beginning_and_the_end_of_a_save(tmp_path: Pat
         found = sorted(run.rglob("*"))
         saver.finish()
     assert sorted(run.rglob("*")) == found
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before publishing", "in the middle of it"])
+def test_a_save_that_a_later_attempt_has_deleted_is_never_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    run = tmp_path / "run"
+    engine, saver = Trained(), Saver(Trained(), run, Checkpoint(), FencingToken(run))
+    save(saver, engine, 2)
+    saver.start(TrainState(4, 64, 0, "shards"))
+    while not saver.written:
+        time.sleep(0.01)
+
+    def begin_another(path: Path, text: str) -> None:
+        monkeypatch.undo()
+        Saver(Trained(), run, Checkpoint(), FencingToken(run))
+        write_durably(path, text)
+
+    if late:
+        monkeypatch.setattr(savers, "write_durably", begin_another)
+    else:
+        Saver(Trained(), run, Checkpoint(), FencingToken(run))
+    with pytest.raises(UserError, match=r"A later attempt .* attempt 1 ends at step 4 without writing more"):
+        saver.finish()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_00000002"]
 
 
 def test_it_is_noticed_in_the_middle_of_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

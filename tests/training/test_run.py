@@ -50,6 +50,12 @@ class Launched:
             assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()[0]
             time.sleep(0.005)
 
+    def wait_for_checkpoint(self, name: str) -> None:
+        deadline = time.monotonic() + 400
+        while (self.run / "checkpoints/latest").read_text() != name:
+            assert time.monotonic() < deadline and self.process.poll() is None, self.process.communicate()[0]
+            time.sleep(0.005)
+
     def step(self) -> int:
         return read_metrics(self.run)[-1]["step"]
 
@@ -77,6 +83,7 @@ def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, wh
 
     launched = Launched(command, run)
     launched.wait_for_step(saved + 4)
+    launched.wait_for_checkpoint(f"step_{saved:08d}")
     os.killpg(launched.process.pid, signal.SIGKILL)
     assert launched.end()[0] == -signal.SIGKILL
     assert (run / "checkpoints/latest").read_text() == f"step_{saved:08d}"

@@ -170,7 +170,7 @@ def test_a_run_folder_that_fails_does_not_keep_a_rank_from_ending(
     started: dict[str, Ranks], name: str, why: str
 ) -> None:
     ranks = started[name]
-    # They cannot tell each other: rank 0 may end of the connection that breaks with rank 1, which `mvlm train` makes 75.
+    # They cannot tell each other: the connection that breaks with rank 1, for `mvlm train` 75, may end rank 0 first.
     own, other = ranks.codes(1, 0)
     assert own == 75 and other in (75, 1)
     assert why in ranks.said(1)

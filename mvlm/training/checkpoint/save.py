@@ -113,7 +113,7 @@ class Saver:
             UserError: the checkpoint before it could not be written, or the run folder is not there any more.
         """
         self.finish()
-        self.require_folder()
+        self.require_own_folder(state.step)
         since = time.monotonic()
         folder = self._home / step_name(state.step)
         partial = folder.with_name(f"{folder.name}.partial-{self.attempt.number}")
@@ -126,10 +126,13 @@ class Saver:
         if self._pending:
             self.publish()
 
-    def require_folder(self) -> None:
-        """Raises: UserError: on every rank, where the run folder of any has been removed, moved or replaced."""
-        if any(dist.gather_objects(self.attempt.is_lost())):
+    def require_own_folder(self, step: int) -> None:
+        """Raises: UserError: on every rank, where any one's run folder is gone or a later attempt's; `step` is told."""
+        lost, superseded = zip(*dist.gather_objects((self.attempt.is_lost(), self.attempt.superseded())), strict=True)
+        if any(lost):
             raise self.attempt.lost()
+        if any(superseded):
+            raise self.attempt.overtaken(step)
 
     def publish(self) -> None:
         """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
@@ -141,7 +144,7 @@ class Saver:
         assert self._pending
         pending, self._pending = self._pending, None
         pending.share.join()
-        self.require_folder()
+        self.require_own_folder(pending.state.step)
         gathered = dist.gather_objects((pending.share.entries, pending.share.failure))
         failure = next((failure for _, failure in gathered if failure), None)
         if self._site.leads:
@@ -152,7 +155,7 @@ class Saver:
                 shutil.rmtree(pending.partial, ignore_errors=True)
         failure = next(filter(None, dist.gather_objects(failure)), None)
         if failure:
-            self.require_folder()  # it may have gone just now
+            self.require_own_folder(pending.state.step)  # it may have gone just now
             raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
         if self._site.leads:
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
@@ -257,6 +260,8 @@ def _publish(
             entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
         index = {"written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
         write_durably(partial / INDEX, json.dumps(index, indent=1))
+        for entry in pending.share.entries:
+            (partial / entry.file).stat()  # a later attempt deletes what it takes for left over
         replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
         os.rename(partial, folder)
         write_durably(folder.parent / LATEST, folder.name)
