@@ -118,6 +118,7 @@ def test_rounds_are_whole_and_the_core_comes_first() -> None:
     assert {cell for cell in asked if (cell.corpus, cell.tune) != ("emoji", "vqa")} <= offered
 
 
+@pytest.mark.campaign
 def test_the_page_lists_the_cells_and_what_the_papers_runs_cost() -> None:
     page = PAGE.read_text(encoding="utf-8")
     rows = [line for line in page.splitlines() if line.startswith("| `")]
@@ -269,6 +270,7 @@ def one_rank(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.mark.campaign
 def test_cells_are_run_once_and_can_be_drawn(
     one_rank: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -164,6 +164,7 @@ def test_live_memory_is_what_is_alive() -> None:
         assert memory.live == 0
 
 
+@pytest.mark.campaign
 def test_memory_by_kind_adds_up() -> None:
     found = measure(dataclasses.replace(TINY, overrides=(*TINY.overrides,)), torch.bfloat16, 4, 0.0)
     model = build(TINY)

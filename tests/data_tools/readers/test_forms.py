@@ -14,6 +14,7 @@ from made import photo, read_rows, run
 from samples import SAMPLES, put, put_json
 
 from data_tools.filters import clean_captions
+from data_tools.readers import json_stream
 from data_tools.readers.captions import captions_of
 from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
@@ -122,10 +123,13 @@ def test_brackets_within_strings_do_not_count_wherever_a_chunk_ends(
     assert json_file(content)[1:-1] == texts
 
 
-def test_brackets_within_brackets_have_an_end(json_file: Callable[[bytes], list[Any]]) -> None:
+def test_brackets_within_brackets_have_an_end(
+    json_file: Callable[[bytes], list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert json_file(b'["' + b"x" * 200_000 + b'",' + b"[" * 99 + b"]" * 99 + b"]")[1]
     for hostile in (b"[" * 101, b'{"a":' * 20_000, b'["' + b"x" * 65_000 + b'"' + b",[" * 20_000):
         with pytest.raises(UserError, match="nests its values more than 100 deep"):
             json_file(hostile)
-    with pytest.raises(UserError, match="a text of more than 16,000,000 bytes"):
-        json_file(b'["' + b"\\" * 17_000_000)
+    monkeypatch.setattr(json_stream, "MAX_TEXT_BYTES", 1_000_000)
+    with pytest.raises(UserError, match="a text of more than 1,000,000 bytes"):
+        json_file(b'["' + b"\\" * 1_100_000)
