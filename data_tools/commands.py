@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,8 +11,9 @@ from pathlib import Path
 
 from data_tools.arguments import add_engine, add_filters, add_writing, with_filters, writing_options
 from data_tools.corpora import batches, corpora
+from data_tools.inspect.count import count
 from data_tools.inspect.stats import TEXTS
-from data_tools.origin import add_source, open_source, origin, writing_arguments
+from data_tools.origin import WRITING, add_source, open_source, origin, writing_arguments
 from data_tools.pipeline import SOURCE
 from data_tools.progress import progress
 from data_tools.reshape.retry import only_retry, read_origin, retry
@@ -29,6 +31,11 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_engine(shard)
     add_writing(shard)
     add_filters(shard)
+
+    counted = subs.add_parser("count", help="count what `shard` would find, without reading images or writing anything")
+    add_source(counted)
+    counted.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
+    counted.set_defaults(run=count_source, **dict.fromkeys(WRITING, ()))
 
     train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora for any task")
     train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
@@ -52,6 +59,14 @@ def shard_source(arguments: argparse.Namespace) -> int:
         print(found.summary())
     if found.warning():
         print(found.warning(), file=sys.stderr)
+    return 0
+
+
+def count_source(arguments: argparse.Namespace) -> int:
+    source = open_source(origin(arguments))
+    with progress("counting", source.size, lambda: source.position) as advance:
+        found = count(source, advance)
+    print(json.dumps(found.as_json()) if arguments.json else found)
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from data_tools.split import parse_split
 from data_tools.store.disk import write_output
 from data_tools.synth import TASKS
 from data_tools.synth.holdout import held_out, with_novel
+from data_tools.synth.miniature import write_miniature
 from data_tools.synth.records import records
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
@@ -59,6 +61,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_writing(made)
     made.set_defaults(run=synth, workers=1, split_by="group")
+
+    small = subparsers.add_parser(
+        "miniature",
+        help="lay out the published data sets in miniature, to rehearse on",
+        description="Write COCO, Flickr30k, Visual Genome, SBU, CC3M, VQA v2, NLVR2 and SNLI-VE into a folder as "
+        "`mvlm reproduce` expects them: the published names and forms, with a few synthetic scenes for images.",
+    )
+    small.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
+    small.add_argument("--seed", type=int, default=0)
+    small.set_defaults(run=miniature)
 
 
 def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -136,6 +148,18 @@ def synth(arguments: argparse.Namespace) -> int:
     made = records(arguments.task, arguments.count, arguments.seed, things)
     with progress("drawing", arguments.count) as advance:
         print(shard_records(made, arguments.out, options, advance).summary())
+    return 0
+
+
+def miniature(arguments: argparse.Namespace) -> int:
+    folder: Path = arguments.folder
+    if folder.exists():
+        raise UserError(f"{folder} exists already: delete it or give another folder.")
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    write_miniature(unfinished, arguments.seed)
+    unfinished.rename(folder)
+    print(f"{folder}: the published data sets in miniature")
     return 0
 
 

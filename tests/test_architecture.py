@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.serve": {"data", "evaluate", "model", "predict", "pretrained", "search", "serve"},
     "mvlm.export": {"checkpoint", "config", "data", "export", "model", "pretrained", "report"},
     "mvlm.watch": {"checkpoint", "training.health.heartbeat", "watch"},
+    "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "training"},
     "mvlm.report": {"batch", "checkpoint", "config", "data", "evaluate", "model", "pretrained", "report", "runtime"},
 }
 """Our own packages, or single modules of one, by their name within mvlm; `errors` and the version are everybody's. The
@@ -59,7 +60,7 @@ ORDER = (
     {"training"},
     {"evaluate"},
     {"estimate", "check", "predict", "report", "search", "watch"},
-    {"serve", "export"},
+    {"serve", "export", "reproduce"},
 )
 """What may be imported by what stands below it, and by nothing beside it or above. The commands come last."""
 
@@ -118,6 +119,7 @@ WHOLE_CONFIG = (
     "mvlm/export/",
     "mvlm/pretrained/",
     "mvlm/report/facts.py",
+    "mvlm/reproduce/",
     "mvlm/training/build.py",
     "mvlm/training/checkpoint/settings.py",  # compares it with the one that is stored
     "mvlm/training/fit.py",

@@ -50,6 +50,10 @@ Parse = Callable[[Any, At], Annotation | None]
 another shape leads to."""
 
 
+ImageAt = Callable[[Sequence[str]], bytes]
+"""The image at the first of these paths where there is one; raises `Refused`."""
+
+
 class Annotated:
     """A source of annotation files, read one after the other; memory does not grow with the images.
 
@@ -69,6 +73,13 @@ class Annotated:
         self.position = 0
 
     def __iter__(self) -> Iterator[Record | Dropped]:
+        return self._records(self._images.read)
+
+    def outline(self) -> Iterator[Record | Dropped]:
+        """The same without the images' bytes: those that are there are not read."""
+        return self._records(self._images.look_for)
+
+    def _records(self, image_at: ImageAt) -> Iterator[Record | Dropped]:
         start = self.position = 0
         for path in self._paths:
             with path.open("rb") as file:
@@ -76,10 +87,10 @@ class Annotated:
                     self.position = start + file.tell()
                     where = f"{path.name}:{number + 1}"
                     if self.only is None or where in self.only:
-                        yield from self._record(item, At(path.name, number), where)
+                        yield from self._record(item, At(path.name, number), where, image_at)
             start += path.stat().st_size
 
-    def _record(self, item: Any, at: At, where: str) -> Iterator[Record | Dropped]:
+    def _record(self, item: Any, at: At, where: str, image_at: ImageAt) -> Iterator[Record | Dropped]:
         try:
             entry = self._parse(item, at)
         except Unfit as unfit:
@@ -91,8 +102,8 @@ class Annotated:
         if entry is None:
             return
         try:
-            image = self._images.read(entry.images)
-            image2 = self._images.read(entry.right) if entry.right else b""
+            image = image_at(entry.images)
+            image2 = image_at(entry.right) if entry.right else b""
         except Refused as refused:
             places = " or ".join((*entry.images[:1], *entry.right[:1]))
             yield Dropped(entry.key, str(refused), where, places, self._source)

@@ -37,9 +37,26 @@ class ImageFolders:
                     return data
         raise Refused(MISSING_IMAGE)
 
+    def look_for(self, names: Iterable[str]) -> bytes:
+        """No bytes, where `read` would find an image; raises `Refused` as that does."""
+        if not any(find_inside(root, name) for name in names for root in self._roots):
+            raise Refused(MISSING_IMAGE)
+        return b""
+
 
 def read_inside(root: Path, name: str) -> bytes | None:
-    """The file at `name` below the resolved folder `root`; None where there is none.
+    """The file at `name` below the resolved folder `root`; None where there is none. Raises as `find_inside`."""
+    path = find_inside(root, name)
+    try:
+        return path.read_bytes() if path else None
+    except FileNotFoundError:
+        return None
+    except OSError:
+        raise Refused("image cannot be read") from None
+
+
+def find_inside(root: Path, name: str) -> Path | None:
+    """Where the file at `name` below the resolved folder `root` lies; None where there is none.
 
     Raises:
         Refused: the path or a link on it leaves the folder, or it is no readable file of a plausible size.
@@ -54,7 +71,7 @@ def read_inside(root: Path, name: str) -> bytes | None:
             raise Refused("image is no file")
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise Refused("image file is too large")
-        return path.read_bytes()
+        return path
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RuntimeError):

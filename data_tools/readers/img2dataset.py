@@ -51,6 +51,13 @@ class Img2datasetSource:
                     yield replace(item, source=folder.resolve().name)
             self.position += _size(folder / name)
 
+    def outline(self) -> Iterator[Record | Dropped]:
+        """The same by the tables of statuses alone, without the images' bytes."""
+        self.position = 0
+        for folder, name in self._shards:
+            yield from _listed(folder / f"{name}.parquet", name)
+            self.position += _size(folder / name)
+
     def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:
         found: set[str] = set()
         if (folder / f"{name}.tar").is_file():
@@ -95,10 +102,21 @@ def _size(stem: Path) -> int:
     return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def _rows(table: Path) -> Iterator[dict[str, Any]]:
+def _rows(table: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     with pq.ParquetFile(table, memory_map=True) as parquet:
-        for batch in parquet.iter_batches(ROWS):
+        for batch in parquet.iter_batches(ROWS, columns=columns):
             yield from batch.to_pylist()
+
+
+def _listed(table: Path, name: str) -> Iterator[Record | Dropped]:
+    try:
+        for row in _rows(table, ["key", "caption", "status", "error_message"]):
+            if row["status"] == SUCCESS:
+                yield Record(str(row["key"]), b"", captions_of(row["caption"]), where=name)
+            else:
+                yield Dropped(str(row["key"]), _reason(str(row["status"]), str(row["error_message"])), name)
+    except (pa.ArrowException, OSError) as error:
+        yield Dropped("", "the shard's table of statuses is missing or damaged", name, str(error)[:200])
 
 
 def _record(folder: Path, name: str, row: dict[str, Any]) -> Record | Dropped:

@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: mask these words")
     parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="reconstruction: draw eight images with theirs into this folder"
+    )
+    parser.add_argument(
         "--templates", default="", metavar="FILE", help="classification: sentences, one per line, {} for the class"
     )
     parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes to fit it on")
@@ -123,7 +126,7 @@ def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
         equal_captions=args.equal_captions,
     )
     limit = defaults.limit if args.limit is None else args.limit
-    return Settings(tuple(args.data), limit, search, args.words, args.templates, args.train)
+    return Settings(tuple(args.data), limit, search, args.words, args.templates, args.train, args.pictures)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -25,6 +25,7 @@ class Settings:
     words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
     templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
     train: str = ""  # probe: the folder that it learns from
+    pictures: Path | None = None  # reconstruction: the folder that examples are drawn into; None = none are
 
 
 def open_pictures(loaded: Loaded[Any], paths: Sequence[Path], sentences: Sequence[str] = ()) -> Pictures:

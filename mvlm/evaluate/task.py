@@ -10,12 +10,16 @@ from rich.table import Table
 from mvlm.evaluate.classification import ClassificationTask
 from mvlm.evaluate.foils import FoilsTask
 from mvlm.evaluate.labelled import TITLES, LabelledTask
+from mvlm.evaluate.pictures import write_pictures
 from mvlm.evaluate.probe import LinearProbeTask
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import evaluate_retrieval
 from mvlm.evaluate.settings import Settings, captions_of
 from mvlm.evaluate.tables import percent, render
 from mvlm.pretrained.runs import Loaded
+
+EXAMPLES = 8
+"""Images drawn with their reconstructions."""
 
 
 class EvaluationTask(Protocol):
@@ -66,6 +70,8 @@ class ReconstructionTask:
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         dataset = captions_of(loaded, settings)
         result = evaluate_reconstruction(loaded.model, dataset, settings.search.batch, device, settings.words)
+        if settings.pictures:
+            write_pictures(loaded.model, dataset, EXAMPLES, settings.pictures, loaded.step, device)
         return result | {"fingerprint": dataset.mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:

@@ -27,7 +27,12 @@ def test_retrieval_prints_and_writes_the_same(trained, eval_shards, tmp_path, ca
 
 def test_reconstruction_of_chosen_words_and_limit(trained, eval_shards, tmp_path):
     out = tmp_path / "reconstruction.json"
-    assert evaluate("reconstruction", trained, eval_shards, "--json", out, "--words", "red, dog", "--limit", 3) == 0
+    drawn = ("--pictures", tmp_path / "drawn")
+    assert (
+        evaluate("reconstruction", trained, eval_shards, "--json", out, "--words", "red, dog", "--limit", 3, *drawn)
+        == 0
+    )
+    assert len(list((tmp_path / "drawn").rglob("*.png"))) == 1
     result = json.loads(out.read_text())
     assert (result["images"], result["words"]) == (3, ["red", "dog"])
     assert set(result["pixel_l1"]) == {"right", "none", "wrong", "constant"}

@@ -1,0 +1,48 @@
+"""What a source offers before anything is sharded: its rows, their captions, and the images that are not there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_tools.filters import clean_captions
+from data_tools.readers import Source
+from data_tools.readers.annotated import Annotated
+from data_tools.readers.img2dataset import Img2datasetSource
+from data_tools.record import Dropped
+
+
+@dataclass
+class Count:
+    """`pairs` are rows with each of their captions; a row of another task is one. `dropped` are counted by reason."""
+
+    rows: int = 0
+    pairs: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_json(self) -> dict[str, Any]:
+        return {"rows": self.rows, "pairs": self.pairs, "dropped": dict(self.dropped.most_common())}
+
+    def __str__(self) -> str:
+        lost = "".join(f"; {reason}: {count:,}" for reason, count in self.dropped.most_common())
+        return f"{self.rows:,} rows, {self.pairs:,} pairs{lost}"
+
+
+def count(source: Source, advance: Callable[[int], None] = lambda rows: None) -> Count:
+    """Read the annotations, and no image where the source can do without; what `shard` finds wrong in an image it alone
+    knows."""
+    found = Count()
+    records = source.outline() if isinstance(source, Annotated | Img2datasetSource) else iter(source)
+    for item in records:
+        advance(0)
+        if isinstance(item, Dropped):
+            found.dropped[item.reason] += 1
+            continue
+        captions = 1 if item.columns else len(clean_captions(item.captions, None)[0])
+        found.rows += captions > 0
+        found.pairs += captions
+        found.dropped["no caption"] += captions == 0
+    found.dropped = +found.dropped
+    return found

@@ -1,0 +1,260 @@
+"""The steps of a table: the command of each, and whether what it makes is there already.
+
+A step is done when its product is: shards with their manifest, a checkpoint of the last update, the JSON of an
+evaluation of that very checkpoint. So a step may as well be run elsewhere, as a job of a cluster, and the next `mvlm
+reproduce` resumes after it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoint, has_checkpoints, step_name, step_of
+from mvlm.config.load import load_config
+from mvlm.config.schema import Config
+from mvlm.data.shards.corpus import training_mixture
+from mvlm.data.shards.schema import MANIFEST
+from mvlm.errors import UserError
+from mvlm.report.facts import read_facts
+from mvlm.reproduce.corpora import CORPORA
+from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
+from mvlm.reproduce.runs import RUNS
+from mvlm.reproduce.tables import Evaluation
+from mvlm.training.schedule import schedule_steps
+
+RECIPES = Path(__file__).parent.parent / "configs"
+DATA_TOOLS = (sys.executable, "-m", "data_tools")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """Where a table is reproduced, and how its runs are launched.
+
+    Attributes:
+        data: the downloaded data sets.
+        out: what is made: shards, runs, results.
+        launch: the words before `train` and `evaluate`, such as `deepspeed --module mvlm`.
+        overrides: of every training run.
+        miniature: the data sets are generated and the models tiny.
+    """
+
+    data: Path
+    out: Path
+    launch: tuple[str, ...]
+    deepspeed: str
+    overrides: tuple[str, ...] = ()
+    miniature: bool = False
+
+    @property
+    def shards(self) -> Path:
+        return self.out / "shards"
+
+    def run(self, name: str) -> Path:
+        """A run's folder; a seed that is not the recipe's has folders of its own."""
+        seeds = [word.partition("=")[2] for word in self.overrides if word.startswith("run.seed=")]
+        return self.out / "runs" / (f"{name}-seed{seeds[-1]}" if seeds else name)
+
+    def results(self, evaluation: Evaluation) -> Path:
+        return self.out / "results" / f"{self.run(evaluation.run).name}-{evaluation.data}.json"
+
+    def fill(self, words: Sequence[str]) -> list[str]:
+        """The words of a corpus's command with the folders in their places."""
+        return [word.format(data=self.data, shards=self.shards) for word in words]
+
+
+class ChainStep(ABC):
+    """One command."""
+
+    title: str
+    place: Workplace
+
+    @abstractmethod
+    def words(self) -> list[str]:
+        """The command; what it takes from earlier steps, such as a number of rows, is known once they are done."""
+
+    @abstractmethod
+    def is_done(self) -> bool: ...
+
+    def command(self) -> str:
+        """For people to read, and to paste into a shell."""
+        words = self.words()
+        return shlex.join(["python" if word == sys.executable else word for word in words])
+
+
+@dataclass(frozen=True)
+class GenerateStep(ChainStep):
+    place: Workplace
+    title = "generate the data sets in miniature"
+
+    def words(self) -> list[str]:
+        return [*DATA_TOOLS, "miniature", str(self.place.data)]
+
+    def is_done(self) -> bool:
+        return self.place.data.exists()
+
+
+@dataclass(frozen=True)
+class ShardStep(ChainStep):
+    place: Workplace
+    name: str
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"shard {self.name}"
+
+    def words(self) -> list[str]:
+        corpus = CORPORA[self.name]
+        return [*DATA_TOOLS, *self.place.fill(corpus.words), "--out", str(self.place.shards / self.name)]
+
+    def is_done(self) -> bool:
+        folder = self.place.shards / self.name
+        return (folder / MANIFEST).exists() or any(folder.glob(f"*/{MANIFEST}"))
+
+
+@dataclass(frozen=True)
+class TrainStep(ChainStep):
+    place: Workplace
+    name: str
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"{'fine-tune' if RUNS[self.name].start else 'pretrain'} {self.name}"
+
+    def words(self) -> list[str]:
+        recipe = str(self.recipe)
+        return [*self.place.launch, "train", recipe, "--deepspeed_config", self.place.deepspeed, *self.settings()]
+
+    @property
+    def recipe(self) -> Path:
+        path = RECIPES / f"{RUNS[self.name].recipe}.toml"
+        return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+    def settings(self) -> list[str]:
+        """The overrides of its recipe: those of its data, of each epoch's validation, and the user's."""
+        run, settings = RUNS[self.name], self._settings()
+        if run.validation:
+            epoch = str(min(self.updates(), math.ceil(self.pairs() / self.config.train.global_batch)))
+            settings += [f"data.eval={self._shards(run.validation)}", f"eval.every={epoch}", "eval.share=1000"]
+            settings += [f"checkpoint.every={epoch}", f"checkpoint.keep_every={epoch}"]
+        return settings + self._asked()
+
+    def _settings(self) -> list[str]:
+        run, place = RUNS[self.name], self.place
+        settings = [f"data.train={self._shards(*run.data)}", f"run.dir={place.run(self.name)}"]
+        settings += [f"checkpoint.init={place.run(run.start)}"] if run.start else []
+        return settings + list(run.settings)
+
+    def _asked(self) -> list[str]:
+        first = () if RUNS[self.name].start else RECIPE_OF_FIRST
+        return [*((*RECIPE, *first) if self.place.miniature else ()), *self.place.overrides]
+
+    def _shards(self, *names: str) -> str:
+        return json.dumps([str(self.place.shards / name) for name in names])
+
+    @cached_property
+    def config(self) -> Config:
+        """Without the settings that depend on the number of pairs."""
+        return load_config(self.recipe, self._settings() + self._asked())
+
+    def counted(self) -> int:
+        """Pairs, questions or sentences an epoch, by the shards; 0 where they are not all there yet."""
+        names = RUNS[self.name].data
+        if not all((self.place.shards / name / MANIFEST).exists() for name in names):
+            return 0
+        return training_mixture(self.config.data, self.config.task.corpus).per_epoch
+
+    def pairs(self) -> int:
+        """The same, as published where they are not there yet."""
+        return self.counted() or sum(map(published_pairs, RUNS[self.name].data))
+
+    def updates(self) -> int:
+        return schedule_steps(self.config.train, self.config.optim, self.pairs())[0]
+
+    def is_done(self) -> bool:
+        folder = self.place.run(self.name)
+        if not self.counted() or not has_checkpoints(folder):
+            return False
+        return step_of(candidates(folder).first) >= self.updates()
+
+    def checkpoint(self) -> Path:
+        """What is tested: the best epoch's on validation where there is one, else the last.
+
+        Raises:
+            UserError: it is not there.
+        """
+        folder, measure = self.place.run(self.name), RUNS[self.name].measure
+        if not measure:
+            return find_checkpoint(folder)
+        steps, values = read_facts(folder).curve(measure)
+        if not steps:
+            raise UserError(f"{folder} has no {measure} in its metrics.jsonl, by which its best epoch is chosen.")
+        best = folder / CHECKPOINTS / step_name(steps[values.index(max(values))])
+        return find_checkpoint(best)
+
+
+def published_pairs(name: str) -> int:
+    """As published; of a part of a corpus its share of that."""
+    folder, _, part = name.partition("/")
+    corpus = CORPORA[folder]
+    if not part:
+        return corpus.pairs
+    shares = dict(each.split("=") for each in corpus.making[corpus.making.index("--split") + 1].split(","))
+    return round(float(shares[part]) * published_pairs(corpus.needs[0]))
+
+
+@dataclass(frozen=True)
+class EvaluateStep(ChainStep):
+    place: Workplace
+    evaluation: Evaluation
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"evaluate {self.evaluation.run} on {self.evaluation.data}"
+
+    @property
+    def _run(self) -> TrainStep:
+        return TrainStep(self.place, self.evaluation.run)
+
+    def words(self) -> list[str]:
+        asked, results = self.evaluation, self.place.results(self.evaluation)
+        checkpoint = self._run.checkpoint() if self._run.is_done() else self.place.run(asked.run)
+        task = {"figure": "reconstruction", "server": "vqa"}.get(asked.task, asked.task)
+        options = {
+            "retrieval": ["--rerank", str(asked.rerank)],
+            "figure": ["--pictures", str(results.with_suffix(""))],
+            "server": ["--predictions", str(results.with_suffix(".predictions.json"))],
+        }.get(asked.task, [])
+        data = str(self.place.shards / asked.data)
+        where = ["--checkpoint", str(checkpoint), "--data", data, *options, "--json", str(results)]
+        return [*self.place.launch, "evaluate", task, *where]
+
+    def is_done(self) -> bool:
+        """Whether there are results, of the checkpoint that is to be tested, and younger than it."""
+        path = self.place.results(self.evaluation)
+        if not path.exists() or not self._run.is_done():
+            return False
+        checkpoint = self._run.checkpoint()
+        same = read_results(path).get("step") == step_of(checkpoint)
+        return same and path.stat().st_mtime >= (checkpoint / INDEX).stat().st_mtime
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What an evaluation has written.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): delete it, and it is measured again.") from None
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,99 @@
+"""`mvlm reproduce` in miniature: from the published files to a table, in this process."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main as mvlm
+from mvlm.reproduce.chain import chain, run_chain
+from mvlm.reproduce.results import OURS, numbers
+from mvlm.reproduce.steps import Workplace
+from mvlm.reproduce.tables import TABLES
+from mvlm.training.health.signals import SIGNALS
+from tests.training.conftest import read_metrics
+
+QUICK = "nlvr2"
+"""The table that every test run makes."""
+
+Execute = Callable[[list[str]], int]
+
+
+@pytest.fixture(scope="module")
+def execute(one_rank: None) -> Iterator[Execute]:
+    """Runs a command as `mvlm.reproduce.chain.execute` does, without a process of its own."""
+    handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
+
+    def run(words: list[str]) -> int:
+        assert words[:2] == [sys.executable, "-m"]
+        command = {"data_tools": data_tools, "mvlm": mvlm}[words[2]]
+        return command([*words[3:], *(("--workers", "1") if words[3] == "shard" else ())])
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all tables, which share their shards and runs."""
+    return tmp_path_factory.mktemp("reproduced")
+
+
+def place(out: Path, *overrides: str) -> Workplace:
+    return Workplace(
+        out / "data", out, (sys.executable, "-m", "mvlm"), "ds_configs/cpu.json", overrides, miniature=True
+    )
+
+
+def test_a_table_is_made_resumed_and_keeps_its_best_epoch(execute: Execute, out: Path) -> None:
+    table, here = TABLES[QUICK], place(out, "train.steps=4", "train.global_batch=16")
+    steps, ran = chain(table, here), list[str]()
+
+    def count(words: list[str]) -> int:
+        ran.append(" ".join(words[2:5]))
+        return execute(words)
+
+    assert run_chain(steps, count) == 0
+    assert len(ran) == len(steps)
+
+    scores = {
+        line["step"]: line["eval/accuracy"]
+        for line in read_metrics(out / "runs/base_4m_nlvr2")
+        if "eval/accuracy" in line
+    }
+    assert set(scores) == {2, 4}, "32 sentences are two batches of 16, and the last step is evaluated too"
+    best = min(scores, key=lambda step: (-scores[step], step))
+    tested = json.loads((out / "results/base_4m_nlvr2-nlvr2_test.json").read_text())
+    assert tested["step"] == best and tested["rows"] == 16
+    dev = json.loads((out / "results/base_4m_nlvr2-nlvr2_dev.json").read_text())
+    assert dev["accuracy"] == scores[best], "what is tested is what was evaluated while it trained"
+    found = numbers(table, here)["accuracy"]
+    assert found[OURS] == [100 * dev["accuracy"], 100 * tested["accuracy"]] and found["paper"] == [81.58, 81.98]
+
+    ran.clear()
+    assert run_chain(steps, count) == 0 and not ran, "all is done"
+    (out / "results/base_4m_nlvr2-nlvr2_test.json").unlink()
+    assert run_chain(chain(table, here), count) == 0
+    assert ran == ["mvlm evaluate nlvr2"]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("name", [name for name in TABLES if name != QUICK])
+def test_every_table_is_made(execute: Execute, out: Path, name: str) -> None:
+    table, here = TABLES[name], place(out / "whole")
+    steps = chain(table, here)
+    assert run_chain(steps, execute) == 0
+    assert all(step.is_done() for step in steps)
+    for row, found in numbers(table, here).items():
+        (cells,) = [each.measured for each in table.rows if each.name == row]
+        missing = [value is None for value in found[OURS]]
+        assert missing == [not cell or not cell.path for cell in cells], row
+    made = {path.suffix for path in (out / "whole/results").rglob("*.*")}
+    assert name != "reconstruction" or ".png" in made
