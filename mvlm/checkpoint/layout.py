@@ -2,10 +2,10 @@
 
 A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors` (fp32, by parameter name),
 `moments-*.safetensors` (AdamW's, as `exp_avg/<name>` and `exp_avg_sq/<name>`; may be deleted), where the run averages
-its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which names every file
-with its length and hash, and who has written them. What says what the weights mean lies there as well, under the names
-that it has in the run's folder (mvlm/checkpoint/description.py); not in one of version 0.1. `checkpoints/latest` holds
-the name of the one to resume from.
+its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which has every file
+with its length and hash, who has written them, and the format, after which parameters are named. What says what the
+weights mean lies there as well, under the names that it has in the run's folder (mvlm/checkpoint/description.py); not
+in one of version 0.1. `checkpoints/latest` holds the name of the one to resume from.
 Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, and `step_N.deleted-A`, being deleted;
 `step_N.damaged`, and `step_N.aside-A`, another's that lay where attempt A wrote. A copy of a mirror has
 `step_N.attempt-A`.
@@ -21,6 +21,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mvlm.config.parameters import FORMAT
 from mvlm.errors import OUT_OF_SIGHT, StorageLost, UserError
 from mvlm.runtime.log import log
 
@@ -159,6 +160,14 @@ def read_index(checkpoint: Path) -> list[Entry]:
     """The files of a checkpoint; raises one of UNREADABLE where index.json is damaged."""
     content = json.loads((checkpoint / INDEX).read_text(encoding="utf-8"))
     return [Entry(**entry) for entry in content["files"]]
+
+
+def read_format(checkpoint: Path) -> int:
+    """In which a checkpoint was written; raises `UserError` where only another version knows it."""
+    number = json.loads((checkpoint / INDEX).read_text(encoding="utf-8")).get("format", 1)
+    if number not in range(1, FORMAT + 1):
+        raise UserError(f"{checkpoint} has the format {number!r}, which is unknown to this version: update mvlm.")
+    return int(number)
 
 
 def read_writer(checkpoint: Path) -> Writer | None:

@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_index
+from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_format, read_index
+from mvlm.config.parameters import present_name
 from mvlm.errors import UserError
 
 
@@ -22,9 +23,10 @@ class TensorFile:
 
     path: Path
     file: safe_open
+    stored: dict[str, str]  # the name that the file has for each of its tensors, by the present one
 
     def tensor(self, title: str) -> Tensor:
-        tensor: Tensor = self.file.get_tensor(title)
+        tensor: Tensor = self.file.get_tensor(self.stored[title])
         return tensor
 
     def weight(self, name: str) -> Tensor:
@@ -34,7 +36,7 @@ class TensorFile:
         return weight
 
     def shape(self, title: str) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(title).get_shape())
+        return tuple(self.file.get_slice(self.stored[title]).get_shape())
 
 
 def _index(checkpoint: Path) -> list[Entry]:
@@ -48,6 +50,8 @@ def _index(checkpoint: Path) -> list[Entry]:
 def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]:
     """The open file of every tensor of one kind: `files[title].tensor(title)` reads that one alone.
 
+    Parameters have their present names, in whatever format the checkpoint was written.
+
     Args:
         kind: WEIGHTS, MOMENTS or EMA.
 
@@ -55,12 +59,20 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]
         UserError: a file is missing, cut short or damaged.
     """
     files: dict[str, TensorFile] = {}
+    entries, written_in = _index(checkpoint), read_format(checkpoint)
     with ExitStack() as stack:
-        for entry in _index(checkpoint):
+        for entry in entries:
             if entry.file.startswith(f"{kind}-"):
                 file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
-                files |= dict.fromkeys(file.keys(), TensorFile(checkpoint / entry.file, file))
+                stored = {_present_title(title, written_in): title for title in file.keys()}  # noqa: SIM118
+                files |= dict.fromkeys(stored, TensorFile(checkpoint / entry.file, file, stored))
         yield files
+
+
+def _present_title(title: str, written_in: int) -> str:
+    """Moments' titles are `exp_avg/<name>`."""
+    kind, slash, name = title.rpartition("/")
+    return kind + slash + present_name(name, written_in)
 
 
 def is_averaged(checkpoint: Path) -> bool:

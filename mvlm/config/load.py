@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mvlm.config.parameters import present_name
 from mvlm.config.schema import OBJECTIVES_OF, Config
 from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.config.validate import check_ranges
@@ -98,7 +99,8 @@ def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
     foreign: dict[str, Any] = {name: 0.0 for name in OBJECTIVES_OF["pretrain"] if name not in own}
     if not own:
         foreign["extra"] = {}
-    return dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, **foreign))
+    train = dataclasses.replace(config.train, freeze=tuple(map(present_name, config.train.freeze)))
+    return dataclasses.replace(config, train=train, objectives=dataclasses.replace(config.objectives, **foreign))
 
 
 def require_training_data(config: Config, where: str) -> None:

@@ -13,6 +13,7 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import ModelOutput
 
+from mvlm.config.parameters import RENAMED
 from mvlm.export.configuration import MaskVLMConfig, MaskVLMTaskConfig
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import LOSSES, TaskModel
@@ -46,6 +47,12 @@ class MaskVLMPreTrainedModel(PreTrainedModel):
     base_model_prefix = "network"
     main_input_name = "pixel_values"
     _no_split_modules = ["CrossBlock"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **options: Any) -> Any:
+        """Folders that earlier versions exported have other names for some parameters."""
+        names = {rf"^network\.{old}\.": f"network.{new}." for table in RENAMED.values() for old, new in table.items()}
+        return super().from_pretrained(*args, **{"key_mapping": names} | options)
 
     @classmethod
     def get_init_context(cls, *args: Any, **options: Any) -> list[Any]:

@@ -41,7 +41,7 @@ class MaskVLM(Encoders):
         self.objectives, self.seed = objectives, seed
         self.extra = chosen(objectives.extra)
         self.image_decoder = ImageDecoder(vision.width, text.width, vision.patch, vision.grid, config, vision.drops)
-        self.word_head = MlmHead(text.embedding, config.text_weights != "random", config)
+        self.mlm_head = MlmHead(text.embedding, config.text_weights != "random", config)
         self.match_head = MatchHead(vision.width, text.width, config)
         self.image_projection = Projection(vision.width, config)
         self.text_projection = Projection(text.width, config)
@@ -94,7 +94,7 @@ class MaskVLM(Encoders):
 
     def reconstruct_text(self, fused_BLD: Tensor) -> Tensor:
         """... x D -> ... x V, logits of the words."""
-        return self.word_head(fused_BLD)
+        return self.mlm_head(fused_BLD)
 
     def match(self, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """-> B2, logits of "no match" and "match"."""
@@ -184,7 +184,7 @@ class MaskVLM(Encoders):
     ) -> Tensor:
         masked = batch.masked
         target_M = batch.target_BL.gather(1, masked.token_BC).flatten()[masked.token_M]
-        logits_MV = self.word_head(fused_BCD.flatten(0, 1)[masked.token_M])
+        logits_MV = self.mlm_head(fused_BCD.flatten(0, 1)[masked.token_M])
         return mlm_loss(logits_MV, target_M, global_batch.masked_tokens, global_batch.parts, metrics)
 
     def _mim_loss(self, batch: Batch, fused_BSD: Tensor, text_BLD: Tensor, global_batch: GlobalBatch) -> Tensor:

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
 
 from mvlm.__main__ import main
@@ -113,6 +115,19 @@ def test_weights_in_several_files_and_saved_again(made_run, tmp_path):
         assert torch.equal(again[f"network.{name}"], weight), name
 
 
+def test_a_folder_that_an_earlier_version_exported(exported, tmp_path):
+    old = Path(shutil.copytree(exported, tmp_path / "old"))
+    stored = load_file(old / "model.safetensors")
+    renamed = {name.replace("network.mlm_head.", "network.word_head."): weight for name, weight in stored.items()}
+    assert renamed.keys() != stored.keys()
+    save_file(renamed, old / "model.safetensors", metadata={"format": "pt"})
+    model, report = AutoModel.from_pretrained(old, output_loading_info=True)
+    assert not any(report.values()), report
+    model.save_pretrained(tmp_path / "again")
+    for found in (model.state_dict(), AutoModel.from_pretrained(tmp_path / "again").state_dict()):
+        assert all(found[name].equal(weight) for name, weight in stored.items())
+
+
 def test_a_tied_classifier_stays_tied(made_run, tmp_path):
     run = made_run(tie_classifier=True)
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
@@ -120,7 +135,7 @@ def test_a_tied_classifier_stays_tied(made_run, tmp_path):
     model, report = AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(report.values()), report
     network = model.network
-    assert network.word_head.classifier.weight is network.text.embedding.weight
+    assert network.mlm_head.classifier.weight is network.text.embedding.weight
     assert sum("classifier.weight" in name or "word_embeddings.weight" in name for name in stored) == 2  # match_head's
 
 

@@ -88,7 +88,7 @@ class Oracle:
 
     def token_losses(self, sentence: Tensor, image: Tensor, target: Tensor, correct: list[bool]) -> Iterator[Tensor]:
         fused = self.cross("cross_text", sentence, image)
-        weight, bias = self.pair("word_head.classifier") if not self.config.model.tie_classifier else self.tied()
+        weight, bias = self.pair("mlm_head.classifier") if not self.config.model.tie_classifier else self.tied()
         for place, word in enumerate(target.tolist()):
             if word != IGNORE:
                 logits = weight @ fused[place] + bias
@@ -96,7 +96,7 @@ class Oracle:
                 yield torch.logsumexp(logits, 0) - logits[word]
 
     def tied(self) -> tuple[Tensor, Tensor]:
-        return self.p["text.model.embeddings.word_embeddings.weight"], self.p["word_head.classifier.bias"]
+        return self.p["text.model.embeddings.word_embeddings.weight"], self.p["mlm_head.classifier.bias"]
 
     def pixel_errors(self, image: Tensor, text: Tensor, pixels: Tensor, mask: Tensor) -> Iterator[Tensor]:
         """Mean absolute error of each masked patch, whose channels stand innermost."""

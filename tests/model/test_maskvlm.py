@@ -155,7 +155,7 @@ def record_negatives(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor
 def test_accuracies_are_the_oracles(tokenizer: PreTrainedTokenizerBase, overrides: list[str]) -> None:
     model, batch = build(tokenizer, *WIDER, *overrides), make_batch(patches=16)
     with torch.no_grad():
-        model.word_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model predicts no word
+        model.mlm_head.classifier.bias[batch.target_BL[0].max()] = 9.0  # or an untrained model predicts no word
         model.match_head.classifier.weight.mul_(20.0)
     metrics = MetricAccumulator()
     with_metrics = model(batch, None, metrics)
@@ -232,7 +232,7 @@ def test_new_weights_are_drawn_as_the_configuration_says(tokenizer: PreTrainedTo
         "cross_image",
         "cross_text",
         "image_decoder",
-        "word_head",
+        "mlm_head",
         "match_head",
         "image_projection",
         "text_projection",

@@ -26,7 +26,7 @@ from mvlm.training.logging.metrics import reported
 from tests.training.parity_worker import built, configuration, engine_of, steps_of
 
 DECAY = 0.9  # of the average
-SOME = ("temperature.value", "word_head.classifier.weight", "word_head.classifier.bias", "match_head.classifier.bias")
+SOME = ("temperature.value", "mlm_head.classifier.weight", "mlm_head.classifier.bias", "match_head.classifier.bias")
 KEPT = 3  # the step gone back to, of the five that are trained
 
 

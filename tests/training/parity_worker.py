@@ -87,7 +87,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     model = build_model(config, tokenizer)
     tokens = Counter(token for caption in captions for token in tokenizer(caption, add_special_tokens=False).input_ids)
     with torch.no_grad():  # some words are guessed right from the start, or all accuracies would be equal zeros
-        model.word_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
+        model.mlm_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0
     loader = Loader(
         PairDataset(mixture, tokenizer, *of_pairs(config), model.grid),
         make_sampler(mixture, config.run.seed, [order_of(config.data)]),

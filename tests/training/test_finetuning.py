@@ -77,7 +77,7 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert ("Texts are cut at data.text_length = " in said) != whole
     assert "vision.vit.pos_embed resized from 1 x 5 x 32 to 1 x 10 x 32; 6 new (head.0.weight, " in said
     listed = json.loads((run / "started_from.json").read_text())["parts"][0]
-    assert len(listed["fresh"]) == 6 and "word_head" in listed["left"]
+    assert len(listed["fresh"]) == 6 and "mlm_head" in listed["left"]
     with open_tensors(find_checkpoint(pretrained), "weights") as before:
         with open_tensors(run / "checkpoints" / "step_00000000", "weights") as first:
             start = {name: file.tensor(name) for name, file in first.items()}

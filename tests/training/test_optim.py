@@ -61,13 +61,13 @@ def test_encoders_are_slow_and_what_is_new_is_fast() -> None:
         pretrained = name.startswith(("vision.", "text.")) and "mask_token" not in name
         assert group["lr"] == group["peak_lr"] == (1e-5 if pretrained else 3e-4), name
     names = {name.split(".")[0] for name in by_parameter(model, groups)}
-    assert {"vision", "text", "cross_image", "cross_text", "image_decoder", "word_head", "temperature"} <= names
+    assert {"vision", "text", "cross_image", "cross_text", "image_decoder", "mlm_head", "temperature"} <= names
     assert any("mask_token" in name for name in by_parameter(model, groups))
 
 
 def test_a_tied_weight_is_the_encoders() -> None:
     model, groups = build("model.tie_classifier=true")
-    weight = model.word_head.classifier.weight
+    weight = model.mlm_head.classifier.weight
     assert weight is model.text.embedding.weight
     (group,) = [g for g in groups if any(parameter is weight for parameter in g["params"])]
     assert (group["lr"], group["weight_decay"]) == (1e-5, 0.05)

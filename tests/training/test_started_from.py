@@ -51,7 +51,7 @@ def test_both_encoders_of_a_file_and_nothing_of_it_is_needed_again(
     assert torch.equal(saved["vision.vit.blocks.1.attn.qkv.weight"], qkv)
     embedding = theirs.text_encoder.bert.embeddings.word_embeddings.weight
     assert torch.equal(saved["text.model.embeddings.word_embeddings.weight"], embedding)
-    assert torch.equal(saved["word_head.classifier.weight"], embedding)  # as where the encoder is pretrained
+    assert torch.equal(saved["mlm_head.classifier.weight"], embedding)  # as where the encoder is pretrained
 
     file.unlink()
     assert train_here(run, *given, "train.steps=2") == 0

@@ -29,6 +29,7 @@ from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEI
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
+from mvlm.config.parameters import FORMAT
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
@@ -258,7 +259,7 @@ def _publish(
         for name, content in {**description, "state.json": state.encode()}.items():
             write_durably(partial / name, content)
             entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
-        index = {"written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
+        index = {"format": FORMAT, "written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}
         write_durably(partial / INDEX, json.dumps(index, indent=1))
         for entry in pending.share.entries:
             (partial / entry.file).stat()  # a later attempt deletes what it takes for left over
