@@ -76,7 +76,7 @@ ONLY_IN = {
         "mvlm/training/zero/offload.py",
         "mvlm/training/zero/state.py",
     },
-    "torch.distributed": {"mvlm/training/engine.py", "mvlm/runtime/dist.py"},
+    "torch.distributed": {"mvlm/training/engine.py", "mvlm/runtime/dist.py", "mvlm/runtime/rendezvous.py"},
 }
 OPTIONAL = {
     "apex",

@@ -14,7 +14,7 @@ import data_tools.__main__ as data_main
 import mvlm.__main__ as mvlm_main
 from mvlm.cli import kernels
 from mvlm.errors import DataLost, ExitCode, StorageLost, UserError
-from mvlm.runtime.dist import RanksApart
+from mvlm.runtime.rendezvous import RanksApart
 from tests.conftest import ROOT
 
 TABLE = {

@@ -6,9 +6,7 @@ host-side exchange never waits for the GPU.
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,21 +16,13 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import UserError
 from mvlm.runtime.launch import environment
+from mvlm.runtime.rendezvous import Rendezvous, gather_ranks
 
 Found = TypeVar("Found")
 
 TIMEOUT = timedelta(minutes=30)
-JOINING_S = 900.0
-"""That ranks may start apart; on hundreds of nodes their imports wait for one file server."""
-HEARING_S = 5.0
-
-
-class RanksApart(UserError):
-    """The ranks have not come together: the run is to be started again, which may be on other nodes or another port."""
-
-    exit_code = ExitCode.REQUEUE
 
 
 def init(ranks: int | None = None) -> None:
@@ -48,45 +38,37 @@ def init(ranks: int | None = None) -> None:
         return
     backend = "cpu:gloo,cuda:nccl" if uses_cuda() else "gloo"
     # A rank alone meets itself in its own memory: no port that a neighbour could hold.
-    store = torch_dist.HashStore() if world == 1 else _come_together()
+    store = torch_dist.HashStore() if world == 1 else gather_ranks()
     store.set_timeout(TIMEOUT)
     if uses_cuda():
         torch.cuda.set_device(device())
     torch_dist.init_process_group(backend, store=store, rank=given["rank"], world_size=world, timeout=TIMEOUT)
 
 
-def _come_together() -> torch_dist.Store:
-    """The store that all ranks have come to. Without this a rank that never starts holds the others for `TIMEOUT`."""
-    host, port = meeting_place()
-    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))  # DeepSpeed looks for them
-    address = f"{host}:{port}"
-    try:
-        meeting = Meeting(JOINING_S)
-    except ConnectionError as error:
-        if environment()["rank"] == 0:
-            raise RanksApart(
-                f"{address} cannot be opened ({error}): give the launcher another port, as deepspeed --master_port."
-            ) from None
-        raise RanksApart(
-            f"Rank 0 is not to be reached at {address} ({error}): see how its log ends, and start the same command "
-            "again."
-        ) from None
-    try:
-        absent = meeting.assemble(JOINING_S)
-    except ConnectionError as error:
-        raise RanksApart(f"Rank 0 at {address} is gone ({error}): see how its log ends.") from None
-    if absent:
-        named = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-        raise RanksApart(
-            f"Of {meeting.world} ranks these have not come to {address} within {JOINING_S:.0f} s: {named}; see how "
-            "their logs end, and start the same command again."
-        )
-    return meeting.store
+@contextmanager
+def group(rendezvous: Rendezvous, name: str, ranks: Sequence[int], patience: float) -> Iterator[None]:
+    """Be for a while in a process group of these ranks alone, which the functions here then speak of.
 
-
-def meeting_place() -> tuple[str, int]:
-    """Host and port of the store that all ranks come to."""
-    return os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
+    Args:
+        name: of no other group.
+        patience: seconds after which joining, and what is exchanged, fails with a RuntimeError.
+    """
+    backend = "gloo"
+    if uses_cuda():
+        backend = "cpu:gloo,cuda:nccl"
+        os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an error, as gloo's, where it would end the process
+        torch.cuda.set_device(device())
+    torch_dist.init_process_group(
+        backend,
+        store=torch_dist.PrefixStore(name, rendezvous.store),
+        rank=ranks.index(rendezvous.rank),
+        world_size=len(ranks),
+        timeout=timedelta(seconds=patience),
+    )
+    try:
+        yield
+    finally:
+        close()
 
 
 def close() -> None:
@@ -161,118 +143,6 @@ def lost_peer(error: BaseException) -> bool:
         return True
     words = str(error)
     return isinstance(error, RuntimeError) and "gloo" in words and ("onnection" in words or "imed out" in words)
-
-
-class Meeting:
-    """Where the ranks leave word for each other without a process group, so that none waits for one that is dead.
-
-    It is a store at MASTER_ADDR and MASTER_PORT, kept by rank 0 or by the launcher that has one there.
-
-    Args:
-        patience: seconds in which the store must be found.
-
-    Raises:
-        ConnectionError: there is no way to the store, or its port is taken.
-    """
-
-    def __init__(self, patience: float) -> None:
-        self.rank, self.world = environment()["rank"], environment()["world"]
-        kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        try:
-            store = torch_dist.TCPStore(
-                *meeting_place(),
-                is_master=self.rank == 0 and not kept_by_launcher,
-                timeout=timedelta(seconds=patience),
-                wait_for_workers=False,
-            )
-        except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self.store = torch_dist.PrefixStore(f"meeting/{attempt}", store)
-
-    def assemble(self, patience: float) -> list[int]:
-        """Wait for all ranks; those that have not come within so many seconds, the same on each that has.
-
-        Raises:
-            ConnectionError: the store is gone.
-        """
-        self.post(f"here/{self.rank}", True)
-        if self.rank == 0:
-            deadline, absent = time.monotonic() + patience, []
-            for rank in range(self.world):
-                if not self.read(f"here/{rank}", max(deadline - time.monotonic(), 0.001)):
-                    absent.append(rank)
-            self.post("absent", absent)
-        answer: list[int] | None = self.read("absent", 2 * patience)
-        if answer is None:
-            raise ConnectionError("no answer")
-        if answer and self.rank:
-            self.post(f"heard/{self.rank}", True)
-        elif answer:  # the store goes when this rank ends
-            for rank in set(range(1, self.world)) - set(answer):
-                self.read(f"heard/{rank}", HEARING_S)
-        return answer
-
-    def post(self, key: str, word: Any) -> None:
-        """Leave a word that JSON can hold.
-
-        Raises:
-            ConnectionError: the store is gone.
-        """
-        try:
-            self.store.set(key, json.dumps(word))
-        except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
-
-    def read(self, key: str, patience: float) -> Any:
-        """The word that is left there within so many seconds, however slow the store's answer is; None when none is.
-
-        Raises:
-            ConnectionError: the store is gone.
-        """
-        try:
-            self.store.wait([key], timedelta(seconds=patience))
-        except torch_dist.DistStoreError:
-            pass  # out of time for the store's answer, too, with the word perhaps long there
-        except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
-        return self.peek(key)
-
-    def peek(self, key: str) -> Any:
-        """The word that is there now, or None.
-
-        Raises:
-            ConnectionError: the store is gone.
-        """
-        try:
-            return json.loads(self.store.get(key)) if self.store.check([key]) else None
-        except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
-
-    @contextmanager
-    def group(self, name: str, ranks: Sequence[int], patience: float) -> Iterator[None]:
-        """Be for a while in a process group of these ranks alone, which the functions above then speak of.
-
-        Args:
-            name: of no other group.
-            patience: seconds after which joining, and what is exchanged, fails with a RuntimeError.
-        """
-        backend = "gloo"
-        if uses_cuda():
-            backend = "cpu:gloo,cuda:nccl"
-            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an error, as gloo's, where it would end the process
-            torch.cuda.set_device(device())
-        torch_dist.init_process_group(
-            backend,
-            store=torch_dist.PrefixStore(name, self.store),
-            rank=ranks.index(self.rank),
-            world_size=len(ranks),
-            timeout=timedelta(seconds=patience),
-        )
-        try:
-            yield
-        finally:
-            close()
 
 
 def as_rank_0(ask: Callable[[], Found]) -> Found:

@@ -14,17 +14,17 @@ import pytest
 import torch.distributed as torch_dist
 
 from mvlm.errors import ExitCode
-from mvlm.runtime import dist
+from mvlm.runtime.rendezvous import Rendezvous
 from tests.conftest import ROOT, TINY, free_port, run_command
 
 IMPATIENT = """
 import sys
 import mvlm.training.fit
 from mvlm import __main__
-from mvlm.runtime import dist
+from mvlm.runtime import rendezvous
 print("imported", flush=True)
 sys.stdin.read()
-dist.JOINING_S = 20.0
+rendezvous.JOINING_S = 20.0
 sys.exit(__main__.main(sys.argv[1:]))
 """
 
@@ -64,7 +64,7 @@ def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None
 def joins(rank: int, port: int) -> str:
     """What one of two ranks, which is told to come, says on stderr."""
     place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    words = "from mvlm.runtime import dist; dist.JOINING_S = 2.0; dist.init()"
+    words = "from mvlm.runtime import dist, rendezvous; rendezvous.JOINING_S = 2.0; dist.init()"
     return run_command([sys.executable, "-c", words], MASTER_PORT=str(port), **place).stderr
 
 
@@ -95,10 +95,10 @@ def test_a_word_is_found_however_slow_the_store_is(monkeypatch: pytest.MonkeyPat
         monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
         monkeypatch.setenv("MASTER_PORT", keeper.stdout.readline().strip())
         monkeypatch.setenv("RANK", "1")
-        meeting = dist.Meeting(30.0)
-        meeting.post("here/1", True)
+        rendezvous = Rendezvous(30.0)
+        rendezvous.post("here/1", True)
         keeper.send_signal(signal.SIGSTOP)
         threading.Timer(0.5, keeper.send_signal, [signal.SIGCONT]).start()
-        assert meeting.read("here/1", 0.001) is True
-        assert meeting.read("here/2", 0.001) is None
+        assert rendezvous.read("here/1", 0.001) is True
+        assert rendezvous.read("here/2", 0.001) is None
         keeper.stdin.close()

@@ -85,13 +85,14 @@ def _add_up(environment: dict[str, str], rank: int) -> None:
     import torch
 
     from mvlm.runtime import dist
+    from mvlm.runtime.rendezvous import Rendezvous
 
     seconds = patience(PATIENCE_SECONDS)
-    meeting = dist.Meeting(seconds)
-    with meeting.group("doctor", [0, 1], seconds):
+    rendezvous = Rendezvous(seconds)
+    with dist.group(rendezvous, "doctor", [0, 1], seconds):
         total = float(dist.all_reduce(torch.tensor([1.0 + rank], device=dist.device())))
     with contextlib.suppress(ConnectionError):
-        meeting.post(f"done/{rank}", True)
-        meeting.read(f"done/{1 - rank}", seconds)  # rank 0 keeps the store until rank 1 is done
+        rendezvous.post(f"done/{rank}", True)
+        rendezvous.read(f"done/{1 - rank}", seconds)  # rank 0 keeps the store until rank 1 is done
     if total != 3.0:
         raise RuntimeError(f"1 and 2 were added up to {total:g}")

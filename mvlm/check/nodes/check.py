@@ -15,6 +15,7 @@ from mvlm.check.nodes.rollcall import RollCall
 from mvlm.check.nodes.tournament import Pair, Speed, Standings, rounds
 from mvlm.checkpoint.folder_group import find_folder_group
 from mvlm.errors import UserError
+from mvlm.runtime import dist
 
 SLOW, SLOW_ON_CPU = 0.5, 0.25
 """Share of the median node's best pair below which a node's network is called slow. gloo is as fast as the cores, which
@@ -60,8 +61,8 @@ def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Surve
     clock = time.time()
     nodes = nodes_of(came)
     hosts = expected_hosts()
-    missing = {rank: hosts.get(rank, "") for rank in range(calls.meeting.world) if rank not in came}
-    found = Survey(calls.meeting.world, patience, missing, {}, nodes, Standings(len(nodes)))
+    missing = {rank: hosts.get(rank, "") for rank in range(calls.rendezvous.world) if rank not in came}
+    found = Survey(calls.rendezvous.world, patience, missing, {}, nodes, Standings(len(nodes)))
     if missing:
         return found
     if calls.rank == 0:
@@ -73,7 +74,7 @@ def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Surve
     _play(calls, found, "round", step)
     if found.standings.slow(found.slow_below):  # measured again before anybody is accused
         _play(calls, found, "repeated round", step)
-    if calls.meeting.world > 1 and not found.standings.out() and not found.standings.failures:
+    if calls.rendezvous.world > 1 and not found.standings.out() and not found.standings.failures:
         _measure_whole(calls, found, run, mirrored, step)
     return found
 
@@ -114,7 +115,7 @@ def _exchange(
     calls.allow(2 * patience + WORK_SECONDS)
     word: dict[str, Any] = {}
     try:
-        with calls.meeting.group(name, ranks, patience):
+        with dist.group(calls.rendezvous, name, ranks, patience):
             latency = latency_s()
             word = asdict(Speed(bus_bandwidth(), latency))
             then()

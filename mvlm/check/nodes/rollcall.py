@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from mvlm.errors import UserError
-from mvlm.runtime.dist import Meeting, meeting_place
+from mvlm.runtime.rendezvous import Rendezvous, store_address
 
 SLACK_S = 5.0
 END_S = 30.0  # for rank 0 to write what it has found
@@ -28,16 +28,16 @@ class RollCall:
     """
 
     def __init__(self, host: str, patience: float) -> None:
-        host_0, port = meeting_place()
+        host_0, port = store_address()
         self._who = f"rank {os.environ.get('RANK', '0')} on {host}"
         self._rank_0 = f"rank 0 at {host_0}:{port}"
         self._guard = threading.Timer(0, self._give_up)
         self.allow(patience)
         try:
-            self.meeting = Meeting(patience)
+            self.rendezvous = Rendezvous(patience)
         except ConnectionError as error:
             raise self._lost(str(error)) from None
-        self.rank, self.living = self.meeting.rank, list(range(self.meeting.world))
+        self.rank, self.living = self.rendezvous.rank, list(range(self.rendezvous.world))
 
     def call(self, step: str, word: Any, patience: float) -> dict[int, Any]:
         """The words of all ranks that gave theirs, the same on each of them; those that gave none are asked no more.
@@ -50,10 +50,10 @@ class RollCall:
         """
         self.allow(2 * patience)
         try:
-            self.meeting.post(f"{step}/{self.rank}", word)
+            self.rendezvous.post(f"{step}/{self.rank}", word)
             if self.rank == 0:
-                self.meeting.post(f"{step}/all", self._collect(step, self.living, patience))
-            answers = self.meeting.read(f"{step}/all", 2 * patience)
+                self.rendezvous.post(f"{step}/all", self._collect(step, self.living, patience))
+            answers = self.rendezvous.read(f"{step}/all", 2 * patience)
         except ConnectionError as error:
             raise self._lost(str(error)) from None
         if answers is None:
@@ -69,10 +69,10 @@ class RollCall:
         self.allow(END_S)
         try:
             if self.rank:
-                agreed = self.meeting.read("end", END_S)
-                self.meeting.post(f"left/{self.rank}", True)
+                agreed = self.rendezvous.read("end", END_S)
+                self.rendezvous.post(f"left/{self.rank}", True)
                 return 1 if agreed is None else agreed
-            self.meeting.post("end", code)
+            self.rendezvous.post("end", code)
             self._collect("left", self.living[1:], SLACK_S)
         except ConnectionError:
             pass
@@ -86,7 +86,7 @@ class RollCall:
         while len(words) < len(ranks) and time.monotonic() < deadline:
             time.sleep(POLL_S)
             missing = (rank for rank in ranks if rank not in words)
-            found = {rank: self.meeting.peek(f"{step}/{rank}") for rank in missing}
+            found = {rank: self.rendezvous.peek(f"{step}/{rank}") for rank in missing}
             words |= {rank: word for rank, word in found.items() if word is not None}
         return words
 
