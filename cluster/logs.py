@@ -40,7 +40,7 @@ def next_attempt(logs: Path) -> int:
 
 
 def name_rank_logs(logs: Path, attempt: int) -> None:
-    """Give the files of DeepSpeed's launcher their names; whoever writes one goes on writing to it."""
+    """Give the files of DeepSpeed's launcher their names; whoever writes one keeps writing to it."""
     for path in attempt_folder(logs, attempt).iterdir():
         if found := OF_DEEPSPEED.fullmatch(path.name):
             path.rename(rank_log(logs, attempt, int(found[1])))

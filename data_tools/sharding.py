@@ -42,7 +42,7 @@ def shard(
 
     The bytes written are a function of the records, their order and the options alone. Beside the corpus stand
     `quarantine.jsonl` (key, reason, where and detail of each record dropped), `yield.json` and `yield.txt`, and
-    `source.json`. With `options.origin` a run that was killed goes on; `records` must then begin anew whenever
+    `source.json`. With `options.origin` a run that was killed is resumed; `records` must then begin anew whenever
     they are iterated.
 
     Raises:

@@ -60,7 +60,7 @@ class UserError(Exception):
 
 
 class Mistakes:
-    """What is wrong, gathered by a check that goes on to the next thing instead of ending at the first."""
+    """What is wrong, gathered by a check that continues instead of ending at the first."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []

@@ -17,7 +17,7 @@ EXAMPLES = """examples:
   python -m benchmarks.claim run --jobs slurm --job cluster/slurm.toml --corpus coco=shards/coco --size gpu --dry-run
   python -m benchmarks.claim table
 
-Start the same command again to go on; start it twice at the same time to use two cores: the two share the cells.
+Start the same command again to resume; start it twice at the same time to use two cores: the two share the cells.
 """
 
 

@@ -1,4 +1,4 @@
-"""Kill sharding runs at random moments, let them go on, and compare what they end in with an undisturbed run.
+"""Kill sharding runs at random moments, resume them, and compare what they end in with an undisturbed run.
 
     python benchmarks/data/kill_campaign.py --engine local --kills 60
     python benchmarks/data/kill_campaign.py --engine ray --kills 12

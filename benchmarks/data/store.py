@@ -2,8 +2,8 @@
 
     python benchmarks/data/store.py
 
-The shards of a made corpus are copied one by one, each after `--latency` seconds and at `--speed` MB/s, as an object
-store answers one connection. A trainer takes `--rate` images a second; what it waited for beyond that, and what was
+Synthetic shards are copied one by one, each after `--latency` seconds and at `--speed` MB/s, as an object store answers
+one connection. A trainer takes `--rate` images a second; what it waited for beyond that, and what was
 fetched, are compared with the same shards in a folder. Each order begins with an empty cache.
 """
 

@@ -3,7 +3,7 @@
 python -m benchmarks.downstream.finetune [--seeds 0 1 2] [--folder DIR]
 
 Every seed pretrains on captions, fine-tunes from there for questions, and from questions for pairs and for entailment;
-then all are trained once more without pretraining. A run that was stopped goes on, and what was measured is kept;
+then all are trained once more without pretraining. A run that was stopped is resumed, and what was measured is kept;
 results/finetune.json is written anew from all that is there. README.md beside this file says what each number means.
 """
 

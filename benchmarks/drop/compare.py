@@ -3,7 +3,7 @@
 python benchmarks/drop/compare.py [--seeds 0 1 2] [--steps 800] [--folder runs/drop]
 
 Scenes of coloured shapes (`data_tools synth`), examples/scenes.toml with both kinds of masking and the same seeds. Each
-run is kept and goes on where it was stopped; results/compare.json is written anew from all that are done.
+run is kept and resumes where it was stopped; results/compare.json is written anew from all that are done.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Hit:
     """What was done to an attempt and what must come of it."""
 
     what: dict[str, Any]
-    codes: tuple[int, ...] = ()  # that the launcher may end with; empty: it goes on
+    codes: tuple[int, ...] = ()  # that the launcher may end with; empty: it continues
     keeps: bool = False  # not one step may be repeated
     says: str = ""  # a pattern in its output
     next_says: str = ""  # a pattern in the output of the attempt after it
@@ -222,7 +222,7 @@ def spoil_image(attempt: Attempt, draw: Random) -> Hit | None:
 
 
 def another_layout(attempt: Attempt, draw: Random) -> Hit | None:
-    """Killed or told to stop, and gone on with on another number of ranks and another ZeRO stage."""
+    """Killed or told to stop, and resumed on another number of ranks and another ZeRO stage."""
     hit = draw.choice([kill_all, term_rank])(attempt, draw)
     if hit is None:
         return None

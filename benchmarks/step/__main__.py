@@ -4,7 +4,7 @@ python benchmarks/step                                       # small on a CPU, f
 python benchmarks/step --size small --precision bf16 --variants naive pruned --rounds 3
 python benchmarks/step --albef ALBEF                         # with ALBEF's own code, of a checkout of salesforce/ALBEF
 
-A call that is stopped goes on where it was when it is given again. See benchmarks/step/README.md.
+A call that is stopped resumes where it was when it is given again. See benchmarks/step/README.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The sizes that steps are measured at: a model and a batch of made pairs for each."""
+"""The sizes that steps are measured at: a model and a batch of synthetic pairs for each."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 
 ROOT = Path(__file__).parents[2]
-SHORTEST = 8  # tokens of a made caption, with the two special ones
+SHORTEST = 8  # tokens of a synthetic caption, with the two special ones
 BERT_WORDS, ROBERTA_WORDS = 30522, 50265
 
 

@@ -133,7 +133,7 @@ class RankWatch:
 
 
 def _answer(question: Any) -> Any:
-    """What the coordinator answers; `OUT_OF_REACH` where it does not for now: the rank goes on, and Ray decides."""
+    """What the coordinator answers; `OUT_OF_REACH` where it does not for now: the rank continues, and Ray decides."""
     try:
         return ray.get(question, timeout=ASK_SECONDS)
     except (GetTimeoutError, ActorUnavailableError):

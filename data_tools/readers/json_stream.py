@@ -18,7 +18,7 @@ MAX_DEPTH = 100
 """Brackets within brackets: for each one ijson keeps the way that leads to it, so that memory grows by the square."""
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+("|\\?\Z)', re.DOTALL)
-"""A string of JSON, or the beginning of one that goes on behind the end."""
+"""A string of JSON, or the beginning of one that continues behind the end."""
 
 _STEPS = np.zeros(256, np.int64)
 _STEPS[list(b"[{")] = 1

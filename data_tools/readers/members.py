@@ -65,7 +65,7 @@ class StrictHeader(tarfile.TarInfo):
             tar.zero_bytes += tarfile.BLOCKSIZE
             if tar.zero_bytes > MAX_ZERO_BYTES:
                 raise tarfile.ReadError(f"nothing but zeros up to byte {tar.offset}") from None
-            raise  # tarfile goes on behind it: another archive may follow
+            raise  # tarfile reads on behind it: another archive may follow
         except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
             if tar.zero_bytes:
                 raise  # the end of a whole archive

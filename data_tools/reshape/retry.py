@@ -1,7 +1,7 @@
 """Reading again what a corpus's quarantine lists, and adding what is good now.
 
 All that changes is made in a folder `.retry.partial` inside the corpus, which one rename to `.retry` makes valid; then
-its files move to their places. Killed before the rename, a retry did nothing; killed after it, the next one goes on.
+its files move to their places. Killed before the rename, a retry did nothing; killed after it, the next one resumes it.
 """
 
 from __future__ import annotations

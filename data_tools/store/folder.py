@@ -37,7 +37,7 @@ def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
             if error.errno in NO_ROOM and resumable and folder.states():
                 raise UserError(
                     f"No room to write {out} ({error.strerror}): free space and run the same command again, "
-                    "which goes on where this one stopped."
+                    "which resumes where this one stopped."
                 ) from None
             raise
         finally:

@@ -138,7 +138,7 @@ class FencingToken:
         """What to raise on all ranks where the run folder of any is lost."""
         return UserError(
             f"The run folder {self._run} has been removed, moved or replaced since attempt {self.number} began, which "
-            "ends without writing more: move it back to go on from its newest checkpoint, or set another run.dir."
+            "ends without writing more: move it back to resume from its newest checkpoint, or set another run.dir."
         )
 
     def is_of_chain(self, number: int) -> bool:

@@ -55,7 +55,7 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup) -> bool:
             _fetch_small_files(mirror, remote, run, group)
             log.info(f"{mirror.url}/{remote.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
             return True
-        log.warning(f"{mirror.url}/{remote.path()} is damaged ({reason}): the run goes on from an older checkpoint.")
+        log.warning(f"{mirror.url}/{remote.path()} is damaged ({reason}): the run resumes from an older checkpoint.")
     if history:
         raise UserError(
             f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."

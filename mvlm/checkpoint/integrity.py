@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, and one that a run can go on from."""
+"""Whether a checkpoint is whole, and one that a run can resume."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_state(checkpoint: Path) -> TrainState:
 
 
 def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
-    """The state of a checkpoint that a run can go on from; all ranks must call.
+    """The state of a checkpoint that a run can resume; all ranks must call.
 
     Raises:
         UserError: it is damaged, or lacks moments that the run needs.
@@ -51,7 +51,7 @@ def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:
         raise refusal(checkpoint, reason)
     if not can_resume(checkpoint):
         raise UserError(
-            f"{checkpoint} holds no optimizer moments, so the run cannot go on exactly: "
+            f"{checkpoint} holds no optimizer moments, so the run cannot resume exactly: "
             "start a new run with checkpoint.init to take its weights alone."
         )
     return read_state(checkpoint)
@@ -65,7 +65,7 @@ def can_resume(checkpoint: Path) -> bool:
 def refusal(checkpoint: Path, reason: str) -> UserError:
     """What to raise where a damaged checkpoint has no other to take its place."""
     return UserError(
-        f"{checkpoint} is damaged ({reason}): go on from another checkpoint, by checkpoint.resume in a new run.dir."
+        f"{checkpoint} is damaged ({reason}): resume from another checkpoint, by checkpoint.resume in a new run.dir."
     )
 
 
@@ -80,7 +80,7 @@ def compare_shapes(checkpoint: Path, weights: Mapping[str, TensorFile], paramete
 
 
 def check_continuity(checkpoint: Path, state: TrainState, fingerprint: str) -> None:
-    """Raise `UserError` where a run on these shards would not go on as the checkpoint's began.
+    """Raise `UserError` where a run on these shards would not continue as the checkpoint's began.
 
     Args:
         fingerprint: of the mixture of data.train.

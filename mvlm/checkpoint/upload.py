@@ -1,4 +1,4 @@
-"""Carries checkpoints from the run folder to the mirror while training goes on.
+"""Carries checkpoints from the run folder to the mirror while training continues.
 
 A thread of each rank uploads files that its node wrote. When all ranks say between two steps that theirs are there, a
 thread of rank 0 completes the checkpoint. There is one upload at a time; what is published meanwhile waits, and of
@@ -89,7 +89,7 @@ class Uploads:
             self.offer(checkpoint)
 
     def advance(self) -> None:
-        """Go on to what comes next; to be called by all ranks when all are ready."""
+        """Continue with what comes next; to be called by all ranks when all are ready."""
         assert self._task
         self._task.join()
         self._failure = next(filter(None, dist.gather_objects(self._task.failure)), None)
@@ -100,7 +100,7 @@ class Uploads:
         self._task, folder, self._folder = None, self._folder, None
         self.seconds = time.monotonic() - self._since
         if self._failure and folder:
-            self._say(f"{folder.name} is not in the mirror, and training goes on: {self._failure}")
+            self._say(f"{folder.name} is not in the mirror, and training continues: {self._failure}")
         if self._next:
             self._begin()
         if self._newest and self._group.leads:

@@ -111,7 +111,7 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
     cause = str(error).splitlines()[0]
     # Not by `logging`, for which rank 0 would have no name; which rank it was is what matters here.
     print(
-        f"mvlm: rank {rank} has lost another rank ({cause}): start the same command again to go on from the newest "
+        f"mvlm: rank {rank} has lost another rank ({cause}): start the same command again to resume from the newest "
         f"checkpoint in {run}.",
         file=sys.stderr,
         flush=True,

@@ -83,9 +83,9 @@ class FakeModel:
         """A part that no objective needs is absent."""
         if self._flops is None:
             batch = self._longest(self.unit)
-            with without_values(self.model, self.device) as (model, made), flop_counter() as counter:
+            with without_values(self.model, self.device) as (model, without_value), flop_counter() as counter:
                 parts = FlopsByPart(counter, model)
-                loss = self._loss(model, made(batch))
+                loss = self._loss(model, without_value(batch))
                 forward = parts.until_now()
                 loss.backward()
                 step = parts.until_now()
@@ -113,10 +113,10 @@ class FakeModel:
             recompute: the share of the blocks that backward computes again.
         """
         batch, dtype = self._longest(pairs), torch.bfloat16 if element == 2 else torch.float32
-        with without_values(self.model, self.device, dtype) as (model, made):
+        with without_values(self.model, self.device, dtype) as (model, without_value):
             recompute_blocks(model, recompute)
             with _Trace(model) as trace:
-                loss = self._loss(model, made(batch))
+                loss = self._loss(model, without_value(batch))
                 backward = len(trace.moments)
                 loss.backward()
                 del loss
@@ -147,9 +147,9 @@ class _Trace(LiveMemory):
         parameter.grad = None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = super().__torch_dispatch__(func, types, args, kwargs)
+        results = super().__torch_dispatch__(func, types, args, kwargs)
         self.moments.append((self.live, self._gradients))
-        return made
+        return results
 
 
 class FlopsByPart:

@@ -1,4 +1,4 @@
-"""Pictures and sentences restored with and without the other modality, for people to look at."""
+"""Pictures and sentences reconstructed with and without the other modality, for people to look at."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ GREY = 127
 
 @dataclass(frozen=True)
 class ImageExample:
-    """An image restored; the pictures are uint8 [H, W, 3]."""
+    """An image reconstructed; the pictures are uint8 [H, W, 3]."""
 
     caption: str
     original: np.ndarray
-    hidden: np.ndarray  # hidden patches grey
+    masked: np.ndarray  # masked patches grey
     with_text: np.ndarray  # the visible patches are the original's
     without_text: np.ndarray
-    l1_with: float  # over the hidden values, in the space trained in
+    l1_with: float  # over the masked values, in the space trained in
     l1_without: float
 
 
@@ -64,7 +64,7 @@ class TextExample:
     tokens: tuple[Token, ...]
 
     def right(self, condition: str) -> tuple[int, int]:
-        """Hidden tokens guessed right, and hidden tokens; `condition` is "with_image" or "without_image"."""
+        """Masked tokens guessed right, and masked tokens; `condition` is "with_image" or "without_image"."""
         guesses = [getattr(token, condition) for token in self.tokens if token.with_image]
         return sum(best[0].right for best in guesses), len(guesses)
 
@@ -76,7 +76,7 @@ def examples(
     rows: Sequence[int],
     device: torch.device,
 ) -> tuple[list[ImageExample], list[TextExample]]:
-    """Both for each of these rows and its first caption, hidden as in training but for words: all by the mask token.
+    """Both for each of these rows and its first caption, masked as in training, tokens all by the mask token.
 
     Without text means the empty sentence, without image the mean image of the set.
     """
@@ -105,27 +105,27 @@ def _image_examples(model: MaskVLM, dataset: EvalDataset, rows: np.ndarray, devi
 def image_examples(
     model: MaskVLM, captions: Sequence[str], tokens: BatchTokenizer, image_BCHW: Tensor, mask_BN: Tensor
 ) -> list[ImageExample]:
-    """The hidden patches of images restored, once with their captions and once with empty ones.
+    """The masked patches of images reconstructed, once with their captions and once with empty ones.
 
     Args:
         image_BCHW: uint8, on the model's device.
-        mask_BN: bool, True = hidden: at least one patch of each image, and not all.
+        mask_BN: bool, True = masked: at least one patch of each image, and not all.
     """
-    hidden_BSD, target_BNQ = model.encode_image(image_BCHW, mask_BN), pixel_target(model, image_BCHW)
+    masked_BSD, target_BNQ = model.encode_image(image_BCHW, mask_BN), pixel_target(model, image_BCHW)
     pictures, errors = [], []
     for texts in (captions, [""] * len(captions)):
         text_BL, valid_BL = (tensor.to(image_BCHW.device) for tensor in tokens.batch(texts))
-        pixels_BNQ = reconstruct_image(model, hidden_BSD, mask_BN, text_BL, valid_BL)
+        pixels_BNQ = reconstruct_image(model, masked_BSD, mask_BN, text_BL, valid_BL)
         pictures.append(pictures_of(paste(model, image_BCHW, mask_BN, pixels_BNQ)))
         error_BN = (pixels_BNQ - target_BNQ).abs().mean(-1)
         errors.append(((error_BN * mask_BN).sum(1) / mask_BN.sum(1)).tolist())
     grey_BNQ = model.patchify(image_BCHW.float()).masked_fill(mask_BN[..., None], GREY)
-    hidden, originals = pictures_of(model.unpatchify(grey_BNQ)), pictures_of(image_BCHW)
-    return [ImageExample(*parts) for parts in zip(captions, originals, hidden, *pictures, *errors, strict=True)]
+    masked, originals = pictures_of(model.unpatchify(grey_BNQ)), pictures_of(image_BCHW)
+    return [ImageExample(*parts) for parts in zip(captions, originals, masked, *pictures, *errors, strict=True)]
 
 
 def paste(model: MaskVLM, image_BCHW: Tensor, mask_BN: Tensor, pixels_BNQ: Tensor) -> Tensor:
-    """The image in 0..255 with the hidden patches as predicted.
+    """The image in 0..255 with the masked patches as predicted.
 
     A patch predicted in standardised form gets the true patch's mean and deviation back, as MAE shows it.
     """

@@ -1,4 +1,4 @@
-"""Which words are hidden when the restoring of words is scored: fixed, so that all conditions see the same task."""
+"""Which words are masked when their reconstruction is scored: fixed, so that all conditions see the same task."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from mvlm.model import masking
 
 @dataclass(frozen=True)
 class MaskedText:
-    """B sentences with hidden words, and what is to be predicted."""
+    """B sentences with masked words, and what is to be predicted."""
 
     caption_B: np.ndarray  # which captions they are
     masked_text_BL: Tensor
     valid_BL: Tensor
-    target_BL: Tensor  # the hidden token's id or IGNORE
+    target_BL: Tensor  # the masked token's id or IGNORE
 
 
 class MaskedWords(Protocol):
-    """Sentences to be restored; `whole` = a sentence's hidden tokens are one word, right only together."""
+    """Sentences to be reconstructed; `whole` = a sentence's masked tokens are one word, right only together."""
 
     whole: bool
 
@@ -39,7 +39,7 @@ class MaskedWords(Protocol):
 
 
 class RandomWords:
-    """Every caption once, its tokens hidden as in training or, with `plain`, all shown as the mask token."""
+    """Every caption once, its tokens masked as in training or, with `plain`, all shown as the mask token."""
 
     whole = False
 
@@ -53,11 +53,11 @@ class RandomWords:
 
     def items(self, indices: np.ndarray) -> MaskedText:
         text_BL, valid_BL = self.dataset.texts(indices.tolist())
-        hidden = [self._hide(text_L, int(caption)) for text_L, caption in zip(text_BL.numpy(), indices, strict=True)]
-        masked_BL, target_BL = (torch.from_numpy(np.stack(rows)) for rows in zip(*hidden, strict=True))
+        masked = [self._mask(text_L, int(caption)) for text_L, caption in zip(text_BL.numpy(), indices, strict=True)]
+        masked_BL, target_BL = (torch.from_numpy(np.stack(rows)) for rows in zip(*masked, strict=True))
         return MaskedText(indices, masked_BL, valid_BL, target_BL)
 
-    def _hide(self, text_L: np.ndarray, caption: int) -> tuple[np.ndarray, np.ndarray]:
+    def _mask(self, text_L: np.ndarray, caption: int) -> tuple[np.ndarray, np.ndarray]:
         return masking.token_mask(
             masking.generator(self.seed, masking.Purpose.TOKENS, 0, 0, caption),
             text_L,
@@ -95,11 +95,11 @@ class ChosenWords:
     def items(self, indices: np.ndarray) -> MaskedText:
         captions = np.array([self.found[index][0] for index in indices])
         text_BL, valid_BL = self.dataset.texts(captions.tolist())
-        hidden_BL = torch.zeros_like(valid_BL)
+        masked_BL = torch.zeros_like(valid_BL)
         for row, index in enumerate(indices):
-            hidden_BL[row, torch.tensor(self.found[index][1])] = True
-        masked_text_BL = text_BL.masked_fill(hidden_BL, self.dataset.tokens.mask_id)
-        return MaskedText(captions, masked_text_BL, valid_BL, text_BL.masked_fill(~hidden_BL, IGNORE))
+            masked_BL[row, torch.tensor(self.found[index][1])] = True
+        masked_text_BL = text_BL.masked_fill(masked_BL, self.dataset.tokens.mask_id)
+        return MaskedText(captions, masked_text_BL, valid_BL, text_BL.masked_fill(~masked_BL, IGNORE))
 
 
 def _occurrences(dataset: EvalDataset, words: Sequence[str]) -> Iterator[tuple[int, list[int]]]:

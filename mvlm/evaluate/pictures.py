@@ -1,4 +1,4 @@
-"""Pictures restored while a run trains: the same few held-out ones each time, so that progress can be seen."""
+"""Pictures reconstructed while a run trains: the same few held-out ones each time, so that progress can be seen."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def is_due(turn: int) -> bool:
 def write_pictures(
     model: MaskVLM, dataset: EvalDataset, count: int, folder: Path, step: int, device: torch.device
 ) -> Path | None:
-    """Restore `count` rows, evenly apart; all ranks must call, rank 0 writes `pictures/step_00001000.png`.
+    """Reconstruct `count` rows, evenly apart; all ranks must call, rank 0 writes `pictures/step_00001000.png`.
 
-    A row of the picture is an original, what was hidden of it in grey, and what the model restores with and without
-    the sentence.
+    A row of the picture is an original, what was masked of it in grey, and what the model reconstructs with and
+    without the sentence.
 
     Returns:
         The picture; None where it could not be written, which is said and stops nothing.
@@ -48,13 +48,13 @@ def write_pictures(
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(whole).save(path)
         except OSError as error:
-            log.warning(f"{path} could not be written ({error}); the run goes on.")
+            log.warning(f"{path} could not be written ({error}); the run continues.")
             return None
     return path
 
 
 def _row(example: ImageExample) -> np.ndarray:
-    views = [_small(view) for view in (example.original, example.hidden, example.with_text, example.without_text)]
+    views = [_small(view) for view in (example.original, example.masked, example.with_text, example.without_text)]
     beside = np.full((len(views[0]), GAP, 3), WHITE, np.uint8)
     return np.concatenate([part for view in views for part in (view, beside)][:-1], axis=1)
 

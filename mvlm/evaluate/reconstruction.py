@@ -1,4 +1,4 @@
-"""How well words and pixels are restored with the right other modality, with none and with another pair's."""
+"""How well words and pixels are reconstructed with the right other modality, with none and with another pair's."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ MEDIAN_VALUES = 1 << 26
 def evaluate_reconstruction(
     model: MaskVLM, dataset: EvalDataset, batch: int, device: torch.device, words: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Scores of restoring what is hidden, under the three conditions `right`, `none` and `wrong`.
+    """Scores of reconstructing what is masked, under the three conditions `right`, `none` and `wrong`.
 
     Args:
         batch: sentences or images in a forward pass.
-        words: hide these words, an occurrence at a time; none = tokens drawn as in training.
+        words: mask these words, an occurrence at a time; none = tokens as in training.
 
     Returns:
         `word_accuracy` in shares, `word_loss` in nats and `pixel_l1` in the space trained in, each by
@@ -93,7 +93,7 @@ def mean_image(dataset: EvalDataset, batch: int) -> Tensor:
 
 
 def patch_masks(model: MaskVLM, rows: np.ndarray) -> Tensor:
-    """The hidden patches of these images, bool BN, a function of the run's seed and the row alone."""
+    """The masked patches of these images, bool BN, a function of the run's seed and the row alone."""
     objectives = model.objectives
     masks = [
         masking.patch_mask(
@@ -125,7 +125,7 @@ def patch_statistics(patches_BNQ: Tensor) -> tuple[Tensor, Tensor]:
 def aggregate_words(item_sums: np.ndarray, whole: bool) -> dict[str, Any]:
     """Mean accuracy and loss from the sums of each sentence: [items, 2 x conditions + 1], see `_word_sums`.
 
-    Counted by hidden token or, where a sentence's hidden tokens are one word, by word.
+    Counted by masked token or, where a sentence's masked tokens are one word, by word.
     """
     size = item_sums[:, -1]
     right, loss = np.split(item_sums[:, :-1], 2, axis=1)
@@ -141,7 +141,7 @@ def aggregate_words(item_sums: np.ndarray, whole: bool) -> dict[str, Any]:
 
 
 def aggregate_pixels(item_sums: np.ndarray) -> dict[str, float]:
-    """Mean L1 from the sums of each image: [images, conditions + constant + number of hidden values]."""
+    """Mean L1 from the sums of each image: [images, conditions + constant + number of masked values]."""
     means = item_sums[:, :-1].sum(axis=0) / item_sums[:, -1].sum()
     return dict(zip((*CONDITIONS, "constant"), map(float, means), strict=True))
 
@@ -164,23 +164,23 @@ def _word_scores(
 
 
 def _word_sums(model: MaskVLM, text: MaskedText, images: tuple[Tensor, ...], device: torch.device) -> Tensor:
-    """For each sentence: hidden tokens right by condition, their summed loss by condition, their number."""
+    """For each sentence: masked tokens right by condition, their summed loss by condition, their number."""
     valid_BL, target_BL = text.valid_BL.to(device), text.target_BL.to(device)
-    hidden_BL = target_BL != IGNORE
+    masked_BL = target_BL != IGNORE
     text_BLD = model.encode_text(text.masked_text_BL.to(device), valid_BL)
     right, loss = [], []
     for image_BCHW in images:
         image_BSD = model.encode_image(image_BCHW).expand(len(target_BL), -1, -1)
-        logits_MV = model.reconstruct_text(model.fuse_text(text_BLD, image_BSD, valid_BL)[hidden_BL]).float()
-        target_M = target_BL[hidden_BL]
-        right.append(_sum_by_row(logits_MV.argmax(-1) == target_M, hidden_BL))
-        loss.append(_sum_by_row(F.cross_entropy(logits_MV, target_M, reduction="none"), hidden_BL))
-    return torch.stack([*right, *loss, hidden_BL.sum(1).double()], dim=1).cpu()
+        logits_MV = model.reconstruct_text(model.fuse_text(text_BLD, image_BSD, valid_BL)[masked_BL]).float()
+        target_M = target_BL[masked_BL]
+        right.append(_sum_by_row(logits_MV.argmax(-1) == target_M, masked_BL))
+        loss.append(_sum_by_row(F.cross_entropy(logits_MV, target_M, reduction="none"), masked_BL))
+    return torch.stack([*right, *loss, masked_BL.sum(1).double()], dim=1).cpu()
 
 
-def _sum_by_row(value_M: Tensor, hidden_BL: Tensor) -> Tensor:
-    spread_BL = torch.zeros(hidden_BL.shape, dtype=torch.float64, device=hidden_BL.device)
-    spread_BL[hidden_BL] = value_M.double()
+def _sum_by_row(value_M: Tensor, masked_BL: Tensor) -> Tensor:
+    spread_BL = torch.zeros(masked_BL.shape, dtype=torch.float64, device=masked_BL.device)
+    spread_BL[masked_BL] = value_M.double()
     return spread_BL.sum(1)
 
 
@@ -198,9 +198,9 @@ def _pixel_scores(
         )
         image_BCHW, mask_BN = dataset.images(rows.tolist()).to(device), patch_masks(model, rows).to(device)
         target_BNQ = pixel_target(model, image_BCHW)
-        hidden_BSD = model.encode_image(image_BCHW, mask_BN)
+        masked_BSD = model.encode_image(image_BCHW, mask_BN)
         predictions = [
-            reconstruct_image(model, hidden_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
+            reconstruct_image(model, masked_BSD, mask_BN, text_BL.to(device), valid_BL.to(device))
             for text_BL, valid_BL in texts
         ]
         sums = [((p_BNQ - target_BNQ).abs().sum(-1) * mask_BN).sum(1) for p_BNQ in (*predictions, constant_NQ)]
@@ -209,10 +209,10 @@ def _pixel_scores(
     return shares.gather(parts, len(dataset)).numpy()
 
 
-def reconstruct_image(model: MaskVLM, hidden_BSD: Tensor, mask_BN: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
-    """Encoded images with hidden patches, and whole sentences -> BNQ in fp32."""
+def reconstruct_image(model: MaskVLM, masked_BSD: Tensor, mask_BN: Tensor, text_BL: Tensor, valid_BL: Tensor) -> Tensor:
+    """Encoded images with masked patches, and whole sentences -> BNQ in fp32."""
     text_BLD = model.encode_text(text_BL, valid_BL)
-    fused_BSD = model.fuse_image(hidden_BSD, text_BLD, valid_BL)
+    fused_BSD = model.fuse_image(masked_BSD, text_BLD, valid_BL)
     return model.reconstruct_image(fused_BSD, text_BLD, valid_BL, mask_BN).float()
 
 
@@ -233,16 +233,16 @@ def _median(model: MaskVLM, dataset: EvalDataset, batch: int) -> Tensor:
 
 
 def _protocol(objectives: Objectives, result: dict[str, Any]) -> str:
-    words, hidden = result["words"], result["hidden_words"]
+    words, masked = result["words"], result["hidden_words"]
     which = (
-        f"the {hidden} occurrences of {', '.join(words)} are hidden one at a time, right when all their tokens are"
+        f"the {masked} occurrences of {', '.join(words)} are masked one at a time, right when all their tokens are"
         if words
-        else f"{objectives.text_mask_ratio:.0%} of the tokens are hidden as in training, {hidden} in all"
+        else f"{objectives.text_mask_ratio:.0%} of the tokens are masked as in training, {masked} in all"
     )
     space = "its normalised patches" if objectives.normalized_targets else "the normalised image"
     return (
         f"Words: in {result['captions']} captions {which}. Pixels: {objectives.image_mask_ratio:.0%} of each of "
-        f"{result['images']} images is hidden, L1 over the hidden values of {space}, read with the image's first "
+        f"{result['images']} images is masked, L1 over the masked values of {space}, read with the image's first "
         "caption. None is the mean image or the empty sentence, wrong is another pair's image or caption, the same "
         "masks in all conditions; constant is the per-pixel median of the images."
     )

@@ -22,7 +22,7 @@ class Settings:
     data: tuple[str, ...]  # shard folders or, of some tasks, folders of pictures
     limit: int  # first rows used; 0 = all
     search: SearchSettings  # `batch` and `memory_gb` concern every task
-    words: tuple[str, ...] = ()  # reconstruction: words to hide; none = tokens drawn as in training
+    words: tuple[str, ...] = ()  # reconstruction: words to mask; none = tokens as in training
     templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
     train: str = ""  # probe: the folder that it learns from
     pictures: Path | None = None  # reconstruction: the folder that examples are drawn into; None = none are

@@ -75,7 +75,7 @@ class MaskVLMPreTrainedModel(PreTrainedModel):
 
 
 class MaskVLMModel(MaskVLMPreTrainedModel):
-    """A model of pretraining or retrieval: what image and sentence have in common, and hidden parts restored.
+    """A model of pretraining or retrieval: what image and sentence have in common, and masked parts reconstructed.
 
     Images are uint8 BCHW as the processor gives them; they are normalised within.
     """
@@ -118,7 +118,7 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
         return self.network.match(image_BSD, text_BLD, valid_BL)
 
     def restore_words(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """-> BLV, logits of every word; hide some by the tokenizer's mask token."""
+        """-> BLV, logits of every word; mask some by the tokenizer's mask token."""
         image_BSD, text_BLD, valid_BL = self._encode(pixel_values, input_ids, attention_mask)
         return self.network.reconstruct_text(self.network.fuse_text(text_BLD, image_BSD, valid_BL))
 
@@ -126,7 +126,7 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
         self, pixel_values: Tensor, hidden_patches: Tensor, input_ids: Tensor, attention_mask: Tensor
     ) -> Tensor:
         """-> BCHW in the space of training (the normalised image, unless objectives.normalized_targets), of which the
-        hidden patches (bool BN, True = hidden) are what is restored."""
+        `hidden_patches` (bool BN, True = masked) are what is reconstructed."""
         network, valid_BL = self.network, attention_mask.bool()
         image_BSD = network.encode_image(pixel_values, hidden_patches)
         text_BLD = network.encode_text(input_ids, valid_BL)

@@ -20,7 +20,7 @@ class Encoders(nn.Module):
         self.cross_text = CrossEncoder(text.width, vision.width, config.cross_depth, config)
 
     def encode_image(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
-        """uint8 images, hidden patches True -> BSD."""
+        """uint8 images, masked patches True -> BSD."""
         return self.vision(image_BCHW, patch_mask_BN)
 
     def encode_text(self, text_BL: Tensor, valid_BL: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ def without_values(
         UserError: what the text encoder computes depends on values.
     """
 
-    def made(tensor: Tensor) -> Tensor:
+    def without_value(tensor: Tensor) -> Tensor:
         return torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device=device)
 
     # Encoders of transformers ask a tensor whether it is fake before they ask what is in it.
@@ -95,10 +95,10 @@ def without_values(
         FakeTensorMode(allow_non_fake_inputs=True) if is_fake else nullcontext(),
         _forgotten_constants(),
     ):
-        copied = _copy(model, made)
+        copied = _copy(model, without_value)
         use_kernels(copied)
         try:
-            yield copied, lambda batch: apply(batch, made)
+            yield copied, lambda batch: apply(batch, without_value)
         except (DataDependentOutputException, DynamicOutputShapeException):
             kind = model.text.settings.model_type
             raise UserError(f"A {kind!r} as model.text cannot be counted: its steps depend on what it reads.") from None

@@ -14,7 +14,7 @@ from mvlm.kernels.views import Views
 
 
 class MaskedPatchEmbed(nn.Module):
-    """A patch embedding whose hidden patches are one learned token, before positions are added (SimMIM, section 3).
+    """A patch embedding whose masked patches are one learned token, before positions are added (SimMIM, section 3).
 
     A mask for twice as many images as there are asks for two views of each, of which patches are computed once.
     """
@@ -78,9 +78,9 @@ class VisionEncoder(nn.Module):
         self.vit = vit
 
     def forward(self, image_BCHW: Tensor, patch_mask_BN: Tensor | None = None) -> Tensor:
-        """uint8 BCHW, bool BN (True = hidden) -> BSD with CLS first; other prefix tokens (registers) are left out.
+        """uint8 BCHW, bool BN (True = masked) -> BSD with CLS first; other prefix tokens (registers) are left out.
 
-        A mask of 2B rows asks for two views of every image -> 2BSD. Where hidden patches are dropped, they are missing
+        A mask of 2B rows asks for two views of every image -> 2BSD. Where masked patches are dropped, they are missing
         in S.
         """
         if self.drops:
@@ -137,7 +137,7 @@ class VisionEncoder(nn.Module):
 
 
 def visible_places(patch_mask_BN: Tensor, count: int) -> Tensor:
-    """The `count` patches of each image that are not hidden, in their order -> BV."""
+    """The `count` patches of each image that are not masked, in their order -> BV."""
     return patch_mask_BN.int().argsort(dim=1, stable=True)[:, :count]
 
 

@@ -1,4 +1,4 @@
-"""Hidden patches of an image restored, with its sentence and without."""
+"""Masked patches of an image reconstructed, with its sentence and without."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Patches:
     help = "masked patches of each image, reconstructed with its sentence and without"
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
-        """Which patches are hidden follows from the run's seed and the number of the image, as in evaluation."""
+        """Which patches are masked follows from the run's seed and the number of the image, as in evaluation."""
         asked, model = pair_up(asked), loaded.model
         pictures = open_pictures(loaded, asked.images, asked.sentences)
         entries, lines, drawings = [], [], {}
@@ -32,10 +32,10 @@ class Patches:
             entries.append(entry)
             lines += [
                 f"{printable(path)}: {printable(sentence)}",
-                f"  L1 of the hidden patches: {found.l1_with:.3f} with the sentence, {found.l1_without:.3f} without",
+                f"  L1 of the masked patches: {found.l1_with:.3f} with the sentence, {found.l1_without:.3f} without",
             ]
             if asked.draws:
-                shown = [found.original, found.hidden, found.with_text, found.without_text]
+                shown = [found.original, found.masked, found.with_text, found.without_text]
                 labels = ("the image", "what is shown", "with the sentence", "without it")
                 tiles = [array_tile(picture, label) for picture, label in zip(shown, labels, strict=True)]
                 drawings[file_name(number, path)] = strip(tiles)

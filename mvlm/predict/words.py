@@ -1,4 +1,4 @@
-"""Hidden words of a sentence filled in, with its image and without."""
+"""Masked words of a sentence filled in, with its image and without."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MASK = "[MASK]"
 
 
 def guess_words(
-    model: MaskVLM, text_1L: Tensor, valid_1L: Tensor, hidden_1L: Tensor, images: dict[str, Tensor], top: int
+    model: MaskVLM, text_1L: Tensor, valid_1L: Tensor, masked_1L: Tensor, images: dict[str, Tensor], top: int
 ) -> dict[str, list[list[tuple[int, float]]]]:
-    """The `top` tokens, with their probabilities, for each hidden token: with each of the images, by its name.
+    """The `top` tokens, with their probabilities, for each masked token: with each of the images, by its name.
 
     Args:
-        text_1L: the sentence with the mask token where `hidden_1L` is True.
+        text_1L: the sentence with the mask token where `masked_1L` is True.
         images: each uint8 1CHW, on the model's device.
     """
     guesses = {}
@@ -39,7 +39,7 @@ def guess_words(
         text_1LD = model.encode_text(text_1L, valid_1L)
         for name, shown_1CHW in images.items():
             fused_1LD = model.fuse_text(text_1LD, model.encode_image(shown_1CHW), valid_1L)
-            probability_MV = model.reconstruct_text(fused_1LD[hidden_1L]).float().softmax(-1)
+            probability_MV = model.reconstruct_text(fused_1LD[masked_1L]).float().softmax(-1)
             best = probability_MV.topk(min(top, probability_MV.shape[1]), dim=-1)
             rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             guesses[name] = [list(zip(ids, shares_, strict=True)) for ids, shares_ in rows]
@@ -48,49 +48,49 @@ def guess_words(
 
 @dataclass(frozen=True)
 class Masked:
-    """A sentence in which every token of some words is hidden."""
+    """A sentence in which every token of some words is masked."""
 
     text_L: np.ndarray
-    words: list[int]  # the places of the hidden words among all words
+    words: list[int]  # the places of the masked words among all words
     tokens: list[list[int]]  # of each, the places of its tokens in text_L
 
     def tensors(self, tokens: CaptionTokenizer, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """text_1L, valid_1L and hidden_1L, as `guess_words` takes them."""
+        """text_1L, valid_1L and masked_1L, as `guess_words` takes them."""
         text_1L, valid_1L = (tensor.to(device) for tensor in pad([self.text_L], tokens.pad_id, tokens.length))
-        hidden_1L = torch.zeros_like(valid_1L)
-        hidden_1L[0, [place for of_word in self.tokens for place in of_word]] = True
-        return text_1L, valid_1L, hidden_1L
+        masked_1L = torch.zeros_like(valid_1L)
+        masked_1L[0, [place for of_word in self.tokens for place in of_word]] = True
+        return text_1L, valid_1L, masked_1L
 
     def by_word(self, guesses: list[list[tuple[int, float]]]) -> list[list[list[tuple[int, float]]]]:
-        """The guesses for all hidden tokens, in their order, as those for each word."""
+        """The guesses for all masked tokens, in their order, as those for each word."""
         following = iter(guesses)
         return [[next(following) for _ in of_word] for of_word in self.tokens]
 
 
-def hide_words(tokens: CaptionTokenizer, words: Sequence[str], hidden: Sequence[int]) -> Masked:
-    """Hide some of the words of a sentence, that are written with a space between.
+def mask_words(tokens: CaptionTokenizer, words: Sequence[str], places: Sequence[int]) -> Masked:
+    """Mask some of the words of a sentence, written with a space between.
 
     Args:
-        hidden: their places among `words`.
+        places: theirs among `words`.
 
     Raises:
-        UserError: none is hidden, or one is beyond the tokens that the model reads.
+        UserError: none is masked, or one is beyond the tokens that the model reads.
     """
-    sentence, chosen = " ".join(words), sorted({place for place in hidden if place < len(words)})
+    sentence, chosen = " ".join(words), sorted({place for place in places if place < len(words)})
     if not chosen:
         raise UserError("No word is hidden: hide one.")
-    text_L, spans, places = tokens.encode(sentence).copy(), tokens.spans(sentence), []
+    text_L, spans, of_words = tokens.encode(sentence).copy(), tokens.spans(sentence), []
     for word in chosen:
         first = sum(len(before) + 1 for before in words[:word])
         last = first + len(words[word])
-        places.append([place for place, (start, end) in enumerate(spans) if start < last and end > first])
-        if not places[-1]:
+        of_words.append([place for place, (start, end) in enumerate(spans) if start < last and end > first])
+        if not of_words[-1]:
             raise UserError(
                 f"The word {words[word]!r} is beyond the {tokens.length} tokens that this model reads: "
                 "give a shorter sentence."
             )
-        text_L[places[-1]] = tokens.mask_id
-    return Masked(text_L, chosen, places)
+        text_L[of_words[-1]] = tokens.mask_id
+    return Masked(text_L, chosen, of_words)
 
 
 def likeliest(
@@ -124,8 +124,8 @@ class Words:
             text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([masked]))
             image_1CHW = pictures.images([number]).to(device)
             images = {"with_image": image_1CHW, "without_image": blank_image(loaded.model, image_1CHW)}
-            hidden_1L = text_1L == pictures.tokens.mask_id
-            best = guess_words(loaded.model, text_1L, valid_1L, hidden_1L, images, asked.top)
+            masked_1L = text_1L == pictures.tokens.mask_id
+            best = guess_words(loaded.model, text_1L, valid_1L, masked_1L, images, asked.top)
             guesses = {name: [_spelled(tokenizer, ids) for ids in of_masks] for name, of_masks in best.items()}
             filled = _fill(sentence, [words[0]["word"] for words in guesses["with_image"]])
             entries.append({"image": str(path), "sentence": sentence, "filled": filled, **guesses})
@@ -138,10 +138,10 @@ class Words:
 def _check(sentence: str, read: int, loaded: Loaded) -> None:
     written = sentence.count(MASK)
     if not written:
-        raise UserError(f"The sentence {sentence!r} hides no word: write {MASK} in the place of one.")
+        raise UserError(f"The sentence {sentence!r} masks no word: write {MASK} in the place of one.")
     if read != written:
         raise UserError(
-            f"Of the {written} hidden words of {sentence!r} {read} are within the {loaded.config.data.text_length} "
+            f"Of the {written} masked words of {sentence!r} {read} are within the {loaded.config.data.text_length} "
             "tokens that this model reads: give a shorter sentence."
         )
 

@@ -32,14 +32,14 @@ class LoadReport:
 
     def __str__(self) -> str:
         total = len(self.matched) + len(self.resized) + len(self.fresh)
-        told = [f"{len(self.matched) + len(self.resized)} of {total} tensors from {self.source}"]
+        parts = [f"{len(self.matched) + len(self.resized)} of {total} tensors from {self.source}"]
         for name, (there, here) in self.resized.items():
-            told.append(f"{name} resized from {' x '.join(map(str, there))} to {' x '.join(map(str, here))}")
+            parts.append(f"{name} resized from {' x '.join(map(str, there))} to {' x '.join(map(str, here))}")
         if self.fresh:
-            told.append(f"{len(self.fresh)} new ({', '.join(self.fresh[:3])}{', …' * (len(self.fresh) > 3)})")
+            parts.append(f"{len(self.fresh)} new ({', '.join(self.fresh[:3])}{', …' * (len(self.fresh) > 3)})")
         if unused := len(self.left) + self.others:
-            told.append(f"{unused} of the checkpoint not used")
-        return f"{self.part.capitalize()}: {'; '.join(told)}."
+            parts.append(f"{unused} of the checkpoint not used")
+        return f"{self.part.capitalize()}: {'; '.join(parts)}."
 
 
 @dataclass(frozen=True)

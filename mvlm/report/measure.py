@@ -92,7 +92,7 @@ def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measur
         measured = reconstruction or evaluate_reconstruction(model, dataset, settings.batch, device)
         reconstruction = {"step": loaded.step} | measured
     except UserError as error:
-        notes.append(f"Restoring was not measured: {error}")
+        notes.append(f"Reconstruction was not measured: {error}")
     image_queries, text_queries = _queries(found, pool)
     images, texts = examples(model, pool, tokenizer, spread(len(pool)), device)
     return Measured(

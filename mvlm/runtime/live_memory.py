@@ -29,13 +29,13 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         old = {id(storage) for storage in self._storages((args, kwargs))}
-        made = func(*args, **(kwargs or {}))
-        for storage in self._storages(made):
+        results = func(*args, **(kwargs or {}))
+        for storage in self._storages(results):
             if id(storage) not in old and storage not in self._known:
                 self._known.add(storage)
                 self._change(storage.nbytes())
                 weakref.finalize(storage, self._change, -storage.nbytes())
-        return made
+        return results
 
     def _change(self, count: int) -> None:
         self.live += count

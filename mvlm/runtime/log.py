@@ -27,12 +27,12 @@ class StandardError(logging.Handler):
 
 def logger(program: str) -> logging.Logger:
     """Of a program, by whose name its sentences begin."""
-    made = logging.getLogger(program)
-    if not made.handlers:
-        made.addHandler(StandardError())
-    made.setLevel(logging.INFO)
-    made.propagate = False  # to a root logger that a library or a notebook has set up, which would say it again
-    return made
+    found = logging.getLogger(program)
+    if not found.handlers:
+        found.addHandler(StandardError())
+    found.setLevel(logging.INFO)
+    found.propagate = False  # to a root logger that a library or a notebook has set up, which would say it again
+    return found
 
 
 log = logger("mvlm")

@@ -24,7 +24,7 @@ from mvlm.evaluate import shares
 from mvlm.evaluate.examples import image_examples, pictures_of
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.predict.words import blank_image, guess_words, hide_words, likeliest
+from mvlm.predict.words import blank_image, guess_words, likeliest, mask_words
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
 from mvlm.serve.asked import AskedPatches, AskedPicture, AskedSearch, AskedView, AskedWords
@@ -96,20 +96,20 @@ class Answers:
         }
 
     def patches(self, asked: AskedPatches) -> dict[str, Any]:
-        """The hidden squares restored with the sentence and without."""
+        """The masked squares reconstructed with the sentence and without."""
         mask_1N = self._mask(asked.hidden)
         with shares.inference(self.model):
-            (restored,) = image_examples(self.model, [asked.sentence], self.tokens, self._image(asked.picture), mask_1N)
+            (found,) = image_examples(self.model, [asked.sentence], self.tokens, self._image(asked.picture), mask_1N)
         return {
-            "with_sentence": array_url(restored.with_text),
-            "without_sentence": array_url(restored.without_text),
-            "l1_with": restored.l1_with,
-            "l1_without": restored.l1_without,
+            "with_sentence": array_url(found.with_text),
+            "without_sentence": array_url(found.without_text),
+            "l1_with": found.l1_with,
+            "l1_without": found.l1_without,
         }
 
     def words(self, asked: AskedWords) -> dict[str, Any]:
-        """What the hidden words could be: with the picture, without one, and with another where one is given."""
-        masked = hide_words(self.tokens, asked.words, asked.hidden)
+        """What the masked words could be: with the picture, without one, and with another where one is given."""
+        masked = mask_words(self.tokens, asked.words, asked.hidden)
         image_1CHW = self._image(asked.picture)
         images = {"with_image": image_1CHW, "without_image": blank_image(self.model, image_1CHW)}
         if asked.other is not None:
@@ -140,10 +140,10 @@ class Answers:
                 return self.index.picture(number)
         raise UserError("There is no such picture here: choose another.")
 
-    def _mask(self, hidden: list[int]) -> Tensor:
+    def _mask(self, chosen: list[int]) -> Tensor:
         rows, columns = self.squares
         squares = np.zeros(rows * columns, dtype=bool)
-        squares[[square for square in hidden if square < len(squares)]] = True
+        squares[[square for square in chosen if square < len(squares)]] = True
         if not squares.any():
             raise UserError("Nothing is hidden: hide a square of the picture.")
         if squares.all():

@@ -249,7 +249,7 @@ class Engine:
         return None if self._scaler is None else {name: float(getattr(self._scaler, name)) for name in LOSS_SCALE}
 
     def set_loss_scale_state(self, state: dict[str, float]) -> None:
-        """Go on from what `loss_scale_state` gave; nothing happens where there is no dynamic loss scale."""
+        """Resume from what `loss_scale_state` gave; nothing happens where there is no dynamic loss scale."""
         if self._scaler is not None:
             for name in LOSS_SCALE:
                 setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))

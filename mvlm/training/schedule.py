@@ -49,7 +49,7 @@ def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState |
 
     Args:
         state: that a run is resumed from. Where updates before it took another global batch, epochs are still counted
-            in samples: the learning rate goes on from where it was, and its warm-up may have begun before update 0.
+            in samples: the learning rate continues from where it was, and its warm-up may have begun before update 0.
 
     Raises:
         UserError: there are more than a checkpoint's name has room for, or fewer than have been made.

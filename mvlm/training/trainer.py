@@ -253,7 +253,7 @@ class Trainer:
         self.saver.uploads.drain()
         self._say(
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
-            "the same command goes on from there."
+            "the same command resumes from there."
         )
         return self._leave(ExitCode.REQUEUE)
 

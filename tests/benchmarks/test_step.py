@@ -1,4 +1,4 @@
-"""The benchmark of the step measures one step throughout, goes on where it was stopped, and counts right."""
+"""The benchmark of the step measures one step throughout, resumes where it was stopped, and counts right."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def test_an_impossible_latest_gives_way_to_the_newest_whole_step(
     start = starting_point(run, Checkpoint(init="nowhere"))
     assert (start.checkpoint, start.resumes, start.own) == (run / "checkpoints/step_00000004", True, True)
     said = capsys.readouterr().err
-    assert what in said and "goes on from step_00000004" in said and said.count("\n") == 1
+    assert what in said and "resumes from step_00000004" in said and said.count("\n") == 1
     assert latest.read_text() == "step_00000004" and not latest.is_symlink()
     assert (run / "checkpoints/step_00000006.damaged").is_dir()
     assert not list((run / "checkpoints").glob("step_00000004.*"))

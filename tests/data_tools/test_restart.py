@@ -1,4 +1,4 @@
-"""A run that is killed goes on when it is started again, and ends in the bytes of a run that nothing disturbed."""
+"""A run that is killed resumes when it is started again, and ends in the bytes of a run that nothing disturbed."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_kills_change_nothing(source: Path, undisturbed: dict[str, bytes], tmp_p
 
 
 def stopped(source: Path, out: Path, at: int) -> list[str]:
-    """Leave a run that was killed after `at` shards; the command that makes it go on."""
+    """Leave a run that was killed after `at` shards; the command that resumes it."""
     argv = words(source, out, "--workers", 1)
     while not killed_at(argv, out.with_name(f".{out.name}.partial") / ".state", at):
         raise AssertionError("the run ended before it was killed")

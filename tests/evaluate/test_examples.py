@@ -29,8 +29,8 @@ def test_visible_patches_are_the_originals_and_hidden_ones_grey(either_model, da
         original = dataset.images([row])[0].permute(1, 2, 0).numpy()
         assert np.array_equal(example.original, original)
         assert example.caption == CAPTIONS[row][0]
-        assert (example.hidden[hidden] == GREY).all()
-        assert np.array_equal(example.hidden[~hidden], original[~hidden])
+        assert (example.masked[hidden] == GREY).all()
+        assert np.array_equal(example.masked[~hidden], original[~hidden])
         for restored in (example.with_text, example.without_text):
             assert np.array_equal(restored[~hidden], original[~hidden])
             assert not np.array_equal(restored[hidden], original[hidden])

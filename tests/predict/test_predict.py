@@ -146,6 +146,6 @@ def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path
     assert "cut.png is no picture" in mistake(Patches(), cut)
     assert "text.jpg is no picture" in mistake(CAPTIONS, text)
     assert "No picture at /dev/zero" in mistake(CAPTIONS, type(cut)("/dev/zero"))
-    assert "hides no word" in mistake(Words())
+    assert "masks no word" in mistake(Words())
     assert "0 are within the 12 tokens" in mistake(Words(), sentence="a cat " * 20 + "[MASK]")
     assert printable("a\x1b[2Jb\nc\u202e") == "a�[2Jb�c�"

@@ -106,7 +106,7 @@ def test_curves_numbers_and_facts_are_there(whole, trained):
     for fact in ("3 of 3", described["versions"]["torch"], f"{described['parameters'] / 1e6:.1f} M", "chance"):
         assert fact in page.text
     assert "8 images and 12 captions, all of them candidates of every query" in page.text
-    assert "Pixels: 60% of each of 8 images is hidden" in page.text
+    assert "Pixels: 60% of each of 8 images is masked" in page.text
 
 
 def test_written_numbers_are_used_and_not_measured_again(run):

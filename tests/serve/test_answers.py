@@ -11,7 +11,7 @@ from PIL import Image
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.evaluate.examples import paste, pictures_of
-from mvlm.predict.words import blank_image, hide_words, likeliest
+from mvlm.predict.words import blank_image, likeliest, mask_words
 
 SENTENCE = "red circle top left"
 
@@ -94,7 +94,7 @@ def test_the_words_that_were_chosen_are_guessed_with_each_picture(client, loaded
 def test_all_tokens_of_a_word_are_hidden_and_no_others(loaded):
     tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.config.data.text_length)
     words = ["a", "zyxwv", "red", "circle,", "😀"]
-    masked = hide_words(tokens, words, [4, 1])
+    masked = mask_words(tokens, words, [4, 1])
     spans = tokens.spans(" ".join(words))
     hidden = {place for of_word in masked.tokens for place in of_word}
     assert masked.words == [1, 4] and len(masked.tokens[0]) > 1

@@ -3,7 +3,7 @@
 deepspeed --num_accelerators R tests/training/engine_worker.py SHARDS CASES FILE [OVERRIDE ...]
 
 CASES is a JSON object of DeepSpeed configurations by name; FILE gets, by name, what came of each. Every engine but
-the first also goes on from where the first was after its third step.
+the first also resumes from where the first was after its third step.
 """
 
 from __future__ import annotations

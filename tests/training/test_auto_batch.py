@@ -1,4 +1,4 @@
-"""`train.micro_batch = "auto"`: bounded by memory, agreed, and kept when a run goes on."""
+"""`train.micro_batch = "auto"`: bounded by memory, agreed, and kept when a run is resumed."""
 
 from __future__ import annotations
 

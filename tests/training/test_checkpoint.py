@@ -121,7 +121,7 @@ def test_a_damaged_latest_gives_way_to_the_one_before(
         shutil.rmtree(latest)
     assert train_here(run) == 0
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mvlm: ")]
-    assert len(said) == 1 and str(latest) in said[0] and name in said[0] and "goes on from step_00000004" in said[0]
+    assert len(said) == 1 and str(latest) in said[0] and name in said[0] and "resumes from step_00000004" in said[0]
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6, 5, 6]
     assert losses_by_step(run) == losses_by_step(sound)
     aside = ["step_00000006.damaged"] if damage else []
@@ -183,7 +183,7 @@ def test_a_run_without_latest_goes_on_and_keeps_what_is_whole(
     assert train_here(copy) == 0
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("mvlm: ")]
     assert said == [
-        f"mvlm: {copy}/checkpoints/latest is missing: the run goes on from step_00000006, the newest whole checkpoint."
+        f"mvlm: {copy}/checkpoints/latest is missing: the run resumes from step_00000006, the newest whole checkpoint."
     ]
     assert [line["step"] for line in read_metrics(copy)] == [1, 2, 3, 4, 5, 6]
     assert content(copy / STEP) == before

@@ -1,4 +1,4 @@
-"""Parts that are not trained, and averages of those that are: what is computed, saved, gone on from and evaluated."""
+"""Parts that are not trained, and averages of those that are: what is computed, saved, resumed and evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that version 0.1 began go on with the code as it is now: the same settings, the same losses."""
+"""Runs that version 0.1 began resume with the code as it is now: the same settings, the same losses."""
 
 from __future__ import annotations
 

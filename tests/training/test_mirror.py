@@ -129,7 +129,7 @@ def test_a_mirror_that_cannot_be_written_stops_no_training_and_is_filled_later(
     assert [line["step"] for line in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert find_checkpoint(run).name == "step_00000006"
     said = capfd.readouterr().err
-    assert said.count("step_00000006 is not in the mirror, and training goes on") == 1
+    assert said.count("step_00000006 is not in the mirror, and training continues") == 1
     (store / "checkpoints").unlink()
     before = read_metrics(run)
     assert train_here(run, EVERY, mirrored) == 0
@@ -485,7 +485,7 @@ def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
     ranks = two_nodes(tmp_path, *command)
     said = [rank.communicate(timeout=400)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert "was fetched into runs/mine" in said[0] and "Going on from step_" in said[0]
+    assert "was fetched into runs/mine" in said[0] and "Resuming step_" in said[0]
     found = losses_by_step(tmp_path / "node-0/runs/mine")
     assert list(found) == [1, 2, 3, 4, 5, 6]
     for step, values in found.items():

@@ -92,7 +92,7 @@ def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, wh
 
     done = run_command(command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Going on from step_{saved:08d}" in done.stderr
+    assert f"Resuming step_{saved:08d}" in done.stderr
     steps = [line["step"] for line in read_metrics(run)]
     assert steps == [*range(1, killed + 1), *range(saved + 1, STEPS + 1)]  # appended to, never rewritten
     expected = losses_by_step(whole)

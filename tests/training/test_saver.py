@@ -304,7 +304,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     assert "run has been removed, moved or replaced" in first["moved"] and first["left in its place"] is False
     assert first["left"] == ["latest", "step_00000002", "step_00000004.damaged", "step_00000006.damaged"]
     said = [line for line in spoken[0].splitlines() if line.startswith("mvlm: ")]
-    assert len(said) == 1 and "moments-00001-of-00002" in said[0] and "goes on from step_00000002" in said[0]
+    assert len(said) == 1 and "moments-00001-of-00002" in said[0] and "resumes from step_00000002" in said[0]
     assert "mvlm: " not in spoken[1]
     tensors = {}
     for path in sorted((tmp_path / "moved/checkpoints/step_00000002").glob("weights-*")):

@@ -82,7 +82,7 @@ def test_a_tokenizer_that_is_not_the_checkpoints_is_restored_with_a_sentence(
     capfd: pytest.CaptureFixture[str],
     damage: str,
 ) -> None:
-    """With ids permuted, a run would go on with other losses."""
+    """With ids permuted, a run would resume with other losses."""
     tokenizer = run / TOKENIZER / "tokenizer.json"
     right = tokenizer.read_bytes()
     if damage == "permuted":

@@ -70,7 +70,7 @@ def test_a_tracker_that_fails_in_the_middle_is_given_up_with_one_sentence() -> N
     follower.close(done=True)
     assert recorder.lines == [(0, {})]
     assert said == [
-        "A tracker has failed (no route to host), so the run goes on without it; metrics.jsonl has everything."
+        "A tracker has failed (no route to host), so the run continues without it; metrics.jsonl has everything."
     ]
 
 

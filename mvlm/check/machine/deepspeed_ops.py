@@ -68,13 +68,13 @@ def _not_compilable(builder: Any) -> str | None:
         return "there is no ninja"
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         return "there is no C++ compiler"
-    made = builder()
+    built = builder()
     try:
-        if made.is_compatible(verbose=False):
+        if built.is_compatible(verbose=False):
             return None
     except Exception as error:  # as DeepSpeed's own report says: probes that fail themselves
         return first_line(error)
-    return first_line(made.error_log) if made.error_log else "something that it needs is missing"
+    return first_line(built.error_log) if built.error_log else "something that it needs is missing"
 
 
 def _toolkit() -> Finding:

@@ -17,7 +17,7 @@ POLL_S = 0.02
 
 
 class RollCall:
-    """Asks every rank for a word, and goes on with those that give one in time.
+    """Asks every rank for a word, and continues with those that give one in time.
 
     Args:
         host: this rank's.
@@ -46,7 +46,7 @@ class RollCall:
             patience: seconds that rank 0, which has given its own word, waits for the others.
 
         Raises:
-            UserError: rank 0 is not to be reached, or has gone on without this rank.
+            UserError: rank 0 is not to be reached, or has continued without this rank.
         """
         self.allow(2 * patience)
         try:
@@ -60,7 +60,7 @@ class RollCall:
             raise self._lost("no answer")
         heard = {int(rank): answer for rank, answer in answers.items()}
         if self.rank not in heard:
-            raise UserError(f"{self._who} came too late to {step}, and the others went on: see what rank 0 says of it.")
+            raise UserError(f"{self._who} came too late to {step}, and the others began: see what rank 0 says of it.")
         self.living = sorted(heard)
         return heard
 

@@ -87,11 +87,11 @@ def masked_places(patch_mask_BN: Tensor, target_BL: Tensor) -> MaskedPlaces:
     """The positions of masked patches and tokens.
 
     Raises:
-        ValueError: the images do not hide equally many patches.
+        ValueError: the images do not mask equally many patches.
     """
     counts_B = patch_mask_BN.sum(1)
     if (counts_B != counts_B[0]).any():
-        raise ValueError(f"The images of a batch hide equally many patches, not {counts_B.tolist()}.")
+        raise ValueError(f"The images of a batch mask equally many patches, not {counts_B.tolist()}.")
     masked_BL = target_BL != IGNORE
     longest, length = int(masked_BL.sum(1).max()), target_BL.shape[1]
     count = min(round_up(max(longest, 1), MASKED_MULTIPLE), length)

@@ -41,7 +41,7 @@ class Loader:
     Args:
         sampler: position -> row and occurrence.
         global_batch, micro_batch: pairs a step over all ranks, and a forward pass of one rank.
-        start_position: samples already seen, from which the stream goes on.
+        start_position: samples already seen, from which the stream continues.
         skip: positions at which a global batch begins that is left out.
         workers: decoding threads or processes; 0 = decode when asked, one after the other.
         worker_mode: processes write into shared memory and load neither torch nor the model.

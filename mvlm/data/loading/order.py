@@ -184,7 +184,7 @@ class MixtureSampler:
         return corpus, draw - (self._ends - self._counts)[corpus]
 
     def _next_of_shuffle(self, corpus: np.ndarray, place: np.ndarray, epoch: np.ndarray) -> np.ndarray:
-        """Rows of a part of a corpus: each epoch goes on, round and round, in one fixed shuffle of its blocks."""
+        """Rows of a part of a corpus: each epoch continues, round and round, in one fixed shuffle of its blocks."""
         size = self._sizes[corpus]
         turn = (epoch * (self._counts[corpus] % size) + place) % size
         blocks = size // self._block

@@ -182,7 +182,7 @@ class ShardDataset(Generic[S]):
         raise NotImplementedError
 
     def longest(self, position: int) -> S:
-        """A made sample without image that takes as much memory as one may."""
+        """A synthetic sample without image that takes as much memory as one may."""
         raise NotImplementedError
 
     def rng(self, purpose: Purpose, visit: Visit) -> np.random.Generator:

@@ -193,8 +193,8 @@ class Manifest:
         head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
         shards = [{"file": s.file, "rows": s.rows, "bytes": s.bytes, "sha256": s.sha256} for s in self.shards]
         indexes = [_index_to_json(shard) for shard in self.shards]
-        told = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
-        return json.dumps(head | told, indent=1) + "\n"
+        body = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
+        return json.dumps(head | body, indent=1) + "\n"
 
 
 def _index_to_json(shard: Shard) -> dict[str, Any] | None:

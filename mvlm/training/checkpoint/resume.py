@@ -226,7 +226,7 @@ def _settle(found: Search) -> None:
         ) from None
     kept_as = f", and what is damaged is kept as {' and '.join(kept)}" if kept else ""
     newest = ", the newest whole checkpoint" if found.problem else ""
-    log.warning(f"{' and '.join(why)}: the run goes on from {used.name}{newest}{kept_as}.")
+    log.warning(f"{' and '.join(why)}: the run resumes from {used.name}{newest}{kept_as}.")
 
 
 def _clear_latest(latest: Path) -> None:

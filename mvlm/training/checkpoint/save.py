@@ -1,4 +1,4 @@
-"""Checkpoints, written while training goes on. Their layout: mvlm/checkpoint/layout.py.
+"""Checkpoints, written while training continues. Their layout: mvlm/checkpoint/layout.py.
 
 Each rank copies the parameters dealt to it, as whole fp32 tensors by name, and a thread writes them beside the
 final place. When all ranks' files are written, hashed and synced, rank 0 renames the folder and only then points

@@ -184,7 +184,7 @@ class Watchdog:
         _report(
             f"The run hangs, and {self._folder} {why}, so the rank at fault is not known: rank {self._rank} on "
             f'{self._host} has been in "{mark.doing}" at step {mark.step} for {duration(still_s)}; the same command '
-            "goes on from the newest whole checkpoint."
+            "resumes from the newest whole checkpoint."
         )
         os._exit(ExitCode.REQUEUE)
 
@@ -253,7 +253,7 @@ def _way_on(run: Path) -> str:
         newest = candidates(run).first.name
     except UserError:
         return "there is no whole checkpoint yet, so the same command starts anew"
-    return f"the newest whole checkpoint is {newest}, and the same command goes on from it"
+    return f"the newest whole checkpoint is {newest}, and the same command resumes from it"
 
 
 def _report(sentence: str) -> None:

@@ -156,7 +156,7 @@ def reported(tally: MetricAccumulator) -> dict[str, float | None]:
 
 def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]) -> str:
     """The first sentence of a run."""
-    start = f"Going on from {resumed.name}" if resumed else "Starting"
+    start = f"Resuming {resumed.name}" if resumed else "Starting"
     averaged = f"; evaluated by averaged weights, train.ema = {train.ema}" if train.ema else ""
     return (
         f"{start}: {layout['parameters'] / 1e6:.1f} M parameters, {layout['rows']:,} images, "

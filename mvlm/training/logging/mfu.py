@@ -128,7 +128,7 @@ class FlopsOfBatches:
 
     def _count(self, batch: Batch) -> float:
         try:
-            with without_values(self._model) as (model, made), torch.no_grad():
-                return 3.0 * count_flops(lambda: model(made(batch)))
+            with without_values(self._model) as (model, without_value), torch.no_grad():
+                return 3.0 * count_flops(lambda: model(without_value(batch)))
         except UserError:  # its text encoder cannot be counted
             return math.nan

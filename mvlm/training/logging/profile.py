@@ -97,5 +97,5 @@ class Profiling:
     def _give_up(self, error: Exception) -> None:
         self._profile = None
         rank_log.warning(
-            f"Tracing failed ({(str(error).strip() or type(error).__name__).splitlines()[0]}); the run goes on."
+            f"Tracing failed ({(str(error).strip() or type(error).__name__).splitlines()[0]}); the run continues."
         )

@@ -114,7 +114,7 @@ class Follower:
             tracker.close(self._done)
         except Exception as error:  # whatever a tracker may raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self._complain(f"{self.name} has failed ({reason}), so the run goes on without it")
+            self._complain(f"{self.name} has failed ({reason}), so the run continues without it")
 
     def _complain(self, sentence: str) -> None:
         if not self._said:
