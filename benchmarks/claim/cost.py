@@ -57,8 +57,8 @@ def gpu_hours(tflops: float, mfu: float) -> str:
     lines = ["| objective | GFLOP a pair | " + " | ".join(PAPER) + " |", "| --- | --- |" + " --- |" * len(PAPER)]
     for name, overrides in OBJECTIVES.items():
         config = load_config(ROOT / "mvlm/configs/base.toml", overrides)
-        model = build_without_weights(config)
-        flops = FlopsOfBatches(model)(synthetic_batch(config, model.grid, LENGTHS)) / len(LENGTHS)
+        model = build_without_weights(config.blueprint, config.data)
+        flops = FlopsOfBatches(model)(synthetic_batch(model, config.data, LENGTHS)) / len(LENGTHS)
         hours = [f"{pairs * flops / (tflops * 1e12 * mfu) / 3600:.0f}" for pairs in PAPER.values()]
         lines.append(f"| `{name}` | {flops / 1e9:.0f} | {' | '.join(hours)} |")
     return "\n".join(lines)
@@ -73,7 +73,7 @@ def _first_batch(config: Config) -> tuple[MaskVLM, Batch]:
     else:
         tokenizer = load_tokenizer(data.tokenizer or config.model.text)
     with torch.device("meta"):
-        model = cast(MaskVLM, build_model(config, tokenizer))
+        model = cast(MaskVLM, build_model(config.blueprint, tokenizer))
     batch = config.train.global_batch
     loader = Loader(
         PairDataset(mixture, tokenizer, data, config.objectives, config.model.image_size, config.run.seed, model.grid),

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvlm.config.schema import Config, Data, Model, Objectives
+from mvlm.config.schema import Config, Model, Objectives
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.evaluate.memory import PASS_COPIES, Tokens
 from mvlm.evaluate.retrieval import SearchSettings, evaluate_retrieval
@@ -105,7 +105,7 @@ def one_pass(pairs: int) -> dict[str, Any]:
     """A forward pass of real encoders and cross encoders beside PASS_COPIES of its tokens."""
     sizes = {"hidden_size": WIDTH, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 4 * WIDTH}
     settings = Model(vision_weights="random", image_size=SIZE, text="roberta", text_weights="random", text_args=sizes)
-    model = build_model(Config(model=settings, data=Data(text_length=LENGTH)), train_tokenizer(["a"], 300)).eval()
+    model = build_model(Config(model=settings).blueprint, train_tokenizer(["a"], 300)).eval()
     tokens = Tokens.of(model, LENGTH)
     image_BCHW = torch.zeros(pairs, 3, SIZE, SIZE, dtype=torch.uint8)
     text_BL, valid_BL = torch.full((pairs, LENGTH), 5), torch.ones(pairs, LENGTH, dtype=torch.bool)

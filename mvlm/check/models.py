@@ -45,9 +45,10 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
         _check_weights(report, config.model)
     with report.judged("model"):
         tokenizer = _tokenizer(report, config, start)
-        model, taken = build_empty(config, tokenizer, start, _classes(config, start, mixture, deep))
+        classes = _classes(config, start, mixture, deep)
+        model, taken = build_empty(config.blueprint, config.data.text_length, tokenizer, start, classes)
         if mixture:
-            dataset = build_dataset(config, mixture, tokenizer, model)
+            dataset = build_dataset(config.blueprint, config.data, mixture, tokenizer, model)
             # A tokenizer that is still to be trained knows no lengths yet.
             trained = tokenizer_source(config.data, config.model.text, start) == TRAINED
             if not trained and (cut := truncation_warning(dataset)):

@@ -205,6 +205,20 @@ class Eval:
 
 
 @dataclass(frozen=True)
+class Blueprint:
+    """What a model is built after.
+
+    Attributes:
+        seed: of the run, by which ITM's negatives are chosen.
+    """
+
+    model: Model
+    objectives: Objectives
+    task: Task
+    seed: int
+
+
+@dataclass(frozen=True)
 class Config:
     run: Run = field(default_factory=Run)
     data: Data = field(default_factory=Data)
@@ -217,3 +231,7 @@ class Config:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     log: Log = field(default_factory=Log)
     eval: Eval = field(default_factory=Eval)
+
+    @property
+    def blueprint(self) -> Blueprint:
+        return Blueprint(self.model, self.objectives, self.task, self.run.seed)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mvlm.config.schema import Config
 from mvlm.estimate.cards import Card
 from mvlm.estimate.count import FakeModel
 from mvlm.training.zero.memory import FP32, Zero
@@ -130,7 +129,6 @@ class Step:
 
 
 def step_time(
-    config: Config,
     model: FakeModel,
     zero: Zero,
     fabric: Fabric,
@@ -146,7 +144,7 @@ def step_time(
     """
     weights = model.total * zero.element
     buckets = math.ceil(model.total / zero.reduce_bucket)
-    features = fabric.gather(_features(config, fabric.ranks * accumulation * pairs), times=3)
+    features = fabric.gather(_features(model, fabric.ranks * accumulation * pairs), times=3)
     hidden = backward if zero.overlap else 0.0
     if zero.stage == 3:
         pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
@@ -164,7 +162,7 @@ def step_time(
         communication = times * reduced + gathered + features
         exposed = times * _shown(reduced, buckets, hidden) + gathered + features
         sent = float(weights) * (2 * times + (1 if zero.stage else 0))
-    sent += _features(config, fabric.ranks * accumulation * pairs)
+    sent += _features(model, fabric.ranks * accumulation * pairs)
     if fabric.ranks == 1:
         sent = 0.0
     update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
@@ -177,8 +175,8 @@ def _shown(seconds: float, pieces: int, hidden: float) -> float:
     return alone + max(0.0, seconds - alone - hidden)
 
 
-def _features(config: Config, pairs: int) -> float:
+def _features(model: FakeModel, pairs: int) -> float:
     """Bytes of everybody's contrastive features, log-sum-exps and identities (mvlm/model/losses/itc.py)."""
-    if not config.objectives.itc:
+    if not model.objectives.itc:
         return 0.0
-    return pairs * (2 * config.model.contrastive_width * FP32 + 2 * FP32 + 16.0)
+    return pairs * (2 * model.contrastive_width * FP32 + 2 * FP32 + 16.0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvlm.batch import Batch
-from mvlm.config.schema import Config, Objectives
+from mvlm.config.schema import Data, Objectives
 from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
 from mvlm.model.flops import GPU, flop_counter, on_meta, without_values
@@ -63,10 +63,11 @@ class FakeModel:
         blocks: transformer blocks.
     """
 
-    def __init__(self, config: Config, model: MaskVLM, device: str = GPU) -> None:
-        self.config, self.device = config, device
+    def __init__(self, model: MaskVLM, data: Data, device: str = GPU) -> None:
+        self.data, self.objectives, self.device = data, model.objectives, device
+        self.contrastive_width = model.image_projection.linear.out_features
         self.model = on_meta(model)
-        self.unit = config.objectives.itm_group if config.objectives.itm else 1
+        self.unit = self.objectives.itm_group if self.objectives.itm else 1
         counts = Counter(dict.fromkeys(PARTS, 0))
         for name, parameter in model.named_parameters():
             counts[_part(name)] += parameter.numel()
@@ -124,11 +125,11 @@ class FakeModel:
         return Moments(live, np.zeros_like(live), gradients / self.total, backward)
 
     def _longest(self, pairs: int) -> Batch:
-        return synthetic_batch(self.config, self.model.grid, [self.config.data.text_length] * pairs)
+        return synthetic_batch(self.model, self.data, [self.data.text_length] * pairs)
 
     def _loss(self, model: MaskVLM, batch: Batch) -> Tensor:
         losses = model(batch)
-        return torch.stack([self.config.objectives.weight(name) * loss for name, loss in losses.items()]).sum()
+        return torch.stack([self.objectives.weight(name) * loss for name, loss in losses.items()]).sum()
 
 
 class _Trace(LiveMemory):
@@ -194,12 +195,12 @@ def _part(name: str) -> str:
     return part if part in PARTS else "heads"
 
 
-def synthetic_batch(config: Config, grid: tuple[int, int], lengths: Sequence[int]) -> Batch:
+def synthetic_batch(model: MaskVLM, data: Data, lengths: Sequence[int]) -> Batch:
     """A micro-batch of pairs with captions of so many tokens, two of them special; its images are on torch's "meta"."""
-    side = config.model.image_size
-    images_VBCHW = torch.empty(2 - config.data.shared_view, len(lengths), 3, side, side, device="meta").byte()
-    pairs = [_synthetic_pair(config.objectives, grid, length) for length in lengths]
-    return collate_pairs(pairs, images_VBCHW, 0, config.data.text_length)
+    side = model.grid[0] * model.vision.patch
+    images_VBCHW = torch.empty(2 - data.shared_view, len(lengths), 3, side, side, device="meta").byte()
+    pairs = [_synthetic_pair(model.objectives, model.grid, length) for length in lengths]
+    return collate_pairs(pairs, images_VBCHW, 0, data.text_length)
 
 
 def _synthetic_pair(objectives: Objectives, grid: tuple[int, int], length: int) -> Pair:

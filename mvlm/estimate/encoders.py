@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mvlm.config.schema import Config, Model
+from mvlm.config.schema import Blueprint, Data, Model
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
@@ -50,25 +50,24 @@ KNOWN_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
 defaults in the config.json there. Names without an owner, such as roberta-base, mean the same."""
 
 
-def build_without_weights(config: Config) -> MaskVLM:
-    """The model that `config` trains, on torch's meta device, which takes no memory.
+def build_without_weights(blueprint: Blueprint, data: Data) -> MaskVLM:
+    """The model after a blueprint, on torch's meta device, which takes no memory.
 
     Raises:
         UserError: the task is another than pretraining or retrieval, or an encoder is not known here.
     """
-    if config.task.is_labelled:
+    if blueprint.task.is_labelled:
         raise UserError(
-            f"A run of task.name = {config.task.name!r} cannot be planned: give a configuration of pretraining or "
+            f"A run of task.name = {blueprint.task.name!r} cannot be planned: give a configuration of pretraining or "
             "retrieval."
         )
-    model, tokenizer = _without_weights(config)
+    model, tokenizer = _without_weights(blueprint.model, data)
     with torch.device("meta"):
-        return cast(MaskVLM, build_model(dataclasses.replace(config, model=model), tokenizer))
+        return cast(MaskVLM, build_model(dataclasses.replace(blueprint, model=model), tokenizer))
 
 
-def _without_weights(config: Config) -> tuple[Model, Vocabulary]:
+def _without_weights(model: Model, data: Data) -> tuple[Model, Vocabulary]:
     """The model's configuration with random weights in place of pretrained ones, and its vocabulary."""
-    model, data = config.model, config.data
     given = None
     if data.tokenizer not in ("", "auto"):
         given = len(load_tokenizer(data.tokenizer))

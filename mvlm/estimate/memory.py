@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Objectives
 from mvlm.estimate.count import Moments
 from mvlm.training.zero.memory import States
 
@@ -42,10 +42,9 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.contrastive + self.scratch
 
 
-def contrastive_bytes(config: Config, pairs: int) -> float:
-    """Of the similarities of a micro-batch of `pairs` with the global batch, in the backward pass."""
-    whole = config.train.global_batch
-    return 0.0 if whole >= STREAMED_FROM or not config.objectives.itc else float(CONTRASTIVE_BYTES * pairs * whole)
+def contrastive_bytes(objectives: Objectives, whole: int, pairs: int) -> float:
+    """Of the similarities of a micro-batch of `pairs` with a global batch of `whole`, in the backward pass."""
+    return 0.0 if whole >= STREAMED_FROM or not objectives.itc else float(CONTRASTIVE_BYTES * pairs * whole)
 
 
 def peak(moments: Moments, states: States, similarities: float, pairs: int) -> Memory:

@@ -52,7 +52,9 @@ class Planner:
 
     def __init__(self, request: Request, model: FakeModel | None = None) -> None:
         self.request, self.config = request, request.config
-        self.model = model or FakeModel(self.config, build_without_weights(self.config))
+        self.model = model or FakeModel(
+            build_without_weights(self.config.blueprint, self.config.data), self.config.data
+        )
         self.precision = _precision(request)
         self.ranks = usable_ranks(self.config.train, self.config.objectives, request.gpus)
         self.zero = self._zero_of(request.content)
@@ -96,7 +98,8 @@ class Planner:
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
         held = states(self.model.total, zero, self.ranks, accumulation)
-        return peak(self.moments, held, contrastive_bytes(self.config, pairs), pairs)
+        similarities = contrastive_bytes(self.config.objectives, self.config.train.global_batch, pairs)
+        return peak(self.moments, held, similarities, pairs)
 
     def fits(self, zero: Zero, pairs: int) -> bool:
         return self.memory(zero, pairs).total <= self.room
@@ -124,7 +127,7 @@ class Planner:
         speed = self.request.mfu * self.request.card.peak(self.precision)
         fabric = Fabric(self.request.card, ranks, min(self.request.per_node, ranks))
         seconds = forward * pairs / speed, backward * pairs / speed
-        return step_time(self.config, self.model, zero, fabric, *seconds, accumulation, pairs)
+        return step_time(self.model, zero, fabric, *seconds, accumulation, pairs)
 
     def _recomputed(self) -> float:
         """The share of the forward pass that backward computes again."""

@@ -12,7 +12,7 @@ import mvlm
 from mvlm.checkpoint.description import described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import is_averaged, open_weights
-from mvlm.config.schema import Config
+from mvlm.config.schema import Model
 from mvlm.export.configuration import NEEDED
 from mvlm.report.facts import RunFacts, read_facts, read_json
 
@@ -56,7 +56,7 @@ def model_card(run: Path, name: str) -> str:
         config=config,
         recipe=_recipe(facts),
         numbers=_numbers(facts),
-        started=_started(config),
+        started=_started(config.model, config.checkpoint.init),
     )
 
 
@@ -99,15 +99,15 @@ def _numbers(facts: RunFacts) -> dict[str, str]:
     return numbers
 
 
-def _started(config: Config) -> str:
-    if config.checkpoint.init:
-        return f"the run or checkpoint `{Path(config.checkpoint.init).name}`"
-    if config.model.vision_weights == config.model.text_weights == "random":
+def _started(model: Model, init: str) -> str:
+    if init:
+        return f"the run or checkpoint `{Path(init).name}`"
+    if model.vision_weights == model.text_weights == "random":
         return "none, both began from random weights"
     parts = []
     for kind, name, weights in (
-        ("image", config.model.vision, config.model.vision_weights),
-        ("text", config.model.text, config.model.text_weights),
+        ("image", model.vision, model.vision_weights),
+        ("text", model.text, model.text_weights),
     ):
         source = name if weights == "pretrained" else "random weights" if weights == "random" else weights
         parts.append(f"{kind}, {Path(source).name if source.startswith('/') else source}")

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mvlm.config.load import config_from_dict
-from mvlm.config.schema import Config
+from mvlm.config.schema import Blueprint
 
 NEEDED = ("timm", "torchvision")
 """Packages that whoever has transformers may lack: the image encoder is timm's, and timm imports the other."""
@@ -38,9 +38,9 @@ class MaskVLMConfig(PretrainedConfig):
         self.tie_word_embeddings = True  # only then does transformers heed which names mean the same weight
         _require_packages()
 
-    def run_config(self) -> Config:
-        """The configuration as the model's own code takes it; raises `UserError` where it is damaged."""
-        return config_from_dict(self.settings, "config.json, settings")
+    def blueprint(self) -> Blueprint:
+        """As the model's own code takes it; raises `UserError` where it is damaged."""
+        return config_from_dict(self.settings, "config.json, settings").blueprint
 
 
 class MaskVLMTaskConfig(MaskVLMConfig):

@@ -18,7 +18,7 @@ from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, describ
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.tensors import open_weights
 from mvlm.config.load import load_stored_config
-from mvlm.config.schema import Config
+from mvlm.config.schema import Blueprint, Model
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
@@ -52,9 +52,9 @@ def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTE
     config = load_stored_config(folder / CONFIG)
     tokenizer = load_tokenizer(str(folder / TOKENIZER))
     with whole_folder(out) as temporary:
-        _describe(config, folder, tokenizer).save_pretrained(temporary)
+        _describe(config.blueprint, config.data.text_length, folder, tokenizer).save_pretrained(temporary)
         write_weights(checkpoint, temporary, shard_bytes)
-        _write_processor(config, tokenizer, temporary)
+        _write_processor(config.model.image_size, config.data.text_length, tokenizer, temporary)
         for name, source in remote_code().items():
             (temporary / name).write_text(source, encoding="utf-8")
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -84,12 +84,12 @@ def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
+def _describe(blueprint: Blueprint, text_length: int, folder: Path, tokenizer: Any) -> MaskVLMConfig:
     """config.json, of which nothing depends on this machine's files."""
     text = json.loads((folder / TEXT_ENCODER / "config.json").read_text(encoding="utf-8"))
     settings = dataclasses.replace(
-        config.model,
-        **_portable_vision(config),
+        blueprint.model,
+        **_portable_vision(blueprint.model),
         vision_weights="random",
         text=text["model_type"],
         text_weights="random",
@@ -97,9 +97,9 @@ def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
     )
     tables = {
         "model": dataclasses.asdict(settings),
-        "objectives": dataclasses.asdict(config.objectives),
-        "task": dataclasses.asdict(config.task),
-        "data": {"text_length": config.data.text_length},
+        "objectives": dataclasses.asdict(blueprint.objectives),
+        "task": dataclasses.asdict(blueprint.task),
+        "data": {"text_length": text_length},
     }
     auto = {
         "AutoConfig": "configuration_maskvlm.MaskVLMConfig",
@@ -112,9 +112,9 @@ def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
         "pad_token_id": tokenizer.pad_token_id,
         "dtype": "float32",
     }
-    if not config.task.is_labelled:
+    if not blueprint.task.is_labelled:
         return MaskVLMConfig(**given, architectures=["MaskVLMModel"], auto_map=auto)
-    classes = class_names(config.task.name, folder / TOKENIZER)
+    classes = class_names(blueprint.task.name, folder / TOKENIZER)
     model = "modeling_maskvlm.MaskVLMForImageTextClassification"
     auto |= {"AutoConfig": "configuration_maskvlm.MaskVLMTaskConfig", "AutoModel": model}
     auto["AutoModelForVisualQuestionAnswering"] = model
@@ -127,22 +127,22 @@ def _describe(config: Config, folder: Path, tokenizer: Any) -> MaskVLMConfig:
     )
 
 
-def _portable_vision(config: Config) -> dict[str, Any]:
+def _portable_vision(config: Model) -> dict[str, Any]:
     """How to name the image encoder where it was named by a folder of timm's."""
-    folder = Path(config.model.vision)
+    folder = Path(config.vision)
     if not folder.is_dir():
         return {}
     described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     pixels = {key: described["pretrained_cfg"][key] for key in ("mean", "std") if key in described["pretrained_cfg"]}
-    overlay = pixels | config.model.vision_args.get("pretrained_cfg_overlay", {})
-    arguments = described.get("model_args", {}) | config.model.vision_args | {"pretrained_cfg_overlay": overlay}
+    overlay = pixels | config.vision_args.get("pretrained_cfg_overlay", {})
+    arguments = described.get("model_args", {}) | config.vision_args | {"pretrained_cfg_overlay": overlay}
     return {"vision": described["architecture"], "vision_args": arguments}
 
 
-def _write_processor(config: Config, tokenizer: Any, out: Path) -> None:
-    tokenizer.model_max_length = config.data.text_length
-    images = MaskVLMImageProcessor(config.model.image_size)
-    MaskVLMProcessor(images, tokenizer, config.data.text_length).save_pretrained(out)
+def _write_processor(image_size: int, text_length: int, tokenizer: Any, out: Path) -> None:
+    tokenizer.model_max_length = text_length
+    images = MaskVLMImageProcessor(image_size)
+    MaskVLMProcessor(images, tokenizer, text_length).save_pretrained(out)
     described = out / "processor_config.json"
     content = json.loads(described.read_text(encoding="utf-8"))
     content["auto_map"] = {

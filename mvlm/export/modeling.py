@@ -39,7 +39,7 @@ class MaskVLMOutput(ModelOutput):
 
 
 def build_network(config: MaskVLMConfig, classes: int = 0) -> Encoders:
-    return build_model(config.run_config(), Vocabulary(config.vocabulary, config.pad_token_id), classes)
+    return build_model(config.blueprint(), Vocabulary(config.vocabulary, config.pad_token_id), classes)
 
 
 class MaskVLMPreTrainedModel(PreTrainedModel):

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mvlm.config.schema import Config, Model
+from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import TaskModel
@@ -40,8 +40,8 @@ class Vocabulary:
 Tokens = PreTrainedTokenizerBase | Vocabulary
 
 
-def build_model(config: Config, tokenizer: Tokens, classes: int = 0) -> Encoders:
-    """The model that a configuration describes, with random weights.
+def build_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> Encoders:
+    """The model after a blueprint, with random weights.
 
     Args:
         classes: that a fine-tuning task chooses among; 0 = no such task.
@@ -49,19 +49,19 @@ def build_model(config: Config, tokenizer: Tokens, classes: int = 0) -> Encoders
     Raises:
         UserError: an encoder cannot be had, or is none that this model can use.
     """
-    return assemble(config, *build_encoders(config, tokenizer), classes)
+    return assemble(blueprint, *build_encoders(blueprint, tokenizer), classes)
 
 
-def build_encoders(config: Config, tokenizer: Tokens) -> tuple[VisionEncoder, TextEncoder]:
-    drops = config.objectives.image_masking == "drop"
-    return build_image_encoder(config.model, drops), build_text_encoder(config.model, tokenizer)
+def build_encoders(blueprint: Blueprint, tokenizer: Tokens) -> tuple[VisionEncoder, TextEncoder]:
+    drops = blueprint.objectives.image_masking == "drop"
+    return build_image_encoder(blueprint.model, drops), build_text_encoder(blueprint.model, tokenizer)
 
 
-def assemble(config: Config, vision: VisionEncoder, text: TextEncoder, classes: int) -> Encoders:
+def assemble(blueprint: Blueprint, vision: VisionEncoder, text: TextEncoder, classes: int) -> Encoders:
     """The model that stands on two encoders."""
     if classes:
-        return TaskModel(vision, text, config.model, config.task, classes)
-    return MaskVLM(vision, text, config.model, config.objectives, config.run.seed)
+        return TaskModel(vision, text, blueprint.model, blueprint.task, classes)
+    return MaskVLM(vision, text, blueprint.model, blueprint.objectives, blueprint.seed)
 
 
 def build_image_encoder(config: Model, drops: bool = False) -> VisionEncoder:

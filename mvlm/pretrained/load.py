@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from transformers import AutoModel
 
 from mvlm.checkpoint.tensors import require_finite
-from mvlm.config.schema import Config, Model
+from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.text import TextEncoder
@@ -46,7 +46,7 @@ LAST_NORM = ("norm.weight", "norm.bias")
 Parameters = Mapping[str, Parameter]
 
 
-def build_filled_model(config: Config, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitReport | None]:
+def build_filled_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitReport | None]:
     """The model with the weights that `[model]` names in its encoders, and random ones in all else.
 
     Returns:
@@ -55,10 +55,10 @@ def build_filled_model(config: Config, tokenizer: Tokens, classes: int = 0) -> t
     Raises:
         UserError: the weights cannot be had, or are another encoder's.
     """
-    vision, text = build_encoders(config, tokenizer)
-    image = fill_image_encoder(vision, config.model) if config.model.vision_weights != "random" else None
-    sentence = fill_text_encoder(text, config.model) if config.model.text_weights != "random" else None
-    model = assemble(config, vision, text, classes)
+    settings, (vision, text) = blueprint.model, build_encoders(blueprint, tokenizer)
+    image = fill_image_encoder(vision, settings) if settings.vision_weights != "random" else None
+    sentence = fill_text_encoder(text, settings) if settings.text_weights != "random" else None
+    model = assemble(blueprint, vision, text, classes)
     loaded = tuple(filter(None, (image, sentence)))
     filled = tuple(prefix for prefix, report in (("vision.vit.", image), ("text.", sentence)) if report)
     has_token = image is not None and MASK_TOKEN in image.matched
@@ -129,8 +129,8 @@ def fill_text_encoder(text: TextEncoder, config: Model) -> LoadReport:
     return report
 
 
-def with_encoders_of(config: Config, place: str) -> Config:
-    """The configuration with each encoder that an external checkpoint holds taken from there.
+def with_encoders_of(config: Model, place: str) -> Model:
+    """The same model with each encoder that an external checkpoint holds taken from there.
 
     Raises:
         UserError: it holds none.
@@ -147,7 +147,7 @@ def with_encoders_of(config: Config, place: str) -> Config:
             f"{', '.join(list(tensors)[:2])}): give a run, or a checkpoint of timm, transformers, MAE, SimMIM, "
             "ALBEF or BLIP."
         )
-    return replace(config, model=replace(config.model, **found))
+    return replace(config, **found)
 
 
 def _fill(

@@ -15,7 +15,7 @@ from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, describ
 from mvlm.checkpoint.layout import UNREADABLE, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
 from mvlm.config.load import load_stored_config
-from mvlm.config.schema import Config, Model
+from mvlm.config.schema import Blueprint, Config, Model
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import HEAD, TaskModel
@@ -71,7 +71,7 @@ def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
     checkpoint = find_checkpoint(path)
     folder = described_in(checkpoint)
     config = load_stored_config(folder / CONFIG)
-    model = offline_model(config, folder, _classes(checkpoint) if config.task.is_labelled else 0)
+    model = offline_model(config.blueprint, folder, _classes(checkpoint) if config.task.is_labelled else 0)
     load_weights(model, checkpoint)
     try:
         step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
@@ -81,13 +81,13 @@ def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
     return Loaded(model.to(device).eval(), folder / TOKENIZER, config, step, averaged, of_weights)
 
 
-def offline_model(config: Config, folder: Path, classes: int) -> Encoders:
+def offline_model(blueprint: Blueprint, folder: Path, classes: int) -> Encoders:
     """A run's model with random weights, of the tokenizer and the text encoder that a folder describes.
 
     Args:
         classes: that it chooses among; 0 = no such task.
     """
-    described = dataclasses.replace(config, model=with_described_text(config.model, folder))
+    described = dataclasses.replace(blueprint, model=with_described_text(blueprint.model, folder))
     return build_model(described, AutoTokenizer.from_pretrained(folder / TOKENIZER), classes)
 
 

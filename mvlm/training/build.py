@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.checkpoint.description import TOKENIZER, described_in
-from mvlm.config.schema import Config, Data, Task
+from mvlm.config.schema import Blueprint, Data, Model, Task
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import LabelledDataset, class_names
 from mvlm.data.samples.pairs import PairDataset
@@ -59,21 +60,26 @@ def coming_classes(task: Task, start: Start) -> int:
 
 
 def build_dataset(
-    config: Config, mixture: Mixture, tokenizer: PreTrainedTokenizerBase, model: Encoders, classes: Sequence[str] = ()
+    blueprint: Blueprint,
+    data: Data,
+    mixture: Mixture,
+    tokenizer: PreTrainedTokenizerBase,
+    model: Encoders,
+    classes: Sequence[str] = (),
 ) -> ShardDataset[Any]:
     """What a run is trained on; raises `UserError` where the mask blocks do not fit the image.
 
     Args:
         classes: that a fine-tuning task chooses among.
     """
-    size, seed = config.model.image_size, config.run.seed
-    if config.task.is_labelled:
-        return LabelledDataset(mixture, config.task.name, tokenizer, config.data, size, seed, classes)
-    return PairDataset(mixture, tokenizer, config.data, config.objectives, size, seed, model.grid)
+    size, seed, task = blueprint.model.image_size, blueprint.seed, blueprint.task
+    if task.is_labelled:
+        return LabelledDataset(mixture, task.name, tokenizer, data, size, seed, classes)
+    return PairDataset(mixture, tokenizer, data, blueprint.objectives, size, seed, model.grid)
 
 
 def build_starting_model(
-    config: Config,
+    blueprint: Blueprint,
     tokenizer: PreTrainedTokenizerBase,
     start: Start,
     described: Path,
@@ -93,32 +99,35 @@ def build_starting_model(
     Raises:
         UserError: the weights asked for cannot be had, or are another model's.
     """
-    torch.manual_seed(config.run.seed)
+    torch.manual_seed(blueprint.seed)
     if start.checkpoint and start.resumes:
-        return offline_model(config, described, classes), None
+        return offline_model(blueprint, described, classes), None
     if start.checkpoint:
-        model = build_model(config, tokenizer, classes)
+        model = build_model(blueprint, tokenizer, classes)
         return model, take_weights(model, start.checkpoint)
-    if config.checkpoint.init:
-        config = with_encoders_of(config, config.checkpoint.init)
+    if start.encoders:
+        blueprint = replace(blueprint, model=with_encoders_of(blueprint.model, start.encoders))
     if load_weights:
-        return build_filled_model(config, tokenizer, classes)
-    return build_model(config, tokenizer, classes), None
+        return build_filled_model(blueprint, tokenizer, classes)
+    return build_model(blueprint, tokenizer, classes), None
 
 
 def build_empty(
-    config: Config, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
+    blueprint: Blueprint, text_length: int, tokenizer: PreTrainedTokenizerBase, start: Start, classes: int
 ) -> tuple[Encoders, InitReport | None]:
     """The model on torch's meta device, which takes no memory, and what was taken of `checkpoint.init`.
+
+    Args:
+        text_length: tokens that it is to read.
 
     Raises:
         UserError: it cannot be built or cannot read such texts, or the checkpoint's weights do not fit.
     """
     try:
-        _check_text(config, tokenizer, start)
+        _check_text(blueprint.model, text_length, tokenizer, start)
         with torch.device("meta"):
             described = described_in(start.checkpoint) if start.checkpoint else Path()
-            return build_starting_model(config, tokenizer, start, described, classes, load_weights=False)
+            return build_starting_model(blueprint, tokenizer, start, described, classes, load_weights=False)
     except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
         if start.checkpoint is None:
             raise
@@ -129,12 +138,12 @@ def build_empty(
         ) from None
 
 
-def _check_text(config: Config, tokenizer: PreTrainedTokenizerBase, start: Start) -> None:
-    model = config.model
+def _check_text(model: Model, text_length: int, tokenizer: PreTrainedTokenizerBase, start: Start) -> None:
+    name = model.text
     if start.checkpoint and start.resumes:
         model = with_described_text(model, described_in(start.checkpoint))
-    elif start.checkpoint is None and config.checkpoint.init:
-        model = with_encoders_of(config, config.checkpoint.init).model
+    elif start.encoders:
+        model = with_encoders_of(model, start.encoders)
     if start.checkpoint is None:
         check_has_weights(model)
-    check_text_encoder(text_settings(model, tokenizer), config.model.text, config.data.text_length)
+    check_text_encoder(text_settings(model, tokenizer), name, text_length)

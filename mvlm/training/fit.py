@@ -125,8 +125,9 @@ class Plan:
         config = self.config
         check_names(config.kernels)
         tokenizer = coming_tokenizer(config.data, config.model.text, self.start)
-        model, _ = build_empty(config, tokenizer, self.start, coming_classes(config.task, self.start))
-        build_dataset(config, self.mixture, tokenizer, model)
+        blueprint, classes = config.blueprint, coming_classes(config.task, self.start)
+        model, _ = build_empty(blueprint, config.data.text_length, tokenizer, self.start, classes)
+        build_dataset(blueprint, config.data, self.mixture, tokenizer, model)
         freeze(model, config.train.freeze)
         ds_config = self.resolve(count_parameters(model))
         if config.train.compile:
@@ -202,8 +203,8 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
     config, start, folder = plan.config, plan.start, plan.folder
     tokenizer = prepare_tokenizer(config.data, config.model.text, config.task, folder, plan.mixture, start, plan.site)
     classes = class_names(config.task.name, folder / TOKENIZER)
-    model, beginning = build_starting_model(config, tokenizer, start, folder, len(classes))
-    dataset = build_dataset(config, plan.mixture, tokenizer, model, classes)
+    model, beginning = build_starting_model(config.blueprint, tokenizer, start, folder, len(classes))
+    dataset = build_dataset(config.blueprint, config.data, plan.mixture, tokenizer, model, classes)
     parameters = count_parameters(model)
     ds_config = plan.resolve(parameters)
     arithmetic = Arithmetic.of(model, ds_config)

@@ -53,8 +53,8 @@ def test_a_step_without_values_counts_as_the_real_one(
     size = (SIZES["tiny"], OTHER)[number % 2]
     size = dataclasses.replace(size, overrides=(*size.overrides, *(f"objectives.{name}" for name in objectives)))
     model, config = build(size), size.config
-    fake = FakeModel(config, model)
-    batch = synthetic_batch(config, model.grid, [config.data.text_length] * fake.unit)
+    fake = FakeModel(model, config.data)
+    batch = synthetic_batch(model, config.data, [config.data.text_length] * fake.unit)
     batch = apply(batch, lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
     monkeypatch.setattr(OPS["linear"], "choice", "torch")  # a CPU sums gradients of biases by products
     with flop_counter() as counter:

@@ -24,13 +24,13 @@ def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: f
     """Forward and backward pass, with gradients that go as they come."""
     size = SIZES["tiny"]
     model, config = build(size), size.config
-    planned = peak(FakeModel(config, model, "cpu").moments_of(24, element, recompute), NOTHING, 0, 24)
+    planned = peak(FakeModel(model, config.data, "cpu").moments_of(24, element, recompute), NOTHING, 0, 24)
     use_kernels(model)
     recompute_blocks(model, recompute)
     model.to(torch.bfloat16 if element == 2 else torch.float32)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda parameter: setattr(parameter, "grad", None))
-    batch = synthetic_batch(config, model.grid, [config.data.text_length] * 24)
+    batch = synthetic_batch(model, config.data, [config.data.text_length] * 24)
     gc.collect()
     with LiveMemory() as memory:
         batch = apply(batch, lambda tensor: torch.zeros_like(tensor, device="cpu"))
@@ -41,7 +41,7 @@ def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: f
 
 def test_two_counts_tell_the_memory_of_any_number_of_pairs() -> None:
     size = SIZES["tiny"]
-    model = FakeModel(size.config, build(size))
+    model = FakeModel(build(size), size.config.data)
     found, exact = (peak(moments, NOTHING, 0, 20) for moments in (model.moments(2, 0.5), model.moments_of(20, 2, 0.5)))
     assert found.total == pytest.approx(exact.total, rel=5e-3)  # but for similarities among them
     assert found.moment == exact.moment

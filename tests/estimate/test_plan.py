@@ -47,7 +47,10 @@ def request(
 @pytest.fixture(scope="module")
 def models() -> dict[str, FakeModel]:
     configs = {name: load_config(ROOT / f"mvlm/configs/{name}.toml") for name in RECIPES}
-    return {name: FakeModel(config, build_without_weights(config)) for name, config in configs.items()}
+    return {
+        name: FakeModel(build_without_weights(config.blueprint, config.data), config.data)
+        for name, config in configs.items()
+    }
 
 
 def round_figures(value: Any, digits: int = 4) -> Any:
@@ -155,9 +158,10 @@ def test_an_unknown_text_encoder_and_a_task_are_refused() -> None:
     base = load_config(ROOT / "mvlm/configs/base.toml")
     other = dataclasses.replace(base, model=dataclasses.replace(base.model, text="nobody/knows-this"))
     with pytest.raises(UserError, match="is not known here"):
-        build_without_weights(other)
+        build_without_weights(other.blueprint, other.data)
     with pytest.raises(UserError, match="cannot be planned"):
-        build_without_weights(load_config(ROOT / "mvlm/configs/vqa.toml"))
+        vqa = load_config(ROOT / "mvlm/configs/vqa.toml")
+        build_without_weights(vqa.blueprint, vqa.data)
 
 
 @pytest.mark.parametrize(

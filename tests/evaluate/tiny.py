@@ -66,4 +66,4 @@ def make_tokenizer():
 
 def make_model(config=CONFIG):
     torch.manual_seed(0)
-    return build_model(config, make_tokenizer()).eval()
+    return build_model(config.blueprint, make_tokenizer()).eval()

@@ -23,7 +23,7 @@ def write_run(folder, config, files=1, ema=False):
     tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "tokenizer" / ANSWERS).write_text(json.dumps(list(GIVEN)))
     torch.manual_seed(0)
-    model = build_model(config, tokenizer, len(class_names(config.task.name, folder / "tokenizer")))
+    model = build_model(config.blueprint, tokenizer, len(class_names(config.task.name, folder / "tokenizer")))
     model.text.settings.save_pretrained(folder / "text_encoder")
     (folder / "config.toml").write_text(dump_config(config))
     versions = {"torch": torch.__version__, "deepspeed": "0"}

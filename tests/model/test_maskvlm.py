@@ -29,7 +29,7 @@ def tiny(*overrides: str) -> Config:
 
 def build(tokenizer: PreTrainedTokenizerBase, *overrides: str) -> MaskVLM:
     torch.manual_seed(0)
-    return build_model(tiny(*overrides), tokenizer)
+    return build_model(tiny(*overrides).blueprint, tokenizer)
 
 
 def make_batch(
@@ -330,7 +330,7 @@ def test_a_model_that_cannot_be_built_is_one_sentence(
     tokenizer: PreTrainedTokenizerBase, override: str, word: str
 ) -> None:
     with pytest.raises(UserError, match=word) as caught:
-        build_filled_model(tiny(override), tokenizer)
+        build_filled_model(tiny(override).blueprint, tokenizer)
     assert "\n" not in str(caught.value)
 
 

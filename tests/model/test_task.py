@@ -18,7 +18,7 @@ B, CLASSES = 3, 5
 
 def make(task: str) -> tuple[TaskModel, LabelledBatch]:
     torch.manual_seed(0)
-    model = build_model(replace(CONFIG, task=Task(task)), make_tokenizer(), CLASSES).eval()
+    model = build_model(replace(CONFIG, task=Task(task)).blueprint, make_tokenizer(), CLASSES).eval()
     images = 2 if task == "nlvr2" else 1
     valid_BL = torch.tensor([[True] * 6, [True] * 4 + [False] * 2, [True] * 3 + [False] * 3])
     batch = LabelledBatch(

@@ -32,7 +32,7 @@ def tuned(tmp_path_factory):
         (folder / ANSWERS).write_text(json.dumps(list(GIVEN)))
         torch.manual_seed(1)
         config = replace(CONFIG, task=Task(name=task))
-        return Loaded(build_model(config, make_tokenizer(), classes).eval(), folder, config, step=3)
+        return Loaded(build_model(config.blueprint, make_tokenizer(), classes).eval(), folder, config, step=3)
 
     return made
 

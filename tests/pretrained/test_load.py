@@ -198,7 +198,7 @@ def test_albef_and_blip_fill_both_encoders(tmp_path: Path, tokenizer: PreTrained
     theirs = others.Albef(3, VOCABULARY, POSITIONS, blip).eval()
     file = saved(tmp_path, theirs, "albef")
     layers = 4 if blip else 2
-    model = with_encoders_of(configuration(), str(file)).model
+    model = with_encoders_of(configuration().model, str(file))
     assert model.vision_weights == model.text_weights == str(file)
     encoder, _ = filled_vision(vision(file, CLIP))
     same(encoder(images()), theirs.visual_encoder(pixels_of(images(), CLIP)))
@@ -369,7 +369,7 @@ def test_tensors_without_names_are_no_checkpoint(tmp_path: Path) -> None:
         read_tensors(str(tmp_path / "list.pth"))
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=r"checkpoint\.init=.*holds no encoder of a known kind"):
-        with_encoders_of(configuration(), str(tmp_path / "a.safetensors"))
+        with_encoders_of(configuration().model, str(tmp_path / "a.safetensors"))
 
 
 def test_text_encoders_that_do_not_fit_are_refused(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -84,7 +84,7 @@ def built(config: Config, rank: int, world: int) -> tuple[MaskVLM, Loader]:
     captions = [caption for row in range(len(mixture)) for caption in mixture.row(row).captions]
     tokenizer = train_tokenizer(captions, config.data.vocabulary)
     torch.manual_seed(0)
-    model = build_model(config, tokenizer)
+    model = build_model(config.blueprint, tokenizer)
     tokens = Counter(token for caption in captions for token in tokenizer(caption, add_special_tokens=False).input_ids)
     with torch.no_grad():  # some words are guessed right from the start, or all accuracies would be equal zeros
         model.mlm_head.classifier.bias[tokens.most_common(1)[0][0]] = 3.0

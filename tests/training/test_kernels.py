@@ -26,7 +26,7 @@ from tests.conftest import ROOT, TINY
 def build(*overrides: str) -> tuple[MaskVLM, Config]:
     torch.manual_seed(0)
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *overrides])
-    return build_model(config, train_tokenizer(["red circle top left"] * 5, 300)), config
+    return build_model(config.blueprint, train_tokenizer(["red circle top left"] * 5, 300)), config
 
 
 def apply_kernels(model: MaskVLM, config: Config) -> None:

@@ -23,7 +23,7 @@ from tests.training.parity_worker import resolved
 def tiny_model() -> tuple[MaskVLM, Config]:
     config = load_config(ROOT / "mvlm/configs/tiny.toml", TINY)
     torch.manual_seed(0)
-    return build_model(config, train_tokenizer(["red circle top left"] * 5, 300)), config
+    return build_model(config.blueprint, train_tokenizer(["red circle top left"] * 5, 300)), config
 
 
 def test_without_a_compiler_torchs_adamw_serves(

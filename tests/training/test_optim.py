@@ -20,7 +20,7 @@ RATES = ["optim.lr=3e-4", "optim.encoder_lr=1e-5", "optim.weight_decay=0.05"]
 
 def build(*overrides: str) -> tuple[MaskVLM, list[dict[str, Any]]]:
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*TINY, *RATES, *overrides])
-    model = build_model(config, train_tokenizer(["red circle top left"] * 5, 300))
+    model = build_model(config.blueprint, train_tokenizer(["red circle top left"] * 5, 300))
     return model, parameter_groups(model, config.optim)
 
 

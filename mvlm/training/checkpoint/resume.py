@@ -45,6 +45,7 @@ class Start:
     checkpoint: Path | None  # None: from scratch
     resumes: bool  # exactly; otherwise the weights alone are taken
     own: bool  # the checkpoint lies in the run folder itself
+    encoders: str = ""  # an external checkpoint that encoders are taken from
 
 
 def starting_point(run: Path, config: Checkpoint) -> Start:
@@ -67,9 +68,9 @@ def given_start(run: Path, config: Checkpoint) -> Start | None:
         return None
     if config.resume:
         return Start(find_checkpoint(config.resume, "checkpoint.resume"), resumes=True, own=False)
-    ours = config.init and not is_external(config.init)
-    init = find_checkpoint(config.init, "checkpoint.init") if ours else None
-    return Start(init, resumes=False, own=False)
+    if not config.init or is_external(config.init):
+        return Start(None, resumes=False, own=False, encoders=config.init)
+    return Start(find_checkpoint(config.init, "checkpoint.init"), resumes=False, own=False)
 
 
 def make_latest(checkpoint: Path) -> None:
