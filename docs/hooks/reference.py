@@ -33,8 +33,9 @@ Any key can be overridden on the command line, in TOML syntax or as a bare strin
 `'data.train=["a", "b"]'`.
 ZeRO, precision, offload and communication belong to the DeepSpeed JSON: [which file when](../ds_configs/README.md).
 
-Letters after a meaning say where a default comes from: **P** stated in the paper (arXiv 2208.02131), **R** from memory
-of it, **D** decided by us where it is silent.
+Letters after a meaning say where a default comes from: **P** stated in the paper (arXiv 2208.02131); **R** that of the
+reference, [ALBEF's code](https://github.com/salesforce/ALBEF) (arXiv 2107.07651), or remembered of the paper; **D**
+decided by us. Defaults without one do not bear on what is computed.
 
 ## The run
 

@@ -1,7 +1,7 @@
 """The run's configuration: every table of the run TOML with its keys and their defaults.
 
-Letters after a default say where it comes from: P stated in the paper (arXiv 2208.02131), R remembered of it, D decided
-by us.
+Letters after a default say where it comes from: P stated in the paper (arXiv 2208.02131); R the reference's, ALBEF's
+code (arXiv 2107.07651), or remembered of the paper; D decided by us. Defaults without one do not bear on the method.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ class Run:
 class Data:
     train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
     epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one of its captions (D)
-    weights: tuple[float, ...] = ()  # how often an epoch draws them, one number per entry of train; empty = once
+    weights: tuple[float, ...] = ()  # how often an epoch draws them, one number per entry of train; empty = once (D)
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
-    tokenizer: str = ""  # "" = the text encoder's own; "auto" = BPE trained on data.train; else a file or folder
-    vocabulary: int = 8192  # tokens of a tokenizer trained by "auto"
+    tokenizer: str = ""  # "" = the text encoder's own (P); "auto" = BPE trained on data.train; else a file or folder
+    vocabulary: int = 8192  # tokens of a tokenizer trained by "auto" (D)
     text_length: int = 30  # tokens, special ones included (D)
     caption: Literal["draw", "cycle", "first"] = "draw"  # the one an epoch of images uses (D)
     shared_view: bool = True  # the masked and the original image are the same augmented view (D)
-    crop_scale: tuple[float, float] = (0.5, 1.0)  # share of the area kept by the random resized crop; 1, 1 = no crop
-    flip: bool = True  # mirror half of the images, never if a caption says left or right
+    crop_scale: tuple[float, float] = (0.5, 1.0)  # area kept by the crop: as ALBEF's fine-tuning (R); 1, 1 = no crop
+    flip: bool = True  # mirror half of the images (R), never if a caption says left or right (D)
     randaugment: tuple[int, int] = (2, 7)  # operations per image, magnitude out of 10; 0, 0 = off (R)
     randaugment_kind: Literal["same_hue", "albef"] = "same_hue"  # captions name hues; albef: its ten operations (D)
     shuffle_block: int = 64  # rows read together
@@ -46,23 +46,23 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (D)
-    vision_weights: str = "pretrained"  # "pretrained" (timm's), "random", a file, folder or run, or "hf-hub:owner/name"
-    vision_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model
+    vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (P: ViT-B/16, ImageNet weights; which ones: D)
+    vision_weights: str = "pretrained"  # "pretrained" (timm's, P), "random", a file, folder, run or "hf-hub:owner/name"
+    vision_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (D)
     image_size: int = 224  # side in pixels that the encoder sees (P)
-    text: str = "FacebookAI/roberta-base"  # any BERT-like transformers name or folder; a model type when random (D)
-    text_weights: str = "pretrained"  # "pretrained" (those of `text`), "random", a file, folder or run, or "hf-hub:..."
-    text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config
+    text: str = "FacebookAI/roberta-base"  # (P) any BERT-like transformers name or folder; a model type when random
+    text_weights: str = "pretrained"  # "pretrained" (those of `text`, P), "random", a file, folder, run or "hf-hub:..."
+    text_args: dict[str, Any] = field(default_factory=dict)  # overrides of the encoder's transformers config (D)
     cross_depth: int = 3  # blocks of each cross-modality encoder (P)
     decoder_depth: int = 3  # blocks of the image decoder (P)
     cross_heads: int = 12  # attention heads of the cross-modality encoders and the decoder (D)
     cross_norm: Literal["pre", "post"] = "pre"  # layer norm before or after each part of a block (D)
     cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
     dropout: float = 0.0  # everywhere; another micro-batch (as with another number of ranks) drops something else (D)
-    contrastive_width: int = 256  # of the features that ITC compares (D)
-    temperature: float = 0.07  # initial value of the learned temperature (D)
-    temperature_min: float = 0.001  # lower bound of the temperature (D)
-    temperature_max: float = 0.5  # upper bound of the temperature (D)
+    contrastive_width: int = 256  # of the features that ITC compares (R)
+    temperature: float = 0.07  # initial value of the learned temperature (R)
+    temperature_min: float = 0.001  # lower bound of the temperature (R)
+    temperature_max: float = 0.5  # upper bound of the temperature (R)
     tie_classifier: bool = False  # the MLM head's weight is the text encoder's embedding (D)
     classifier_init: Literal["auto", "embedding", "random"] = "auto"  # auto: embedding if that is pretrained (D)
 
@@ -73,7 +73,7 @@ class Objectives:
     text: float = 1.0  # weight of masked language modelling (P)
     itc: float = 1.0  # weight of image-text contrast (P)
     itm: float = 1.0  # weight of image-text matching (P)
-    # weights of further objectives, by their names in mvlm/model/losses/extra.py
+    # weights of further objectives, by their names in mvlm/model/losses/extra.py (D)
     extra: dict[str, float] = field(default_factory=dict)
     image_mask_ratio: float = 0.6  # share of the blocks that are masked (P)
     image_masking: Literal["token", "drop"] = "token"  # drop: the encoder does not see masked patches, as in MAE (D)
@@ -102,7 +102,7 @@ class Objectives:
 
 @dataclass(frozen=True)
 class Task:
-    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what the model is trained for
+    name: Literal["pretrain", "retrieval", "vqa", "nlvr2", "entailment"] = "pretrain"  # what it is trained for (P)
     answer_minimum: int = 9  # vqa: an answer becomes a class if it is the majority answer to this many questions (D)
 
     @property
@@ -130,19 +130,19 @@ class Optim:
     lr: float = 3e-4  # peak learning rate of the new modules (P)
     encoder_lr: float = 1e-5  # peak learning rate of the two encoders (P)
     weight_decay: float = 0.05  # not applied to norms, biases and one-dimensional embeddings (P)
-    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW
-    eps: float = 1e-8  # of AdamW
-    clip: float = 1.0  # global gradient norm to clip to; 0 = off
+    betas: tuple[float, float] = (0.9, 0.999)  # of AdamW (R)
+    eps: float = 1e-8  # of AdamW (R)
+    clip: float = 1.0  # global gradient norm to clip to; 0 = off (D)
     warmup_epochs: float = 5.0  # linear warm-up (P); ignored if warmup_steps is given
-    warmup_steps: int = -1  # -1 = warmup_epochs
+    warmup_steps: int = -1  # -1 = warmup_epochs (P)
     floor: float = 0.1  # share of the peak at the end of the cosine (R)
-    layer_decay: float = 1.0  # factor on an encoder's rate per block downwards: 0.65 to 0.75 in BEiT and MAE
+    layer_decay: float = 1.0  # factor on an encoder's rate per block downwards: 0.65 to 0.75 in BEiT and MAE (D)
 
 
 @dataclass(frozen=True)
 class Train:
     epochs: float = 50.0  # over data.train (R); ignored if steps is given
-    steps: int = 0  # updates of the weights; 0 = epochs
+    steps: int = 0  # updates of the weights; 0 = epochs (R)
     global_batch: int = 512  # pairs per step over all ranks and accumulation (P)
     # pairs per rank and forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
     micro_batch: int | Literal["auto"] = 0
@@ -153,8 +153,8 @@ class Train:
     hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
     compile: bool = False  # torch.compile each block: minutes at the start, then faster steps on a GPU
     recompute: float = 0.0  # share of the blocks that save only their input and recompute the rest in backward
-    freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text", "text.model.embeddings"
-    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999, evaluated in their place; 0 = none
+    freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text.model.embeddings" (P: none)
+    ema: float = 0.0  # decay of a moving average of the weights, such as 0.999, evaluated in their place; 0 = none (R)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Log:
 class Eval:
     every: int = 0  # steps; 0 = only after the last
     batch: int = 64  # images or texts, or ITM pairs, per forward pass
-    rerank: int = 128  # ITC candidates that ITM re-ranks: 256 COCO, 128 Flickr30k (D)
+    rerank: int = 128  # ITC candidates that ITM re-ranks: 256 COCO, 128 Flickr30k (R)
     limit: int = 0  # evaluate only the first rows; 0 = all
     memory_gb: float = 4.0  # memory limit on each rank's device besides the weights, in 1e9 bytes
     share: float = 0.1  # of the training time: an evaluation of over half a minute is postponed until it fits

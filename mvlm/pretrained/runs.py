@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
+import timm
 import torch
 from transformers import AutoTokenizer
 
@@ -20,6 +21,7 @@ from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import HEAD, TaskModel
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.encoders import build_model
 from mvlm.pretrained.positions import fit_image_positions, fit_text_positions
 from mvlm.pretrained.report import InitReport, LoadReport
@@ -135,8 +137,10 @@ def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
     Where the run kept an average of its weights (`train.ema`), that is what is taken.
 
     Raises:
-        UserError: a parameter beyond the head is missing or of another shape, or one is no finite number.
+        UserError: a parameter beyond the head is missing or of another shape, or one is no finite number, or the run's
+            encoder sees pixels of another mean or standard deviation.
     """
+    _check_pixels(model.vision, load_stored_config(described_in(checkpoint) / CONFIG).model, checkpoint)
     report = LoadReport("model", f"{checkpoint}{' (its averaged weights)' if is_averaged(checkpoint) else ''}")
     fits = {"vision.vit.": fit_image_positions(model.vision), "text.model.": fit_text_positions(model.text)}
     with open_weights(checkpoint) as files:
@@ -162,3 +166,16 @@ def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
                     "give the same [model] and tokenizer as that run's config.toml."
                 )
     return InitReport((report,), ())
+
+
+def _check_pixels(vision: VisionEncoder, there: Model, checkpoint: Path) -> None:
+    """Two encoders of one shape may have been trained on pixels of other means."""
+    known = timm.get_pretrained_cfg(there.vision)
+    if known is None:
+        return
+    pixels = {"mean": known.mean, "std": known.std} | there.vision_args.get("pretrained_cfg_overlay", {})
+    if (tuple(pixels["mean"]), tuple(pixels["std"])) != (vision.mean, vision.std):
+        raise UserError(
+            f"{checkpoint} cannot be started from: its model.vision {there.vision!r} sees pixels of mean "
+            f"{pixels['mean']} and this one of mean {vision.mean}: give model.vision={there.vision}."
+        )

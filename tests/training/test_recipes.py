@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from benchmarks.claim.cost import PAPER
 from mvlm.config.load import load_config
 from mvlm.training.schedule import schedule_steps
 from tests.conftest import ROOT
@@ -18,7 +19,7 @@ PAIRS = {
     "ablation/all": COCO + CC3M // 2,
     "retrieval_coco": COCO,
     "retrieval_flickr30k": 145_000,  # 29,000 images of five sentences (Karpathy's split)
-    "vqa": 443_757 + 214_354,  # questions of train2014 and val2014 (Goyal et al., 2017)
+    "vqa": 443_757 + 214_354 + 485_000,  # train2014, val2014 (Goyal et al., 2017), Visual Genome (arXiv 1707.07998)
     "nlvr2": 86_373,  # Suhr et al., 2019
     "entailment": 529_527,  # Xie et al., 2019
 }
@@ -67,6 +68,41 @@ def test_it_differs_from_the_published_one_by_the_last_batches_alone(recipe: str
     assert updates(recipe) / whole - 1 < (0.0012 if recipe == "nlvr2" else 0.001)
 
 
-def test_the_ablations_are_equally_long() -> None:
-    for path in sorted((ROOT / "mvlm/configs/ablation").glob("*.toml")):
-        assert updates(f"ablation/{path.stem}", PAIRS["ablation/all"]) == updates("ablation/all"), path
+ABLATIONS = sorted((ROOT / "mvlm/configs/ablation").glob("*.toml"))
+
+
+def test_the_ablations_are_equally_long_wherever_their_length_is_stated() -> None:
+    wanted = updates("ablation/all")
+    assert load_config(ROOT / "mvlm/configs/ablation/all.toml").train.epochs == 30
+    for path in ABLATIONS:
+        assert updates(f"ablation/{path.stem}", PAIRS["ablation/all"]) == wanted, path
+        assert f"30 epochs = {wanted:,} updates" in path.read_text(encoding="utf-8"), path
+    texts = {
+        path: path.read_text(encoding="utf-8") for path in (*ROOT.glob("docs/*.md"), *ABLATIONS, ROOT / "README.md")
+    }
+    stated = [
+        (path, said) for path, text in texts.items() for said in re.findall(r"30 epochs = ([\d,]+) updates", text)
+    ]
+    assert {said for _, said in stated} == {f"{wanted:,}"} and len(stated) > len(ABLATIONS)
+    commands = [said for text in texts.values() for said in re.findall(r"train\.steps=(\d{5,})", text)]
+    assert commands and set(commands) == {f"{wanted}"}
+    assert PAPER["ablation"] == pytest.approx(30 * PAIRS["ablation/all"], rel=0.01)
+    assert PAPER["4 M"] == pytest.approx(50 * PAIRS["base_4m"], rel=0.01)
+
+
+FINE_TUNED = ("retrieval_coco", "retrieval_flickr30k", "vqa", "nlvr2", "entailment")
+
+
+@pytest.mark.parametrize("recipe", ["base", *PAIRS, *(f"ablation/{path.stem}" for path in ABLATIONS)])
+def test_recipes_of_the_paper_begin_and_augment_as_albef(recipe: str) -> None:
+    """The encoder's weights are ImageNet-1k's; crops and operations are those of dataset/__init__.py, both stages."""
+    config = load_config(ROOT / f"mvlm/configs/{recipe}.toml")
+    assert (config.model.vision, config.model.vision_weights) == ("deit_base_patch16_224.fb_in1k", "pretrained")
+    assert config.data.crop_scale == ((0.5, 1.0) if recipe in FINE_TUNED else (0.2, 1.0))
+    assert (config.data.randaugment, config.data.randaugment_kind, config.data.flip) == ((2, 7), "albef", True)
+
+
+@pytest.mark.parametrize("recipe", ["small", "large", "huge"])
+def test_a_recipe_with_weights_of_more_images_says_so(recipe: str) -> None:
+    text = (ROOT / f"mvlm/configs/{recipe}.toml").read_text(encoding="utf-8")
+    assert re.search(r"^vision = .*to be named in a comparison$", text, re.MULTILINE)
