@@ -9,6 +9,8 @@ from made import read_rows, run
 from samples import SAMPLES, put_json
 
 from data_tools.readers.vg import largest
+from data_tools.readers.vg_qa import MINIMUM
+from mvlm.config.schema import Task
 
 
 def regions(*sized: tuple[int, int, str]) -> list[dict[str, object]]:
@@ -45,6 +47,10 @@ def test_eight_of_an_image_are_kept_or_as_many_as_asked_for_or_all(tmp_path: Pat
         out = tmp_path / f"out{count}"
         run("shard", *sample.argv, *options, "--out", out, "--workers", 1)
         assert [row["captions"] for row in read_rows(out)] == [phrases[:count]]
+
+
+def test_an_answer_is_frequent_as_often_as_for_training() -> None:
+    assert Task().answer_minimum == MINIMUM
 
 
 def test_annotations_of_another_kind_are_one_sentence(tmp_path: Path, fails: Callable[..., str]) -> None:
