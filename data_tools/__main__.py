@@ -10,6 +10,9 @@ import traceback
 from data_tools import commands, commands_tools
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
+from mvlm.runtime.log import logger
+
+log = logger("data_tools")
 
 EXAMPLES = """examples:
   python -m data_tools shard folder photos/ --out shards/photos
@@ -54,13 +57,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except UserError as error:
-        print(*error.sentences, sep="\n", file=sys.stderr)
+        for sentence in error.sentences:
+            log.error(sentence)
         return error.exit_code
     except OSError as error:
-        print(f"{error}: check that file and its disk.", file=sys.stderr)
+        log.error(f"{error}: check that file and its disk.")
         return ExitCode.MISTAKE
     except KeyboardInterrupt:
-        print("Interrupted: the same command again resumes; nothing half-written looks complete.", file=sys.stderr)
+        log.error("Interrupted: the same command again resumes; nothing half-written looks complete.")
         return ExitCode.INTERRUPTED
     except Exception:
         traceback.print_exc()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +18,11 @@ from data_tools.progress import progress
 from data_tools.reshape.retry import only_retry, read_origin, retry
 from data_tools.sharding import shard as shard_records
 from data_tools.store.disk import write_output
+from mvlm.data.samples.bpe import train_bpe
 from mvlm.data.shards.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
+from mvlm.runtime.log import logger
 
 
 def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -58,7 +59,7 @@ def shard_source(arguments: argparse.Namespace) -> int:
         found = shard_records(source, arguments.out, options, advance)
         print(found.summary())
     if found.warning():
-        print(found.warning(), file=sys.stderr)
+        logger("data_tools").warning(found.warning())
     return 0
 
 
@@ -90,13 +91,11 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
 
 
 def tokenizer(arguments: argparse.Namespace) -> int:
-    from mvlm.data.samples.tokenizer import train_tokenizer  # seconds to import, and no other command needs it
-
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already: delete it or give another --out.")
-    trained = train_tokenizer(_texts(arguments.shards), arguments.vocab)
-    write_output(arguments.out, trained.backend_tokenizer.to_str(pretty=True) + "\n")
-    print(f"{arguments.out}: {len(trained):,} tokens")
+    trained = train_bpe(_texts(arguments.shards), arguments.vocab)
+    write_output(arguments.out, trained.to_str(pretty=True) + "\n")
+    print(f"{arguments.out}: {trained.get_vocab_size():,} tokens")
     return 0
 
 

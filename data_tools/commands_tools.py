@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from data_tools.synth.records import records
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
+from mvlm.runtime.log import logger
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -177,7 +177,7 @@ def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
         for problem in problems(folder, arguments.workers, advance, arguments.images):
             found.append(str(problem))
             if not arguments.json:
-                print(problem, file=sys.stderr)
+                logger("data_tools").error(problem)
     sampled = arguments.images is not None and arguments.images < manifest.rows
     decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
     outcome = f"{len(found):,} problems" if found else "sound"

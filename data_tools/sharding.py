@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from data_tools.store.destination import open_store
 from data_tools.store.store import Finished, Store
 from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, read_manifest
 from mvlm.errors import UserError
+from mvlm.runtime.log import logger
 from mvlm.runtime.storage import write_durably
 
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
@@ -87,7 +87,7 @@ def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
 
 
 def _afresh(store: Store, out: Path | str, reason: str) -> list[State]:
-    print(f"The run of {out} that was killed {reason}: starting afresh.", file=sys.stderr)
+    logger("data_tools").warning(f"The run of {out} that was killed {reason}: starting afresh.")
     store.restart()
     return []
 

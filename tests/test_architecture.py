@@ -97,7 +97,6 @@ OPTIONAL = {
 IMPORTED_LATE = {
     "mvlm/check/machine/": "the doctor tries whether each can be imported at all",
     "mvlm/cli/": "a command imports what it needs when it is asked for",
-    "data_tools/commands.py": "the same",
     "mvlm/training/engine.py": "DeepSpeed takes seconds, after which a mistake in a file would be told",
     "mvlm/training/zero/": "the same",
     "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",
@@ -127,7 +126,7 @@ WHOLE_CONFIG = (
 DATA_TOOLS_MAY = {
     "mvlm.data.images",
     "mvlm.data.samples.answers",
-    "mvlm.data.samples.tokenizer",
+    "mvlm.data.samples.bpe",
     "mvlm.data.shards",
     "mvlm.errors",
     "mvlm.runtime",
@@ -276,6 +275,7 @@ def test_the_check_finds_a_circle() -> None:
         ("mvlm/data/shards/new.py", "from mvlm.data.loading import order", "mvlm.data.loading.order"),
         ("data_tools/new.py", "from mvlm.data.samples.pairs import PairDataset", "mvlm.data.samples.pairs.PairDataset"),
         ("data_tools/new.py", "from mvlm.data.loading import loader", "mvlm.data.loading.loader"),
+        ("data_tools/new.py", "from mvlm.data.samples import tokenizer", "mvlm.data.samples.tokenizer"),
         ("cluster/new.py", "from mvlm.config.schema import Run", "mvlm.config.schema.Run"),
         ("cluster/new.py", "from mvlm.runtime import dist", "mvlm.runtime.dist"),
     ],

@@ -14,8 +14,8 @@ from mvlm.batch import Batch
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.data.loading.collate import collate_pairs
+from mvlm.data.samples.bpe import SPECIAL_TOKENS
 from mvlm.data.samples.pairs import Pair
-from mvlm.data.samples.tokenizer import SPECIAL_TOKENS
 from mvlm.model.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
@@ -84,7 +84,7 @@ def build(size: Size) -> MaskVLM:
         pad_token="<pad>",
         mask_token="<mask>",
     )
-    return build_model(size.config, tokenizer)
+    return build_model(size.config.blueprint, tokenizer)
 
 
 def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int = SHORTEST) -> Batch:

@@ -7,7 +7,6 @@ The image is the member whose last extension is an image's. Captions come from `
 from __future__ import annotations
 
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, 
 from data_tools.record import Dropped, Record
 from mvlm.data.images.encoded import EXTENSIONS, OTHERS
 from mvlm.errors import UserError
+from mvlm.runtime.log import logger
 
 TEXT_EXTENSIONS = {"txt", "json"}
 CUT = "tar is cut short or damaged from here on"
@@ -94,14 +94,14 @@ class WebdatasetSource:
                         if not first or not last or last[1] not in EXTENSIONS:
                             continue
                         if stems.setdefault(hash(first[0]), hash(last[0])) != hash(last[0]):
-                            print(_told(path, member, first[0]), file=sys.stderr)
+                            logger("data_tools").warning(_warning(path, member, first[0]))
                             return up_to_last_dot
             except DAMAGE:
                 continue  # it is told of where it is met
         return up_to_first_dot
 
 
-def _told(path: Path, member: TarInfo, key: str) -> str:
+def _warning(path: Path, member: TarInfo, key: str) -> str:
     return (
         f"{path}: up to the first dot, where webdataset ends a key, {member.name!r} and another image are both "
         f"{key!r}: all keys of this source end at the last dot instead. Give --key-up-to to have either rule."

@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from mvlm.runtime.log import logger
 
 STATE = ".state"
 PLAN = f"{STATE}/plan.json"
@@ -45,10 +46,9 @@ class Store(ABC):
         """The states of an earlier run of the same plan, oldest first; those of another plan are removed."""
         if plan is None or self.plan() != plan:
             if self.states():
-                print(
+                logger("data_tools").warning(
                     f"The unfinished run of {self._out} was of another source, other options or another version: "
-                    "starting afresh.",
-                    file=sys.stderr,
+                    "starting afresh."
                 )
             self.restart()
         self._write(PLAN, json.dumps(plan).encode())

@@ -217,7 +217,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Pa
     words = [sys.executable, "-c", LIMITED, *argv, str(tmp_path / "out")]
     ended = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("No room to write")
+    assert ended.stderr.startswith("data_tools: No room to write")
     assert "run the same command again" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

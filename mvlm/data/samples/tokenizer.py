@@ -7,17 +7,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from mvlm.data.samples.bpe import train_bpe
 from mvlm.errors import UserError
 from mvlm.runtime import hub
-
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-"""In the order of the first four ids of RoBERTa, whose mask token is the last of its vocabulary."""
-
-SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
-"""Every byte and special token has an id, so that no text is unknown."""
 
 ROLES = {
     "bos_token": ("<s>", "[CLS]"),
@@ -32,32 +27,8 @@ ROLES = {
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE of at most `vocab_size` tokens that writes `<s> caption </s>`, as RoBERTa's does.
-
-    Text is normalised to NFC and keeps its case. The same captions give the same tokenizer.
-
-    Raises:
-        UserError: `vocab_size` has no room for the bytes and special tokens.
-    """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise UserError(f"A vocabulary of {vocab_size} is too small: give {SMALLEST_VOCABULARY} tokens or more.")
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    # As RoBERTa's, the mask token takes the space before it, which a byte-level word carries itself.
-    special = [AddedToken(t, special=True, normalized=False, lstrip=t == "<mask>") for t in SPECIAL_TOKENS]
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(captions, trainer)
-    first, last = ((token, SPECIAL_TOKENS.index(token)) for token in ("<s>", "</s>"))
-    tokenizer.post_processor = processors.RobertaProcessing(last, first, trim_offsets=True, add_prefix_space=True)
-    return _with_roles(tokenizer)
+    """As `train_bpe`, for transformers."""
+    return _with_roles(train_bpe(captions, vocab_size))
 
 
 def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
