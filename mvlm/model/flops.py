@@ -7,6 +7,7 @@ second time in its backward pass.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mvlm.batch import Batch, apply
@@ -92,7 +94,7 @@ def without_values(
     is_fake = device != GPU or not model.text.packable
     with (
         _as_on_a_gpu(dtype) if device == GPU else nullcontext(),
-        FakeTensorMode(allow_non_fake_inputs=True) if is_fake else nullcontext(),
+        FakeTensorMode(allow_non_fake_inputs=True) if is_fake else _RememberedShapes(),
         _forgotten_constants(),
     ):
         copied = _copy(model, without_value)
@@ -102,6 +104,49 @@ def without_values(
         except (DataDependentOutputException, DynamicOutputShapeException):
             kind = model.text.settings.model_type
             raise UserError(f"A {kind!r} as model.text cannot be counted: its steps depend on what it reads.") from None
+
+
+class _RememberedShapes(TorchDispatchMode):
+    """Gives the results of an operation on tensors without values by those on the same shapes before.
+
+    torch works them out in Python, which for the equal blocks of a deep model takes most of the time of counting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layouts: dict[Any, Any] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not _makes_new(func):
+            return func(*args, **kwargs)
+        key = func, _described(args), _described(tuple(kwargs.items()))
+        try:
+            known = self._layouts.get(key)
+        except TypeError:  # something in it has no hash
+            return func(*args, **kwargs)
+        if known is None:
+            result = func(*args, **kwargs)
+            each = result if isinstance(result, tuple) else (result,)
+            if all(isinstance(one, Tensor) and one.is_meta for one in each):
+                self._layouts[key] = [(one.shape, one.stride(), one.dtype) for one in each], isinstance(result, tuple)
+            return result
+        layouts, several = known
+        made = [torch.empty_strided(shape, stride, dtype=dtype, device=GPU) for shape, stride, dtype in layouts]
+        return tuple(made) if several else made[0]
+
+
+@functools.cache
+def _makes_new(operation: Any) -> bool:
+    """Whether nothing that it returns shares memory with what it is given, and nothing of that is changed."""
+    schema = operation._schema
+    return not schema.is_mutable and all(result.alias_info is None for result in schema.returns)
+
+
+def _described(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return argument.shape, argument.stride(), argument.dtype, argument.device
+    return tuple(map(_described, argument)) if isinstance(argument, (tuple, list)) else argument
 
 
 def on_meta(model: M) -> M:
