@@ -75,13 +75,13 @@ class ShardReport:
     def summary(self) -> str:
         """A few lines for a person."""
         lines = [f"read {self.read:,} records, kept {self.kept:,} with {self.captions:,} captions"]
-        for told, what, counter in (
+        for verb, what, counter in (
             ("dropped", "records", self.dropped),
             ("dropped", "captions", self.dropped_captions),
             ("left unused", "files", self.unused),
         ):
             if counter:
-                lines.append(f"{told} {counter.total():,} {what}:")
+                lines.append(f"{verb} {counter.total():,} {what}:")
                 lines += [f"  {count:>9,}  {reason}" for reason, count in _by_count(counter)]
         if len(self.sources) > 1:
             lines.append("by source:")

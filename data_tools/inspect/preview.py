@@ -79,7 +79,7 @@ def _figure(row: dict[str, Any]) -> str:
 
 
 def _texts(value: Any) -> str:
-    """One <dd> a value; equal ones of a list are told once, with their number."""
+    """One <dd> a value; equal ones of a list are shown once, with their number."""
     values = [_text(item) for item in (value if isinstance(value, list) else [value])]
     numbers = {text: values.count(text) for text in values}
     return "".join(f"<dd>{escape(text)}{f' (×{times})' if times > 1 else ''}</dd>" for text, times in numbers.items())

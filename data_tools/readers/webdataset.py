@@ -97,7 +97,7 @@ class WebdatasetSource:
                             logger("data_tools").warning(_warning(path, member, first[0]))
                             return up_to_last_dot
             except DAMAGE:
-                continue  # it is told of where it is met
+                continue  # it is reported where it is met
         return up_to_first_dot
 
 

@@ -57,7 +57,7 @@ def prune(run: Path, newest: Path, config: Checkpoint, writer: Writer, held: Pat
 
 
 def make_way(folder: Path, writer: Writer) -> Path | None:
-    """Free a step's place: what the writer's chain saved there is to be deleted, anything else is set aside and told.
+    """Free a step's place: what the writer's chain saved there is to be deleted, anything else is set aside.
 
     Returns:
         Where the former lies now.

@@ -88,7 +88,7 @@ def evaluator(config: Config) -> Evaluator | None:
 
 
 def _read(args: argparse.Namespace) -> Config:
-    """The configuration; a wrong path or key is told here, before torch is imported, which takes seconds."""
+    """The configuration; a wrong path or key is reported here, before torch is imported, which takes seconds."""
     with uncollected():
         from mvlm.config.load import load_config, require_training_data
         from mvlm.data.shards.corpus import held_out, training_mixture

@@ -28,7 +28,7 @@ from mvlm.training.blocks import find_blocks
 from mvlm.training.parallelize import recompute_blocks
 
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
-"""Of a model, in the order in which they are told."""
+"""Of a model, in the order in which they are reported."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the launcher has told this process. Nothing is imported for it: a mistake is told before torch is there."""
+"""What the launcher has told this process. Nothing is imported for it: a mistake is reported before torch is there."""
 
 from __future__ import annotations
 

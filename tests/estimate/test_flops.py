@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.step.sizes import SIZES, build, make_batch
 from benchmarks.step.variants import PASSES, every_word, padded
 from mvlm.batch import Batch, apply
 from mvlm.estimate.count import FakeModel, FlopsByPart, synthetic_batch
 from mvlm.kernels.ops import OPS
-from mvlm.model.flops import flop_counter, without_values
+from mvlm.model.flops import _RememberedShapes, flop_counter, without_values
 from mvlm.model.maskvlm import MaskVLM
 from tests.conftest import ROOT
 
@@ -112,3 +114,31 @@ def test_the_papers_model_costs_what_its_table_says(by_rung: tuple[str, list[Cou
         expected |= {"cross_text": (15.9, 5.7), "image_decoder": (10.7, 9.4)}
         for part, (before, after) in expected.items():
             assert (naive[part], own[part]) == pytest.approx((before, after), rel=0.01), part
+
+
+class Computed(TorchDispatchMode):
+    """Names of the operations that reach torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_operation_on_the_same_shapes_is_worked_out_once() -> None:
+    with Computed() as computed, _RememberedShapes():
+        x_BCHW = torch.empty(2, 3, 8, 8, device="meta").to(memory_format=torch.channels_last)
+        scale, bias = torch.empty(8, device="meta"), torch.empty(8, device="meta", dtype=torch.float64)
+        results = [[x_BCHW * scale, *torch.max(x_BCHW, -1), x_BCHW * bias, x_BCHW + 1, x_BCHW + 2] for _ in range(3)]
+        views = [x_BCHW.flatten(2), x_BCHW.flatten(2)]
+        x_BCHW.add_(1).add_(1)
+    described = [[(each.shape, each.stride(), each.dtype) for each in result] for result in results]
+    assert described[0] == described[1] == described[2]
+    assert described[0][0][1] == x_BCHW.stride() and described[0][3][2] == torch.float64
+    assert len({id(each.untyped_storage()) for result in results for each in result}) == 18  # memory of its own
+    assert views[0].untyped_storage().data_ptr() == views[1].untyped_storage().data_ptr()
+    assert [computed.names.count(name) for name in ("mul.Tensor", "max.dim", "add.Tensor")] == [2, 1, 2]
+    assert computed.names.count("add_.Tensor") == 2
