@@ -29,7 +29,6 @@ class TrainingRun:
 
 
 HALF = ("coco_train", "cc3m_halves/half")
-VISION = "model.vision=deit_base_patch16_224.fb_in1k"  # of the pretraining recipes, whose weights it begins with
 ALBEF_LIKE = ("objectives.image=0", "objectives.text_mask_ratio=0.15")
 """ALBEF's objective on this model's layers (docs/claim.md)."""
 
@@ -54,11 +53,11 @@ def limited(name: str, share: int) -> TrainingRun:
 
 
 def on_flickr30k(start: str) -> TrainingRun:
-    return TrainingRun("retrieval_flickr30k", ("flickr30k_train",), start, "flickr30k_val", RECALL, (VISION,))
+    return TrainingRun("retrieval_flickr30k", ("flickr30k_train",), start, "flickr30k_val", RECALL)
 
 
 def fine_tuned(recipe: str, data: tuple[str, ...], validation: str = "", measure: str = "") -> TrainingRun:
-    return TrainingRun(recipe, data, "base_4m", validation, measure, (VISION,))
+    return TrainingRun(recipe, data, "base_4m", validation, measure)
 
 
 _LIMITED = {f"{name}_{share}": limited(name, share) for share in SHARES for name in LIMITED}

@@ -60,7 +60,7 @@ def test_the_commands_are_those_of_the_page_of_data_sets() -> None:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["base_4m", "ablation/all", "retrieval_coco", "retrieval_flickr30k", "nlvr2", "entailment"]
+    "recipe", ["base_4m", "ablation/all", "retrieval_coco", "retrieval_flickr30k", "vqa", "nlvr2", "entailment"]
 )
 def test_published_sizes_give_the_updates_of_the_page_of_the_method(recipe: str, tmp_path: Path) -> None:
     name = next(name for name, run in RUNS.items() if run.recipe == recipe)
