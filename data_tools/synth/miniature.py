@@ -27,7 +27,7 @@ from data_tools.synth.scenes import CELLS, Scene, describe, distinct_scenes, pic
 
 COCO = {"train": 64, "restval": 16, "val": 8, "test": 8}
 FLICKR30K = {"train": 48, "val": 8, "test": 8}
-VISUAL_GENOME, SBU, CC3M = 16, 16, 32
+VISUAL_GENOME, SBU, CC3M = 16, 16, 96
 VQA = {"train2014": 72, "val2014": 36, "test-dev2015": 18, "test2015": 36}
 """Questions; those of test-dev are the first of test's."""
 NLVR2 = {"train": 32, "dev": 16, "test1": 16}
@@ -182,14 +182,15 @@ def _nlvr2(folder: Path, seed: int) -> None:
     for split, number in NLVR2.items():
         lines = []
         for place, sample in enumerate(islice(samples, number)):
-            stem, directory = f"{split}-{place}-0", place % 3
+            block, at = divmod(place, 8)  # of two pairs of images and four sentences, each about both
+            stem, directory = f"{split}-{block}-{at % 2}", block % 3
             home = folder / "images" / split / (str(directory) if split == "train" else "")
             for side, scene in enumerate(sample.scenes):
                 _put(home / f"{stem}-img{side}.png", picture(scene))
             lines.append(
                 {"sentence": sample.columns["sentence"], "label": str(sample.columns["label"]), "writer": "60"}
                 | {"left_url": "https://a.example.org/0.png", "right_url": "https://a.example.org/1.png"}
-                | {"identifier": f"{stem}-0", "synset": "scene", "query": "scene"}
+                | {"identifier": f"{stem}-{at // 2}", "synset": "scene", "query": "scene"}
                 | ({"directory": directory} if split == "train" else {})
             )
         _put_lines(folder / f"{split}.json", lines)

@@ -64,7 +64,7 @@ class Workplace:
         return self.out / "runs" / (f"{name}-seed{seeds[-1]}" if seeds else name)
 
     def results(self, evaluation: Evaluation) -> Path:
-        return self.out / "results" / f"{self.run(evaluation.run).name}-{evaluation.data}.json"
+        return self.out / "results" / f"{self.run(evaluation.run).name}-{evaluation.data}-{evaluation.task}.json"
 
     def fill(self, words: Sequence[str]) -> list[str]:
         """The words of a corpus's command with the folders in their places."""

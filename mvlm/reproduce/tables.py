@@ -24,11 +24,6 @@ class Evaluation:
     data: str
     rerank: int = 0  # of retrieval
 
-    @property
-    def name(self) -> str:
-        """Of the file of its results."""
-        return f"{self.run}-{self.data}"
-
 
 @dataclass(frozen=True)
 class Cell:

@@ -49,7 +49,10 @@ def test_columns_are_those_of_to_pylist(corpora, task):
     mixture = opened(corpora, task)
     for number, row in enumerate(written(corpora[task])):
         content = mixture.row(number)
-        assert content.own == {field.name: row[field.name] for field in OWN_COLUMNS[task]}
+        own = {field.name: row[field.name] for field in OWN_COLUMNS[task]}
+        assert (content.own, str(content.own)) == (own, str(own)), (
+            "True, which is what answers are compared with, not 1"
+        )
         images = [(row["image"], row["crc32"])] + ([(row["image2"], row["crc32_2"])] if task == "nlvr2" else [])
         assert content.key == row["key"]
         assert [(bytes(encoded.data), encoded.crc32) for encoded in content.encoded] == images

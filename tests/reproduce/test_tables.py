@@ -123,7 +123,7 @@ def test_a_dry_run_counts_what_is_there_and_names_what_is_not(
         400,
         566_747,
     )
-    assert (found["cc3m"].rows, found["cc3m"].dropped) == (30, {"download failed (HTTP 404)": 2})
+    assert (found["cc3m"].rows, found["cc3m"].dropped) == (94, {"download failed (HTTP 404)": 2})
     assert (found["sbu"].rows, found["sbu"].dropped) == (15, {"image is missing": 1})
     assert (found["vqa_trainval"].rows, found["vqa_test_dev"].rows, found["vqa_test"].rows) == (108, 18, 36)
     assert found["vg_qa"].rows > 0 and found["vg"].pairs > 16

@@ -70,18 +70,22 @@ def test_a_table_is_made_resumed_and_keeps_its_best_epoch(execute: Execute, out:
     }
     assert set(scores) == {2, 4}, "32 sentences are two batches of 16, and the last step is evaluated too"
     best = min(scores, key=lambda step: (-scores[step], step))
-    tested = json.loads((out / "results/base_4m_nlvr2-nlvr2_test.json").read_text())
+    tested = json.loads((out / "results/base_4m_nlvr2-nlvr2_test-nlvr2.json").read_text())
     assert tested["step"] == best and tested["rows"] == 16
-    dev = json.loads((out / "results/base_4m_nlvr2-nlvr2_dev.json").read_text())
+    assert set(tested["by_kind"]) == {"True", "False"}, "the words that predictions are compared with"
+    dev = json.loads((out / "results/base_4m_nlvr2-nlvr2_dev-nlvr2.json").read_text())
     assert dev["accuracy"] == scores[best], "what is tested is what was evaluated while it trained"
     found = numbers(table, here)["accuracy"]
     assert found[OURS] == [100 * dev["accuracy"], 100 * tested["accuracy"]] and found["paper"] == [81.58, 81.98]
 
     ran.clear()
     assert run_chain(steps, count) == 0 and not ran, "all is done"
-    (out / "results/base_4m_nlvr2-nlvr2_test.json").unlink()
+    of_dev, of_test = (out / f"results/base_4m_nlvr2-nlvr2_{split}-nlvr2.json" for split in ("dev", "test"))
+    of_dev.write_text(json.dumps(dev | {"step": 6 - best}))  # of another epoch
+    of_test.unlink()
     assert run_chain(chain(table, here), count) == 0
-    assert ran == ["mvlm evaluate nlvr2"]
+    assert ran == ["mvlm evaluate nlvr2"] * 2
+    assert json.loads(of_dev.read_text()) == dev
 
 
 @pytest.mark.campaign

@@ -215,7 +215,7 @@ class ShardRows:
 
     def _number(self, kind: Any, first: int, at: int) -> int:
         if kind is _BITS:
-            return self._data[first + (at >> 3)] >> (at & 7) & 1
+            return bool(self._data[first + (at >> 3)] >> (at & 7) & 1)  # people read "True", and compare with that
         (value,) = kind.unpack_from(self._data, first + kind.size * at)
         return int(value)
 
