@@ -14,7 +14,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.reproduce.chain import chain, run_chain
 from mvlm.reproduce.results import OURS, numbers
-from mvlm.reproduce.steps import Workplace
+from mvlm.reproduce.steps import TrainStep, Workplace
 from mvlm.reproduce.tables import TABLES
 from mvlm.training.health.signals import SIGNALS
 from tests.training.conftest import read_metrics
@@ -86,6 +86,8 @@ def test_a_table_is_made_resumed_and_keeps_its_best_epoch(execute: Execute, out:
     assert run_chain(chain(table, here), count) == 0
     assert ran == ["mvlm evaluate nlvr2"] * 2
     assert json.loads(of_dev.read_text()) == dev
+    longer = TrainStep(place(out, "train.steps=5", "train.global_batch=16"), "base_4m")
+    assert not longer.is_done(), "it resumes where more updates are asked for"
 
 
 @pytest.mark.campaign
