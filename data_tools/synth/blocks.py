@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any, TypeVar
@@ -105,26 +105,22 @@ def numbered(blocks: Iterator[Block], name: str, count: int, seed: int) -> Itera
         yield SyntheticSample(sample.scenes, sample.columns, sample.group, f"{name}-{seed}-{number:07d}")
 
 
-class Fresh:
-    """Hands out blocks whose scenes no earlier block has."""
+def fresh(draws: Iterable[Callable[[], Block | None]]) -> Iterator[Block]:
+    """Of each the first block it gives that is not None and whose scenes no earlier block has.
 
-    def __init__(self) -> None:
-        self._used: set[Scene] = set()
-
-    def block(self, draw: Callable[[], Block | None]) -> Block:
-        """The first block `draw` gives that is not None and holds only new scenes.
-
-        Raises:
-            UserError: there is none to be found.
-        """
+    Raises:
+        UserError: there is none to be found.
+    """
+    used: set[Scene] = set()
+    for draw in draws:
         for _ in range(MAX_TRIES):
             block = draw()
-            if block is None:
-                continue
-            scenes = {scene for sample in block for scene in sample.scenes}
-            if self._used.isdisjoint(scenes):
-                self._used |= scenes
-                return block
-        raise UserError(
-            f"This world has too few distinct scenes for --count: {len(self._used):,} are used up; give a smaller one."
-        )
+            scenes = {scene for sample in block or () for scene in sample.scenes}
+            if block is not None and used.isdisjoint(scenes):
+                used |= scenes
+                yield block
+                break
+        else:
+            raise UserError(
+                f"This world has too few distinct scenes for --count: {len(used):,} are used up; give a smaller one."
+            )

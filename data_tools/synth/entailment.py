@@ -11,8 +11,10 @@ polarity, and training could stay where it tells what is covered and nothing els
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
 
-from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind, place
+from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, place
 from data_tools.synth.scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -25,13 +27,8 @@ SAYS = {  # what is said of a cell, and that it is not so; the blanks are colour
 
 def entailment(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows, in blocks of nine; all scenes of a block hold something held out, or none does."""
-    return numbered(_blocks(Dice(f"entailment/{seed}"), held_out), "entailment", count, seed)
-
-
-def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
-    fresh = Fresh()
-    while True:
-        yield fresh.block(lambda: _block(dice, held_out))
+    draw = partial(_block, Dice(f"entailment/{seed}"), held_out)
+    return numbered(fresh(repeat(draw)), "entailment", count, seed)
 
 
 def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:

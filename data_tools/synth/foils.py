@@ -7,8 +7,10 @@ exactly one of the two, so its chance is 1/2.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
 
-from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind, twin
+from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
 from data_tools.synth.scenes import Thing, describe
 
 ATTRIBUTES = ("colour", "shape")
@@ -16,13 +18,8 @@ ATTRIBUTES = ("colour", "shape")
 
 def foils(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows; both scenes of two such rows hold something held out, or neither does."""
-    return numbered(_blocks(Dice(f"foils/{seed}"), held_out), "foils", count, seed)
-
-
-def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
-    fresh = Fresh()
-    while True:
-        yield fresh.block(lambda: _block(dice, held_out))
+    draw = partial(_block, Dice(f"foils/{seed}"), held_out)
+    return numbered(fresh(repeat(draw)), "foils", count, seed)
 
 
 def _block(dice: Dice, held_out: frozenset[Thing]) -> Block | None:

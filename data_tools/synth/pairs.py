@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind
+from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind
 from data_tools.synth.scenes import COLOURS, SHAPES, THINGS, Scene, Thing
 
 Pair = tuple[Scene, Scene]
@@ -28,16 +28,15 @@ STATEMENTS_A_BLOCK = 2
 
 def pairs(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:
     """`count` rows, in blocks of eight; all scenes of a block hold something held out, or none does."""
-    return numbered(_blocks(Dice(f"pairs/{seed}"), held_out), "pairs", count, seed)
+    return numbered(fresh(_draws(Dice(f"pairs/{seed}"), held_out)), "pairs", count, seed)
 
 
-def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
-    fresh = Fresh()
+def _draws(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Callable[[], Block | None]]:
     while True:
         # Chosen before the scenes: statements that are seldom true must not become seldom made.
         statements = dice.sample(STATEMENTS, STATEMENTS_A_BLOCK)
         shown = sorted(held_out) if held_out and dice.coin() else []
-        yield fresh.block(partial(_block, statements, shown, dice, held_out))
+        yield partial(_block, statements, shown, dice, held_out)
 
 
 def _block(

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from data_tools.synth.blocks import Block, Dice, Fresh, SyntheticSample, numbered, one_kind, twin
+from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
 from data_tools.synth.scenes import CELLS, COLOURS, SHAPES, Scene, Thing
 
 OBJECTS = 3
@@ -34,11 +34,15 @@ def questions(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -
 
 
 def _blocks(dice: Dice, held_out: frozenset[Thing]) -> Iterator[Block]:
-    fresh, rows = Fresh(), Counter[str](dict.fromkeys(BLOCKS, 0))
-    while True:
-        behind = min(rows, key=lambda name: rows[name])
-        block = fresh.block(partial(BLOCKS[behind], dice, held_out))
-        rows[behind] += len(block)
+    rows = Counter[str](dict.fromkeys(BLOCKS, 0))
+
+    def draws() -> Iterator[Callable[[], Block | None]]:
+        while True:
+            behind = min(rows, key=lambda name: rows[name])
+            yield partial(BLOCKS[behind], dice, held_out)
+
+    for block in fresh(draws()):
+        rows[block[0].columns["question_type"]] += len(block)
         yield block
 
 
