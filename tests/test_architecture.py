@@ -97,7 +97,7 @@ OPTIONAL = {
 IMPORTED_LATE = {
     "mvlm/check/machine/": "the doctor tries whether each can be imported at all",
     "mvlm/cli/": "a command imports what it needs when it is asked for",
-    "mvlm/training/engine.py": "DeepSpeed takes seconds, after which a mistake in a file would be reported",
+    "mvlm/training/engine.py": "DeepSpeed settles its accelerator and log when it is imported, by the environment",
     "mvlm/training/zero/": "the same",
     "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",
 }
