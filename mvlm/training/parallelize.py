@@ -38,13 +38,13 @@ def parallelize(
     objectives: Objectives,
     seed: int,
 ) -> Engine:
-    """Freeze, exchange kernels, recompute, compile, and hand the model to ZeRO; all ranks must call.
+    """Freeze, exchange kernels, recompute, settle, compile, and hand the model to ZeRO; all ranks must call.
 
     Args:
         model: on the CPU, with its initial fp32 weights, equal on every rank.
         ds_config: as `zero.config.resolve` returns it.
-        settle: called before ZeRO has the model, when its passes are already what they will be; what it returns takes
-            the place of `ds_config`.
+        settle: called when the model's passes are what they will be but for the compiler; what it returns takes the
+            place of `ds_config`.
 
     Raises:
         UserError: a part to freeze, a kernel, the compiler or what ZeRO offloads with is not to be had.
@@ -53,10 +53,10 @@ def parallelize(
     settle_run(kernels)
     use_kernels(model)
     recompute_blocks(model, train.recompute)
-    if train.compile:
-        compile_blocks(model, ds_config["zero_optimization"]["stage"])
     if settle:
         ds_config = settle()
+    if train.compile:  # after `settle`, whose trials of many sizes would have the compiler make every size dynamic
+        compile_blocks(model, ds_config["zero_optimization"]["stage"])
     return Engine(model, optim, objectives, ds_config, train.ema, seed)
 
 

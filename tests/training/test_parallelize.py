@@ -29,3 +29,20 @@ def test_all_is_applied_before_zero_has_the_model(one_rank: None, scenes: Path) 
     assert seen == {"trained": False, "recomputed": [False] + [True] * (blocks - 1), "kernels": True, "sharded": False}
     assert all(hasattr(parameter, "ds_numel") for parameter in engine.model.parameters())
     assert engine.ds_config["gradient_clipping"] == 0.25
+
+
+def test_what_is_tried_of_the_model_is_tried_before_the_compiler_has_it(one_rank: None, scenes: Path) -> None:
+    """It would take the sizes of the trials for sizes that change, and compile for any."""
+    config = configuration(str(scenes), 16, ["train.compile=true"])
+    model, _ = built(config, 0, 1)
+    plain = {type(block).forward for block in find_blocks(model)}
+
+    def are_compiled() -> set[bool]:
+        return {getattr(block.forward, "__func__", None) not in plain for block in find_blocks(model)}
+
+    def settle(ds_config: dict[str, Any]) -> dict[str, Any]:
+        assert are_compiled() == {False}
+        return ds_config
+
+    engine_of(model, config, {"zero_optimization": {"stage": 1}}, 1, settle)
+    assert are_compiled() == {True}
