@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -31,6 +32,12 @@ def apex(part: str) -> str | None:
         if reason := _import(module):
             return APEX_SOURCE if isinstance(reason, ModuleNotFoundError) else f"{module}: {_first_line(reason)}"
     return cuda()
+
+
+@cache
+def deepspeed() -> str | None:
+    """DeepSpeed, looked for and not imported, which takes seconds. Where no run is to start it may be missing."""
+    return None if find_spec("deepspeed") else "deepspeed is not installed"
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import torch
@@ -39,3 +40,12 @@ def test_it_follows_a_run_and_refuses_what_cannot_be() -> None:
     assert done.stderr.splitlines()[-1] == (
         "mvlm: kernels.attention = 'flash' is not known: choose auto, fp32, products, sdpa."
     )
+
+
+def test_it_needs_no_deepspeed() -> None:
+    """As on a machine where kernels are tried before anything is installed."""
+    absent = "import sys; sys.modules['deepspeed'] = None; from mvlm.__main__ import main; sys.exit(main(['kernels']))"
+    done = run_command([sys.executable, "-c", absent])
+    assert done.returncode == 0, done.stderr
+    assert "optimizer: torch\n" in done.stdout
+    assert "  deepspeed\n    not taken: deepspeed is not installed\n" in done.stdout
