@@ -11,12 +11,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 
-SUM_TILE = {"ROWS": 32, "COLUMNS": 32, "CHUNK": 32}
-GRADIENT_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 32}
+from mvlm.kernels.triton_operators import triton_op, wrap_triton
+
+SUM_TILE = {"ROWS": 32, "COLUMNS": 32, "CHUNK": 16}
+GRADIENT_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
 """Own rows and others of a tile, and columns of features at a time: the most that registers hold on sm_80 and sm_90,
-where larger ones spill."""
+with and without ids, compiled by Triton 3.6 and 3.9; larger ones spill."""
 GRADIENT_WARPS = 8
 
 PROGRAMS = 256

@@ -7,9 +7,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
 
 from mvlm.kernels.contrastive_triton import products
+from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
 TILE = {"TILE": 16, "CHUNK": 32}
 """Rows and candidates at a time, the fewest that `tl.dot` takes, for groups are small; and columns of features."""

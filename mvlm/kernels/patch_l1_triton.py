@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import triton_op, wrap_triton
+
+from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
 
 @triton.jit

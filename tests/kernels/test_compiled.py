@@ -36,9 +36,16 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "log-sum-exp": (contrastive_triton.sum_row_exps, contrastive_triton.SUM_TILE, {}),
     "contrastive gradient": (contrastive_triton.sum_weighted, WIDEST_GRADIENT, {}),
     "negatives": (negatives_triton.draw, {"UNIFORM": False, **negatives_triton.TILE}, {"results": "*i64"}),
+    "negatives, uniform": (negatives_triton.draw, {"UNIFORM": True, **negatives_triton.TILE}, {"results": "*i64"}),
+}
+WITH_IDS = ("log-sum-exp", "contrastive gradient", "negatives")
+KERNELS |= {
+    f"{name}, no ids": (kernel, {**constants, "ids": None}, types)
+    for name, (kernel, constants, types) in KERNELS.items()
+    if name in WITH_IDS
 }
 WARPS = dict.fromkeys(("patch", "patch, gradient"), patch_l1_triton.warps(patch_l1.LARGEST))
-WARPS["contrastive gradient"] = contrastive_triton.GRADIENT_WARPS
+WARPS |= {name: contrastive_triton.GRADIENT_WARPS for name in KERNELS if name.startswith("contrastive gradient")}
 
 
 @pytest.mark.parametrize("aligned", [False, True])
