@@ -205,12 +205,14 @@ class Layout:
 
 def split(x_BTD: Tensor, slices: list[slice]) -> list[Tensor]:
     """Slices of each sequence; where they make up all of it, by one operation: a slice's gradient is as long as it."""
-    bounds = [part.indices(x_BTD.shape[1]) for part in slices]
-    ends = [0, *(end for _, end, _ in bounds)]
-    if len(slices) == 1 and ends[-1] - bounds[0][0] == x_BTD.shape[1]:
+    length = x_BTD.shape[1]
+    # Not by slice.indices, which torch 2.11's compiler does not know: it would end its graph here.
+    bounds = [(part.start or 0, length if part.stop is None else part.stop) for part in slices]
+    ends = [0, *(end for _, end in bounds)]
+    if len(slices) == 1 and bounds == [(0, length)]:
         return [x_BTD]
-    if [start for start, _, _ in bounds] == ends[:-1] and ends[-1] == x_BTD.shape[1]:
-        return list(x_BTD.split([end - start for start, end, _ in bounds], dim=1))
+    if [start for start, _ in bounds] == ends[:-1] and ends[-1] == length:
+        return list(x_BTD.split([end - start for start, end in bounds], dim=1))
     return [x_BTD[:, part] for part in slices]
 
 
