@@ -2,6 +2,7 @@
 
 Shape legend, used as name suffixes everywhere:
     B pairs in the micro-batch    G pairs in the global batch       K candidates in an ITM group
+    U pairs or tokens of others that own ones are compared with
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M masked patches or masked tokens
@@ -103,14 +104,24 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class GatheredFeatures:
-    """The features of the whole global batch, as one micro-batch's contrastive loss needs them; without gradient."""
+class Contrast:
+    """ITC over the global batch as one of its parts needs to see it, and its gradients, all fp32 and without graph."""
 
-    image_GE: Tensor  # unit length
-    text_GE: Tensor  # unit length
-    ids_G2: Tensor | None  # int64 image and caption; None where pairs that share one are negatives all the same
-    lse_G2: Tensor  # fp32 log-sum-exp over the similarities of each image with all texts, of each text with all images
-    temperature_gradient: Tensor  # fp32 scalar, of the sum over the G pairs
+    loss_B: Tensor  # of each own pair
+    at_image_BE: Tensor  # the gradient, at the own features, of the sum over the G pairs
+    at_text_BE: Tensor
+    at_temperature: Tensor  # scalar, of that sum
+    at_bias: Tensor | None  # scalar, of that sum; None = softmax, which has no bias
+    pairs: int  # G
+
+    def split(self, parts: int) -> list[Contrast]:
+        """Of pairs that are equally many in each part, in their order."""
+        size = len(self.loss_B) // parts
+        rows = zip(self.loss_B.split(size), self.at_image_BE.split(size), self.at_text_BE.split(size), strict=True)
+        return [
+            replace(self, loss_B=loss_B, at_image_BE=at_image_BE, at_text_BE=at_text_BE)
+            for loss_B, at_image_BE, at_text_BE in rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,7 @@ class GlobalBatch:
     is its gradient.
     """
 
-    gather: Callable[[Encoded, Tensor], GatheredFeatures]  # own features and the temperature -> those of everybody
-    start: int  # where the micro-batch's own pairs begin in the global batch
+    contrast: Callable[[Encoded, Tensor, Tensor | None], Contrast]  # of own features, temperature and bias
     parts: int  # micro-batches in the global batch
     masked_tokens: Tensor  # scalar, in the whole global batch
     masked_patches: Tensor  # scalar, in the whole global batch

@@ -36,7 +36,17 @@ MAY_IMPORT: dict[str, set[str]] = {
         "training",
     },
     "mvlm.evaluate": {"batch", "config", "data", "evaluate", "model", "pretrained", "runtime"},
-    "mvlm.estimate": {"batch", "config", "data", "estimate", "model", "pretrained", "runtime.live_memory", "training"},
+    "mvlm.estimate": {
+        "batch",
+        "config",
+        "data",
+        "estimate",
+        "kernels.contrastive",
+        "model",
+        "pretrained",
+        "runtime.live_memory",
+        "training",
+    },
     "mvlm.check": {"check", "checkpoint", "config", "data", "kernels", "model", "pretrained", "runtime", "training"},
     "mvlm.predict": {"data", "evaluate", "model", "predict", "pretrained"},
     "mvlm.search": {"data", "evaluate", "model", "pretrained", "search"},
@@ -76,7 +86,12 @@ ONLY_IN = {
         "mvlm/training/zero/offload.py",
         "mvlm/training/zero/state.py",
     },
-    "torch.distributed": {"mvlm/training/engine.py", "mvlm/runtime/dist.py", "mvlm/runtime/rendezvous.py"},
+    "torch.distributed": {
+        "mvlm/training/engine.py",
+        "mvlm/runtime/dist.py",
+        "mvlm/runtime/rendezvous.py",
+        "mvlm/runtime/ring.py",
+    },
 }
 OPTIONAL = {
     "apex",

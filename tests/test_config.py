@@ -67,6 +67,7 @@ DECISIONS = {
     "model.classifier_init": "auto",
     "objectives.normalized_targets": False,
     # contrast
+    "objectives.contrastive": "softmax",
     "objectives.exclude_duplicates": True,
     # matching
     "objectives.itm_negatives": "hard",
@@ -116,6 +117,14 @@ def test_a_decision_of_ours_is_a_default_that_says_so(name: str) -> None:
     assert getattr(getattr(Config(), table), key) == DECISIONS[name]
     if name != "objectives.image_mask_block":  # the paper's 32 pixels; ours is counting it in patches
         assert re.search(rf"^    {key}: .*\(D\)$", SOURCE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("word", ["temperature=0.1", "temperature_min=0.01", "temperature_max=0.4"])
+def test_the_sigmoid_has_a_scale_of_its_own(word: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text("[objectives]\ncontrastive = 'sigmoid'\n")
+    assert load_config(tmp_path / "run.toml").objectives.contrastive == "sigmoid"
+    with pytest.raises(UserError, match=rf"model\.{word.split('=')[0]} is .*: it must be left out where objectives"):
+        load_config(tmp_path / "run.toml", [f"model.{word}"])
 
 
 def test_every_default_marked_as_ours_is_listed_here() -> None:

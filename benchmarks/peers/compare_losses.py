@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.batch import Encoded, GlobalBatch
-from mvlm.model.losses.itc import gather_features, itc_loss
+from mvlm.model.losses.itc import contrast_pairs, itc_loss
 from mvlm.model.losses.itm import hard_negatives, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.vision import VisionEncoder
@@ -185,9 +185,8 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
-    whole = gather_features([pairs], [0], inputs.temperature, exclude_duplicates=True)
-    counts = torch.ones(3)
-    ours_itc = itc_loss(pairs, inputs.temperature, GlobalBatch(lambda own, temperature: whole, 0, 1, *counts))
+    alone = GlobalBatch(lambda *own: contrast_pairs(*own, exclude_duplicates=True), 1, *torch.ones(3))
+    ours_itc = itc_loss(pairs, inputs.temperature, None, alone)
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier
         for text, valid, image in (

@@ -103,9 +103,7 @@ def compare(case: Case) -> Compared:
     zero = Zero.of(resolved)
     moments = fake.moments_of(case.pairs, zero.element, config.train.recompute)
     held = states(fake.total, zero, 1, case.accumulation)
-    planned = peak(
-        moments, held, contrastive_bytes(config.objectives, config.train.global_batch, case.pairs), case.pairs
-    )
+    planned = peak(moments, held, contrastive_bytes(fake, config.train.global_batch, 1), case.pairs)
     flops = sum(fake.flops().step.values()) * case.pairs * case.accumulation
     return Compared(planned.total, measured, flops, counted)
 

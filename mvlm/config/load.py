@@ -44,6 +44,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "data.patience": 0.0,
     "data.epoch": "images",
     "data.randaugment_kind": "same_hue",
+    "objectives.contrastive": "softmax",
     "objectives.reconstruct_from": "other",
     "kernels.fusion": "auto",
     "kernels.views": "auto",

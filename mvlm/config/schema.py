@@ -60,7 +60,7 @@ class Model:
     cross_init_std: float = 0.02  # of new linear layers, random initialisation (D)
     dropout: float = 0.0  # everywhere; another micro-batch (as with another number of ranks) drops something else (D)
     contrastive_width: int = 256  # of the features that ITC compares (R)
-    temperature: float = 0.07  # initial value of the learned temperature (R)
+    temperature: float = 0.07  # initial value of the softmax's learned temperature (R)
     temperature_min: float = 0.001  # lower bound of the temperature (R)
     temperature_max: float = 0.5  # upper bound of the temperature (R)
     tie_classifier: bool = False  # the MLM head's weight is the text encoder's embedding (D)
@@ -88,6 +88,7 @@ class Objectives:
     normalized_targets: bool = False  # standardise each patch of the pixel target (D)
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
     exclude_duplicates: bool = True  # pairs of the same image or caption are not ITC/ITM negatives of each other (D)
+    contrastive: Literal["softmax", "sigmoid"] = "softmax"  # ITC's loss: sigmoid as SigLIP, learned scale and bias (D)
     itm_group: int = 16  # consecutive positions among which ITM negatives are sampled (D)
     itm_negatives: Literal["hard", "uniform"] = "hard"  # sampled by similarity, or uniformly (D)
 
@@ -169,7 +170,7 @@ class Kernels:
     layer_norm: str = "auto"  # of every block
     packed_attention: str = "auto"  # of texts packed without padding
     patch_l1: str = "auto"  # of masked patches with the image
-    log_sum_exps: str = "auto"  # over the global batch's similarities
+    log_sum_exps: str = "auto"  # over the similarities of own pairs with others
     contrastive: str = "auto"  # a micro-batch's share of ITC
     negatives: str = "auto"  # sampling ITM's negatives
     optimizer: str = "auto"  # AdamW

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Config, Model
 from mvlm.errors import Mistakes
 
 LAST_STEP = 99_999_999
 """That the name of a checkpoint's folder has room for."""
 
+SIGMOID_HAS_ITS_OWN = "left out where objectives.contrastive = 'sigmoid', whose scale begins at 10 and has no bounds"
 AT_LEAST_ONE = {
     "objectives": ("text_mask_minimum", "image_mask_block"),
     "model": ("cross_depth", "decoder_depth", "cross_heads", "contrastive_width", "image_size"),
@@ -67,6 +68,9 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(0 < lowest <= highest < math.inf, "model.temperature_min", "above 0 and at most temperature_max")
     inside = lowest <= model.temperature <= highest
     require(inside, "model.temperature", "between temperature_min and temperature_max")
+    if objectives.contrastive == "sigmoid":
+        for field in ("temperature", "temperature_min", "temperature_max"):
+            require(getattr(model, field) == getattr(Model(), field), f"model.{field}", SIGMOID_HAS_ITS_OWN)
     require(0 <= model.dropout < 1, "model.dropout", "at least 0 and below 1")
     require(data.text_length >= 3, "data.text_length", "3 or more")
     require(all(0 < weight < math.inf for weight in data.weights), "data.weights", "numbers above 0")

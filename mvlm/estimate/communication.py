@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from mvlm.estimate.cards import Card
 from mvlm.estimate.count import FakeModel
+from mvlm.training.contrast import uses_ring
 from mvlm.training.zero.memory import FP32, Zero
 
 ACHIEVED = 0.8
@@ -84,6 +85,16 @@ class Fabric:
         ]
         return min(*rings, *(self._tree(p, moved, times) for p in PROTOCOLS))
 
+    def circulate(self, count: float, rounds: int) -> float:
+        """Seconds in which `count` bytes in all go from rank to rank, each waiting for the one before it.
+
+        Between two nodes a single pair of GPUs has to do with it, and its adapter alone.
+        """
+        base, nvlink, pci, net = PROTOCOLS[-1].ring
+        hop = net if self.nodes > 1 else nvlink if self.card.nvlink else pci
+        bandwidth = ACHIEVED * min(self.card.link, self.card.network if self.nodes > 1 else math.inf)
+        return rounds * (self.ranks - 1) * (base + hop) * MICRO + count * (self.ranks - 1) / self.ranks / bandwidth
+
     def _ring(self, protocol: Protocol, hops: int, between: int, moved: float, times: int) -> float:
         base, nvlink, pci, net = protocol.ring
         hop = nvlink if self.card.nvlink else pci
@@ -144,7 +155,8 @@ def step_time(
     """
     weights = model.total * zero.element
     buckets = math.ceil(model.total / zero.reduce_bucket)
-    features = fabric.gather(_features(model, fabric.ranks * accumulation * pairs), times=3)
+    contrast = contrast_of(model, fabric, fabric.ranks * accumulation * pairs)
+    features = contrast.seconds
     hidden = backward if zero.overlap else 0.0
     if zero.stage == 3:
         pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
@@ -162,7 +174,7 @@ def step_time(
         communication = times * reduced + gathered + features
         exposed = times * _shown(reduced, buckets, hidden) + gathered + features
         sent = float(weights) * (2 * times + (1 if zero.stage else 0))
-    sent += _features(model, fabric.ranks * accumulation * pairs)
+    sent += contrast.sent
     if fabric.ranks == 1:
         sent = 0.0
     update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
@@ -175,8 +187,35 @@ def _shown(seconds: float, pieces: int, hidden: float) -> float:
     return alone + max(0.0, seconds - alone - hidden)
 
 
-def _features(model: FakeModel, pairs: int) -> float:
-    """Bytes of everybody's contrastive features, log-sum-exps and identities (mvlm/model/losses/itc.py)."""
-    if not model.objectives.itc:
-        return 0.0
-    return pairs * (2 * model.contrastive_width * FP32 + 2 * FP32 + 16.0)
+@dataclass(frozen=True)
+class ContrastExchange:
+    """What ITC exchanges in a step (mvlm/model/losses/itc.py).
+
+    Attributes:
+        by: "ring", "gather", or "nothing" where there is no ITC or no other rank.
+        sent: bytes that a rank takes part in moving: features and identities, and log-sum-exps of the softmax, for
+            which a ring goes round twice.
+        seconds: of that, as if no computing hid it.
+    """
+
+    by: str
+    sent: float
+    seconds: float
+
+
+def contrast_of(model: FakeModel, fabric: Fabric, pairs: int) -> ContrastExchange:
+    """Of a global batch of `pairs`."""
+    if not model.objectives.itc or fabric.ranks == 1:
+        return ContrastExchange("nothing", 0.0, 0.0)
+    features, is_softmax = pairs * feature_bytes(model.contrastive_width), model.objectives.contrastive == "softmax"
+    more = pairs * 2.0 * FP32 if is_softmax else 0.0
+    if uses_ring(pairs, fabric.ranks):
+        rounds = 1 + is_softmax
+        sent = rounds * features + more
+        return ContrastExchange("ring", sent, fabric.circulate(sent, rounds))
+    return ContrastExchange("gather", features + more, fabric.gather(features + more, times=3))
+
+
+def feature_bytes(width: int) -> float:
+    """Of a pair's contrastive features and identities."""
+    return 2.0 * width * FP32 + 16.0

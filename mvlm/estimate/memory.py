@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mvlm.config.schema import Objectives
-from mvlm.estimate.count import Moments
-from mvlm.training.zero.memory import States
+from mvlm.estimate.communication import feature_bytes
+from mvlm.estimate.count import FakeModel, Moments
+from mvlm.kernels.contrastive import AT_ONCE, PAYS
+from mvlm.training.contrast import uses_ring
+from mvlm.training.zero.memory import FP32, States
 
 CONTRASTIVE_BYTES = 25
-"""Of each similarity of a micro-batch with the global batch, at most at once: the gradient's matrices in fp32
-(mvlm/kernels/contrastive.py)."""
-STREAMED_FROM = 65_536
-"""Global batch from which a GPU keeps no similarities."""
+"""Of each similarity that is there at once: the gradient's matrices in fp32 (mvlm/kernels/contrastive.py)."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class Memory:
     Attributes:
         weights, gradients, optimizer: of the model, as ZeRO leaves them to a rank.
         activations: kept for backward.
-        contrastive: similarities of the micro-batch with the global batch: alive for a moment between the backward
-            passes of the cross encoders and the encoders, and counted at every moment but the update's.
+        contrastive: features of others, similarities with them and gradients at the own ones: alive for a moment
+            between the encoders and the cross encoders, and counted at every moment but the update's.
         scratch: what is there for a moment: gradients of activations, blocks computed again, and the buckets of
             reduction.
         moment: which it is: "forward", "backward" or "update".
@@ -42,9 +41,18 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.activations + self.contrastive + self.scratch
 
 
-def contrastive_bytes(objectives: Objectives, whole: int, pairs: int) -> float:
-    """Of the similarities of a micro-batch of `pairs` with a global batch of `whole`, in the backward pass."""
-    return 0.0 if whole >= STREAMED_FROM or not objectives.itc else float(CONTRASTIVE_BYTES * pairs * whole)
+def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
+    """Of ITC between a rank's `share` of the global batch and the block of others that it holds at once.
+
+    Everybody's features are one block where they are gathered; a ring holds three, each of one rank's.
+    """
+    if not model.objectives.itc:
+        return 0.0
+    ring = uses_ring(share * ranks, ranks)
+    block, blocks = (share, 3) if ring else (share * ranks, 1)
+    similarities = 0 if block >= PAYS else min(share * block, max(AT_ONCE, block))
+    gradients = 2 * share * model.contrastive_width * FP32
+    return float(CONTRASTIVE_BYTES * similarities + gradients + blocks * block * feature_bytes(model.contrastive_width))
 
 
 def peak(moments: Moments, states: States, similarities: float, pairs: int) -> Memory:

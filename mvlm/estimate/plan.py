@@ -9,7 +9,7 @@ from typing import Any
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.estimate.cards import USABLE, Card
-from mvlm.estimate.communication import Fabric, Step, step_time
+from mvlm.estimate.communication import ContrastExchange, Fabric, Step, contrast_of, step_time
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.encoders import build_without_weights
 from mvlm.estimate.memory import Memory, contrastive_bytes, peak
@@ -98,8 +98,8 @@ class Planner:
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
         held = states(self.model.total, zero, self.ranks, accumulation)
-        similarities = contrastive_bytes(self.config.objectives, self.config.train.global_batch, pairs)
-        return peak(self.moments, held, similarities, pairs)
+        contrastive = contrastive_bytes(self.model, pairs * accumulation, self.ranks)
+        return peak(self.moments, held, contrastive, pairs)
 
     def fits(self, zero: Zero, pairs: int) -> bool:
         return self.memory(zero, pairs).total <= self.room
@@ -128,6 +128,11 @@ class Planner:
         fabric = Fabric(self.request.card, ranks, min(self.request.per_node, ranks))
         seconds = forward * pairs / speed, backward * pairs / speed
         return step_time(self.model, zero, fabric, *seconds, accumulation, pairs)
+
+    def contrast(self) -> ContrastExchange:
+        """What ITC exchanges in a step of this plan."""
+        fabric = Fabric(self.request.card, self.ranks, min(self.request.per_node, self.ranks))
+        return contrast_of(self.model, fabric, self.config.train.global_batch)
 
     def _recomputed(self) -> float:
         """The share of the forward pass that backward computes again."""

@@ -13,7 +13,7 @@ SCALES = (8, 64, 512, 4096)
 
 GB = 1e9
 KINDS = ("weights", "gradients", "optimizer", "activations", "contrastive", "scratch")
-KIND_NAMES = {"contrastive": "contrastive logits", "scratch": "temporary"}
+KIND_NAMES = {"contrastive": "contrast", "scratch": "temporary"}
 
 
 def as_json(planner: Planner) -> dict[str, Any]:
@@ -46,6 +46,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
         "mfu": request.mfu,
         "pairs_per_s": pairs_per_s,
         "step_seconds": vars(step) | {"total": step.seconds},
+        "contrast": vars(planner.contrast()),
         "steps": steps,
         "epochs": steps * config.train.global_batch / request.corpus,
         "hours": seconds / 3600,
@@ -90,6 +91,7 @@ def as_text(plan: dict[str, Any]) -> str:
         f"a step         {step['total'] * 1e3:,.1f} ms: computing {step['compute'] * 1e3:,.1f} at "
         f"{plan['mfu'] * 100:.0f} % MFU, update {step['update'] * 1e3:,.1f}, communication "
         f"{step['communication'] * 1e3:,.1f} of which {step['exposed'] * 1e3:,.1f} shows",
+        *_contrast(plan["contrast"]),
         f"pairs/s        {plan['pairs_per_s']:,.0f}",
         f"the run        {plan['steps']:,} steps, {plan['epochs']:.3g} epochs: {plan['hours']:,.1f} hours, "
         f"{plan['gpu_hours']:,.0f} GPU-hours",
@@ -103,6 +105,14 @@ def as_text(plan: dict[str, Any]) -> str:
 
 def _gigabytes(value: float) -> str:
     return "  < 0.01" if 0 < value < 0.005 * GB else f"{value / GB:8.2f}"
+
+
+def _contrast(exchange: dict[str, Any]) -> list[str]:
+    if exchange["by"] == "nothing":
+        return []
+    how = "an all-gather" if exchange["by"] == "gather" else "a ring"
+    sent, seconds = exchange["sent"] / 1e6, exchange["seconds"] * 1e3
+    return [f"contrast       features by {how}: {sent:,.1f} MB through each GPU, {seconds:,.2f} ms of communication"]
 
 
 def _parts(values: dict[str, float], unit: float, digits: int) -> str:

@@ -69,6 +69,7 @@ def export_dual(run: Path, out: Path, form: str) -> None:
     with whole_folder(out) as temporary, torch.no_grad():
         _write_checked(ImageFeatures(loaded.model), _images(loaded), write, temporary / f"image.{suffix}")
         _write_checked(TextFeatures(loaded.model), _texts(loaded), write, temporary / f"text.{suffix}")
+        temperature, bias = loaded.model.contrastive_scale()
         tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"))
         inputs = {
             "pixel_values": "uint8 [B, 3, H, W], RGB, resized whole by an antialiased bicubic; normalised within",
@@ -77,7 +78,8 @@ def export_dual(run: Path, out: Path, form: str) -> None:
             "attention_mask": "int64 [B, L], 1 = a token, 0 = padding",
             "text_length": loaded.config.data.text_length,
             "pad_token_id": tokenizer.pad_token_id,
-            "temperature": float(loaded.model.temperature()),
+            "temperature": float(temperature),
+            "bias": 0.0 if bias is None else float(bias),
         }
         (temporary / "inputs.json").write_text(json.dumps(inputs, indent=1) + "\n", encoding="utf-8")
 

@@ -27,7 +27,8 @@ class MaskVLMOutput(ModelOutput):
 
     Attributes:
         loss: of contrast within the batch, where it was asked for.
-        logits_per_image, logits_per_text: cosine over temperature, image x text and text x image.
+        logits_per_image, logits_per_text: cosine over temperature, image x text and text x image; of a model trained
+            by the sigmoid plus its bias, so that their sigmoid is the probability of a match.
         image_embeds, text_embeds: unit vectors BE.
     """
 
@@ -97,11 +98,11 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
         """
         image_AE = self.get_image_features(pixel_values)
         text_TE = self.get_text_features(input_ids, attention_mask)
-        logits_AT = image_AE @ text_TE.T / self.network.temperature()
+        temperature, bias = self.network.contrastive_scale()
+        logits_AT = image_AE @ text_TE.T / temperature + (0.0 if bias is None else bias)
         loss = None
         if return_loss:
-            right = torch.arange(len(logits_AT), device=logits_AT.device)
-            loss = (F.cross_entropy(logits_AT, right) + F.cross_entropy(logits_AT.T, right)) / 2
+            loss = _softmax_loss(logits_AT) if bias is None else _sigmoid_loss(logits_AT)
         return MaskVLMOutput(loss, logits_AT, logits_AT.T, image_AE, text_TE)
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
@@ -137,6 +138,16 @@ class MaskVLMModel(MaskVLMPreTrainedModel):
     def _encode(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         valid_BL = attention_mask.bool()
         return self.network.encode_image(pixel_values), self.network.encode_text(input_ids, valid_BL), valid_BL
+
+
+def _softmax_loss(logits_BB: Tensor) -> Tensor:
+    right = torch.arange(len(logits_BB), device=logits_BB.device)
+    return (F.cross_entropy(logits_BB, right) + F.cross_entropy(logits_BB.T, right)) / 2
+
+
+def _sigmoid_loss(logits_BB: Tensor) -> Tensor:
+    right = torch.eye(len(logits_BB), dtype=torch.bool, device=logits_BB.device)
+    return F.softplus(torch.where(right, -logits_BB, logits_BB)).sum(1).mean()
 
 
 class MaskVLMForImageTextClassification(MaskVLMPreTrainedModel):

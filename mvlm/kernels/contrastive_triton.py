@@ -1,4 +1,4 @@
-"""The contrastive loss in Triton: tiles of own rows by the global batch, which never exists as B x G similarities.
+"""The contrastive loss in Triton: tiles of own rows by the others, which never exists as B x U similarities.
 
 A program takes a block of own rows and a span of the others. Spans fill the GPU where there are few own rows; their
 results are put together in torch, without atomics.
@@ -19,6 +19,9 @@ GRADIENT_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
 """Own rows and others of a tile, and columns of features at a time: the most that registers hold on sm_80 and sm_90,
 with and without ids, compiled by Triton 3.6 and 3.9; larger ones spill."""
 GRADIENT_WARPS = 8
+
+LOWEST: tl.constexpr = tl.constexpr(-1e30)
+"""Below every score."""
 
 PROGRAMS = 256
 """Programs to aim at: about two for each multiprocessor of a large GPU."""
@@ -56,25 +59,14 @@ def products(
 
 
 @triton.jit
-def positive_products(own, others, rows, start, count, total, width, ROWS: tl.constexpr, CHUNK: tl.constexpr):
-    """own_i · others_(start + i)."""
-    sums = tl.zeros([ROWS], tl.float32)
-    for first in range(0, width, CHUNK):
-        own_piece = load_rows(own, rows, count, first, width, CHUNK)
-        sums += tl.sum(own_piece * load_rows(others, start + rows, total, first, width, CHUNK), 1)
-    return sums
-
-
-@triton.jit
-def left_out(ids, positives, others, total):
-    """Where a pair of the tile is none of the sum: beyond the batch, or of the same image or caption."""
-    inside = others < total
-    same = positives[:, None] < 0
+def left_out(own_ids, ids, rows, others, start, count, total):
+    """Where a pair of the tile is none of the sum: of the same image or caption, and not the positive."""
+    same = rows[:, None] < 0
     for kind in tl.static_range(2):
-        mine = tl.load(ids + positives.to(tl.int64) * 2 + kind, mask=positives < total, other=0)
-        theirs = tl.load(ids + others.to(tl.int64) * 2 + kind, mask=inside, other=0)
+        mine = tl.load(own_ids + rows.to(tl.int64) * 2 + kind, mask=rows < count, other=0)
+        theirs = tl.load(ids + others.to(tl.int64) * 2 + kind, mask=others < total, other=0)
         same |= mine[:, None] == theirs[None, :]
-    return same & (positives[:, None] != others[None, :])
+    return same & ((start + rows)[:, None] != others[None, :])
 
 
 @triton.jit
@@ -82,6 +74,7 @@ def sum_row_exps(
     own,
     others,
     temperature,
+    own_ids,
     ids,
     results,
     start,
@@ -97,15 +90,14 @@ def sum_row_exps(
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     first = tl.program_id(1) * span
     divisor = tl.load(temperature).to(tl.float32)
-    # From the positive's score on the maximum is finite, whatever a tile leaves out.
-    highest = positive_products(own, others, row, start, count, total, width, ROWS, CHUNK) / divisor
+    highest = tl.full([ROWS], LOWEST, tl.float32)  # finite, whatever a tile leaves out
     sums = tl.zeros([ROWS], tl.float32)
     for offset in range(0, span, COLUMNS):
         column = first + offset + tl.arange(0, COLUMNS)
         scores = products(own, others, row, column, count, total, width, ROWS, COLUMNS, CHUNK, "tf32x3") / divisor
         scores = tl.where((column < total)[None, :], scores, float("-inf"))
         if ids is not None:
-            scores = tl.where(left_out(ids, start + row, column, total), float("-inf"), scores)
+            scores = tl.where(left_out(own_ids, ids, row, column, start, count, total), float("-inf"), scores)
         raised = tl.maximum(highest, tl.max(scores, 1))
         sums = sums * tl.exp(highest - raised) + tl.sum(tl.exp(scores - raised[:, None]), 1)
         highest = raised
@@ -119,6 +111,7 @@ def sum_weighted(
     temperature,
     lse_own,
     lse_others,
+    own_ids,
     ids,
     results,
     start,
@@ -142,7 +135,7 @@ def sum_weighted(
         scores = products(own, others, row, column, count, total, width, ROWS, COLUMNS, CHUNK, "tf32x3") / divisor
         scores = tl.where((column < total)[None, :], scores, float("-inf"))
         if ids is not None:
-            scores = tl.where(left_out(ids, start + row, column, total), float("-inf"), scores)
+            scores = tl.where(left_out(own_ids, ids, row, column, start, count, total), float("-inf"), scores)
         column_lse = tl.load(lse_others + column, mask=column < total, other=0)
         # Above 0 by rounding alone; NaN goes on as it is.
         by_row = tl.minimum(scores - row_lse[:, None], 0, propagate_nan=tl.PropagateNan.ALL)
@@ -166,18 +159,24 @@ def _spans(count: int, total: int, tile: dict[str, int]) -> tuple[int, int, int]
 
 @triton_op("mvlm::log_sum_exps", mutates_args={})
 def log_sum_exps(
-    own_BE: Tensor, others_GE: Tensor, temperature: Tensor, start: int, ids_G2: Tensor | None = None
+    own_BE: Tensor,
+    others_UE: Tensor,
+    temperature: Tensor,
+    start: int,
+    own_ids_B2: Tensor | None = None,
+    ids_U2: Tensor | None = None,
 ) -> Tensor:
-    """As `mvlm.kernels.contrastive.log_sum_exps`, without a B x G tensor."""
-    (count, width), total = own_BE.shape, len(others_GE)
+    """As `mvlm.kernels.contrastive.log_sum_exps`, without a B x U tensor."""
+    (count, width), total = own_BE.shape, len(others_UE)
     blocks, spans, span = _spans(count, total, SUM_TILE)
     lse_spans_B = own_BE.new_empty((spans, count), dtype=torch.float32)
     if count:
         wrap_triton(sum_row_exps)[(blocks, spans)](
             own_BE.contiguous(),
-            others_GE.contiguous(),
+            others_UE.contiguous(),
             temperature,
-            None if ids_G2 is None else ids_G2.contiguous(),
+            None if own_ids_B2 is None else own_ids_B2.contiguous(),
+            None if ids_U2 is None else ids_U2.contiguous(),
             lse_spans_B,
             start,
             count,
@@ -192,25 +191,27 @@ def log_sum_exps(
 @triton_op("mvlm::contrastive_gradient", mutates_args={})
 def contrastive_gradient(
     own_BE: Tensor,
-    others_GE: Tensor,
+    others_UE: Tensor,
     temperature: Tensor,
     start: int,
     lse_B: Tensor,
-    lse_G: Tensor,
-    ids_G2: Tensor | None = None,
+    lse_U: Tensor,
+    own_ids_B2: Tensor | None = None,
+    ids_U2: Tensor | None = None,
 ) -> Tensor:
-    """As `mvlm.kernels.contrastive.contrastive_gradient`, without a B x G tensor."""
-    (count, width), total = own_BE.shape, len(others_GE)
+    """As `mvlm.kernels.contrastive.contrastive_gradient`, without a B x U tensor."""
+    (count, width), total = own_BE.shape, len(others_UE)
     blocks, spans, span = _spans(count, total, GRADIENT_TILE)
     gradient_spans_BE = own_BE.new_empty((spans, count, width), dtype=torch.float32)
     if count:
         wrap_triton(sum_weighted)[(blocks, spans)](
             own_BE.contiguous(),
-            others_GE.contiguous(),
+            others_UE.contiguous(),
             temperature,
             lse_B.contiguous(),
-            lse_G.contiguous(),
-            None if ids_G2 is None else ids_G2.contiguous(),
+            lse_U.contiguous(),
+            None if own_ids_B2 is None else own_ids_B2.contiguous(),
+            None if ids_U2 is None else ids_U2.contiguous(),
             gradient_spans_BE,
             start,
             count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -54,6 +55,28 @@ class Temperature(nn.Module):
 
     def forward(self) -> Tensor:
         return _Clamp.apply(self.value.float(), *self.bounds)
+
+
+class SigmoidTemperature(nn.Module):
+    """The sigmoid's divisor exp(-t'), with t' learned from log 10 and unbounded (SigLIP, section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(10)))
+
+    def forward(self) -> Tensor:
+        return (-self.log_scale.float()).exp()
+
+
+class ContrastiveBias(nn.Module):
+    """What the sigmoid adds to the similarities; it begins where nearly all pairs are none (SigLIP, section 3.2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.full((1,), -10.0))
+
+    def forward(self) -> Tensor:
+        return self.value.float()
 
 
 class MatchHead(nn.Module):

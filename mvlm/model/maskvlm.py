@@ -7,15 +7,23 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Encoded, GatheredFeatures, GlobalBatch, Losses, MetricAccumulator
+from mvlm.batch import IGNORE, Batch, Contrast, Encoded, GlobalBatch, Losses, MetricAccumulator
 from mvlm.config.schema import Model, Objectives
 from mvlm.kernels.fusion import FUSION, MatchStream
 from mvlm.kernels.views import VIEWS, Views
 from mvlm.model.encoders import Encoders
-from mvlm.model.heads import ImageDecoder, MatchHead, MlmHead, Projection, Temperature
+from mvlm.model.heads import (
+    ContrastiveBias,
+    ImageDecoder,
+    MatchHead,
+    MlmHead,
+    Projection,
+    SigmoidTemperature,
+    Temperature,
+)
 from mvlm.model.inputs import Encodings, select, views_read
 from mvlm.model.losses.extra import chosen
-from mvlm.model.losses.itc import gather_features, itc_loss
+from mvlm.model.losses.itc import contrast_pairs, itc_loss
 from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.losses.mlm import mlm_loss
@@ -45,7 +53,9 @@ class MaskVLM(Encoders):
         self.match_head = MatchHead(vision.width, text.width, config)
         self.image_projection = Projection(vision.width, config)
         self.text_projection = Projection(text.width, config)
-        self.temperature = Temperature(config)
+        sigmoid = objectives.contrastive == "sigmoid"
+        self.temperature = SigmoidTemperature() if sigmoid else Temperature(config)
+        self.contrastive_bias = ContrastiveBias() if sigmoid else None
 
     def forward(
         self, batch: Batch, global_batch: GlobalBatch | None = None, metrics: MetricAccumulator | None = None
@@ -53,7 +63,8 @@ class MaskVLM(Encoders):
         """The losses of a micro-batch, without those of weight 0; alone, the micro-batch is the global batch.
 
         Args:
-            metrics: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`.
+            metrics: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`, of the sigmoid
+                `contrastive_bias` too.
         """
         weights, global_batch = self.objectives, global_batch or self._alone(batch)
         whole, masked = self._encode(batch)
@@ -65,7 +76,7 @@ class MaskVLM(Encoders):
         if aligned:
             features = self._project(batch, aligned)
         if weights.itc:
-            losses["itc"] = itc_loss(features, self.temperature(), global_batch, metrics)
+            losses["itc"] = itc_loss(features, *self.contrastive_scale(), global_batch, metrics)
         if aligned and weights.itm:
             image_match, text_match = self._match_streams(batch, aligned, features)
 
@@ -96,6 +107,10 @@ class MaskVLM(Encoders):
         """... x D -> ... x V, logits of the words."""
         return self.mlm_head(fused_BLD)
 
+    def contrastive_scale(self) -> tuple[Tensor, Tensor | None]:
+        """ITC's temperature, by which similarities are divided, and the sigmoid's bias."""
+        return self.temperature(), self.contrastive_bias() if self.contrastive_bias else None
+
     def match(self, image_BSD: Tensor, text_BLD: Tensor, valid_BL: Tensor) -> Tensor:
         """-> B2, logits of "no match" and "match"."""
         fused_image_BSD = self.fuse_image(image_BSD, text_BLD, valid_BL)
@@ -122,10 +137,10 @@ class MaskVLM(Encoders):
     def _alone(self, batch: Batch) -> GlobalBatch:
         """The micro-batch as its own global batch."""
 
-        def gather(own: Encoded, temperature: Tensor) -> GatheredFeatures:
-            return gather_features([own], [0], temperature, self.objectives.exclude_duplicates)
+        def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Contrast:
+            return contrast_pairs(own, temperature, bias, self.objectives.exclude_duplicates)
 
-        return GlobalBatch(gather, 0, 1, *self.denominators(batch))
+        return GlobalBatch(contrast, 1, *self.denominators(batch))
 
     def _encode(self, batch: Batch, views: Views | None = None) -> tuple[Encodings, Encodings]:
         """The whole view of both modalities and the masked one.

@@ -26,6 +26,7 @@ ACCURACIES = {
     "itm_accuracy": "Matches right",
     "task_accuracy": "Answers right",
     "temperature": "Temperature",
+    "contrastive_bias": "Bias of the sigmoid",
 }
 SPEED = {
     "lr": "Learning rate of the new modules",

@@ -18,18 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch
+from mvlm.batch import Batch, Contrast, Encoded, GlobalBatch, LabelledBatch
 from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config.schema import Objectives, Train
 from mvlm.data.loading.collate import collate
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.losses.itc import gather_features
+from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import available_memory
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.checkpoint.resume import Start
+from mvlm.training.contrast import uses_ring
 from mvlm.training.optim import count_parameters
 from mvlm.training.zero.config import micro_batches
 from mvlm.training.zero.memory import States, Zero, states
@@ -121,16 +122,18 @@ class Trial:
         """As of a global batch that holds the micro-batch again and again."""
         if not isinstance(batch, Batch):
             return None
-        parts = self.global_batch // pairs
+        parts, world = self.global_batch // pairs, dist.world()
+        at_once = parts // world if uses_ring(self.global_batch, world) else parts
 
-        def repeated(own: Encoded, temperature: Tensor) -> GatheredFeatures:
-            def everybody(x: Tensor) -> Tensor:
-                return x.repeat(parts, *[1] * (x.ndim - 1))
+        def everybody(own: list[Tensor]) -> Blocks:
+            return [(0, [x.repeat(at_once, *[1] * (x.ndim - 1)) for x in own])]
 
-            return gather_features([own], [0], temperature, self.objectives.exclude_duplicates, everybody)
+        def repeated(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Contrast:
+            peers = Peers(everybody, count=parts)
+            return contrast_pairs(own, temperature, bias, self.objectives.exclude_duplicates, peers)
 
         counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
-        return GlobalBatch(repeated, 0, parts, counts, counts, counts)
+        return GlobalBatch(repeated, parts, counts, counts, counts)
 
 
 def _on_gpu(trial: Trial, allowed: Sequence[int]) -> int:

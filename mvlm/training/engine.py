@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, Encoded, GatheredFeatures, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
+from mvlm.batch import Batch, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
 from mvlm.checkpoint.layout import EMA
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.losses.itc import gather_features
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
+from mvlm.training.contrast import contrast_of
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.state import Frozen, ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
@@ -165,7 +165,7 @@ class Engine:
     def _pools(
         self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
     ) -> Sequence[GlobalBatch | None]:
-        """What each micro-batch needs to know of the global batch: what losses are divided by, and all features.
+        """What each micro-batch needs to know of the global batch: what losses are divided by, and ITC.
 
         Fine-tuning's losses are plain means over samples, which need nothing.
         """
@@ -176,31 +176,8 @@ class Engine:
         assert isinstance(self.model, MaskVLM)
         denominators = dist.all_reduce(torch.stack([self.model.denominators(b) for b in micro_batches]).sum(0))
         parts = len(micro_batches) * dist.world()
-        everybody = self._contrast(micro_batches, starts, step)
-        return [GlobalBatch(everybody, start, parts, *denominators) for start in starts]
-
-    def _contrast(
-        self, micro_batches: list[Batch], starts: list[int], step: int
-    ) -> Callable[[Encoded, Tensor], GatheredFeatures]:
-        """Everybody's features: gathered in the forward pass of an only micro-batch, before the first of several.
-
-        These are computed twice, with the same dropout (Gao et al., "GradCache", arXiv 2101.06983, section 3.2).
-        """
-        objectives = self.objectives
-
-        def gathered(owns: list[Encoded], temperature: Tensor) -> GatheredFeatures:
-            return gather_features(owns, starts, temperature, objectives.exclude_duplicates, dist.all_gather)
-
-        if not objectives.itc or len(micro_batches) == 1:
-            return lambda own, temperature: gathered([own], temperature)
-        assert isinstance(self.model, MaskVLM)
-        owns: list[Encoded] = []
-        with torch.no_grad():
-            for batch, start in zip(micro_batches, starts, strict=True):
-                seed_dropout(self._seed, step, start)
-                owns.append(self.model.encode_pairs(batch))
-            whole = gathered(owns, self.model.temperature())
-        return lambda own, temperature: whole
+        contrasts = contrast_of(self.model, micro_batches, lambda part: seed_dropout(self._seed, step, starts[part]))
+        return [GlobalBatch(contrast, parts, *denominators) for contrast in contrasts]
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Every parameter by name, in one order on every rank."""

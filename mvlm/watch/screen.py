@@ -104,6 +104,8 @@ def _facts(status: Status) -> Table:
     gradient = f"norm {number(metrics.get('grad_norm'))}"
     if metrics.get("temperature") is not None:
         gradient += f"  ·  temperature {metrics['temperature']:.4f}"
+    if metrics.get("contrastive_bias") is not None:
+        gradient += f"  ·  bias {metrics['contrastive_bias']:.2f}"
     table.add_row("gradient", gradient)
     table.add_row("left out", f"{metrics.get('bad_images', 0)} images  ·  {metrics.get('skipped', 0)} batches")
     table.add_row("checkpoint", _checkpoint(status))

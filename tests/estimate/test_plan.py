@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -16,7 +17,7 @@ from mvlm.estimate.cards import CARDS, find_card
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.encoders import KNOWN_TEXT, build_without_weights
 from mvlm.estimate.plan import Planner, Request
-from mvlm.estimate.text import as_json
+from mvlm.estimate.text import as_json, as_text
 from mvlm.training.zero.json_file import read_deepspeed_json
 from tests.conftest import ROOT
 
@@ -124,6 +125,25 @@ def test_what_does_not_fit_is_told_with_what_would(models: dict[str, FakeModel])
     )
     assert auto.pairs == planner.largest
     assert planner.held() >= planner.largest
+
+
+def test_features_of_half_a_million_pairs_go_round_a_ring(models: dict[str, FakeModel]) -> None:
+    """Bytes: 2 x 256 fp32 numbers and two identities a pair, in one pass or two; two log-sum-exps of the softmax."""
+    pairs, found = 1 << 20, {}
+    for kind in ("softmax", "sigmoid"):
+        for whole in (pairs // 4, pairs):
+            words = (f"objectives.contrastive={kind}", f"train.global_batch={whole}", "train.micro_batch=256")
+            model = copy.copy(models["base"])
+            model.objectives = dataclasses.replace(model.objectives, contrastive=kind)
+            planner = Planner(request("base", "zero1", *words, nodes=64), model)
+            found[kind, whole] = planner.contrast(), planner.memory(planner.zero, 256).contrastive
+    assert [exchange.by for exchange, _ in found.values()] == ["gather", "ring"] * 2
+    sent = {key: exchange.sent / key[1] for key, (exchange, _) in found.items()}
+    assert sent["softmax", pairs // 4] == 2064 + 8 and sent["softmax", pairs] == 2 * 2064 + 8
+    assert sent["sigmoid", pairs // 4] == sent["sigmoid", pairs] == 2064
+    assert found["softmax", pairs][1] < 0.3 * found["softmax", pairs // 4][1]  # of four times the pairs
+    text = as_text(as_json(planner))
+    assert "contrast       features by a ring: 2,164.3 MB through each GPU" in text
 
 
 def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, FakeModel]) -> None:

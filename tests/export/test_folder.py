@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from mvlm.export.folder import export_folder
 from mvlm.pretrained.runs import load_run, load_task_run
 from tests.conftest import ROOT
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_tokenizer
+from tests.export.conftest import write_run
 
 register()
 SENTENCES = [caption for of_image in CAPTIONS for caption in of_image][:4]
@@ -79,6 +81,22 @@ def test_every_output_is_equal_to_the_last_bit(exported, run, pictures):
     fused = ours.fuse_image(ours.encode_image(image, hidden), text_BLD, valid)
     restored = ours.unpatchify(ours.reconstruct_image(fused, text_BLD, valid, hidden))
     assert equal(theirs.restore_patches(image, hidden, text, valid), restored)
+
+
+@torch.no_grad()
+def test_a_sigmoids_logits_have_its_scale_and_bias(tmp_path):
+    config = replace(CONFIG, objectives=replace(CONFIG.objectives, contrastive="sigmoid"))
+    run = write_run(tmp_path / "run", config)
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    theirs = AutoModel.from_pretrained(tmp_path / "out").eval()
+    image = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    text = torch.tensor([[0, 7, 2], [0, 9, 2]])
+    output = theirs(image, text, torch.ones_like(text), return_loss=True)
+    cosine = output.image_embeds @ output.text_embeds.T
+    torch.testing.assert_close(output.logits_per_image, 10 * cosine - 10)
+    probability = output.logits_per_image.double().sigmoid()
+    wanted = -(probability.diagonal().log().sum() + (1 - probability[[0, 1], [1, 0]]).log().sum()) / 2
+    torch.testing.assert_close(output.loss.double(), wanted)
 
 
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])

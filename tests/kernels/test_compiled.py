@@ -25,7 +25,7 @@ from mvlm.kernels import contrastive, contrastive_triton, negatives_triton, patc
 TYPES = {
     "pixels": "*bf16",
     "image": "*u8",
-    **dict.fromkeys(("patches", "ids", "positions", "seeds"), "*i64"),
+    **dict.fromkeys(("patches", "ids", "own_ids", "positions", "seeds"), "*i64"),
 }
 FP32 = ("own", "others", "temperature", "lse_own", "lse_others", "means", "stds", "upstream", "results")
 WIDEST_GRADIENT = {**contrastive_triton.GRADIENT_TILE, "WIDTH": contrastive.WIDEST}
@@ -80,10 +80,11 @@ def test_operators_can_be_traced() -> None:
         assert patch_l1_triton.patch_l1_backward(torch.empty(()), *patch).dtype == torch.bfloat16
         own, others, temperature = torch.empty(8, 32), torch.empty(64, 32), torch.empty(1)
         for excluded in (None, ids):
-            lse = contrastive_triton.log_sum_exps(own, others, temperature, 3, excluded)
+            both = (None, None) if excluded is None else (ids[:8], ids)
+            lse = contrastive_triton.log_sum_exps(own, others, temperature, 3, *both)
             assert lse.shape == (8,)
             columns = others[:, 0]
-            gradient = contrastive_triton.contrastive_gradient(own, others, temperature, 3, lse, columns, excluded)
+            gradient = contrastive_triton.contrastive_gradient(own, others, temperature, 3, lse, columns, *both)
             assert gradient.shape == own.shape
             drawn = negatives_triton.negatives(others, others, temperature, ids[:, 0], 4, 11, excluded, False)
             assert (drawn.shape, drawn.dtype) == ((64,), torch.int64)

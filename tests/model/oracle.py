@@ -126,6 +126,11 @@ class Oracle:
     def contrasts(self, batch: Batch, similar: list[list[Tensor]]) -> Iterator[Tensor]:
         for i in range(len(batch)):
             others = [j for j in range(len(batch)) if j == i or not self.same(batch, i, j)]
+            if self.config.objectives.contrastive == "sigmoid":
+                bias = self.p["contrastive_bias.value"][0]
+                judged = [torch.sigmoid(similar[i][j] + bias) for j in others]
+                yield -sum(torch.log(p if j == i else 1 - p) for j, p in zip(others, judged, strict=True))
+                continue
             to_texts = torch.logsumexp(torch.stack([similar[i][j] for j in others]), 0)
             to_images = torch.logsumexp(torch.stack([similar[j][i] for j in others]), 0)
             yield (to_texts + to_images) / 2 - similar[i][i]
@@ -155,6 +160,8 @@ class Oracle:
 
     def temperature(self) -> Tensor:
         model = self.config.model
+        if self.config.objectives.contrastive == "sigmoid":
+            return 1 / torch.exp(self.p["temperature.log_scale"][0])
         return self.p["temperature.value"][0].clamp(model.temperature_min, model.temperature_max)
 
     def project(self, modality: str, sequences: list[Tensor]) -> list[Tensor]:

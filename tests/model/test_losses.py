@@ -8,7 +8,7 @@ import torch
 
 from mvlm.batch import Encoded, GlobalBatch, MetricAccumulator
 from mvlm.kernels.negatives import gumbel_noise
-from mvlm.model.losses.itc import gather_features, itc_loss
+from mvlm.model.losses.itc import contrast_pairs, itc_loss
 from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.losses.mlm import mlm_loss
@@ -44,8 +44,8 @@ def test_itc_is_the_formula(exclude: bool) -> None:
             for j in group:
                 same[i, j] = i != j
     pairs = Encoded(image, text, image_id, caption_id)
-    pool = GlobalBatch(lambda own, t: gather_features([own], [0], t, exclude), 0, 1, *torch.ones(3))
-    loss = itc_loss(pairs, torch.tensor([0.07]), pool)
+    pool = GlobalBatch(lambda *own: contrast_pairs(*own, exclude), 1, *torch.ones(3))
+    loss = itc_loss(pairs, torch.tensor([0.07]), None, pool)
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
 
 

@@ -89,6 +89,7 @@ SWITCHES = [
     ["model.tie_classifier=true"],
     ["objectives.normalized_targets=true"],
     ["objectives.exclude_duplicates=false"],
+    ["objectives.contrastive=sigmoid"],
     ["objectives.itm_negatives=uniform", "run.seed=7"],
     ["run.seed=3", "objectives.itm_group=8"],
 ]

@@ -1,82 +1,126 @@
 """The contrastive gradient of a global batch cut up in any way, against the formula on the whole of it in float64."""
 
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from torch import Tensor
 
 from mvlm.batch import Encoded, GlobalBatch
-from mvlm.kernels.contrastive import temperature_gradient
-from mvlm.model.losses.itc import gather_features, itc_loss
+from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs, itc_loss
 
 G, WIDTH = 12, 8
 image_id, caption_id = torch.arange(G), torch.arange(G)
 image_id[7], caption_id[9] = 2, 5
 
 
-def whole_in_float64(image: torch.Tensor, text: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+def softmax_in_float64(image: Tensor, text: Tensor, temperature: Tensor, _: Tensor, excludes: bool) -> Tensor:
     """Mean over pairs and directions of log sum exp(other pairs) - own pair, no pair its duplicates' negative."""
     total = temperature.new_zeros(())
     for i in range(G):
-        same = (image_id == image_id[i]) | (caption_id == caption_id[i])
-        kept = ~same | (torch.arange(G) == i)
+        kept = kept_by(i, excludes)
         for scores in (image[i] @ text.T / temperature, text[i] @ image.T / temperature):
             total = total + torch.logsumexp(scores[kept], 0) - scores[i]
     return total / (2 * G)
 
 
-@pytest.mark.parametrize("parts", [1, 2, 3, 6, 12])
-def test_parts_averaged_have_the_gradient_of_the_whole(parts: int) -> None:
-    generator = torch.Generator().manual_seed(parts)
-    inputs = [torch.randn(G, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
-    weight, temperature = (
-        torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64),
-        torch.tensor(0.2).double(),
-    )
+def sigmoid_in_float64(image: Tensor, text: Tensor, temperature: Tensor, bias: Tensor, excludes: bool) -> Tensor:
+    """SigLIP, algorithm 1: -sum log sigmoid(z (t x · y + b)) / n, pair by pair."""
+    total = temperature.new_zeros(())
+    for i in range(G):
+        for j in kept_by(i, excludes).nonzero().flatten().tolist():
+            score = image[i] @ text[j] / temperature + bias
+            total = total + torch.log1p(torch.exp(-score if i == j else score))
+    return total / G
 
-    def features(weight: torch.Tensor, rows: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+
+def kept_by(i: int, excludes: bool) -> Tensor:
+    same = (image_id == image_id[i]) | (caption_id == caption_id[i])
+    return ~same | (torch.arange(G) == i) if excludes else torch.ones(G, dtype=torch.bool)
+
+
+FORMULAS = {"softmax": softmax_in_float64, "sigmoid": sigmoid_in_float64}
+
+
+class Threads:
+    """So many ranks in this process, each a thread, whose tensors lie in one list; a ring hands on one at a time."""
+
+    def __init__(self, ranks: int, ring: bool) -> None:
+        self.ranks, self.ring = ranks, ring
+        self.barrier, self.shown = threading.Barrier(ranks, timeout=20), [None] * ranks
+
+    def exchange(self, rank: int, value: object) -> list:
+        self.shown[rank] = value
+        self.barrier.wait()
+        everything = list(self.shown)
+        self.barrier.wait()
+        return everything
+
+    def peers(self, rank: int) -> Peers:
+        def circulate(own: list[Tensor]) -> Blocks:
+            everybody = self.exchange(rank, own)
+            if not self.ring:
+                return [(rank * len(own[0]), [torch.cat(of_all) for of_all in zip(*everybody, strict=True)])]
+            turns = [everybody[(rank - turn) % self.ranks] for turn in range(self.ranks)]
+            return [(-len(own[0]) if turn else 0, block) for turn, block in enumerate(turns)]
+
+        return Peers(circulate, lambda x: sum(self.exchange(rank, x)), self.ranks)
+
+    def run(self, work: Callable[[int], object]) -> list:
+        with ThreadPoolExecutor(self.ranks) as pool:
+            return list(pool.map(work, range(self.ranks)))
+
+
+LAYOUTS = [(1, 1, False), (1, 3, False), (2, 2, False), (2, 1, True), (2, 3, True), (3, 2, True), (6, 1, True)]
+"""Ranks, micro-batches of each, and whether blocks go round."""
+
+
+@pytest.mark.parametrize("excludes", [True, False])
+@pytest.mark.parametrize("kind", FORMULAS)
+@pytest.mark.parametrize(("ranks", "micro_batches", "ring"), LAYOUTS)
+def test_parts_averaged_have_the_gradient_of_the_whole(
+    ranks: int, micro_batches: int, ring: bool, kind: str, excludes: bool
+) -> None:
+    generator = torch.Generator().manual_seed(ranks)
+    inputs = [torch.randn(G, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2)]
+    weight = torch.randn(WIDTH, WIDTH, generator=generator, dtype=torch.float64)
+    start = (weight, torch.tensor([0.2]).double(), torch.tensor([-1.5]).double())
+
+    def features(weight: Tensor, rows: slice | list[int] = slice(None)) -> tuple[Tensor, Tensor]:
         image, text = (torch.nn.functional.normalize(x[rows].to(weight.dtype) @ weight, dim=-1) for x in inputs)
         return image, text
 
-    exact = weight.clone().requires_grad_(), temperature.clone().requires_grad_()
-    expected = whole_in_float64(*features(exact[0]), exact[1])
+    exact = [x.clone().requires_grad_() for x in start]
+    expected = FORMULAS[kind](*features(exact[0]), exact[1], exact[2], excludes)
     expected.backward()
 
-    ours = weight.float().requires_grad_(), temperature.float().reshape(1).requires_grad_()
-    size, value = G // parts, 0.0
-    everything = Encoded(*(x.detach() for x in features(ours[0])), image_id, caption_id)
-    whole = gather_features([everything], [0], ours[1], True)
-    for start in range(0, G, size):
-        rows = slice(start, start + size)
-        pool = GlobalBatch(lambda own, t: whole, start, parts, *torch.ones(3))
-        loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), ours[1], pool)
-        value += loss.item() / parts
-        (loss / parts).backward()  # as accumulation and data parallelism do
-    assert value == pytest.approx(expected.item(), rel=1e-5)
-    for found, wanted in zip(ours, exact, strict=True):
-        assert found.grad is not None and wanted.grad is not None
-        torch.testing.assert_close(found.grad.double().squeeze(), wanted.grad, rtol=1e-4, atol=1e-6)
+    threads, size = Threads(ranks, ring), G // (ranks * micro_batches)
+    parts = ranks * micro_batches
 
+    def work(rank: int) -> tuple[float, list[Tensor]]:
+        ours = [x.float().requires_grad_() for x in start]
+        scale = ours[1], ours[2] if kind == "sigmoid" else None
+        of_micro_batch = [
+            list(range((m * ranks + rank) * size, (m * ranks + rank + 1) * size)) for m in range(micro_batches)
+        ]
+        own = [row for rows in of_micro_batch for row in rows]
+        pairs = Encoded(*(x.detach() for x in features(ours[0], own)), image_id[own], caption_id[own])
+        known = contrast_pairs(pairs, *scale, excludes, threads.peers(rank)).split(micro_batches)
+        value = 0.0
+        for rows, contrast in zip(of_micro_batch, known, strict=True):
+            pool = GlobalBatch(lambda *_, contrast=contrast: contrast, parts, *torch.ones(3))
+            loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), *scale, pool)
+            value += loss.item() / parts
+            (loss / parts).backward()  # as accumulation and data parallelism do
+        return value, [torch.zeros(1) if x.grad is None else x.grad for x in ours]
 
-def test_micro_batches_of_two_ranks_are_told_apart() -> None:
-    """Rank 0's two micro-batches are the pairs 0-2 and 6-8 of the global batch, rank 1's the others."""
-    generator = torch.Generator().manual_seed(0)
-    image, text = (torch.randn(G, WIDTH, generator=generator) for _ in range(2))
-
-    def part(start: int) -> Encoded:
-        rows = slice(start, start + 3)
-        return Encoded(image[rows], text[rows], image_id[rows], caption_id[rows])
-
-    temperature = torch.tensor([0.5])
-    alone = gather_features([Encoded(image, text, image_id, caption_id)], [0], temperature, True)
-    of_rank_1 = []  # in the order that rank 0 asks for it
-    for name in ("image_BE", "text_BE", "image_id_B", "caption_id_B"):
-        of_rank_1 += [getattr(part(start), name) for start in (3, 9)]
-    of_rank_1 += [alone.lse_G2[start : start + 3] for start in (3, 9)]
-    its_images = [
-        temperature_gradient(image[s : s + 3], text, temperature, s, alone.lse_G2, alone.ids_G2) for s in (3, 9)
-    ]
-    of_rank_1 += [sum(its_images).reshape(1)]
-    found = gather_features(
-        [part(0), part(6)], [0, 6], temperature, True, lambda own: torch.cat([own, of_rank_1.pop(0)])
-    )
-    for name in ("image_GE", "text_GE", "ids_G2", "lse_G2", "temperature_gradient"):
-        torch.testing.assert_close(getattr(found, name), getattr(alone, name))
+    found = threads.run(work)
+    assert math.fsum(value for value, _ in found) == pytest.approx(expected.item(), rel=1e-5)
+    for of_ranks, wanted in zip(zip(*(gradients for _, gradients in found), strict=True), exact, strict=True):
+        expected_gradient = torch.zeros(1).double() if wanted.grad is None else wanted.grad
+        torch.testing.assert_close(sum(of_ranks).double(), expected_gradient, rtol=1e-4, atol=1e-6)

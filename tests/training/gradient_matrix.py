@@ -25,6 +25,7 @@ from mvlm.config.schema import Config
 from mvlm.model import maskvlm
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
+from mvlm.training import contrast
 from mvlm.training.engine import seed_dropout
 from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, engine_of, steps_of, weighted
 
@@ -39,6 +40,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "randaugment": ("[2,7]", "[0,0]"),
     "weights": ("[1,2]", "[1,1]"),
     "aligned": ("masked", "full"),
+    "contrast": ("sigmoid", "softmax"),
     "accumulation": (4, 2, 1),
     "ranks": (2, 1),
     "stage": (3, 2, 1, 0),
@@ -79,6 +81,7 @@ def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
         f"model.dropout={row['dropout']}",
         VISION % row["drop_path"],
         f"objectives.alignment_inputs={row['aligned']}",
+        f"objectives.contrastive={row['contrast']}",
     ]
     return configuration(
         shards, micro, [*WEIGHTS, *options, f"train.global_batch={G}", "train.recompute=0.5", "optim.clip=0", *more]
@@ -104,7 +107,9 @@ def engine_gradients(row: Row, shards: str) -> Gradients:
     assert len(micro_batches) == row["accumulation"]
     engine = engine_of(model, config, {"zero_optimization": {"stage": row["stage"]}}, world)
     torch.manual_seed(dist.rank())  # what was drawn before must not matter
-    engine.step(micro_batches, 0.5, STEP)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contrast, "RING_FROM", G)  # two ranks that gather are parity_worker.py's layouts
+        engine.step(micro_batches, 0.5, STEP)
     share = 1 - config.optim.betas[0]
     return {name: whole["exp_avg"].double() / share for name, whole in engine.whole_tensors()}
 
@@ -123,18 +128,24 @@ def reference_gradients(row: Row, shards: str) -> Gradients:
         patch.setattr(maskvlm, "itc_loss", lambda own, *_: owns.append(own) or torch.zeros(()))
         for part, batch in enumerate(micro_batches):
             seed_dropout(config.run.seed, STEP, part * len(batch))
-            pool = maskvlm.GlobalBatch(None, 0, parts, *denominators)  # type: ignore[arg-type]
+            pool = maskvlm.GlobalBatch(None, parts, *denominators)  # type: ignore[arg-type]
             total = total + weighted(model(batch, pool), config) / parts
-    total = total + config.objectives.itc * contrastive_loss(owns, model.temperature())
+    total = total + config.objectives.itc * contrastive_loss(owns, *model.contrastive_scale())
     total.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def contrastive_loss(owns: list[Encoded], temperature: Tensor) -> Tensor:
+def contrastive_loss(owns: list[Encoded], temperature: Tensor, bias: Tensor | None) -> Tensor:
     image, text = (torch.cat([getattr(own, name) for own in owns]) for name in ("image_BE", "text_BE"))
     ids = [torch.cat([getattr(own, name) for own in owns]) for name in ("image_id_B", "caption_id_B")]
-    same = (ids[0][:, None] == ids[0]) | (ids[1][:, None] == ids[1])
-    scores = (image @ text.T / temperature).masked_fill(same & ~torch.eye(G, dtype=torch.bool), float("-inf"))
+    itself = torch.eye(G, dtype=torch.bool)
+    same = ((ids[0][:, None] == ids[0]) | (ids[1][:, None] == ids[1])) & ~itself
+    scores = image @ text.T / temperature
+    if bias is not None:
+        probability = torch.sigmoid(scores.double() + bias)
+        right = torch.where(itself, probability, 1 - probability)
+        return -right.log().masked_fill(same, 0).sum().float() / G
+    scores = scores.masked_fill(same, float("-inf"))
     return (F.cross_entropy(scores, torch.arange(G)) + F.cross_entropy(scores.T, torch.arange(G))) / 2
 
 

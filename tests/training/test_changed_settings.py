@@ -52,6 +52,7 @@ OTHER: dict[str, Any] = {
     "objectives.reconstruct_from": "self",
     "objectives.alignment_inputs": "masked",
     "objectives.itm_negatives": "uniform",
+    "objectives.contrastive": "sigmoid",
     "objectives.text_mask_token": 0.7,
     "objectives.text_mask_random": 0.2,
     "objectives.text_mask_ratio": 0.4,

@@ -1,66 +1,167 @@
-"""Image-text contrastive loss over the whole global batch (ALBEF, section 3.2, without momentum and queue)."""
+"""Image-text contrastive loss over the whole global batch: softmax as in ALBEF (section 3.2, without momentum and
+queue), or sigmoid as in SigLIP (Zhai et al., ICCV 2023).
+
+The gradient at the features is computed in the forward pass, with the value: what a rank needs of the others' features
+it needs once, and keeps nothing of it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mvlm.batch import Encoded, GatheredFeatures, GlobalBatch, MetricAccumulator
-from mvlm.kernels.contrastive import LOG_SUM_EXPS, contrastive_share, temperature_gradient
+from mvlm.batch import Contrast, Encoded, GlobalBatch, MetricAccumulator
+from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
+from mvlm.kernels.sigmoid_contrastive import sigmoid_terms
+
+Blocks = Iterable[tuple[int, list[Tensor]]]
+"""Blocks of all ranks' rows of some tensors, and in each the row at which the own ones begin; where these are not in
+it, so far before its first that none of them is."""
+
+
+@dataclass(frozen=True)
+class Peers:
+    """The ranks that share a global batch, as each sees it.
+
+    Attributes:
+        circulate: own tensors, of as many rows on every rank -> everybody's, in the same blocks at every call. They may
+            be gone through once or more.
+        add_up: the sum of a tensor over all ranks.
+        count: ranks.
+    """
+
+    circulate: Callable[[list[Tensor]], Blocks] = lambda own: [(0, own)]
+    add_up: Callable[[Tensor], Tensor] = torch.detach
+    count: int = 1
+
+
+ALONE = Peers()
 
 
 def itc_loss(
-    own: Encoded, temperature: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None = None
+    own: Encoded,
+    temperature: Tensor,
+    bias: Tensor | None,
+    global_batch: GlobalBatch,
+    metrics: MetricAccumulator | None = None,
 ) -> Tensor:
-    """A micro-batch's share of the mean of image-to-text and text-to-image cross-entropy over the G pairs, in fp32.
+    """A micro-batch's share of ITC over the G pairs, in fp32.
 
-    Its value is the own pairs' mean. Its gradient at the own features is that of the whole loss times the number of
-    parts, so that the mean over micro-batches, which data parallelism takes, has the gradient of the whole.
+    Softmax: the mean of image-to-text and text-to-image cross-entropy. Sigmoid: the mean over images of the sum over
+    texts of -log sigmoid(± (similarity / T + bias)). Its value is the own pairs' mean. Its gradient at the own features
+    is that of the whole loss times the number of parts, so that the mean over micro-batches, which data parallelism
+    takes, has the gradient of the whole.
 
     Args:
         own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
-        metrics: gets it as the value `temperature`.
+        bias: added to them; None = softmax.
+        metrics: gets the values `temperature` and, of the sigmoid, `contrastive_bias`.
     """
     if metrics:
         metrics.values["temperature"] = temperature.detach().squeeze()
-    gathered = global_batch.gather(own, temperature)
-    share = contrastive_share(own.image_BE, own.text_BE, temperature, gathered, global_batch.start)
-    return share * global_batch.parts / len(gathered.lse_G2)
+        if bias is not None:
+            metrics.values["contrastive_bias"] = bias.detach().squeeze()
+    contrast = global_batch.contrast(own, temperature, bias)
+    share = _ItcShare.apply(own.image_BE, own.text_BE, temperature, bias, contrast)
+    return share * global_batch.parts / contrast.pairs
 
 
 @torch.no_grad()
-def gather_features(
-    micro_batches: list[Encoded],
-    starts: list[int],
-    temperature: Tensor,
-    exclude_duplicates: bool,
-    gather: Callable[[Tensor], Tensor] = torch.detach,
-) -> GatheredFeatures:
-    """What the contrastive loss needs of the global batch, from one rank's micro-batches of it.
+def contrast_pairs(
+    own: Encoded, temperature: Tensor, bias: Tensor | None, exclude_duplicates: bool, peers: Peers = ALONE
+) -> Contrast:
+    """What itc_loss needs to know of the global batch.
 
     Args:
-        starts: where each micro-batch begins in the global batch.
+        own: all of this rank's pairs in it.
+        bias: None = softmax.
         exclude_duplicates: pairs of the same image or the same caption are no negatives of each other.
-        gather: concatenates a tensor of every rank along the first dimension.
+    """
+    ids = [torch.stack([own.image_id_B, own.caption_id_B], 1)] if exclude_duplicates else []
+    image_BE, text_BE = own.image_BE.float(), own.text_BE.float()
+    blocks = peers.circulate([image_BE, text_BE, *ids])
+    if bias is None:
+        loss_B, at_image_BE, at_text_BE = _softmax(image_BE, text_BE, temperature, ids, blocks, peers)
+        at_bias = None
+    else:
+        loss_B, at_image_BE, at_text_BE, own_part = _sigmoid(image_BE, text_BE, temperature, bias, ids, blocks)
+        at_bias = peers.add_up(own_part)
+    # s = image · text / T, hence the temperature's is -sum_i image_i · dL/dimage_i / T, each similarity in one own row.
+    at_temperature = peers.add_up(-(at_image_BE * image_BE).sum() / temperature.squeeze())
+    return Contrast(loss_B, at_image_BE, at_text_BE, at_temperature, at_bias, len(image_BE) * peers.count)
+
+
+def _softmax(
+    image_BE: Tensor, text_BE: Tensor, temperature: Tensor, ids: list[Tensor], blocks: Blocks, peers: Peers
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Each own pair's loss, and the gradients of the sum over all pairs at the own features."""
+    lse_B2 = image_BE.new_full((len(image_BE), 2), float("-inf"))
+    for start, (image_UE, text_UE, *their_ids) in blocks:
+        image_B, text_B = (
+            LOG_SUM_EXPS(one_BE, other_UE, temperature, start, *ids, *their_ids)
+            for one_BE, other_UE in ((image_BE, text_UE), (text_BE, image_UE))
+        )
+        lse_B2 = torch.logaddexp(lse_B2, torch.stack([image_B, text_B], 1))
+    image_lse_B, text_lse_B = lse_B2.unbind(1)
+    at_image_BE, at_text_BE = torch.zeros_like(image_BE), torch.zeros_like(text_BE)
+    for (start, (image_UE, text_UE, *their_ids)), (_, (lse_U2,)) in zip(blocks, peers.circulate([lse_B2]), strict=True):
+        image_lse_U, text_lse_U = lse_U2.unbind(1)
+        more = *ids, *their_ids
+        at_image_BE += CONTRASTIVE(image_BE, text_UE, temperature, start, image_lse_B, text_lse_U, *more)
+        at_text_BE += CONTRASTIVE(text_BE, image_UE, temperature, start, text_lse_B, image_lse_U, *more)
+    positive_B = (image_BE * text_BE).sum(-1) / temperature
+    return lse_B2.mean(1) - positive_B, at_image_BE, at_text_BE
+
+
+def _sigmoid(
+    image_BE: Tensor, text_BE: Tensor, temperature: Tensor, bias: Tensor, ids: list[Tensor], blocks: Blocks
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Each own image's loss, the gradients of the sum over all pairs at the own features, and the own part of the
+    bias's."""
+    loss_B, weight_B = image_BE.new_zeros(len(image_BE)), image_BE.new_zeros(len(image_BE))
+    at_image_BE, at_text_BE = torch.zeros_like(image_BE), torch.zeros_like(text_BE)
+    for start, (image_UE, text_UE, *their_ids) in blocks:
+        rows = sigmoid_terms(image_BE, text_UE, temperature, bias, start, *ids, *their_ids)
+        columns = sigmoid_terms(text_BE, image_UE, temperature, bias, start, *ids, *their_ids)
+        loss_B += rows.loss_B
+        weight_B += rows.weight_B
+        at_image_BE += rows.gradient_BE
+        at_text_BE += columns.gradient_BE
+    return loss_B, at_image_BE, at_text_BE, weight_B.sum()
+
+
+class _ItcShare(torch.autograd.Function):
+    """The sum over the own pairs, with the gradient of the sum over all G.
+
+    The own features' gradient is the whole of it; the temperature's and the bias's are the own pairs' equal share of
+    it, so that the sign is the same in every micro-batch.
     """
 
-    def whole(name: str) -> Tensor:
-        return torch.cat([gather(getattr(own, name)) for own in micro_batches])
+    @staticmethod
+    def forward(
+        ctx: Any, image_BE: Tensor, text_BE: Tensor, temperature: Tensor, bias: Tensor | None, contrast: Contrast
+    ) -> Tensor:
+        ctx.contrast, ctx.like = contrast, (image_BE.dtype, text_BE.dtype, temperature.dtype)
+        return contrast.loss_B.sum()
 
-    image_GE, text_GE = whole("image_BE"), whole("text_BE")
-    ids_G2 = torch.stack([whole("image_id_B"), whole("caption_id_B")], 1) if exclude_duplicates else None
-    pairs = list(zip(micro_batches, starts, strict=True))
-
-    def lse(own: Encoded, start: int) -> Tensor:
-        image_B = LOG_SUM_EXPS(own.image_BE, text_GE, temperature, start, ids_G2)
-        return torch.stack([image_B, LOG_SUM_EXPS(own.text_BE, image_GE, temperature, start, ids_G2)], 1)
-
-    lse_G2 = torch.cat([gather(lse(own, start)) for own, start in pairs])
-    own_parts = [
-        temperature_gradient(own.image_BE, text_GE, temperature, start, lse_G2, ids_G2) for own, start in pairs
-    ]
-    gradient = gather(torch.stack(own_parts).sum(0, keepdim=True)).sum()
-    return GatheredFeatures(image_GE, text_GE, ids_G2, lse_G2, gradient)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        whole: Contrast = ctx.contrast
+        share = grad * len(whole.loss_B) / whole.pairs
+        at_image, at_text, at_temperature = (
+            gradient.to(dtype)
+            for gradient, dtype in zip(
+                (whole.at_image_BE * grad, whole.at_text_BE * grad, (whole.at_temperature * share).reshape(1)),
+                ctx.like,
+                strict=True,
+            )
+        )
+        at_bias = None if whole.at_bias is None else (whole.at_bias * share).reshape(1)
+        return at_image, at_text, at_temperature, at_bias, None

@@ -60,7 +60,7 @@ _MODEL = {
     "data": "tokenizer vocabulary",
     "model": "vision vision_args image_size text text_args cross_depth decoder_depth cross_heads cross_norm "
     "contrastive_width tie_classifier",
-    "objectives": "extra",
+    "objectives": "contrastive extra",
     "task": "name answer_minimum",
 }
 _BEGINNING = {
