@@ -48,6 +48,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "objectives.reconstruct_from": "other",
     "kernels.fusion": "auto",
     "kernels.views": "auto",
+    "kernels.residual_norm": "auto",
 }
 """For each key (`table.key`) younger than version 0.1, the value that does what was done before there was the key.
 

@@ -167,7 +167,8 @@ class Kernels:
     attention: str = "auto"  # of padded sequences
     linear: str = "auto"  # product and bias of a layer
     gelu_linear: str = "auto"  # GELU and the linear layer after it
-    layer_norm: str = "auto"  # of every block
+    layer_norm: str = "auto"  # where nothing is added before it
+    residual_norm: str = "auto"  # residual addition and the layer norm after it
     packed_attention: str = "auto"  # of texts packed without padding
     patch_l1: str = "auto"  # of masked patches with the image
     log_sum_exps: str = "auto"  # over the similarities of own pairs with others

@@ -11,12 +11,20 @@ from typing import Any
 from timm.layers import GELU as TimmGELU
 from timm.layers import Mlp
 from timm.layers.norm import LayerNorm as TimmLayerNorm
+from timm.models.vision_transformer import Block
 from torch import nn
 from transformers.activations import GELUActivation
 
 from mvlm.kernels.attention import use_attention
-from mvlm.kernels.layer_norm import LayerNorm
+from mvlm.kernels.layer_norm import LayerNorm, ResidualBlock, ResidualOutput
 from mvlm.kernels.linear import GeluLinear, Linear
+
+RESIDUAL_OUTPUTS = {
+    f"{family}{part}"
+    for family in ("Bert", "Camembert", "Electra", "Ernie", "Roberta", "XLMRoberta")
+    for part in ("SelfOutput", "Output")
+}
+"""Classes of transformers that are all one: linear layer, dropout, and the layer norm of the sum with what is given."""
 
 
 def use_kernels(model: nn.Module) -> None:
@@ -30,6 +38,11 @@ def use_kernels(model: nn.Module) -> None:
             module.__class__ = Linear
         elif type(module) in (nn.LayerNorm, TimmLayerNorm) and _is_affine(module):
             module.__class__ = LayerNorm
+    for module in model.modules():
+        if type(module) is Block and type(module.norm2) is LayerNorm:
+            module.__class__ = ResidualBlock
+        elif type(module).__name__ in RESIDUAL_OUTPUTS and type(module.LayerNorm) is LayerNorm:
+            module.__class__ = ResidualOutput
 
 
 def _feed_forwards(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:

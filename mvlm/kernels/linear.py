@@ -128,7 +128,7 @@ def _has_mkl() -> str | None:
 def _mkl_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
     if x.device.type != "cpu":
         return FOR_CPUS
-    return "it computes in fp32" if x.dtype != torch.float32 or weight.dtype != torch.float32 else _autocast(x)
+    return "it computes in fp32" if x.dtype != torch.float32 or weight.dtype != torch.float32 else probes.autocast(x)
 
 
 def _has_onednn() -> str | None:
@@ -158,7 +158,7 @@ def _fp32_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return FOR_CPUS
     if x.dtype not in (torch.float32, torch.bfloat16) or x.dtype != weight.dtype:
         return "it computes in fp32"
-    return _autocast(x)
+    return probes.autocast(x)
 
 
 def _fp32_pays(x: Tensor, *_: object) -> str | None:
@@ -172,13 +172,7 @@ def _apex_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
         return "there is no bias"
     if x.dtype != weight.dtype or x.numel() == 0:
         return "it takes rows of the weight's own precision"
-    return _autocast(x)
-
-
-def _autocast(x: Tensor) -> str | None:
-    # Not by is_autocast_available, which torch 2.11's compiler does not know; "meta" has none.
-    kind = x.device.type
-    return "autocast is on" if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else None
+    return probes.autocast(x)
 
 
 linear = Op(
@@ -231,7 +225,7 @@ class _GeluLinear(torch.autograd.Function):
 
 
 def _recomputing_takes(x: Tensor, *_: object) -> str | None:
-    return _autocast(x)
+    return probes.autocast(x)
 
 
 def _recomputing_pays(x: Tensor, *_: object) -> str | None:

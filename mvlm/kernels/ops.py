@@ -11,7 +11,7 @@ from mvlm.kernels.attention import attention
 from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
 from mvlm.kernels.dispatch import Op
 from mvlm.kernels.fusion import FUSION
-from mvlm.kernels.layer_norm import layer_norm
+from mvlm.kernels.layer_norm import layer_norm, residual_norm
 from mvlm.kernels.linear import gelu_linear, linear
 from mvlm.kernels.negatives import NEGATIVES
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
@@ -19,7 +19,7 @@ from mvlm.kernels.patch_l1 import PATCH_L1
 from mvlm.kernels.views import VIEWS, Views
 
 _PASSES = (FUSION, VIEWS)
-_LAYERS = (attention, PACKED_ATTENTION, linear, gelu_linear, layer_norm)
+_LAYERS = (attention, PACKED_ATTENTION, linear, gelu_linear, layer_norm, residual_norm)
 _LOSSES = (PATCH_L1, LOG_SUM_EXPS, CONTRASTIVE, NEGATIVES)
 OPS: dict[str, Op] = {op.name: op for op in (*_PASSES, *_LAYERS, *_LOSSES)}
 
@@ -63,6 +63,7 @@ EXAMPLES: dict[str, Callable[[Callable[..., Tensor]], tuple]] = {
     "linear": _linear,
     "gelu_linear": _linear,
     "layer_norm": lambda make: (make(8, 16), make(16), make(16), 1e-6),
+    "residual_norm": lambda make: (make(8, 16), make(8, 16), make(16), make(16), 1e-6),
     "packed_attention": _packed_attention,
     "patch_l1": _patch_l1,
     "log_sum_exps": _log_sum_exps,

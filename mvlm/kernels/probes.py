@@ -57,6 +57,13 @@ def not_for_triton(*tensors: Tensor) -> str | None:
     return None
 
 
+def autocast(x: Tensor) -> str | None:
+    """Whether torch is to choose precisions by itself on that device."""
+    # Not by is_autocast_available, which torch 2.11's compiler does not know; "meta" has none.
+    kind = x.device.type
+    return "autocast is on" if kind in ("cpu", "cuda") and torch.is_autocast_enabled(kind) else None
+
+
 def triton_interprets() -> bool:
     """Whether Triton's kernels run in its interpreter, on a CPU; decided when it was first imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"

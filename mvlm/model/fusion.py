@@ -9,6 +9,7 @@ from mvlm.config.schema import Model
 from mvlm.errors import UserError
 from mvlm.kernels.attention import attention
 from mvlm.kernels.fusion import Layout, Segment, split
+from mvlm.kernels.layer_norm import LayerNorm
 
 
 class Attention(nn.Module):
@@ -62,7 +63,7 @@ class CrossBlock(nn.Module):
         self.self_attention = Attention(width, width, config.cross_heads, config.dropout)
         self.cross_attention = Attention(width, context_width, config.cross_heads, config.dropout)
         self.feed_forward = FeedForward(width, config.dropout)
-        self.self_norm, self.cross_norm, self.feed_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.self_norm, self.cross_norm, self.feed_norm = (LayerNorm(width) for _ in range(3))
 
     def forward(self, x_BTD: Tensor, context_BUD: Tensor, layout: Layout, first: bool, last: bool) -> Tensor:
         """The layout's sequences, of which the first block takes the sources and the last gives what is kept."""
@@ -71,16 +72,20 @@ class CrossBlock(nn.Module):
         queries = normed
         if last:
             x_BTD, queries = layout.keep(x_BTD), layout.keep(normed)
-        x_BTD = x_BTD + self.self_attention(queries, normed, self_segments)
+        attended = self.self_attention(queries, normed, self_segments)
         if not self.pre_norm:
-            x_BTD = self.self_norm(x_BTD)
-        if first:
-            x_BTD = layout.spread(x_BTD, last)
-        if self.pre_norm:
-            x_BTD = x_BTD + self.cross_attention(self.cross_norm(x_BTD), context_BUD, cross_segments)
-            return x_BTD + self.feed_forward(self.feed_norm(x_BTD))
-        x_BTD = self.cross_norm(x_BTD + self.cross_attention(x_BTD, context_BUD, cross_segments))
-        return self.feed_norm(x_BTD + self.feed_forward(x_BTD))
+            _, x_BTD = self.self_norm(x_BTD, attended)
+            if first:
+                x_BTD = layout.spread(x_BTD, last)
+            _, x_BTD = self.cross_norm(x_BTD, self.cross_attention(x_BTD, context_BUD, cross_segments))
+            return self.feed_norm(x_BTD, self.feed_forward(x_BTD))[1]
+        if first:  # the sequences part between the sum and its norm
+            x_BTD = layout.spread(x_BTD + attended, last)
+            normed = self.cross_norm(x_BTD)
+        else:
+            x_BTD, normed = self.cross_norm(x_BTD, attended)
+        x_BTD, normed = self.feed_norm(x_BTD, self.cross_attention(normed, context_BUD, cross_segments))
+        return x_BTD + self.feed_forward(normed)
 
 
 class CrossEncoder(nn.Module):

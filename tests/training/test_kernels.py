@@ -13,6 +13,7 @@ from mvlm.config.schema import Config, Kernels
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.layer_norm import residual_norm
 from mvlm.kernels.layers import use_kernels
 from mvlm.kernels.linear import GeluLinear, gelu_linear
 from mvlm.model.fusion import FeedForward
@@ -56,12 +57,13 @@ def test_a_model_gives_the_same_and_names_its_parameters_the_same() -> None:
     model, config = build()
     model.double()
     names, expected = [*model.state_dict()], run_parts(model)
-    before = gelu_linear.calls["kept"]
+    before, before_norms = gelu_linear.calls["kept"], residual_norm.calls["torch"]
     apply_kernels(model, config)
     for found, wanted in zip(run_parts(model), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     assert [*model.state_dict()] == names
     assert gelu_linear.calls["kept"] == before + 3  # the ViT's block, the text's layer, the feed-forward
+    assert residual_norm.calls["torch"] == before_norms + 3  # the ViT's block once, the text's layer twice
     apply_kernels(model, config)
     assert {type(m) for m in model.modules() if isinstance(m, nn.GELU)} == set()
 

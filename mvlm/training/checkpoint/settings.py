@@ -47,8 +47,8 @@ _APPLIES = {
     "optim": "lr encoder_lr weight_decay betas eps clip warmup_epochs warmup_steps floor layer_decay",
     "train": "epochs steps global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes compile "
     "recompute ema",
-    "kernels": "fusion views attention linear gelu_linear layer_norm packed_attention patch_l1 log_sum_exps "
-    "contrastive negatives optimizer",
+    "kernels": "fusion views attention linear gelu_linear layer_norm residual_norm packed_attention patch_l1 "
+    "log_sum_exps contrastive negatives optimizer",
     "checkpoint": "every keep keep_every",
     "log": "every tensorboard wandb mlflow pictures",
     "eval": "every batch rerank limit memory_gb share",
