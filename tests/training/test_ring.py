@@ -1,0 +1,73 @@
+"""Features that go round a ring of real gloo ranks, against the formula on the whole batch in float64."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as torch_dist
+import torch.multiprocessing
+
+from mvlm.batch import Encoded
+from mvlm.model.losses.itc import contrast_pairs
+from mvlm.runtime import dist
+from mvlm.training import contrast
+
+SHARE, WIDTH = 6, 16
+
+
+def whole_batch(pairs: int) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Images, texts, temperature and bias in float64, and image and caption of each pair, of which some share one."""
+    generator = torch.Generator().manual_seed(pairs)
+    image, text = (torch.randn(pairs, WIDTH, generator=generator, dtype=torch.float64) for _ in "ab")
+    sides = [torch.nn.functional.normalize(x, dim=-1) for x in (image, text)]
+    ids = torch.arange(2 * pairs).view(pairs, 2)
+    ids[pairs - 1, 0], ids[SHARE, 1] = ids[0, 0], ids[1, 1]  # of two ranks each, where there are two
+    return [*sides, torch.tensor([0.2]).double(), torch.tensor([-1.0]).double()], ids
+
+
+def formula(kind: str, inputs: list[torch.Tensor], ids: torch.Tensor) -> torch.Tensor:
+    """The sum over the pairs."""
+    image, text, temperature, bias = inputs
+    itself = torch.eye(len(image), dtype=torch.bool)
+    left_out = (ids[:, None] == ids).any(-1) & ~itself
+    scores = image @ text.T / temperature
+    if kind == "sigmoid":
+        right = torch.where(itself, torch.sigmoid(scores + bias), 1 - torch.sigmoid(scores + bias))
+        return -right.log().masked_fill(left_out, 0).sum()
+    scores = scores.masked_fill(left_out, float("-inf"))
+    return (scores.logsumexp(0) + scores.logsumexp(1)).sum() / 2 - scores.diagonal().sum()
+
+
+def on_rank(rank: int, ranks: int, meeting: str) -> None:
+    store = torch_dist.FileStore(meeting, ranks)
+    torch_dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+    inputs, ids = whole_batch(ranks * SHARE)
+    rows = slice(rank * SHARE, (rank + 1) * SHARE)
+    image, text, temperature, bias = (x.float() for x in inputs)
+    own = Encoded(image[rows], text[rows], *ids[rows].unbind(1))
+    for kind in ("softmax", "sigmoid"):
+        exact = [x.clone().requires_grad_() for x in inputs]
+        total = formula(kind, exact, ids)
+        wanted = torch.autograd.grad(total, exact, allow_unused=True)
+        for ring_from in (0, 1 << 30):
+            contrast.RING_FROM = ring_from
+            peers = contrast.peers(ranks * SHARE)
+            found = contrast_pairs(own, temperature, bias if kind == "sigmoid" else None, True, peers)
+            close = {"rtol": 1e-5, "atol": 1e-5}
+            torch.testing.assert_close(dist.all_reduce(found.loss_B.sum()).double(), total.detach(), **close)
+            torch.testing.assert_close(found.at_image_BE.double(), wanted[0][rows], **close)
+            torch.testing.assert_close(found.at_text_BE.double(), wanted[1][rows], **close)
+            torch.testing.assert_close(found.at_temperature.double(), wanted[2].squeeze(), **close)
+            if kind == "sigmoid":
+                torch.testing.assert_close(found.at_bias.double(), wanted[3].squeeze(), **close)
+    dist.close()
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_every_rank_has_its_part_of_the_whole(ranks: int, tmp_path: Path) -> None:
+    """Two ranks in training steps are in tests/training/gradient_matrix.py."""
+    torch.multiprocessing.spawn(on_rank, (ranks, str(tmp_path / "meeting")), nprocs=ranks)
