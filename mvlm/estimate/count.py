@@ -67,7 +67,7 @@ class FakeModel:
         self.data, self.objectives, self.device = data, model.objectives, device
         self.contrastive_width = model.image_projection.linear.out_features
         self.model = on_meta(model)
-        self.unit = self.objectives.itm_group if self.objectives.itm else 1
+        self.unit = self.objectives.itm_group if self.objectives.itm else 2  # a pair alone takes other operations
         counts = Counter(dict.fromkeys(PARTS, 0))
         for name, parameter in model.named_parameters():
             counts[_part(name)] += parameter.numel()

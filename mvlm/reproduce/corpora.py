@@ -79,12 +79,8 @@ def _nlvr2(split: str) -> tuple[str, ...]:
     return ("nlvr2", f"{{data}}/nlvr2/{split}.json", "--images", "{data}/nlvr2")
 
 
-PARTS = "p10=0.1,p15=0.15,p25=0.25,p50=0.5"
-"""Of limited data: the first is a tenth, the first two a quarter, the first three a half."""
-
-
-def _parts(corpus: str) -> tuple[str, ...]:
-    return ("split", f"{{shards}}/{corpus}", "--split", PARTS, "--split-by", "crc32")
+def _parts(corpus: str, shares: str) -> tuple[str, ...]:
+    return ("split", f"{{shards}}/{corpus}", "--split", shares, "--split-by", "crc32")
 
 
 CORPORA = {
@@ -105,11 +101,11 @@ CORPORA = {
         pairs=860_000,
         said_by=ALBEF,
     ),
-    "cc3m_halves": ShardSet(
-        making=("split", "{shards}/cc3m", "--split", "half=0.5,rest=0.5", "--split-by", "crc32"),
-    ),
-    "coco_parts": ShardSet(making=_parts("coco_train")),
-    "cc3m_parts": ShardSet(making=_parts("cc3m_halves/half")),
+    "cc3m_halves": ShardSet(making=_parts("cc3m", "half=0.5,rest=0.5")),
+    # Of limited data: the first part is a tenth, the first two a quarter, the first three a half. CC3M's four make the
+    # half above, which cannot be split itself: the hash that it was split by would leave parts empty.
+    "coco_parts": ShardSet(making=_parts("coco_train", "p10=0.1,p15=0.15,p25=0.25,p50=0.5")),
+    "cc3m_parts": ShardSet(making=_parts("cc3m", "p10=0.05,p15=0.075,p25=0.125,p50=0.25,rest=0.5")),
     "flickr30k_val": ShardSet(_flickr30k("val"), rows=1_014, pairs=5_070, said_by=KARPATHY),
     "flickr30k_train": ShardSet(_flickr30k("train"), rows=29_000, pairs=145_000, said_by=KARPATHY),
     "vqa_trainval": ShardSet(_vqa("train2014", "val2014"), pairs=443_757 + 214_354, said_by=VQA2),

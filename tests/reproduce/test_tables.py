@@ -6,6 +6,7 @@ import io
 import re
 import shlex
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from mvlm.errors import ExitCode, UserError
 from mvlm.reproduce import layout
 from mvlm.reproduce.chain import run_chain
 from mvlm.reproduce.corpora import CORPORA, in_order
+from mvlm.reproduce.cost import Prices
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
 from mvlm.reproduce.steps import GenerateStep, TrainStep, Workplace, published_pairs
@@ -158,3 +160,11 @@ def test_the_list_names_every_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert mvlm(["reproduce", "list"]) == 0
     said = capsys.readouterr().out
     assert all(re.search(rf"\b{name}\b", said) for name in TABLES)
+
+
+def test_a_run_without_matching_has_its_price(tmp_path: Path) -> None:
+    step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), "itc")
+    prices = Prices("a100", "zero1.json", {})
+    hours = prices.gpu_hours(step.config, step.pairs())
+    assert hours and prices.gpu_hours(step.config, 2 * step.pairs()) == pytest.approx(2 * hours, rel=1e-3)
+    assert prices.gpu_hours(TrainStep(place(tmp_path, tmp_path), "base_4m_vqa").config, 1) is None
