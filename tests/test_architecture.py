@@ -44,6 +44,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "kernels.contrastive",
         "model",
         "pretrained",
+        "runtime.background",
+        "runtime.dist",
         "runtime.live_memory",
         "training",
     },
@@ -88,6 +90,7 @@ ONLY_IN = {
     },
     "torch.distributed": {
         "mvlm/training/engine.py",
+        "mvlm/runtime/background.py",
         "mvlm/runtime/dist.py",
         "mvlm/runtime/rendezvous.py",
         "mvlm/runtime/ring.py",

@@ -94,6 +94,13 @@ class TrainingStream:
             self.lost = str(error)
         return True
 
+    def is_here(self) -> bool:
+        """Whether the next step's data are there already; what is wrong with them, `wait` will raise."""
+        try:
+            return self.loader.ready(0.0)
+        except Exception:
+            return False
+
     def why_lost(self) -> str:
         """The words of the ranks that have lost their data; all ranks must call."""
         words = [f"rank {rank}: {lost}" for rank, lost in enumerate(dist.gather_objects(self.lost)) if lost]

@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -14,6 +14,7 @@ from mvlm.batch import MetricAccumulator
 from mvlm.checkpoint.state import TrainState
 from mvlm.errors import ExitCode
 from mvlm.runtime import dist
+from mvlm.training.agreement import Agreement, StepFlags
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
@@ -28,36 +29,6 @@ LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation
 
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
 """(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
-
-
-class StepFlags(NamedTuple):
-    """What one rank says of itself between two steps; once exchanged, on every rank, how many say so."""
-
-    signalled: int = 0
-    orphaned: int = 0
-    time_is_up: int = 0
-    superseded: int = 0
-    gone: int = 0  # the run folder
-    written: int = 0
-    uploaded: int = 0
-    faults: int = 0  # their number
-    waiting: int = 0  # for a store of shards that is gone
-    without_data: int = 0  # for good
-
-    @property
-    def reason_to_stop(self) -> str | None:
-        if self.signalled:
-            return "by a signal"
-        if self.orphaned:
-            return "because the launcher has died"
-        return "because the time is nearly up" if self.time_is_up else None
-
-
-def sync_ranks(own: StepFlags, loss: float, grad_norm: float) -> tuple[StepFlags, float, float]:
-    """The sums of all ranks' flags and the means of their numbers, alike on all; it travels over the host."""
-    numbers = torch.tensor([*map(float, own), loss, grad_norm], dtype=torch.float64)
-    *counts, loss, grad_norm = dist.all_reduce(numbers).tolist()
-    return StepFlags(*map(int, counts)), loss / dist.world(), grad_norm / dist.world()
 
 
 @dataclasses.dataclass
@@ -91,6 +62,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._first = self.state
+        self._begun: Agreement | None = None  # with what the ranks said before the last step
         self._start_from(self.state)
 
     def _start_from(self, state: TrainState) -> None:
@@ -105,9 +77,7 @@ class Trainer:
             self.saver.finish()
         while self.state.step < self.schedule.steps:
             began = time.perf_counter()
-            self._mark("waiting for data")
-            is_there = self.stream.wait()
-            flags, anomaly = self._sync(waiting=not is_there)
+            flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
                 self.saver.publish()
             if self.saver.uploads.pending and flags.uploaded == dist.world():
@@ -120,16 +90,20 @@ class Trainer:
                 return self._stop(flags.reason_to_stop)
             elif flags.without_data:
                 return self._stop(f"for want of data ({self.stream.why_lost()})")
-            elif not flags.waiting:
+            elif flags.ready == dist.world():
                 self._step(began)
         return self._finish()
 
     def _step(self, began: float) -> None:
         """Args: began: when its data were first asked for, by `time.perf_counter`."""
         micro_batches = next(self.stream.loader)
-        self._mark("computing the update")
         schedule, before = self.schedule, self.state.step
         step = before + 1
+        saves = schedule.is_due(schedule.save_every, step)
+        evaluates = self.evaluate is not None and schedule.is_due(schedule.eval_every, step)
+        if not saves and not evaluates:  # after which much may have changed
+            self._begun = self._agree(ready=self.stream.is_here())
+        self._mark("computing the update")
         factor = lr_factor(before, schedule.warmup, schedule.steps, schedule.floor)
         tally = MetricAccumulator() if schedule.is_due(schedule.log_every, step) else None
         losses = self.engine.step(micro_batches, factor, before, tally)
@@ -142,32 +116,37 @@ class Trainer:
         if tally:
             self.reporter.report(losses, tally, self.state, factor, micro_batches)
         aside = time.perf_counter()
-        if schedule.is_due(schedule.save_every, step):
+        if saves:
             if anomaly := self._drain():
                 self._roll_back(anomaly)
                 return
             self._save()
-        if self.evaluate and schedule.is_due(schedule.eval_every, step):
+        if self.evaluate and evaluates:
             self._evaluate(self.evaluate)
         self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
 
-    def _sync(self, drain: bool = False, waiting: bool = False) -> tuple[StepFlags, Anomaly | None]:
-        """One exchange over the host, the only one of a step that is ours; it also judges an earlier step.
-
-        Args:
-            drain: judge a step though later ones are still to come.
-            waiting: for a store of shards that is gone.
+    def _sync(self) -> tuple[StepFlags, Anomaly | None]:
+        """What the ranks said of themselves before the last step, or say now where they have not.
 
         Returns:
-            What all ranks say, alike on all, and the earlier step where it must not have been made.
+            What all ranks say, alike on all, and an earlier step where it must not have been made.
 
         Raises:
             UserError: a later attempt at this run has begun, or its folder has gone; nothing has been written since.
         """
-        self._mark("agreeing with the other ranks")
+        if not self._begun:
+            self._mark("waiting for data")
+            self._begun = self._agree(ready=self.stream.wait())
+        return self._agreed()
+
+    def _agree(self, ready: bool, drain: bool = False) -> Agreement:
+        """Begin the only exchange of a step that is ours; it also judges an earlier step.
+
+        Args:
+            ready: the next step's data are there.
+            drain: judge a step though later ones are still to come.
+        """
         stop, detector, saver = self.health.stop, self.health.detector, self.saver
-        judged = detector.due(drain)
-        loss, grad_norm = detector.report() if judged else (0.0, 0.0)
         own = StepFlags(
             signalled=stop.signalled,
             orphaned=stop.orphaned(),
@@ -177,23 +156,30 @@ class Trainer:
             written=saver.pending and saver.written,
             uploaded=saver.uploads.pending and saver.uploads.ready,
             faults=len(self.stream.loader.faults),
-            waiting=waiting,
+            ready=ready,
             without_data=bool(self.stream.lost),
         )
-        began = time.perf_counter()
-        flags, loss, grad_norm = sync_ranks(own, loss, grad_norm)
+        return Agreement(own, detector.report() if detector.due(drain) else None)
+
+    def _agreed(self) -> tuple[StepFlags, Anomaly | None]:
+        """End the exchange that has begun."""
+        assert self._begun
+        self._mark("agreeing with the other ranks")
+        agreement, self._begun, began = self._begun, None, time.perf_counter()
+        flags, loss, grad_norm = agreement.wait()
         self.reporter.waited += time.perf_counter() - began
-        anomaly = detector.judge(loss, grad_norm) if judged else None
+        anomaly = self.health.detector.judge(loss, grad_norm) if agreement.judges else None
         if flags.gone:
-            raise saver.attempt.lost()
+            raise self.saver.attempt.lost()
         if flags.superseded:
-            raise saver.attempt.overtaken(self.state.step)
+            raise self.saver.attempt.overtaken(self.state.step)
         return flags, anomaly
 
     def _drain(self) -> Anomaly | None:
         """Judge all steps made so far; the first that must not have been."""
         while self.health.detector.due(drain=True):
-            if anomaly := self._sync(drain=True)[1]:
+            self._begun = self._agree(ready=False, drain=True)
+            if anomaly := self._agreed()[1]:
                 return anomaly
         return None
 

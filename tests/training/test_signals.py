@@ -71,8 +71,8 @@ def test_the_end_leaves_room_for_steps_and_checkpoints(monkeypatch: pytest.Monke
     assert not stop.time_is_up(1e9, 1e9)  # no limit
     stop.limit_time(100.0)
     assert not stop.time_is_up(1.0, 1.0)
-    assert not stop.time_is_up(1000.0, 1900.0)  # two of each and a minute fit into 6000 s
-    assert stop.time_is_up(1000.0, 2000.0)
+    assert not stop.time_is_up(1000.0, 1400.0)  # three steps, two checkpoints and a minute fit into 6000 s
+    assert stop.time_is_up(1000.0, 1500.0)
 
 
 def test_the_limit_of_slurm_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,8 +35,8 @@ class Loader:
     """Iterates over steps without end; each item is the list of this rank's micro-batches of one step.
 
     Images are decoded by threads, which the decoders leave free of the interpreter's lock, or by processes;
-    at most `prefetch` micro-batches exist beside those handed out. An exception in one is raised to the
-    consumer at the step it belongs to. Use it as a context manager, or call `close`.
+    at most `prefetch` micro-batches exist beside those handed out and, once asked for, those of the next step. An
+    exception in one is raised to the consumer at the step it belongs to. Use it as a context manager, or call `close`.
 
     Args:
         sampler: position -> row and occurrence.
@@ -166,7 +166,8 @@ class Loader:
             self._pending.append(self._start())
         if not wait([self._pending[0]], seconds).done:
             return False
-        self._next.append(self._pending.popleft().result())
+        self._next.append(self._pending[0].result())  # and an error stays, to be raised again
+        self._pending.popleft()
         if self._processes is not None:
             self._processes.may_start = True
         if self._pool:

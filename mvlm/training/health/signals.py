@@ -13,7 +13,8 @@ import psutil
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAUNCHERS = ("deepspeed", "torch.distributed.run", "torchrun")
 MARGIN_SHARE, MARGIN_SECONDS = 0.05, 60.0
-"""Of the time limit, and at most: what is left for ending beside two steps and two checkpoints."""
+"""Of the time limit, and at most: what is left for ending beside three steps, as the ranks hear of it a step later, and
+two checkpoints."""
 
 
 class StopRequests:
@@ -54,7 +55,7 @@ class StopRequests:
             step_seconds, save_seconds: the longest that a step and a checkpoint have taken.
         """
         left = self._end - time.monotonic()
-        return self._limited and left < self._margin + 2 * (step_seconds + save_seconds)
+        return self._limited and left < self._margin + 3 * step_seconds + 2 * save_seconds
 
 
 def launchers() -> list[psutil.Process]:

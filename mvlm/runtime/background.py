@@ -1,0 +1,82 @@
+"""Numbers summed over all ranks while they go on with other work."""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from mvlm.runtime import dist
+
+TAG = 29
+"""Of its messages among ranks; collectives have numbers of their own."""
+
+
+class BackgroundSum:
+    """The sum over ranks of a small CPU tensor, on its way over the host from the moment this is made.
+
+    Ranks pair off, each round with a partner twice as far away: log2(N) messages one after the other, two more where N
+    is no power of two, where gloo's all-reduce is a ring of 2 (N - 1). Every rank adds the same pairs of numbers, so
+    all have the same bits. One sum at a time may be on its way.
+    """
+
+    def __init__(self, own: Tensor) -> None:
+        self._total, self._error = own, None
+        self._thread: threading.Thread | None = None
+        if dist.world() > 1:
+            self._thread = threading.Thread(target=self._run, name="mvlm-agreement", daemon=True)
+            self._thread.start()
+
+    def wait(self) -> Tensor:
+        """The sum, the same on every rank.
+
+        Raises:
+            RuntimeError: as a collective does where a rank has died or fallen silent.
+        """
+        if self._thread:
+            self._thread.join()
+        if self._error:
+            raise self._error
+        return self._total
+
+    def _run(self) -> None:
+        try:
+            self._total = _sum(self._total)
+        except Exception as error:  # raised to whoever waits
+            self._error = error
+
+    _error: Exception | None
+
+
+def rounds(world: int) -> int:
+    """Messages that such a sum takes, one after the other."""
+    pairs = world.bit_length() - 1
+    return pairs + (2 if world > 1 << pairs else 0)
+
+
+def _sum(own: Tensor) -> Tensor:
+    rank, world = dist.rank(), dist.world()
+    paired = 1 << (world.bit_length() - 1)  # the others hand their numbers in, and are told the sum
+    if rank >= paired:
+        torch_dist.send(own, rank - paired, tag=TAG)
+        return _received(own, rank - paired)
+    if rank + paired < world:
+        own = own + _received(own, rank + paired)
+    distance = 1
+    while distance < paired:
+        sent = torch_dist.isend(own, rank ^ distance, tag=TAG)
+        other = _received(own, rank ^ distance)
+        if sent is not None:
+            sent.wait()
+        own, distance = own + other, 2 * distance
+    if rank + paired < world:
+        torch_dist.send(own, rank + paired, tag=TAG)
+    return own
+
+
+def _received(like: Tensor, rank: int) -> Tensor:
+    received = torch.empty_like(like)
+    torch_dist.recv(received, rank, tag=TAG)
+    return received

@@ -1,0 +1,51 @@
+"""What the ranks tell each other once a step."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from mvlm.runtime import dist
+from mvlm.runtime.background import BackgroundSum
+
+
+class StepFlags(NamedTuple):
+    """What one rank says of itself between two steps; once exchanged, on every rank, how many say so."""
+
+    signalled: int = 0
+    orphaned: int = 0
+    time_is_up: int = 0
+    superseded: int = 0
+    gone: int = 0  # the run folder
+    written: int = 0
+    uploaded: int = 0
+    faults: int = 0  # their number
+    ready: int = 0  # the next step's data are there, or lost for good
+    without_data: int = 0  # for good
+
+    @property
+    def reason_to_stop(self) -> str | None:
+        if self.signalled:
+            return "by a signal"
+        if self.orphaned:
+            return "because the launcher has died"
+        return "because the time is nearly up" if self.time_is_up else None
+
+
+class Agreement:
+    """An exchange among the ranks from the moment it is made; it travels over the host.
+
+    Args:
+        reading: this rank's loss and gradient norm of an earlier step that is to be judged, if one is.
+    """
+
+    def __init__(self, own: StepFlags, reading: tuple[float, float] | None) -> None:
+        self.judges = reading is not None
+        numbers = [*map(float, own), *(reading or (0.0, 0.0))]
+        self._sum = BackgroundSum(torch.tensor(numbers, dtype=torch.float64))
+
+    def wait(self) -> tuple[StepFlags, float, float]:
+        """The sums of all ranks' flags and the means of their numbers, alike on all."""
+        *counts, loss, grad_norm = self._sum.wait().tolist()
+        return StepFlags(*map(int, counts)), loss / dist.world(), grad_norm / dist.world()

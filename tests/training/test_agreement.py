@@ -1,0 +1,104 @@
+"""What the ranks tell each other once a step: on time, alike on all, and before anything is saved."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.runtime import dist
+from mvlm.runtime.background import rounds
+from mvlm.runtime.ring import at_once
+from mvlm.training.agreement import Agreement, StepFlags
+from mvlm.training.checkpoint.save import Saver
+from mvlm.training.engine import Engine
+from mvlm.training.health.anomaly import AnomalyDetector
+from mvlm.training.stream import TrainingStream
+from tests.conftest import free_port
+from tests.training.conftest import TrainHere
+
+READINGS = [(0.1, 1e16), (0.7, 1.0), (3.3, -1e16)]  # whose sum depends on its order
+
+
+def agree(folder: Path, rank: int, world: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+    dist.init()
+    found = []
+    for turn in range(3):
+        begun = Agreement(StepFlags(signalled=rank == 1, faults=rank + turn, ready=1), READINGS[rank])
+        dist.all_reduce(torch.ones(2))  # another exchange meanwhile disturbs nothing
+        flags, loss, norm = begun.wait()
+        found.append([*flags, loss.hex(), norm.hex()])
+    own = [torch.full((2, 3), rank + 0.5), torch.full((2, 2), rank), torch.full((2,), rank + 0.5)]
+    for dist.BY_SUM_FROM in (world + 1, world):
+        ((start, blocks),) = at_once(own)
+        assert start == 2 * rank
+        for one, whole in zip(own, blocks, strict=True):
+            assert whole.dtype == one.dtype
+            assert torch.equal(whole, torch.cat([one - rank + each for each in range(world)]))
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    dist.close()
+
+
+def test_ranks_agree_to_the_last_bit(tmp_path: Path) -> None:
+    world, port = len(READINGS), free_port()
+    context = multiprocessing.get_context("forkserver")
+    ranks = [context.Process(target=agree, args=(tmp_path, rank, world, port)) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [0] * world
+    first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world))
+    assert all(other == first for other in others)
+    for turn, (*flags, loss, _) in enumerate(first):
+        assert StepFlags(*flags) == StepFlags(signalled=1, faults=3 + 3 * turn, ready=3)
+        assert float.fromhex(loss) == pytest.approx(4.1 / 3)
+
+
+def test_messages_grow_with_the_logarithm_of_the_ranks() -> None:
+    assert [rounds(world) for world in (1, 2, 3, 8, 512, 4096, 4100)] == [0, 1, 3, 3, 9, 12, 14]
+
+
+def test_it_is_read_a_step_later_and_nothing_unjudged_is_saved(
+    tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The eighth step, after which a checkpoint is due, has no loss at first."""
+    events: list[str] = []
+    judged: set[int] = set()
+    step, judge, start = Engine.step, AnomalyDetector.judge, Saver.start
+    begin, wait = Agreement.__init__, Agreement.wait
+
+    def stepping(self, micro_batches, factor, before, tally=None):
+        losses = step(self, micro_batches, factor, before, tally)
+        events.append("step")
+        broken = before == 7 and events.count("step") == 8
+        return {name: loss * math.nan if broken else loss for name, loss in losses.items()}
+
+    def judging(self, loss, grad_norm):
+        (number, anomaly) = (self._readings[0].step, judge(self, loss, grad_norm))
+        judged.discard(number) if anomaly else judged.add(number)
+        return anomaly
+
+    def starting(self, state):
+        assert judged >= set(range(1, state.step + 1))
+        events.append(f"saved {state.step}")
+        start(self, state)
+
+    monkeypatch.setattr(TrainingStream, "is_here", TrainingStream.wait)  # however slowly this machine reads
+    monkeypatch.setattr(Engine, "step", stepping)
+    monkeypatch.setattr(AnomalyDetector, "judge", judging)
+    monkeypatch.setattr(Saver, "start", starting)
+    monkeypatch.setattr(Agreement, "__init__", lambda *of: (events.append("begun"), begin(*of))[1])
+    monkeypatch.setattr(Agreement, "wait", lambda of: (events.append("read"), wait(of))[1])
+    assert train_here(tmp_path / "run", "train.steps=12", "checkpoint.every=4") == 0
+    assert find_checkpoint(tmp_path / "run").name == "step_00000012"
+    assert [event for event in events if "saved" in event] == ["saved 0", "saved 4", "saved 8", "saved 12"]
+    assert events[1:9] == ["begun", "read"] + ["begun", "step", "read"] * 2
+    assert events.count("step") == 12 + 4  # those from the checkpoint of step 4 to the broken one, once more
