@@ -127,14 +127,22 @@ def mvlm_command(*words: str, ranks: int = 1, launcher: bool = True) -> list[str
     """`deepspeed --module mvlm ...` on a free port, or `python -m mvlm ...`."""
     if not launcher:
         return [sys.executable, "-m", "mvlm", *words]
-    port = str(free_port())
-    launch = ["deepspeed", "--num_accelerators", str(ranks), "--master_port", port, "--module", "mvlm"]
-    return [str(Path(sys.executable).parent / launch[0]), *launch[1:], *words]
+    return [*launcher_command(ranks), "--module", "mvlm", *words]
+
+
+def launcher_command(ranks: int) -> list[str]:
+    """DeepSpeed's launcher on a free port; by its module, for where it stands on PYTHONPATH alone it has no program."""
+    runner = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    return [*runner, "--num_accelerators", str(ranks), "--master_port", str(free_port())]
 
 
 def run_command(command: list[str], timeout: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run from the project's root, threads limited so that two ranks share a small machine."""
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment
+    """Run from the project's root, threads limited so that two ranks share a small machine.
+
+    What stands on PYTHONPATH stays behind this checkout: packages may have been brought along there.
+    """
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | environment
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 

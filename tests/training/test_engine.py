@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from mvlm.training.gradient_norms import PARTS
 from mvlm.training.zero.state import ZeroStage0State
-from tests.conftest import ROOT, free_port, run_command
+from tests.conftest import ROOT, launcher_command, run_command
 from tests.training.conftest import is_compiled
 
 WORKER = str(ROOT / "tests/training/engine_worker.py")
@@ -55,9 +54,8 @@ def launched(
     cases: dict[str, Any], ranks: int, scenes: Path, folder: Path, *overrides: str, **environment: str
 ) -> dict[str, dict[str, Any]]:
     (folder / "cases.json").write_text(json.dumps(cases))
-    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
     given = [WORKER, str(scenes), str(folder / "cases.json"), str(folder / "results.json"), *overrides]
-    done = run_command([*deepspeed, "--num_accelerators", str(ranks), *given], timeout=900, **environment)
+    done = run_command([*launcher_command(ranks), *given], timeout=900, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "results.json").read_text())
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from torch import nn
 
 from mvlm.model.randomness import is_random
 from mvlm.training.engine import seed_dropout
-from tests.conftest import ROOT, free_port, run_command
+from tests.conftest import ROOT, launcher_command, run_command
 from tests.training.gradient_matrix import (
     EXACT,
     OPTIONS,
@@ -47,9 +46,8 @@ def test_gradients_are_autograds(one_rank: None, scenes: Path, row: Row) -> None
 @pytest.mark.parametrize("ranks", OPTIONS["ranks"])
 def test_gradients_are_autograds_under_every_combination(scenes: Path, tmp_path: Path, ranks: int) -> None:
     file = tmp_path / "errors.json"
-    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
     worker = str(ROOT / "tests/training/gradient_matrix.py")
-    done = run_command([*deepspeed, "--num_accelerators", str(ranks), worker, str(scenes), str(file)], timeout=3600)
+    done = run_command([*launcher_command(ranks), worker, str(scenes), str(file)], timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(file.read_text())
     assert len(found) == len(every_row()) / 2

@@ -1,14 +1,13 @@
 """One global batch, however it is laid out: ranks, accumulation and ZeRO stage against a plain torch loop."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from mvlm.training.gradient_norms import PARTS
-from tests.conftest import ROOT, free_port, run_command
+from tests.conftest import ROOT, launcher_command, run_command
 from tests.training.gradient_matrix import EXACT
 
 WORKER = str(ROOT / "tests/training/parity_worker.py")
@@ -17,8 +16,7 @@ WORKER = str(ROOT / "tests/training/parity_worker.py")
 @pytest.fixture(scope="module", params=[pytest.param(1, marks=pytest.mark.campaign), 2], ids=["1 rank", "2 ranks"])
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     file = tmp_path_factory.mktemp("parity") / "histories.json"
-    deepspeed = [str(Path(sys.executable).parent / "deepspeed"), "--master_port", str(free_port())]
-    done = run_command([*deepspeed, "--num_accelerators", str(request.param), WORKER, str(scenes), str(file)])
+    done = run_command([*launcher_command(request.param), WORKER, str(scenes), str(file)])
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.read_text())
 
