@@ -87,14 +87,15 @@ def build(size: Size) -> MaskVLM:
     return build_model(size.config.blueprint, tokenizer)
 
 
-def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int = SHORTEST) -> Batch:
+def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int = SHORTEST, start: int = 0) -> Batch:
     """A batch whose captions have `shortest` to 30 tokens, all lengths alike; every pair is another.
 
     Args:
         grid: rows and columns of the model's patches.
         pairs: 0 = the size's own number.
+        start: the first of them, of all the pairs that could be made.
     """
-    samples = [_sample(size, grid, place, shortest) for place in range(pairs or size.pairs)]
+    samples = [_sample(size, grid, place, shortest) for place in range(start, start + (pairs or size.pairs))]
     images_1BCHW = torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))
     return collate_pairs(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
 

@@ -62,7 +62,7 @@ class Rung:
         config = replace(size.config, kernels=kernels, train=replace(size.config.train, compile=self.compiled))
         model = build(size).to(device, dtype)
         batch = make_batch(size, model.grid).to(device)
-        _speed_up(model, config, self.kernels)
+        speed_up(model, config, self.kernels)
         model.text.packable &= self.packed
         batch = padded(batch, self.padding, model.text.settings.pad_token_id)
         if not self.masked:
@@ -70,7 +70,7 @@ class Rung:
         return Prepared(model, lambda: sum(model(batch).values()))
 
 
-def _speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
+def speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     """In the order in which a run does it."""
     from mvlm.kernels.layers import use_kernels
     from mvlm.runtime.cpu import keep_freed_memory

@@ -1,0 +1,60 @@
+"""The proof on a GPU: its page says what its files do, and a part that fails is written down."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from benchmarks.gpu import page
+from benchmarks.gpu.record import Record, read
+from tests.conftest import run_command
+
+
+def test_the_readme_says_what_was_found() -> None:
+    text = page.README.read_text(encoding="utf-8")
+    assert page.put(text, page.markdown(page.RESULTS)) == text
+
+
+def test_a_page_of_a_proof_that_half_failed(tmp_path: Path) -> None:
+    facts = {"device": "a card", "python": "3.12", "cuda": "13.0", "versions": {"torch": "2.11"}}
+    files = {
+        "parts": [{"machine": facts, "failure": "OSError: no"}, {"part": "step", "seconds": 9, "status": 124}],
+        "trainer": [
+            {"run": "fp32, stage 0", "seconds": 3.0, "losses": [[9.5, 1, 1, 1, 1, 2], [9.25, 1, 1, 1, 1, 2]]},
+            {"check": "it learns", "holds": False, "worst_loss": 0.25, "bounds": [0.1, 0.2]},
+            {"run": "bf16, stage 3", "losses": [], "failure": "exit status 1: no such thing"},
+        ],
+        "step": [
+            {"plan": 128, "planned_bytes": 4e10},
+            {"pairs": 128, "kind": "update", "way": "eager", "pairs_per_s": 785.25, "mfu": 0.29, "peak_bytes": 41e9}
+            | dict.fromkeys(("seconds", "returned_seconds", "host_cpu_seconds"), 0.163),
+            {"pairs": 128, "kind": "update", "way": "compiled", "cannot": "no time was left"},
+        ],
+    }
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page.markdown(tmp_path)
+    assert "| step | 9 | **out of time** |" in text
+    assert "| fp32, stage 0 | 3.0 | 2 | 9.5000 → 9.2500 |" in text
+    assert "| it learns | **no** | worst_loss 0.25 |" in text
+    assert "bf16, stage 3 failed: exit status 1: no such thing" in text
+    assert "| 128 | update | eager | 785.2 | 29.0 % | 163.0 | 163.0 | 163.0 | 41.00 | 40.00 |" in text
+    assert "| 128 | update | compiled | no time was left |" in text
+
+
+def test_what_fails_is_a_line_and_the_next_is_tried(tmp_path: Path) -> None:
+    record = Record(tmp_path / "x.jsonl")
+    record.attempt({"n": 1}, lambda: {"found": 1 / 0})
+    record.attempt({"n": 2}, lambda: {"holds": True})
+    assert read(tmp_path / "x.jsonl") == [
+        {"n": 1, "failure": "ZeroDivisionError: division by zero"},
+        {"n": 2, "holds": True},
+    ]
+    assert record.exit_code == 1
+
+
+def test_packages_brought_along_reach_what_a_test_starts(monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "brought_along.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    done = run_command(["python3", "-c", "import brought_along, mvlm"])
+    assert done.returncode == 0, done.stderr
