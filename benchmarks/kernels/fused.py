@@ -21,7 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mvlm.kernels import layer_norm_triton
+from mvlm.kernels import gelu_triton, layer_norm_triton
 
 PAGE = Path(__file__).parents[2] / "docs/performance.md"
 BEGIN, END = "<!-- benchmarks/kernels/fused.py -->\n\n", "\n\n<!-- end of fused.py -->"
@@ -49,7 +49,7 @@ class Kernel:
     function: Any
     passes: int
     separate: int
-    extra: int
+    extra: float
     absent: tuple[str, ...] = ()
     values: int = _BLOCK
     warps: int = _WARPS
@@ -62,6 +62,16 @@ KERNELS = {
     "residual + layer norm, backward": Kernel(layer_norm_triton.differentiate_rows, 4, 8, 10),
     "layer norm, forward": Kernel(layer_norm_triton.normalize_rows, 2, 2, 4, ("branch",)),
     "layer norm, backward": Kernel(layer_norm_triton.differentiate_rows, 3, 5, 10, ("grad_sums",)),
+    "GELU and bias, backward": Kernel(
+        gelu_triton.differentiate_gelu,
+        4,
+        6,
+        4 / gelu_triton.TILE["ROWS"],
+        values=gelu_triton.TILE["ROWS"] * gelu_triton.TILE["COLUMNS"],
+        warps=gelu_triton.WARPS,
+        constants=gelu_triton.TILE,
+        size=ROWS * 4 * WIDTH,
+    ),
 }
 FP32 = ("means", "scales", "parts")
 NUMBERS = ("width", "rows", "programs")

@@ -16,8 +16,9 @@ from torch import nn
 from transformers.activations import GELUActivation
 
 from mvlm.kernels.attention import use_attention
+from mvlm.kernels.gelu_linear import GeluLinear, LinearBeforeGelu
 from mvlm.kernels.layer_norm import LayerNorm, ResidualBlock, ResidualOutput
-from mvlm.kernels.linear import GeluLinear, Linear
+from mvlm.kernels.linear import Linear
 
 RESIDUAL_OUTPUTS = {
     f"{family}{part}"
@@ -30,9 +31,12 @@ RESIDUAL_OUTPUTS = {
 def use_kernels(model: nn.Module) -> None:
     """Exchange the classes of timm's attention layers, feed-forwards, layer norms and linear layers; twice is once."""
     use_attention(model)
-    for owner, name, second in list(_feed_forwards(model)):
-        setattr(owner, name, nn.Identity())
+    for first, between, second in list(_feed_forwards(model)):
+        for owner, name in between:
+            setattr(owner, name, nn.Identity())
         second.__class__ = GeluLinear
+        if type(first) is nn.Linear:
+            first.__class__ = LinearBeforeGelu
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
@@ -45,20 +49,31 @@ def use_kernels(model: nn.Module) -> None:
             module.__class__ = ResidualOutput
 
 
-def _feed_forwards(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
-    """Exact GELUs with nothing between them and the linear layer they feed: owner, name within it, and that layer."""
+def _feed_forwards(model: nn.Module) -> Iterator[tuple[Any, list[tuple[Any, str]], Any]]:
+    """Exact GELUs with nothing between them and the linear layer they feed.
+
+    Yields the layer before, owner and name of the GELU and then of what does nothing, and the layer behind.
+    """
     module: Any
+    found: tuple[Any, list[tuple[Any, str]], Any]
     for module in model.modules():
-        found: tuple[Any, str, Any] | None
         if isinstance(module, Mlp):
-            found = (module, "act", module.fc2) if _is_idle(module.drop1) and _is_idle(module.norm) else None
+            if not (_is_idle(module.drop1) and _is_idle(module.norm)):
+                continue
+            found = module.fc1, [(module, "act"), (module, "drop1")], module.fc2
         elif isinstance(module, nn.Sequential) and len(module) > 2:
-            found = (module, "1", module[2])
+            found = module[0], [(module, "1")], module[2]
         elif hasattr(module, "intermediate") and hasattr(module, "output"):  # transformers' BERT-like layers
-            found = (module.intermediate, "intermediate_act_fn", getattr(module.output, "dense", None))
+            within = module.intermediate
+            found = (
+                getattr(within, "dense", None),
+                [(within, "intermediate_act_fn")],
+                getattr(module.output, "dense", None),
+            )
         else:
             continue
-        if found and _is_gelu(getattr(found[0], found[1], None)) and type(found[2]) is nn.Linear:
+        (owner, name), *_ = found[1]
+        if _is_gelu(getattr(owner, name, None)) and type(found[2]) is nn.Linear:
             yield found
 
 

@@ -1,4 +1,4 @@
-"""Linear layers, and the GELU before one, with what each CPU and GPU does best.
+"""Linear layers, with what each CPU and GPU does best.
 
 In fp32 on a CPU, torch copies the bias into the result before it multiplies; oneDNN's fused product does not. Of a wide
 layer its weight gradient takes the slower of two equal products, and its bias gradient takes twice the time of one. MKL
@@ -193,65 +193,3 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return linear(input, self.weight, self.bias)
-
-
-def gelu_linear_recomputed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Keeps the input alone, from which backward computes GELU's result again: half of what a feed-forward keeps."""
-    return _GeluLinear.apply(x, weight, bias)
-
-
-def gelu_linear_kept(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Keeps GELU's input and result, as torch does."""
-    return linear(F.gelu(x), weight, bias)
-
-
-class _GeluLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-        return linear(F.gelu(x), weight, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        active = F.gelu(x) if needs_weight else x
-        needs = needs_x, needs_weight, needs_bias and ctx.has_bias
-        grad_active, grad_weight, grad_bias = gradients(grad, active, weight, needs)
-        grad_x = None if grad_active is None else torch.ops.aten.gelu_backward(grad_active, x)
-        return grad_x, grad_weight, grad_bias
-
-
-def _recomputing_takes(x: Tensor, *_: object) -> str | None:
-    return probes.autocast(x)
-
-
-def _recomputing_pays(x: Tensor, *_: object) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler decides itself what to compute again"
-    if x.device.type == "cpu":
-        return "on a CPU memory costs less than a second GELU"
-    return None
-
-
-gelu_linear = Op(
-    "gelu_linear",
-    Implementation(
-        "recomputed",
-        gelu_linear_recomputed,
-        accepts=_recomputing_takes,
-        pays=_recomputing_pays,
-        version=probes.torch_version,
-    ),
-    Implementation("kept", gelu_linear_kept, version=probes.torch_version),
-)
-"""gelu_linear(x, weight, bias or None) = linear(gelu(x)), GELU being the exact one (Hendrycks & Gimpel 2016)."""
-
-
-class GeluLinear(nn.Linear):
-    """The second layer of a feed-forward, which takes what the first gives and applies GELU itself."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return gelu_linear(input, self.weight, self.bias)

@@ -11,8 +11,9 @@ from mvlm.kernels.attention import attention
 from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
 from mvlm.kernels.dispatch import Op
 from mvlm.kernels.fusion import FUSION
+from mvlm.kernels.gelu_linear import gelu_linear
 from mvlm.kernels.layer_norm import layer_norm, residual_norm
-from mvlm.kernels.linear import gelu_linear, linear
+from mvlm.kernels.linear import linear
 from mvlm.kernels.negatives import NEGATIVES
 from mvlm.kernels.packed_attention import PACKED_ATTENTION, Packed
 from mvlm.kernels.patch_l1 import PATCH_L1

@@ -12,14 +12,13 @@ from torch import Tensor
 
 import mvlm.kernels.linear as linear_module
 from mvlm.kernels import probes
+from mvlm.kernels.gelu_linear import gelu_linear_kept, gelu_linear_recomputed
 from mvlm.kernels.linear import (
     by_apex,
     by_fp32,
     by_mkl,
     by_onednn,
     by_torch,
-    gelu_linear_kept,
-    gelu_linear_recomputed,
     linear,
 )
 from tests.kernels.reference import check_against_float64

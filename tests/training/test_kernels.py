@@ -13,9 +13,9 @@ from mvlm.config.schema import Config, Kernels
 from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.errors import UserError
 from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.gelu_linear import GeluLinear, LinearBeforeGelu, gelu_linear
 from mvlm.kernels.layer_norm import residual_norm
 from mvlm.kernels.layers import use_kernels
-from mvlm.kernels.linear import GeluLinear, gelu_linear
 from mvlm.model.fusion import FeedForward
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
@@ -73,6 +73,7 @@ def test_a_feed_forward_with_something_after_its_gelu_stays_as_it_is() -> None:
     apply_kernels(model, config)
     kinds = {name: type(module) for name, module in model.vision.named_modules()}
     assert kinds["vit.blocks.0.mlp.fc2"] is not GeluLinear
+    assert kinds["vit.blocks.0.mlp.fc1"] is not LinearBeforeGelu
     assert kinds["vit.blocks.0.mlp.act"] is not nn.Identity
 
 
