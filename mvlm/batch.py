@@ -3,6 +3,7 @@
 Shape legend, used as name suffixes everywhere:
     B pairs in the micro-batch    G pairs in the global batch       K candidates in an ITM group
     U pairs or tokens of others that own ones are compared with
+    J pairs of the whole ITM groups that a micro-batch has a part in
     N patches                     S = N + 1 tokens with CLS         L text tokens
     D width                       E contrastive width               V vocabulary
     Q = 3 * P * P values of a patch of P pixels a side              M masked patches or masked tokens
@@ -125,6 +126,19 @@ class Contrast:
 
 
 @dataclass(frozen=True)
+class Negative:
+    """For each pair the sequence of another: a row of the micro-batch, or its tokens where it may be outside of it."""
+
+    row_B: Tensor | None = None  # int64
+    tokens_BLD: Tensor | None = None
+    valid_BL: Tensor | None = None  # bool, of `tokens_BLD`; None = there is no padding
+
+
+Negatives: TypeAlias = "Callable[[Encoded, Tensor, Tensor, Tensor], tuple[Negative, Negative]]"
+"""Of a micro-batch: (its features, the temperature, image_BSD, text_BLD) -> negative images, negative texts."""
+
+
+@dataclass(frozen=True)
 class GlobalBatch:
     """The global batch as one micro-batch needs to see it.
 
@@ -135,6 +149,8 @@ class GlobalBatch:
 
     contrast: Callable[[Encoded, Tensor, Tensor | None], Contrast]  # of own features, temperature and bias
     parts: int  # micro-batches in the global batch
+    negatives: Negatives  # draws them, and brings them here where a group is larger than the micro-batch
+    counted_B3: Tensor  # bool, which examples of the own pairs count for ITM
     masked_tokens: Tensor  # scalar, in the whole global batch
     masked_patches: Tensor  # scalar, in the whole global batch
     itm_examples: Tensor  # scalar, that count in the whole global batch: each pair itself, and its negatives

@@ -71,7 +71,7 @@ DECISIONS = {
     "objectives.exclude_duplicates": True,
     # matching
     "objectives.itm_negatives": "hard",
-    "objectives.itm_group": 16,
+    "objectives.itm_group": 64,
     "objectives.alignment_inputs": "full",
     # data
     "data.epoch": "pairs",

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mvlm.batch import Encoded, GlobalBatch
 from mvlm.model.losses.itc import contrast_pairs, itc_loss
-from mvlm.model.losses.itm import hard_negatives, itm_loss
+from mvlm.model.losses.itm import NegativeSampler, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.vision import VisionEncoder
 
@@ -170,7 +170,7 @@ def run_albef(albef: type, inputs: Inputs, draw: Callable[[Tensor, int], Tensor]
 
 def our_negatives(inputs: Inputs, step: int = 0) -> tuple[Tensor, Tensor]:
     position_B = torch.arange(PAIRS) + step * PAIRS
-    return hard_negatives(inputs.encoded(), position_B, inputs.temperature, PAIRS, 0, exclude_duplicates=True)
+    return NegativeSampler(PAIRS).draw(inputs.encoded(), inputs.encoded(), position_B, inputs.temperature)
 
 
 def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
@@ -185,7 +185,7 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
-    alone = GlobalBatch(lambda *own: contrast_pairs(*own, exclude_duplicates=True), 1, *torch.ones(3))
+    alone = GlobalBatch(lambda *own: contrast_pairs(*own, exclude_duplicates=True), 1, None, None, *torch.ones(3))  # type: ignore[arg-type]
     ours_itc = itc_loss(pairs, inputs.temperature, None, alone)
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier

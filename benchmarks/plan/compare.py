@@ -97,7 +97,7 @@ def compare(case: Case) -> Compared:
     counted = _counted(size, batches[0], device) * case.accumulation
     content: dict[str, Any] = {"zero_optimization": {"stage": case.stage, "overlap_comm": True}}
     content["bf16"] = {"enabled": case.precision == "bf16"}
-    parts = config.train, config.objectives, config.optim
+    parts = config.train, config.optim
     resolved = resolve(content, RunSide(("json", "toml"), config.run.dir, *parts, 1, (100, 10), fake.total))
     measured = _peak_of_second_step(model, size, resolved, batches, memory)
     zero = Zero.of(resolved)

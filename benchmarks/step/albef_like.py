@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvlm.batch import Batch, Encoded, Losses
-from mvlm.model.losses.itm import hard_negatives
+from mvlm.model.losses.itm import NegativeSampler
 from mvlm.model.maskvlm import MaskVLM
 
 
@@ -37,8 +37,8 @@ class AlbefLike(nn.Module):
 
     def _matching_loss(self, batch: Batch, own: Encoded, image_BSD: Tensor, text_BLD: Tensor) -> Tensor:
         model, valid_BL = self.layers, batch.valid_BL
-        group = model.objectives.itm_group
-        image_idx_B, text_idx_B = hard_negatives(own, batch.position_B, model.temperature(), group, 0, True)
+        group = model.objectives.group(len(batch))
+        image_idx_B, text_idx_B = NegativeSampler(group).draw(own, own, batch.position_B, model.temperature())
         images = torch.cat([image_BSD, image_BSD[image_idx_B], image_BSD])
         texts = torch.cat([text_BLD, text_BLD, text_BLD[text_idx_B]])
         valid = torch.cat([valid_BL, valid_BL, valid_BL[text_idx_B]])

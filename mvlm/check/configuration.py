@@ -11,8 +11,8 @@ from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ra
 def check_layout(report: Report, config: Config, world: int) -> int:
     """Divide the global batch as training would; the ranks that it would use, 0 where it cannot be divided."""
     with report.judged("layout"):
-        ranks = usable_ranks(config.train, config.objectives, world)
-        accumulation = accumulation_steps(config.train, config.objectives, ranks)
+        ranks = usable_ranks(config.train, world)
+        accumulation = accumulation_steps(config.train, ranks)
         used = f"{ranks} rank{'s' if ranks > 1 else ''}" if ranks == world else f"{ranks} of {world} ranks"
         groups = f", ITM groups of {config.objectives.itm_group}" if config.objectives.itm else ""
         report.right(

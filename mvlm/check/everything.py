@@ -84,8 +84,8 @@ def _check_deepspeed(
     if not ranks:
         report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
         return
-    train, objectives, optim = config.train, config.objectives, config.optim
-    run = RunSide(names, config.run.dir, train, objectives, optim, ranks, (total, warmup), parameters)
+    train, optim = config.train, config.optim
+    run = RunSide(names, config.run.dir, train, optim, ranks, (total, warmup), parameters)
     with report.judged("deepspeed"):
         resolved = resolve(content, run)
         stage = resolved["zero_optimization"]["stage"]

@@ -50,8 +50,8 @@ def run(args: argparse.Namespace) -> int:
         from mvlm.training.zero.config import accumulation_steps, usable_ranks
 
     launched = environment()
-    ranks = usable_ranks(config.train, config.objectives, launched["world"])
-    accumulation_steps(config.train, config.objectives, ranks)
+    ranks = usable_ranks(config.train, launched["world"])
+    accumulation_steps(config.train, ranks)
     if launched["rank"] >= ranks:
         return 0
     if ranks < launched["world"] and launched["rank"] == 0:

@@ -89,8 +89,12 @@ class Objectives:
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
     exclude_duplicates: bool = True  # pairs of the same image or caption are not ITC/ITM negatives of each other (D)
     contrastive: Literal["softmax", "sigmoid"] = "softmax"  # ITC's loss: sigmoid as SigLIP, learned scale and bias (D)
-    itm_group: int = 16  # consecutive positions among which ITM negatives are sampled (D)
+    itm_group: int = 64  # positions among which ITM negatives are drawn: the batch's largest divisor up to it (D)
     itm_negatives: Literal["hard", "uniform"] = "hard"  # sampled by similarity, or uniformly (D)
+
+    def group(self, pairs: int) -> int:
+        """Of ITM's groups in a global batch of so many pairs: the largest divisor of it up to `itm_group`."""
+        return next(size for size in range(min(self.itm_group, pairs), 0, -1) if pairs % size == 0)
 
     def weight(self, loss: str) -> float:
         """Of one of the losses, by its name; a fine-tuning task's own counts as it is."""
@@ -212,12 +216,14 @@ class Blueprint:
 
     Attributes:
         seed: of the run, by which ITM's negatives are chosen.
+        text_length: tokens of a text at most.
     """
 
     model: Model
     objectives: Objectives
     task: Task
     seed: int
+    text_length: int
 
 
 @dataclass(frozen=True)
@@ -236,4 +242,4 @@ class Config:
 
     @property
     def blueprint(self) -> Blueprint:
-        return Blueprint(self.model, self.objectives, self.task, self.run.seed)
+        return Blueprint(self.model, self.objectives, self.task, self.run.seed, self.data.text_length)

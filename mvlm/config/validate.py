@@ -56,6 +56,10 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     extra = all(isinstance(weight, int | float) and 0 <= weight < math.inf for weight in objectives.extra.values())
     require(extra, "objectives.extra", "a table of weights, each 0 or more")
     require(objectives.itm_group >= 2, "objectives.itm_group", "2 or more, for a negative to exist")
+    grouped = not objectives.itm or train.global_batch < 1 or objectives.group(train.global_batch) >= 2
+    require(
+        grouped, "train.global_batch", f"divisible by some number from 2 to {objectives.itm_group}, for ITM's groups"
+    )
     shown = objectives.text_mask_token
     shares = shown >= 0 and shown + objectives.text_mask_random <= 1
     require(shares, "objectives.text_mask_token", "a share; token + random at most 1")

@@ -19,6 +19,7 @@ def advice(planner: Planner) -> list[str]:
         *_does_not_fit(planner),
         *_lower_stage(planner),
         *_accumulation(planner),
+        *_groups(planner),
         *_buckets(planner),
     ]
     return said or ["It fits, and nothing better is known."]
@@ -88,6 +89,19 @@ def _accumulation(planner: Planner) -> list[str]:
     fewer = planner.config.train.global_batch // (planner.ranks * planner.largest)
     instead = f"{fewer} a step instead of {planner.accumulation}"
     return [f"A micro-batch of {planner.largest} fits: {instead}, with larger products."]
+
+
+def _groups(planner: Planner) -> list[str]:
+    """Where ITM's groups cost a second pass."""
+    if planner.span(planner.pairs)[1] == 1:
+        return []
+    at_once, whole = planner.ranks * planner.pairs, planner.config.train.global_batch
+    cost = planner.model.ahead() / sum(planner.model.flops(foreign=True).step.values())
+    group = planner.config.objectives.group(whole)
+    return [
+        f"ITM's groups of {group} are more than the {at_once} pairs computed at once and cost {cost * 100:.0f} % more "
+        f"computing: raise train.micro_batch, or set objectives.itm_group = {at_once}, with weaker negatives."
+    ]
 
 
 def _buckets(planner: Planner) -> list[str]:

@@ -120,7 +120,7 @@ class Step:
         update: AdamW, at the memory's bandwidth.
         communication: all collectives.
         exposed: as much of `communication` as computing does not hide.
-        sent: bytes of gradients, weights and contrastive features that a rank takes part in moving.
+        sent: bytes of gradients, weights, contrastive features and negatives' tokens that a rank takes part in moving.
     """
 
     compute: float
@@ -147,16 +147,21 @@ def step_time(
     backward: float,
     accumulation: int,
     pairs: int,
+    spanned: int,
 ) -> Step:
     """Of a step in which each rank computes `accumulation` micro-batches of `pairs`.
 
     Args:
         forward, backward: seconds of one micro-batch's computing.
+        spanned: ranks that an ITM group spans.
     """
     weights = model.total * zero.element
     buckets = math.ceil(model.total / zero.reduce_bucket)
     contrast = contrast_of(model, fabric, fabric.ranks * accumulation * pairs)
     features = contrast.seconds
+    among = Fabric(fabric.card, spanned, min(fabric.per_node, spanned))
+    tokens = float(2 * spanned * pairs * sum(model.token_numbers) * zero.element) if spanned > 1 else 0.0
+    features += accumulation * among.gather(tokens, times=6)  # there and back, of two kinds; draws and their features
     hidden = backward if zero.overlap else 0.0
     if zero.stage == 3:
         pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
@@ -174,7 +179,7 @@ def step_time(
         communication = times * reduced + gathered + features
         exposed = times * _shown(reduced, buckets, hidden) + gathered + features
         sent = float(weights) * (2 * times + (1 if zero.stage else 0))
-    sent += contrast.sent
+    sent += contrast.sent + accumulation * tokens
     if fabric.ranks == 1:
         sent = 0.0
     update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvlm.batch import Batch
+from mvlm.batch import Batch, Encoded, GlobalBatch, Negative
 from mvlm.config.schema import Data, Objectives
 from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
@@ -25,8 +25,11 @@ from mvlm.model.masking import patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.blocks import find_blocks
+from mvlm.training.match_groups import Passes
 from mvlm.training.parallelize import recompute_blocks
 
+UNIT = 16
+"""Pairs that are counted at once."""
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
 """Of a model, in the order in which they are reported."""
 
@@ -67,57 +70,81 @@ class FakeModel:
         self.data, self.objectives, self.device = data, model.objectives, device
         self.contrastive_width = model.image_projection.linear.out_features
         self.model = on_meta(model)
-        self.unit = self.objectives.itm_group if self.objectives.itm else 2  # a pair alone takes other operations
         counts = Counter(dict.fromkeys(PARTS, 0))
         for name, parameter in model.named_parameters():
             counts[_part(name)] += parameter.numel()
         self.parameters = dict(counts)
         self.blocks = len(list(find_blocks(model)))
-        self._flops: Flops | None = None
-        self._moments: dict[tuple[int, float], Moments] = {}
+        self._flops: dict[bool, Flops] = {}
+        self._ahead: float | None = None
+        self._moments: dict[tuple[int, float, bool], Moments] = {}
 
     @property
     def total(self) -> int:
         return sum(self.parameters.values())
 
-    def flops(self) -> Flops:
-        """A part that no objective needs is absent."""
-        if self._flops is None:
-            batch = self._longest(self.unit)
+    @property
+    def token_numbers(self) -> tuple[int, int]:
+        """Of an image's tokens, and of the longest text's."""
+        model, (rows, columns) = self.model, self.model.grid
+        return (rows * columns + 1) * model.vision.width, self.data.text_length * model.text.width
+
+    def flops(self, foreign: bool = False) -> Flops:
+        """A part that no objective needs is absent.
+
+        Args:
+            foreign: ITM's negatives are no rows of the micro-batch.
+        """
+        if foreign not in self._flops:
+            batch = self._longest(UNIT)
             with without_values(self.model, self.device) as (model, without_value), flop_counter() as counter:
                 parts = FlopsByPart(counter, model)
-                loss = self._loss(model, without_value(batch))
+                loss = self._loss(model, without_value(batch), foreign)
                 forward = parts.until_now()
                 loss.backward()
                 step = parts.until_now()
-            a_pair = ({p: found[p] / self.unit for p in PARTS if step[p]} for found in (forward, step))
-            self._flops = Flops(*a_pair)
-        return self._flops
+            a_pair = ({p: found[p] / UNIT for p in PARTS if step[p]} for found in (forward, step))
+            self._flops[foreign] = Flops(*a_pair)
+        return self._flops[foreign]
 
-    def moments(self, element: int, recompute: float) -> Moments:
+    def ahead(self) -> float:
+        """Operations of a pair before its own passes, where ITM's groups span micro-batches that follow each other."""
+        if self._ahead is None:
+            batch = self._longest(UNIT)
+            with without_values(self.model, self.device) as (model, without_value), flop_counter() as counter:
+                passes, batch = Passes(model, lambda start: None, 1.0), without_value(batch)
+                pool = model.alone(batch)
+                _, *tokens = passes.encode(0, batch)
+                leaves = [x.detach().requires_grad_() for x in tokens]
+                passes.gradients(0, batch, _with_foreign(pool, batch, leaves), leaves)
+                self._ahead = counter.get_total_flops() / UNIT
+        return self._ahead
+
+    def moments(self, element: int, recompute: float, foreign: bool = False) -> Moments:
         """For any number of pairs, from two runs; on a GPU alone, where operations take no other way for other shapes.
 
         Args: as of `moments_of`.
         """
-        key = element, recompute
+        key = element, recompute, foreign
         if key not in self._moments:
-            one, two = (self.moments_of(n * self.unit, *key) for n in (1, 2))
-            growth = (two.fixed - one.fixed) / self.unit
+            one, two = (self.moments_of(n * UNIT, *key) for n in (1, 2))
+            growth = (two.fixed - one.fixed) / UNIT
             self._moments[key] = replace(one, fixed=2 * one.fixed - two.fixed, per_pair=growth)
         return self._moments[key]
 
-    def moments_of(self, pairs: int, element: int, recompute: float) -> Moments:
+    def moments_of(self, pairs: int, element: int, recompute: float, foreign: bool = False) -> Moments:
         """For so many pairs alone, all of which is "fixed".
 
         Args:
             element: bytes of a weight and an activation, 2 or 4.
             recompute: the share of the blocks that backward computes again.
+            foreign: ITM's negatives are no rows of the micro-batch.
         """
         batch, dtype = self._longest(pairs), torch.bfloat16 if element == 2 else torch.float32
         with without_values(self.model, self.device, dtype) as (model, without_value):
             recompute_blocks(model, recompute)
             with _Trace(model) as trace:
-                loss = self._loss(model, without_value(batch))
+                loss = self._loss(model, without_value(batch), foreign)
                 backward = len(trace.moments)
                 loss.backward()
                 del loss
@@ -127,9 +154,19 @@ class FakeModel:
     def _longest(self, pairs: int) -> Batch:
         return synthetic_batch(self.model, self.data, [self.data.text_length] * pairs)
 
-    def _loss(self, model: MaskVLM, batch: Batch) -> Tensor:
-        losses = model(batch)
+    def _loss(self, model: MaskVLM, batch: Batch, foreign: bool) -> Tensor:
+        losses = model(batch, _with_foreign(model.alone(batch), batch) if foreign else None)
         return torch.stack([self.objectives.weight(name) * loss for name, loss in losses.items()]).sum()
+
+
+def _with_foreign(pool: GlobalBatch, batch: Batch, given: Sequence[Tensor] = ()) -> GlobalBatch:
+    """The tokens of all negatives are brought here: those that are given, or copies of the own."""
+
+    def negatives(_: Encoded, __: Tensor, *own: Tensor) -> tuple[Negative, Negative]:
+        image_BSD, text_BLD = given or [tokens.clone() for tokens in own]
+        return Negative(None, image_BSD), Negative(None, text_BLD, batch.valid_BL)
+
+    return replace(pool, negatives=negatives)
 
 
 class _Trace(LiveMemory):

@@ -23,6 +23,7 @@ class Memory:
         activations: kept for backward.
         contrastive: features of others, similarities with them and gradients at the own ones: alive for a moment
             between the encoders and the cross encoders, and counted at every moment but the update's.
+        negatives: ITM's tokens on their way between ranks and micro-batches; counted likewise.
         scratch: what is there for a moment: gradients of activations, blocks computed again, and the buckets of
             reduction.
         moment: which it is: "forward", "backward" or "update".
@@ -33,12 +34,14 @@ class Memory:
     optimizer: float
     activations: float
     contrastive: float
+    negatives: float
     scratch: float
     moment: str
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.contrastive + self.scratch
+        held = self.weights + self.gradients + self.optimizer + self.activations
+        return held + self.contrastive + self.negatives + self.scratch
 
 
 def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
@@ -55,11 +58,12 @@ def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
     return float(CONTRASTIVE_BYTES * similarities + gradients + blocks * block * feature_bytes(model.contrastive_width))
 
 
-def peak(moments: Moments, states: States, similarities: float, pairs: int) -> Memory:
+def peak(moments: Moments, states: States, similarities: float, pairs: int, negatives: float = 0.0) -> Memory:
     """Of a step with micro-batches of `pairs`.
 
     Args:
         similarities: as `contrastive_bytes` gives them.
+        negatives: bytes of what travels for ITM.
     """
     live = moments.fixed + moments.per_pair * pairs
     gradients = states.held + (states.gradients - states.held) * moments.gradients
@@ -72,7 +76,8 @@ def peak(moments: Moments, states: States, similarities: float, pairs: int) -> M
     kept = float(between.min())
     scratch = float(live[at]) - kept + (states.buckets if is_backward else 0.0)
     name = "backward" if is_backward else "forward"
-    passing = Memory(states.weights, float(gradients[at]), states.optimizer, kept, similarities, scratch, name)
+    between_ranks = similarities, negatives
+    passing = Memory(states.weights, float(gradients[at]), states.optimizer, kept, *between_ranks, scratch, name)
     scratch = states.update + states.buckets
-    update = Memory(states.weights, states.gradients, states.optimizer, 0.0, 0.0, scratch, "update")
+    update = Memory(states.weights, states.gradients, states.optimizer, 0.0, 0.0, 0.0, scratch, "update")
     return max(passing, update, key=lambda memory: memory.total)

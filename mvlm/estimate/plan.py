@@ -15,6 +15,7 @@ from mvlm.estimate.encoders import build_without_weights
 from mvlm.estimate.memory import Memory, contrastive_bytes, peak
 from mvlm.training.blocks import evenly
 from mvlm.training.schedule import schedule_steps
+from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import RunSide, micro_batches, resolve, usable_ranks
 from mvlm.training.zero.memory import Zero, states
 
@@ -56,9 +57,8 @@ class Planner:
             build_without_weights(self.config.blueprint, self.config.data), self.config.data
         )
         self.precision = _precision(request)
-        self.ranks = usable_ranks(self.config.train, self.config.objectives, request.gpus)
+        self.ranks = usable_ranks(self.config.train, request.gpus)
         self.zero = self._zero_of(request.content)
-        self.moments = self.model.moments(self.zero.element, self.config.train.recompute)
         self.room = USABLE * request.card.memory
         self.largest = self.largest_that_fits(self.zero)
         given = self.config.train.micro_batch
@@ -68,7 +68,7 @@ class Planner:
     @property
     def allowed(self) -> list[int]:
         """Micro-batches that divide the global batch, smallest first."""
-        return micro_batches(self.config.train, self.config.objectives, self.ranks)
+        return micro_batches(self.config.train, self.ranks)
 
     @property
     def accumulation(self) -> int:
@@ -85,10 +85,10 @@ class Planner:
             zero["offload_param"] = zero["offload_param"] | {"nvme_path": "/"}  # of the nodes, not of this machine
         if zero.get("zero_hpz_partition_size") == "auto":
             zero["zero_hpz_partition_size"] = self.request.per_node if self.request.nodes > 1 else 1
-        train, objectives, optim = self.config.train, self.config.objectives, self.config.optim
+        train, optim = self.config.train, self.config.optim
         steps = schedule_steps(train, optim, self.request.corpus)
         folder, parameters = self.config.run.dir, self.model.total
-        run = RunSide(self.request.names, folder, train, objectives, optim, self.ranks, steps, parameters)
+        run = RunSide(self.request.names, folder, train, optim, self.ranks, steps, parameters)
         return Zero.of(resolve(content, run))
 
     def memory(self, zero: Zero, pairs: int) -> Memory:
@@ -98,8 +98,20 @@ class Planner:
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
         held = states(self.model.total, zero, self.ranks, accumulation)
+        moments = self.model.moments(self.zero.element, self.config.train.recompute, self._foreign(pairs))
+        image, text = self.model.token_numbers
+        negatives = exchange_bytes(self.span(pairs), pairs, (image * zero.element, text * zero.element))
         contrastive = contrastive_bytes(self.model, pairs * accumulation, self.ranks)
-        return peak(self.moments, held, contrastive, pairs)
+        return peak(moments, held, contrastive, pairs, negatives)
+
+    def span(self, pairs: int) -> tuple[int, int]:
+        """Ranks that an ITM group spans, and micro-batches of each, one after another."""
+        objectives, whole = self.config.objectives, self.config.train.global_batch
+        return span_shape(objectives.group(whole), self.ranks, pairs) if objectives.itm else (1, 1)
+
+    def _foreign(self, pairs: int) -> bool:
+        """Whether negatives may be outside of the micro-batch that draws them."""
+        return self.span(pairs) != (1, 1)
 
     def fits(self, zero: Zero, pairs: int) -> bool:
         return self.memory(zero, pairs).total <= self.room
@@ -122,12 +134,14 @@ class Planner:
 
     def step(self, zero: Zero, ranks: int, pairs: int, accumulation: int) -> Step:
         """The time of a step."""
-        forward, whole = (sum(flops.values()) for flops in (self.model.flops().forward, self.model.flops().step))
+        counted, shape = self.model.flops(self._foreign(pairs)), self.span(pairs)
+        forward, whole = (sum(flops.values()) for flops in (counted.forward, counted.step))
         backward = whole - forward + forward * self._recomputed()
+        forward += self.model.ahead() if shape[1] > 1 else 0.0
         speed = self.request.mfu * self.request.card.peak(self.precision)
         fabric = Fabric(self.request.card, ranks, min(self.request.per_node, ranks))
         seconds = forward * pairs / speed, backward * pairs / speed
-        return step_time(self.model, zero, fabric, *seconds, accumulation, pairs)
+        return step_time(self.model, zero, fabric, *seconds, accumulation, pairs, shape[0])
 
     def contrast(self) -> ContrastExchange:
         """What ITC exchanges in a step of this plan."""

@@ -12,8 +12,8 @@ SCALES = (8, 64, 512, 4096)
 """GPUs whose efficiency is planned."""
 
 GB = 1e9
-KINDS = ("weights", "gradients", "optimizer", "activations", "contrastive", "scratch")
-KIND_NAMES = {"contrastive": "contrast", "scratch": "temporary"}
+KINDS = ("weights", "gradients", "optimizer", "activations", "contrastive", "negatives", "scratch")
+KIND_NAMES = {"contrastive": "contrast", "negatives": "ITM negatives", "scratch": "temporary"}
 
 
 def as_json(planner: Planner) -> dict[str, Any]:

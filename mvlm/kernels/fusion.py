@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mvlm.batch import Negative
 from mvlm.kernels.dispatch import Implementation, Op
 from mvlm.kernels.probes import torch_version
 
@@ -39,17 +40,18 @@ class Stream:
 
 @dataclass(frozen=True)
 class MatchStream:
-    """Both modalities of each pair, and their negatives.
-
-    Attributes:
-        negative_B: the pair whose tokens stand in for pair i's own.
-        context_negative_B: the pair whose context stands in for pair i's own.
-    """
+    """Both modalities of each pair, and what stands in for either: rows of the batch both, or tokens both."""
 
     tokens_BLD: Tensor
     context_BUD: Tensor
-    negative_B: Tensor
-    context_negative_B: Tensor
+    negative: Negative
+    context_negative: Negative
+
+    @property
+    def foreign(self) -> tuple[Tensor, Tensor] | None:
+        """The tokens of negatives that are no rows of the batch, and their contexts'."""
+        tokens_BLD, context_BUD = self.negative.tokens_BLD, self.context_negative.tokens_BLD
+        return None if tokens_BLD is None or context_BUD is None else (tokens_BLD, context_BUD)
 
 
 def plain(
@@ -65,15 +67,30 @@ def plain(
         fused_BXD = encoder(stream.tokens_BLD, stream.context_BUD, valid_BL, context_valid_BU)
         fused_BXD = fused_BXD if stream.keep_BC is None else take(fused_BXD, stream.keep_BC)
     if match:
-        own: Any = slice(None)
+        own, context = (match.tokens_BLD, valid_BL), (match.context_BUD, context_valid_BU)
         cls_BD = []
-        for rows, context_rows in (own, own), (match.negative_B, own), (own, match.context_negative_B):
-            valid = None if valid_BL is None else valid_BL[rows]
-            context_valid = None if context_valid_BU is None else context_valid_BU[context_rows]
-            matched_BLD = encoder(match.tokens_BLD[rows], match.context_BUD[context_rows], valid, context_valid)
-            cls_BD.append(matched_BLD[:, 0])
+        for (tokens_BLD, valid), (context_BUD, context_valid) in (
+            (own, context),
+            (_in_place_of(*own, match.negative), context),
+            (own, _in_place_of(*context, match.context_negative)),
+        ):
+            cls_BD.append(encoder(tokens_BLD, context_BUD, valid, context_valid)[:, 0])
         cls_B3D = torch.stack(cls_BD, dim=1)
     return fused_BXD, cls_B3D
+
+
+def _in_place_of(own_BLD: Tensor, valid_BL: Tensor | None, negative: Negative) -> tuple[Tensor, Tensor | None]:
+    """A negative's tokens, and which of them are no padding."""
+    if negative.tokens_BLD is not None:
+        return negative.tokens_BLD, negative.valid_BL
+    return own_BLD[negative.row_B], valid_of(valid_BL, negative)
+
+
+def valid_of(valid_BL: Tensor | None, negative: Negative) -> Tensor | None:
+    """Of the negatives of sequences, those of their tokens that are no padding; None = all."""
+    if negative.row_B is None or valid_BL is None:
+        return negative.valid_BL
+    return valid_BL[negative.row_B]
 
 
 def pruned(
@@ -95,13 +112,18 @@ def pruned(
         match.tokens_BLD.shape[1] if match else 0,
         valid_BL,
         context_valid_BU,
-        match.negative_B if match else None,
-        match.context_negative_B if match else None,
+        match,
         stream.keep_BC if stream else None,
     )
-    tokens_BTD = given[0].tokens_BLD if len(given) == 1 else torch.cat([one.tokens_BLD for one in given], dim=1)
-    kept_BXD = encoder.run(tokens_BTD, given[0].context_BUD, layout)
+    tokens, contexts = [one.tokens_BLD for one in given], [given[0].context_BUD]
+    if match and match.foreign:
+        tokens, contexts = [*tokens, match.foreign[0]], [*contexts, match.foreign[1]]
+    kept_BXD = encoder.run(_joined(tokens), _joined(contexts), layout)
     return kept_BXD[:, : layout.kept], kept_BXD[:, layout.kept :]
+
+
+def _joined(sequences: list[Tensor]) -> Tensor:
+    return sequences[0] if len(sequences) == 1 else torch.cat(sequences, dim=1)
 
 
 FUSION = Op(
@@ -137,7 +159,7 @@ class Layout:
         match_length: tokens of each sequence of a match; 0 = nothing is matched.
         valid_BL: of the sequences; None = no padding.
         context_valid_BU: of the contexts; None = no padding.
-        negative_B, context_negative_B: as in `MatchStream`.
+        match: what is matched; negatives that are no rows of the batch stand behind the own sequences and contexts.
         keep_BC: as in `Stream`.
     """
 
@@ -145,8 +167,7 @@ class Layout:
     match_length: int = 0
     valid_BL: Tensor | None = None
     context_valid_BU: Tensor | None = None
-    negative_B: Tensor | None = None
-    context_negative_B: Tensor | None = None
+    match: MatchStream | None = None
     keep_BC: Tensor | None = None
 
     @property
@@ -155,17 +176,24 @@ class Layout:
         return self.length if self.keep_BC is None else self.keep_BC.shape[1]
 
     def spread(self, sources_BTD: Tensor, last: bool) -> Tensor:
-        """The sequence by itself and the own one, or what the last block keeps of them -> all four."""
-        if not self.match_length:
+        """The sources, or what the last block keeps of them -> all four sequences."""
+        if self.match is None:
             return sources_BTD
-        own_BLD = sources_BTD[:, self.kept if last else self.length :]
-        return torch.cat([sources_BTD, own_BLD[self.negative_B], own_BLD], dim=1)
+        begin, length = (self.kept, 1) if last else (self.length, self.match_length)
+        own_BLD = sources_BTD[:, begin : begin + length]
+        if self.match.foreign:
+            return torch.cat([sources_BTD, own_BLD], dim=1)
+        return torch.cat([sources_BTD, own_BLD[self.match.negative.row_B], own_BLD], dim=1)
 
     def self_segments(self, first: bool, last: bool) -> list[Segment]:
-        """Every sequence to itself; the first block has two of them, the last has queries for what it keeps."""
-        own, valid, matches = self.valid_BL, self.valid_BL, 1 if first else 3
-        if own is not None and self.match_length and not first:
-            valid = torch.cat([own, own[self.negative_B], own], dim=1)
+        """Every sequence to itself; the first block has its sources, the last has queries for what it keeps."""
+        own, valid, matches = self.valid_BL, self.valid_BL, 3
+        if first:
+            matches = 2 if self.match and self.match.foreign else 1
+        if own is not None and self.match:
+            negative = valid_of(own, self.match.negative)
+            assert negative is not None
+            valid = torch.cat([own, negative, own][:matches], dim=1)
         if not last and self.length == self.match_length:
             both_valid = None if own is None or valid is None else torch.cat([own, valid], dim=1)
             return [Segment(slice(None), slice(None), 1 + matches, valid=both_valid)]
@@ -179,14 +207,17 @@ class Layout:
     def cross_segments(self, last: bool) -> list[Segment]:
         """All sequences to their pair's own context, but for the last of the matches."""
         valid = self.context_valid_BU
-        if not self.match_length:
+        if self.match is None:
             return [Segment(slice(None), slice(None), valid=valid)]
         own = (self.kept + 2) if last else (self.length + 2 * self.match_length)
-        rows_B = self.context_negative_B
-        negative_valid = None if valid is None else valid[rows_B]
+        keys = negative_keys = slice(None)
+        negative = self.match.context_negative
+        if self.match.foreign:
+            length = self.match.context_BUD.shape[1]
+            keys, negative_keys = slice(0, length), slice(length, None)
         return [
-            Segment(slice(0, own), slice(None), valid=valid),
-            Segment(slice(own, None), slice(None), rows_B=rows_B, valid=negative_valid),
+            Segment(slice(0, own), keys, valid=valid),
+            Segment(slice(own, None), negative_keys, rows_B=negative.row_B, valid=valid_of(valid, negative)),
         ]
 
     def keep(self, x_BTD: Tensor) -> Tensor:

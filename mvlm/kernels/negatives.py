@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,12 +13,13 @@ from mvlm.kernels.dispatch import Implementation, Op
 
 def negatives(
     own_BE: Tensor,
-    others_BE: Tensor,
+    others_JE: Tensor,
     temperature: Tensor,
-    position_B: Tensor,
+    position_J: Tensor,
+    start: int,
     group: int,
     seed: int,
-    ids_B2: Tensor | None,
+    ids_J2: Tensor | None,
     uniform: bool,
 ) -> Tensor:
     """For each pair the row of another of its group, drawn with the probability of softmax(own · others / T).
@@ -25,37 +28,48 @@ def negatives(
     argmax needs no probabilities that could be NaN.
 
     Args:
-        own_BE, others_BE: features of one modality and the other, B a multiple of `group`.
+        own_BE: features of one modality.
+        others_JE: of the other modality, of whole groups.
         temperature: T, one value.
-        position_B: int64, samples seen before each pair.
+        position_J: int64, samples seen before each pair.
+        start: where the own pairs begin among the J.
         group: K, consecutive pairs that draw from each other.
-        ids_B2: image and caption of each pair; one that shares either is never drawn.
+        ids_J2: image and caption of each pair; one that shares either is never drawn.
         uniform: draw all candidates alike.
 
     Returns:
-        idx_B, int64 rows of the micro-batch; where a group has nothing to draw, some row of it that says nothing.
+        idx_B, int64 rows of J; where a group has nothing to draw, some row of it that says nothing.
     """
-    own_gKE, others_gKE = (x.float().unflatten(0, (-1, group)) for x in (own_BE, others_BE))
-    scores_gKK = own_gKE @ others_gKE.mT / temperature
-    scores_gKK = torch.zeros_like(scores_gKK) if uniform else scores_gKK.nan_to_num(0.0)
-    position_gK = position_B.unflatten(0, (-1, group))
-    scores_gKK = scores_gKK + gumbel_noise(seed, position_gK[:, :, None], position_gK[:, None, :])
-    never = torch.eye(group, dtype=torch.bool, device=scores_gKK.device)
-    if ids_B2 is not None:
-        never = never | duplicates(ids_B2, group)
-    first_g1 = torch.arange(0, len(position_B), group, device=position_B.device)[:, None]
+    row_bR, candidate_bK = blocks(len(own_BE), start, group, own_BE.device)
+    own_bRE, others_bKE = own_BE.float().view(*row_bR.shape, own_BE.shape[1]), others_JE.float()[candidate_bK]
+    scores_bRK = own_bRE @ others_bKE.mT / temperature
+    scores_bRK = torch.zeros_like(scores_bRK) if uniform else scores_bRK.nan_to_num(0.0)
+    scores_bRK = scores_bRK + gumbel_noise(seed, position_J[row_bR][:, :, None], position_J[candidate_bK][:, None])
+    never = row_bR[:, :, None] == candidate_bK[:, None]
+    if ids_J2 is not None:
+        never = never | duplicates(ids_J2, row_bR, candidate_bK)
     # No finite number is below every similarity: a low temperature makes them as large as it likes.
-    return (scores_gKK.masked_fill(never, float("-inf")).argmax(-1) + first_g1).flatten()
+    return (scores_bRK.masked_fill(never, float("-inf")).argmax(-1) + candidate_bK[:, :1]).flatten()
 
 
-def duplicates(ids_B2: Tensor, group: int) -> Tensor:
-    """Which pairs of a group have the same image or the same caption, each itself among them -> bool, groups x K x K.
+def blocks(count: int, start: int, group: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Own pairs in blocks that each lie in one group -> int64 rows of J, of each block's R pairs and K candidates.
 
     Args:
-        ids_B2: image and caption of each pair, B a multiple of `group`.
+        count, start: how many own pairs there are, and where they begin; that is a multiple of how many.
     """
-    ids_gK2 = ids_B2.unflatten(0, (-1, group))
-    return (ids_gK2[:, :, None] == ids_gK2[:, None]).any(-1)
+    row_bR = torch.arange(start, start + count, device=device).view(-1, math.gcd(count, group))
+    return row_bR, row_bR[:, :1] // group * group + torch.arange(group, device=device)
+
+
+def duplicates(ids_J2: Tensor, row_bR: Tensor, candidate_bK: Tensor) -> Tensor:
+    """Which candidates have the image or the caption of a pair, the pair itself among them -> bool, b x R x K.
+
+    Args:
+        ids_J2: image and caption of each pair.
+        row_bR, candidate_bK: as `blocks` gives them.
+    """
+    return (ids_J2[row_bR][:, :, None] == ids_J2[candidate_bK][:, None]).any(-1)
 
 
 def gumbel_noise(seed: int, row: Tensor, column: Tensor) -> Tensor:
@@ -84,8 +98,8 @@ def _in_triton(*args: object) -> Tensor:
     return negatives(*args)
 
 
-def _why_not(own_BE: Tensor, others_BE: Tensor, *_: object) -> str | None:
-    return probes.not_for_triton(own_BE, others_BE)
+def _why_not(own_BE: Tensor, others_JE: Tensor, *_: object) -> str | None:
+    return probes.not_for_triton(own_BE, others_JE)
 
 
 NEGATIVES = Op(

@@ -3,6 +3,8 @@
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -45,19 +47,24 @@ def draw(
     ids,
     results,
     width,
+    start,
+    block,
     group,
-    blocks,
+    tiles,
     UNIFORM: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """One block of rows of one group against the whole of the group."""
-    first = tl.program_id(0) // blocks * group
+    """A tile of own rows, all of one block and so of one group, against the whole of the group."""
+    own_first = tl.program_id(0) // tiles * block
+    own_end = own_first + block
+    own_row = own_first + tl.program_id(0) % tiles * TILE + tl.arange(0, TILE)
+    first = (start + own_first) // group * group
     end = first + group
-    row = first + tl.program_id(0) % blocks * TILE + tl.arange(0, TILE)
+    row = start + own_row  # of the others
     divisor = tl.load(temperature).to(tl.float32)
     seed = tl.load(seeds)
-    row_position = tl.load(positions + row, mask=row < end, other=0)
+    row_position = tl.load(positions + row, mask=own_row < own_end, other=0)
     best = tl.full([TILE], float("-inf"), tl.float32)
     index = tl.zeros([TILE], tl.int32) + first
     for offset in range(0, group, TILE):
@@ -65,24 +72,24 @@ def draw(
         if UNIFORM:
             scores = tl.zeros([TILE, TILE], tl.float32)
         else:
-            scores = products(own, others, row, column, end, end, width, TILE, TILE, CHUNK, "ieee") / divisor
+            scores = products(own, others, own_row, column, own_end, end, width, TILE, TILE, CHUNK, "ieee") / divisor
             scores = tl.where(scores != scores, 0.0, tl.minimum(tl.maximum(scores, -LARGEST), LARGEST))
         scores += gumbel_noise(seed, row_position, tl.load(positions + column, mask=column < end, other=0))
         never = (row[:, None] == column[None, :]) | (column >= end)[None, :]
         if ids is not None:
-            never |= duplicates(ids, row, column, end)
+            never |= duplicates(ids, row, column, start + own_end, end)
         highest, at = tl.max(tl.where(never, float("-inf"), scores), 1, return_indices=True)
         index = tl.where(highest > best, first + offset + at, index)
         best = tl.maximum(best, highest)
-    tl.store(results + row, index.to(tl.int64), mask=row < end)
+    tl.store(results + own_row, index.to(tl.int64), mask=own_row < own_end)
 
 
 @triton.jit
-def duplicates(ids, rows, columns, end):
+def duplicates(ids, rows, columns, row_end, end):
     """Which pairs of a tile have the same image or the same caption."""
     same = rows[:, None] < 0
     for kind in tl.static_range(2):
-        mine = tl.load(ids + rows * 2 + kind, mask=rows < end, other=0)
+        mine = tl.load(ids + rows * 2 + kind, mask=rows < row_end, other=0)
         theirs = tl.load(ids + columns * 2 + kind, mask=columns < end, other=0)
         same |= mine[:, None] == theirs[None, :]
     return same
@@ -91,30 +98,34 @@ def duplicates(ids, rows, columns, end):
 @triton_op("mvlm::negatives", mutates_args={})
 def negatives(
     own_BE: Tensor,
-    others_BE: Tensor,
+    others_JE: Tensor,
     temperature: Tensor,
-    position_B: Tensor,
+    position_J: Tensor,
+    start: int,
     group: int,
     seed: int,
-    ids_B2: Tensor | None,
+    ids_J2: Tensor | None,
     uniform: bool,
 ) -> Tensor:
     """As `mvlm.kernels.negatives.negatives`, without a B x K tensor."""
     count, width = own_BE.shape
-    blocks = triton.cdiv(group, TILE["TILE"])
-    idx_B = position_B.new_empty(count)
+    block = math.gcd(count, group)
+    tiles = triton.cdiv(block, TILE["TILE"])
+    idx_B = position_J.new_empty(count)
     if count:
-        wrap_triton(draw)[(count // group * blocks,)](
+        wrap_triton(draw)[(count // block * tiles,)](
             own_BE.contiguous(),
-            others_BE.contiguous(),
+            others_JE.contiguous(),
             temperature,
-            position_B.contiguous(),
+            position_J.contiguous(),
             torch.full((1,), seed, dtype=torch.int64, device=own_BE.device),
-            None if ids_B2 is None else ids_B2.contiguous(),
+            None if ids_J2 is None else ids_J2.contiguous(),
             idx_B,
             width,
+            start,
+            block,
             group,
-            blocks,
+            tiles,
             UNIFORM=uniform,
             **TILE,
         )

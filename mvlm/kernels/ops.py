@@ -54,7 +54,7 @@ def _contrastive(make: Callable[..., Tensor]) -> tuple:
 
 
 def _negatives(make: Callable[..., Tensor]) -> tuple:
-    return make(8, 16), make(8, 16), make().float() + 1, torch.arange(8, device=make().device), 4, 0, None, False
+    return make(8, 16), make(8, 16), make().float() + 1, torch.arange(8, device=make().device), 0, 4, 0, None, False
 
 
 EXAMPLES: dict[str, Callable[[Callable[..., Tensor]], tuple]] = {

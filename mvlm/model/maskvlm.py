@@ -24,7 +24,7 @@ from mvlm.model.heads import (
 from mvlm.model.inputs import Encodings, select, views_read
 from mvlm.model.losses.extra import chosen
 from mvlm.model.losses.itc import contrast_pairs, itc_loss
-from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_loss
+from mvlm.model.losses.itm import NegativeSampler, ids_of, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.losses.mlm import mlm_loss
 from mvlm.model.randomness import is_random
@@ -40,13 +40,20 @@ class MaskVLM(Encoders):
 
     Args:
         seed: of the run, by which ITM's negatives are chosen.
+        text_length: tokens that a text has at most.
     """
 
     def __init__(
-        self, vision: VisionEncoder, text: TextEncoder, config: Model, objectives: Objectives, seed: int
+        self,
+        vision: VisionEncoder,
+        text: TextEncoder,
+        config: Model,
+        objectives: Objectives,
+        seed: int,
+        text_length: int,
     ) -> None:
         super().__init__(vision, text, config)
-        self.objectives, self.seed = objectives, seed
+        self.objectives, self.seed, self.text_length = objectives, seed, text_length
         self.extra = chosen(objectives.extra)
         self.image_decoder = ImageDecoder(vision.width, text.width, vision.patch, vision.grid, config, vision.drops)
         self.mlm_head = MlmHead(text.embedding, config.text_weights != "random", config)
@@ -66,7 +73,7 @@ class MaskVLM(Encoders):
             metrics: gets the accuracies `itm_accuracy` and `word_accuracy` and the value `temperature`, of the sigmoid
                 `contrastive_bias` too.
         """
-        weights, global_batch = self.objectives, global_batch or self._alone(batch)
+        weights, global_batch = self.objectives, global_batch or self.alone(batch)
         whole, masked = self._encode(batch)
         aligned, masked_image, masked_text = select(weights, whole, masked, batch.masked)
 
@@ -78,13 +85,13 @@ class MaskVLM(Encoders):
         if weights.itc:
             losses["itc"] = itc_loss(features, *self.contrastive_scale(), global_batch, metrics)
         if aligned and weights.itm:
-            image_match, text_match = self._match_streams(batch, aligned, features)
+            image_match, text_match = self._match_streams(aligned, features, global_batch)
 
         # Match pairs, and reconstruct each masked modality from the other.
         fused_image_BSD, image_cls_B3D = FUSION(self.cross_image, masked_image, image_match, None, batch.valid_BL)
         fused_text_BCD, text_cls_B3D = FUSION(self.cross_text, masked_text, text_match, batch.valid_BL)
         if image_match:
-            losses["itm"] = self._itm_loss(batch, image_cls_B3D, text_cls_B3D, global_batch, metrics)
+            losses["itm"] = self._itm_loss(image_cls_B3D, text_cls_B3D, global_batch, metrics)
         if masked_text:
             losses["text"] = self._mlm_loss(batch, fused_text_BCD, global_batch, metrics)
         if masked_image:
@@ -117,8 +124,8 @@ class MaskVLM(Encoders):
         fused_text_BLD = self.fuse_text(text_BLD, image_BSD, valid_BL)
         return self.match_head(fused_image_BSD[:, 0], fused_text_BLD[:, 0])
 
-    def encode_pairs(self, batch: Batch) -> Encoded:
-        """The contrastive features that `forward` computes for this micro-batch.
+    def encode_pairs(self, batch: Batch) -> tuple[Encoded, Encodings]:
+        """The contrastive features that `forward` computes for this micro-batch, and the encodings they are of.
 
         Where dropout draws, they are the same ones from the same state of the random generator: the encoders are then
         given all that `forward` gives them, since the random numbers of a view depend on what goes with it.
@@ -126,21 +133,24 @@ class MaskVLM(Encoders):
         masked = self.objectives.alignment_inputs == "masked"
         aligned = Views(whole=not masked, masked=masked)
         same = is_random(self.vision) or is_random(self.text)
-        return self._project(batch, self._encode(batch, None if same else aligned)[masked])
+        views = self._encode(batch, None if same else aligned)[masked]
+        return self._project(batch, views), views
 
-    def denominators(self, batch: Batch) -> Tensor:
-        """Masked tokens, masked patches and examples of ITM that count, of this micro-batch -> int64, 3 of them."""
-        tokens, patches = (batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum()
-        examples = self._counted_examples(batch).sum() if self.objectives.itm else torch.zeros_like(tokens)
-        return torch.stack([tokens, patches, examples])
+    def sampler(self, pairs: int) -> NegativeSampler:
+        """Of ITM's negatives in a global batch of so many pairs."""
+        weights = self.objectives
+        group, uniform = weights.group(pairs), weights.itm_negatives == "uniform"
+        return NegativeSampler(group, self.seed, weights.exclude_duplicates, uniform)
 
-    def _alone(self, batch: Batch) -> GlobalBatch:
+    def alone(self, batch: Batch) -> GlobalBatch:
         """The micro-batch as its own global batch."""
 
         def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Contrast:
             return contrast_pairs(own, temperature, bias, self.objectives.exclude_duplicates)
 
-        return GlobalBatch(contrast, 1, *self.denominators(batch))
+        sampler = self.sampler(len(batch))
+        counted_B3 = sampler.counted(ids_of(batch), len(batch))
+        return GlobalBatch(contrast, 1, sampler.within(batch), counted_B3, *denominators(batch, counted_B3))
 
     def _encode(self, batch: Batch, views: Views | None = None) -> tuple[Encodings, Encodings]:
         """The whole view of both modalities and the masked one.
@@ -163,36 +173,21 @@ class MaskVLM(Encoders):
         image_BE, text_BE = self.project_image(views.image_BSD), self.project_text(views.text_BLD)
         return Encoded(image_BE, text_BE, batch.image_id_B, batch.caption_id_B)
 
-    def _match_streams(self, batch: Batch, views: Encodings, features: Encoded) -> tuple[MatchStream, MatchStream]:
+    def _match_streams(
+        self, views: Encodings, features: Encoded, global_batch: GlobalBatch
+    ) -> tuple[MatchStream, MatchStream]:
         """Of the image side and of the text side, each pair with a negative image and a negative text."""
-        weights, (image_BSD, text_BLD) = self.objectives, views
-        image_B, text_B = hard_negatives(
-            features,
-            batch.position_B,
-            self.temperature(),
-            weights.itm_group,
-            self.seed,
-            weights.exclude_duplicates,
-            uniform=weights.itm_negatives == "uniform",
-        )
-        return MatchStream(image_BSD, text_BLD, image_B, text_B), MatchStream(text_BLD, image_BSD, text_B, image_B)
-
-    def _counted_examples(self, batch: Batch) -> Tensor:
-        weights = self.objectives
-        return counted_examples(batch.image_id_B, batch.caption_id_B, weights.itm_group, weights.exclude_duplicates)
+        image_BSD, text_BLD = views
+        image, text = global_batch.negatives(features, self.temperature(), image_BSD, text_BLD)
+        return MatchStream(image_BSD, text_BLD, image, text), MatchStream(text_BLD, image_BSD, text, image)
 
     def _itm_loss(
-        self,
-        batch: Batch,
-        image_B3D: Tensor,
-        text_B3D: Tensor,
-        global_batch: GlobalBatch,
-        metrics: MetricAccumulator | None,
+        self, image_B3D: Tensor, text_B3D: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None
     ) -> Tensor:
         own_B1D, negative_text_B1D, negative_image_B1D = text_B3D.split(1, dim=1)
         text_B3D = torch.cat([own_B1D, negative_image_B1D, negative_text_B1D], dim=1)  # as the image side's
-        logits_B32, counted_B3 = self.match_head(image_B3D, text_B3D), self._counted_examples(batch)
-        return itm_loss(logits_B32, counted_B3, global_batch.itm_examples, global_batch.parts, metrics)
+        logits_B32 = self.match_head(image_B3D, text_B3D)
+        return itm_loss(logits_B32, global_batch.counted_B3, global_batch.itm_examples, global_batch.parts, metrics)
 
     def _mlm_loss(
         self, batch: Batch, fused_BCD: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None
@@ -216,3 +211,8 @@ class MaskVLM(Encoders):
             global_batch.parts,
             self.objectives.normalized_targets,
         )
+
+
+def denominators(batch: Batch, counted_B3: Tensor) -> Tensor:
+    """Masked tokens, masked patches and examples of ITM that count, of a micro-batch -> int64, 3 of them."""
+    return torch.stack([(batch.target_BL != IGNORE).sum(), batch.patch_mask_BN.sum(), counted_B3.sum()])

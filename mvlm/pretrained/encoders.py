@@ -61,7 +61,7 @@ def assemble(blueprint: Blueprint, vision: VisionEncoder, text: TextEncoder, cla
     """The model that stands on two encoders."""
     if classes:
         return TaskModel(vision, text, blueprint.model, blueprint.task, classes)
-    return MaskVLM(vision, text, blueprint.model, blueprint.objectives, blueprint.seed)
+    return MaskVLM(vision, text, blueprint.model, blueprint.objectives, blueprint.seed, blueprint.text_length)
 
 
 def build_image_encoder(config: Model, drops: bool = False) -> VisionEncoder:

@@ -75,6 +75,7 @@ def group(rendezvous: Rendezvous, name: str, ranks: Sequence[int], patience: flo
 
 
 def close() -> None:
+    _groups.clear()
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
 
@@ -99,20 +100,38 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def all_gather(tensor: Tensor) -> Tensor:
-    """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient."""
-    if world() == 1:
+def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
+    """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient.
+
+    Args:
+        among: only of so many consecutive ranks, a divisor of all; 0 = of all.
+    """
+    among = among or world()
+    if among == 1:
         return tensor.detach()
     tensor = tensor.detach().contiguous()
-    whole = world() * tensor.shape[0], *tensor.shape[1:]
-    if world() < BY_SUM_FROM:
+    whole = among * tensor.shape[0], *tensor.shape[1:]
+    group = None if among == world() else _neighbours(among)
+    if among < BY_SUM_FROM:
         gathered = tensor.new_empty(whole)
-        torch_dist.all_gather_into_tensor(gathered, tensor)
+        torch_dist.all_gather_into_tensor(gathered, tensor, group)
         return gathered
     gathered = tensor.new_zeros(whole)
-    gathered.chunk(world())[rank()].copy_(tensor)
-    torch_dist.all_reduce(gathered.view(torch.uint8))  # bytes, to the last of which nothing but zeros are added
+    gathered.chunk(among)[rank() % among].copy_(tensor)
+    torch_dist.all_reduce(gathered.view(torch.uint8), group=group)  # bytes, to whose last nothing but zeros are added
     return gathered
+
+
+def _neighbours(count: int) -> torch_dist.ProcessGroup:
+    """The group of so many consecutive ranks that this one is in, joined at the first call."""
+    if count not in _groups:
+        first = rank() // count * count
+        ranks = list(range(first, first + count))
+        _groups[count] = torch_dist.new_group(ranks, timeout=TIMEOUT, use_local_synchronization=True)
+    return _groups[count]
+
+
+_groups: dict[int, torch_dist.ProcessGroup] = {}
 
 
 def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:

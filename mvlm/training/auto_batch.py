@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.batch import Batch, Contrast, Encoded, GlobalBatch, LabelledBatch
+from mvlm.batch import Batch, Contrast, Encoded, GlobalBatch, LabelledBatch, Negative
 from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config.schema import Objectives, Train
 from mvlm.data.loading.collate import collate
@@ -26,12 +26,14 @@ from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs
+from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import available_memory
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.contrast import uses_ring
 from mvlm.training.optim import count_parameters
+from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import micro_batches
 from mvlm.training.zero.memory import States, Zero, states
 
@@ -56,7 +58,7 @@ def find_micro_batch(
     Raises:
         UserError: not even the smallest micro-batch fits on some rank.
     """
-    allowed = micro_batches(train, objectives, dist.world())
+    allowed = micro_batches(train, dist.world())
     pairs = dist.broadcast_object(_remembered(start) if dist.rank() == 0 else None)
     if pairs not in allowed:
         trial = Trial(train.global_batch, objectives, model, dataset, ds_config)
@@ -116,7 +118,16 @@ class Trial:
         """Bytes that ZeRO will hold beside the weights and gradients of the trial."""
         held = self.states(pairs)
         all_of_it = held.weights + held.gradients + held.optimizer + held.buckets
-        return max(0, int(all_of_it - 2 * self.parameters * self.zero.element))
+        return max(0, int(all_of_it - 2 * self.parameters * self.zero.element)) + self._negatives(pairs)
+
+    def _negatives(self, pairs: int) -> int:
+        """Bytes of ITM's tokens on their way between ranks and micro-batches."""
+        if not isinstance(self.model, MaskVLM) or not self.objectives.itm:
+            return 0
+        (rows, columns), text = self.model.grid, self.dataset.longest(0).text_L
+        images = (rows * columns + 1) * self.model.vision.width * self.zero.element
+        shape = span_shape(self.objectives.group(self.global_batch), dist.world(), pairs)
+        return int(exchange_bytes(shape, pairs, (images, len(text) * self.model.text.width * self.zero.element)))
 
     def _pool(self, batch: Batch | LabelledBatch, pairs: int) -> GlobalBatch | None:
         """As of a global batch that holds the micro-batch again and again."""
@@ -132,8 +143,15 @@ class Trial:
             peers = Peers(everybody, count=parts)
             return contrast_pairs(own, temperature, bias, self.objectives.exclude_duplicates, peers)
 
+        def others(_: Encoded, __: Tensor, *own: Tensor) -> tuple[Negative, Negative]:
+            image_BSD, text_BLD = (tokens.roll(1, 0) for tokens in own)
+            return Negative(None, image_BSD), Negative(None, text_BLD, batch.valid_BL)
+
+        assert isinstance(self.model, MaskVLM)
         counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
-        return GlobalBatch(repeated, parts, counts, counts, counts)
+        alone = self.model.alone(batch)
+        negatives = alone.negatives if pairs % self.objectives.group(self.global_batch) == 0 else others
+        return GlobalBatch(repeated, parts, negatives, alone.counted_B3, counts, counts, counts)
 
 
 def _on_gpu(trial: Trial, allowed: Sequence[int]) -> int:
@@ -205,9 +223,10 @@ def _measured(trial: Trial, pairs: int) -> int:
 
 
 def _nothing_fits(smallest: int) -> UserError:
+    counted = f"{smallest} pair{'s' * (smallest > 1)}"
     return UserError(
-        f'train.micro_batch = "auto": not even {smallest} pairs fit into the memory of every rank: raise '
-        "train.recompute or the ZeRO stage, or lower objectives.itm_group."
+        f'train.micro_batch = "auto": not even {counted} fit into the memory of every rank: raise train.recompute or '
+        "the ZeRO stage."
     )
 
 

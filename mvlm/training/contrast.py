@@ -55,7 +55,7 @@ def contrast_of(
     with torch.no_grad():
         for number, batch in enumerate(micro_batches):
             seed_part(number)
-            owns.append(model.encode_pairs(batch))
+            owns.append(model.encode_pairs(batch)[0])
         whole = contrast(_joined(owns), *model.contrastive_scale())
     return (lambda *_, known=known: known for known in whole.split(len(micro_batches)))
 

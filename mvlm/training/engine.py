@@ -17,15 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
+from mvlm.batch import Batch, GlobalBatch, LabelledBatch, Losses, MetricAccumulator, Negatives
 from mvlm.checkpoint.layout import EMA
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.maskvlm import MaskVLM, denominators
 from mvlm.runtime import dist
 from mvlm.training.contrast import contrast_of
 from mvlm.training.gradient_norms import GradientParts
+from mvlm.training.match_groups import Passes, match_groups
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.state import Frozen, ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
 
@@ -135,8 +136,7 @@ class Engine:
         scale = self._scaler and self._scaler.cur_scale
         self._gradients.wanted = tally is not None
         parts: list[Losses] = []
-        pools = self._pools(micro_batches, starts, step)
-        for batch, start, pool in zip(micro_batches, starts, pools, strict=True):
+        for start, (batch, pool) in zip(starts, self._with_pools(micro_batches, starts, step), strict=True):
             seed_dropout(self._seed, step, start)
             losses = self.engine(batch, pool, tally)
             self.engine.backward(self.objectives.total(losses))
@@ -162,22 +162,37 @@ class Engine:
             )
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _pools(
+    def _with_pools(
         self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
-    ) -> Sequence[GlobalBatch | None]:
-        """What each micro-batch needs to know of the global batch: what losses are divided by, and ITC.
+    ) -> Iterator[tuple[Batch | LabelledBatch, GlobalBatch | None]]:
+        """Each micro-batch and what it needs of the global batch: what losses are divided by, all features, negatives.
 
-        Fine-tuning's losses are plain means over samples, which need nothing.
+        One after another: what is to be computed beforehand is when a micro-batch's turn comes. Fine-tuning's losses
+        are plain means over samples, which need nothing.
         """
         pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
-        return self._pools_of_pairs(pairs, starts, step) if pairs else [None] * len(micro_batches)
-
-    def _pools_of_pairs(self, micro_batches: list[Batch], starts: list[int], step: int) -> list[GlobalBatch]:
+        if not pairs:
+            yield from ((batch, None) for batch in micro_batches)
+            return
         assert isinstance(self.model, MaskVLM)
-        denominators = dist.all_reduce(torch.stack([self.model.denominators(b) for b in micro_batches]).sum(0))
-        parts = len(micro_batches) * dist.world()
-        contrasts = contrast_of(self.model, micro_batches, lambda part: seed_dropout(self._seed, step, starts[part]))
-        return [GlobalBatch(contrast, parts, *denominators) for contrast in contrasts]
+        parts, spans = len(pairs) * dist.world(), match_groups(self.model, pairs)
+        pairs = [batch for groups in spans for batch in groups.batches]
+        counted = [groups.counted(wave) for groups in spans for wave in range(groups.span.waves)]
+        own_counts = [denominators(*known) for known in zip(pairs, counted, strict=True)]
+        counts = dist.all_reduce(torch.stack(own_counts).sum(0))
+        contrasts = list(contrast_of(self.model, pairs, lambda part: seed_dropout(self._seed, step, starts[part])))
+        scale = self.engine.optimizer.loss_scaler.cur_scale if self._fp16 else 1.0
+        scale *= self.objectives.itm / len(pairs)
+        for first, groups in zip(range(0, len(pairs), spans[0].span.waves), spans, strict=True):
+
+            def seed_part(wave: int, first: int = first) -> None:
+                seed_dropout(self._seed, step, starts[first + wave])
+
+            def pool(wave: int, negatives: Negatives, first: int = first) -> GlobalBatch:
+                return GlobalBatch(contrasts[first + wave], parts, negatives, counted[first + wave], *counts)
+
+            passes = Passes(self.model, seed_part, scale)
+            yield from zip(groups.batches, groups.pools(passes, pool), strict=True)
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Every parameter by name, in one order on every rank."""

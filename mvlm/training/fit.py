@@ -115,9 +115,7 @@ class Plan:
         """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
         config, train = self.config, self.config.train
         train = replace(train, micro_batch=micro_batch) if micro_batch else train
-        side = RunSide(
-            self.names, config.run.dir, train, config.objectives, config.optim, dist.world(), self.steps, parameters
-        )
+        side = RunSide(self.names, config.run.dir, train, config.optim, dist.world(), self.steps, parameters)
         return resolve(self.content, side)
 
     def rehearse(self) -> None:

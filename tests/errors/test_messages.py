@@ -213,7 +213,7 @@ def test_a_json_that_contradicts_the_toml(
 @pytest.mark.parametrize(
     ("override", "part"),
     [
-        ("train.global_batch=18", "itm_group"),
+        ("train.global_batch=17", "global_batch"),
         ("train.micro_batch=6", "micro_batch"),
         ("data.tokenizer=nowhere/at/all.json", "nowhere/at/all.json"),
         ("model.vision=no_such_vit", "no_such_vit"),

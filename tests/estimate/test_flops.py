@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.step.sizes import SIZES, build, make_batch
 from benchmarks.step.variants import PASSES, every_word, padded
 from mvlm.batch import Batch, apply
-from mvlm.estimate.count import FakeModel, FlopsByPart, synthetic_batch
+from mvlm.estimate.count import UNIT, FakeModel, FlopsByPart, synthetic_batch
 from mvlm.kernels.ops import OPS
 from mvlm.model.flops import _RememberedShapes, flop_counter, without_values
 from mvlm.model.maskvlm import MaskVLM
@@ -56,7 +56,7 @@ def test_a_step_without_values_counts_as_the_real_one(
     size = dataclasses.replace(size, overrides=(*size.overrides, *(f"objectives.{name}" for name in objectives)))
     model, config = build(size), size.config
     fake = FakeModel(model, config.data)
-    batch = synthetic_batch(model, config.data, [config.data.text_length] * fake.unit)
+    batch = synthetic_batch(model, config.data, [config.data.text_length] * UNIT)
     batch = apply(batch, lambda tensor: torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor)
     monkeypatch.setattr(OPS["linear"], "choice", "torch")  # a CPU sums gradients of biases by products
     with flop_counter() as counter:

@@ -48,7 +48,7 @@ def noisy_scores(draw: dict[str, Any]) -> np.ndarray:
 
 
 def drawn(draw: dict[str, Any]) -> Tensor:
-    names = ("own", "others", "temperature", "position", "group", "seed", "ids", "uniform")
+    names = ("own", "others", "temperature", "position", "start", "group", "seed", "ids", "uniform")
     return NEGATIVES(*(draw[name] for name in names))
 
 
@@ -60,6 +60,7 @@ def make_draw(count: int, width: int, group: int, generator: torch.Generator, de
         "others": others,
         "temperature": torch.tensor([0.07], device=device),
         "position": torch.arange(count, device=device) + 10**10,
+        "start": 0,
         "group": group,
         "seed": 2**31 + 11,
         "ids": torch.randint(0, count + 1, (count, 2), generator=generator).to(device),
@@ -86,6 +87,17 @@ def test_the_highest_noisy_score_is_drawn(
     assert found.dtype == np.int64
     assert (scores[np.arange(count), found] >= scores.max(1) - TIE).all()
     assert (found // group == np.arange(count) // group).all()
+
+
+@pytest.mark.parametrize(("count", "group"), [(4, 12), (6, 4), (3, 12), (18, 12), (1, 36), (36, 36)])
+def test_a_part_of_the_pairs_draws_as_it_does_among_all(
+    count: int, group: int, device: torch.device, generator: torch.Generator
+) -> None:
+    draw = make_draw(36, 24, group, generator, device)
+    whole = drawn(draw)
+    for start in range(0, 36, count):
+        part = drawn(draw | {"own": draw["own"][start : start + count], "start": start})
+        assert part.tolist() == whole[start : start + count].tolist()
 
 
 def test_features_of_any_stride(device: torch.device, generator: torch.Generator) -> None:

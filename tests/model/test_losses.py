@@ -9,7 +9,7 @@ import torch
 from mvlm.batch import Encoded, GlobalBatch, MetricAccumulator
 from mvlm.kernels.negatives import gumbel_noise
 from mvlm.model.losses.itc import contrast_pairs, itc_loss
-from mvlm.model.losses.itm import counted_examples, hard_negatives, itm_loss
+from mvlm.model.losses.itm import NegativeSampler, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.losses.mlm import mlm_loss
 
@@ -44,7 +44,7 @@ def test_itc_is_the_formula(exclude: bool) -> None:
             for j in group:
                 same[i, j] = i != j
     pairs = Encoded(image, text, image_id, caption_id)
-    pool = GlobalBatch(lambda *own: contrast_pairs(*own, exclude), 1, *torch.ones(3))
+    pool = GlobalBatch(lambda *own: contrast_pairs(*own, exclude), 1, None, None, *torch.ones(3))  # type: ignore[arg-type]
     loss = itc_loss(pairs, torch.tensor([0.07]), None, pool)
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
 
@@ -55,7 +55,7 @@ def test_negatives_follow_the_softmaxed_similarity() -> None:
     counts_image, counts_text = np.zeros((6, 6)), np.zeros((6, 6))
     for draw in range(draws):
         position = torch.arange(6) + 6 * draw
-        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(temperature), 6, 0, True)
+        image_idx, text_idx = NegativeSampler(6).draw(pairs, pairs, position, torch.tensor(temperature))
         counts_image[np.arange(6), image_idx] += 1
         counts_text[np.arange(6), text_idx] += 1
     logits = (image @ text.T).numpy() / temperature
@@ -73,7 +73,7 @@ def test_negatives_stay_in_their_group_and_need_nothing_but_it() -> None:
 
     def draw(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
         pairs = Encoded(image[rows], text[rows], ids[rows], ids[rows])
-        return hard_negatives(pairs, position[rows], torch.tensor(0.07), 4, 11, True)
+        return NegativeSampler(4, seed=11).draw(pairs, pairs, position[rows], torch.tensor(0.07))
 
     whole = draw(slice(0, 12))
     for start in (0, 4, 8):
@@ -91,30 +91,31 @@ def test_a_duplicate_is_never_drawn(temperature: float) -> None:
     for step in range(200):
         position = torch.arange(4) + 4 * step
         pairs = Encoded(image, text, UNIQUE[:4], caption)
-        image_idx, text_idx = hard_negatives(pairs, position, torch.tensor(temperature), 4, 0, True)
+        image_idx, text_idx = NegativeSampler(4).draw(pairs, pairs, position, torch.tensor(temperature))
         assert image_idx[:3].tolist() == text_idx[:3].tolist() == [3, 3, 3]
 
 
 def test_negatives_count_where_there_are_such() -> None:
+    def counted(image: torch.Tensor, caption: torch.Tensor, group: int, exclude: bool) -> torch.Tensor:
+        return NegativeSampler(group, 0, exclude).counted(torch.stack([image, caption], 1), len(image))
+
     image = torch.tensor([1, 2, 3, 4, 5, 5, 5, 5, 1, 1, 2, 3])
     caption = torch.tensor([1, 1, 1, 1, 1, 2, 3, 4, 1, 2, 1, 3])
     alone = [True, False, False]
     every = [[True] * 3] * 4
-    assert (
-        counted_examples(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
-    )
-    assert counted_examples(image, caption, 12, True).all()
-    assert counted_examples(image, caption, 4, False).all()
+    assert counted(image, caption, 4, True).tolist() == [[alone] * 4, [alone] * 4, every][0] + [alone] * 4 + every
+    assert counted(image, caption, 12, True).all()
+    assert counted(image, caption, 4, False).all()
     one_other = torch.tensor([1, 1, 1, 2])
-    assert counted_examples(UNIQUE[:4], one_other, 4, True).all()
-    assert counted_examples(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
+    assert counted(UNIQUE[:4], one_other, 4, True).all()
+    assert counted(UNIQUE[:4], one_other, 2, True).tolist() == [alone, alone, *every[:2]]
 
 
 def test_features_that_are_not_finite_still_give_other_pairs() -> None:
     image, text = (x.float() for x in features(4, seed=5))
     image[1], text[2] = float("nan"), float("inf")
     pairs = Encoded(image, text, UNIQUE[:4], UNIQUE[:4])
-    for index in hard_negatives(pairs, torch.arange(4), torch.tensor(0.001), 4, 0, True):
+    for index in NegativeSampler(4).draw(pairs, pairs, torch.arange(4), torch.tensor(0.001)):
         assert all(i != j and 0 <= j < 4 for i, j in enumerate(index.tolist()))
 
 

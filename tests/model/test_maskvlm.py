@@ -1,13 +1,14 @@
 """The model's forward pass against a plain reference in float64, and what each part may and may not see."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from oracle import Oracle, Outcome
 from transformers import PreTrainedTokenizerBase
 
-from mvlm.batch import IGNORE, Batch, MetricAccumulator
+from mvlm.batch import IGNORE, Batch, Encoded, GlobalBatch, MetricAccumulator, Negative
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.data.loading.collate import masked_places, pack
@@ -16,7 +17,7 @@ from mvlm.kernels.fusion import FUSION
 from mvlm.kernels.views import VIEWS
 from mvlm.model import maskvlm
 from mvlm.model.heads import MaskTokens, MlmHead, Temperature
-from mvlm.model.losses.itm import hard_negatives
+from mvlm.model.losses.itm import NegativeSampler
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.pretrained.load import build_filled_model
@@ -127,11 +128,11 @@ def test_losses_negatives_and_all_gradients_are_the_oracles(
     weights = {"image": 0.5, "text": 2.0, "itc": 0.7, "itm": 3.0}
     sum(weights[name] * loss for name, loss in outcome.losses.items()).backward()
     exact = 1e-12 if model.objectives.image_masking == "token" else 1e-6  # sines are kept in fp32
-    for fusion, views in PASSES:
+    for (fusion, views), pool in itertools.product(PASSES, (None, as_from_elsewhere(model, batch))):
         monkeypatch.setattr(FUSION, "choice", fusion)
         monkeypatch.setattr(VIEWS, "choice", views)
         negatives = record_negatives(monkeypatch)
-        losses = model(batch)
+        losses = model(batch, pool)
         assert losses.keys() == outcome.losses.keys()
         for name, loss in losses.items():
             torch.testing.assert_close(loss, outcome.losses[name], rtol=exact, atol=exact)
@@ -144,10 +145,22 @@ def test_losses_negatives_and_all_gradients_are_the_oracles(
             torch.testing.assert_close(found, expected, rtol=100 * exact, atol=10 * exact, msg=f"{name}, {fusion}")
 
 
+def as_from_elsewhere(model: MaskVLM, batch: Batch) -> GlobalBatch:
+    """The batch alone, with the negatives' tokens in the place of their rows."""
+    alone = model.alone(batch)
+
+    def negatives(own: Encoded, temperature: torch.Tensor, *tokens: torch.Tensor) -> tuple[Negative, Negative]:
+        image, text = (negative.row_B for negative in alone.negatives(own, temperature, *tokens))
+        return Negative(None, tokens[0][image]), Negative(None, tokens[1][text], batch.valid_BL[text])
+
+    return dataclasses.replace(alone, negatives=negatives)
+
+
 def record_negatives(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.Tensor, torch.Tensor]]:
     negatives: list[tuple[torch.Tensor, torch.Tensor]] = []
+    draw = NegativeSampler.draw
     monkeypatch.setattr(
-        maskvlm, "hard_negatives", lambda *a, **k: negatives.append(hard_negatives(*a, **k)) or negatives[-1]
+        NegativeSampler, "draw", lambda self, *a, **k: negatives.append(draw(self, *a, **k)) or negatives[-1]
     )
     return negatives
 

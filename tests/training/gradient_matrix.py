@@ -11,7 +11,8 @@ import argparse
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import Batch, Encoded
+from mvlm.batch import Batch, Encoded, GlobalBatch, Losses, Negative, Negatives
 from mvlm.config.schema import Config
 from mvlm.model import maskvlm
-from mvlm.model.maskvlm import MaskVLM
+from mvlm.model.losses.itm import ids_of
+from mvlm.model.maskvlm import MaskVLM, denominators
 from mvlm.runtime import dist
 from mvlm.training import contrast
 from mvlm.training.engine import seed_dropout
+from mvlm.training.match_groups import at_full_length
 from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, engine_of, steps_of, weighted
 
 G, STEP = 32, 5
@@ -42,6 +45,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "aligned": ("masked", "full"),
     "contrast": ("sigmoid", "softmax"),
     "accumulation": (4, 2, 1),
+    "group": (32, 16, 4),
     "ranks": (2, 1),
     "stage": (3, 2, 1, 0),
 }
@@ -82,6 +86,7 @@ def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
         VISION % row["drop_path"],
         f"objectives.alignment_inputs={row['aligned']}",
         f"objectives.contrastive={row['contrast']}",
+        f"objectives.itm_group={row['group']}",
     ]
     return configuration(
         shards, micro, [*WEIGHTS, *options, f"train.global_batch={G}", "train.recompute=0.5", "optim.clip=0", *more]
@@ -89,7 +94,7 @@ def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
 
 
 def alike(batch: Batch) -> Batch:
-    """Of every three ITM groups the first says the same throughout, so that it has no negatives."""
+    """Of every twelve pairs four say the same; where they are an ITM group, it has no negatives."""
     caption_id_B = torch.where(batch.position_B // 4 % 3 == 0, -1, batch.caption_id_B)
     return dataclasses.replace(batch, caption_id_B=caption_id_B)
 
@@ -121,18 +126,62 @@ def reference_gradients(row: Row, shards: str) -> Gradients:
     config = config_of(row, shards, G // parts)
     model, micro_batches = global_batch(config, 0, 1)
     model.train()
-    denominators = sum(model.denominators(batch) for batch in micro_batches)
+    sampler, size = model.sampler(G), G // parts
+    if size % sampler.group:
+        micro_batches = [at_full_length(batch, model.text_length) for batch in micro_batches]
+    ids_G2 = torch.cat([ids_of(batch) for batch in micro_batches])
+    counted = sampler.counted(ids_G2, G).split(size)
+    counts = sum(denominators(*known) for known in zip(micro_batches, counted, strict=True))
     owns: list[Encoded] = []
+
+    def losses(part: int, negatives: Negatives) -> Losses:
+        seed_dropout(config.run.seed, STEP, part * size)
+        pool = GlobalBatch(None, parts, negatives, counted[part], *counts)  # type: ignore[arg-type]
+        return model(micro_batches[part], pool)
+
     total = torch.zeros(())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maskvlm, "itc_loss", lambda own, *_: owns.append(own) or torch.zeros(()))
-        for part, batch in enumerate(micro_batches):
-            seed_dropout(config.run.seed, STEP, part * len(batch))
-            pool = maskvlm.GlobalBatch(None, parts, *denominators)  # type: ignore[arg-type]
-            total = total + weighted(model(batch, pool), config) / parts
+        given = [sampler.within(batch) for batch in micro_batches]
+        if size % sampler.group:
+            given = across(model, micro_batches, [encoded(partial(losses, part)) for part in range(parts)])
+            owns.clear()
+        for part, negatives in enumerate(given):
+            total = total + weighted(losses(part, negatives), config) / parts
     total = total + config.objectives.itc * contrastive_loss(owns, *model.contrastive_scale())
     total.backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def across(model: MaskVLM, batches: list[Batch], everybody: list[tuple[Any, ...]]) -> list[Negatives]:
+    """For each micro-batch negatives from all of them, as features and tokens of one graph."""
+    owns, images, texts = zip(*everybody, strict=True)
+    image_GE, text_GE = (torch.cat([getattr(own, name) for own in owns]) for name in ("image_BE", "text_BE"))
+    own = Encoded(image_GE, text_GE, *torch.cat([ids_of(batch) for batch in batches]).unbind(1))
+    position_G, valid_GL = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("position_B", "valid_BL")
+    )
+    image_G, text_G = model.sampler(G).draw(own, own, position_G, model.temperature())
+    drawn = (
+        x.split(G // len(batches)) for x in (torch.cat(images)[image_G], torch.cat(texts)[text_G], valid_GL[text_G])
+    )
+    both = [(Negative(None, image), Negative(None, *text)) for image, *text in zip(*drawn, strict=True)]
+    return [lambda *_, of_part=of_part: of_part for of_part in both]
+
+
+class Encoding(Exception):
+    """Stops a forward pass where it has encoded; its arguments are features and tokens, in their graph."""
+
+
+def encoded(losses: Callable[[Negatives], Losses]) -> tuple[Any, ...]:
+    """Features, image tokens and text tokens of a micro-batch, in the graph of a pass that goes no further."""
+
+    def negatives(own: Encoded, _: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
+        raise Encoding(own, *tokens)
+
+    with pytest.raises(Encoding) as stopped:
+        losses(negatives)
+    return stopped.value.args
 
 
 def contrastive_loss(owns: list[Encoded], temperature: Tensor, bias: Tensor | None) -> Tensor:

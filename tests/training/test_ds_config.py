@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mvlm.config.load import load_config
-from mvlm.config.schema import Config, Objectives, Train
+from mvlm.config.schema import Config, Train
 from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.training.zero.config import RunSide, accumulation_steps, resolve, usable_ranks
@@ -29,14 +29,14 @@ def config(*overrides: str) -> Config:
     return load_config(ROOT / "mvlm/configs/tiny.toml", [*given, *overrides])
 
 
-def batch_of(*overrides: str) -> tuple[Train, Objectives]:
+def batch_of(*overrides: str) -> Train:
     """What a batch is divided by."""
-    return config(*overrides).train, config(*overrides).objectives
+    return config(*overrides).train
 
 
 def resolved(content: dict[str, Any], *overrides: str, world: int = 2, parameters: int = 20_000_000) -> dict[str, Any]:
     run, names = config(*overrides), ("user.json", "run.toml")
-    parts = run.train, run.objectives, run.optim
+    parts = run.train, run.optim
     return resolve(content, RunSide(names, run.run.dir, *parts, world, (1000, 50), parameters))
 
 
@@ -380,7 +380,7 @@ def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, content: str | b
 )
 def test_accumulation_makes_up_the_global_batch(total: int, micro: int, world: int, expected: int) -> None:
     given = batch_of(f"train.global_batch={total}", f"train.micro_batch={micro}")
-    assert accumulation_steps(*given, world) == expected
+    assert accumulation_steps(given, world) == expected
 
 
 @pytest.mark.parametrize(
@@ -388,41 +388,32 @@ def test_accumulation_makes_up_the_global_batch(total: int, micro: int, world: i
     [
         (["train.micro_batch=24"], 1, ("64", "24")),
         (["train.micro_batch=32"], 3, ("64", "3", "32")),
-        (["train.micro_batch=8"], 1, ("8", "itm_group", "16")),
     ],
 )
 def test_a_batch_that_does_not_divide_is_refused(overrides: list[str], world: int, parts: tuple[str, ...]) -> None:
     with pytest.raises(UserError) as error:
-        accumulation_steps(*batch_of(*overrides), world)
+        accumulation_steps(batch_of(*overrides), world)
     for part in parts:
         assert part in str(error.value)
-
-
-def test_without_itm_its_group_does_not_matter() -> None:
-    assert accumulation_steps(*batch_of("train.micro_batch=8", "objectives.itm=0"), 1) == 8
 
 
 @pytest.mark.parametrize(
     ("overrides", "world", "ranks"),
     [
-        (["train.micro_batch=0"], 3, 2),  # 64 pairs are 4 groups of 16
-        (["train.micro_batch=0"], 8, 4),
+        (["train.micro_batch=0"], 3, 2),  # 64 pairs
+        (["train.micro_batch=0"], 8, 8),  # ITM's groups span ranks
         (["train.micro_batch=0"], 1, 1),
         (["train.micro_batch=32"], 8, 2),
-        (["train.micro_batch=0", "objectives.itm=0"], 50, 32),
-        (["train.micro_batch=0", "train.global_batch=48"], 8, 3),
+        (["train.micro_batch=0"], 50, 32),
+        (["train.micro_batch=0", "train.global_batch=36"], 8, 6),
         (["train.micro_batch=0", "train.global_batch=512"], 48, 32),
+        (["train.micro_batch=0", "train.global_batch=512"], 512, 512),
     ],
 )
 def test_the_most_ranks_that_divide_the_batch_are_used(overrides: list[str], world: int, ranks: int) -> None:
     given = batch_of(*overrides)
-    assert usable_ranks(*given, world) == ranks
-    assert accumulation_steps(*given, ranks) >= 1
-
-
-def test_a_batch_of_no_whole_groups_is_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.global_batch 40 .*objectives\.itm_group"):
-        usable_ranks(*batch_of("train.global_batch=40", "train.micro_batch=0"), 2)
+    assert usable_ranks(given, world) == ranks
+    assert accumulation_steps(given, ranks) >= 1
 
 
 class Asked(dict[str, Any]):

@@ -138,7 +138,9 @@ KINDS = [(stage, accumulation, "token") for stage in range(4) for accumulation i
 def test_a_step_of_training_waits_for_nothing_in_our_code(
     one_rank: None, scenes: Path, stage: int, accumulation: int, masking: str
 ) -> None:
-    config = configuration(str(scenes), 16 // accumulation, [f"objectives.image_masking={masking}"])
+    # A group of ITM's is both micro-batches where there are two.
+    switches = [f"objectives.image_masking={masking}", "objectives.itm_group=16"]
+    config = configuration(str(scenes), 16 // accumulation, switches)
     model, loader = built(config, 0, 1)
     engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1)
     first, second, *_ = steps_of(loader)

@@ -2,62 +2,85 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Encoded, MetricAccumulator
-from mvlm.kernels.negatives import NEGATIVES, duplicates
+from mvlm.batch import IGNORE, Batch, Encoded, MetricAccumulator, Negative, Negatives
+from mvlm.kernels.negatives import NEGATIVES, blocks, duplicates
 
 
-@torch.no_grad()
-def hard_negatives(
-    pairs: Encoded,
-    position_B: Tensor,
-    temperature: Tensor,
-    group: int,
-    seed: int,
-    exclude_duplicates: bool,
-    uniform: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Draw for every pair one negative image for its text and one negative text for its image.
+@dataclass(frozen=True)
+class NegativeSampler:
+    """Draws for every pair one negative image for its text and one negative text for its image.
 
     Candidates are the other pairs of the same group of consecutive positions; one is drawn with the probability of
     the softmaxed similarity, by noise that is a function of the seed and the two positions alone.
 
-    Args:
-        pairs: the micro-batch's unit features, B a multiple of `group`.
-        position_B: samples seen before each pair.
+    Attributes:
+        group: pairs of each, from the first of the global batch on.
         exclude_duplicates: a pair of the same image or caption is never drawn.
         uniform: draw all candidates alike.
-
-    Returns:
-        The negative image of text i and the negative text of image i, B rows of the micro-batch each; they say nothing
-        where `counted_examples` leaves the pair's negatives out.
     """
-    ids_B2 = torch.stack([pairs.image_id_B, pairs.caption_id_B], 1) if exclude_duplicates else None
 
-    def draw(own_BE: Tensor, others_BE: Tensor, direction: int) -> Tensor:
-        key = 2 * seed + direction
-        return NEGATIVES(own_BE, others_BE, temperature, position_B, group, key, ids_B2, uniform)
+    group: int
+    seed: int = 0
+    exclude_duplicates: bool = True
+    uniform: bool = False
 
-    return draw(pairs.text_BE, pairs.image_BE, 0), draw(pairs.image_BE, pairs.text_BE, 1)
+    @torch.no_grad()
+    def draw(
+        self, own: Encoded, others: Encoded, position_J: Tensor, temperature: Tensor, start: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """The negative image of text i and the negative text of image i, B rows of J each.
+
+        They say nothing where `counted` leaves the pair's negatives out.
+
+        Args:
+            own: unit features of a micro-batch.
+            others: of the whole groups that its pairs are in, J of them.
+            position_J: samples seen before each of these.
+            start: where the own pairs begin among them.
+        """
+        ids_J2 = torch.stack([others.image_id_B, others.caption_id_B], 1) if self.exclude_duplicates else None
+
+        def draw(own_BE: Tensor, others_JE: Tensor, direction: int) -> Tensor:
+            key = 2 * self.seed + direction
+            return NEGATIVES(own_BE, others_JE, temperature, position_J, start, self.group, key, ids_J2, self.uniform)
+
+        return draw(own.text_BE, others.image_BE, 0), draw(own.image_BE, others.text_BE, 1)
+
+    def counted(self, ids_J2: Tensor, count: int, start: int = 0) -> Tensor:
+        """bool B3, which examples of a pair the loss counts: the pair itself, and its two negatives where it has any.
+
+        A pair that shows the image or says the caption of all others of its group has none: to call one of them "no
+        match" would be wrong.
+
+        Args:
+            ids_J2: image and caption of the pairs of whole groups.
+            count, start: of the own pairs among them, B.
+        """
+        counted_B3 = torch.ones(count, 3, dtype=torch.bool, device=ids_J2.device)
+        if self.exclude_duplicates:
+            same_bRK = duplicates(ids_J2, *blocks(count, start, self.group, ids_J2.device))
+            counted_B3[:, 1:] = ~same_bRK.all(-1).view(-1, 1)
+        return counted_B3
+
+    def within(self, batch: Batch) -> Negatives:
+        """For a micro-batch of whole groups: its own rows."""
+
+        def negatives(own: Encoded, temperature: Tensor, *_: Tensor) -> tuple[Negative, Negative]:
+            image_B, text_B = self.draw(own, own, batch.position_B, temperature)
+            return Negative(image_B), Negative(text_B)
+
+        return negatives
 
 
-def counted_examples(image_id_B: Tensor, caption_id_B: Tensor, group: int, exclude_duplicates: bool) -> Tensor:
-    """bool B3, which examples of a pair the loss counts: the pair itself, and its two negatives where there are such.
-
-    A group whose other pairs all show the same image or say the same has none: to call one of them "no match" would be
-    wrong.
-
-    Args:
-        image_id_B, caption_id_B, group, exclude_duplicates: as for `hard_negatives`.
-    """
-    counted_B3 = torch.ones(len(image_id_B), 3, dtype=torch.bool, device=image_id_B.device)
-    if exclude_duplicates:
-        same_gKK = duplicates(torch.stack([image_id_B, caption_id_B], 1), group)
-        counted_B3[:, 1:] = ~same_gKK.all(-1).view(-1, 1)
-    return counted_B3
+def ids_of(batch: Batch) -> Tensor:
+    """What tells equal pairs apart -> B2, image and caption."""
+    return torch.stack([batch.image_id_B, batch.caption_id_B], 1)
 
 
 def itm_loss(

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from mvlm.config.schema import Objectives, Optim, Train
+from mvlm.config.schema import Optim, Train
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.zero import fill as ds_fill
 from mvlm.training.zero.json_file import AUTO, check_shape, leaves, refuse_sections, without_effect
@@ -31,7 +31,6 @@ class RunSide:
     names: tuple[str, str]
     folder: str
     train: Train
-    objectives: Objectives
     optim: Optim
     world: int
     steps: tuple[int | None, int | None]
@@ -44,7 +43,7 @@ class RunSide:
             "train_batch_size": (self.train.global_batch, "train.global_batch"),
             "train_micro_batch_size_per_gpu": (micro_batch(self.train, self.world), "train.micro_batch"),
             "gradient_accumulation_steps": (
-                accumulation_steps(self.train, self.objectives, self.world),
+                accumulation_steps(self.train, self.world),
                 "derived from train.global_batch, train.micro_batch and ranks",
             ),
             "gradient_clipping": (self.optim.clip, "optim.clip"),
@@ -92,41 +91,33 @@ def micro_batch(train: Train, world: int) -> int:
     return _given(train) or train.global_batch // world
 
 
-def micro_batches(train: Train, objectives: Objectives, world: int) -> list[int]:
-    """Those that divide the global batch among `world` ranks and hold whole ITM groups, smallest first."""
+def micro_batches(train: Train, world: int) -> list[int]:
+    """Those that divide the global batch among `world` ranks, smallest first."""
     share = train.global_batch // world
-    unit = objectives.itm_group if objectives.itm else 1
-    return [pairs for pairs in range(unit, share + 1, unit) if share % pairs == 0]
+    return [pairs for pairs in range(1, share + 1) if share % pairs == 0]
 
 
-def accumulation_steps(train: Train, objectives: Objectives, world: int) -> int:
+def accumulation_steps(train: Train, world: int) -> int:
     """Micro-batches a rank a step; where the micro-batch is still to be found, as if it were the rank's whole share.
 
     Raises:
-        UserError: ranks x micro-batch does not divide the global batch, or ITM's groups do not fit the micro-batch.
+        UserError: ranks x micro-batch does not divide the global batch.
     """
-    total, micro, group = train.global_batch, micro_batch(train, world), objectives.itm_group
+    total, micro = train.global_batch, micro_batch(train, world)
     if total % (micro * world):
         raise UserError(
             f"train.global_batch {total} is no multiple of {world} ranks x train.micro_batch {micro}: "
             "change one of the three."
         )
-    if objectives.itm and micro % group:
-        raise UserError(
-            f"The micro-batch of {micro} pairs is no multiple of objectives.itm_group {group}: "
-            "change train.micro_batch, train.global_batch or the group."
-        )
     return total // (micro * world)
 
 
-def usable_ranks(train: Train, objectives: Objectives, world: int) -> int:
-    """The largest number of the launched ranks that divides the global batch into whole ITM groups."""
-    total, given = train.global_batch, _given(train)
-    unit = given or (objectives.itm_group if objectives.itm else 1)
+def usable_ranks(train: Train, world: int) -> int:
+    """The largest number of the launched ranks that divides the global batch."""
+    total, unit = train.global_batch, _given(train) or 1
     if total % unit:
         raise UserError(
-            f"train.global_batch {total} is no multiple of {unit} "
-            f"({'train.micro_batch' if given else 'objectives.itm_group'}): change one of the two."
+            f"train.global_batch {total} is no multiple of {unit} (train.micro_batch): change one of the two."
         )
     return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
 
