@@ -80,8 +80,8 @@ def cases(size: Size) -> Iterator[tuple[str, tuple[Any, ...]]]:
     for ids in (None, ids_B2):
         yield "log_sum_exps", (image_BE, text_BE, temperature, 0, ids)
         yield "contrastive", (image_BE, text_BE, temperature, 0, lse_B, lse_B, ids)
-        group = size.config.objectives.itm_group
-        yield "negatives", (image_BE, text_BE, temperature, batch.position_B, group, 0, ids, False)
+        group = size.config.objectives.group(pairs)
+        yield "negatives", (image_BE, text_BE, temperature, batch.position_B, 0, group, 0, ids, False)
 
 
 def in_precision(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -160,7 +160,7 @@ class Trial:
 def whole_step(size: Size) -> Line:
     """Losses by the kernels that a run takes, in bf16, beside plain passes in float64."""
     plain = build(size).to(device(), torch.float64)
-    pairs = max(size.config.objectives.itm_group, min(size.pairs, WHOLE_STEP_PAIRS))
+    pairs = min(size.pairs, WHOLE_STEP_PAIRS)
     batch = make_batch(size, plain.grid, pairs).to(device())
     for name in ("fusion", "views"):
         OPS[name].choose("plain" if name == "fusion" else "apart")
