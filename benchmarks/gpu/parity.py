@@ -66,6 +66,7 @@ def cases(size: Size) -> Iterator[tuple[str, tuple[Any, ...]]]:
     yield "packed_attention", (*(random(T, count, depth) for _ in range(3)), packed)
     rows = 2 * pairs * tokens
     yield "layer_norm", (random(rows, width), random(width), random(width), 1e-6)
+    yield "residual_norm", (*(random(rows, width) for _ in "ab"), random(width), random(width), 1e-6)
     yield "linear", (random(rows, width), random(4 * width, width, scale=width**-0.5), random(4 * width))
     yield "gelu_linear", (random(rows, 4 * width), random(width, 4 * width, scale=width**-0.5), random(width))
     patch_M = batch.patch_mask_BN.flatten().nonzero().flatten()
@@ -97,15 +98,16 @@ def in_precision(arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, .
     return tuple(rounded(value) for value in arguments)
 
 
-def outcome(run: Callable[..., Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
-    """The result, and the gradients of its product with fixed random numbers."""
+def outcome(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]:
+    """The results, and the gradients of their products with fixed random numbers."""
     result = run(*arguments)
+    results = list(result) if isinstance(result, tuple) else [result]
     wanted = [a for a in arguments if isinstance(a, Tensor) and a.requires_grad]
     if not wanted:
-        return [result]
+        return results
     generator = torch.Generator(device()).manual_seed(1)
-    upstream = torch.randn(result.shape, device=result.device, generator=generator).to(result.dtype)
-    return [result, *torch.autograd.grad(result, wanted, upstream)]
+    upstream = [torch.randn(x.shape, device=x.device, generator=generator).to(x.dtype) for x in results]
+    return [*results, *torch.autograd.grad(results, wanted, upstream)]
 
 
 def valid_part(found: list[Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
