@@ -1,6 +1,6 @@
 """Memory of one rank's part of the contrastive loss, by ring and by gather.
 
-python benchmarks/kernels/contrast_memory.py    # keeps results/contrast_memory.json and a table on docs/kernels.md
+python benchmarks/kernels/contrast_memory.py    # keeps results/contrast/memory.json and a table on docs/kernels.md
 
 One process is a rank of 4 to 4,096 ranks with 256 pairs each; the others' features are made when they would arrive.
 Bytes are those of all tensors that are alive at once, features and gradients of the own pairs included.
@@ -27,7 +27,7 @@ from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs
 from mvlm.runtime.live_memory import LiveMemory
 
 PAGE = Path(__file__).parents[2] / "docs/kernels.md"
-RESULTS = Path(__file__).parent / "results/contrast_memory.json"
+RESULTS = Path(__file__).parent / "results/contrast/memory.json"
 BEGIN, END = "<!-- table of contrast_memory -->\n", "\n<!-- end of contrast_memory -->"
 PAIRS, WIDTH = 256, 256
 RANKS = (4, 16, 64, 256, 1024, 4096)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mvlm.kernels.triton_operators import triton_op, wrap_triton
 
-SUM_TILE = {"ROWS": 32, "COLUMNS": 32, "CHUNK": 16}
+SUM_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
 GRADIENT_TILE = {"ROWS": 32, "COLUMNS": 16, "CHUNK": 16}
 """Own rows and others of a tile, and columns of features at a time: the most that registers hold on sm_80 and sm_90,
 with and without ids, compiled by Triton 3.6 and 3.9; larger ones spill."""

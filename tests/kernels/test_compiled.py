@@ -86,5 +86,5 @@ def test_operators_can_be_traced() -> None:
             columns = others[:, 0]
             gradient = contrastive_triton.contrastive_gradient(own, others, temperature, 3, lse, columns, *both)
             assert gradient.shape == own.shape
-            drawn = negatives_triton.negatives(others, others, temperature, ids[:, 0], 4, 11, excluded, False)
+            drawn = negatives_triton.negatives(others, others, temperature, ids[:, 0], 0, 4, 11, excluded, False)
             assert (drawn.shape, drawn.dtype) == ((64,), torch.int64)
