@@ -185,7 +185,7 @@ def _peers(lines: list[Line]) -> str:
 
 
 def _held(line: Line) -> str:
-    return "yes" if line["holds"] else "**no**"
+    return "yes" if line.get("holds") else "**no**"
 
 
 def _ms(line: Line, key: str) -> str:

@@ -22,6 +22,7 @@ def test_a_page_of_a_proof_that_half_failed(tmp_path: Path) -> None:
         "trainer": [
             {"run": "fp32, stage 0", "seconds": 3.0, "losses": [[9.5, 1, 1, 1, 1, 2], [9.25, 1, 1, 1, 1, 2]]},
             {"check": "it learns", "holds": False, "worst_loss": 0.25, "bounds": [0.1, 0.2]},
+            {"check": "it is resumed", "failure": "KeyError: 'x'"},
             {"run": "bf16, stage 3", "losses": [], "failure": "exit status 1: no such thing"},
         ],
         "step": [
@@ -37,6 +38,7 @@ def test_a_page_of_a_proof_that_half_failed(tmp_path: Path) -> None:
     assert "| step | 9 | **out of time** |" in text
     assert "| fp32, stage 0 | 3.0 | 2 | 9.5000 → 9.2500 |" in text
     assert "| it learns | **no** | worst_loss 0.25 |" in text
+    assert "| it is resumed | **no** |  |" in text
     assert "bf16, stage 3 failed: exit status 1: no such thing" in text
     assert "| 128 | update | eager | 785.2 | 29.0 % | 163.0 | 163.0 | 163.0 | 41.00 | 40.00 |" in text
     assert "| 128 | update | compiled | no time was left |" in text
