@@ -74,8 +74,9 @@ def speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     """In the order in which a run does it."""
     from mvlm.kernels.layers import use_kernels
     from mvlm.runtime.cpu import keep_freed_memory
+    from mvlm.training.compilation import compile_blocks
     from mvlm.training.kernels import settle_run
-    from mvlm.training.parallelize import compile_blocks, recompute_blocks
+    from mvlm.training.parallelize import recompute_blocks
 
     settle_run(config.kernels)
     if kernels:

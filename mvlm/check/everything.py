@@ -12,7 +12,7 @@ from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
-from mvlm.training.parallelize import check_compilable
+from mvlm.training.compilation import is_compiled
 from mvlm.training.schedule import schedule_steps
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
@@ -89,8 +89,7 @@ def _check_deepspeed(
     with report.judged("deepspeed"):
         resolved = resolve(content, run)
         stage = resolved["zero_optimization"]["stage"]
-        if train.compile:
-            check_compilable(stage)
+        is_compiled(train, resolved)
         report.right(
             "deepspeed", f"{names[0]} goes with the TOML: ZeRO stage {stage}, {_precision(resolved)} on this machine."
         )

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.data.samples.padding import PAD_MULTIPLE
+from mvlm.data.samples.captions import FINE
+from mvlm.data.samples.padding import round_up
 from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.evaluate import shares
 from mvlm.evaluate.memory import Sizes
@@ -41,7 +42,7 @@ def match_pairs(
             for mine, pairs in passes:
                 text_B, image_B = text_P[pairs] - first, image_P[pairs] - rows[0]
                 length_B = length_M[text_B]
-                longest = min(-(-int(length_B.max()) // PAD_MULTIPLE) * PAD_MULTIPLE, text_MLD.shape[1])
+                longest = min(round_up(int(length_B.max()), FINE.text), text_MLD.shape[1])
                 words_BLD = text_MLD[_index(text_B, device), :longest]
                 valid_BL = torch.arange(longest) < torch.from_numpy(length_B)[:, None]
                 logits_B2 = model.match(image_BSD[_index(image_B, device)], words_BLD, valid_BL.to(device))

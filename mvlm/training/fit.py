@@ -21,6 +21,7 @@ from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Config
 from mvlm.data.loading.truncation import truncation_warning
+from mvlm.data.samples.captions import COARSE
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.shards.corpus import Mixture, training_mixture
@@ -33,6 +34,7 @@ from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.checkpoint.settings import Resumed, deepspeed_changes, resume_config
+from mvlm.training.compilation import is_compiled
 from mvlm.training.engine import Engine
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.health.signals import StopRequests
@@ -43,7 +45,7 @@ from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
 from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters
-from mvlm.training.parallelize import check_compilable, freeze, parallelize
+from mvlm.training.parallelize import freeze, parallelize
 from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, read_description
 from mvlm.training.schedule import Schedule, schedule_steps
 from mvlm.training.stream import TrainingStream
@@ -127,9 +129,7 @@ class Plan:
         model, _ = build_empty(blueprint, config.data.text_length, tokenizer, self.start, classes)
         build_dataset(blueprint, config.data, self.mixture, tokenizer, model)
         freeze(model, config.train.freeze)
-        ds_config = self.resolve(count_parameters(model))
-        if config.train.compile:
-            check_compilable(ds_config["zero_optimization"]["stage"])
+        is_compiled(config.train, self.resolve(count_parameters(model)))
 
 
 def make_plan(config: Config, names: tuple[str, str], given: frozenset[str], stop: StopRequests) -> Plan:
@@ -205,6 +205,8 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
     dataset = build_dataset(config.blueprint, config.data, plan.mixture, tokenizer, model, classes)
     parameters = count_parameters(model)
     ds_config = plan.resolve(parameters)
+    if is_compiled(config.train, ds_config):
+        dataset.captions.rounding = COARSE
     arithmetic = Arithmetic.of(model, ds_config)
 
     def settle() -> dict[str, Any]:

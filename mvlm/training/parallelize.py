@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -19,12 +16,9 @@ from mvlm.kernels.layers import use_kernels
 from mvlm.model.encoders import Encoders
 from mvlm.model.randomness import is_random
 from mvlm.training.blocks import evenly, find_blocks
+from mvlm.training.compilation import compile_blocks, is_compiled
 from mvlm.training.engine import Engine
 from mvlm.training.kernels import settle_run
-
-COMPILED_VARIANTS = 64
-"""Shapes and modes that a block is compiled for before it runs uncompiled; torch's 8 are few for blocks of three kinds
-that share their code."""
 
 
 def parallelize(
@@ -55,8 +49,8 @@ def parallelize(
     recompute_blocks(model, train.recompute)
     if settle:
         ds_config = settle()
-    if train.compile:  # after `settle`, whose trials of many sizes would have the compiler make every size dynamic
-        compile_blocks(model, ds_config["zero_optimization"]["stage"])
+    if is_compiled(train, ds_config):  # after `settle`, each of whose many sizes would be compiled
+        compile_blocks(model, ds_config["zero_optimization"]["stage"], train.compile == "captured")
     return Engine(model, optim, objectives, ds_config, train.ema, seed)
 
 
@@ -89,26 +83,3 @@ def recompute_blocks(model: nn.Module, share: float) -> None:
     trained = [block for block in find_blocks(model) if any(p.requires_grad for p in block.parameters())]
     for block in evenly(trained, share):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=is_random(block))
-
-
-def compile_blocks(model: nn.Module, stage: int) -> None:
-    """Compile every block; recomputation is within, and the compiler takes both passes for one graph.
-
-    Raises:
-        UserError: blocks cannot be compiled at this stage of ZeRO, or on this machine.
-    """
-    check_compilable(stage)
-    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++")):
-        raise UserError("train.compile needs a C++ compiler on every node: install g++, or set it to false.")
-    torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    for block in find_blocks(model):
-        block.forward = torch.compile(block.forward)
-
-
-def check_compilable(stage: int) -> None:
-    """Raise `UserError` where blocks cannot be compiled at this stage of ZeRO."""
-    if stage == 3:
-        raise UserError(
-            "train.compile does not go with ZeRO stage 3, which gathers parameters in the middle of every block: "
-            "set it to false, or use a stage below 3."
-        )

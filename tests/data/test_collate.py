@@ -1,10 +1,13 @@
 """What is found on the host so that no device has to be waited for."""
 
+import numpy as np
 import pytest
 import torch
 
 from mvlm.batch import IGNORE
 from mvlm.data.loading.collate import masked_places, pack
+from mvlm.data.samples.captions import COARSE
+from mvlm.data.samples.padding import pad
 
 
 def test_masked_places_are_those_of_the_mask_and_the_targets() -> None:
@@ -46,3 +49,16 @@ def test_packing_lists_every_token_once_and_few_lengths_occur(count: int) -> Non
 def test_a_doubling_of_tokens_meets_at_most_32_lengths() -> None:
     met = {len(pack(torch.ones(1, total, dtype=torch.bool)).token_T) for total in range(513, 1025)}
     assert len(met) <= 32
+
+
+def test_for_compiled_steps_fewer_sizes_occur() -> None:
+    rng = np.random.default_rng(0)
+    texts = [np.arange(length) for length in rng.integers(5, 46, 64)]
+    met = {pad(texts[:n], 1, 50, COARSE)[0].shape[1] for n in range(1, 65)}
+    assert met <= {16, 32, 48, 50}
+    for total in range(513, 1025):
+        filled = len(pack(torch.ones(1, total, dtype=torch.bool), COARSE).token_T)
+        assert filled % 64 == 0 and filled - total < total / 8
+    target = torch.full((2, 40), IGNORE)
+    target[0, :9] = 7
+    assert masked_places(torch.ones(2, 4, dtype=torch.bool), target, COARSE).token_BC.shape == (2, 16)

@@ -14,8 +14,9 @@ from mvlm.config.schema import Kernels
 from mvlm.errors import UserError
 from mvlm.kernels.layers import use_kernels
 from mvlm.training.blocks import evenly, find_blocks
+from mvlm.training.compilation import compile_blocks
 from mvlm.training.kernels import settle_run
-from mvlm.training.parallelize import compile_blocks, recompute_blocks
+from mvlm.training.parallelize import recompute_blocks
 from tests.training.test_kernels import build
 
 

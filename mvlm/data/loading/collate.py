@@ -11,15 +11,12 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import IGNORE, Batch, LabelledBatch, MaskedPlaces, Packing, apply
-from mvlm.data.samples.captions import CaptionTokenizer
+from mvlm.data.samples.captions import FINE, CaptionTokenizer, Rounding
 from mvlm.data.samples.labelled import Labelled
 from mvlm.data.samples.padding import pad, round_up
 from mvlm.data.samples.pairs import Pair
 
 B = TypeVar("B")
-
-MASKED_MULTIPLE = 4
-"""The masked tokens of a sentence are filled up to a multiple of this, for the same reason."""
 
 
 def collate(samples: Sequence[Any], images_VBCHW: Tensor, captions: CaptionTokenizer) -> Any:
@@ -28,33 +25,37 @@ def collate(samples: Sequence[Any], images_VBCHW: Tensor, captions: CaptionToken
     Args:
         images_VBCHW: the samples' images, uint8; they are kept, not copied.
     """
-    return BATCHES[type(samples[0])](samples, images_VBCHW, captions.pad_id, captions.length)
+    return BATCHES[type(samples[0])](samples, images_VBCHW, captions.pad_id, captions.length, captions.rounding)
 
 
-def collate_pairs(samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int) -> Batch:
+def collate_pairs(
+    samples: Sequence[Pair], images_VBCHW: Tensor, pad_id: int, text_length: int, rounding: Rounding = FINE
+) -> Batch:
     image_BCHW = images_VBCHW[0]
-    text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length)
+    text_BL, valid_BL = pad([sample.text_L for sample in samples], pad_id, text_length, rounding)
     patch_mask_BN = torch.from_numpy(np.stack([sample.patch_mask_N for sample in samples]))
-    target_BL = pad([sample.target_L for sample in samples], IGNORE, text_length)[0]
+    target_BL = pad([sample.target_L for sample in samples], IGNORE, text_length, rounding)[0]
     return Batch(
         image_BCHW=image_BCHW,
         masked_image_BCHW=images_VBCHW[-1] if len(images_VBCHW) > 1 else image_BCHW,
         patch_mask_BN=patch_mask_BN,
         text_BL=text_BL,
         valid_BL=valid_BL,
-        masked_text_BL=pad([sample.masked_text_L for sample in samples], pad_id, text_length)[0],
+        masked_text_BL=pad([sample.masked_text_L for sample in samples], pad_id, text_length, rounding)[0],
         target_BL=target_BL,
         position_B=torch.tensor([sample.position for sample in samples]),
         image_id_B=torch.tensor([sample.row for sample in samples]),
         caption_id_B=torch.tensor([caption_id(sample.text_L) for sample in samples]),
-        masked=masked_places(patch_mask_BN, target_BL),
-        packing=pack(valid_BL),
+        masked=masked_places(patch_mask_BN, target_BL, rounding),
+        packing=pack(valid_BL, rounding),
     )
 
 
-def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int) -> LabelledBatch:
+def collate_labelled(
+    samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: int, text_length: int, rounding: Rounding = FINE
+) -> LabelledBatch:
     texts = [text for nth in zip(*(sample.texts_TL for sample in samples), strict=True) for text in nth]
-    text_RL, valid_RL = pad(texts, pad_id, text_length)
+    text_RL, valid_RL = pad(texts, pad_id, text_length, rounding)
     return LabelledBatch(
         image_VBCHW=images_VBCHW,
         text_TBL=text_RL.view(-1, len(samples), text_RL.shape[1]),
@@ -65,7 +66,7 @@ def collate_labelled(samples: Sequence[Labelled], images_VBCHW: Tensor, pad_id: 
     )
 
 
-BATCHES: dict[type, Callable[[Sequence[Any], Tensor, int, int], Any]] = {
+BATCHES: dict[type, Callable[[Sequence[Any], Tensor, int, int, Rounding], Any]] = {
     Pair: collate_pairs,
     Labelled: collate_labelled,
 }
@@ -83,7 +84,7 @@ def pin(batch: B) -> B:
     return apply(batch, Tensor.pin_memory)
 
 
-def masked_places(patch_mask_BN: Tensor, target_BL: Tensor) -> MaskedPlaces:
+def masked_places(patch_mask_BN: Tensor, target_BL: Tensor, rounding: Rounding = FINE) -> MaskedPlaces:
     """The positions of masked patches and tokens.
 
     Raises:
@@ -94,7 +95,7 @@ def masked_places(patch_mask_BN: Tensor, target_BL: Tensor) -> MaskedPlaces:
         raise ValueError(f"The images of a batch mask equally many patches, not {counts_B.tolist()}.")
     masked_BL = target_BL != IGNORE
     longest, length = int(masked_BL.sum(1).max()), target_BL.shape[1]
-    count = min(round_up(max(longest, 1), MASKED_MULTIPLE), length)
+    count = min(round_up(max(longest, 1), rounding.masked), length)
     # A stable sort of "not masked" brings the masked ones to the front, in their order.
     token_BC = (~masked_BL).int().argsort(dim=1, stable=True)[:, :count]
     is_masked_BC = masked_BL.gather(1, token_BC)
@@ -106,11 +107,11 @@ def masked_places(patch_mask_BN: Tensor, target_BL: Tensor) -> MaskedPlaces:
     )
 
 
-def pack(valid_BL: Tensor) -> Packing:
-    """Leave out the padding; the number of tokens is rounded up by less than a 32nd, so that few lengths occur."""
+def pack(valid_BL: Tensor, rounding: Rounding = FINE) -> Packing:
+    """Leave out the padding; the number of tokens is rounded up, so that few lengths occur."""
     lengths_B = valid_BL.sum(1)
     token_T = valid_BL.flatten().nonzero().flatten()
-    step = 1 << max(len(token_T).bit_length() - 6, 0)
+    step = 1 << max(len(token_T).bit_length() - rounding.packed - 1, 0)
     filling = torch.full((round_up(len(token_T), step) - len(token_T),), valid_BL.numel())
     ends = lengths_B.cumsum(0).tolist()
     starts = torch.tensor([0, *ends, len(token_T) + len(filling)], dtype=torch.int32)

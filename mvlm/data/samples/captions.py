@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from mvlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far sizes that follow from captions are filled up, so that few occur."""
+
+    text: int  # tokens: texts are padded to a multiple of it
+    masked: int  # tokens: the masked ones of a sentence are filled up to a multiple of it
+    packed: int  # bits: tokens without padding are filled up by less than one in 2 to the power of it
+
+
+FINE = Rounding(text=8, masked=4, packed=5)
+"""Tensor cores want multiples of 8."""
+COARSE = Rounding(text=16, masked=8, packed=3)
+"""For compiled steps, which compile, and capture, each size by itself."""
 
 
 class CaptionTokenizer:
@@ -20,6 +36,7 @@ class CaptionTokenizer:
     Attributes:
         length: tokens of a caption at most, special ones included.
         pad_id, mask_id: ids of these special tokens.
+        rounding: what batches of its captions are filled up to.
         special_ids, ordinary_ids: int64, the vocabulary in two parts.
     """
 
@@ -32,7 +49,7 @@ class CaptionTokenizer:
         self._encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._encoder.no_padding()
         self._encoder.enable_truncation(length)
-        self.length = length
+        self.length, self.rounding = length, FINE
         self.pad_id = int(tokenizer.pad_token_id)
         self.mask_id = int(tokenizer.mask_token_id)
         self.special_ids = np.array(sorted(tokenizer.all_special_ids), dtype=np.int64)

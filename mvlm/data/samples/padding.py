@@ -8,10 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.data.samples.captions import CaptionTokenizer
-
-PAD_MULTIPLE = 8
-"""Text is padded to a multiple of this: tensor cores want it, and few lengths mean few compiled shapes."""
+from mvlm.data.samples.captions import FINE, CaptionTokenizer, Rounding
 
 
 class BatchTokenizer(CaptionTokenizer):
@@ -19,17 +16,17 @@ class BatchTokenizer(CaptionTokenizer):
 
     def batch(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool, padded as in training."""
-        return pad([self.encode(caption) for caption in captions], self.pad_id, self.length)
+        return pad([self.encode(caption) for caption in captions], self.pad_id, self.length, self.rounding)
 
 
-def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int) -> tuple[Tensor, Tensor]:
+def pad(texts: Sequence[np.ndarray], pad_id: int, text_length: int, rounding: Rounding = FINE) -> tuple[Tensor, Tensor]:
     """Pad token sequences of at most `text_length` to one length.
 
     Returns:
         text_BL int64 and valid_BL bool, False = padding.
     """
     longest = max(len(text) for text in texts)
-    length = min(round_up(longest, PAD_MULTIPLE), text_length)
+    length = min(round_up(longest, rounding.text), text_length)
     text_BL = np.full((len(texts), length), pad_id, dtype=np.int64)
     valid_BL = np.zeros((len(texts), length), dtype=bool)
     for row, text in enumerate(texts):

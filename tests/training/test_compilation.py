@@ -1,0 +1,197 @@
+"""When blocks are compiled, how often, and what happens where the compiler fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
+from torch._inductor.utils import fresh_cache
+
+from benchmarks.step.sizes import SIZES, build
+from mvlm.batch import IGNORE, Batch
+from mvlm.config.schema import Kernels, Train
+from mvlm.data.loading.collate import collate_pairs
+from mvlm.data.samples.captions import COARSE
+from mvlm.data.samples.pairs import Pair
+from mvlm.errors import UserError
+from mvlm.kernels.layers import use_kernels
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.runtime import dist
+from mvlm.training import compilation
+from mvlm.training.blocks import find_blocks
+from mvlm.training.compilation import compile_blocks, is_compiled
+from mvlm.training.kernels import settle_run
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "benchmarks/gpu/results"
+PAIRS = 32
+
+
+def batches(model: MaskVLM, count: int) -> Iterator[Batch]:
+    """Of captions of 5 to 30 tokens, as a compiled run fills them up."""
+    length = SIZES["tiny"].config.data.text_length
+    drawn = np.random.default_rng(0)
+    for number in range(count):
+        texts = [np.arange(tokens) + 5 for tokens in drawn.integers(5, length + 1, PAIRS)]
+        masks = [drawn.permutation(len(text)) < max(1, 0.3 * len(text)) for text in texts]
+        pairs = [
+            Pair(
+                images=np.empty(0),
+                flip=False,
+                patch_mask_N=np.arange(model.grid[0] * model.grid[1]) < 4,
+                text_L=text,
+                masked_text_L=np.where(mask, 4, text),
+                target_L=np.where(mask, text, IGNORE),
+                position=number * PAIRS + place,
+                row=number * PAIRS + place,
+            )
+            for place, (text, mask) in enumerate(zip(texts, masks, strict=True))
+        ]
+        images = torch.zeros(1, PAIRS, 3, 32, 32, dtype=torch.uint8)
+        yield collate_pairs(pairs, images, 1, length, COARSE)
+
+
+def ready() -> MaskVLM:
+    model = build(SIZES["tiny"])
+    settle_run(Kernels())
+    use_kernels(model)
+    return model
+
+
+def total(model: MaskVLM, batch: Batch) -> float:
+    return sum(loss.item() for loss in model(batch).values())
+
+
+def test_two_hundred_steps_of_other_captions_compile_a_few_sizes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`fullgraph` makes an error of what would end a block's graph, as `slice.indices` did on torch 2.11."""
+    torch.compiler.reset()
+    counter, model = CompileCounter(), ready()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
+    compile_blocks(model, stage=2)
+    by_size: dict[tuple[int, int, int], list[Batch]] = {}
+    for batch in batches(model, 200):
+        size = len(batch.packing.token_T), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
+        by_size.setdefault(size, []).append(batch)
+    assert len(by_size) <= 6
+    most_met = sorted(by_size.values(), key=len)[-2:]
+
+    found = [total(model, of_a_size[0]) for of_a_size in most_met]
+    graphs = counter.frame_count
+    assert graphs == 8 + 1  # the kinds of block at their first size, and the text encoder's at another
+    for of_a_size in most_met:
+        model(of_a_size[-1])
+    assert counter.frame_count == graphs
+
+    torch.compiler.reset()
+    for block in find_blocks(model):
+        del block.forward
+    assert found == pytest.approx([total(model, of_a_size[0]) for of_a_size in most_met], rel=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="compiling needs g++")
+def test_a_compiler_that_fails_is_left_with_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.compiler.reset()
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "false"))
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Sequential(*(_Block() for _ in range(3)))), torch.randn(4, 8)
+    expected = model(x)
+    with fresh_cache():
+        compile_blocks(model, stage=0)
+        assert torch.equal(model(x), expected)
+        assert torch.equal(model(x), expected)
+    sentences = [line for line in capsys.readouterr().err.splitlines() if "train.compile: the compiler fails" in line]
+    assert len(sentences) == 1 and sentences[0].endswith("so that blocks run uncompiled.")
+
+
+class _Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(x).relu())
+
+
+def test_an_evaluation_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    counter, model = CompileCounter(), nn.Sequential(nn.Sequential(_Block(), _Block()))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    compile_blocks(model, stage=0)
+    model.eval()(torch.randn(4, 8))
+    assert counter.frame_count == 0
+    model.train()(torch.randn(4, 8))
+    assert counter.frame_count > 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "proof", "gpu", "stage", "expected"),
+    [
+        ("auto", "", True, 0, False),
+        ("auto", "some.jsonl", True, 0, True),
+        ("auto", "some.jsonl", False, 0, False),
+        ("auto", "some.jsonl", True, 3, False),
+        (True, "", False, 2, True),
+        (False, "some.jsonl", True, 0, False),
+        ("captured", "", True, 1, True),
+    ],
+)
+def test_auto_compiles_where_a_gpu_has_shown_it(
+    monkeypatch: pytest.MonkeyPatch, choice: Any, proof: str, gpu: bool, stage: int, expected: bool
+) -> None:
+    monkeypatch.setattr(compilation, "PROOF", proof)
+    monkeypatch.setattr(dist, "uses_cuda", lambda: gpu)
+    assert is_compiled(Train(compile=choice), configured(stage)) is expected
+
+
+def configured(stage: int, accumulation: int = 1) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage}, "gradient_accumulation_steps": accumulation}
+
+
+def test_captured_steps_take_no_accumulation() -> None:
+    with pytest.raises(UserError, match=r'train\.compile = "captured" does not go with accumulation'):
+        is_compiled(Train(compile="captured"), configured(1, accumulation=2))
+
+
+def test_what_is_to_be_captured_is_compiled_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    modes: list[str | None] = []
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic, mode: modes.append(mode) or forward)
+    compile_blocks(nn.Sequential(nn.Sequential(_Block(), _Block())), stage=0, captured=True)
+    assert modes == [None, None]
+    assert "captures nothing without a GPU" in capsys.readouterr().err
+
+
+def test_a_step_to_be_captured_begins_by_saying_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA graphs may then overwrite what the step before has left."""
+    modes, begun = [], []
+    monkeypatch.setattr(dist, "uses_cuda", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic, mode: modes.append(mode) or forward)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(len(begun)))
+    model = nn.Sequential(nn.Sequential(_Block(), _Block()))
+    compile_blocks(model, stage=0, captured=True)
+    for _ in range(3):
+        model(torch.randn(4, 8))
+    assert modes == ["reduce-overhead"] * 2 and begun == [0, 1, 2]
+
+
+def test_auto_rests_on_a_kept_proof() -> None:
+    """Where PROOF names one, its updates are faster compiled than eager, and it says that they are the same."""
+    if not compilation.PROOF:
+        pytest.skip("no proof has run on a GPU")
+    lines = [json.loads(line) for line in (RESULTS / compilation.PROOF).read_text(encoding="utf-8").splitlines()]
+    updates = {(line["pairs"], line["way"]): line for line in lines if line.get("kind") == "update"}
+    sizes = {pairs for pairs, way in updates if way == "compiled"}
+    assert sizes
+    for pairs in sizes:
+        assert updates[pairs, "compiled"]["pairs_per_s"] > updates[pairs, "eager"]["pairs_per_s"]
+        assert updates[pairs, "compiled"]["losses"] == pytest.approx(updates[pairs, "eager"]["losses"], rel=1e-2)
