@@ -107,6 +107,7 @@ OPTIONAL = {
     "simplejpeg",
     "submitit",
     "torch.nn.attention.varlen",
+    "torchao",
     "torch.utils.tensorboard",
     "wandb",
 }

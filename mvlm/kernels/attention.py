@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from timm.layers.attention import Attention as TimmAttention
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mvlm.kernels import probes
-from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op
+from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op, by_name_only
 
 
 def by_products(
@@ -41,6 +42,28 @@ def by_sdpa(
 ) -> Tensor:
     """torch's `scaled_dot_product_attention`."""
     return F.scaled_dot_product_attention(query_BHLd, key_BHTd, value_BHTd, attn_mask=mask, dropout_p=dropout)
+
+
+CUDNN_FIRST = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+
+
+def by_cudnn(
+    query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """cuDNN's attention for what it takes, torch's own for the rest."""
+    with sdpa_kernel(CUDNN_FIRST, set_priority=True):
+        return by_sdpa(query_BHLd, key_BHTd, value_BHTd, mask, dropout)
+
+
+def _why_not_cudnn() -> str | None:
+    if reason := probes.cuda():
+        return reason
+    return None if torch.backends.cudnn.is_available() else "this torch is built without cuDNN"
 
 
 def by_fp32(
@@ -110,6 +133,7 @@ def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object
 
 attention = Op(
     "attention",
+    Implementation("cudnn", by_cudnn, _why_not_cudnn, pays=by_name_only, version=probes.torch_version),
     Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("products", by_products, pays=_products_pay, version=probes.torch_version),
     Implementation("sdpa", by_sdpa, version=probes.torch_version),

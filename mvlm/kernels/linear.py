@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op, by_name_only
+from mvlm.kernels.fp8 import by_torchao, why_not_torchao
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -175,10 +176,17 @@ def _apex_takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> str | None:
     return probes.autocast(x)
 
 
+def _torchao_takes(x: Tensor, weight: Tensor, *_: object) -> str | None:
+    return "it takes numbers of the weight's own precision" if x.dtype != weight.dtype else probes.autocast(x)
+
+
 linear = Op(
     "linear",
     Implementation(
         "apex", by_apex, lambda: probes.apex("fused_dense_cuda"), _apex_takes, by_name_only, probes.apex_version
+    ),
+    Implementation(
+        "torchao", by_torchao, why_not_torchao, _torchao_takes, by_name_only, lambda: probes.version("torchao")
     ),
     Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("onednn", by_onednn, _has_onednn, _onednn_takes, _onednn_pays, probes.torch_version),

@@ -48,6 +48,13 @@ def triton() -> str | None:
     return None if triton_interprets() else cuda()
 
 
+@cache
+def package(module: str) -> str | None:
+    """A package that is installed by whoever wants it, by the module that is used of it."""
+    reason = _import(module)
+    return _missing(module.partition(".")[0], reason) if reason else None
+
+
 def not_for_triton(*tensors: Tensor) -> str | None:
     """Why our Triton kernels cannot take these tensors of numbers, None where they can."""
     if not (triton_interprets() or all(tensor.is_cuda for tensor in tensors)):

@@ -11,10 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mvlm.kernels import probes
-from mvlm.kernels.attention import DispatchedAttention, attention, by_fp32, by_products, by_sdpa, use_attention
+from mvlm.kernels.attention import (
+    DispatchedAttention,
+    attention,
+    by_cudnn,
+    by_fp32,
+    by_products,
+    by_sdpa,
+    use_attention,
+)
 from tests.kernels.reference import check_against_float64, value_and_gradients
 
-WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32])
+WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32, by_cudnn])
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -107,3 +115,12 @@ def test_a_vit_is_computed_by_it_with_the_same_parameters(monkeypatch: pytest.Mo
     assert attention.calls.total() == before + 2
     assert [*vit.state_dict()] == names
     assert all(type(block.attn) is DispatchedAttention for block in vit.blocks)
+
+
+def test_cudnns_is_one_graph_and_taken_by_name_alone() -> None:
+    inputs = make_inputs(2, 7, 5, 8)
+    found = torch.compile(by_cudnn, backend="eager", fullgraph=True)(*inputs)
+    torch.testing.assert_close(found, formula(*inputs))
+    assert attention.first(*inputs).name != "cudnn"
+    cudnn = next(one for one in attention.implementations if one.name == "cudnn")
+    assert cudnn.pays(*inputs)
