@@ -40,7 +40,11 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
 }
 WITH_IDS = ("log-sum-exp", "contrastive gradient", "negatives")
 KERNELS |= {
-    f"{name}, no ids": (kernel, {**constants, "ids": None}, types)
+    f"{name}, no ids": (
+        kernel,
+        {**constants, "ids": None, **({"own_ids": None} if "own_ids" in kernel.arg_names else {})},
+        types,
+    )
     for name, (kernel, constants, types) in KERNELS.items()
     if name in WITH_IDS
 }

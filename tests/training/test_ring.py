@@ -67,7 +67,8 @@ def on_rank(rank: int, ranks: int, meeting: str) -> None:
 
 
 @pytest.mark.campaign
-@pytest.mark.parametrize("ranks", [2, 3, 8])
+@pytest.mark.parametrize("ranks", [2, 3, 16])
 def test_every_rank_has_its_part_of_the_whole(ranks: int, tmp_path: Path) -> None:
     """Two ranks in training steps are in tests/training/gradient_matrix.py."""
-    torch.multiprocessing.spawn(on_rank, (ranks, str(tmp_path / "meeting")), nprocs=ranks)
+    meeting = str(tmp_path / "meeting")
+    torch.multiprocessing.start_processes(on_rank, (ranks, meeting), nprocs=ranks, start_method="fork")
