@@ -58,25 +58,28 @@ class Temperature(nn.Module):
 
 
 class SigmoidTemperature(nn.Module):
-    """The sigmoid's divisor exp(-t'), with t' learned from log 10 and unbounded (SigLIP, section 3.2)."""
+    """The sigmoid's divisor exp(-t'), with t' learned from log 10 and unbounded (SigLIP, section 3.2).
+
+    What is learned is the change, of which bf16 keeps fine steps; of a value near its initial one it would not.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.full((1,), math.log(10)))
+        self.change = nn.Parameter(torch.zeros(1))
 
     def forward(self) -> Tensor:
-        return (-self.log_scale.float()).exp()
+        return (-math.log(10) - self.change.float()).exp()
 
 
 class ContrastiveBias(nn.Module):
-    """What the sigmoid adds to the similarities; it begins where nearly all pairs are none (SigLIP, section 3.2)."""
+    """What the sigmoid adds to the similarities, learned from -10 on (SigLIP, section 3.2), as a change as well."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.full((1,), -10.0))
+        self.change = nn.Parameter(torch.zeros(1))
 
     def forward(self) -> Tensor:
-        return self.value.float()
+        return self.change.float() - 10.0
 
 
 class MatchHead(nn.Module):

@@ -127,7 +127,7 @@ class Oracle:
         for i in range(len(batch)):
             others = [j for j in range(len(batch)) if j == i or not self.same(batch, i, j)]
             if self.config.objectives.contrastive == "sigmoid":
-                bias = self.p["contrastive_bias.value"][0]
+                bias = self.p["contrastive_bias.change"][0] - 10
                 judged = [torch.sigmoid(similar[i][j] + bias) for j in others]
                 yield -sum(torch.log(p if j == i else 1 - p) for j, p in zip(others, judged, strict=True))
                 continue
@@ -161,7 +161,7 @@ class Oracle:
     def temperature(self) -> Tensor:
         model = self.config.model
         if self.config.objectives.contrastive == "sigmoid":
-            return 1 / torch.exp(self.p["temperature.log_scale"][0])
+            return 1 / (10 * torch.exp(self.p["temperature.change"][0]))
         return self.p["temperature.value"][0].clamp(model.temperature_min, model.temperature_max)
 
     def project(self, modality: str, sequences: list[Tensor]) -> list[Tensor]:
