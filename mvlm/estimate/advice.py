@@ -65,7 +65,7 @@ def _lower_stage(planner: Planner) -> list[str]:
     """
     zero, pairs = planner.zero, planner.pairs
     offloads = zero.optimizer_on_host or zero.weights_on_host
-    lower = [planner.stage(stage) for stage in range(1, zero.stage + offloads)]
+    lower = [planner.stage(stage) for stage in range(zero.stage + offloads)]
     fitting = [other for other in lower if planner.fits(other, pairs)]
     if planner.ranks == 1 or not fitting:
         return []

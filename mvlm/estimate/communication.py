@@ -4,10 +4,12 @@ A collective takes its latency and its bytes over the bandwidth, the better of N
 which NCCL 2.30 chooses among them (src/graph/tuning.cc): rings for all-gather and reduce-scatter, a tree or a ring for
 all-reduce. Links and network reach `ACHIEVED` of what they are sold for.
 
-What DeepSpeed 0.19 sends, in weights and gradients of a rank's precision: stage 0 an all-reduce; stages 1 and 2 an
-all-reduce of each bucket (`use_multi_rank_bucket_allreduce`), of which a rank keeps its share, and at the end an
-all-gather of the updated weights, which hides behind nothing; stage 2 reduces after every micro-batch, stages 0 and 1
-once a step; stage 3 gathers weights for forward and for backward and reduce-scatters, all after every micro-batch.
+What DeepSpeed 0.19 sends (benchmarks/comm counts it), in weights and gradients of a rank's precision: stage 0 an
+all-reduce of everything when backward is over; stages 1 and 2 an all-reduce of each bucket, of which a rank keeps its
+share, and at the end an all-gather of each parameter group's updated weights, which hides behind nothing; stage 2
+reduces after every micro-batch, stages 0 and 1 once a step; stage 3 gathers weights for forward and for backward and
+reduce-scatters, all after every micro-batch. With `use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the
+bytes in a reduction to each rank of its share of each group, one after the other.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from dataclasses import dataclass
 
 from mvlm.estimate.cards import Card
 from mvlm.estimate.count import FakeModel
+from mvlm.runtime.background import rounds
+from mvlm.runtime.dist import BY_SUM_FROM
 from mvlm.training.contrast import uses_ring
 from mvlm.training.zero.memory import FP32, Zero
 
@@ -24,6 +28,12 @@ ACHIEVED = 0.8
 """Share of a link's bandwidth that large collectives are taken to reach."""
 UPDATE_BYTES = 3 * 2 * FP32 + FP32 + 2
 """That AdamW reads and writes a weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
+AT_ONCE = 500_000_000
+"""Elements that DeepSpeed all-reduces at a time at stage 0."""
+NUMBERS = 8.0
+"""Bytes of an all-reduce that carries a number or a few, as of a norm; mvlm has two in a step, DeepSpeed the others."""
+HOST_MESSAGE = 50e-6
+"""Seconds of one from host to host, over TCP, with the threads at both ends woken; not measured between machines."""
 MICRO = 1e-6
 
 
@@ -84,6 +94,17 @@ class Fabric:
             self._ring(p, 2 * (self.ranks - 1), 2 * self.nodes * (self.nodes > 1), moved, times) for p in PROTOCOLS
         ]
         return min(*rings, *(self._tree(p, moved, times) for p in PROTOCOLS))
+
+    def collect(self, count: float) -> float:
+        """Seconds of `dist.all_gather` of `count` bytes in all."""
+        return self.gather(count) if self.ranks < BY_SUM_FROM else self.reduce(count)
+
+    def deliver(self, count: float, times: int) -> float:
+        """Seconds of reductions to single ranks, `count` bytes in all, in `times` pieces."""
+        if self.ranks == 1 or not count:
+            return 0.0
+        moved = count * (self.ranks - 1) / self.ranks
+        return min(self._ring(p, self.ranks, self.nodes * (self.nodes > 1), moved, times) for p in PROTOCOLS)
 
     def circulate(self, count: float, rounds: int) -> float:
         """Seconds in which `count` bytes in all go from rank to rank, each waiting for the one before it.
@@ -158,32 +179,57 @@ def step_time(
     weights = model.total * zero.element
     buckets = math.ceil(model.total / zero.reduce_bucket)
     contrast = contrast_of(model, fabric, fabric.ranks * accumulation * pairs)
-    features = contrast.seconds
     among = Fabric(fabric.card, spanned, min(fabric.per_node, spanned))
     tokens = float(2 * spanned * pairs * sum(model.token_numbers) * zero.element) if spanned > 1 else 0.0
-    features += accumulation * among.gather(tokens, times=6)  # there and back, of two kinds; draws and their features
-    hidden = backward if zero.overlap else 0.0
+    small = small_reductions(zero.stage, len(model.groups), model.objectives.itc > 0) * fabric.reduce(NUMBERS)
+    always = contrast.seconds + small
+    always += accumulation * among.gather(tokens, times=6)  # there and back, of two kinds; draws and their features
     if zero.stage == 3:
         pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
         near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
         there, back = fabric.gather(weights, pieces), near.gather(weights, pieces)
         scattered = fabric.gather(weights, buckets)
-        communication = accumulation * (there + back + scattered) + features
+        communication = accumulation * (there + back + scattered) + always
         hidden_there, hidden_back = (forward, backward) if zero.overlap else (0.0, 0.0)
         shown = _shown(there, pieces, hidden_there) + _shown(back + scattered, pieces, hidden_back)
-        exposed = accumulation * shown + features
+        exposed = accumulation * shown + always
         sent = 3.0 * weights * accumulation
     else:
         times = accumulation if zero.stage == 2 else 1
-        reduced, gathered = fabric.reduce(weights, buckets), fabric.gather(weights, 4) if zero.stage else 0.0
-        communication = times * reduced + gathered + features
-        exposed = times * _shown(reduced, buckets, hidden) + gathered + features
-        sent = float(weights) * (2 * times + (1 if zero.stage else 0))
+        reduced, pieces = _reduced(model, zero, fabric)
+        gathered = sum(fabric.gather(group * zero.element) for group in model.groups) if zero.stage else 0.0
+        communication = times * reduced + gathered + always
+        exposed = times * _shown(reduced, pieces, backward if zero.overlap else 0.0) + gathered + always
+        each = 2 if zero.all_reduces or not zero.stage else 1
+        sent = float(weights) * (each * times + (1 if zero.stage else 0))
     sent += contrast.sent + accumulation * tokens
     if fabric.ranks == 1:
         sent = 0.0
     update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
     return Step(accumulation * (forward + backward), update, communication, exposed, sent)
+
+
+def _reduced(model: FakeModel, zero: Zero, fabric: Fabric) -> tuple[float, int]:
+    """Seconds of the gradients' reduction below stage 3, and in how many pieces it comes."""
+    weights, buckets = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
+    if zero.stage == 0:
+        pieces = math.ceil(model.total / AT_ONCE)
+        return fabric.reduce(weights, pieces), pieces
+    if zero.all_reduces:
+        return fabric.reduce(weights, buckets), buckets
+    pieces = buckets + fabric.ranks * len(model.groups)  # a bucket's end is within a share, whose rank has two
+    return fabric.deliver(weights, pieces), pieces
+
+
+def small_reductions(stage: int, groups: int, itc: bool) -> int:
+    """All-reduces of a few numbers in a step: what losses are divided by and the temperature's gradient; and of
+    DeepSpeed's norms of each group and its look for overflows."""
+    return 1 + itc + (0, groups + 1, groups + 1, groups)[stage]
+
+
+def agreement(ranks: int) -> tuple[int, float]:
+    """Messages that the ranks' exchange of a step takes one after the other, and seconds, which the step hides."""
+    return rounds(ranks), rounds(ranks) * HOST_MESSAGE
 
 
 def _shown(seconds: float, pieces: int, hidden: float) -> float:
@@ -218,7 +264,7 @@ def contrast_of(model: FakeModel, fabric: Fabric, pairs: int) -> ContrastExchang
         rounds = 1 + is_softmax
         sent = rounds * features + more
         return ContrastExchange("ring", sent, fabric.circulate(sent, rounds))
-    return ContrastExchange("gather", features + more, fabric.gather(features + more, times=3))
+    return ContrastExchange("gather", features + more, fabric.collect(features) + fabric.collect(more))
 
 
 def feature_bytes(width: int) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvlm.batch import Batch, Encoded, GlobalBatch, Negative
-from mvlm.config.schema import Data, Objectives
+from mvlm.config.schema import Data, Objectives, Optim
 from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
 from mvlm.model.flops import GPU, flop_counter, on_meta, without_values
@@ -26,6 +26,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.blocks import find_blocks
 from mvlm.training.match_groups import Passes
+from mvlm.training.optim import parameter_groups
 from mvlm.training.parallelize import recompute_blocks
 
 UNIT = 16
@@ -64,6 +65,7 @@ class FakeModel:
     Attributes:
         parameters: by part; what two parts share counts for the first.
         blocks: transformer blocks.
+        groups: parameters of each group that DeepSpeed keeps flat.
     """
 
     def __init__(self, model: MaskVLM, data: Data, device: str = GPU) -> None:
@@ -75,6 +77,7 @@ class FakeModel:
             counts[_part(name)] += parameter.numel()
         self.parameters = dict(counts)
         self.blocks = len(list(find_blocks(model)))
+        self.groups = [sum(p.numel() for p in group["params"]) for group in parameter_groups(model, Optim())]
         self._flops: dict[bool, Flops] = {}
         self._ahead: float | None = None
         self._moments: dict[tuple[int, float, bool], Moments] = {}

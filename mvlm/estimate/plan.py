@@ -159,7 +159,7 @@ class Planner:
             self.zero,
             stage=stage,
             secondary=1,
-            overlap=True,
+            overlap=stage > 0,
             optimizer_on_host=False,
             weights_on_host=False,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvlm.estimate.advice import advice
+from mvlm.estimate.communication import agreement
 from mvlm.estimate.plan import Planner
 from mvlm.training.schedule import schedule_steps
 
@@ -52,6 +53,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
         "hours": seconds / 3600,
         "gpu_hours": seconds / 3600 * request.gpus,
         "efficiency": efficiency(planner),
+        "agreement": {str(gpus): dict(zip(("messages", "seconds"), agreement(gpus), strict=True)) for gpus in SCALES},
         "advice": advice(planner),
     }
 
@@ -63,7 +65,7 @@ def efficiency(planner: Planner) -> dict[str, dict[str, float]]:
             str(gpus): planner.step(zero, gpus, planner.pairs, planner.accumulation).efficiency for gpus in SCALES
         }
         for stage, zero in (
-            (stage, planner.zero if stage == planner.zero.stage else planner.stage(stage)) for stage in (1, 2, 3)
+            (stage, planner.zero if stage == planner.zero.stage else planner.stage(stage)) for stage in range(4)
         )
     }
 
@@ -97,6 +99,7 @@ def as_text(plan: dict[str, Any]) -> str:
         f"{plan['gpu_hours']:,.0f} GPU-hours",
         "",
         _efficiency(plan["efficiency"]),
+        _agreement(plan["agreement"]),
         "",
         *(f"- {sentence}" for sentence in plan["advice"]),
     ]
@@ -119,6 +122,11 @@ def _parts(values: dict[str, float], unit: float, digits: int) -> str:
     return ", ".join(
         f"{name.replace('_', ' ')} {value / unit:.{digits}f}" for name, value in values.items() if name != "total"
     )
+
+
+def _agreement(table: dict[str, dict[str, float]]) -> str:
+    """How long the ranks' exchange over their hosts is on its way, beneath the efficiency."""
+    return f"  {'agreement, ms':13}" + "".join(f"{row['seconds'] * 1e3:8.2f}" for row in table.values()) + "   hidden"
 
 
 def _efficiency(table: dict[str, dict[str, float]]) -> str:

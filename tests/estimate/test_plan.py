@@ -110,7 +110,7 @@ def test_a_stage_that_costs_and_one_that_fits_are_named(models: dict[str, FakeMo
     assert plan["ranks"] < plan["gpus"]  # 512 pairs cannot feed 4,096 GPUs
     assert any("uses 512 of the 4096 GPUs" in sentence for sentence in plan["advice"])
     plan = as_json(Planner(request("base", "zero3", "train.global_batch=65536", nodes=512), models["base"]))
-    assert any(sentence.startswith("ZeRO-3 costs you") and "; ZeRO-2 fits" in sentence for sentence in plan["advice"])
+    assert any(sentence.startswith("ZeRO-3 costs you") and "fits." in sentence for sentence in plan["advice"])
 
 
 def test_what_does_not_fit_is_told_with_what_would(models: dict[str, FakeModel]) -> None:

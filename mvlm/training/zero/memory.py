@@ -16,6 +16,8 @@ class Zero:
 
     Attributes:
         element: bytes of a weight, an activation and a gradient: 2 or 4.
+        all_reduces: stages 1 and 2 all-reduce a bucket, of which each rank keeps its share; else each share is reduced
+            to its rank.
         reduce_bucket, prefetch_bucket, gathered: elements.
         secondary: ranks that hold all weights once more among them (hpZ); 1 = none.
     """
@@ -23,6 +25,7 @@ class Zero:
     stage: int
     element: int
     overlap: bool
+    all_reduces: bool
     reduce_bucket: int
     prefetch_bucket: int
     gathered: int
@@ -44,7 +47,8 @@ class Zero:
         return cls(
             stage=stage,
             element=2 if low else FP32,
-            overlap=zero.get("overlap_comm", stage == 3),
+            overlap=stage > 0 and zero.get("overlap_comm", stage == 3),
+            all_reduces=zero.get("use_multi_rank_bucket_allreduce", True),
             reduce_bucket=int(zero["reduce_bucket_size"]),
             prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", zero["reduce_bucket_size"])),
             gathered=int(zero.get("stage3_max_live_parameters", GATHERED)),
