@@ -46,10 +46,16 @@ def test_programs_share_many_rows(device: torch.device, monkeypatch: pytest.Monk
     _, _, _, weight, bias = make_inputs(device, 1, 6, 2)
     x = torch.randn(35, 6, generator=torch.Generator().manual_seed(3)).to(device)
 
-    def formula(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return (x * (1 + torch.erf(x / math.sqrt(2))) / 2) @ weight.T + bias
+    stand_in = torch.zeros(6, device=device)  # as if a bias had been added
 
-    check_against_float64(gelu_linear_fused, formula, lambda x, w, b: F.linear(F.gelu(x), w, b), x, weight, bias)
+    def formula(x: Tensor, weight: Tensor, bias: Tensor, stand_in: Tensor) -> Tensor:
+        hidden = x + stand_in
+        return (hidden * (1 + torch.erf(hidden / math.sqrt(2))) / 2) @ weight.T + bias
+
+    def eager(x: Tensor, weight: Tensor, bias: Tensor, stand_in: Tensor) -> Tensor:
+        return F.linear(F.gelu(x + stand_in), weight, bias)
+
+    check_against_float64(gelu_linear_fused, formula, eager, x, weight, bias, stand_in)
 
 
 @pytest.mark.parametrize("frozen", ["0.weight", "0.bias", "2.weight", "2.bias", ""])
