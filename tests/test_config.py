@@ -141,6 +141,8 @@ def another(value: Any, hint: Any) -> Any:
     """A value of the key's type that is not its default; ranges are another test's."""
     if typing.get_origin(hint) is typing.Literal:
         return next(choice for choice in typing.get_args(hint) if choice != value)
+    if bool in typing.get_args(hint):
+        return not isinstance(value, bool)
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

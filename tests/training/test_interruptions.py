@@ -135,7 +135,7 @@ def test_a_bad_step_is_never_saved_when_the_run_is_stopped_on_it(
 
 def test_a_run_ends_before_its_time_does(tmp_path: Path, train_here: TrainHere) -> None:
     run = tmp_path / "run"
-    assert train_here(run, "train.steps=100000", "train.time_limit=0.05") == 75
+    assert train_here(run, "train.steps=100000", "train.time_limit=0.1") == 75
     step = read_metrics(run)[-1]["step"]
     assert 0 < step < 100000
     assert find_checkpoint(run).name == f"step_{step:08d}"
