@@ -1,4 +1,4 @@
-"""What one step really sends: python benchmarks/comm/issued.py --ranks 2 4 8
+"""What one step really sends: python benchmarks/comm/issued.py --ranks 2 4
 
 Runs a small model through the real engine, DeepSpeed included, on so many gloo ranks of this machine, with
 torch.distributed's collectives hooked: how often each is called in a step and with how many bytes. Under every ZeRO
@@ -91,7 +91,7 @@ def one_rank(rank: int, world: int, port: int, case: str, bf16: bool, folder: st
     config = load_config(Path(__file__).parents[2] / "mvlm/configs/base.toml", [*size.overrides, *given])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     content = {"zero_optimization": CASES[case] | {"reduce_bucket_size": BUCKET}, "bf16": {"enabled": bf16}}
-    parts = config.train, config.objectives, config.optim
+    parts = config.train, config.optim
     resolved = resolve(content, RunSide(("json", "toml"), folder, *parts, world, (100, 10), parameters))
     engine = parallelize(
         model,

@@ -117,7 +117,7 @@ def test_a_rank_that_sleeps_is_named(started: dict[str, Ranks], rank: int) -> No
     assert ranks.heartbeat(rank)["doing"] == "waiting for data"
     assert ranks.heartbeat(1 - rank)["doing"] == "agreeing with the other ranks"
     assert "watchdog_worker.py" in ranks.stack(rank)
-    assert "all_reduce" in ranks.stack(1 - rank)
+    assert "background.py" in ranks.stack(1 - rank)
 
 
 def test_of_ranks_in_the_same_thing_that_which_keeps_out_of_the_exchange_is_named(started: dict[str, Ranks]) -> None:

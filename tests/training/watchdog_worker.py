@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from mvlm.runtime import dist
+from mvlm.runtime.background import BackgroundSum
 from mvlm.training.health.watchdog import Watchdog
 
 SECONDS = 2.0  # without a mark
@@ -48,5 +49,5 @@ def work(run: Path, rank: int, port: int, disturbed: int, how: str) -> None:
             watchdog.at(step, "agreeing with the other ranks")
             if hit and not at_data:
                 DISTURB[how]()
-            dist.all_reduce(torch.ones(1))
+            BackgroundSum(torch.ones(1)).wait()  # as the trainer does
     dist.close()

@@ -34,6 +34,8 @@ from mvlm.training.health.heartbeat import HEARTBEATS, QUIET_AFTER, Hang, Heartb
 
 HANGS = "hangs.jsonl"
 STDERR = 2
+EXCHANGES = ("torch.distributed.distributed_c10d", "mvlm.runtime.background")
+"""Modules in which the main thread waits for other ranks."""
 
 
 class Mark(NamedTuple):
@@ -242,8 +244,9 @@ class _Inquiry:
 
 
 def _is_exchanging() -> bool:
+    """Whether the main thread is in a collective, or waits for a sum that another thread of it sees to."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    while frame and frame.f_globals.get("__name__") != "torch.distributed.distributed_c10d":
+    while frame and frame.f_globals.get("__name__") not in EXCHANGES:
         frame = frame.f_back
     return frame is not None
 
