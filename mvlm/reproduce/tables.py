@@ -1,6 +1,7 @@
 """The tables: what is measured of which run, and what was published, with where it stands.
 
-Numbers are per cent. A number that stands in none of our sources is None and is printed as "–": none is from memory.
+Numbers are per cent. A number that stands in none of our sources is None and is printed as "–"; `sources` tell
+those that are as a reader remembers the paper.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ class BackgroundSum:
     """
 
     def __init__(self, own: Tensor) -> None:
-        self._total, self._error = own, None
+        self._total = own
+        self._error: Exception | None = None
         self._thread: threading.Thread | None = None
         if dist.world() > 1:
             self._thread = threading.Thread(target=self._run, name="mvlm-agreement", daemon=True)
@@ -46,8 +47,6 @@ class BackgroundSum:
             self._total = _sum(self._total)
         except Exception as error:  # raised to whoever waits
             self._error = error
-
-    _error: Exception | None
 
 
 def rounds(world: int) -> int:

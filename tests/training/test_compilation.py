@@ -122,6 +122,17 @@ class _Block(nn.Module):
         return x + self.down(self.up(x).relu())
 
 
+def test_every_size_is_compiled_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch's default the third would run what was compiled for any size."""
+    torch.compiler.reset()
+    counter, model = CompileCounter(), nn.Sequential(nn.Sequential(_Block()))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
+    compile_blocks(model, stage=0)
+    for rows in (4, 5, 6, 5):
+        model(torch.randn(rows, 8))
+    assert counter.frame_count == 3
+
+
 def test_an_evaluation_runs_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     counter, model = CompileCounter(), nn.Sequential(nn.Sequential(_Block(), _Block()))
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter))
