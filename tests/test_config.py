@@ -295,6 +295,7 @@ def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
         "optim.clip=-1",
         "optim.clip=nan",
         "optim.floor=2",
+        "optim.decay_steps=-2",
         "optim.weight_decay=-0.1",
         "optim.eps=0",
         "train.epochs=0",

@@ -46,6 +46,8 @@ YOUNGER_KEYS: dict[str, Any] = {
     "data.randaugment_kind": "same_hue",
     "objectives.contrastive": "softmax",
     "objectives.reconstruct_from": "other",
+    "optim.schedule": "cosine",
+    "optim.decay_steps": -1,
     "kernels.fusion": "auto",
     "kernels.views": "auto",
     "kernels.residual_norm": "auto",

@@ -138,9 +138,12 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW (R)
     eps: float = 1e-8  # of AdamW (R)
     clip: float = 1.0  # global gradient norm to clip to; 0 = off (D)
+    # after the warm-up: wsd stays at the peak and falls at the end, constant has no end, inverse_sqrt falls slowly (P)
+    schedule: Literal["cosine", "constant", "wsd", "inverse_sqrt"] = "cosine"
+    decay_steps: int = -1  # wsd: updates of the fall at the end; -1 = a tenth of all, 0 = none, a trunk to branch from
     warmup_epochs: float = 5.0  # linear warm-up (P); ignored if warmup_steps is given
     warmup_steps: int = -1  # -1 = warmup_epochs (P)
-    floor: float = 0.1  # share of the peak at the end of the cosine (R)
+    floor: float = 0.1  # share of the peak at the end of cosine and wsd (R)
     layer_decay: float = 1.0  # factor on an encoder's rate per block downwards: 0.65 to 0.75 in BEiT and MAE (D)
 
 

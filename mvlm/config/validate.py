@@ -90,6 +90,11 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
         require(0 < value(name) < math.inf, name, "above 0")
     require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
     require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
+    require(optim.decay_steps >= -1, "optim.decay_steps", "-1 or more")
+    scaled = (
+        optim.schedule != "inverse_sqrt" or optim.warmup_steps > 0 or (optim.warmup_steps < 0 < optim.warmup_epochs)
+    )
+    require(scaled, "optim.schedule", "another without a warm-up, whose length says how fast the root falls")
     require(0 < optim.layer_decay <= 1, "optim.layer_decay", "above 0 and at most 1")
     require(train.steps <= LAST_STEP, "train.steps", f"at most {LAST_STEP}, which a checkpoint's name has room for")
     length = train.steps > 0 or 0 < train.epochs < math.inf

@@ -47,7 +47,7 @@ from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze, parallelize
 from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, read_description
-from mvlm.training.schedule import Schedule, schedule_steps
+from mvlm.training.schedule import Schedule, learning_rate, schedule_steps
 from mvlm.training.stream import TrainingStream
 from mvlm.training.trainer import Evaluate, Health, Trainer
 from mvlm.training.warnings import find_warnings
@@ -189,7 +189,8 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     reporter = Reporter(folder, monitor, attempt, engine, stream, config.optim, arithmetic)
     stack.callback(reporter.close)
     health = Health(stop, watchdog, AnomalyDetector(config.train.spike))
-    schedule = Schedule(*plan.steps, config.optim.floor, config.log.every, config.checkpoint.every, config.eval.every)
+    lr = learning_rate(config.train, config.optim, plan.mixture.per_epoch, plan.steps)
+    schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every)
     trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, evaluate, start.resumes and start.own)
     if resumed and start.own:
         uploads.offer_start(resumed)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Optim, Train
 from mvlm.config.validate import LAST_STEP
 from mvlm.errors import UserError
 
+DECAY = 0.1
+"""Of all updates, the share in which wsd falls where `optim.decay_steps` does not say it: MiniCPM's."""
+
 
 @dataclass(frozen=True)
 class Schedule:
     """
     Attributes:
-        steps, warmup: updates in all, and of the learning rate's rise.
-        floor: of the learning rate, as a share of its peak.
+        steps: updates in all.
         log_every, save_every, eval_every: steps; 0 = after the last alone.
     """
 
     steps: int
-    warmup: int
-    floor: float
+    learning_rate: LearningRate
     log_every: int
     save_every: int
     eval_every: int
@@ -32,16 +34,49 @@ class Schedule:
         return step == self.steps or (every > 0 and step % every == 0)
 
 
-def lr_factor(step: int, warmup: int, total: int, floor: float) -> float:
-    """Share of the peak learning rate at `step` (0 is the first update).
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate as a share of its peak: a pure function of the update's number, of which 0 is the first.
 
-    Rises linearly over the first `warmup` updates, the first of which already moves, then falls along a cosine
-    to `floor` at the last of `total` updates.
+    It rises linearly over the first `warmup` updates, the first of which already moves. Then, by `kind`:
+
+    - cosine falls to `floor` at the last update (arXiv 1608.03983, without restarts).
+    - constant stays.
+    - wsd stays, and over the last `decay` updates falls as 1 - sqrt(progress) towards `floor`, which the update after
+      the last would have (warm-up, stable, decay: MiniCPM, arXiv 2404.06395; this fall: arXiv 2405.18392).
+    - inverse_sqrt falls with the root of the updates made (arXiv 1706.03762), as if the warm-up had been so high too.
+
+    Attributes:
+        total, warmup: updates; a warm-up may have ended before update 0.
+        scale: updates of a whole warm-up.
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - 1 - warmup))
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+    kind: Literal["cosine", "constant", "wsd", "inverse_sqrt"]
+    total: int
+    warmup: int
+    scale: float
+    decay: int
+    floor: float
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        if self.kind == "cosine":
+            progress = min(1.0, (step - self.warmup) / max(1, self.total - 1 - self.warmup))
+            return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * progress)) / 2
+        if self.kind == "wsd":
+            begins = max(self.total - self.decay, self.warmup)
+            progress = min(1.0, max(0, step - begins) / max(1, self.total - begins))
+            return self.floor + (1 - self.floor) * (1 - math.sqrt(progress))
+        return 1.0 if self.kind == "constant" else math.sqrt(self.scale / (step - self.warmup + self.scale))
+
+
+def learning_rate(train: Train, optim: Optim, samples: int, steps: tuple[int, int]) -> LearningRate:
+    """Of so many samples an epoch, and of the updates that `schedule_steps` gives."""
+    total, warmup = steps
+    scale = optim.warmup_steps if optim.warmup_steps >= 0 else optim.warmup_epochs * samples / train.global_batch
+    decay = optim.decay_steps if optim.decay_steps >= 0 else round(total * DECAY)
+    return LearningRate(optim.schedule, total, warmup, max(1.0, scale), decay, optim.floor)
 
 
 def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState | None = None) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from mvlm.training.health.anomaly import Anomaly, AnomalyDetector
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.health.watchdog import Watchdog
 from mvlm.training.logging.metrics import Reporter
-from mvlm.training.schedule import Schedule, lr_factor
+from mvlm.training.schedule import Schedule
 from mvlm.training.stream import TrainingStream
 
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
@@ -104,7 +104,7 @@ class Trainer:
         if not saves and not evaluates:  # after which much may have changed
             self._begun = self._agree(ready=self.stream.is_here())
         self._mark("computing the update")
-        factor = lr_factor(before, schedule.warmup, schedule.steps, schedule.floor)
+        factor = schedule.learning_rate(before)
         tally = MetricAccumulator() if schedule.is_due(schedule.log_every, step) else None
         losses = self.engine.step(micro_batches, factor, before, tally)
         engine, position = self.engine, self.stream.loader.position

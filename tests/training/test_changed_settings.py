@@ -61,6 +61,7 @@ OTHER: dict[str, Any] = {
     "task.name": "retrieval",
     "optim.betas": [0.8, 0.9],
     "optim.floor": 0.2,
+    "optim.schedule": "wsd",
     "optim.layer_decay": 0.9,
     "train.freeze": ["vision"],
     "train.recompute": 0.5,

@@ -49,6 +49,12 @@ def refusal(content: dict[str, Any], *overrides: str) -> str:
     return message
 
 
+def test_a_scheduler_of_deepspeed_is_no_other_schedule() -> None:
+    named = {"scheduler": {"type": "WarmupCosineLR", "params": {"cos_min_ratio": 0.1}}}
+    assert "WarmupCosineLR" in refusal(named, "optim.schedule=wsd") and resolved(named)
+    resolved(HUGGING_FACE, "optim.schedule=wsd")
+
+
 def test_an_empty_json_is_filled_in() -> None:
     found = resolved({})
     assert found["train_batch_size"] == 64

@@ -1,12 +1,41 @@
-"""The learning rate against its formula."""
+"""The learning rate against formulas of the literature, and against transformers' own schedulers."""
 
+import dataclasses
 import math
 
 import pytest
+import torch
+from transformers import get_inverse_sqrt_schedule, get_wsd_schedule
 
+from mvlm.checkpoint.state import TrainState
 from mvlm.config.load import load_config
-from mvlm.training.schedule import Schedule, lr_factor, schedule_steps
+from mvlm.config.schema import Config
+from mvlm.errors import UserError
+from mvlm.training.schedule import LearningRate, Schedule, learning_rate, schedule_steps
 from tests.conftest import ROOT
+
+COSINE = LearningRate("cosine", total=100, warmup=4, scale=4, decay=10, floor=0.1)
+
+
+def lr_factor(step: int, warmup: int, total: int, floor: float) -> float:
+    return dataclasses.replace(COSINE, total=total, warmup=warmup, floor=floor)(step)
+
+
+def of(config: Config, samples: int, state: TrainState | None = None) -> LearningRate:
+    steps = schedule_steps(config.train, config.optim, samples, state)
+    return learning_rate(config.train, config.optim, samples, steps)
+
+
+def rates_of_transformers(make: object, count: int, **settings: object) -> list[float]:
+    """Of `count` updates, by a scheduler that steps after each."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = make(optimizer, **settings)  # type: ignore[operator]
+    rates = []
+    for _ in range(count):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
 
 
 def test_warm_up_is_linear_and_its_first_update_already_moves() -> None:
@@ -55,5 +84,59 @@ def test_epochs_become_steps(overrides: list[str], rows: int, expected: tuple[in
 
 @pytest.mark.parametrize(("every", "steps"), [(3, [3, 6, 9, 10]), (5, [5, 10]), (0, [10])])
 def test_what_is_due_every_so_often_is_due_after_the_last_step(every: int, steps: list[int]) -> None:
-    schedule = Schedule(10, 2, 0.1, log_every=1, save_every=every, eval_every=0)
+    schedule = Schedule(10, COSINE, log_every=1, save_every=every, eval_every=0)
     assert [step for step in range(1, 11) if schedule.is_due(schedule.save_every, step)] == steps
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1])
+def test_wsd_is_that_of_transformers_from_the_end_of_the_warm_up(floor: float) -> None:
+    own = dataclasses.replace(COSINE, kind="wsd", total=50, warmup=5, decay=20, floor=floor)
+    spans = {"num_warmup_steps": 5, "num_stable_steps": 25, "num_decay_steps": 20}
+    theirs = rates_of_transformers(get_wsd_schedule, 50, decay_type="1-sqrt", min_lr_ratio=floor, **spans)
+    assert [own(step) for step in range(5, 50)] == pytest.approx(theirs[5:])
+    if not floor:  # which theirs applies to the warm-up too
+        assert [own(step) for step in range(4)] == pytest.approx(theirs[1:5])  # whose first update does nothing
+
+
+def test_warm_up_and_stable_phase_are_minicpms() -> None:
+    """WSD(T; s) of arXiv 2404.06395, for updates counted from 1: s / W up to W, then 1 up to T."""
+    own = dataclasses.replace(COSINE, kind="wsd", total=100, warmup=8, decay=10, floor=0.0)
+    assert [own(s - 1) for s in range(1, 91)] == pytest.approx([min(1.0, s / 8) for s in range(1, 91)])
+    assert own(90) == 1.0 > own(91) > own(99) > own(100) == 0.0
+
+
+def test_the_inverse_square_root_is_that_of_transformers_from_the_end_of_the_warm_up() -> None:
+    own = dataclasses.replace(COSINE, kind="inverse_sqrt", total=200, warmup=16, scale=16)
+    theirs = rates_of_transformers(get_inverse_sqrt_schedule, 200, num_warmup_steps=16)
+    assert [own(step) for step in range(16, 200)] == pytest.approx(theirs[16:])
+    assert own(64) == pytest.approx(0.5)  # four warm-ups on
+
+
+def test_constant_stays_at_the_peak() -> None:
+    own = dataclasses.replace(COSINE, kind="constant", total=100, warmup=4)
+    assert [own(step) for step in (0, 3, 4, 50, 99)] == [0.25, 1, 1, 1, 1]
+
+
+def test_the_fall_of_wsd_begins_where_it_is_told_and_never_within_the_warm_up() -> None:
+    words = ["optim.schedule=wsd", "optim.warmup_steps=10", "train.steps=100", "train.global_batch=100"]
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", words)
+    assert of(config, 1000).decay == 10
+    trunk = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "optim.decay_steps=0"]), 1000)
+    assert {trunk(step) for step in range(10, 100)} == {1.0}
+    longer = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "optim.decay_steps=500"]), 1000)
+    assert longer(9) == longer(10) == 1.0 > longer(11)
+
+
+def test_a_root_falls_on_in_samples_where_the_batch_changes() -> None:
+    """Halved at 4,000 samples, after a warm-up of 1,000: the same share at the same samples."""
+    words = ["train.epochs=10", "optim.warmup_epochs=1", "optim.schedule=inverse_sqrt"]
+    before = of(load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=20"]), 1000)
+    halved = load_config(ROOT / "mvlm/configs/tiny.toml", [*words, "train.global_batch=10"])
+    after = of(halved, 1000, TrainState(step=200, samples_seen=4000, seed=0, manifest_fingerprint=""))
+    assert [after(200 + 2 * more) for more in range(100)] == pytest.approx([before(200 + more) for more in range(100)])
+
+
+@pytest.mark.parametrize("warmup", ["optim.warmup_steps=0", "optim.warmup_epochs=0"])
+def test_a_root_needs_a_warm_up(warmup: str) -> None:
+    with pytest.raises(UserError, match=r"optim.schedule is 'inverse_sqrt': it must be another without a warm-up"):
+        load_config(ROOT / "mvlm/configs/tiny.toml", ["optim.schedule=inverse_sqrt", warmup])

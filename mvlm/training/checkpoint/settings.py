@@ -44,7 +44,8 @@ _APPLIES = {
     "objectives": "image text itc itm image_mask_ratio image_masking image_mask_block image_mask_rounding "
     "text_mask_ratio text_mask_minimum text_mask_token text_mask_random hide reconstruct_from normalized_targets "
     "alignment_inputs exclude_duplicates itm_group itm_negatives",
-    "optim": "lr encoder_lr weight_decay betas eps clip warmup_epochs warmup_steps floor layer_decay",
+    "optim": "lr encoder_lr weight_decay betas eps clip schedule decay_steps warmup_epochs warmup_steps "
+    "floor layer_decay",
     "train": "epochs steps global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes compile "
     "recompute ema",
     "kernels": "fusion views attention linear gelu_linear layer_norm residual_norm packed_attention patch_l1 "

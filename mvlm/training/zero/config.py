@@ -173,6 +173,12 @@ def _check_owned(content: dict[str, Any], run: RunSide, mistakes: Mistakes) -> N
                 f"delete the section, or write {AUTO!r}."
             )
             continue
+        if section == "scheduler" and kind != AUTO and optim.schedule != "cosine":
+            mistakes.add(
+                f"{json_name} sets scheduler.type to {kind!r} but {toml_name} makes the schedule {optim.schedule!r} "
+                f"(optim.schedule): delete the section, or write {AUTO!r}."
+            )
+            continue
         agree(params, table, f"{section}.params.")
         for key, value in params.items():
             if key not in (*table, harmless) and value not in (AUTO, None):
