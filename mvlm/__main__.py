@@ -24,6 +24,7 @@ COMMANDS = {
     "watch": "show the state of a running job",
     "report": "write an HTML page about a run: curves, numbers and examples",
     "export": "export a model to transformers, ONNX or torch.export",
+    "decay": "decay a run's learning rate from several checkpoints and draw the curve",
     "reproduce": "reproduce a table of the paper from the published data sets",
     "plan": "calculate a run's memory, time and communication before it starts",
     "doctor": "test what of this machine works",

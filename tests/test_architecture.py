@@ -55,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.serve": {"data", "evaluate", "model", "predict", "pretrained", "search", "serve"},
     "mvlm.export": {"checkpoint", "config", "data", "export", "model", "pretrained", "report"},
     "mvlm.watch": {"checkpoint", "training.health.heartbeat", "watch"},
-    "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "training"},
+    "mvlm.decay": {"checkpoint", "config", "decay", "report.facts", "runtime"},
+    "mvlm.reproduce": {"checkpoint", "config", "data", "estimate", "report.facts", "reproduce", "runtime", "training"},
     "mvlm.report": {"batch", "checkpoint", "config", "data", "evaluate", "model", "pretrained", "report", "runtime"},
 }
 """Our own packages, or single modules of one, by their name within mvlm; `errors` and the version are everybody's. The
@@ -72,7 +73,7 @@ ORDER = (
     {"training"},
     {"evaluate"},
     {"estimate", "check", "predict", "report", "search", "watch"},
-    {"serve", "export", "reproduce"},
+    {"serve", "export", "decay", "reproduce"},
 )
 """What may be imported by what stands below it, and by nothing beside it or above. The commands come last."""
 
@@ -133,6 +134,7 @@ WHOLE_CONFIG = (
     "mvlm/check/",
     "mvlm/cli/",
     "mvlm/config/",
+    "mvlm/decay/",  # the same as reproduce
     "mvlm/estimate/plan.py",  # plans all of a run, as fit.py does
     "mvlm/pretrained/runs.py",  # gives the one that a run has stored
     "mvlm/report/facts.py",  # the same

@@ -30,8 +30,9 @@ from mvlm.reproduce.tables import TABLES
 
 if TYPE_CHECKING:
     from mvlm.reproduce.cost import Prices
-    from mvlm.reproduce.steps import ChainStep, Workplace
+    from mvlm.reproduce.steps import Workplace
     from mvlm.reproduce.tables import Table
+    from mvlm.runtime.chain import ChainStep
 
 LIST = "list"
 
@@ -75,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from mvlm.cli.output import write_whole
     from mvlm.reproduce import results
-    from mvlm.reproduce.chain import chain, execute, run_chain
+    from mvlm.reproduce.chain import chain
+    from mvlm.runtime.chain import execute, run_chain
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if args.table == LIST:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +27,7 @@ from mvlm.reproduce.corpora import CORPORA
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
 from mvlm.reproduce.tables import Evaluation
+from mvlm.runtime.chain import ChainStep
 from mvlm.training.schedule import schedule_steps
 
 RECIPES = Path(__file__).parent.parent / "configs"
@@ -69,25 +68,6 @@ class Workplace:
     def fill(self, words: Sequence[str]) -> list[str]:
         """The words of a corpus's command with the folders in their places."""
         return [word.format(data=self.data, shards=self.shards) for word in words]
-
-
-class ChainStep(ABC):
-    """One command."""
-
-    title: str
-    place: Workplace
-
-    @abstractmethod
-    def words(self) -> list[str]:
-        """The command; what it takes from earlier steps, such as a number of rows, is known once they are done."""
-
-    @abstractmethod
-    def is_done(self) -> bool: ...
-
-    def command(self) -> str:
-        """For people to read, and to paste into a shell."""
-        words = self.words()
-        return shlex.join(["python" if word == sys.executable else word for word in words])
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from mvlm.__main__ import main as mvlm
 from mvlm.config.load import load_config
 from mvlm.errors import ExitCode, UserError
 from mvlm.reproduce import layout
-from mvlm.reproduce.chain import run_chain
 from mvlm.reproduce.corpora import CORPORA, in_order
 from mvlm.reproduce.cost import Prices
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
 from mvlm.reproduce.steps import GenerateStep, TrainStep, Workplace, published_pairs
 from mvlm.reproduce.tables import TABLES
+from mvlm.runtime.chain import run_chain
 from tests.conftest import ROOT
 from tests.training.test_recipes import PAIRS, rows
 

@@ -12,10 +12,11 @@ import pytest
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
-from mvlm.reproduce.chain import chain, run_chain
+from mvlm.reproduce.chain import chain
 from mvlm.reproduce.results import OURS, numbers
 from mvlm.reproduce.steps import TrainStep, Workplace
 from mvlm.reproduce.tables import TABLES
+from mvlm.runtime.chain import run_chain
 from mvlm.training.health.signals import SIGNALS
 from tests.training.conftest import read_metrics
 
@@ -27,7 +28,7 @@ Execute = Callable[[list[str]], int]
 
 @pytest.fixture(scope="module")
 def execute(one_rank: None) -> Iterator[Execute]:
-    """Runs a command as `mvlm.reproduce.chain.execute` does, without a process of its own."""
+    """Runs a command as `mvlm.runtime.chain.execute` does, without a process of its own."""
     handlers = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGINT)}
 
     def run(words: list[str]) -> int:

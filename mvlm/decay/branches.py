@@ -1,0 +1,191 @@
+"""Branch runs: a trunk's learning rate falls to zero from several of its checkpoints, each in a run folder of its own.
+
+A branch resumes the trunk's checkpoint, moments and position included, by `checkpoint.resume`; the trunk's folder is
+only read. What came of each branch, beside the trunk at the step where it left, is the trunk's curve as a run of that
+length would have ended.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
+from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, has_checkpoints, step_folders, step_name, step_of
+from mvlm.config.load import dump_config, load_stored_config
+from mvlm.config.schema import Config
+from mvlm.errors import UserError
+from mvlm.report.facts import RunFacts, read_facts
+from mvlm.runtime.chain import ChainStep
+from mvlm.runtime.storage import write_durably
+
+OWNED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+"""Keys that a run adds to its DeepSpeed JSON, which follow from its ranks and its TOML."""
+LINES = 10
+"""Log lines that a training loss is the mean of."""
+
+
+@dataclass(frozen=True)
+class Branch(ChainStep):
+    """The fall from one checkpoint.
+
+    Attributes:
+        at: the step of the trunk that it begins at.
+        steps: of the fall.
+        out: the folder of all branches.
+        launch: the words before `train`, such as `deepspeed --module mvlm`.
+        deepspeed: the JSON; "" = the trunk's.
+        overrides: of the trunk's configuration.
+    """
+
+    trunk: Path
+    at: int
+    steps: int
+    out: Path
+    launch: tuple[str, ...]
+    deepspeed: str = ""
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:  # type: ignore[override]
+        return f"decay {self.trunk} from step {self.at} in {self.steps} steps"
+
+    @property
+    def folder(self) -> Path:
+        return self.out / step_name(self.at)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.trunk / CHECKPOINTS / step_name(self.at)
+
+    @property
+    def toml(self) -> Path:
+        return self.out / f"{step_name(self.at)}.toml"
+
+    @property
+    def json(self) -> Path:
+        return Path(self.deepspeed) if self.deepspeed else self.out / f"{step_name(self.at)}.deepspeed.json"
+
+    def words(self) -> list[str]:
+        return [*self.launch, "train", str(self.toml), "--deepspeed_config", str(self.json), *self.overrides]
+
+    def is_done(self) -> bool:
+        return self.has_begun() and step_of(candidates(self.folder).first) >= self.at + self.steps
+
+    def has_begun(self) -> bool:
+        """Whether it needs the trunk's checkpoint no more."""
+        return self.toml.exists() and has_checkpoints(self.folder)
+
+    def prepare(self) -> None:
+        """Write the branch's TOML and DeepSpeed JSON, unless it has begun, with other settings maybe.
+
+        Raises:
+            UserError: the trunk has no such checkpoint, or the folder cannot be written, or the branch that lies there
+                falls in another number of steps.
+        """
+        if self.has_begun():
+            begun = load_stored_config(self.toml).optim.decay_steps
+            if begun != self.steps:
+                raise UserError(
+                    f"{self.folder} falls in {begun} steps and not in {self.steps}: give --steps {begun}, or another "
+                    "--out."
+                )
+            return
+        if not (self.checkpoint / INDEX).is_file():
+            there = ", ".join(str(step_of(folder)) for folder in reversed(step_folders(self.trunk))) or "none"
+            raise UserError(
+                f"{self.trunk} has no checkpoint of step {self.at}, but of {there}: give --at those, and the next run "
+                "checkpoint.keep_every."
+            )
+        described = described_in(self.checkpoint)
+        config = self._decaying(load_stored_config(described / CONFIG))
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            write_durably(self.toml, dump_config(config))
+            if not self.deepspeed:
+                content = json.loads((described / DEEPSPEED).read_text(encoding="utf-8"))
+                write_durably(self.json, json.dumps({k: v for k, v in content.items() if k not in OWNED}, indent=1))
+        except OSError as error:
+            raise UserError(f"{self.out} cannot be written ({error}): give --out another place.") from None
+
+    def _decaying(self, trunk: Config) -> Config:
+        """The trunk's configuration with a fall to zero at its end, and nothing that leads into its folder."""
+        end = self.at + self.steps
+        checkpoint = dataclasses.replace(trunk.checkpoint, resume=str(self.checkpoint), mirror="")
+        optim = dataclasses.replace(trunk.optim, schedule="wsd", decay_steps=self.steps, floor=0.0)
+        return dataclasses.replace(
+            trunk,
+            run=dataclasses.replace(trunk.run, dir=str(self.folder)),
+            train=dataclasses.replace(trunk.train, steps=end),
+            optim=optim,
+            checkpoint=checkpoint,
+        )
+
+
+def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
+    """What came of branches that are done, beside the trunk where each left it.
+
+    Returns:
+        `metric`, the name of what is compared beside the loss, None where nothing was evaluated; `trunk`, its curve
+        as [pairs, value]; `branches`, of each `at` and `end` in steps, `pairs` at its end, and `trunk` and `decayed`:
+        the mean loss of the last log lines, and every number of the evaluation at that very step.
+    """
+    facts, ends = read_facts(trunk), [read_facts(branch.folder) for branch in branches]
+    batch, metric = facts.config.train.global_batch, _metric(ends)
+    found = [
+        {
+            "at": branch.at,
+            "end": branch.at + branch.steps,
+            "pairs": (branch.at + branch.steps) * batch,
+            "trunk": standing(facts, branch.at),
+            "decayed": standing(end, branch.at + branch.steps),
+        }
+        for branch, end in zip(branches, ends, strict=True)
+    ]
+    steps, values = facts.curve(metric or "loss")
+    curve = [[step * batch, value] for step, value in zip(steps, values, strict=True)]
+    return {"run": str(trunk), "global_batch": batch, "metric": metric, "trunk": curve, "branches": found}
+
+
+def standing(facts: RunFacts, step: int) -> dict[str, float]:
+    """The mean loss of the last log lines up to a step, and what was evaluated after it."""
+    logged, losses = facts.curve("loss")
+    before = [loss for at, loss in zip(logged, losses, strict=True) if at <= step][-LINES:]
+    line = facts.metrics.get(step, {})
+    evaluated = {name: value for name, value in line.items() if name.startswith("eval/") and value is not None}
+    return ({"loss": statistics.fmean(before)} if before else {}) | evaluated
+
+
+def _metric(runs: Sequence[RunFacts]) -> str | None:
+    """The first that all runs have."""
+    for name in ("eval/mean_recall", "eval/accuracy"):
+        if all(run.curve(name)[0] for run in runs):
+            return name
+    return None
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """The trunk's curve and the fall from each of its checkpoints, as a PNG."""
+    from matplotlib.figure import Figure
+
+    name = result["metric"] or "loss"
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    if result["trunk"]:
+        axes.plot(*zip(*result["trunk"], strict=True), color="0.55", linewidth=1.2, label="trunk")
+    batch = result["global_batch"]
+    for branch in result["branches"]:
+        before, after = branch["trunk"].get(name), branch["decayed"].get(name)
+        if before is not None and after is not None:
+            axes.plot([branch["at"] * batch, branch["pairs"]], [before, after], "--", color="tab:blue", linewidth=0.9)
+    ends = [(b["pairs"], b["decayed"][name]) for b in result["branches"] if name in b["decayed"]]
+    axes.plot(*zip(*ends, strict=True), "o-", color="tab:blue", label="decayed to zero") if ends else None
+    axes.set_xlabel("pairs seen")
+    axes.set_ylabel(name)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,84 @@
+"""Branches of a trunk whose learning rate falls to zero: `mvlm decay`, and what it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mvlm.__main__ import main
+from mvlm.decay.branches import OWNED
+from mvlm.runtime import chain
+from mvlm.training.health.signals import SIGNALS
+from mvlm.training.zero.config import RunSide, resolve
+from tests.conftest import ROOT, written
+from tests.training.conftest import TrainHere, losses_by_step, read_metrics
+from tests.training.test_ds_config import config
+
+LAUNCH = f"{sys.executable} -m mvlm"
+TRUNK = ["optim.schedule=constant", "optim.warmup_steps=0", "checkpoint.every=2", "checkpoint.keep_every=2"]
+
+
+@pytest.fixture
+def launched(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
+    """The commands that were launched, each in this process."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    words: list[list[str]] = []
+
+    def execute(command: list[str]) -> int:
+        words.append(command)
+        return main(command[3:])
+
+    monkeypatch.setattr(chain, "execute", execute)
+    yield words
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
+    train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    trunk, evaluated = tmp_path / "trunk", [f"data.eval={scenes}/eval", "eval.limit=16", "log.pictures=0"]
+    assert train_here(trunk, *TRUNK, *evaluated, "eval.every=2", deepspeed={"zero_optimization": {"stage": 1}}) == 0
+    before = written(trunk)
+    command = ["decay", str(trunk), "--at", "4,2", "--steps", "3", "--launch", LAUNCH]
+    assert main(command) == 0
+    assert written(trunk) == before
+    out = tmp_path / "trunk-decay"
+    assert [words[4] for words in launched] == [str(out / f"step_0000000{at}.toml") for at in (2, 4)]
+    own, branch = losses_by_step(trunk), out / "step_00000002"
+    found = losses_by_step(branch)
+    assert sorted(found) == [3, 4, 5]
+    assert found[3] == own[3], "the same samples and weights"
+    assert found[4] == own[4], "the same moments: the first update of the fall is made at the peak"
+    assert found[5] != own[5]
+    rates = [line["lr"] / 1e-3 for line in read_metrics(branch) if "loss" in line]
+    assert rates == pytest.approx([1.0, 1 - math.sqrt(1 / 3), 1 - math.sqrt(2 / 3)])
+    result = json.loads((out / "decay.json").read_text())
+    assert result["metric"] == "eval/mean_recall" and [b["at"] for b in result["branches"]] == [2, 4]
+    last = [line for line in read_metrics(branch) if "eval/mean_recall" in line][-1]
+    assert result["branches"][0]["decayed"]["eval/mean_recall"] == last["eval/mean_recall"]
+    assert result["branches"][0]["decayed"]["loss"] == pytest.approx(sum(found[s][0] for s in (3, 4, 5)) / 3)
+    assert result["branches"][0]["pairs"] == 5 * 16
+    assert (out / "decay.png").read_bytes().startswith(b"\x89PNG")
+    assert "mean_recall" in capfd.readouterr().out
+
+    launched.clear()
+    assert main(command) == 0 and launched == [], "what is done is not done again"
+    assert main([*command[:4], "--steps", "2", "--launch", LAUNCH]) == 1
+    assert "falls in 3 steps and not in 2: give --steps 3" in capfd.readouterr().err
+    assert main(["decay", str(trunk), "--at", "3", "--steps", "2"]) == 1
+    assert f"{trunk} has no checkpoint of step 3, but of 0, 2, 4, 6" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "ds_configs").glob("*[!e].json")), ids=lambda path: path.stem)
+def test_a_trunks_deepspeed_json_makes_itself_again(file: Path) -> None:
+    run, content = config(), json.loads(file.read_text())
+    side = RunSide(("a", "b"), "run", run.train, run.optim, 2, (10, 1), 10**7)
+    whole = resolve(content, side)
+    assert resolve({key: value for key, value in whole.items() if key not in OWNED}, side) == whole
