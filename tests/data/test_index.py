@@ -1,7 +1,12 @@
 """The raw reader gives what pyarrow gives, and names what is broken."""
 
 import json
+import os
+import pickle
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,7 +14,6 @@ import pytest
 from made_shards import make_rows, write_shards
 
 from data_tools.__main__ import main as data_tools_main
-from mvlm.data.shards import corpus as index
 from mvlm.data.shards.corpus import Corpus, Mixture, UnreadableRow
 from mvlm.data.shards.schema import MANIFEST, SCHEMA
 from mvlm.errors import UserError
@@ -49,12 +53,35 @@ def test_opening_reads_the_manifest_alone(folder, tmp_path):
         corpus.row(60)
 
 
-def test_few_shards_stay_open(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "OPEN_SHARDS", 3)
+@pytest.mark.parametrize("bound", ["files", "bytes"])
+def test_few_shards_stay_open(tmp_path, bound):
+    """Of two corpora that share a bound, whatever is read, in threads and in another process."""
     rows = make_rows(20)
-    corpus = Corpus(write_shards(tmp_path / "s", rows, shard_rows=2))
-    assert [corpus.row(i).key for i in range(20)] == [row["key"] for row in rows]
-    assert len(corpus._opened) == 3
+    folders = [write_shards(tmp_path / name, rows, shard_rows=2) for name in ("a", "b")]
+    mixture, open_files = Mixture(folders), len(os.listdir("/proc/self/fd"))
+    shared = mixture.corpora[0]._open_shards
+    if bound == "files":
+        shared.shards = 3
+    else:
+        shared.bytes = 3 * max(shard.bytes for shard in mixture.corpora[0].manifest.shards)
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda row: mixture.row(row).key, [*range(40), *range(0, 40, 7)]))
+    assert read == [rows[row % 20]["key"] for row in [*range(40), *range(0, 40, 7)]]
+    assert 1 <= sum(len(corpus._opened) for corpus in mixture.corpora) <= 4
+    assert len(os.listdir("/proc/self/fd")) <= open_files + 4
+    copied = pickle.loads(pickle.dumps(mixture))
+    assert copied.corpora[0]._open_shards is copied.corpora[1]._open_shards
+    assert copied.row(33).key == rows[13]["key"] and not copied.corpora[0]._opened
+
+
+def test_a_process_keeps_many_shards_open_and_leaves_files_to_others():
+    """Under a low soft limit, which is raised, and under a low hard one, which is kept."""
+    asked = "import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (64, {})); import mvlm.data.shards.opened as o; "
+    asked += "print(o.OpenShards().shards, *r.getrlimit(r.RLIMIT_NOFILE))"
+    for hard in (512, 4096):
+        words = [sys.executable, "-c", asked.format(hard)]
+        found = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+        assert [*map(int, found)] == [hard // 8, hard, hard]
 
 
 def test_a_mixture_is_its_corpora_end_to_end(folder, rows, tmp_path):

@@ -8,7 +8,7 @@ import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -23,8 +23,10 @@ from mvlm.errors import UserError
 OUTSIDE = "an offset points outside its column"
 CHANGED = "its texts are not those that were written (their checksum differs)"
 
-_PAIR = Struct("<ii")
 _TEXT, _TEXTS, _BITS = "text", "texts", "bits"
+_UNREADABLE = (ValueError, IndexError, struct.error)
+"""Raised where what says where a row lies has changed."""
+
 _NUMBERS = {pa.int32(): Struct("<i"), pa.uint32(): Struct("<I"), pa.int64(): Struct("<q")}
 
 
@@ -88,10 +90,11 @@ class ShardRows:
         ValueError: the index is of other columns.
     """
 
-    __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_pair_starts", "_starts")
+    __slots__ = ("_buffers", "_crc32", "_data", "_int32", "_layout", "_pair_starts", "_starts")
 
     def __init__(self, data: memoryview, task: str, index: RowIndex):
         self._data, self._layout = data, _layout(task)
+        self._int32 = data[: len(data) & ~3].cast("i")  # Arrow begins every buffer at a multiple of 8 bytes
         self._starts, self._buffers, self._crc32 = index.starts, index.buffers, index.crc32
         if len(self._buffers) != self._layout.stride * (len(self._starts) - 1):
             raise ValueError("its index is of other columns")
@@ -110,10 +113,10 @@ class ShardRows:
                 raise ValueError(CHANGED)
             for name, is_list in self._layout.texts:
                 value = values[name]
-                values[name] = [str(text, "utf-8") for text in value] if is_list else str(value, "utf-8")
+                values[name] = [text.decode() for text in value] if is_list else str(value, "utf-8")
             if values.get("captions") == []:
                 raise ValueError("the row has no caption")
-        except (ValueError, struct.error) as error:
+        except _UNREADABLE as error:
             raise DamagedRow(str(error), str(key, "utf-8", "replace")) from None
         return Row(
             key=values["key"],
@@ -126,7 +129,7 @@ class ShardRows:
         )
 
     def captions(self) -> int:
-        """How many all rows have together; raises ValueError or struct.error where that cannot be read."""
+        """How many all rows have together; raises one of `_UNREADABLE` where that cannot be read."""
         return self._starts_of_pairs()[-1]
 
     def row_of_pair(self, pair: int) -> tuple[int, int]:
@@ -145,7 +148,7 @@ class ShardRows:
             row = bisect_right(ends, caption) - 1
             if not 0 <= row < len(ends) - 1:
                 raise ValueError(OUTSIDE)
-        except (ValueError, struct.error) as error:
+        except _UNREADABLE as error:
             raise DamagedRow(str(error), "") from None
         return self._starts[batch] + row, caption - ends[row]
 
@@ -167,11 +170,11 @@ class ShardRows:
         """Whether the row has its CRC-32; the images are not looked at."""
         try:
             return self._crc32 is None or self.crc32(number) == self._crc32[number]
-        except (ValueError, struct.error):
+        except _UNREADABLE:
             return False
 
     def crc32(self, number: int) -> int:
-        """Of a row as it is now; raises ValueError or struct.error where it cannot be read."""
+        """Of a row as it is now; raises one of `_UNREADABLE` where it cannot be read."""
         _, _, numbers, texts = self._read(number)
         return row_crc32(numbers, texts)
 
@@ -179,39 +182,46 @@ class ShardRows:
         """The row's bytes and numbers by column, its images, and what its CRC-32 is of."""
         batch = bisect_right(self._starts, number) - 1
         at, first = number - self._starts[batch], batch * self._layout.stride
+        buffers = self._buffers[first : first + self._layout.stride].tolist()
         values: dict[str, Any] = {}
         numbers: list[int] = []
         texts: list[memoryview] = []
         for name, kind, place in self._layout.columns:
-            value: Any
             if kind is _TEXT:
-                value = self._text(first + place, at)
-                numbers.append(len(value))
-                texts.append(value)
+                values[name] = text = self._text(buffers, place, at)
+                numbers.append(len(text))
+                texts.append(text)
             elif kind is _TEXTS:
-                value = self._texts(first + place, at)
-                numbers += (len(value), *map(len, value))
-                texts += value
+                values[name], lengths, text = self._texts(buffers, place, at)
+                numbers.append(len(lengths))
+                numbers += lengths
+                texts.append(text)
             else:
-                value = self._number(kind, self._buffers[first + place], at)
+                values[name] = value = self._number(kind, buffers[place], at)
                 numbers.append(value)
-            values[name] = value
-        images = [EncodedImage(self._text(first + place, at), values[crc32]) for crc32, place in self._layout.images]
+        images = [EncodedImage(self._text(buffers, place, at), values[crc32]) for crc32, place in self._layout.images]
         return values, tuple(images), numbers, texts
 
-    def _text(self, place: int, at: int) -> memoryview:
-        buffers = self._buffers
-        start, end = _PAIR.unpack_from(self._data, buffers[place] + 4 * at)
+    def _text(self, buffers: list[int], place: int, at: int) -> memoryview:
+        offset, first = (buffers[place] >> 2) + at, buffers[place + 2]
+        start, end = self._int32[offset], self._int32[offset + 1]
         if not 0 <= start <= end <= buffers[place + 3]:
             raise ValueError(OUTSIDE)
-        first = buffers[place + 2]
         return self._data[first + start : first + end]
 
-    def _texts(self, place: int, at: int) -> list[memoryview]:
-        start, end = _PAIR.unpack_from(self._data, self._buffers[place] + 4 * at)
-        if not 0 <= start <= end < self._buffers[place + 3] // 4:
+    def _texts(self, buffers: list[int], place: int, at: int) -> tuple[list[bytes], list[int], memoryview]:
+        """The texts of a list, their lengths, and the bytes of all of them."""
+        offset, child = (buffers[place] >> 2) + at, buffers[place + 2] >> 2
+        start, end = self._int32[offset], self._int32[offset + 1]
+        if not 0 <= start <= end < buffers[place + 3] >> 2:
             raise ValueError(OUTSIDE)
-        return [self._text(place + 2, nth) for nth in range(start, end)]
+        ends = self._int32[child + start : child + end + 1].tolist()
+        if ends[0] < 0 or ends != sorted(ends) or ends[-1] > buffers[place + 5]:
+            raise ValueError(OUTSIDE)
+        base = buffers[place + 4]
+        whole = self._data[base + ends[0] : base + ends[-1]]
+        texts = [self._data[base + one : base + other].tobytes() for one, other in pairwise(ends)]
+        return texts, [len(text) for text in texts], whole
 
     def _number(self, kind: Any, first: int, at: int) -> int:
         if kind is _BITS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from array import array
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -16,12 +15,10 @@ from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import DamagedRow, OpenShard, Row, open_shard
 from mvlm.data.shards.location import open_location
 from mvlm.data.shards.numbers import Numbers
+from mvlm.data.shards.opened import FETCHED, OpenShards
 from mvlm.data.shards.schema import CAPTION, UNCOUNTED, Manifest, index_again
 from mvlm.errors import UserError
 from mvlm.model.masking import exact_count
-
-OPEN_SHARDS = 128
-"""Shards of a corpus mapped at a time: more than a shuffle window touches, fewer than the files a process may open."""
 
 
 class UnreadableRow(UserError):
@@ -42,19 +39,27 @@ class Corpus:
         folder: where they lie, a folder or a URL that fsspec knows.
         cache: of this node, for the shards of a URL.
         task: of `SCHEMAS`, that the rows must be for.
+        open_shards: of all corpora that share the bounds on them.
 
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
             than written.
     """
 
-    def __init__(self, folder: str | Path, cache: Cache | None = None, task: str = CAPTION):
+    def __init__(
+        self,
+        folder: str | Path,
+        cache: Cache | None = None,
+        task: str = CAPTION,
+        open_shards: OpenShards | None = None,
+    ):
         self.folder = folder
         self.location = open_location(folder, cache or Cache())
         self.manifest = self.location.manifest
         check_task(folder, self.manifest, task)
         self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
-        self._opened: OrderedDict[int, OpenShard] = OrderedDict()
+        self._opened: dict[int, OpenShard] = {}
+        self._open_shards = open_shards or OpenShards()
 
     def pair_starts(self) -> Sequence[int]:
         """The first pair of each shard, of all its rows with all their captions, and then the number of pairs.
@@ -83,7 +88,7 @@ class Corpus:
         return self.shard_starts[shard] + row, caption
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": OrderedDict()}  # another process maps what it needs
+        return self.__dict__ | {"_opened": {}}  # another process maps what it needs
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -134,14 +139,16 @@ class Corpus:
             for other in [other for other, shard in list(self._opened.items()) if shard.file.is_removed()]:
                 self._opened.pop(other, None)  # else its bytes would stay on the disk
         opened = self._opened[number] = self._open_shard(number)
-        while len(self._opened) > OPEN_SHARDS:
-            self._opened.popitem(last=False)
+        most = FETCHED if self.location.cached else self._open_shards.shards
+        self._open_shards.add(self._opened, number, len(opened.file.data), most)
         return opened
 
     def _open_shard(self, number: int) -> OpenShard:
         shard, name = self.manifest.shards[number], self.location.name(number)
         try:
-            file, index = self.location.map(number), self.location.map_index(number)
+            file = self.location.map(number, shard)
+            beside = shard.index
+            index = self.location.map_index(beside) if beside else None
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
         return open_shard(file, index, shard, name, self.manifest.task, index_again(self.folder))
@@ -177,7 +184,8 @@ class Mixture:
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.cache = cache or Cache()
-        self.corpora = [Corpus(folder, self.cache, task) for folder in folders]
+        open_shards = OpenShards()
+        self.corpora = [Corpus(folder, self.cache, task, open_shards) for folder in folders]
         self._starts = list(accumulate(map(len, self.corpora), initial=0))
         if not len(self):
             raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -30,36 +31,37 @@ class LocalShards:
     cached = False
 
     def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
+        self.folder, self._prefix = Path(folder), f"{Path(folder)}{os.sep}"
         self.manifest: Manifest = read_manifest(self.folder)
         # Of a corpus with more shards, each is looked at when it is first read: starting must not take minutes.
         first = range(min(len(self.manifest.shards), LOOKED_AT))
         self._written = {n: check_length(self.folder, self.manifest.shards[n]) for n in first}
 
     def name(self, number: int) -> str:
-        return str(self.folder / self.manifest.shards[number].file)
+        return self._prefix + self.manifest.shards.file(number)
 
-    def map(self, number: int) -> MappedFile:
-        """Raises `UserError` where the shard was changed since the corpus was opened, and OSError."""
-        written = check_length(self.folder, self.manifest.shards[number])
-        if self._written.setdefault(number, written) != written:
+    def map(self, number: int, shard: Shard) -> MappedFile:
+        """Raises `UserError` where the shard is missing or was changed since the corpus was opened, and OSError."""
+        file = self._mapped(shard, check_length)
+        if self._written.setdefault(number, file.written_ns) != file.written_ns:
             raise UserError(
                 f"{self.name(number)} was written to since it was opened: copy or shard it again, then start again."
             )
-        return MappedFile(self.name(number))
+        return file
 
-    def map_index(self, number: int) -> MappedFile | None:
-        """The shard's row index, if it has one; raises `UserError` where it is missing or cut, and OSError."""
-        index = self.manifest.shards[number].index
-        if index is None:
-            return None
+    def map_index(self, index: Shard) -> MappedFile:
+        """A shard's row index; raises `UserError` where it is missing or cut, and OSError."""
+        return self._mapped(index, check_index_length)
+
+    def _mapped(self, wanted: Shard, check: Callable[[Path, Shard], object]) -> MappedFile:
+        """A file that is as long as it should be, or else `check` says what is wrong with it."""
         try:
-            file = MappedFile(self.folder / index.file)
+            file = MappedFile(self._prefix + wanted.file)
         except (FileNotFoundError, ValueError):
-            check_index_length(self.folder, index)
+            check(self.folder, wanted)
             raise
-        if len(file.data) != index.bytes:
-            check_index_length(self.folder, index)
+        if len(file.data) != wanted.bytes:
+            check(self.folder, wanted)
         return file
 
     def changed(self, number: int) -> bool:
@@ -98,18 +100,14 @@ class RemoteShards:
         self.manifest: Manifest = parse_manifest(content.decode("utf-8", "replace"), where)
 
     def name(self, number: int) -> str:
-        return f"{self.url}/{self.manifest.shards[number].file}"
+        return f"{self.url}/{self.manifest.shards.file(number)}"
 
-    def map(self, number: int) -> MappedFile:
+    def map(self, number: int, shard: Shard) -> MappedFile:
         """Raises `UserError` or `DataLost` where the shard cannot be fetched."""
-        return self._mapped(self.manifest.shards[number])
+        return self.map_index(shard)
 
-    def map_index(self, number: int) -> MappedFile | None:
-        """The shard's row index, if it has one; raises as `map`."""
-        index = self.manifest.shards[number].index
-        return self._mapped(index) if index else None
-
-    def _mapped(self, file: Shard) -> MappedFile:
+    def map_index(self, file: Shard) -> MappedFile:
+        """A shard's row index; raises as `map`."""
         while True:
             self._get(file)
             try:

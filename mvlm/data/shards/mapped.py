@@ -20,6 +20,7 @@ class MappedFile:
 
     Attributes:
         data: read-only, uint8.
+        written_ns: when it was last written, in nanoseconds.
 
     Raises:
         OSError, ValueError: it cannot be read, or is empty.
@@ -29,10 +30,11 @@ class MappedFile:
         self._path = path
         file = os.open(path, os.O_RDONLY)
         try:
-            self._map = mmap.mmap(file, 0, prot=mmap.PROT_READ)
-            self._inode = os.fstat(file).st_ino
+            found = os.fstat(file)
+            self._map = mmap.mmap(file, found.st_size, prot=mmap.PROT_READ)
         finally:
             os.close(file)
+        self._inode, self.written_ns = found.st_ino, found.st_mtime_ns
         self.data = memoryview(self._map)
 
     def is_whole(self) -> bool:

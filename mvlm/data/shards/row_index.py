@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import sys
 import zlib
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct, pack
@@ -47,7 +48,7 @@ class RowIndex:
     """
 
     starts: Sequence[int]
-    buffers: Sequence[int]
+    buffers: array[int] | memoryview
     crc32: Sequence[int] | None
 
 
@@ -101,13 +102,13 @@ def parsed(shard: memoryview, schema: pa.Schema) -> RowIndex:
     reader = pa.ipc.open_file(pa.BufferReader(whole))
     if not reader.schema.equals(schema):
         raise ValueError("its columns are not those of this version")
-    starts, buffers = [0], []
+    starts, buffers = [0], array("Q")
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         batch.validate()
         if len(batch):
             starts.append(starts[-1] + len(batch))
-            buffers += _places(batch, whole)
+            buffers.extend(_places(batch, whole))
     return RowIndex(starts, buffers, None)
 
 

@@ -148,6 +148,11 @@ class Shards(Sequence[Shard]):
         """How many have no row index."""
         return len(self) - sum(map(bool, self._index_bytes))
 
+    def file(self, number: int) -> str:
+        """Its name."""
+        start = self._file_ends[number - 1] if number else 0
+        return self._files[start : self._file_ends[number]].decode()
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -166,10 +171,8 @@ class Shards(Sequence[Shard]):
         if isinstance(number, slice):
             return [self[n] for n in range(*number.indices(len(self)))]
         number = range(len(self))[number]
-        start = self._file_ends[number - 1] if number else 0
-        file = self._files[start : self._file_ends[number]].decode()
         of_it = slice(32 * number, 32 * number + 32)
-        shard = file, self.rows[number], self._bytes[number], self._hashes[of_it].hex()
+        shard = self.file(number), self.rows[number], self._bytes[number], self._hashes[of_it].hex()
         if not self._index_bytes or not self._index_bytes[number]:
             return Shard(*shard)
         return Shard(*shard, self._index_bytes[number], self._index_hashes[of_it].hex(), self.captions[number])
