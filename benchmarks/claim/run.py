@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import fcntl
 import gc
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,16 +46,15 @@ def run(args: argparse.Namespace) -> int:
         print("\n".join(cell.name for cell in cells))
         print(f"{len(cells)} cells")
         return 0
-    corpora = _prepare(sources, args.folder)
+    corpora = prepare_all(sources, args.folder)
     extra = tuple(word for word in args.set if not word.startswith("job."))
     plans = (plan(cell, size, corpora[cell.corpus], args.folder, extra) for cell in cells)
     if args.jobs != "local":
         return submit(plans, args)
-    with _one_rank():
-        return _one_after_another(plans, args.results, StopRequests(), len(cells))
+    return run_here(plans, args.results, len(cells))
 
 
-def _prepare(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
+def prepare_all(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
     """One process at a time: another that was started with it waits and finds the corpora made."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "corpora.lock", "w") as file:
@@ -62,7 +62,13 @@ def _prepare(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
         return {name: prepare(name, source, folder / "corpora") for name, source in sources.items()}
 
 
-def _one_after_another(plans: Iterator[Plan], results: Path, stop: StopRequests, count: int) -> int:
+def run_here(plans: Iterable[Plan], results: Path, count: int) -> int:
+    """Train and measure in this process whatever `results` does not hold yet; the exit code."""
+    with _one_rank():
+        return _one_after_another(plans, results, StopRequests(), count)
+
+
+def _one_after_another(plans: Iterable[Plan], results: Path, stop: StopRequests, count: int) -> int:
     for number, planned in enumerate(plans, 1):
         with claimed(planned) as mine:
             if not mine or is_done(planned, read_records(results)):
@@ -71,9 +77,11 @@ def _one_after_another(plans: Iterator[Plan], results: Path, stop: StopRequests,
                 print(f"{planned.cell.name} waits or runs on a cluster: left to it", flush=True)
                 continue
             print(f"== {number} of {count}: {planned.cell.name}", flush=True)
+            begins, began = not planned.run.exists(), time.process_time()
             if train_cell(planned, stop) == ExitCode.REQUEUE:
                 return ExitCode.REQUEUE
-            add_record(results, measure_cell(planned))
+            whole = {"training_cpu_s": round(time.process_time() - began, 1)} if begins else {}
+            add_record(results, measure_cell(planned) | whole)
             gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
     return 0
 

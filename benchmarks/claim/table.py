@@ -20,7 +20,7 @@ from benchmarks.claim.scores import unpack
 from mvlm.errors import UserError
 
 PAGE = ROOT / "docs/claim.md"
-BEGIN, END = "<!-- measured: benchmarks.claim table -->", "<!-- end of measured -->"
+BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 
 MEASURES = {"foils": "foils", "recall": "mean recall", "answers": "questions"}
 """What treatments are compared by, row by row, and its name in the table."""
@@ -129,12 +129,12 @@ def _numbers(measured: Measured, corpus: str) -> str:
     for kind in kinds:
         seeds = measured.cells[kind]
         steps, pairs = (next(iter(seeds.values()))[name] for name in ("steps", "pairs"))
-        numbers = (_spread([r["numbers"][name] for r in seeds.values() if name in r["numbers"]], name) for name in used)
+        numbers = (spread([r["numbers"][name] for r in seeds.values() if name in r["numbers"]], name) for name in used)
         rows.append([f"`{kind}`", str(len(seeds)), f"{pairs:,}", f"{steps:,}", *numbers])
-    return _markdown(["cell", "seeds", "pairs", "steps", *(COLUMNS[name] for name in used)], rows)
+    return markdown(["cell", "seeds", "pairs", "steps", *(COLUMNS[name] for name in used)], rows)
 
 
-def _spread(values: Sequence[float], name: str) -> str:
+def spread(values: Sequence[float], name: str) -> str:
     """Mean and, in brackets, standard deviation over the seeds."""
     if not values:
         return ""
@@ -148,18 +148,25 @@ def _comparisons(measured: Measured, corpus: str) -> str:
     for contrast in contrasts(corpus):
         for measure, title in MEASURES.items():
             if found := measured.compare(contrast, measure):
-                rows.append([contrast.title, title, *_row(found)])
-    head = [
-        "comparison",
-        "measure",
-        "difference, points",
-        f"{LEVEL:.0%} interval",
-        "d",
-        "better in",
-        "p",
-        "sign flips' p",
-    ]
-    return _markdown(head, rows) if rows else ""
+                rows.append((contrast.title, title, found))
+    return comparison_table(rows) if rows else ""
+
+
+COMPARISON = (
+    "comparison",
+    "measure",
+    "difference, points",
+    f"{LEVEL:.0%} interval",
+    "d",
+    "better in",
+    "p",
+    "sign flips' p",
+)
+
+
+def comparison_table(rows: Iterable[tuple[str, str, Comparison]]) -> str:
+    """Args: rows: what is compared, by what measure, and what was found."""
+    return markdown(COMPARISON, ([title, measure, *_row(found)] for title, measure, found in rows))
 
 
 def _row(found: Comparison) -> list[str]:
@@ -173,7 +180,8 @@ def _row(found: Comparison) -> list[str]:
     ]
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -187,5 +195,5 @@ def into_page(page: str, text: str) -> str:
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{PAGE} lacks the line {BEGIN} or {END}: put both back, around the tables.")
+        raise UserError(f"The page lacks the line {BEGIN} or {END}: put both back, around the tables.")
     return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"

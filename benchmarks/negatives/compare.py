@@ -1,0 +1,108 @@
+"""What stronger negatives give: ITM's drawn from 15, 63 and 255 candidates, and everything else the same.
+
+python -m benchmarks.negatives.compare [--seeds 0 1 2 3 4] [--folder runs/negatives]
+
+World, model and measures are those of `python -m benchmarks.claim`, trained by ITC and ITM in batches of 256 pairs. A
+stopped run resumes, and a measured one is not run again: results/cells.jsonl has a line for each, from which the tables
+of README.md are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
+from benchmarks.claim.grid import BASELINE, SCENES, Cell
+from benchmarks.claim.paired import Comparison, compare
+from benchmarks.claim.run import prepare_all, run_here
+from benchmarks.claim.scores import unpack
+from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, into_page, markdown, spread
+from mvlm.errors import ExitCode, UserError
+
+GROUPS = (16, 64, 256)
+BATCH = max(GROUPS)
+SETTINGS = (f"train.global_batch={BATCH}", "train.steps=150", "optim.warmup_steps=50", "data.workers=0")
+"""Of all cells; so few updates that models differ."""
+KEY = "objectives.itm_group="
+PRIMARY = ("foils", "recall")
+"""The claim's primary measures."""
+HERE = Path(__file__).parent
+CELLS, PAGE = HERE / "results/cells.jsonl", HERE / "README.md"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/negatives", help="of the world and training runs")
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each cell")
+    args = parser.parse_args(argv)
+    try:
+        code = run_here(plans(args.seeds, args.folder), args.results, len(args.seeds) * len(GROUPS))
+        text = tables(read_records(args.results))
+        print(text)
+        if args.results == CELLS:
+            PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return code
+
+
+def plans(seeds: Sequence[int], folder: Path) -> Iterator[Plan]:
+    """Every seed with each of the groups, so that what is compared has always been run equally often."""
+    corpus = prepare_all({SCENES: ""}, folder)[SCENES]
+    for seed in seeds:
+        for group in GROUPS:
+            cell = Cell(SCENES, BASELINE, seed=seed)
+            yield plan(cell, SIZES["small"], corpus, folder, (*SETTINGS, f"{KEY}{group}"))
+
+
+def tables(records: Sequence[Record]) -> str:
+    """Markdown: the numbers with groups of each size, and larger groups compared with smaller ones."""
+    by_group: dict[int, dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        group = next(word.removeprefix(KEY) for word in record["overrides"] if word.startswith(KEY))
+        by_group[int(group)][record["seed"]] = record
+    compared = [
+        (f"{larger - 1} − {smaller - 1} candidates", MEASURES[measure], found)
+        for smaller, larger in combinations(GROUPS, 2)
+        for measure in PRIMARY
+        if (found := _compared(by_group[larger], by_group[smaller], measure))
+    ]
+    return f"{_numbers(by_group)}\n\n{comparison_table(compared)}"
+
+
+def _numbers(by_group: dict[int, dict[int, Record]]) -> str:
+    names = [name for name in COLUMNS if any(name in r["numbers"] for of in by_group.values() for r in of.values())]
+    rows = []
+    for group in GROUPS:
+        found = by_group[group].values()
+        seconds = [record["training_cpu_s"] for record in found if "training_cpu_s" in record]
+        cost = f"{statistics.mean(seconds):.0f}" if seconds else ""
+        numbers = (spread([record["numbers"][name] for record in found], name) for name in names)
+        rows.append([f"{group - 1}", f"{len(found)}", *numbers, cost])
+    return markdown(["candidates", "seeds", *(COLUMNS[name] for name in names), "training, CPU s"], rows)
+
+
+def _compared(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
+    """Over the seeds that both have; None of fewer than two."""
+    seeds = sorted(treatment.keys() & control.keys())
+    if len(seeds) < 2:
+        return None
+    sides = ([unpack(of[seed]["rows"][measure]) for seed in seeds] for of in (treatment, control))
+    return compare(*(np.stack(side) for side in sides))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
