@@ -5,6 +5,7 @@ from __future__ import annotations
 from mvlm.check.report import Report
 from mvlm.config.schema import Config
 from mvlm.training.kernels import ALL_OPS, check_names
+from mvlm.training.warnings import groups_warning
 from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ranks
 
 
@@ -14,12 +15,16 @@ def check_layout(report: Report, config: Config, world: int) -> int:
         ranks = usable_ranks(config.train, world)
         accumulation = accumulation_steps(config.train, ranks)
         used = f"{ranks} rank{'s' if ranks > 1 else ''}" if ranks == world else f"{ranks} of {world} ranks"
-        groups = f", ITM groups of {config.objectives.itm_group}" if config.objectives.itm else ""
+        pairs, objectives = micro_batch(config.train, ranks), config.objectives
+        has_groups = bool(objectives.itm) and not config.task.is_labelled
+        groups = f", ITM groups of {objectives.group(config.train.global_batch)}" if has_groups else ""
         report.right(
             "layout",
             f"A global batch of {config.train.global_batch} is {used} x {accumulation} micro-batch"
-            f"{'es' if accumulation > 1 else ''} of {micro_batch(config.train, ranks)}{groups}.",
+            f"{'es' if accumulation > 1 else ''} of {pairs}{groups}.",
         )
+        if has_groups and (slower := groups_warning(objectives, config.train.global_batch, ranks, pairs)):
+            report.warning("layout", slower)
         return ranks
     return 0
 

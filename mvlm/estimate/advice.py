@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from mvlm.estimate.plan import Planner
+from mvlm.training.warnings import groups_warning
 from mvlm.training.zero.memory import Zero
 
 WORTH = 0.03
@@ -95,13 +96,9 @@ def _groups(planner: Planner) -> list[str]:
     """Where ITM's groups cost a second pass."""
     if planner.span(planner.pairs)[1] == 1:
         return []
-    at_once, whole = planner.ranks * planner.pairs, planner.config.train.global_batch
-    cost = planner.model.ahead() / sum(planner.model.flops(foreign=True).step.values())
-    group = planner.config.objectives.group(whole)
-    return [
-        f"ITM's groups of {group} are more than the {at_once} pairs computed at once and cost {cost * 100:.0f} % more "
-        f"computing: raise train.micro_batch, or set objectives.itm_group = {at_once}, with weaker negatives."
-    ]
+    share = planner.model.ahead() / sum(planner.model.flops(foreign=True).step.values())
+    config, cost = planner.config, f"{share * 100:.0f} % more computing"
+    return [groups_warning(config.objectives, config.train.global_batch, planner.ranks, planner.pairs, cost)]
 
 
 def _buckets(planner: Planner) -> list[str]:

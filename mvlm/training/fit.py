@@ -50,7 +50,7 @@ from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, r
 from mvlm.training.schedule import Schedule, learning_rate, schedule_steps
 from mvlm.training.stream import TrainingStream
 from mvlm.training.trainer import Evaluate, Health, Trainer
-from mvlm.training.warnings import find_warnings
+from mvlm.training.warnings import find_warnings, groups_warning
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.json_file import read_deepspeed_json, unused
 
@@ -175,7 +175,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     monitor = stack.enter_context(Monitor(folder, state.step, plan.steps[0], config.log))
     monitor.say(opening(config.run.dir, config.train, resumed, layout))
-    for sentence in (*sentences, *(_warnings(plan, dataset) if monitor.main else ())):
+    for sentence in (*sentences, *(_warnings(plan, dataset, layout["micro_batch"]) if monitor.main else ())):
         monitor.say(sentence)
     if beginning:
         monitor.say(f"{beginning}\nEvery tensor stands in {folder / STARTED}.")
@@ -246,7 +246,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
     return start, state, attempt
 
 
-def _warnings(plan: Plan, dataset: ShardDataset[Any]) -> list[str]:
+def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[str]:
     """What a person should know of a run that begins or is resumed."""
     config = plan.config
     found = unused(plan.content, plan.names[0])
@@ -256,6 +256,9 @@ def _warnings(plan: Plan, dataset: ShardDataset[Any]) -> list[str]:
             config.data, config.task, config.eval, plan.mixture, config.train.global_batch, plan.steps[0]
         )
     ]
+    if not config.task.is_labelled:
+        slower = groups_warning(config.objectives, config.train.global_batch, dist.world(), micro_batch)
+        found += [slower] if slower else []
     sentences = [f"warning: {warning}" for warning in found]
     if not plan.start.resumes and (cut := truncation_warning(dataset)):
         sentences.append(cut)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from mvlm.config.schema import Data, Eval, Task
+from mvlm.config.schema import Data, Eval, Objectives, Task
 from mvlm.data.shards.corpus import Mixture, held_out
+from mvlm.training.span import span_shape
+
+UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"
+"""Of the recipes, by how much they reconstruct."""
 
 
 def find_warnings(
@@ -46,3 +50,20 @@ def _seen_rows(data: Data, task: Task, mixture: Mixture) -> list[str]:
         for corpus in held_out(data, task.corpus).corpora
         if corpus.manifest.fingerprint in trained
     ]
+
+
+def groups_warning(objectives: Objectives, global_batch: int, ranks: int, pairs: int, cost: str = UNCOUNTED) -> str:
+    """Where ITM's groups span micro-batches that are computed one after another, what that costs; "" elsewhere.
+
+    Args:
+        pairs: of a micro-batch.
+    """
+    group, at_once = objectives.group(global_batch), ranks * pairs
+    if not objectives.itm or span_shape(group, ranks, pairs)[1] == 1:
+        return ""
+    fitting = next((size for size in range(min(group, at_once), 1, -1) if at_once % size == 0), 0)
+    smaller = f", or set objectives.itm_group = {fitting}, with weaker negatives" if fitting else ""
+    return (
+        f"ITM's groups of {group} do not fit in the {at_once} pairs computed at once and cost {cost}: "
+        f"raise train.micro_batch{smaller}."
+    )
