@@ -137,15 +137,15 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
         print(f"[{number}/{len(steps)}] {step.title}{' (done)' if step.is_done() else ''}")
         if isinstance(step, TrainStep):
             where = "" if step.counted() else " (as published)"
-            cost = prices.gpu_hours(step.config, step.pairs()) if prices else None
-            hours += cost or 0
+            cost = prices.gpu_hours(step.config, step.pairs()) if prices else 0.0
+            hours += cost
             about = f"; about {cost:,.0f} GPU-hours" if cost else ""
             print(f"  {step.updates():,} updates, {step.pairs():,} pairs an epoch{where}{about}")
         print(f"  {step.command()}", flush=True)
     if prices:
         print(
             f"About {hours:,.0f} GPU-hours of {prices.gpu} in all, done runs too, by `mvlm plan` on eight cards at 40 "
-            "% MFU. VQA, NLVR2 and SNLI-VE, which it does not know, and evaluation come on top."
+            "% MFU; of VQA, NLVR2 and SNLI-VE, which it does not know, their operations alone. Evaluation comes on top."
         )
 
 

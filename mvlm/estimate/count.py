@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvlm.batch import Batch, Encoded, GlobalBatch, Negative
+from mvlm.batch import Batch, Encoded, GlobalBatch, LabelledBatch, Negative
 from mvlm.config.schema import Data, Objectives, Optim
 from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
+from mvlm.model.finetune import TaskModel
 from mvlm.model.flops import GPU, flop_counter, on_meta, without_values
 from mvlm.model.masking import patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
@@ -160,6 +161,22 @@ class FakeModel:
     def _loss(self, model: MaskVLM, batch: Batch, foreign: bool) -> Tensor:
         losses = model(batch, _with_foreign(model.alone(batch), batch) if foreign else None)
         return torch.stack([self.objectives.weight(name) * loss for name, loss in losses.items()]).sum()
+
+
+def task_flops(model: TaskModel, text_length: int) -> float:
+    """Operations of a sample of a fine-tuning task, forward and backward, with a sentence of so many tokens."""
+    side, task = model.grid[0] * model.vision.patch, model.task
+    image_VBCHW = torch.empty(task.images, UNIT, 3, side, side, dtype=torch.uint8, device="meta")
+    text_TBL = torch.zeros(1, UNIT, text_length, dtype=torch.int64)
+    number_B = torch.zeros(UNIT, dtype=torch.int64)
+    *_, bias_A = model.head.parameters()
+    label_B = torch.zeros(UNIT, len(bias_A)) if task.name == "vqa" else number_B
+    batch = LabelledBatch(
+        image_VBCHW, text_TBL, torch.ones_like(text_TBL, dtype=torch.bool), label_B, number_B, number_B
+    )
+    with without_values(model, "cpu") as (model, without_value), flop_counter() as counter:  # texts are not packed
+        model(without_value(batch))["task"].backward()
+        return counter.get_total_flops() / UNIT
 
 
 def _with_foreign(pool: GlobalBatch, batch: Batch, given: Sequence[Tensor] = ()) -> GlobalBatch:

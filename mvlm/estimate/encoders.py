@@ -13,6 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from mvlm.config.schema import Blueprint, Data, Model
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
+from mvlm.model.encoders import Encoders
+from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import Vocabulary, build_model
 
@@ -51,7 +53,7 @@ defaults in the config.json there. Names without an owner, such as roberta-base,
 
 
 def build_without_weights(blueprint: Blueprint, data: Data) -> MaskVLM:
-    """The model after a blueprint, on torch's meta device, which takes no memory.
+    """The model after a blueprint of pretraining or retrieval, on torch's meta device, which takes no memory.
 
     Raises:
         UserError: the task is another than pretraining or retrieval, or an encoder is not known here.
@@ -61,9 +63,18 @@ def build_without_weights(blueprint: Blueprint, data: Data) -> MaskVLM:
             f"A run of task.name = {blueprint.task.name!r} cannot be planned: give a configuration of pretraining or "
             "retrieval."
         )
+    return cast(MaskVLM, _build(blueprint, data, 0))
+
+
+def build_task_without_weights(blueprint: Blueprint, data: Data, classes: int) -> TaskModel:
+    """The same of a task that chooses among classes."""
+    return cast(TaskModel, _build(blueprint, data, classes))
+
+
+def _build(blueprint: Blueprint, data: Data, classes: int) -> Encoders:
     model, tokenizer = _without_weights(blueprint.model, data)
     with torch.device("meta"):
-        return cast(MaskVLM, build_model(dataclasses.replace(blueprint, model=model), tokenizer))
+        return build_model(dataclasses.replace(blueprint, model=model), tokenizer, classes)
 
 
 def _without_weights(model: Model, data: Data) -> tuple[Model, Vocabulary]:

@@ -56,7 +56,7 @@ class Planner:
         self.model = model or FakeModel(
             build_without_weights(self.config.blueprint, self.config.data), self.config.data
         )
-        self.precision = _precision(request)
+        self.precision = precision_of(request)
         self.ranks = usable_ranks(self.config.train, request.gpus)
         self.zero = self._zero_of(request.content)
         self.room = USABLE * request.card.memory
@@ -165,7 +165,7 @@ class Planner:
         )
 
 
-def _precision(request: Request) -> str:
+def precision_of(request: Request) -> str:
     """In which a step computes: what the JSON enables, or bf16 where that is "auto" and the card has it.
 
     Raises:

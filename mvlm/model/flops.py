@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mvlm.batch import Batch, apply
+from mvlm.batch import apply
 from mvlm.errors import UserError
 from mvlm.kernels.constants import constant
 from mvlm.kernels.layers import use_kernels
@@ -74,7 +74,7 @@ GPU = "meta"
 @contextmanager
 def without_values(
     model: M, device: str = GPU, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[M, Callable[[Batch], Batch]]]:
+) -> Iterator[tuple[M, Callable[[Any], Any]]]:
     """A copy of `model` whose tensors have a shape and no values, and what makes such a batch of one; both for within.
 
     Operations compute as they would on the device; on a GPU torch's operations stand for our own kernels.

@@ -10,15 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from data_tools.__main__ import main as data_tools
 from data_tools.synth.miniature import write_miniature
 from mvlm.__main__ import main as mvlm
 from mvlm.config.load import load_config
 from mvlm.errors import ExitCode, UserError
+from mvlm.estimate.encoders import build_task_without_weights
+from mvlm.model.flops import flop_counter
 from mvlm.reproduce import layout
 from mvlm.reproduce.corpora import CORPORA, in_order
-from mvlm.reproduce.cost import Prices
+from mvlm.reproduce.cost import CLASSES, Prices
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
 from mvlm.reproduce.steps import GenerateStep, TrainStep, Workplace, published_pairs
@@ -167,4 +170,21 @@ def test_a_run_without_matching_has_its_price(tmp_path: Path) -> None:
     prices = Prices("a100", "zero1.json", {})
     hours = prices.gpu_hours(step.config, step.pairs())
     assert hours and prices.gpu_hours(step.config, 2 * step.pairs()) == pytest.approx(2 * hours, rel=1e-3)
-    assert prices.gpu_hours(TrainStep(place(tmp_path, tmp_path), "base_4m_vqa").config, 1) is None
+
+
+@pytest.mark.parametrize(("name", "samples"), [("vqa", 9_144_888), ("nlvr2", 863_730), ("snli_ve", 2_647_635)])
+def test_a_fine_tuned_task_costs_the_operations_of_real_steps(tmp_path: Path, name: str, samples: int) -> None:
+    """Samples: all that is published, 8, 10 and 5 times."""
+    step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), f"base_4m_{name}")
+    config, epochs = step.config, {"vqa": 8, "nlvr2": 10, "snli_ve": 5}[name]
+    config = replace(config, train=replace(config.train, epochs=epochs))
+    model = build_task_without_weights(config.blueprint, config.data, CLASSES[config.task.name]).to_empty(device="cpu")
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.zero_()
+    image_VBCHW = torch.zeros(config.task.images, 3, 3, 32, 32, dtype=torch.uint8)
+    text_BL = torch.zeros(3, config.data.text_length, dtype=torch.int64)
+    with flop_counter() as counter:
+        model.logits(image_VBCHW, text_BL, torch.ones_like(text_BL, dtype=torch.bool)).sum().backward()
+    hours = Prices("a100", "zero1.json", {"bf16": {"enabled": True}}).gpu_hours(config, step.pairs())
+    whole = samples // config.train.global_batch * config.train.global_batch
+    assert hours == pytest.approx(whole * counter.get_total_flops() / 3 / (0.4 * 312e12) / 3600, rel=1e-4)
