@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from zlib_ng import zlib_ng
 
 from data_tools.image import decode, shrunk
 from data_tools.look import look_of
@@ -120,8 +121,8 @@ def _picture(data: bytes, filters: Filters) -> CheckedImage:
     look = look_of(image.colour) if filters.look and image.colour else b""
     if image.colour and 0 < filters.longest_side < long:
         encoded, width, height = shrunk(image.colour, filters.longest_side, filters.quality)
-        return CheckedImage(width, height, zlib.crc32(encoded), encoded, look)
-    return CheckedImage(image.width, image.height, zlib.crc32(data), b"", look)
+        return CheckedImage(width, height, zlib_ng.crc32(encoded), encoded, look)
+    return CheckedImage(image.width, image.height, zlib_ng.crc32(data), b"", look)
 
 
 def _is_name(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+from blake3 import blake3
 
 from data_tools.row_index import add_index
 from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, Shards
@@ -45,7 +45,7 @@ class CorpusWriter:
         folder: Path,
         shard_bytes: int,
         task: str = CAPTION,
-        hasher: Callable[[], Hash] = hashlib.sha256,
+        hasher: Callable[[], Hash] = blake3,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._shard_bytes = folder, shard_bytes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from zlib_ng import zlib_ng
 
 from data_tools.corpora import open_shard, shard_batch, spread
 from data_tools.engines.local import ordered_map
@@ -17,7 +16,7 @@ from data_tools.filters import MAY_BE_EMPTY
 from data_tools.image import decoded_size
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.columns import CHANGED, ShardRows
-from mvlm.data.shards.integrity import check_index_hash
+from mvlm.data.shards.integrity import check_index_hash, has_its_hash
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import unpacked
 from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, index_again, read_manifest
@@ -105,8 +104,9 @@ class _ShardCheck:
         if (size := path.stat().st_size) != shard.bytes:
             yield None, f"{path} has {size} bytes and not {shard.bytes}: its {lost}."
             return
-        if _sha256(path) != shard.sha256:
-            yield None, f"{path} has changed since it was written: its SHA-256 is not the manifest's."
+        with path.open("rb") as file:
+            if not has_its_hash(file, shard):
+                yield None, f"{path} has changed since it was written: its hash is not the manifest's."
         try:
             reader = open_shard(path, self.task)
         except UserError as error:
@@ -159,11 +159,6 @@ class _ShardCheck:
                 number += 1
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _row_problem(row: _Stored) -> str:
     texts = CHANGED if row.changed else next(_text_problems(row.columns), "")
     problem = next(_image_problems(row), "") or texts
@@ -173,7 +168,7 @@ def _row_problem(row: _Stored) -> str:
 def _image_problems(row: _Stored) -> Iterator[str]:
     for name in filter(row.columns.__contains__, IMAGE_COLUMNS):
         width, height, crc32 = (row.columns[about] for about in IMAGE_COLUMNS[name])
-        if zlib.crc32(row.columns[name]) != crc32:
+        if zlib_ng.crc32(row.columns[name]) != crc32:
             yield f"the {name}'s bytes have changed; its CRC-32 is not the stored one"
         if row.decode:
             try:

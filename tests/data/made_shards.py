@@ -1,6 +1,5 @@
 """Shards written with pyarrow alone, so that the reader is held against the format and not against our writer."""
 
-import hashlib
 import io
 import zlib
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from blake3 import blake3
 from PIL import Image
 
 from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
@@ -48,7 +48,7 @@ def write_shards(folder: Path, rows, shard_rows=50, batch_rows=16, schema=SCHEMA
             for at in range(0, len(part), batch_rows):
                 writer.write_batch(pa.RecordBatch.from_pylist(part[at : at + batch_rows], schema=schema))
         content = path.read_bytes()
-        shards.append(Shard(path.name, len(part), len(content), hashlib.sha256(content).hexdigest()))
+        shards.append(Shard(path.name, len(part), len(content), blake3(content).hexdigest()))
     captions, size = sum(len(row["captions"]) for row in rows), sum(len(row["image"]) for row in rows)
     (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, Shards(shards)).to_json())
     return folder

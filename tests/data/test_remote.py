@@ -220,11 +220,11 @@ def test_what_a_killed_process_left_is_cleared_away(shards, tmp_path, largest):
     bound = Cache(str(tmp_path / "c"), 1.2 * largest / 1e9)
     remote = Mixture([f"slow://{shards}"], cache=bound)
     shard = remote.corpora[0].manifest.shards[0]
-    for name in (f"{shard.sha256}.{shard.bytes}.part", f"{'0' * 64}.123456789.part"):
+    for name in (f"{shard.hash}.{shard.bytes}.part", f"{'0' * 64}.123456789.part"):
         (bound.folder / name).write_bytes(b"half")
-    (bound.folder / f"{shard.sha256}.lock").touch()
+    (bound.folder / f"{shard.hash}.lock").touch()
     assert remote.row(0).key == "k00000"
-    assert cached(bound.folder) == [f"{shard.sha256}.arrow"]
+    assert cached(bound.folder) == [f"{shard.hash}.arrow"]
 
 
 def test_a_cache_too_small_for_the_shuffle_is_refused(shards, tmp_path, largest):

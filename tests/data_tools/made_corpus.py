@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from blake3 import blake3
 from made import photo
 
 from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, Shard, Shards
@@ -35,7 +35,7 @@ def write_corpus(folder: Path, rows: list[dict[str, Any]], task: str = "caption"
             for some in (part[:3], part[3:]):
                 writer.write_batch(pa.RecordBatch.from_pylist(some, schema=SCHEMAS[task]))
         content = path.read_bytes()
-        shards.append(Shard(path.name, len(part), len(content), hashlib.sha256(content).hexdigest()))
+        shards.append(Shard(path.name, len(part), len(content), blake3(content).hexdigest()))
     captions = sum(len(row.get("captions", ())) for row in rows)
     size = sum(len(row["image"]) + len(row.get("image2", b"")) for row in rows)
     (folder / MANIFEST).write_text(Manifest(len(rows), captions, size, Shards(shards), task).to_json())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tarfile
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from made import photo, quarantine, read_rows, run, tree, write_captions, write_folder
 
 from data_tools.__main__ import main
@@ -42,7 +42,7 @@ def test_manifest_agrees_with_the_files(tmp_path: Path) -> None:
     assert len(manifest["shards"]) > 2
     for shard in manifest["shards"]:
         data = (tmp_path / "out" / shard["file"]).read_bytes()
-        assert (shard["bytes"], shard["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (shard["bytes"], shard["blake3"]) == (len(data), blake3(data).hexdigest())
     rows = read_rows(tmp_path / "out")
     assert manifest["rows"] == len(rows) == sum(shard["rows"] for shard in manifest["shards"])
     assert manifest["captions"] == sum(len(row["captions"]) for row in rows)

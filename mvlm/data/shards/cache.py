@@ -1,8 +1,8 @@
 """A bounded folder of a node for shards that lie elsewhere, shared by all processes of the node.
 
-A shard is `<sha256>.arrow`, and has that name only once its bytes have been held against the hash; it is trusted from
+A shard is `<hash>.arrow`, and has that name only once its bytes have been held against the hash; it is trusted from
 then on since nobody but the user may write there, and since every row has a checksum of its own. While it is fetched
-it is `<sha256>.<bytes>.part`, and who fetches it holds a lock on `<sha256>.lock`. What was touched longest ago is
+it is `<hash>.<bytes>.part`, and who fetches it holds a lock on `<hash>.lock`. What was touched longest ago is
 dropped first; so whoever knows the future touches last what comes first. A mapped shard may be dropped: its bytes stay
 until it is unmapped.
 """
@@ -10,7 +10,6 @@ until it is unmapped.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import stat
 import tempfile
@@ -19,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mvlm.data.shards.integrity import has_its_hash
 from mvlm.data.shards.schema import Shard
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Attempts, Outages
@@ -68,7 +68,7 @@ class Cache:
             )
 
     def path(self, shard: Shard) -> Path:
-        return self.folder / f"{shard.sha256}.arrow"
+        return self.folder / f"{shard.hash}.arrow"
 
     def holds(self, shard: Shard) -> bool:
         try:
@@ -121,7 +121,7 @@ class Cache:
     @contextmanager
     def _locked(self, shard: Shard, wait: bool) -> Iterator[bool]:
         """Whether fetching this shard is ours; it is not where another process does or did a moment ago."""
-        path = self.folder / f"{shard.sha256}.lock"
+        path = self.folder / f"{shard.hash}.lock"
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         mine = _lock(file, wait) and _is_at(path, file)
         try:
@@ -136,7 +136,7 @@ class Cache:
         try:
             fetch(part)
             with open(part, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                if not has_its_hash(file, shard):
                     return UserError("its hash is not the manifest's")
             part.rename(self.path(shard))
         except Exception as error:  # each store raises its own
@@ -151,7 +151,7 @@ class Cache:
         A shard larger than the whole cache gets room when nothing else is there.
         """
         kept = {self.path(other) for other in keep}
-        part = self.folder / f"{shard.sha256}.{shard.bytes}.part"
+        part = self.folder / f"{shard.hash}.{shard.bytes}.part"
         with open(self.folder / "lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             part.unlink(missing_ok=True)  # of a process that was killed
@@ -170,9 +170,9 @@ class Cache:
 
     def _reserved(self, part: Path) -> int:
         """The bytes a shard will have that is being fetched; 0 where who fetched it has died."""
-        sha256, size, _ = part.name.split(".")
+        name, size, _ = part.name.split(".")
         try:
-            file = os.open(self.folder / f"{sha256}.lock", os.O_RDWR)
+            file = os.open(self.folder / f"{name}.lock", os.O_RDWR)
         except FileNotFoundError:
             part.unlink(missing_ok=True)
             return 0

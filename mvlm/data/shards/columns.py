@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import struct
-import zlib
 from bisect import bisect_right
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +12,7 @@ from struct import Struct
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.shards.mapped import MappedFile
@@ -46,7 +46,7 @@ class EncodedImage(NamedTuple):
 
     def checked(self) -> memoryview:
         """Its bytes; raises `ChangedImage` where they are not those that were written."""
-        if zlib.crc32(self.data) != self.crc32:
+        if zlib_ng.crc32(self.data) != self.crc32:
             raise ChangedImage
         return self.data
 

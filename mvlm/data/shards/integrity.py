@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import io
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from mvlm.data.shards.schema import Shard, index_again
+from blake3 import blake3
+
+from mvlm.data.shards.schema import BLAKE3, SHA256, Shard, index_again
 from mvlm.errors import UserError
+
+HASHES: dict[str, Callable[[], Any]] = {SHA256: hashlib.sha256, BLAKE3: blake3}
+"""By the name that a manifest gives them."""
 
 
 def check_lengths(folder: str | Path, shards: Iterable[Shard]) -> None:
@@ -48,17 +55,22 @@ def check_index_hash(folder: str | Path, index: Shard) -> None:
     """Raise `UserError` where the row index's bytes are not those that were written."""
     check_index_length(folder, index)
     path = Path(folder) / index.file
-    if hashlib.sha256(path.read_bytes()).hexdigest() != index.sha256:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != index.hash:
         raise UserError(
             f"{path} has changed since it was written (its SHA-256 is not the manifest's): {index_again(folder)}."
         )
+
+
+def has_its_hash(file: io.BufferedReader, shard: Shard) -> bool:
+    """Whether an open file has the bytes of a shard, or of its row index."""
+    return hashlib.file_digest(file, HASHES[shard.hashed_by]).hexdigest() == shard.hash
 
 
 def check_hash(folder: str | Path, shard: Shard) -> None:
     """Raise `UserError` where the shard's bytes are not those that were written."""
     path = Path(folder) / shard.file
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+        if not has_its_hash(file, shard):
             raise UserError(
-                f"{path} has changed since it was written (its SHA-256 is not the manifest's): copy or shard it again."
+                f"{path} has changed since it was written (its hash is not the manifest's): copy or shard it again."
             )

@@ -21,13 +21,13 @@ An index is a function of its shard alone. Its length and SHA-256 stand in the m
 from __future__ import annotations
 
 import sys
-import zlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from struct import Struct, pack
 
 import pyarrow as pa
+from zlib_ng import zlib_ng
 
 MAGIC = b"mvlmrows"
 VERSION = 1
@@ -59,7 +59,7 @@ def packed(index: RowIndex, shard_bytes: int) -> bytes:
     sizes = _SIZES.pack(shard_bytes, rows, batches, len(index.buffers) // (2 * batches) if batches else 0)
     names = _NAMES.pack(MAGIC, VERSION)
     assert index.crc32 is not None
-    checked = _CHECKED.pack(zlib.crc32(b"".join((names, sizes, starts, buffers))))
+    checked = _CHECKED.pack(zlib_ng.crc32(b"".join((names, sizes, starts, buffers))))
     return b"".join((names, checked, sizes, starts, buffers, pack(f"<{rows}I", *index.crc32)))
 
 
@@ -85,7 +85,7 @@ def unpacked(data: memoryview, shard_bytes: int, rows: int) -> RowIndex:
     if len(data) != end + 4 * found_rows:
         raise ValueError("it is cut short")
     (checked,) = _CHECKED.unpack_from(data, _NAMES.size)
-    if zlib.crc32(data[_NAMES.size + _CHECKED.size : end], zlib.crc32(data[: _NAMES.size])) != checked:
+    if zlib_ng.crc32(data[_NAMES.size + _CHECKED.size : end], zlib_ng.crc32(data[: _NAMES.size])) != checked:
         raise ValueError("its head is damaged")
     if (found_bytes, found_rows) != (shard_bytes, rows):
         raise ValueError("it is of another shard")
@@ -140,7 +140,7 @@ def buffer_count(type_: pa.DataType) -> int:
 
 def row_crc32(numbers: Sequence[int], texts: Sequence[memoryview]) -> int:
     """Of one row, as the head of this module defines it: of its numbers and lengths, then of its texts."""
-    return zlib.crc32(b"".join((pack(f"<{len(numbers)}q", *numbers), *texts)))
+    return zlib_ng.crc32(b"".join((pack(f"<{len(numbers)}q", *numbers), *texts)))
 
 
 def _u64(values: Sequence[int]) -> bytes:
