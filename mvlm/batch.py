@@ -15,7 +15,7 @@ Shape legend, used as name suffixes everywhere:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 if TYPE_CHECKING:  # loader processes read this file and must not pay for torch
@@ -35,7 +35,7 @@ class MaskedPlaces:
     patch_BC: Tensor  # int64, each image's masked patches in their order, equally many in all images
     patch_M: Tensor  # int64, the same as rows of BN
     token_BC: Tensor  # int64, each sentence's masked tokens in their order, filled up with token 0
-    token_M: Tensor  # int64, the rows of BC (of token_BC) that are masked tokens and no filling
+    token_M: Tensor  # int64, the rows of BC (of token_BC) that are masked tokens, and filling where they are filled up
 
 
 @dataclass(frozen=True)
@@ -139,21 +139,28 @@ Negatives: TypeAlias = "Callable[[Encoded, Tensor, Tensor, Tensor], tuple[Negati
 
 
 @dataclass(frozen=True)
-class GlobalBatch:
-    """The global batch as one micro-batch needs to see it.
+class Counts:
+    """What the losses of one micro-batch are divided by.
 
     Every loss computed against it is scaled so that its plain mean over the `parts` micro-batches
     (ranks x accumulation, which is what data parallelism averages) is the global batch's loss, and so
     is its gradient.
     """
 
-    contrast: Callable[[Encoded, Tensor, Tensor | None], Contrast]  # of own features, temperature and bias
     parts: int  # micro-batches in the global batch
-    negatives: Negatives  # draws them, and brings them here where a group is larger than the micro-batch
     counted_B3: Tensor  # bool, which examples of the own pairs count for ITM
     masked_tokens: Tensor  # scalar, in the whole global batch
     masked_patches: Tensor  # scalar, in the whole global batch
     itm_examples: Tensor  # scalar, that count in the whole global batch: each pair itself, and its negatives
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """The global batch as one micro-batch needs to see it."""
+
+    contrast: Callable[[Encoded, Tensor, Tensor | None], Contrast]  # of own features, temperature and bias
+    negatives: Negatives  # draws them, and brings them here where a group is larger than the micro-batch
+    counts: Counts
 
 
 def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
@@ -162,7 +169,7 @@ def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
 
     def once(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            return replace(value, **{field.name: once(getattr(value, field.name)) for field in fields(value)})
+            return replace(value, **{one.name: once(getattr(value, one.name)) for one in fields(value)})
         if id(value) not in changed:
             changed[id(value)] = change(value)
         return changed[id(value)]
@@ -170,6 +177,7 @@ def apply(batch: B, change: Callable[[Tensor], Tensor]) -> B:
     return once(batch)
 
 
+@dataclass
 class MetricAccumulator:
     """Metrics of a step beside its losses, from what the forward pass computes anyhow.
 
@@ -180,10 +188,9 @@ class MetricAccumulator:
         values: by metric, a scalar that is the same on every rank.
     """
 
-    def __init__(self) -> None:
-        self.correct: dict[str, Tensor] = {}
-        self.total: dict[str, Tensor] = {}
-        self.values: dict[str, Tensor] = {}
+    correct: dict[str, Tensor] = field(default_factory=dict)
+    total: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Tensor] = field(default_factory=dict)
 
     def count(self, name: str, correct: Tensor, counted: Tensor | None = None) -> None:
         """Add predictions, each 1 or True where it is correct, 0 or False where it is wrong.
@@ -193,8 +200,17 @@ class MetricAccumulator:
         """
         correct = correct.detach().float()
         counted = correct.new_ones(()).expand_as(correct) if counted is None else counted.float()
-        self.correct[name] = self.correct.get(name, 0) + (correct * counted).sum()
-        self.total[name] = self.total.get(name, 0) + counted.sum()
+        self._count(name, (correct * counted).sum(), counted.sum())
+
+    def add(self, other: MetricAccumulator) -> None:
+        """What another has counted, and its values."""
+        for name, correct in other.correct.items():
+            self._count(name, correct, other.total[name])
+        self.values |= other.values
+
+    def _count(self, name: str, correct: Tensor, total: Tensor) -> None:
+        self.correct[name] = self.correct.get(name, 0) + correct
+        self.total[name] = self.total.get(name, 0) + total
 
 
 Losses: TypeAlias = "dict[str, Tensor]"

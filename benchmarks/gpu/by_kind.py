@@ -51,7 +51,7 @@ def watch(record: Record, size: Size, way: str) -> None:
     """Lines of one way to run the step."""
     model = build(size).to(device(), torch.bfloat16)
     batch = make_batch(size, model.grid).to(device())
-    speed_up(model, configuration(size, way == "compiled"), kernels=True)
+    speed_up(model, configuration(size, way), kernels=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def step() -> None:

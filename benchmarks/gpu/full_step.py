@@ -4,13 +4,13 @@
 
 Each way is a process of its own, and a line of FILE:
 
-- `forward and backward` of one batch: eager, with every block compiled, or the eager one captured as a CUDA graph and
-  replayed, which shows what its launches cost;
-- `update`: the engine's whole step, DeepSpeed and the optimiser included, eager or compiled, on batches of other
-  captions each.
+- `forward and backward` of one batch, without DeepSpeed and optimiser;
+- `update`: the engine's whole step with both, on batches of other captions each, and the losses of its first steps.
 
-Pairs a second, MFU on the operations executed against the device's bf16 peak, the memory's peak beside what `mvlm plan`
-says, and the host's time: until the call returns, and in seconds of its processor.
+Each is eager, with every block compiled, or compiled and captured as CUDA graphs (mvlm/training/capture.py), as
+`train.compile` has a run do it. Pairs a second, MFU on the operations executed against the device's bf16 peak, the
+memory's peak beside what `mvlm plan` says, and the host's time: until the call returns, and in seconds of its
+processor.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+from torch import Tensor
 
 from benchmarks.gpu.record import Line, Record, device, finish, seconds_left
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.variants import speed_up
 from mvlm.batch import Batch
 from mvlm.config.schema import Config
+from mvlm.data.samples.captions import COARSE, FINE, Rounding
 from mvlm.model.flops import count_flops
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.training.logging.mfu import peak_flops
@@ -45,9 +47,10 @@ DS_JSON = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1, "overlap
 WAYS = {
     ("forward and backward", "eager"): 20.0,
     ("update", "eager"): 25.0,
-    ("forward and backward", "captured"): 25.0,
-    ("forward and backward", "compiled"): 60.0,
     ("update", "compiled"): 60.0,
+    ("update", "captured"): 60.0,
+    ("forward and backward", "compiled"): 60.0,
+    ("forward and backward", "captured"): 60.0,
 }
 """What is measured and how, and the seconds without which it is not begun, in the order in which it is."""
 STEPS, WARM, BATCHES = 20, 3, 4
@@ -55,15 +58,20 @@ SECONDS = 15.0
 """After which no further step is timed."""
 
 
-def configuration(size: Size, compiled: bool) -> Config:
-    config = size.config
-    return replace(config, train=replace(config.train, compile=compiled, global_batch=size.pairs))
+def configuration(size: Size, way: str) -> Config:
+    """As a run has it that is "eager", "compiled" or "captured"."""
+    config, choices = size.config, {"eager": False, "compiled": True, "captured": "captured"}
+    return replace(config, train=replace(config.train, compile=choices[way], global_batch=size.pairs))
+
+
+def rounding(way: str) -> Rounding:
+    """What a run fills its batches up to."""
+    return FINE if way == "eager" else COARSE
 
 
 def measure(size: Size, kind: str, way: str) -> Line:
     step, batches, model = (prepare_update if kind == "update" else prepare_passes)(size, way)
-    for turn in range(WARM):
-        step(turn)
+    losses = [float(step(turn)) for turn in range(max(WARM, BATCHES))]  # each batch's sizes compiled
     finish()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -78,7 +86,7 @@ def measure(size: Size, kind: str, way: str) -> Line:
         times.append(time.perf_counter() - wall)
         if time.perf_counter() - began > SECONDS or seconds_left() < 8:
             break
-    found: Line = {"seconds": median(times), "fastest": min(times), "steps": len(times)}
+    found: Line = {"seconds": median(times), "fastest": min(times), "steps": len(times), "losses": losses}
     found |= {"returned_seconds": median(returned), "host_cpu_seconds": median(host)}
     found["pairs_per_s"] = size.pairs / found["seconds"]
     if torch.cuda.is_available():
@@ -96,36 +104,22 @@ def executed(size: Size, model: MaskVLM, batches: list[Batch], pairs_per_s: floa
     )
 
 
-def prepare_passes(size: Size, way: str) -> tuple[Callable[[int], None], list[Batch], MaskVLM]:
+def prepare_passes(size: Size, way: str) -> tuple[Callable[[int], Tensor], list[Batch], MaskVLM]:
     """Forward and backward pass of one batch, in bf16, without an optimiser."""
     model = build(size).to(device(), torch.bfloat16)
-    batch = make_batch(size, model.grid).to(device())
-    speed_up(model, configuration(size, way == "compiled"), kernels=True)
+    batch = make_batch(size, model.grid, rounding=rounding(way)).to(device())
+    speed_up(model, configuration(size, way), kernels=True)
 
-    def step(_: int) -> None:
+    def step(_: int) -> Tensor:
         model.zero_grad(set_to_none=True)
-        sum(model(batch).values()).backward()
+        total = torch.stack(list(model(batch).values())).sum()
+        total.backward()
+        return total.detach()
 
-    return (captured(model, batch) if way == "captured" else step), [batch], model
-
-
-def captured(model: MaskVLM, batch: Batch) -> Callable[[int], None]:
-    """The same kernels launched by the device itself."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM):
-            model.zero_grad(set_to_none=True)
-            sum(model(batch).values()).backward()
-    torch.cuda.current_stream().wait_stream(stream)
-    model.zero_grad(set_to_none=True)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        sum(model(batch).values()).backward()
-    return lambda _: graph.replay()
+    return step, [batch], model
 
 
-def prepare_update(size: Size, way: str) -> tuple[Callable[[int], None], list[Batch], MaskVLM]:
+def prepare_update(size: Size, way: str) -> tuple[Callable[[int], Tensor], list[Batch], MaskVLM]:
     """The engine's step as a run makes it."""
     from mvlm.runtime import dist
     from mvlm.training.optim import count_parameters
@@ -133,11 +127,9 @@ def prepare_update(size: Size, way: str) -> tuple[Callable[[int], None], list[Ba
     from mvlm.training.zero.config import RunSide, resolve
 
     dist.init()
-    config, model = configuration(size, way == "compiled"), build(size)
-    batches = [make_batch(size, model.grid, start=n * size.pairs) for n in range(BATCHES)]
-    side = RunSide(
-        ("json", "toml"), "", config.train, config.objectives, config.optim, 1, (1000, 10), count_parameters(model)
-    )
+    config, model = configuration(size, way), build(size)
+    batches = [make_batch(size, model.grid, start=n * size.pairs, rounding=rounding(way)) for n in range(BATCHES)]
+    side = RunSide(("json", "toml"), "", config.train, config.optim, 1, (1000, 10), count_parameters(model))
     engine = parallelize(
         model,
         resolve(DS_JSON, side),
@@ -149,7 +141,7 @@ def prepare_update(size: Size, way: str) -> tuple[Callable[[int], None], list[Ba
     )
     assert isinstance(engine.model, MaskVLM)
     return (
-        lambda turn: engine.step([batches[turn % BATCHES]], 1e-3, turn) and None,
+        lambda turn: torch.stack(list(engine.step([batches[turn % BATCHES]], 1e-3, turn).values())).sum(),
         [batches[0].to(device())],
         engine.model,
     )
@@ -167,7 +159,7 @@ def planned(size: Size) -> Line:
     from mvlm.estimate.plan import Planner, Request
 
     content = json.loads(json.dumps(DS_JSON))
-    request = Request(configuration(size, False), content, ("json", "toml"), "h100", CARDS["h100"], 1, 1, 10**6, 0.45)
+    request = Request(configuration(size, "eager"), content, ("json", "toml"), "h100", CARDS["h100"], 1, 1, 10**6, 0.45)
     planner = Planner(request, FakeModel(build(size), request.config.data))
     memory = planner.memory(planner.zero, size.pairs)
     return {"planned_bytes": memory.total, "planned_in": memory.moment}

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvlm.batch import Encoded, GlobalBatch
+from mvlm.batch import Counts, Encoded, GlobalBatch
 from mvlm.model.losses.itc import contrast_pairs, itc_loss
 from mvlm.model.losses.itm import NegativeSampler, itm_loss
 from mvlm.model.losses.mim import mim_loss
@@ -185,7 +185,9 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
-    alone = GlobalBatch(lambda *own: contrast_pairs(*own, exclude_duplicates=True), 1, None, None, *torch.ones(3))  # type: ignore[arg-type]
+    alone = GlobalBatch(
+        lambda *own: contrast_pairs(*own, exclude_duplicates=True), None, Counts(1, None, *torch.ones(3))
+    )  # type: ignore[arg-type]
     ours_itc = itc_loss(pairs, inputs.temperature, None, alone)
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier

@@ -15,6 +15,7 @@ from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.bpe import SPECIAL_TOKENS
+from mvlm.data.samples.captions import FINE, Rounding
 from mvlm.data.samples.pairs import Pair
 from mvlm.model.masking import Purpose, generator, patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
@@ -48,7 +49,7 @@ class Size:
         return load_config(ROOT / "mvlm/configs/base.toml", [*common, *self.overrides])
 
 
-def _overrides(width: int, depth: int, cross_depth: int, vision: str = "") -> tuple[str, ...]:
+def overrides(width: int, depth: int, cross_depth: int, vision: str = "") -> tuple[str, ...]:
     heads = max(2, width // 64)
     text = f"hidden_size={width}, num_hidden_layers={depth}, num_attention_heads={heads}"
     return (
@@ -65,12 +66,12 @@ SIZES = {
     for size in (
         Size(
             "tiny",
-            (*_overrides(64, 2, 2, vision=", patch_size=8"), "model.image_size=32", "objectives.itm_group=4"),
+            (*overrides(64, 2, 2, vision=", patch_size=8"), "model.image_size=32", "objectives.itm_group=4"),
             vocabulary=500,
             pairs=4,
         ),
-        Size("small", _overrides(384, 6, 3), vocabulary=BERT_WORDS, pairs=16),
-        Size("full", _overrides(768, 12, 3), vocabulary=ROBERTA_WORDS, pairs=128),
+        Size("small", overrides(384, 6, 3), vocabulary=BERT_WORDS, pairs=16),
+        Size("full", overrides(768, 12, 3), vocabulary=ROBERTA_WORDS, pairs=128),
     )
 }
 
@@ -87,17 +88,25 @@ def build(size: Size) -> MaskVLM:
     return build_model(size.config.blueprint, tokenizer)
 
 
-def make_batch(size: Size, grid: tuple[int, int], pairs: int = 0, shortest: int = SHORTEST, start: int = 0) -> Batch:
+def make_batch(
+    size: Size,
+    grid: tuple[int, int],
+    pairs: int = 0,
+    shortest: int = SHORTEST,
+    start: int = 0,
+    rounding: Rounding = FINE,
+) -> Batch:
     """A batch whose captions have `shortest` to 30 tokens, all lengths alike; every pair is another.
 
     Args:
         grid: rows and columns of the model's patches.
         pairs: 0 = the size's own number.
         start: the first of them, of all the pairs that could be made.
+        rounding: what its sizes are filled up to; compiled runs take `COARSE`.
     """
     samples = [_sample(size, grid, place, shortest) for place in range(start, start + (pairs or size.pairs))]
     images_1BCHW = torch.from_numpy(np.stack([np.stack(sample.images) for sample in samples], axis=1))
-    return collate_pairs(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length)
+    return collate_pairs(samples, images_1BCHW, SPECIAL_TOKENS.index("<pad>"), size.config.data.text_length, rounding)
 
 
 def _sample(size: Size, grid: tuple[int, int], place: int, shortest: int) -> Pair:

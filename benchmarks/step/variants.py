@@ -74,6 +74,7 @@ def speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     """In the order in which a run does it."""
     from mvlm.kernels.layers import use_kernels
     from mvlm.runtime.cpu import keep_freed_memory
+    from mvlm.training.capture import capture
     from mvlm.training.compilation import compile_blocks
     from mvlm.training.kernels import settle_run
     from mvlm.training.parallelize import recompute_blocks
@@ -85,6 +86,8 @@ def speed_up(model: MaskVLM, config: Config, kernels: bool) -> None:
     recompute_blocks(model, config.train.recompute)
     if config.train.compile:
         compile_blocks(model, stage=0)
+        if config.train.compile == "captured":
+            capture(model)
 
 
 def padded(batch: Batch, length: int, padding: int) -> Batch:

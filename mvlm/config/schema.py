@@ -159,8 +159,8 @@ class Train:
     spike: float = 3.0  # a loss above 1 and this many times the last 64's median is rolled back; 0 = only NaN and inf
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
     hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
-    # torch.compile each block, for minutes at the start; "captured": and replay it as CUDA graphs; "auto": on a GPU,
-    # once a proof on one, kept with the code, has shown compiled steps equal and faster: until then not
+    # torch.compile each block, for minutes at the start; "captured": and replay the passes as CUDA graphs; "auto": on a
+    # GPU, once a proof on one, kept with the code, has shown compiled steps equal and faster: until then not
     compile: bool | Literal["auto", "captured"] = "auto"
     recompute: float = 0.0  # share of the blocks that save only their input and recompute the rest in backward
     freeze: tuple[str, ...] = ()  # parts that keep their weights, such as "vision", "text.model.embeddings" (P: none)

@@ -20,6 +20,11 @@ class Encodings(NamedTuple):
     text_BLD: Tensor
 
 
+def aligns(objectives: Objectives) -> bool:
+    """Whether images are contrasted or matched with texts."""
+    return bool(objectives.itc or objectives.itm or objectives.extra)
+
+
 def views_read(objectives: Objectives, modality: Literal["image", "text"]) -> Views:
     """Those that are encoded: for reconstruction of the modality itself and of the other from it, and for alignment."""
     itself, other = objectives.image, objectives.text
@@ -27,7 +32,7 @@ def views_read(objectives: Objectives, modality: Literal["image", "text"]) -> Vi
         itself, other = other, itself
     if objectives.reconstruct_from == "self":
         other = 0.0
-    aligned = bool(objectives.itc or objectives.itm or objectives.extra)
+    aligned = aligns(objectives)
     masked_alignment = aligned and objectives.alignment_inputs == "masked"
     masked_context = bool(other) and objectives.hide == "both"
     return Views(
@@ -49,5 +54,8 @@ def select(
         context = Encodings(*map(torch.zeros_like, context))
     image = Stream(masked.image_BSD, context.text_BLD)
     text = Stream(masked.text_BLD, context.image_BSD, places.token_BC)
-    is_aligned = bool(objectives.itc or objectives.itm or objectives.extra)
-    return aligned if is_aligned else None, image if objectives.image else None, text if objectives.text else None
+    return (
+        aligned if aligns(objectives) else None,
+        image if objectives.image else None,
+        text if objectives.text else None,
+    )

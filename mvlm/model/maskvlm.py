@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Contrast, Encoded, GlobalBatch, Losses, MetricAccumulator
+from mvlm.batch import IGNORE, Batch, Contrast, Counts, Encoded, GlobalBatch, Losses, MetricAccumulator
 from mvlm.config.schema import Model, Objectives
-from mvlm.kernels.fusion import FUSION, MatchStream
+from mvlm.kernels.fusion import FUSION, MatchStream, Stream
 from mvlm.kernels.views import VIEWS, Views
 from mvlm.model.encoders import Encoders
 from mvlm.model.heads import (
@@ -21,7 +21,7 @@ from mvlm.model.heads import (
     SigmoidTemperature,
     Temperature,
 )
-from mvlm.model.inputs import Encodings, select, views_read
+from mvlm.model.inputs import Encodings, aligns, select, views_read
 from mvlm.model.losses.extra import chosen
 from mvlm.model.losses.itc import contrast_pairs, itc_loss
 from mvlm.model.losses.itm import NegativeSampler, ids_of, itm_loss
@@ -74,29 +74,52 @@ class MaskVLM(Encoders):
                 `contrastive_bias` too.
         """
         weights, global_batch = self.objectives, global_batch or self.alone(batch)
-        whole, masked = self._encode(batch)
+        whole, masked, projected = self.encode(batch)
         aligned, masked_image, masked_text = select(weights, whole, masked, batch.masked)
 
         # Contrast images with texts, and choose for each a negative that it is to be told from.
         losses: Losses = {}
         image_match = text_match = None
-        if aligned:
-            features = self._project(batch, aligned)
+        if projected:
+            features = Encoded(*projected, batch.image_id_B, batch.caption_id_B)
         if weights.itc:
             losses["itc"] = itc_loss(features, *self.contrastive_scale(), global_batch, metrics)
         if aligned and weights.itm:
             image_match, text_match = self._match_streams(aligned, features, global_batch)
 
         # Match pairs, and reconstruct each masked modality from the other.
+        images, texts = (masked_image, image_match), (masked_text, text_match)
+        fused, counted = self.fuse(batch, images, texts, global_batch.counts, metrics is not None)
+        if metrics:
+            metrics.add(counted)
+        return losses | fused | {name: objective(features) for name, objective in self.extra.items()}
+
+    def fuse(
+        self,
+        batch: Batch,
+        images: tuple[Stream | None, MatchStream | None],
+        texts: tuple[Stream | None, MatchStream | None],
+        counts: Counts,
+        measured: bool,
+    ) -> tuple[Losses, MetricAccumulator]:
+        """The losses of what reads both modalities, and their accuracies where they are to be measured.
+
+        Args:
+            images, texts: what is to be reconstructed, and what is to be matched.
+        """
+        (masked_image, image_match), (masked_text, text_match) = images, texts
+        losses: Losses = {}
+        found = MetricAccumulator()
+        metrics = found if measured else None
         fused_image_BSD, image_cls_B3D = FUSION(self.cross_image, masked_image, image_match, None, batch.valid_BL)
         fused_text_BCD, text_cls_B3D = FUSION(self.cross_text, masked_text, text_match, batch.valid_BL)
         if image_match:
-            losses["itm"] = self._itm_loss(image_cls_B3D, text_cls_B3D, global_batch, metrics)
+            losses["itm"] = self._itm_loss(image_cls_B3D, text_cls_B3D, counts, metrics)
         if masked_text:
-            losses["text"] = self._mlm_loss(batch, fused_text_BCD, global_batch, metrics)
+            losses["text"] = self._mlm_loss(batch, fused_text_BCD, counts, metrics)
         if masked_image:
-            losses["image"] = self._mim_loss(batch, fused_image_BSD, masked_image.context_BUD, global_batch)
-        return losses | {name: objective(features) for name, objective in self.extra.items()}
+            losses["image"] = self._mim_loss(batch, fused_image_BSD, masked_image.context_BUD, counts)
+        return losses, found
 
     def project_image(self, image_BSD: Tensor) -> Tensor:
         """-> BE, unit length, fp32."""
@@ -133,8 +156,9 @@ class MaskVLM(Encoders):
         masked = self.objectives.alignment_inputs == "masked"
         aligned = Views(whole=not masked, masked=masked)
         same = is_random(self.vision) or is_random(self.text)
-        views = self._encode(batch, None if same else aligned)[masked]
-        return self._project(batch, views), views
+        *encodings, projected = self.encode(batch, None if same else aligned)
+        assert projected  # or nobody would ask
+        return Encoded(*projected, batch.image_id_B, batch.caption_id_B), encodings[masked]
 
     def sampler(self, pairs: int) -> NegativeSampler:
         """Of ITM's negatives in a global batch of so many pairs."""
@@ -150,10 +174,13 @@ class MaskVLM(Encoders):
 
         sampler = self.sampler(len(batch))
         counted_B3 = sampler.counted(ids_of(batch), len(batch))
-        return GlobalBatch(contrast, 1, sampler.within(batch), counted_B3, *denominators(batch, counted_B3))
+        return GlobalBatch(contrast, sampler.within(batch), Counts(1, counted_B3, *denominators(batch, counted_B3)))
 
-    def _encode(self, batch: Batch, views: Views | None = None) -> tuple[Encodings, Encodings]:
-        """The whole view of both modalities and the masked one.
+    def encode(
+        self, batch: Batch, views: Views | None = None
+    ) -> tuple[Encodings, Encodings, tuple[Tensor, Tensor] | None]:
+        """The whole view of both modalities, the masked one, and the contrastive features image_BE and text_BE, None
+        where no objective reads them.
 
         Args:
             views: those to compute of either modality; None = those that the objectives read. In the place of one
@@ -162,16 +189,16 @@ class MaskVLM(Encoders):
         image_views, text_views = (views or views_read(self.objectives, name) for name in ("image", "text"))
         images = VIEWS(partial(self.vision.views, batch), image_views)
         texts = VIEWS(partial(self._encode_texts, batch), text_views)
-        return Encodings(images[0], texts[0]), Encodings(images[-1], texts[-1])
+        whole, masked = Encodings(images[0], texts[0]), Encodings(images[-1], texts[-1])
+        if not aligns(self.objectives):
+            return whole, masked, None
+        image_BSD, text_BLD = masked if self.objectives.alignment_inputs == "masked" else whole
+        return whole, masked, (self.project_image(image_BSD), self.project_text(text_BLD))
 
     def _encode_texts(self, batch: Batch, views: Views) -> list[Tensor]:
         given = zip((batch.text_BL, batch.masked_text_BL), views, strict=True)
         text_XBL = torch.stack([text_BL for text_BL, is_read in given if is_read])
         return list(self.text(text_XBL, batch.valid_BL, batch.packing))
-
-    def _project(self, batch: Batch, views: Encodings) -> Encoded:
-        image_BE, text_BE = self.project_image(views.image_BSD), self.project_text(views.text_BLD)
-        return Encoded(image_BE, text_BE, batch.image_id_B, batch.caption_id_B)
 
     def _match_streams(
         self, views: Encodings, features: Encoded, global_batch: GlobalBatch
@@ -182,22 +209,20 @@ class MaskVLM(Encoders):
         return MatchStream(image_BSD, text_BLD, image, text), MatchStream(text_BLD, image_BSD, text, image)
 
     def _itm_loss(
-        self, image_B3D: Tensor, text_B3D: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None
+        self, image_B3D: Tensor, text_B3D: Tensor, counts: Counts, metrics: MetricAccumulator | None
     ) -> Tensor:
         own_B1D, negative_text_B1D, negative_image_B1D = text_B3D.split(1, dim=1)
         text_B3D = torch.cat([own_B1D, negative_image_B1D, negative_text_B1D], dim=1)  # as the image side's
         logits_B32 = self.match_head(image_B3D, text_B3D)
-        return itm_loss(logits_B32, global_batch.counted_B3, global_batch.itm_examples, global_batch.parts, metrics)
+        return itm_loss(logits_B32, counts.counted_B3, counts.itm_examples, counts.parts, metrics)
 
-    def _mlm_loss(
-        self, batch: Batch, fused_BCD: Tensor, global_batch: GlobalBatch, metrics: MetricAccumulator | None
-    ) -> Tensor:
+    def _mlm_loss(self, batch: Batch, fused_BCD: Tensor, counts: Counts, metrics: MetricAccumulator | None) -> Tensor:
         masked = batch.masked
         target_M = batch.target_BL.gather(1, masked.token_BC).flatten()[masked.token_M]
         logits_MV = self.mlm_head(fused_BCD.flatten(0, 1)[masked.token_M])
-        return mlm_loss(logits_MV, target_M, global_batch.masked_tokens, global_batch.parts, metrics)
+        return mlm_loss(logits_MV, target_M, counts.masked_tokens, counts.parts, metrics)
 
-    def _mim_loss(self, batch: Batch, fused_BSD: Tensor, text_BLD: Tensor, global_batch: GlobalBatch) -> Tensor:
+    def _mim_loss(self, batch: Batch, fused_BSD: Tensor, text_BLD: Tensor, counts: Counts) -> Tensor:
         masked, vision = batch.masked, self.vision
         pixels_BCQ = self.image_decoder(fused_BSD, text_BLD, batch.valid_BL, batch.patch_mask_BN, masked.patch_BC)
         return mim_loss(
@@ -207,8 +232,8 @@ class MaskVLM(Encoders):
             vision.patch,
             vision.mean,
             vision.std,
-            global_batch.masked_patches,
-            global_batch.parts,
+            counts.masked_patches,
+            counts.parts,
             self.objectives.normalized_targets,
         )
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.batch import Batch, Contrast, Encoded, GlobalBatch, LabelledBatch, Negative
+from mvlm.batch import Batch, Contrast, Counts, Encoded, GlobalBatch, LabelledBatch, Negative
 from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config.schema import Objectives, Train
 from mvlm.data.loading.collate import collate
@@ -151,7 +151,7 @@ class Trial:
         counts = batch.patch_mask_BN.sum() * parts  # of whatever: no memory depends on a denominator
         alone = self.model.alone(batch)
         negatives = alone.negatives if pairs % self.objectives.group(self.global_batch) == 0 else others
-        return GlobalBatch(repeated, parts, negatives, alone.counted_B3, counts, counts, counts)
+        return GlobalBatch(repeated, negatives, Counts(parts, alone.counts.counted_B3, counts, counts, counts))
 
 
 def _on_gpu(trial: Trial, allowed: Sequence[int]) -> int:

@@ -14,11 +14,11 @@ from torch import nn
 from mvlm.config.schema import Train
 from mvlm.errors import UserError
 from mvlm.runtime import dist
-from mvlm.runtime.log import log, rank_log
+from mvlm.runtime.log import rank_log
 from mvlm.training.blocks import find_blocks
 
 PROOF = ""
-"""The file of benchmarks/gpu/results by which compiled steps are the eager ones, and faster; "" = no GPU has shown it,
+"""The file of benchmarks/gpu/results by which (proven.py) compiled steps are the eager ones, and faster; "" = none is,
 and what is left to "auto" runs uncompiled."""
 
 COMPILED_VARIANTS = 64
@@ -54,11 +54,8 @@ def check_stage(stage: int) -> None:
         )
 
 
-def compile_blocks(model: nn.Module, stage: int, captured: bool = False) -> None:
+def compile_blocks(model: nn.Module, stage: int) -> None:
     """Compile every block for training; recomputation is within, and the compiler takes both passes for one graph.
-
-    Args:
-        captured: replay each block's kernels, forward and backward, as CUDA graphs.
 
     Raises:
         UserError: blocks cannot be compiled at this stage of ZeRO, or on this machine.
@@ -66,14 +63,9 @@ def compile_blocks(model: nn.Module, stage: int, captured: bool = False) -> None
     check_stage(stage)
     if not _has_compiler():
         raise UserError("train.compile needs a C++ compiler on every node: install g++, or set it to false.")
-    if captured and not dist.uses_cuda():
-        log.warning('train.compile = "captured" captures nothing without a GPU: blocks are compiled.')
-        captured = False
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
     torch._functorch.config.force_non_lazy_backward_lowering = True  # it fails where it can be caught
-    if captured:
-        model.register_forward_pre_hook(lambda *_: torch.compiler.cudagraph_mark_step_begin())
-    compiler = _Compiler("reduce-overhead" if captured else None)
+    compiler = _Compiler()
     for block in find_blocks(model):
         block.forward = compiler.compile(block)
 
@@ -81,16 +73,16 @@ def compile_blocks(model: nn.Module, stage: int, captured: bool = False) -> None
 class _Compiler:
     """Compiles blocks until it fails on one; then all of them run uncompiled."""
 
-    def __init__(self, mode: str | None) -> None:
-        self._mode, self._failed = mode, False
+    def __init__(self) -> None:
+        self._failed = False
 
     def compile(self, block: Any) -> Callable[..., Any]:
-        """Its forward pass, for each shape by itself: sizes that may change make slower kernels, and no CUDA graphs.
+        """Its forward pass, for each shape by itself: sizes that may change make slower kernels.
 
         An evaluation, whose shapes are its own, runs uncompiled.
         """
         plain = block.forward
-        compiled = torch.compile(plain, dynamic=False, mode=self._mode)
+        compiled = torch.compile(plain, dynamic=False)
 
         @wraps(plain)
         def forward(*args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, GlobalBatch, LabelledBatch, Losses, MetricAccumulator, Negatives
+from mvlm.batch import Batch, Counts, GlobalBatch, LabelledBatch, Losses, MetricAccumulator, Negatives
 from mvlm.checkpoint.layout import EMA
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
@@ -189,7 +189,7 @@ class Engine:
                 seed_dropout(self._seed, step, starts[first + wave])
 
             def pool(wave: int, negatives: Negatives, first: int = first) -> GlobalBatch:
-                return GlobalBatch(contrasts[first + wave], parts, negatives, counted[first + wave], *counts)
+                return GlobalBatch(contrasts[first + wave], negatives, Counts(parts, counted[first + wave], *counts))
 
             passes = Passes(self.model, seed_part, scale)
             yield from zip(groups.batches, groups.pools(passes, pool), strict=True)

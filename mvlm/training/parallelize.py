@@ -16,6 +16,7 @@ from mvlm.kernels.layers import use_kernels
 from mvlm.model.encoders import Encoders
 from mvlm.model.randomness import is_random
 from mvlm.training.blocks import evenly, find_blocks
+from mvlm.training.capture import capture
 from mvlm.training.compilation import compile_blocks, is_compiled
 from mvlm.training.engine import Engine
 from mvlm.training.kernels import settle_run
@@ -32,7 +33,7 @@ def parallelize(
     objectives: Objectives,
     seed: int,
 ) -> Engine:
-    """Freeze, exchange kernels, recompute, settle, compile, and hand the model to ZeRO; all ranks must call.
+    """Freeze, exchange kernels, recompute, settle, compile, capture, and hand the model to ZeRO; all ranks must call.
 
     Args:
         model: on the CPU, with its initial fp32 weights, equal on every rank.
@@ -50,7 +51,9 @@ def parallelize(
     if settle:
         ds_config = settle()
     if is_compiled(train, ds_config):  # after `settle`, each of whose many sizes would be compiled
-        compile_blocks(model, ds_config["zero_optimization"]["stage"], train.compile == "captured")
+        compile_blocks(model, ds_config["zero_optimization"]["stage"])
+        if train.compile == "captured":
+            capture(model)
     return Engine(model, optim, objectives, ds_config, train.ema, seed)
 
 

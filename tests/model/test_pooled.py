@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvlm.batch import Encoded, GlobalBatch
+from mvlm.batch import Counts, Encoded, GlobalBatch
 from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs, itc_loss
 
 G, WIDTH = 12, 8
@@ -113,7 +113,7 @@ def test_parts_averaged_have_the_gradient_of_the_whole(
         known = contrast_pairs(pairs, *scale, excludes, threads.peers(rank)).split(micro_batches)
         value = 0.0
         for rows, contrast in zip(of_micro_batch, known, strict=True):
-            pool = GlobalBatch(lambda *_, contrast=contrast: contrast, parts, None, None, *torch.ones(3))  # type: ignore[arg-type]
+            pool = GlobalBatch(lambda *_, contrast=contrast: contrast, None, Counts(parts, None, *torch.ones(3)))  # type: ignore[arg-type]
             loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), *scale, pool)
             value += loss.item() / parts
             (loss / parts).backward()  # as accumulation and data parallelism do

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import Batch, Encoded, GlobalBatch, Losses, Negative, Negatives
+from mvlm.batch import Batch, Counts, Encoded, GlobalBatch, Losses, Negative, Negatives
 from mvlm.config.schema import Config
 from mvlm.model import maskvlm
 from mvlm.model.losses.itm import ids_of
@@ -136,7 +136,7 @@ def reference_gradients(row: Row, shards: str) -> Gradients:
 
     def losses(part: int, negatives: Negatives) -> Losses:
         seed_dropout(config.run.seed, STEP, part * size)
-        pool = GlobalBatch(None, parts, negatives, counted[part], *counts)  # type: ignore[arg-type]
+        pool = GlobalBatch(None, negatives, Counts(parts, counted[part], *counts))  # type: ignore[arg-type]
         return model(micro_batches[part], pool)
 
     total = torch.zeros(())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch._inductor.utils import fresh_cache
 
+from benchmarks.gpu.proven import why_not_compiled
+from benchmarks.gpu.record import Line, read
 from benchmarks.step.sizes import SIZES, build
 from mvlm.batch import IGNORE, Batch
 from mvlm.config.schema import Kernels, Train
@@ -172,37 +174,36 @@ def test_captured_steps_take_no_accumulation() -> None:
         is_compiled(Train(compile="captured"), configured(1, accumulation=2))
 
 
-def test_what_is_to_be_captured_is_compiled_without_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    modes: list[str | None] = []
-    monkeypatch.setattr(torch, "compile", lambda forward, dynamic, mode: modes.append(mode) or forward)
-    compile_blocks(nn.Sequential(nn.Sequential(_Block(), _Block())), stage=0, captured=True)
-    assert modes == [None, None]
-    assert "captures nothing without a GPU" in capsys.readouterr().err
+def update(way: str, pairs_per_s: float = 900.0, losses: tuple[float, ...] = (19.5, 19.0, 18.5)) -> Line:
+    return {"pairs": 128, "kind": "update", "way": way, "pairs_per_s": pairs_per_s, "losses": list(losses)}
 
 
-def test_a_step_to_be_captured_begins_by_saying_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA graphs may then overwrite what the step before has left."""
-    modes, begun = [], []
-    monkeypatch.setattr(dist, "uses_cuda", lambda: True)
-    monkeypatch.setattr(torch, "compile", lambda forward, dynamic, mode: modes.append(mode) or forward)
-    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(len(begun)))
-    model = nn.Sequential(nn.Sequential(_Block(), _Block()))
-    compile_blocks(model, stage=0, captured=True)
-    for _ in range(3):
-        model(torch.randn(4, 8))
-    assert modes == ["reduce-overhead"] * 2 and begun == [0, 1, 2]
+EAGER = update("eager", 800.0)
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        ([EAGER, update("compiled")], None),
+        ([EAGER, update("compiled", losses=(19.51, 18.99, 18.6))], None),
+        ([EAGER, update("compiled", losses=(19.5, 19.0, 19.1))], "their losses differ"),
+        ([EAGER, update("compiled", losses=(19.5, math.nan, 18.5))], "their losses differ"),
+        ([EAGER, update("compiled", losses=())], "their losses differ"),
+        ([EAGER, update("compiled", 799.0)], "no faster"),
+        ([EAGER, {"pairs": 128, "kind": "update", "way": "compiled", "failure": "OutOfMemoryError"}], "OutOfMemory"),
+        ([EAGER, update("captured")], "not been measured"),
+        ([update("compiled")], "not been measured"),
+        ([EAGER | {"kind": "forward and backward"}, update("compiled")], "not been measured"),
+        ([EAGER, update("compiled"), EAGER | {"pairs": 64}, update("compiled", 700.0) | {"pairs": 64}], "no faster"),
+        ([], "not been measured"),
+    ],
+)
+def test_a_proof_is_equal_losses_and_more_speed(lines: list[Line], reason: str | None) -> None:
+    found = why_not_compiled(lines)
+    assert found is None if reason is None else reason in str(found)
 
 
 def test_auto_rests_on_a_kept_proof() -> None:
-    """Where PROOF names one, its updates are faster compiled than eager, and it says that they are the same."""
-    if not compilation.PROOF:
-        pytest.skip("no proof has run on a GPU")
-    lines = [json.loads(line) for line in (RESULTS / compilation.PROOF).read_text(encoding="utf-8").splitlines()]
-    updates = {(line["pairs"], line["way"]): line for line in lines if line.get("kind") == "update"}
-    sizes = {pairs for pairs, way in updates if way == "compiled"}
-    assert sizes
-    for pairs in sizes:
-        assert updates[pairs, "compiled"]["pairs_per_s"] > updates[pairs, "eager"]["pairs_per_s"]
-        assert updates[pairs, "compiled"]["losses"] == pytest.approx(updates[pairs, "eager"]["losses"], rel=1e-2)
+    """It compiles if the proof that is kept shows it to be right, and by no other."""
+    assert bool(compilation.PROOF) == (why_not_compiled(read(RESULTS / "step.jsonl")) is None)
+    assert compilation.PROOF in ("", "step.jsonl")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import IGNORE, Batch, LabelledBatch, MaskedPlaces, Packing, apply
-from mvlm.data.samples.captions import FINE, CaptionTokenizer, Rounding
+from mvlm.data.samples.captions import FINE, CaptionTokenizer, Rounding, round_in_bits
 from mvlm.data.samples.labelled import Labelled
 from mvlm.data.samples.padding import pad, round_up
 from mvlm.data.samples.pairs import Pair
@@ -99,11 +99,15 @@ def masked_places(patch_mask_BN: Tensor, target_BL: Tensor, rounding: Rounding =
     # A stable sort of "not masked" brings the masked ones to the front, in their order.
     token_BC = (~masked_BL).int().argsort(dim=1, stable=True)[:, :count]
     is_masked_BC = masked_BL.gather(1, token_BC)
+    token_M, filling_X = is_masked_BC.flatten().nonzero().flatten(), (~is_masked_BC).flatten().nonzero().flatten()
+    if len(filling_X):
+        missing = round_in_bits(len(token_M), rounding.predicted) - len(token_M)
+        token_M = torch.cat([token_M, filling_X[:1].expand(missing)])
     return MaskedPlaces(
         patch_BC=patch_mask_BN.nonzero()[:, 1].view(len(patch_mask_BN), -1),
         patch_M=patch_mask_BN.flatten().nonzero().flatten(),
         token_BC=token_BC.masked_fill(~is_masked_BC, 0),
-        token_M=is_masked_BC.flatten().nonzero().flatten(),
+        token_M=token_M,
     )
 
 
@@ -111,8 +115,7 @@ def pack(valid_BL: Tensor, rounding: Rounding = FINE) -> Packing:
     """Leave out the padding; the number of tokens is rounded up, so that few lengths occur."""
     lengths_B = valid_BL.sum(1)
     token_T = valid_BL.flatten().nonzero().flatten()
-    step = 1 << max(len(token_T).bit_length() - rounding.packed - 1, 0)
-    filling = torch.full((round_up(len(token_T), step) - len(token_T),), valid_BL.numel())
+    filling = torch.full((round_in_bits(len(token_T), rounding.packed) - len(token_T),), valid_BL.numel())
     ends = lengths_B.cumsum(0).tolist()
     starts = torch.tensor([0, *ends, len(token_T) + len(filling)], dtype=torch.int32)
     return Packing(torch.cat([token_T, filling]), starts)

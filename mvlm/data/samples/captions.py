@@ -19,12 +19,19 @@ class Rounding:
     text: int  # tokens: texts are padded to a multiple of it
     masked: int  # tokens: the masked ones of a sentence are filled up to a multiple of it
     packed: int  # bits: tokens without padding are filled up by less than one in 2 to the power of it
+    predicted: int  # bits: likewise the masked tokens of all sentences
 
 
-FINE = Rounding(text=8, masked=4, packed=5)
-"""Tensor cores want multiples of 8."""
-COARSE = Rounding(text=16, masked=8, packed=3)
+FINE = Rounding(text=8, masked=4, packed=5, predicted=32)
+"""Tensor cores want multiples of 8; the masked tokens are as many as there are."""
+COARSE = Rounding(text=16, masked=8, packed=3, predicted=3)
 """For compiled steps, which compile, and capture, each size by itself."""
+
+
+def round_in_bits(count: int, bits: int) -> int:
+    """Up by less than one in 2 to the power of `bits`."""
+    step = 1 << max(count.bit_length() - bits - 1, 0)
+    return -(-count // step) * step
 
 
 class CaptionTokenizer:

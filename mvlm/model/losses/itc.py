@@ -69,7 +69,7 @@ def itc_loss(
             metrics.values["contrastive_bias"] = bias.detach().squeeze()
     contrast = global_batch.contrast(own, temperature, bias)
     share = _ItcShare.apply(own.image_BE, own.text_BE, temperature, bias, contrast)
-    return share * global_batch.parts / contrast.pairs
+    return share * global_batch.counts.parts / contrast.pairs
 
 
 @torch.no_grad()

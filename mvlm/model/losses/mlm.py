@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from mvlm.batch import MetricAccumulator
+from mvlm.batch import IGNORE, MetricAccumulator
 
 
 def mlm_loss(
@@ -14,10 +14,11 @@ def mlm_loss(
     """Cross-entropy of the M masked tokens of a micro-batch, as its share of the global batch's mean, in fp32.
 
     Args:
+        target_M: `IGNORE` of those that fill up.
         masked_tokens: how many tokens the whole global batch masks.
         parts: micro-batches in it, whose results are averaged.
         metrics: gets `word_accuracy`.
     """
     if metrics:
-        metrics.count("word_accuracy", logits_MV.detach().argmax(-1) == target_M)
+        metrics.count("word_accuracy", logits_MV.detach().argmax(-1) == target_M, target_M != IGNORE)
     return F.cross_entropy(logits_MV.float(), target_M, reduction="sum") * parts / masked_tokens
