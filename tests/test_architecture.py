@@ -146,6 +146,7 @@ WHOLE_CONFIG = (
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""
 DATA_TOOLS_MAY = {
     "mvlm.data.images",
+    "mvlm.data.loading.neighbours",
     "mvlm.data.samples.answers",
     "mvlm.data.samples.bpe",
     "mvlm.data.shards",

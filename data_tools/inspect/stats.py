@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_tools.corpora import batches
+from mvlm.data.loading.neighbours import default_neighbours
 from mvlm.data.shards.schema import read_manifest
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
@@ -43,7 +44,7 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the corpus is missing or damaged.
     """
-    manifest = read_manifest(folder)
+    manifest, order = read_manifest(folder), default_neighbours(folder)
     values: dict[str, Counter[int]] = {}
     counts: dict[str, Counter[str]] = {}
     for batch in batches(folder, manifest):
@@ -60,6 +61,7 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
         "shards": len(manifest.shards),
         "shards_without_index": manifest.shards.unindexed,
         "fingerprint": manifest.fingerprint,
+        "neighbours": order.to_json(),
         "counts": {name: _sorted(counter) for name, counter in counts.items()},
         "distributions": {name: _distribution(counter) for name, counter in values.items()},
     }
@@ -124,6 +126,7 @@ def table(stats: dict[str, Any]) -> str:
     names = ["mean", *QUANTILES]
     if stats["shards_without_index"]:
         head += f"\n{UNCHECKED.format(stats['shards_without_index'])}"
+    head += f"\n{stats['neighbours']['sentence']}"
     lines = [head, "", f"{'':<20}" + "".join(f"{name:>11}" for name in names)]
     for name, values in stats["distributions"].items():
         numbers = "".join(f"{values[column]:>11,.{column == 'mean':d}f}" for column in names)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mvlm.check.folders import nearest
 from mvlm.check.report import Report
+from mvlm.check.shards import report_neighbours
 from mvlm.checkpoint.integrity import check_continuity, find_damage, read_whole_state
 from mvlm.checkpoint.layout import step_folders
 from mvlm.checkpoint.mirror import Mirror
@@ -66,7 +67,7 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
 
 
 def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, mixture: Mixture) -> None:
-    """Whether the run's shards are the checkpoint's, and the order of its samples."""
+    """Whether the run's shards are the checkpoint's, and the order of its samples from there on."""
     with report.judged("checkpoint"):
         check_continuity(checkpoint, state, mixture.fingerprint)
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards.")
@@ -75,6 +76,7 @@ def check_continuing(report: Report, config: Config, checkpoint: Path, state: Tr
         make_sampler(mixture, config.run.seed, order)
         if change:
             report.right("checkpoint", change)
+        report_neighbours(report, mixture, config, order)
 
 
 def settle_config(report: Report, config: Config, given: frozenset[str], start: Start | None) -> Config:

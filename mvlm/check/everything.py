@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from mvlm.check import checkpoints, configuration, models
+from mvlm.check import checkpoints, configuration, models, shards
 from mvlm.check.reading import Given
 from mvlm.check.report import Report
 from mvlm.checkpoint.state import TrainState
@@ -44,6 +44,8 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
     checkpoints.check_mirror(report, config)
     if start and state and start.checkpoint and mixture:
         checkpoints.check_continuing(report, config, start.checkpoint, state, mixture)
+    elif mixture:
+        config = shards.check_shuffle(report, config, mixture)
     parameters = models.check_model(report, config, start, mixture, deep) if start else 0
     if parameters:
         checkpoints.check_room(report, config, parameters)

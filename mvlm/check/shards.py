@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mvlm.check.report import Report
+from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import require_training_data
 from mvlm.config.schema import Config
-from mvlm.data.loading.sampler import make_sampler, order_of
+from mvlm.data.loading.neighbours import neighbours
+from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, settle_shuffle
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard
 from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixture
@@ -35,6 +39,22 @@ def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mix
     drawn = f"{sum(mixture.numbers.sizes):,} {'pairs' if mixture.numbers.pairs else 'rows'}"
     report.right("data", f"An epoch draws {mixture.per_epoch:,} of {drawn}.")
     return mixture
+
+
+def check_shuffle(report: Report, config: Config, mixture: Mixture) -> Config:
+    """The configuration of a run that begins, with what `data.shuffle` comes to on this machine."""
+    data, sentence = settle_shuffle(config.data, [reasons_for_blocks(config.data)])
+    if sentence:
+        report.right("data", sentence)
+    report_neighbours(report, mixture, config, [order_of(data)])
+    return replace(config, data=data)
+
+
+def report_neighbours(report: Report, mixture: Mixture, config: Config, orders: Sequence[OrderSpec]) -> None:
+    """How many rows of a batch were neighbours in their source, in each order from here on."""
+    with report.judged("data"):
+        for order in orders:
+            report.right("data", str(neighbours(mixture, config.run.seed, order, config.train.global_batch)))
 
 
 def check_evaluation(report: Report, config: Config, deep: bool) -> None:

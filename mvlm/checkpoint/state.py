@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mvlm.errors import UserError
 
-BLOCKS, SHARDS = "blocks", "shards"
-KINDS = (BLOCKS, SHARDS)
+GLOBAL: Final = "global"
+BLOCKS: Final = "blocks"
+SHARDS: Final = "shards"
+KINDS = (GLOBAL, BLOCKS, SHARDS)
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class OrderSpec:
     from_epoch: int = 0  # the first that is drawn in it
 
     def __str__(self) -> str:
+        if self.kind == GLOBAL:
+            return "a global shuffle"
         if self.kind == BLOCKS:
             return "blocks of {block} rows, {window} blocks together".format(**self.parameters)
         return "whole shards, {window} together".format(**self.parameters)

@@ -43,6 +43,7 @@ def given_keys(path: str | Path, overrides: Iterable[str]) -> frozenset[str]:
 YOUNGER_KEYS: dict[str, Any] = {
     "data.patience": 0.0,
     "data.epoch": "images",
+    "data.shuffle": "blocks",
     "data.randaugment_kind": "same_hue",
     "objectives.contrastive": "softmax",
     "objectives.reconstruct_from": "other",

@@ -32,9 +32,11 @@ class Data:
     flip: bool = True  # mirror half of the images (R), never if a caption says left or right (D)
     randaugment: tuple[int, int] = (2, 7)  # operations per image, magnitude out of 10; 0, 0 = off (R)
     randaugment_kind: Literal["same_hue", "albef"] = "same_hue"  # captions name hues; albef: its ten operations (D)
-    shuffle_block: int = 64  # rows read together
+    # all rows of an epoch together, or blocks of rows; "auto": blocks where random reads are slow, as in a store
+    shuffle: Literal["auto", "global", "blocks"] = "auto"
+    shuffle_block: int = 64  # rows of a block, which are read together
     shuffle_window: int = 64  # blocks shuffled together
-    shuffle_shards: int = 0  # shuffle whole shards, this many together, for slow or remote stores; 0 = blocks
+    shuffle_shards: int = 0  # shuffle whole shards, this many together, for slow or remote stores; 0 = do not
     cache: str = ""  # folder on each node's disk for shards from URLs; "" = your own in TMPDIR
     cache_gb: float = 32.0  # upper bound for the cache; it must hold the shards shuffled together twice
     patience: float = 10.0  # minutes to wait for a store that is gone before the run saves and ends

@@ -84,6 +84,8 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
     chosen = data.caption == "draw" or data.epoch == "images"
     require(chosen, "data.caption", "left out where an epoch draws every caption, or data.epoch = 'images'")
+    whole = not data.shuffle_shards or data.shuffle != "global"
+    require(whole, "data.shuffle_shards", "0 where data.shuffle = 'global', which shuffles no whole shards")
     operations, magnitude = data.randaugment
     require(operations >= 0 and 0 <= magnitude <= 10, "data.randaugment", "[operations, magnitude of 10]")
     for name in ("optim.lr", "optim.eps"):

@@ -20,6 +20,7 @@ from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Config
+from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
 from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.samples.captions import COARSE
 from mvlm.data.samples.dataset import ShardDataset
@@ -100,6 +101,7 @@ class Plan:
         content, names: the DeepSpeed JSON, and the paths of it and of the run TOML.
         resumed: what a run is resumed with; None = it begins.
         steps: updates in all and of warm-up.
+        shuffle: a sentence where a run settles in which order it draws its samples.
     """
 
     config: Config
@@ -112,6 +114,7 @@ class Plan:
     resumed: Resumed | None
     mixture: Mixture
     steps: tuple[int, int]
+    shuffle: str
 
     def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
         """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
@@ -148,9 +151,11 @@ def make_plan(config: Config, names: tuple[str, str], given: frozenset[str], sto
     stop.limit_time(config.train.time_limit)
     if config.train.deterministic:
         _compute_deterministically()
+    data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
+    config = replace(config, data=data)
     mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
     steps = schedule_steps(config.train, config.optim, mixture.per_epoch, resumed.state if resumed else None)
-    return Plan(config, content, names, folder, mirror, site, start, resumed, mixture, steps)
+    return Plan(config, content, names, folder, mirror, site, start, resumed, mixture, steps, shuffle)
 
 
 def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: ExitStack) -> Trainer:
@@ -159,7 +164,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
     resumed = start.checkpoint if start.resumes else None
-    sentences = plan.resumed.reported if plan.resumed else ()
+    sentences = plan.resumed.reported if plan.resumed else (plan.shuffle,) if plan.shuffle else ()
     if resumed:
         sentences += dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config))
     layout = {

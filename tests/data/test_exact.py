@@ -73,7 +73,10 @@ def reference(open_dataset, config, with_shuffle):
 
 @pytest.fixture(scope="module")
 def with_shuffle(config):
-    return lambda shards: replace(config.data, shuffle_shards=shards)
+    def shuffled(how):
+        return replace(config.data, **({"shuffle": how} if isinstance(how, str) else {"shuffle_shards": how}))
+
+    return shuffled
 
 
 def hashes(steps):
@@ -107,7 +110,7 @@ COMBINATIONS = {
     "layout": st.sampled_from([(1, 12), (1, 4), (2, 6), (2, 3), (4, 3), (4, 1)]),  # ranks, micro-batch
     "workers": st.sampled_from([0, 1, 3]),
     "mode": st.sampled_from(["threads", "threads", "processes"]),
-    "shuffle": st.sampled_from([0, 2]),
+    "shuffle": st.sampled_from(["global", "blocks", 2]),
     "start": st.integers(0, 180),  # over two epochs of 85
     "prefetch": st.integers(1, 4),
 }

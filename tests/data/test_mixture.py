@@ -27,7 +27,7 @@ def epoch_of(draws, epoch):
 
 
 @settings(max_examples=80, deadline=None)
-@given(corpora=corpora, seed=st.integers(0, 2**64 - 1), block=st.integers(1, 12), window=st.integers(1, 5))
+@given(corpora=corpora, seed=st.integers(0, 2**64 - 1), block=st.integers(1, 12), window=st.integers(0, 5))
 def test_each_row_is_drawn_as_often_as_its_weight_says(corpora, seed, block, window):
     sizes, weights = zip(*corpora, strict=True)
     counts = [round(Fraction(str(weight)) * size) for size, weight in corpora]
@@ -65,6 +65,13 @@ def test_without_weights_it_is_the_plain_order():
     rows, occurrences = MixtureSampler([40, 60], [1.0, 1.0], 9, 8, 4)(np.arange(300))
     assert (rows == BlockShuffle(100, 9, 8, 4)(np.arange(300))).all()
     assert not occurrences.any()
+
+
+def test_a_part_of_a_corpus_that_is_shuffled_globally_is_of_single_rows():
+    draws = MixtureSampler([4096], [0.25], 1)
+    parts = [{row for row, _ in epoch_of(draws, epoch)} for epoch in range(4)]
+    assert set.union(*parts) == set(range(4096))
+    assert all(len({row // 64 for row in part}) == 64 for part in parts)
 
 
 def test_a_part_of_a_corpus_is_another_each_epoch_and_of_whole_blocks():

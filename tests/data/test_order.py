@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvlm.data.loading.order import BlockShuffle, MixtureSampler, ShardShuffle, permute
+from mvlm.data.loading.order import BlockShuffle, GlobalShuffle, MixtureSampler, ShardShuffle, permute
 
 sizes = st.integers(1, 700)
 small = st.integers(1, 20)
@@ -108,6 +108,26 @@ def test_a_billion_rows_cost_nothing():
 def test_the_order_never_changes():
     """Written down once: an order that moves between versions would break every resumed run."""
     assert BlockShuffle(100, 0, 8, 4)(np.array([0, 1, 2, 99, 100, 250])).tolist() == [79, 8, 80, 68, 14, 58]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.integers(1, 300), seed=st.integers(-(2**63), 2**64), epoch=st.integers(0, 10**6))
+def test_a_global_shuffle_is_a_permutation_whoever_asks_for_what(rows, seed, epoch):
+    order = GlobalShuffle(rows, seed)
+    seen = epoch_of(order, epoch)
+    assert (np.sort(seen) == np.arange(rows)).all()
+    both = order(np.arange(epoch * rows, (epoch + 2) * rows))
+    assert (both[:rows] == seen).all() and (both[rows:] == epoch_of(order, epoch + 1)).all()
+    if rows > 20:
+        others = [both[rows:], epoch_of(GlobalShuffle(rows, seed + 1), epoch)]
+        assert all(np.mean(other == seen) < 0.3 for other in others)
+
+
+def test_a_global_shuffle_never_changes():
+    assert GlobalShuffle(100, 0)(np.array([0, 1, 2, 99, 100, 250])).tolist() == [50, 68, 22, 92, 0, 70]
+    big = GlobalShuffle(5 * 10**9, 0)(np.arange(45 * 10**8, 45 * 10**8 + 4096))
+    assert len(set(big.tolist())) == 4096 and big.min() >= 0 and big.max() < 5 * 10**9
+    assert abs(np.corrcoef(big[:-1], big[1:])[0, 1]) < 0.06 and abs(big.mean() / 2.5e9 - 1) < 0.05
 
 
 shard_lengths = st.lists(st.integers(1, 40), min_size=1, max_size=25)

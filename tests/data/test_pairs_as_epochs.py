@@ -26,7 +26,13 @@ from tests.conftest import of_pairs
 
 ROWS = 60
 ORDERS = [
-    order_of(data) for data in (Data(shuffle_block=8, shuffle_window=2), Data(shuffle_block=5), Data(shuffle_shards=2))
+    order_of(data)
+    for data in (
+        Data(shuffle="blocks", shuffle_block=8, shuffle_window=2),
+        Data(shuffle="blocks", shuffle_block=5),
+        Data(shuffle_shards=2),
+        Data(shuffle="global"),
+    )
 ]
 
 
@@ -122,7 +128,7 @@ def test_images_with_many_captions_are_no_neighbours(tmp_path):
     """Of 512 draws from blocks of one shard hardly more are of one image than in a full shuffle."""
     rows = [row | {"captions": [f"{row['key']} {n}" for n in range(5)]} for row in make_rows(400)]
     mixture = Mixture([write_shards(tmp_path / "five", rows, 400)], pairs=True)
-    draws = make_sampler(mixture, 0, [order_of(Data(shuffle_block=64, shuffle_window=8))])
+    draws = make_sampler(mixture, 0, [order_of(Data(shuffle="blocks", shuffle_block=64, shuffle_window=8))])
     images = [mixture.numbers.visit(number)[0] for number in draws(np.arange(512))[0].tolist()]
     shuffled = np.random.default_rng(0).permutation(2000)[:512] // 5
     assert len(set(images)) > 0.95 * len(set(shuffled.tolist()))

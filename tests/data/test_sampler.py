@@ -9,20 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_shards import make_rows, write_shards
 
+from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.state import OrderSpec
+from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Data
-from mvlm.data.loading.sampler import make_sampler, order_of, resumed
+from mvlm.data.loading.neighbours import neighbours
+from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, resumed, settle_shuffle
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
+from mvlm.training.checkpoint.resume import with_stored_order
+from tests.training.conftest import KEPT
 
 ROWS = 60
 ORDERS = [
     order_of(data)
     for data in (
-        Data(shuffle_block=8, shuffle_window=2),
-        Data(shuffle_block=4, shuffle_window=2),
-        Data(shuffle_block=8, shuffle_window=5),
+        Data(shuffle="blocks", shuffle_block=8, shuffle_window=2),
+        Data(shuffle="blocks", shuffle_block=4, shuffle_window=2),
+        Data(shuffle="blocks", shuffle_block=8, shuffle_window=5),
         Data(shuffle_shards=2),
+        Data(shuffle="global"),
     )
 ]
 
@@ -79,6 +85,56 @@ def test_a_change_is_told_until_it_holds_and_may_be_taken_back():
     assert orders == (replace(third, from_epoch=4),) and "epoch 4, from" in said and "begun" not in said
 
 
+def test_a_run_of_before_there_was_a_global_shuffle_keeps_its_blocks():
+    """A checkpoint that version 0.1 wrote: its state records no order, and its configuration no kind of shuffle."""
+    checkpoint = KEPT / "zero2/checkpoints/step_00000003"
+    state, data = read_state(checkpoint), load_stored_config(KEPT / "zero2/config.toml").data
+    assert state.order == () and data.shuffle == "blocks"
+    begun = with_stored_order(state, checkpoint).order
+    orders, change = resumed(begun, order_of(data), state.samples_seen, 200)
+    assert orders == (OrderSpec("blocks", {"block": 64, "window": 64}),) and change == ""
+
+
+def test_auto_is_settled_once_by_the_slowest_rank(tmp_path, mixture):
+    here = Data(train=("/dev/shm",))
+    assert settle_shuffle(here, [reasons_for_blocks(here)] * 2) == (
+        replace(here, shuffle="global"),
+        "The order of the samples is a global shuffle (data.shuffle).",
+    )
+    settled, sentence = settle_shuffle(here, ["", "/mnt/shards lies on nfs4, which may answer from afar"])
+    assert settled.shuffle == "blocks" and order_of(settled) == order_of(Data(shuffle="blocks"))
+    assert sentence == (
+        "The order of the samples is blocks of 64 rows, 64 blocks together, since /mnt/shards lies on nfs4, which may "
+        "answer from afar (data.shuffle)."
+    )
+    afar = Data(train=("/dev/shm", "s3://bucket/shards"))
+    assert "s3://bucket/shards is a store" in settle_shuffle(afar, [reasons_for_blocks(afar)])[1]
+    whole = Data(train=("/dev/shm",), shuffle_shards=3)
+    settled, _ = settle_shuffle(whole, [reasons_for_blocks(whole)])
+    assert settled.shuffle == "blocks" and order_of(settled) == OrderSpec("shards", {"window": 3})
+    for chosen in ("global", "blocks"):
+        data = replace(afar, shuffle=chosen)
+        assert reasons_for_blocks(data) == "" and settle_shuffle(data, ["slow"]) == (data, "")
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+def test_neighbours_in_a_batch_are_as_rare_as_in_a_full_shuffle(tmp_path, pairs):
+    """Against numpy's permutation of the true rows. In blocks of rows they are many; pairs are scattered in a shard."""
+    rows = [row | {"captions": row["captions"] * (1 + at % 3)} for at, row in enumerate(make_rows(60) * 50)]
+    mixture, batch = Mixture([write_shards(tmp_path / "s", rows, 900, 300)], pairs=pairs), 64
+    true = np.array([mixture.numbers.visit(number)[0] for number in range(mixture.per_epoch)])
+    expected = []
+    for drawn in np.array_split(np.random.default_rng(0).permutation(true), mixture.per_epoch // batch):
+        near = np.diff(np.sort(drawn)) <= 5
+        expected.append(np.mean(np.append(near, False) | np.append(False, near)))
+    found = neighbours(mixture, 0, OrderSpec("global"), batch)
+    assert found.share == pytest.approx(np.mean(expected), rel=0.3)
+    assert found.share < 2 * found.shuffled and found.shuffled < 2 * found.share
+    blocks = neighbours(mixture, 0, order_of(Data(shuffle="blocks", shuffle_window=8)), batch)
+    assert pairs or blocks.share > 2 * found.share
+    assert str(blocks).startswith("The order of the samples is blocks of 64 rows")
+
+
 def test_an_order_of_another_version_is_refused():
-    with pytest.raises(UserError, match="order 'global' of a checkpoint is unknown to this version: update mvlm"):
-        OrderSpec.from_json({"kind": "global", "parameters": {}, "from_epoch": 0})
+    with pytest.raises(UserError, match="order 'random' of a checkpoint is unknown to this version: update mvlm"):
+        OrderSpec.from_json({"kind": "random", "parameters": {}, "from_epoch": 0})

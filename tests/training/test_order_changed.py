@@ -44,6 +44,7 @@ def words(scenes: Path, run: Path, *overrides: str) -> list[str]:
         f"data.train={scenes}/train",
         f"run.dir={run}",
         "train.steps=18",
+        "data.shuffle=blocks",
         "data.shuffle_window=2",
         *overrides,
     ]

@@ -1,6 +1,7 @@
-"""The order of samples: a seeded block shuffle computed for any position, with nothing stored.
+"""The order of samples: a seeded shuffle computed for any position, with nothing stored.
 
-Position p is the p-th sample seen since the run's start; its epoch is p // rows. Each epoch the rows are
+Position p is the p-th sample seen since the run's start; its epoch is p // rows. Where any row is read as cheaply as
+the next one, each epoch is one permutation of all rows. Elsewhere it is a block shuffle: each epoch the rows are
 rotated by a random offset, cut into blocks of consecutive rows, the blocks are permuted, neighbouring blocks
 form windows, and the rows of a window are permuted among themselves. So reading needs only the blocks of one
 window at a time, and no two epochs cut the same blocks.
@@ -33,6 +34,25 @@ class _Step(IntEnum):
     REPEATS = 4
     SHARDS = 5
     PAIRS = 6
+    GLOBAL = 7
+
+
+class GlobalShuffle:
+    """Maps positions to rows; each epoch is a permutation of all of them.
+
+    Args:
+        rows: 1 or more.
+        seed: any integer; the order is a function of (seed, epoch) alone.
+    """
+
+    def __init__(self, rows: int, seed: int):
+        self.rows, self._seed = rows, seed
+
+    def __call__(self, positions: np.ndarray) -> np.ndarray:
+        """int64 positions [n], 0 or more -> int64 rows [n]."""
+        epoch, place = np.divmod(positions, self.rows)
+        key = _key(self._seed, epoch, _Step.GLOBAL, np.zeros_like(epoch))
+        return permute(place, np.full_like(place, self.rows), key)
 
 
 class BlockShuffle:
@@ -143,7 +163,7 @@ class MixtureSampler:
     Args:
         sizes: rows of each corpus.
         weights: how often an epoch draws each row of it; a fraction is rounded to whole rows.
-        seed, block, window: as of `BlockShuffle`.
+        seed, block, window: as of `BlockShuffle`; a window of 0 is a `GlobalShuffle`, of single rows.
         shards: rows of each shard of each corpus, where the order is to be a `ShardShuffle`; `window` is of that then,
             and `block` as many rows as a shard has.
 
@@ -156,16 +176,19 @@ class MixtureSampler:
         sizes: Sequence[int],
         weights: Sequence[float],
         seed: int,
-        block: int,
-        window: int,
+        block: int = 1,
+        window: int = 0,
         shards: Sequence[Sequence[int]] | None = None,
     ):
         counts = draw_counts(sizes, weights)
         self.per_epoch = sum(counts)
-        if shards is None:
-            self._order: BlockShuffle | ShardShuffle = BlockShuffle(self.per_epoch, seed, block, window)
-        else:
+        self._order: GlobalShuffle | BlockShuffle | ShardShuffle
+        if shards is not None:
             self._order = ShardShuffle(_pieces(counts, shards, block), seed, window)
+        elif window:
+            self._order = BlockShuffle(self.per_epoch, seed, block, window)
+        else:
+            self._order = GlobalShuffle(self.per_epoch, seed)
         self._seed, self._block = seed, block
         self._sizes, self._counts = np.array(sizes, dtype=np.int64), np.array(counts, dtype=np.int64)
         self._ends = np.cumsum(self._counts)

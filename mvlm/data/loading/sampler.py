@@ -8,11 +8,12 @@ from typing import Protocol
 
 import numpy as np
 
-from mvlm.checkpoint.state import BLOCKS, SHARDS, OrderSpec
+from mvlm.checkpoint.state import BLOCKS, GLOBAL, SHARDS, OrderSpec
 from mvlm.config.schema import Data
 from mvlm.data.loading.order import MixtureSampler, scattered
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
+from mvlm.runtime.disk import why_slow
 
 
 class Sampler(Protocol):
@@ -67,10 +68,38 @@ class ScatteredSampler:
         return first + scattered(pairs - first, self._starts[shard + 1] - first, self._seed, shard), occurrences
 
 
+AUTO = "auto"
+
+
+def reasons_for_blocks(data: Data) -> str:
+    """Why "auto" comes to blocks of rows on this node; "" where it comes to a global shuffle."""
+    if data.shuffle != AUTO:
+        return ""
+    if data.shuffle_shards:
+        return "data.shuffle_shards asks for whole shards"
+    return next(filter(None, map(why_slow, data.train)), "")
+
+
+def settle_shuffle(data: Data, reasons: Sequence[str]) -> tuple[Data, str]:
+    """The configuration with what "auto" comes to, which a run settles once, where it begins, and a sentence for that.
+
+    Args:
+        reasons: of `reasons_for_blocks`, on each rank.
+    """
+    if data.shuffle != AUTO:
+        return data, ""
+    if why := next(filter(None, reasons), ""):
+        settled = replace(data, shuffle=BLOCKS)
+        return settled, f"The order of the samples is {order_of(settled)}, since {why} (data.shuffle)."
+    return replace(data, shuffle=GLOBAL), "The order of the samples is a global shuffle (data.shuffle)."
+
+
 def order_of(data: Data) -> OrderSpec:
-    """The order that a configuration asks for."""
+    """The order that a configuration asks for; "auto" that nobody has settled is a global shuffle."""
     if data.shuffle_shards:
         return OrderSpec(SHARDS, {"window": data.shuffle_shards})
+    if data.shuffle != BLOCKS:
+        return OrderSpec(GLOBAL)
     return OrderSpec(BLOCKS, {"block": data.shuffle_block, "window": data.shuffle_window})
 
 
@@ -86,7 +115,11 @@ def make_sampler(mixture: Mixture, seed: int, orders: Sequence[OrderSpec]) -> Sa
 
 def _in_order(mixture: Mixture, seed: int, order: OrderSpec, ends: bool) -> Sampler:
     """Args: ends: with the running epoch, which cannot be given another order."""
-    window, numbers = order.parameters["window"], mixture.numbers
+    numbers = mixture.numbers
+    if order.kind == GLOBAL:
+        _check_cache(mixture, 0, ends)
+        return MixtureSampler(numbers.sizes, mixture.weights, seed)
+    window = order.parameters["window"]
     if order.kind == BLOCKS:
         _check_cache(mixture, 0, ends)
         sampler = MixtureSampler(numbers.sizes, mixture.weights, seed, order.parameters["block"], window)

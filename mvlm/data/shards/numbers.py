@@ -59,6 +59,19 @@ class Numbers:
         _, corpus, shard = self._shard_of(number)
         return self._first_rows[corpus] + self._corpora[corpus].shard_starts[shard]
 
+    def about_rows(self, numbers: np.ndarray) -> np.ndarray:
+        """int64 numbers -> rows, those of pairs as if all rows of their shard had equally many; no shard is read."""
+        if not self.pairs:
+            return numbers
+        starts = [
+            first + np.array(corpus.shard_starts[:-1])
+            for first, corpus in zip(self._first_rows, self._corpora, strict=False)
+        ]
+        rows = np.concatenate([*starts, [self._first_rows[-1]]])
+        shard = self.starts.searchsorted(numbers, side="right") - 1
+        within = (numbers - self.starts[shard]) * np.diff(rows)[shard] // np.diff(self.starts)[shard]
+        return rows[shard] + within
+
     def of_shards(self) -> list[list[int]]:
         """How many each shard of each corpus has."""
         counts = np.diff(self.starts).tolist()

@@ -20,6 +20,7 @@ from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.config.validate import check_ranges
+from mvlm.data.loading.sampler import AUTO
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.zero.json_file import leaves
@@ -54,7 +55,7 @@ _APPLIES = {
     "log": "every tensorboard wandb mlflow pictures",
     "eval": "every batch rerank limit memory_gb share",
 }
-_ORDER = {"data": "shuffle_block shuffle_window shuffle_shards"}
+_ORDER = {"data": "shuffle shuffle_block shuffle_window shuffle_shards"}
 _PLACE = {"run": "dir", "checkpoint": "resume mirror"}
 _STREAM = {"run": "seed", "data": "epoch weights"}
 _MODEL = {
@@ -128,6 +129,8 @@ def resume_config(config: Config, given: frozenset[str], start: Start) -> Resume
     for key, value in flat(config).items():
         before, kind = settings[key], ON_RESUME[key]
         if value == before or (key == "train.freeze" and set(value) == set(before)):
+            continue
+        if key == "data.shuffle" and value == AUTO:  # which was settled when the run began
             continue
         if kind is OnResume.PLACE:
             settings[key] = value

@@ -1,0 +1,86 @@
+"""Whether reading here and there in a folder is as good as reading on: by its file system and disk, or by trying."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+IN_MEMORY = {"tmpfs", "ramfs"}
+LOCAL = {"bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "squashfs", "xfs", "zfs"}
+"""File systems on a disk of the machine itself; any other may be a network's, or a program that answers for one."""
+
+SLOW_MS = 2.0
+"""A random read that takes longer is slow: a solid-state disk needs 0.1, a rented one perhaps 1, one that turns 8."""
+
+READS, READ_BYTES, LOOKED_AT = 15, 4096, 1000
+DROPPED = 1 << 21  # around what is read: of pages that the kernel keeps together none are dropped alone
+
+
+def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path = Path("/sys/dev/block")) -> str:
+    """Why random reads in a folder or at a URL are dear, as the end of a sentence; "" where they are cheap.
+
+    Disks of virtual machines say that they turn though they do not, and some file systems do not name their disk:
+    there, pages are read that are not in memory, which takes a fraction of a second at most.
+    """
+    if "://" in str(folder):
+        return f"{folder} is a store and no disk"
+    try:
+        mounts = (proc / "mountinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        return ""
+    kind, device = _mount(Path(folder).resolve(), mounts)
+    if kind in IN_MEMORY:
+        return ""
+    if kind not in LOCAL:
+        return f"{folder} lies on {kind}, which may answer from afar"
+    if _rotational(devices / device) == "0":
+        return ""
+    milliseconds = 1e3 * seconds_a_read(sorted(islice(Path(folder).glob("*.arrow"), LOOKED_AT)))
+    return f"a random read in {folder} takes {milliseconds:.2g} ms" if milliseconds > SLOW_MS else ""
+
+
+def seconds_a_read(files: Sequence[Path]) -> float:
+    """What a quarter of some reads at random places stay below, each of a page that no process has mapped.
+
+    A busy machine makes some reads late, and a slow disk all of them. 0 where there is nothing to read.
+    """
+    dice, found = random.Random(0), []
+    for path in dice.choices(files, k=READS) if files else ():
+        file = os.open(path, os.O_RDONLY)
+        try:
+            at = dice.randrange(max(1, os.fstat(file).st_size // READ_BYTES)) * READ_BYTES
+            os.posix_fadvise(file, at // DROPPED * DROPPED, DROPPED, os.POSIX_FADV_DONTNEED)
+            began = time.perf_counter()
+            os.pread(file, READ_BYTES, at)
+            found.append(time.perf_counter() - began)
+        finally:
+            os.close(file)
+    return statistics.quantiles(found, n=4)[0] if found else 0.0
+
+
+def _mount(path: Path, mountinfo: str) -> tuple[str, str]:
+    """The file system that a path lies on, and its device as major:minor; of mounts over one place the last counts."""
+    found, longest = ("", ""), -1
+    for line in mountinfo.splitlines():
+        left, _, right = line.partition(" - ")
+        _, _, device, _, place, *_ = left.split()
+        at = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), place))
+        if len(at.parts) >= longest and path.is_relative_to(at):
+            found, longest = (right.split()[0], device), len(at.parts)
+    return found
+
+
+def _rotational(device: Path) -> str:
+    """The flag of a disk, or of the disk that a partition is on; "" where there is none."""
+    for place in (device, device / ".."):
+        try:
+            return (place / "queue/rotational").read_text().strip()
+        except OSError:
+            continue
+    return ""

@@ -1,0 +1,72 @@
+"""Which folders are read at random: by what the kernel says of file system and disk, and by trying."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from mvlm.runtime import disk
+from mvlm.runtime.disk import seconds_a_read, why_slow
+
+MOUNTS = """22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda1 rw
+23 22 0:21 / {base}/memory rw - tmpfs tmpfs rw
+24 22 0:44 / {base}/net rw shared:7 master:2 - nfs4 server:/export rw,vers=4.2
+25 24 8:17 / {base}/net/inside\\040it rw - xfs /dev/sdb1 rw
+26 22 0:50 / {base}/over rw - fuse.sshfs host: rw
+27 22 8:17 / {base}/over rw - ext4 /dev/sdb1 rw
+28 22 0:51 / {base}/unnamed rw - overlay overlay rw
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> dict[str, Path]:
+    """A root disk that turns, whose partition has no flag of its own, and a second one that does not."""
+    (tmp_path / "mountinfo").write_text(MOUNTS.format(base=tmp_path))
+    for name, turns in (("254:0", "1"), ("sdb", "0")):
+        (tmp_path / "dev" / name / "queue").mkdir(parents=True)
+        (tmp_path / "dev" / name / "queue/rotational").write_text(f"{turns}\n")
+    (tmp_path / "dev/sdb/sdb1").mkdir()
+    (tmp_path / "dev/8:17").symlink_to(tmp_path / "dev/sdb/sdb1")
+    return {"proc": tmp_path, "devices": tmp_path / "dev"}
+
+
+@pytest.mark.parametrize(
+    ("place", "slow"),
+    [
+        ("memory/shards", ""),
+        ("net/shards", "lies on nfs4, which may answer from afar"),
+        ("net/inside it/shards", ""),  # a disk that does not turn, mounted below the network's
+        ("over/shards", ""),  # what was mounted last hides the one before
+        ("shards", "takes 20 ms"),
+        ("unnamed/shards", "takes 20 ms"),  # it names no disk
+    ],
+)
+def test_what_the_kernel_says_is_believed_unless_it_says_that_a_disk_turns(
+    machine: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, slow: str
+) -> None:
+    monkeypatch.setattr(disk, "seconds_a_read", lambda files: 0.02)
+    found = why_slow(tmp_path / place, **machine)
+    assert slow in found and bool(found) == bool(slow)
+    monkeypatch.setattr(disk, "seconds_a_read", lambda files: 0.0003)
+    assert bool(why_slow(tmp_path / place, **machine)) == ("nfs4" in slow)
+
+
+def test_a_url_is_no_disk() -> None:
+    assert why_slow("s3://bucket/shards") == "s3://bucket/shards is a store and no disk"
+
+
+def test_the_mounts_are_those_that_the_system_names(tmp_path: Path) -> None:
+    for place in ("/dev/shm", "/proc", str(tmp_path)):
+        words = ["stat", "-f", "-c", "%T", place]
+        known = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+        kind, _ = disk._mount(Path(place), Path("/proc/self/mountinfo").read_text())
+        assert known.startswith(kind.rstrip("234")) or (known, kind[:4]) == ("ext2/ext3", "ext4")
+
+
+def test_reads_are_timed(tmp_path: Path) -> None:
+    (tmp_path / "000000.arrow").write_bytes(bytes(1_000_000))
+    (tmp_path / "000001.arrow").write_bytes(b"short")
+    assert 0 < seconds_a_read(sorted(tmp_path.glob("*.arrow"))) < 1
+    assert seconds_a_read([]) == 0
