@@ -14,6 +14,8 @@ from data_tools.readers.img2dataset import Img2datasetSource
 from data_tools.readers.karpathy import karpathy
 from data_tools.readers.nlvr2 import nlvr2
 from data_tools.readers.sbu import sbu
+from data_tools.readers.side_by_side import SideBySideSource
+from data_tools.readers.table import table
 from data_tools.readers.vg import vg
 from data_tools.readers.vg_qa import vg_qa
 from data_tools.readers.vqa import vqa
@@ -45,6 +47,8 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "img2dataset": Img2datasetSource,
     "hf": HfSource,
     "folder": FolderSource,
+    "side_by_side": SideBySideSource,
+    "table": table,
     "vqa": vqa,
     "vg_qa": vg_qa,
     "nlvr2": nlvr2,

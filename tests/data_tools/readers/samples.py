@@ -445,6 +445,51 @@ def hf_parquet(folder: Path) -> Sample:
     return Sample(["hf", folder, "--image-column", "image"], rows)
 
 
+def csv_table(folder: Path) -> Sample:
+    """Rows as spreadsheets write them: a mark of byte order, quotes, a caption of two lines, one image twice."""
+    names = [f"photos/{number} a.jpg" for number in range(3)]
+    images = [put(folder / name, photo(number)) for number, name in enumerate(names)]
+    lines = [
+        "id,filepath,title,similarity",
+        f'1,{names[0]},"a bus, red",0.31',
+        f"1,{names[0]},a vehicle,0.28",
+        f'2,{names[1]},"a ""fast"" train\nin snow",0.4',
+        f"3,{names[2]},ein Zug nach Köln",
+    ]
+    path = folder / "pairs.csv"
+    put(path, b"\xef\xbb\xbf" + "\r\n".join([*lines, ""]).encode())
+    captions = [["a bus, red", "a vehicle"], ['a "fast" train in snow'], ["ein Zug nach Köln"]]
+    rows = {
+        str(number + 1): {"image": image, "captions": said, "source": "pairs"}
+        for number, (image, said) in enumerate(zip(images, captions, strict=True))
+    }
+    return Sample(["table", path, "--key-column", "id"], rows, folder / names[1], ["2"], "pairs.csv:2")
+
+
+def tsv_table(folder: Path) -> Sample:
+    """open_clip's default: a TSV of `filepath` and `title`."""
+    images = {name: put(folder / "images" / name, photo(number)) for number, name in enumerate(["b.jpg", "a.png"])}
+    put(folder / "train.tsv", b"filepath\ttitle\nb.jpg\ta bee\na.png\tan ant\n")
+    said = {"b.jpg": "a bee", "a.png": "an ant"}
+    rows = {name: {"image": image, "captions": [said[name]], "source": "train"} for name, image in images.items()}
+    argv = ["table", folder / "train.tsv", "--images", folder / "images"]
+    return Sample(argv, rows, folder / "images/a.png", ["a.png"], "train.tsv:2")
+
+
+def side_by_side(folder: Path) -> Sample:
+    """As kohya's trainers and others take them."""
+    keys = ["cats/1", "cats/2", "dogs/1"]
+    images = {key: put(folder / f"pets/{key}.jpg", photo(number)) for number, key in enumerate(keys)}
+    for key in keys:
+        put(folder / f"pets/{key}.txt", f"a picture of {key}\r\n\r\na pet\n".encode())
+    put(folder / "pets/notes.md", b"no picture")
+    rows = {
+        key: {"image": image, "captions": [f"a picture of {key}", "a pet"], "source": "pets"}
+        for key, image in images.items()
+    }
+    return Sample(["side_by_side", folder / "pets"], rows, folder / "pets/cats/2.jpg", ["cats/2"], "pets/cats/2")
+
+
 def md5_name(n: int, url: str) -> str:
     return hashlib.md5(url.encode()).hexdigest() + ".png"
 
@@ -470,6 +515,9 @@ SAMPLES: dict[str, Callable[[Path], Sample]] = {
     "img2dataset-webdataset": img2dataset_webdataset,
     "img2dataset-files": img2dataset_files,
     "img2dataset-parquet": img2dataset_parquet,
+    "table-csv": csv_table,
+    "table-tsv": tsv_table,
+    "side-by-side": side_by_side,
     "hf-saved": hf_saved,
     "hf-dict": hf_dict,
     "hf-parquet": hf_parquet,

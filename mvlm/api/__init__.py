@@ -1,0 +1,1 @@
+"""mvlm from Python: `mvlm.train`, `mvlm.load` and `mvlm.open`."""

@@ -1,0 +1,65 @@
+"""What may stand for an image in a call, and the pixels that the model reads of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mvlm.data.images.decode import Decoded
+from mvlm.data.images.transforms import eval_view
+from mvlm.data.images.upright import upright
+from mvlm.data.samples.pictures import read_picture
+from mvlm.errors import UserError
+
+AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+"""A file's path, a Pillow image, an array HWC or HW (uint8), or a tensor CHW or HW (uint8)."""
+
+
+def listed(images: AnyImage | Sequence[AnyImage]) -> list[AnyImage]:
+    """One image or several as a list; an array or a tensor with four dimensions is a batch."""
+    if isinstance(images, (np.ndarray, Tensor)):
+        return list(images) if images.ndim == 4 else [images]
+    return [images] if isinstance(images, (str, os.PathLike, Image.Image)) else list(images)
+
+
+def view(image: AnyImage, size: int) -> np.ndarray:
+    """The whole image as evaluation shows it to the model: uint8 [3, size, size].
+
+    Raises:
+        UserError: it is no image, or its file cannot be read.
+    """
+    return eval_view(Decoded(opened(image)), size)
+
+
+def opened(image: AnyImage) -> Image.Image:
+    """An image in RGB: upright by its EXIF orientation, transparency on white, more than 8 bits scaled to 8."""
+    if isinstance(image, (str, os.PathLike)):
+        return read_picture(Path(image))
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+        image = image.transpose(1, 2, 0) if image.ndim == 3 else image
+    if isinstance(image, np.ndarray):
+        image = _from_array(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"A {type(image).__name__} is no image: give a path, a Pillow image, an array or a tensor.")
+    return upright(image)
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise UserError(
+            f"An array of {pixels.dtype} and shape {pixels.shape} is no image: give uint8 in 0..255, an array as height "
+            "x width x channels or a tensor as channels x height x width, with 1, 3 or 4 channels."
+        )
+    return Image.fromarray(pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
+
+
+def stacked(images: Sequence[AnyImage], size: int) -> Tensor:
+    """uint8 [B, 3, size, size]."""
+    return torch.from_numpy(np.stack([view(image, size) for image in images]))

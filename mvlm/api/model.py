@@ -1,0 +1,278 @@
+"""A trained model in Python: vectors, similarities, matches, reconstructions, masked words and search."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from mvlm.api.images import AnyImage, listed, stacked
+from mvlm.config.schema import Eval
+from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.evaluate import shares
+from mvlm.evaluate.examples import ImageExample, image_examples
+from mvlm.evaluate.reconstruction import patch_masks
+from mvlm.export.configuration import CONFIG, MaskVLMConfig
+from mvlm.export.modeling import MaskVLMModel
+from mvlm.export.processing import MaskVLMProcessor
+from mvlm.model.maskvlm import MaskVLM
+from mvlm.predict.words import MASK, blank_image, guess_words
+from mvlm.pretrained.runs import Loaded, load_run
+from mvlm.runtime import dist
+from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
+
+T = TypeVar("T")
+Texts = str | Sequence[str]
+
+
+class Features(NamedTuple):
+    """Contrastive features, fp32 and of unit length: their inner products are cosine similarities."""
+
+    images: Tensor | None  # NE
+    texts: Tensor | None  # ME
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A sentence with its masked words filled in.
+
+    Attributes:
+        text: the sentence with the likeliest word in each place.
+        guesses: for each [MASK] the likeliest words, best first, and their probabilities.
+    """
+
+    text: str
+    guesses: list[list[tuple[str, float]]]
+
+
+class Model:
+    """A trained MaskVLM. Make one with `mvlm.load`.
+
+    Images may be paths, Pillow images, uint8 arrays HWC or uint8 tensors CHW, one or a list; texts a string or a list.
+
+    Attributes:
+        network: the `torch.nn.Module`, in evaluation mode.
+        step: updates that it was trained for; None of an exported model.
+    """
+
+    def __init__(
+        self,
+        network: MaskVLM,
+        tokenizer: PreTrainedTokenizerBase,
+        text_length: int,
+        image_size: int,
+        loaded: Loaded[MaskVLM] | None = None,
+    ) -> None:
+        self.network = network.eval()
+        self.step = loaded.step if loaded else None
+        self._tokenizer, self._tokens = tokenizer, BatchTokenizer(tokenizer, text_length)
+        self._image_size, self._loaded = image_size, loaded
+        self._index: tuple[Path, ImageIndex] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.network.parameters()).dtype
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
+        """Move to a device, or compute in another type such as `torch.bfloat16`; returns the same model."""
+        self.network.to(device=device, dtype=dtype)
+        return self
+
+    def encode(
+        self,
+        images: AnyImage | Sequence[AnyImage] | None = None,
+        texts: Texts | None = None,
+        batch: int = 64,
+    ) -> Features:
+        """The contrastive features of images (NE) and texts (ME), on the model's device; of what is not given, None.
+
+        Args:
+            batch: items in a forward pass.
+
+        Raises:
+            UserError: something is no image; names it.
+        """
+        with shares.inference(self.network):
+            return Features(
+                None if images is None else self._image_features(listed(images), batch),
+                None if texts is None else self._text_features(_sentences(texts), batch),
+            )
+
+    def similarity(self, images: AnyImage | Sequence[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
+        """The cosine similarity of every image with every text, NM, by ITC. Raises as `encode`."""
+        image_NE, text_ME = self.encode(images, texts, batch)
+        return cast(Tensor, image_NE) @ cast(Tensor, text_ME).T
+
+    def match(self, images: AnyImage | Sequence[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
+        """The probability, by ITM, that image i and text i belong together, N; one of either goes with all of the other.
+
+        ITM reads both together and is finer than `similarity`, and slower.
+
+        Raises:
+            UserError: there are neither as many images as texts nor one of either; or as `encode`.
+        """
+        pairs = _paired(listed(images), _sentences(texts))
+        found = []
+        with shares.inference(self.network):
+            for some in _batches(pairs, batch):
+                image_BSD = self.network.encode_image(self._pixels([image for image, _ in some]))
+                text_BL, valid_BL = self._text([text for _, text in some])
+                text_BLD = self.network.encode_text(text_BL, valid_BL)
+                found.append(self.network.match(image_BSD, text_BLD, valid_BL).float().softmax(-1)[:, 1])
+        return torch.cat(found)
+
+    def reconstruct(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        texts: Texts,
+        masked: np.ndarray | Tensor | None = None,
+    ) -> list[ImageExample]:
+        """Masked patches of each image reconstructed, with its text and without: pictures to look at, and their L1.
+
+        Args:
+            masked: bool [N, patches], True = masked, patches row by row; None masks as in training.
+
+        Raises:
+            UserError: images and texts are not as many, the mask fits no image or masks none or all; or as `encode`.
+        """
+        pairs = _paired(listed(images), _sentences(texts))
+        mask_BN = patch_masks(self.network, np.arange(len(pairs))) if masked is None else self._mask(masked, len(pairs))
+        image_BCHW = self._pixels([image for image, _ in pairs])
+        captions = [text for _, text in pairs]
+        with shares.inference(self.network):
+            return image_examples(self.network, captions, self._tokens, image_BCHW, mask_BN.to(self.device))
+
+    def fill(self, text: str, image: AnyImage | None = None, top: int = 5) -> Filling:
+        """The words behind each [MASK] of a sentence: `model.fill("a [MASK] bus", "bus.jpg")`.
+
+        Args:
+            image: that the sentence is about; None fills in by the sentence alone.
+            top: words for each place.
+
+        Raises:
+            UserError: no word is masked, or one is beyond the tokens that the model reads; or as `encode`.
+        """
+        size = self._image_size
+        shown_1CHW = blank_image(self.network, torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        if image is not None:
+            shown_1CHW = stacked([image], size)
+        text_1L, valid_1L = self._text([text.replace(MASK, self._tokenizer.mask_token)])
+        masked_1L = text_1L == self._tokens.mask_id
+        wanted, read = text.count(MASK), int(masked_1L.sum())
+        if not wanted or wanted != read:
+            raise UserError(
+                f"{text!r} has {wanted} {MASK}, and this model reads {read} of them within its {self._tokens.length} "
+                f"tokens: write {MASK} in the place of a word, in a shorter sentence if need be."
+            )
+        images = {"given": shown_1CHW.to(self.device)}
+        found = guess_words(self.network, text_1L, valid_1L, masked_1L, images, top)["given"]
+        guesses = [[(str(self._tokenizer.decode([token])).strip(), odds) for token, odds in best] for best in found]
+        for best in guesses:
+            text = text.replace(MASK, best[0][0], 1)
+        return Filling(text, guesses)
+
+    def search(
+        self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32
+    ) -> list[SearchHit]:
+        """The images of an index, made by `mvlm index`, that fit a sentence best, or are most like an image.
+
+        Args:
+            query: a sentence, or an image that is no string: for a file give a `pathlib.Path`.
+            rerank: first results for a sentence that ITM orders again.
+
+        Raises:
+            UserError: the index is damaged or was made by other weights, or its shards were moved; or as `encode`.
+        """
+        if self._loaded is None:
+            raise UserError(f"{index} is searched with the run that made it: load its run folder or checkpoint.")
+        if self._index is None or self._index[0] != Path(index):
+            self._index = Path(index), ImageIndex(Path(index), self._loaded)
+        if isinstance(query, str):
+            return find_by_sentence(self._index[1], self._loaded, query, top, rerank, self.device)
+        return find_by_image(self._index[1], self._loaded, self._pixels([query]), top, self.device)
+
+    def _image_features(self, images: list[AnyImage], batch: int) -> Tensor:
+        encode, project = self.network.encode_image, self.network.project_image
+        return torch.cat([project(encode(self._pixels(some))) for some in _batches(images, batch)])
+
+    def _text_features(self, texts: list[str], batch: int) -> Tensor:
+        encode, project = self.network.encode_text, self.network.project_text
+        return torch.cat([project(encode(*self._text(some))) for some in _batches(texts, batch)])
+
+    def _pixels(self, images: Sequence[AnyImage]) -> Tensor:
+        return stacked(images, self._image_size).to(self.device)
+
+    def _text(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        text_BL, valid_BL = self._tokens.batch(texts)
+        return text_BL.to(self.device), valid_BL.to(self.device)
+
+    def _mask(self, masked: np.ndarray | Tensor, images: int) -> Tensor:
+        mask_BN, (rows, columns) = torch.as_tensor(masked).bool(), self.network.grid
+        if mask_BN.shape != (images, rows * columns) or bool((mask_BN.all(1) | ~mask_BN.any(1)).any()):
+            raise UserError(
+                f"A mask of shape {tuple(mask_BN.shape)} does not fit {images} images of {rows} x {columns} patches: "
+                f"give [{images}, {rows * columns}], True = masked, at least one of each image and not all."
+            )
+        return mask_BN
+
+
+def load(model: str | os.PathLike[str], device: torch.device | str | None = None) -> Model:
+    """A trained model, ready to use.
+
+    Args:
+        model: a run folder (its newest checkpoint), one of its checkpoints, a folder written by `mvlm export`, or the
+            name of one on the Hugging Face hub.
+        device: where it computes; None = this machine's accelerator, or the CPU.
+
+    Raises:
+        UserError: there is no model, it is damaged, or it was fine-tuned for another task than retrieval.
+    """
+    device, path = torch.device(device) if device else dist.device(), Path(model)
+    exported = (path / CONFIG).is_file()
+    if not exported and (path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
+        loaded = load_run(path, device)
+        data, tokenizer = loaded.config.data, load_tokenizer(str(loaded.tokenizer_folder))
+        return Model(loaded.model, tokenizer, data.text_length, loaded.config.model.image_size, loaded)
+    return _exported(str(model), device)
+
+
+def _exported(name: str, device: torch.device) -> Model:
+    try:
+        network = MaskVLMModel.from_pretrained(name, config=MaskVLMConfig.from_pretrained(name)).network
+        processor = MaskVLMProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first = (str(error).splitlines() or [repr(error)])[0].rstrip(".:")
+        raise UserError(f"{name} is no model ({first}): give a run folder, or what `mvlm export` wrote.") from None
+    return Model(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
+
+
+def _sentences(texts: Texts) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _paired(images: list[AnyImage], texts: list[str]) -> list[tuple[AnyImage, str]]:
+    count = max(len(images), len(texts))
+    if {len(images), len(texts)} - {1, count}:
+        raise UserError(f"{len(images)} images and {len(texts)} texts make no pairs: give as many, or one of either.")
+    images, texts = (images * count)[:count], (texts * count)[:count]
+    return list(zip(images, texts, strict=True))
+
+
+def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    if not items:
+        raise UserError("There is nothing to compute: give at least one image or text.")
+    return [items[first : first + size] for first in range(0, len(items), size)]

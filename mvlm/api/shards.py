@@ -1,0 +1,104 @@
+"""Shards in Python: a sequence of rows, each an image with its captions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from PIL import Image
+
+from mvlm.data.images.decode import BadImage, load_image
+from mvlm.data.images.encoded import why_bad
+from mvlm.data.shards.columns import Row
+from mvlm.data.shards.corpus import Mixture, UnreadableRow
+from mvlm.data.shards.location import open_location
+from mvlm.data.shards.cache import Cache
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row of shards, checked against the checksums that were written with it.
+
+    Attributes:
+        captions: of a task's rows, its sentences.
+        own: the columns that only the rows of this task have, such as `answers`.
+    """
+
+    key: str
+    captions: list[str]
+    source: str
+    width: int
+    height: int
+    own: dict[str, Any]
+    where: str
+    """The file and the row in it."""
+    _row: Row
+
+    @property
+    def image(self) -> Image.Image:
+        """In RGB and upright; of a pair the left one. Decoded anew each time. Raises `UserError` where it is damaged."""
+        return self.images[0]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """All of the row's images: one, or of a pair the left and the right one."""
+        try:
+            return [load_image(each.checked()) for each in self._row.encoded]
+        except BadImage as error:
+            raise UnreadableRow(self.where, self.key, why_bad(error)) from None
+
+    @property
+    def encoded(self) -> bytes:
+        """The image's file, as it was when it was sharded. Raises `UserError` where it is damaged."""
+        try:
+            return bytes(self._row.image)
+        except BadImage as error:
+            raise UnreadableRow(self.where, self.key, why_bad(error)) from None
+
+
+class Shards(Sequence[Sample]):
+    """Rows of one or more corpora, end to end; make one with `mvlm.open`. Rows are read when they are asked for."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self._rows = mixture
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """Raises `IndexError` beyond the end and `UserError` where the row is not what was written."""
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        row = self._rows.row(number)
+        return Sample(
+            row.key, row.captions, row.source, row.width, row.height, row.own, self._rows.where(number), row
+        )
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[number] for number in range(len(self)))
+
+    def __repr__(self) -> str:
+        folders = ", ".join(str(corpus.folder) for corpus in self._rows.corpora)
+        return f"Shards({folders}: {len(self):,} rows)"
+
+
+def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
+    """Shards as a sequence of rows: `mvlm.open("shards/train")[0].image`.
+
+    Args:
+        folders: one or more that `data_tools` wrote, or URLs such as `s3://bucket/shards`.
+
+    Raises:
+        UserError: there are none, they are unfinished, or their rows are of different tasks.
+    """
+    listed = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
+    names = [os.fspath(folder) for folder in listed]
+    task = open_location(names[0], Cache()).manifest.task if names else ""
+    return Shards(Mixture(names, task=task))
