@@ -1,3 +1,31 @@
-"""mvlm: pretraining of masked vision and language models at scale."""
+"""mvlm: pretraining of masked vision and language models at scale.
+
+From Python: `mvlm.train("pictures/", out="runs/mine")` trains, `mvlm.load("runs/mine")` uses what was trained, and
+`mvlm.open("shards")` reads shards.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvlm.api.model import load as load
+    from mvlm.api.shards import open as open
+    from mvlm.api.train import train as train
 
 __version__ = "0.1.0"
+__all__ = ["load", "open", "train"]
+
+_HOMES = {"load": "mvlm.api.model", "open": "mvlm.api.shards", "train": "mvlm.api.train"}
+"""Imported when they are first asked for: commands import `mvlm`, and do without torch while they can."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mvlm' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -25,7 +25,7 @@ def listed(images: AnyImage | Sequence[AnyImage]) -> list[AnyImage]:
     """One image or several as a list; an array or a tensor with four dimensions is a batch."""
     if isinstance(images, (np.ndarray, Tensor)):
         return list(images) if images.ndim == 4 else [images]
-    return [images] if isinstance(images, (str, os.PathLike, Image.Image)) else list(images)
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
 
 
 def view(image: AnyImage, size: int) -> np.ndarray:
@@ -54,8 +54,8 @@ def opened(image: AnyImage) -> Image.Image:
 def _from_array(pixels: np.ndarray) -> Image.Image:
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
         raise UserError(
-            f"An array of {pixels.dtype} and shape {pixels.shape} is no image: give uint8 in 0..255, an array as height "
-            "x width x channels or a tensor as channels x height x width, with 1, 3 or 4 channels."
+            f"An array of {pixels.dtype} and shape {pixels.shape} is no image: give uint8, an array as height x width "
+            "x channels or a tensor as channels x height x width, with 1, 3 or 4 channels."
         )
     return Image.fromarray(pixels.squeeze(2) if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, listed, stacked
-from mvlm.config.schema import Eval
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import ImageExample, image_examples
 from mvlm.evaluate.reconstruction import patch_masks
-from mvlm.export.configuration import CONFIG, MaskVLMConfig
+from mvlm.export.auto import register
 from mvlm.export.modeling import MaskVLMModel
 from mvlm.export.processing import MaskVLMProcessor
 from mvlm.model.maskvlm import MaskVLM
@@ -118,7 +118,7 @@ class Model:
         return cast(Tensor, image_NE) @ cast(Tensor, text_ME).T
 
     def match(self, images: AnyImage | Sequence[AnyImage], texts: Texts, batch: int = 64) -> Tensor:
-        """The probability, by ITM, that image i and text i belong together, N; one of either goes with all of the other.
+        """The probability, by ITM, that image i and text i belong together, N; a single one of either goes with all.
 
         ITM reads both together and is finer than `similarity`, and slower.
 
@@ -185,9 +185,7 @@ class Model:
             text = text.replace(MASK, best[0][0], 1)
         return Filling(text, guesses)
 
-    def search(
-        self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32
-    ) -> list[SearchHit]:
+    def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most like an image.
 
         Args:
@@ -242,7 +240,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
         UserError: there is no model, it is damaged, or it was fine-tuned for another task than retrieval.
     """
     device, path = torch.device(device) if device else dist.device(), Path(model)
-    exported = (path / CONFIG).is_file()
+    exported = (path / CONFIG_NAME).is_file()
     if not exported and (path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
         loaded = load_run(path, device)
         data, tokenizer = loaded.config.data, load_tokenizer(str(loaded.tokenizer_folder))
@@ -251,8 +249,9 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
 
 
 def _exported(name: str, device: torch.device) -> Model:
+    register()  # else transformers would ask for leave to run the code that lies beside the weights
     try:
-        network = MaskVLMModel.from_pretrained(name, config=MaskVLMConfig.from_pretrained(name)).network
+        network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [repr(error)])[0].rstrip(".:")

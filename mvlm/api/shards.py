@@ -11,10 +11,10 @@ from PIL import Image
 
 from mvlm.data.images.decode import BadImage, load_image
 from mvlm.data.images.encoded import why_bad
+from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import Mixture, UnreadableRow
 from mvlm.data.shards.location import open_location
-from mvlm.data.shards.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Sample:
 
     @property
     def image(self) -> Image.Image:
-        """In RGB and upright; of a pair the left one. Decoded anew each time. Raises `UserError` where it is damaged."""
+        """In RGB and upright, decoded anew each time; of a pair the left one. Raises `UserError` where damaged."""
         return self.images[0]
 
     @property
@@ -77,9 +77,7 @@ class Shards(Sequence[Sample]):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         row = self._rows.row(number)
-        return Sample(
-            row.key, row.captions, row.source, row.width, row.height, row.own, self._rows.where(number), row
-        )
+        return Sample(row.key, row.captions, row.source, row.width, row.height, row.own, self._rows.where(number), row)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[number] for number in range(len(self)))

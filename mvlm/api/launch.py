@@ -1,0 +1,70 @@
+"""Commands started from Python: their output is passed on as it comes, and their mistakes become exceptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+
+from mvlm.errors import ExitCode, UserError
+
+OWN = ("mvlm: ", "data_tools: ")
+"""How the sentences begin that our commands say of themselves."""
+
+RESTARTS = 3
+LAST = 20
+"""Of them kept: a command that fails has said why."""
+
+
+def follow(command: Sequence[str]) -> None:
+    """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
+
+    Where this process is interrupted it gets SIGTERM, at which training saves before it ends.
+
+    Raises:
+        UserError: it has failed; in its own last words.
+    """
+    code, said = _run(command)
+    for _ in range(RESTARTS):
+        if code != ExitCode.REQUEUE:
+            break
+        print("Starting it again: everything was saved.")
+        code, said = _run(command)
+    if code:
+        raise UserError(said[-1] if said else f"{' '.join(command[:4])} ended with exit code {code}: run it by itself.")
+
+
+def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
+    """`mvlm train` on this machine, by DeepSpeed's launcher. Raises as `follow`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
+    training = ["--master_port", str(port), "--module", "mvlm", "train", recipe, "--deepspeed_config", deepspeed]
+    follow([*launcher, *training, *overrides])
+
+
+def _run(command: Sequence[str]) -> tuple[int, list[str]]:
+    """The exit code, and the last sentences of mvlm's own."""
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    )
+    assert process.stdout
+    said: deque[str] = deque(maxlen=LAST)
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            if line.startswith(OWN):
+                said.append(line.strip().partition(": ")[2])
+        return process.wait(), list(said)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        for line in process.stdout:
+            print(line, end="", flush=True)
+        process.wait()
+        raise

@@ -1,0 +1,153 @@
+"""A model in Python, against the network asked directly, one item at a time."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mvlm
+from mvlm.api.images import view
+from mvlm.api.model import Model
+from mvlm.errors import UserError
+from mvlm.export.folder import export_folder
+from mvlm.search.build import build_index
+from tests.evaluate.tiny import CONFIG
+from tests.export.conftest import write_run
+
+TEXTS = ["a red circle", "a blue star top left", "two"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def model(run: Path) -> Model:
+    return mvlm.load(run, "cpu")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder, rng = tmp_path_factory.mktemp("own"), np.random.default_rng(3)
+    paths = [folder / f"{name}.png" for name in "abc"]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+@torch.no_grad()
+def features(model: Model, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of one image and one text by themselves, and the probability of a match."""
+    network = model.network
+    image_1SD = network.encode_image(torch.from_numpy(view(path, CONFIG.model.image_size))[None])
+    text_1L, valid_1L = model._tokens.batch([text])
+    text_1LD = network.encode_text(text_1L, valid_1L)
+    match = network.match(image_1SD, text_1LD, valid_1L)[0].softmax(-1)[1]
+    return network.project_image(image_1SD)[0], network.project_text(text_1LD)[0], match
+
+
+def test_vectors_similarities_and_matches_are_the_networks_own(model: Model, paths: list[Path]) -> None:
+    alone = [features(model, path, text) for path, text in zip(paths, TEXTS, strict=True)]
+    found = model.encode(paths, TEXTS, batch=2)
+    assert found.images is not None and found.texts is not None
+    torch.testing.assert_close(found.images, torch.stack([image for image, _, _ in alone]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.texts, torch.stack([text for _, text, _ in alone]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.similarity(paths, TEXTS), found.images @ found.texts.T, atol=1e-5, rtol=0)
+    matches = model.match(paths, TEXTS, batch=2)
+    torch.testing.assert_close(matches, torch.stack([match for _, _, match in alone]), atol=1e-5, rtol=0)
+    assert model.encode(texts="a").images is None and model.match(paths, "two").shape == (3,)
+
+
+def test_an_image_is_the_same_in_every_form(model: Model, paths: list[Path]) -> None:
+    with Image.open(paths[0]) as picture:
+        array = np.asarray(picture)
+        forms = [paths[0], str(paths[0]), picture.copy(), array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
+    vectors = model.encode(forms).images
+    assert vectors is not None and all(torch.equal(vector, vectors[0]) for vector in vectors)
+    batch = np.stack([array, array])
+    assert torch.equal(model.encode(batch).images, vectors[:2])  # type: ignore[arg-type]
+    grey = array[:, :, 0]
+    of_grey = model.encode([grey, grey[:, :, None], Image.fromarray(grey), torch.from_numpy(grey.copy())]).images
+    assert of_grey is not None and all(torch.equal(vector, of_grey[0]) for vector in of_grey)
+
+
+def test_masked_words_and_patches_come_back(model: Model, paths: list[Path]) -> None:
+    filled = model.fill("a [MASK] circle", paths[0], top=3)
+    assert filled.text == f"a {filled.guesses[0][0][0]} circle" and len(filled.guesses[0]) == 3
+    shares = [share for _, share in filled.guesses[0]]
+    assert shares == sorted(shares, reverse=True)
+    assert model.fill("a [MASK] circle").guesses != filled.guesses
+    rows, columns = model.network.grid
+    mask_BN = np.zeros((2, rows * columns), bool)
+    mask_BN[:, 1] = True
+    first, second = model.reconstruct(paths[:2], "a red circle", mask_BN)
+    assert first.caption == second.caption == "a red circle"
+    changed = (first.original != first.with_text).any(-1)
+    patch = first.original.shape[0] // rows
+    assert changed[:patch, patch : 2 * patch].any()
+    changed[:patch, patch : 2 * patch] = False
+    assert not changed.any()  # only what was masked
+
+
+def test_an_exported_folder_gives_the_same(model: Model, run: Path, paths: list[Path], tmp_path: Path) -> None:
+    export_folder(run, tmp_path / "exported", "a card")
+    exported = mvlm.load(tmp_path / "exported", "cpu")
+    for mine, theirs in zip(model.encode(paths, TEXTS), exported.encode(paths, TEXTS), strict=True):
+        assert torch.equal(mine, theirs)
+    assert (model.step, exported.step) == (7, None)
+    with pytest.raises(UserError, match="load its run folder"):
+        exported.search("corpus.index", "a red circle")
+
+
+def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, tmp_path: Path) -> None:
+    model = mvlm.load(run, "cpu")
+    assert model._loaded
+    build_index(model._loaded, [str(scenes / "eval")], tmp_path / "index", torch.device("cpu"))
+    rows = mvlm.open(scenes / "eval")
+    (found, *_) = model.search(tmp_path / "index", rows[4].image, top=2)
+    assert found.key == rows[4].key and found.similarity == pytest.approx(1, abs=1e-5)
+    similarity = model.similarity([row.image for row in rows], "a red circle")[:, 0]
+    by_words = model.search(tmp_path / "index", "a red circle", top=3, rerank=0)
+    assert [each.image for each in by_words] == similarity.argsort(descending=True)[:3].tolist()
+
+
+@pytest.mark.parametrize(
+    ("ask", "said"),
+    [
+        (lambda m, p: m.encode(np.zeros((4, 4, 3))), "float64 and shape"),
+        (lambda m, p: m.encode(3), "int is no image"),
+        (lambda m, p: m.encode("nowhere.jpg"), "No picture at nowhere.jpg"),
+        (lambda m, p: m.encode([]), "give at least one"),
+        (lambda m, p: m.match(p, ["one", "two"]), "3 images and 2 texts make no pairs"),
+        (lambda m, p: m.fill("no mask", p[0]), "has 0 \\[MASK\\]"),
+        (lambda m, p: m.fill("[MASK] " * 100, p[0]), "a shorter sentence"),
+        (lambda m, p: m.reconstruct(p, "one", np.zeros((3, 2), bool)), "does not fit"),
+    ],
+)
+def test_a_mistake_is_one_sentence(model: Model, paths: list[Path], ask: Callable, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        ask(model, paths)
+
+
+def test_what_is_no_model_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        mvlm.load(tmp_path / "nowhere")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is no model"):
+        mvlm.load(tmp_path)
+
+
+def test_importing_mvlm_imports_nothing_else() -> None:
+    heavy = "{'torch', 'numpy', 'transformers', 'PIL', 'pyarrow'}"
+    code = f"import sys, mvlm; mvlm.__version__; assert not {heavy} & set(sys.modules); assert 'load' in dir(mvlm)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = mvlm.lode  # type: ignore[attr-defined]
