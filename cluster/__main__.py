@@ -1,4 +1,4 @@
-"""`python -m cluster`: submit, follow and stop training jobs."""
+"""`mvlm-cluster`: submit, follow and stop training jobs."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ import os
 import sys
 import traceback
 
-from cluster import local
-from cluster.check import check_run
-from cluster.job import load_job, split_overrides
-from cluster.ray import backend as ray_backend
-from cluster.ray import preflight as ray_preflight
-from cluster.record import find_logs, read_record
-from cluster.slurm import backend as slurm
-from cluster.slurm import preflight as slurm_preflight
-from cluster.status import as_facts, as_text
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
 
+from . import local
+from .check import check_run
+from .job import load_job, split_overrides
+from .ray import backend as ray_backend
+from .ray import preflight as ray_preflight
+from .record import find_logs, read_record
+from .slurm import backend as slurm
+from .slurm import preflight as slurm_preflight
+from .status import as_facts, as_text
+
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray_backend}
 PREFLIGHTS = {"local": local.preflight, "slurm": slurm_preflight.preflight, "ray": ray_preflight.preflight}
 EXAMPLES = """examples:
-  python -m cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500
-  python -m cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
-  python -m cluster render cluster/local.toml --on local data.train=shards/train
-  python -m cluster preflight cluster/local.toml --on local
-  python -m cluster status cluster/local.toml --json
-  python -m cluster logs -f cluster/local.toml
-  python -m cluster cancel runs/tiny
-  python -m cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
-  python -m cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
+  mvlm-cluster submit cluster/local.toml --on local data.train=shards/train train.steps=500
+  mvlm-cluster submit cluster/local.toml --on local job.gpus_per_node=2 job.name=two data.train=shards/train
+  mvlm-cluster render cluster/local.toml --on local data.train=shards/train
+  mvlm-cluster preflight cluster/local.toml --on local
+  mvlm-cluster status cluster/local.toml --json
+  mvlm-cluster logs -f cluster/local.toml
+  mvlm-cluster cancel runs/tiny
+  mvlm-cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
+  mvlm-cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
 
 Overrides that begin with `job.` change the job, all others the run. With --on local, submit stays in the foreground and
 exits like the run: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to resume. On a
@@ -42,7 +43,7 @@ cluster it returns once the job is queued.
 
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
-    top = argparse.ArgumentParser("python -m cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    top = argparse.ArgumentParser("mvlm-cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for run, backends, text in (
         (_submit, BACKENDS, "run a job"),

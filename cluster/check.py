@@ -11,11 +11,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from cluster.environment import added, inherited, python
-from cluster.job import Job, out_of_sight
-from cluster.sweep import override
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
+
+from .environment import added, inherited, python
+from .job import Job, out_of_sight
+from .sweep import override
 
 PATH = re.compile(r"(?<![\w/.:])/[^\s:;,'\")]+")
 

@@ -15,7 +15,7 @@ import socket
 import sys
 from pathlib import Path
 
-from cluster.job import Job
+from .job import Job
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Left by a launcher around this command, they would lay out the ranks in place of the job."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
@@ -134,7 +135,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     Raises:
         UserError: the file, a key or a value will not do.
     """
-    tables = read_tables(path, "job file")
+    tables = read_tables(find_file(path, "cluster"), "job file")
     for name in tables:
         if name not in ("job", "sweep"):
             raise UserError(f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep].")
@@ -150,6 +151,8 @@ def job_from_tables(tables: dict[str, Any], where: str) -> Job:
     if "sweep" in tables["job"]:
         raise UserError(f"{where}: unknown key job.sweep; [sweep] is a table of its own.")
     job = _build(Job, tables["job"], where, "job")
+    files = {"run": find_file(job.run, "configs"), "deepspeed": find_file(job.deepspeed, "ds_configs")}
+    job = dataclasses.replace(job, **{key: str(file) for key, file in files.items() if getattr(job, key)})
     _check(job, tables["job"], where)
     if "sweep" not in tables:
         return job

@@ -14,16 +14,17 @@ import time
 from functools import partial
 from pathlib import Path
 
-from cluster import processes
-from cluster.attempt import describe_exit
-from cluster.environment import LAUNCHER_VARIABLES, added, free_port, inherited
-from cluster.job import Job, check_files, refuse, run_folder
-from cluster.logs import attempt_folder, next_attempt, show
-from cluster.processes import PATIENCE, POLL_SECONDS, Stopper
-from cluster.record import JobRecord, claim, read_record
-from cluster.status import JobStatus, describe_end
-from cluster.supervisor import Supervisor, TimeLimit
 from mvlm.errors import UserError
+
+from . import processes
+from .attempt import describe_exit
+from .environment import LAUNCHER_VARIABLES, added, free_port, inherited
+from .job import Job, check_files, refuse, run_folder
+from .logs import attempt_folder, next_attempt, show
+from .processes import PATIENCE, POLL_SECONDS, Stopper
+from .record import JobRecord, claim, read_record
+from .status import JobStatus, describe_end
+from .supervisor import Supervisor, TimeLimit
 
 CANNOT = (
     *("min_nodes", "cpus_per_process", "venv", "modules", "container", "partition", "account", "qos"),

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import JobAttempt
-from cluster.job import load_job
 from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
+
+from .attempt import JobAttempt
+from .job import load_job
 
 RECORD = "job.json"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"

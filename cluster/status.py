@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import JobAttempt, describe_attempt
-from cluster.record import METRICS, JobRecord, last_training_line
+from .attempt import JobAttempt, describe_attempt
+from .record import METRICS, JobRecord, last_training_line
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from cluster import processes
-from cluster.attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck, shell_code
-from cluster.logs import attempt_folder, launcher_log, name_rank_logs, next_attempt, show
-from cluster.processes import MARK, PATIENCE, POLL_SECONDS, Stopper
-from cluster.record import RECORD, JobRecord, newest_step, read_record
 from mvlm.errors import ExitCode
 from mvlm.runtime.log import logger
+
+from . import processes
+from .attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck, shell_code
+from .logs import attempt_folder, launcher_log, name_rank_logs, next_attempt, show
+from .processes import MARK, PATIENCE, POLL_SECONDS, Stopper
+from .record import RECORD, JobRecord, newest_step, read_record
 
 READER_PATIENCE = 2.0  # seconds that a reader of this command's output gets for the last of it
 log = logger("cluster")

@@ -6,8 +6,9 @@ import math
 import random
 from typing import Any
 
-from cluster.job import Sweep
 from mvlm.config.toml import as_toml
+
+from .job import Sweep
 
 SEED = 0  # of the draw: the same job file names the same runs again
 

@@ -1,1 +1,1 @@
-"""Making, checking and describing shard folders: `python -m data_tools`."""
+"""Making, checking and describing shard folders: `mvlm-data`."""

@@ -6,15 +6,16 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.corpora import corpora
-from data_tools.engines import ENGINES
-from data_tools.engines.local import cores
-from data_tools.filters import Filters
-from data_tools.pipeline import Options
-from data_tools.split import parse_split
-from data_tools.store.destination import destination
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive, within
+
+from .corpora import corpora
+from .engines import ENGINES
+from .engines.local import cores
+from .filters import Filters
+from .pipeline import Options
+from .split import parse_split
+from .store.destination import destination
 
 megabytes = within(float, lambda value: 0 < value < 1e9, "above 0")
 quality = within(int, lambda value: 1 <= value <= 100, "between 1 and 100")

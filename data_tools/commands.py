@@ -8,21 +8,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.arguments import add_engine, add_filters, add_writing, with_filters, writing_options
-from data_tools.corpora import batches, corpora
-from data_tools.inspect.count import count
-from data_tools.inspect.stats import TEXTS
-from data_tools.origin import WRITING, add_source, open_source, origin, writing_arguments
-from data_tools.pipeline import SOURCE
-from data_tools.progress import progress
-from data_tools.reshape.retry import only_retry, read_origin, retry
-from data_tools.sharding import shard as shard_records
-from data_tools.store.disk import write_output
 from mvlm.data.samples.bpe import train_bpe
 from mvlm.data.shards.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
+
+from .arguments import add_engine, add_filters, add_writing, with_filters, writing_options
+from .corpora import batches, corpora
+from .inspect.count import count
+from .inspect.stats import TEXTS
+from .origin import WRITING, add_source, open_source, origin, writing_arguments
+from .pipeline import SOURCE
+from .progress import progress
+from .reshape.retry import only_retry, read_origin, retry
+from .sharding import shard as shard_records
+from .store.disk import write_output
 
 
 def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

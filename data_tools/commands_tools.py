@@ -8,28 +8,29 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.arguments import add_writing, megabytes, writing_options
-from data_tools.corpora import corpora
-from data_tools.engines.local import cores
-from data_tools.inspect.plots import KINDS, plots
-from data_tools.inspect.preview import contact_sheet
-from data_tools.inspect.stats import UNCHECKED, corpus_stats, table
-from data_tools.inspect.verify import problems
-from data_tools.progress import progress
-from data_tools.reshape.merge import merge
-from data_tools.reshape.resplit import resplit
-from data_tools.row_index import add_indexes
-from data_tools.sharding import shard as shard_records
-from data_tools.split import parse_split
-from data_tools.store.disk import write_output
-from data_tools.synth import TASKS
-from data_tools.synth.holdout import held_out, with_novel
-from data_tools.synth.miniature import write_miniature
-from data_tools.synth.records import records
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
+
+from .arguments import add_writing, megabytes, writing_options
+from .corpora import corpora
+from .engines.local import cores
+from .inspect.plots import KINDS, plots
+from .inspect.preview import contact_sheet
+from .inspect.stats import UNCHECKED, corpus_stats, table
+from .inspect.verify import problems
+from .progress import progress
+from .reshape.merge import merge
+from .reshape.resplit import resplit
+from .row_index import add_indexes
+from .sharding import shard as shard_records
+from .split import parse_split
+from .store.disk import write_output
+from .synth import TASKS
+from .synth.holdout import held_out, with_novel
+from .synth.miniature import write_miniature
+from .synth.records import records
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -8,15 +8,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from data_tools.corpora import batches
-from data_tools.engines import Map
-from data_tools.filters import Checked
-from data_tools.image import decode
-from data_tools.look import look_of
-from data_tools.picture_index import PictureIndex, Spill
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.schema import IMAGE_COLUMNS, Shards, read_manifest
 from mvlm.errors import UserError
+
+from .corpora import batches
+from .engines import Map
+from .filters import Checked
+from .image import decode
+from .look import look_of
+from .picture_index import PictureIndex, Spill
 
 DUPLICATE_ID = "duplicate id"
 DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near duplicate", "image is excluded"
@@ -87,7 +88,7 @@ class Excluded:
         self._pictures = PictureIndex(folder)
         for (name, _), look in run(row_look, _images(corpora), row_size):
             if not look:
-                raise UserError(f"{name} cannot be decoded: find what is damaged with `python -m data_tools verify`.")
+                raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
             self._pictures.add(look, name)
 
     def twin(self, found: Checked) -> str:

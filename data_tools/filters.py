@@ -11,10 +11,11 @@ from typing import Any
 
 from zlib_ng import zlib_ng
 
-from data_tools.image import decode, shrunk
-from data_tools.look import look_of
-from data_tools.record import Dropped, Record
 from mvlm.data.images.encoded import BadImage
+
+from .image import decode, shrunk
+from .look import look_of
+from .record import Dropped, Record
 
 MAX_NAME = 1024
 """Characters of an id or source."""

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_tools.readers import SOURCES, Source
-from data_tools.readers.webdataset import RULES
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import count
+
+from .readers import SOURCES, Source
+from .readers.webdataset import RULES
 
 OPTIONS = (
     *("images", "annotations", "names", "subset", "phrases"),
@@ -86,7 +87,7 @@ def open_source(saved: Mapping[str, Any]) -> Source:
             raise UserError(f"The source {name} takes no {_flag(option)}: leave it out.")
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
-            raise UserError(f"The source {name} needs {_flag(option)}: see `python -m data_tools shard --help`.")
+            raise UserError(f"The source {name} needs {_flag(option)}: see `mvlm-data shard --help`.")
     return SOURCES[name]([Path(path) for path in saved["paths"]], **options)
 
 

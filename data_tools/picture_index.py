@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.look import LOOK, read_look, same_picture
+from .look import LOOK, read_look, same_picture
 
 DISTANCE = 11
 """Bits in which two hashes of 64 may differ; beyond it the index would look at too many places."""

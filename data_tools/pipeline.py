@@ -13,16 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data_tools.dedup import EXCLUDED, DedupIndex, Excluded
-from data_tools.engines import Map
-from data_tools.filters import SOUND, Checked, CheckedImage, Filters, check_record
-from data_tools.record import Dropped, Record
-from data_tools.report import ShardReport
-from data_tools.resume import Item, Replayed
-from data_tools.split import MISSING, Split
-from data_tools.writer import CorpusWriter
 from mvlm.data.shards.schema import CAPTION, OWN_COLUMNS
 from mvlm.errors import UserError
+
+from .dedup import EXCLUDED, DedupIndex, Excluded
+from .engines import Map
+from .filters import SOUND, Checked, CheckedImage, Filters, check_record
+from .record import Dropped, Record
+from .report import ShardReport
+from .resume import Item, Replayed
+from .split import MISSING, Split
+from .writer import CorpusWriter
 
 QUARANTINE = "quarantine.jsonl"
 YIELD = "yield.json"

@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_tools.dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE
-from data_tools.record import Dropped
+from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE
+from .record import Dropped
 
 MANY_TWINS = 0.03
 """Share of the records left out as copies beyond which somebody should look whether they are."""

@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from data_tools.record import Dropped, Record
 from mvlm.data.shards.schema import Shard
+
+from .record import Dropped, Record
 
 LIBRARIES = ("pyarrow", "pillow", "simplejpeg", "numpy")
 """Their versions decide the bytes written, as does the code beside this file."""

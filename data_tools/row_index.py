@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from data_tools.store.disk import writing
 from mvlm.data.shards.columns import ShardRows, index_of
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_length
 from mvlm.data.shards.mapped import MappedFile
@@ -17,6 +16,8 @@ from mvlm.data.shards.row_index import packed
 from mvlm.data.shards.schema import CAPTION, MANIFEST, UNCOUNTED, Manifest, Shard, Shards, index_file, read_manifest
 from mvlm.errors import Mistakes, UserError
 from mvlm.runtime.storage import write_durably
+
+from .store.disk import writing
 
 
 def add_index(folder: Path, shard: Shard, task: str) -> Shard:

@@ -11,19 +11,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data_tools.dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded
-from data_tools.engines import engine
-from data_tools.filters import TOO_ELONGATED, TOO_SMALL, Checked
-from data_tools.pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline, stored_row
-from data_tools.record import Dropped
-from data_tools.report import ShardReport
-from data_tools.resume import Changed, Item, Replayed, SourceDigest, State, replayed, versions
-from data_tools.store.destination import open_store
-from data_tools.store.store import Finished, Store
 from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 from mvlm.runtime.storage import write_durably
+
+from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded
+from .engines import engine
+from .filters import TOO_ELONGATED, TOO_SMALL, Checked
+from .pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline, stored_row
+from .record import Dropped
+from .report import ShardReport
+from .resume import Changed, Item, Replayed, SourceDigest, State, replayed, versions
+from .store.destination import open_store
+from .store.store import Finished, Store
 
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
 """Reasons that the user asked for, which count against no tolerance."""

@@ -8,8 +8,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from data_tools.record import Record
 from mvlm.errors import UserError
+
+from .record import Record
 
 MISSING = "no field to split by"
 

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
-from data_tools.row_index import add_index
 from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, Shards
 from mvlm.runtime.storage import publish, write_durably
+
+from .row_index import add_index
 
 BATCH_ROWS = 256
 BATCH_BYTES = 8_000_000

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Container
 from importlib import import_module
+from types import ModuleType
 
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.imports import uncollected
@@ -37,6 +38,10 @@ COMMANDS = {
 takes seconds for some."""
 
 
+EXTRAS = {"serve": ("fastapi", "uvicorn")}
+"""Commands with an extra of their name, and what it installs."""
+
+
 def command_line(words: Container[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of those commands alone that are among the words."""
     parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
@@ -47,17 +52,30 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=does, formatter_class=argparse.RawDescriptionHelpFormatter)
         if name in words:
             with uncollected():
-                module = import_module(f"mvlm.cli.{name}")
+                module = _module(name)
             command.description, _, command.epilog = (module.__doc__ or "").partition("\n\n")
             command.set_defaults(run=module.run)
             module.add_arguments(command)
     return parser
 
 
+def _module(name: str) -> ModuleType:
+    """A command's module; raises `UserError` where it lacks packages that an installation may do without."""
+    try:
+        return import_module(f"mvlm.cli.{name}")
+    except ModuleNotFoundError as error:
+        if name not in EXTRAS or error.name not in EXTRAS[name]:
+            raise
+        raise UserError(f"mvlm {name} needs {error.name}: pip install 'mvlm[{name}]'.") from None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 start it again,
     130 Ctrl-C; docs/exit_codes.md says what to do."""
-    parser = command_line(sys.argv[1:] if argv is None else argv)
+    try:
+        parser = command_line(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        return _report_mistake(error)
     args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
     args.overrides = overrides
     strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]

@@ -124,6 +124,7 @@ IMPORTED_LATE = {
 """Files and folders that import inside functions what is always there, and why."""
 
 CLUSTER_MAY = {
+    "mvlm.config.shipped",
     "mvlm.config.toml",
     "mvlm.errors",
     "mvlm.runtime.completion",

@@ -9,18 +9,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import JobAttempt, describe_attempt, describe_exit
-from cluster.environment import added
-from cluster.job import Job, check_files, refuse
-from cluster.logs import attempt_numbers, show
-from cluster.processes import PATIENCE
-from cluster.ray import client
-from cluster.ray.client import address, connect, refusals_as_mistakes
-from cluster.ray.spec import FILE, RayJobSpec
-from cluster.record import RECORD, JobRecord, claim, read_record
-from cluster.status import JobStatus, describe_end
-from cluster.sweep import count
 from mvlm.errors import UserError
+
+from ..attempt import JobAttempt, describe_attempt, describe_exit
+from ..environment import added
+from ..job import Job, check_files, refuse
+from ..logs import attempt_numbers, show
+from ..processes import PATIENCE
+from ..record import RECORD, JobRecord, claim, read_record
+from ..status import JobStatus, describe_end
+from ..sweep import count
+from . import client
+from .client import address, connect, refusals_as_mistakes
+from .spec import FILE, RayJobSpec
 
 CANNOT = ("modules", "partition", "account", "qos", "gpu_request", "launcher", "sbatch")
 DRIVER_LINES = 20
@@ -43,7 +44,7 @@ IN_WORDS = {
 
 def entrypoint(spec: RayJobSpec, file: Path) -> str:
     """The command line that Ray's job server gives to a shell; `file` holds the spec."""
-    return shlex.join([spec.python, "-m", "cluster.ray.driver", str(file)])
+    return shlex.join([spec.python, "-m", f"{__package__}.driver", str(file)])
 
 
 def runtime_env(spec: RayJobSpec) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.job import Job
 from mvlm.errors import UserError
+
+from ..job import Job
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 POLL_SECONDS = 1.0
@@ -61,7 +63,10 @@ def refusals_as_mistakes() -> Iterator[None]:
 
 def import_path() -> str:
     """PYTHONPATH with which a Ray that was started elsewhere finds this package."""
-    return os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    outermost = sys.modules[__package__.partition(".")[0]]
+    return os.pathsep.join(
+        [str(Path(str(outermost.__file__)).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
 
 
 def driver_log(client: Any, job_id: str) -> str:

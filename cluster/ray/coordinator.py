@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck
-from cluster.logs import attempt_folder, launcher_log, next_attempt
-from cluster.ray.spec import RayJobSpec
-from cluster.record import RECORD, JobRecord, read_record
 from mvlm.errors import ExitCode
+
+from ..attempt import FINAL, JobAttempt, describe_exit, describe_stuck, is_stuck
+from ..logs import attempt_folder, launcher_log, next_attempt
+from ..record import RECORD, JobRecord, read_record
+from .spec import RayJobSpec
 
 STRAGGLE = 30.0  # seconds that ranks get to end by themselves after the first has failed
 

@@ -14,12 +14,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.logs import next_attempt, rank_log
-from cluster.processes import PATIENCE
-from cluster.ray.spec import RayJobSpec
-from cluster.ray.sweep import run_sweep
-from cluster.ray.train import ACTOR, train
 from mvlm.errors import ExitCode
+
+from ..logs import next_attempt, rank_log
+from ..processes import PATIENCE
+from .spec import RayJobSpec
+from .sweep import run_sweep
+from .train import ACTOR, train
 
 SETTLE_SECONDS = 30.0  # for Ray to notice that its workers have ended
 

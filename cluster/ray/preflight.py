@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import secrets
 
-from cluster.job import Job, check_files, refuse
-from cluster.ray.backend import CANNOT, entrypoint, runtime_env
-from cluster.ray.client import address, connect, follow_driver_log, refusals_as_mistakes
-from cluster.ray.spec import RayJobSpec
+from ..job import Job, check_files, refuse
+from .backend import CANNOT, entrypoint, runtime_env
+from .client import address, connect, follow_driver_log, refusals_as_mistakes
+from .spec import RayJobSpec
 
 FILE = "preflight.json"
 PLACE_SECONDS = 300  # for Ray to find room, or to add nodes

@@ -6,11 +6,12 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from cluster.environment import python
-from cluster.job import Job, Sweep, run_folder
-from cluster.record import write_private
 from mvlm.config.toml import build
 from mvlm.errors import Mistakes
+
+from ..environment import python
+from ..job import Job, Sweep, run_folder
+from ..record import write_private
 
 FILE = "ray.json"
 

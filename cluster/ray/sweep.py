@@ -16,12 +16,13 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from cluster.job import Sweep
-from cluster.ray.spec import RayJobSpec
-from cluster.ray.train import train
-from cluster.record import RECORD, last_training_line, read_record
-from cluster.sweep import combinations, override
 from mvlm.errors import ExitCode
+
+from ..job import Sweep
+from ..record import RECORD, last_training_line, read_record
+from ..sweep import combinations, override
+from .spec import RayJobSpec
+from .train import train
 
 NO_LIMIT = 10**9  # steps: a run ends by itself
 ON_THE_HEAD = {"CPU": 0, "node:__internal_head__": 0.001}  # where the job's driver is: lost with it, or not at all

@@ -17,10 +17,10 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.processes import PATIENCE
-from cluster.ray.coordinator import Coordinator
-from cluster.ray.spec import RayJobSpec
-from cluster.ray.worker import run_rank
+from ..processes import PATIENCE
+from .coordinator import Coordinator
+from .spec import RayJobSpec
+from .worker import run_rank
 
 RESIZE_SECONDS = 10.0  # between two looks for nodes that have come
 REPORT_SECONDS = 1.0

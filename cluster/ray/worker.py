@@ -20,14 +20,15 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
-from cluster.attempt import describe_exit, shell_code
-from cluster.environment import added, free_port
-from cluster.logs import attempt_folder, attempt_numbers, rank_log
-from cluster.processes import MARK, PATIENCE, Stopper, send
-from cluster.ray.coordinator import AttemptOutcome
-from cluster.ray.spec import RayJobSpec
-from cluster.record import last_training_line, newest_step
 from mvlm.errors import ExitCode
+
+from ..attempt import describe_exit, shell_code
+from ..environment import added, free_port
+from ..logs import attempt_folder, attempt_numbers, rank_log
+from ..processes import MARK, PATIENCE, Stopper, send
+from ..record import last_training_line, newest_step
+from .coordinator import AttemptOutcome
+from .spec import RayJobSpec
 
 BEAT_SECONDS = 0.5
 ASK_SECONDS = 5.0  # to wait for an answer of the driver's node, which may be out of reach for a while

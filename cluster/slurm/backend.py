@@ -9,16 +9,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.attempt import JobAttempt, describe_exit
-from cluster.job import Job, check_files, refuse, run_folder
-from cluster.logs import attempt_folder, attempt_numbers, next_attempt, show
-from cluster.record import RECORD, JobRecord, claim, read_record, write_private
-from cluster.slurm import queue as slurm_queue
-from cluster.slurm.queue import QueueEntry
-from cluster.slurm.script import ScriptRun, script
-from cluster.status import JobStatus, describe_end
-from cluster.sweep import combinations, override
 from mvlm.errors import UserError
+
+from ..attempt import JobAttempt, describe_exit
+from ..job import Job, check_files, refuse, run_folder
+from ..logs import attempt_folder, attempt_numbers, next_attempt, show
+from ..record import RECORD, JobRecord, claim, read_record, write_private
+from ..status import JobStatus, describe_end
+from ..sweep import combinations, override
+from . import queue as slurm_queue
+from .queue import QueueEntry
+from .script import ScriptRun, script
 
 CANNOT = ("ray_address",)
 OF_EARLY_STOPPING = ("metric", "mode", "grace_steps", "reduction")
@@ -74,9 +75,9 @@ def submit(job: Job, overrides: list[str]) -> int:
     where = shlex.quote(str(job.log_folder))
     print(
         f"{job.name} is job {job_id}; its script and logs are in {job.log_folder}\n"
-        f"  python -m cluster status {where}\n"
-        f"  python -m cluster logs -f {where}{'/' + _label(0) if job.sweep else ''}\n"
-        f"  python -m cluster cancel {where}"
+        f"  mvlm-cluster status {where}\n"
+        f"  mvlm-cluster logs -f {where}{'/' + _label(0) if job.sweep else ''}\n"
+        f"  mvlm-cluster cancel {where}"
     )
     return 0
 

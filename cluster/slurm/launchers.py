@@ -10,11 +10,12 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from cluster import environment
-from cluster.environment import python
-from cluster.job import Job, run_folder
 from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
+
+from .. import environment, rank
+from ..environment import python
+from ..job import Job, run_folder
 
 UNQUOTED = re.compile(r"[\w@%+=:,./-]+", re.ASCII)
 STOP_STEPS = """\
@@ -56,7 +57,7 @@ LAUNCHERS = {
         """\
   srun --nodes=${#hosts[@]} --ntasks=@@tasks --ntasks-per-node=@@ranks \\
     @@options \\
-    @@python -m cluster.rank "$attempt" "${command[@]}\"""",
+    @@python -m @@rank "$attempt" "${command[@]}\"""",
         enters_containers=True,
     ),
     "torchrun": Launcher(  # it would die of USR1
@@ -66,7 +67,7 @@ LAUNCHERS = {
     bash -c 'trap "" USR1; PET_NODE_RANK=$SLURM_NODEID exec "$@"' torchrun \\
     @@python -m torch.distributed.run --nnodes ${#hosts[@]} \\
     --nproc-per-node @@ranks --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \\
-    -m cluster.rank "$attempt" "${command[@]}\"""",
+    -m @@rank "$attempt" "${command[@]}\"""",
         by_node=True,
         enters_containers=True,
     ),
@@ -74,7 +75,7 @@ LAUNCHERS = {
         DEEPSPEED
         + """\
     --launcher slurm --launcher_args "--ntasks-per-node=@@ranks @@options" \\
-    "$(@@python -c "import cluster.rank; print(cluster.rank.__file__)")" "$attempt" "${command[@]}\""""
+    "$(@@python -c "import @@rank as rank; print(rank.__file__)")" "$attempt" "${command[@]}\""""
     ),
     "pdsh": Launcher(
         """\
@@ -86,7 +87,7 @@ LAUNCHERS = {
 """
         + DEEPSPEED
         + """\
-    --launcher pdsh --no_local_rank --module cluster.rank "$attempt\"""",
+    --launcher pdsh --no_local_rank --module @@rank "$attempt\"""",
         stop=STOP_RANK,
         exports=False,
     ),
@@ -140,6 +141,7 @@ def launch(job: Job, overrides: list[str]) -> str:
     container = _container(job, overrides) if job.container else []
     return BashTemplate(launcher.launch).substitute(
         ranks=ranks,
+        rank=rank.__name__,
         tasks="${#hosts[@]}" if ranks == 1 else f"$((${{#hosts[@]}} * {ranks}))",
         options=" \\\n    ".join([" ".join(step), *container]),
         python=python(job).name,

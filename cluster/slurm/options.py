@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from cluster.job import Job
 from mvlm.errors import UserError
+
+from ..job import Job
 
 OURS = ("requeue", "no-requeue", "open-mode", "signal", "output", "error", "array", "wrap", "wait", "parsable", "chdir")
 """Options of sbatch that the job's script depends on."""

@@ -7,12 +7,13 @@ import shlex
 import subprocess
 import sys
 
-from cluster.attempt import FINAL
-from cluster.environment import added, inherited, python
-from cluster.job import Job, check_files, refuse
-from cluster.slurm.options import further, placement
-from cluster.slurm.queue import require
 from mvlm.errors import ExitCode, UserError
+
+from ..attempt import FINAL
+from ..environment import added, inherited, python
+from ..job import Job, check_files, refuse
+from .options import further, placement
+from .queue import require
 
 LIMIT_MINUTES = 10  # whatever hangs
 LAST_SECONDS = 30  # that tasks have to end in when the first has ended

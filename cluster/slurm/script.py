@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.attempt import FRUITLESS, describe_stuck
-from cluster.environment import LAUNCHER_VARIABLES, python
-from cluster.job import Job
-from cluster.slurm import launchers, options
 from mvlm.errors import ExitCode, UserError
+
+from .. import rank
+from ..attempt import FRUITLESS, describe_stuck
+from ..environment import LAUNCHER_VARIABLES, python
+from ..job import Job
+from . import launchers, options
 
 TEMPLATE = Path(__file__).with_name("job.sbatch")
 PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
@@ -124,7 +126,7 @@ def _environment(job: Job) -> str:
 def _import_check(job: Job) -> str:
     interpreter = shlex.quote(str(python(job)))
     return (
-        f'if ! {interpreter} -c "import cluster.rank, mvlm"; then  # by its path: another must not take its place\n'
+        f'if ! {interpreter} -c "import {rank.__name__}, mvlm"; then  # by its path: another must not take its place\n'
         f'  echo "cluster: $(hostname) cannot import mvlm with "{interpreter}": set job.venv to one that it sees"\n'
         f"  exit {ExitCode.MISTAKE}\n"
         "fi\n"

@@ -16,16 +16,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import processes
-from cluster.attempt import FINAL, describe_stuck, is_stuck
-from cluster.check import check_run
-from cluster.environment import inherited, python
-from cluster.job import Job, check_files, load_job, refuse, run_folder, split_overrides
-from cluster.logs import attempt_folder, next_attempt
-from cluster.record import newest_step
-from cluster.slurm import launchers
-from cluster.slurm.options import further, placement
 from mvlm.errors import ExitCode, UserError
+
+from .. import processes, rank
+from ..attempt import FINAL, describe_stuck, is_stuck
+from ..check import check_run
+from ..environment import inherited, python
+from ..job import Job, check_files, load_job, refuse, run_folder, split_overrides
+from ..logs import attempt_folder, next_attempt
+from ..record import newest_step
+from . import launchers
+from .options import further, placement
 
 if TYPE_CHECKING:
     import submitit
@@ -140,7 +141,7 @@ class TrainJob:
     def _command(self, attempt: Path) -> list[str]:
         interpreter = str(python(self.job))
         train = [interpreter, "-m", "mvlm", *self.job.train_command(self.words)]
-        return [interpreter, "-m", "cluster.rank", str(attempt), *train]
+        return [interpreter, "-m", rank.__name__, str(attempt), *train]
 
 
 def _options(job: Job) -> dict[str, str | bool]:

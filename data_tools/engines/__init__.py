@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Protocol, TypeVar, cast
 
-from data_tools.engines.local import ordered_map
-from data_tools.engines.ray import connected, ray_map
+from .local import ordered_map
+from .ray import connected, ray_map
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -10,8 +10,9 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Generic, TypeVar
 
-from data_tools.engines.chunks import HELD, RETRIES, apply, chunks, in_order
 from mvlm.errors import UserError
+
+from .chunks import HELD, RETRIES, apply, chunks, in_order
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_tools.engines.chunks import HELD, RETRIES, apply, chunks, in_order
 from mvlm.errors import UserError
+
+from .chunks import HELD, RETRIES, apply, chunks, in_order
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 10.0  # seconds for a machine to answer
 LEAST_STORE = 80_000_000  # bytes of Ray's object store, which by itself takes a third of the memory
 CHUNK_ROOM = 24_000_000  # bytes of store for each chunk that may be held: several times its usual size
@@ -28,7 +29,10 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
     Raises:
         UserError: there is no Ray at that address, or it did not come up in time.
     """
-    import ray
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("There is no Ray in this Python: pip install 'mvlm[ray]', or leave out --engine ray.") from None
 
     address = address or os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
@@ -36,7 +40,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
         if address:
             _answers(address)
             # Its machines may not have this code; they get it with the job.
-            code = {"py_modules": [str(ROOT / "data_tools"), str(ROOT / "mvlm")]}
+            code = {"py_modules": sorted({_folder(__package__), _folder("mvlm")})}
             ray.init(address, runtime_env=code, **quiet)
         else:
             store = max(LEAST_STORE, HELD * workers * CHUNK_ROOM)
@@ -50,6 +54,11 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _folder(package: str) -> str:
+    """Where the files of a package's outermost one lie."""
+    return str(Path(str(sys.modules[package.partition(".")[0]].__file__)).parent)
 
 
 def _answers(address: str) -> None:

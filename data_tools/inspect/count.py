@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_tools.filters import clean_captions
-from data_tools.readers import Source
-from data_tools.readers.annotated import Annotated
-from data_tools.readers.img2dataset import Img2datasetSource
-from data_tools.record import Dropped
+from ..filters import clean_captions
+from ..readers import Source
+from ..readers.annotated import Annotated
+from ..readers.img2dataset import Img2datasetSource
+from ..record import Dropped
 
 
 @dataclass

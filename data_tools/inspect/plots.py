@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from data_tools.inspect.stats import MEASURES, SHOWN, table
+from .stats import MEASURES, SHOWN, table
 
 KINDS = (".png", ".html")
 

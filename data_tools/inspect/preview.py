@@ -12,11 +12,12 @@ from typing import Any
 
 from PIL import Image
 
-from data_tools.corpora import rows_at, spread
-from data_tools.image import decoded_size, opened
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.upright import eight_bits
 from mvlm.data.shards.schema import IMAGE_COLUMNS, read_manifest
+
+from ..corpora import rows_at, spread
+from ..image import decoded_size, opened
 
 SIDE = 192
 """Pixels a picture is shown in; larger ones are made smaller, so that the sheet stays small."""

@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_tools.corpora import batches
 from mvlm.data.loading.neighbours import default_neighbours
 from mvlm.data.shards.schema import read_manifest
+
+from ..corpora import batches
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 MEASURES = {

@@ -10,10 +10,6 @@ from typing import Any
 import pyarrow as pa
 from zlib_ng import zlib_ng
 
-from data_tools.corpora import open_shard, shard_batch, spread
-from data_tools.engines.local import ordered_map
-from data_tools.filters import MAY_BE_EMPTY
-from data_tools.image import decoded_size
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.columns import CHANGED, ShardRows
 from mvlm.data.shards.integrity import check_index_hash, has_its_hash
@@ -21,6 +17,11 @@ from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import unpacked
 from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, index_again, read_manifest
 from mvlm.errors import UserError
+
+from ..corpora import open_shard, shard_batch, spread
+from ..engines.local import ordered_map
+from ..filters import MAY_BE_EMPTY
+from ..image import decoded_size
 
 EMPTY = MAY_BE_EMPTY | {"source"}
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Iterator
 from typing import Protocol
 
-from data_tools.readers.cc import cc
-from data_tools.readers.coco import coco
-from data_tools.readers.entailment import entailment
-from data_tools.readers.folder import FolderSource
-from data_tools.readers.hf import HfSource
-from data_tools.readers.img2dataset import Img2datasetSource
-from data_tools.readers.karpathy import karpathy
-from data_tools.readers.nlvr2 import nlvr2
-from data_tools.readers.sbu import sbu
-from data_tools.readers.side_by_side import SideBySideSource
-from data_tools.readers.table import table
-from data_tools.readers.vg import vg
-from data_tools.readers.vg_qa import vg_qa
-from data_tools.readers.vqa import vqa
-from data_tools.readers.webdataset import WebdatasetSource
-from data_tools.record import Dropped, Record
+from ..record import Dropped, Record
+from .cc import cc
+from .coco import coco
+from .entailment import entailment
+from .folder import FolderSource
+from .hf import HfSource
+from .img2dataset import Img2datasetSource
+from .karpathy import karpathy
+from .nlvr2 import nlvr2
+from .sbu import sbu
+from .side_by_side import SideBySideSource
+from .table import table
+from .vg import vg
+from .vg_qa import vg_qa
+from .vqa import vqa
+from .webdataset import WebdatasetSource
 
 
 class Source(Protocol):

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.images import ImageFolders, Refused
-from data_tools.readers.json_stream import parse_json
-from data_tools.readers.members import MAX_TEXT_BYTES
-from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
+
+from ..record import Dropped, Record
+from .images import ImageFolders, Refused
+from .json_stream import parse_json
+from .members import MAX_TEXT_BYTES
 
 MALFORMED = "annotation is malformed"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, lines, one_file
-from data_tools.readers.downloads import places
 from mvlm.errors import UserError
+
+from .annotated import Annotated, Annotation, At, Unfit, lines, one_file
+from .downloads import places
 
 
 def cc(paths: list[Path], images: list[str], names: str) -> Annotated:

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, text, whole
-from data_tools.readers.captions import captions_of
-from data_tools.readers.json_stream import json_items
+from .annotated import Annotated, Annotation, At, Unfit, text, whole
+from .captions import captions_of
+from .json_stream import json_items
 
 
 def coco(paths: list[Path], images: list[str]) -> Annotated:

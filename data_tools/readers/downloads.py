@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from data_tools.readers.annotated import check_file
-from data_tools.readers.members import is_inside
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
+
+from .annotated import check_file
+from .members import is_inside
 
 NAMINGS = ("row0", "row1", "md5", "crc32", "basename")
 ENDINGS = ("", *(f".{extension}" for extension in EXTENSIONS), ".JPG", ".JPEG", ".PNG", ".TIF", ".TIFF")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, json_object, lines, text
 from mvlm.data.shards.schema import LABELS
+
+from .annotated import Annotated, Annotation, At, Unfit, json_object, lines, text
 
 
 def entailment(paths: list[Path], images: list[str]) -> Annotated:

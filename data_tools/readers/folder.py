@@ -11,13 +11,14 @@ from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from data_tools.readers.annotated import lines
-from data_tools.readers.captions import captions_of
-from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
-from data_tools.readers.json_stream import parse_json
-from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
-from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
+
+from ..record import Dropped, Record
+from .annotated import lines
+from .captions import captions_of
+from .images import MISSING_IMAGE, Refused, read_inside
+from .json_stream import parse_json
+from .members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
 
 CAPTIONS = "captions.jsonl"
 

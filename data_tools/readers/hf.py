@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.readers.captions import captions_of
-from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
-from data_tools.record import Dropped, Record
 from mvlm.errors import UserError
+
+from ..record import Dropped, Record
+from .captions import captions_of
+from .images import MISSING_IMAGE, Refused, read_inside
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
 """Names looked for, in this order, where --caption-column is not given."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data_tools.readers.members import MAX_IMAGE_BYTES, is_inside
 from mvlm.errors import UserError
+
+from .members import MAX_IMAGE_BYTES, is_inside
 
 MISSING_IMAGE = "image is missing"
 

@@ -14,13 +14,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.readers.captions import captions_of
-from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
-from data_tools.readers.members import DAMAGE, StrictTar
-from data_tools.readers.webdataset import CUT, tar_records, up_to_first_dot
-from data_tools.record import Dropped, Record
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
+
+from ..record import Dropped, Record
+from .captions import captions_of
+from .images import MISSING_IMAGE, Refused, read_inside
+from .members import DAMAGE, StrictTar
+from .webdataset import CUT, tar_records, up_to_first_dot
 
 SUCCESS = "success"
 STATUSES = {"failed_to_download": "download failed", "failed_to_resize": "img2dataset could not resize it"}

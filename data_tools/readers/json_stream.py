@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 import ijson
 import numpy as np
 
-from data_tools.readers.members import MAX_TEXT_BYTES
 from mvlm.errors import UserError
+
+from .members import MAX_TEXT_BYTES
 
 MAX_DEPTH = 100
 """Brackets within brackets: for each one ijson keeps the way that leads to it, so that memory grows by the square."""

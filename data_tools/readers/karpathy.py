@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, text
-from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
+
+from .annotated import Annotated, Annotation, At, text
+from .json_stream import json_items
 
 SUBSETS = ("train", "restval", "val", "test")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_tools.readers.annotated import Annotated, Annotation, At, json_object, lines, text
+from .annotated import Annotated, Annotation, At, json_object, lines, text
 
 LABELS = {"True": True, "False": False, True: True, False: False}
 

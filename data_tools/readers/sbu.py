@@ -7,10 +7,11 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, one_file, text
-from data_tools.readers.downloads import places
-from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
+
+from .annotated import Annotated, Annotation, At, one_file, text
+from .downloads import places
+from .json_stream import json_items
 
 
 def sbu(paths: list[Path], images: list[str], names: str = "basename") -> Annotated:

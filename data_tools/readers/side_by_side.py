@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from pathlib import Path
 
-from data_tools.readers.images import MISSING_IMAGE, Refused, read_inside
-from data_tools.record import Dropped, Record
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
+
+from ..record import Dropped, Record
+from .images import MISSING_IMAGE, Refused, read_inside
 
 TEXT = ".txt"
 NO_TEXT = "no text file beside the image"

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, check_file, lines, one_file
-from data_tools.readers.members import MAX_TEXT_BYTES
 from mvlm.errors import UserError
+
+from .annotated import Annotated, Annotation, At, Unfit, check_file, lines, one_file
+from .members import MAX_TEXT_BYTES
 
 IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_path", "path", "filename", "file_name", "file", "img")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sentence", "comment", "alt_text")

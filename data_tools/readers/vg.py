@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, whole
-from data_tools.readers.json_stream import json_items
+from .annotated import Annotated, Annotation, At, whole
+from .json_stream import json_items
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, check_file, text, whole
-from data_tools.readers.json_stream import json_items
-from data_tools.readers.vg import places
 from mvlm.data.samples.answers import frequent_answers, normalize_answer
 from mvlm.errors import UserError
+
+from .annotated import Annotated, Annotation, At, check_file, text, whole
+from .json_stream import json_items
+from .vg import places
 
 MINIMUM = 9
 """Questions of VQA that an answer is the majority's of, to be one: `task.answer_minimum`."""

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data_tools.readers.annotated import Annotated, Annotation, At, Unfit, check_file, text, whole
-from data_tools.readers.json_stream import json_items
 from mvlm.errors import UserError
+
+from .annotated import Annotated, Annotation, At, Unfit, check_file, text, whole
+from .json_stream import json_items
 
 SUBTYPES = ("train2014", "val2014", "test2015")
 """COCO's image ids are unique over these, so that looking in all of them finds no stranger."""

@@ -15,13 +15,14 @@ from pathlib import Path
 from tarfile import TarInfo
 from typing import Any, BinaryIO
 
-from data_tools.readers.captions import captions_of
-from data_tools.readers.json_stream import parse_json
-from data_tools.readers.members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
-from data_tools.record import Dropped, Record
 from mvlm.data.images.encoded import EXTENSIONS, OTHERS
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
+
+from ..record import Dropped, Record
+from .captions import captions_of
+from .json_stream import parse_json
+from .members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
 
 TEXT_EXTENSIONS = {"txt", "json"}
 CUT = "tar is cut short or damaged from here on"

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from data_tools.corpora import batches
-from data_tools.reshape.resplit import checked_rows, write_rows
-from data_tools.store.destination import staged
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
+
+from ..corpora import batches
+from ..store.destination import staged
+from .resplit import checked_rows, write_rows
 
 
 def merge(

@@ -9,13 +9,14 @@ from typing import Any
 
 from zlib_ng import zlib_ng
 
-from data_tools.corpora import batches
-from data_tools.record import Record
-from data_tools.split import Split
-from data_tools.store.destination import staged
-from data_tools.writer import CorpusWriter
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
 from mvlm.errors import UserError
+
+from ..corpora import batches
+from ..record import Record
+from ..split import Split
+from ..store.destination import staged
+from ..writer import CorpusWriter
 
 Columns = dict[str, Any]
 

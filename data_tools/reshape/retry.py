@@ -18,19 +18,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from data_tools.corpora import batches
-from data_tools.dedup import DUPLICATE_ID, Excluded, row_look, row_size
-from data_tools.engines import Map, engine
-from data_tools.filters import Checked, CheckedImage, exact_hash
-from data_tools.pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline
-from data_tools.readers import Source
-from data_tools.record import Dropped, Record
-from data_tools.report import OTHERS, ShardReport, SourceReport
-from data_tools.resume import Item, Replayed
-from data_tools.store.disk import writing
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
+
+from ..corpora import batches
+from ..dedup import DUPLICATE_ID, Excluded, row_look, row_size
+from ..engines import Map, engine
+from ..filters import Checked, CheckedImage, exact_hash
+from ..pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline
+from ..readers import Source
+from ..record import Dropped, Record
+from ..report import OTHERS, ShardReport, SourceReport
+from ..resume import Item, Replayed
+from ..store.disk import writing
 
 PARTIAL, READY = ".retry.partial", ".retry"
 
@@ -69,7 +70,7 @@ def read_origin(out: Path) -> dict[str, Any]:
         saved = json.loads((out / SOURCE).read_text(encoding="utf-8"))
         return {name: saved[name] for name in ("source", "paths", "options", "writing")}
     except FileNotFoundError:
-        raise UserError(f"{out} holds no {SOURCE}: give a folder that `python -m data_tools shard` made.") from None
+        raise UserError(f"{out} holds no {SOURCE}: give a folder that `mvlm-data shard` made.") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{out / SOURCE} is not valid ({type(error).__name__}: {error}): shard again.") from None
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from data_tools.store.folder import open_folder
-from data_tools.store.remote import open_url
-from data_tools.store.store import Store
+from .folder import open_folder
+from .remote import open_url
+from .store import Store
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 

@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_tools.store.disk import writing
-from data_tools.store.store import PLAN, STATE, Finished, Store
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, publish, sync, write_durably
+
+from .disk import writing
+from .store import PLAN, STATE, Finished, Store
 
 
 @contextmanager

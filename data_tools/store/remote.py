@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_tools.store.store import PLAN, STATE, Store
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, Storage
+
+from .store import PLAN, STATE, Store
 
 REMEDY = "see that --out and what it needs to be written are right, and run the same command again"
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from data_tools.synth.blocks import SyntheticSample
-from data_tools.synth.captions import captions
-from data_tools.synth.entailment import entailment
-from data_tools.synth.foils import foils
-from data_tools.synth.pairs import pairs
-from data_tools.synth.questions import questions
-from data_tools.synth.scenes import Thing
+from .blocks import SyntheticSample
+from .captions import captions
+from .entailment import entailment
+from .foils import foils
+from .pairs import pairs
+from .questions import questions
+from .scenes import Thing
 
 TASKS: dict[str, Callable[[int, int, frozenset[Thing]], Iterator[SyntheticSample]]] = {
     "caption": captions,

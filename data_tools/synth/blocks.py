@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any, TypeVar
 
-from data_tools.synth.scenes import CELLS, THINGS, Scene, Thing
 from mvlm.errors import UserError
+
+from .scenes import CELLS, THINGS, Scene, Thing
 
 T = TypeVar("T")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_tools.synth.blocks import SyntheticSample
-from data_tools.synth.scenes import Thing, describe, distinct_scenes, scene_key
+from .blocks import SyntheticSample
+from .scenes import Thing, describe, distinct_scenes, scene_key
 
 
 def captions(count: int, seed: int, held_out: frozenset[Thing] = frozenset()) -> Iterator[SyntheticSample]:

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
 
-from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, place
-from data_tools.synth.scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
+from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, place
+from .scenes import CELLS, COLOURS, COVER, SHAPES, THINGS, Thing
 
 LABELS = ("entailment", "neutral", "contradiction")
 SAYS = {  # what is said of a cell, and that it is not so; the blanks are colour, shape and cell

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import repeat
 
-from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
-from data_tools.synth.scenes import Thing, describe
+from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
+from .scenes import Thing, describe
 
 ATTRIBUTES = ("colour", "shape")
 

@@ -6,10 +6,11 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass
 
-from data_tools.record import Record
-from data_tools.split import Split
-from data_tools.synth.scenes import THINGS, Thing
 from mvlm.errors import UserError
+
+from ..record import Record
+from ..split import Split
+from .scenes import THINGS, Thing
 
 NOVEL = "novel"
 """The split of every scene that shows something held out; also the name of the field that says so."""

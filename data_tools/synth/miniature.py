@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from data_tools.synth.blocks import Dice, SyntheticSample
-from data_tools.synth.entailment import entailment
-from data_tools.synth.pairs import pairs
-from data_tools.synth.questions import questions
-from data_tools.synth.scenes import CELLS, Scene, describe, distinct_scenes, picture
+from .blocks import Dice, SyntheticSample
+from .entailment import entailment
+from .pairs import pairs
+from .questions import questions
+from .scenes import CELLS, Scene, describe, distinct_scenes, picture
 
 COCO = {"train": 64, "restval": 16, "val": 8, "test": 8}
 FLICKR30K = {"train": 48, "val": 8, "test": 8}

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind
-from data_tools.synth.scenes import COLOURS, SHAPES, THINGS, Scene, Thing
+from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind
+from .scenes import COLOURS, SHAPES, THINGS, Scene, Thing
 
 Pair = tuple[Scene, Scene]
 Claim = tuple[str, Callable[[Pair], bool]]  # what is said, and when it holds

@@ -19,8 +19,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from data_tools.synth.blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
-from data_tools.synth.scenes import CELLS, COLOURS, SHAPES, Scene, Thing
+from .blocks import Block, Dice, SyntheticSample, fresh, numbered, one_kind, twin
+from .scenes import CELLS, COLOURS, SHAPES, Scene, Thing
 
 OBJECTS = 3
 ANSWERS = 10  # VQA v2 has those of ten people; in this world they agree

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from data_tools.record import Record
-from data_tools.synth import SCHEMA_OF, TASKS
-from data_tools.synth.blocks import SyntheticSample, novel
-from data_tools.synth.holdout import NOVEL
-from data_tools.synth.scenes import Thing, picture
 from mvlm.data.shards.schema import CAPTION
+
+from ..record import Record
+from . import SCHEMA_OF, TASKS
+from .blocks import SyntheticSample, novel
+from .holdout import NOVEL
+from .scenes import Thing, picture
 
 
 def records(task: str, count: int, seed: int, held_out: frozenset[Thing]) -> Iterator[Record]:

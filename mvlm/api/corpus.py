@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mvlm.api.launch import follow
+from mvlm.config.shipped import package
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.data.shards.schema import CAPTION, MANIFEST, read_manifest
 from mvlm.errors import UserError
@@ -40,7 +41,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     if found := find_shards(out):
         return found
     source = recognise(path)
-    follow([sys.executable, "-m", "data_tools", "shard", source, str(path), *SPLIT, "--out", str(out)])
+    follow([sys.executable, "-m", package("data_tools"), "shard", source, str(path), *SPLIT, "--out", str(out)])
     found = find_shards(out)
     if not found:
         raise UserError(f"{path} gave no shards in {out}: look at the sentences above, or shard it yourself.")

@@ -55,7 +55,7 @@ class Filling:
     guesses: list[list[tuple[str, float]]]
 
 
-class Model:
+class TrainedModel:
     """A trained MaskVLM. Make one with `mvlm.load`.
 
     Images may be paths, Pillow images, uint8 arrays HWC or uint8 tensors CHW, one or a list; texts a string or a list.
@@ -87,7 +87,7 @@ class Model:
     def dtype(self) -> torch.dtype:
         return next(self.network.parameters()).dtype
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Model:
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> TrainedModel:
         """Move to a device, or compute in another type such as `torch.bfloat16`; returns the same model."""
         self.network.to(device=device, dtype=dtype)
         return self
@@ -228,7 +228,7 @@ class Model:
         return mask_BN
 
 
-def load(model: str | os.PathLike[str], device: torch.device | str | None = None) -> Model:
+def load(model: str | os.PathLike[str], device: torch.device | str | None = None) -> TrainedModel:
     """A trained model, ready to use.
 
     Args:
@@ -244,11 +244,11 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     if not exported and (path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
         loaded = load_run(path, device)
         data, tokenizer = loaded.config.data, load_tokenizer(str(loaded.tokenizer_folder))
-        return Model(loaded.model, tokenizer, data.text_length, loaded.config.model.image_size, loaded)
+        return TrainedModel(loaded.model, tokenizer, data.text_length, loaded.config.model.image_size, loaded)
     return _exported(str(model), device)
 
 
-def _exported(name: str, device: torch.device) -> Model:
+def _exported(name: str, device: torch.device) -> TrainedModel:
     register()  # else transformers would ask for leave to run the code that lies beside the weights
     try:
         network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
@@ -256,7 +256,7 @@ def _exported(name: str, device: torch.device) -> Model:
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [repr(error)])[0].rstrip(".:")
         raise UserError(f"{name} is no model ({first}): give a run folder, or what `mvlm export` wrote.") from None
-    return Model(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
+    return TrainedModel(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
 
 
 def _sentences(texts: Texts) -> list[str]:

@@ -14,7 +14,7 @@ RECIPES = Path(__file__).parent.parent / "configs"
 
 
 @dataclass(frozen=True)
-class Choice:
+class RecipeChoice:
     """A key of the run TOML, `table.key`, its value, and why."""
 
     key: str
@@ -31,7 +31,7 @@ class Recipe:
 
     base: str
     reason: str
-    choices: tuple[Choice, ...]
+    choices: tuple[RecipeChoice, ...]
 
     def text(self, heading: str) -> str:
         """The whole as a run TOML."""
@@ -67,18 +67,18 @@ def choose(images: int, train: Sequence[str], held_out: Sequence[str], run: Path
     epochs, why = _epochs(images, batch)
     steps = math.ceil(epochs * images / batch)
     choices = [
-        Choice("run.dir", str(run), "where everything goes"),
-        Choice("data.train", list(train), f"{images:,} images"),
-        Choice("data.epoch", "images", "every picture as often as any other, whatever its number of captions"),
-        Choice("train.global_batch", batch, "as many pairs as are contrasted with each other"),
-        Choice("train.epochs", epochs, why),
-        Choice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
+        RecipeChoice("run.dir", str(run), "where everything goes"),
+        RecipeChoice("data.train", list(train), f"{images:,} images"),
+        RecipeChoice("data.epoch", "images", "every picture as often as any other, whatever its number of captions"),
+        RecipeChoice("train.global_batch", batch, "as many pairs as are contrasted with each other"),
+        RecipeChoice("train.epochs", epochs, why),
+        RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
     ]
     if held_out:
         choices += [
-            Choice("data.eval", list(held_out), "held out"),
-            Choice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
-            Choice("eval.limit", HELD_OUT_LIMIT, "images, so that an evaluation is short"),
+            RecipeChoice("data.eval", list(held_out), "held out"),
+            RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
+            RecipeChoice("eval.limit", HELD_OUT_LIMIT, "images, so that an evaluation is short"),
         ]
     return Recipe(base, reason, tuple(choices))
 

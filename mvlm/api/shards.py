@@ -18,7 +18,7 @@ from mvlm.data.shards.location import open_location
 
 
 @dataclass(frozen=True)
-class Sample:
+class CaptionedImage:
     """A row of shards, checked against the checksums that were written with it.
 
     Attributes:
@@ -58,7 +58,7 @@ class Sample:
             raise UnreadableRow(self.where, self.key, why_bad(error)) from None
 
 
-class Shards(Sequence[Sample]):
+class ShardSequence(Sequence[CaptionedImage]):
     """Rows of one or more corpora, end to end; make one with `mvlm.open`. Rows are read when they are asked for."""
 
     def __init__(self, mixture: Mixture) -> None:
@@ -68,18 +68,20 @@ class Shards(Sequence[Sample]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> CaptionedImage: ...
     @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, index: slice) -> list[CaptionedImage]: ...
+    def __getitem__(self, index: int | slice) -> CaptionedImage | list[CaptionedImage]:
         """Raises `IndexError` beyond the end and `UserError` where the row is not what was written."""
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         row = self._rows.row(number)
-        return Sample(row.key, row.captions, row.source, row.width, row.height, row.own, self._rows.where(number), row)
+        return CaptionedImage(
+            row.key, row.captions, row.source, row.width, row.height, row.own, self._rows.where(number), row
+        )
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[CaptionedImage]:
         return (self[number] for number in range(len(self)))
 
     def __repr__(self) -> str:
@@ -87,7 +89,7 @@ class Shards(Sequence[Sample]):
         return f"Shards({folders}: {len(self):,} rows)"
 
 
-def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Shards:
+def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> ShardSequence:
     """Shards as a sequence of rows: `mvlm.open("shards/train")[0].image`.
 
     Args:
@@ -99,4 +101,4 @@ def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     listed = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
     names = [os.fspath(folder) for folder in listed]
     task = open_location(names[0], Cache()).manifest.task if names else ""
-    return Shards(Mixture(names, task=task))
+    return ShardSequence(Mixture(names, task=task))

@@ -14,7 +14,7 @@ import torch
 from mvlm.__main__ import command_line
 from mvlm.api.corpus import prepare
 from mvlm.api.launch import launch_training
-from mvlm.api.model import Model, load
+from mvlm.api.model import TrainedModel, load
 from mvlm.api.recipe import choose
 from mvlm.config.load import load_config
 from mvlm.config.toml import as_toml
@@ -25,7 +25,7 @@ SHARDS, RECIPE, DEEPSPEED, RETRIEVAL, REPORT = "shards", "recipe.toml", "zero1.j
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainedRun:
     """A trained run.
 
     Attributes:
@@ -49,7 +49,7 @@ class Run:
         """What was logged, a dict of numbers for each logged step. Raises `UserError` where the run has not begun."""
         return list(read_facts(self.folder).metrics.values())
 
-    def load(self, device: str | torch.device | None = None) -> Model:
+    def load(self, device: str | torch.device | None = None) -> TrainedModel:
         """The trained model; raises `UserError` where there is no checkpoint yet."""
         return load(self.folder, device)
 
@@ -57,7 +57,9 @@ class Run:
         return f'<a href="{self.report}">{self.report}</a>'
 
 
-def train(data: str | os.PathLike[str], out: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Run:
+def train(
+    data: str | os.PathLike[str], out: str | os.PathLike[str], settings: Mapping[str, Any] | None = None
+) -> TrainedRun:
     """Train a model on captioned pictures: `mvlm.train("pictures/", out="runs/mine")`.
 
     Shards the pictures with a tenth of them held out, chooses a recipe by their number and this machine, trains on all
@@ -89,7 +91,7 @@ def train(data: str | os.PathLike[str], out: str | os.PathLike[str], settings: M
         data_of = ["--data", *corpus.eval]
         _command("evaluate", "retrieval", "--checkpoint", str(run), *data_of, "--json", str(run / RETRIEVAL))
     _command("report", str(run))
-    return Run(run)
+    return TrainedRun(run)
 
 
 def _command(*words: str) -> None:

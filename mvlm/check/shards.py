@@ -86,7 +86,7 @@ def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> Non
                 report.unknown(
                     "data",
                     f"{folder}: the texts of {without:,} of {count:,} shards are not checked as they are read, since "
-                    f"these have no row index: add it with `python -m data_tools row-index`, which changes no run.",
+                    f"these have no row index: add it with `mvlm-data row-index`, which changes no run.",
                 )
 
 

@@ -9,7 +9,7 @@ examples:
   mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
   mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
 
-Retrieval and reconstruction read shards of captioned images, foils those of `python -m data_tools synth --task foils`.
+Retrieval and reconstruction read shards of captioned images, foils those of `mvlm-data synth --task foils`.
 Classification and probe read a folder with one subfolder of images per class, named like the class.
 VQA, NLVR2 and entailment need a run that was fine-tuned for them, and shards of that task.
 """

@@ -1,7 +1,7 @@
 """Measure every node and every pair of nodes, under the launcher of the coming run.
 
 examples:
-  python -m cluster preflight job.toml --on slurm
+  mvlm-cluster preflight job.toml --on slurm
   srun -N 4 --ntasks-per-node 8 python -m mvlm preflight run.toml --json preflight.json
   torchrun --nnodes 2 --nproc-per-node 8 --rdzv-endpoint node1:29500 -m mvlm preflight run.toml
 

@@ -12,13 +12,15 @@ from typing import Any
 
 from mvlm.config.parameters import present_name
 from mvlm.config.schema import OBJECTIVES_OF, Config
+from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, as_toml, build, read_tables
 from mvlm.config.validate import check_ranges
 from mvlm.errors import Mistakes, UserError
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a run TOML and apply `table.key=value` overrides, values in TOML syntax or bare strings."""
+    """Read a run TOML, a file or a shipped one's name, and apply `table.key=value` overrides, values in TOML syntax or
+    bare strings."""
     mistakes = Mistakes()
     config = read_config(path, overrides, mistakes)
     mistakes.settle()
@@ -80,7 +82,7 @@ def load_stored_config(path: Path) -> Config:
 
 
 def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
-    tables = read_tables(path, "run configuration")
+    tables = read_tables(find_file(path, "configs"), "run configuration")
     for override in overrides:
         with mistakes.gathered():
             apply_override(tables, override)
@@ -111,7 +113,7 @@ def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
 def require_training_data(config: Config, where: str) -> None:
     """Raise `UserError` where `data.train` names nothing; `where` names the TOML."""
     if not config.data.train:
-        raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `python -m data_tools shard`.")
+        raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `mvlm-data shard`.")
 
 
 def dump_config(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""Shards that the tables need, each by the command of `python -m data_tools` that makes them.
+"""Shards that the tables need, each by the command of `mvlm-data` that makes them.
 
 In the words of a command `{data}` is the folder of the downloaded data sets and `{shards}` that of the shards. Whatever
 lies below the first must be there; whatever lies below the second is made before. Commands and sizes are those of

@@ -19,6 +19,7 @@ from typing import Any
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoint, has_checkpoints, step_name, step_of
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
+from mvlm.config.shipped import package
 from mvlm.data.shards.corpus import training_mixture
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
@@ -31,7 +32,7 @@ from mvlm.runtime.chain import ChainStep
 from mvlm.training.schedule import schedule_steps
 
 RECIPES = Path(__file__).parent.parent / "configs"
-DATA_TOOLS = (sys.executable, "-m", "data_tools")
+DATA_TOOLS = (sys.executable, "-m", package("data_tools"))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from PIL import Image
 
 import mvlm
 from mvlm.api.images import view
-from mvlm.api.model import Model
+from mvlm.api.model import TrainedModel
 from mvlm.errors import UserError
 from mvlm.export.folder import export_folder
 from mvlm.search.build import build_index
@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(run: Path) -> Model:
+def model(run: Path) -> TrainedModel:
     return mvlm.load(run, "cpu")
 
 
@@ -44,7 +44,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @torch.no_grad()
-def features(model: Model, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def features(model: TrainedModel, path: Path, text: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of one image and one text by themselves, and the probability of a match."""
     network = model.network
     image_1SD = network.encode_image(torch.from_numpy(view(path, CONFIG.model.image_size))[None])
@@ -54,7 +54,7 @@ def features(model: Model, path: Path, text: str) -> tuple[torch.Tensor, torch.T
     return network.project_image(image_1SD)[0], network.project_text(text_1LD)[0], match
 
 
-def test_vectors_similarities_and_matches_are_the_networks_own(model: Model, paths: list[Path]) -> None:
+def test_vectors_similarities_and_matches_are_the_networks_own(model: TrainedModel, paths: list[Path]) -> None:
     alone = [features(model, path, text) for path, text in zip(paths, TEXTS, strict=True)]
     found = model.encode(paths, TEXTS, batch=2)
     assert found.images is not None and found.texts is not None
@@ -66,7 +66,7 @@ def test_vectors_similarities_and_matches_are_the_networks_own(model: Model, pat
     assert model.encode(texts="a").images is None and model.match(paths, "two").shape == (3,)
 
 
-def test_an_image_is_the_same_in_every_form(model: Model, paths: list[Path]) -> None:
+def test_an_image_is_the_same_in_every_form(model: TrainedModel, paths: list[Path]) -> None:
     with Image.open(paths[0]) as picture:
         array = np.asarray(picture)
         forms = [paths[0], str(paths[0]), picture.copy(), array, torch.from_numpy(array.copy()).permute(2, 0, 1)]
@@ -79,7 +79,7 @@ def test_an_image_is_the_same_in_every_form(model: Model, paths: list[Path]) -> 
     assert of_grey is not None and all(torch.equal(vector, of_grey[0]) for vector in of_grey)
 
 
-def test_masked_words_and_patches_come_back(model: Model, paths: list[Path]) -> None:
+def test_masked_words_and_patches_come_back(model: TrainedModel, paths: list[Path]) -> None:
     filled = model.fill("a [MASK] circle", paths[0], top=3)
     assert filled.text == f"a {filled.guesses[0][0][0]} circle" and len(filled.guesses[0]) == 3
     shares = [share for _, share in filled.guesses[0]]
@@ -97,7 +97,7 @@ def test_masked_words_and_patches_come_back(model: Model, paths: list[Path]) -> 
     assert not changed.any()  # only what was masked
 
 
-def test_an_exported_folder_gives_the_same(model: Model, run: Path, paths: list[Path], tmp_path: Path) -> None:
+def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path) -> None:
     export_folder(run, tmp_path / "exported", "a card")
     exported = mvlm.load(tmp_path / "exported", "cpu")
     for mine, theirs in zip(model.encode(paths, TEXTS), exported.encode(paths, TEXTS), strict=True):
@@ -132,7 +132,7 @@ def test_an_index_is_searched_by_words_and_by_pictures(run: Path, scenes: Path, 
         (lambda m, p: m.reconstruct(p, "one", np.zeros((3, 2), bool)), "does not fit"),
     ],
 )
-def test_a_mistake_is_one_sentence(model: Model, paths: list[Path], ask: Callable, said: str) -> None:
+def test_a_mistake_is_one_sentence(model: TrainedModel, paths: list[Path], ask: Callable, said: str) -> None:
     with pytest.raises(UserError, match=said):
         ask(model, paths)
 

@@ -12,7 +12,13 @@ from mvlm.api.corpus import find_shards, recognise
 from mvlm.api.recipe import choose
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
+from tests.api.wheel import Installed, install
 from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return install(tmp_path_factory.mktemp("wheel"))
 
 
 def write_pictures(scenes: Path, out: Path) -> None:
@@ -23,22 +29,47 @@ def write_pictures(scenes: Path, out: Path) -> None:
         (out / f"{number}.txt").write_text("\n".join(row.captions))
 
 
-def test_one_call_trains_and_a_second_resumes(scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+THREE_LINES = """
+import json, sys
+import mvlm
+
+run = mvlm.train("pictures", out="run", settings=json.loads(sys.argv[1]))
+model = run.load("cpu")
+print("similarity", model.similarity([row.image for row in mvlm.open("run/shards/eval")], "a star").shape)
+print("retrieval of step", run.retrieval["step"], "report", run.report.is_file())
+print("steps", [line["step"] for line in run.metrics])
+"""
+
+
+def test_a_wheel_trains_in_three_lines_and_resumes(environment: Path, scenes: Path, tmp_path: Path) -> None:
+    """Away from the checkout, as somebody who has installed it would."""
+    wheel = Installed(environment, tmp_path)
     write_pictures(scenes, tmp_path / "pictures")
     settings = {word.partition("=")[0]: word.partition("=")[2] for word in TINY}
-    settings = {key: json.loads(value) for key, value in settings.items() if value[0] not in "{"}
-    small = {"model.vision_args": {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}}
-    run = mvlm.train(tmp_path / "pictures", tmp_path / "run", settings | small | {"train.steps": 2})
-    said = capfd.readouterr().out
+    settings = {key: json.loads(value) for key, value in settings.items() if not value.startswith("{")}
+    settings["model.vision_args"] = {"patch_size": 16, "embed_dim": 32, "depth": 1, "num_heads": 2}
+    said = wheel.run("python", "-c", THREE_LINES, json.dumps(settings | {"train.steps": 2}))
     assert "train.global_batch = 64" in said and "step 2 " in said
-    assert run.report.is_file() and run.retrieval and run.retrieval["step"] == 2
-    assert [line["step"] for line in run.metrics] == [1, 2]
-    images, texts = run.load("cpu").encode([row.image for row in mvlm.open(run.folder / "shards/eval")], "a star")
-    assert images is not None and len(images) == run.retrieval["images"] and texts is not None
+    assert "retrieval of step 2 report True" in said and "steps [1, 2]" in said and "similarity torch.Size([" in said
+    said = wheel.run("python", "-c", THREE_LINES, json.dumps(settings | {"train.steps": 3}))
+    assert "steps [1, 2, 3]" in said and "step 1 " not in said
 
-    again = mvlm.train(tmp_path / "pictures", tmp_path / "run", settings | small | {"train.steps": 3})
-    assert [line["step"] for line in again.metrics] == [1, 2, 3]
-    assert "step 1 " not in capfd.readouterr().out
+
+def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
+    environment: Path, scenes: Path, tmp_path: Path
+) -> None:
+    wheel = Installed(environment, tmp_path)
+    top = {path.name for path in (wheel.environment / "lib").glob("python3*/site-packages/*")}
+    assert {name for name in top if not name.endswith((".dist-info", ".pth"))} <= {"mvlm", "__pycache__"}
+    assert "No module named" in wheel.run("python", "-c", "import data_tools", fails=True)
+    assert "0 wrong" in wheel.run("mvlm", "check", "tiny", "--deepspeed_config", "cpu", f"data.train={scenes}/train")
+    assert "verified" in wheel.run("mvlm-data", "verify", scenes / "train", "--workers", 1)
+    script = wheel.run("mvlm-cluster", "render", "local.toml", "--on", "slurm", f"data.train={scenes}/train")
+    assert "-m mvlm.cluster.rank" in script and f"{wheel.environment}/lib" in script
+    loaded = (
+        "import mvlm.data_tools.__main__, sys; print([name for name in sys.modules if name.startswith('data_tools')])"
+    )
+    assert wheel.run("python", "-c", loaded).strip() == "[]"
 
 
 def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:

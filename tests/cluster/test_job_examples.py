@@ -16,7 +16,7 @@ EXAMPLES = sorted((ROOT / "cluster").rglob("*.toml"))
 def commands(path):
     """What an example's opening comment says is done with it, as lists of words."""
     opening = "\n".join(line[1:] for line in path.read_text().splitlines() if line.startswith("#"))
-    lines = re.findall(r"python -m cluster (.*--on.*)", opening.replace("\\\n", " "))
+    lines = re.findall(r"mvlm-cluster (.*--on.*)", opening.replace("\\\n", " "))
     return [words for words in map(str.split, lines) if ROOT / words[1] == path]
 
 

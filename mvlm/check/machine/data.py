@@ -94,7 +94,7 @@ def _health(folder: Path) -> Iterator[Finding]:
     if not wrong:
         tried = min(DECODED, manifest.rows)
         says = f"{folder}: {manifest.rows:,} rows in shards of the right lengths and columns, and {tried} images decode"
-        yield works("shards", f"{says} (python -m data_tools verify reads all)")
+        yield works("shards", f"{says} (mvlm-data verify reads all)")
 
 
 def _bad_rows(folder: Path, task: str, rows: int) -> Iterator[str]:

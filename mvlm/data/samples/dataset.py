@@ -166,7 +166,7 @@ class ShardDataset(Generic[S]):
         if len(faults) > ATTEMPTS:
             raise UserError(
                 f"{faults[0]}, and so it is with the {ATTEMPTS} rows drawn in its place: "
-                "check the shards with `python -m data_tools verify`."
+                "check the shards with `mvlm-data verify`."
             )
 
     def fetch(self, number: int) -> None:

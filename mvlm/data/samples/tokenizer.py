@@ -45,7 +45,7 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
     else:
         if not path.is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path_or_name):
             raise UserError(
-                f"No tokenizer at {path_or_name}: give data.tokenizer a tokenizer.json, which `python -m data_tools "
+                f"No tokenizer at {path_or_name}: give data.tokenizer a tokenizer.json, which `mvlm-data "
                 "tokenizer` makes."
             )
         tokenizer = _from_pretrained(path_or_name)
@@ -56,7 +56,7 @@ def load_tokenizer(path_or_name: str) -> PreTrainedTokenizerBase:
     if missing:
         raise UserError(
             f"The tokenizer {path_or_name} has no {', no '.join(missing)} token: take one of a masked language model, "
-            "or make one with `python -m data_tools tokenizer`."
+            "or make one with `mvlm-data tokenizer`."
         )
     return tokenizer
 
@@ -76,9 +76,7 @@ def _read_file(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the Rust side raises plain Exception
-        raise UserError(
-            f"{path} is no tokenizer.json ({error}): make one with `python -m data_tools tokenizer`."
-        ) from None
+        raise UserError(f"{path} is no tokenizer.json ({error}): make one with `mvlm-data tokenizer`.") from None
 
 
 def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:
@@ -92,5 +90,5 @@ def _from_pretrained(path_or_name: str) -> PreTrainedTokenizerBase:
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise UserError(
             f"The tokenizer {path_or_name} cannot be had ({hub.reason(error)}): download it where there is a network "
-            "and give its folder, or make one with `python -m data_tools tokenizer`."
+            "and give its folder, or make one with `mvlm-data tokenizer`."
         ) from None

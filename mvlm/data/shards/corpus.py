@@ -72,7 +72,7 @@ class Corpus:
             if self.location.cached:
                 raise UserError(
                     f"The manifest of {self.folder} does not count the captions of its shards, which data.epoch = "
-                    "'pairs' needs: run `python -m data_tools row-index` on the folder that was copied there and copy "
+                    "'pairs' needs: run `mvlm-data row-index` on the folder that was copied there and copy "
                     "it again, or set data.epoch = 'images'."
                 )
             counts = [self._open_shard(number).rows.captions() for number in range(len(self.manifest.shards))]

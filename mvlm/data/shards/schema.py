@@ -111,7 +111,7 @@ def index_file(shard_file: str) -> str:
 
 def index_again(folder: str | Path) -> str:
     """What to do about a row index that is damaged or missing, as the end of a sentence."""
-    return f"make it again with `python -m data_tools row-index {folder}`"
+    return f"make it again with `mvlm-data row-index {folder}`"
 
 
 class Shards(Sequence[Shard]):
@@ -227,7 +227,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"No shards at {folder}: the folder does not exist; make it with `python -m data_tools shard`.")
+        raise UserError(f"No shards at {folder}: the folder does not exist; make it with `mvlm-data shard`.")
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -235,7 +235,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         so = (
             f"it holds {', '.join(splits)}; give one of these, such as {folder / splits[-1]}."
             if splits
-            else "no finished shard folder; run `python -m data_tools shard` to its end."
+            else "no finished shard folder; run `mvlm-data shard` to its end."
         )
         raise UserError(f"{folder} holds no {MANIFEST}: {so}") from None
     except (OSError, ValueError) as error:

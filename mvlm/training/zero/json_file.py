@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mvlm.config.shipped import find_file
 from mvlm.errors import Mistakes, UserError
 
 AUTO = "auto"
@@ -69,13 +70,13 @@ INNER_SECTIONS = (
 
 
 def read_deepspeed_json(path: str | Path) -> dict[str, Any]:
-    """Its content.
+    """Its content, of a file or of a shipped one by its name.
 
     Raises:
         UserError: there is none, or it holds no JSON object.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(find_file(path, "ds_configs").read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"No DeepSpeed configuration at {path}: give --deepspeed_config one of ds_configs/.") from None
     except (OSError, ValueError) as error:
