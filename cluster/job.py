@@ -151,9 +151,9 @@ def job_from_tables(tables: dict[str, Any], where: str) -> Job:
     if "sweep" in tables["job"]:
         raise UserError(f"{where}: unknown key job.sweep; [sweep] is a table of its own.")
     job = _build(Job, tables["job"], where, "job")
-    files = {"run": find_file(job.run, "configs"), "deepspeed": find_file(job.deepspeed, "ds_configs")}
-    job = dataclasses.replace(job, **{key: str(file) for key, file in files.items() if getattr(job, key)})
     _check(job, tables["job"], where)
+    run, deepspeed = find_file(job.run, "configs"), find_file(job.deepspeed, "ds_configs")
+    job = dataclasses.replace(job, run=str(run), deepspeed=str(deepspeed))
     if "sweep" not in tables:
         return job
     sweep = _build(Sweep, tables["sweep"], where, "sweep")

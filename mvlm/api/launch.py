@@ -39,13 +39,18 @@ def follow(command: Sequence[str]) -> None:
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
-    """`mvlm train` on this machine, by DeepSpeed's launcher. Raises as `follow`."""
+    """`mvlm train` on this machine, several ranks by DeepSpeed's launcher. Raises as `follow`."""
+    launcher = [sys.executable, "-m", "mvlm"]
+    if ranks > 1:
+        runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
+        launcher = [*runner, "--master_port", str(_free_port()), "--module", "mvlm"]
+    follow([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides])
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
-    training = ["--master_port", str(port), "--module", "mvlm", "train", recipe, "--deepspeed_config", deepspeed]
-    follow([*launcher, *training, *overrides])
+        return int(probe.getsockname()[1])
 
 
 def _run(command: Sequence[str]) -> tuple[int, list[str]]:
