@@ -1,0 +1,139 @@
+"""What a global shuffle is worth on a corpus written in runs of near-duplicates, against shuffled blocks of rows.
+
+    python -m benchmarks.shuffle.compare [--seeds 0 1 2 3 4] [--folder runs/shuffle]
+
+World, model and measures are those of `python -m benchmarks.claim`, trained by ITC and ITM. A stopped run resumes,
+and a measured one is not run again: results/cells.jsonl has a line for each, from which README.md's tables are drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
+from benchmarks.claim.corpora import Corpus
+from benchmarks.claim.grid import BASELINE, SCENES, Cell
+from benchmarks.claim.paired import Comparison, compare
+from benchmarks.claim.run import prepare_all, run_here
+from benchmarks.claim.scores import unpack
+from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, into_page, markdown, spread
+from benchmarks.shuffle.runs import write_runs
+from mvlm.checkpoint.state import OrderSpec
+from mvlm.data.loading.neighbours import neighbours
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import ExitCode, UserError
+
+BATCH = 64
+BLOCKS = {"block": 16, "window": 16}
+"""Of a window a batch takes a quarter, as one of 1,024 does of the default's 64 blocks of 64 rows."""
+SETTINGS = (
+    f"train.global_batch={BATCH}",
+    "train.steps=400",
+    "optim.warmup_steps=50",
+    "data.workers=0",
+    f"data.shuffle_block={BLOCKS['block']}",
+    f"data.shuffle_window={BLOCKS['window']}",
+)
+"""Of all cells; so few updates that models differ."""
+ORDERS = {"blocks": OrderSpec("blocks", BLOCKS), "global": OrderSpec("global")}
+KEY = "data.shuffle="
+PRIMARY = ("foils", "recall")
+"""The claim's primary measures: the first is ITM's accuracy, where chance is a half."""
+HERE = Path(__file__).parent
+CELLS, PAGE = HERE / "results/cells.jsonl", HERE / "README.md"
+
+
+@dataclass(frozen=True)
+class RunsCorpus(Corpus):
+    """The claim's corpus, whose training rows are written in runs."""
+
+    runs: str = ""
+
+    def train(self, share: int, tune: str = "") -> list[str]:
+        return [self.runs]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 a user's mistake, 75 stopped with everything saved, 130 interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/shuffle", help="of the world and training runs")
+    parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each cell")
+    args = parser.parse_args(argv)
+    try:
+        corpus = prepared(args.folder)
+        code = run_here(plans(corpus, args.seeds, args.folder), args.results, len(args.seeds) * len(ORDERS))
+        text = tables(read_records(args.results), corpus.runs)
+        print(text)
+        if args.results == CELLS:
+            PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return code
+
+
+def prepared(folder: Path) -> RunsCorpus:
+    """The claim's world, and its training scenes in runs; made unless they are there."""
+    made = prepare_all({SCENES: ""}, folder)[SCENES]
+    runs = write_runs(made.train(100), folder / "corpora" / "runs")
+    return RunsCorpus(made.name, made.folder, made.foils, made.questions, made.words, str(runs))
+
+
+def plans(corpus: RunsCorpus, seeds: Sequence[int], folder: Path) -> Iterator[Plan]:
+    """Every seed with both orders, so that what is compared has always been run equally often."""
+    for seed in seeds:
+        for order in ORDERS:
+            cell = Cell(SCENES, BASELINE, seed=seed)
+            yield plan(cell, SIZES["small"], corpus, folder, (*SETTINGS, f"{KEY}{order}"))
+
+
+def tables(records: Sequence[Record], runs: str) -> str:
+    """Markdown: the numbers in each order, and the two compared."""
+    by_order: dict[str, dict[int, Record]] = defaultdict(dict)
+    for record in records:
+        order = next(word.removeprefix(KEY) for word in record["overrides"] if word.startswith(KEY))
+        by_order[order][record["seed"]] = record
+    compared = [
+        ("global − blocks", MEASURES[measure], found)
+        for measure in PRIMARY
+        if (found := _compared(by_order["global"], by_order["blocks"], measure))
+    ]
+    return f"{_numbers(by_order, Mixture([runs]))}\n\n{comparison_table(compared)}"
+
+
+def _numbers(by_order: dict[str, dict[int, Record]], mixture: Mixture) -> str:
+    names = [name for name in COLUMNS if any(name in r["numbers"] for of in by_order.values() for r in of.values())]
+    rows = []
+    for order, spec in ORDERS.items():
+        found = by_order[order].values()
+        near = f"{100 * neighbours(mixture, 0, spec, BATCH).share:.1f} %"
+        seconds = [record["training_cpu_s"] for record in found if "training_cpu_s" in record]
+        cost = f"{statistics.mean(seconds):.0f}" if seconds else ""
+        numbers = (spread([record["numbers"][name] for record in found], name) for name in names)
+        rows.append([order, near, f"{len(found)}", *numbers, cost])
+    head = ["order", "near neighbours in a batch", "seeds", *(COLUMNS[name] for name in names), "training, CPU s"]
+    return markdown(head, rows)
+
+
+def _compared(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
+    """Over the seeds that both have; None of fewer than two."""
+    seeds = sorted(treatment.keys() & control.keys())
+    if len(seeds) < 2:
+        return None
+    sides = ([unpack(of[seed]["rows"][measure]) for seed in seeds] for of in (treatment, control))
+    return compare(*(np.stack(side) for side in sides))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
