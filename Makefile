@@ -32,7 +32,7 @@ test-lowest:
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -e .
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --progress-bar on -r requirements.txt -e .
 	touch $@
 
 .venv/installed-dev: .venv/installed

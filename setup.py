@@ -12,10 +12,10 @@ from setuptools import find_packages, setup
 
 IS_CHECKOUT = "editable_wheel" in sys.argv
 OPTIONAL = {"ray", "fastapi", "uvicorn", "pytest"}
-"""Packages of requirements.txt that a wheel leaves to its extras, or to those who run the tests."""
+"""Packages of requirements.txt that an installation leaves to its extras, or to those who run the tests."""
 
 needed = [line.partition("#")[0].strip() for line in Path("requirements.txt").read_text().splitlines()]
-needed = [line for line in needed if line and (IS_CHECKOUT or re.split(r"[\[<>=~! ]", line)[0] not in OPTIONAL)]
+needed = [line for line in needed if line and re.split(r"[\[<>=~! ]", line)[0] not in OPTIONAL]
 if IS_CHECKOUT:
     packages, folders, prefix = find_packages(include=["mvlm*", "data_tools*", "cluster*"]), {}, ""
 else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mvlm.config.load import load_config
 from mvlm.config.toml import apply_override
 from mvlm.errors import UserError
 from tests.api.wheel import Installed, install
-from tests.conftest import TINY
+from tests.conftest import ROOT, TINY
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,13 @@ def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
         "import mvlm.data_tools.__main__, sys; print([name for name in sys.modules if name.startswith('data_tools')])"
     )
     assert wheel.run("python", "-c", loaded).strip() == "[]"
+
+
+def test_extras_ask_for_what_the_requirements_do() -> None:
+    """The same ranges stand in two places, of which pip reads one."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    lines = {line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert {*extras["ray"], *extras["serve"]} <= lines
 
 
 def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
