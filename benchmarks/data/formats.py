@@ -40,7 +40,7 @@ def mvlm_by_row(out: Path) -> tuple[int, Callable[[int], Any]]:
     from mvlm.data.shards.corpus import Mixture
 
     mixture = Mixture([out])
-    return len(mixture), mixture.image
+    return len(mixture), lambda row: mixture.row(row).image
 
 
 def mvlm_in_order(out: Path) -> Iterator[Any]:

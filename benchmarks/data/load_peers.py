@@ -93,7 +93,7 @@ def make_tokenizer() -> Any:
     return train_tokenizer([caption for number in range(200) for caption in captions(number)], 2000)
 
 
-def webdataset(out: Path, collate: Collate, field: str | None = "jpg") -> Iterator[Any]:
+def webdataset(out: Path, collate: Collate, field: str | None = None) -> Iterator[Any]:
     import webdataset
 
     tars = sorted(map(str, out.glob("*.tar")))
@@ -161,27 +161,18 @@ def _loader(data: Any, collate: Collate, **options: Any) -> Any:
     return DataLoader(data, BATCH, num_workers=WORKERS, collate_fn=collate, drop_last=True, **options)
 
 
-def _decoded(samples: Sequence[dict[str, Any]]) -> Any:
-    return same_decoding([sample["jpg"] for sample in samples])
-
-
 def _endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 
 
-SAME, PILLOW = "webdataset, the same decoding", "webdataset, Pillow + torchvision"
-SAME_WORK = "webdataset, the same decoding, words and masks"
+SAME_WORK, PILLOW = "webdataset", "webdataset, Pillow + torchvision, no words or masks"
 PEERS = {
-    SAME_WORK: Peer("webdataset", lambda out: webdataset(out, same_work(), None)),
-    SAME: Peer("webdataset", lambda out: webdataset(out, same_decoding)),
-    PILLOW: Peer("webdataset", lambda out: webdataset(out, pillow)),
-    "MDS, the same decoding, words and masks": Peer("MDS", lambda out: mds(out, same_work())),
-    "MDS, the same decoding": Peer("MDS", lambda out: mds(out, _decoded)),
-    "litdata, the same decoding, words and masks": Peer("litdata", lambda out: litdata(out, same_work())),
-    "litdata, the same decoding": Peer("litdata", lambda out: litdata(out, _decoded)),
-    "HF datasets, the same decoding, words and masks": Peer("HF datasets", lambda out: hf_datasets(out, same_work())),
-    "HF datasets, the same decoding": Peer("HF datasets", lambda out: hf_datasets(out, _decoded)),
+    SAME_WORK: Peer("webdataset", lambda out: webdataset(out, same_work())),
+    "MDS": Peer("MDS", lambda out: mds(out, same_work())),
+    "litdata": Peer("litdata", lambda out: litdata(out, same_work())),
+    "HF datasets": Peer("HF datasets", lambda out: hf_datasets(out, same_work())),
+    PILLOW: Peer("webdataset", lambda out: webdataset(out, pillow, "jpg")),
     "FFCV, its own decoding": Peer("FFCV", ffcv),
     "DALI, its own decoding": Peer("webdataset", dali),
 }

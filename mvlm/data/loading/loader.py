@@ -24,7 +24,7 @@ from mvlm.data.loading.sampler import Sampler
 from mvlm.data.samples.dataset import Draw, Fault, ShardDataset
 from mvlm.errors import UserError
 
-CHUNK = 8
+CHUNK = 16
 """Samples prepared at a time: enough to make handing them over cheap, few enough to keep all workers busy."""
 
 DRAWN = 1024

@@ -53,6 +53,7 @@ class Processes:
 
     def __init__(self, dataset: ShardDataset[Any]):
         self._dataset = dataset
+        self._fetches = any(corpus.location.cached for corpus in dataset.mixture.corpora)
         self._own = threading.local()
         self._all: list[_Started] = []
         self.may_start = False
@@ -69,8 +70,9 @@ class Processes:
             own = self._own.started = self._start()
         if own is None or not own.is_up.is_set():
             return self._dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
-        for _, number, _ in draws:  # here, since clients of object stores are too large for a loader process
-            self._dataset.fetch(number)
+        if self._fetches:  # here, since clients of object stores are too large for a loader process
+            for _, number, _ in draws:
+                self._dataset.fetch(number)
         try:
             own.connection.send((buffer.file, buffer.images_VBCHW.shape, first, draws))
             answer = own.connection.recv()

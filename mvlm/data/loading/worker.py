@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,9 @@ from mvlm.errors import UserError
 FOR_THE_PARENT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """Sent to a whole job or terminal; it is the training process that decides what to do about them."""
 
-ELSEWHERE = np.empty((0, 3, 0, 0), np.uint8)
-"""Sent back for images, which the training process has in its memory."""
-
 
 def main(connection: Connection) -> None:
+    ForkingPickler.register(np.ndarray, _reduced)
     for number in FOR_THE_PARENT:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -44,13 +42,24 @@ def main(connection: Connection) -> None:
         try:
             if file not in buffers:
                 buffers[file] = _mapped_from_parent(file, shape)
-            samples = dataset.samples(draws, buffers[file][:, first : first + len(draws)])
-            answer: Any = [replace(sample, images=ELSEWHERE) for sample in samples]
+            answer: Any = dataset.samples(draws, buffers[file][:, first : first + len(draws)])
         except UserError as error:
             answer = error
         except Exception:
             answer = RuntimeError(f"in a loader process:\n{traceback.format_exc()}")
         connection.send(answer)
+
+
+def _reduced(array: np.ndarray) -> Any:
+    """How an array is pickled: as bytes, which takes a third of the time of numpy's own way.
+
+    Images [V, C, H, W] are left out: the training process has them in its memory.
+    """
+    if array.ndim == 4:
+        return np.empty, ((0, 3, 0, 0), array.dtype.char)
+    if array.ndim == 1:
+        return np.frombuffer, (array.tobytes(), array.dtype.char)
+    return array.__reduce__()
 
 
 def _mapped_from_parent(file: int, shape: tuple[int, ...]) -> np.ndarray:
