@@ -128,7 +128,12 @@ def _picture(data: bytes, filters: Filters) -> CheckedImage:
 
 def _is_name(text: str) -> bool:
     """Short, and without control characters and lone surrogates."""
-    return len(text) <= MAX_NAME and not CONTROL.search(text) and not SURROGATE.search(text)
+    return len(text) <= MAX_NAME and (_is_plain(text) or not (CONTROL.search(text) or SURROGATE.search(text)))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether it is printable ASCII, as most texts are, in which none of the patterns finds anything; "" too."""
+    return text.isascii() and text.isprintable()
 
 
 def _clean_column(name: str, value: object) -> object:
@@ -174,6 +179,9 @@ def _clean(text: object) -> tuple[str, str]:
         return "", "is not text"
     if len(text) > MAX_TEXT:
         return "", "is too long"
+    if _is_plain(text):
+        text = " ".join(text.split())
+        return (text, "") if text else ("", "is empty")
     # A lone surrogate is legal in JSON but not in UTF-8, which Arrow strings are.
     if SURROGATE.search(text):
         return "", "is not UTF-8"

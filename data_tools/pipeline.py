@@ -111,7 +111,8 @@ class Pipeline(ABC):
         reason, detail = self.index.refuses(item.key, result, str(item))
         if reason:
             return Dropped(item.key, reason, item.where, detail, item.source)
-        self.open(_task_of(item))
+        if not self.writers:
+            self.open(_task_of(item))
         return stored_row(item, result), name
 
     @abstractmethod

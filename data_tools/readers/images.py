@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from mvlm.errors import UserError
@@ -48,15 +51,18 @@ class ImageFolders:
 def read_inside(root: Path, name: str) -> bytes | None:
     """The file at `name` below the resolved folder `root`; None where there is none. Raises as `find_inside`."""
     path = find_inside(root, name)
+    if path is None:
+        return None
     try:
-        return path.read_bytes() if path else None
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError:
         raise Refused("image cannot be read") from None
 
 
-def find_inside(root: Path, name: str) -> Path | None:
+def find_inside(root: Path, name: str) -> str | None:
     """Where the file at `name` below the resolved folder `root` lies; None where there is none.
 
     Raises:
@@ -64,16 +70,33 @@ def find_inside(root: Path, name: str) -> Path | None:
     """
     if not is_inside(name):
         raise Refused("image path leaves the folder")
+    folder, _, file = name.rstrip("/").rpartition("/")
     try:
-        path = (root / name).resolve(strict=True)
-        if not path.is_relative_to(root):
-            raise Refused("image path leaves the folder")
-        if not path.is_file():
+        path = os.path.join(_folder_inside(root, folder), file)
+        found = os.lstat(path)
+        if stat.S_ISLNK(found.st_mode):
+            path = _resolved_inside(root, path)
+            found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             raise Refused("image is no file")
-        if path.stat().st_size > MAX_IMAGE_BYTES:
+        if found.st_size > MAX_IMAGE_BYTES:
             raise Refused("image file is too large")
         return path
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RuntimeError):
         raise Refused("image cannot be read") from None
+
+
+@lru_cache(4096)
+def _folder_inside(root: Path, folder: str) -> str:
+    """A folder of many images, resolved once: that takes a system call for each part of its path."""
+    return _resolved_inside(root, os.path.join(root, folder))
+
+
+def _resolved_inside(root: Path, path: str) -> str:
+    """Where a path leads; raises `Refused` where that is outside, OSError or RuntimeError where it leads nowhere."""
+    resolved = Path(path).resolve(strict=True)
+    if not resolved.is_relative_to(root):
+        raise Refused("image path leaves the folder")
+    return str(resolved)

@@ -6,7 +6,7 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO, Self
 
 from mvlm.errors import UserError
@@ -47,8 +47,7 @@ def unsafe(member: tarfile.TarInfo) -> str:
 
 def is_inside(name: str) -> bool:
     """Whether a path is relative and never climbs with `..`."""
-    path = PurePosixPath(name)
-    return bool(name) and "\0" not in name and not path.is_absolute() and ".." not in path.parts
+    return bool(name) and "\0" not in name and not name.startswith("/") and ".." not in name.split("/")
 
 
 class StrictHeader(tarfile.TarInfo):
