@@ -150,14 +150,14 @@ def load(whole: Path, damaged: Path, epoch: str, bad: set[int]) -> tuple[set[int
         return {fault.row for fault in found.faults}, wrong, size
 
 
-def opened(folder: Path, epoch: str) -> Loader:
+def opened(folder: Path, epoch: str, start: int = 0) -> Loader:
     from benchmarks.data.load_peers import make_tokenizer
 
     data = Data(epoch=epoch, randaugment=(0, 0))
     mixture = Mixture([folder], pairs=epoch == "pairs")
     dataset = PairDataset(mixture, make_tokenizer(), data, Objectives(), SIDE, 0, (SIDE // 16, SIDE // 16))
     sampler = make_sampler(mixture, 0, [order_of(data)])
-    return Loader(dataset, sampler, global_batch=BATCH, micro_batch=BATCH)
+    return Loader(dataset, sampler, global_batch=BATCH, micro_batch=BATCH, start_position=start)
 
 
 def drop_pages(folder: Path) -> None:

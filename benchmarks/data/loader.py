@@ -71,19 +71,22 @@ def main() -> None:
                 ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 of.append(json.loads(ended.stdout.splitlines()[-1]))
                 print(name, of[-1], flush=True)
+            result = summary(rounds) | {"machine": machine() | versions()}
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     found = {name: {key: statistics.median(one[key] for one in of) for key in of[0]} for name, of in rounds.items()}
     speeds = {name: [one["images/CPU-s"] for one in of] for name, of in rounds.items()}
     ratios = {name: [a / b for a, b in zip(speeds[OURS], speeds[name], strict=True)] for name in speeds if name != OURS}
-    result = {
+    return {
         "found": found,
         "ours by threads, x it": {name: round(statistics.median(of), 3) for name, of in ratios.items()},
         "least and most": {name: [round(min(of), 3), round(max(of), 3)] for name, of in ratios.items()},
         "goals": GOALS,
-        "rounds": arguments.rounds,
-        "machine": machine() | versions(),
+        "rounds": len(speeds[OURS]),
     }
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
 
 
 def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
@@ -124,12 +127,20 @@ def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
 
     loader, first = opened(0)
     with loader:
+        while mode == "processes" and not are_up(loader):
+            next(loader)
         found = {"images/CPU-s": rate(loader, batches), "first batch, s": first}
         if mode == "processes":
             found["private MB of a process beside buffers"] = max(map(private_mb, children()))
     loader, found["first batch at 90 % of an epoch, s"] = opened(0.9)
     loader.close()
     return found
+
+
+def are_up(loader: Any) -> bool:
+    """Whether a loader's processes do its work: until they have started, which peers' do sooner, threads do it."""
+    started = loader._processes._all
+    return len(started) == WORKERS and all(one.is_up.is_set() for one in started)
 
 
 def alone(folder: Path) -> Iterator[None]:
