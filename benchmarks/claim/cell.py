@@ -212,10 +212,10 @@ def training_seconds(run: Path) -> float:
 
 
 def code_version() -> str:
-    """The commit, and "-dirty" where anything but results was changed since; "unknown" outside of git."""
+    """The commit, and "-dirty" where anything but results and pages was changed since; "unknown" outside of git."""
     try:
         commit = _git("describe", "--always", "--exclude=*")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/*/results/*")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/*/results/*", ":!*.md")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return commit + ("-dirty" if changed else "")

@@ -80,7 +80,7 @@ def tables(records: Sequence[Record]) -> str:
         for measure in PRIMARY
         if (found := _compared(by_group[larger], by_group[smaller], measure))
     ]
-    return f"{_numbers(by_group)}\n\n{comparison_table(compared)}"
+    return "\n\n".join([_numbers(by_group), *([comparison_table(compared)] if compared else [])])
 
 
 def _numbers(by_group: dict[int, dict[int, Record]]) -> str:

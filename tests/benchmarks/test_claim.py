@@ -205,9 +205,11 @@ def test_what_a_run_took_is_added_up_over_its_attempts(tmp_path: Path) -> None:
 def test_a_cells_code_is_changed_by_code_and_not_by_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "ROOT", tmp_path)
     assert cells.code_version() == "unknown"
-    code, results = tmp_path / "code.py", tmp_path / "benchmarks/claim/results/cells.jsonl"
+    code, results, page = (
+        tmp_path / name for name in ("code.py", "benchmarks/claim/results/cells.jsonl", "benchmarks/claim/README.md")
+    )
     results.parent.mkdir(parents=True)
-    for file in (code, results):
+    for file in (code, results, page):
         file.write_text("\n")
     me = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
     for words in (("init", "-q"), ("add", "."), (*me, "commit", "-q", "-m", "one")):
@@ -215,6 +217,7 @@ def test_a_cells_code_is_changed_by_code_and_not_by_results(tmp_path: Path, monk
     commit = cells.code_version()
     assert set(commit) <= set("0123456789abcdef")
     results.write_text("{}\n")
+    page.write_text("a table\n")
     assert cells.code_version() == commit
     code.write_text("1\n")
     assert cells.code_version() == f"{commit}-dirty"
