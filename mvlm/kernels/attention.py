@@ -66,6 +66,39 @@ def _why_not_cudnn() -> str | None:
     return None if torch.backends.cudnn.is_available() else "this torch is built without cuDNN"
 
 
+FLASH_FIRST = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+FA3 = "FA3"
+FA3_GPU = 9
+"""The major compute capability of the GPUs that it is written for."""
+
+
+def by_fa3(
+    query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """torch's flash attention, in whose place FlashAttention 3 stands while this is chosen; where it cannot, others."""
+    with sdpa_kernel(FLASH_FIRST, set_priority=True):
+        return by_sdpa(query_BHLd, key_BHTd, value_BHTd, mask, dropout)
+
+
+def _why_not_fa3() -> str | None:
+    offered = getattr(torch.nn.attention, "list_flash_attention_impls", list)
+    if FA3 not in offered():
+        return "this torch does not offer it"
+    if reason := probes.cuda():
+        return reason
+    if torch.cuda.get_device_capability()[0] != FA3_GPU:
+        return "it is for GPUs of compute capability 9"
+    return probes.package("flash_attn_interface")
+
+
+def _switch_fa3(on: bool) -> None:
+    """In the whole process, for backward too, and for packed texts."""
+    if on:
+        torch.nn.attention.activate_flash_attention_impl(FA3)
+    else:
+        torch.nn.attention.restore_flash_attention_impl()
+
+
 def by_fp32(
     query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
@@ -134,6 +167,14 @@ def _products_pay(query_BHLd: Tensor, key_BHTd: Tensor, *_: object, **__: object
 attention = Op(
     "attention",
     Implementation("cudnn", by_cudnn, _why_not_cudnn, pays=by_name_only, version=probes.torch_version),
+    Implementation(
+        "fa3",
+        by_fa3,
+        _why_not_fa3,
+        pays=by_name_only,
+        version=lambda: probes.version("flash_attn_3"),
+        switch=_switch_fa3,
+    ),
     Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("products", by_products, pays=_products_pay, version=probes.torch_version),
     Implementation("sdpa", by_sdpa, version=probes.torch_version),

@@ -39,6 +39,10 @@ def by_name_only(*_: Any, **__: Any) -> str:
     return "not measured yet: taken by name alone"
 
 
+def nothing(_: bool) -> None:
+    """The `switch` of what changes nothing outside of its calls."""
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operation.
@@ -51,6 +55,8 @@ class Implementation:
             alone: never values, which would wait for the device.
         pays: likewise, why another is the better choice for what it could take; asked only where none is named.
         version: of the library behind it.
+        switch: called with True when it is chosen by name, and with False when it is no longer: for what a library
+            exchanges in the whole process.
     """
 
     name: str
@@ -59,6 +65,7 @@ class Implementation:
     accepts: Callable[..., str | None] = anything
     pays: Callable[..., str | None] = anything
     version: Callable[[], str] = lambda: ""
+    switch: Callable[[bool], None] = nothing
 
 
 class Op:
@@ -84,7 +91,10 @@ class Op:
         self.check_name(name)
         if name != AUTO and (reason := self.why_not(self._named(name))):
             raise UserError(f"kernels.{self.name} = {name!r} cannot run here ({reason}): choose auto or another.")
-        self.choice = name
+        before, self.choice = self.choice, name
+        for one in self.implementations:
+            if before != name and one.name in (before, name):
+                one.switch(one.name == name)
 
     def check_name(self, name: str) -> None:
         """Raise `UserError` where neither "auto" nor an implementation has that name."""

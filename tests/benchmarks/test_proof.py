@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
-from benchmarks.gpu import page
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu import page, parity
 from benchmarks.gpu.record import Record, read
+from mvlm.kernels.dispatch import Implementation, Op
+from mvlm.kernels.linear import linear
 from tests.conftest import run_command
 
 
@@ -60,3 +67,24 @@ def test_packages_brought_along_reach_what_a_test_starts(monkeypatch, tmp_path: 
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     done = run_command(["python3", "-c", "import brought_along, mvlm"])
     assert done.returncode == 0, done.stderr
+
+
+def test_products_in_fp8_are_held_to_what_fp8_can() -> None:
+    """Rounded to e4m3 they hold; a product that is wrong does not, nor another kernel that is as far off."""
+
+    def in_fp8(x: Tensor, weight: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
+        def rounded(y: Tensor) -> Tensor:
+            top = y.abs().max().detach() / 448
+            return y + ((y / top).to(torch.float8_e4m3fn).to(y.dtype) * top - y).detach()
+
+        return F.linear(rounded(x), scale * rounded(weight), bias)
+
+    ways = [Implementation(name, in_fp8) for name in ("torchao", "other")]
+    wrong = [Implementation("torchao", partial(in_fp8, scale=1.2))]
+    arguments = tuple(torch.randn(*shape, requires_grad=True) for shape in ((64, 48), (32, 48), (32,)))
+    found = [
+        parity.Trial(Op("linear", one, linear.implementations[-1]), arguments, "fp32").judge(one)
+        for one in (*ways, *wrong)
+    ]
+    assert [line["holds"] for line in found] == [True, False, False]
+    assert found[0]["error"] > 0.01

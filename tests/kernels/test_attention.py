@@ -10,11 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mvlm.errors import UserError
 from mvlm.kernels import probes
 from mvlm.kernels.attention import (
     DispatchedAttention,
+    _why_not_fa3,
     attention,
     by_cudnn,
+    by_fa3,
     by_fp32,
     by_products,
     by_sdpa,
@@ -22,7 +25,7 @@ from mvlm.kernels.attention import (
 )
 from tests.kernels.reference import check_against_float64, value_and_gradients
 
-WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32, by_cudnn])
+WAYS = pytest.mark.parametrize("run", [by_products, by_sdpa, by_fp32, by_cudnn, by_fa3])
 
 
 def formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -124,3 +127,35 @@ def test_cudnns_is_one_graph_and_taken_by_name_alone() -> None:
     assert attention.first(*inputs).name != "cudnn"
     cudnn = next(one for one in attention.implementations if one.name == "cudnn")
     assert cudnn.pays(*inputs)
+
+
+def test_fa3_is_torchs_flash_attention_for_as_long_as_it_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imitated: torch offers it, and the GPU and the package are there."""
+    assert attention.lacking()["fa3"] in ("this torch is built without CUDA", "no CUDA device")
+    done: list[str] = []
+    monkeypatch.setattr(torch.nn.attention, "activate_flash_attention_impl", done.append)
+    monkeypatch.setattr(torch.nn.attention, "restore_flash_attention_impl", lambda: done.append("restored"))
+    monkeypatch.setitem(attention._probed, "fa3", None)
+    inputs = make_inputs(2, 7, 5, 8)
+    assert attention.first(*inputs).name != "fa3"
+    try:
+        attention.choose("fa3")
+        attention.choose("fa3")
+        assert done == ["FA3"]
+        torch.testing.assert_close(attention(*inputs), formula(*inputs))
+        with pytest.raises(UserError, match="not known"):
+            attention.choose("fa4")
+        assert done == ["FA3"]
+    finally:
+        attention.choose("auto")
+    assert done == ["FA3", "restored"]
+
+
+def test_why_fa3_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "cuda", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 0))
+    assert _why_not_fa3() == "it is for GPUs of compute capability 9"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert _why_not_fa3() == "flash_attn_interface is not installed"
+    monkeypatch.delattr(torch.nn.attention, "list_flash_attention_impls")
+    assert _why_not_fa3() == "this torch does not offer it"
