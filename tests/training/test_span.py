@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor
 
 from mvlm.batch import Encoded
+from mvlm.config.schema import Objectives
 from mvlm.model.losses.itm import NegativeSampler
 from mvlm.training import span as spans
 from mvlm.training.match_groups import MatchGroups
 from mvlm.training.span import Exchange, Span, exchange_bytes, span_shape
+from mvlm.training.warnings import groups_warning
 
 
 class Ranks:
@@ -149,3 +152,26 @@ def test_what_is_held_for_an_exchange() -> None:
     assert exchange_bytes((4, 2), 8, (image, text)) == 2 * 4 * 16 * image + 2 * 16 * 110
     huge = spans.BUFFER
     assert exchange_bytes((4, 1), 8, (huge, text)) == 2 * 4 * huge  # one pair of each rank at a time
+
+
+@pytest.mark.parametrize(
+    ("batch", "ranks", "pairs", "at_once", "remedy"),
+    [
+        (512, 8, 64, 512, None),
+        (512, 512, 1, 512, None),
+        (512, 1, 32, 32, 32),
+        (512, 2, 8, 16, 16),
+        (192, 1, 96, 96, 48),  # larger than a group of 64, and no multiple of it
+        (64, 1, 1, 1, None),  # no smaller group has a negative
+    ],
+)
+def test_the_remedy_for_groups_that_cost_a_second_pass_is_one(
+    batch: int, ranks: int, pairs: int, at_once: int, remedy: int | None
+) -> None:
+    said = groups_warning(Objectives(), batch, ranks, pairs)
+    assert bool(said) == (span_shape(64, ranks, pairs)[1] > 1)
+    assert not said or f"groups of 64 do not fit in the {at_once} pairs computed at once" in said
+    found = re.search(r"objectives.itm_group = (\d+)", said)
+    assert (int(found[1]) if found else None) == remedy
+    assert not remedy or not groups_warning(Objectives(itm_group=remedy), batch, ranks, pairs)
+    assert not groups_warning(Objectives(itm=0.0), batch, ranks, pairs)
