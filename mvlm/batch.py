@@ -158,7 +158,8 @@ class Counts:
 class GlobalBatch:
     """The global batch as one micro-batch needs to see it."""
 
-    contrast: Callable[[Encoded, Tensor, Tensor | None], Contrast]  # of own features, temperature and bias
+    # Of own features, temperature and bias: sends the features on their way, and returns what waits for everybody's.
+    contrast: Callable[[Encoded, Tensor, Tensor | None], Callable[[], Contrast]]
     negatives: Negatives  # draws them, and brings them here where a group is larger than the micro-batch
     counts: Counts
 

@@ -93,8 +93,8 @@ ONLY_IN = {
         "mvlm/training/engine.py",
         "mvlm/runtime/background.py",
         "mvlm/runtime/dist.py",
+        "mvlm/runtime/gathered.py",
         "mvlm/runtime/rendezvous.py",
-        "mvlm/runtime/ring.py",
     },
 }
 OPTIONAL = {

@@ -1,8 +1,9 @@
-"""What one step really sends: python benchmarks/comm/issued.py --ranks 2 4
+"""What one step really sends: python benchmarks/comm/issued.py --ranks 2 4 8
 
 Runs a small model through the real engine, DeepSpeed included, on so many gloo ranks of this machine, with
-torch.distributed's collectives hooked: how often each is called in a step and with how many bytes. Under every ZeRO
-stage, and with DeepSpeed's `use_multi_rank_bucket_allreduce` off. Keeps the figures in results/gloo.json.
+torch.distributed's collectives hooked: how often each is called in a step and with how many bytes, and how much of
+backward is still to come when gradients are reduced. Under every ZeRO stage, and with some of DeepSpeed's switches.
+Keeps the figures in results/gloo.json.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 1, reduce": {"stage": 1, "use_multi_rank_bucket_allreduce": False},
     "stage 2": {"stage": 2},
     "stage 2, reduce": {"stage": 2, "use_multi_rank_bucket_allreduce": False},
+    "stage 1, late": {"stage": 1, "overlap_comm": False},
+    "stage 1, no scatter": {"stage": 1, "reduce_scatter": False},
     "stage 3": {"stage": 3, "stage3_param_persistence_threshold": 0},
 }
+SMALL = 1_000
+"""Elements up to which a reduction is of norms and counts."""
+REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter_tensor")
 WHOLE = {  # collective -> which of its arguments holds the bytes that all ranks' results are made of
     "all_reduce": 0,
     "reduce": 0,
@@ -44,11 +50,13 @@ WHOLE = {  # collective -> which of its arguments holds the bytes that all ranks
 
 
 class Issued:
-    """Counts calls and bytes by collective while `counting`; made before anything takes hold of torch's functions."""
+    """Counts calls and bytes by collective while `counting`; made before anything takes hold of torch's functions.
+
+    Attributes:
+        when: of each reduction of gradients, the share of the gradients that are there when it is called.
+    """
 
     def __init__(self) -> None:
-        self.calls: Counter[str] = Counter()
-        self.bytes: Counter[str] = Counter()
         self._counts = False
         for name, place in WHOLE.items():
             self._hook(name, place)
@@ -61,9 +69,26 @@ class Issued:
                 tensor = args[place] if len(args) > place else next(iter(kwargs.values()))
                 self.calls[name] += 1
                 self.bytes[name] += tensor.numel() * tensor.element_size()
+                if self._there and name in REDUCTIONS and tensor.is_floating_point() and tensor.numel() > SMALL:
+                    self.when.append(round(self._there / self._gradients, 3))
             return function(*args, **kwargs)
 
         setattr(torch_dist, name, counted)
+
+    def watch(self, model: torch.nn.Module) -> None:
+        """Begin to count anew, and to count this model's gradients as backward makes them."""
+        self.calls: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
+        self.when: list[float] = []
+        self._there, self._gradients = 0, sum(parameter.numel() for parameter in model.parameters())
+
+        def arrived(parameter: torch.Tensor) -> None:
+            if self._counts:
+                self._there += sizes[id(parameter)]
+
+        sizes = {id(parameter): parameter.numel() for parameter in model.parameters()}  # which stage 3 takes away
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(arrived)
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -72,27 +97,38 @@ class Issued:
         self._counts = False
 
 
-def one_rank(rank: int, world: int, port: int, case: str, bf16: bool, folder: str) -> None:
-    """A rank's second step; rank 0 writes what it issued."""
+def one_rank(rank: int, world: int, port: int, cases: list[str], folder: str) -> None:
+    """Of each case a rank's second step; rank 0 writes what it issued."""
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
     torch.set_num_threads(1)
     issued = Issued()
+    from mvlm.runtime import dist
+
+    dist.init()
+    for number, case in enumerate(cases):
+        found = _step(case, issued, world, folder)
+        if rank == 0:
+            (Path(folder) / f"{number}.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.close()
+
+
+def _step(case: str, issued: Issued, world: int, folder: str) -> dict[str, Any]:
     from benchmarks.step.sizes import SIZES, build, make_batch
     from mvlm.config.load import load_config
-    from mvlm.runtime import dist
     from mvlm.training.parallelize import parallelize
     from mvlm.training.zero.config import RunSide, resolve
 
-    dist.init()
     size = SIZES["tiny"]
     model = build(size)
     batch = make_batch(size, model.grid)
     given = [f"train.global_batch={len(batch) * world}", f"train.micro_batch={len(batch)}"]
     config = load_config(Path(__file__).parents[2] / "mvlm/configs/base.toml", [*size.overrides, *given])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    content = {"zero_optimization": CASES[case] | {"reduce_bucket_size": BUCKET}, "bf16": {"enabled": bf16}}
-    parts = config.train, config.optim
-    resolved = resolve(content, RunSide(("json", "toml"), folder, *parts, world, (100, 10), parameters))
+    zero = {"overlap_comm": True, "reduce_bucket_size": BUCKET} | CASES[case]
+    run = RunSide(("json", "toml"), folder, config.train, config.optim, world, (100, 10), parameters)
+    resolved = resolve({"zero_optimization": zero, "bf16": {"enabled": True}}, run)
+    issued.watch(model)
     engine = parallelize(
         model,
         resolved,
@@ -105,46 +141,41 @@ def one_rank(rank: int, world: int, port: int, case: str, bf16: bool, folder: st
     engine.step([batch], 0.5, 0)
     with issued.counting():
         engine.step([batch], 0.5, 1)
-    if rank == 0:
-        groups = len(engine.engine.optimizer.param_groups)
-        found = {
-            "case": case,
-            "ranks": world,
-            "bf16": bf16,
-            "parameters": parameters,
-            "groups": groups,
-            "calls": dict(issued.calls),
-            "bytes": dict(issued.bytes),
-        }
-        (Path(folder) / "found.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.close()
+    return {
+        "case": case,
+        "ranks": world,
+        "pairs": len(batch),
+        "width": model.image_projection.linear.out_features,
+        "parameters": parameters,
+        "groups": len(engine.engine.optimizer.param_groups),
+        "calls": dict(issued.calls),
+        "bytes": dict(issued.bytes),
+        "when": issued.when,
+    }
 
 
-def issued_by(case: str, world: int, bf16: bool = True) -> dict[str, Any]:
-    """What rank 0 of so many issues in a step."""
+def issued_by(cases: list[str], world: int) -> list[dict[str, Any]]:
+    """What rank 0 of so many issues in a step, case by case."""
     from tests.conftest import free_port
 
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.start_processes(
-            one_rank, (world, free_port(), case, bf16, folder), nprocs=world, start_method="forkserver"
+            one_rank, (world, free_port(), cases, folder), nprocs=world, start_method="forkserver"
         )
-        return json.loads((Path(folder) / "found.json").read_text())
+        return [json.loads((Path(folder) / f"{number}.json").read_text()) for number in range(len(cases))]
 
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--ranks", nargs="+", type=int, default=[2, 4, 8])
-    words.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     arguments = words.parse_args()
     RESULTS.parent.mkdir(exist_ok=True)
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     for world in arguments.ranks:
-        for case in arguments.cases:
-            if any((one["case"], one["ranks"]) == (case, world) for one in kept):
-                continue
-            kept.append(issued_by(case, world))
-            print(kept[-1], flush=True)
+        known = [one["case"] for one in kept if one["ranks"] == world]
+        if missing := [case for case in CASES if case not in known]:
+            kept += issued_by(missing, world)
+            print(*kept[-len(missing) :], sep="\n", flush=True)
             RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 

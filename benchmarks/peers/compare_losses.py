@@ -22,8 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mvlm.batch import Counts, Encoded, GlobalBatch
-from mvlm.model.losses.itc import contrast_pairs, itc_loss
+from mvlm.batch import Encoded
+from mvlm.model.losses.itc import begin_contrast, itc_loss
 from mvlm.model.losses.itm import NegativeSampler, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.vision import VisionEncoder
@@ -185,10 +185,8 @@ def compare_albef(albef: type, generator: torch.Generator) -> dict[str, float]:
 
     itc, itm = run_albef(albef, inputs, draw)
     pairs, valid_BL = inputs.encoded(), inputs.valid_BL
-    alone = GlobalBatch(
-        lambda *own: contrast_pairs(*own, exclude_duplicates=True), None, Counts(1, None, *torch.ones(3))
-    )  # type: ignore[arg-type]
-    ours_itc = itc_loss(pairs, inputs.temperature, None, alone)
+    given = pairs, inputs.temperature, None
+    ours_itc = itc_loss(*given, begin_contrast(*given, exclude_duplicates=True)(), 1)
     positive, negative_image, negative_text = (
         inputs.fuse(text, valid, image)[:, 0] @ inputs.classifier
         for text, valid, image in (

@@ -4,12 +4,13 @@ A collective takes its latency and its bytes over the bandwidth, the better of N
 which NCCL 2.30 chooses among them (src/graph/tuning.cc): rings for all-gather and reduce-scatter, a tree or a ring for
 all-reduce. Links and network reach `ACHIEVED` of what they are sold for.
 
-What DeepSpeed 0.19 sends (benchmarks/comm counts it), in weights and gradients of a rank's precision: stage 0 an
-all-reduce of everything when backward is over; stages 1 and 2 an all-reduce of each bucket, of which a rank keeps its
-share, and at the end an all-gather of each parameter group's updated weights, which hides behind nothing; stage 2
-reduces after every micro-batch, stages 0 and 1 once a step; stage 3 gathers weights for forward and for backward and
-reduce-scatters, all after every micro-batch. With `use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the
-bytes in a reduction to each rank of its share of each group, one after the other.
+What DeepSpeed 0.19 sends (benchmarks/comm counts it), in weights and gradients of a rank's precision: below stage 3
+an all-reduce of each bucket while backward goes on, for which it is called early at stage 0
+(mvlm/training/zero/reduction.py); stages 1 and 2 keep a rank's share of it, and at the end all-gather each parameter
+group's updated weights, which hides behind nothing; stage 2 reduces after every micro-batch, stages 0 and 1 once a
+step; stage 3 gathers weights for forward and for backward and reduce-scatters, all after every micro-batch. With
+`use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the bytes in a reduction to each rank of its share of
+each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing.
 """
 
 from __future__ import annotations
@@ -20,16 +21,13 @@ from dataclasses import dataclass
 from mvlm.estimate.cards import Card
 from mvlm.estimate.count import FakeModel
 from mvlm.runtime.background import rounds
-from mvlm.runtime.dist import BY_SUM_FROM
-from mvlm.training.contrast import uses_ring
+from mvlm.training.contrast import ranks_at_once
 from mvlm.training.zero.memory import FP32, Zero
 
 ACHIEVED = 0.8
 """Share of a link's bandwidth that large collectives are taken to reach."""
 UPDATE_BYTES = 3 * 2 * FP32 + FP32 + 2
 """That AdamW reads and writes a weight: itself and two moments both ways, its gradient, its copy in 16 bits."""
-AT_ONCE = 500_000_000
-"""Elements that DeepSpeed all-reduces at a time at stage 0."""
 NUMBERS = 8.0
 """Bytes of an all-reduce that carries a number or a few, as of a norm; mvlm has two in a step, DeepSpeed the others."""
 HOST_MESSAGE = 50e-6
@@ -95,26 +93,12 @@ class Fabric:
         ]
         return min(*rings, *(self._tree(p, moved, times) for p in PROTOCOLS))
 
-    def collect(self, count: float) -> float:
-        """Seconds of `dist.all_gather` of `count` bytes in all."""
-        return self.gather(count) if self.ranks < BY_SUM_FROM else self.reduce(count)
-
     def deliver(self, count: float, times: int) -> float:
         """Seconds of reductions to single ranks, `count` bytes in all, in `times` pieces."""
         if self.ranks == 1 or not count:
             return 0.0
         moved = count * (self.ranks - 1) / self.ranks
         return min(self._ring(p, self.ranks, self.nodes * (self.nodes > 1), moved, times) for p in PROTOCOLS)
-
-    def circulate(self, count: float, rounds: int) -> float:
-        """Seconds in which `count` bytes in all go from rank to rank, each waiting for the one before it.
-
-        Between two nodes a single pair of GPUs has to do with it, and its adapter alone.
-        """
-        base, nvlink, pci, net = PROTOCOLS[-1].ring
-        hop = net if self.nodes > 1 else nvlink if self.card.nvlink else pci
-        bandwidth = ACHIEVED * min(self.card.link, self.card.network if self.nodes > 1 else math.inf)
-        return rounds * (self.ranks - 1) * (base + hop) * MICRO + count * (self.ranks - 1) / self.ranks / bandwidth
 
     def _ring(self, protocol: Protocol, hops: int, between: int, moved: float, times: int) -> float:
         base, nvlink, pci, net = protocol.ring
@@ -133,22 +117,37 @@ class Fabric:
 
 
 @dataclass(frozen=True)
+class Collectives:
+    """Seconds of a step's collectives of one kind, and of these as many as computing does not hide."""
+
+    seconds: float
+    exposed: float
+
+
+@dataclass(frozen=True)
 class Step:
     """Seconds of a rank's step.
 
     Attributes:
         compute: products alone, at the stated share of the peak.
         update: AdamW, at the memory's bandwidth.
-        communication: all collectives.
-        exposed: as much of `communication` as computing does not hide.
+        exchanges: of "gradients", "weights" (gathered anew), "contrast", "negatives" (of ITM, where its groups span
+            ranks) and "numbers" (norms and counts).
         sent: bytes of gradients, weights, contrastive features and negatives' tokens that a rank takes part in moving.
     """
 
     compute: float
     update: float
-    communication: float
-    exposed: float
+    exchanges: dict[str, Collectives]
     sent: float
+
+    @property
+    def communication(self) -> float:
+        return sum(exchange.seconds for exchange in self.exchanges.values())
+
+    @property
+    def exposed(self) -> float:
+        return sum(exchange.exposed for exchange in self.exchanges.values())
 
     @property
     def seconds(self) -> float:
@@ -160,65 +159,84 @@ class Step:
         return (self.compute + self.update) / self.seconds
 
 
-def step_time(
-    model: FakeModel,
-    zero: Zero,
-    fabric: Fabric,
-    forward: float,
-    backward: float,
-    accumulation: int,
-    pairs: int,
-    spanned: int,
-) -> Step:
-    """Of a step in which each rank computes `accumulation` micro-batches of `pairs`.
+@dataclass(frozen=True)
+class Work:
+    """What a rank computes in a step.
 
-    Args:
-        forward, backward: seconds of one micro-batch's computing.
+    Attributes:
+        forward, backward: seconds of a micro-batch.
+        fused: of `forward`, seconds after the encoders.
+        accumulation: micro-batches.
+        pairs: of a micro-batch.
         spanned: ranks that an ITM group spans.
     """
-    weights = model.total * zero.element
-    buckets = math.ceil(model.total / zero.reduce_bucket)
-    contrast = contrast_of(model, fabric, fabric.ranks * accumulation * pairs)
+
+    forward: float
+    backward: float
+    fused: float
+    accumulation: int
+    pairs: int
+    spanned: int
+
+
+def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
+    """Of a step of each rank of `fabric`."""
+    times, spanned = work.accumulation, work.spanned
+    contrast = contrast_of(model, fabric, fabric.ranks * times * work.pairs)
+    # Of several micro-batches the first runs meanwhile; at stage 3 the network is busy with weights.
+    meanwhile = 0.0 if zero.stage == 3 else work.forward if times > 1 else work.fused
     among = Fabric(fabric.card, spanned, min(fabric.per_node, spanned))
-    tokens = float(2 * spanned * pairs * sum(model.token_numbers) * zero.element) if spanned > 1 else 0.0
+    tokens = float(2 * spanned * work.pairs * sum(model.token_numbers) * zero.element) if spanned > 1 else 0.0
+    negatives = times * among.gather(tokens, times=6)  # there and back, of two kinds; draws and their features
     small = small_reductions(zero.stage, len(model.groups), model.objectives.itc > 0) * fabric.reduce(NUMBERS)
-    always = contrast.seconds + small
-    always += accumulation * among.gather(tokens, times=6)  # there and back, of two kinds; draws and their features
-    if zero.stage == 3:
-        pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
-        near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
-        there, back = fabric.gather(weights, pieces), near.gather(weights, pieces)
-        scattered = fabric.gather(weights, buckets)
-        communication = accumulation * (there + back + scattered) + always
-        hidden_there, hidden_back = (forward, backward) if zero.overlap else (0.0, 0.0)
-        shown = _shown(there, pieces, hidden_there) + _shown(back + scattered, pieces, hidden_back)
-        exposed = accumulation * shown + always
-        sent = 3.0 * weights * accumulation
-    else:
-        times = accumulation if zero.stage == 2 else 1
-        reduced, pieces = _reduced(model, zero, fabric)
-        gathered = sum(fabric.gather(group * zero.element) for group in model.groups) if zero.stage else 0.0
-        communication = times * reduced + gathered + always
-        exposed = times * _shown(reduced, pieces, backward if zero.overlap else 0.0) + gathered + always
-        each = 2 if zero.all_reduces or not zero.stage else 1
-        sent = float(weights) * (each * times + (1 if zero.stage else 0))
-    sent += contrast.sent + accumulation * tokens
-    if fabric.ranks == 1:
-        sent = 0.0
+    exchanges = (_partitioned if zero.stage == 3 else _replicated)(model, zero, fabric, work) | {
+        "contrast": Collectives(contrast.seconds, contrast.seconds - min(contrast.ahead, meanwhile)),
+        "negatives": Collectives(negatives, negatives),
+        "numbers": Collectives(small, small),
+    }
+    sent = _sent(model, zero, times) + contrast.sent + times * tokens if fabric.ranks > 1 else 0.0
     update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
-    return Step(accumulation * (forward + backward), update, communication, exposed, sent)
+    return Step(times * (work.forward + work.backward), update, exchanges, sent)
 
 
-def _reduced(model: FakeModel, zero: Zero, fabric: Fabric) -> tuple[float, int]:
-    """Seconds of the gradients' reduction below stage 3, and in how many pieces it comes."""
+def _replicated(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> dict[str, Collectives]:
+    """Below stage 3, where weights stay on every rank."""
+    weights, pieces = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
+    if zero.all_reduces or not zero.stage:
+        reduced = fabric.reduce(weights, pieces)
+    else:
+        pieces += fabric.ranks * len(model.groups)  # a bucket's end is within a share, whose rank has two
+        reduced = fabric.deliver(weights, pieces)
+    times = work.accumulation if zero.stage == 2 else 1
+    shown = _shown(reduced, pieces, work.backward if zero.overlap else 0.0)
+    gathered = sum(fabric.gather(group * zero.element) for group in model.groups) if zero.stage else 0.0
+    return {"gradients": Collectives(times * reduced, times * shown), "weights": Collectives(gathered, gathered)}
+
+
+def _partitioned(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> dict[str, Collectives]:
+    """At stage 3."""
     weights, buckets = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
-    if zero.stage == 0:
-        pieces = math.ceil(model.total / AT_ONCE)
-        return fabric.reduce(weights, pieces), pieces
-    if zero.all_reduces:
-        return fabric.reduce(weights, buckets), buckets
-    pieces = buckets + fabric.ranks * len(model.groups)  # a bucket's end is within a share, whose rank has two
-    return fabric.deliver(weights, pieces), pieces
+    pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
+    near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
+    there, back = fabric.gather(weights, pieces), near.gather(weights, pieces)
+    scattered = fabric.gather(weights, buckets)
+    hidden_there, hidden_back = (work.forward, work.backward) if zero.overlap else (0.0, 0.0)
+    shown_there = _shown(there, pieces, hidden_there)
+    shown_back = _shown(back + scattered, pieces, hidden_back)
+    times, share = work.accumulation, scattered / (back + scattered) if scattered else 0.0
+    return {
+        "gradients": Collectives(times * scattered, times * shown_back * share),
+        "weights": Collectives(times * (there + back), times * (shown_there + shown_back * (1 - share))),
+    }
+
+
+def _sent(model: FakeModel, zero: Zero, accumulation: int) -> float:
+    """Bytes of weights and gradients that a rank takes part in moving."""
+    weights = float(model.total * zero.element)
+    if zero.stage == 3:
+        return 3 * weights * accumulation
+    each = 2 if zero.all_reduces or not zero.stage else 1
+    return weights * (each * (accumulation if zero.stage == 2 else 1) + (1 if zero.stage else 0))
 
 
 def small_reductions(stage: int, groups: int, itc: bool) -> int:
@@ -243,28 +261,30 @@ class ContrastExchange:
     """What ITC exchanges in a step (mvlm/model/losses/itc.py).
 
     Attributes:
-        by: "ring", "gather", or "nothing" where there is no ITC or no other rank.
-        sent: bytes that a rank takes part in moving: features and identities, and log-sum-exps of the softmax, for
-            which a ring goes round twice.
-        seconds: of that, as if no computing hid it.
+        blocks: that the features of all pairs come in; 0 = nothing is exchanged.
+        sent: bytes that a rank takes part in moving: features and identities, which come again for the softmax where
+            they are several blocks, and log-sum-exps of the softmax.
+        seconds: of that.
+        ahead: of `seconds`, those of the first block, which is on its way while the forward pass goes on.
     """
 
-    by: str
+    blocks: int
     sent: float
     seconds: float
+    ahead: float
 
 
 def contrast_of(model: FakeModel, fabric: Fabric, pairs: int) -> ContrastExchange:
     """Of a global batch of `pairs`."""
     if not model.objectives.itc or fabric.ranks == 1:
-        return ContrastExchange("nothing", 0.0, 0.0)
-    features, is_softmax = pairs * feature_bytes(model.contrastive_width), model.objectives.contrastive == "softmax"
-    more = pairs * 2.0 * FP32 if is_softmax else 0.0
-    if uses_ring(pairs, fabric.ranks):
-        rounds = 1 + is_softmax
-        sent = rounds * features + more
-        return ContrastExchange("ring", sent, fabric.circulate(sent, rounds))
-    return ContrastExchange("gather", features + more, fabric.collect(features) + fabric.collect(more))
+        return ContrastExchange(0, 0.0, 0.0, 0.0)
+    is_softmax = model.objectives.contrastive == "softmax"
+    blocks = math.ceil(fabric.ranks / ranks_at_once(pairs, fabric.ranks))
+    times = 2 if is_softmax and blocks > 1 else 1
+    features, more = pairs * feature_bytes(model.contrastive_width), pairs * 2.0 * FP32 * is_softmax
+    each = fabric.reduce(features / blocks)
+    seconds = times * blocks * each + fabric.reduce(more, blocks)
+    return ContrastExchange(blocks, times * features + more, seconds, each)
 
 
 def feature_bytes(width: int) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mvlm.estimate.communication import feature_bytes
 from mvlm.estimate.count import FakeModel, Moments
 from mvlm.kernels.contrastive import AT_ONCE, PAYS
-from mvlm.training.contrast import uses_ring
+from mvlm.training.contrast import ranks_at_once
 from mvlm.training.zero.memory import FP32, States
 
 CONTRASTIVE_BYTES = 25
@@ -47,12 +47,12 @@ class Memory:
 def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
     """Of ITC between a rank's `share` of the global batch and the block of others that it holds at once.
 
-    Everybody's features are one block where they are gathered; a ring holds three, each of one rank's.
+    Everybody's features may be one block; of several it holds the next one too.
     """
     if not model.objectives.itc:
         return 0.0
-    ring = uses_ring(share * ranks, ranks)
-    block, blocks = (share, 3) if ring else (share * ranks, 1)
+    at_once = ranks_at_once(share * ranks, ranks)
+    block, blocks = share * at_once, 1 if at_once == ranks else 2
     similarities = 0 if block >= PAYS else min(share * block, max(AT_ONCE, block))
     gradients = 2 * share * model.contrastive_width * FP32
     return float(CONTRASTIVE_BYTES * similarities + gradients + blocks * block * feature_bytes(model.contrastive_width))

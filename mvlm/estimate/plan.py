@@ -9,7 +9,7 @@ from typing import Any
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.estimate.cards import USABLE, Card
-from mvlm.estimate.communication import ContrastExchange, Fabric, Step, contrast_of, step_time
+from mvlm.estimate.communication import ContrastExchange, Fabric, Step, Work, contrast_of, step_time
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.encoders import build_without_weights
 from mvlm.estimate.memory import Memory, contrastive_bytes, peak
@@ -137,11 +137,12 @@ class Planner:
         counted, shape = self.model.flops(self._foreign(pairs)), self.span(pairs)
         forward, whole = (sum(flops.values()) for flops in (counted.forward, counted.step))
         backward = whole - forward + forward * self._recomputed()
+        fused = forward - counted.forward.get("vision", 0.0) - counted.forward.get("text", 0.0)
         forward += self.model.ahead() if shape[1] > 1 else 0.0
-        speed = self.request.mfu * self.request.card.peak(self.precision)
+        speed = self.request.mfu * self.request.card.peak(self.precision) / pairs
         fabric = Fabric(self.request.card, ranks, min(self.request.per_node, ranks))
-        seconds = forward * pairs / speed, backward * pairs / speed
-        return step_time(self.model, zero, fabric, *seconds, accumulation, pairs, shape[0])
+        work = Work(forward / speed, backward / speed, fused / speed, accumulation, pairs, shape[0])
+        return step_time(self.model, zero, fabric, work)
 
     def contrast(self) -> ContrastExchange:
         """What ITC exchanges in a step of this plan."""
@@ -159,7 +160,7 @@ class Planner:
             self.zero,
             stage=stage,
             secondary=1,
-            overlap=stage > 0,
+            overlap=True,
             optimizer_on_host=False,
             weights_on_host=False,
         )

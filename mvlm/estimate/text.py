@@ -46,7 +46,15 @@ def as_json(planner: Planner) -> dict[str, Any]:
         "fits": memory.total <= planner.room,
         "mfu": request.mfu,
         "pairs_per_s": pairs_per_s,
-        "step_seconds": vars(step) | {"total": step.seconds},
+        "step_seconds": {
+            "compute": step.compute,
+            "update": step.update,
+            "communication": step.communication,
+            "exposed": step.exposed,
+            "total": step.seconds,
+            "exchanges": {name: vars(exchange) for name, exchange in step.exchanges.items()},
+        },
+        "sent_bytes": step.sent,
         "contrast": vars(planner.contrast()),
         "steps": steps,
         "epochs": steps * config.train.global_batch / request.corpus,
@@ -93,7 +101,7 @@ def as_text(plan: dict[str, Any]) -> str:
         f"a step         {step['total'] * 1e3:,.1f} ms: computing {step['compute'] * 1e3:,.1f} at "
         f"{plan['mfu'] * 100:.0f} % MFU, update {step['update'] * 1e3:,.1f}, communication "
         f"{step['communication'] * 1e3:,.1f} of which {step['exposed'] * 1e3:,.1f} shows",
-        *_contrast(plan["contrast"]),
+        *_exchanges(step["exchanges"], plan["contrast"]),
         f"pairs/s        {plan['pairs_per_s']:,.0f}",
         f"the run        {plan['steps']:,} steps, {plan['epochs']:.3g} epochs: {plan['hours']:,.1f} hours, "
         f"{plan['gpu_hours']:,.0f} GPU-hours",
@@ -110,12 +118,17 @@ def _gigabytes(value: float) -> str:
     return "  < 0.01" if 0 < value < 0.005 * GB else f"{value / GB:8.2f}"
 
 
-def _contrast(exchange: dict[str, Any]) -> list[str]:
-    if exchange["by"] == "nothing":
-        return []
-    how = "an all-gather" if exchange["by"] == "gather" else "a ring"
-    sent, seconds = exchange["sent"] / 1e6, exchange["seconds"] * 1e3
-    return [f"contrast       features by {how}: {sent:,.1f} MB through each GPU, {seconds:,.2f} ms of communication"]
+def _exchanges(exchanges: dict[str, dict[str, float]], contrast: dict[str, Any]) -> list[str]:
+    """What is exchanged, in milliseconds, and how the features of all pairs are."""
+    lines = [
+        f"  {name:13}{exchange['seconds'] * 1e3:8.2f} ms of which {exchange['exposed'] * 1e3:.2f} shows"
+        for name, exchange in exchanges.items()
+        if exchange["seconds"]
+    ]
+    if count := contrast["blocks"]:
+        blocks = "one block" if count == 1 else f"{count} blocks"
+        lines.append(f"contrast       {contrast['sent'] / 1e6:,.1f} MB through each GPU, of all features in {blocks}")
+    return lines
 
 
 def _parts(values: dict[str, float], unit: float, digits: int) -> str:

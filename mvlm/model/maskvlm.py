@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from mvlm.model.heads import (
 )
 from mvlm.model.inputs import Encodings, aligns, select, views_read
 from mvlm.model.losses.extra import chosen
-from mvlm.model.losses.itc import contrast_pairs, itc_loss
+from mvlm.model.losses.itc import begin_contrast, itc_loss
 from mvlm.model.losses.itm import NegativeSampler, ids_of, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.losses.mlm import mlm_loss
@@ -78,12 +79,12 @@ class MaskVLM(Encoders):
         aligned, masked_image, masked_text = select(weights, whole, masked, batch.masked)
 
         # Contrast images with texts, and choose for each a negative that it is to be told from.
-        losses: Losses = {}
         image_match = text_match = None
         if projected:
             features = Encoded(*projected, batch.image_id_B, batch.caption_id_B)
         if weights.itc:
-            losses["itc"] = itc_loss(features, *self.contrastive_scale(), global_batch, metrics)
+            scale = self.contrastive_scale()
+            contrast = global_batch.contrast(features, *scale)
         if aligned and weights.itm:
             image_match, text_match = self._match_streams(aligned, features, global_batch)
 
@@ -92,6 +93,9 @@ class MaskVLM(Encoders):
         fused, counted = self.fuse(batch, images, texts, global_batch.counts, metrics is not None)
         if metrics:
             metrics.add(counted)
+        losses: Losses = {}
+        if weights.itc:  # at last, when everybody's features have had the time to come
+            losses["itc"] = itc_loss(features, *scale, contrast(), global_batch.counts.parts, metrics)
         return losses | fused | {name: objective(features) for name, objective in self.extra.items()}
 
     def fuse(
@@ -169,8 +173,8 @@ class MaskVLM(Encoders):
     def alone(self, batch: Batch) -> GlobalBatch:
         """The micro-batch as its own global batch."""
 
-        def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Contrast:
-            return contrast_pairs(own, temperature, bias, self.objectives.exclude_duplicates)
+        def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
+            return begin_contrast(own, temperature, bias, self.objectives.exclude_duplicates)
 
         sampler = self.sampler(len(batch))
         counted_B3 = sampler.counted(ids_of(batch), len(batch))

@@ -22,9 +22,6 @@ from mvlm.runtime.rendezvous import Rendezvous, gather_ranks
 
 Found = TypeVar("Found")
 
-BY_SUM_FROM = 128
-"""Ranks from which an all-gather is made as a sum of what each rank knows: NCCL's all-gather is a ring of as many hops
-as ranks, its all-reduce a tree, whose twice as many bytes take less time by NCCL's own constants (`mvlm plan`)."""
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -110,15 +107,8 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
     if among == 1:
         return tensor.detach()
     tensor = tensor.detach().contiguous()
-    whole = among * tensor.shape[0], *tensor.shape[1:]
-    group = None if among == world() else _neighbours(among)
-    if among < BY_SUM_FROM:
-        gathered = tensor.new_empty(whole)
-        torch_dist.all_gather_into_tensor(gathered, tensor, group)
-        return gathered
-    gathered = tensor.new_zeros(whole)
-    gathered.chunk(among)[rank() % among].copy_(tensor)
-    torch_dist.all_reduce(gathered.view(torch.uint8), group=group)  # bytes, to whose last nothing but zeros are added
+    gathered = tensor.new_empty(among * tensor.shape[0], *tensor.shape[1:])
+    torch_dist.all_gather_into_tensor(gathered, tensor, None if among == world() else _neighbours(among))
     return gathered
 
 

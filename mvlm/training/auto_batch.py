@@ -25,13 +25,13 @@ from mvlm.data.loading.collate import collate
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs
+from mvlm.model.losses.itc import Blocks, Peers, begin_contrast
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import available_memory
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.checkpoint.resume import Start
-from mvlm.training.contrast import uses_ring
+from mvlm.training.contrast import ranks_at_once
 from mvlm.training.optim import count_parameters
 from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import micro_batches
@@ -134,14 +134,14 @@ class Trial:
         if not isinstance(batch, Batch):
             return None
         parts, world = self.global_batch // pairs, dist.world()
-        at_once = parts // world if uses_ring(self.global_batch, world) else parts
+        at_once = parts // world * ranks_at_once(self.global_batch, world)
 
         def everybody(own: list[Tensor]) -> Blocks:
             return [(0, [x.repeat(at_once, *[1] * (x.ndim - 1)) for x in own])]
 
-        def repeated(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Contrast:
+        def repeated(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
             peers = Peers(everybody, count=parts)
-            return contrast_pairs(own, temperature, bias, self.objectives.exclude_duplicates, peers)
+            return begin_contrast(own, temperature, bias, self.objectives.exclude_duplicates, peers)
 
         def others(_: Encoded, __: Tensor, *own: Tensor) -> tuple[Negative, Negative]:
             image_BSD, text_BLD = (tokens.roll(1, 0) for tokens in own)

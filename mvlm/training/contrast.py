@@ -4,38 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from mvlm.batch import Batch, Contrast, Encoded
-from mvlm.model.losses.itc import Peers, contrast_pairs
+from mvlm.model.losses.itc import ALONE, Peers, begin_contrast
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
-from mvlm.runtime.ring import Ring, at_once
+from mvlm.runtime.gathered import Gathered
 
-RING_FROM = 524_288
-"""Pairs of the global batch from which features travel around a ring: gathered, they would fill 1 GB of every GPU (at
-a width of 256). Below, one all-gather is faster: it uses all adapters of a node, and the softmax needs it once."""
+KEPT_BELOW = 524_288
+"""Pairs of the global batch whose features, 1 GB at a width of 256, a rank no longer holds all at once: beyond them the
+softmax, which needs features twice, has them travel twice."""
+KEPT_SHARE = 512
+"""A rank's share of the global batch up to which it holds the features of four times as many pairs: what it takes to
+have them travel twice, beside what a step takes, grows with the ranks, to an eighth on 4,096 (`mvlm plan`)."""
+BLOCK = 65_536
+"""Pairs whose features a rank then holds at a time, 135 MB: the latencies of smaller ones add up (`mvlm plan`)."""
 
-Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Contrast]
+Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Callable[[], Contrast]]
 
 
-def uses_ring(global_batch: int, ranks: int) -> bool:
-    """Whether no rank gathers everybody's features."""
-    return ranks > 1 and global_batch >= RING_FROM
+def ranks_at_once(global_batch: int, ranks: int) -> int:
+    """Whose features a rank holds at a time: all, or those of the pairs of a block, and at least one rank's."""
+    kept_below = min(4 * KEPT_BELOW, max(KEPT_BELOW, KEPT_SHARE * ranks))
+    return ranks if global_batch < kept_below else max(1, min(ranks, BLOCK * ranks // global_batch))
 
 
 def peers(global_batch: int) -> Peers:
     """All ranks, each with its share of the global batch's pairs."""
-    return Peers(Ring if uses_ring(global_batch, dist.world()) else at_once, dist.all_reduce, dist.world())
+    world = dist.world()
+    if world == 1:
+        return ALONE
+    return Peers(partial(Gathered, at_once=ranks_at_once(global_batch, world)), dist.all_reduce, world)
 
 
 def contrast_of(
     model: MaskVLM, micro_batches: Sequence[Batch], seed_part: Callable[[int], None]
 ) -> Iterator[Contrasting]:
-    """What computes ITC for each of a rank's micro-batches: in the forward pass of an only one, before the first of
-    several.
+    """What computes ITC for each of a rank's micro-batches: from the features of its own forward pass for an only one,
+    from features of all that are computed beforehand for several.
 
     Features of several are computed twice, with the same dropout, and only the gradients at them are kept (Gao et al.,
     "GradCache", arXiv 2101.06983, section 3.2).
@@ -46,8 +56,8 @@ def contrast_of(
     excludes = model.objectives.exclude_duplicates
     everybody = peers(dist.world() * sum(map(len, micro_batches)))
 
-    def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Contrast:
-        return contrast_pairs(own, temperature, bias, excludes, everybody)
+    def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
+        return begin_contrast(own, temperature, bias, excludes, everybody)
 
     if not model.objectives.itc or len(micro_batches) == 1:
         return iter([contrast] * len(micro_batches))
@@ -56,8 +66,9 @@ def contrast_of(
         for number, batch in enumerate(micro_batches):
             seed_part(number)
             owns.append(model.encode_pairs(batch)[0])
-        whole = contrast(_joined(owns), *model.contrastive_scale())
-    return (lambda *_, known=known: known for known in whole.split(len(micro_batches)))
+        finish = contrast(_joined(owns), *model.contrastive_scale())
+    known = cache(lambda: finish().split(len(micro_batches)))
+    return (lambda *_, number=number: lambda: known()[number] for number in range(len(micro_batches)))
 
 
 def _joined(parts: list[Encoded]) -> Encoded:

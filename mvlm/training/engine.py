@@ -28,6 +28,7 @@ from mvlm.training.contrast import contrast_of
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.match_groups import Passes, match_groups
 from mvlm.training.zero.offload import build_optimizer
+from mvlm.training.zero.reduction import Reduction
 from mvlm.training.zero.state import Frozen, ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -85,6 +86,7 @@ class Engine:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
+        self._reduction = self._reduce_during_backward() if self.stage == 0 and dist.world() > 1 else None
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
         slices = self._state.slices(p for p in self.model.parameters() if p.requires_grad)
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
@@ -97,6 +99,10 @@ class Engine:
             self._scaler.raise_error_at_min_scale = False  # `step` says it in a sentence
         self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
+
+    def _reduce_during_backward(self) -> Reduction:
+        trained = [(name, parameter) for name, parameter in self.parameters() if parameter.requires_grad]
+        return Reduction(self.engine, trained, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
 
     def _find_state(self) -> ZeroState:
         if self.stage == 0:
@@ -140,6 +146,8 @@ class Engine:
             seed_dropout(self._seed, step, start)
             losses = self.engine(batch, pool, tally)
             self.engine.backward(self.objectives.total(losses))
+            if self._reduction:
+                self._reduction.finish()
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
                 self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)

@@ -10,8 +10,7 @@ import pytest
 
 from benchmarks.comm.issued import BUCKET, RESULTS
 from mvlm.estimate.cards import CARDS
-from mvlm.estimate.communication import AT_ONCE, Fabric, small_reductions
-from mvlm.runtime.dist import BY_SUM_FROM
+from mvlm.estimate.communication import Fabric, feature_bytes, small_reductions
 
 KEPT = json.loads(RESULTS.read_text())
 BF16 = 2
@@ -22,27 +21,39 @@ def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any
     stage, calls, sent = int(found["case"].split(",")[0][-1]), found["calls"], found["bytes"]
     weights, buckets = found["parameters"] * BF16, math.ceil(found["parameters"] / BUCKET)
     small = small_reductions(stage, found["groups"], itc=True)
-    if stage == 3:
-        assert calls["all_reduce"] == small
-        return
     contrast = 2  # features with identities, and log-sum-exps
-    assert calls["all_gather_into_tensor"] == contrast + (found["groups"] if stage else 0)
-    if "reduce" in found["case"]:
-        assert calls["all_reduce"] == small
+    features = found["pairs"] * found["ranks"] * (feature_bytes(found["width"]) + 8)
+    if stage == 3:
+        assert calls["all_reduce"] == small + contrast
+        return
+    assert calls.get("all_gather_into_tensor", 0) == (found["groups"] if stage else 0)
+    if found["case"].endswith(", reduce"):
+        assert calls["all_reduce"] == small + contrast
         assert calls["reduce"] <= buckets + found["ranks"] * found["groups"]
         assert sent["reduce"] == pytest.approx(weights, rel=0.001)
         return
-    pieces = math.ceil(found["parameters"] / AT_ONCE) if stage == 0 else buckets
-    assert calls["all_reduce"] - small == pytest.approx(pieces, abs=3)  # no bucket is filled to its last number
-    assert sent["all_reduce"] == pytest.approx(weights, rel=0.001)
+    # no bucket is filled to its last number
+    assert calls["all_reduce"] - small - contrast == pytest.approx(buckets, abs=3)
+    assert sent["all_reduce"] == pytest.approx(weights + features, rel=0.001)
 
 
-def test_a_sum_is_the_faster_all_gather_from_so_many_ranks() -> None:
-    pair, h100 = 2064.0, CARDS["h100"]
-    for ranks in (8, 16, BY_SUM_FROM, 512, 4096):
-        fabric = Fabric(h100, ranks, 8)
-        count = 64 * ranks * pair
-        assert (fabric.reduce(count) < fabric.gather(count)) == (ranks >= BY_SUM_FROM)
+@pytest.mark.parametrize("found", KEPT, ids=lambda found: f"{found['case']}-{found['ranks']}")
+def test_reduction_goes_on_during_backward_where_the_plan_hides_it(found: dict[str, Any]) -> None:
+    """A reduction is called when little more of the gradients is there than it and those before it need."""
+    when, late = found["when"], found["case"].endswith(", late")
+    assert when[-1] == 1.0
+    if late:
+        assert set(when) == {1.0}
+    else:
+        assert when[0] < 0.3 and sorted(when) == when
+        assert sum(share <= (number + 3) / len(when) for number, share in enumerate(when)) > 0.7 * len(when)
+
+
+def test_features_come_faster_by_a_sum_where_an_all_gather_would_show() -> None:
+    """Below 64 GPUs it is slower by less than a tenth of a millisecond."""
+    for ranks in (8, 16, 64, 512, 4096):
+        fabric, count = Fabric(CARDS["h100"], ranks, 8), 64 * ranks * feature_bytes(256)
+        assert fabric.reduce(count) < fabric.gather(count) + (0 if ranks >= 64 else 1e-4)
 
 
 def test_reductions_to_single_ranks_cost_more_than_an_all_reduce_of_several_nodes() -> None:

@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_told_with_what_would(models: dict[str, FakeModel])
     assert planner.held() >= planner.largest
 
 
-def test_features_of_half_a_million_pairs_go_round_a_ring(models: dict[str, FakeModel]) -> None:
+def test_features_of_half_a_million_pairs_come_in_blocks(models: dict[str, FakeModel]) -> None:
     """Bytes: 2 x 256 fp32 numbers and two identities a pair, in one pass or two; two log-sum-exps of the softmax."""
     pairs, found = 1 << 20, {}
     for kind in ("softmax", "sigmoid"):
@@ -137,13 +137,14 @@ def test_features_of_half_a_million_pairs_go_round_a_ring(models: dict[str, Fake
             model.objectives = dataclasses.replace(model.objectives, contrastive=kind)
             planner = Planner(request("base", "zero1", *words, nodes=64), model)
             found[kind, whole] = planner.contrast(), planner.memory(planner.zero, 256).contrastive
-    assert [exchange.by for exchange, _ in found.values()] == ["gather", "ring"] * 2
+    assert [exchange.blocks for exchange, _ in found.values()] == [1, 16] * 2
+    assert all(exchange.ahead * exchange.blocks <= exchange.seconds * 1.001 for exchange, _ in found.values())
     sent = {key: exchange.sent / key[1] for key, (exchange, _) in found.items()}
     assert sent["softmax", pairs // 4] == 2064 + 8 and sent["softmax", pairs] == 2 * 2064 + 8
     assert sent["sigmoid", pairs // 4] == sent["sigmoid", pairs] == 2064
-    assert found["softmax", pairs][1] < 0.3 * found["softmax", pairs // 4][1]  # of four times the pairs
+    assert found["softmax", pairs][1] < 0.6 * found["softmax", pairs // 4][1]  # of four times the pairs
     text = as_text(as_json(planner))
-    assert "contrast       features by a ring: 2,164.3 MB through each GPU" in text
+    assert "contrast       2,164.3 MB through each GPU, of all features in 16 blocks" in text
 
 
 def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, FakeModel]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mvlm.batch import Counts, Encoded, GlobalBatch, MetricAccumulator
+from mvlm.batch import Encoded, MetricAccumulator
 from mvlm.kernels.negatives import gumbel_noise
-from mvlm.model.losses.itc import contrast_pairs, itc_loss
+from mvlm.model.losses.itc import begin_contrast, itc_loss
 from mvlm.model.losses.itm import NegativeSampler, itm_loss
 from mvlm.model.losses.mim import mim_loss
 from mvlm.model.losses.mlm import mlm_loss
@@ -44,8 +44,8 @@ def test_itc_is_the_formula(exclude: bool) -> None:
             for j in group:
                 same[i, j] = i != j
     pairs = Encoded(image, text, image_id, caption_id)
-    pool = GlobalBatch(lambda *own: contrast_pairs(*own, exclude), None, Counts(1, None, *torch.ones(3)))  # type: ignore[arg-type]
-    loss = itc_loss(pairs, torch.tensor([0.07]), None, pool)
+    given = pairs, torch.tensor([0.07]), None
+    loss = itc_loss(*given, begin_contrast(*given, exclude)(), 1)
     assert loss.item() == pytest.approx(itc_by_hand(image.numpy(), text.numpy(), 0.07, same), rel=1e-5)
 
 

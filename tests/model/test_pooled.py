@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mvlm.batch import Counts, Encoded, GlobalBatch
-from mvlm.model.losses.itc import Blocks, Peers, contrast_pairs, itc_loss
+from mvlm.batch import Encoded
+from mvlm.model.losses.itc import Blocks, Peers, begin_contrast, itc_loss
 
 G, WIDTH = 12, 8
 image_id, caption_id = torch.arange(G), torch.arange(G)
@@ -110,11 +110,11 @@ def test_parts_averaged_have_the_gradient_of_the_whole(
         ]
         own = [row for rows in of_micro_batch for row in rows]
         pairs = Encoded(*(x.detach() for x in features(ours[0], own)), image_id[own], caption_id[own])
-        known = contrast_pairs(pairs, *scale, excludes, threads.peers(rank)).split(micro_batches)
+        known = begin_contrast(pairs, *scale, excludes, threads.peers(rank))().split(micro_batches)
         value = 0.0
         for rows, contrast in zip(of_micro_batch, known, strict=True):
-            pool = GlobalBatch(lambda *_, contrast=contrast: contrast, None, Counts(parts, None, *torch.ones(3)))  # type: ignore[arg-type]
-            loss = itc_loss(Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows]), *scale, pool)
+            pairs = Encoded(*features(ours[0], rows), image_id[rows], caption_id[rows])
+            loss = itc_loss(pairs, *scale, contrast, parts)
             value += loss.item() / parts
             (loss / parts).backward()  # as accumulation and data parallelism do
         return value, [torch.zeros(1) if x.grad is None else x.grad for x in ours]

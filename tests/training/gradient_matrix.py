@@ -113,7 +113,8 @@ def engine_gradients(row: Row, shards: str) -> Gradients:
     engine = engine_of(model, config, {"zero_optimization": {"stage": row["stage"]}}, world)
     torch.manual_seed(dist.rank())  # what was drawn before must not matter
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contrast, "RING_FROM", G)  # two ranks that gather are parity_worker.py's layouts
+        patch.setattr(contrast, "KEPT_BELOW", 0)  # two ranks that keep all features are parity_worker.py's layouts
+        patch.setattr(contrast, "BLOCK", 1)
         engine.step(micro_batches, 0.5, STEP)
     share = 1 - config.optim.betas[0]
     return {name: whole["exp_avg"].double() / share for name, whole in engine.whole_tensors()}
@@ -136,7 +137,7 @@ def reference_gradients(row: Row, shards: str) -> Gradients:
 
     def losses(part: int, negatives: Negatives) -> Losses:
         seed_dropout(config.run.seed, STEP, part * size)
-        pool = GlobalBatch(None, negatives, Counts(parts, counted[part], *counts))  # type: ignore[arg-type]
+        pool = GlobalBatch(lambda *_: lambda: None, negatives, Counts(parts, counted[part], *counts))  # type: ignore[arg-type]
         return model(micro_batches[part], pool)
 
     total = torch.zeros(())

@@ -14,7 +14,7 @@ import torch
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.runtime import dist
 from mvlm.runtime.background import rounds
-from mvlm.runtime.ring import at_once
+from mvlm.runtime.gathered import Gathered
 from mvlm.training.agreement import Agreement, StepFlags
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
@@ -36,12 +36,15 @@ def agree(folder: Path, rank: int, world: int, port: int) -> None:
         flags, loss, norm = begun.wait()
         found.append([*flags, loss.hex(), norm.hex()])
     own = [torch.full((2, 3), rank + 0.5), torch.full((2, 2), rank), torch.full((2,), rank + 0.5)]
-    for dist.BY_SUM_FROM in (world + 1, world):
-        ((start, blocks),) = at_once(own)
-        assert start == 2 * rank
-        for one, whole in zip(own, blocks, strict=True):
-            assert whole.dtype == one.dtype
-            assert torch.equal(whole, torch.cat([one - rank + each for each in range(world)]))
+    for at_once in (world, 2, 1):
+        gathered = Gathered(own, at_once)
+        for _ in range(2):  # again, as the softmax does
+            for first, (start, blocks) in zip(range(0, world, at_once), gathered, strict=True):
+                ranks = range(first, min(first + at_once, world))
+                assert start == (2 * (rank - first) if rank in ranks else -2)
+                for one, whole in zip(own, blocks, strict=True):
+                    assert whole.dtype == one.dtype
+                    assert torch.equal(whole, torch.cat([one - rank + each for each in ranks]))
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.close()
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mvlm.batch import Contrast, Encoded, GlobalBatch, MetricAccumulator
+from mvlm.batch import Contrast, Encoded, MetricAccumulator
 from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
 from mvlm.kernels.sigmoid_contrastive import sigmoid_terms
 
@@ -30,7 +30,7 @@ class Peers:
 
     Attributes:
         circulate: own tensors, of as many rows on every rank -> everybody's, in the same blocks at every call. They may
-            be gone through once or more.
+            be on their way before the first is asked for, and be gone through once or more.
         add_up: the sum of a tensor over all ranks.
         count: ranks.
     """
@@ -47,7 +47,8 @@ def itc_loss(
     own: Encoded,
     temperature: Tensor,
     bias: Tensor | None,
-    global_batch: GlobalBatch,
+    contrast: Contrast,
+    parts: int,
     metrics: MetricAccumulator | None = None,
 ) -> Tensor:
     """A micro-batch's share of ITC over the G pairs, in fp32.
@@ -61,22 +62,26 @@ def itc_loss(
         own: unit features; the image and the text of a pair are each other's positive.
         temperature: the similarities' divisor.
         bias: added to them; None = softmax.
+        contrast: of these.
+        parts: micro-batches in the global batch.
         metrics: gets the values `temperature` and, of the sigmoid, `contrastive_bias`.
     """
     if metrics:
         metrics.values["temperature"] = temperature.detach().squeeze()
         if bias is not None:
             metrics.values["contrastive_bias"] = bias.detach().squeeze()
-    contrast = global_batch.contrast(own, temperature, bias)
     share = _ItcShare.apply(own.image_BE, own.text_BE, temperature, bias, contrast)
-    return share * global_batch.counts.parts / contrast.pairs
+    return share * parts / contrast.pairs
 
 
 @torch.no_grad()
-def contrast_pairs(
+def begin_contrast(
     own: Encoded, temperature: Tensor, bias: Tensor | None, exclude_duplicates: bool, peers: Peers = ALONE
-) -> Contrast:
-    """What itc_loss needs to know of the global batch.
+) -> Callable[[], Contrast]:
+    """Send the own features on their way.
+
+    Returns:
+        What computes, from everybody's, all that itc_loss needs to know of the global batch.
 
     Args:
         own: all of this rank's pairs in it.
@@ -86,15 +91,20 @@ def contrast_pairs(
     ids = [torch.stack([own.image_id_B, own.caption_id_B], 1)] if exclude_duplicates else []
     image_BE, text_BE = own.image_BE.float(), own.text_BE.float()
     blocks = peers.circulate([image_BE, text_BE, *ids])
-    if bias is None:
-        loss_B, at_image_BE, at_text_BE = _softmax(image_BE, text_BE, temperature, ids, blocks, peers)
-        at_bias = None
-    else:
-        loss_B, at_image_BE, at_text_BE, own_part = _sigmoid(image_BE, text_BE, temperature, bias, ids, blocks)
-        at_bias = peers.add_up(own_part)
-    # s = image · text / T, hence the temperature's is -sum_i image_i · dL/dimage_i / T, each similarity in one own row.
-    at_temperature = peers.add_up(-(at_image_BE * image_BE).sum() / temperature.squeeze())
-    return Contrast(loss_B, at_image_BE, at_text_BE, at_temperature, at_bias, len(image_BE) * peers.count)
+
+    @torch.no_grad()
+    def finish() -> Contrast:
+        if bias is None:
+            loss_B, at_image_BE, at_text_BE = _softmax(image_BE, text_BE, temperature, ids, blocks, peers)
+            at_bias = None
+        else:
+            loss_B, at_image_BE, at_text_BE, own_part = _sigmoid(image_BE, text_BE, temperature, bias, ids, blocks)
+            at_bias = peers.add_up(own_part)
+        # s = image · text / T, hence the temperature's is -sum_i image_i · dL/dimage_i / T, each similarity in one row.
+        at_temperature = peers.add_up(-(at_image_BE * image_BE).sum() / temperature.squeeze())
+        return Contrast(loss_B, at_image_BE, at_text_BE, at_temperature, at_bias, len(image_BE) * peers.count)
+
+    return finish
 
 
 def _softmax(

@@ -47,7 +47,7 @@ class Zero:
         return cls(
             stage=stage,
             element=2 if low else FP32,
-            overlap=stage > 0 and zero.get("overlap_comm", stage == 3),
+            overlap=stage == 0 or zero.get("overlap_comm", stage == 3),
             all_reduces=zero.get("use_multi_rank_bucket_allreduce", True),
             reduce_bucket=int(zero["reduce_bucket_size"]),
             prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", zero["reduce_bucket_size"])),
@@ -98,9 +98,11 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int) -> States
     mine = parameters if zero.stage == 0 else share
     optimizer = copies * FP32 * mine
     update = FP32 * mine if zero.element != FP32 or zero.stage else 0.0
-    buckets = 0.0
+    buckets, bucket = 0.0, float(min(zero.reduce_bucket, parameters) * zero.element)
     if zero.stage and zero.contiguous:
-        buckets = min(zero.reduce_bucket, parameters) * zero.element * (2.0 if zero.overlap else 1.0)
+        buckets = bucket * (2 if zero.overlap else 1)
+    elif zero.stage == 0 and ranks > 1:
+        buckets = bucket
     if zero.optimizer_on_host:
         optimizer, update = 0.0, 0.0
         gradients = held = 0.0 if zero.stage < 3 else gradients

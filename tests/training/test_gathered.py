@@ -1,4 +1,4 @@
-"""Features that go round a ring of real gloo ranks, against the formula on the whole batch in float64."""
+"""Features that real gloo ranks have of each other in blocks, against the formula on the whole batch in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.distributed as torch_dist
 import torch.multiprocessing
 
 from mvlm.batch import Encoded
-from mvlm.model.losses.itc import contrast_pairs
+from mvlm.model.losses.itc import begin_contrast
 from mvlm.runtime import dist
 from mvlm.training import contrast
 
@@ -52,10 +52,9 @@ def on_rank(rank: int, ranks: int, meeting: str) -> None:
         exact = [x.clone().requires_grad_() for x in inputs]
         total = formula(kind, exact, ids)
         wanted = torch.autograd.grad(total, exact, allow_unused=True)
-        for ring_from in (0, 1 << 30):
-            contrast.RING_FROM = ring_from
+        for contrast.KEPT_BELOW, contrast.BLOCK in ((1 << 30, 0), (0, 1), (0, 2 * SHARE), (0, 5 * SHARE)):
             peers = contrast.peers(ranks * SHARE)
-            found = contrast_pairs(own, temperature, bias if kind == "sigmoid" else None, True, peers)
+            found = begin_contrast(own, temperature, bias if kind == "sigmoid" else None, True, peers)()
             close = {"rtol": 1e-5, "atol": 1e-5}
             torch.testing.assert_close(dist.all_reduce(found.loss_B.sum()).double(), total.detach(), **close)
             torch.testing.assert_close(found.at_image_BE.double(), wanted[0][rows], **close)
