@@ -127,6 +127,15 @@ def test_what_does_not_fit_is_told_with_what_would(models: dict[str, FakeModel])
     assert planner.held() >= planner.largest
 
 
+def test_512_and_4096_gpus_hardly_wait_under_stage_0(models: dict[str, FakeModel]) -> None:
+    planner = Planner(request("base", "zero0", "train.micro_batch=64"), models["base"])
+    for gpus, least in ((8, 0.98), (512, 0.97), (4096, 0.97)):
+        step = planner.step(planner.zero, gpus, planner.pairs, 1)
+        assert least < step.efficiency < 1
+        assert sum(each.exposed for each in step.exchanges.values()) == pytest.approx(step.exposed)
+        assert step.exchanges["gradients"].exposed == pytest.approx(step.exchanges["gradients"].seconds / 10)
+
+
 def test_features_of_half_a_million_pairs_come_in_blocks(models: dict[str, FakeModel]) -> None:
     """Bytes: 2 x 256 fp32 numbers and two identities a pair, in one pass or two; two log-sum-exps of the softmax."""
     pairs, found = 1 << 20, {}

@@ -21,7 +21,8 @@ class Reduction:
 
     Buckets are of parameters in the order in which backward comes to them, and are reduced in their order on every
     rank. It is the same in every step, so that sums are rounded alike after a resumption. On a GPU all that happens on
-    a stream of its own.
+    a stream of its own. A parameter that no objective reads holds up its bucket, and those after it, until backward is
+    over.
 
     Args:
         engine: DeepSpeed's, at stage 0.

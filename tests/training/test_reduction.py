@@ -1,0 +1,71 @@
+"""When stage 0's gradients are reduced; on real ranks tests/training/test_parity.py compares what comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mvlm.training.zero.reduction import Reduction
+
+
+@dataclass
+class Recorder:
+    """In DeepSpeed's place, as if another rank had the same gradients: sums are twice them.
+
+    Attributes:
+        seen: of each reduction, the sizes of its gradients and the gradients that were there by then.
+    """
+
+    model: nn.Module
+    boundary: bool = True
+    enable_backward_allreduce: bool = True
+    seen: list[tuple[list[int], int]] = field(default_factory=list)
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        return self.boundary
+
+    def buffered_allreduce_fallback(self, grads: list[Tensor]) -> None:
+        there = sum(parameter.grad is not None for parameter in self.model.parameters())
+        self.seen.append(([gradient.numel() for gradient in grads], there))
+        for gradient in grads:
+            gradient.mul_(2)
+
+
+def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step() -> None:
+    layers = {"vision": 2, "text": 3, "image_projection": 4, "cross_image": 5, "unused": 6, "heads": 7}
+    model = nn.ModuleDict({name: nn.Linear(size, size, bias=False) for name, size in layers.items()})
+    engine = Recorder(model)
+    reduction = Reduction(engine, model.named_parameters(), size=30)
+    assert not engine.enable_backward_allreduce
+
+    def backward() -> None:
+        x = torch.ones(1, 1)
+        for name, size in layers.items():  # forward comes to the projection after the text encoder, and before the rest
+            if name != "unused":
+                x = model[name](x.sum(-1, keepdim=True).expand(1, size))
+        x.sum().backward()
+        reduction.finish()
+
+    engine.boundary = False
+    backward()
+    assert not engine.seen
+    alone = {name: layer.weight.grad.clone() for name, layer in model.items() if name != "unused"}
+    engine.boundary = True
+    backward()
+    # of the backward pass before, all gradients but one were there; it waits for no second one
+    assert [sizes for sizes, _ in engine.seen] == [[49], [36], [25, 16], [9, 4]]
+    for name, layer in model.items():
+        torch.testing.assert_close(layer.weight.grad, 4 * alone[name] if name in alone else torch.zeros(6, 6))
+
+    model.zero_grad(set_to_none=True)
+    engine.seen.clear()
+    backward()
+    assert [there for _, there in engine.seen] == [1, 6, 6, 6]  # what nothing reads is known to have none at the end
+    model.zero_grad(set_to_none=True)
+    engine.seen.clear()
+    layers.pop("heads"), layers.pop("unused")
+    backward()
+    assert [sizes for sizes, _ in engine.seen] == [[49], [36], [25, 16], [9, 4]]
+    assert not model["heads"].weight.grad.any()
