@@ -40,7 +40,7 @@ def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any
 
 @pytest.mark.parametrize("found", KEPT, ids=lambda found: f"{found['case']}-{found['ranks']}")
 def test_reduction_goes_on_during_backward_where_the_plan_hides_it(found: dict[str, Any]) -> None:
-    """Reductions are called from the first quarter of the gradients on, and those of the last bucket alone at the end."""
+    """Reductions are called from the first quarter of the gradients on, and only the last bucket's at the end."""
     when = found["when"]
     if found["case"].endswith(", late"):
         assert set(when) == {1.0}
