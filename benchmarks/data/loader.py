@@ -4,8 +4,9 @@
 
 Decoding, random resized crop to 224 x 224 and flip, without RandAugment, two workers; every loader but the one with
 Pillow has the same decoder, and does the same work. Peers (load_peers.py) that are not installed are left out. Images
-per CPU second of all threads and processes, a loader a process, on a RAM disk. A ratio is the median of the ratios of
-the interleaved rounds, so that other work on the machine, which comes and goes between rounds, falls out of it.
+per CPU second of all threads and processes, on a RAM disk. Each loader has a process of its own that waits while the
+others have their turns, a few batches each, round after round. A ratio is the median of the rounds' ratios, so that
+other work on the machine, which comes and goes, falls out of it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2", "PYTHONPATH": s
 from benchmarks.data.formats import BATCH  # noqa: E402
 from benchmarks.data.load_peers import PEERS, PILLOW, SAME_WORK, SCALE, SIZE, WORKERS, make_tokenizer  # noqa: E402
 
+ANSWER = "answer: "
 RESULT = Path(__file__).parent / "results" / "loader.json"
 OURS, PROCESSES, ALONE = "mvlm, 2 threads", "mvlm, 2 processes", "decoding and augmenting alone"
 GOALS = {
@@ -49,13 +51,13 @@ def main() -> None:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--count", type=int, default=4000, help="images of the corpus (default: 4000)")
     words.add_argument("--distinct", type=int, default=200, help="different ones among them (default: 200)")
-    words.add_argument("--batches", type=int, default=20, help="batches a round (default: 20)")
-    words.add_argument("--rounds", type=int, default=5)
+    words.add_argument("--batches", type=int, default=10, help="batches of a turn (default: 10)")
+    words.add_argument("--rounds", type=int, default=15)
     words.add_argument("--out", type=Path, default=RESULT, help="the JSON to write")
     words.add_argument("--one", nargs=2, metavar=("LOADER", "CORPORA"), help=argparse.SUPPRESS)
     arguments = words.parse_args()
     if arguments.one:
-        print(json.dumps(measured(arguments.one[0], Path(arguments.one[1]), arguments.batches)))
+        serve(arguments.one[0], Path(arguments.one[1]), arguments.batches)
         return
     ram = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with tempfile.TemporaryDirectory(dir=ram) as scratch:
@@ -64,48 +66,91 @@ def main() -> None:
         peers = [name for name, peer in PEERS.items() if peer.format in here]
         if "nvidia-dali-cuda120" not in versions():
             peers.remove("DALI, its own decoding")
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in (OURS, PROCESSES, ALONE, *peers)}
+        loaders = {name: Served(name, scratch, arguments.batches) for name in (OURS, PROCESSES, ALONE, *peers)}
         for _ in range(arguments.rounds):
-            for name, of in rounds.items():
-                command = [sys.executable, __file__, "--batches", str(arguments.batches), "--one", name, scratch]
-                ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                of.append(json.loads(ended.stdout.splitlines()[-1]))
-                print(name, of[-1], flush=True)
-            result = summary(rounds) | {"machine": machine() | versions()}
+            for loader in loaders.values():
+                loader.turn()
+            result = summary(loaders) | {"machine": machine() | versions()}
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+        for loader in loaders.values():
+            loader.end()
     print(json.dumps(result, indent=1))
 
 
-def summary(rounds: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    found = {name: {key: statistics.median(one[key] for one in of) for key in of[0]} for name, of in rounds.items()}
-    speeds = {name: [one["images/CPU-s"] for one in of] for name, of in rounds.items()}
-    ratios = {name: [a / b for a, b in zip(speeds[OURS], speeds[name], strict=True)] for name in speeds if name != OURS}
+class Served:
+    """A loader in a process of its own, which has delivered its first batch.
+
+    Attributes:
+        found: what was measured of it beside its speed.
+        speeds: images per CPU second, of each turn.
+    """
+
+    def __init__(self, name: str, corpora: str, batches: int):
+        command = [sys.executable, __file__, "--batches", str(batches), "--one", name, corpora]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.speeds: list[float] = []
+        self.found: dict[str, float] = self._answer()
+        print(name, self.found, flush=True)
+
+    def turn(self) -> None:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        self.speeds.append(self._answer())
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _answer(self) -> Any:
+        while not (line := self._process.stdout.readline()).startswith(ANSWER):  # peers print things, too
+            if not line:
+                raise RuntimeError("a loader's process has ended: what it said stands above")
+        return json.loads(line.removeprefix(ANSWER))
+
+
+def summary(loaders: dict[str, Served]) -> dict[str, Any]:
+    ours = loaders[OURS].speeds
+    ratios = {
+        name: [a / b for a, b in zip(ours, loader.speeds, strict=True)]
+        for name, loader in loaders.items()
+        if name != OURS
+    }
     return {
-        "found": found,
+        "found": {
+            name: {"images/CPU-s": round(statistics.median(loader.speeds), 1)} | loader.found
+            for name, loader in loaders.items()
+        },
         "ours by threads, x it": {name: round(statistics.median(of), 3) for name, of in ratios.items()},
-        "least and most": {name: [round(min(of), 3), round(max(of), 3)] for name, of in ratios.items()},
+        "quarter and three quarters of the rounds": {
+            name: [round(statistics.quantiles(of)[at], 3) for at in (0, 2)] for name, of in ratios.items() if of[1:]
+        },
         "goals": GOALS,
-        "rounds": len(speeds[OURS]),
+        "rounds": len(ours),
     }
 
 
-def measured(name: str, corpora: Path, batches: int) -> dict[str, float]:
+def serve(name: str, corpora: Path, batches: int) -> None:
+    """Say what a loader's start has taken, and then its speed over so many batches for each line that comes in."""
     import torch
 
     torch.set_num_threads(1)
-    if name.startswith("mvlm"):
-        return ours(corpora / "mvlm", "processes" if name == PROCESSES else "threads", batches)
-    if name == ALONE:
-        return {"images/CPU-s": rate(alone(corpora / "mvlm"), batches)}
-    began = time.perf_counter()
-    peer = PEERS[name]
-    stream = peer.batches(corpora / peer.format.replace(" ", "-"))
-    next(stream)
-    first = time.perf_counter() - began
-    return {"images/CPU-s": rate(stream, batches), "first batch, s": first}
+    found: dict[str, float] = {}
+    if name in (OURS, PROCESSES):
+        stream = ours(corpora / "mvlm", "processes" if name == PROCESSES else "threads", found)
+    elif name == ALONE:
+        stream = alone(corpora / "mvlm")
+    else:
+        began = time.perf_counter()
+        stream = PEERS[name].batches(corpora / PEERS[name].format.replace(" ", "-"))
+        next(stream)
+        found["first batch, s"] = time.perf_counter() - began
+    print(ANSWER + json.dumps(found), flush=True)
+    for _ in sys.stdin:
+        print(ANSWER + json.dumps(rate(stream, batches)), flush=True)
 
 
-def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
+def ours(folder: Path, mode: Any, found: dict[str, float]) -> Iterator[Any]:
+    """Our loader, which has its processes; what its start has taken goes into `found`."""
     from mvlm.config.schema import Data, Objectives
     from mvlm.data.loading.loader import Loader
     from mvlm.data.loading.sampler import make_sampler, order_of
@@ -125,16 +170,14 @@ def ours(folder: Path, mode: Any, batches: int) -> dict[str, float]:
         next(loader)
         return loader, time.perf_counter() - began
 
-    loader, first = opened(0)
-    with loader:
-        while mode == "processes" and not are_up(loader):
-            next(loader)
-        found = {"images/CPU-s": rate(loader, batches), "first batch, s": first}
-        if mode == "processes":
-            found["private MB of a process beside buffers"] = max(map(private_mb, children()))
     loader, found["first batch at 90 % of an epoch, s"] = opened(0.9)
     loader.close()
-    return found
+    loader, found["first batch, s"] = opened(0)
+    if mode == "processes":
+        while not are_up(loader):
+            next(loader)
+        found["private MB of a process beside buffers"] = max(map(private_mb, children()))
+    return loader
 
 
 def are_up(loader: Any) -> bool:
