@@ -79,7 +79,7 @@ def commit() -> str:
 
 def table() -> str:
     lines = ["| torch | Triton | passed | skipped | failed |", "|---|---|---|---|---|"]
-    kept = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("*.json")]
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in RESULTS.glob("[0-9]*.json")]
     for one in sorted(kept, key=lambda one: [int(n) for n in one["versions"]["torch"].split("+")[0].split(".")]):
         ended = list(one["tests"].values())
         failed = [name for name, how in one["tests"].items() if how.startswith(("failure", "error"))]
