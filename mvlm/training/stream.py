@@ -8,6 +8,7 @@ from typing import Any
 
 from mvlm.checkpoint.state import OrderSpec, TrainState
 from mvlm.config.schema import Data, Train
+from mvlm.data.loading.device import DeviceCopies
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
@@ -52,6 +53,7 @@ class TrainingStream:
         self.order: tuple[OrderSpec, ...] = ()
         self._dataset, self._mixture, self._data = dataset, dataset.mixture, data
         self._seed, self._micro_batch, self._say = seed, micro_batch, say
+        self._copies = DeviceCopies(dist.device())
         self.restart(state)
 
     def restart(self, state: TrainState) -> None:
@@ -75,6 +77,7 @@ class TrainingStream:
             worker_mode=data.worker_mode,
             prefetch=data.prefetch,
             pin=dist.uses_cuda(),
+            copies=self._copies,
             prefetcher=start_prefetcher(self._mixture, self._sampler, position),
         )
 
@@ -95,7 +98,10 @@ class TrainingStream:
         return True
 
     def is_here(self) -> bool:
-        """Whether the next step's data are there already; what is wrong with them, `wait` will raise."""
+        """Whether the next step's data are there already, which sets their copies to the device going.
+
+        What is wrong with them, `wait` will raise.
+        """
         try:
             return self.loader.ready(0.0)
         except Exception:

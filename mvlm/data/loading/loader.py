@@ -18,6 +18,7 @@ import numpy as np
 
 from mvlm.data.loading.buffers import Buffer, Kept, Pinned, Shared
 from mvlm.data.loading.collate import collate, pin
+from mvlm.data.loading.device import DeviceCopies
 from mvlm.data.loading.prefetch import Prefetcher
 from mvlm.data.loading.processes import Processes
 from mvlm.data.loading.sampler import Sampler
@@ -47,6 +48,7 @@ class Loader:
         worker_mode: processes write into shared memory and load neither torch nor the model.
         prefetch: micro-batches prepared ahead.
         pin: hand out page-locked tensors.
+        copies: hand out tensors on a device, to which they are copied as soon as they are asked for.
         prefetcher: of the shards of URLs; it learns where the stream is, and is closed with it.
 
     Attributes:
@@ -73,6 +75,7 @@ class Loader:
         worker_mode: Literal["threads", "processes"] = "threads",
         prefetch: int = 2,
         pin: bool = False,
+        copies: DeviceCopies | None = None,
         prefetcher: Prefetcher | None = None,
     ):
         if micro_batch < 1 or global_batch % (micro_batch * world):
@@ -92,7 +95,7 @@ class Loader:
         steps = _starts(start_position, global_batch, skip)
         self._micro_batches = _drawn(sampler, (start + offset for start in steps for offset in own), micro_batch)
         self._prefetch = prefetch
-        self._pin = pin
+        self._pin, self._copies = pin, copies
         self._prefetcher = prefetcher
         views, channels, height, width = dataset.image_shape
         self._processes = Processes(dataset) if workers and worker_mode == "processes" else None
@@ -120,7 +123,7 @@ class Loader:
         step, self._next = self._next, []
         for _, faults in step:
             self.faults += faults
-        return [batch for batch, _ in step]
+        return [self._copies.finish(batch) for batch, _ in step] if self._copies else [batch for batch, _ in step]
 
     def ready(self, seconds: float | None = None) -> bool:
         """Whether the next step's micro-batches are there, having waited for them at most so long, or until they are.
@@ -166,7 +169,8 @@ class Loader:
             self._pending.append(self._start())
         if not wait([self._pending[0]], seconds).done:
             return False
-        self._next.append(self._pending[0].result())  # and an error stays, to be raised again
+        batch, faults = self._pending[0].result()  # and an error stays, to be raised again
+        self._next.append((self._copies.begin(batch) if self._copies else batch, faults))
         self._pending.popleft()
         if self._processes is not None:
             self._processes.may_start = True

@@ -78,7 +78,7 @@ class Reporter:
 
         Args:
             factor: of the peak learning rates.
-            micro_batches: this rank's, on the host.
+            micro_batches: this rank's, of which the shapes are read.
         """
         engine, stream, optim = self._engine, self._stream, self._optim
         means = (dist.all_reduce(torch.stack(list(losses.values()))) / dist.world()).tolist()

@@ -77,7 +77,7 @@ class Arithmetic:
         """`tflops`, executed a second by a rank, and `mfu`, their share of the peak; what is not known is absent.
 
         Args:
-            micro_batches: this rank's of one step, on the host, which stand for the others.
+            micro_batches: this rank's of one step, which stand for the others; nothing but their shapes is read.
             pairs_per_s: of all ranks.
         """
         pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
