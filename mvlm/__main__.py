@@ -18,6 +18,7 @@ from mvlm.runtime.log import rank_log
 COMMANDS = {
     "train": "pretrain or fine-tune a model, or resume a run",
     "evaluate": "evaluate a trained model on held-out data",
+    "average": "average the weights of several checkpoints and measure the result",
     "predict": "try a trained model on your own images and sentences",
     "index": "embed the images of a corpus for search",
     "search": "find images of a corpus by a sentence or an image",

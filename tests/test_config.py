@@ -167,6 +167,10 @@ def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, ke
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, epoch="images"))
     if key == "name":  # it is retrieval, which restores nothing
         config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, image=0.0, text=0.0))
+    if key in ("select", "patience", "foils", "classes"):  # which mean nothing without held-out shards
+        select = "eval/mean_recall" if key == "patience" else config.eval.select
+        data, evaluation = dataclasses.replace(config.data, eval=("shards",)), config.eval
+        config = dataclasses.replace(config, data=data, eval=dataclasses.replace(evaluation, select=select))
     assert load(tmp_path, dump_config(config)) == config
 
 
@@ -308,7 +312,9 @@ def test_a_mistake_in_an_override_is_named(tmp_path: Path) -> None:
         "log.every=0",
         "task.answer_minimum=0",
         "eval.batch=0",
-        "eval.every=-1",
+        "eval.every=-2",
+        "eval.select=eval/mean_recall",
+        "eval.patience=3",
         "eval.rerank=-1",
         "eval.limit=-1",
         "model.contrastive_width=0",

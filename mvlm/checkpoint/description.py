@@ -10,7 +10,7 @@ from mvlm.errors import UserError
 
 CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
-METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"  # of a run folder alone
+METRICS, EVALUATIONS, SKIPPED = "metrics.jsonl", "eval.jsonl", "skipped.jsonl"  # of a run folder alone
 DESCRIPTION = re.compile(
     rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}"
     rf"|({TOKENIZER}|{TEXT_ENCODER})/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)"

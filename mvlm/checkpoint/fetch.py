@@ -1,4 +1,4 @@
-"""Brings the mirror's newest checkpoint into the run folder, as if it had always been there."""
+"""Brings the mirror's newest checkpoint, and the best, into the run folder, as if they had always been there."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup) -> bool:
         if group.is_whole and not _is_behind(run, remote):
             return True
         began = time.monotonic()
+        _fetch_best(mirror, [each for each in history if each.step < remote.step], run, group)
         if not (reason := _fetch(mirror, remote, run, group) or ""):
             _fetch_small_files(mirror, remote, run, group)
             log.info(f"{mirror.url}/{remote.path()} was fetched into {run} in {time.monotonic() - began:.1f} s.")
@@ -61,6 +62,17 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup) -> bool:
             f"{mirror.url}/{history[-1].path()} is damaged ({reason}), and no older one is there: set another mirror."
         )
     return False
+
+
+def _fetch_best(mirror: Mirror, older: list[MirrorPath], run: Path, group: FolderGroup) -> None:
+    """The best checkpoint, where it is one of these; without it the run resumes all the same."""
+    name = dist.as_rank_0(mirror.best)
+    for remote in (each for each in older if Path(each.path()).name == name):
+        there = run / CHECKPOINTS / step_name(remote.step) / INDEX
+        if group.is_whole and dist.as_rank_0(there.is_file):
+            continue
+        if reason := _fetch(mirror, remote, run, group):
+            log.warning(f"{mirror.url}/{remote.path()}, the best checkpoint, is damaged ({reason}): it is left there.")
 
 
 def _is_behind(run: Path, newest: MirrorPath) -> bool:

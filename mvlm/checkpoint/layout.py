@@ -5,7 +5,8 @@ A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors
 its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which has every file
 with its length and hash, who has written them, and the format, after which parameters are named. What says what the
 weights mean lies there as well, under the names that it has in the run's folder (mvlm/checkpoint/description.py); not
-in one of version 0.1. `checkpoints/latest` holds the name of the one to resume from.
+in one of version 0.1. `checkpoints/latest` holds the name of the one to resume from, and
+`checkpoints/best` that of the best by `eval.select`, where a run has one.
 Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, and `step_N.deleted-A`, being deleted;
 `step_N.damaged`, and `step_N.aside-A`, another's that lay where attempt A wrote. A copy of a mirror has
 `step_N.attempt-A`.
@@ -25,7 +26,7 @@ from mvlm.config.parameters import FORMAT
 from mvlm.errors import OUT_OF_SIGHT, StorageLost, UserError
 from mvlm.runtime.log import log
 
-CHECKPOINTS, LATEST, INDEX = "checkpoints", "latest", "index.json"
+CHECKPOINTS, LATEST, BEST, INDEX = "checkpoints", "latest", "best", "index.json"
 WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
 
@@ -108,6 +109,16 @@ def has_checkpoints(run: Path) -> bool:
     return os.path.lexists(run / CHECKPOINTS / LATEST) or bool(step_folders(run))
 
 
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint that `best` names; None where a run has none."""
+    pointer = run / CHECKPOINTS / BEST
+    try:
+        folder = pointer.with_name(_read_name(pointer))
+    except (OSError, ValueError):
+        return None
+    return folder if (folder / INDEX).is_file() else None
+
+
 def candidates(run: Path) -> Candidates:
     """What a run may be resumed from, by what `latest` names or, where that is no use, by the steps there are.
 
@@ -128,7 +139,7 @@ def candidates(run: Path) -> Candidates:
 
 def find_checkpoint(path: str | Path, setting: str = "") -> Path:
     """The checkpoint that `path` means: itself, or the one that a run folder stands at, by `latest` where that is
-    some use, else the newest whole one, which is then said.
+    some use, else the newest whole one, which is then said; `RUN/best` means the run's best.
 
     Args:
         setting: that names it, if any, for the message.
@@ -139,6 +150,11 @@ def find_checkpoint(path: str | Path, setting: str = "") -> Path:
     path = Path(path)
     if (path / INDEX).is_file():
         return path
+    if path.name == BEST and not path.is_dir():
+        run = path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
+        if best := best_checkpoint(run):
+            return best
+        raise UserError(f"{run} has no best checkpoint: give the run folder, or train with eval.select.")
     if not has_checkpoints(path):
         named = f" ({setting})" if setting else ""
         raise UserError(

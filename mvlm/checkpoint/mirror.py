@@ -2,8 +2,8 @@
 
 An object store can neither rename nor append. So a checkpoint lies in a folder of its own attempt,
 `checkpoints/step_N.attempt-A`, where no other attempt ever writes, and is whole when its index.json, which comes last,
-is there. `checkpoints/latest` holds the newest one's name, for people and for who copies the mirror into a run folder.
-Beside them lie `attempts/NNNN.json` and the run's small files.
+is there. `checkpoints/latest` holds the newest one's name, for people and for who copies the mirror into a run folder,
+and `checkpoints/best` that of the best. Beside them lie `attempts/NNNN.json` and the run's small files.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 from mvlm.checkpoint.description import DESCRIPTION
-from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, MOMENTS, STEP, WEIGHTS, Entry, step_name
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, EMA, INDEX, MOMENTS, STEP, WEIGHTS, Entry, step_name
 from mvlm.checkpoint.prune import lineage, to_keep
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
@@ -47,8 +48,13 @@ class Mirror(Storage):
         sizes = self.sizes(CHECKPOINTS)
         return lineage(remote for remote in _saved(sizes) if remote.path(INDEX) in sizes)
 
+    def best(self) -> str:
+        """The name of the best checkpoint's folder, "" where there is none."""
+        return (self.read(f"{CHECKPOINTS}/{BEST}") or b"").decode(errors="replace")
+
     def prune(self, newest: MirrorPath, config: Checkpoint, is_own: Callable[[int], bool]) -> None:
-        """Delete what the run's own attempts have left half, or saved up to `newest` and need not keep.
+        """Delete what the run's own attempts have left half, or saved up to `newest` and need not keep, but
+        not the best.
 
         Args:
             is_own: whether an attempt belongs to the chain of the one that calls.
@@ -58,7 +64,8 @@ class Mirror(Storage):
         attempts = {remote.attempt for remote in saved if remote.attempt <= newest.attempt}
         own = set(filter(is_own, attempts))
         whole = [p for p in saved if p.attempt in own and p.path(INDEX) in sizes and p.step <= newest.step]
-        kept = to_keep(whole, config)
+        best = self.best()
+        kept = [*to_keep(whole, config), *(p for p in whole if Path(p.path()).name == best)]
         for remote in saved:
             beyond = remote.path(INDEX) in sizes and remote.step > newest.step
             if remote.attempt in own and not beyond and remote not in kept:

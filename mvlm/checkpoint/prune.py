@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
 
-from mvlm.checkpoint.layout import STEP, Writer, read_writer, step_folders, step_of
+from mvlm.checkpoint.layout import STEP, Writer, best_checkpoint, read_writer, step_folders, step_of
 from mvlm.config.schema import Checkpoint
 from mvlm.runtime.log import rank_log
 
@@ -40,7 +40,8 @@ def to_keep(saved: Iterable[Saved], config: Checkpoint) -> list[Saved]:
 
 
 def prune(run: Path, newest: Path, config: Checkpoint, writer: Writer, held: Path | None) -> None:
-    """Delete what the writer's chain has saved up to `newest` and need not keep, but not what is `held`.
+    """Delete what the writer's chain has saved up to `newest` and need not keep, but neither the run's best nor what is
+    `held`.
 
     What lies beyond, after the run was gone back on, is superseded when the chain has passed it.
     """
@@ -49,7 +50,7 @@ def prune(run: Path, newest: Path, config: Checkpoint, writer: Writer, held: Pat
         by, step = read_writer(folder), step_of(folder)
         if by and by.chain == writer.chain and step <= step_of(newest):
             saved[by.attempt, step] = folder
-    kept = [*map(saved.get, to_keep(saved, config)), held]
+    kept = [*map(saved.get, to_keep(saved, config)), best_checkpoint(run), held]
     for folder in saved.values():
         if folder not in kept:
             with contextlib.suppress(OSError):  # the next time, then

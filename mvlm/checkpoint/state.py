@@ -48,6 +48,21 @@ class OrderSpec:
 
 
 @dataclass(frozen=True)
+class BestEvaluation:
+    """The best evaluation of a run so far.
+
+    Attributes:
+        step: of its checkpoint.
+        since: evaluations after it, none of them better.
+    """
+
+    metric: str
+    step: int
+    value: float
+    since: int = 0
+
+
+@dataclass(frozen=True)
 class TrainState:
     """Where a run stands; the same on every rank, and the same JSON in every checkpoint."""
 
@@ -61,6 +76,7 @@ class TrainState:
     loss_scale: dict[str, float] | None = None  # of fp16
     frozen: tuple[str, ...] = ()  # parts that are not trained
     order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; none = not recorded
+    best: BestEvaluation | None = None  # of the evaluations up to this step, its own included
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -75,4 +91,5 @@ class TrainState:
             raise TypeError(f"{content!r} is no JSON object")
         lists = {name: tuple(content.get(name, ())) for name in ("skipped", "recent_losses", "frozen")}
         order = tuple(map(OrderSpec.from_json, content.get("order", ())))
-        return cls(**(content | lists | {"order": order}))
+        best = BestEvaluation(**content["best"]) if content.get("best") else None
+        return cls(**(content | lists | {"order": order, "best": best}))

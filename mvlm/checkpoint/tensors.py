@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -106,6 +109,35 @@ def _open(path: Path, length: int) -> safe_open:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): use another checkpoint.") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Entry:
+    """Write fp32 tensors as a safetensors file, hashed on the way and synced, without the interpreter's lock.
+
+    The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
+    as JSON padded with spaces, the tensors' bytes one after another. Its library would have to read the file again
+    for the hash.
+    """
+    header, end = {}, 0
+    for title, tensor in tensors.items():
+        assert tensor.dtype == torch.float32, title
+        start, end = end, end + tensor.nbytes
+        header[title] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    pieces: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text, *map(_bytes, tensors.values())]
+    digest = hashlib.sha256()
+    with open(path, "wb") as file:
+        for piece in pieces:
+            digest.update(piece)
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    return Entry(path.name, 8 + len(text) + end, digest.hexdigest())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def require_finite(name: str, weight: Tensor, where: str) -> None:

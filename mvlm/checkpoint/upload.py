@@ -2,7 +2,7 @@
 
 A thread of each rank uploads files that its node wrote. When all ranks say between two steps that theirs are there, a
 thread of rank 0 completes the checkpoint. There is one upload at a time; what is published meanwhile waits, and of
-several the newest goes next. All ranks take the same decisions at the same steps.
+several the newest goes next, after the best, if that waits. All ranks take the same decisions at the same steps.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from threading import Thread
 
 import torch
 
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, METRICS, RUN_JSON, SKIPPED
+from mvlm.checkpoint.description import CONFIG, DEEPSPEED, EVALUATIONS, METRICS, RUN_JSON, SKIPPED
 from mvlm.checkpoint.fencing import ATTEMPTS, FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, LATEST, read_index, step_of
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, INDEX, LATEST, read_index, step_of
 from mvlm.checkpoint.mirror import STATE, Mirror, MirrorPath
 from mvlm.checkpoint.prune import prune
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 
-BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, METRICS, SKIPPED)
+BESIDE = (CONFIG, DEEPSPEED, RUN_JSON, METRICS, EVALUATIONS, SKIPPED)
 """What people look for beside the checkpoints, as the run folder has it."""
 LOOK_S = 0.2
 
@@ -54,6 +54,8 @@ class Uploads:
         self._say = say
         self._next: Path | None = None
         self._newest: Path | None = None
+        self._best: Path | None = None
+        self._best_waits = False
         self._task: _Task | None = None
         self._folder: Path | None = None
         self._completing = False
@@ -75,10 +77,18 @@ class Uploads:
         """The checkpoint being uploaded, which must not be deleted."""
         return self._folder
 
-    def offer(self, checkpoint: Path) -> None:
-        """Upload a published checkpoint of the run folder, now or next; all ranks must call."""
+    def offer(self, checkpoint: Path, best: bool = False) -> None:
+        """Upload a published checkpoint of the run folder, now or next; all ranks must call.
+
+        Args:
+            best: it is the run's best so far.
+        """
         if self._mirror:
-            self._next = self._newest = checkpoint
+            self._newest = checkpoint
+            if best:
+                self._next, self._best, self._best_waits = None, checkpoint, True
+            else:
+                self._next = checkpoint
             if not self.pending:
                 self._begin()
 
@@ -101,7 +111,7 @@ class Uploads:
         self.seconds = time.monotonic() - self._since
         if self._failure and folder:
             self._say(f"{folder.name} is not in the mirror, and training continues: {self._failure}")
-        if self._next:
+        if self._next or self._best_waits:
             self._begin()
         if self._newest and self._group.leads:
             prune(self._run, self._newest, self._config, self._attempt.writer, self.held)
@@ -142,7 +152,10 @@ class Uploads:
             )
 
     def _begin(self) -> None:
-        self._folder, self._next = self._next, None
+        if self._best_waits:
+            self._folder, self._best_waits = self._best, False
+        else:
+            self._folder, self._next = self._next, None
         self._completing = False
         self._since = time.monotonic()
         self._task = _Task(self._upload_share)
@@ -171,6 +184,8 @@ class Uploads:
         self._stop_if_superseded()
         mirror.upload(folder / INDEX, remote.path(INDEX))
         mirror.write(f"{CHECKPOINTS}/{LATEST}", Path(remote.path()).name.encode())
+        if folder == self._best:
+            mirror.write(f"{CHECKPOINTS}/{BEST}", Path(remote.path()).name.encode())
         mirror.prune(remote, self._config, self._attempt.is_of_chain)
 
     def _stop_if_superseded(self) -> None:

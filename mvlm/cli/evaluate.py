@@ -1,4 +1,4 @@
-"""Evaluate a trained model on held-out data; under a launcher the ranks share the work.
+"""Evaluate a trained model on held-out data, or a run as it trains; under a launcher the ranks share the work.
 
 examples:
   mvlm evaluate retrieval --checkpoint runs/tiny --data shards/eval --json runs/tiny/retrieval.json
@@ -7,11 +7,14 @@ examples:
   mvlm evaluate classification --checkpoint runs/tiny --data pictures/test --templates templates.txt
   mvlm evaluate probe --checkpoint runs/tiny --train pictures/train --data pictures/test
   mvlm evaluate foils --checkpoint runs/tiny --data shards/foils
+  mvlm evaluate --follow runs/base
   mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
 
 Retrieval and reconstruction read shards of captioned images, foils those of `mvlm-data synth --task foils`.
 Classification and probe read a folder with one subfolder of images per class, named like the class.
 VQA, NLVR2 and entailment need a run that was fine-tuned for them, and shards of that task.
+--follow evaluates each new checkpoint of a run as the run's own [eval] says, until the run is done, into its
+eval.jsonl; with eval.every = -1 the run leaves that to this job, which then keeps the best checkpoint by eval.select.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from mvlm.cli.output import write_whole
 from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 from mvlm.evaluate import labelled
+from mvlm.evaluate.follow import EvaluationJob
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.evaluate.settings import Settings
 from mvlm.evaluate.task import TASKS
@@ -39,10 +43,16 @@ gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", choices=list(TASKS), help="what to evaluate")
-    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument("task", nargs="?", choices=list(TASKS), help="what to evaluate")
+    parser.add_argument("--checkpoint", metavar="RUN", help="a run folder, RUN/best, or one of its checkpoints")
+    parser.add_argument("--follow", type=Path, metavar="RUN", help="evaluate each new checkpoint of this run")
     parser.add_argument(
-        "--data", required=True, nargs="+", metavar="SHARDS", help="shard folders, or a folder of classes"
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="SHARDS",
+        help="shard folders, or a folder of classes (default of --follow: data.eval)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
     parser.add_argument(
@@ -85,6 +95,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or the data cannot be used, or the JSON cannot be written.
     """
+    if args.follow:
+        return _follow(args)
+    for given, name in ((args.task, "a task"), (args.checkpoint, "--checkpoint RUN"), (args.data, "--data SHARDS")):
+        if not given:
+            args.refuse(f"{name} is required, or --follow RUN")
     if args.predictions and args.task not in labelled.TITLES:
         raise UserError(f"--predictions is for {', '.join(labelled.TITLES)}: {args.task} has none; leave it out.")
     dist.init()
@@ -105,6 +120,17 @@ def run(args: argparse.Namespace) -> int:
                 print(f"Weights: {result['weights']}")
             _write(args.predictions, predictions, "--predictions")
             _write(args.json, json.dumps(result, indent=1) + "\n", "--json")
+    finally:
+        dist.close()
+    return 0
+
+
+def _follow(args: argparse.Namespace) -> int:
+    if args.task or args.checkpoint:
+        args.refuse("--follow evaluates as the run's own [eval] says: leave the task and --checkpoint out")
+    dist.init()
+    try:
+        EvaluationJob(args.follow, tuple(args.data), lambda text: print(text, flush=True)).follow()
     finally:
         dist.close()
     return 0

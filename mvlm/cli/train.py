@@ -77,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluator(config: Config) -> Evaluator | None:
-    """What is called every `eval.every` steps; None where no rows are held out."""
+    """What is called every `eval.every` steps; None where no rows are held out, or another job does it."""
     with uncollected():
         from mvlm.evaluate.training import Evaluator
 
-    if not config.data.eval:
+    if not config.data.eval or config.eval.every < 0:
         return None
     pictures = config.log.pictures if config.objectives.image else 0
     return Evaluator(config.data, config.task, config.model.image_size, config.eval, pictures)

@@ -209,7 +209,12 @@ class Log:
 
 @dataclass(frozen=True)
 class Eval:
-    every: int = 0  # steps; 0 = only after the last
+    every: int = 0  # steps; 0 = only after the last; -1 = not here, but by a job of `mvlm evaluate --follow`
+    select: str = ""  # a metric, such as "eval/mean_recall", by which the best checkpoint is kept too; "" = none
+    select_lower: bool = False  # of that metric the lower values are the better ones
+    patience: int = 0  # evaluations in a row without a better one after which the run ends; 0 = it does not
+    foils: tuple[str, ...] = ()  # shards of foils, evaluated beside data.eval
+    classes: str = ""  # a folder of pictures with one folder for each class, classified zero-shot beside data.eval
     batch: int = 64  # images or texts, or ITM pairs, per forward pass
     rerank: int = 128  # ITC candidates that ITM re-ranks: 256 COCO, 128 Flickr30k (R)
     limit: int = 0  # evaluate only the first rows; 0 = all

@@ -29,7 +29,7 @@ NOT_NEGATIVE = {
     "train": ("steps", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
     "log": ("pictures",),
-    "eval": ("every", "rerank", "limit"),
+    "eval": ("rerank", "limit", "patience"),
 }
 
 
@@ -108,6 +108,15 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(0 <= train.ema < 1, "train.ema", "at least 0 and below 1")
     require(0 < config.eval.memory_gb < math.inf, "eval.memory_gb", "above 0")
     require(0 < config.eval.share < math.inf, "eval.share", "above 0")
+    evaluation = config.eval
+    require(evaluation.every >= -1, "eval.every", "-1 or more")
+    compared = not evaluation.select or bool(data.eval)
+    require(compared, "eval.select", "left out where data.eval names no held-out shards")
+    for name in ("eval.foils", "eval.classes"):
+        beside = not value(name) or (bool(data.eval) and not config.task.is_labelled)
+        require(beside, name, "left out where data.eval names nothing, and of a task that chooses among answers")
+    counted = not evaluation.patience or (bool(evaluation.select) and evaluation.every >= 0)
+    require(counted, "eval.patience", "0 without eval.select, and where eval.every is -1")
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
     mirror = config.checkpoint.mirror
     require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from mvlm.pretrained.runs import Loaded
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}", "a picture of a {}", "this is a {}", "there is a {}")
 """Lower case and without a full stop, as captions mostly are."""
+
+
+SHARES = ("top1", "top5", "mean_per_class")
+"""Of the pictures that are classified correctly."""
+
+
+def sentences_of(folder: ClassFolder, templates: Sequence[str]) -> list[str]:
+    """Those of the first class, then those of the second, and so on."""
+    return [template.replace("{}", name) for name in folder.names for template in templates]
 
 
 def read_templates(path: str) -> list[str]:
@@ -129,8 +139,7 @@ class ClassificationTask:
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         folder = one_folder(settings)
         templates = read_templates(settings.templates) if settings.templates else list(TEMPLATES)
-        sentences = [template.replace("{}", name) for name in folder.names for template in templates]
-        pictures = open_pictures(loaded, folder.paths, sentences)
+        pictures = open_pictures(loaded, folder.paths, sentences_of(folder, templates))
         classes = len(folder.names)
         result = evaluate_classification(loaded.model, pictures, folder.label_N, classes, settings.search, device)
         return result | {"names": folder.names, "templates": templates}

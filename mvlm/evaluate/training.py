@@ -1,4 +1,4 @@
-"""Retrieval, or the task that it is fine-tuned for, on the held-out shards while a run trains."""
+"""Retrieval, foils and classification, or the task that it is fine-tuned for, on held-out data while a run trains."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import torch
 
 from mvlm.config.schema import Data, Eval, Task
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
+from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import held_out
+from mvlm.data.shards.corpus import Mixture, held_out
+from mvlm.errors import UserError
+from mvlm.evaluate.classification import SHARES, TEMPLATES, evaluate_classification, sentences_of
+from mvlm.evaluate.foils import evaluate_foils
 from mvlm.evaluate.labelled import evaluate_labelled
 from mvlm.evaluate.pictures import is_due, write_pictures
 from mvlm.evaluate.ranking import RECALLS
@@ -39,16 +44,18 @@ class Evaluator:
 
     Named `eval/<direction>_<r1|r5|r10>` after ITC and `eval/<direction>_reranked_<...>` after ITM, and
     `eval/mean_recall`, of the re-ranked ones where there are such; for a task that chooses among classes
-    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. Where the evaluation before took over half a
-    minute and more than `eval.share` of the time trained since, this one is put off to the next turn: `eval/put_off` is
-    the seconds it would have taken. What is measured is always the same, so that the numbers of a run can be compared.
+    `eval/accuracy`, NLVR2's `eval/consistency`, and `eval/<kind of row>`. `eval.foils` adds `eval/foils_<itc|itm>`, and
+    the same of each kind, `eval.classes` `eval/classification_<top1|top5|mean_per_class>`. Where the evaluation before
+    took over half a minute and more than `eval.share` of the time trained since, this one is put off to the next turn:
+    `eval/put_off` is the seconds it would have taken. What is measured is always the same, so that the numbers of a run
+    can be compared.
 
     Args:
         data: names held-out shards.
         pictures: how many are reconstructed for people to look at.
 
     Raises:
-        UserError: at once, if `data.eval` cannot be opened.
+        UserError: at once, if the data cannot be opened, or `eval.select` names what is not measured.
     """
 
     data: Data
@@ -61,6 +68,22 @@ class Evaluator:
         self._mixture = held_out(self.data, self.task.corpus, self.data.patience)
         self._pace = Pace(self.settings.share)
         self._dataset: Any = None
+        self._foils: FoilDataset | None = None
+        self._foil_shards = Mixture(self.settings.foils, task="foils") if self.settings.foils else None
+        self._classes = ClassFolder(self.settings.classes, self.settings.limit) if self.settings.classes else None
+        self._pictures: Pictures | None = None
+        if self.settings.select and not self.task.is_labelled:
+            self._check_select()
+
+    def _check_select(self) -> None:
+        """A task that chooses has metrics by kind of row, which are not known before."""
+        select, kinds = self.settings.select, ("", "_reranked") if self.settings.rerank else ("",)
+        names = ["eval/mean_recall"]
+        names += [f"eval/{direction}{kind}_r{k}" for direction in DIRECTIONS for kind in kinds for k in RECALLS]
+        names += [f"eval/classification_{share}" for share in SHARES] if self._classes else []
+        foils = self._foil_shards is not None and select.startswith("eval/foils_")
+        if select not in names and not foils:
+            raise UserError(f"eval.select is {select!r}, which is not among {', '.join(names)}: name one.")
 
     def __call__(self, model: Any, run: Path, step: int, last: bool) -> Evaluated:
         if not last and self._pace.too_soon():
@@ -74,9 +97,32 @@ class Evaluator:
         search = SearchSettings.of(self.settings)
         dataset = self._dataset = self._dataset or EvalDataset(self._mixture, *self._reading(run))
         metrics = flat_metrics(evaluate_retrieval(model, dataset, search, dist.device()))
+        metrics |= self._tell_foils(model, run, search) | self._classify(model, run, search)
         if not self.pictures or not draws:
             return Evaluated(metrics)
         return Evaluated(metrics, write_pictures(model, dataset, self.pictures, run, step, dist.device()))
+
+    def _tell_foils(self, model: MaskVLM, run: Path, search: SearchSettings) -> dict[str, float]:
+        if self._foil_shards is None:
+            return {}
+        self._foils = self._foils or FoilDataset(self._foil_shards, *self._reading(run))
+        right = evaluate_foils(model, self._foils, search, dist.device())["accuracy"]
+        return {
+            f"eval/foils_{scorer}{'' if kind == 'all' else f'_{kind}'}": share
+            for scorer, shares in right.items()
+            for kind, share in shares.items()
+        }
+
+    def _classify(self, model: MaskVLM, run: Path, search: SearchSettings) -> dict[str, float]:
+        folder = self._classes
+        if folder is None:
+            return {}
+        if self._pictures is None:
+            tokenizer, length, size, _ = self._reading(run)
+            self._pictures = Pictures(folder.paths, sentences_of(folder, TEMPLATES), tokenizer, length, size)
+        known = folder.label_N, len(folder.names), search, dist.device()
+        result = evaluate_classification(model, self._pictures, *known)
+        return {f"eval/classification_{share}": result[share] for share in SHARES}
 
     def _choose(self, model: TaskModel, run: Path) -> Evaluated:
         name = self.task.name

@@ -49,7 +49,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
     Raises:
         UserError: there is none, it is damaged, or it was fine-tuned for another thing than retrieval.
     """
-    loaded = _load(path, device)
+    loaded = load_trained(path, device)
     if not isinstance(loaded.model, MaskVLM):
         task = loaded.config.task.name
         raise UserError(
@@ -60,7 +60,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
 
 def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
     """The same of a run fine-tuned for a task, "vqa", "nlvr2" or "entailment"."""
-    loaded = _load(path, device)
+    loaded = load_trained(path, device)
     if not isinstance(loaded.model, TaskModel) or loaded.config.task.name != task:
         raise UserError(
             f"{path} is a run of {loaded.config.task.name} and not of {task}: "
@@ -69,7 +69,8 @@ def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu
     return cast(Loaded[TaskModel], loaded)
 
 
-def _load(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
+def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoders]:
+    """The same of whatever a run is trained for."""
     checkpoint = find_checkpoint(path)
     folder = described_in(checkpoint)
     config = load_stored_config(folder / CONFIG)

@@ -1,4 +1,4 @@
-"""What a run folder tells without its model: run.json, config.toml and metrics.jsonl."""
+"""What a run folder tells without its model: run.json, config.toml, metrics.jsonl and eval.jsonl."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mvlm.checkpoint.description import EVALUATIONS
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
@@ -54,7 +55,7 @@ def read_facts(folder: Path, description: Path | None = None) -> RunFacts:
         folder.resolve().name,
         described,
         load_stored_config((description or folder) / "config.toml"),
-        _read_metrics(metrics),
+        _merged(_read_metrics(metrics), _read_metrics(folder / EVALUATIONS)),
         datetime.fromtimestamp(written).astimezone(),
     )
 
@@ -90,3 +91,8 @@ def _read_metrics(path: Path) -> dict[int, dict[str, Any]]:
             if number < len(lines):
                 raise UserError(f"{path}, line {number}, is no metrics line: delete that line.") from None
     return dict(sorted(steps.items()))
+
+
+def _merged(trained: dict[int, dict[str, Any]], evaluated: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Training's lines with those of evaluations made beside it."""
+    return {step: trained.get(step, {}) | evaluated.get(step, {}) for step in sorted(trained.keys() | evaluated.keys())}

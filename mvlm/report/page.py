@@ -15,6 +15,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from mvlm import __version__
+from mvlm.checkpoint.layout import best_checkpoint, step_of
 from mvlm.report.charts import COLORS, line_chart
 from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import RunFacts
@@ -41,6 +42,10 @@ SCORES = {
     "eval/text_to_image_r1": "Text to image R@1, ITC",
     "eval/image_to_text_reranked_r1": "Image to text R@1, re-ranked",
     "eval/text_to_image_reranked_r1": "Text to image R@1, re-ranked",
+    "eval/mean_recall": "Mean recall",
+    "eval/classification_top1": "Zero-shot classification, top 1",
+    "eval/foils_itc": "True sentence above its foil, ITC",
+    "eval/foils_itm": "True sentence above its foil, ITM",
     "eval/accuracy": "Accuracy on held-out rows",
     "eval/consistency": "Consistency on held-out rows",
 }
@@ -89,6 +94,7 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
     rows = [
         ("Last step written", f"{facts.written:%Y-%m-%d %H:%M %Z}"),
         ("Steps", f"{steps}, of {config.train.global_batch} pairs; {seen:,} pairs seen"),
+        ("Best checkpoint", _best(facts)),
         ("Training data", _data(config.data.train, described.get("rows"))),
         ("Evaluation data", _data(config.data.eval, None) if config.data.eval else "none"),
         ("Model", f"{config.model.vision} at {config.model.image_size} px, {config.model.text}"),
@@ -123,6 +129,15 @@ def probability(share: float) -> str:
 
 def number(value: float) -> str:
     return f"{value:.3f}"
+
+
+def _best(facts: RunFacts) -> str:
+    """The best checkpoint, and what its evaluation found, by eval.select."""
+    if (folder := best_checkpoint(facts.folder)) is None:
+        return ""
+    step, metric = step_of(folder), facts.config.eval.select
+    value = facts.metrics.get(step, {}).get(metric)
+    return f"step {step:,}" + (f", {metric} {value:.4g}" if value is not None else "")
 
 
 def _charts(runs: Sequence[RunFacts], titles: dict[str, str], log: Sequence[str] = ()) -> list[Markup]:

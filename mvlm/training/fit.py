@@ -17,6 +17,7 @@ from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import begin_without, fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
 from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Config
@@ -188,6 +189,8 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     uploads = Uploads(mirror, folder, config.checkpoint, attempt, site, monitor.say)
     description = read_description(folder) if site.leads else {}
     saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, site, uploads, description))
+    selector = Selector.of(config.eval) if evaluate else None
+    state = saver.settle_best(state) if selector and start.own else replace(state, best=None)
     seed, pairs = config.run.seed, layout["micro_batch"]
     stream = TrainingStream(dataset, config.data, config.train, folder, seed, pairs, state, monitor.say)
     stack.callback(stream.close)
@@ -196,7 +199,8 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     health = Health(stop, watchdog, AnomalyDetector(config.train.spike))
     lr = learning_rate(config.train, config.optim, plan.mixture.per_epoch, plan.steps)
     schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every)
-    trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, evaluate, start.resumes and start.own)
+    own = start.resumes and start.own
+    trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, evaluate, selector, own)
     if resumed and start.own:
         uploads.offer_start(resumed)
     return trainer

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mvlm.batch import MetricAccumulator
+from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
 from mvlm.errors import ExitCode
 from mvlm.runtime import dist
@@ -47,6 +48,7 @@ class Trainer:
     Attributes:
         state: where the run stands.
         evaluate: None = nothing is evaluated.
+        selector: keeps the best checkpoint; None = nothing does.
         has_checkpoint: the run folder has the one that training begins with.
     """
 
@@ -58,6 +60,7 @@ class Trainer:
     reporter: Reporter
     health: Health
     evaluate: Evaluate | None
+    selector: Selector | None
     has_checkpoint: bool
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class Trainer:
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()
-        while self.state.step < self.schedule.steps:
+        while self.state.step < self.schedule.steps and not self._is_exhausted:
             began = time.perf_counter()
             flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
@@ -116,14 +119,21 @@ class Trainer:
         if tally:
             self.reporter.report(losses, tally, self.state, factor, micro_batches)
         aside = time.perf_counter()
-        if saves:
-            if anomaly := self._drain():
-                self._roll_back(anomaly)
-                return
-            self._save()
+        if (saves or evaluates) and (anomaly := self._drain()):
+            self._roll_back(anomaly)
+            return
+        best = self.state.best
         if self.evaluate and evaluates:
             self._evaluate(self.evaluate)
+        improved = self.state.best != best and self.state.best is not None and self.state.best.step == step
+        if saves or improved or self._is_exhausted:  # after the evaluation, whose outcome is part of the state
+            self._save()
         self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
+
+    @property
+    def _is_exhausted(self) -> bool:
+        """Whether evaluations have found nothing better for so long that the run ends."""
+        return self.selector is not None and self.selector.ends(self.state.best)
 
     def _sync(self) -> tuple[StepFlags, Anomaly | None]:
         """What the ranks said of themselves before the last step, or say now where they have not.
@@ -204,6 +214,9 @@ class Trainer:
         with torch.no_grad(), self.engine.ema_weights():
             metrics, picture = evaluate(self.engine.model, self.saver.run, step, step == self.schedule.steps)
         self.reporter.log({"step": step} | metrics)
+        if self.selector:
+            best = self.selector.judge(self.state.best, step, metrics)
+            self.state = dataclasses.replace(self.state, best=dist.broadcast_object(best))
         if picture:
             self.reporter.monitor.picture(step, picture)
 
@@ -220,6 +233,7 @@ class Trainer:
         checkpoint = checkpoints.newest_whole(self.saver.run)
         self.stream.close()
         state = checkpoints.restore(self.engine, checkpoint)
+        state = self.saver.settle_best(state) if self.selector else dataclasses.replace(state, best=None)
         if state.step == self._first.step:  # its losses may be no measure any more
             state = dataclasses.replace(state, recent_losses=self._first.recent_losses)
         self.stream.restart(state)
@@ -248,6 +262,9 @@ class Trainer:
         self._await_files()
         self.saver.uploads.finish()
         self.saver.require_own_folder(self.state.step)
+        if self.selector and self.state.best and self._is_exhausted:
+            reason = self.selector.reason(self.state.best)
+            self._say(f"Ended early at step {self.state.step}: {reason} (eval.patience).")
         return self._leave(ExitCode.DONE)
 
     def _await_files(self) -> None:

@@ -20,7 +20,7 @@ class History:
 
     def clear(self) -> None:
         self.last: dict[str, Any] = {}  # training line
-        self.evaluation: dict[str, Any] = {}
+        self.evaluations: dict[int, dict[str, Any]] = {}
         self._steps: list[int] = []
         self._values: dict[str, list[float | None]] = {name: [] for name in (*LOSSES, "pairs_per_s")}
 
@@ -30,7 +30,7 @@ class History:
             return
         if "loss" not in line:
             if "eval/put_off" not in line:
-                self.evaluation = line
+                self.evaluations[step] = line
             return
         while self._steps and self._steps[-1] >= step:
             self._steps.pop()
@@ -40,8 +40,13 @@ class History:
         for name, values in self._values.items():
             values.append(line.get(name))
         self.last = line
-        if self.evaluation.get("step", 0) > step:
-            self.evaluation = {}
+        for beyond in [each for each in self.evaluations if each > step]:
+            del self.evaluations[beyond]
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """The line of the newest step that was evaluated."""
+        return self.evaluations[max(self.evaluations)] if self.evaluations else {}
 
     def curve(self, name: str) -> list[float]:
         """The finite values of one metric, in the order of steps."""

@@ -117,7 +117,9 @@ def _facts(status: Status) -> Table:
 def _checkpoint(status: Status) -> str:
     if status.checkpoint is None or status.checkpoint_age_s is None:
         return "none yet"
-    return f"step {status.checkpoint:,}, {span(status.checkpoint_age_s)} old"
+    best = f"  ·  best step {status.best:,}" if status.best is not None else ""
+    score = "".join(f", {name.removeprefix('eval/')} {number(value)}" for name, value in status.best_score.items())
+    return f"step {status.checkpoint:,}, {span(status.checkpoint_age_s)} old{best}{score}"
 
 
 def _ranks(status: Status) -> str:

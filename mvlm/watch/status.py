@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import METRICS, RUN_JSON
-from mvlm.checkpoint.layout import candidates, step_of
+from mvlm.checkpoint.description import EVALUATIONS, METRICS, RUN_JSON
+from mvlm.checkpoint.layout import UNREADABLE, best_checkpoint, candidates, step_of
+from mvlm.checkpoint.selection import Selector
+from mvlm.checkpoint.state import BestEvaluation
+from mvlm.config.schema import Eval
 from mvlm.errors import UserError
 from mvlm.training.health.heartbeat import QUIET_AFTER, duration, period_s
 from mvlm.watch.history import History
@@ -30,6 +33,7 @@ class Status:
         seconds_left: of training at the present speed, evaluations left out.
         metrics: the last training line.
         evaluation: the last one's line.
+        best: the step of the best checkpoint, and best_score what its evaluation found, by eval.select.
         seen: ranks with a heartbeat in this folder; nodes with run folders of their own leave theirs there.
         quiet: ranks without a sign of life.
         still_s: since the last sign of life of any rank.
@@ -47,6 +51,8 @@ class Status:
     evaluation: dict[str, Any] = field(default_factory=dict)
     checkpoint: int | None = None
     checkpoint_age_s: float | None = None
+    best: int | None = None
+    best_score: dict[str, float] = field(default_factory=dict)
     world: int | None = None
     hosts: int | None = None
     device: str | None = None
@@ -66,6 +72,7 @@ class Watcher:
     def __init__(self, run: Path, clock: Callable[[], float] = time.time) -> None:
         self.run, self._clock = run, clock
         self._lines, self._heartbeats = JsonLinesTail(run / METRICS), HeartbeatReader(run, clock)
+        self._evaluations = JsonLinesTail(run / EVALUATIONS)
         self.history = History()
 
     def look(self) -> Status:
@@ -73,7 +80,7 @@ class Watcher:
         lines = self._lines.new()
         if self._lines.replaced:
             self.history.clear()
-        for line in lines:
+        for line in (*lines, *self._evaluations.new()):
             self.history.add(line)
         facts = _object(self.run / RUN_JSON)
         if not self.run.is_dir():
@@ -86,6 +93,9 @@ class Watcher:
         steps, step = facts.get("steps"), self.history.last.get("step", 0)
         quiet_s = min(liveness.age_s.values(), default=None)
         state, note = _judge(step, steps, checkpoint, liveness)
+        if ended := self._ended_early(config.get("eval", {})):
+            state, note = "done", ended
+        best, score = self._best(config.get("eval", {}).get("select", ""))
         if not liveness.beats and state == "starting" and claimed > QUIET_AFTER * period_s(hang_minutes):
             state, note = "dead", f"attempt {number} began {duration(claimed)} ago and has given no sign of life"
         speed, batch = self.history.pairs_per_s, config.get("train", {}).get("global_batch")
@@ -103,6 +113,8 @@ class Watcher:
             evaluation=self.history.evaluation,
             checkpoint=checkpoint,
             checkpoint_age_s=age,
+            best=best,
+            best_score=score,
             world=facts.get("world"),
             hosts=len(set(facts.get("hosts", []))) or None,
             device=facts.get("device"),
@@ -119,6 +131,25 @@ class Watcher:
             return 0, 0.0
         claim = _object(self.run / ATTEMPTS / f"{max(numbers):04d}.json")
         return max(numbers), max(0.0, self._clock() - claim.get("at", self._clock()))
+
+    def _best(self, metric: str) -> tuple[int | None, dict[str, float]]:
+        """The step of the best checkpoint, and its value of the metric."""
+        if (folder := best_checkpoint(self.run)) is None:
+            return None, {}
+        value = self.history.evaluations.get(step_of(folder), {}).get(metric)
+        return step_of(folder), {} if value is None else {metric: value}
+
+    def _ended_early(self, settings: dict[str, Any]) -> str:
+        """Why the run has ended before its last step; "" where it has not."""
+        known = {name: settings[name] for name in ("select", "select_lower", "patience") if name in settings}
+        selector = Selector.of(Eval(**known))
+        if not selector or not selector.patience:
+            return ""
+        try:  # not by mvlm/checkpoint/integrity.py, which needs torch
+            best = BestEvaluation(**_object(candidates(self.run).first / "state.json")["best"])
+        except (*UNREADABLE, UserError):
+            return ""
+        return selector.reason(best) if selector.ends(best) else ""
 
     def _checkpoint(self) -> tuple[int | None, float | None]:
         """The latest checkpoint's step, and how many seconds old it is."""

@@ -16,6 +16,7 @@ from mvlm.config.load import given_keys, load_config
 from mvlm.runtime import dist
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
+from mvlm.training.trainer import Evaluate
 from tests.conftest import ROOT, TINY
 
 TOML = str(ROOT / "mvlm/configs/tiny.toml")
@@ -40,14 +41,16 @@ def one_rank() -> Iterator[None]:
 
 @pytest.fixture
 def train_here(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[TrainHere]:
-    """train_here(run folder, overrides, deepspeed={...}) -> exit code, on one rank in this process."""
+    """train_here(run folder, overrides, deepspeed={...}, evaluate=...) -> exit code, on one rank in this process."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def run(folder: Path, *overrides: str, deepspeed: dict[str, Any] | None = None) -> int:
+    def run(
+        folder: Path, *overrides: str, deepspeed: dict[str, Any] | None = None, evaluate: Evaluate | None = None
+    ) -> int:
         file = tmp_path / "deepspeed.json"
         file.write_text(json.dumps(deepspeed or {}))
         words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
-        return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words))
+        return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate)
 
     yield run
     for number, handler in handlers.items():

@@ -61,6 +61,8 @@ OTHER: dict[str, Any] = {
     "data.shuffle": "global",
     "task.name": "retrieval",
     "optim.betas": [0.8, 0.9],
+    "eval.foils": ["shards"],
+    "eval.select": "eval/mean_recall",
     "optim.floor": 0.2,
     "optim.schedule": "wsd",
     "optim.layer_decay": 0.9,
@@ -76,6 +78,10 @@ OTHER: dict[str, Any] = {
     "run.dir": "elsewhere",
 }
 """Possible values of the keys for which neither a number doubled, nor a switch turned, nor "plain" is one."""
+
+
+OF_DATA_EVAL = ("eval.select", "eval.patience", "eval.foils", "eval.classes")
+"""Keys that mean nothing without data.eval."""
 
 
 def another(key: str, value: Any) -> Any:
@@ -99,6 +105,8 @@ def test_every_key_is_taken_and_told_or_refused_by_name(key: str) -> None:
     given, kind = another(key, stored), ON_RESUME[key]
     words = kept_words(KEPT / "zero0", f"{key}={as_toml(given)}")
     words += ["data.epoch=images"] if key == "data.caption" else []
+    words += [f"data.eval={KEPT / 'shards'}"] if key in OF_DATA_EVAL else []
+    words += ["eval.select=eval/mean_recall"] if key == "eval.patience" else []
     value = flat(load_config(TOML, words))[key]
     assert value != stored
     if kind in (OnResume.APPLIES, OnResume.PLACE, OnResume.ORDER):

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.tensors import write_tensors
 from mvlm.errors import UserError
 from mvlm.export.folder import export_folder
 from mvlm.pretrained.runs import load_run
-from mvlm.training.checkpoint.save import write_tensors
 from tests.training.conftest import TrainHere
 
 BIAS = "vision.vit.blocks.0.mlp.fc1.bias"

@@ -24,12 +24,12 @@ from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import open_tensors
+from mvlm.checkpoint.tensors import open_tensors, write_tensors
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import make_latest, newest_whole, restore
-from mvlm.training.checkpoint.save import Saver, write_tensors
+from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from tests.conftest import ROOT, free_port
 from tests.training.parity_worker import built, configuration, engine_of, steps_of

@@ -11,28 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.tensors import write_tensors
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.parameters import FORMAT
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
+from mvlm.runtime.log import rank_log
 from mvlm.runtime.storage import write_durably
 from mvlm.training.engine import Engine
 from mvlm.training.zero.state import MOMENTS as KEYS
@@ -54,6 +54,11 @@ class _Pending:
     partial: Path
     share: _Share
     since: float
+
+    @property
+    def is_best(self) -> bool:
+        """Whether its own evaluation is the best so far."""
+        return self.state.best is not None and self.state.best.step == self.state.step
 
 
 class Saver:
@@ -135,6 +140,26 @@ class Saver:
         if any(superseded):
             raise self.attempt.overtaken(step)
 
+    def settle_best(self, state: TrainState) -> TrainState:
+        """Point `best` at what the state that training begins with knows as the best; all ranks must call.
+
+        Where a run folder lacks that checkpoint, the best is looked for anew.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        name = step_name(state.best.step) if state.best else ""
+        is_here = not self._site.leads or (bool(name) and (self._home / name / INDEX).is_file())
+        has_all = all(dist.gather_objects(is_here))
+        if self._site.leads:
+            try:
+                write_durably(self._home / BEST, name) if has_all else (self._home / BEST).unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(str(self._home / BEST), error, SO) from None
+        if state.best and not has_all:
+            rank_log.warning(f"The best checkpoint, {name}, is not there any more: the best from here on is kept.")
+        return state if has_all else replace(state, best=None)
+
     def publish(self) -> None:
         """Make the pending checkpoint the run's latest, and delete those that are not to be kept.
 
@@ -160,7 +185,7 @@ class Saver:
             raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
         if self._site.leads:
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
-        self.uploads.offer(pending.folder)
+        self.uploads.offer(pending.folder, pending.is_best)
         self.seconds = time.monotonic() - pending.since
 
 
@@ -220,35 +245,6 @@ def _own_share(engine: Engine) -> Content:
     return content
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Entry:
-    """Write fp32 tensors as a safetensors file, hashed on the way and synced, without the interpreter's lock.
-
-    The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
-    as JSON padded with spaces, the tensors' bytes one after another. Its library would have to read the file again
-    for the hash.
-    """
-    header, end = {}, 0
-    for title, tensor in tensors.items():
-        assert tensor.dtype == torch.float32, title
-        start, end = end, end + tensor.nbytes
-        header[title] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    pieces: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text, *map(_bytes, tensors.values())]
-    digest = hashlib.sha256()
-    with open(path, "wb") as file:
-        for piece in pieces:
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    return Entry(path.name, 8 + len(text) + end, digest.hexdigest())
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
-
-
 def _publish(
     pending: _Pending, entries: list[Entry], description: Mapping[str, bytes], writer: Writer
 ) -> _Failure | None:
@@ -266,6 +262,8 @@ def _publish(
         replaced = make_way(folder, writer)  # of a repeated step, after resuming from an older checkpoint
         os.rename(partial, folder)
         write_durably(folder.parent / LATEST, folder.name)
+        if pending.is_best:  # a kill before it is made good by `settle_best`
+            write_durably(folder.parent / BEST, folder.name)
         if replaced:
             shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:

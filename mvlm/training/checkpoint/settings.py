@@ -53,7 +53,7 @@ _APPLIES = {
     "log_sum_exps contrastive negatives optimizer",
     "checkpoint": "every keep keep_every",
     "log": "every tensorboard wandb mlflow pictures",
-    "eval": "every batch rerank limit memory_gb share",
+    "eval": "every select select_lower patience foils classes batch rerank limit memory_gb share",
 }
 _ORDER = {"data": "shuffle shuffle_block shuffle_window shuffle_shards"}
 _PLACE = {"run": "dir", "checkpoint": "resume mirror"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +17,7 @@ from mvlm.checkpoint.description import METRICS
 from mvlm.config.schema import Log
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
+from mvlm.runtime.storage import drop_torn_line
 from mvlm.training.logging.trackers import PATIENCE, Follower, followers, numbers
 
 HURRY = 5.0  # seconds that trackers get when a run ends on an error
@@ -43,7 +43,7 @@ class Monitor:
         failure = None
         if self.main:
             try:
-                _drop_torn_line(run / METRICS)
+                drop_torn_line(run / METRICS)
                 self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
             except OSError as error:
                 failure = cannot_write(str(run / METRICS), error, "move away what lies there, or free some room")
@@ -133,14 +133,3 @@ class Monitor:
         """Tell the person at the terminal, above the progress bar."""
         if self.main:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Take off a last line that a full disk or a power cut has left without its end."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-            end -= 1
-        file.truncate(end)

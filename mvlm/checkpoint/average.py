@@ -1,0 +1,116 @@
+"""Soups: a checkpoint whose weights are the mean of several others' (Wortsman et al., arXiv 2203.05482)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvlm.checkpoint.description import CONFIG, DESCRIPTION, TEXT_ENCODER, TOKENIZER, described_in
+from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.layout import INDEX, WEIGHTS, Entry, find_damaged_file
+from mvlm.checkpoint.tensors import TensorFile, open_weights, write_tensors
+from mvlm.config.load import load_stored_config
+from mvlm.config.parameters import FORMAT
+from mvlm.errors import UserError, cannot_write
+from mvlm.runtime.storage import sync, write_durably
+
+FILE = f"{WEIGHTS}-00000-of-00001.safetensors"
+STARTS = ("vision_weights", "text_weights", "cross_init_std", "temperature", "classifier_init", "text")
+"""Keys of [model] that say what a run began with, or, of the text encoder, what its folder describes."""
+SO = "free some room, or give --out another place"
+
+
+def average(checkpoints: Sequence[Path], out: Path) -> None:
+    """Write a checkpoint of the mean weights, computed in double precision and stored in single.
+
+    Of a checkpoint with an average of its run's weights (train.ema), that is what counts. The soup has no moments: a
+    run can start from it by checkpoint.init, and not resume it. What describes it is the first checkpoint's.
+
+    Args:
+        out: a folder that is not there yet.
+
+    Raises:
+        UserError: there are fewer than two, one is damaged or of another model, or the folder is there or cannot be
+            written.
+    """
+    if len(checkpoints) < 2:
+        raise UserError("A mean needs two checkpoints or more: name several.")
+    if out.exists():
+        raise UserError(f"{out} is there already: give --out a new folder.")
+    first = checkpoints[0]
+    for checkpoint in checkpoints:
+        if reason := find_damaged_file(checkpoint, hashes=True):
+            raise UserError(f"{checkpoint} is damaged ({reason}): use another.")
+    for other in checkpoints[1:]:
+        require_alike(first, other)
+    try:
+        _write(_mean(checkpoints), checkpoints, out)
+    except OSError as error:
+        raise cannot_write(str(out), error, SO) from None
+
+
+def require_alike(first: Path, other: Path) -> None:
+    """Raise `UserError` where two checkpoints are of other models or have other tokenizers."""
+    one, two = (_meaning(checkpoint) for checkpoint in (first, other))
+    if differs := [name for name in one | two if one.get(name) != two.get(name)]:
+        name = differs[0]
+        raise UserError(
+            f"{other} is not of the same model as {first}: {name} is {two.get(name)!r} and not {one.get(name)!r}; "
+            "average checkpoints of one model alone."
+        )
+
+
+def _meaning(checkpoint: Path) -> dict[str, Any]:
+    """What settles what the weights compute, and every weight's shape."""
+    folder = described_in(checkpoint)
+    config = load_stored_config(folder / CONFIG)
+    meaning: dict[str, Any] = {f"model.{k}": v for k, v in asdict(config.model).items() if k not in STARTS}
+    meaning |= {"task.name": config.task.name, "objectives.contrastive": config.objectives.contrastive}
+    for kind in (TOKENIZER, TEXT_ENCODER):
+        for path in sorted((folder / kind).iterdir()):
+            if DESCRIPTION.fullmatch(f"{kind}/{path.name}"):
+                meaning[f"{kind}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    with open_weights(checkpoint) as files:
+        return meaning | {f"the shape of {name}": file.shape(name) for name, file in sorted(files.items())}
+
+
+def _mean(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
+    """By name; one tensor of each checkpoint is in memory at a time."""
+    with ExitStack() as stack:
+        opened: list[dict[str, TensorFile]] = [stack.enter_context(open_weights(each)) for each in checkpoints]
+        return {
+            name: (sum((files[name].weight(name).double() for files in opened), torch.zeros(())) / len(opened)).float()
+            for name in sorted(opened[0])
+        }
+
+
+def _write(weights: dict[str, Tensor], checkpoints: Sequence[Path], out: Path) -> None:
+    """As a checkpoint's folder, under its name only when it is whole."""
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    entries = [write_tensors(partial / FILE, {name: tensor.contiguous() for name, tensor in weights.items()})]
+    folder = described_in(checkpoints[0])
+    described = (path for path in folder.rglob("*") if DESCRIPTION.fullmatch(path.relative_to(folder).as_posix()))
+    contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in described}
+    newest = max((read_state(checkpoint) for checkpoint in checkpoints), key=lambda state: state.step)
+    contents["state.json"] = json.dumps(dataclasses.replace(newest, best=None).to_json()).encode()
+    contents["averaged.json"] = json.dumps([str(checkpoint) for checkpoint in checkpoints], indent=1).encode()
+    for name, content in contents.items():
+        write_durably(partial / name, content)
+        entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
+    index = {"format": FORMAT, "files": [asdict(entry) for entry in entries]}
+    write_durably(partial / INDEX, json.dumps(index, indent=1))
+    os.rename(partial, out)
+    sync(out.parent)

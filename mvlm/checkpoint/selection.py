@@ -1,0 +1,59 @@
+"""Which checkpoint of a run is the best by what its evaluations find, and when they find nothing better any more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from mvlm.checkpoint.state import BestEvaluation
+from mvlm.config.schema import Eval
+from mvlm.errors import UserError
+
+PUT_OFF = "eval/put_off"
+"""What is written in place of metrics where an evaluation is left for later."""
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Compares a run's evaluations by one metric.
+
+    Attributes:
+        lower: the lower the better.
+        patience: evaluations in a row without a better one after which the run ends; 0 = it does not.
+    """
+
+    metric: str
+    lower: bool
+    patience: int
+
+    @classmethod
+    def of(cls, settings: Eval) -> Selector | None:
+        """As a run's [eval] says; None where nothing is selected."""
+        return cls(settings.select, settings.select_lower, settings.patience) if settings.select else None
+
+    def judge(self, best: BestEvaluation | None, step: int, metrics: Mapping[str, float]) -> BestEvaluation | None:
+        """The best evaluation up to this one, made after `step`; an equal one is no better, and NaN is the worst.
+
+        Raises:
+            UserError: it does not measure the metric.
+        """
+        if PUT_OFF in metrics:
+            return best
+        if self.metric not in metrics:
+            raise UserError(f"eval.select is {self.metric!r}, which is not among {', '.join(metrics)}: name one.")
+        value, known = metrics[self.metric], best if best and best.metric == self.metric else None
+        if math.isnan(value):
+            return replace(known, since=known.since + 1) if known else None
+        if known is None or (value < known.value if self.lower else value > known.value):
+            return BestEvaluation(self.metric, step, value)
+        return replace(known, since=known.since + 1)
+
+    def ends(self, best: BestEvaluation | None) -> bool:
+        """Whether the run is to end for want of a better evaluation."""
+        return self.patience > 0 and best is not None and best.metric == self.metric and best.since >= self.patience
+
+    def reason(self, best: BestEvaluation) -> str:
+        """Why it ends."""
+        times = f"{best.since} evaluations" if best.since > 1 else "1 evaluation"
+        return f"{self.metric} has not been better than the {best.value:.6g} of step {best.step} for {times}"

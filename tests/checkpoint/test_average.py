@@ -1,0 +1,60 @@
+"""Soups of checkpoints: `mvlm average`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvlm.__main__ import main
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.tensors import WEIGHTS, open_tensors
+from mvlm.pretrained.runs import load_run
+from tests.conftest import ROOT
+from tests.training.conftest import TrainHere, one_rank, train_here  # noqa: F401 - fixtures
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    with open_tensors(checkpoint, WEIGHTS) as files:
+        return {name: file.tensor(name) for name, file in files.items()}
+
+
+def test_a_soup_is_the_mean_and_is_measured(
+    train_here: TrainHere,  # noqa: F811
+    scenes: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "soups/mine"
+    assert train_here(run, "train.steps=4", "checkpoint.every=2", "checkpoint.keep=3", "eval.limit=8") == 0
+    parts = [run / f"checkpoints/step_0000000{step}" for step in (0, 2, 4)]
+    data = ["--data", str(scenes / "eval"), "--json", str(tmp_path / "found.json")]
+    assert main(["average", *map(str, parts[:2]), str(run), "--out", str(out), *data]) == 0
+    soup, own = weights(out), [weights(part) for part in parts]
+    assert soup.keys() == own[0].keys()
+    for name, weight in soup.items():
+        mean = torch.stack([each[name].double() for each in own]).mean(0)
+        assert weight.dtype == torch.float32 and torch.equal(weight, mean.float())
+    assert find_checkpoint(out) == out and load_run(out).step == 4
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found) == [*map(str, parts), str(out)] and all("eval/mean_recall" in each for each in found.values())
+    assert "the soup" in capfd.readouterr().out
+
+    assert main(["average", str(run), "--out", str(tmp_path / "one")]) == 1
+    assert main(["average", str(run), str(parts[1]), "--out", str(out)]) == 1
+    said = capfd.readouterr().err
+    assert "A mean needs two checkpoints" in said and f"{out} is there already: give --out a new folder" in said
+
+
+def test_other_models_are_refused_in_a_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    ours, changed = ROOT / "tests/training/kept_runs/zero0", tmp_path / "changed"
+    shutil.copytree(ours, changed)
+    toml = (changed / "config.toml").read_text()
+    (changed / "config.toml").write_text(toml.replace("cross_heads = 2", "cross_heads = 1"))
+    assert main(["average", str(ours), str(changed), "--out", str(tmp_path / "soup")]) == 1
+    (said,) = (line for line in capfd.readouterr().err.splitlines() if "is not of the same model" in line)
+    assert said.endswith("model.cross_heads is 1 and not 2; average checkpoints of one model alone.")
+    assert not (tmp_path / "soup").exists()

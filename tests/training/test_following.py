@@ -1,0 +1,105 @@
+"""Evaluation as a job of its own, and what is evaluated while a run trains: retrieval, foils and classification."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main
+from mvlm.checkpoint.layout import CHECKPOINTS, find_checkpoint, step_name, step_of
+from mvlm.checkpoint.tensors import fingerprint
+from mvlm.cli.train import evaluator
+from mvlm.config.load import load_config
+from mvlm.errors import UserError
+from mvlm.evaluate.follow import EVALUATING, read_evaluations
+from mvlm.evaluate.training import Evaluator
+from mvlm.report.facts import read_facts
+from mvlm.report.page import about
+from mvlm.watch.screen import screen
+from mvlm.watch.status import Watcher
+from tests.conftest import TINY
+from tests.training.conftest import TOML, TrainHere, read_metrics
+
+SELECT = "eval/foils_itc"
+
+
+@pytest.fixture(scope="module")
+def words(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("evaluated")
+    command = ["synth", "--task", "foils", "--count", "12", "--seed", "4", "--out", str(folder / "foils")]
+    assert data_tools(command) == 0
+    for number in range(6):
+        place = folder / "classes" / ("red", "blue")[number % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(place / f"{number}.png")
+    evaluated = [f"data.eval={scenes}/eval", f'eval.foils=["{folder}/foils"]', f"eval.classes={folder}/classes"]
+    return [*evaluated, "eval.limit=12", "log.pictures=0", f"eval.select={SELECT}", "optim.warmup_steps=0"]
+
+
+def test_a_job_beside_a_run_finds_what_the_run_would_have_found(
+    train_here: TrainHere, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    itself, left = tmp_path / "itself", tmp_path / "left"
+    saving = ["checkpoint.every=2", "checkpoint.keep_every=2"]
+    measure = evaluator(load_config(TOML, [*TINY, *words, "eval.every=2"]))
+    assert train_here(itself, *words, *saving, "eval.every=2", evaluate=measure) == 0
+    own = {line["step"]: line for line in read_metrics(itself) if "eval/mean_recall" in line}
+    assert set(own) == {2, 4, 6}
+    names = {"mean_recall", "foils_itc", "foils_itm", "classification_top1", "classification_mean_per_class"}
+    assert {f"eval/{name}" for name in names} < set(own[2])
+
+    assert evaluator(load_config(TOML, [*TINY, *words, "eval.every=-1"])) is None
+    assert train_here(left, *words, *saving, "eval.every=-1") == 0
+    assert not any(name.startswith("eval/") for line in read_metrics(left) for name in line)
+    whole = Evaluator.__call__
+
+    def pruned_meanwhile(self: Evaluator, model: Any, run: Path, step: int, last: bool) -> Any:
+        if step < 6:  # the newest is never deleted
+            shutil.rmtree(left / CHECKPOINTS / step_name(step))
+        return whole(self, model, run, step, last)
+
+    best = step_of(find_checkpoint(itself / "best"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Evaluator, "__call__", pruned_meanwhile)
+        assert main(["evaluate", "--follow", str(left)]) == 0
+    lines = read_evaluations(left)
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert [{k: v for k, v in line.items() if k != "weights"} for line in lines] == [own[step] for step in (2, 4, 6)]
+    found = find_checkpoint(left / "best")
+    assert step_of(found) == best and fingerprint(found) == fingerprint(find_checkpoint(itself / "best"))
+
+    assert main(["evaluate", "--follow", str(left)]) == 0
+    assert read_evaluations(left) == lines, "what is known is not measured again"
+    with open(left / EVALUATING / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["evaluate", "--follow", str(left)]) == 1
+
+    for run in (itself, left):
+        facts, status = read_facts(run), Watcher(run).look()
+        assert facts.curve("eval/mean_recall") == ([2, 4, 6], [own[step]["eval/mean_recall"] for step in (2, 4, 6)])
+        assert ("Best checkpoint", f"step {best}, {SELECT} {own[best][SELECT]:.4g}") in about(facts)
+        assert (status.best, status.best_score) == (best, {SELECT: own[best][SELECT]})
+        assert status.evaluation["eval/mean_recall"] == own[6]["eval/mean_recall"] and status.state == "done"
+        assert screen(status, Watcher(run).history)
+
+
+def test_a_metric_that_is_not_measured_is_refused_before_training(words: list[str]) -> None:
+    with pytest.raises(UserError, match=r"eval.select is 'eval/recall', which is not among eval/mean_recall, "):
+        evaluator(load_config(TOML, [*TINY, *words, "eval.select=eval/recall"]))
+
+
+def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (["retrieval", "--follow", "runs/x"], ["retrieval", "--data", "x"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["evaluate", *words])
+        assert ended.value.code == 2
+    said = capfd.readouterr().err
+    assert "leave the task and --checkpoint out" in said and "--checkpoint RUN is required" in said
