@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import re
-import statistics
 import time
 from collections.abc import Sequence
 from itertools import islice
@@ -15,8 +14,8 @@ IN_MEMORY = {"tmpfs", "ramfs"}
 LOCAL = {"bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "squashfs", "xfs", "zfs"}
 """File systems on a disk of the machine itself; any other may be a network's, or a program that answers for one."""
 
-SLOW_MS = 2.0
-"""A random read that takes longer is slow: a solid-state disk needs 0.1, a rented one perhaps 1, one that turns 8."""
+SLOW_MS = 1.0
+"""A random read that never takes less is slow: a solid-state disk needs 0.1, a rented one 0.5, one that turns 8."""
 
 READS, READ_BYTES, LOOKED_AT = 15, 4096, 1000
 DROPPED = 1 << 21  # around what is read: of pages that the kernel keeps together none are dropped alone
@@ -46,7 +45,7 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
 
 
 def seconds_a_read(files: Sequence[Path]) -> float:
-    """What a quarter of some reads at random places stay below, each of a page that no process has mapped.
+    """What a fifth of some reads at random places stay below, each of a page that no process has mapped.
 
     A busy machine makes some reads late, and a slow disk all of them. 0 where there is nothing to read.
     """
@@ -61,7 +60,7 @@ def seconds_a_read(files: Sequence[Path]) -> float:
             found.append(time.perf_counter() - began)
         finally:
             os.close(file)
-    return statistics.quantiles(found, n=4)[0] if found else 0.0
+    return sorted(found)[READS // 5] if found else 0.0
 
 
 def _mount(path: Path, mountinfo: str) -> tuple[str, str]:
