@@ -1,6 +1,6 @@
 """One step's work by kind: python benchmarks/gpu/by_kind.py FILE [--size full]
 
-torch's profiler watches some steps, forward and backward and AdamW, eager and with every block compiled. A line for
+torch's profiler watches some steps, forward and backward and AdamW, as full_step.py has them. A line for
 each kind of work with its milliseconds a step and its share, and one with the kernels that took longest, under their
 names, so that a kind that is wrong can be seen. On a CPU the operators stand for kernels.
 """
@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.full_step import compile_quickly, configuration
+from benchmarks.gpu.full_step import GPU_ALONE, compile_quickly, configuration
 from benchmarks.gpu.record import Line, Record, device, finish, seconds_left
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.variants import speed_up
@@ -39,6 +39,7 @@ KINDS = (
     ("element-wise, as of residuals", r"elementwise|vectorized|::add|::mul|::div|::sub"),
 )
 """The first that a kernel's name agrees with is its kind."""
+WAYS = ["eager", "fused", "compiled"]
 STEPS = 3
 LONGEST = 25
 
@@ -91,14 +92,16 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("file", type=Path)
     words.add_argument("--size", choices=SIZES, default="full")
-    words.add_argument("--ways", nargs="+", default=["eager", "compiled"], choices=["eager", "compiled"])
+    words.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
     arguments = words.parse_args()
     torch.set_num_threads(1)
     if not torch.cuda.is_available():
         compile_quickly()
     record = Record(arguments.file)
     for way in arguments.ways:
-        if way == "compiled" and seconds_left() < 15:
+        if way in GPU_ALONE and not torch.cuda.is_available():
+            record.add(way=way, cannot=GPU_ALONE[way])
+        elif way == "compiled" and seconds_left() < 15:
             record.add(way=way, cannot="no time was left")
         else:
             record.attempt({"way": way}, partial(watch, record, SIZES[arguments.size], way))

@@ -8,7 +8,7 @@ Each way is a process of its own, and a line of FILE:
 - `update`: the engine's whole step with both, on batches of other captions each, and the losses of its first steps.
 
 Each is eager, with every block compiled, or compiled and captured as CUDA graphs (mvlm/training/capture.py), as
-`train.compile` has a run do it. Pairs a second, MFU on the operations executed against the device's bf16 peak, the
+`train.compile` has a run do it; the passes alone also eager by the fused kernels that are taken by name (`FUSED`). Pairs a second, MFU on the operations executed against the device's bf16 peak, the
 memory's peak beside what `mvlm plan` says, and the host's time: until the call returns, and in seconds of its
 processor.
 """
@@ -37,7 +37,7 @@ from benchmarks.gpu.record import Line, Record, device, finish, seconds_left
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from benchmarks.step.variants import speed_up
 from mvlm.batch import Batch
-from mvlm.config.schema import Config
+from mvlm.config.schema import Config, Kernels
 from mvlm.data.samples.captions import COARSE, FINE, Rounding
 from mvlm.model.flops import count_flops
 from mvlm.model.maskvlm import MaskVLM
@@ -47,26 +47,30 @@ DS_JSON = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1, "overlap
 WAYS = {
     ("forward and backward", "eager"): 20.0,
     ("update", "eager"): 25.0,
+    ("forward and backward", "fused"): 25.0,
     ("update", "compiled"): 60.0,
     ("update", "captured"): 60.0,
     ("forward and backward", "compiled"): 60.0,
     ("forward and backward", "captured"): 60.0,
 }
 """What is measured and how, and the seconds without which it is not begun, in the order in which it is."""
+FUSED = Kernels(attention="efficient", residual_norm="triton", layer_norm="triton", gelu_linear="triton")
+GPU_ALONE = {"captured": "a CPU has no graphs to capture", "fused": "these kernels run on GPUs alone"}
 STEPS, WARM, BATCHES = 20, 3, 4
 SECONDS = 15.0
 """After which no further step is timed."""
 
 
 def configuration(size: Size, way: str) -> Config:
-    """As a run has it that is "eager", "compiled" or "captured"."""
-    config, choices = size.config, {"eager": False, "compiled": True, "captured": "captured"}
-    return replace(config, train=replace(config.train, compile=choices[way], global_batch=size.pairs))
+    """As a run has it that is one of `WAYS`."""
+    config, choices = size.config, {"compiled": True, "captured": "captured"}
+    train = replace(config.train, compile=choices.get(way, False), global_batch=size.pairs)
+    return replace(config, train=train, kernels=FUSED if way == "fused" else config.kernels)
 
 
 def rounding(way: str) -> Rounding:
     """What a run fills its batches up to."""
-    return FINE if way == "eager" else COARSE
+    return COARSE if way in ("compiled", "captured") else FINE
 
 
 def measure(size: Size, kind: str, way: str) -> Line:
@@ -205,8 +209,8 @@ def main() -> int:
         record.attempt({"plan": pairs}, lambda size=size: planned(size))
         for (kind, way), needed in WAYS.items():
             name: dict[str, Any] = {"pairs": pairs, "kind": kind, "way": way}
-            if way == "captured" and not torch.cuda.is_available():
-                record.add(**name, cannot="a CPU has no graphs to capture")
+            if way in GPU_ALONE and not torch.cuda.is_available():
+                record.add(**name, cannot=GPU_ALONE[way])
             elif seconds_left() < needed:
                 record.add(**name, cannot="no time was left")
             else:

@@ -19,7 +19,7 @@ import torch
 from benchmarks.gpu.record import Line, Record, device, timed
 from benchmarks.step.ladder import device_name
 
-PACKAGES = ("torch", "triton", "transformers", "timm", "numpy", "deepspeed", "pyarrow", "tokenizers", "pytest")
+PACKAGES = ("torch", "triton", "transformers", "timm", "numpy", "deepspeed", "apex", "pyarrow", "tokenizers", "pytest")
 
 
 def version(package: str) -> str:

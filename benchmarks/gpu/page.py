@@ -90,7 +90,7 @@ def _last(line: Line) -> str:
 def _kernels(lines: list[Line]) -> str:
     rows = [
         (
-            line["op"],
+            line["op"] + (f", {line['form']}" if "form" in line else ""),
             line["implementation"] + (" (taken)" if line.get("taken") else ""),
             line["precision"],
             "×".join(map(str, line["shapes"][0])),

@@ -3,7 +3,8 @@
 At the shapes that one micro-batch of a size of benchmarks/step has. Each implementation that can run here is compared
 in fp32 and bf16, result and gradients, with the last one in float64: by ‖found − exact‖ / ‖exact‖, which must be at
 most twice the plain implementation's in the same precision, or a tenth where the products are in fp8. Then it is timed,
-forward and backward. One line each, and one for the losses of a whole step in bf16 by what a run takes by itself.
+forward and backward. One line each; for AdamW, those of updates.py; and one for the losses of a whole step in bf16 by what
+a run takes by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu import updates
 from benchmarks.gpu.record import InFloat64, Line, Record, device, error_of, milliseconds, seconds_left, timed
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm.batch import Batch, apply
@@ -206,6 +208,7 @@ def main() -> int:
             record.add(op=name, failure="out of time")
             continue
         record.attempt({"op": name}, lambda op=OPS[name], values=values: measure(record, op, values))
+    record.attempt({"op": "optimizer"}, lambda: updates.measure(record, size))
     record.attempt({"whole_step": size.name}, lambda: whole_step(size))
     return record.exit_code
 

@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import FOR_CPUS, Implementation, Op, by_name_only
+from mvlm.kernels.one_buffer import Parts, UnmaskedAttention
 
 
 def by_products(
@@ -99,6 +100,20 @@ def _switch_fa3(on: bool) -> None:
         torch.nn.attention.restore_flash_attention_impl()
 
 
+def by_efficient(
+    query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Memory-efficient attention, gradients in one tensor, of what attends to itself; torch's own for the rest."""
+    if mask is not None or dropout or query_BHLd.shape != key_BHTd.shape or not query_BHLd.numel():
+        return by_sdpa(query_BHLd, key_BHTd, value_BHTd, mask, dropout)
+    return UnmaskedAttention.apply(query_BHLd, key_BHTd, value_BHTd)
+
+
+def _efficient_takes(query_BHLd: Tensor, *_: object, **__: object) -> str | None:
+    # "meta" stands for CUDA where work is counted.
+    return None if query_BHLd.device.type in ("cuda", "meta") else "it runs on CUDA"
+
+
 def by_fp32(
     query_BHLd: Tensor, key_BHTd: Tensor, value_BHTd: Tensor, mask: Tensor | None = None, dropout: float = 0.0
 ) -> Tensor:
@@ -175,6 +190,7 @@ attention = Op(
         version=lambda: probes.version("flash_attn_3"),
         switch=_switch_fa3,
     ),
+    Implementation("efficient", by_efficient, probes.cuda, _efficient_takes, by_name_only, probes.torch_version),
     Implementation("fp32", by_fp32, accepts=_fp32_takes, pays=_fp32_pays, version=probes.torch_version),
     Implementation("products", by_products, pays=_products_pay, version=probes.torch_version),
     Implementation("sdpa", by_sdpa, version=probes.torch_version),
@@ -186,6 +202,17 @@ as are all gradients, and otherwise left open. `dropout` is the share of attenti
 """
 
 
+def parts(x: Tensor, count: int) -> tuple[Tensor, ...]:
+    """What one product has made for attention, taken apart in its last dimension.
+
+    The gradients of parts are put together in one pass, those of an unbound dimension in two, and in none where
+    "efficient" attention has written them side by side.
+    """
+    if attention.choice != "efficient" or torch.compiler.is_compiling():
+        return x.chunk(count, dim=-1)
+    return Parts.apply(x, count)
+
+
 class DispatchedAttention(TimmAttention):
     """timm's attention layer, computed by `attention`; its parameters and their names stay."""
 
@@ -195,9 +222,8 @@ class DispatchedAttention(TimmAttention):
             return super().forward(x, attn_mask, is_causal)
         batch, length, _ = x.shape
         gate = None if self.gate is None else self.gate(x).sigmoid()
-        # Their gradients are put together in one pass; those of an unbound dimension in two.
         query, key, value = (
-            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
+            part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in parts(self.qkv(x), 3)
         )
         dropout = self.attn_drop.p if self.training else 0.0
         attended = attention(self.q_norm(query), self.k_norm(key), value, attn_mask, dropout)

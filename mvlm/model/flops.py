@@ -42,6 +42,15 @@ def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, *
     return 2 * sdpa_flop_count(query, key, value)
 
 
+def _attention_of_rows(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of BLHd."""
+    return sdpa_flop_count(*((x[0], x[2], x[1], x[3]) for x in (query, key, value)))
+
+
+def _attention_of_rows_backward(_grad: Any, *given: Any, **__: Any) -> int:
+    return 2 * _attention_of_rows(*given)
+
+
 def _linear(x: Any, weight_OI: Any, *_: Any, **__: Any) -> int:
     return 2 * math.prod(x) * weight_OI[0]
 
@@ -51,6 +60,10 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{name}"): _attention for name in _FUSED
 }
 _FORMULAS |= {getattr(torch.ops.aten, f"_scaled_dot_product_{name}_backward"): _attention_backward for name in _FUSED}
+_FORMULAS |= {
+    torch.ops.aten._efficient_attention_forward: _attention_of_rows,
+    torch.ops.aten._efficient_attention_backward: _attention_of_rows_backward,
+}
 if torch.backends.mkldnn.is_available():
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
 """What torch's counter takes for nothing, or counts the repeated scores of."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mvlm.config.schema import Model
 from mvlm.errors import UserError
-from mvlm.kernels.attention import attention
+from mvlm.kernels.attention import attention, parts
 from mvlm.kernels.fusion import Layout, Segment, split
 from mvlm.kernels.layer_norm import LayerNorm
 
@@ -26,8 +26,8 @@ class Attention(nn.Module):
         """BTD attending to BUD -> BTD; the segments' queries are those of T, in their order."""
         queries, keys = [segment.queries for segment in segments], [segment.keys for segment in segments]
         query = split(self.query(queries_BTD), queries)
-        key, value = (split(part, keys) for part in self.key_value(context_BUD).chunk(2, dim=-1))
-        attended = [self._attend(*parts) for parts in zip(query, key, value, segments, strict=True)]
+        key, value = (split(part, keys) for part in parts(self.key_value(context_BUD), 2))
+        attended = [self._attend(*each) for each in zip(query, key, value, segments, strict=True)]
         return self.out(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
 
     def weights(self, queries_BTD: Tensor, context_BUD: Tensor) -> Tensor:

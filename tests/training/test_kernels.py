@@ -86,7 +86,8 @@ def test_tanh_gelu_is_another_function() -> None:
 def test_a_name_that_is_not_known_is_refused() -> None:
     model, config = build("kernels.attention=flash3")
     with pytest.raises(
-        UserError, match=r"kernels\.attention = 'flash3' is not known: choose auto, cudnn, fp32, products, sdpa\."
+        UserError,
+        match=r"kernels\.attention = 'flash3' is not known: choose auto, cudnn, fa3, efficient, fp32, products, sdpa\.",
     ):
         apply_kernels(model, config)
 

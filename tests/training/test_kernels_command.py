@@ -38,7 +38,7 @@ def test_it_follows_a_run_and_refuses_what_cannot_be() -> None:
     done = run_command(mvlm_command("kernels", TINY_TOML, "kernels.attention=flash", launcher=False))
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.splitlines()[-1] == (
-        "mvlm: kernels.attention = 'flash' is not known: choose auto, cudnn, fp32, products, sdpa."
+        "mvlm: kernels.attention = 'flash' is not known: choose auto, cudnn, fa3, efficient, fp32, products, sdpa."
     )
 
 

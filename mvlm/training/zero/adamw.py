@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
@@ -55,21 +54,11 @@ def _apex_takes(groups: object, settings: object, device: torch.device, stage: i
     return "it counts updates wrongly at ZeRO stage 3" if stage == 3 else None
 
 
-def _built_ahead(groups: object, settings: object, device: torch.device, stage: int) -> str | None:
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # or its import complains
-    try:
-        from deepspeed.git_version_info import installed_ops
-    except ImportError as error:  # something that it needs is missing
-        return str(error)
-    return None if installed_ops.get("fused_adam") else "it would be compiled first, for minutes"
-
-
 optimizer = Op(
     "optimizer",
     Implementation("apex", by_apex, lambda: probes.apex("amp_C"), _apex_takes, by_name_only, probes.apex_version),
     Implementation(
-        "deepspeed", by_deepspeed, probes.deepspeed, pays=_built_ahead, version=lambda: probes.version("deepspeed")
+        "deepspeed", by_deepspeed, probes.deepspeed, pays=by_name_only, version=lambda: probes.version("deepspeed")
     ),
     Implementation("torch", by_torch, version=probes.torch_version),
 )
