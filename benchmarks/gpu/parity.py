@@ -3,8 +3,8 @@
 At the shapes that one micro-batch of a size of benchmarks/step has. Each implementation that can run here is compared
 in fp32 and bf16, result and gradients, with the last one in float64: by ‖found − exact‖ / ‖exact‖, which must be at
 most twice the plain implementation's in the same precision, or a tenth where the products are in fp8. Then it is timed,
-forward and backward. One line each; for AdamW, those of updates.py; and one for the losses of a whole step in bf16 by what
-a run takes by itself.
+forward and backward. One line each; for AdamW, those of updates.py; and one for the losses of a whole step in bf16 by
+what a run takes by itself.
 """
 
 from __future__ import annotations

@@ -215,10 +215,13 @@ class FlopsByPart:
 
     Backward goes through the graph in the reverse order of its making, so that what runs after the gradient of a
     module's result has come is that module's own.
+
+    Attributes:
+        part: that what runs now belongs to.
     """
 
     def __init__(self, counter: FlopCounterMode, model: nn.Module) -> None:
-        self._counter, self._part = counter, "heads"
+        self._counter, self.part = counter, "heads"
         self._flops: Counter[str] = Counter()
         for name, module in model.named_modules():
             enter = self._entering(_part(name))
@@ -228,13 +231,13 @@ class FlopsByPart:
 
     def until_now(self) -> Counter[str]:
         """Since counting began."""
-        self._flops[self._part] += self._counter.get_total_flops() - self._flops.total()
+        self._flops[self.part] += self._counter.get_total_flops() - self._flops.total()
         return self._flops.copy()
 
     def _entering(self, part: str) -> Callable[..., None]:
         def enter(*_: object) -> None:
             self.until_now()
-            self._part = part
+            self.part = part
 
         return enter
 

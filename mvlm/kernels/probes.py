@@ -57,7 +57,8 @@ def package(module: str) -> str | None:
 
 def not_for_triton(*tensors: Tensor) -> str | None:
     """Why our Triton kernels cannot take these tensors of numbers, None where they can."""
-    if not (triton_interprets() or all(tensor.is_cuda for tensor in tensors)):
+    # "meta" stands for CUDA where work is counted.
+    if not (triton_interprets() or all(tensor.is_cuda or tensor.is_meta for tensor in tensors)):
         return "it runs on CUDA"
     if any(tensor.dtype == torch.float64 for tensor in tensors):
         return "it computes in fp32"

@@ -141,12 +141,16 @@ class _RememberedShapes(TorchDispatchMode):
         if known is None:
             result = func(*args, **kwargs)
             each = result if isinstance(result, tuple) else (result,)
-            if all(isinstance(one, Tensor) and one.is_meta for one in each):
+            if all(isinstance(one, Tensor) and one.is_meta for one in each) and _share_nothing(each):
                 self._layouts[key] = [(one.shape, one.stride(), one.dtype) for one in each], isinstance(result, tuple)
             return result
         layouts, several = known
         made = [torch.empty_strided(shape, stride, dtype=dtype, device=GPU) for shape, stride, dtype in layouts]
         return tuple(made) if several else made[0]
+
+
+def _share_nothing(tensors: tuple[Tensor, ...]) -> bool:
+    return len({tensor.untyped_storage()._cdata for tensor in tensors}) == len(tensors)
 
 
 @functools.cache
