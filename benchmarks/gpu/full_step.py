@@ -8,7 +8,7 @@ Each way is a process of its own, and a line of FILE:
 - `update`: the engine's whole step with both, on batches of other captions each, and the losses of its first steps.
 
 Each is eager, with every block compiled, or compiled and captured as CUDA graphs (mvlm/training/capture.py), as
-`train.compile` has a run do it; the passes alone also eager by the fused kernels that are taken by name. Pairs a second,
+`train.compile` has a run do it; the passes alone also eager by the fused kernels taken by name alone. Pairs a second,
 MFU on the operations executed against the device's bf16 peak, the memory's peak beside what `mvlm plan` says, and the
 host's time: until the call returns, and in seconds of its processor.
 """
