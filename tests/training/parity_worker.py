@@ -167,14 +167,20 @@ def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
 
 
 def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dict[str, float]:
-    """Relative error of each parameter's gradient, which AdamW's first moment is a tenth of after one update."""
+    """Relative error of each parameter's gradient, which AdamW's first moment is a tenth of after one update.
+
+    A bias's is relative to its weight's gradient where that is greater: what is added up for both rounds alike, and for
+    the biases of the contrastive projections nearly all of it cancels.
+    """
     norm = torch.stack([gradient.norm() for gradient in reference.values()]).norm()
     share = (1 - config.optim.betas[0]) * min(1.0, config.optim.clip / norm.item())
     errors = {}
     for name, whole in engine.whole_tensors():
         if not name.endswith(NOISE):
             expected = share * reference[name]
-            errors[name] = ((whole["exp_avg"].double().cpu() - expected).norm() / expected.norm()).item()
+            weight = reference.get(name.removesuffix("bias") + "weight", reference[name])
+            scale = max(expected.norm(), share * weight.norm() if name.endswith("bias") else 0)
+            errors[name] = ((whole["exp_avg"].double().cpu() - expected).norm() / scale).item()
     return errors
 
 
