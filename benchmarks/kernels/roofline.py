@@ -1,6 +1,6 @@
 """What each kind of work in a step has to compute and to move, and what that should take on an H100.
 
-    python benchmarks/kernels/roofline.py            # traces the step, keeps results/roofline.json, writes the page
+    python benchmarks/kernels/roofline.py            # traces, keeps results/roofline/step.json, writes the page
     python benchmarks/kernels/roofline.py --page     # writes the page of what is kept
 
 The step of `full` (benchmarks/step), 128 pairs in bf16 on one GPU, runs forward and backward on tensors without values,
@@ -35,9 +35,9 @@ from mvlm.kernels.ops import OPS
 from mvlm.model.flops import flop_counter, without_values
 
 FOLDER = Path(__file__).parent
-KEPT, PROFILE = FOLDER / "results/roofline.json", FOLDER.parent / "gpu/results/profile.jsonl"
+KEPT, PROFILE = FOLDER / "results/roofline/step.json", FOLDER.parent / "gpu/results/profile.jsonl"
 PAGE = FOLDER.parents[1] / "docs/performance.md"
-BEGIN, END = "<!-- benchmarks/kernels/results/roofline.json -->\n\n", "\n\n<!-- end of roofline -->"
+BEGIN, END = "<!-- benchmarks/kernels/results/roofline/step.json -->\n\n", "\n\n<!-- end of roofline -->"
 
 H100 = CARDS["h100"]
 PRODUCTS, ATTENTION, MEMORY = 0.62 * H100.bf16, 0.25 * H100.bf16, 0.80 * H100.bandwidth
