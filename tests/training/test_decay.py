@@ -43,7 +43,10 @@ def launched(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
 def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trunk, evaluated = tmp_path / "trunk", [f"data.eval={scenes}/eval", "eval.limit=16", "log.pictures=0"]
+    trunk, evaluated = (
+        tmp_path / "trunk",
+        [f"data.eval={scenes}/eval", "eval.limit=16", "eval.share=1e9", "log.pictures=0"],
+    )
     assert train_here(trunk, *TRUNK, *evaluated, "eval.every=2", deepspeed={"zero_optimization": {"stage": 1}}) == 0
     before = written(trunk)
     command = ["decay", str(trunk), "--at", "4,2", "--steps", "3", "--launch", LAUNCH]

@@ -41,7 +41,14 @@ def words(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(place / f"{number}.png")
     evaluated = [f"data.eval={scenes}/eval", f'eval.foils=["{folder}/foils"]', f"eval.classes={folder}/classes"]
-    return [*evaluated, "eval.limit=12", "log.pictures=0", f"eval.select={SELECT}", "optim.warmup_steps=0"]
+    return [
+        *evaluated,
+        "eval.limit=12",
+        "eval.share=1e9",
+        "log.pictures=0",
+        f"eval.select={SELECT}",
+        "optim.warmup_steps=0",
+    ]
 
 
 def test_a_job_beside_a_run_finds_what_the_run_would_have_found(
