@@ -142,7 +142,7 @@ class Optim:
     clip: float = 1.0  # global gradient norm to clip to; 0 = off (D)
     # after the warm-up: wsd stays at the peak and falls at the end, constant has no end, inverse_sqrt falls slowly (P)
     schedule: Literal["cosine", "constant", "wsd", "inverse_sqrt"] = "cosine"
-    decay_steps: int = -1  # wsd: updates of the fall at the end; -1 = a tenth of all, 0 = none, a trunk to branch from
+    decay_steps: int = -1  # wsd: updates of the fall at the end; -1 = a tenth (D), 0 = none, a trunk to branch from
     warmup_epochs: float = 5.0  # linear warm-up (P); ignored if warmup_steps is given
     warmup_steps: int = -1  # -1 = warmup_epochs (P)
     floor: float = 0.1  # share of the peak at the end of cosine and wsd (R)
