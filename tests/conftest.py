@@ -101,6 +101,7 @@ TINY = [
     "data.crop_scale=[1,1]",
     "data.flip=false",
     "data.randaugment=[0,0]",
+    "data.shuffle=global",  # "auto" asks the disk, which on a loaded machine may say another thing to each of two runs
     "train.global_batch=16",
     "log.every=1",
     "log.tensorboard=false",

@@ -5,9 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-import mvlm
-
-_HOME = Path(mvlm.__file__).parent
+_HOME = Path(__file__).parent.parent
 
 
 def package(name: str) -> str:

@@ -154,7 +154,7 @@ def test_a_damaged_index_is_named(indexed, tmp_path, tokenizer, config):
         return copy
 
     def refused(copy, told):
-        with pytest.raises(UserError, match=rf"000001\.(index|arrow) .*{told}.*data_tools row-index {copy}"):
+        with pytest.raises(UserError, match=rf"000001\.(index|arrow) .*{told}.*mvlm-data row-index {copy}"):
             Mixture([copy]).row(60)
         Mixture([copy]).row(10)
         assert [told in sentence for sentence in shard_problems(copy, read_manifest(copy), deep=False)] == [True]

@@ -67,7 +67,7 @@ def test_what_cannot_be_loaded_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "not.json").write_text("{")
     (tmp_path / "empty").mkdir()
     for name in (tmp_path / "not.json", tmp_path / "empty", tmp_path / "gone/there.json"):
-        with pytest.raises(UserError, match="data_tools tokenizer") as raised:
+        with pytest.raises(UserError, match="mvlm-data tokenizer") as raised:
             load_tokenizer(str(name))
         assert "\n" not in str(raised.value)
 

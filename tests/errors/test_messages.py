@@ -154,7 +154,7 @@ def test_an_unknown_key_on_the_command_line(fails: Fails, tmp_path: Path, scenes
 
 def test_no_training_data(fails: Fails, tmp_path: Path) -> None:
     message = fails(mvlm, *train(tmp_path / "run"))
-    assert "data.train" in message and "data_tools shard" in message
+    assert "data.train" in message and "mvlm-data shard" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -167,7 +167,7 @@ def test_a_folder_that_holds_no_shards(fails: Fails, tmp_path: Path, scenes: Pat
     said = fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}"))
     assert "manifest.json" in said and "eval, train" in said and f"such as {scenes}/train" in said
     (tmp_path / "empty").mkdir()
-    assert "data_tools shard" in fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/empty"))
+    assert "mvlm-data shard" in fails(mvlm, *train(tmp_path / "run", f"data.train={tmp_path}/empty"))
 
 
 def test_a_shard_cut_short(fails: Fails, tmp_path: Path, scenes: Path, capsys: pytest.CaptureFixture[str]) -> None:
