@@ -40,6 +40,7 @@ def launched(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
         signal.signal(number, handler)
 
 
+@pytest.mark.campaign
 def test_a_trunk_is_decayed_from_its_checkpoints_and_stays_as_it_was(
     train_here: TrainHere, scenes: Path, tmp_path: Path, launched: list[list[str]], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,7 @@ def words(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+@pytest.mark.campaign
 def test_a_job_beside_a_run_finds_what_the_run_would_have_found(
     train_here: TrainHere, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
