@@ -58,7 +58,7 @@ OTHER: dict[str, Any] = {
     "objectives.text_mask_ratio": 0.4,
     "objectives.image_mask_ratio": 0.5,
     "objectives.extra": {"another": 1.0},
-    "data.shuffle": "blocks",
+    "data.shuffle": "global",
     "task.name": "retrieval",
     "optim.betas": [0.8, 0.9],
     "eval.foils": ["shards"],
