@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from mvlm.config.load import config_from_dict, dump_config, load_config
 from mvlm.config.schema import Config
+from mvlm.config.shipped import find_file
 from mvlm.errors import UserError
 from tests.conftest import ROOT
 
@@ -353,3 +354,17 @@ def test_a_file_that_is_no_toml_is_named(tmp_path: Path, content: bytes | None) 
 @pytest.mark.parametrize("path", sorted((ROOT / "mvlm/configs").rglob("*.toml")), ids=lambda path: path.name)
 def test_the_files_we_ship_are_valid(path: Path) -> None:
     assert load_config(path) != Config()
+
+
+def test_a_shipped_file_is_found_by_its_name_and_takes_no_mistyped_files_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from the checkout
+    shipped_one = ROOT / "ds_configs/zero1.json"
+    for name in ("zero1", "zero1.json", "ds_configs/zero1.json"):
+        assert find_file(name, "ds_configs") == shipped_one
+    assert find_file("mvlm/configs/ablation/itc.toml", "configs") == ROOT / "mvlm/configs/ablation/itc.toml"
+    for mistyped in ("mine/zero1.json", str(tmp_path / "zero1.json"), "zero9"):
+        assert find_file(mistyped, "ds_configs") == Path(mistyped)
+    Path("zero1.json").write_text("{}")
+    assert find_file("zero1.json", "ds_configs") == Path("zero1.json")

@@ -78,7 +78,7 @@ def tables(records: Sequence[Record]) -> str:
         (f"{larger - 1} − {smaller - 1} candidates", MEASURES[measure], found)
         for smaller, larger in combinations(GROUPS, 2)
         for measure in PRIMARY
-        if (found := _compared(by_group[larger], by_group[smaller], measure))
+        if (found := compare_by_seed(by_group[larger], by_group[smaller], measure))
     ]
     return "\n\n".join([_numbers(by_group), *([comparison_table(compared)] if compared else [])])
 
@@ -95,7 +95,7 @@ def _numbers(by_group: dict[int, dict[int, Record]]) -> str:
     return markdown(["candidates", "seeds", *(COLUMNS[name] for name in names), "training, CPU s"], rows)
 
 
-def _compared(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
+def compare_by_seed(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
     """Over the seeds that both have; None of fewer than two."""
     seeds = sorted(treatment.keys() & control.keys())
     if len(seeds) < 2:

@@ -16,15 +16,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
 from benchmarks.claim.corpora import Corpus
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
-from benchmarks.claim.paired import Comparison, compare
 from benchmarks.claim.run import prepare_all, run_here
-from benchmarks.claim.scores import unpack
 from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, into_page, markdown, spread
+from benchmarks.negatives.compare import compare_by_seed
 from benchmarks.shuffle.runs import write_runs
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.data.loading.neighbours import neighbours
@@ -107,7 +104,7 @@ def tables(records: Sequence[Record], runs: str) -> str:
     compared = [
         ("global − blocks", MEASURES[measure], found)
         for measure in PRIMARY
-        if (found := _compared(by_order["global"], by_order["blocks"], measure))
+        if (found := compare_by_seed(by_order["global"], by_order["blocks"], measure))
     ]
     return f"{_numbers(by_order, Mixture([runs]))}\n\n{comparison_table(compared)}"
 
@@ -124,15 +121,6 @@ def _numbers(by_order: dict[str, dict[int, Record]], mixture: Mixture) -> str:
         rows.append([order, near, f"{len(found)}", *numbers, cost])
     head = ["order", "near neighbours in a batch", "seeds", *(COLUMNS[name] for name in names), "training, CPU s"]
     return markdown(head, rows)
-
-
-def _compared(treatment: dict[int, Record], control: dict[int, Record], measure: str) -> Comparison | None:
-    """Over the seeds that both have; None of fewer than two."""
-    seeds = sorted(treatment.keys() & control.keys())
-    if len(seeds) < 2:
-        return None
-    sides = ([unpack(of[seed]["rows"][measure]) for seed in seeds] for of in (treatment, control))
-    return compare(*(np.stack(side) for side in sides))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,9 @@ def _tables(tables: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
     return lines
 
 
+EPOCHS, FEWEST_UPDATES = 15, 600
+"""Passes over the pictures, and updates at least."""
+
 EVALUATIONS = 5
 """In a run, the last among them."""
 
@@ -89,6 +92,3 @@ def _epochs(images: int, batch: int) -> tuple[int, str]:
     if least > EPOCHS:
         return least, f"the fewest that make {FEWEST_UPDATES:,} updates of {batch} pairs"
     return EPOCHS, f"{math.ceil(EPOCHS * images / batch):,} updates of {batch} pairs"
-
-
-EPOCHS, FEWEST_UPDATES = 15, 600

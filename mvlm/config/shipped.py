@@ -19,14 +19,22 @@ def shipped(folder: str) -> Path:
 
 
 def find_file(given: str | Path, folder: str) -> Path:
-    """A user's file, or the shipped one of that name, with or without its ending: `zero1` is `ds_configs/zero1.json`.
+    """A user's file, or the shipped one that pages name: `ds_configs/zero1.json`, `zero1.json` or `zero1`.
+
+    Any other path that leads nowhere stays what it is: a mistyped one must not become a shipped file of that name.
 
     Args:
         folder: of the shipped ones.
     """
-    path = Path(given)
+    path, home = Path(given), shipped(folder)
     if path.is_file():
         return path
-    names = {file.name: file for file in sorted(shipped(folder).rglob("*")) if file.suffix in (".toml", ".json")}
-    by_stem = {file.stem: file for file in names.values()}
-    return names.get(path.name) or by_stem.get(str(given), path)
+    for file in sorted(home.rglob("*")):
+        inside = file.relative_to(home)
+        if file.suffix in (".toml", ".json") and path in (Path(file.name), Path(file.stem), _WRITTEN[folder] / inside):
+            return file
+    return path
+
+
+_WRITTEN = {"configs": Path("mvlm/configs"), "ds_configs": Path("ds_configs"), "cluster": Path("cluster")}
+"""As the pages write each folder."""
