@@ -37,7 +37,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def words(run: Path, train: str | Path, *overrides: str) -> list[str]:
-    data = [f"data.train={train}", f"data.cache={run.parent / 'cache'}", "data.shuffle_shards=2", "data.epoch=images"]
+    whole_shards = ["data.shuffle=blocks", "data.shuffle_shards=2", "data.epoch=images"]
+    data = [f"data.train={train}", f"data.cache={run.parent / 'cache'}", *whole_shards]
     return [*TINY, *data, f"run.dir={run}", f"train.steps={STEPS}", *overrides]
 
 
