@@ -76,6 +76,7 @@ def test_what_slurm_refuses_is_one_sentence(slurm, make):
     assert not (job.logs / "job.json").exists()
 
 
+@pytest.mark.campaign
 def test_a_job_of_submitit_saves_is_requeued_and_goes_on(slurm, make, monkeypatch):
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1")):  # of a launcher around the submission
         monkeypatch.setenv(name, value)

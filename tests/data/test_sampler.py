@@ -120,7 +120,7 @@ def test_auto_is_settled_once_by_the_slowest_rank(tmp_path, mixture):
 @pytest.mark.parametrize("pairs", [False, True])
 def test_neighbours_in_a_batch_are_as_rare_as_in_a_full_shuffle(tmp_path, pairs):
     """Against numpy's permutation of the true rows. In blocks of rows they are many; pairs are scattered in a shard."""
-    rows = [row | {"captions": row["captions"] * (1 + at % 3)} for at, row in enumerate(make_rows(60) * 50)]
+    rows = [row | {"captions": row["captions"] * (1 + at % 3)} for at, row in enumerate(make_rows(60) * 25)]
     mixture, batch = Mixture([write_shards(tmp_path / "s", rows, 900, 300)], pairs=pairs), 64
     true = np.array([mixture.numbers.visit(number)[0] for number in range(mixture.per_epoch)])
     expected = []

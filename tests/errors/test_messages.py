@@ -286,7 +286,11 @@ def test_rank_0_says_it_before_the_launcher_ends_all(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("room", "steps", "what"),
-    [("8k", 4, "tokenizer"), ("56k", 4, "step_00000000"), ("1m", 4, "step_00000004")],
+    [
+        pytest.param("8k", 4, "tokenizer", marks=pytest.mark.campaign),
+        pytest.param("56k", 4, "step_00000000", marks=pytest.mark.campaign),
+        ("1m", 4, "step_00000004"),
+    ],
 )
 def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, room: str, steps: int, what: str) -> None:
     run = mount_disk(room) / "run"
@@ -299,6 +303,7 @@ def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, ro
     assert whole == (["step_00000000"] if room == "1m" else [])
 
 
+@pytest.mark.campaign
 def test_fp16_on_a_processor_that_has_none(tmp_path: Path, scenes: Path) -> None:
     (tmp_path / "mine.json").write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 1}}')
     words = train(tmp_path / "run", f"data.train={scenes}/train", deepspeed=tmp_path / "mine.json")

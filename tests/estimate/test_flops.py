@@ -81,7 +81,7 @@ def counted(model: MaskVLM, batch: Batch) -> Counted:
     return {part: flops / scale for part, flops in forward.items()}, parts.until_now().total() / scale
 
 
-@pytest.fixture(scope="module", params=["full", pytest.param("small", marks=pytest.mark.campaign)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.campaign) for name in ("full", "small")])
 def by_rung(request: pytest.FixtureRequest) -> tuple[str, list[Counted]]:
     """The naive step with text padded to 50 and to 30, and the model's own."""
     size = SIZES[request.param]

@@ -19,7 +19,15 @@ from mvlm.training.zero.memory import States
 NOTHING = States(weights=0, gradients=0, held=0, optimizer=0, buckets=0, update=0)
 
 
-@pytest.mark.parametrize(("element", "recompute"), [(4, 0.0), (2, 0.0), (4, 0.5), (2, 1.0)])
+@pytest.mark.parametrize(
+    ("element", "recompute"),
+    [
+        pytest.param(4, 0.0, marks=pytest.mark.campaign),
+        (2, 0.0),
+        (4, 0.5),
+        pytest.param(2, 1.0, marks=pytest.mark.campaign),
+    ],
+)
 def test_a_fake_step_needs_the_memory_of_the_real_one(element: int, recompute: float) -> None:
     """Forward and backward pass, with gradients that go as they come."""
     size = SIZES["tiny"]

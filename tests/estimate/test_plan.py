@@ -77,7 +77,7 @@ def golden(recipe: str, model: FakeModel) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "recipe", ["tiny", "base", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("small", "large", "huge"))]
+    "recipe", ["tiny", *(pytest.param(name, marks=pytest.mark.campaign) for name in ("small", "base", "large", "huge"))]
 )
 def test_shipped_configurations_are_planned_as_before(
     recipe: str, models: dict[str, FakeModel], tmp_path: Path

@@ -49,7 +49,9 @@ def leave_out(run: Path, *positions: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("factor", "stage"), [(math.nan, 0), (50.0, 2), (math.nan, 3)], ids=["nan-0", "spike-2", "nan-3"]
+    ("factor", "stage"),
+    [(math.nan, 0), (50.0, 2), pytest.param(math.nan, 3, marks=pytest.mark.campaign)],
+    ids=["nan-0", "spike-2", "nan-3"],
 )
 def test_a_bad_batch_is_left_out_as_if_it_had_never_been(
     tmp_path: Path, train_here: TrainHere, poison: Callable[..., None], factor: float, stage: int

@@ -464,6 +464,7 @@ def test_run_folders_that_are_not_the_same(tmp_path: Path) -> None:
         assert not list((tmp_path / f"node-{rank}/run").glob(".seen-*"))
 
 
+@pytest.mark.campaign
 def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
     scenes: Path, tmp_path: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,12 @@ from tests.training.gradient_matrix import EXACT
 WORKER = str(ROOT / "tests/training/parity_worker.py")
 
 
-RANKS = [pytest.param(1, marks=pytest.mark.campaign), 2, pytest.param(4, marks=pytest.mark.campaign)]
+WHOLE: dict[str, Any] = {"words": (), "layouts": 5, "switches": 14}
+SHORT: dict[str, Any] = {"ranks": 2, "words": ("--short",), "layouts": 2, "switches": 5}
+RANKS = [
+    pytest.param(SHORT, id="2 ranks, short"),
+    *(pytest.param(WHOLE | {"ranks": ranks}, id=f"{ranks} ranks", marks=pytest.mark.campaign) for ranks in (1, 2, 4)),
+]
 
 
 def launched(ranks: int, scenes: Path, folder: Path, *words: str) -> dict:
@@ -23,16 +29,17 @@ def launched(ranks: int, scenes: Path, folder: Path, *words: str) -> dict:
     return json.loads(file.read_text())
 
 
-@pytest.fixture(scope="module", params=RANKS, ids=["1 rank", "2 ranks", "4 ranks"])
+@pytest.fixture(scope="module", params=RANKS)
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """ITM's group is the whole global batch: it spans the ranks and, with accumulation, their micro-batches."""
-    return launched(request.param, scenes, tmp_path_factory.mktemp("parity")) | {"ranks": request.param}
+    asked = request.param
+    return launched(asked["ranks"], scenes, tmp_path_factory.mktemp("parity"), *asked["words"]) | asked
 
 
 def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
     plain = histories["plain"]
     layouts = {name: history for name, history in histories.items() if name.startswith("zero")}
-    assert len(layouts) == 5
+    assert len(layouts) == histories["layouts"]
     for layout, history in layouts.items():
         assert history.keys() - {"gradient_errors"} == plain.keys()
         for name in plain:
@@ -62,7 +69,7 @@ def check_first_steps(histories: dict, bound: float) -> None:
 
 
 def test_plain_passes_give_the_losses_and_gradients_of_the_pruned_ones_under_zero_3(histories: dict) -> None:
-    assert len(histories["passes"]) >= 14
+    assert len(histories["passes"]) == histories["switches"]
     for switch, errors in histories["passes"].items():
         assert len(errors) > 60
         assert max(errors.values()) < EXACT, f"{switch}: {max(errors, key=errors.get)}"

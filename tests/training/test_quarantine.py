@@ -11,6 +11,7 @@ from mvlm.data.samples.dataset import Fault
 from mvlm.errors import UserError
 from mvlm.training.health.quarantine import QUARANTINE, Quarantine
 from tests.conftest import TINY, mvlm_command, run_command
+from tests.training.conftest import TrainHere
 
 
 def fault(row: int, position: int = 0) -> Fault:
@@ -66,10 +67,34 @@ def test_a_list_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         quarantine.add([fault(1)], 16)
 
 
+def write_damaged(scenes: Path, out: Path) -> None:
+    """Shards whose first eight images are none."""
+    shutil.copytree(scenes / "train", out)
+    shard = out / "000000.arrow"
+    shard.write_bytes(b"\0PNG".join(shard.read_bytes().split(b"\x89PNG", 8)))
+
+
+def goes_on_without_four(run: Path) -> None:
+    rows = listed(run)
+    assert 5 <= len(set(rows)) == len(rows) and set(rows) <= set(range(8))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    counts = [line["bad_images"] for line in lines if "loss" in line]
+    assert counts == sorted(counts) and 0 < counts[-1] <= 4
+
+
+def test_a_run_goes_on_without_a_few_images_and_stops_at_too_many(
+    scenes: Path, tmp_path: Path, train_here: TrainHere
+) -> None:
+    write_damaged(scenes, tmp_path / "shards")
+    words = [f"data.train={tmp_path}/shards", "checkpoint.every=0", "data.tolerance=4", "train.steps=16"]
+    with pytest.raises(UserError, match=r"[5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d"):
+        train_here(tmp_path / "run", *words)
+    goes_on_without_four(tmp_path / "run")
+
+
+@pytest.mark.campaign
 def test_two_ranks_go_on_without_a_few_images_and_stop_at_too_many(scenes: Path, tmp_path: Path) -> None:
-    shutil.copytree(scenes / "train", tmp_path / "shards")
-    shard = tmp_path / "shards/000000.arrow"
-    shard.write_bytes(b"\0PNG".join(shard.read_bytes().split(b"\x89PNG", 8)))  # of the first eight images
+    write_damaged(scenes, tmp_path / "shards")
     words = [
         *["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, "train.steps=16"],
         *[f"data.train={tmp_path}/shards", f"run.dir={tmp_path}/run", "checkpoint.every=0", "data.tolerance=4"],
@@ -78,8 +103,4 @@ def test_two_ranks_go_on_without_a_few_images_and_stop_at_too_many(scenes: Path,
     assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr
     said = [line for line in ended.stderr.splitlines() if line.startswith("mvlm: ")]
     assert re.search(r"[5-8] images cannot be used, .*data\.tolerance = 4.*000000\.arrow row \d", said[0])
-    rows = listed(tmp_path / "run")
-    assert 5 <= len(set(rows)) == len(rows) and set(rows) <= set(range(8))
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    counts = [line["bad_images"] for line in lines if "loss" in line]
-    assert counts == sorted(counts) and 0 < counts[-1] <= 4
+    goes_on_without_four(tmp_path / "run")

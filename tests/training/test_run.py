@@ -64,6 +64,7 @@ class Launched:
         return self.process.returncode, output
 
 
+@pytest.mark.campaign
 def test_a_run_stopped_twice_has_the_losses_of_one_that_was_not(scenes: Path, whole: Path, tmp_path: Path) -> None:
     """By a signal to torchrun, which passes it on, and by a kill of all under DeepSpeed's launcher."""
     run = tmp_path / "run"
