@@ -25,8 +25,8 @@ PAYS = 65_536
 WIDEST = 512
 """Contrastive width that the Triton kernels hold at once."""
 
-AT_ONCE = 1 << 24
-"""Similarities that torch computes at once at most, unless one row has more: 64 MiB."""
+AT_ONCE = 1 << 22
+"""Similarities that torch computes at once at most, unless one row has more: 16 MiB."""
 
 
 def log_sum_exps(

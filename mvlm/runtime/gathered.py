@@ -65,5 +65,9 @@ class Gathered:
         return whole, torch_dist.all_reduce(whole, async_op=True)
 
     def _unpacked(self, whole: Tensor) -> list[Tensor]:
-        parts = zip(self._own, whole.split(self._widths, 1), strict=True)
-        return [part.contiguous().view(one.dtype).reshape(-1, *one.shape[1:]) for one, part in parts]
+        """Views where rows may begin at any four bytes, which integers of eight may not."""
+        parts = [
+            part if one.element_size() <= 4 else part.contiguous()
+            for one, part in zip(self._own, whole.split(self._widths, 1), strict=True)
+        ]
+        return [part.view(one.dtype).reshape(-1, *one.shape[1:]) for one, part in zip(self._own, parts, strict=True)]
