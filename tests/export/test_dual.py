@@ -47,6 +47,7 @@ def test_onnx(run, tmp_path, given):
         np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
+@pytest.mark.campaign
 def test_torch_export(run, tmp_path, given):
     assert main(["export", str(run), "--out", str(tmp_path / "out"), "--format", "torch"]) == 0
     ids, mask = tokens(tmp_path / "out")

@@ -172,7 +172,7 @@ else:
 """
 
 
-@pytest.mark.parametrize(("how", "fits"), [("stream", True), ("load", False)])
+@pytest.mark.parametrize(("how", "fits"), [("stream", True), pytest.param("load", False, marks=pytest.mark.campaign)])
 def test_memory_is_that_of_a_file_and_not_of_the_model(made_run, tmp_path, how, fits):
     run = made_run(text_args=CONFIG.model.text_args | {"num_hidden_layers": 80, "hidden_size": 256})
     checkpoint = run / "checkpoints" / "step_00000007"

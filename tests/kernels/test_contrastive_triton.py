@@ -60,8 +60,7 @@ SHAPES = [
 ]
 
 
-@pytest.mark.parametrize("programs", [256, 1])
-@pytest.mark.parametrize("excluding", [False, True])
+@pytest.mark.parametrize(("programs", "excluding"), [(256, False), (1, True)])
 @pytest.mark.parametrize(("count", "width", "size", "temperature"), SHAPES)
 def test_micro_batches_add_up_to_the_formula(
     count: int,

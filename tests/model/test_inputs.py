@@ -60,7 +60,7 @@ def test_only_what_is_read_is_encoded(
 
 
 def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Under every combination of objectives; that the losses are right is held by the oracle."""
+    """Under every third combination of objectives, which has every pair of options; that the losses are right is held by the oracle."""
     model, batch = build(tokenizer), make_batch()
     batch = dataclasses.replace(batch, masked_image_BCHW=batch.image_BCHW.clone())
     other = {
@@ -74,7 +74,7 @@ def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedToken
         ),
     }
     options = itertools.product(*[(0.0, 1.0)] * 4, ("one", "both"), ("full", "masked"), ("other", "self"))
-    for *weights, hide, inputs, source in options:
+    for *weights, hide, inputs, source in itertools.islice(options, 0, None, 3):
         if any(weights) and (source == "other" or all(weights[:2]) or any(weights[2:])):
             given = dict(zip(("image", "text", "itc", "itm"), weights, strict=True))
             objectives = Objectives(**given, hide=hide, alignment_inputs=inputs, reconstruct_from=source, itm_group=4)
