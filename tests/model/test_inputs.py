@@ -60,7 +60,7 @@ def test_only_what_is_read_is_encoded(
 
 
 def test_a_view_is_encoded_where_a_loss_depends_on_it(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Under every third combination of objectives, which has every pair of options; that the losses are right is held by the oracle."""
+    """Under every third combination of objectives, with every pair of options; the oracle holds the losses right."""
     model, batch = build(tokenizer), make_batch()
     batch = dataclasses.replace(batch, masked_image_BCHW=batch.image_BCHW.clone())
     other = {
