@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.errors import UserError
-from mvlm.runtime.arguments import count
+from mvlm.runtime.arguments import count, positive, within
 
 from .readers import SOURCES, Source
 from .readers.webdataset import RULES
 
+seconds = within(float, lambda value: 0 < value < 1e6, "above 0")
+megabytes = seconds
+
 OPTIONS = (
     *("images", "annotations", "names", "subset", "phrases"),
     *("image_column", "caption_column", "key_column", "key_up_to"),
+    *("connections", "per_host", "timeout", "retries", "max_mb", "allow_loopback"),
 )
 """Of some sources; each is named like the parameter it becomes."""
+
+MANNERS = ("connections", "per_host", "timeout", "retries")
+"""Those of OPTIONS that may be others when a run is resumed: how images are downloaded, not which."""
 
 WRITING = (
     *("split", "split_by", "shard_mb", "longest_side", "quality", "min_size", "max_aspect", "caption_words"),
@@ -44,6 +51,14 @@ def add_source(command: argparse.ArgumentParser) -> None:
     own.add_argument("--caption-column", metavar="NAME")
     own.add_argument("--key-column", metavar="NAME")
     own.add_argument("--key-up-to", choices=RULES, help="where in a tar member's name the key of its record ends")
+    own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
+    own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
+    own.add_argument(
+        "--timeout", type=seconds, metavar="SECONDS", help="of one request, from its connection to its end"
+    )
+    own.add_argument("--retries", type=count, metavar="N", help="further attempts after what may pass")
+    own.add_argument("--max-mb", type=megabytes, metavar="MB", help="download no larger image")
+    own.add_argument("--allow-loopback", action="store_true", default=None, help="let links lead to this machine")
     command.formatter_class = argparse.RawDescriptionHelpFormatter
     command.epilog = "sources:\n" + "\n".join(map(_about, SOURCES))
 
@@ -64,6 +79,12 @@ def origin(arguments: argparse.Namespace) -> dict[str, Any]:
         "options": options,
         "writing": writing | {"exclude": [str(path) for path in arguments.exclude]},
     }
+
+
+def deciding(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """An `origin` without what decides nothing about the bytes."""
+    options = saved.get("options", {})
+    return {**saved, "options": {name: value for name, value in options.items() if name not in MANNERS}}
 
 
 def writing_arguments(saved: Mapping[str, Any], workers: int) -> argparse.Namespace:

@@ -19,6 +19,7 @@ from mvlm.runtime.storage import write_durably
 from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded
 from .engines import engine
 from .filters import TOO_ELONGATED, TOO_SMALL, Checked
+from .origin import deciding
 from .pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline, stored_row
 from .record import Dropped
 from .report import ShardReport
@@ -29,7 +30,7 @@ from .store.store import Finished, Store
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
 """Reasons that the user asked for, which count against no tolerance."""
 
-USUAL = ("image is missing", "download failed")
+USUAL = ("image is missing", "download failed", "download refused")
 """How reasons begin that are usual with downloads; they count against none either, unless nothing is left."""
 
 
@@ -75,7 +76,7 @@ def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
     if options.origin is None:
         return None
     plan = {
-        "origin": dict(options.origin),
+        "origin": deciding(options.origin),
         "size": getattr(records, "size", None),
         "split": options.split and [list(options.split.shares.items()), options.split.field],
         "shard_bytes": options.shard_bytes,

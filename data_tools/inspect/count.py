@@ -11,6 +11,7 @@ from ..filters import clean_captions
 from ..readers import Source
 from ..readers.annotated import Annotated
 from ..readers.img2dataset import Img2datasetSource
+from ..readers.urls import UrlSource
 from ..record import Dropped
 
 
@@ -34,7 +35,7 @@ def count(source: Source, advance: Callable[[int], None] = lambda rows: None) ->
     """Read the annotations, and no image where the source can do without; what `shard` finds wrong in an image it alone
     knows."""
     found = Count()
-    records = source.outline() if isinstance(source, Annotated | Img2datasetSource) else iter(source)
+    records = source.outline() if isinstance(source, Annotated | Img2datasetSource | UrlSource) else iter(source)
     for item in records:
         advance(0)
         if isinstance(item, Dropped):

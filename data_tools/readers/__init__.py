@@ -17,6 +17,7 @@ from .nlvr2 import nlvr2
 from .sbu import sbu
 from .side_by_side import SideBySideSource
 from .table import table
+from .urls import UrlSource
 from .vg import vg
 from .vg_qa import vg_qa
 from .vqa import vqa
@@ -49,6 +50,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "folder": FolderSource,
     "side_by_side": SideBySideSource,
     "table": table,
+    "urls": UrlSource,
     "vqa": vqa,
     "vg_qa": vg_qa,
     "nlvr2": nlvr2,

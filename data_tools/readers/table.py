@@ -32,13 +32,13 @@ def table(
     name); --key-column (default: the image's path)"""
     path = one_file(paths, "table")
     check_file(path)
-    header, delimiter = _header(path)
+    header, delimiter = table_header(path)
     image = _column(path, header, image_column, IMAGE_COLUMNS, "--image-column")
     caption = _column(path, header, caption_column, CAPTION_COLUMNS, "--caption-column")
     key = _column(path, header, key_column, (), "--key-column") if key_column else image
 
     def items(file: BinaryIO) -> Iterator[list[dict[str, Any]]]:
-        rows = _rows(file, path, delimiter, header)
+        rows = rows_of(file, path, header, delimiter)
         return (list(of_image) for _, of_image in itertools.groupby(rows, key=lambda row: (row[key], row[image])))
 
     def entry(rows: list[dict[str, Any]], at: At) -> Annotation:
@@ -51,7 +51,7 @@ def table(
     return Annotated([path], images or [str(path.resolve().parent)], items, entry, path.resolve().stem)
 
 
-def _header(path: Path) -> tuple[list[str], str]:
+def table_header(path: Path) -> tuple[list[str], str]:
     """The names of the columns, and what separates them: a tab where there is one, else what stands there most."""
     with path.open("rb") as file:
         line = file.readline(HEADER_BYTES).decode("utf-8-sig", "replace")
@@ -73,7 +73,7 @@ def _column(path: Path, header: Sequence[str], given: str, known: Sequence[str],
     return found
 
 
-def _rows(file: BinaryIO, path: Path, delimiter: str, header: Sequence[str]) -> Iterator[dict[str, Any]]:
+def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[dict[str, Any]]:
     """The rows behind the header, by column; what a short row lacks is empty, and what a long one has more is left out.
 
     Raises:

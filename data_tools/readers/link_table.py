@@ -1,0 +1,148 @@
+"""Tables with a row a link: parquet, CSV, TSV and JSON lines, read by name of the columns that everybody uses."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mvlm.errors import UserError
+
+from .annotated import check_file, json_object, lines
+from .table import rows_of, table_header
+
+LINK_COLUMNS = ("url", "image_url", "img_url", "link")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "alt_text", "alt")
+KEY_COLUMNS = ("uid",)
+"""Looked for in this order whatever their case: LAION's and COYO's URL and TEXT, DataComp's url, text and uid."""
+
+ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+BATCH = 1024
+DAMAGED = "table is cut short or damaged from here on"
+
+Row = dict[str, Any]
+
+
+class Damaged(Exception):
+    """The rest of a table cannot be read."""
+
+
+def table_files(paths: Sequence[Path]) -> list[Path]:
+    """The tables at these paths, in order; a folder stands for those inside it.
+
+    Raises:
+        UserError: there is none, one is of no kind known, or two have the same name, which their rows' keys begin with.
+    """
+    files = [file for path in paths for file in (_inside(path) if path.is_dir() else [path])]
+    for file in files:
+        check_file(file)
+        if file.suffix not in ENDINGS:
+            raise UserError(f"{file} is no table of links: give files that end in {', '.join(ENDINGS)}.")
+    if len({file.stem for file in files}) < len(files):
+        raise UserError("Two of the tables have the same name, and so the same keys: shard each, or rename one.")
+    return files
+
+
+def _inside(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.iterdir() if path.suffix in ENDINGS)
+    if not files:
+        raise UserError(f"{folder} holds no table: give a folder of files that end in {', '.join(ENDINGS)}.")
+    return files
+
+
+class LinkTable:
+    """One table, and which of its columns hold the link, the caption and the key ("" where none does).
+
+    Raises:
+        UserError: it cannot be read, or does not say which is which.
+    """
+
+    def __init__(self, path: Path, link: str = "", caption: str = "", key: str = "") -> None:
+        self.path = path
+        self.columns = self._read_columns()
+        self.link = self._column(link, LINK_COLUMNS, "--image-column")
+        self.caption = self._column(caption, CAPTION_COLUMNS, "--caption-column")
+        self.key = self._column(key, KEY_COLUMNS, "--key-column", needed=bool(key))
+
+    @cached_property
+    def _length(self) -> int:
+        """How many rows it has; of anything but parquet they are counted one by one."""
+        if self.path.suffix == ".parquet":
+            return int(pq.read_metadata(self.path).num_rows)
+        return sum(1 for _ in self._all())
+
+    def __len__(self) -> int:
+        return self._length
+
+    def rows(self, start: int = 0, end: int | None = None) -> Iterator[tuple[int, Row | None]]:
+        """Number and content of each row from `start` to before `end`, None for a malformed one; raises `Damaged`."""
+        if self.path.suffix == ".parquet":
+            yield from self._parquet(start, end)
+        else:
+            yield from itertools.islice(enumerate(self._all()), start, end)
+
+    def _read_columns(self) -> list[str]:
+        """In a parquet those of numbers, texts and lists of texts: an embedding is neither read nor kept."""
+        if self.path.suffix == ".parquet":
+            try:
+                schema = pq.read_schema(self.path)
+            except (pa.ArrowException, OSError) as error:
+                raise UserError(f"{self.path} is no readable parquet file ({error}): copy it again.") from None
+            return [field.name for field in schema if _is_plain(field.type)]
+        if self.path.suffix in (".csv", ".tsv"):
+            return table_header(self.path)[0]
+        with self.path.open("rb") as file:
+            try:
+                return list(json_object(next(lines(file), b"")))
+            except ValueError as error:
+                raise UserError(f"{self.path} does not begin with a JSON object ({error}): give one a line.") from None
+
+    def _column(self, given: str, known: Sequence[str], option: str, needed: bool = True) -> str:
+        by_lower = {name.strip().lower(): name for name in reversed(self.columns)}
+        found = (given if given in self.columns else "") if given else next(filter(None, map(by_lower.get, known)), "")
+        if not found and needed:
+            raise UserError(f"{self.path} has the columns {', '.join(self.columns)}: say which with {option}.")
+        return found
+
+    def _parquet(self, start: int, end: int | None) -> Iterator[tuple[int, Row]]:
+        number = 0
+        try:
+            with pq.ParquetFile(self.path, memory_map=True) as parquet:
+                for group in range(parquet.num_row_groups):
+                    rows = parquet.metadata.row_group(group).num_rows
+                    if number + rows <= start or (end is not None and number >= end):
+                        number += rows
+                        continue
+                    for batch in parquet.iter_batches(BATCH, [group], self.columns):
+                        low = max(start - number, 0)
+                        high = len(batch) if end is None else min(end - number, len(batch))
+                        if low < high:
+                            yield from enumerate(batch.slice(low, high - low).to_pylist(), number + low)
+                        number += len(batch)
+        except (pa.ArrowException, OSError) as error:
+            raise Damaged(str(error)[:200]) from None
+
+    def _all(self) -> Iterator[Row | None]:
+        with self.path.open("rb") as file:
+            if self.path.suffix in (".csv", ".tsv"):
+                yield from rows_of(file, self.path, *table_header(self.path))
+            else:
+                yield from map(_json_row, lines(file))
+
+
+def _json_row(line: bytes) -> Row | None:
+    try:
+        return json_object(line)
+    except ValueError:
+        return None
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type)
+    return not (pa.types.is_nested(kind) or pa.types.is_large_binary(kind))

@@ -1,0 +1,279 @@
+"""Tables of links: what is downloaded, and the reason for what is not, against a real server on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from image_server import HEADERS, TARGETS, ImageServer, serving
+from made import photo, read_rows
+
+from data_tools.__main__ import main
+from data_tools.download.addresses import allowed_addresses
+from data_tools.download.client import Client, HeldMemory, Limits
+from data_tools.download.prefetch import prefetched
+from data_tools.readers.urls import OUTAGE, UrlSource
+from data_tools.record import Dropped, Record
+from mvlm.errors import ExitCode, UserError
+
+
+@cache
+def image(number: int) -> bytes:
+    return photo(number % 20, size=(120, 90))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[tuple[ImageServer, int]]:
+    with serving(image) as (serves, port):
+        yield serves, port
+
+
+@pytest.fixture
+def port(server: tuple[ImageServer, int]) -> int:
+    server[0].seen.clear()
+    return server[1]
+
+
+def write_table(folder: Path, urls: list[Any], **columns: list[Any]) -> Path:
+    path = folder / "links.parquet"
+    content = {"URL": urls, "TEXT": [f"caption {n}" for n in range(len(urls))]} | columns
+    pq.write_table(pa.table(content), path)
+    return path
+
+
+def outcomes(path: Path, **options: Any) -> list[bytes | str]:
+    """Each link's image, or the reason why there is none."""
+    source = UrlSource([path], **{"allow_loopback": True} | options)
+    return [item.reason if isinstance(item, Dropped) else item.image for item in source]
+
+
+GOOD = ("ok", "slow", "late", "dropped", "flaky", "busy", "moved", "others")
+BAD = {
+    "drip": "download failed (timed out)",
+    "hang": "download failed (timed out)",
+    "reset": "download failed (cut short)",
+    "short": "download failed (cut short)",
+    "404": "download failed (HTTP 404)",
+    "410": "download failed (HTTP 410)",
+    "500": "download failed (HTTP 500)",
+    "away": "download failed (HTTP 429)",
+    "garbage": "download failed (answer is not HTTP)",
+    "loop": "download failed (too many redirects)",
+    "endless": "download refused (too large)",
+    "huge": "download refused (too large)",
+    "private": "download refused (address is not public)",
+    "metadata": "download refused (address is not public)",
+    "decimal": "download failed (not an http or https link)",
+    "file": "download failed (not an http or https link)",
+    **dict.fromkeys(sorted(HEADERS.keys() - {"others"}), "download refused (site opts out)"),
+}
+ELSEWHERE = {
+    "http://10.0.0.1/x.jpg": "download refused (address is not public)",
+    "http://[::ffff:10.0.0.1]/x.jpg": "download refused (address is not public)",
+    "http://2130706433/x.jpg": "download failed (not an http or https link)",
+    "http://127.0.0.1:1/x.jpg": "download failed (no connection)",
+    "http://nowhere.invalid/x.jpg": "download failed (host not found)",
+    "ftp://example.com/x.jpg": "download failed (not an http or https link)",
+    "no link": "download failed (not an http or https link)",
+    None: "download failed (not an http or https link)",
+}
+
+
+def test_every_fault_has_its_reason_and_no_fault_is_another_s(
+    tmp_path: Path, server: tuple[ImageServer, int], port: int
+) -> None:
+    faults = [*GOOD, *BAD]
+    urls: list[Any] = [f"http://127.0.0.{2 + n}:{port}/{fault}/{n}.jpg" for n, fault in enumerate(faults)]
+    table = write_table(tmp_path, [*urls, *ELSEWHERE])
+    found = outcomes(table, timeout=2.0, retries=1, max_mb=1.0)
+    assert dict(zip(faults, found, strict=False)) == {
+        **{fault: image(number) for number, fault in enumerate(GOOD)},
+        **BAD,
+    }
+    assert dict(zip(ELSEWHERE, found[len(faults) :], strict=True)) == ELSEWHERE
+
+    asked = Counter(path.split("/")[1] for path in server[0].seen.elements())
+    assert not set(TARGETS) - {"moved", "loop"} - set(asked), "every redirect was met"
+    once = ("404", "410", "away", "huge", "noai", "private", "file")
+    assert {fault: asked[fault] for fault in once} == dict.fromkeys(once, 1)
+    twice = ("500", "flaky", "busy", "dropped", "short", "hang")
+    assert {fault: asked[fault] for fault in twice} == dict.fromkeys(twice, 2)
+
+
+def test_a_shorter_length_than_the_image_spoils_no_other_download(tmp_path: Path, port: int) -> None:
+    """What is left of the first answer stands at the beginning of the second on the same connection."""
+    urls = [f"http://127.0.0.1:{port}/{'long' if n == 2 else 'ok'}/{n}.jpg" for n in range(8)]
+    found = outcomes(write_table(tmp_path, urls), connections=1)
+    whole = [n for n in range(8) if found[n] == image(n)]
+    assert whole == [0, 1, 3, 4, 5, 6, 7]
+    assert found[2] != image(2)
+
+
+def test_this_machine_is_refused_unless_it_is_allowed(
+    tmp_path: Path, server: tuple[ImageServer, int], port: int
+) -> None:
+    urls = [f"http://{host}:{port}/ok/1.jpg" for host in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0")]
+    refused = "download refused (address is not public)"
+    assert outcomes(write_table(tmp_path, urls), allow_loopback=False) == [refused] * 4
+    assert not server[0].seen
+
+
+def test_a_name_that_changes_its_address_is_refused(
+    tmp_path: Path, server: tuple[ImageServer, int], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look-up is the only thing replaced: no name server here would give such answers."""
+    answers = {"inside.test": ["10.0.0.7", "169.254.169.254"], "mixed.test": ["192.168.1.1", "127.0.0.1"]}
+    asked: Counter[str] = Counter()
+
+    def look_up(host: str, port: int, *_: object, **__: object) -> list[Any]:
+        asked[host] += 1
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in answers[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    urls = [f"http://{host}:{port}/ok/1.jpg" for host in answers]
+    assert outcomes(write_table(tmp_path, urls)) == ["download refused (address is not public)", image(1)]
+    assert asked == {"inside.test": 1, "mixed.test": 1}, "what was checked is what is connected to"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
+        *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
+        *("64:ff9b::7f00:1", "2002:7f00:1::", "2130706433", "localhost"),
+    ],
+)
+def test_addresses_that_are_not_public(address: str) -> None:
+    assert not allowed_addresses(allow_loopback=False)(address)
+
+
+def test_public_addresses() -> None:
+    allowed = allowed_addresses(allow_loopback=False)
+    assert all(map(allowed, ("93.184.216.34", "2606:2800:220:1::1", "64:ff9b::5db8:d822")))
+
+
+def test_checksums_are_checked(tmp_path: Path, port: int) -> None:
+    urls = [f"http://127.0.0.1:{port}/ok/{n}.jpg" for n in range(6)]
+    sha256 = [hashlib.sha256(image(n)).hexdigest() for n in range(6)]
+    md5 = [hashlib.md5(image(n)).hexdigest() for n in range(6)]
+    sha256[1], sha256[2], sha256[3] = "0" * 64, None, sha256[3].upper()  # type: ignore[call-overload]
+    md5[4], md5[5] = "", md5[0]
+    found = outcomes(write_table(tmp_path, urls, sha256=sha256, md5=md5))
+    wrong = "download refused (checksum differs)"
+    assert found == [image(0), wrong, image(2), image(3), image(4), wrong]
+
+
+def test_requests_at_a_time_are_bounded_by_host_and_altogether(tmp_path: Path) -> None:
+    with serving(image) as (server, port):
+        urls = [f"http://127.0.0.{1 + n % 3}:{port}/late/{n}.jpg" for n in range(45)]
+        assert outcomes(write_table(tmp_path, urls), connections=5, per_host=2) == [image(n) for n in range(45)]
+    assert set(server.most.values()) == {2}
+    assert 3 < server.most_at_once <= 5
+
+
+def test_memory_is_bounded_and_the_first_link_never_waits_for_it(port: int) -> None:
+    """The first link needs a second attempt, while the others would fill the memory that it needs too."""
+    size = len(image(0))
+    waiting = most = 0
+
+    async def work(client: Client, number: int, memory: HeldMemory) -> bytes:
+        nonlocal waiting, most
+        fault = "flaky" if number == 100 else "ok"
+        data = await client.fetch(f"http://127.0.0.1:{port}/{fault}/{number}.jpg", memory)
+        waiting += len(data)
+        most = max(most, waiting)
+        return data
+
+    for number, data in enumerate(
+        prefetched(range(100, 160), work, Limits(connections=4, allow_loopback=True), most_bytes=6 * size), 100
+    ):
+        assert data == image(number)
+        waiting -= len(data)
+        time.sleep(0.001)
+    assert most <= 32 * size + 6 * size + 4 * size, "handed over, held and under way"
+
+
+def test_an_error_of_the_work_is_raised_and_ends_the_thread(port: int) -> None:
+    async def work(client: Client, number: int, memory: HeldMemory) -> bytes:
+        if number == 5:
+            raise RuntimeError("five")
+        return await client.fetch(f"http://127.0.0.1:{port}/ok/{number}.jpg", memory)
+
+    with pytest.raises(RuntimeError, match="five"):
+        list(prefetched(range(10), work, Limits(allow_loopback=True)))
+
+
+def test_columns_are_known_by_the_names_that_everybody_uses(tmp_path: Path, port: int) -> None:
+    link = f"http://127.0.0.1:{port}/ok/3.jpg"
+    pq.write_table(
+        pa.table({"uid": ["u1"], "url": [link], "text": ["a cat"], "clip": [0.3], "vector": [[0.1, 0.2]]}),
+        tmp_path / "datacomp.parquet",
+    )
+    (tmp_path / "mine.csv").write_text(f'url,caption\n{link},"a dog, asleep"\n{link},\n')
+    (tmp_path / "more.jsonl").write_text(json.dumps({"url": link, "TEXT": "a bird"}) + "\nnot json\n")
+    source = UrlSource([tmp_path], allow_loopback=True)
+    items = list(source)
+    assert source.size == source.position == 5
+    records = [item for item in items if isinstance(item, Record)]
+    assert [(r.key, list(r.captions), r.image == image(3), r.where, r.source) for r in records] == [
+        ("u1", ["a cat"], True, "datacomp.parquet:0", "datacomp"),
+        ("mine-000000000", ["a dog, asleep"], True, "mine.csv:0", "mine"),
+        ("mine-000000001", [""], False, "mine.csv:1", "mine"),
+        ("more-000000000", ["a bird"], True, "more.jsonl:0", "more"),
+    ]
+    assert dict(records[0].fields) == {"uid": "u1", "url": link, "clip": 0.3}
+    assert [(item.reason, item.where) for item in items if isinstance(item, Dropped)] == [
+        ("annotation is malformed", "more.jsonl:1")
+    ]
+    with pytest.raises(UserError, match="say which with --caption-column"):
+        UrlSource([write_table(tmp_path, [link]).rename(tmp_path / "a.parquet")], caption_column="alt")
+
+
+def test_without_a_network_the_run_stops_and_drops_nothing(tmp_path: Path) -> None:
+    table = write_table(tmp_path, ["http://127.0.0.1:1/x.jpg"] * (OUTAGE + 5))
+    argv = ["shard", "urls", str(table), "--allow-loopback", "--retries", "0", "--per-host", "64"]
+    assert main([*argv, "--workers", "1", "--out", str(tmp_path / "out")]) == ExitCode.REQUEUE
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_pass_from_a_table_to_shards(tmp_path: Path, port: int) -> None:
+    urls = [f"http://127.0.0.1:{port}/{'404' if n == 1 else 'html' if n == 2 else 'ok'}/{n}.jpg" for n in range(6)]
+    out = tmp_path / "out"
+    argv = ["shard", "urls", str(write_table(tmp_path, urls)), "--allow-loopback", "--workers", "1", "--out", str(out)]
+    assert main([*argv, "--longest-side", "60"]) == 0
+    rows = read_rows(out)
+    assert [row["key"] for row in rows] == [f"links-{n:09d}" for n in (0, 3, 4, 5)]
+    assert {(row["width"], row["height"]) for row in rows} == {(60, 45)}
+    dropped = json.loads((out / "yield.json").read_text())["dropped"]
+    assert dropped == {"download failed (HTTP 404)": 1, "not an image": 1}
+    listed = [json.loads(line) for line in (out / "quarantine.jsonl").read_text().splitlines()]
+    assert listed[0]["where"] == "links.parquet:1"
+    assert listed[0]["detail"] == f"{urls[1]}: Not Found"
+
+
+def test_pieces_of_tables_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a piece begins or ends within a row group; nothing listens, so that each row gives a `Dropped`."""
+    monkeypatch.setattr("data_tools.readers.urls.UNIT_ROWS", 7)
+    links = [f"no link {n}" for n in range(50)]
+    pq.write_table(pa.table({"url": links, "text": links}), tmp_path / "a.parquet", row_group_size=20)
+    (tmp_path / "b.csv").write_text("url,text\n" + "".join(f"{link},{link}\n" for link in links[:10]))
+    source = UrlSource([tmp_path])
+    whole = [item.where for item in source]
+    assert len(whole) == 60
+    starts = [start for start, _ in source.units()]
+    assert starts == [*((0, row) for row in range(0, 50, 7)), (1, 0), (1, 7)]
+    ends: list[tuple[int, ...] | None] = [*starts[1:], None]
+    pieces = [
+        item.where for start, end in zip([(), *starts[1:]], ends, strict=True) for item in source.read(start, end)
+    ]
+    assert pieces == whole
