@@ -26,6 +26,7 @@ COMMANDS = {
     "watch": "show the state of a running job",
     "report": "write an HTML page about a run: curves, numbers and examples",
     "export": "export a model to transformers, ONNX or torch.export",
+    "stage": "append a stage to a run, or show its stages and how often each has seen its rows",
     "decay": "decay a run's learning rate from several checkpoints and draw the curve",
     "reproduce": "reproduce a table of the paper from the published data sets",
     "plan": "calculate a run's memory, time and communication before it starts",

@@ -142,7 +142,9 @@ WHOLE_CONFIG = (
     "mvlm/reproduce/",  # begins runs
     "mvlm/training/checkpoint/settings.py",  # compares it with the one that is stored
     "mvlm/training/fit.py",
+    "mvlm/training/planning.py",  # plans what fit.py builds
     "mvlm/training/run_folder.py",  # stores it
+    "mvlm/training/stages.py",  # plans a run's stages, each with one of its own
 )
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""
 DATA_TOOLS_MAY = {

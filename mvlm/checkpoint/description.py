@@ -9,10 +9,11 @@ from mvlm.checkpoint.layout import INDEX, UNREADABLE, read_index
 from mvlm.errors import UserError
 
 CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
+STAGES, LEDGER = "stages.toml", "stages.jsonl"  # of a run with stages; the second of its folder alone
 TOKENIZER, TEXT_ENCODER = "tokenizer", "text_encoder"
 METRICS, EVALUATIONS, SKIPPED = "metrics.jsonl", "eval.jsonl", "skipped.jsonl"  # of a run folder alone
 DESCRIPTION = re.compile(
-    rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}"
+    rf"{re.escape(CONFIG)}|{re.escape(DEEPSPEED)}|{re.escape(RUN_JSON)}|{re.escape(STAGES)}"
     rf"|({TOKENIZER}|{TEXT_ENCODER})/[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|txt|model|jinja)"
 )
 """Names of its files, alike in a checkpoint and in a run's folder: nothing that would be run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch.nn import Parameter
@@ -69,11 +69,21 @@ def refusal(checkpoint: Path, reason: str) -> UserError:
     )
 
 
-def compare_shapes(checkpoint: Path, weights: Mapping[str, TensorFile], parameters: Mapping[str, Parameter]) -> None:
-    """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device."""
+def compare_shapes(
+    checkpoint: Path,
+    weights: Mapping[str, TensorFile],
+    parameters: Mapping[str, Parameter],
+    is_fitted: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Raise `UserError` where a checkpoint's weights are not those of a model, which may be on the meta device.
+
+    Args:
+        is_fitted: whether a parameter may be there in another shape.
+    """
     for name, file in weights.items():
         shape, parameter = file.shape(name), parameters.get(name)
-        if parameter is None or shape != tuple(getattr(parameter, "ds_shape", parameter.shape)):
+        wanted = None if parameter is None else tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if wanted is None or (shape != wanted and not is_fitted(name)):
             raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
     if lacking := parameters.keys() - weights.keys():
         raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")

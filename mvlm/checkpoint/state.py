@@ -63,6 +63,65 @@ class BestEvaluation:
 
 
 @dataclass(frozen=True)
+class Stream:
+    """What a run draws in one order: a data set, or several in fixed shares.
+
+    Attributes:
+        data: folders or URLs, as the run names them.
+        parts: the fingerprint of each.
+        fingerprint: of the mixture that they are.
+        pairs: it draws each row with each of its captions, and not each row.
+        per_epoch: draws of an epoch.
+        position: draws made when the running stage began.
+        order: from that position on; none = it has not been drawn from.
+    """
+
+    data: tuple[str, ...]
+    parts: tuple[str, ...]
+    fingerprint: str
+    pairs: bool
+    per_epoch: int
+    position: int = 0
+    order: tuple[OrderSpec, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Stream:
+        order = tuple(map(OrderSpec.from_json, content["order"]))
+        lists = {name: tuple(content[name]) for name in ("data", "parts")}
+        return cls(**(content | lists | {"order": order}))
+
+
+@dataclass(frozen=True)
+class StageState:
+    """A stage that has begun.
+
+    Attributes:
+        number: of the stage, 0 for the first.
+        step, samples: made and seen before it.
+        end: the step that it ends at, as it was planned last.
+        global_batch: samples a step.
+        streams: those of the run that it draws from, by number.
+        shares: draws of each in an epoch of the stage.
+        begins, ends: the position of each of these where the stage began and where it ended; none = it runs.
+    """
+
+    number: int
+    name: str
+    step: int
+    samples: int
+    end: int
+    global_batch: int
+    streams: tuple[int, ...]
+    shares: tuple[int, ...]
+    begins: tuple[int, ...]
+    ends: tuple[int, ...] = ()
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> StageState:
+        return cls(**(content | {name: tuple(content[name]) for name in ("streams", "shares", "begins", "ends")}))
+
+
+@dataclass(frozen=True)
 class TrainState:
     """Where a run stands; the same on every rank, and the same JSON in every checkpoint."""
 
@@ -77,6 +136,8 @@ class TrainState:
     frozen: tuple[str, ...] = ()  # parts that are not trained
     order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; none = not recorded
     best: BestEvaluation | None = None  # of the evaluations up to this step, its own included
+    stages: tuple[StageState, ...] = ()  # that have begun, the running one last; none of a run without any
+    streams: tuple[Stream, ...] = ()  # that these have drawn from, in the order in which they first did
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -84,7 +145,7 @@ class TrainState:
     @classmethod
     def from_json(cls, content: Any) -> TrainState:
         """Raises:
-        TypeError: it is no object, or a key is missing or unknown.
+        TypeError, KeyError: it is no object, or a key is missing or unknown.
         UserError: its order is of a kind that only another version knows.
         """
         if not isinstance(content, dict):
@@ -92,4 +153,7 @@ class TrainState:
         lists = {name: tuple(content.get(name, ())) for name in ("skipped", "recent_losses", "frozen")}
         order = tuple(map(OrderSpec.from_json, content.get("order", ())))
         best = BestEvaluation(**content["best"]) if content.get("best") else None
-        return cls(**(content | lists | {"order": order, "best": best}))
+        stages = tuple(map(StageState.from_json, content.get("stages", ())))
+        streams = tuple(map(Stream.from_json, content.get("streams", ())))
+        found = {"order": order, "best": best, "stages": stages, "streams": streams}
+        return cls(**(content | lists | found))

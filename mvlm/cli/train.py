@@ -16,6 +16,7 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mvlm.errors import ExitCode
@@ -43,15 +44,17 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.training.health.signals import StopRequests
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
-    config = _read(args)
+    config, stages = _read(args)
     with uncollected():
-        from mvlm.config.load import given_keys
+        from mvlm.config.load import given_keys, read_stages
         from mvlm.runtime import dist, network
         from mvlm.training.zero.config import accumulation_steps, usable_ranks
 
     launched = environment()
-    ranks = usable_ranks(config.train, launched["world"])
-    accumulation_steps(config.train, ranks)
+    trains = [each.train for each in stages]
+    ranks = usable_ranks(trains, launched["world"])
+    for train_settings in trains:
+        accumulation_steps(train_settings, ranks)
     if launched["rank"] >= ranks:
         return 0
     if ranks < launched["world"] and launched["rank"] == 0:
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
             from mvlm.training.fit import train
 
         names, given = (args.deepspeed_config, args.config), given_keys(args.config, args.overrides)
-        code = train(config, names, given, evaluator, stop)
+        code = train(config, names, given, evaluator, stop, read_stages(args.config))
     except Exception as error:
         if dist.lost_peer(error):
             _end_alone(config.run.dir, error, stop)
@@ -87,22 +90,34 @@ def evaluator(config: Config) -> Evaluator | None:
     return Evaluator(config.data, config.task, config.model.image_size, config.eval, pictures)
 
 
-def _read(args: argparse.Namespace) -> Config:
-    """The configuration; a wrong path or key is reported here, before torch is imported, which takes seconds."""
+def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
+    """The configuration, and that of each stage, of which a run has at least one.
+
+    A wrong path or key is reported here, before torch is imported, which takes seconds.
+    """
     with uncollected():
-        from mvlm.config.load import load_config, require_training_data
+        from mvlm.checkpoint.description import STAGES
+        from mvlm.config.load import load_config, read_stages, require_training_data
+        from mvlm.config.stages import load_stored_stages, make_stages
         from mvlm.data.shards.corpus import held_out, training_mixture
         from mvlm.training.logging.trackers import require_installed
         from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
 
     config = load_config(args.config, args.overrides)
-    require_training_data(config, args.config)
+    stages = make_stages(config, read_stages(args.config), args.config)
     require_installed(config.log)
     refuse_sections(read_deepspeed_json(args.deepspeed_config), args.deepspeed_config)
-    training_mixture(config.data, config.task.corpus, config.data.patience)
+    each = [stages.config(number) for number in range(len(stages))]
+    for stage in each:
+        require_training_data(stage, args.config)
+    training_mixture(each[0].data, config.task.corpus, config.data.patience)
     if config.data.eval:
         held_out(config.data, config.task.corpus, config.data.patience)
-    return config
+    stored = Path(config.run.dir) / STAGES
+    if stored.is_file():  # those that `mvlm stage add` has appended count as well
+        known = load_stored_stages(stored)
+        each += [known.config(number) for number in range(len(stages), len(known))]
+    return config, each
 
 
 def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:

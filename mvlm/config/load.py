@@ -42,6 +42,9 @@ def given_keys(path: str | Path, overrides: Iterable[str]) -> frozenset[str]:
     return frozenset(f"{name}.{key}" for name, table in tables.items() if isinstance(table, dict) for key in table)
 
 
+STAGE = "stage"
+"""The array of tables that changes the configuration along a run."""
+
 YOUNGER_KEYS: dict[str, Any] = {
     "data.patience": 0.0,
     "data.epoch": "images",
@@ -51,6 +54,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "objectives.reconstruct_from": "other",
     "optim.schedule": "cosine",
     "optim.decay_steps": -1,
+    "train.pairs": 0,
     "eval.select": "",
     "eval.select_lower": False,
     "eval.patience": 0,
@@ -77,6 +81,7 @@ def load_stored_config(path: Path) -> Config:
         UserError: it is missing or damaged.
     """
     tables = read_tables(path, "run configuration")
+    tables.pop(STAGE, None)
     for name, value in YOUNGER_KEYS.items():
         table, key = name.split(".")
         tables.setdefault(table, {}).setdefault(key, value)
@@ -86,8 +91,17 @@ def load_stored_config(path: Path) -> Config:
     return config_from_dict(tables, str(path))
 
 
+def read_stages(path: str | Path) -> list[dict[str, Any]]:
+    """The `[[stage]]` tables of a run TOML, as they stand there; raises `UserError` where `stage` is something else."""
+    tables = read_tables(find_file(path, "configs"), "run configuration").get(STAGE, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise UserError(f"{path}: stage must be tables, each under a line [[stage]]: write it so.")
+    return tables
+
+
 def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
     tables = read_tables(find_file(path, "configs"), "run configuration")
+    tables.pop(STAGE, None)  # of mvlm/config/stages.py
     for override in overrides:
         with mistakes.gathered():
             apply_override(tables, override)

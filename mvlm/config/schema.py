@@ -151,8 +151,9 @@ class Optim:
 
 @dataclass(frozen=True)
 class Train:
-    epochs: float = 50.0  # over data.train (R); ignored if steps is given
-    steps: int = 0  # updates of the weights; 0 = epochs (R)
+    epochs: float = 50.0  # over data.train (R); ignored if steps or pairs are given
+    steps: int = 0  # updates of the weights; 0 = pairs or epochs (R)
+    pairs: int = 0  # to be seen; 0 = epochs (R); ignored if steps is given
     global_batch: int = 512  # pairs per step over all ranks and accumulation (P)
     # pairs per rank and forward pass; 0 = the largest without accumulation, "auto" = the largest that fits into memory
     micro_batch: int | Literal["auto"] = 0

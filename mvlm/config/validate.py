@@ -26,7 +26,7 @@ NOT_NEGATIVE = {
     "model": ("cross_init_std",),
     "data": ("workers", "tolerance", "shuffle_shards", "cache_gb", "patience"),
     "optim": ("encoder_lr", "clip", "weight_decay", "warmup_epochs"),
-    "train": ("steps", "time_limit", "max_skipped"),
+    "train": ("steps", "pairs", "time_limit", "max_skipped"),
     "checkpoint": ("every", "keep_every"),
     "log": ("pictures",),
     "eval": ("rerank", "limit", "patience"),
@@ -99,8 +99,8 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(scaled, "optim.schedule", "another without a warm-up, whose length says how fast the root falls")
     require(0 < optim.layer_decay <= 1, "optim.layer_decay", "above 0 and at most 1")
     require(train.steps <= LAST_STEP, "train.steps", f"at most {LAST_STEP}, which a checkpoint's name has room for")
-    length = train.steps > 0 or 0 < train.epochs < math.inf
-    require(length, "train.epochs", "above 0 where train.steps is not given")
+    length = train.steps > 0 or train.pairs > 0 or 0 < train.epochs < math.inf
+    require(length, "train.epochs", "above 0 where neither train.steps nor train.pairs is given")
     require(train.global_batch >= 2, "train.global_batch", "2 or more")
     require(train.micro_batch == "auto" or train.micro_batch >= 0, "train.micro_batch", "0 or more, or 'auto'")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")

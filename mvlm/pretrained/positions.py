@@ -8,15 +8,19 @@ import torch
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
+from mvlm.errors import UserError
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.report import Shape
+
+VISION = "vision.vit."
+"""How the names of the image encoder's parameters begin."""
 
 Fit = Callable[[str, Tensor, Shape], Tensor | None]
 """A tensor of another shape by name -> the same fitted to the shape given, or None where that cannot be done."""
 
 
-def fit_image_positions(vision: VisionEncoder) -> Fit:
+def fit_image_positions(vision: VisionEncoder, interpolation: str = "bicubic") -> Fit:
     """Bicubic, as timm fits the positions of its pretrained weights; those of CLS and its like stay."""
     prefix = 0 if getattr(vision.vit, "no_embed_class", False) else int(vision.vit.num_prefix_tokens)
 
@@ -25,12 +29,48 @@ def fit_image_positions(vision: VisionEncoder) -> Fit:
             old = round((tensor.shape[1] - prefix) ** 0.5)
             if old < 1 or old * old != tensor.shape[1] - prefix:
                 return None
-            return resample_abs_pos_embed(tensor.float(), list(vision.grid), num_prefix_tokens=prefix)
+            grid = list(vision.grid)
+            return resample_abs_pos_embed(tensor.float(), grid, num_prefix_tokens=prefix, interpolation=interpolation)
         if name.endswith("relative_position_bias_table") and tensor.shape[1:] == here[1:]:
             return resize_rel_pos_bias_table(tensor.float(), vision.grid, here)
         return None
 
     return fit
+
+
+def is_image_position(name: str) -> bool:
+    """Whether a model's parameter has another shape where images have another size."""
+    return name == f"{VISION}pos_embed" or (name.startswith(VISION) and name.endswith("relative_position_bias_table"))
+
+
+def fit_trained(vision: VisionEncoder, name: str, whole: dict[str, Tensor], here: Shape) -> dict[str, Tensor]:
+    """What an optimiser has of a parameter, for images of another size: weights by `fit_image_positions`.
+
+    Moments are fitted bilinearly, whose means are of positive weights: so the second ones stay above 0, and each update
+    has the size of those around it. Those of a table of relative positions begin anew.
+
+    Args:
+        whole: by what it is, "weight" or "ema" or the name of a moment.
+
+    Raises:
+        UserError: the weight cannot be fitted.
+    """
+    if tuple(whole["weight"].shape) == here:
+        return whole
+    found = {}
+    for key, tensor in whole.items():
+        is_moment = key not in ("weight", "ema")
+        if is_moment and not name.endswith("pos_embed"):
+            found[key] = torch.zeros(here)
+            continue
+        fit = fit_image_positions(vision, "bilinear" if is_moment else "bicubic")
+        fitted = fit(name.removeprefix(VISION), tensor, here)
+        if fitted is None:
+            raise UserError(
+                f"{name} of shape {tuple(tensor.shape)} cannot be fitted to {here}: leave model.image_size as it is."
+            )
+        found[key] = fitted
+    return found
 
 
 def fit_text_positions(text: TextEncoder) -> Fit:

@@ -2,59 +2,51 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from mvlm.checkpoint.description import TOKENIZER
 from mvlm.checkpoint.fencing import FencingToken
-from mvlm.checkpoint.fetch import begin_without, fetch_newest
-from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
-from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.schema import Config
-from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
+from mvlm.config.stages import Table
 from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.samples.captions import COARSE
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import class_names
-from mvlm.data.shards.corpus import Mixture, training_mixture
 from mvlm.errors import OUT_OF_SIGHT, cannot_write
 from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
 from mvlm.training.auto_batch import find_micro_batch
-from mvlm.training.build import build_dataset, build_empty, build_starting_model, coming_classes, coming_tokenizer
+from mvlm.training.build import build_dataset, build_starting_model
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.checkpoint.settings import Resumed, deepspeed_changes, resume_config
+from mvlm.training.checkpoint.settings import deepspeed_changes
 from mvlm.training.compilation import is_compiled
 from mvlm.training.engine import Engine
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.health.watchdog import Watchdog
-from mvlm.training.kernels import check_names
 from mvlm.training.logging.metrics import Reporter, opening
 from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
-from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters
-from mvlm.training.parallelize import freeze, parallelize
+from mvlm.training.parallelize import parallelize
+from mvlm.training.planning import Plan, make_plan
 from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, read_description
-from mvlm.training.schedule import Schedule, learning_rate, schedule_steps
+from mvlm.training.schedule import Schedule
+from mvlm.training.stages import comes_another
 from mvlm.training.stream import TrainingStream
 from mvlm.training.trainer import Evaluate, Health, Trainer
 from mvlm.training.warnings import find_warnings, groups_warning
-from mvlm.training.zero.config import RunSide, resolve
-from mvlm.training.zero.json_file import read_deepspeed_json, unused
+from mvlm.training.zero.json_file import unused
 
 
 def train(
@@ -63,8 +55,9 @@ def train(
     given: frozenset[str],
     evaluator: Callable[[Config], Evaluate | None] | None = None,
     stop: StopRequests | None = None,
+    tables: Sequence[Table] = (),
 ) -> int:
-    """Train until the last step or until asked to stop.
+    """Train until the last step, of the last stage where there are several, or until asked to stop.
 
     Args:
         names: the paths of the DeepSpeed JSON and of the run TOML.
@@ -72,6 +65,7 @@ def train(
             keep the values that it has.
         evaluator: makes what is called every `eval.every` steps and after the last; None = nothing is.
         stop: has listened since the process began; None = from now on.
+        tables: the `[[stage]]` tables of the run TOML.
 
     Returns:
         The exit code: 0 done, 75 preempted with everything saved.
@@ -81,91 +75,40 @@ def train(
         StorageLost: the run folder is not to be reached any more.
     """
     stop = stop or StopRequests()
-    plan = make_plan(config, names, given, stop)
+    while True:
+        plan = make_plan(config, names, given, stop, tables)
+        code, is_over = _train_stage(plan, evaluator, stop)
+        number = plan.standing.number if plan.standing else 0
+        if not is_over or not dist.as_rank_0(partial(comes_another, plan.folder, number)):
+            return code
+        gc.collect()  # the engine of a stage is full of circles, and the next needs its memory
+
+
+def _train_stage(
+    plan: Plan, evaluator: Callable[[Config], Evaluate | None] | None, stop: StopRequests
+) -> tuple[int, bool]:
+    """The exit code, and whether the last step of the plan was made."""
     evaluate = evaluator(plan.config) if evaluator else None
     plan.rehearse()
     with ExitStack() as stack:
         trainer = build(plan, evaluate, stop, stack)
         try:
-            return trainer.run()
+            return trainer.run(), trainer.is_over
         except OSError as error:
             if error.errno in OUT_OF_SIGHT:
                 raise cannot_write(f"The run folder {plan.folder}", error, so="") from None
             raise
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run as it will be, before anything is built or written.
-
-    Attributes:
-        content, names: the DeepSpeed JSON, and the paths of it and of the run TOML.
-        resumed: what a run is resumed with; None = it begins.
-        steps: updates in all and of warm-up.
-        shuffle: a sentence where a run settles in which order it draws its samples.
-    """
-
-    config: Config
-    content: dict[str, Any]
-    names: tuple[str, str]
-    folder: Path
-    mirror: Mirror | None
-    site: FolderGroup
-    start: Start
-    resumed: Resumed | None
-    mixture: Mixture
-    steps: tuple[int, int]
-    shuffle: str
-
-    def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
-        """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
-        config, train = self.config, self.config.train
-        train = replace(train, micro_batch=micro_batch) if micro_batch else train
-        side = RunSide(self.names, config.run.dir, train, config.optim, dist.world(), self.steps, parameters)
-        return resolve(self.content, side)
-
-    def rehearse(self) -> None:
-        """Raise `UserError` where training would later find that it cannot begin: the model is of shapes alone."""
-        config = self.config
-        check_names(config.kernels)
-        tokenizer = coming_tokenizer(config.data, config.model.text, self.start)
-        blueprint, classes = config.blueprint, coming_classes(config.task, self.start)
-        model, _ = build_empty(blueprint, config.data.text_length, tokenizer, self.start, classes)
-        build_dataset(blueprint, config.data, self.mixture, tokenizer, model)
-        freeze(model, config.train.freeze)
-        is_compiled(config.train, self.resolve(count_parameters(model)))
-
-
-def make_plan(config: Config, names: tuple[str, str], given: frozenset[str], stop: StopRequests) -> Plan:
-    """Where the run begins, with which settings, on which data; all ranks must call."""
-    folder = Path(config.run.dir)
-    content = read_deepspeed_json(names[0])
-    mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
-    site = find_folder_group(folder, mirrored=mirror is not None)
-    if mirror and not fetch_newest(mirror, folder, site):
-        begin_without(mirror, folder, site)
-    start = checkpoints.starting_point(folder, config.checkpoint)
-    resumed = dist.as_rank_0(partial(resume_config, config, given, start)) if start.resumes else None
-    if resumed:
-        config = resumed.config
-        require_installed(config.log)
-    stop.limit_time(config.train.time_limit)
-    if config.train.deterministic:
-        _compute_deterministically()
-    data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
-    config = replace(config, data=data)
-    mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
-    steps = schedule_steps(config.train, config.optim, mixture.per_epoch, resumed.state if resumed else None)
-    return Plan(config, content, names, folder, mirror, site, start, resumed, mixture, steps, shuffle)
-
-
 def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: ExitStack) -> Trainer:
     """The engine, filled where a run is resumed, and the parts around it, which `stack` closes; all ranks must call."""
-    config, folder, site, mirror = plan.config, plan.folder, plan.site, plan.mirror
+    config, folder, site, mirror, standing = plan.config, plan.folder, plan.site, plan.mirror, plan.standing
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
     resumed = start.checkpoint if start.resumes else None
     sentences = plan.resumed.reported if plan.resumed else (plan.shuffle,) if plan.shuffle else ()
+    if standing:
+        sentences = (f"{standing.title[0].upper()}{standing.title[1:]}.", *sentences)
     if resumed:
         sentences += dist.as_rank_0(partial(deepspeed_changes, resumed, engine.ds_config))
     layout = {
@@ -176,10 +119,23 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
         "steps": plan.steps[0],
         "rows": len(plan.mixture),
     }
+    if standing:
+        layout |= {"steps": standing.sections[-1].end, "stage": standing.number}
+        layout["stages"] = [{"name": s.name, "first": s.first, "end": s.end} for s in standing.sections]
     # A run that was refused before now must not look like this one.
-    describe_run(folder, config, engine.ds_config, engine.model, layout, site, beginning, attempt.number)
+    describe_run(
+        folder,
+        config,
+        engine.ds_config,
+        engine.model,
+        layout,
+        site,
+        beginning,
+        attempt.number,
+        standing and standing.stages,
+    )
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
-    monitor = stack.enter_context(Monitor(folder, state.step, plan.steps[0], config.log))
+    monitor = stack.enter_context(Monitor(folder, state.step, layout["steps"], config.log))
     monitor.say(opening(config.run.dir, config.train, resumed, layout))
     for sentence in (*sentences, *(_warnings(plan, dataset, layout["micro_batch"]) if monitor.main else ())):
         monitor.say(sentence)
@@ -197,9 +153,9 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     reporter = Reporter(folder, monitor, attempt, engine, stream, config.optim, arithmetic)
     stack.callback(reporter.close)
     health = Health(stop, watchdog, AnomalyDetector(config.train.spike))
-    lr = learning_rate(config.train, config.optim, plan.mixture.per_epoch, plan.steps)
-    schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every)
-    own = start.resumes and start.own
+    lr, is_last = plan.learning_rate, plan.steps[0] == layout["steps"]
+    schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every, is_last)
+    own = start.resumes and start.own and not plan.begins_stage  # whose first checkpoint bad steps go back to
     trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, evaluate, selector, own)
     if resumed and start.own:
         uploads.offer_start(resumed)
@@ -240,16 +196,22 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
 
 def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]:
     """Fill the engine where a run is resumed, and make this the run's attempt; the start as it turned out to be."""
-    start, resumed, fingerprint = plan.start, plan.resumed, plan.mixture.fingerprint
-    state = TrainState(0, 0, plan.config.run.seed, fingerprint, frozen=plan.config.train.freeze)
+    start, resumed, mixture = plan.start, plan.resumed, plan.mixture
+    state = TrainState(0, 0, plan.config.run.seed, mixture.fingerprint, frozen=plan.config.train.freeze)
+
+    def restore(start: Start) -> tuple[Start, TrainState]:
+        return checkpoints.restore_start(engine, plan.folder, start, mixture.fingerprint, plan.begins_stage)
+
     if resumed:
-        start, state = checkpoints.restore_start(engine, plan.folder, start, fingerprint)
+        start, state = restore(start)
     attempt = FencingToken(plan.folder, plan.mirror, start.resumes and start.own, plan.site)
     if resumed and start.checkpoint and start.own:
         if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
-            start, state = checkpoints.restore_start(engine, plan.folder, start, fingerprint)
+            start, state = restore(start)
         assert start.checkpoint
         checkpoints.make_latest(start.checkpoint)  # it is where a bad step goes back to
+    if plan.standing:
+        state = plan.standing.enter(state, mixture)
     if resumed and resumed.alters_loss:  # the losses before are no measure of those to come
         state = replace(state, recent_losses=())
     return start, state, attempt
@@ -272,10 +234,3 @@ def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[
     if not plan.start.resumes and (cut := truncation_warning(dataset)):
         sentences.append(cut)
     return sentences
-
-
-def _compute_deterministically() -> None:
-    """Ask torch for the same bits in every run, and for an error where it cannot give them."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False

@@ -15,11 +15,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from mvlm import __version__
-from mvlm.checkpoint.description import CONFIG, DEEPSPEED, DESCRIPTION, RUN_JSON, TEXT_ENCODER, TOKENIZER, described_in
+from mvlm.checkpoint.description import (
+    CONFIG,
+    DEEPSPEED,
+    DESCRIPTION,
+    RUN_JSON,
+    STAGES,
+    TEXT_ENCODER,
+    TOKENIZER,
+    described_in,
+)
 from mvlm.checkpoint.fencing import ATTEMPTS
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Config, Data, Task
+from mvlm.config.stages import Stages
 from mvlm.data.samples.answers import frequent_answers, save_answers
 from mvlm.data.samples.labelled import ANSWERS, SENTENCES
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -99,7 +109,8 @@ def restore_description(checkpoint: Path, run: Path) -> None:
 
 def read_description(run: Path) -> dict[str, bytes]:
     """What a checkpoint takes along of the run folder, by name in both."""
-    files = (path for path in [run / CONFIG, run / DEEPSPEED, run / RUN_JSON, *(run / TOKENIZER).iterdir()])
+    files = [run / CONFIG, run / DEEPSPEED, run / RUN_JSON, *(run / TOKENIZER).iterdir()]
+    files += [run / STAGES] if (run / STAGES).exists() else []
     named = {str(path.relative_to(run)): path for path in (*files, *(run / TEXT_ENCODER).iterdir())}
     return {name: path.read_bytes() for name, path in sorted(named.items()) if DESCRIPTION.fullmatch(name)}
 
@@ -163,11 +174,12 @@ def describe_run(
     site: FolderGroup,
     beginning: InitReport | None,
     attempt: int,
+    stages: Stages | None = None,
 ) -> None:
     """Write config.toml, deepspeed.json, the text encoder's description and run.json, once into each run folder.
 
-    The first two are kept of every attempt, in `attempts/NNNN`. Where the run begins, also what its weights started
-    from, to the last tensor.
+    The first two are kept of every attempt, in `attempts/NNNN`. Of a run with stages stages.toml is written as well.
+    Where the run begins, also what its weights started from, to the last tensor.
     """
     hosts = dist.gather_objects(socket.gethostname())
     if not site.leads:
@@ -189,6 +201,8 @@ def describe_run(
         for folder in (run, kept):
             write_durably(folder / CONFIG, dump_config(config))
             write_durably(folder / DEEPSPEED, json.dumps(ds_config, indent=1))
+        if stages and (not (run / STAGES).exists() or (run / STAGES).read_text(encoding="utf-8") != stages.dump()):
+            write_durably(run / STAGES, stages.dump())
         model.text.settings.save_pretrained(run / TEXT_ENCODER)
         if beginning:
             write_durably(run / STARTED, beginning.to_json())

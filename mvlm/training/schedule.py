@@ -19,8 +19,9 @@ DECAY = 0.1
 class Schedule:
     """
     Attributes:
-        steps: updates in all.
+        steps: updates in all, or until the stage ends.
         log_every, save_every, eval_every: steps; 0 = after the last alone.
+        is_last: no stage comes after these.
     """
 
     steps: int
@@ -28,6 +29,7 @@ class Schedule:
     log_every: int
     save_every: int
     eval_every: int
+    is_last: bool = True
 
     def is_due(self, every: int, step: int) -> bool:
         """Whether something is due after this step that is done so often, and after the last."""
@@ -49,6 +51,7 @@ class LearningRate:
     Attributes:
         total, warmup: updates; a warm-up may have ended before update 0.
         scale: updates of a whole warm-up.
+        first: the update that counts as 0, where a stage has a schedule of its own.
     """
 
     kind: Literal["cosine", "constant", "wsd", "inverse_sqrt"]
@@ -57,8 +60,10 @@ class LearningRate:
     scale: float
     decay: int
     floor: float
+    first: int = 0
 
     def __call__(self, step: int) -> float:
+        step -= self.first
         if step < self.warmup:
             return (step + 1) / self.warmup
         if self.kind == "cosine":
@@ -83,8 +88,9 @@ def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState |
     """Updates in all and updates of warm-up, of so many samples an epoch.
 
     Args:
-        state: that a run is resumed from. Where updates before it took another global batch, epochs are still counted
-            in samples: the learning rate continues from where it was, and its warm-up may have begun before update 0.
+        state: that a run is resumed from. Where updates before it took another global batch, epochs and pairs are
+            still counted in samples: the learning rate continues from where it was, and its warm-up may have begun
+            before update 0.
 
     Raises:
         UserError: there are more than a checkpoint's name has room for, or fewer than have been made.
@@ -92,15 +98,17 @@ def schedule_steps(train: Train, optim: Optim, samples: int, state: TrainState |
     per_epoch, offset = samples / train.global_batch, 0.0
     if state:
         offset = ((state.step + len(state.skipped)) * train.global_batch - state.samples_seen) / train.global_batch
-    total = train.steps or math.ceil(train.epochs * per_epoch + offset)
+    wanted = train.pairs / train.global_batch if train.pairs else train.epochs * per_epoch
+    key = "steps" if train.steps else "pairs" if train.pairs else "epochs"
+    total = train.steps or math.ceil(wanted + offset)
     if state and state.step > total:
         raise UserError(
-            f"The run is at step {state.step}, and train.{'steps' if train.steps else 'epochs'} ends it at step "
+            f"The run is at step {state.step}, and train.{key} ends it at step "
             f"{total}: give more, or resume an older checkpoint."
         )
     if total > LAST_STEP:
         raise UserError(
-            f"train.epochs = {train.epochs} makes {total} steps of data.train: lower it, so that they are at "
+            f"train.{key} = {getattr(train, key)} makes {total} steps of data.train: lower it, so that they are at "
             f"most {LAST_STEP}, which a checkpoint's name has room for."
         )
     warmup = optim.warmup_steps

@@ -12,6 +12,7 @@ from mvlm.data.loading.device import DeviceCopies
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
+from mvlm.data.loading.streams import Drawing
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import DataLost
 from mvlm.runtime import dist
@@ -51,6 +52,9 @@ class TrainingStream:
         self.quarantine = Quarantine(run, data.tolerance, len(dataset.mixture))
         self.skipped = Skipped(run, state.skipped, train.max_skipped)
         self.order: tuple[OrderSpec, ...] = ()
+        self._drawing = Drawing.of(state, dataset.mixture, seed)
+        self._shift = self._drawing.shift if self._drawing else 0
+        dataset.is_continued = self._drawing is not None and self._drawing.is_continued
         self._dataset, self._mixture, self._data = dataset, dataset.mixture, data
         self._seed, self._micro_batch, self._say = seed, micro_batch, say
         self._copies = DeviceCopies(dist.device())
@@ -58,12 +62,19 @@ class TrainingStream:
 
     def restart(self, state: TrainState) -> None:
         """Begin at the position of a state, after `close`."""
-        position, data = state.samples_seen, self._data
-        self.order, change = resumed(state.order or self.order, order_of(data), position, self.per_epoch)
+        position, data, drawing = state.samples_seen, self._data, self._drawing
+        if drawing and len(drawing.stage.streams) > 1:  # whose orders change where a stage begins
+            self.order, change = state.order, ""
+        else:
+            orders = state.order or self.order
+            self.order, change = resumed(orders, order_of(data), position + self._shift, self.per_epoch)
         if change:
             self._say(change)
         self.lost = ""
-        self._sampler = make_sampler(self._mixture, self._seed, self.order)
+        if drawing:
+            self._sampler = drawing.sampler(self.order)
+        else:
+            self._sampler = make_sampler(self._mixture, self._seed, self.order)
         self.loader = Loader(
             self._dataset,
             self._sampler,
@@ -80,6 +91,10 @@ class TrainingStream:
             copies=self._copies,
             prefetcher=start_prefetcher(self._mixture, self._sampler, position),
         )
+
+    def epochs(self, samples: int) -> float:
+        """How often what the run draws now has been drawn, when it has seen so many samples."""
+        return (samples + self._shift) / self.per_epoch
 
     def close(self) -> None:
         self.loader.close()

@@ -78,7 +78,7 @@ class Trainer:
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()
-        while self.state.step < self.schedule.steps and not self._is_exhausted:
+        while not self.is_over and not self._is_exhausted:
             began = time.perf_counter()
             flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
@@ -96,6 +96,11 @@ class Trainer:
             elif flags.ready == dist.world():
                 self._step(began)
         return self._finish()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step has been made."""
+        return self.state.step >= self.schedule.steps
 
     def _step(self, began: float) -> None:
         """Args: began: when its data were first asked for, by `time.perf_counter`."""
@@ -274,7 +279,7 @@ class Trainer:
 
     def _leave(self, code: int) -> int:
         self._mark("waiting for the trackers")
-        self.reporter.monitor.finish(done=code == ExitCode.DONE)
+        self.reporter.monitor.finish(done=code == ExitCode.DONE and self.schedule.is_last)
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return code
 

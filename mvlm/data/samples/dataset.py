@@ -79,10 +79,12 @@ class ShardDataset(Generic[S]):
     Attributes:
         image_shape: [V, 3, H, W] of a sample's images, stacked.
         captions: what the sentences are read by.
+        is_continued: occurrences count all of the run, where stages before have drawn other data.
     """
 
     image_shape: tuple[int, int, int, int]
     captions: CaptionTokenizer
+    is_continued = False
 
     def __init__(self, mixture: Mixture, data: Data, image_size: int, seed: int):
         self.mixture, self.data, self.image_size, self.seed = mixture, data, image_size, seed

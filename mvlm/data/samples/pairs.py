@@ -103,7 +103,8 @@ class PairDataset(ShardDataset[Pair]):
             case "draw":
                 return captions[int(self.rng(Purpose.CAPTION, visit).integers(len(captions)))]
             case "cycle":
-                return captions[(visit.position // len(self) + visit.occurrence) % len(captions)]
+                epochs = 0 if self.is_continued else visit.position // len(self)
+                return captions[(epochs + visit.occurrence) % len(captions)]
             case "first":
                 return captions[0]
 

@@ -170,6 +170,7 @@ class Mixture:
 
     Attributes:
         numbers: of what an epoch draws.
+        task: as it was given.
         per_epoch: draws an epoch.
     """
 
@@ -189,6 +190,7 @@ class Mixture:
         self._starts = list(accumulate(map(len, self.corpora), initial=0))
         if not len(self):
             raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
+        self.task = task
         self.weights = list(weights) or [1.0] * len(self.corpora)
         self.numbers = Numbers(self.corpora, pairs)
         self.per_epoch = sum(draw_counts(self.numbers.sizes, self.weights))

@@ -30,6 +30,7 @@ from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
 from mvlm.data.loading.sampler import order_of
 from mvlm.errors import UserError
+from mvlm.pretrained.positions import fit_trained, is_image_position
 from mvlm.pretrained.read import is_external
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
@@ -142,13 +143,16 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
     return Search(found.first, problem=found.problem)
 
 
-def restore_start(engine: Engine, run: Path, start: Start, fingerprint: str) -> tuple[Start, TrainState]:
+def restore_start(
+    engine: Engine, run: Path, start: Start, fingerprint: str, begins_stage: bool = False
+) -> tuple[Start, TrainState]:
     """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
 
     An attempt that still lives trains on and deletes old checkpoints while this one starts up.
 
     Args:
         fingerprint: of the data.
+        begins_stage: with the weights of the one before, which may have had other data and images of another size.
 
     Returns:
         The start as it turned out to be, and its state.
@@ -160,13 +164,14 @@ def restore_start(engine: Engine, run: Path, start: Start, fingerprint: str) -> 
     assert checkpoint
     while state is None:
         try:
-            state = restore(engine, checkpoint)
+            state = restore(engine, checkpoint, begins_stage)
         except UserError:
             newest = newest_whole(run) if start.own else checkpoint
             if newest == checkpoint:
                 raise
             checkpoint = newest
-    check_continuity(checkpoint, state, fingerprint)
+    if not begins_stage:
+        check_continuity(checkpoint, state, fingerprint)
     return replace(start, checkpoint=checkpoint), with_stored_order(state, checkpoint)
 
 
@@ -175,10 +180,13 @@ def is_gone(checkpoint: Path) -> bool:
     return dist.as_rank_0(lambda: not checkpoint.is_dir())
 
 
-def restore(engine: Engine, checkpoint: Path) -> TrainState:
+def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> TrainState:
     """Fill the engine, new or live, from a checkpoint of any layout; all ranks must call.
 
     One parameter's tensors are in memory at a time.
+
+    Args:
+        begins_stage: positions of an image of another size are fitted.
 
     Raises:
         UserError: the checkpoint is damaged, lacks moments that the run needs, is another model's, or has weights
@@ -190,7 +198,7 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
         weights = stack.enter_context(open_tensors(checkpoint, WEIGHTS))
         moments = stack.enter_context(open_tensors(checkpoint, MOMENTS)) if state.updates else {}
         averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.has_ema else {}
-        compare_shapes(checkpoint, weights, parameters)
+        compare_shapes(checkpoint, weights, parameters, lambda name: begins_stage and is_image_position(name))
         engine.prepare_state(state.updates)
         for name, parameter in parameters.items():
             whole = {"weight": weights[name].weight(name)}
@@ -199,6 +207,10 @@ def restore(engine: Engine, checkpoint: Path) -> TrainState:
                 whole |= {key: moments[title].tensor(title) for key, title in titles.items() if title in moments}
                 if engine.has_ema:  # which begin here where the checkpoint has none
                     whole[EMA] = averages[name].weight(name) if name in averages else whole["weight"]
+            if begins_stage and is_image_position(name):
+                whole = fit_trained(
+                    engine.model.vision, name, whole, tuple(getattr(parameter, "ds_shape", parameter.shape))
+                )
             engine.write(parameter, whole)
     if state.loss_scale is not None:
         engine.set_loss_scale_state(state.loss_scale)

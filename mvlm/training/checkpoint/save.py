@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from mvlm.checkpoint.description import LEDGER
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.layout import BEST, CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
@@ -35,6 +36,7 @@ from mvlm.runtime import dist
 from mvlm.runtime.log import rank_log
 from mvlm.runtime.storage import write_durably
 from mvlm.training.engine import Engine
+from mvlm.training.ledger import write_ledger
 from mvlm.training.zero.state import MOMENTS as KEYS
 
 SO = "free some room and start again"
@@ -184,6 +186,7 @@ class Saver:
             self.require_own_folder(pending.state.step)  # it may have gone just now
             raise cannot_write(f"The checkpoint {pending.folder}", failure.error, SO, f"rank {failure.rank}: ")
         if self._site.leads:
+            _write_ledger(self.run, pending.state)
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
         self.uploads.offer(pending.folder, pending.is_best)
         self.seconds = time.monotonic() - pending.since
@@ -243,6 +246,13 @@ def _own_share(engine: Engine) -> Content:
                 kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
                 content.setdefault(kind, {})[title] = tensor.detach().to("cpu", copy=True).contiguous()
     return content
+
+
+def _write_ledger(run: Path, state: TrainState) -> None:
+    try:
+        write_ledger(run, state)
+    except OSError as error:
+        raise cannot_write(str(run / LEDGER), error, SO) from None
 
 
 def _publish(

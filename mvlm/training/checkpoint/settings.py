@@ -47,8 +47,8 @@ _APPLIES = {
     "alignment_inputs exclude_duplicates itm_group itm_negatives",
     "optim": "lr encoder_lr weight_decay betas eps clip schedule decay_steps warmup_epochs warmup_steps "
     "floor layer_decay",
-    "train": "epochs steps global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes compile "
-    "recompute ema",
+    "train": "epochs steps pairs global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes "
+    "compile recompute ema",
     "kernels": "fusion views attention linear gelu_linear layer_norm residual_norm packed_attention patch_l1 "
     "log_sum_exps contrastive negatives optimizer",
     "checkpoint": "every keep keep_every",
@@ -123,8 +123,34 @@ def resume_config(config: Config, given: frozenset[str], start: Start) -> Resume
     """
     assert start.checkpoint
     stored = load_stored_config(described_in(start.checkpoint) / CONFIG)
-    state = read_state(start.checkpoint)
-    mistakes, settings = Mistakes(), flat(stored)
+    mistakes = Mistakes()
+    resumed, changed, kept = merge_settings(stored, config, given, start.checkpoint, mistakes)
+    mistakes.settle()
+    return Resumed(
+        resumed, read_state(start.checkpoint), (*changes(changed), *kept_settings(kept)), alter_loss(changed)
+    )
+
+
+Changed = dict[str, tuple[Any, Any]]
+"""By key, a value before and after."""
+
+
+def merge_settings(
+    stored: Config,
+    config: Config,
+    given: frozenset[str],
+    checkpoint: Path,
+    mistakes: Mistakes,
+    allowed: frozenset[str] = frozenset(),
+) -> tuple[Config, Changed, Changed]:
+    """What is stored with the changes that a configuration makes to it, those changes, and what is kept all the same.
+
+    Args:
+        given: the keys of it that count.
+        checkpoint: for messages.
+        allowed: keys that may change here, whatever is so elsewhere.
+    """
+    settings = flat(stored)
     changed, kept = {}, {}
     for key, value in flat(config).items():
         before, kind = settings[key], ON_RESUME[key]
@@ -138,18 +164,20 @@ def resume_config(config: Config, given: frozenset[str], start: Start) -> Resume
                 changed[key] = before, value
         elif key not in given:
             kept[key] = before, value
-        elif kind is OnResume.APPLIES:
+        elif kind is OnResume.APPLIES or key in allowed:
             settings[key] = value
             changed[key] = before, value
         elif kind is OnResume.ORDER:
             settings[key] = value
         else:
-            mistakes.add(_refusal(key, before, value, kind, start.checkpoint))
+            mistakes.add(_refusal(key, before, value, kind, checkpoint))
     resumed = _config_of(settings)
-    check_ranges(resumed, f"What is changed for {start.checkpoint}", mistakes)
-    mistakes.settle()
-    alters_loss = any(key.startswith(ALTERS_LOSS) for key in changed)
-    return Resumed(resumed, state, (*_changes(changed), *_kept(kept)), alters_loss)
+    check_ranges(resumed, f"What is changed for {checkpoint}", mistakes)
+    return resumed, changed, kept
+
+
+def alter_loss(changed: Changed) -> bool:
+    return any(key.startswith(ALTERS_LOSS) for key in changed)
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -179,17 +207,17 @@ def deepspeed_changes(checkpoint: Path, now: dict[str, Any]) -> tuple[str, ...]:
         return ()
     before, after = dict(leaves(stored)), dict(leaves(now))
     keys = [key for key in before | after if not key.startswith(DERIVED) and before.get(key) != after.get(key)]
-    return _changes({key: (before.get(key), after.get(key)) for key in keys}, " in the DeepSpeed JSON")
+    return changes({key: (before.get(key), after.get(key)) for key in keys}, " in the DeepSpeed JSON")
 
 
-def _changes(changed: dict[str, tuple[Any, Any]], where: str = "") -> tuple[str, ...]:
+def changes(changed: Changed, where: str = "") -> tuple[str, ...]:
     if not changed:
         return ()
     listed = ", ".join(f"{key}: {_shown(before)} -> {_shown(value)}" for key, (before, value) in changed.items())
     return (f"Changed{where} since the checkpoint: {listed}.",)
 
 
-def _kept(kept: dict[str, tuple[Any, Any]]) -> tuple[str, ...]:
+def kept_settings(kept: Changed) -> tuple[str, ...]:
     if not kept:
         return ()
     listed = ", ".join(f"{key} = {_shown(before)} (default {_shown(value)})" for key, (before, value) in kept.items())

@@ -93,7 +93,7 @@ class Reporter:
             metrics["memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         else:
             metrics["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        metrics |= self._timing(state.step) | {"epoch": state.samples_seen / stream.per_epoch}
+        metrics |= self._timing(state.step) | {"epoch": stream.epochs(state.samples_seen)}
         metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
         metrics |= {"bad_images": len(stream.quarantine), "skipped": len(stream.skipped.positions)}
         self.log(metrics)

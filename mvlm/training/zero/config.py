@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,14 +113,17 @@ def accumulation_steps(train: Train, world: int) -> int:
     return total // (micro * world)
 
 
-def usable_ranks(train: Train, world: int) -> int:
-    """The largest number of the launched ranks that divides the global batch."""
-    total, unit = train.global_batch, _given(train) or 1
-    if total % unit:
-        raise UserError(
-            f"train.global_batch {total} is no multiple of {unit} (train.micro_batch): change one of the two."
-        )
-    return max(ranks for ranks in range(1, world + 1) if (total // unit) % ranks == 0)
+def usable_ranks(trains: Train | Sequence[Train], world: int) -> int:
+    """The largest number of the launched ranks that divides the global batch, of all stages where there are several."""
+    stages = [trains] if isinstance(trains, Train) else trains
+    for train in stages:
+        if train.global_batch % (_given(train) or 1):
+            raise UserError(
+                f"train.global_batch {train.global_batch} is no multiple of {_given(train)} (train.micro_batch): "
+                "change one of the two."
+            )
+    shares = [train.global_batch // (_given(train) or 1) for train in stages]
+    return max(ranks for ranks in range(1, world + 1) if all(share % ranks == 0 for share in shares))
 
 
 def _given(train: Train) -> int:

@@ -1,0 +1,126 @@
+"""Append a stage to a run, or show the stages of one and how often each has seen its rows.
+
+examples:
+  mvlm stage add runs/mine --steps 2000 objectives.image=0 optim.lr=1e-4
+  mvlm stage add runs/mine --epochs 3 --name larger model.image_size=288 'data.train=["shards/a", "shards/b"]'
+  mvlm stage show runs/mine --rows
+
+`add` takes the settings of the run for the new stage, but for those that are given as key=value. A run that is going on
+begins it by itself when its last stage ends; one that has ended, when the same command is given that trained it. Where
+the data of the stages differ, each data set goes on in its own order: no row comes again before all others have come.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mvlm.errors import UserError
+from mvlm.runtime.arguments import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = (
+        "mvlm stage add RUN (--steps N | --pairs N | --epochs X) [--name NAME] [--continue] [key=value ...]\n"
+        "       mvlm stage show RUN [--rows] [--json]"
+    )
+    parser.add_argument("action", choices=("add", "show"))
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--steps", type=positive, metavar="N", help="updates of the stage")
+    length.add_argument("--pairs", type=positive, metavar="N", help="pairs that it is to see")
+    length.add_argument("--epochs", type=float, metavar="X", help="epochs over its data")
+    parser.add_argument("--name", default="", help="how the stage is called where it is shown")
+    parser.add_argument(
+        "--continue", dest="continues", action="store_true", help="with the schedule of the stage before over both"
+    )
+    parser.add_argument("--rows", action="store_true", help="also count how often each row was seen")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of lines")
+    parser.set_defaults(takes_overrides=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Returns the exit code.
+
+    Raises:
+        UserError: the folder is no run's, or the stage cannot be.
+    """
+    if not args.run_folder.is_dir():
+        raise UserError(f"There is no run folder {args.run_folder}: give the one of the run.")
+    return _add(args) if args.action == "add" else _show(args)
+
+
+def _add(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from mvlm.checkpoint.description import CONFIG, STAGES, described_in
+    from mvlm.checkpoint.integrity import read_state
+    from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.config.load import load_stored_config, require_training_data
+    from mvlm.config.stages import Stages, draws_alike, make_stages
+    from mvlm.config.toml import apply_override
+    from mvlm.data.loading.streams import check_drawable
+    from mvlm.data.shards.corpus import training_mixture
+    from mvlm.runtime.storage import write_durably
+    from mvlm.training.stages import checked, outline, stored_stages
+
+    lengths = {key: getattr(args, key) for key in ("steps", "pairs", "epochs") if getattr(args, key) is not None}
+    if not lengths:
+        raise UserError("A stage needs a length: give --steps, --pairs or --epochs.")
+    table: dict[str, Any] = {"name": args.name} if args.name else {}
+    table |= {"schedule": "continue"} if args.continues else {}
+    for override in args.overrides:
+        apply_override(table, override)
+    table["train"] = table.get("train", {}) | lengths
+    checkpoint = find_checkpoint(args.run_folder)
+    stored = stored_stages(args.run_folder)
+    base = stored.base if stored else load_stored_config(described_in(checkpoint) / CONFIG)
+    before = stored or Stages(base, ({},), str(args.run_folder / STAGES))
+    added = make_stages(base, [table], f"The stage for {args.run_folder}").tables
+    stages = checked(replace(before, tables=(*before.tables, *added), where=f"{args.run_folder} with the new stage"))
+    last = stages.config(len(stages) - 1)
+    require_training_data(last, "The stage")
+    mixture = training_mixture(last.data, last.task.corpus)
+    check_drawable(read_state(checkpoint), mixture, base.data, draws_alike(stages))
+    try:
+        write_durably(args.run_folder / STAGES, stages.dump())
+    except OSError as error:
+        raise UserError(f"{args.run_folder / STAGES} cannot be written ({error}): free some room.") from None
+    section = outline(replace(stages, tables=added))[-1]
+    print(
+        f"{stages.title(len(stages) - 1).capitalize()} of {args.run_folder} will make {section.end:,} updates. A run "
+        "that is going on begins it by itself; one that has ended, when the command that trained it is given again."
+    )
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from mvlm.checkpoint.integrity import read_state
+    from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.training.ledger import count_seen, ledger
+
+    lines = ledger(read_state(find_checkpoint(args.run_folder)))
+    if not lines:
+        raise UserError(f"{args.run_folder} is a run without stages: `mvlm stage add` appends one.")
+    if args.rows:
+        for line, counted in zip(lines, count_seen(args.run_folder), strict=True):
+            for drawn, (_, counts) in zip(line["drawn"], counted, strict=True):
+                drawn["rows"] = len(counts)
+                drawn["seen"] = {str(times): int((counts == times).sum()) for times in sorted(set(counts.tolist()))}
+    if args.json:
+        print(json.dumps(lines, indent=1))
+        return 0
+    for line in lines:
+        name = f" ({line['name']})" if line["name"] else ""
+        print(f"stage {line['stage']}{name}: steps {line['steps'][0]:,} to {line['steps'][1]:,}")
+        for drawn in line["drawn"]:
+            epochs = (drawn["from"] / drawn["per_epoch"], drawn["to"] / drawn["per_epoch"])
+            print(
+                f"  {', '.join(drawn['data'])}: draws {drawn['from']:,} to {drawn['to']:,}, epochs {epochs[0]:.2f} to "
+                f"{epochs[1]:.2f}, order {drawn['order']}"
+            )
+            if "seen" in drawn:
+                print("    " + ", ".join(f"{count:,} rows {times} times" for times, count in drawn["seen"].items()))
+    return 0

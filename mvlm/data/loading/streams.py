@@ -1,0 +1,261 @@
+"""What a stage of a run draws, from where each of its streams stands when it begins.
+
+A run without stages draws one stream. Where the stages of a run draw different data, each data set is a stream of its
+own, in an order of its own, whose position goes on from stage to stage: no row comes again before all others of its
+data set have come. A stage of several takes turns among them, as evenly as can be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mvlm.checkpoint.state import OrderSpec, StageState, Stream, TrainState
+from mvlm.config.schema import Data
+from mvlm.data.loading.sampler import Sampler, make_sampler, resumed
+from mvlm.data.shards.corpus import Mixture, draw_counts, training_mixture
+from mvlm.errors import UserError
+
+PERIOD = 1 << 20
+"""Draws after which the turns among data sets repeat, at most: their shares are exact to a millionth."""
+
+
+class TurnsSampler:
+    """Draws from several data sets in turn, each in its own order from where it stands.
+
+    Args:
+        samplers: of each, by its own positions.
+        shares: draws of each in an epoch.
+        begins: the position of each where this one has position 0.
+        firsts: what is added to the numbers of each.
+    """
+
+    def __init__(
+        self, samplers: Sequence[Sampler], shares: Sequence[int], begins: Sequence[int], firsts: Sequence[int]
+    ):
+        self._parts = list(zip(samplers, begins, firsts, strict=True))
+        self._shares, self.per_epoch = shares, sum(shares)
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """int64 positions [n] -> numbers, and how often each was drawn before in all of the run, both int64 [n]."""
+        before, after = taken(self._shares, positions), taken(self._shares, positions + 1)
+        numbers, occurrences = np.empty_like(positions), np.empty_like(positions)
+        for which, (sampler, begin, first) in enumerate(self._parts):
+            mine = after[which] > before[which]
+            own = begin + before[which][mine]
+            numbers[mine] = sampler(own)[0] + first
+            occurrences[mine] = own // sampler.per_epoch
+        return numbers, occurrences
+
+
+def taken(shares: Sequence[int], positions: np.ndarray) -> np.ndarray:
+    """How many of so many draws, int64 [n], are from each data set: int64 [data sets, n].
+
+    Of the draws left after the data sets before it, each takes its share, rounded down: so one more draw is one more
+    from exactly one of them, and shares are kept to within a draw for each data set at any moment.
+    """
+    total = sum(shares)
+    if total > PERIOD:
+        shares = [max(1, round(share * PERIOD / total)) if share else 0 for share in shares]
+    rest = sum(shares)
+    periods, left = np.divmod(positions, rest)
+    found = np.empty((len(shares), len(positions)), dtype=np.int64)
+    for which, share in enumerate(shares):
+        own = left * share // rest if rest else np.zeros_like(left)
+        found[which] = periods * share + own
+        left, rest = left - own, rest - share
+    return found
+
+
+class ContinuedSampler:
+    """Draws a stream on that other stages have drawn from, with occurrences that no earlier draw of it has had.
+
+    Args:
+        shift: what is added to the run's positions to come to the stream's.
+        most: draws of a row in an epoch at most.
+    """
+
+    def __init__(self, sampler: Sampler, shift: int, most: int = 0):
+        self._sampler, self._shift, self._most = sampler, shift, most
+        self.per_epoch = sampler.per_epoch
+
+    def __call__(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        own = positions + self._shift
+        numbers, occurrences = self._sampler(own)
+        return numbers, occurrences + own // self.per_epoch * self._most
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How a stage draws."""
+
+    stage: StageState
+    streams: tuple[Stream, ...]  # of the run
+    mixture: Mixture
+    seed: int
+
+    @classmethod
+    def of(cls, state: TrainState, mixture: Mixture, seed: int) -> Drawing | None:
+        """Of the running stage; None of a run without stages."""
+        return cls(state.stages[-1], state.streams, mixture, seed) if state.stages else None
+
+    @property
+    def shift(self) -> int:
+        """What is added to the run's positions so that the stage's epochs begin at multiples of their draws."""
+        return (self.stage.begins[0] if len(self.stage.streams) == 1 else 0) - self.stage.samples
+
+    @property
+    def is_continued(self) -> bool:
+        """Whether it is not the one stream that a run without stages would draw."""
+        return self.stage.streams != (0,) or self.shift != 0
+
+    def sampler(self, orders: Sequence[OrderSpec]) -> Sampler:
+        """Of the run's positions.
+
+        Args:
+            orders: of the one stream of a stage that has but one.
+        """
+        stage, mixture = self.stage, self.mixture
+        if len(stage.streams) == 1:
+            sampler = make_sampler(mixture, self.seed + stage.streams[0], orders)
+            most = math.ceil(max(mixture.weights))
+            return ContinuedSampler(sampler, self.shift, most) if self.is_continued else sampler
+        samplers = [
+            make_sampler(alone, self.seed + number, self.streams[number].order)
+            for number, alone in zip(stage.streams, each_alone(mixture), strict=True)
+        ]
+        sizes = mixture.numbers.sizes
+        turns = TurnsSampler(samplers, stage.shares, stage.begins, [sum(sizes[:n]) for n in range(len(sizes))])
+        return ContinuedSampler(turns, self.shift)
+
+
+def each_alone(mixture: Mixture) -> list[Mixture]:
+    """Its data sets, each as a mixture of its own."""
+    pairs = mixture.numbers.pairs
+    return [Mixture([c.folder], cache=mixture.cache, task=mixture.task, pairs=pairs) for c in mixture.corpora]
+
+
+def begin_stage(
+    state: TrainState, stage: StageState, mixture: Mixture, wanted: OrderSpec, together: bool
+) -> TrainState:
+    """The state with which a stage begins, of that in which the one before it has ended.
+
+    Args:
+        stage: its number, name, end and global batch; the rest is filled in.
+        wanted: the order of its samples, from the first epoch of each stream on that has not begun.
+        together: its data sets are drawn as one, in one order.
+
+    Raises:
+        UserError: a data set that was drawn together with others would now be drawn without them.
+    """
+    state = end_stage(state)
+    streams, numbers = list(state.streams), []
+    parts = _parts(mixture, together)
+    for part in parts:
+        number = _number_of(part, streams)
+        if number == len(streams):
+            streams.append(stream_of(part))
+        known = streams[number]
+        order, _ = resumed(known.order, wanted, known.position, known.per_epoch)
+        streams[number] = with_order(known, order)
+        numbers.append(number)
+    is_one = len(parts) == 1 and parts[0] is mixture
+    begun = replace(
+        stage,
+        step=state.step,
+        samples=state.samples_seen,
+        streams=tuple(numbers),
+        shares=(mixture.per_epoch,) if is_one else tuple(draw_counts(mixture.numbers.sizes, mixture.weights)),
+        begins=tuple(streams[number].position for number in numbers),
+    )
+    return replace(
+        state,
+        stages=(*state.stages, begun),
+        streams=tuple(streams),
+        order=resumed(streams[numbers[0]].order, wanted, streams[numbers[0]].position, mixture.per_epoch)[0],
+        manifest_fingerprint=mixture.fingerprint,
+        recent_losses=(),
+    )
+
+
+def first_stage(state: TrainState, stage: StageState, mixture: Mixture) -> TrainState:
+    """The same state as one of a run whose first stage, with no others yet, is what it has been drawing."""
+    running = replace(stage, streams=(0,), shares=(mixture.per_epoch,), begins=(0,))
+    return replace(state, stages=(running,), streams=(with_order(stream_of(mixture), state.order),))
+
+
+def end_stage(state: TrainState) -> TrainState:
+    """With the running stage, if any, ended where it stands, and its streams' positions moved on."""
+    if not state.stages:
+        return state
+    *before, stage = state.stages
+    ends = positions_of(state)
+    streams = list(remembered(state))
+    for number, end in zip(stage.streams, ends, strict=True):
+        streams[number] = replace(streams[number], position=end)
+    return replace(state, stages=(*before, replace(stage, ends=ends)), streams=tuple(streams))
+
+
+def remembered(state: TrainState) -> tuple[Stream, ...]:
+    """The streams with the order that the running stage has come to, of which the state knows beside them."""
+    streams, numbers = list(state.streams), state.stages[-1].streams
+    if len(numbers) == 1:
+        streams[numbers[0]] = with_order(streams[numbers[0]], state.order)
+    return tuple(streams)
+
+
+def with_order(stream: Stream, order: Sequence[OrderSpec]) -> Stream:
+    """A stream that remembers these orders, too, from their epochs on."""
+    return replace(stream, order=(*stream.order, *(each for each in order if each not in stream.order)))
+
+
+def positions_of(state: TrainState) -> tuple[int, ...]:
+    """Where each stream of the running stage stands."""
+    stage = state.stages[-1]
+    drawn = taken(stage.shares, np.array([state.samples_seen - stage.samples], dtype=np.int64))[:, 0]
+    return tuple(begin + int(count) for begin, count in zip(stage.begins, drawn, strict=True))
+
+
+def stream_of(mixture: Mixture) -> Stream:
+    """Nothing of it has been drawn."""
+    data = tuple(str(corpus.folder) for corpus in mixture.corpora)
+    parts = tuple(corpus.manifest.fingerprint for corpus in mixture.corpora)
+    return Stream(data, parts, mixture.fingerprint, mixture.numbers.pairs, mixture.per_epoch)
+
+
+def _parts(mixture: Mixture, together: bool) -> list[Mixture]:
+    """What is drawn in an order of its own."""
+    is_one = together or (len(mixture.corpora) == 1 and set(mixture.weights) == {1.0})
+    return [mixture] if is_one else each_alone(mixture)
+
+
+def check_drawable(state: TrainState, mixture: Mixture, before: Data, together: bool) -> None:
+    """Raise `UserError` where a stage that comes after a state could not draw this mixture.
+
+    Args:
+        before: what the run has drawn, where the state is that of a run without stages.
+    """
+    known = state.streams if state.stages else (stream_of(training_mixture(before, mixture.task)),)
+    for part in _parts(mixture, together):
+        _number_of(part, known)
+
+
+def _number_of(mixture: Mixture, streams: Sequence[Stream]) -> int:
+    """Of the stream that a mixture is; the next free one of a mixture that has not been drawn."""
+    wanted = stream_of(mixture)
+    for number, known in enumerate(streams):
+        if (known.fingerprint, known.pairs) == (wanted.fingerprint, wanted.pairs):
+            return number
+    for known in streams:
+        if shared := set(known.parts) & set(wanted.parts):
+            folder = wanted.data[wanted.parts.index(shared.pop())]
+            raise UserError(
+                f"The run has drawn {folder} as a part of {', '.join(known.data)} with weights or numbers of its own, "
+                f"and a stage would draw it as a part of {', '.join(wanted.data)}: its rows could not be kept from "
+                "coming again too early. Give that stage the same data.train, data.weights and data.epoch, or other "
+                "shards; a run whose TOML names all its stages from the start may change them."
+            )
+    return len(streams)

@@ -1,0 +1,134 @@
+"""How often each stage of a run has seen each row: `stages.jsonl` in the run folder, and the counting by it.
+
+Rows are not listed. A line says of each stage from where to where it has drawn from each data set in its order, which
+is a function of the seed: the counts of all rows follow exactly. The file is written anew with each checkpoint, whose
+state says the same, so that no kill or roll-back makes it untrue. Damaged rows, in whose place others are drawn, stand
+in quarantine.jsonl.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvlm.checkpoint.description import CONFIG, LEDGER, described_in
+from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.state import Stream, TrainState
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Data
+from mvlm.data.loading.sampler import make_sampler
+from mvlm.data.loading.streams import positions_of, remembered, taken
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import UserError
+from mvlm.runtime.storage import write_durably
+
+AT_ONCE = 1 << 20
+"""Draws that are counted together."""
+
+
+def write_ledger(run: Path, state: TrainState) -> None:
+    """Raises OSError where it cannot be written; nothing is written of a run without stages."""
+    if state.stages:
+        write_durably(run / LEDGER, "".join(json.dumps(line) + "\n" for line in ledger(state)))
+
+
+def ledger(state: TrainState) -> list[dict[str, Any]]:
+    """A line for each stage that has begun; what it has drawn is by data set, or by several drawn in one order."""
+    lines, streams = [], remembered(state) if state.stages else ()
+    for number, stage in enumerate(state.stages):
+        last = number + 1 == len(state.stages)
+        step, samples = (
+            (state.step, state.samples_seen)
+            if last
+            else (state.stages[number + 1].step, state.stages[number + 1].samples)
+        )
+        ends = stage.ends or positions_of(state)
+        skipped = [at for at in state.skipped if stage.samples <= at < samples]
+        lines.append(
+            {
+                "stage": stage.number + 1,
+                "name": stage.name,
+                "steps": [stage.step, step],
+                "samples": [stage.samples, samples],
+                "global_batch": stage.global_batch,
+                "skipped": skipped,
+                "drawn": [
+                    {
+                        "data": list(streams[stream].data),
+                        "per_epoch": streams[stream].per_epoch,
+                        "from": begin,
+                        "to": end,
+                        "order": order_hash(streams[stream], stream, state.seed),
+                    }
+                    for stream, begin, end in zip(stage.streams, stage.begins, ends, strict=True)
+                ],
+            }
+        )
+    return lines
+
+
+def order_hash(stream: Stream, number: int, seed: int) -> str:
+    """Equal where a stream is drawn in the same order of the same rows."""
+    content = {"seed": seed + number, "order": [asdict(order) for order in stream.order]}
+    content |= {"fingerprint": stream.fingerprint, "pairs": stream.pairs, "per_epoch": stream.per_epoch}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def count_seen(run: str | Path) -> list[list[tuple[tuple[str, ...], np.ndarray]]]:
+    """Of each stage that has begun, and of each data set that it has drawn from, how often each of its rows was seen.
+
+    Or each of its pairs, where an epoch draws pairs. Batches that were left out are not counted.
+
+    Args:
+        run: a run folder, of which the latest checkpoint counts, or a checkpoint.
+
+    Raises:
+        UserError: it is no run with stages, or its shards are gone or changed.
+    """
+    checkpoint = find_checkpoint(run)
+    state, config = read_state(checkpoint), load_stored_config(described_in(checkpoint) / CONFIG)
+    if not state.stages:
+        raise UserError(f"{run} is a run without stages: how often it has seen its rows is its epochs.")
+    return [
+        [
+            (tuple(drawn["data"]), _count(state, config.data, config.task.corpus, number, part))
+            for part, drawn in enumerate(line["drawn"])
+        ]
+        for number, line in enumerate(ledger(state))
+    ]
+
+
+def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> np.ndarray:
+    """int64 [numbers]: how often a stage has drawn each number of one of its streams."""
+    stage, line = state.stages[number], ledger(state)[number]
+    which = stage.streams[part]
+    stream, drawn = remembered(state)[which], line["drawn"][part]
+    weights = () if len(stage.streams) > 1 else _weights(stream, data)
+    mixture = Mixture(stream.data, weights, Cache(data.cache, data.cache_gb), task, stream.pairs)
+    if mixture.fingerprint != stream.fingerprint:
+        raise UserError(f"{', '.join(stream.data)} holds other rows than the run has seen: bring those shards back.")
+    sampler = make_sampler(mixture, state.seed + which, stream.order)
+    counts = np.zeros(sum(mixture.numbers.sizes), dtype=np.int64)
+    _add(counts, sampler, drawn["from"], drawn["to"], 1)
+    for at in line["skipped"]:
+        ends = taken(stage.shares, np.array([at, at + stage.global_batch]) - stage.samples)[part] + stage.begins[part]
+        _add(counts, sampler, int(ends[0]), int(ends[1]), -1)
+    return counts
+
+
+def _weights(stream: Stream, data: Data) -> tuple[float, ...]:
+    """Of data sets drawn in one order, which are the same in all stages."""
+    return data.weights if len(stream.data) == len(data.train) else ()
+
+
+def _add(counts: np.ndarray, sampler: Any, begin: int, end: int, sign: int) -> None:
+    for first in range(begin, end, AT_ONCE):
+        numbers, _ = sampler(np.arange(first, min(first + AT_ONCE, end)))
+        np.add.at(counts, numbers, sign)

@@ -1,0 +1,136 @@
+"""A run, or a stage of one, planned: all that is settled before anything is built or written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvlm.checkpoint.fetch import begin_without, fetch_newest
+from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
+from mvlm.checkpoint.mirror import Mirror
+from mvlm.config.schema import Config
+from mvlm.config.stages import Table, with_shuffle
+from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
+from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.model.encoders import Encoders
+from mvlm.runtime import dist
+from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer
+from mvlm.training.checkpoint import resume as checkpoints
+from mvlm.training.checkpoint.resume import Start
+from mvlm.training.checkpoint.settings import Resumed, resume_config
+from mvlm.training.compilation import is_compiled
+from mvlm.training.health.signals import StopRequests
+from mvlm.training.kernels import check_names
+from mvlm.training.logging.trackers import require_installed
+from mvlm.training.optim import count_parameters
+from mvlm.training.parallelize import freeze
+from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
+from mvlm.training.stages import Standing, settle_stages
+from mvlm.training.zero.config import RunSide, accumulation_steps, resolve
+from mvlm.training.zero.json_file import read_deepspeed_json
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as it will be, before anything is built or written.
+
+    Attributes:
+        content, names: the DeepSpeed JSON, and the paths of it and of the run TOML.
+        resumed: what a run is resumed with; None = it begins.
+        steps: updates in all, or until the stage ends, and of warm-up.
+        learning_rate: what it is at each of them.
+        shuffle: a sentence where a run settles in which order it draws its samples.
+        standing: of a run with stages.
+    """
+
+    config: Config
+    content: dict[str, Any]
+    names: tuple[str, str]
+    folder: Path
+    mirror: Mirror | None
+    site: FolderGroup
+    start: Start
+    resumed: Resumed | None
+    mixture: Mixture
+    steps: tuple[int, int]
+    learning_rate: LearningRate
+    shuffle: str
+    standing: Standing | None
+
+    @property
+    def begins_stage(self) -> bool:
+        """Whether it goes on from a checkpoint with which another stage ended."""
+        return self.standing is not None and self.standing.begins and self.resumed is not None
+
+    def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:
+        """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
+        config, train = self.config, self.config.train
+        train = replace(train, micro_batch=micro_batch) if micro_batch else train
+        side = RunSide(self.names, config.run.dir, train, config.optim, dist.world(), self.steps, parameters)
+        return resolve(self.content, side)
+
+    def rehearse(self) -> None:
+        """Raise `UserError` where training would later find that it cannot begin: the models are of shapes alone."""
+        model = self._rehearse(self.config, self.mixture)
+        is_compiled(self.config.train, self.resolve(count_parameters(model)))
+        if self.standing and self.standing.begins:
+            for number in range(self.standing.number + 1, len(self.standing.stages)):
+                config = self.standing.stages.config(number)
+                self._rehearse(config, training_mixture(config.data, config.task.corpus, config.data.patience))
+                accumulation_steps(config.train, dist.world())
+
+    def _rehearse(self, config: Config, mixture: Mixture) -> Encoders:
+        check_names(config.kernels)
+        tokenizer = coming_tokenizer(config.data, config.model.text, self.start)
+        blueprint, classes = config.blueprint, coming_classes(config.task, self.start)
+        model, _ = build_empty(blueprint, config.data.text_length, tokenizer, self.start, classes)
+        build_dataset(blueprint, config.data, mixture, tokenizer, model)
+        freeze(model, config.train.freeze)
+        return model
+
+
+def make_plan(
+    config: Config, names: tuple[str, str], given: frozenset[str], stop: StopRequests, tables: Sequence[Table] = ()
+) -> Plan:
+    """Where the run begins, with which settings, on which data; all ranks must call."""
+    folder = Path(config.run.dir)
+    content = read_deepspeed_json(names[0])
+    mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
+    site = find_folder_group(folder, mirrored=mirror is not None)
+    if mirror and not fetch_newest(mirror, folder, site):
+        begin_without(mirror, folder, site)
+    start = checkpoints.starting_point(folder, config.checkpoint)
+    standing = dist.as_rank_0(partial(settle_stages, config, given, tables, names[1], start, folder))
+    if standing:
+        resumed, config = standing.resumed, standing.config
+    else:
+        resumed = dist.as_rank_0(partial(resume_config, config, given, start)) if start.resumes else None
+        config = resumed.config if resumed else config
+    if resumed:
+        require_installed(config.log)
+    stop.limit_time(config.train.time_limit)
+    if config.train.deterministic:
+        _compute_deterministically()
+    data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
+    config = replace(config, data=data)
+    mixture = training_mixture(config.data, config.task.corpus, config.data.patience)
+    if standing:
+        standing = replace(standing, config=config, stages=with_shuffle(standing.stages, data))
+        rate, steps = standing.schedule()
+    else:
+        steps = schedule_steps(config.train, config.optim, mixture.per_epoch, resumed.state if resumed else None)
+        rate = learning_rate(config.train, config.optim, mixture.per_epoch, steps)
+    return Plan(config, content, names, folder, mirror, site, start, resumed, mixture, steps, rate, shuffle, standing)
+
+
+def _compute_deterministically() -> None:
+    """Ask torch for the same bits in every run, and for an error where it cannot give them."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,229 @@
+"""Which of its stages a run is in, where each begins and ends, and what its learning rate follows.
+
+A stage ends as a run does: everything is saved. The next one resumes that checkpoint with other settings, of which it
+may change more than a run that is resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mvlm.checkpoint.description import CONFIG, STAGES, described_in
+from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.state import StageState, Stream, TrainState
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Config
+from mvlm.config.stages import LENGTHS, Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
+from mvlm.data.loading.sampler import order_of
+from mvlm.data.loading.streams import begin_stage, first_stage, remembered
+from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.errors import Mistakes, UserError
+from mvlm.training.checkpoint.resume import Start
+from mvlm.training.checkpoint.settings import (
+    ON_RESUME,
+    OnResume,
+    Resumed,
+    alter_loss,
+    changes,
+    flat,
+    kept_settings,
+    merge_settings,
+)
+from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
+
+AT_BORDER = frozenset(("data.weights", "data.epoch", "model.image_size", "train.freeze"))
+"""Keys that a stage may set although a run that is resumed may not change them."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """The updates of a stage: from `first` to `end`; and the draws of an epoch of its data."""
+
+    name: str
+    first: int
+    end: int
+    per_epoch: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run with stages stands when an attempt begins.
+
+    Attributes:
+        number: of the stage that it goes on in.
+        begins: that stage has not begun yet.
+        config: of it.
+        resumed: what a run is resumed with; None = it begins.
+        sections: of all stages, those to come as they are planned.
+        before: what the state is to say of stages that have begun, where it is that of a run without stages.
+    """
+
+    stages: Stages
+    number: int
+    begins: bool
+    config: Config
+    resumed: Resumed | None
+    sections: tuple[Section, ...]
+    before: tuple[tuple[StageState, ...], tuple[Stream, ...]] | None = None
+
+    @property
+    def section(self) -> Section:
+        return self.sections[self.number]
+
+    @property
+    def title(self) -> str:
+        section = self.section
+        return f"{self.stages.title(self.number)}, steps {section.first:,} to {section.end:,}"
+
+    def schedule(self) -> tuple[LearningRate, tuple[int, int]]:
+        """The learning rate, and the last update and those of the warm-up."""
+        head, last = self.stages.head(self.number), self.stages.last_of(self.number)
+        config, first = self.stages.config(head), self.sections[head].first
+        total = self.sections[last].end - first
+        per_epoch = self.sections[head].per_epoch
+        warmup = min(schedule_steps(config.train, config.optim, per_epoch)[1], total - 1)
+        rate = learning_rate(config.train, config.optim, per_epoch, (total, warmup))
+        return replace(rate, first=first), (self.section.end, warmup)
+
+    def enter(self, state: TrainState, mixture: Mixture) -> TrainState:
+        """The state that the attempt begins with, of that of the checkpoint, which all ranks have alike."""
+        if self.before is not None and not state.stages:
+            state = replace(state, stages=self.before[0], streams=self.before[1])
+        batch = self.config.train.global_batch
+        if not self.begins:
+            *before, running = state.stages
+            state = replace(state, streams=remembered(state))
+            return replace(state, stages=(*before, replace(running, end=self.section.end, global_batch=batch)))
+        state = replace(state, frozen=self.config.train.freeze)
+        stage = StageState(self.number, self.section.name, 0, 0, self.section.end, batch, (), (), ())
+        return begin_stage(state, stage, mixture, order_of(self.config.data), draws_alike(self.stages))
+
+
+def settle_stages(
+    config: Config, given: frozenset[str], tables: Sequence[Table], where: str, start: Start, folder: Path
+) -> Standing | None:
+    """Where a run stands among its stages; None of one without any. On one rank.
+
+    Args:
+        config, given, tables, where: as the run TOML and the overrides make it, the keys that they set, the TOML's
+            `[[stage]]` tables, and its path.
+
+    Raises:
+        UserError: a stage cannot be what it is to be, or one that is over has been changed.
+    """
+    stored = stored_stages(folder, start)
+    if stored is None and not tables:
+        return None
+    if not start.resumes:
+        stages = checked(make_stages(config, tables, where))
+        return Standing(stages, 0, True, stages.config(0), None, _sections(stages, ()))
+    if not start.own:
+        raise UserError(
+            f"{where} has stages, and checkpoint.resume names a checkpoint of another run: give checkpoint.init, or "
+            "append the stages to that run by `mvlm stage add`."
+        )
+    assert start.checkpoint
+    kept, state = load_stored_config(described_in(start.checkpoint) / CONFIG), read_state(start.checkpoint)
+    stored = stored or Stages(kept, ({},), str(folder / STAGES))
+    running = state.stages[-1].number if state.stages else 0
+    mistakes = Mistakes()
+    base, changed, left = merge_settings(stored.base, config, given, start.checkpoint, mistakes)
+    mistakes.settle()
+    stages = checked(replace(stored, base=base, tables=_merged(stored, tables, running, where)))
+    before, end = None, _end(stages.config(running), kept, state)
+    if not state.stages:
+        known = _first(stages, kept, state, end)
+        before, state = (known.stages, known.streams), known
+    number = running + (state.step >= end and running + 1 < len(stages))
+    now = stages.config(number)
+    allowed = AT_BORDER if number > running else frozenset()
+    settled, moved, _ = merge_settings(kept, now, frozenset(flat(now)), start.checkpoint, mistakes, allowed)
+    mistakes.settle()
+    ended = (*state.stages[:-1], replace(state.stages[-1], end=end))
+    told = (*changes(changed | moved), *kept_settings(left))
+    resumed = Resumed(settled, state, told, alter_loss(changed | moved))
+    return Standing(stages, number, number > running, settled, resumed, _sections(stages, ended), before)
+
+
+def stored_stages(folder: Path, start: Start | None = None) -> Stages | None:
+    """Those of a run folder, or of the checkpoint in it that the run is resumed from; None where it has none."""
+    places = [folder]
+    if start and start.own and start.checkpoint:
+        places.append(described_in(start.checkpoint))
+    found = next((place / STAGES for place in places if (place / STAGES).is_file()), None)
+    return load_stored_stages(found) if found else None
+
+
+def checked(stages: Stages) -> Stages:
+    """The same stages; raises `UserError` where one of them sets what no stage can change."""
+    mistakes = Mistakes()
+    for number, table in enumerate(stages.tables):
+        with mistakes.gathered():
+            stages.config(number)
+        for key in sorted(keys_of(table) & ON_RESUME.keys() - AT_BORDER):
+            kind = ON_RESUME[key]
+            if kind not in (OnResume.APPLIES, OnResume.ORDER):
+                why = "it is one for all of them" if kind is OnResume.PLACE else kind.value
+                mistakes.add(f"{stages.where}, stage {number + 1} sets {key}, which no stage can change ({why}).")
+    mistakes.settle()
+    return stages
+
+
+def comes_another(folder: Path, number: int) -> bool:
+    """Whether a run folder knows of a stage after this one."""
+    stages = stored_stages(folder)
+    return stages is not None and number + 1 < len(stages)
+
+
+def outline(stages: Stages, per_epoch: int | None = None) -> tuple[Section, ...]:
+    """Of stages that have not begun.
+
+    Args:
+        per_epoch: draws of an epoch, where the shards are not to be asked.
+    """
+    return _sections(stages, (), per_epoch)
+
+
+def _sections(stages: Stages, begun: Sequence[StageState], per_epoch: int | None = None) -> tuple[Section, ...]:
+    found = [Section(stage.name, stage.step, stage.end, sum(stage.shares)) for stage in begun]
+    for number in range(len(found), len(stages)):
+        config, first = stages.config(number), found[-1].end if found else 0
+        draws = per_epoch if per_epoch and not config.data.train else _mixture(config).per_epoch
+        length, _ = schedule_steps(config.train, config.optim, draws)
+        found.append(Section(stages.name(number), first, first + length, draws))
+    return tuple(found)
+
+
+def _merged(stored: Stages, tables: Sequence[Table], running: int, where: str) -> tuple[Table, ...]:
+    """The tables of a TOML, and after them those that were appended to the run."""
+    given = make_stages(stored.base, tables, where).tables if tables else ()
+    for number in range(min(running, len(given))):
+        if given[number] != stored.tables[number]:
+            raise UserError(
+                f"{where}, stage {number + 1} is over and was another (it stands in {stored.where}): give it as it "
+                "was, or start a new run.dir with checkpoint.init."
+            )
+    return (*given, *stored.tables[len(given) :])
+
+
+def _end(config: Config, kept: Config, state: TrainState) -> int:
+    """The step that the running stage ends at, of its configuration now and of that stored with the checkpoint."""
+    keys = (*LENGTHS, "global_batch")
+    if state.stages and all(getattr(config.train, key) == getattr(kept.train, key) for key in keys):
+        return state.stages[-1].end  # its data may be gone by now
+    first, samples = (state.stages[-1].step, state.stages[-1].samples) if state.stages else (0, 0)
+    skipped = tuple(position for position in state.skipped if position >= samples)
+    own = replace(state, step=state.step - first, samples_seen=state.samples_seen - samples, skipped=skipped)
+    return first + schedule_steps(config.train, config.optim, _mixture(config).per_epoch, own)[0]
+
+
+def _first(stages: Stages, kept: Config, state: TrainState, end: int) -> TrainState:
+    """The state of a run without stages as that of one in its first stage."""
+    stage = StageState(0, stages.name(0), 0, 0, end, kept.train.global_batch, (), (), ())
+    return first_stage(state, stage, _mixture(kept))
+
+
+def _mixture(config: Config) -> Mixture:
+    return training_mixture(config.data, config.task.corpus, config.data.patience)

@@ -1,0 +1,124 @@
+"""What stages draw: each data set in its own order from where it stands, the same at any ranks and after any kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mvlm.checkpoint.state import GLOBAL, OrderSpec, StageState, TrainState
+from mvlm.config.schema import Config
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.streams import Drawing, begin_stage, end_stage, taken
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture
+from mvlm.errors import UserError
+from tests.conftest import of_pairs
+
+BATCH = 12
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    from data_tools.__main__ import main
+
+    home = tmp_path_factory.mktemp("sets")
+    for name, count in (("a", 40), ("b", 24), ("c", 16)):
+        words = ["synth", "--task", "caption", "--count", str(count), "--seed", str(count), "--out", str(home / name)]
+        assert main(words) == 0
+    return {name: str(home / name) for name in "abc"}
+
+
+@pytest.mark.parametrize("shares", [[3, 5], [1, 1, 1], [7], [40, 24, 16, 1], [2**40, 3, 2**39]])
+def test_turns_take_each_draw_from_exactly_one_data_set_and_keep_the_shares(shares: list[int]) -> None:
+    positions = np.arange(500)
+    counts = taken(shares, positions)
+    assert (counts.sum(0) == positions).all()
+    steps = np.diff(counts, axis=1)
+    assert set(np.unique(steps)) <= {0, 1}
+    expected = np.outer(np.array(shares) / sum(shares), positions)
+    assert np.abs(counts - expected).max() <= len(shares)
+
+
+STAGES = [("a",), ("a", "b"), ("b",), ("a", "c"), ("a", "b", "c")]
+STEPS = 4
+
+
+def stage(number: int) -> StageState:
+    return StageState(number, "", 0, 0, 0, BATCH, (), (), ())
+
+
+def stream(sets: dict[str, str], tokenizer: Any, kills: dict[int, int]) -> tuple[str, dict[str, list[int]]]:
+    """The hash of all samples of the stages and, by data set, its rows in the order in which they came.
+
+    Args:
+        kills: by the updates made before, where the run is killed, and the ranks that it is resumed with; the state
+            that it then has is what JSON keeps.
+    """
+    config, state, seen = Config(), TrainState(0, 0, 5, ""), hashlib.sha256()
+    data, objectives, _, seed = of_pairs(config)
+    rows: dict[str, list[int]] = {name: [] for name in "abc"}
+    world = 1
+    for number, names in enumerate(STAGES):
+        mixture = Mixture([sets[name] for name in names])
+        dataset = PairDataset(mixture, tokenizer, data, objectives, 32, seed, (4, 4))
+        state = begin_stage(state, stage(number), mixture, OrderSpec(GLOBAL), together=False)
+        end = state.step + STEPS
+        while state.step < end:
+            if state.step in kills:
+                state = TrainState.from_json(json.loads(json.dumps(state.to_json())))
+                world = kills[state.step]
+            samples = {}
+            drawing = Drawing.of(state, mixture, 5)
+            assert drawing
+            dataset.is_continued = drawing.is_continued
+            for rank in range(world):
+                for position, row, occurrence in step_of(dataset, drawing, state, rank, world):
+                    samples[position] = row, occurrence
+            for position in sorted(samples):
+                row, occurrence = samples[position]
+                sample = dataset.sample(position, row, occurrence)
+                seen.update(f"{position} {row} {sample.text_L.tolist()} {sample.patch_mask_N.tolist()}".encode())
+                corpus, local = mixture.locate(row)
+                rows[Path(str(corpus.folder)).name].append(local)
+            state = TrainState(**(vars(state) | {"step": state.step + 1, "samples_seen": state.samples_seen + BATCH}))
+    assert end_stage(state).stages[-1].ends
+    return seen.hexdigest(), rows
+
+
+def step_of(
+    dataset: PairDataset, drawing: Drawing, state: TrainState, rank: int, world: int
+) -> Iterator[tuple[int, int, int]]:
+    """What a rank draws in the next step, of a loader that begins there."""
+    sampler = drawing.sampler(state.order)
+    arguments = {"global_batch": BATCH, "micro_batch": BATCH // world // (1 if world == 4 else 2)}
+    loader = Loader(dataset, sampler, **arguments, rank=rank, world=world, start_position=state.samples_seen, workers=0)
+    for _ in range(loader.accumulation):
+        yield from next(loader._micro_batches)
+    loader.close()
+
+
+def test_five_kills_at_borders_with_other_ranks_change_no_sample(sets: dict[str, str], tokenizer: Any) -> None:
+    undisturbed, rows = stream(sets, tokenizer, {})
+    kills = {0: 2, 4: 3, 7: 1, 8: 4, 16: 6}
+    assert stream(sets, tokenizer, kills) == (undisturbed, rows)
+    for name, count in (("a", 40), ("b", 24), ("c", 16)):
+        for first in range(0, len(rows[name]), count):
+            epoch = rows[name][first : first + count]
+            assert len(set(epoch)) == len(epoch), f"a row of {name} came again before the rest"
+    assert len(rows["a"]) > 40 and len(rows["b"]) > 24
+
+
+def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(sets: dict[str, str]) -> None:
+    both, alone = Mixture([sets["a"], sets["b"]]), Mixture([sets["a"]])
+    state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=True)
+    assert begin_stage(state, stage(1), both, OrderSpec(GLOBAL), together=True).streams[0].position == 0
+    with pytest.raises(UserError, match="The run has drawn .*/a as a part of"):
+        begin_stage(state, stage(1), alone, OrderSpec(GLOBAL), together=False)
+    other = begin_stage(state, stage(1), Mixture([sets["c"]]), OrderSpec(GLOBAL), together=False)
+    assert len(other.streams) == 2

@@ -1,0 +1,127 @@
+"""Stages of a run: that borders change nothing they should not, and that what they change is exact."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from mvlm.__main__ import main
+from mvlm.checkpoint.integrity import read_state
+from mvlm.checkpoint.tensors import open_tensors
+from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
+from mvlm.training.fit import train
+from mvlm.training.health.signals import SIGNALS
+from mvlm.training.ledger import count_seen
+from tests.conftest import TINY
+from tests.training.conftest import TOML, losses_by_step, read_metrics
+
+Run = Callable[..., Path]
+FLAT = ["optim.schedule=constant", "optim.warmup_steps=0"]
+
+
+@pytest.fixture
+def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
+    """staged(name, stages as TOML, overrides, stage=ZeRO's) -> the run folder of a run with these stages."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def run(name: str, stages: str, *overrides: str, zero: int = 0) -> Path:
+        folder, toml, file = tmp_path / name, tmp_path / f"{name}.toml", tmp_path / f"zero{zero}.json"
+        file.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
+        toml.write_text(Path(TOML).read_text() + "\n" + stages)
+        words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "checkpoint.every=2", *overrides]
+        config, given = load_config(toml, words), given_keys(toml, words)
+        code = train(config, (str(file), str(toml)), given, None, None, read_stages(toml))
+        assert code == 0
+        return folder
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def stage(*lines: str) -> str:
+    return "\n".join(["[[stage]]", *lines, ""])
+
+
+def test_two_stages_of_the_same_settings_are_one_run(staged: Run) -> None:
+    one = staged("one", "", "train.steps=6", *FLAT)
+    two = staged("two", stage("train.steps = 3") + stage("train.steps = 3"), *FLAT)
+    assert losses_by_step(one) == losses_by_step(two)
+    assert len(losses_by_step(one)) == 6
+    state = read_state(two / "checkpoints/step_00000006")
+    assert [(each.step, each.samples, each.ends) for each in state.stages] == [(0, 0, (48,)), (3, 48, ())]
+
+
+@pytest.fixture(scope="module")
+def two_sets(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Data sets of 40 and 24 rows."""
+    from data_tools.__main__ import main
+
+    home = tmp_path_factory.mktemp("sets")
+    for name, count in (("a", 40), ("b", 24)):
+        words = ["synth", "--task", "caption", "--count", str(count), "--seed", str(count), "--out", str(home / name)]
+        assert main(words) == 0
+    return str(home / "a"), str(home / "b")
+
+
+def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
+    staged: Run, two_sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of data set a, 40 rows, stage 1 sees 32, and stage 2 the other 8 before any of them again."""
+    a, b = two_sets
+    first = stage(
+        'name = "contrast"',
+        "train.steps = 2",
+        f'data.train = ["{a}"]',
+        *(f"objectives.{o} = 0" for o in ("image", "text", "itm")),
+    )
+    second = stage(
+        "train.pairs = 64",
+        f'data.train = ["{a}", "{b}"]',
+        "model.image_size = 48",
+        "train.global_batch = 32",
+        "train.freeze = ['text']",
+    )
+    third = stage("train.steps = 1", f'data.train = ["{b}"]', "schedule = 'continue'")
+    run = staged("run", first + second + third, "objectives.image_mask_ratio=0.5")
+    lines = read_metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    assert ["text" in line for line in lines] == [False, False, True, True, True]
+    state = read_state(run / "checkpoints/step_00000005")
+    assert [(each.step, each.samples, each.end) for each in state.stages] == [(0, 0, 2), (2, 32, 4), (4, 96, 5)]
+    assert [stream.per_epoch for stream in state.streams] == [40, 24]
+    assert state.samples_seen == 112
+    ledger = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    assert [[(each["from"], each["to"]) for each in line["drawn"]] for line in ledger] == [
+        [(0, 32)],
+        [(32, 72), (0, 24)],
+        [(24, 40)],
+    ]
+    counts = count_seen(run)
+    assert counts[0][0][1].sum() == 32 and counts[0][0][1].max() == 1
+    together = counts[0][0][1] + counts[1][0][1]  # 72 draws of 40 rows
+    assert together.min() == 1 and together.max() == 2 and together.sum() == 72
+    assert counts[1][1][1].tolist() == [1] * 24 and counts[2][0][1].sum() == 16
+    with open_tensors(run / "checkpoints/step_00000005", "weights") as files:
+        assert files["vision.vit.pos_embed"].shape("vision.vit.pos_embed") == (1, 5, 32)
+    assert load_stored_config(run / "config.toml").model.image_size == 32
+    assert main(["stage", "show", str(run), "--rows"]) == 0
+    assert "stage 1 (contrast): steps 0 to 2" in capsys.readouterr().out
+
+
+def test_a_stage_is_appended_to_a_run_that_has_ended(
+    staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It goes on in the order of a run of that length, and only the command that trained it is needed."""
+    one = staged("one", "", "train.steps=6", *FLAT)
+    words = ["train.steps=3", *FLAT]
+    run = staged("run", "", *words)
+    assert main(["stage", "add", str(run), "--steps", "3"]) == 0
+    assert "will make 3 updates" in capsys.readouterr().out
+    assert staged("run", "", *words) == run
+    assert losses_by_step(run) == losses_by_step(one)
+    assert main(["stage", "add", str(run), "--steps", "3", "run.seed=4"]) == 1
