@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 from mvlm.check import checkpoints, configuration, models, shards
 from mvlm.check.reading import Given
 from mvlm.check.report import Report
+from mvlm.checkpoint.integrity import check_continuity
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.corpus import Mixture, training_mixture
 from mvlm.errors import UserError
+from mvlm.training.checkpoint.resume import Start
 from mvlm.training.compilation import is_compiled
 from mvlm.training.schedule import schedule_steps
+from mvlm.training.stages import Standing, settle_stages
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.json_file import unused
@@ -39,23 +43,55 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
             "toml", "The layout, the model and the DeepSpeed JSON's values are checked when the TOML is right."
         )
         return
-    config = checkpoints.settle_config(report, config, given.keys, start)
+    standing = _settle_stages(report, given, start) if start else None
+    if standing:
+        config = standing.config
+        mixture = training_mixture(config.data, config.task.corpus)
+    else:
+        config = checkpoints.settle_config(report, config, given.keys, start)
     ranks = configuration.check_layout(report, config, world)
     checkpoints.check_mirror(report, config)
-    if start and state and start.checkpoint and mixture:
+    if standing and state and start and start.checkpoint and mixture:
+        if not standing.begins:
+            with report.judged("checkpoint"):
+                check_continuity(start.checkpoint, state, mixture.fingerprint)
+    elif start and state and start.checkpoint and mixture:
         checkpoints.check_continuing(report, config, start.checkpoint, state, mixture)
     elif mixture:
         config = shards.check_shuffle(report, config, mixture)
     parameters = models.check_model(report, config, start, mixture, deep) if start else 0
+    for number in range(standing.number + 1, len(standing.stages)) if standing and start else ():
+        coming = standing.stages.config(number)
+        configuration.check_layout(report, coming, world)
+        with report.judged("data"):
+            models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
     if parameters:
         checkpoints.check_room(report, config, parameters)
     configuration.check_kernels(report, config)
     if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
-        _check_deepspeed(report, config, content, (given.json, given.toml), ranks, mixture, parameters, state)
+        own = None if standing else state  # a stage counts from its own beginning
+        _check_deepspeed(report, config, content, (given.json, given.toml), ranks, mixture, parameters, own)
     if mixture:
         _warn(report, config, content, given.json or "", mixture)
+
+
+def _settle_stages(report: Report, given: Given, start: Start) -> Standing | None:
+    """Where the run stands among its stages, told; None of a run without any, or where they cannot be."""
+    config, stages = given.config, given.stages
+    if config is None or stages is None:
+        return None
+    with report.judged("stages"):
+        tables = () if stages.is_all else stages.tables
+        standing = settle_stages(config, given.keys, tables, given.toml, start, Path(config.run.dir))
+        for number, section in enumerate(standing.sections if standing else ()):
+            assert standing
+            report.right("stages", f"{standing.stages.title(number)}: steps {section.first:,} to {section.end:,}.")
+        for sentence in standing.resumed.reported if standing and standing.resumed else ():
+            report.right("checkpoint", sentence)
+        return standing
+    return None
 
 
 def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:

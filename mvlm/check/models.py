@@ -18,6 +18,7 @@ from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.encoders import check_has_weights
+from mvlm.pretrained.positions import is_image_position
 from mvlm.pretrained.read import FILES, HUB, read_tensors
 from mvlm.runtime import hub
 from mvlm.training.build import (
@@ -65,8 +66,14 @@ def check_model(report: Report, config: Config, start: Start, mixture: Mixture |
 
 def _compare(report: Report, checkpoint: Path, model: Encoders) -> None:
     with report.judged("checkpoint"), open_tensors(checkpoint, WEIGHTS) as files:
-        compare_shapes(checkpoint, files, dict(model.named_parameters()))
-        report.right("checkpoint", f"{checkpoint.name} holds this model's parameters, in name and shape.")
+        compare_shapes(checkpoint, files, dict(model.named_parameters()), is_image_position)
+        sizes = (
+            (name, files[name].shape(name), tuple(parameter.shape)) for name, parameter in model.named_parameters()
+        )
+        if fitted := [name for name, there, here in sizes if there != here]:  # of a stage with another image size
+            report.right("checkpoint", f"{checkpoint.name} holds this model's parameters, but {fitted[0]} is fitted.")
+        else:
+            report.right("checkpoint", f"{checkpoint.name} holds this model's parameters, in name and shape.")
 
 
 def _tokenizer(report: Report, config: Config, start: Start) -> PreTrainedTokenizerBase:

@@ -8,8 +8,9 @@ from typing import Any
 
 from mvlm.check import shards
 from mvlm.check.report import Report
-from mvlm.config.load import given_keys, read_config
+from mvlm.config.load import given_keys, read_config, read_stages
 from mvlm.config.schema import Config
+from mvlm.config.stages import Stages, make_stages
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import Mistakes
 from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
@@ -24,7 +25,8 @@ class Given:
         keys: that the TOML and the overrides set.
         mistaken: the TOML has mistakes, and defaults stand in their place.
         json, content: path and content of the DeepSpeed JSON; None where none was given, or could be read.
-        mixture: `data.train`, None where it cannot be opened.
+        mixture: `data.train`, of the first stage; None where it cannot be opened.
+        stages: of the TOML, one where it names none; None where they have mistakes.
     """
 
     toml: str
@@ -34,6 +36,7 @@ class Given:
     json: str | None
     content: dict[str, Any] | None
     mixture: Mixture | None
+    stages: Stages | None = None
 
 
 def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str | None, deep: bool) -> Given:
@@ -43,7 +46,7 @@ def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str
         deepspeed: the path of the DeepSpeed JSON.
         deep: hold every shard against its hash.
     """
-    mistakes, config, content, mixture = Mistakes(), None, None, None
+    mistakes, config, content, mixture, stages = Mistakes(), None, None, None, None
     with report.judged("toml"):
         config = read_config(toml, overrides, mistakes)
     report.wrong("toml", *mistakes.sentences)
@@ -59,7 +62,11 @@ def read_run(report: Report, toml: str, overrides: Sequence[str], deepspeed: str
     elif config:
         given = f", with {len(overrides)} set behind the command" if overrides else ""
         report.right("toml", f"All keys of {toml} are known and their values possible{given}.")
-        mixture = shards.check_training(report, config, toml, deep)
+        with report.judged("stages"):
+            stages = make_stages(config, read_stages(toml), toml)
+        for number in range(1, len(stages or ())):
+            shards.check_training(report, stages.config(number), toml, deep)
+        mixture = shards.check_training(report, stages.config(0) if stages else config, toml, deep)
         shards.check_evaluation(report, config, deep)
     keys = given_keys(toml, overrides) if config else frozenset()
-    return Given(toml, config, keys, bool(mistakes.sentences), deepspeed, content, mixture)
+    return Given(toml, config, keys, bool(mistakes.sentences), deepspeed, content, mixture, stages)

@@ -49,12 +49,14 @@ def run(args: argparse.Namespace) -> int:
         UserError: the configuration is wrong, or what it names is not known.
     """
     from mvlm.cli.output import write_json
-    from mvlm.config.load import load_config
+    from mvlm.config.load import load_config, read_stages
+    from mvlm.config.stages import make_stages
     from mvlm.data.shards.corpus import training_mixture
     from mvlm.errors import UserError
     from mvlm.estimate.cards import find_card
     from mvlm.estimate.plan import Planner, Request
     from mvlm.estimate.text import as_json, as_text
+    from mvlm.training.stages import checked
     from mvlm.training.zero.json_file import read_deepspeed_json
 
     for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
@@ -62,20 +64,33 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{name} is {value}: give 1 or more.")
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu is {args.mfu:g}: give a share above 0 and at most 1, such as 0.45.")
-    config = load_config(args.config, args.overrides)
-    corpus = training_mixture(config.data, config.task.corpus).per_epoch if config.data.train else args.pairs
-    request = Request(
-        config=config,
-        content=read_deepspeed_json(args.deepspeed_config),
-        names=(args.deepspeed_config, args.config),
-        card_name=args.gpu.lower(),
-        card=find_card(args.gpu),
-        nodes=args.nodes,
-        per_node=args.gpus_per_node,
-        corpus=corpus,
-        mfu=args.mfu,
+    base = load_config(args.config, args.overrides)
+    stages = checked(make_stages(base, read_stages(args.config), args.config))
+    plans = []
+    for number in range(len(stages)):
+        config = stages.config(number)
+        corpus = training_mixture(config.data, config.task.corpus).per_epoch if config.data.train else args.pairs
+        request = Request(
+            config=config,
+            content=read_deepspeed_json(args.deepspeed_config),
+            names=(args.deepspeed_config, args.config),
+            card_name=args.gpu.lower(),
+            card=find_card(args.gpu),
+            nodes=args.nodes,
+            per_node=args.gpus_per_node,
+            corpus=corpus,
+            mfu=args.mfu,
+        )
+        plans.append(as_json(Planner(request)))
+        if not stages.is_all:
+            print(f"{'' if number == 0 else chr(10)}{stages.title(number)}")
+        print(as_text(plans[-1]), end="")
+    if stages.is_all:
+        write_json(args.json, plans[0])
+        return 0
+    total = {key: sum(plan[key] for plan in plans) for key in ("steps", "hours", "gpu_hours")}
+    print(
+        f"\nall stages     {total['steps']:,} steps: {total['hours']:,.1f} hours, {total['gpu_hours']:,.0f} GPU-hours"
     )
-    plan = as_json(Planner(request))
-    print(as_text(plan), end="")
-    write_json(args.json, plan)
+    write_json(args.json, total | {"stages": plans})
     return 0

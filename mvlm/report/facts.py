@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import EVALUATIONS
+from mvlm.checkpoint.description import EVALUATIONS, LEDGER
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
@@ -30,6 +30,12 @@ class RunFacts:
         """The logged values of one metric; steps without it are left out."""
         points = [(step, line[key]) for step, line in self.metrics.items() if line.get(key) is not None]
         return [step for step, _ in points], [float(value) for _, value in points]
+
+    @property
+    def stages(self) -> list[dict[str, Any]]:
+        """The lines of stages.jsonl; none of a run without stages."""
+        path = self.folder / LEDGER
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
 
     @property
     def last_step(self) -> int:

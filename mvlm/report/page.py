@@ -90,10 +90,12 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
     versions = ", ".join(f"{name} {version}" for name, version in described.get("versions", {}).items())
     hosts = sorted(set(described.get("hosts", [])))
     steps = f"{facts.last_step:,} of {described['steps']:,}" if "steps" in described else f"{facts.last_step:,}"
-    seen = facts.last_step * config.train.global_batch
+    stages = facts.stages
+    seen = stages[-1]["samples"][1] if stages else facts.last_step * config.train.global_batch
     rows = [
         ("Last step written", f"{facts.written:%Y-%m-%d %H:%M %Z}"),
         ("Steps", f"{steps}, of {config.train.global_batch} pairs; {seen:,} pairs seen"),
+        ("Stages", "; ".join(map(_stage, stages))),
         ("Best checkpoint", _best(facts)),
         ("Training data", _data(config.data.train, described.get("rows"))),
         ("Evaluation data", _data(config.data.eval, None) if config.data.eval else "none"),
@@ -129,6 +131,17 @@ def probability(share: float) -> str:
 
 def number(value: float) -> str:
     return f"{value:.3f}"
+
+
+def _stage(line: dict[str, Any]) -> str:
+    """A stage of the ledger: its updates, and the epochs that each of its data sets has come to."""
+    drawn = ", ".join(
+        f"{' and '.join(part['data'])} epochs {part['from'] / part['per_epoch']:.2f} to "
+        f"{part['to'] / part['per_epoch']:.2f}"
+        for part in line["drawn"]
+    )
+    name = f" ({line['name']})" if line["name"] else ""
+    return f"{line['stage']}{name}: steps {line['steps'][0]:,} to {line['steps'][1]:,}, {drawn}"
 
 
 def _best(facts: RunFacts) -> str:

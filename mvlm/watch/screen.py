@@ -54,6 +54,8 @@ def _head(status: Status) -> Text:
         words.append(f"{_count(status.world, 'rank')} on {_count(status.hosts or 1, 'host')}")
     if status.zero_stage is not None:
         words.append(f"ZeRO {status.zero_stage}, {status.device}")
+    if status.stage:
+        words.append(status.stage)
     head = Text(status.state, style=f"bold {COLOURS[status.state]}")
     head.append("".join(f"  ·  {word}" for word in words), style="not bold default")
     if status.note:

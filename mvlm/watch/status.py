@@ -33,6 +33,7 @@ class Status:
         seconds_left: of training at the present speed, evaluations left out.
         metrics: the last training line.
         evaluation: the last one's line.
+        stage: that it is in, such as "stage 2 of 3 (large)".
         best: the step of the best checkpoint, and best_score what its evaluation found, by eval.select.
         seen: ranks with a heartbeat in this folder; nodes with run folders of their own leave theirs there.
         quiet: ranks without a sign of life.
@@ -51,6 +52,7 @@ class Status:
     evaluation: dict[str, Any] = field(default_factory=dict)
     checkpoint: int | None = None
     checkpoint_age_s: float | None = None
+    stage: str | None = None
     best: int | None = None
     best_score: dict[str, float] = field(default_factory=dict)
     world: int | None = None
@@ -113,6 +115,7 @@ class Watcher:
             evaluation=self.history.evaluation,
             checkpoint=checkpoint,
             checkpoint_age_s=age,
+            stage=_stage(facts),
             best=best,
             best_score=score,
             world=facts.get("world"),
@@ -175,6 +178,14 @@ def _judge(step: int, steps: int | None, checkpoint: int | None, liveness: Liven
     if hang := liveness.hang:
         return "hanging", hang
     return "running", next(iter(liveness.beats.values())).doing
+
+
+def _stage(facts: dict[str, Any]) -> str | None:
+    stages, number = facts.get("stages", []), facts.get("stage", 0)
+    if not stages:
+        return None
+    name = stages[number]["name"]
+    return f"stage {number + 1} of {len(stages)}" + (f" ({name})" if name else "")
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(se
     both, alone = Mixture([sets["a"], sets["b"]]), Mixture([sets["a"]])
     state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=True)
     assert begin_stage(state, stage(1), both, OrderSpec(GLOBAL), together=True).streams[0].position == 0
-    with pytest.raises(UserError, match="The run has drawn .*/a as a part of"):
+    with pytest.raises(UserError, match=r"The run has drawn .*/a as a part of"):
         begin_stage(state, stage(1), alone, OrderSpec(GLOBAL), together=False)
     other = begin_stage(state, stage(1), Mixture([sets["c"]]), OrderSpec(GLOBAL), together=False)
     assert len(other.streams) == 2

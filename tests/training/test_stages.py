@@ -13,9 +13,12 @@ from mvlm.__main__ import main
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
+from mvlm.report.facts import read_facts
+from mvlm.report.page import about
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
+from mvlm.watch.status import Watcher
 from tests.conftest import TINY
 from tests.training.conftest import TOML, losses_by_step, read_metrics
 
@@ -32,7 +35,7 @@ def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
         folder, toml, file = tmp_path / name, tmp_path / f"{name}.toml", tmp_path / f"zero{zero}.json"
         file.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
         toml.write_text(Path(TOML).read_text() + "\n" + stages)
-        words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "checkpoint.every=2", *overrides]
+        words = words_of(folder, scenes, *overrides)
         config, given = load_config(toml, words), given_keys(toml, words)
         code = train(config, (str(file), str(toml)), given, None, None, read_stages(toml))
         assert code == 0
@@ -41,6 +44,10 @@ def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
     yield run
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def words_of(folder: Path, scenes: Path, *overrides: str) -> list[str]:
+    return [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "checkpoint.every=2", *overrides]
 
 
 def stage(*lines: str) -> str:
@@ -69,7 +76,7 @@ def two_sets(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[st
 
 
 def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
-    staged: Run, two_sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
+    staged: Run, scenes: Path, two_sets: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of data set a, 40 rows, stage 1 sees 32, and stage 2 the other 8 before any of them again."""
     a, b = two_sets
@@ -111,8 +118,17 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert load_stored_config(run / "config.toml").model.image_size == 32
     assert main(["stage", "show", str(run), "--rows"]) == 0
     assert "stage 1 (contrast): steps 0 to 2" in capsys.readouterr().out
+    status = Watcher(run).look()
+    assert (status.state, status.steps, status.stage) == ("done", 5, "stage 3 of 3")
+    about_it = dict(about(read_facts(run)))
+    assert about_it["Stages"].startswith("1 (contrast): steps 0 to 2, ") and "112 pairs seen" in about_it["Steps"]
+    toml, words = str(run.with_suffix(".toml")), words_of(run, scenes, "objectives.image_mask_ratio=0.5")
+    assert main(["check", toml, *words]) == 0
+    checked = capsys.readouterr().out
+    assert "stage 2 of 3: steps 2 to 4." in checked and "stage 3 of 3: steps 4 to 5." in checked
 
 
+@pytest.mark.campaign
 def test_a_stage_is_appended_to_a_run_that_has_ended(
     staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
