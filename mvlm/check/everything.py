@@ -60,11 +60,8 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
     elif mixture:
         config = shards.check_shuffle(report, config, mixture)
     parameters = models.check_model(report, config, start, mixture, deep) if start else 0
-    for number in range(standing.number + 1, len(standing.stages)) if standing and start else ():
-        coming = standing.stages.config(number)
-        configuration.check_layout(report, coming, world)
-        with report.judged("data"):
-            models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
+    if standing and start:
+        _check_coming(report, standing, start, world)
     if parameters:
         checkpoints.check_room(report, config, parameters)
     configuration.check_kernels(report, config)
@@ -92,6 +89,15 @@ def _settle_stages(report: Report, given: Given, start: Start) -> Standing | Non
             report.right("checkpoint", sentence)
         return standing
     return None
+
+
+def _check_coming(report: Report, standing: Standing, start: Start, world: int) -> None:
+    """The layout and the model of the stages after the one that a run goes on in."""
+    for number in range(standing.number + 1, len(standing.stages)):
+        coming = standing.stages.config(number)
+        configuration.check_layout(report, coming, world)
+        with report.judged("data"):
+            models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
 
 
 def _warn(report: Report, config: Config, content: dict[str, Any] | None, json_name: str, mixture: Mixture) -> None:

@@ -63,7 +63,7 @@ class BestEvaluation:
 
 
 @dataclass(frozen=True)
-class Stream:
+class DataStream:
     """What a run draws in one order: a data set, or several in fixed shares.
 
     Attributes:
@@ -85,7 +85,7 @@ class Stream:
     order: tuple[OrderSpec, ...] = ()
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Stream:
+    def from_json(cls, content: dict[str, Any]) -> DataStream:
         order = tuple(map(OrderSpec.from_json, content["order"]))
         lists = {name: tuple(content[name]) for name in ("data", "parts")}
         return cls(**(content | lists | {"order": order}))
@@ -137,7 +137,7 @@ class TrainState:
     order: tuple[OrderSpec, ...] = ()  # of the running epoch and of those after it; none = not recorded
     best: BestEvaluation | None = None  # of the evaluations up to this step, its own included
     stages: tuple[StageState, ...] = ()  # that have begun, the running one last; none of a run without any
-    streams: tuple[Stream, ...] = ()  # that these have drawn from, in the order in which they first did
+    streams: tuple[DataStream, ...] = ()  # that these have drawn from, in the order in which they first did
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -154,6 +154,6 @@ class TrainState:
         order = tuple(map(OrderSpec.from_json, content.get("order", ())))
         best = BestEvaluation(**content["best"]) if content.get("best") else None
         stages = tuple(map(StageState.from_json, content.get("stages", ())))
-        streams = tuple(map(Stream.from_json, content.get("streams", ())))
+        streams = tuple(map(DataStream.from_json, content.get("streams", ())))
         found = {"order": order, "best": best, "stages": stages, "streams": streams}
         return cls(**(content | lists | found))

@@ -132,7 +132,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
         site,
         beginning,
         attempt.number,
-        standing and standing.stages,
+        standing.stages if standing else None,
     )
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     monitor = stack.enter_context(Monitor(folder, state.step, layout["steps"], config.log))

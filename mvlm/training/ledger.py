@@ -19,7 +19,7 @@ import numpy as np
 from mvlm.checkpoint.description import CONFIG, LEDGER, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.state import Stream, TrainState
+from mvlm.checkpoint.state import DataStream, TrainState
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import make_sampler
@@ -74,7 +74,7 @@ def ledger(state: TrainState) -> list[dict[str, Any]]:
     return lines
 
 
-def order_hash(stream: Stream, number: int, seed: int) -> str:
+def order_hash(stream: DataStream, number: int, seed: int) -> str:
     """Equal where a stream is drawn in the same order of the same rows."""
     content = {"seed": seed + number, "order": [asdict(order) for order in stream.order]}
     content |= {"fingerprint": stream.fingerprint, "pairs": stream.pairs, "per_epoch": stream.per_epoch}
@@ -123,7 +123,7 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> 
     return counts
 
 
-def _weights(stream: Stream, data: Data) -> tuple[float, ...]:
+def _weights(stream: DataStream, data: Data) -> tuple[float, ...]:
     """Of data sets drawn in one order, which are the same in all stages."""
     return data.weights if len(stream.data) == len(data.train) else ()
 

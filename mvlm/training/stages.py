@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mvlm.checkpoint.description import CONFIG, STAGES, described_in
 from mvlm.checkpoint.integrity import read_state
-from mvlm.checkpoint.state import StageState, Stream, TrainState
+from mvlm.checkpoint.state import DataStream, StageState, TrainState
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import LENGTHS, Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
@@ -66,7 +66,7 @@ class Standing:
     config: Config
     resumed: Resumed | None
     sections: tuple[Section, ...]
-    before: tuple[tuple[StageState, ...], tuple[Stream, ...]] | None = None
+    before: tuple[tuple[StageState, ...], tuple[DataStream, ...]] | None = None
 
     @property
     def section(self) -> Section:

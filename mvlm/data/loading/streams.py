@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mvlm.checkpoint.state import OrderSpec, StageState, Stream, TrainState
+from mvlm.checkpoint.state import DataStream, OrderSpec, StageState, TrainState
 from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import Sampler, make_sampler, resumed
 from mvlm.data.shards.corpus import Mixture, draw_counts, training_mixture
@@ -93,7 +93,7 @@ class Drawing:
     """How a stage draws."""
 
     stage: StageState
-    streams: tuple[Stream, ...]  # of the run
+    streams: tuple[DataStream, ...]  # of the run
     mixture: Mixture
     seed: int
 
@@ -199,7 +199,7 @@ def end_stage(state: TrainState) -> TrainState:
     return replace(state, stages=(*before, replace(stage, ends=ends)), streams=tuple(streams))
 
 
-def remembered(state: TrainState) -> tuple[Stream, ...]:
+def remembered(state: TrainState) -> tuple[DataStream, ...]:
     """The streams with the order that the running stage has come to, of which the state knows beside them."""
     streams, numbers = list(state.streams), state.stages[-1].streams
     if len(numbers) == 1:
@@ -207,7 +207,7 @@ def remembered(state: TrainState) -> tuple[Stream, ...]:
     return tuple(streams)
 
 
-def with_order(stream: Stream, order: Sequence[OrderSpec]) -> Stream:
+def with_order(stream: DataStream, order: Sequence[OrderSpec]) -> DataStream:
     """A stream that remembers these orders, too, from their epochs on."""
     return replace(stream, order=(*stream.order, *(each for each in order if each not in stream.order)))
 
@@ -219,11 +219,11 @@ def positions_of(state: TrainState) -> tuple[int, ...]:
     return tuple(begin + int(count) for begin, count in zip(stage.begins, drawn, strict=True))
 
 
-def stream_of(mixture: Mixture) -> Stream:
+def stream_of(mixture: Mixture) -> DataStream:
     """Nothing of it has been drawn."""
     data = tuple(str(corpus.folder) for corpus in mixture.corpora)
     parts = tuple(corpus.manifest.fingerprint for corpus in mixture.corpora)
-    return Stream(data, parts, mixture.fingerprint, mixture.numbers.pairs, mixture.per_epoch)
+    return DataStream(data, parts, mixture.fingerprint, mixture.numbers.pairs, mixture.per_epoch)
 
 
 def _parts(mixture: Mixture, together: bool) -> list[Mixture]:
@@ -243,7 +243,7 @@ def check_drawable(state: TrainState, mixture: Mixture, before: Data, together: 
         _number_of(part, known)
 
 
-def _number_of(mixture: Mixture, streams: Sequence[Stream]) -> int:
+def _number_of(mixture: Mixture, streams: Sequence[DataStream]) -> int:
     """Of the stream that a mixture is; the next free one of a mixture that has not been drawn."""
     wanted = stream_of(mixture)
     for number, known in enumerate(streams):
