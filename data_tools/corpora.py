@@ -59,6 +59,13 @@ def shard_batch(path: Path, reader: pa.ipc.RecordBatchFileReader, index: int) ->
     return batch
 
 
+def shard_rows(path: Path, task: str) -> Iterator[dict[str, Any]]:
+    """The rows of one shard by column; raises as `batches`."""
+    reader = open_shard(path, task)
+    for index in range(reader.num_record_batches):
+        yield from shard_batch(path, reader, index).to_pylist()
+
+
 def batches(folder: Path, manifest: Manifest) -> Iterator[pa.RecordBatch]:
     """The record batches of a corpus in order.
 

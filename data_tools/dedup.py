@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,6 @@ from mvlm.errors import UserError
 
 from .corpora import batches
 from .engines import Map
-from .filters import Checked
 from .image import decode
 from .look import look_of
 from .picture_index import PictureIndex, Spill
@@ -22,63 +19,31 @@ from .picture_index import PictureIndex, Spill
 DUPLICATE_ID = "duplicate id"
 DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near duplicate", "image is excluded"
 
-ENTRY = struct.Struct("<16s16sII")
-"""Digest of the id, digest of the image's bytes, and the lengths of the look and the name that follow."""
-
 
 class DedupIndex:
-    """The ids and images of the records kept so far: about 200 bytes a record in memory, thumbnails in `folder`.
+    """The ids and images of the rows kept so far: about 200 bytes a row in memory, thumbnails in `folder`."""
 
-    Args:
-        restarts: whether `new` will be asked, at times.
-    """
-
-    def __init__(self, dedup: str, folder: Path, restarts: bool = False) -> None:
+    def __init__(self, dedup: str, folder: Path) -> None:
         self._dedup = dedup
-        self._keys: set[bytes] = set()
+        self._ids: set[bytes] = set()
         self._exact: dict[bytes, int] = {}
         self._names = Spill(folder)  # of those in `_exact`
         self._pictures = PictureIndex(folder)
-        self._new = bytearray()
-        self._restarts = restarts
 
-    def refuses(self, key: str, found: Checked, name: str) -> tuple[str, str]:
-        """Why the record must not be kept and which other it is like, or "" twice; then it is remembered by `name`."""
-        digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
-        look = found.pictures[0].look if self._dedup == "perceptual" else b""
-        if digest in self._keys:
+    def refuses(self, id_: bytes, exact: bytes, look: bytes, name: str) -> tuple[str, str]:
+        """Why the row must not be kept and which other it is like, or "" twice; then it is remembered by `name`."""
+        if id_ in self._ids:
             return DUPLICATE_ID, ""
-        if look and (twin := self._pictures.twin(look)):
+        if self._dedup == "perceptual" and (twin := self._pictures.twin(look)):
             return NEAR_DUPLICATE, f"looks like {twin}"
-        if self._dedup == "exact" and found.exact in self._exact:
-            twin = self._names.read(self._exact[found.exact]).decode()
-            return DUPLICATE, f"has the bytes of {twin}"
-        text = name.encode("utf-8", "replace") if self._dedup else b""
-        self._remember(digest, found.exact, look, text)
-        if self._restarts:
-            self._new += ENTRY.pack(digest, found.exact, len(look), len(text)) + look + text
-        return "", ""
-
-    def _remember(self, digest: bytes, exact: bytes, look: bytes, name: bytes) -> None:
-        self._keys.add(digest)
+        if self._dedup == "exact" and exact in self._exact:
+            return DUPLICATE, f"has the bytes of {self._names.read(self._exact[exact]).decode()}"
+        self._ids.add(id_)
         if self._dedup == "exact":
-            self._exact[exact] = self._names.add(name)
-        if look:
-            self._pictures.add(look, name.decode())
-
-    def new(self) -> bytes:
-        """What was remembered since this was last asked, for `restore`."""
-        new = bytes(self._new)
-        self._new.clear()
-        return new
-
-    def restore(self, new: bytes) -> None:
-        place = 0
-        while place < len(new):
-            digest, exact, looks, names = ENTRY.unpack_from(new, place)
-            place += ENTRY.size
-            self._remember(digest, exact, new[place : place + looks], new[place + looks : place + looks + names])
-            place += looks + names
+            self._exact[exact] = self._names.add(name.encode("utf-8", "replace"))
+        if self._dedup == "perceptual":
+            self._pictures.add(look, name.encode("utf-8", "replace").decode())
+        return "", ""
 
 
 class Excluded:
@@ -91,9 +56,9 @@ class Excluded:
                 raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
             self._pictures.add(look, name)
 
-    def twin(self, found: Checked) -> str:
-        """The name of one of them that looks like a picture of the record, or ""."""
-        return next(filter(None, (self._pictures.twin(picture.look) for picture in found.pictures if picture.look)), "")
+    def twin(self, looks: Iterable[bytes]) -> str:
+        """The name of one of them that looks like one of these pictures, or ""."""
+        return next(filter(None, map(self._pictures.twin, looks)), "")
 
 
 def row_look(row: tuple[str, bytes]) -> bytes:

@@ -47,7 +47,7 @@ class Filters:
     min_size: int = 0  # pixels of the shorter side
     max_aspect: float = 0.0  # longer by shorter side; 0: any
     caption_words: tuple[int, int] | None = None  # fewest and most
-    exact_hash: bool = False  # SHA-256 of the bytes as they came
+    exact_hash: bool = False  # SHA-256 of the bytes that are stored
     look: bool = False  # what `data_tools.look` compares
 
 
@@ -95,7 +95,7 @@ def check_record(item: Record | Dropped, filters: Filters = SOUND) -> Checked | 
 
 
 def exact_hash(images: Sequence[bytes]) -> bytes:
-    """16 bytes of the SHA-256 of a record's images as they came."""
+    """16 bytes of the SHA-256 of a record's images as they are stored."""
     return hashlib.sha256(b"".join(images)).digest()[:16]
 
 
@@ -108,7 +108,8 @@ def _checked(item: Record, filters: Filters) -> Checked:
     columns = {name: _clean_column(name, value) for name, value in item.columns.items()}
     images = [item.image, item.image2] if item.image2 else [item.image]
     pictures = tuple(_picture(image, filters) for image in images)
-    exact = exact_hash(images) if filters.exact_hash else b""
+    stored = [picture.encoded or image for picture, image in zip(pictures, images, strict=True)]
+    exact = exact_hash(stored) if filters.exact_hash else b""
     return Checked(captions, caption_drops, pictures, columns, exact)
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import textwrap
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,12 @@ def open_source(saved: Mapping[str, Any]) -> Source:
         if parameter.default is parameter.empty and option not in options:
             raise UserError(f"The source {name} needs {_flag(option)}: see `mvlm-data shard --help`.")
     return SOURCES[name]([Path(path) for path in saved["paths"]], **options)
+
+
+@lru_cache(1)
+def opened_source(saved: str) -> Source:
+    """The same of an `origin` as JSON, opened once in a process for all of its parts."""
+    return open_source(json.loads(saved))
 
 
 def _flag(option: str) -> str:

@@ -56,6 +56,28 @@ class ShardReport:
         if not isinstance(outcome, Dropped):
             self.captions += outcome
 
+    def take_back(self, source: str, captions: int, reason: str) -> None:
+        """A record that was counted as kept with so many captions is dropped after all."""
+        for part in (self, self.sources[source if source in self.sources else OTHERS]):
+            part.kept -= 1
+            part.dropped[reason] += 1
+        self.captions -= captions
+
+    def add(self, other: ShardReport) -> None:
+        """Count what another part has counted."""
+        for name in COUNTERS:
+            getattr(self, name).update(getattr(other, name))
+        self.read, self.kept, self.captions = (
+            self.read + other.read,
+            self.kept + other.kept,
+            self.captions + other.captions,
+        )
+        for name, of_it in other.sources.items():
+            known = name in self.sources or len(self.sources) < MOST_SOURCES
+            mine = self.sources.setdefault(name if known else OTHERS, SourceReport())
+            mine.read, mine.kept = mine.read + of_it.read, mine.kept + of_it.kept
+            mine.dropped.update(of_it.dropped)
+
     def as_dict(self) -> dict[str, Any]:
         counters = {name: _sorted(getattr(self, name)) for name in COUNTERS}
         sources = {name: vars(s) | {"dropped": _sorted(s.dropped)} for name, s in sorted(self.sources.items())}

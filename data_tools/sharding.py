@@ -1,31 +1,36 @@
-"""Making a corpus of records, or one a split. Killed at any moment, it resumes when it is started again."""
+"""Making a corpus of records, or one a split: a map over parts, each made by itself, whose manifests are joined.
+
+Killed at any moment, it resumes when it is started again: the parts that are finished stay.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, read_manifest
+from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest
 from mvlm.errors import UserError
-from mvlm.runtime.log import logger
-from mvlm.runtime.storage import write_durably
+from mvlm.runtime.storage import sync, write_durably
 
-from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, Excluded
-from .engines import engine
-from .filters import TOO_ELONGATED, TOO_SMALL, Checked
+from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, DedupIndex, Excluded
+from .engines import Map, engine
+from .engines.chunks import CHUNK_BYTES
+from .filters import TOO_ELONGATED, TOO_SMALL
+from .join import Losers, find_losers, manifests, total_report, write_dropped
 from .origin import deciding
-from .pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline, stored_row
-from .record import Dropped
+from .part import Part, PartManifest, cut, within
+from .pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
+from .readers import Cuttable
 from .report import ShardReport
-from .resume import Changed, Item, Replayed, SourceDigest, State, replayed, versions
 from .store.destination import open_store
 from .store.store import Finished, Store
+from .task import Item, Job, digest, make_part, prune_part, run_part
+from .versions import versions
 
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
 """Reasons that the user asked for, which count against no tolerance."""
@@ -44,40 +49,42 @@ def shard(
 
     The bytes written are a function of the records, their order and the options alone. Beside the corpus stand
     `quarantine.jsonl` (key, reason, where and detail of each record dropped), `yield.json` and `yield.txt`, and
-    `source.json`. With `options.origin` a run that was killed is resumed; `records` must then begin anew whenever
-    they are iterated.
+    `source.json`. With `options.origin`, of which `records` are the source, parts of it are made by `options.workers`
+    tasks, each of which opens the source for itself, and a run that was killed is resumed; without it all is one part.
 
     Raises:
         UserError: `out` cannot be written, more than the tolerated share was dropped, or a split is left empty.
     """
+    parts = parts_of(records, options)
     with open_store(out, options.origin is not None) as store:
         try:
-            states = [State.from_bytes(content) for content in store.begin(_plan(records, options))]
+            made = {part.number: part for part in store.begin(_plan(parts, options))}
         except Finished as finished:
             return ShardReport.from_dict(json.loads(finished.read(YIELD)))
-        files = {name: size for state in states for name, size in _placed(state.split, state.shard).items()}
-        if not all(store.has(name, size) for name, size in files.items()):
-            states = _afresh(store, out, "lost a shard")
+        job = Job(store, options)
         with engine(options.engine, options.workers, options.ray_address) as run:
-            excluded = Excluded(options.exclude, store.work, run)
-            while True:
-                work = _Sharding(store, out, options, excluded, states)
-                try:
-                    work.run(run, work.left(records), on_record)
-                except Changed:
-                    work.abandon()
-                    states = _afresh(store, out, "read a source that has changed since")
-                else:
-                    return work.finish(Counter(getattr(records, "unused", ())))
+            if options.origin is None:
+                made[0] = make_part(job, 0, records, run, on_record=on_record)
+            todo = [part for part in parts if part.number not in made]
+            made |= _made(job, todo, run, on_record)
+            done = [made[part.number] for part in parts]
+            losers = _losers(job, done, run)
+            return _finish(job, out, _pruned(job, parts, done, losers, run), losers)
 
 
-def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
+def parts_of(records: Iterable[Item], options: Options) -> list[Part]:
+    """The parts of a source, or a single one of what cannot be cut."""
+    cuttable = options.origin is not None and isinstance(records, Cuttable)
+    return cut(records.units() if cuttable else (), options.shard_bytes)
+
+
+def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:
     """All that decides the bytes, as JSON would give it back."""
     if options.origin is None:
         return None
     plan = {
         "origin": deciding(options.origin),
-        "size": getattr(records, "size", None),
+        "parts": [[part.start, part.size] for part in parts],
         "split": options.split and [list(options.split.shares.items()), options.split.field],
         "shard_bytes": options.shard_bytes,
         "filters": asdict(options.filters),
@@ -88,143 +95,82 @@ def _plan(records: Iterable[Item], options: Options) -> dict[str, Any] | None:
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
 
 
-def _afresh(store: Store, out: Path | str, reason: str) -> list[State]:
-    logger("data_tools").warning(f"The run of {out} that was killed {reason}: starting afresh.")
-    store.restart()
-    return []
+def _made(job: Job, parts: list[Part], run: Map, on_record: Callable[[int], None]) -> dict[int, PartManifest]:
+    """Have these parts made, each by a task; of a single one, the workers check the records."""
+    if len(parts) == 1 or (job.options.workers == 1 and job.options.engine == "local"):
+        return {part.number: run_part(job, part, run, on_record) for part in parts}
+    made = {}
+    for part, manifest in run(partial(run_part, job), parts, lambda part: CHUNK_BYTES):  # each a chunk of its own
+        made[part.number] = manifest
+        for _ in range(manifest.report["read"]):
+            on_record(part.size // manifest.report["read"])
+    return made
 
 
-def _placed(split: str, shard: Shard) -> dict[str, int]:
-    """The files of a shard below the folder that is written, and their bytes."""
-    return {f"{split}/{file.file}" if split else file.file: file.bytes for file in shard.files}
+def _losers(job: Job, done: list[PartManifest], run: Map) -> Losers:
+    options, store = job.options, job.store
+    return find_losers(store, done, DedupIndex(options.dedup, store.work), Excluded(options.exclude, store.work, run))
 
 
-class _Sharding(Pipeline):
-    """Into a new corpus, or one a split, with a state for a restart at the end of each shard."""
+def _pruned(job: Job, parts: list[Part], done: list[PartManifest], losers: Losers, run: Map) -> list[PartManifest]:
+    """The parts without the rows that must go."""
+    away = {made.number: [loser.number for loser in losers.get(made.number, ())] for made in done}
+    wrong = [made for made in done if made.pruned != digest(away[made.number])]
+    again = [parts[made.number] for made in wrong if made.pruned]  # of a restart that has changed what it found
+    whole = {made.number: made for made in wrong} | _made(job, again, run, lambda image_bytes: None)
+    todo = [(made, away[made.number]) for made in whole.values() if away[made.number]]
+    kept = dict(whole)
+    if len(todo) == 1:
+        kept |= {made.number: prune_part(job, (made, numbers)) for made, numbers in todo}
+    else:
+        kept |= {made.number: made for _, made in run(partial(prune_part, job), todo, lambda item: CHUNK_BYTES)}
+    return [kept.get(made.number, made) for made in done]
 
-    def __init__(
-        self, store: Store, out: Path | str, options: Options, excluded: Excluded, states: list[State]
-    ) -> None:
-        self._last = states[-1] if states else None
-        report = ShardReport.from_dict(self._last.report) if self._last else ShardReport()
-        super().__init__(store.work, options, excluded, report, restarts=options.origin is not None)
-        self._store, self._out = store, out
-        self._consumed = self._last.consumed if self._last else 0
-        self._number = 0  # of the record that is taken
-        self._pending: dict[str, list[int]] = {name: [] for name in options.names}
-        self._digest = SourceDigest()
-        self._quarantine = (store.work / QUARANTINE).open("w", encoding="utf-8")
-        self._lines: list[str] = []
-        for number, state in enumerate(states):
-            self.open(state.task)
-            writer = self.writers[state.split]
-            writer.resume([*writer.shards, state.shard], state.finished)
-            self._quarantine.writelines(state.quarantine)
-            self.index.restore(store.seen(number))
 
-    def left(self, records: Iterable[Item]) -> Iterator[Item | Replayed]:
-        """The records that still have to be checked."""
-        return replayed(records, self._last, self._digest)
+def _finish(job: Job, out: Path | str, parts: list[PartManifest], losers: Losers) -> ShardReport:
+    """Write what is said of all parts, and let the corpus appear."""
+    store, options = job.store, job.options
+    report, found = total_report(parts, losers), manifests(parts, options.names)
+    with (store.work / QUARANTINE).open("w", encoding="utf-8") as file:
+        write_dropped(file, store, parts, losers)
+    sync(store.work / QUARANTINE)
+    _check_tolerance(store, report, out, options.tolerate)
+    for name in options.names:
+        if name not in found:
+            store.discard()
+            raise UserError(_nothing_left(report, out, name))
+    report.splits = {name: manifest.rows for name, manifest in found.items() if name}
+    texts = {YIELD: report.to_json(), YIELD_TEXT: report.summary() + "\n"}
+    if options.origin is not None:
+        texts[SOURCE] = json.dumps(dict(options.origin), indent=1) + "\n"
+    named = _files(found)
+    for name, text in (texts | named).items():
+        write_durably(store.work / name, text)
+    store.finish([QUARANTINE, *texts, *named])
+    return report
 
-    def take(self, item: Item | Replayed, result: Checked | Dropped) -> bool:
-        if isinstance(item, Replayed):
-            if isinstance(result, Dropped):
-                raise Changed
-            self._number = item.number
-            self.write(stored_row(item.record, result), item.split)
-            return True
-        self._number = self._consumed
-        self._consumed += 1
-        self._digest.add(item)
-        if isinstance(result, Checked):
-            self.report.dropped_captions += result.caption_drops
-        return super().take(item, result)
 
-    def quarantine(self, dropped: Dropped) -> None:
-        line = json.dumps(vars(dropped)) + "\n"
-        self._lines.append(line)
-        self._quarantine.write(line)
+def _files(found: Mapping[str, Manifest]) -> dict[str, str]:
+    return {within(name, MANIFEST): manifest.to_json() for name, manifest in found.items()}
 
-    def write(self, row: SimpleNamespace, name: str) -> None:
-        self._pending[name].append(self._number)
-        if self.writers[name].add(row):
-            self._pending[name] = []
-            self._checkpoint(name)
 
-    def _checkpoint(self, name: str) -> None:
-        """A shard is finished: make it last, then what a restart must know."""
-        shard = self.writers[name].shards[-1]
-        self._keep(name, shard)
-        if self.options.origin is None:
-            return
-        state = State(
-            consumed=self._consumed,
-            digest=str(self._digest),
-            task=self.writers[name].task,
-            report=self.report.as_dict(),
-            split=name,
-            shard=shard,
-            finished=self.writers[name].finished,
-            pending=self._pending,
-            quarantine=self._lines,
-        )
-        self._store.add_state(state.to_bytes(), self.index.new())
-        self._lines = []
-
-    def abandon(self) -> None:
-        """Leave the work to a run afresh."""
-        self._quarantine.close()
-
-    def finish(self, unused: Counter[str]) -> ShardReport:
-        """Write what is left and let the corpus appear; `unused` are the source's files of no record, by the reason."""
-        self.report.unused = unused
-        self._quarantine.flush()
-        os.fsync(self._quarantine.fileno())
-        self._quarantine.close()
-        self._check_tolerance()
-        for name in self.options.names:
-            if name not in self.writers or not self.writers[name].rows:
-                self._store.discard()
-                raise UserError(_nothing_left(self.report, self._out, name))
-        manifests = {f"{name}/{MANIFEST}" if name else MANIFEST: self._end(name) for name in self.options.names}
-        texts = self.report_texts()
-        if self.options.origin is not None:
-            texts[SOURCE] = json.dumps(dict(self.options.origin), indent=1) + "\n"
-        for name, text in (texts | {name: manifest.to_json() for name, manifest in manifests.items()}).items():
-            write_durably(self._store.work / name, text)
-        self._store.finish([QUARANTINE, *texts, *manifests])
-        return self.report
-
-    def _end(self, name: str) -> Manifest:
-        writer = self.writers[name]
-        known = len(writer.shards)
-        manifest = writer.end()
-        for shard in writer.shards[known:]:
-            self._keep(name, shard)
-        return manifest
-
-    def _keep(self, name: str, shard: Shard) -> None:
-        for file in _placed(name, shard):
-            self._store.keep(file)
-
-    def _check_tolerance(self) -> None:
-        report, tolerate = self.report, self.options.tolerate
-        dropped = {
-            reason: count
-            for reason, count in report.dropped.items()
-            if reason not in WANTED and not reason.startswith(USUAL)
-        }
-        total = sum(dropped.values())
-        if not report.dropped or (report.kept and total <= tolerate * report.read):
-            return
-        beside = self._store.reject(QUARANTINE)
-        self._store.discard()
-        reason, count = Counter(dropped or report.dropped).most_common(1)[0]
-        remedy = f", or raise --tolerate above {tolerate:g}" if report.kept else ""
-        raise UserError(
-            f"{self._out} was not made, because {total or report.read} of {report.read} records were dropped, "
-            f"{count} of them for {reason!r}: mend those listed in {beside} beside it{remedy}."
-        )
+def _check_tolerance(store: Store, report: ShardReport, out: Path | str, tolerate: float) -> None:
+    dropped = {
+        reason: count
+        for reason, count in report.dropped.items()
+        if reason not in WANTED and not reason.startswith(USUAL)
+    }
+    total = sum(dropped.values())
+    if not report.dropped or (report.kept and total <= tolerate * report.read):
+        return
+    beside = store.reject(QUARANTINE)
+    store.discard()
+    reason, count = Counter(dropped or report.dropped).most_common(1)[0]
+    remedy = f", or raise --tolerate above {tolerate:g}" if report.kept else ""
+    raise UserError(
+        f"{out} was not made, because {total or report.read} of {report.read} records were dropped, "
+        f"{count} of them for {reason!r}: mend those listed in {beside} beside it{remedy}."
+    )
 
 
 def _nothing_left(report: ShardReport, out: Path | str, name: str) -> str:

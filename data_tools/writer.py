@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,7 +38,8 @@ class CorpusWriter:
 
     `close` writes the manifest.
 
-    `shards` are those finished so far. `hasher` is only ever replaced to measure what hashing costs.
+    `shards` are those finished so far. `stem` gives the n-th one's name without its ending. `hasher` is only ever
+    replaced to measure what hashing costs.
     """
 
     def __init__(
@@ -47,10 +48,11 @@ class CorpusWriter:
         shard_bytes: int,
         task: str = CAPTION,
         hasher: Callable[[], Hash] = blake3,
+        stem: Callable[[int], str] = "{:06d}".format,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._shard_bytes = folder, shard_bytes
-        self._schema, self.task, self._hasher = SCHEMAS[task], task, hasher
+        self._schema, self.task, self._hasher, self._stem = SCHEMAS[task], task, hasher, stem
         self._images = [field.name for field in self._schema if pa.types.is_binary(field.type)]
         self._single = self._images == ["image"]
         self.shards: list[Shard] = []
@@ -58,7 +60,6 @@ class CorpusWriter:
         self._pending: list[Any] = []
         self._pending_bytes = 0
         self.rows = self.captions = self.image_bytes = 0
-        self._finished = (0, 0, 0)
 
     def add(self, row: Any) -> bool:
         """Take a row, an object with the schema's fields as attributes; True if it was the last of its shard."""
@@ -76,17 +77,6 @@ class CorpusWriter:
         if full:
             self._end_shard()
         return full
-
-    @property
-    def finished(self) -> tuple[int, int, int]:
-        """Rows, captions and image bytes of the finished shards."""
-        return self._finished
-
-    def resume(self, shards: Sequence[Shard], finished: tuple[int, int, int]) -> None:
-        """Start behind `shards`, which a killed run finished; `finished` are their totals."""
-        self.shards = list(shards)
-        self._finished = finished
-        self.rows, self.captions, self.image_bytes = finished
 
     def end(self) -> Manifest:
         """Finish the last shard."""
@@ -107,7 +97,9 @@ class CorpusWriter:
         if not self._pending:
             return
         if self._shard is None:
-            self._shard = _ShardFile(self._folder / f"{len(self.shards):06d}.arrow", self._schema, self._hasher())
+            self._shard = _ShardFile(
+                self._folder / f"{self._stem(len(self.shards))}.arrow", self._schema, self._hasher()
+            )
         self._shard.write(self._pending, self._pending_bytes)
         self._pending, self._pending_bytes = [], 0
 
@@ -115,7 +107,6 @@ class CorpusWriter:
         if self._shard is not None:
             self.shards.append(add_index(self._folder, self._shard.close(), self.task))
             self._shard = None
-            self._finished = (self.rows, self.captions, self.image_bytes)
 
 
 class _ShardFile:

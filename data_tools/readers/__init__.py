@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .cc import cc
 from .coco import coco
@@ -36,6 +37,19 @@ class Source(Protocol):
     only: Container[str] | None
 
     def __iter__(self) -> Iterator[Record | Dropped]: ...
+
+
+@runtime_checkable
+class Cuttable(Source, Protocol):
+    """A source that can be made in parts; of any other, all is one part."""
+
+    def units(self) -> Iterator[Unit]:
+        """In order, where it can be cut, and about how many bytes of images each piece has."""
+        ...
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
+        """The records from one such place up to another."""
+        ...
 
 
 SOURCES: dict[str, Callable[..., Source]] = {

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from mvlm.errors import UserError
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .images import ImageFolders, Refused
 from .json_stream import parse_json
 from .members import MAX_TEXT_BYTES
 
 MALFORMED = "annotation is malformed"
+
+SAMPLE = 64
+"""Records by which the images' mean size is told, where looking at all of them would take too long."""
 
 
 class Unfit(Exception):
@@ -35,7 +40,8 @@ class Annotation:
 
 
 Items = Callable[[BinaryIO], Iterator[Any]]
-"""The annotations of a file opened at its start, in order, as JSON values or lines."""
+"""The annotations of a file from where it stands, in order, as JSON values, lines or rows; of files that can be read
+from the middle on, each with the offset at which it begins."""
 
 
 @dataclass(frozen=True)
@@ -60,36 +66,72 @@ class Annotated:
 
     `where` of the record from the annotation number n, counted from 1, is "FILE:n".
 
+    Args:
+        seekable: whether `items` gives offsets, so that a file can be cut into parts.
+
     Raises:
         UserError: a file cannot be read, or (while iterating) is not JSON.
     """
 
-    def __init__(self, paths: Sequence[Path], images: Sequence[str], items: Items, parse: Parse, source: str) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        images: Sequence[str],
+        items: Items,
+        parse: Parse,
+        source: str,
+        seekable: bool = False,
+    ) -> None:
         for path in paths:
             check_file(path)
         self._paths, self._images = paths, ImageFolders(images)
-        self._items, self._parse, self._source = items, parse, source
+        self._items, self._parse, self._source, self._seekable = items, parse, source, seekable
         self.only: Container[str] | None = None
         self.size = sum(path.stat().st_size for path in paths)
         self.position = 0
 
     def __iter__(self) -> Iterator[Record | Dropped]:
-        return self._records(self._images.read)
+        return self.read()
+
+    def units(self) -> Iterator[Unit]:
+        """Annotations, or files of them where it takes reading a file from its start to find one."""
+        if not self._seekable:
+            yield from (((number,), path.stat().st_size) for number, path in enumerate(self._paths))
+            return
+        size = mean_size(self)
+        for number, path in enumerate(self._paths):
+            with path.open("rb") as file:
+                yield from (((number, offset, item), size) for item, (offset, _) in enumerate(self._items(file)))
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
+        return self._records(self._images.read, start, end)
 
     def outline(self) -> Iterator[Record | Dropped]:
         """The same without the images' bytes: those that are there are not read."""
         return self._records(self._images.look_for)
 
-    def _records(self, image_at: ImageAt) -> Iterator[Record | Dropped]:
-        start = self.position = 0
-        for path in self._paths:
-            with path.open("rb") as file:
-                for number, item in enumerate(self._items(file)):
-                    self.position = start + file.tell()
+    def _records(self, image_at: ImageAt, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
+        before = self.position = 0
+        for place, path in enumerate(self._paths):
+            if (place,) >= start[:1]:
+                for number, item, position in self._annotations(path, place, start, end):
+                    self.position = before + position
                     where = f"{path.name}:{number + 1}"
                     if self.only is None or where in self.only:
                         yield from self._record(item, At(path.name, number), where, image_at)
-            start += path.stat().st_size
+            before += path.stat().st_size
+
+    def _annotations(self, path: Path, place: int, start: Cursor, end: Cursor | None) -> Iterator[tuple[int, Any, int]]:
+        """Those of a file, each with its number and how far the file is read."""
+        offset, first = start[1:] if start[:1] == (place,) and self._seekable else (0, 0)
+        with path.open("rb") as file:
+            file.seek(offset)
+            for number, item in enumerate(self._items(file), first):
+                if self._seekable:
+                    offset, item = item
+                if end is not None and (place, offset, number) >= end:
+                    return
+                yield number, item, file.tell()
 
     def _record(self, item: Any, at: At, where: str, image_at: ImageAt) -> Iterator[Record | Dropped]:
         try:
@@ -142,6 +184,20 @@ def one_file(paths: Sequence[Path], source: str) -> Path:
     if len(paths) != 1:
         raise UserError(f"The source {source} takes one file, whose rows name the images: shard each by itself.")
     return paths[0]
+
+
+def mean_size(records: Iterable[Record | Dropped]) -> int:
+    """Bytes of an image, by the first records."""
+    sizes = [len(record.image) + len(record.image2) for record in islice(records, SAMPLE) if isinstance(record, Record)]
+    return max(1, sum(sizes) // max(1, len(sizes)))
+
+
+def located_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The same, each with the offset at which it begins."""
+    offset = file.tell()
+    for line in lines(file):
+        yield offset, line
+        offset = file.tell()
 
 
 def json_object(line: bytes) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mvlm.errors import UserError
 
-from .annotated import Annotated, Annotation, At, Unfit, lines, one_file
+from .annotated import Annotated, Annotation, At, Unfit, located_lines, one_file
 from .downloads import places
 
 
@@ -30,7 +30,7 @@ def cc(paths: list[Path], images: list[str], names: str) -> Annotated:
             f"{at.number:08d}", place(at.number, address), [caption], {"url": url.decode("utf-8", "replace")}
         )
 
-    return Annotated([path], images, lines, entry, "cc")
+    return Annotated([path], images, located_lines, entry, "cc", seekable=True)
 
 
 def _is_url(value: bytes) -> bool:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mvlm.data.shards.schema import LABELS
 
-from .annotated import Annotated, Annotation, At, Unfit, json_object, lines, text
+from .annotated import Annotated, Annotation, At, Unfit, json_object, located_lines, text
 
 
 def entailment(paths: list[Path], images: list[str]) -> Annotated:
     """snli_ve_*.jsonl; --images: Flickr30k's image folder; key: the pair's id"""
-    return Annotated(paths, images, lines, _entry, "snli-ve")
+    return Annotated(paths, images, located_lines, _entry, "snli-ve", seekable=True)
 
 
 def _entry(line: bytes, at: At) -> Annotation:

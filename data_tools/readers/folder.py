@@ -13,8 +13,9 @@ from typing import Any, BinaryIO, Protocol
 
 from mvlm.errors import UserError
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
-from .annotated import lines
+from .annotated import located_lines, mean_size
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
 from .json_stream import parse_json
@@ -33,17 +34,29 @@ class FolderSource:
         self.position = 0
 
     def __iter__(self) -> Iterator[Record | Dropped]:
-        self.position = 0
-        for folder in self._folders:
-            with folder.open_captions() as file:
-                yield from self._records(folder, file)
+        return self.read()
 
-    def _records(self, folder: Opened, file: BinaryIO) -> Iterator[Record | Dropped]:
-        for number, line in enumerate(lines(file), 1):
-            self.position += len(line)
-            where = f"{folder.name}/{CAPTIONS}:{number}"
-            if line.strip() and (self.only is None or where in self.only):
-                yield _record(folder, line, where)
+    def units(self) -> Iterator[Unit]:
+        """The lines of the captions files."""
+        size = mean_size(self)
+        for place, folder in enumerate(self._folders):
+            with folder.open_captions() as file:
+                yield from (((place, offset, line), size) for line, (offset, _) in enumerate(located_lines(file), 1))
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
+        self.position = 0
+        for place, folder in enumerate(self._folders):
+            if (place,) >= start[:1]:
+                offset, first = start[1:] if start[:1] == (place,) else (0, 1)
+                with folder.open_captions() as file:
+                    file.seek(offset)
+                    for number, (offset, line) in enumerate(located_lines(file), first):
+                        if end is not None and (place, offset, number) >= end:
+                            return
+                        self.position += len(line)
+                        where = f"{folder.name}/{CAPTIONS}:{number}"
+                        if line.strip() and (self.only is None or where in self.only):
+                            yield _record(folder, line, where)
 
 
 class Opened(Protocol):

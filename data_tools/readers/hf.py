@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from mvlm.errors import UserError
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
@@ -55,18 +56,30 @@ class HfSource:
         self.position = 0
 
     def __iter__(self) -> Iterator[Record | Dropped]:
+        return self.read()
+
+    def units(self) -> Iterator[Unit]:
+        """The row groups of parquet files; other files as they are."""
+        for place, file in enumerate(self._files):
+            for group, size in enumerate(_groups(file)):
+                yield (place, group), size
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         self.position = 0
-        for file, name, source in zip(self._files, self._names, self._sources, strict=True):
-            start, end = 0, self.position + file.stat().st_size
+        for place, (file, name, source) in enumerate(zip(self._files, self._names, self._sources, strict=True)):
+            first = start[1] if start[:1] == (place,) else 0
+            last = end[1] if end and end[0] == place else None
+            if (place,) < start[:1] or (end is not None and (place, first) >= end):
+                continue
+            done = self.position + file.stat().st_size
             try:
-                for batch in _batches(file):
-                    records = self._records(batch, file, name, start)
+                for number, batch in _batches(file, first, last):
+                    records = self._records(batch, file, name, number)
                     yield from (replace(record, source=source) for record in records)
-                    start += len(batch)
-                    self.position = min(end, self.position + batch.nbytes)
+                    self.position = min(done, self.position + batch.nbytes)
             except (pa.ArrowException, OSError) as error:
                 yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200], source)
-            self.position = end
+            self.position = done
 
     def _columns(self, schema: pa.Schema, file: Path) -> tuple[str, str]:
         """The columns of the image and of the captions."""
@@ -177,13 +190,30 @@ def _open_arrow(mapped: pa.NativeFile) -> Any:
         return pa.ipc.open_file(mapped)
 
 
-def _batches(file: Path) -> Iterator[pa.RecordBatch]:
+def _groups(file: Path) -> Iterator[int]:
+    """Bytes of each row group of a parquet file; of another file, of all of it."""
+    if file.suffix != ".parquet":
+        yield file.stat().st_size
+        return
+    about = pq.read_metadata(file, memory_map=True)
+    for number in range(about.num_row_groups):
+        group = about.row_group(number)
+        yield sum(group.column(column).total_compressed_size for column in range(group.num_columns))
+
+
+def _batches(file: Path, first: int = 0, last: int | None = None) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Those of the row groups `first` to `last`, each with the number of its first row."""
+    row = 0
     if file.suffix == ".parquet":
         with pq.ParquetFile(file, memory_map=True) as parquet:
-            yield from parquet.iter_batches(ROWS)
+            groups = range(parquet.num_row_groups)
+            row = sum(parquet.metadata.row_group(group).num_rows for group in groups[:first])
+            for batch in parquet.iter_batches(ROWS, row_groups=list(groups[first:last])):
+                yield row, batch
+                row += len(batch)
         return
     with pa.memory_map(str(file)) as mapped, _open_arrow(mapped) as reader:
-        if isinstance(reader, pa.ipc.RecordBatchFileReader):
-            yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            yield from reader
+        is_file = isinstance(reader, pa.ipc.RecordBatchFileReader)
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
+            yield row, batch
+            row += len(batch)

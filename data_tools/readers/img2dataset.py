@@ -4,6 +4,7 @@ webdataset`), in a folder (files) or in the parquet itself (parquet).
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Container, Iterator
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
@@ -44,9 +46,16 @@ class Img2datasetSource:
         self.unused: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record | Dropped]:
+        return self.read()
+
+    def units(self) -> Iterator[Unit]:
+        """img2dataset's shards."""
+        return (((number,), _images_size(folder / name)) for number, (folder, name) in enumerate(self._shards))
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         self.position = 0
         self.unused.clear()
-        for folder, name in self._shards:
+        for folder, name in self._shards[slice(*(start or (0,)), end[0] if end else None)]:
             for item in self._shard(folder.resolve(), name):
                 if self.only is None or item.where in self.only:
                     yield replace(item, source=folder.resolve().name)
@@ -101,6 +110,12 @@ def _shards(folder: Path) -> list[tuple[Path, str]]:
 def _size(stem: Path) -> int:
     files = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".tar", ".parquet"))
     return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _images_size(stem: Path) -> int:
+    """The same with the files of a folder of the shard, if there is one."""
+    files = os.scandir(stem) if stem.is_dir() else ()
+    return _size(stem) + sum(file.stat().st_size for file in files)
 
 
 def _rows(table: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .annotated import Annotated, Annotation, At, json_object, lines, text
+from .annotated import Annotated, Annotation, At, json_object, located_lines, text
 
 LABELS = {"True": True, "False": False, True: True, False: False}
 
@@ -12,7 +12,7 @@ LABELS = {"True": True, "False": False, True: True, False: False}
 def nlvr2(paths: list[Path], images: list[str]) -> Annotated:
     """train.json, dev.json, test1.json, ...; --images: the folder of the images, or of train/, dev/ and so on; key: the
     identifier; group: the sentence over its pairs of images, for consistency"""
-    return Annotated(paths, images, lines, _entry, "nlvr2")
+    return Annotated(paths, images, located_lines, _entry, "nlvr2", seekable=True)
 
 
 def _entry(line: bytes, at: At) -> Annotation:

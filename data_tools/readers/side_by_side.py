@@ -8,7 +8,9 @@ from pathlib import Path
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
+from .annotated import mean_size
 from .images import MISSING_IMAGE, Refused, read_inside
 
 TEXT = ".txt"
@@ -24,15 +26,28 @@ class SideBySideSource:
         for path in paths:
             if not path.is_dir():
                 raise UserError(f"No folder at {path}: give one of images, with a text file beside each.")
-        self._folders = [(path.resolve(), _pairs(path)) for path in paths]
+        self._folders = [(path.resolve(), dict(sorted(_pairs(path).items()))) for path in paths]
         self.only: Container[str] | None = None
         self.size = sum(len(pairs) for _, pairs in self._folders)  # pairs, of which each counts as one byte
         self.position = 0
 
     def __iter__(self) -> Iterator[Record | Dropped]:
+        return self.read()
+
+    def units(self) -> Iterator[Unit]:
+        """The pairs."""
+        size = mean_size(self)
+        for place, (_, pairs) in enumerate(self._folders):
+            yield from (((place, number), size) for number in range(len(pairs)))
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         self.position = 0
-        for folder, pairs in self._folders:
-            for key in sorted(pairs):
+        for place, (folder, pairs) in enumerate(self._folders):
+            for number, key in enumerate(pairs):
+                if (place, number) < start:
+                    continue
+                if end is not None and (place, number) >= end:
+                    return
                 self.position += 1
                 where = f"{folder.name}/{key}"
                 if self.only is None or where in self.only:

@@ -19,6 +19,8 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "title", "description", "sente
 
 HEADER_BYTES = 1 << 20
 
+_Located = tuple[int, dict[str, Any]]
+
 
 def table(
     paths: list[Path],
@@ -37,9 +39,11 @@ def table(
     caption = _column(path, header, caption_column, CAPTION_COLUMNS, "--caption-column")
     key = _column(path, header, key_column, (), "--key-column") if key_column else image
 
-    def items(file: BinaryIO) -> Iterator[list[dict[str, Any]]]:
-        rows = rows_of(file, path, header, delimiter)
-        return (list(of_image) for _, of_image in itertools.groupby(rows, key=lambda row: (row[key], row[image])))
+    def items(file: BinaryIO) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        rows = located_rows(file, path, header, delimiter)
+        for _, of_image in itertools.groupby(rows, key=lambda row: (row[1][key], row[1][image])):
+            located = list(of_image)
+            yield located[0][0], [row for _, row in located]
 
     def entry(rows: list[dict[str, Any]], at: At) -> Annotation:
         first = rows[0]
@@ -48,7 +52,7 @@ def table(
         fields = {name: value for name, value in first.items() if name not in (image, caption)}
         return Annotation(first[key] or first[image], [first[image]], [row[caption] for row in rows], fields)
 
-    return Annotated([path], images or [str(path.resolve().parent)], items, entry, path.resolve().stem)
+    return Annotated([path], images or [str(path.resolve().parent)], items, entry, path.resolve().stem, True)
 
 
 def table_header(path: Path) -> tuple[list[str], str]:
@@ -74,7 +78,14 @@ def _column(path: Path, header: Sequence[str], given: str, known: Sequence[str],
 
 
 def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[dict[str, Any]]:
+    """The rows of a table from its start, as `located_rows`."""
+    return (row for _, row in located_rows(file, path, header, delimiter))
+
+
+def located_rows(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -> Iterator[_Located]:
     """The rows behind the header, by column; what a short row lacks is empty, and what a long one has more is left out.
+
+    Each comes with the offset at which it begins. The file stands at its start, or at the start of a row.
 
     Raises:
         UserError: a field is longer than any caption.
@@ -83,8 +94,12 @@ def rows_of(file: BinaryIO, path: Path, header: Sequence[str], delimiter: str) -
     texts = (line.decode("utf-8", "surrogateescape") for line in lines(file))
     reader = csv.reader(texts, delimiter=delimiter)
     try:
-        next(reader, None)
-        for values in filter(None, reader):
-            yield dict(itertools.zip_longest(header, values[: len(header)], fillvalue=""))
+        if file.tell() == 0:
+            next(reader, None)
+        offset = file.tell()
+        for values in reader:
+            if values:
+                yield offset, dict(itertools.zip_longest(header, values[: len(header)], fillvalue=""))
+            offset = file.tell()
     except csv.Error as error:
         raise UserError(f"{path} is no table from line {reader.line_num} on ({error}): write it anew.") from None

@@ -19,6 +19,7 @@ from mvlm.data.images.encoded import EXTENSIONS, OTHERS
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .json_stream import parse_json
@@ -70,14 +71,21 @@ class WebdatasetSource:
         self.unused: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Record | Dropped]:
-        start = 0
+        return self.read()
+
+    def units(self) -> Iterator[Unit]:
+        """The tars."""
+        return (((number,), path.stat().st_size) for number, path in enumerate(self._paths))
+
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
+        before = 0
         self.unused.clear()
-        for path in self._paths:
+        for path in self._paths[slice(*(start or (0,)), end[0] if end else None)]:
             with _opened(path) as (file, tar):
                 for record in tar_records(tar, path.name, self._names, self.unused, self.only):
-                    self.position = start + file.tell()
+                    self.position = before + file.tell()
                     yield record
-            start += path.stat().st_size
+            before += path.stat().st_size
 
     def _names(self, name: str) -> Names:
         if self._rule is None and name.rpartition("/")[2].count(".") > 1:

@@ -9,29 +9,33 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from mvlm.data.shards.schema import MANIFEST, read_manifest
+from mvlm.data.shards.schema import MANIFEST, Manifest, Shards, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
 
 from ..corpora import batches
-from ..dedup import DUPLICATE_ID, Excluded, row_look, row_size
+from ..dedup import DedupIndex, Excluded, row_look, row_size
 from ..engines import Map, engine
-from ..filters import Checked, CheckedImage, exact_hash
-from ..pipeline import QUARANTINE, SOURCE, YIELD, Options, Pipeline
+from ..filters import exact_hash
+from ..join import find_losers, total_report, write_dropped
+from ..marks import id_digest
+from ..part import PartManifest
+from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
 from ..readers import Source
-from ..record import Dropped, Record
 from ..report import OTHERS, ShardReport, SourceReport
-from ..resume import Item, Replayed
 from ..store.disk import writing
+from ..store.folder import FolderStore
+from ..store.store import STATE
+from ..task import Item, Job, make_part, prune_part
 
 PARTIAL, READY = ".retry.partial", ".retry"
 
@@ -95,8 +99,8 @@ def retry(
 ) -> Outcome:
     """Read the records again that `out` lists as dropped; add the good ones as further shards, and list the others.
 
-    The rows that were there stay, and stay first. A listed record that the source no longer gives stays listed. Call it
-    within `only_retry`.
+    The rows that were there stay, and stay first; what is read again is one part more. A listed record that the source
+    no longer gives stays listed. Call it within `only_retry`.
 
     Raises:
         UserError: a corpus is damaged, or there is no room.
@@ -108,9 +112,8 @@ def retry(
     try:
         with writing(out), engine(options.engine, options.workers, options.ray_address) as run:
             stage.mkdir()
-            work = _Retry(out, stage, options, wanted, run)
-            work.run(run, source, on_record)
-            outcome = work.finish(listed)
+            outcome = _Retry(out, stage, options, wanted, run).run(source, listed, on_record)
+            shutil.rmtree(stage / STATE)
             sync(stage)
             os.rename(stage, out / READY)
             sync(out)
@@ -120,79 +123,79 @@ def retry(
     return outcome
 
 
-class _Retry(Pipeline):
-    """Into staged shards behind those of finished corpora."""
+class _Retry:
+    """Of finished corpora, into staged shards that are to stand behind theirs."""
 
     def __init__(self, out: Path, stage: Path, options: Options, wanted: Wanted, run: Map) -> None:
-        report = ShardReport.from_dict(json.loads((out / YIELD).read_text(encoding="utf-8")))
-        super().__init__(stage, options, Excluded(options.exclude, stage, run), report)
-        self._out, self._wanted = out, wanted
+        self._out, self._stage, self._options, self._wanted, self._map = out, stage, options, wanted, run
         self._manifests = {name: read_manifest(out / name) for name in options.names}
-        for name, manifest in self._manifests.items():
-            self.open(manifest.task)
-            self.writers[name].resume(manifest.shards, (manifest.rows, manifest.captions, manifest.image_bytes))
+        self._index = DedupIndex(options.dedup, stage)
+        self._excluded = Excluded(options.exclude, stage, run)
+        self._ids: set[bytes] = set()  # of the rows there are
         rows = self._rows()
         looks = run(row_look, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
         for (key, image), look in looks:
-            self.index.refuses(key, _found(image, look), f"{key} ({out})")
+            self._ids.add(id_digest(key))
+            self._index.refuses(id_digest(key), exact_hash([image]), look, f"{key} ({out})")
         self._reached: set[str] = set()
-        self._dropped: list[Dropped] = []
-        self._recovered = 0
 
     def _rows(self) -> Iterator[tuple[str, bytes]]:
         """Key and, where duplicates are looked for, image of the rows there are."""
         for name, manifest in self._manifests.items():
             for batch in batches(self._out / name, manifest):
-                images = batch["image"].to_pylist() if self.options.dedup else [b""] * len(batch)
+                images = batch["image"].to_pylist() if self._options.dedup else [b""] * len(batch)
                 yield from zip(batch["key"].to_pylist(), images, strict=True)
 
-    def take(self, item: Item | Replayed, result: Checked | Dropped) -> bool:
-        assert not isinstance(item, Replayed)
-        self._reached |= {item.where, _file(item.where)}
-        kept = super().take(item, result)
-        if kept and isinstance(result, Checked):
-            self.report.dropped_captions += result.caption_drops
-            self._recovered += 1
-        return kept
-
-    def admit(self, item: Item, result: Checked | Dropped) -> tuple[SimpleNamespace, str] | Dropped | None:
-        """The same, but None for a record that is kept already, from a file that was cut later on."""
-        if isinstance(item, Record) and isinstance(result, Checked):
-            result = replace(result, exact=exact_hash([result.pictures[0].encoded or item.image]))
-        admitted = super().admit(item, result)
-        repeats = isinstance(admitted, Dropped) and admitted.reason == DUPLICATE_ID
-        return None if repeats and not self._wanted.names(item.where) else admitted
-
-    def write(self, row: SimpleNamespace, name: str) -> None:
-        self.writers[name].add(row)
-
-    def quarantine(self, dropped: Dropped) -> None:
-        self._dropped.append(dropped)
-
-    def finish(self, listed: Sequence[dict[str, str]]) -> Outcome:
+    def run(self, source: Source, listed: Sequence[dict[str, str]], on_record: Callable[[int], None]) -> Outcome:
         """Stage the shards, the manifests, the list and the report."""
+        job = Job(FolderStore(self._stage, self._out), self._options)
+        made = make_part(job, self._next(), self._records(source), self._map, on_record=on_record)
+        losers = find_losers(job.store, [made], self._index, self._excluded)
+        if losers:
+            made = prune_part(job, (made, [loser.number for loser in losers[made.number]]))
+        self._write_manifests(made)
+        unreached = [entry for entry in listed if entry["where"] not in self._reached]
+        with (self._stage / QUARANTINE).open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(entry) + "\n" for entry in unreached)
+            left = len(unreached) + write_dropped(file, job.store, [made], losers)
+        report = ShardReport.from_dict(json.loads((self._out / YIELD).read_text(encoding="utf-8")))
         for entry in listed:
             if entry["where"] in self._reached:
-                _uncount(self.report, entry)
-        for name, writer in self.writers.items():
-            if writer.rows > self._manifests[name].rows:
-                writer.close()
-        unreached = [entry for entry in listed if entry["where"] not in self._reached]
-        now = unreached + [vars(dropped) for dropped in self._dropped]
-        texts = {QUARANTINE: "".join(json.dumps(entry) + "\n" for entry in now)} | self.report_texts()
-        for name, text in texts.items():
-            write_durably(self.folder / name, text)
-        return Outcome(len(listed), self._recovered, len(now))
+                _uncount(report, entry)
+        report.add(total_report([made], losers))
+        recovered = {name: of_it.rows for name, of_it in made.splits.items()}
+        report.splits = {
+            name: manifest.rows + recovered.get(name, 0) for name, manifest in self._manifests.items() if name
+        }
+        for name, text in {YIELD: report.to_json(), YIELD_TEXT: report.summary() + "\n"}.items():
+            write_durably(self._stage / name, text)
+        sync(self._stage / QUARANTINE)
+        return Outcome(len(listed), sum(recovered.values()), left)
+
+    def _next(self) -> int:
+        """A number that no part of the corpora has."""
+        files = (shard.file for manifest in self._manifests.values() for shard in manifest.shards)
+        return 1 + max((int(re.match(r"\d+", file)[0]) for file in files if file[0].isdigit()), default=-1)
+
+    def _records(self, source: Source) -> Iterator[Item]:
+        """Those to look at again: not what is kept already, from a file that was cut later on."""
+        for item in source:
+            self._reached |= {item.where, _file(item.where)}
+            if self._wanted.names(item.where) or id_digest(item.key) not in self._ids:
+                yield item
+
+    def _write_manifests(self, made: PartManifest) -> None:
+        for name, more in made.splits.items():
+            old = self._manifests[name]
+            if more.rows:
+                sums = old.rows + more.rows, old.captions + more.captions, old.image_bytes + more.image_bytes
+                manifest = Manifest(*sums, Shards([*old.shards, *more.shards]), old.task)
+                write_durably(self._stage / name / MANIFEST, manifest.to_json())
 
 
 def _file(where: str) -> str:
     """The file in which a record stands."""
     return where.rpartition(":")[0]
-
-
-def _found(image: bytes, look: bytes) -> Checked:
-    """As if a row had just been checked. Equal images are stored as equal bytes, also where they were shrunk."""
-    return Checked((), Counter(), (CheckedImage(0, 0, 0, b"", look),), exact=exact_hash([image]))
 
 
 def _uncount(report: ShardReport, entry: dict[str, str]) -> None:

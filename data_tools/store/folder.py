@@ -5,8 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, publish, sync, write_durably
 
+from ..part import PartManifest
 from .disk import writing
-from .store import PLAN, STATE, Finished, Store
+from .store import PART, PLAN, STATE, Finished, Store
 
 
 @contextmanager
 def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
-    """Yield the store for `out`, which vanishes if the block fails, unless it is `resumable` and holds a state.
+    """Yield the store for `out`, which vanishes if the block fails, unless it is `resumable` and holds a finished part.
 
     Raises:
         UserError: `out` holds something already, another process is writing it, or there is no room for it.
@@ -35,7 +36,7 @@ def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
         try:
             yield folder
         except OSError as error:
-            if error.errno in NO_ROOM and resumable and folder.states():
+            if error.errno in NO_ROOM and resumable and folder.has_parts:
                 raise UserError(
                     f"No room to write {out} ({error.strerror}): free space and run the same command again, "
                     "which resumes where this one stopped."
@@ -43,7 +44,7 @@ def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
             raise
         finally:
             os.close(lock)
-            if not (resumable and folder.states()):
+            if not (resumable and folder.has_parts):
                 shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -79,7 +80,7 @@ class FolderStore(Store):
         super().__init__(target.name, work)
         self._target = target
 
-    def begin(self, plan: dict[str, Any] | None) -> list[bytes]:
+    def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:
         if (self._target / STATE).is_dir():
             if plan is None or FolderStore(self._target, self._target).plan() != plan:
                 raise UserError(f"{self._target} already holds shards: delete it or give another --out.")
@@ -89,24 +90,30 @@ class FolderStore(Store):
             half.unlink()
         return super().begin(plan)
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether anything is there to resume."""
+        return any((self.work / STATE).glob(f"*{PART}"))
+
+    def for_task(self) -> AbstractContextManager[Store]:
+        return nullcontext(self)
+
     def keep(self, name: str) -> None:
         sync((self.work / name).parent)
 
-    def has(self, name: str, size: int) -> bool:
-        path = self.work / name
-        return path.is_file() and path.stat().st_size == size
+    def local(self, name: str) -> Path:
+        return self.work / name
 
     def restart(self) -> None:
         """Whatever lies there but the plan."""
-        plan = self._read(PLAN)
+        plan = self.read(PLAN)
         for left in self.work.iterdir():
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
             else:
                 left.unlink()
         if plan is not None:
-            self._write(PLAN, plan)
-        self._count = 0
+            self.write(PLAN, plan)
 
     def reject(self, name: str) -> str:
         beside = self._target.with_name(f"{self._target.name}.{name}")
@@ -121,24 +128,25 @@ class FolderStore(Store):
         sync(self._target.parent)
         _forget(self._target / STATE)
 
-    def _names(self) -> Iterable[str]:
-        return [f"{STATE}/{path.name}" for path in (self.work / STATE).glob("*")]
+    def sizes(self) -> dict[str, int]:
+        files = (path for path in self.work.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.work)): path.stat().st_size for path in files}
 
-    def _read(self, name: str) -> bytes | None:
+    def read(self, name: str) -> bytes | None:
         try:
             return (self.work / name).read_bytes()
         except FileNotFoundError:
             return None
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         write_durably(self.work / name, content)
 
-    def _delete(self, name: str) -> None:
+    def delete(self, name: str) -> None:
         (self.work / name).unlink(missing_ok=True)
 
 
 def _forget(states: Path) -> None:
-    """Remove the states, and the plan last: while it is there, a run killed right here is known to be finished."""
-    for state in states.glob("*.state"):
-        state.unlink()
+    """Remove what is known of parts, and the plan last: while it is there, a run killed right here has finished."""
+    for file in states.glob("[0-9]*"):
+        file.unlink()
     shutil.rmtree(states, ignore_errors=True)

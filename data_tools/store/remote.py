@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, Storage
 
+from ..part import PartManifest
 from .store import PLAN, STATE, Store
 
 REMEDY = "see that --out and what it needs to be written are right, and run the same command again"
@@ -40,8 +41,8 @@ class RemoteStore(Store):
         super().__init__(storage.url, work)
         self._storage = storage
 
-    def begin(self, plan: dict[str, Any] | None) -> list[bytes]:
-        held = self._names()
+    def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:
+        held = self.sizes()
         if PLAN not in held:
             if any(name.rpartition("/")[2] == MANIFEST for name in held):
                 raise UserError(f"{self._out} already holds shards: delete it or give another --out.")
@@ -49,15 +50,24 @@ class RemoteStore(Store):
                 raise UserError(f"{self._out} holds other files: give an --out that is empty or does not exist.")
         return super().begin(plan)
 
+    @contextmanager
+    def for_task(self) -> Iterator[Store]:
+        with open_url(self._storage.url) as store:
+            yield store
+
     def keep(self, name: str) -> None:
         path = self.work / name
         self._storage.upload(path, name)
-        if not self.has(name, path.stat().st_size):
+        if self._storage.size(name) != path.stat().st_size:
             raise UserError(f"{self._out}/{name} did not arrive in full: run the same command again.")
         path.unlink()
 
-    def has(self, name: str, size: int) -> bool:
-        return self._storage.size(name) == size
+    def local(self, name: str) -> Path:
+        path = self.work / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._storage.download(name, path)
+        return path
 
     def reject(self, name: str) -> str:
         beside = Storage(f"{self._out}.{name}", REMEDY)
@@ -67,18 +77,18 @@ class RemoteStore(Store):
     def finish(self, names: list[str]) -> None:
         for name in names:
             self.keep(name)
-        for name in sorted(self._names()):
+        for name in sorted(self.sizes()):
             if name.startswith(f"{STATE}/") or name.endswith(".partial"):
-                self._delete(name)
+                self.delete(name)
 
-    def _names(self) -> Iterable[str]:
-        return self._storage.sizes().keys()
+    def sizes(self) -> dict[str, int]:
+        return self._storage.sizes()
 
-    def _read(self, name: str) -> bytes | None:
+    def read(self, name: str) -> bytes | None:
         return self._storage.read(name)
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
         self._storage.write(name, content)
 
-    def _delete(self, name: str) -> None:
+    def delete(self, name: str) -> None:
         self._storage.delete(name)

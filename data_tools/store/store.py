@@ -1,6 +1,7 @@
 """Where a corpus is written; nothing looks whole before it is.
 
-A store keeps, until the end, what a restart needs: the plan (what is being made of what) and one state a checkpoint.
+A store keeps, until the end, what a restart needs: the plan (what is being made of what), and of each finished part a
+file that says what it has made.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from mvlm.runtime.log import logger
 
+from ..part import PartManifest
+
 STATE = ".state"
 PLAN = f"{STATE}/plan.json"
+PART = ".part"
 OURS = re.compile(
-    r"([A-Za-z0-9_-]+/)?(\d{6}\.(arrow|index)|manifest\.json|quarantine\.jsonl|yield\.(json|txt)|source\.json)"
-    rf"|{re.escape(STATE)}/\d{{6}}\.state|.*\.partial"
+    r"([A-Za-z0-9_-]+/)?(\d{6,}(-\d{3,})?\.(arrow|index)|manifest\.json|quarantine\.jsonl|yield\.(json|txt)"
+    rf"|source\.json)|{re.escape(STATE)}/\d{{6,}}\.(part|marks|dropped)|.*\.partial"
 )
 """What `restart` may remove."""
 
@@ -40,72 +44,66 @@ class Store(ABC):
 
     def __init__(self, out: str, work: Path) -> None:
         self._out, self.work = out, work
-        self._count = 0  # of the states
 
-    def begin(self, plan: dict[str, Any] | None) -> list[bytes]:
-        """The states of an earlier run of the same plan, oldest first; those of another plan are removed."""
+    def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:
+        """The parts that an earlier run of the same plan has finished; those of another plan are removed.
+
+        A part some file of which is missing or of another length is not finished.
+        """
         if plan is None or self.plan() != plan:
-            if self.states():
+            if any(name.endswith(PART) for name in self.sizes()):
                 logger("data_tools").warning(
                     f"The unfinished run of {self._out} was of another source, other options or another version: "
                     "starting afresh."
                 )
             self.restart()
-        self._write(PLAN, json.dumps(plan).encode())
-        states = self.states()
-        self._count = len(states)
-        for name in self._state_names()[self._count :]:  # a damaged one, and those after it
-            self._delete(name)
-        return states
+        if self.plan() != plan or plan is None:
+            self.write(PLAN, json.dumps(plan).encode())
+        return self.parts()
 
     def plan(self) -> Any:
         """What is being made here; None where that is not known."""
         try:
-            return json.loads(self._read(PLAN) or b"null")
+            return json.loads(self.read(PLAN) or b"null")
         except ValueError:
             return None
 
-    def states(self) -> list[bytes]:
-        """Those that are whole, up to the first that is not."""
-        states = []
-        for content in map(self._read, self._state_names()):
-            if content is None or hashlib.sha256(content[32:]).digest() != content[:32]:
-                break
-            states.append(unsealed(content)[0])
-        return states
+    def parts(self) -> list[PartManifest]:
+        """The finished ones in order."""
+        there = self.sizes()
+        found = filter(None, (_unsealed(self.read(name)) for name in sorted(there) if name.endswith(PART)))
+        return [part for part in found if part.files.items() <= there.items()]
 
-    def seen(self, number: int) -> bytes:
-        """What the index of duplicates had new in that state."""
-        content = self._read(_state(number))
-        assert content is not None
-        return unsealed(content)[1]
+    def finish_part(self, made: PartManifest) -> None:
+        """Have it known that a part is finished, all of whose files were kept before."""
+        content = made.to_bytes()
+        self.write(part_file(made.number, PART), hashlib.sha256(content).digest() + content)
 
-    def add_state(self, state: bytes, seen: bytes) -> None:
-        """Make a state last, with what the index of duplicates has new; what it speaks of was kept before."""
-        self._write(_state(self._count), sealed(state, seen))
-        self._count += 1
+    def reopen_part(self, number: int) -> None:
+        """Have a part be unfinished."""
+        self.delete(part_file(number, PART))
 
     def restart(self) -> None:
-        """Forget all states and kept files."""
-        for name in filter(OURS.fullmatch, self._names()):
-            self._delete(name)
-        self._count = 0
+        """Forget all that was made."""
+        for name in filter(OURS.fullmatch, self.sizes()):
+            self.delete(name)
 
     def discard(self) -> None:
         """Leave nothing of this run."""
         self.restart()
-        self._delete(PLAN)
+        self.delete(PLAN)
 
-    def _state_names(self) -> list[str]:
-        return sorted(name for name in self._names() if name.endswith(".state"))
+    @abstractmethod
+    def for_task(self) -> AbstractContextManager[Store]:
+        """The store as a task uses it, in whatever process: with a folder `work` to make files in."""
 
     @abstractmethod
     def keep(self, name: str) -> None:
         """Make the finished file `name` of `work` last."""
 
     @abstractmethod
-    def has(self, name: str, size: int) -> bool:
-        """Whether a kept file is there in full."""
+    def local(self, name: str) -> Path:
+        """A kept file on this machine."""
 
     @abstractmethod
     def reject(self, name: str) -> str:
@@ -116,29 +114,26 @@ class Store(ABC):
         """Make the files `names` last, in this order, and the corpus appear."""
 
     @abstractmethod
-    def _names(self) -> Iterable[str]: ...
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file that is kept, by its name."""
 
     @abstractmethod
-    def _read(self, name: str) -> bytes | None: ...
+    def read(self, name: str) -> bytes | None: ...
 
     @abstractmethod
-    def _write(self, name: str, content: bytes) -> None: ...
+    def write(self, name: str, content: bytes) -> None: ...
 
     @abstractmethod
-    def _delete(self, name: str) -> None: ...
+    def delete(self, name: str) -> None: ...
 
 
-def sealed(state: bytes, seen: bytes) -> bytes:
-    """A state as it is stored: a hash of the rest, the length of its JSON, that, and what was seen since the last."""
-    rest = len(state).to_bytes(8, "little") + state + seen
-    return hashlib.sha256(rest).digest() + rest
+def part_file(number: int, ending: str) -> str:
+    """A file of a part, beside its shards."""
+    return f"{STATE}/{number:06d}{ending}"
 
 
-def unsealed(content: bytes) -> tuple[bytes, bytes]:
-    """The JSON and what follows."""
-    end = 40 + int.from_bytes(content[32:40], "little")
-    return content[40:end], content[end:]
-
-
-def _state(number: int) -> str:
-    return f"{STATE}/{number:06d}.state"
+def _unsealed(content: bytes | None) -> PartManifest | None:
+    """What a whole file of a finished part says."""
+    if content is None or hashlib.sha256(content[32:]).digest() != content[:32]:
+        return None
+    return PartManifest.from_bytes(content[32:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,12 +15,10 @@ from pathlib import Path
 import pytest
 from made import photo, run, tree, write_captions, write_folder
 
+from data_tools import task
 from data_tools.__main__ import main
-from data_tools.pipeline import Options
-from data_tools.record import Record
-from data_tools.sharding import shard
 from data_tools.store.folder import FolderStore
-from data_tools.store.store import unsealed
+from data_tools.task import make_part
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,7 +54,7 @@ def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def killed_at(argv: list[str], state: Path, count: int) -> bool:
-    """Start the command and kill it, and all it started, once `count` states are there; False if it ended before."""
+    """Start the command and kill it, and all it started, once `count` parts are finished; False if it ended before."""
     process = subprocess.Popen(
         [sys.executable, "-m", "data_tools", *argv],
         cwd=ROOT,
@@ -63,7 +62,7 @@ def killed_at(argv: list[str], state: Path, count: int) -> bool:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while process.poll() is None and len(list(state.glob("*.state"))) < count:
+    while process.poll() is None and len(list(state.glob("*.part"))) < count:
         time.sleep(0.001)
     alive = process.poll() is None
     if alive:
@@ -72,131 +71,97 @@ def killed_at(argv: list[str], state: Path, count: int) -> bool:
     return alive
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_kills_change_nothing(source: Path, undisturbed: dict[str, bytes], tmp_path: Path, workers: int) -> None:
-    argv = words(source, tmp_path / "out", "--workers", workers)
+def test_kills_change_nothing(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    argv = words(source, tmp_path / "out", "--workers", 2)
     state = tmp_path / ".out.partial/.state"
-    kills = [count for count in (1, 4, 9) if killed_at(argv, state, count)]
+    kills = [count for count in (1, 8) if killed_at(argv, state, count)]
     assert kills, "every run ended before it was killed"
-    states = len(list(state.glob("*.state")))
-    assert states >= max(kills)
+    assert len(list(state.glob("*.part"))) >= max(kills)
     run(*argv)
     assert tree(tmp_path / "out") == undisturbed
     assert not (tmp_path / ".out.partial").exists()
 
 
-def stopped(source: Path, out: Path, at: int) -> list[str]:
-    """Leave a run that was killed after `at` shards; the command that resumes it."""
-    argv = words(source, out, "--workers", 1)
-    while not killed_at(argv, out.with_name(f".{out.name}.partial") / ".state", at):
-        raise AssertionError("the run ended before it was killed")
-    return argv
+@pytest.fixture(scope="module")
+def stopped_once(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that was killed after four parts; never changed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    assert killed_at(words(source, folder / "out", "--workers", 1), folder / ".out.partial/.state", 4)
+    return folder / ".out.partial"
 
 
-def test_finished_shards_are_not_made_again(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    argv = stopped(source, tmp_path / "out", 3)
-    kept = {path: path.stat().st_ino for path in (tmp_path / ".out.partial").rglob("*.arrow")}
-    assert len(kept) >= 3
-    stored = [path.read_bytes() for path in (tmp_path / ".out.partial/.state").glob("*.state")]
-    named = [json.loads(unsealed(content)[0]) for content in stored]
-    done = {f"{state['split']}/{state['shard']['file']}" for state in named}
-    run(*argv)
-    for path, inode in kept.items():
-        relative = str(path.relative_to(tmp_path / ".out.partial"))
-        if relative in done:
-            assert (tmp_path / "out" / relative).stat().st_ino == inode
+def stopped(stopped_once: Path, source: Path, out: Path) -> list[str]:
+    """The same beside `out`, and the command that resumes it."""
+    shutil.copytree(stopped_once, out.with_name(f".{out.name}.partial"))
+    return words(source, out, "--workers", 1)
+
+
+def test_finished_parts_are_not_made_again(
+    source: Path, undisturbed: dict[str, bytes], stopped_once: Path, tmp_path: Path
+) -> None:
+    argv, partial = stopped(stopped_once, source, tmp_path / "out"), tmp_path / ".out.partial"
+    done = FolderStore(partial, tmp_path / "out").parts()
+    kept = {name: (partial / name).stat().st_ino for part in done for name in part.files if name.endswith(".arrow")}
+    assert len(done) >= 4 and len(kept) >= 4
+    begun = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            task, "make_part", lambda job, number, *more: begun.append(number) or make_part(job, number, *more)
+        )
+        run(*argv)
+    assert begun == [number for number in range(len(done) + len(begun)) if number >= len(done)]
+    pruned = {"000002", "000001", "000004"}  # whose rows were taken out again
+    same = [
+        (tmp_path / "out" / name).stat().st_ino == inode for name, inode in kept.items() if name[-12:-6] not in pruned
+    ]
+    assert same and all(same)
     assert tree(tmp_path / "out") == undisturbed
 
 
 @pytest.mark.parametrize("damage", ["cut state", "lost shard", "half a shard left"])
-def test_a_damaged_state_is_never_trusted(
-    source: Path, undisturbed: dict[str, bytes], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+def test_only_what_is_damaged_is_made_again(
+    source: Path, undisturbed: dict[str, bytes], stopped_once: Path, tmp_path: Path, damage: str
 ) -> None:
-    argv = stopped(source, tmp_path / "out", 4)
-    partial = tmp_path / ".out.partial"
+    argv, partial = stopped(stopped_once, source, tmp_path / "out"), tmp_path / ".out.partial"
+    state, expected = FolderStore(partial, tmp_path / "out"), [0, 1, 2, 3]
     if damage == "cut state":
-        last = sorted((partial / ".state").glob("*.state"))[1]
-        os.truncate(last, last.stat().st_size // 2)
+        os.truncate(partial / ".state/000001.part", 100)
+        expected.remove(1)
     elif damage == "lost shard":
         os.truncate(partial / "train/000000.arrow", 100)
+        expected.remove(0)
     else:
         (partial / "train/000099.arrow.partial").write_bytes(b"half")
+    assert [part.number for part in state.parts()][: len(expected)] == expected
     run(*argv)
-    assert ("starting afresh" in capsys.readouterr().err) == (damage == "lost shard")
-    files = tree(tmp_path / "out")
-    assert files == undisturbed
-
-
-def test_a_damaged_state_and_those_after_it_make_way_for_new_ones(tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
-    store = FolderStore(tmp_path / "work", tmp_path / "out")
-    assert store.begin({"made": "of"}) == []
-    for number in range(4):
-        store.add_state(b"state %d" % number, b"seen")
-    damaged = tmp_path / "work/.state/000001.state"
-    os.truncate(damaged, damaged.stat().st_size - 1)
-    again = FolderStore(tmp_path / "work", tmp_path / "out")
-    assert again.begin({"made": "of"}) == [b"state 0"]
-    again.add_state(b"another", b"")
-    assert again.begin({"made": "of"}) == [b"state 0", b"another"]
+    assert tree(tmp_path / "out") == undisturbed
 
 
 def test_other_options_and_a_changed_source_start_afresh_and_say_so(
-    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Path, stopped_once: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "in"
-    folder.symlink_to(source)
-    argv = stopped(folder, tmp_path / "out", 3)
+    argv = stopped(stopped_once, source, tmp_path / "out")
     run(*argv, "--longest-side", 16)
     assert "other options" in capsys.readouterr().err
     run(*words(source, tmp_path / "same", "--workers", 1, "--longest-side", 16))
-    one, other = tree(tmp_path / "out"), tree(tmp_path / "same")
-    assert one.pop("source.json") != other.pop("source.json")
-    assert one == other
+    assert tree(tmp_path / "out") == tree(tmp_path / "same")
 
-    argv = stopped(folder, tmp_path / "changed", 3)
-    folder.unlink()
-    write_folder(folder, 240, group=lambda number: f"h{number % 40}")
-    (folder / "images/2.jpg").write_bytes(photo(9, size=(300, 300)))
+    folder = tmp_path / "in"
+    write_folder(folder, 60, group=lambda number: f"g{number % 40}")
+    argv = words(folder, tmp_path / "changed", "--workers", 1)
+    shutil.copytree(stopped_once, tmp_path / ".changed.partial")
+    plan = tmp_path / ".changed.partial/.state/plan.json"
+    plan.write_text(plan.read_text().replace(json.dumps(str(source)), json.dumps(str(folder))))
     run(*argv)
     assert "starting afresh" in capsys.readouterr().err
     run(*words(folder, tmp_path / "direct", "--workers", 1))
     assert tree(tmp_path / "changed") == tree(tmp_path / "direct")
 
 
-class Stop(Exception):
-    """In the place of a kill."""
-
-
-@pytest.mark.parametrize("change", ["an image of another size", "shorter"])
-def test_a_source_that_changed_under_the_same_names_starts_afresh(
-    tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
+def test_killed_while_cleaning_up(
+    source: Path, undisturbed: dict[str, bytes], stopped_once: Path, tmp_path: Path
 ) -> None:
-    """Nothing but the records themselves tells it: their options and what is known of the source stay."""
-    records = [Record(f"r{n}", photo(n), ["noise"], where=f"made:{n}") for n in range(60)]
-    options = Options(shard_bytes=10_000, origin={"made": "here"})
-    read = 0
-
-    def stop(_: int) -> None:
-        nonlocal read
-        read += 1
-        if read == 50:
-            raise Stop
-
-    with pytest.raises(Stop):
-        shard(records, tmp_path / "out", options, stop)
-    assert len(list((tmp_path / ".out.partial/.state").glob("*.state"))) > 1
-    changed = records[:4] if change == "shorter" else list(records)
-    if change != "shorter":
-        changed[2] = Record("r2", photo(2, size=(40, 30)), ["noise"], where="made:2")
-    shard(changed, tmp_path / "out", options)
-    assert "read a source that has changed since: starting afresh" in capsys.readouterr().err
-    shard(changed, tmp_path / "direct", options)
-    assert tree(tmp_path / "out") == tree(tmp_path / "direct")
-
-
-def test_killed_while_cleaning_up(source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    argv = stopped(source, tmp_path / "out", 3)
+    argv = stopped(stopped_once, source, tmp_path / "out")
     plan = (tmp_path / ".out.partial/.state/plan.json").read_bytes()
     run(*argv)
     (tmp_path / "out/.state").mkdir()

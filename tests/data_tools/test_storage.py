@@ -52,23 +52,23 @@ def test_s3_gets_the_bytes_a_folder_gets(
 def test_a_killed_upload_goes_on(
     s3: fsspec.AbstractFileSystem, source: Path, local: dict[str, bytes], fails: Callable[..., str]
 ) -> None:
-    """Killed by itself when the third shard's state is there, from another process."""
+    """Killed by itself when the third part is finished, from another process."""
     code = (
         "import os, sys\n"
         "from data_tools.store.remote import RemoteStore\n"
         "from data_tools.__main__ import main\n"
-        "add = RemoteStore.add_state\n"
-        "def dying(self, *state):\n"
-        "    add(self, *state)\n"
-        "    if self._count == 3: os.kill(os.getpid(), 9)\n"
-        "RemoteStore.add_state = dying\n"
+        "finish = RemoteStore.finish_part\n"
+        "def dying(self, made):\n"
+        "    finish(self, made)\n"
+        "    if made.number == 2: os.kill(os.getpid(), 9)\n"
+        "RemoteStore.finish_part = dying\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
     argv = ["shard", "folder", str(source), "--out", "s3://bucket/killed", *map(str, SHARDING)]
     ended = subprocess.run([sys.executable, "-c", code, *argv], cwd=ROOT, env=os.environ, capture_output=True)
     assert ended.returncode == -9
     left = remote_tree(s3, "bucket/killed")
-    assert sum(name.endswith(".state") for name in left) == 3
+    assert sum(name.endswith(".part") for name in left) == 3
     assert not any(name.endswith("manifest.json") for name in left)
     written = {path: s3.info(path)["LastModified"] for path in s3.find("bucket/killed") if path.endswith(".arrow")}
     run(*argv)

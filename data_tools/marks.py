@@ -1,0 +1,101 @@
+"""What a part says of the rows that it has kept, so that those of different parts can be compared."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from .filters import Checked
+from .record import Record
+
+SCHEMA = pa.schema(
+    {
+        "number": pa.int64(),  # of the record within the part
+        "split": pa.int16(),
+        "key": pa.string(),
+        "where": pa.string(),
+        "source": pa.string(),
+        "captions": pa.int32(),
+        "id": pa.binary(16),  # a digest of the key
+        "exact": pa.binary(16),  # of the image's bytes; zeros where it was not asked for
+        "look": pa.binary(),  # of all its images, one after the other
+    }
+)
+ROWS = 1024
+"""Held in memory before they are written."""
+
+
+def id_digest(key: str) -> bytes:
+    return hashlib.blake2b(key.encode(), digest_size=16).digest()
+
+
+@dataclass(frozen=True)
+class Mark:
+    """What is said of one row; the fields are the columns of `SCHEMA`."""
+
+    number: int
+    split: int
+    key: str
+    where: str
+    source: str
+    captions: int
+    id: bytes
+    exact: bytes
+    look: bytes
+
+    @property
+    def name(self) -> str:
+        return f"{self.key} ({self.where})"
+
+
+def mark_of(number: int, split: int, record: Record, found: Checked) -> Mark:
+    """
+    Args:
+        number: of the record within its part.
+    """
+    look = b"".join(picture.look for picture in found.pictures)
+    about = record.key, record.where, record.source, len(found.captions)
+    return Mark(number, split, *about, id_digest(record.key), found.exact or bytes(16), look)
+
+
+class MarkWriter:
+    """A file of marks in the making."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._writer = pa.ipc.new_file(str(path), SCHEMA)
+        self._held: list[Mark] = []
+
+    def add(self, mark: Mark) -> None:
+        self._held.append(mark)
+        if len(self._held) >= ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        columns = [pa.array([getattr(mark, field.name) for mark in self._held], field.type) for field in SCHEMA]
+        self._writer.write_batch(pa.record_batch(columns, schema=SCHEMA))
+        self._held = []
+
+
+def mark_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """The marks in order; of `columns` alone, if they are given."""
+    options = pa.ipc.IpcReadOptions(included_fields=columns and [SCHEMA.get_field_index(name) for name in columns])
+    with pa.memory_map(str(path)) as mapped, pa.ipc.open_file(mapped, options=options) as reader:
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+def marks(path: Path) -> Iterator[Mark]:
+    for batch in mark_batches(path):
+        row: dict[str, Any]
+        for row in batch.to_pylist():
+            yield Mark(**row)

@@ -1,0 +1,104 @@
+"""Parts: what one task reads and writes. They are cut from the source's own units, whoever works on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from mvlm.data.shards.schema import Shard
+
+Cursor = tuple[int, ...]
+"""A place in a source; that of what is read sooner is smaller, and () is the beginning."""
+
+Unit = tuple[Cursor, int]
+"""Where a piece of a source begins that can be read by itself, such as a tar, and about how many bytes it has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The units from `start` up to `end`, which is None for the last part."""
+
+    number: int
+    start: Cursor
+    end: Cursor | None
+    size: int  # bytes of input, about
+
+    def __str__(self) -> str:
+        return f"part {self.number}"
+
+
+def cut(units: Iterable[Unit], size: int) -> list[Part]:
+    """Parts of at most `size` bytes, but for units that are larger; one part where there is no unit."""
+    starts: list[Cursor] = [()]
+    sizes = [0]
+    for start, of_unit in units:
+        if sizes[-1] and sizes[-1] + of_unit > size:
+            starts.append(start)
+            sizes.append(0)
+        sizes[-1] += of_unit
+    ends = [end for _, end in pairwise(starts)]
+    return [Part(n, *cut) for n, cut in enumerate(zip(starts, [*ends, None], sizes, strict=True))]
+
+
+def chosen(parts: list[Part], share: tuple[int, int]) -> list[Part]:
+    """Those of the i-th of n tasks, counted from 1."""
+    task, tasks = share
+    return parts[task - 1 :: tasks]
+
+
+def shard_stem(part: int, number: int) -> str:
+    """The name, without its ending, of the shard of that number within the part and its split."""
+    return f"{part:06d}-{number:03d}" if number else f"{part:06d}"
+
+
+@dataclass
+class SplitPart:
+    """What a part adds to the corpus of one split."""
+
+    rows: int = 0
+    captions: int = 0
+    image_bytes: int = 0
+    shards: list[Shard] = field(default_factory=list)
+
+
+@dataclass
+class PartManifest:
+    """What a finished part has made; it is written last of all."""
+
+    number: int
+    task: str
+    report: dict[str, Any]
+    splits: dict[str, SplitPart]
+    others: dict[str, int]  # bytes of the files beside its shards, by name
+    pruned: str = ""  # a hash of the rows that were taken out after it was made
+
+    @property
+    def files(self) -> dict[str, int]:
+        """Bytes of all its files by name."""
+        return dict(self._shards()) | self.others
+
+    def _shards(self) -> Iterator[tuple[str, int]]:
+        for split, made in self.splits.items():
+            for shard in made.shards:
+                for file in shard.files:
+                    yield within(split, file.file), file.bytes
+
+    def to_bytes(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> PartManifest:
+        fields = json.loads(content)
+        return cls(**fields | {"splits": {name: _split(made) for name, made in fields["splits"].items()}})
+
+
+def _split(content: Mapping[str, Any]) -> SplitPart:
+    return SplitPart(**content | {"shards": [Shard(**shard) for shard in content["shards"]]})
+
+
+def within(split: str, file: str) -> str:
+    """A file of a split's corpus, seen from the folder of all splits."""
+    return f"{split}/{file}" if split else file
