@@ -32,6 +32,8 @@ class Loser:
 Losers = dict[int, list[Loser]]
 """By part, in the order of its records."""
 
+SUMS = ("rows", "captions", "image_bytes")
+
 
 def find_losers(store: Store, parts: Iterable[PartManifest], index: DedupIndex, excluded: Excluded) -> Losers:
     """Of rows with equal ids, or equal images where that was asked for, the first stays, in the order of the parts."""
@@ -81,5 +83,5 @@ def manifests(parts: Sequence[PartManifest], names: Sequence[str]) -> Mapping[st
 def _manifest(parts: Sequence[PartManifest], name: str, task: str) -> Manifest:
     of_it = [made.splits[name] for made in parts if name in made.splits]
     shards: Iterator[Shard] = (shard for made in of_it for shard in made.shards)
-    sums = (sum(getattr(made, what) for made in of_it) for what in ("rows", "captions", "image_bytes"))
-    return Manifest(*sums, Shards(shards), task)
+    rows, captions, image_bytes = (sum(getattr(made, what) for made in of_it) for what in SUMS)
+    return Manifest(rows, captions, image_bytes, Shards(shards), task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -95,7 +95,7 @@ class PartManifest:
         return cls(**fields | {"splits": {name: _split(made) for name, made in fields["splits"].items()}})
 
 
-def _split(content: Mapping[str, Any]) -> SplitPart:
+def _split(content: dict[str, Any]) -> SplitPart:
     return SplitPart(**content | {"shards": [Shard(**shard) for shard in content["shards"]]})
 
 

@@ -74,8 +74,9 @@ def shard(
 
 def parts_of(records: Iterable[Item], options: Options) -> list[Part]:
     """The parts of a source, or a single one of what cannot be cut."""
-    cuttable = options.origin is not None and isinstance(records, Cuttable)
-    return cut(records.units() if cuttable else (), options.shard_bytes)
+    if options.origin is None or not isinstance(records, Cuttable):
+        return cut((), options.shard_bytes)
+    return cut(records.units(), options.shard_bytes)
 
 
 def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:

@@ -55,7 +55,7 @@ class Img2datasetSource:
     def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         self.position = 0
         self.unused.clear()
-        for folder, name in self._shards[slice(*(start or (0,)), end[0] if end else None)]:
+        for folder, name in self._shards[start[0] if start else 0 : end[0] if end else None]:
             for item in self._shard(folder.resolve(), name):
                 if self.only is None or item.where in self.only:
                     yield replace(item, source=folder.resolve().name)

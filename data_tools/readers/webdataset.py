@@ -80,7 +80,7 @@ class WebdatasetSource:
     def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         before = 0
         self.unused.clear()
-        for path in self._paths[slice(*(start or (0,)), end[0] if end else None)]:
+        for path in self._paths[start[0] if start else 0 : end[0] if end else None]:
             with _opened(path) as (file, tar):
                 for record in tar_records(tar, path.name, self._names, self.unused, self.only):
                     self.position = before + file.tell()

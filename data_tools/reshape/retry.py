@@ -175,7 +175,8 @@ class _Retry:
     def _next(self) -> int:
         """A number that no part of the corpora has."""
         files = (shard.file for manifest in self._manifests.values() for shard in manifest.shards)
-        return 1 + max((int(re.match(r"\d+", file)[0]) for file in files if file[0].isdigit()), default=-1)
+        numbers = (found for file in files if (found := re.match(r"\d+", file)))
+        return 1 + max((int(number[0]) for number in numbers), default=-1)
 
     def _records(self, source: Source) -> Iterator[Item]:
         """Those to look at again: not what is kept already, from a file that was cut later on."""
