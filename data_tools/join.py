@@ -12,7 +12,7 @@ from mvlm.data.shards.schema import CAPTION, Manifest, Shard, Shards
 
 from .dedup import EXCLUDED, DedupIndex, Excluded
 from .look import LOOK
-from .marks import Mark, marks
+from .marks import RowMark, marks
 from .part import PartManifest
 from .record import Dropped
 from .report import ShardReport
@@ -47,7 +47,7 @@ def find_losers(store: Store, parts: Iterable[PartManifest], index: DedupIndex, 
     return losers
 
 
-def _verdict(mark: Mark, index: DedupIndex, excluded: Excluded) -> tuple[str, str]:
+def _verdict(mark: RowMark, index: DedupIndex, excluded: Excluded) -> tuple[str, str]:
     looks = [mark.look[place : place + LOOK.size] for place in range(0, len(mark.look), LOOK.size)]
     if twin := excluded.twin(looks):
         return EXCLUDED, f"looks like {twin}"

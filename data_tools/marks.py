@@ -35,7 +35,7 @@ def id_digest(key: str) -> bytes:
 
 
 @dataclass(frozen=True)
-class Mark:
+class RowMark:
     """What is said of one row; the fields are the columns of `SCHEMA`."""
 
     number: int
@@ -53,14 +53,14 @@ class Mark:
         return f"{self.key} ({self.where})"
 
 
-def mark_of(number: int, split: int, record: Record, found: Checked) -> Mark:
+def mark_of(number: int, split: int, record: Record, found: Checked) -> RowMark:
     """
     Args:
         number: of the record within its part.
     """
     look = b"".join(picture.look for picture in found.pictures)
     about = record.key, record.where, record.source, len(found.captions)
-    return Mark(number, split, *about, id_digest(record.key), found.exact or bytes(16), look)
+    return RowMark(number, split, *about, id_digest(record.key), found.exact or bytes(16), look)
 
 
 class MarkWriter:
@@ -69,9 +69,9 @@ class MarkWriter:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = pa.ipc.new_file(str(path), SCHEMA)
-        self._held: list[Mark] = []
+        self._held: list[RowMark] = []
 
-    def add(self, mark: Mark) -> None:
+    def add(self, mark: RowMark) -> None:
         self._held.append(mark)
         if len(self._held) >= ROWS:
             self._flush()
@@ -94,8 +94,8 @@ def mark_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
             yield reader.get_batch(number)
 
 
-def marks(path: Path) -> Iterator[Mark]:
+def marks(path: Path) -> Iterator[RowMark]:
     for batch in mark_batches(path):
         row: dict[str, Any]
         for row in batch.to_pylist():
-            yield Mark(**row)
+            yield RowMark(**row)

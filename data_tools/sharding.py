@@ -29,7 +29,7 @@ from .readers import Cuttable
 from .report import ShardReport
 from .store.destination import open_store
 from .store.store import Finished, Store
-from .task import Item, Job, digest, make_part, prune_part, run_part
+from .task import Item, PartJob, digest, make_part, prune_part, run_part
 from .versions import versions
 
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
@@ -61,7 +61,7 @@ def shard(
             made = {part.number: part for part in store.begin(_plan(parts, options))}
         except Finished as finished:
             return ShardReport.from_dict(json.loads(finished.read(YIELD)))
-        job = Job(store, options)
+        job = PartJob(store, options)
         with engine(options.engine, options.workers, options.ray_address) as run:
             if options.origin is None:
                 made[0] = make_part(job, 0, records, run, on_record=on_record)
@@ -96,7 +96,7 @@ def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
 
 
-def _made(job: Job, parts: list[Part], run: Map, on_record: Callable[[int], None]) -> dict[int, PartManifest]:
+def _made(job: PartJob, parts: list[Part], run: Map, on_record: Callable[[int], None]) -> dict[int, PartManifest]:
     """Have these parts made, each by a task; of a single one, the workers check the records."""
     if len(parts) == 1 or (job.options.workers == 1 and job.options.engine == "local"):
         return {part.number: run_part(job, part, run, on_record) for part in parts}
@@ -108,12 +108,12 @@ def _made(job: Job, parts: list[Part], run: Map, on_record: Callable[[int], None
     return made
 
 
-def _losers(job: Job, done: list[PartManifest], run: Map) -> Losers:
+def _losers(job: PartJob, done: list[PartManifest], run: Map) -> Losers:
     options, store = job.options, job.store
     return find_losers(store, done, DedupIndex(options.dedup, store.work), Excluded(options.exclude, store.work, run))
 
 
-def _pruned(job: Job, parts: list[Part], done: list[PartManifest], losers: Losers, run: Map) -> list[PartManifest]:
+def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: Losers, run: Map) -> list[PartManifest]:
     """The parts without the rows that must go."""
     away = {made.number: [loser.number for loser in losers.get(made.number, ())] for made in done}
     wrong = [made for made in done if made.pruned != digest(away[made.number])]
@@ -128,7 +128,7 @@ def _pruned(job: Job, parts: list[Part], done: list[PartManifest], losers: Loser
     return [kept.get(made.number, made) for made in done]
 
 
-def _finish(job: Job, out: Path | str, parts: list[PartManifest], losers: Losers) -> ShardReport:
+def _finish(job: PartJob, out: Path | str, parts: list[PartManifest], losers: Losers) -> ShardReport:
     """Write what is said of all parts, and let the corpus appear."""
     store, options = job.store, job.options
     report, found = total_report(parts, losers), manifests(parts, options.names)

@@ -41,7 +41,7 @@ MARKS = ".marks"
 
 
 @dataclass(frozen=True)
-class Job:
+class PartJob:
     """What all tasks of a run share."""
 
     store: Store
@@ -59,7 +59,7 @@ def one_by_one(function: Callable[[T], R], items: Iterable[T], size: Callable[[T
 
 
 def run_part(
-    job: Job, part: Part, run: Map = one_by_one, on_record: Callable[[int], None] = lambda image_bytes: None
+    job: PartJob, part: Part, run: Map = one_by_one, on_record: Callable[[int], None] = lambda image_bytes: None
 ) -> PartManifest:
     """Make a part of the source that `job.options.origin` names; its records are checked by `run`."""
     assert job.options.origin is not None
@@ -69,7 +69,7 @@ def run_part(
 
 
 def make_part(
-    job: Job,
+    job: PartJob,
     number: int,
     records: Iterable[Item],
     run: Map = one_by_one,
@@ -155,7 +155,7 @@ class _Making:
         return made
 
 
-def prune_part(job: Job, item: tuple[PartManifest, Sequence[int]]) -> PartManifest:
+def prune_part(job: PartJob, item: tuple[PartManifest, Sequence[int]]) -> PartManifest:
     """Take the rows of these records, which ascend, out of a finished part."""
     made, numbers = item
     with job.store.for_task() as store:

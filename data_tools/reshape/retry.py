@@ -35,7 +35,7 @@ from ..report import OTHERS, ShardReport, SourceReport
 from ..store.disk import writing
 from ..store.folder import FolderStore
 from ..store.store import STATE
-from ..task import Item, Job, make_part, prune_part
+from ..task import Item, PartJob, make_part, prune_part
 
 PARTIAL, READY = ".retry.partial", ".retry"
 
@@ -148,7 +148,7 @@ class _Retry:
 
     def run(self, source: Source, listed: Sequence[dict[str, str]], on_record: Callable[[int], None]) -> Outcome:
         """Stage the shards, the manifests, the list and the report."""
-        job = Job(FolderStore(self._stage, self._out), self._options)
+        job = PartJob(FolderStore(self._stage, self._out), self._options)
         made = make_part(job, self._next(), self._records(source), self._map, on_record=on_record)
         losers = find_losers(job.store, [made], self._index, self._excluded)
         if losers:
