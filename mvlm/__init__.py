@@ -1,7 +1,8 @@
 """mvlm: pretraining of masked vision and language models at scale.
 
-From Python: `mvlm.train("pictures/", out="runs/mine")` trains, `mvlm.load("runs/mine")` uses what was trained, and
-`mvlm.open("shards")` reads shards.
+From Python: `mvlm.train("pictures/", out="runs/mine")` trains, `mvlm.load("runs/mine")` uses what was trained,
+`mvlm.finetune("runs/mine", "vqa", "shards/vqa", out="runs/vqa")` goes on to a task, `mvlm.load_finetuned("runs/vqa")`
+answers, and `mvlm.open("shards")` reads shards.
 """
 
 from __future__ import annotations
@@ -10,14 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mvlm.api.finetune import finetune as finetune
     from mvlm.api.model import load as load
     from mvlm.api.shards import open as open
+    from mvlm.api.tasks import load_finetuned as load_finetuned
     from mvlm.api.train import train as train
 
 __version__ = "0.1.0"
-__all__ = ["load", "open", "train"]
+__all__ = ["finetune", "load", "load_finetuned", "open", "train"]
 
-_HOMES = {"load": "mvlm.api.model", "open": "mvlm.api.shards", "train": "mvlm.api.train"}
+_HOMES = {
+    "finetune": "mvlm.api.finetune",
+    "load": "mvlm.api.model",
+    "load_finetuned": "mvlm.api.tasks",
+    "open": "mvlm.api.shards",
+    "train": "mvlm.api.train",
+}
 """Imported when they are first asked for: commands import `mvlm`, and do without torch while they can."""
 
 

@@ -48,8 +48,12 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
     return found
 
 
-def find_shards(folder: Path) -> ShardedCorpus | None:
-    """A corpus of shards, divided or not; None where there is none."""
+def find_shards(folder: Path, task: str = CAPTION) -> ShardedCorpus | None:
+    """A corpus of shards, divided or not; None where there is none.
+
+    Raises:
+        UserError: its rows are of another task.
+    """
     if (folder / MANIFEST).is_file():
         parts = [folder]
     else:
@@ -57,8 +61,9 @@ def find_shards(folder: Path) -> ShardedCorpus | None:
     if not parts:
         return None
     rows = {part: read_manifest(part) for part in parts}
-    if strangers := [part for part, manifest in rows.items() if manifest.task != CAPTION]:
-        raise UserError(f"{strangers[0]} holds {rows[strangers[0]].task!r} rows: give images with captions.")
+    if strangers := [part for part, manifest in rows.items() if manifest.task != task]:
+        wanted = "images with captions" if task == CAPTION else f"shards of {task}"
+        raise UserError(f"{strangers[0]} holds {rows[strangers[0]].task!r} rows: give {wanted}.")
     train = [part for part in parts if part.name != HELD_OUT or len(parts) == 1]
     held_out = [part for part in parts if part not in train]
     images = sum(rows[part].rows for part in train)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mvlm.api.corpus import ShardedCorpus
+from mvlm.config.schema import OBJECTIVES_OF, Data, Model, Optim
 from mvlm.config.toml import as_toml, read_tables
 
 RECIPES = Path(__file__).parent.parent / "configs"
@@ -27,15 +29,21 @@ class RecipeChoice:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A shipped recipe, and what is chosen differently."""
+    """A recipe, and what is chosen differently.
+
+    Attributes:
+        base: where it comes from, for people.
+        tables: of it, as a run TOML has them.
+    """
 
     base: str
+    tables: Mapping[str, Mapping[str, Any]]
     reason: str
     choices: tuple[RecipeChoice, ...]
 
     def text(self, heading: str) -> str:
         """The whole as a run TOML."""
-        tables = read_tables(RECIPES / self.base, "recipe")
+        tables: dict[str, dict[str, Any]] = {name: dict(table) for name, table in self.tables.items()}
         reasons = {choice.key: choice.reason for choice in self.choices}
         for choice in self.choices:
             table, key = choice.key.split(".")
@@ -83,7 +91,67 @@ def choose(images: int, train: Sequence[str], held_out: Sequence[str], run: Path
             RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
             RecipeChoice("eval.limit", HELD_OUT_LIMIT, "images, so that an evaluation is short"),
         ]
-    return Recipe(base, reason, tuple(choices))
+    return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
+
+
+TUNING_EPOCHS = 8
+"""ALBEF's for VQA (Li et al. 2021, appendix A)."""
+
+KEPT = ("text_length", "crop_scale", "flip", "randaugment", "randaugment_kind")
+"""Keys of [data] that a run has of the one that it starts from."""
+
+
+def choose_tuning(
+    start: tuple[Data, Model, Optim], checkpoint: Path, task: str, corpus: ShardedCorpus, run: Path, gpus: int
+) -> Recipe:
+    """A recipe that fine-tunes a checkpoint for a task.
+
+    Args:
+        start: the configuration of the run that the checkpoint is of.
+    """
+    data, model, optim = start
+    tables = {"data": {key: getattr(data, key) for key in KEPT}, "model": asdict(model)}
+    batch = min(256 if gpus else 64, 1 << max(1, math.floor(math.log2(max(2, corpus.images)))))
+    least = math.ceil(FEWEST_UPDATES * batch / corpus.images)
+    epochs, why = max(least, TUNING_EPOCHS), f"{FEWEST_UPDATES:,} updates at least, and {TUNING_EPOCHS} passes"
+    steps = math.ceil(epochs * corpus.images / batch)
+    choices = [
+        RecipeChoice("run.dir", str(run), "where everything goes"),
+        RecipeChoice("task.name", task, "what it is fine-tuned for"),
+        RecipeChoice("task.answer_minimum", 9 if corpus.images > RARE_ANSWERS else 1, "questions that share an answer"),
+        RecipeChoice("checkpoint.init", str(checkpoint), "the weights to begin with"),
+        RecipeChoice("data.tokenizer", "", "that of these weights"),
+        RecipeChoice("data.train", list(corpus.train), f"{corpus.images:,} rows"),
+        RecipeChoice("train.global_batch", batch, "ALBEF's on GPUs"),
+        RecipeChoice("train.epochs", epochs, why),
+        RecipeChoice("optim.warmup_steps", steps // 20, "a twentieth of them"),
+        RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
+        *_tuning_rates(model, optim),
+        *(
+            RecipeChoice(f"objectives.{name}", 0.0, f"{task} does without")
+            for name in OBJECTIVES_OF["pretrain"]
+            if name not in OBJECTIVES_OF.get(task, OBJECTIVES_OF["pretrain"])
+        ),
+    ]
+    if corpus.eval:
+        choices += [
+            RecipeChoice("data.eval", list(corpus.eval), "held out"),
+            RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
+            RecipeChoice("eval.limit", HELD_OUT_LIMIT, "rows, so that an evaluation is short"),
+        ]
+    return Recipe(str(checkpoint), tables, "the checkpoint that is fine-tuned", tuple(choices))
+
+
+RARE_ANSWERS = 10_000
+"""Questions of a corpus up to which no answer is too rare to be a class."""
+
+
+def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
+    """ALBEF's 2e-5 where encoders were pretrained by others, else those that the run has had from the start."""
+    if model.vision_weights != "random":
+        return [RecipeChoice(f"optim.{key}", 2e-5, "ALBEF's in fine-tuning") for key in ("lr", "encoder_lr")]
+    rates = {"lr": optim.lr, "encoder_lr": optim.encoder_lr}
+    return [RecipeChoice(f"optim.{key}", rate, "as in pretraining") for key, rate in rates.items()]
 
 
 def _epochs(images: int, batch: int) -> tuple[int, str]:

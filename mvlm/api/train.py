@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mvlm.__main__ import command_line
 from mvlm.api.corpus import prepare
-from mvlm.api.launch import launch_training
-from mvlm.api.model import TrainedModel, load
 from mvlm.api.recipe import choose
-from mvlm.config.load import load_config
-from mvlm.config.toml import as_toml
-from mvlm.errors import UserError
-from mvlm.report.facts import read_facts, read_json
+from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, write_recipe
 
-SHARDS, RECIPE, DEEPSPEED, RETRIEVAL, REPORT = "shards", "recipe.toml", "zero1.json", "retrieval.json", "report.html"
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A trained run.
-
-    Attributes:
-        folder: everything that it has written.
-    """
-
-    folder: Path
-
-    @property
-    def report(self) -> Path:
-        """One HTML page: curves, numbers, examples."""
-        return self.folder / REPORT
-
-    @property
-    def retrieval(self) -> dict[str, Any] | None:
-        """What the held-out pictures have measured, as `mvlm evaluate retrieval --json` writes it; None without any."""
-        return read_json(self.folder / RETRIEVAL)
-
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """What was logged, a dict of numbers for each logged step. Raises `UserError` where the run has not begun."""
-        return list(read_facts(self.folder).metrics.values())
-
-    def load(self, device: str | torch.device | None = None) -> TrainedModel:
-        """The trained model; raises `UserError` where there is no checkpoint yet."""
-        return load(self.folder, device)
-
-    def _repr_html_(self) -> str:
-        return f'<a href="{self.report}">{self.report}</a>'
+SHARDS = "shards"
 
 
 def train(
@@ -77,32 +36,8 @@ def train(
     """
     run = Path(out)
     corpus = prepare(os.fspath(data), run / SHARDS)
-    recipe, deepspeed = run / RECIPE, run / DEEPSPEED
-    gpus = torch.cuda.device_count()
-    if not recipe.exists():
-        chosen = choose(corpus.images, corpus.train, corpus.eval, run, gpus)
-        print(f"{chosen.base}: {chosen.reason}", *chosen.choices, sep="\n  ", flush=True)
-        _write(recipe, chosen.text(f"Chosen by mvlm.train for {corpus.images:,} images."))
-        _write(deepspeed, json.dumps({"zero_optimization": {"stage": 1}, "bf16": {"enabled": "auto"}}))
-    overrides = [f"{key}={as_toml(value)}" for key, value in (settings or {}).items()]
-    load_config(recipe, overrides)  # a mistake is met here, before a launcher starts
-    launch_training(str(recipe), str(deepspeed), overrides, max(1, gpus))
-    if corpus.eval:
-        data_of = ["--data", *corpus.eval]
-        _command("evaluate", "retrieval", "--checkpoint", str(run), *data_of, "--json", str(run / RETRIEVAL))
-    _command("report", str(run))
+    if not (run / RECIPE).exists():
+        chosen = choose(corpus.images, corpus.train, corpus.eval, run, torch.cuda.device_count())
+        write_recipe(run, chosen, f"Chosen by mvlm.train for {corpus.images:,} images.")
+    follow_recipe(run, settings, "retrieval", corpus.eval)
     return TrainedRun(run)
-
-
-def _command(*words: str) -> None:
-    """A command of `mvlm` in this process; raises its `UserError`."""
-    args = command_line(words).parse_args(words)
-    args.run(args)
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error}): give mvlm.train another `out`.") from None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from mvlm.data.samples.labelled import class_names
 from mvlm.errors import UserError
@@ -34,15 +37,8 @@ class TaskPrediction:
             rows = range(number * task.images, (number + 1) * task.images)
             image_V1CHW = torch.stack([pictures.images([row]) for row in rows]).to(device)
             text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([sentence]))
-            with shares.inference(model):
-                logits_A = model.logits(image_V1CHW, text_1L, valid_1L)[0].float()
-            # Several answers may be right, each for itself; of labels only one is.
-            share_A = logits_A.sigmoid() if task.name == "vqa" else logits_A.softmax(-1)
-            best = share_A.topk(min(asked.top, len(classes)))
-            chosen = [
-                {"answer": classes[place], "probability": share}
-                for place, share in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-            ]
+            found = best_answers(model, task.name, classes, (image_V1CHW, text_1L, valid_1L), asked.top)[0]
+            chosen = [{"answer": answer, "probability": share} for answer, share in found]
             images = [asked.images[row] for row in rows]
             entries.append({"images": [str(path) for path in images], "sentence": sentence, "answers": chosen})
             lines.append(f"{', '.join(map(printable, images))}: {printable(sentence)}")
@@ -51,6 +47,27 @@ class TaskPrediction:
                 for row, path in zip(rows, images, strict=True):
                     drawings[file_name(row, path)] = attention_strips(model, pictures, row, sentence, device)
         return Answer(entries, "\n".join(lines), drawings)
+
+
+def best_answers(
+    model: TaskModel, task: str, classes: Sequence[str], inputs: tuple[Tensor, Tensor, Tensor], top: int
+) -> list[list[tuple[str, float]]]:
+    """For each of B questions or statements the likeliest answers, best first, and their probabilities.
+
+    Args:
+        classes: what the model chooses among.
+        inputs: images VBCHW, V of them for each text, text_BL and valid_BL.
+        top: answers at most.
+    """
+    with shares.inference(model):
+        logits_BA = model.logits(*inputs).float()
+    # Several answers may be right, each for itself; of labels only one is.
+    share_BA = logits_BA.sigmoid() if task == "vqa" else logits_BA.softmax(-1)
+    best = share_BA.topk(min(top, len(classes)))
+    return [
+        [(classes[place], share) for place, share in zip(places, found, strict=True)]
+        for places, found in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def _in_twos(asked: Asked) -> Asked:

@@ -44,7 +44,7 @@ import mvlm
 run = mvlm.train("pictures", out="run", settings=json.loads(sys.argv[1]))
 model = run.load("cpu")
 print("similarity", model.similarity([row.image for row in mvlm.open("run/shards/eval")], "a star").shape)
-print("retrieval of step", run.retrieval["step"], "report", run.report.is_file())
+print("retrieval of step", run.evaluation["step"], "report", run.report.is_file())
 print("steps", [line["step"] for line in run.metrics])
 """
 

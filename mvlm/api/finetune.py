@@ -1,0 +1,59 @@
+"""From a pretrained run to one that answers questions, by one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from mvlm.api.corpus import find_shards
+from mvlm.api.recipe import choose_tuning
+from mvlm.api.results import RECIPE, FineTunedRun, follow_recipe, write_recipe
+from mvlm.checkpoint.description import CONFIG, described_in
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.config.load import load_stored_config
+from mvlm.config.schema import Task
+from mvlm.errors import UserError
+
+Tuned = Literal["vqa", "nlvr2", "entailment"]
+TASKS = get_args(Tuned)
+
+
+def finetune(
+    model: str | os.PathLike[str],
+    task: Tuned,
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    settings: Mapping[str, Any] | None = None,
+) -> FineTunedRun:
+    """Fine-tune a run: `mvlm.finetune("runs/mine", "vqa", "shards/vqa", out="runs/vqa")`.
+
+    Every choice is printed, and stands in the run folder's `recipe.toml`. Called again, it resumes.
+
+    Args:
+        model: a run folder (its newest checkpoint) or one of its checkpoints.
+        task: "vqa" (questions), "nlvr2" (statements of two images) or "entailment" (statements of one).
+        data: its shards, as `data_tools shard` makes them; a part named `eval` is held out.
+        out: the run folder.
+        settings: keys of the run TOML that are to be different, such as `{"train.epochs": 3}`.
+
+    Raises:
+        UserError: the task is unknown, data are of another, a setting is wrong, or training has failed.
+    """
+    if task not in TASKS:
+        raise UserError(f"mvlm.finetune knows no task {task!r}: choose one of {', '.join(TASKS)}.")
+    corpus, run = find_shards(Path(data), Task(task).corpus), Path(out)
+    if not corpus:
+        raise UserError(f"No shards at {data}: make them of {task}'s files by data_tools shard.")
+    if not (run / RECIPE).exists():
+        checkpoint = find_checkpoint(Path(model))
+        config = load_stored_config(described_in(checkpoint) / CONFIG)
+        chosen = choose_tuning(
+            (config.data, config.model, config.optim), checkpoint, task, corpus, run, torch.cuda.device_count()
+        )
+        write_recipe(run, chosen, f"Chosen by mvlm.finetune for {corpus.images:,} rows.")
+    follow_recipe(run, settings, task, corpus.eval)
+    return FineTunedRun(run)

@@ -1,0 +1,90 @@
+"""A fine-tuned model in Python: questions answered, statements judged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from mvlm.api.images import AnyImage, listed, stacked
+from mvlm.checkpoint.description import CONFIG, described_in
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.config.load import load_stored_config
+from mvlm.data.samples.labelled import class_names
+from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.errors import UserError
+from mvlm.model.finetune import TaskModel
+from mvlm.predict.choose import best_answers
+from mvlm.pretrained.runs import Loaded, load_task_run
+from mvlm.runtime import dist
+
+
+class FineTunedModel:
+    """A model fine-tuned for questions ("vqa"), statements ("entailment") or statements of two images ("nlvr2"). Make
+    one with `mvlm.load_finetuned`.
+
+    Attributes:
+        network: the `torch.nn.Module`, in evaluation mode.
+        task: what it was fine-tuned for.
+        answers: what it chooses among.
+        step: updates that it was fine-tuned for.
+    """
+
+    def __init__(self, loaded: Loaded[TaskModel]) -> None:
+        config = loaded.config
+        self.network, self.task, self.step = loaded.model.eval(), config.task.name, loaded.step
+        self.answers = class_names(self.task, loaded.tokenizer_folder)
+        self._tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length)
+        self._image_size, self._per_text = config.model.image_size, config.task.images
+
+    def answer(
+        self, images: AnyImage | Sequence[AnyImage], texts: str | Sequence[str], top: int = 5
+    ) -> list[list[tuple[str, float]]]:
+        """For each question or statement the likeliest answers, best first, and their probabilities.
+
+        Args:
+            images: one for each text; for "nlvr2" two, one after the other, the left one first.
+            texts: questions or statements, without the model's special tokens.
+            top: answers of each.
+
+        Raises:
+            UserError: there are more or fewer images than the texts take, or something is no image; names it.
+        """
+        shown, asked = listed(images), [texts] if isinstance(texts, str) else list(texts)
+        if not asked or len(shown) != self._per_text * len(asked):
+            raise UserError(
+                f"{len(shown)} images do not go with {len(asked)} texts: give {self._per_text} for each text, in order."
+            )
+        device = next(self.network.parameters()).device
+        found: list[list[tuple[str, float]]] = []
+        for first in range(0, len(asked), BATCH):
+            some = asked[first : first + BATCH]
+            mine = shown[first * self._per_text : (first + len(some)) * self._per_text]
+            views = [stacked(mine[view :: self._per_text], self._image_size) for view in range(self._per_text)]
+            text_BL, valid_BL = self._tokens.batch(some)
+            inputs = (torch.stack(views).to(device), text_BL.to(device), valid_BL.to(device))
+            found += best_answers(self.network, self.task, self.answers, inputs, top)
+        return found
+
+
+BATCH = 64
+"""Questions in a forward pass."""
+
+
+def load_finetuned(run: str | os.PathLike[str], device: torch.device | str | None = None) -> FineTunedModel:
+    """A fine-tuned model, ready to use.
+
+    Args:
+        run: a run folder (its newest checkpoint), or one of its checkpoints.
+        device: where it computes; None = this machine's accelerator, or the CPU.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or it was not fine-tuned for questions or statements.
+    """
+    task = load_stored_config(described_in(find_checkpoint(Path(run))) / CONFIG).task
+    if not task.is_labelled:
+        raise UserError(f"{run} is a run of {task.name}, which answers nothing: load it by mvlm.load.")
+    return FineTunedModel(load_task_run(Path(run), task.name, torch.device(device) if device else dist.device()))

@@ -1,0 +1,92 @@
+"""Fine-tuning and its model in Python, against the network asked directly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mvlm
+from data_tools.__main__ import main as data_tools
+from mvlm.api.corpus import ShardedCorpus
+from mvlm.api.images import view
+from mvlm.api.recipe import choose_tuning
+from mvlm.config.load import load_config, load_stored_config
+from mvlm.config.schema import Task
+from mvlm.errors import UserError
+from mvlm.pretrained.runs import load_task_run
+from tests.evaluate.tiny import CONFIG
+from tests.export.conftest import write_run
+
+MadeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def made_run(tmp_path: Path) -> MadeRun:
+    """made_run(task) -> the folder of a run of this task."""
+    return lambda task="pretrain": write_run(tmp_path / f"run-{task}", replace(CONFIG, task=Task(name=task)))
+
+
+@pytest.fixture
+def pictures() -> list[np.ndarray]:
+    return list(np.random.default_rng(1).integers(0, 256, (4, 24, 30, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(("task", "each"), [("vqa", 1), ("nlvr2", 2), ("entailment", 1)])
+def test_answers_are_those_of_the_network(made_run: MadeRun, pictures: list[np.ndarray], task: str, each: int) -> None:
+    run, texts = made_run(task), ["a red circle", "is it blue"]
+    model = mvlm.load_finetuned(run, "cpu")
+    found = model.answer(pictures[: 2 * each], texts, top=2)
+    loaded = load_task_run(run, task)
+    for number, text in enumerate(texts):
+        mine = pictures[number * each : (number + 1) * each]
+        image_V1CHW = torch.stack([torch.from_numpy(view(one, CONFIG.model.image_size))[None] for one in mine])
+        text_1L, valid_1L = model._tokens.batch([text])
+        with torch.no_grad():
+            logits_A = loaded.model.logits(image_V1CHW, text_1L, valid_1L)[0].double()
+        share_A = 1 / (1 + (-logits_A).exp()) if task == "vqa" else logits_A.exp() / logits_A.exp().sum()
+        order = share_A.argsort(descending=True)[:2].tolist()
+        assert [answer for answer, _ in found[number]] == [model.answers[place] for place in order]
+        assert [share for _, share in found[number]] == pytest.approx(share_A[order].tolist(), abs=1e-5)
+    with pytest.raises(UserError, match=f"4 images do not go with 1 texts: give {each} for each"):
+        model.answer(pictures, "what is it?")
+
+
+def test_a_run_that_answers_nothing_is_told(made_run: MadeRun, scenes: Path, tmp_path: Path) -> None:
+    run = made_run()
+    with pytest.raises(UserError, match=r"is a run of pretrain, .*mvlm\.load\."):
+        mvlm.load_finetuned(run)
+    with pytest.raises(UserError, match="knows no task 'captions': choose one of vqa, nlvr2, entailment"):
+        mvlm.finetune(run, "captions", scenes, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="holds 'caption' rows: give shards of vqa"):
+        mvlm.finetune(run, "vqa", scenes, tmp_path)
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "entailment"])
+def test_the_chosen_recipe_is_a_sound_configuration(made_run: MadeRun, tmp_path: Path, task: str) -> None:
+    run = made_run()
+    config = load_stored_config(run / "config.toml")
+    corpus = ShardedCorpus(("shards/train",), ("shards/eval",), 900)
+    start = (config.data, config.model, config.optim)
+    recipe = choose_tuning(start, run / "checkpoints/step_00000007", task, corpus, tmp_path / "out", 0)
+    (tmp_path / "recipe.toml").write_text(recipe.text("A test."))
+    tuned = load_config(tmp_path / "recipe.toml")
+    assert tuned.task.name == task and tuned.model == config.model and tuned.data.tokenizer == ""
+    assert tuned.data.text_length == config.data.text_length and tuned.data.train == ("shards/train",)
+    assert tuned.train.epochs * 900 / tuned.train.global_batch >= 599
+
+
+@pytest.mark.campaign
+def test_a_run_is_fine_tuned_by_one_call(trained: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    words = ["synth", "--task", "vqa", "--count", "300", "--seed", "3", "--split", "train=0.8,eval=0.2"]
+    assert data_tools([*words, "--out", str(shards)]) == 0
+    tuned = mvlm.finetune(trained, "vqa", shards, tmp_path / "run", {"train.steps": 2, "log.every": 1})
+    assert [line["step"] for line in tuned.metrics] == [1, 2] and tuned.report.is_file()
+    assert tuned.evaluation and tuned.evaluation["step"] == 2
+    [[(answer, _)]] = tuned.load("cpu").answer(mvlm.open(shards / "eval")[0].image, "what colour is the circle?", top=1)
+    assert answer in tuned.load("cpu").answers
