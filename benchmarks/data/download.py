@@ -1,0 +1,174 @@
+"""Images downloaded per CPU second, from a table of links to shards, beside img2dataset; with faults of every kind.
+
+    python benchmarks/data/download.py --img2dataset VENV/bin/img2dataset
+
+A server in a process of its own, whose time is counted apart, answers 20,000 links on 50 addresses of loopback from a
+few hundred distinct JPEGs; about one link in ten has a fault. Each case is a process whose CPU time, children included,
+the kernel counts. Finished cases are kept, so that the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.data.corpus import photo  # noqa: E402
+from benchmarks.data.write import machine  # noqa: E402
+
+SIZE = (320, 240)
+FAULTS = {
+    "moved": 600,  # of 20,000
+    "slow": 400,
+    "404": 400,
+    "flaky": 200,
+    "dropped": 100,
+    "reset": 100,
+    "short": 100,
+    "html": 80,
+    "noai": 60,
+    "500": 20,
+    "loop": 20,
+    "hang": 10,
+    "drip": 2,
+}
+GOOD = ("ok", "moved", "slow", "flaky", "dropped")
+SECONDS, RETRIES, CONNECTIONS, SIDE, QUALITY = 10, 1, 64, 200, 90
+CASES = ("ours, as they come", "img2dataset, as they come", "ours, shrunk", "img2dataset, shrunk")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--img2dataset", type=Path, required=True, help="the command, in an environment of its own")
+    parser.add_argument("--count", type=int, default=20_000)
+    parser.add_argument("--distinct", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/download.json")
+    arguments = parser.parse_args()
+    kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": []}
+    kept |= {"machine": machine(), "count": arguments.count, "faults": faults(arguments.count)}
+    done = {(run["case"], run["round"]) for run in kept["runs"]}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        (work / "images").mkdir()
+        for number in range(arguments.distinct):
+            (work / f"images/{number:04d}.jpg").write_bytes(photo(number, SIZE))
+        for number in range(arguments.rounds):
+            for case in CASES:
+                if (case, number) not in done:
+                    print(case, number, flush=True)
+                    found = measure(case, work, arguments.count, arguments.img2dataset)
+                    kept["runs"].append({"case": case, "round": number} | found)
+                    arguments.out.write_text(json.dumps(kept, indent=1) + "\n")
+    for case in CASES:
+        rates = sorted(run["images_per_cpu_s"] for run in kept["runs"] if run["case"] == case)
+        print(f"{case}: {rates[len(rates) // 2]:,.0f} images/CPU-s of {len(rates)} rounds")
+
+
+def faults(count: int) -> dict[str, int]:
+    return {fault: number * count // 20_000 for fault, number in FAULTS.items()}
+
+
+def links(count: int, port: int) -> list[str]:
+    """The faults are spread evenly over the table, each at hosts of its own share."""
+    kinds = ["ok"] * count
+    place = 0
+    for fault, number in faults(count).items():
+        for _ in range(number):
+            place = (place + 7919) % count
+            while kinds[place] != "ok":
+                place = (place + 1) % count
+            kinds[place] = fault
+    return [f"http://127.0.0.{1 + number % 50}:{port}/{kind}/{number}.jpg" for number, kind in enumerate(kinds)]
+
+
+def measure(case: str, work: Path, count: int, img2dataset: Path) -> dict[str, Any]:
+    """Run one case against a server that has seen no request yet."""
+    script = ROOT / "tests/data_tools/image_server.py"
+    server = subprocess.Popen([sys.executable, script, work / "images"], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    table, out = work / "links.parquet", Path(tempfile.mkdtemp(dir=work))
+    urls = links(count, int(server.stdout.readline()))
+    pq.write_table(pa.table({"url": urls, "caption": [f"photograph {n}" for n in range(count)]}), table)
+    shrunk = case.endswith("shrunk")
+    argv = ours(table, out, shrunk) if case.startswith("ours") else theirs(img2dataset, table, out, shrunk)
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    start = time.monotonic()
+    with (work / "log").open("w") as log:
+        process = subprocess.Popen(argv, stdout=log, stderr=log, cwd=ROOT, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+    wall = time.monotonic() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{case}: exit {process.returncode}\n{(work / 'log').read_text()[-2000:]}")
+    of_server = psutil.Process(server.pid).cpu_times()
+    server.kill()
+    server.wait()
+    images, dropped = (our_outcome if case.startswith("ours") else their_outcome)(out)
+    expected = count - sum(number for fault, number in faults(count).items() if fault not in GOOD)
+    cpu = usage.ru_utime + usage.ru_stime
+    return {
+        "images": images,
+        "expected_images": expected,
+        "not_images": dropped,
+        "lost": count - images - sum(dropped.values()),
+        "cpu_s": round(cpu, 2),
+        "wall_s": round(wall, 1),
+        "server_cpu_s": round(of_server.user + of_server.system, 2),
+        "images_per_cpu_s": round(images / cpu, 1),
+    }
+
+
+def ours(table: Path, out: Path, shrunk: bool) -> list[str]:
+    bounds = f"--allow-loopback --connections {CONNECTIONS} --timeout {SECONDS} --retries {RETRIES} --workers 1"
+    resize = f"--longest-side {SIDE} --quality {QUALITY}" if shrunk else ""
+    command = [sys.executable, "-m", "data_tools", "shard", "urls", str(table), "--out", str(out / "shards")]
+    return [*command, *bounds.split(), *resize.split()]
+
+
+def theirs(command: Path, table: Path, out: Path, shrunk: bool) -> list[str]:
+    resize = {
+        "resize_mode": "keep_ratio_largest" if shrunk else "no",
+        "image_size": SIDE,
+        "resize_only_if_bigger": True,
+        "encode_quality": QUALITY,
+        "skip_reencode": not shrunk,
+    }
+    bounds = {"processes_count": 1, "thread_count": CONNECTIONS, "timeout": SECONDS, "retries": RETRIES}
+    table_of = {"url_list": table, "input_format": "parquet", "url_col": "url", "caption_col": "caption"}
+    options = {"output_folder": out / "tars", "output_format": "webdataset", "enable_wandb": False}
+    given = options | table_of | bounds | resize
+    return [str(command), *(f"--{name}={value}" for name, value in given.items())]
+
+
+def our_outcome(out: Path) -> tuple[int, dict[str, int]]:
+    report = json.loads((out / "shards/yield.json").read_text())
+    return report["kept"], report["dropped"]
+
+
+def their_outcome(out: Path) -> tuple[int, dict[str, int]]:
+    """By the table of each shard; they count an image by its status alone."""
+    found: Counter[str] = Counter()
+    for table in sorted((out / "tars").glob("*.parquet")):
+        for row in pq.read_table(table, columns=["status", "error_message"]).to_pylist():
+            found[row["status"] if row["status"] == "success" else str(row["error_message"])[:60]] += 1
+    images = found.pop("success", 0)
+    return images, dict(found.most_common(30))
+
+
+if __name__ == "__main__":
+    main()
