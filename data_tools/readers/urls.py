@@ -13,6 +13,7 @@ from mvlm.errors import DataLost
 from ..download.client import Client, HeldMemory, Limits
 from ..download.failure import NO_LINK, OTHER_CONTENT, UNREACHABLE, Failure
 from ..download.prefetch import prefetched
+from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .annotated import MALFORMED
 from .captions import captions_of
@@ -66,13 +67,13 @@ class UrlSource:
     def __iter__(self) -> Iterator[Record | Dropped]:
         return self.read()
 
-    def units(self) -> Iterator[tuple[tuple[int, ...], int]]:
+    def units(self) -> Iterator[Unit]:
         """Where the tables can be cut, and about how many bytes of images each piece has."""
         for place, table in enumerate(self._tables):
             for row in range(0, len(table), UNIT_ROWS):
                 yield (place, row), min(UNIT_ROWS, len(table) - row) * IMAGE_BYTES
 
-    def read(self, start: tuple[int, ...] = (), end: tuple[int, ...] | None = None) -> Iterator[Record | Dropped]:
+    def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         """The records from one such place up to another."""
         self.position = unreachable = 0
         for item in prefetched(self._links(start, end), _download, self._limits):
@@ -93,7 +94,7 @@ class UrlSource:
             self.position += 1
             yield item.record if isinstance(item, _Link) else item
 
-    def _links(self, start: tuple[int, ...] = (), end: tuple[int, ...] | None = None) -> Iterator[_Link | Dropped]:
+    def _links(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[_Link | Dropped]:
         for place, table in enumerate(self._tables):
             if (place,) < start[:1] or (end is not None and (place, 0) >= end):
                 continue

@@ -85,7 +85,7 @@ class ImageServer:
         if fault == "flaky" and first:
             writer.write(b"HTTP/1.1 503 Unavailable\r\nContent-Length: 0\r\n\r\n")
             return True
-        if fault == "hang":
+        if fault == "hang" or (fault == "stuck" and first):
             await asyncio.sleep(600)
         if fault == "garbage":
             writer.write(b"220 ftp.example.com\r\n\r\n")

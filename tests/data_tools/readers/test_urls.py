@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from image_server import HEADERS, TARGETS, ImageServer, serving
-from made import photo, read_rows
+from made import photo, read_rows, tree
 
 from data_tools.__main__ import main
 from data_tools.download.addresses import allowed_addresses
@@ -25,6 +27,8 @@ from data_tools.download.prefetch import prefetched
 from data_tools.readers.urls import OUTAGE, UrlSource
 from data_tools.record import Dropped, Record
 from mvlm.errors import ExitCode, UserError
+
+ROOT = Path(__file__).parents[3]
 
 
 @cache
@@ -277,3 +281,27 @@ def test_pieces_of_tables_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.
         item.where for start, end in zip([(), *starts[1:]], ends, strict=True) for item in source.read(start, end)
     ]
     assert pieces == whole
+
+
+def test_a_killed_run_downloads_nothing_of_finished_parts_again(
+    tmp_path: Path, server: tuple[ImageServer, int], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first run waits for its 50th link when it is killed, two parts of 20 links being finished."""
+    urls = [f"http://127.0.0.1:{port}/{'stuck' if n == 50 else '404' if n == 7 else 'ok'}/{n}.jpg" for n in range(70)]
+    argv = ["shard", "urls", str(write_table(tmp_path, urls)), "--allow-loopback", "--workers", "1", "--shard-mb", "1"]
+    code = "import data_tools.readers.urls as u; u.UNIT_ROWS = 20; import data_tools.__main__ as m; m.main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *argv, "--out", str(tmp_path / "out")], cwd=ROOT)
+    while not server[0].seen["/stuck/50.jpg"]:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+
+    monkeypatch.setattr("data_tools.readers.urls.UNIT_ROWS", 20)
+    assert main([*argv, "--out", str(tmp_path / "out"), "--connections", "16"]) == 0
+    asked = {int(path.split("/")[2].partition(".")[0]): count for path, count in server[0].seen.items()}
+    assert [asked[number] for number in range(40)] == [1] * 40
+    assert asked[50] == 2
+    assert main([*argv, "--out", str(tmp_path / "undisturbed"), "--connections", "16"]) == 0
+    assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
+    assert len(read_rows(tmp_path / "out")) == 69
