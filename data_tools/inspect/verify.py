@@ -11,9 +11,10 @@ import pyarrow as pa
 from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import BadImage
-from mvlm.data.shards.columns import CHANGED, ShardRows
+from mvlm.data.shards.columns import ShardRows
 from mvlm.data.shards.integrity import check_index_hash, has_its_hash
 from mvlm.data.shards.mapped import MappedFile
+from mvlm.data.shards.plain_rows import CHANGED
 from mvlm.data.shards.row_index import unpacked
 from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, index_again, read_manifest
 from mvlm.errors import UserError

@@ -18,7 +18,7 @@ from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixt
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_index_length, check_length
 from mvlm.data.shards.location import RemoteShards
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.schema import Manifest, Shard, index_again, read_manifest
+from mvlm.data.shards.schema import Manifest, Shard, read_manifest
 from mvlm.errors import Mistakes, UserError
 
 
@@ -115,10 +115,10 @@ def _check_shard(folder: Path, shard: Shard, task: str, deep: bool) -> None:
         if deep:
             check_hash(folder, shard)
         file = MappedFile(path)
-        open_shard(file, None, shard, str(path), task)
+        open_shard(file, None, shard, str(path), task, folder)
         if index := shard.index:
             (check_index_hash if deep else check_index_length)(folder, index)
-            open_shard(file, MappedFile(folder / index.file), shard, str(path), task, index_again(folder))
+            open_shard(file, MappedFile(folder / index.file), shard, str(path), task, folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
 

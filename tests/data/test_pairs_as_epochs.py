@@ -162,15 +162,19 @@ def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path,
     written = {(row["key"], caption) for row in make_rows(ROWS // 2, 1) for caption in row["captions"]}
     sound = Mixture([folder], pairs=True)
     opened = sound.corpora[0]._open_shard(0)
-    where = opened.rows._buffers[next(p for n, _, p in opened.rows._layout.columns if n == "captions")]
+    where = opened.rows._buffers[opened.rows._layout.firsts[opened.rows._layout.captions]]
+    shown = [sound.numbers.visit(number)[0] for number in range(6)]
     rng, path = np.random.default_rng(3), folder / "000000.arrow"
     content = path.read_bytes()
     for _ in range(60):
         at, bit = where + int(rng.integers(16)), int(rng.integers(8))
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
         dataset = PairDataset(Mixture([folder], pairs=True), tokenizer, *of_pairs(config), (4, 4))
+        now = dataset.mixture.corpora[0]._open_shard(0).rows
         for number in range(6):
             sample = dataset.sample(number, number)
+            if 4 <= at - where < 12 and now.is_sound(shown[number]):  # not where the batch begins or ends
+                assert (sample.row, sample.faults) == (shown[number], ())
             row = dataset.mixture.row(sample.row)
             texts = {tuple(dataset.captions.encode(text)) for key, text in written if key == row.key}
             assert tuple(sample.text_L) in texts

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+from array import array
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate, pairwise
-from struct import Struct
+from itertools import accumulate
+from operator import itemgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,18 +18,15 @@ from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.row_index import RowIndex, buffer_count, parsed, row_crc32, unpacked
-from mvlm.data.shards.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard
+from mvlm.data.shards.plain_rows import OUTSIDE, kind_of, places, read_key
+from mvlm.data.shards.row_index import RowIndex, parsed, unpacked
+from mvlm.data.shards.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard, index_again
 from mvlm.errors import UserError
 
-OUTSIDE = "an offset points outside its column"
-CHANGED = "its texts are not those that were written (their checksum differs)"
-
-_TEXT, _TEXTS, _BITS = "text", "texts", "bits"
-_UNREADABLE = (ValueError, IndexError, struct.error)
-"""Raised where what says where a row lies has changed."""
-
-_NUMBERS = {pa.int32(): Struct("<i"), pa.uint32(): Struct("<I"), pa.int64(): Struct("<q")}
+try:
+    from mvlm.data.shards._rows import read_row, row_crc32
+except ImportError:  # installing mvlm builds it where there is a C compiler
+    from mvlm.data.shards.plain_rows import read_row, row_crc32
 
 
 class DamagedRow(ValueError):
@@ -69,13 +68,14 @@ class Row(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Where a task's columns stand among the numbers that `RowIndex.buffers` has of a batch."""
+    """The columns of a task, by their places in a row."""
 
-    columns: tuple[tuple[str, Any, int], ...]  # all but the images: name, kind, first of its numbers
-    images: tuple[tuple[str, int], ...]  # column of the CRC-32, first of its numbers
-    texts: tuple[tuple[str, bool], ...]  # columns of texts, and whether of lists of them
-    own: tuple[str, ...]
-    stride: int  # numbers of a batch
+    kinds: str  # a letter for each
+    common: Callable[[tuple[Any, ...]], tuple[str, str, int, int]]  # of a row: key, source, width and height
+    images: tuple[tuple[int, int], ...]  # each with its CRC-32
+    captions: int | None
+    own: tuple[tuple[str, int], ...]
+    firsts: tuple[int, ...]  # of the numbers that `RowIndex.buffers` has of each; then how many it has of a batch
 
 
 class ShardRows:
@@ -90,13 +90,12 @@ class ShardRows:
         ValueError: the index is of other columns.
     """
 
-    __slots__ = ("_buffers", "_crc32", "_data", "_int32", "_layout", "_pair_starts", "_starts")
+    __slots__ = ("_buffers", "_crc32", "_data", "_layout", "_pair_starts", "_starts")
 
     def __init__(self, data: memoryview, task: str, index: RowIndex):
         self._data, self._layout = data, _layout(task)
-        self._int32 = data[: len(data) & ~3].cast("i")  # Arrow begins every buffer at a multiple of 8 bytes
         self._starts, self._buffers, self._crc32 = index.starts, index.buffers, index.crc32
-        if len(self._buffers) != self._layout.stride * (len(self._starts) - 1):
+        if len(self._buffers) != self._layout.firsts[-1] * (len(self._starts) - 1):
             raise ValueError("its index is of other columns")
         self._pair_starts: list[int] | None = None
 
@@ -105,31 +104,22 @@ class ShardRows:
 
     def row(self, number: int) -> Row:
         """Raises `DamagedRow`; the images are not looked at yet."""
-        key: Any = b""
+        layout = self._layout
         try:
-            values, images, numbers, texts = self._read(number)
-            key = values["key"]
-            if self._crc32 is not None and row_crc32(numbers, texts) != self._crc32[number]:
-                raise ValueError(CHANGED)
-            for name, is_list in self._layout.texts:
-                value = values[name]
-                values[name] = [text.decode() for text in value] if is_list else str(value, "utf-8")
-            if values.get("captions") == []:
-                raise ValueError("the row has no caption")
-        except _UNREADABLE as error:
-            raise DamagedRow(str(error), str(key, "utf-8", "replace")) from None
-        return Row(
-            key=values["key"],
-            encoded=images,
-            captions=values.get("captions", []),
-            source=values["source"],
-            width=values["width"],
-            height=values["height"],
-            own={name: values[name] for name in self._layout.own},
-        )
+            found = read_row(self._data, self._starts, self._buffers, layout.kinds, number, self._crc32)
+        except ValueError as error:
+            raise DamagedRow(
+                str(error), read_key(self._data, self._starts, self._buffers, layout.kinds, number)
+            ) from None
+        key, source, width, height = layout.common(found)
+        captions = [] if layout.captions is None else found[layout.captions]
+        if not captions and layout.captions is not None:
+            raise DamagedRow("the row has no caption", key)
+        images = tuple([EncodedImage(found[image], found[crc32]) for image, crc32 in layout.images])
+        return Row(key, images, captions, source, width, height, {name: found[at] for name, at in layout.own})
 
     def captions(self) -> int:
-        """How many all rows have together; raises one of `_UNREADABLE` where that cannot be read."""
+        """How many all rows have together; raises ValueError or IndexError where that cannot be read."""
         return self._starts_of_pairs()[-1]
 
     def row_of_pair(self, pair: int) -> tuple[int, int]:
@@ -145,12 +135,16 @@ class ShardRows:
             batch = bisect_right(starts, pair) - 1
             ends = self._caption_ends(batch)
             caption = ends[0] + pair - starts[batch]
-            row = bisect_right(ends, caption) - 1
+            row, first = bisect_right(ends, caption) - 1, self._starts[batch]
+            if not (0 <= row < len(ends) - 1 and self.is_sound(first + row)):
+                # A damaged offset leads the search astray, but those of sound rows are right.
+                enclosing = (at for at in range(len(ends) - 1) if ends[at] <= caption < ends[at + 1])
+                row = next((at for at in enclosing if self.is_sound(first + at)), row)
             if not 0 <= row < len(ends) - 1:
                 raise ValueError(OUTSIDE)
-        except _UNREADABLE as error:
+        except (ValueError, IndexError) as error:
             raise DamagedRow(str(error), "") from None
-        return self._starts[batch] + row, caption - ends[row]
+        return first + row, caption - ends[row]
 
     def _starts_of_pairs(self) -> list[int]:
         """The first pair of each batch, then the number of pairs."""
@@ -161,8 +155,9 @@ class ShardRows:
 
     def _caption_ends(self, batch: int) -> memoryview:
         """int32 [rows + 1], where each row's captions begin among the batch's, and where the last one's end."""
-        place = next(place for name, _, place in self._layout.columns if name == "captions")
-        first = self._buffers[batch * self._layout.stride + place]
+        layout = self._layout
+        assert layout.captions is not None
+        first = self._buffers[batch * layout.firsts[-1] + layout.firsts[layout.captions]]
         rows = self._starts[batch + 1] - self._starts[batch]
         return self._data[first : first + 4 * (rows + 1)].cast("i")
 
@@ -170,64 +165,12 @@ class ShardRows:
         """Whether the row has its CRC-32; the images are not looked at."""
         try:
             return self._crc32 is None or self.crc32(number) == self._crc32[number]
-        except _UNREADABLE:
+        except ValueError:
             return False
 
     def crc32(self, number: int) -> int:
-        """Of a row as it is now; raises one of `_UNREADABLE` where it cannot be read."""
-        _, _, numbers, texts = self._read(number)
-        return row_crc32(numbers, texts)
-
-    def _read(self, number: int) -> tuple[dict[str, Any], tuple[EncodedImage, ...], list[int], list[memoryview]]:
-        """The row's bytes and numbers by column, its images, and what its CRC-32 is of."""
-        batch = bisect_right(self._starts, number) - 1
-        at, first = number - self._starts[batch], batch * self._layout.stride
-        buffers = self._buffers[first : first + self._layout.stride].tolist()
-        values: dict[str, Any] = {}
-        numbers: list[int] = []
-        texts: list[memoryview] = []
-        for name, kind, place in self._layout.columns:
-            if kind is _TEXT:
-                values[name] = text = self._text(buffers, place, at)
-                numbers.append(len(text))
-                texts.append(text)
-            elif kind is _TEXTS:
-                values[name], lengths, text = self._texts(buffers, place, at)
-                numbers.append(len(lengths))
-                numbers += lengths
-                texts.append(text)
-            else:
-                values[name] = value = self._number(kind, buffers[place], at)
-                numbers.append(value)
-        images = [EncodedImage(self._text(buffers, place, at), values[crc32]) for crc32, place in self._layout.images]
-        return values, tuple(images), numbers, texts
-
-    def _text(self, buffers: list[int], place: int, at: int) -> memoryview:
-        offset, first = (buffers[place] >> 2) + at, buffers[place + 2]
-        start, end = self._int32[offset], self._int32[offset + 1]
-        if not 0 <= start <= end <= buffers[place + 3]:
-            raise ValueError(OUTSIDE)
-        return self._data[first + start : first + end]
-
-    def _texts(self, buffers: list[int], place: int, at: int) -> tuple[list[bytes], list[int], memoryview]:
-        """The texts of a list, their lengths, and the bytes of all of them."""
-        offset, child = (buffers[place] >> 2) + at, buffers[place + 2] >> 2
-        start, end = self._int32[offset], self._int32[offset + 1]
-        if not 0 <= start <= end < buffers[place + 3] >> 2:
-            raise ValueError(OUTSIDE)
-        ends = self._int32[child + start : child + end + 1].tolist()
-        if ends[0] < 0 or ends != sorted(ends) or ends[-1] > buffers[place + 5]:
-            raise ValueError(OUTSIDE)
-        base = buffers[place + 4]
-        whole = self._data[base + ends[0] : base + ends[-1]]
-        texts = [self._data[base + one : base + other].tobytes() for one, other in pairwise(ends)]
-        return texts, [len(text) for text in texts], whole
-
-    def _number(self, kind: Any, first: int, at: int) -> int:
-        if kind is _BITS:
-            return bool(self._data[first + (at >> 3)] >> (at & 7) & 1)  # people read "True", and compare with that
-        (value,) = kind.unpack_from(self._data, first + kind.size * at)
-        return int(value)
+        """Of a row as it is now; raises ValueError where it cannot be read."""
+        return row_crc32(self._data, self._starts, self._buffers, self._layout.kinds, number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,29 +187,26 @@ class OpenShard:
 
 
 def open_shard(
-    file: MappedFile, index: MappedFile | None, shard: Shard, name: str, task: str, again: str = ""
+    file: MappedFile, index: MappedFile | None, shard: Shard, name: str, task: str, folder: str | Path
 ) -> OpenShard:
     """A mapped shard's rows, by its row index; where it has none, Arrow reads its footer and the heads of its batches.
 
     Args:
         name: of the shard, for messages.
-        again: what to do where the index is damaged.
+        folder: of its corpus, likewise.
 
     Raises:
         UserError: it is no Arrow file, or has other columns or another number of rows; or its index is not its own.
     """
-    remedy = "copy or shard it again"
     try:
-        if index is None:
-            found = parsed(file.data, SCHEMAS[task])
-        else:
-            remedy = again
-            found = unpacked(index.data, len(file.data), shard.rows)
+        found = parsed(file.data, SCHEMAS[task]) if index is None else unpacked(index.data, len(file.data), shard.rows)
         rows = ShardRows(file.data, task, found)
         if len(rows) != shard.rows:
             raise ValueError(f"it does not hold the {shard.rows} rows the manifest gives it")
     except (pa.ArrowException, OSError, ValueError) as error:
-        damaged = name if index is None else f"The row index of {name}"
+        damaged, remedy = name, "copy or shard it again"
+        if index is not None:
+            damaged, remedy = f"The row index of {name}", index_again(folder)
         raise UserError(f"{damaged} cannot be read ({error}): {remedy}.") from None
     return OpenShard(file, index, rows)
 
@@ -279,26 +219,19 @@ def index_of(data: memoryview, task: str) -> RowIndex:
     """
     index = parsed(data, SCHEMAS[task])
     rows = ShardRows(data, task, index)
-    return replace(index, crc32=[rows.crc32(number) for number in range(len(rows))])
+    return replace(index, crc32=array("I", map(rows.crc32, range(len(rows)))))
 
 
 @cache
 def _layout(task: str) -> _Layout:
-    columns, images, place = [], [], 0
-    for field in SCHEMAS[task]:
-        if field.name in IMAGE_COLUMNS:
-            images.append((IMAGE_COLUMNS[field.name][2], place))
-        else:
-            columns.append((field.name, _kind(field.type), place))
-        place += 2 * buffer_count(field.type)
-    own = tuple(field.name for field in OWN_COLUMNS.get(task, ()))
-    texts = tuple((name, kind is _TEXTS) for name, kind, _ in columns if kind in (_TEXT, _TEXTS))
-    return _Layout(tuple(columns), tuple(images), texts, own, place)
-
-
-def _kind(type_: pa.DataType) -> Any:
-    if pa.types.is_list(type_):
-        return _TEXTS
-    if pa.types.is_string(type_):
-        return _TEXT
-    return _BITS if pa.types.is_boolean(type_) else _NUMBERS[type_]
+    schema = SCHEMAS[task]
+    kinds = "".join(kind_of(field.type) for field in schema)
+    at = {name: place for place, name in enumerate(schema.names)}
+    return _Layout(
+        kinds=kinds,
+        common=itemgetter(*(at[name] for name in ("key", "source", "width", "height"))),
+        images=tuple((at[name], at[columns[2]]) for name, columns in IMAGE_COLUMNS.items() if name in at),
+        captions=at.get("captions"),
+        own=tuple((field.name, at[field.name]) for field in OWN_COLUMNS.get(task, ())),
+        firsts=tuple(accumulate(map(places, kinds), initial=0)),
+    )

@@ -151,7 +151,7 @@ class Corpus:
             index = self.location.map_index(beside) if beside else None
         except (OSError, ValueError) as error:
             raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
-        return open_shard(file, index, shard, name, self.manifest.task, index_again(self.folder))
+        return open_shard(file, index, shard, name, self.manifest.task, self.folder)
 
 
 def check_task(folder: str | Path, manifest: Manifest, task: str) -> None:

@@ -47,9 +47,9 @@ class RowIndex:
         crc32: of each row; None where the shard has no index, and its rows' texts cannot be checked.
     """
 
-    starts: Sequence[int]
+    starts: array[int] | memoryview
     buffers: array[int] | memoryview
-    crc32: Sequence[int] | None
+    crc32: array[int] | memoryview | None
 
 
 def packed(index: RowIndex, shard_bytes: int) -> bytes:
@@ -102,7 +102,7 @@ def parsed(shard: memoryview, schema: pa.Schema) -> RowIndex:
     reader = pa.ipc.open_file(pa.BufferReader(whole))
     if not reader.schema.equals(schema):
         raise ValueError("its columns are not those of this version")
-    starts, buffers = [0], array("Q")
+    starts, buffers = array("Q", [0]), array("Q")
     for number in range(reader.num_record_batches):
         batch = reader.get_batch(number)
         batch.validate()
@@ -129,18 +129,6 @@ def _places(batch: pa.RecordBatch, whole: pa.Buffer) -> list[int]:
                 raise ValueError("its columns are compressed")
             places += (at, buffer.size)
     return places
-
-
-def buffer_count(type_: pa.DataType) -> int:
-    """Buffers of a column of that type."""
-    if pa.types.is_list(type_):
-        return 3
-    return 2 if pa.types.is_string(type_) or pa.types.is_binary(type_) else 1
-
-
-def row_crc32(numbers: Sequence[int], texts: Sequence[memoryview]) -> int:
-    """Of one row, as the head of this module defines it: of its numbers and lengths, then of its texts."""
-    return zlib_ng.crc32(b"".join((pack(f"<{len(numbers)}q", *numbers), *texts)))
 
 
 def _u64(values: Sequence[int]) -> bytes:
