@@ -92,7 +92,13 @@ def patch_mask(
     count = max(1, min(exact_count(ratio, blocks, rounding), blocks - 1))
     masked = np.zeros(blocks, dtype=bool)
     masked[rng.permutation(blocks)[:count]] = True
-    return masked.reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1).ravel()
+    return masked[_block_of_patch(rows, cols, block)]
+
+
+@lru_cache(64)
+def _block_of_patch(rows: int, cols: int, block: int) -> np.ndarray:
+    """int64 [N] of a grid of so many blocks."""
+    return np.arange(rows * cols).reshape(rows, cols).repeat(block, axis=0).repeat(block, axis=1).ravel()
 
 
 def token_mask(

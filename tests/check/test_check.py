@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ import pytest
 from mvlm.__main__ import main
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
+from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import given_keys, load_config
 from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
@@ -83,6 +85,26 @@ def test_a_run_that_can_begin_or_go_on(
     assert not (tmp_path / "new").exists()
     shorter = check_run(TOML, overrides(scenes, run, "data.text_length=5"), JSON, 1, False)
     assert any("are longer, up to" in f.sentence for f in shorter.findings if f.verdict == "unknown")
+
+
+def test_the_order_is_settled_recorded_and_told_with_its_near_neighbours(scenes: Path, run: Path) -> None:
+    """Nothing is set, so that a run on this disk draws in a global shuffle; another order waits for its next epoch."""
+    state = json.loads((run / "checkpoints/step_00000002/state.json").read_text())
+    assert state["order"] == [OrderSpec("global").to_json()]
+    assert json.loads((run / "run.json").read_text())["config"]["data"]["shuffle"] == "global"
+
+    def told(*words: str) -> list[str]:
+        found = check_run(TOML, overrides(scenes, run, *words), JSON, 1, False).findings
+        return [f.sentence for f in found if "rows of another of it in their source" in f.sentence]
+
+    (sentence,) = told()
+    share, shuffled = re.fullmatch(
+        r".* is a global shuffle: ([\d.]+)%.*\(([\d.]+)% in a full shuffle\)\.", sentence
+    ).groups()
+    assert 0 < float(share) < 2 * float(shuffled)
+    now, then = told("data.shuffle=blocks", "data.shuffle_block=16", "data.shuffle_window=1")
+    assert now == sentence and "blocks" in then
+    assert float(re.findall(r"([\d.]+)%", then)[0]) > share
 
 
 def test_everything_that_is_wrong_is_told_at_once(
