@@ -29,6 +29,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.words import MASK, blank_image, guess_words
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
+from mvlm.search.build import build_index
 from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
 
 T = TypeVar("T")
@@ -185,6 +186,20 @@ class TrainedModel:
             text = text.replace(MASK, best[0][0], 1)
         return Filling(text, guesses)
 
+    def index(
+        self, shards: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]
+    ) -> int:
+        """Embed the images of shards for `search`, as `mvlm index` does; returns how many.
+
+        Args:
+            out: the folder to write; an existing index is replaced once the new one is complete.
+
+        Raises:
+            UserError: the shards cannot be used, or the index cannot be written; or as `search`.
+        """
+        folders = [shards] if isinstance(shards, (str, os.PathLike)) else list(shards)
+        return build_index(self._run(out), [os.fspath(folder) for folder in folders], Path(out), self.device)
+
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most like an image.
 
@@ -195,13 +210,17 @@ class TrainedModel:
         Raises:
             UserError: the index is damaged or was made by other weights, or its shards were moved; or as `encode`.
         """
-        if self._loaded is None:
-            raise UserError(f"{index} is searched with the run that made it: load its run folder or checkpoint.")
+        loaded = self._run(index)
         if self._index is None or self._index[0] != Path(index):
-            self._index = Path(index), ImageIndex(Path(index), self._loaded)
+            self._index = Path(index), ImageIndex(Path(index), loaded)
         if isinstance(query, str):
-            return find_by_sentence(self._index[1], self._loaded, query, top, rerank, self.device)
-        return find_by_image(self._index[1], self._loaded, self._pixels([query]), top, self.device)
+            return find_by_sentence(self._index[1], loaded, query, top, rerank, self.device)
+        return find_by_image(self._index[1], loaded, self._pixels([query]), top, self.device)
+
+    def _run(self, index: str | os.PathLike[str]) -> Loaded[MaskVLM]:
+        if self._loaded is None:
+            raise UserError(f"{index} is of the run that made it: load its run folder or checkpoint.")
+        return self._loaded
 
     def _image_features(self, images: list[AnyImage], batch: int) -> Tensor:
         encode, project = self.network.encode_image, self.network.project_image
