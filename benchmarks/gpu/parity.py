@@ -65,7 +65,7 @@ def cases(size: Size) -> Iterator[tuple[str, tuple[Any, ...]]]:
     starts = torch.cat(
         [batch.packing.starts[:1], *(batch.packing.starts[1:] + n * len(batch.packing.token_T) for n in (0, 1))]
     )
-    packed = Packed(batch.packing.token_T, starts, batch.valid_BL, 2)
+    packed = Packed.of(batch.packing.token_T, starts, batch.valid_BL, 2)
     T = 2 * len(batch.packing.token_T)
     yield "packed_attention", (*(random(T, count, depth) for _ in range(3)), packed)
     rows = 2 * pairs * tokens

@@ -80,6 +80,7 @@ class Op:
         self.calls: Counter[str] = Counter()
         self.choice = AUTO
         self._probed: dict[str, str | None] = {}
+        self._serving: dict[str, tuple[Implementation, ...]] = {}  # by choice, once looked for
         self._reported: set[str] = set()
 
     def choose(self, name: str) -> None:
@@ -119,6 +120,7 @@ class Op:
     def rule_out(self, name: str, reason: str) -> None:
         """Take it that an implementation cannot run, as where another rank lacks it."""
         self._probed[name] = reason
+        self._serving.clear()
 
     def first(self, *args: Any, **kwargs: Any) -> Implementation:
         """The implementation that these arguments are computed by.
@@ -126,20 +128,20 @@ class Op:
         Raises:
             UserError: the one asked for by name does not take them.
         """
+        implementations = self._serving.get(self.choice) or self._find_serving()
         if self.choice != AUTO:
-            chosen = self._named(self.choice)
-            if reason := chosen.accepts(*args, **kwargs):
+            (chosen,) = implementations
+            if chosen.accepts is not anything and (reason := chosen.accepts(*args, **kwargs)):
                 raise UserError(f"kernels.{self.name} = {chosen.name!r} cannot compute this ({reason}): choose auto.")
             return chosen
         refusals = {}
-        for implementation in self.implementations:
-            if self.why_not(implementation):
-                continue
-            if reason := implementation.accepts(*args, **kwargs):
+        for implementation in implementations:
+            if implementation.accepts is not anything and (reason := implementation.accepts(*args, **kwargs)):
                 if reason != FOR_CPUS:
                     refusals[implementation.name] = reason
-            elif not implementation.pays(*args, **kwargs):
-                self._report(implementation, refusals)
+            elif implementation.pays is anything or not implementation.pays(*args, **kwargs):
+                if refusals:
+                    self._report(implementation, refusals)
                 return implementation
         reasons = "; ".join(f"{name}: {reason}" for name, reason in refusals.items())
         raise UserError(f"No implementation of {self.name} takes this ({reasons}).")
@@ -150,12 +152,22 @@ class Op:
             self.calls[implementation.name] += 1
         return implementation.run(*args, **kwargs)
 
+    def _find_serving(self) -> tuple[Implementation, ...]:
+        """Those that may compute a call: the one asked for by name, or all that run here and may pay."""
+        if self.choice != AUTO:
+            found = (self._named(self.choice),)
+        else:
+            able = [one for one in self.implementations if not self.why_not(one)]
+            found = tuple(one for one in able if one.pays is not by_name_only)
+        self._serving[self.choice] = found
+        return found
+
     def _named(self, name: str) -> Implementation:
         return next(implementation for implementation in self.implementations if implementation.name == name)
 
     def _report(self, implementation: Implementation, refusals: dict[str, str]) -> None:
         """Say once what an implementation that is there had against a call, which costs speed nobody would miss."""
         text = "; ".join(f"not as {name}: {reason}" for name, reason in refusals.items())
-        if text and text not in self._reported and not torch.compiler.is_compiling():
+        if text not in self._reported and not torch.compiler.is_compiling():
             self._reported.add(text)
             logging.getLogger("mvlm").info(f"{self.name} runs as {implementation.name} ({text}).")

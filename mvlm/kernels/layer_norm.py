@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ LARGEST = 4096
 
 
 def by_torch(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, weight.shape, weight, bias, eps)
+    return torch.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def by_apex(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -74,7 +74,7 @@ def duplicates(ids_J2: Tensor, row_bR: Tensor, candidate_bK: Tensor) -> Tensor:
 
 def gumbel_noise(seed: int, row: Tensor, column: Tensor) -> Tensor:
     """Standard Gumbel noise as a function of (seed, row, column), int64 tensors that broadcast; fp32."""
-    mixed = _mix(_mix(_mix(torch.full_like(row, seed)) ^ row) ^ column)
+    mixed = _mix(_mix(row ^ _mixed(seed)) ^ column)
     uniform = ((mixed >> 40) & 0xFFFFFF).float().add_(0.5) / 2**24
     return -torch.log(-torch.log(uniform))
 
@@ -85,6 +85,15 @@ def _mix(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ _shift(x, 27)) * -7723592293110705685  # 0x94D049BB133111EB
     return x ^ _shift(x, 31)
+
+
+def _mixed(x: int) -> int:
+    """`_mix` of one number, on the host."""
+    x = (x + 0x9E3779B97F4A7C15) % 2**64
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB % 2**64
+    x ^= x >> 31
+    return x - 2**64 if x >= 2**63 else x
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -37,7 +37,7 @@ def _linear(make: Callable[..., Tensor]) -> tuple:
 def _packed_attention(make: Callable[..., Tensor]) -> tuple:
     row_T = torch.arange(8, device=make().device)
     starts = torch.tensor([0, 4, 8, 8], dtype=torch.int32, device=row_T.device)  # two texts, and no filling
-    return make(8, 2, 16), make(8, 2, 16), make(8, 2, 16), Packed(row_T, starts, make(2, 4) == 0, 1)
+    return make(8, 2, 16), make(8, 2, 16), make(8, 2, 16), Packed.of(row_T, starts, make(2, 4) == 0, 1)
 
 
 def _patch_l1(make: Callable[..., Tensor]) -> tuple:

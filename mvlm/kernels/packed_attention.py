@@ -15,30 +15,50 @@ from mvlm.kernels.probes import cuda, torch_version
 
 @dataclass(frozen=True)
 class Packed:
-    """How texts lie in T tokens: `copies` batches of B texts of equal lengths, each followed by its filling."""
+    """How texts lie in T tokens: `copies` batches of B texts of equal lengths, each followed by its filling.
 
-    token_T: Tensor  # int64, of one copy: the rows of BL; BL for filling
-    starts: Tensor  # int32, of all copies: where each text begins, with the fillings as texts, and the end of the last
-    valid_BL: Tensor  # bool, False = padding
+    Attributes:
+        token_T: int64, of one copy: the rows of BL; BL for filling.
+        starts: int32, of all copies: where each text begins, with the fillings as texts, and the end of the last.
+        valid_BL: bool, False = padding.
+        row_X: int64, of the tokens of all copies: their rows of copies x BL, which filling has behind the last.
+        read_X: the same, but filling has the last row.
+        mask_X11L: bool, the keys that each text's tokens see, of all copies.
+    """
+
+    token_T: Tensor
+    starts: Tensor
+    valid_BL: Tensor
     copies: int
+    row_X: Tensor
+    read_X: Tensor
+    mask_X11L: Tensor
+
+    @classmethod
+    def of(cls, token_T: Tensor, starts: Tensor, valid_BL: Tensor, copies: int) -> Packed:
+        """Args: as the attributes of these names; the rest is computed, once for all layers."""
+        rows = valid_BL.numel()
+        places = [token_T + copy * rows for copy in range(copies)]
+        row_X = torch.where(token_T.repeat(copies) == rows, rows * copies, torch.cat(places))
+        mask_X11L = valid_BL.repeat(copies, 1)[:, None, None]
+        return cls(token_T, starts, valid_BL, copies, row_X, row_X.clamp(max=rows * copies - 1), mask_X11L)
 
     def pack(self, text_BL: Tensor) -> Tensor:
         """... x B x L -> ... x T; any number as filling."""
         filled = F.pad(text_BL.flatten(-2), (0, 1))
         return filled[..., self.token_T]
 
-    def unpack(self, tokens_TX: Tensor) -> Tensor:
-        """(copies T) x ... -> (copies B) x L x ..., padding 0."""
-        rest = tokens_TX.shape[1:]
-        rows = tokens_TX.new_zeros(self.copies, self.valid_BL.numel() + 1, *rest)
-        rows = rows.index_copy(1, self.token_T, tokens_TX.unflatten(0, (self.copies, -1)))
-        return rows[:, :-1].unflatten(1, self.valid_BL.shape).flatten(0, 1)
+    def unpack(self, tokens_NXR: Tensor) -> Tensor:
+        """N x (copies T) x ... -> N x (copies B) x L x ..., padding 0."""
+        count, _, *rest = tokens_NXR.shape
+        batch, length = self.valid_BL.shape
+        rows = self.copies * batch * length
+        padded = tokens_NXR.new_zeros(count, rows + 1, *rest).index_copy(1, self.row_X, tokens_NXR)
+        return padded[:, :rows].unflatten(1, (-1, length))
 
-    def repack(self, tokens_BLX: Tensor) -> Tensor:
-        """The inverse of `unpack`; filling 0."""
-        rows = tokens_BLX.unflatten(0, (self.copies, -1)).flatten(1, 2)
-        rows = torch.cat([rows, rows.new_zeros(self.copies, 1, *rows.shape[2:])], dim=1)
-        return rows[:, self.token_T].flatten(0, 1)
+    def repack(self, tokens_BLR: Tensor) -> Tensor:
+        """The inverse of `unpack`, of one such tensor; filling repeats the last row."""
+        return tokens_BLR.flatten(0, 1).index_select(0, self.read_X)
 
 
 def _varlen(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packed, dropout: float = 0.0) -> Tensor:
@@ -72,10 +92,9 @@ def _varlen_takes(
 
 
 def _padded(query_THd: Tensor, key_THd: Tensor, value_THd: Tensor, packed: Packed, dropout: float = 0.0) -> Tensor:
-    query, key, value = (packed.unpack(x).transpose(1, 2) for x in (query_THd, key_THd, value_THd))
-    mask_B11L = packed.valid_BL.repeat(packed.copies, 1)[:, None, None]
-    attended = attention(query, key, value, mask_B11L, dropout)
-    return packed.repack(attended.transpose(1, 2))
+    padded_3BLHd = packed.unpack(torch.stack([query_THd, key_THd, value_THd]))
+    query, key, value = padded_3BLHd.transpose(2, 3).unbind()
+    return packed.repack(attention(query, key, value, packed.mask_X11L, dropout).transpose(1, 2))
 
 
 PACKED_ATTENTION = Op(

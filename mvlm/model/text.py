@@ -71,10 +71,10 @@ class TextEncoder(nn.Module):
     def _packed(self, texts_XBL: Tensor, valid_BL: Tensor, packing: Packing) -> Tensor:
         copies, tokens = len(texts_XBL), len(packing.token_T)
         starts = [packing.starts[1:] + copy * tokens for copy in range(copies)]
-        packed = Packed(packing.token_T, torch.cat([packing.starts[:1], *starts]), valid_BL, copies)
+        packed = Packed.of(packing.token_T, torch.cat([packing.starts[:1], *starts]), valid_BL, copies)
         position_T = (packing.token_T % valid_BL.shape[1] + self.first_position).repeat(copies)
         output = self.model(input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed)
-        return packed.unpack(output.last_hidden_state[0]).unflatten(0, texts_XBL.shape[:2])
+        return packed.unpack(output.last_hidden_state)[0].unflatten(0, texts_XBL.shape[:2])
 
 
 _OURS = "mvlm"

@@ -77,6 +77,7 @@ class Engine:
         if self._plain:  # clipped here, where the norm can be had
             ds_config = ds_config | {"gradient_clipping": 0.0}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
         optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
@@ -86,9 +87,9 @@ class Engine:
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
-        self._reduction = self._reduce_during_backward() if self.stage == 0 and dist.world() > 1 else None
+        self._reduction = self._reduce_during_backward() if self.stage == 0 else None
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
-        slices = self._state.slices(p for p in self.model.parameters() if p.requires_grad)
+        slices = self._state.slices(self._trained)
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
         if self.has_ema or (self.stage == 0 and not self._plain):
             self._state.prepare(0)  # in bf16 at stage 0 that update is counted
@@ -101,13 +102,12 @@ class Engine:
         self.grad_norm: Tensor | float | None = None
 
     def _reduce_during_backward(self) -> Reduction:
-        trained = [(name, parameter) for name, parameter in self.parameters() if parameter.requires_grad]
+        trained = [(self._names[id(parameter)], parameter) for parameter in self._trained]
         return Reduction(self.engine, trained, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
 
     def _find_state(self) -> ZeroState:
         if self.stage == 0:
-            trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-            return ZeroStage0State(self.engine.optimizer, trained, self.has_ema)
+            return ZeroStage0State(self.engine.optimizer, self._trained, self.has_ema)
         return (ZeroStage3State if self.stage == 3 else ZeroStage12State)(self.engine.optimizer, self.has_ema)
 
     @property
@@ -135,7 +135,8 @@ class Engine:
             UserError: fp16's gradients overflow at the smallest loss scale.
         """
         micro_batches = [batch.to(self.device) for batch in micro_batches]
-        self.engine.train()
+        if not self.model.training:  # to say so to every module in every step takes a millisecond or more
+            self.engine.train()
         starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
@@ -150,7 +151,7 @@ class Engine:
                 self._reduction.finish()
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
-                self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+                self.grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
             self.engine.step()
             parts.append({name: loss.detach() for name, loss in losses.items()})
         if not self._plain:

@@ -68,6 +68,14 @@ def test_a_machine_is_probed_once() -> None:
     assert len(probed) == 1
 
 
+def test_what_another_rank_lacks_is_left_out_of_later_calls() -> None:
+    op = make_op()
+    op(4)
+    op.rule_out("even", "another rank lacks it")
+    op(4)
+    assert op.calls == {"even": 1, "torch": 1}
+
+
 def test_nothing_that_takes_the_arguments_is_an_error_with_all_reasons() -> None:
     op = Op("x", Implementation("only", lambda x: x, accepts=lambda x: "too long"))
     with pytest.raises(UserError, match=r"No implementation of x takes this \(only: too long\)"):

@@ -60,7 +60,9 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     engine.objectives = config.objectives
     restore(engine, at_kept)
     found = digest(engine)
+    engine.engine.eval()  # as before an evaluation
     repeated = trained(engine, batches, KEPT, len(batches))
+    is_training = engine.model.training
     end_again = digest(engine)
 
     restore(engine, at_start)
@@ -73,6 +75,7 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
         "repeated": repeated,
         "from_the_start": from_the_start,
         "poisoned": poisoned,
+        "is_training": is_training,
         "kept": [at_kept["digest"], found],
         "end": [end, end_again],
         "firsts": [first["kept"]["digest"], digest(engine)],

@@ -97,10 +97,10 @@ def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision
 
 @each("fp32", "bf16", "fp16")
 def test_a_live_engine_set_back_repeats_itself(results: dict[str, Any], case: str) -> None:
-    """After more updates and a poisoned one: weights, moments, losses, norms, loss scale, in every bit."""
+    """After more updates, a poisoned one and an evaluation: weights, moments, losses, norms, scale, in every bit."""
     found = results[case]
     assert found["kept"][0] == found["kept"][1]
-    assert found["repeated"] == found["undisturbed"]
+    assert found["repeated"] == found["undisturbed"] and found["is_training"]
     assert found["end"][0] == found["end"][1]
     assert found["end"][0] != found["kept"][0]
     assert found["from_the_start"] == found["to_kept"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from mvlm.runtime import dist
 from mvlm.training.zero.reduction import Reduction
 
 
@@ -21,6 +24,7 @@ class Recorder:
     model: nn.Module
     boundary: bool = True
     enable_backward_allreduce: bool = True
+    zero_grad: Callable[[], None] | None = None
     seen: list[tuple[list[int], int]] = field(default_factory=list)
 
     def is_gradient_accumulation_boundary(self) -> bool:
@@ -33,7 +37,10 @@ class Recorder:
             gradient.mul_(2)
 
 
-def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step() -> None:
+def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dist, "world", lambda: 2)
     layers = {"vision": 2, "text": 3, "image_projection": 4, "cross_image": 5, "unused": 6, "heads": 7}
     model = nn.ModuleDict({name: nn.Linear(size, size, bias=False) for name, size in layers.items()})
     engine = Recorder(model)
@@ -69,3 +76,16 @@ def test_buckets_are_reduced_in_one_order_while_backward_goes_on_and_once_a_step
     backward()
     assert [sizes for sizes, _ in engine.seen] == [[49], [36], [25, 16], [9, 4]]
     assert not model["heads"].weight.grad.any()
+
+
+def test_a_rank_that_is_alone_reduces_nothing_and_what_has_no_gradient_gets_zeros() -> None:
+    model = nn.ModuleDict({name: nn.Linear(2, 2, bias=False) for name in ("vision", "unused")})
+    engine = Recorder(model)
+    reduction = Reduction(engine, model.named_parameters(), size=3)
+    model["vision"](torch.ones(1, 2)).sum().backward()
+    reduction.finish()
+    assert not engine.seen and not engine.enable_backward_allreduce
+    assert torch.equal(model["vision"].weight.grad, torch.ones(2, 2))
+    assert torch.equal(model["unused"].weight.grad, torch.zeros(2, 2))
+    engine.zero_grad()
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,4 +1,7 @@
-"""Stage 0's gradients reduced during backward, where DeepSpeed by itself begins when backward is over."""
+"""Stage 0's gradients reduced during backward, where DeepSpeed by itself begins when backward is over.
+
+And forgotten without the walks through all modules that DeepSpeed makes to find them.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ FIRST = ("vision", "text", "image_projection", "text_projection", "temperature",
 class Reduction:
     """Has DeepSpeed reduce a bucket of gradients as soon as all of them, and the buckets before, are there.
 
+    A rank that is alone has nobody to reduce them with; DeepSpeed by itself would copy them all for that.
+
     Buckets are of parameters in the order in which backward comes to them, and are reduced in their order on every
     rank. It is the same in every step, so that sums are rounded alike after a resumption. On a GPU all that happens on
     a stream of its own. A parameter that no objective reads holds up its bucket, and those after it, until backward is
@@ -31,9 +36,10 @@ class Reduction:
     """
 
     def __init__(self, engine: Any, named: Iterable[tuple[str, Parameter]], size: int) -> None:
-        engine.enable_backward_allreduce = False
+        engine.enable_backward_allreduce, engine.zero_grad = False, self._forget
         self._engine = engine
-        self._stream = torch.cuda.Stream() if dist.uses_cuda() else None
+        self._is_alone = dist.world() == 1
+        self._stream = torch.cuda.Stream() if dist.uses_cuda() and not self._is_alone else None
         self._buckets: list[list[Parameter]] = [[]]
         room = size
         backwards = list(named)[::-1]
@@ -45,7 +51,7 @@ class Reduction:
             room -= parameter.numel()
         self._missing = list(map(len, self._buckets))
         self._next = 0
-        for number, bucket in enumerate(self._buckets):
+        for number, bucket in enumerate(self._buckets if not self._is_alone else ()):
             for parameter in bucket:
                 parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
 
@@ -57,6 +63,11 @@ class Reduction:
             if self._stream:
                 torch.cuda.current_stream().wait_stream(self._stream)
         self._missing, self._next = list(map(len, self._buckets)), 0
+
+    def _forget(self) -> None:
+        for bucket in self._buckets:
+            for parameter in bucket:
+                parameter.grad = None
 
     def _arrived(self, number: int, _: Tensor) -> None:
         self._missing[number] -= 1
@@ -72,6 +83,8 @@ class Reduction:
         for parameter in bucket:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self._is_alone:
+            return
         reduce: Callable[..., None] = self._engine.buffered_allreduce_fallback
         if not self._stream:
             reduce(grads=[parameter.grad for parameter in bucket])
