@@ -54,7 +54,10 @@ def negatives_as_one_call() -> Iterator[None]:
             rows_B = plain.run(own_BE, *rest)
         return rows_B.clone()
 
-    with mock.patch.object(NEGATIVES, "_serving", {NEGATIVES.choice: (replace(plain, run=draw),)}):
+    with (
+        mock.patch.object(NEGATIVES, "implementations", (replace(plain, run=draw),)),
+        mock.patch.object(NEGATIVES, "_serving", {}),
+    ):
         yield
 
 
