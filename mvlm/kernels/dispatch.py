@@ -155,12 +155,12 @@ class Op:
     def _find_serving(self) -> tuple[Implementation, ...]:
         """Those that may compute a call: the one asked for by name, or all that run here and may pay."""
         if self.choice != AUTO:
-            found = (self._named(self.choice),)
+            found = [self._named(self.choice)]
         else:
             able = [one for one in self.implementations if not self.why_not(one)]
-            found = tuple(one for one in able if one.pays is not by_name_only)
-        self._serving[self.choice] = found
-        return found
+            found = [one for one in able if one.pays is not by_name_only]
+        self._serving[self.choice] = tuple(found)
+        return tuple(found)
 
     def _named(self, name: str) -> Implementation:
         return next(implementation for implementation in self.implementations if implementation.name == name)
