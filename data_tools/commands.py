@@ -15,7 +15,7 @@ from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
 from .arguments import add_engine, add_filters, add_writing, with_filters, writing_options
-from .corpora import batches, corpora
+from .corpora import batches, corpora, kept_rows
 from .inspect.count import count
 from .inspect.stats import TEXTS
 from .origin import WRITING, add_source, open_source, origin, writing_arguments
@@ -105,6 +105,6 @@ def _texts(paths: list[Path]) -> Iterator[str]:
     for path in paths:
         for folder in corpora(path):
             manifest = read_manifest(folder)
-            for batch in batches(folder, manifest):
+            for batch in batches(folder, manifest, kept_rows(folder)):
                 texts = batch[TEXTS[manifest.task]]
                 yield from (texts.flatten() if manifest.task == CAPTION else texts).to_pylist()

@@ -96,6 +96,7 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     counted = subparsers.add_parser("stats", help="counts and distributions")
     counted.add_argument("shards", type=Path, metavar="SHARDS")
     counted.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    counted.add_argument("--where", default="", metavar="CONDITION", help="of the rows that meet it, as in data.where")
     counted.add_argument("--plots", type=_plots_file, metavar="FILE", help="write histograms to this .png or .html")
     counted.set_defaults(run=stats)
 
@@ -201,7 +202,7 @@ def row_index(arguments: argparse.Namespace) -> int:
 def stats(arguments: argparse.Namespace) -> int:
     if arguments.plots:
         _refuse_existing(arguments.plots)
-    found = {folder: corpus_stats(folder) for folder in corpora(arguments.shards)}
+    found = {folder: corpus_stats(folder, arguments.where) for folder in corpora(arguments.shards)}
     by_name = {folder.name: of_corpus for folder, of_corpus in found.items()}
     if arguments.plots:
         write_output(arguments.plots, plots(by_name, arguments.plots.suffix))

@@ -9,8 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from mvlm.data.shards.bits import Bits
+from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.integrity import check_lengths
+from mvlm.data.shards.location import open_location
 from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, read_manifest
+from mvlm.data.shards.selection import select
 from mvlm.errors import UserError
 
 
@@ -66,18 +70,35 @@ def shard_rows(path: Path, task: str) -> Iterator[dict[str, Any]]:
         yield from shard_batch(path, reader, index).to_pylist()
 
 
-def batches(folder: Path, manifest: Manifest) -> Iterator[pa.RecordBatch]:
+def kept_rows(folder: Path, where: str = "") -> Bits | None:
+    """The rows of a corpus that were not taken down and meet a condition; None where these are all.
+
+    Raises:
+        UserError: the condition cannot be read or names a column that no shard has.
+    """
+    location = open_location(folder, Cache())
+    gone = location.taken_down
+    return select(location, where, without=gone).rows if where or gone else None
+
+
+def batches(folder: Path, manifest: Manifest, kept: Bits | None = None) -> Iterator[pa.RecordBatch]:
     """The record batches of a corpus in order.
+
+    Args:
+        kept: the rows to give; None = all.
 
     Raises:
         UserError: a shard is missing, cut short or malformed.
     """
+    first = 0
     check_lengths(folder, manifest.shards)
     for shard in manifest.shards:
         path = folder / shard.file
         reader = open_shard(path, manifest.task)
         for index in range(reader.num_record_batches):
-            yield shard_batch(path, reader, index)
+            batch = shard_batch(path, reader, index)
+            first += len(batch)
+            yield batch.filter(pa.array(kept.between(first - len(batch), first))) if kept else batch
 
 
 def rows_at(folder: Path, manifest: Manifest, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:

@@ -96,7 +96,8 @@ class PartManifest:
 
 
 def _split(content: dict[str, Any]) -> SplitPart:
-    return SplitPart(**content | {"shards": [Shard(**shard) for shard in content["shards"]]})
+    shards = [Shard(**shard | {"tables": tuple(map(tuple, shard["tables"]))}) for shard in content["shards"]]
+    return SplitPart(**content | {"shards": shards})
 
 
 def within(split: str, file: str) -> str:

@@ -48,9 +48,10 @@ class Options:
 
 
 def stored_row(record: Record, found: Checked) -> SimpleNamespace:
-    """With all columns of the record's task as attributes."""
+    """With all columns of the record's task as attributes, and as `meta` what else its source says."""
     first, *second = found.pictures
     row = SimpleNamespace(key=record.key, captions=found.captions, source=record.source, **found.columns)
+    row.meta = record.fields
     row.image, (row.width, row.height, row.crc32) = _stored(record.image, first)
     if second:
         row.image2, (row.width2, row.height2, row.crc32_2) = _stored(record.image2, second[0])

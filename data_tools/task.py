@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from mvlm.data.shards.schema import CAPTION
+from mvlm.data.shards.schema import CAPTION, Shard
 from mvlm.errors import UserError
 
 from .corpora import shard_rows
 from .engines import Map
 from .filters import Checked, check_record
 from .marks import MarkWriter, mark_batches, mark_of
+from .meta import with_meta
 from .origin import opened_source
 from .part import Part, PartManifest, SplitPart, shard_stem, within
 from .pipeline import Options, stored_row, task_of
@@ -163,9 +164,7 @@ def prune_part(job: PartJob, item: tuple[PartManifest, Sequence[int]]) -> PartMa
         away, places = set(numbers), _places(store, made)
         writers = _writers(store, job.options, made.number, made.task)
         for split, (name, before) in enumerate(made.splits.items()):
-            rows = (
-                row for shard in before.shards for row in shard_rows(store.local(within(name, shard.file)), made.task)
-            )
+            rows = (row for shard in before.shards for row in _rows_of(store, name, shard, made.task))
             for number, row in zip(places[split], rows, strict=True):
                 if number not in away and writers[name].add(SimpleNamespace(**row)):
                     _keep(store, name, writers[name], -1)
@@ -174,6 +173,12 @@ def prune_part(job: PartJob, item: tuple[PartManifest, Sequence[int]]) -> PartMa
             store.delete(name)
         store.finish_part(kept)
         return kept
+
+
+def _rows_of(store: Store, split: str, shard: Shard, task: str) -> Iterator[dict[str, Any]]:
+    """The rows of a shard with all that is known of them."""
+    path, *tables = (store.local(within(split, file.file)) for file in (shard, *shard.files[len(shard.trained_on) :]))
+    return with_meta(shard_rows(path, task), tables, task)
 
 
 def digest(numbers: Sequence[int]) -> str:

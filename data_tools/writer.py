@@ -15,6 +15,7 @@ from blake3 import blake3
 from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, Shards
 from mvlm.runtime.storage import publish, write_durably
 
+from .meta import MetaColumns
 from .row_index import add_index
 
 BATCH_ROWS = 256
@@ -34,7 +35,7 @@ class Hash(Protocol):
 
 
 class CorpusWriter:
-    """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`, each with its row index.
+    """Writes rows into `NNNNNN.arrow` shards of about `shard_bytes` under `folder`, each with its row index and table.
 
     `close` writes the manifest.
 
@@ -57,12 +58,17 @@ class CorpusWriter:
         self._single = self._images == ["image"]
         self.shards: list[Shard] = []
         self._shard: _ShardFile | None = None
+        self._meta = MetaColumns(task)
         self._pending: list[Any] = []
         self._pending_bytes = 0
         self.rows = self.captions = self.image_bytes = 0
 
     def add(self, row: Any) -> bool:
-        """Take a row, an object with the schema's fields as attributes; True if it was the last of its shard."""
+        """Take a row, an object with the schema's fields as attributes and perhaps `meta`, what else is known of it.
+
+        Returns:
+            Whether it was the last of its shard.
+        """
         size = len(row.image) if self._single else sum(len(getattr(row, name)) for name in self._images)
         if self._pending and self._pending_bytes + size > BINARY_LIMIT:
             self._flush()
@@ -101,11 +107,13 @@ class CorpusWriter:
                 self._folder / f"{self._stem(len(self.shards))}.arrow", self._schema, self._hasher()
             )
         self._shard.write(self._pending, self._pending_bytes)
+        self._meta.add(self._pending)
         self._pending, self._pending_bytes = [], 0
 
     def _end_shard(self) -> None:
         if self._shard is not None:
-            self.shards.append(add_index(self._folder, self._shard.close(), self.task))
+            shard = add_index(self._folder, self._shard.close(), self.task)
+            self.shards.append(self._meta.write(self._folder, shard))
             self._shard = None
 
 

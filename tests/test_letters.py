@@ -21,7 +21,7 @@ ELSEWHERE = {"run", "kernels", "checkpoint", "log"}
 """Tables of how a run is run."""
 
 OPERATIONAL = {
-    "data": "train eval shuffle shuffle_block shuffle_window shuffle_shards cache cache_gb patience workers "
+    "data": "train where eval shuffle shuffle_block shuffle_window shuffle_shards cache cache_gb patience workers "
     "worker_mode prefetch tolerance",
     "train": "micro_batch deterministic time_limit spike max_skipped hang_minutes compile recompute",
     "eval": "every select select_lower patience foils classes batch limit memory_gb share",

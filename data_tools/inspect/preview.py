@@ -10,11 +10,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.upright import eight_bits
 from mvlm.data.shards.schema import IMAGE_COLUMNS, read_manifest
+from mvlm.data.shards.takedown import read_takedown
 
 from ..corpora import rows_at, spread
 from ..image import decoded_size, opened
@@ -63,7 +65,8 @@ def contact_sheet(folders: Iterable[Path], count: int, title: str) -> str:
 
 def _section(folder: Path, count: int) -> str:
     manifest = read_manifest(folder)
-    chosen = spread(manifest.rows, count)
+    kept = np.delete(np.arange(manifest.rows), read_takedown(folder, manifest))
+    chosen = kept[spread(len(kept), count)].tolist()
     figures = "\n".join(_figure(row) for row in rows_at(folder, manifest, chosen))
     head = f"{folder.name}: {len(chosen):,} of {manifest.rows:,} {manifest.task} rows"
     return f'<h2>{escape(head)}</h2>\n<div class="sheet">\n{figures}\n</div>'

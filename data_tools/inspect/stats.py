@@ -11,9 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvlm.data.loading.neighbours import default_neighbours
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.location import open_location
 from mvlm.data.shards.schema import read_manifest
+from mvlm.data.shards.tables import columns_of
+from mvlm.data.shards.takedown import read_takedown
+from mvlm.errors import UserError
 
-from ..corpora import batches
+from ..corpora import batches, kept_rows
 
 QUANTILES = {"min": 0.0, "5 %": 0.05, "median": 0.5, "95 %": 0.95, "max": 1.0}
 MEASURES = {
@@ -39,16 +44,21 @@ SHOWN = 10
 """Values shown of a counted column."""
 
 
-def corpus_stats(folder: Path) -> dict[str, Any]:
+def corpus_stats(folder: Path, where: str = "") -> dict[str, Any]:
     """Rows, captions, bytes, the values of each of `COUNTED`, and mean, quantiles and histogram of each of `MEASURES`.
 
+    Args:
+        where: a condition on the rows' metadata, for the statistics of those rows alone.
+
     Raises:
-        UserError: the corpus is missing or damaged.
+        UserError: the corpus is missing or damaged, the condition is none, or no row meets it.
     """
-    manifest, order = read_manifest(folder), default_neighbours(folder)
+    manifest, order, kept = read_manifest(folder), default_neighbours(folder), kept_rows(folder, where)
+    if kept and not kept.count:
+        raise UserError(f"No row of {folder} meets {where or 'the list of what was taken down'!r}: ask for less.")
     values: dict[str, Counter[int]] = {}
     counts: dict[str, Counter[str]] = {}
-    for batch in batches(folder, manifest):
+    for batch in batches(folder, manifest, kept):
         for name, column in _measure(batch, TEXTS[manifest.task]).items():
             values.setdefault(name, Counter()).update(_value_counts(column))
         for name in COUNTED:
@@ -59,6 +69,10 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
         "rows": manifest.rows,
         "captions": manifest.captions,
         "image_bytes": manifest.image_bytes,
+        "where": where,
+        "kept": kept.count if kept else manifest.rows,
+        "taken_down": len(read_takedown(folder, manifest)),
+        "columns": _columns(folder),
         "shards": len(manifest.shards),
         "shards_without_index": manifest.shards.unindexed,
         "fingerprint": manifest.fingerprint,
@@ -66,6 +80,13 @@ def corpus_stats(folder: Path) -> dict[str, Any]:
         "counts": {name: _sorted(counter) for name, counter in counts.items()},
         "distributions": {name: _distribution(counter) for name, counter in values.items()},
     }
+
+
+def _columns(folder: Path) -> dict[str, str]:
+    """The columns that conditions may name, with their types in the first shard."""
+    location = open_location(folder, Cache())
+    table, _ = columns_of(location, 0, None) if len(location.manifest.shards) else (pa.table({}), [])
+    return {name: str(table.schema.field(name).type) for name in table.schema.names}
 
 
 def _measure(batch: pa.RecordBatch, text_column: str) -> dict[str, pa.Array]:
@@ -124,6 +145,11 @@ def table(stats: dict[str, Any]) -> str:
     what = "images" if stats["task"] == "caption" else f"{stats['task']} rows"
     said = f", {captions:,} captions" if captions else ""
     head = f"{stats['rows']:,} {what}{said}, {megabytes:,.1f} MB in {stats['shards']} shards"
+    if stats["where"] or stats["taken_down"]:
+        head += f"\n{stats['kept']:,} of them ({stats['kept'] / stats['rows']:.1%}) are shown below"
+        head += f": {stats['where']}" if stats["where"] else ""
+        head += f"; {stats['taken_down']:,} were taken down" if stats["taken_down"] else ""
+    head += f"\ncolumns: {', '.join(f'{name} ({kind})' for name, kind in stats['columns'].items())}"
     names = ["mean", *QUANTILES]
     if stats["shards_without_index"]:
         head += f"\n{UNCHECKED.format(stats['shards_without_index'])}"

@@ -12,7 +12,7 @@ from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.columns import ShardRows
-from mvlm.data.shards.integrity import check_index_hash, has_its_hash
+from mvlm.data.shards.integrity import check_hash, check_index_hash, check_length, has_its_hash
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.plain_rows import CHANGED
 from mvlm.data.shards.row_index import unpacked
@@ -60,7 +60,7 @@ def problems(
     manifest = read_manifest(folder)
     decoded = None if images is None else frozenset(spread(manifest.rows, images))
     named = {file.file for shard in manifest.shards for file in shard.files}
-    found = {path.name for pattern in ("*.arrow", "*.index") for path in folder.glob(pattern)}
+    found = {path.name for pattern in ("*.arrow", "*.index", "*.parquet") for path in folder.glob(pattern)}
     for stray in sorted(found - named):
         yield f"{folder / stray} is not named in the manifest."
     seen: set[str] = set()
@@ -109,6 +109,12 @@ class _ShardCheck:
         with path.open("rb") as file:
             if not has_its_hash(file, shard):
                 yield None, f"{path} has changed since it was written: its hash is not the manifest's."
+        for table in shard.files[len(shard.trained_on) :]:
+            try:
+                check_length(path.parent, table)
+                check_hash(path.parent, table)
+            except UserError as error:
+                yield None, str(error)
         try:
             reader = open_shard(path, self.task)
         except UserError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 
-from ..corpora import batches
+from ..corpora import batches, kept_rows
 from ..store.destination import staged
 from .resplit import checked_rows, write_rows
 
@@ -53,7 +53,7 @@ def _one_task(folders: Sequence[Path]) -> str:
 
 def _keys(folders: Sequence[Path], prefixes: Sequence[str]) -> Iterator[tuple[str, Path]]:
     for folder, prefix in zip(folders, prefixes, strict=True):
-        for batch in batches(folder, read_manifest(folder)):
+        for batch in batches(folder, read_manifest(folder), kept_rows(folder)):
             yield from ((prefix + key, folder) for key in batch["key"].to_pylist())
 
 

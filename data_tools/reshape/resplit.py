@@ -9,10 +9,12 @@ from typing import Any
 
 from zlib_ng import zlib_ng
 
+from mvlm.data.shards.integrity import check_lengths
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
 from mvlm.errors import UserError
 
-from ..corpora import batches
+from ..corpora import kept_rows, shard_rows
+from ..meta import with_meta
 from ..record import Record
 from ..split import Split
 from ..store.destination import staged
@@ -55,18 +57,21 @@ def resplit(
 
 
 def checked_rows(folder: Path) -> Iterator[Columns]:
-    """The rows of a corpus by column.
+    """The rows of a corpus by column, with what its tables say of them as `meta`, but none that was taken down.
 
     Raises:
         UserError: a shard is damaged; an image's bytes are held against their checksum.
     """
-    number = 0
-    for batch in batches(folder, read_manifest(folder)):
-        for row in batch.to_pylist():
+    number, kept, manifest = 0, kept_rows(folder), read_manifest(folder)
+    check_lengths(folder, manifest.shards)
+    for shard in manifest.shards:
+        tables = [folder / file.file for file in shard.files[len(shard.trained_on) :]]
+        for row in with_meta(shard_rows(folder / shard.file, manifest.task), tables, manifest.task):
             present = [(row[name], row[crc32]) for name, (*_, crc32) in IMAGE_COLUMNS.items() if name in row]
             if any(zlib_ng.crc32(image) != crc32 for image, crc32 in present):
                 raise UserError(f"{folder} row {number} ({row['key']}) has changed since it was written: run `verify`.")
-            yield row
+            if kept is None or number in kept:
+                yield row
             number += 1
 
 

@@ -216,6 +216,8 @@ def _put_in_place(out: Path) -> None:
     if not ready.is_dir():
         return
     staged = [path.relative_to(ready) for path in ready.rglob("*") if path.is_file()]
-    for path in sorted(staged, key=lambda path: (path.suffix not in (".arrow", ".index"), path.name != MANIFEST, path)):
+    for path in sorted(
+        staged, key=lambda path: (path.suffix not in (".arrow", ".index", ".parquet"), path.name != MANIFEST, path)
+    ):
         publish(ready / path, out / path)
     shutil.rmtree(ready)

@@ -22,7 +22,7 @@ STATE = ".state"
 PLAN = f"{STATE}/plan.json"
 PART = ".part"
 OURS = re.compile(
-    r"([A-Za-z0-9_-]+/)?(\d{6,}(-\d{3,})?\.(arrow|index)|manifest\.json|quarantine\.jsonl|yield\.(json|txt)"
+    r"([A-Za-z0-9_-]+/)?(\d{6,}(-\d{3,})?\.(arrow|index|[a-z]+\.parquet)|manifest\.json|quarantine\.jsonl|yield\.(json|txt)"
     rf"|source\.json)|{re.escape(STATE)}/\d{{6,}}\.(part|marks|dropped)|.*\.partial"
 )
 """What `restart` may remove."""

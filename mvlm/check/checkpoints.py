@@ -69,7 +69,7 @@ def _find_start(report: Report, config: Config, run: Path, deep: bool) -> tuple[
 def check_continuing(report: Report, config: Config, checkpoint: Path, state: TrainState, mixture: Mixture) -> None:
     """Whether the run's shards are the checkpoint's, and the order of its samples from there on."""
     with report.judged("checkpoint"):
-        check_continuity(checkpoint, state, mixture.fingerprint)
+        check_continuity(checkpoint, state, mixture.fingerprint, mixture.selection)
         report.right("checkpoint", f"{checkpoint.name} was trained on these very shards.")
         stored = with_stored_order(state, checkpoint).order
         order, change = resumed(stored, order_of(config.data), state.samples_seen, mixture.per_epoch)

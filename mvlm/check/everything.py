@@ -54,7 +54,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
     if standing and state and start and start.checkpoint and mixture:
         if not standing.begins:
             with report.judged("checkpoint"):
-                check_continuity(start.checkpoint, state, mixture.fingerprint)
+                check_continuity(start.checkpoint, state, mixture.fingerprint, mixture.selection)
     elif start and state and start.checkpoint and mixture:
         checkpoints.check_continuing(report, config, start.checkpoint, state, mixture)
     elif mixture:

@@ -19,6 +19,7 @@ from mvlm.data.shards.integrity import check_hash, check_index_hash, check_index
 from mvlm.data.shards.location import RemoteShards
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.schema import Manifest, Shard, read_manifest
+from mvlm.data.shards.selection import kept_sentences
 from mvlm.errors import Mistakes, UserError
 
 
@@ -37,6 +38,8 @@ def check_training(report: Report, config: Config, toml: str, deep: bool) -> Mix
         report.wrong("data", *error.sentences)
         return None
     drawn = f"{sum(mixture.numbers.sizes):,} {'pairs' if mixture.numbers.pairs else 'rows'}"
+    for sentence in kept_sentences(mixture):
+        report.right("data", sentence)
     report.right("data", f"An epoch draws {mixture.per_epoch:,} of {drawn}.")
     return mixture
 
@@ -119,6 +122,8 @@ def _check_shard(folder: Path, shard: Shard, task: str, deep: bool) -> None:
         if index := shard.index:
             (check_index_hash if deep else check_index_length)(folder, index)
             open_shard(file, MappedFile(folder / index.file), shard, str(path), task, folder)
+        for table in shard.files[len(shard.trained_on) :]:
+            (check_hash if deep else check_length)(folder, table)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): copy or shard it again.") from None
 

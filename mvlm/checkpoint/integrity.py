@@ -89,12 +89,18 @@ def compare_shapes(
         raise UserError(f"{checkpoint} lacks {min(lacking)}: it is another model's; use its TOML.")
 
 
-def check_continuity(checkpoint: Path, state: TrainState, fingerprint: str) -> None:
+def check_continuity(checkpoint: Path, state: TrainState, fingerprint: str, selection: str) -> None:
     """Raise `UserError` where a run on these shards would not continue as the checkpoint's began.
 
     Args:
-        fingerprint: of the mixture of data.train.
+        fingerprint, selection: of the mixture of data.train.
     """
+    if state.selection != selection:
+        raise UserError(
+            f"{checkpoint} was trained on other rows than data.where keeps now (selection "
+            f"{state.selection[:12] or 'none'} and not {selection[:12] or 'none'}), since the condition or a table "
+            "beside the shards has changed: restore it, or start a new run.dir with checkpoint.init."
+        )
     if state.manifest_fingerprint != fingerprint:
         raise UserError(
             f"{checkpoint} was trained on other shards than data.train names (fingerprint "

@@ -138,6 +138,7 @@ class TrainState:
     best: BestEvaluation | None = None  # of the evaluations up to this step, its own included
     stages: tuple[StageState, ...] = ()  # that have begun, the running one last; none of a run without any
     streams: tuple[DataStream, ...] = ()  # that these have drawn from, in the order in which they first did
+    selection: str = ""  # a hash of the rows that data.where keeps; "" without it
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -22,6 +22,8 @@ class Data:
     train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
     epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one of its captions (D)
     weights: tuple[float, ...] = ()  # how often an epoch draws them, one number per entry of train; empty = once (D)
+    # a condition on the rows' metadata that those trained on meet, or one per entry of train; empty = all rows
+    where: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation
     tokenizer: str = ""  # "" = the text encoder's own (P); "auto" = BPE trained on data.train; else a file or folder
     vocabulary: int = 8192  # tokens of a tokenizer trained by "auto" (D)

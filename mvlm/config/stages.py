@@ -170,7 +170,7 @@ def _dump_table(table: Table) -> str:
 
 def changed_data(before: Config, after: Config) -> bool:
     """Whether two stages draw other samples, or in other shares."""
-    names = ("train", "weights", "epoch")
+    names = ("train", "weights", "where", "epoch")
     return any(getattr(before.data, name) != getattr(after.data, name) for name in names)
 
 

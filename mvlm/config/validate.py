@@ -80,6 +80,8 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(all(0 < weight < math.inf for weight in data.weights), "data.weights", "numbers above 0")
     alike = not data.weights or len(data.weights) == len(data.train)
     require(alike, "data.weights", f"as long as data.train, {len(data.train)}, or empty")
+    conditions = len(data.where) <= 1 or len(data.where) == len(data.train)
+    require(conditions, "data.where", f"one condition, or as many as data.train has entries, {len(data.train)}")
     smallest, largest = data.crop_scale
     require(0 < smallest <= largest <= 1, "data.crop_scale", "two areas, 0 < smallest <= largest <= 1")
     chosen = data.caption == "draw" or data.epoch == "images"

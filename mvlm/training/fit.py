@@ -20,6 +20,7 @@ from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.samples.captions import COARSE
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import class_names
+from mvlm.data.shards.selection import kept_sentences
 from mvlm.errors import OUT_OF_SIGHT, cannot_write
 from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
@@ -118,6 +119,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
         "parameters": count_parameters(engine.model),
         "steps": plan.steps[0],
         "rows": len(plan.mixture),
+        "selection": plan.mixture.selection,
     }
     if standing:
         layout |= {"steps": standing.sections[-1].end, "stage": standing.number}
@@ -137,7 +139,8 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     dist.barrier()  # the ranks that lead a checkpoint's saving read it there
     monitor = stack.enter_context(Monitor(folder, state.step, layout["steps"], config.log))
     monitor.say(opening(config.run.dir, config.train, resumed, layout))
-    for sentence in (*sentences, *(_warnings(plan, dataset, layout["micro_batch"]) if monitor.main else ())):
+    warnings = _warnings(plan, dataset, layout["micro_batch"]) if monitor.main else []
+    for sentence in (*sentences, *kept_sentences(plan.mixture), *warnings):
         monitor.say(sentence)
     if beginning:
         monitor.say(f"{beginning}\nEvery tensor stands in {folder / STARTED}.")
@@ -197,10 +200,11 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
 def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]:
     """Fill the engine where a run is resumed, and make this the run's attempt; the start as it turned out to be."""
     start, resumed, mixture = plan.start, plan.resumed, plan.mixture
-    state = TrainState(0, 0, plan.config.run.seed, mixture.fingerprint, frozen=plan.config.train.freeze)
+    data = mixture.fingerprint, mixture.selection
+    state = TrainState(0, 0, plan.config.run.seed, data[0], frozen=plan.config.train.freeze, selection=data[1])
 
     def restore(start: Start) -> tuple[Start, TrainState]:
-        return checkpoints.restore_start(engine, plan.folder, start, mixture.fingerprint, plan.begins_stage)
+        return checkpoints.restore_start(engine, plan.folder, start, data, plan.begins_stage)
 
     if resumed:
         start, state = restore(start)

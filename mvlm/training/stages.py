@@ -33,7 +33,7 @@ from mvlm.training.checkpoint.settings import (
 )
 from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
 
-AT_BORDER = frozenset(("data.weights", "data.epoch", "model.image_size", "train.freeze"))
+AT_BORDER = frozenset(("data.weights", "data.where", "data.epoch", "model.image_size", "train.freeze"))
 """Keys that a stage may set although a run that is resumed may not change them."""
 
 

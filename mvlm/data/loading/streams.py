@@ -135,7 +135,11 @@ class Drawing:
 def each_alone(mixture: Mixture) -> list[Mixture]:
     """Its data sets, each as a mixture of its own."""
     pairs = mixture.numbers.pairs
-    return [Mixture([c.folder], cache=mixture.cache, task=mixture.task, pairs=pairs) for c in mixture.corpora]
+    conditions = zip(mixture.corpora, mixture.conditions, strict=True)
+    return [
+        Mixture([c.folder], cache=mixture.cache, task=mixture.task, pairs=pairs, where=[where], trains=True)
+        for c, where in conditions
+    ]
 
 
 def begin_stage(
@@ -222,7 +226,7 @@ def positions_of(state: TrainState) -> tuple[int, ...]:
 def stream_of(mixture: Mixture) -> DataStream:
     """Nothing of it has been drawn."""
     data = tuple(str(corpus.folder) for corpus in mixture.corpora)
-    parts = tuple(corpus.manifest.fingerprint for corpus in mixture.corpora)
+    parts = tuple(corpus.fingerprint for corpus in mixture.corpora)
     return DataStream(data, parts, mixture.fingerprint, mixture.numbers.pairs, mixture.per_epoch)
 
 

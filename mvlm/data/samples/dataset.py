@@ -24,6 +24,9 @@ from mvlm.model.masking import Purpose, generator
 ATTEMPTS = 50
 """Rows tried in place of a bad one; where all of them are bad, nearly everything is."""
 
+TAKEN_DOWN = "it was taken down"
+"""The reason of a fault that is none of the row's: it is replaced, and neither listed nor counted."""
+
 REPLACED = 1 << 32
 """Occurrences from here on are of rows drawn in place of others."""
 
@@ -131,6 +134,10 @@ class ShardDataset(Generic[S]):
 
     def _read(self, visit: Visit, out_VCHW: np.ndarray, faults: list[Fault]) -> Described[S]:
         while True:
+            if self.mixture.is_taken_down(visit.row):
+                self._list(faults, Fault(visit.row, self.mixture.where(visit.row), "", TAKEN_DOWN, visit.position))
+                visit = self._in_its_place(visit.position, len(faults))
+                continue
             try:
                 content = self.mixture.row(visit.row)
             except UnreadableRow as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -17,6 +17,7 @@ from mvlm.data.shards.location import open_location
 from mvlm.data.shards.numbers import Numbers
 from mvlm.data.shards.opened import FETCHED, OpenShards
 from mvlm.data.shards.schema import CAPTION, UNCOUNTED, Manifest, index_again
+from mvlm.data.shards.selection import Selection, select, selection_hash
 from mvlm.errors import UserError
 from mvlm.model.masking import exact_count
 
@@ -41,6 +42,9 @@ class Corpus:
         task: of `SCHEMAS`, that the rows must be for.
         open_shards: of all corpora that share the bounds on them.
 
+    Attributes:
+        selection: the rows that are kept, if not all are; these alone have numbers then, and so have their pairs.
+
     Raises:
         UserError: the folder is missing, unfinished or of another task, or a shard is missing or has another length
             than written.
@@ -57,9 +61,21 @@ class Corpus:
         self.location = open_location(folder, cache or Cache())
         self.manifest = self.location.manifest
         check_task(folder, self.manifest, task)
-        self.shard_starts = array("q", accumulate(self.manifest.shards.rows, initial=0))
+        self.shard_starts: Sequence[int] = array("q", accumulate(self.manifest.shards.rows, initial=0))
+        self.selection: Selection | None = None
         self._opened: dict[int, OpenShard] = {}
         self._open_shards = open_shards or OpenShards()
+
+    def keep(self, selection: Selection) -> None:
+        """Number the rows that are selected alone."""
+        self.selection, self.shard_starts = selection, selection.starts
+        self._pair_starts = selection.pair_starts if selection.pairs else selection.starts
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal exactly when the same rows stand in the same order."""
+        whole = self.manifest.fingerprint
+        return hashlib.sha256(f"{whole}{self.selection.hash}".encode()).hexdigest() if self.selection else whole
 
     def pair_starts(self) -> Sequence[int]:
         """The first pair of each shard, of all its rows with all their captions, and then the number of pairs.
@@ -67,6 +83,8 @@ class Corpus:
         Raises:
             UserError: the manifest does not count them, and the shards lie at a URL or cannot be read.
         """
+        if self.selection:
+            return self._pair_starts
         counts: Sequence[int] = self.manifest.shards.captions
         if UNCOUNTED in counts:
             if self.location.cached:
@@ -80,18 +98,24 @@ class Corpus:
 
     def row_of_pair(self, shard: int, pair: int) -> tuple[int, int]:
         """The row of a shard's pair, and which of its captions is the pair's. Raises as `row`."""
-        opened = self._opened.get(shard) or self._open(shard)
+        opened, kept = self._opened.get(shard) or self._open(shard), self.selection
+        if kept:  # where every row has one caption, pairs are rows
+            bits, starts = (kept.pairs, kept.shard_pairs) if kept.pairs else (kept.rows, kept.shard_rows)
+            pair = bits.select(self._pair_starts[shard] + pair) - starts[shard]
         try:
             row, caption = opened.rows.row_of_pair(pair)
         except DamagedRow as error:
             raise UnreadableRow(f"{self.location.name(shard)} pair {pair}", error.key, str(error)) from None
+        if kept:
+            return kept.rows.rank(kept.shard_rows[shard] + row), caption
         return self.shard_starts[shard] + row, caption
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_opened": {}}  # another process maps what it needs
 
     def __len__(self) -> int:
-        return self.manifest.rows
+        """Rows that are kept."""
+        return self.shard_starts[-1]
 
     def row(self, index: int) -> Row:
         """A row, which touches no page of its image before that is asked for.
@@ -127,10 +151,21 @@ class Corpus:
         """Whether the shard of a row was written to, cut or removed since the corpus was opened."""
         return self.location.changed(self._locate(index)[0])
 
+    def is_taken_down(self, index: int) -> bool:
+        """Whether a row must not be used any more."""
+        rows = self.location.taken_down
+        if not rows:
+            return False
+        row = self.selection.rows.select(index) if self.selection else index
+        place = bisect_left(rows, row)
+        return place < len(rows) and rows[place] == row
+
     def _locate(self, index: int) -> tuple[int, int]:
-        if not 0 <= index < self.manifest.rows:
+        if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         shard = bisect_right(self.shard_starts, index) - 1
+        if kept := self.selection:
+            return shard, kept.rows.select(index) - kept.shard_rows[shard]
         return shard, index - self.shard_starts[shard]
 
     def _open(self, number: int) -> OpenShard:
@@ -167,11 +202,14 @@ class Mixture:
         weights: how often an epoch draws each row of a corpus, or each pair; empty = once.
         cache, task: as of `Corpus`.
         pairs: an epoch draws each row with each of its captions.
+        where: a condition on the rows' metadata, or one a corpus; "" keeps all rows.
+        trains: a row that was taken down keeps its number, so that the order stays; else it is as if it were not there.
 
     Attributes:
         numbers: of what an epoch draws.
         task: as it was given.
         per_epoch: draws an epoch.
+        taken_down: rows that were, of those that the condition keeps.
     """
 
     def __init__(
@@ -181,12 +219,17 @@ class Mixture:
         cache: Cache | None = None,
         task: str = CAPTION,
         pairs: bool = False,
+        where: Sequence[str] = (),
+        trains: bool = False,
     ):
         if not folders:
             raise UserError("No shard folder is named: give one or more, in data.train to train on.")
         self.cache = cache or Cache()
         open_shards = OpenShards()
         self.corpora = [Corpus(folder, self.cache, task, open_shards) for folder in folders]
+        self.conditions = list(where if len(where) > 1 else [*where, ""][:1] * len(folders))
+        for corpus, condition in zip(self.corpora, self.conditions, strict=True):
+            _keep(corpus, condition, pairs, trains)
         self._starts = list(accumulate(map(len, self.corpora), initial=0))
         if not len(self):
             raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
@@ -203,10 +246,19 @@ class Mixture:
     @property
     def fingerprint(self) -> str:
         """Equal exactly when the same corpora stand in the same order with the same weights, wherever they lie."""
-        joined = "".join(corpus.manifest.fingerprint for corpus in self.corpora)
+        joined = "".join(corpus.fingerprint for corpus in self.corpora)
         if set(self.weights) != {1.0}:
             joined += repr(self.weights)
         return hashlib.sha256(joined.encode()).hexdigest()
+
+    @property
+    def selection(self) -> str:
+        """A hash of the rows that the conditions keep; "" without any."""
+        return selection_hash([corpus.selection for corpus in self.corpora]) if any(self.conditions) else ""
+
+    def is_taken_down(self, row: int) -> bool:
+        corpus, local = self.locate(row)
+        return corpus.is_taken_down(local)
 
     def locate(self, row: int) -> tuple[Corpus, int]:
         """The corpus and the row in it of a global row."""
@@ -249,6 +301,17 @@ class Mixture:
         return corpus.changed(local)
 
 
+def _keep(corpus: Corpus, where: str, pairs: bool, trains: bool) -> None:
+    """Leave out what a condition does not keep and, unless it is for training, what was taken down."""
+    without = () if trains else corpus.location.taken_down
+    if not where and not without:
+        return
+    of_pairs = pairs and corpus.manifest.captions != corpus.manifest.rows
+    corpus.keep(select(corpus.location, where, of_pairs, without))
+    if not len(corpus):
+        raise UserError(f"{where or 'What was not taken down'!r} keeps no row of {corpus.folder}: ask for less.")
+
+
 def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
     """Draws an epoch from each corpus."""
     return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
@@ -257,7 +320,8 @@ def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
 def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
     """What a configuration trains on, with so many minutes for a store that is gone; raises as `Mixture`."""
     pairs = task == CAPTION and data.epoch == "pairs"
-    return Mixture(data.train, data.weights, Cache(data.cache, data.cache_gb, patience), task, pairs)
+    cache = Cache(data.cache, data.cache_gb, patience)
+    return Mixture(data.train, data.weights, cache, task, pairs, data.where, trains=True)
 
 
 def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.integrity import check_index_length, check_length
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, parse_manifest, read_manifest
+from mvlm.data.shards.takedown import TAKEDOWN, read_takedown, taken_down
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
@@ -23,6 +24,9 @@ REMEDY = "give the URL of finished shards, and what the store needs for access"
 class LocalShards:
     """A folder of shards, read in place.
 
+    Attributes:
+        taken_down: rows that must not be used, rising.
+
     Raises:
         UserError: it is missing or unfinished, or one of the first `LOOKED_AT` shards is missing or has another length
             than written.
@@ -33,6 +37,7 @@ class LocalShards:
     def __init__(self, folder: str | Path):
         self.folder, self._prefix = Path(folder), f"{Path(folder)}{os.sep}"
         self.manifest: Manifest = read_manifest(self.folder)
+        self.taken_down: Sequence[int] = read_takedown(self.folder, self.manifest)
         # Of a corpus with more shards, each is looked at when it is first read: starting must not take minutes.
         first = range(min(len(self.manifest.shards), LOOKED_AT))
         self._written = {n: check_length(self.folder, self.manifest.shards[n]) for n in first}
@@ -52,6 +57,10 @@ class LocalShards:
     def map_index(self, index: Shard) -> MappedFile:
         """A shard's row index; raises `UserError` where it is missing or cut, and OSError."""
         return self._mapped(index, check_index_length)
+
+    def map_table(self, table: Shard) -> MappedFile:
+        """A shard's table; raises the same."""
+        return self._mapped(table, check_length)
 
     def _mapped(self, wanted: Shard, check: Callable[[Path, Shard], object]) -> MappedFile:
         """A file that is as long as it should be, or else `check` says what is wrong with it."""
@@ -92,12 +101,14 @@ class RemoteShards:
         self.cache = cache
         cache.make()
         self._store = Storage(url, REMEDY, cache.outages)
-        self.url = self._store.url
+        self.folder = self.url = self._store.url
         where = f"{self.url}/{MANIFEST}"
         content = self._store.read(MANIFEST)
         if content is None:
             raise UserError(f"{where} cannot be read (there is none): {REMEDY}.")
         self.manifest: Manifest = parse_manifest(content.decode("utf-8", "replace"), where)
+        listed = f"{self.url}/{TAKEDOWN}"
+        self.taken_down: Sequence[int] = taken_down(self._store.read(TAKEDOWN), self.manifest, listed)
 
     def name(self, number: int) -> str:
         return f"{self.url}/{self.manifest.shards.file(number)}"
@@ -115,18 +126,20 @@ class RemoteShards:
             except FileNotFoundError:  # dropped in between
                 continue
 
+    map_table = map_index
+
     def changed(self, number: int) -> bool:
         """Never: what was fetched had the right hash."""
         return False
 
     def fetch(self, number: int) -> None:
         """Have the shard in the cache, and its row index; raises as `map`."""
-        for file in self.manifest.shards[number].files:
+        for file in self.manifest.shards[number].trained_on:
             self._get(file)
 
     def prefetch(self, number: int, sooner: Collection[Shard]) -> Exception | None:
         """Fetch them while nobody waits, as `Cache.prefetch`; what has gone wrong, if anything."""
-        for file in self.manifest.shards[number].files:
+        for file in self.manifest.shards[number].trained_on:
             if failure := self.cache.prefetch(file, partial(self._fetch, file), sooner):
                 return failure
         return None

@@ -5,20 +5,23 @@ A corpus is a folder of `NNNNNN.arrow` files and one `manifest.json`:
     {"format": "mvlm-shards", "version": 2, "task": "caption", "rows": R, "captions": C, "image_bytes": Y,
      "fingerprint": "<sha256 over the shards' hashes>",
      "shards": [{"file": "000000.arrow", "rows": r, "bytes": b, "blake3": "<of the file>"}, ...],
-     "indexes": [{"bytes": b, "sha256": "<of 000000.index>", "captions": c}, ...]}
+     "indexes": [{"bytes": b, "sha256": "<of 000000.index>", "captions": c}, ...],
+     "tables": {"meta": [{"bytes": b, "sha256": "<of 000000.meta.parquet>"}, ...], ...}}
 
 The task says which columns the rows have (`SCHEMAS`) and is "caption" where it is left out; other tasks count no
 captions. Nothing but the manifest is read when a corpus is opened. Of the row indexes (`mvlm.data.shards.row_index`),
 which stand in the shards' order, some or all may be missing (null), as of shards that were made before there were any:
 they can be added without a change to a shard, and are no part of the fingerprint. Their count of the shard's captions
 is younger than they are, and may be missing. In version 1 the shards' hashes are "sha256", and they still may be: a
-manifest without a BLAKE3 is of version 1.
+manifest without a BLAKE3 is of version 1. Tables (`mvlm.data.shards.tables`) may be missing too, and are no part of the
+fingerprint either.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -91,6 +94,7 @@ class Shard:
     index_sha256: str = ""
     captions: int = UNCOUNTED
     hashed_by: str = BLAKE3
+    tables: tuple[tuple[str, int, str], ...] = ()  # of each table beside it: its name, bytes and SHA-256
 
     @property
     def index(self) -> Shard | None:
@@ -99,9 +103,24 @@ class Shard:
             return None
         return Shard(index_file(self.file), self.rows, self.index_bytes, self.index_sha256, hashed_by=SHA256)
 
+    def table(self, name: str) -> Shard | None:
+        """The file of a table, likewise; None where the shard has none of that name."""
+        found = next((table for table in self.tables if table[0] == name), None)
+        return found and Shard(table_file(self.file, name), self.rows, *found[1:], hashed_by=SHA256)
+
+    @property
+    def trained_on(self) -> list[Shard]:
+        """The files that reading its rows takes, without the tables."""
+        return [self, self.index] if self.index else [self]
+
     @property
     def files(self) -> list[Shard]:
-        return [self, self.index] if self.index else [self]
+        return self.trained_on + [table for name, *_ in self.tables if (table := self.table(name))]
+
+
+def table_file(shard_file: str, name: str) -> str:
+    """The name of a table's file."""
+    return f"{shard_file.removesuffix('.arrow')}.{name}.parquet"
 
 
 def index_file(shard_file: str) -> str:
@@ -128,7 +147,8 @@ class Shards(Sequence[Shard]):
         self.rows, self._bytes, self._hashes = array("q"), array("q"), bytearray()
         self._index_bytes, self._index_hashes, self.captions = array("q"), bytearray(), array("q")
         self._hashed_by = bytearray()
-        for shard in shards:
+        self._tables: dict[str, tuple[array[int], bytearray]] = {}  # by name: bytes, and hashes, of each shard's
+        for number, shard in enumerate(shards):
             if "/" in shard.file or shard.file in ("", ".", ".."):
                 raise ValueError(f"{shard.file!r} is outside its folder")
             self._files += shard.file.encode()
@@ -140,6 +160,16 @@ class Shards(Sequence[Shard]):
             self._index_bytes.append(shard.index_bytes)
             self._index_hashes += bytes.fromhex(shard.index_sha256) if shard.index_bytes else bytes(32)
             self.captions.append(shard.captions)
+            for name, size, sha256 in shard.tables:
+                if not re.fullmatch("[a-z]+", name):
+                    raise ValueError(f"{name!r} is no name of a table")
+                sizes, hashes = self._tables.setdefault(name, (array("q"), bytearray()))
+                sizes.extend([0] * (number - len(sizes)))
+                sizes.append(size)
+                hashes.extend(bytes(32 * number - len(hashes)) + bytes.fromhex(sha256))
+        for sizes, hashes in self._tables.values():
+            sizes.extend([0] * (len(self) - len(sizes)))
+            hashes.extend(bytes(32 * len(self) - len(hashes)))
         if not len(self._hashes) == len(self._index_hashes) == 32 * len(self):
             raise ValueError("a hash has not 32 bytes")
         if not any(self._index_bytes):
@@ -149,6 +179,10 @@ class Shards(Sequence[Shard]):
     def hashes(self) -> str:
         """All hashes of shards in a row."""
         return self._hashes.hex()
+
+    @property
+    def table_names(self) -> list[str]:
+        return list(self._tables)
 
     @property
     def unindexed(self) -> int:
@@ -180,11 +214,15 @@ class Shards(Sequence[Shard]):
         number = range(len(self))[number]
         of_it = slice(32 * number, 32 * number + 32)
         shard = self.file(number), self.rows[number], self._bytes[number], self._hashes[of_it].hex()
-        hashed_by = HASH_NAMES[self._hashed_by[number]]
-        if not self._index_bytes or not self._index_bytes[number]:
-            return Shard(*shard, hashed_by=hashed_by)
-        index = self._index_bytes[number], self._index_hashes[of_it].hex()
-        return Shard(*shard, *index, self.captions[number], hashed_by)
+        index: tuple[int, str] = (0, "")
+        if self._index_bytes and self._index_bytes[number]:
+            index = self._index_bytes[number], self._index_hashes[of_it].hex()
+        tables = tuple(
+            (name, sizes[number], hashes[of_it].hex())
+            for name, (sizes, hashes) in self._tables.items()
+            if sizes[number]
+        )
+        return Shard(*shard, *index, self.captions[number], HASH_NAMES[self._hashed_by[number]], tables)
 
 
 @dataclass(frozen=True)
@@ -206,7 +244,9 @@ class Manifest:
         head |= {"image_bytes": self.image_bytes, "fingerprint": self.fingerprint}
         shards = [{"file": s.file, "rows": s.rows, "bytes": s.bytes, s.hashed_by: s.hash} for s in self.shards]
         indexes = [_index_to_json(shard) for shard in self.shards]
-        body = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
+        body: dict[str, Any] = {"shards": shards} | ({"indexes": indexes} if any(indexes) else {})
+        if names := self.shards.table_names:
+            body["tables"] = {name: [_table_to_json(shard.table(name)) for shard in self.shards] for name in names}
         return json.dumps(head | body, indent=1) + "\n"
 
 
@@ -215,6 +255,10 @@ def _index_to_json(shard: Shard) -> dict[str, Any] | None:
         return None
     index = {"bytes": shard.index_bytes, "sha256": shard.index_sha256}
     return index if shard.captions == UNCOUNTED else index | {"captions": shard.captions}
+
+
+def _table_to_json(table: Shard | None) -> dict[str, Any] | None:
+    return {"bytes": table.bytes, "sha256": table.hash} if table else None
 
 
 def read_manifest(folder: str | Path) -> Manifest:
@@ -252,7 +296,7 @@ def parse_manifest(text: str, path: str) -> Manifest:
                 f"{path} is of format {content['format']!r} version {content['version']!r}, "
                 f"not {FORMAT!r} version {' or '.join(map(str, VERSIONS))}: shard the corpus again."
             )
-        shards = Shards(_shards(content["shards"], content.get("indexes")))
+        shards = Shards(_shards(content["shards"], content.get("indexes"), content.get("tables", {})))
         task = content.get("task", CAPTION)
         if task not in SCHEMAS:
             raise UserError(f"{path} is of the unknown task {task!r}: update mvlm, or shard the corpus again.")
@@ -269,12 +313,18 @@ def parse_manifest(text: str, path: str) -> Manifest:
     return manifest
 
 
-def _shards(shards: list[dict[str, Any]], indexes: list[dict[str, Any] | None] | None) -> Iterator[Shard]:
+def _shards(
+    shards: list[dict[str, Any]],
+    indexes: list[dict[str, Any] | None] | None,
+    tables: dict[str, list[dict[str, Any] | None]],
+) -> Iterator[Shard]:
     """Those of a manifest; raises ValueError, KeyError or TypeError where they are malformed."""
-    for shard, index in zip(shards, indexes or [None] * len(shards), strict=True):
+    of_shards = zip(*tables.values(), strict=True) if tables else [()] * len(shards)
+    for shard, index, beside in zip(shards, indexes or [None] * len(shards), of_shards, strict=True):
         (hashed_by,) = shard.keys() & HASH_NAMES
         found = Shard(shard["file"], shard["rows"], shard["bytes"], shard[hashed_by], hashed_by=hashed_by)
         if index:
             captions = index.get("captions", UNCOUNTED)
             found = replace(found, index_bytes=index["bytes"], index_sha256=index["sha256"], captions=captions)
-        yield found
+        named = zip(tables, beside, strict=True)
+        yield replace(found, tables=tuple((name, each["bytes"], each["sha256"]) for name, each in named if each))

@@ -144,14 +144,14 @@ def search_whole(run: Path, hashes: bool = True) -> Search:
 
 
 def restore_start(
-    engine: Engine, run: Path, start: Start, fingerprint: str, begins_stage: bool = False
+    engine: Engine, run: Path, start: Start, data: tuple[str, str], begins_stage: bool = False
 ) -> tuple[Start, TrainState]:
     """Fill the engine from where training begins, or from what is the latest by now; all ranks must call.
 
     An attempt that still lives trains on and deletes old checkpoints while this one starts up.
 
     Args:
-        fingerprint: of the data.
+        data: the fingerprint and the selection of the mixture.
         begins_stage: with the weights of the one before, which may have had other data and images of another size.
 
     Returns:
@@ -171,7 +171,7 @@ def restore_start(
                 raise
             checkpoint = newest
     if not begins_stage:
-        check_continuity(checkpoint, state, fingerprint)
+        check_continuity(checkpoint, state, *data)
     return replace(start, checkpoint=checkpoint), with_stored_order(state, checkpoint)
 
 

@@ -57,7 +57,7 @@ _APPLIES = {
 }
 _ORDER = {"data": "shuffle shuffle_block shuffle_window shuffle_shards"}
 _PLACE = {"run": "dir", "checkpoint": "resume mirror"}
-_STREAM = {"run": "seed", "data": "epoch weights"}
+_STREAM = {"run": "seed", "data": "epoch weights where"}
 _MODEL = {
     "data": "tokenizer vocabulary",
     "model": "vision vision_args image_size text text_args cross_depth decoder_depth cross_heads cross_norm "

@@ -14,7 +14,7 @@ import numpy as np
 
 from mvlm.checkpoint.description import SKIPPED
 from mvlm.data.loading.sampler import Sampler
-from mvlm.data.samples.dataset import Fault
+from mvlm.data.samples.dataset import TAKEN_DOWN, Fault
 from mvlm.data.shards.corpus import Mixture
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
@@ -49,7 +49,8 @@ class Quarantine:
         Raises:
             UserError: on every rank, where the list cannot be written or has become longer than the tolerance.
         """
-        met = sorted((fault for faults in dist.gather_objects(list(own)) for fault in faults), key=_place)
+        mine = [fault for fault in own if fault.reason != TAKEN_DOWN]
+        met = sorted((fault for faults in dist.gather_objects(mine) for fault in faults), key=_place)
         new = list({fault.row: fault for fault in reversed(met) if fault.row not in self._rows}.values())[::-1]
         _append(self._path, [asdict(fault) | {"at": time.time()} for fault in new])
         self._rows.update(fault.row for fault in new)

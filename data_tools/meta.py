@@ -1,0 +1,120 @@
+"""The table of metadata beside each shard: what the source said of its rows, in columns of one type each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mvlm.data.shards.schema import Shard, table_file
+from mvlm.data.shards.tables import META, own_columns, write_table
+from mvlm.errors import UserError
+from mvlm.runtime.storage import publish
+
+MOST_COLUMNS = 256
+"""Of a shard; a source that names more is a stream of free keys, of which the first ones met are kept."""
+
+CAPTIONS = ("caption", "captions")
+"""Fields that stand in the shard itself."""
+
+INT64 = range(-(1 << 63), 1 << 63)
+
+
+class MetaColumns:
+    """The metadata of a shard's rows, taken a batch of rows at a time.
+
+    A column in which all values are whole numbers, numbers or truth values is of that type. Any other is of texts, in
+    which a number stands as in JSON, and so does a list or an object. Bytes are not kept.
+    """
+
+    def __init__(self, task: str) -> None:
+        self._own = own_columns(task)
+        self._rows = 0
+        self._columns: dict[str, list[pa.Array]] = {}
+
+    def add(self, rows: Sequence[Any]) -> None:
+        """Take rows, which have the columns of their task and perhaps `meta`, a mapping, as attributes."""
+        batch = {name: [getattr(row, name) for row in rows] for name in self._own}
+        if "captions" in batch:
+            batch["captions"] = [len(captions) for captions in batch["captions"]]
+        found = [getattr(row, "meta", {}) for row in rows]
+        names = dict.fromkeys(name for each in found for name, value in each.items() if not isinstance(value, bytes))
+        for name in names:
+            known = name in self._columns or len(self._columns) + len(batch) < MOST_COLUMNS
+            if name not in batch and name not in CAPTIONS and known:
+                batch[name] = [each.get(name) for each in found]
+        for name, values in batch.items():
+            parts = self._columns.setdefault(name, [pa.nulls(self._rows)] if self._rows else [])
+            parts.append(column(values))
+        self._rows += len(rows)
+        for name in self._columns.keys() - batch.keys():
+            self._columns[name].append(pa.nulls(len(rows)))
+
+    def write(self, folder: Path, shard: Shard) -> Shard:
+        """Write the table beside the shard, and forget it; return the shard with it."""
+        table = pa.table({name: joined(parts) for name, parts in self._columns.items()})
+        self._rows, self._columns = 0, {}
+        return add_table(folder, shard, META, table)
+
+
+def add_table(folder: Path, shard: Shard, name: str, table: pa.Table) -> Shard:
+    """Write a table beside a shard in `folder`; return the shard with it."""
+    path = folder / table_file(shard.file, name)
+    partial = path.with_name(f"{path.name}.partial")
+    write_table(partial, table)
+    content = partial.read_bytes()
+    publish(partial, path)
+    others = tuple(each for each in shard.tables if each[0] != name)
+    return replace(shard, tables=(*others, (name, len(content), hashlib.sha256(content).hexdigest())))
+
+
+def column(values: Sequence[Any]) -> pa.Array:
+    """An array of what their types have in common; bytes are null."""
+    kinds = {type(value) for value in values if value is not None}
+    if kinds <= {bool} or (kinds == {int} and all(value is None or value in INT64 for value in values)):
+        return pa.array(values)
+    if kinds <= {int, float} and float in kinds:
+        return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    return pa.array(map(_text, values), pa.string())
+
+
+def _text(value: Any) -> str | None:
+    if value is None or isinstance(value, bytes):
+        return None
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text.encode("utf-8", "replace").decode()  # a lone surrogate is no UTF-8
+
+
+def joined(parts: Iterable[pa.Array]) -> pa.ChunkedArray:
+    """End to end, as a type that holds them all."""
+    arrays = list(parts)
+    types = {part.type for part in arrays if not pa.types.is_null(part.type)}
+    if len(types) > 1:
+        common = pa.float64() if types <= {pa.int64(), pa.float64()} else pa.string()
+        return pa.chunked_array([part.cast(common) for part in arrays], common)
+    type_ = types.pop() if types else pa.null()
+    return pa.chunked_array([part.cast(type_) for part in arrays], type_)
+
+
+def with_meta(rows: Iterable[dict[str, Any]], tables: Sequence[Path], task: str) -> Iterator[dict[str, Any]]:
+    """The rows of a shard, each with what its tables say of it as `meta`.
+
+    Raises:
+        UserError: a table is damaged or of another shard.
+    """
+    known: list[dict[str, Any]] = []
+    for path in tables:
+        try:
+            table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
+            said = table.select([name for name in table.schema.names if name not in own_columns(task)]).to_pylist()
+        except (pa.ArrowException, OSError, KeyError) as error:
+            raise UserError(f"{path} cannot be read ({error}): copy it again, or shard the corpus again.") from None
+        known = [one | other for one, other in zip(known, said, strict=True)] if known else said
+    for number, row in enumerate(rows):
+        yield row | {"meta": known[number] if known else {}}

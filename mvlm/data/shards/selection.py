@@ -1,0 +1,137 @@
+"""The rows of a corpus that a condition keeps, as one bit a row, and one a pair where pairs are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import acero
+
+from mvlm.data.shards.bits import Bits
+from mvlm.data.shards.location import ShardLocation
+from mvlm.data.shards.tables import columns_of, unknown_column
+from mvlm.data.shards.where import Where, parse
+from mvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from mvlm.data.shards.corpus import Mixture
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The rows of a corpus that are kept; these are numbered among themselves, in the order in which they lie there.
+
+    Attributes:
+        rows: that are kept, of all.
+        shard_rows: int64, the first row of each shard, kept or not, and then how many there are.
+        pairs, shard_pairs: the same of the pairs; none where rows are drawn.
+    """
+
+    rows: Bits
+    shard_rows: Sequence[int]
+    pairs: Bits | None = None
+    shard_pairs: Sequence[int] = ()
+
+    @property
+    def starts(self) -> Sequence[int]:
+        """The first kept row of each shard, and then how many there are."""
+        return array("q", map(self.rows.rank, self.shard_rows))
+
+    @property
+    def pair_starts(self) -> Sequence[int]:
+        """The first kept pair of each shard, and then how many there are."""
+        assert self.pairs
+        return array("q", map(self.pairs.rank, self.shard_pairs))
+
+    @property
+    def hash(self) -> str:
+        return self.rows.hash
+
+
+def select(location: ShardLocation, text: str, pairs: bool = False, without: Sequence[int] = ()) -> Selection:
+    """The rows of a corpus that a condition keeps; "" keeps all.
+
+    Each shard is looked at once, by the columns that the condition names, and one shard's are held at a time.
+
+    Args:
+        pairs: draw pairs, each row as often as it has captions.
+        without: rows that are not kept in any case, in rising order.
+
+    Raises:
+        UserError: the condition cannot be read or names a column that no shard has, or a table is damaged.
+    """
+    where = parse(text) if text else None
+    counted: list[np.ndarray] = []
+    rows = Bits(_kept(location, where, without, counted if pairs else None))
+    starts = array("q", accumulate(location.manifest.shards.rows, initial=0))
+    if not pairs:
+        return Selection(rows, starts)
+    shard_pairs = array("q", accumulate((int(captions.sum()) for captions in counted), initial=0))
+    of_rows = (rows.between(*ends) for ends in pairwise(starts))
+    return Selection(rows, starts, Bits(map(np.repeat, of_rows, counted)), shard_pairs)
+
+
+def _kept(
+    location: ShardLocation, where: Where | None, without: Sequence[int], counted: list[np.ndarray] | None
+) -> Iterator[np.ndarray]:
+    """Of each shard which rows are kept, bool [rows]; how many captions each row has goes to `counted`, if asked."""
+    wanted = {*(where.columns if where else ()), *(["captions"] if counted is not None else [])}
+    missing, known, first = set(where.columns if where else ()), set[str](), 0
+    left_out = np.asarray(without, np.int64)
+    for number, count in enumerate(location.manifest.shards.rows):
+        kept = np.ones(count, bool)
+        if wanted:
+            table, names = columns_of(location, number, wanted)
+            known |= set(names)
+            missing -= known
+            if where:
+                kept = _holds(where, table)
+            if counted is not None:
+                counted.append(table["captions"].to_numpy().astype(np.uint16))
+        gone = left_out[slice(*left_out.searchsorted([first, first + count]))] - first
+        kept[gone] = False
+        first += count
+        yield kept
+    if missing:
+        raise unknown_column(sorted(missing)[0], location.folder, known)
+
+
+def _holds(where: Where, table: pa.Table) -> np.ndarray:
+    """In which rows of a table a condition is true, bool [rows]."""
+    project = acero.ProjectNodeOptions([where.expression(table.schema)], ["holds"])
+    plan = [
+        acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
+        acero.Declaration("project", project),
+    ]
+    try:
+        found = acero.Declaration.from_sequence(plan).to_table(use_threads=False)["holds"]
+    except pa.ArrowException as error:
+        raise UserError(f"The condition {where.text!r} cannot be computed ({error}): simplify it.") from None
+    return found.fill_null(False).to_numpy().astype(bool)
+
+
+def selection_hash(selections: Sequence[Selection | None]) -> str:
+    """Of the selections of several corpora; "" where nothing was selected from any."""
+    if not any(selections):
+        return ""
+    return hashlib.sha256("".join(each.hash if each else "all" for each in selections).encode()).hexdigest()
+
+
+def kept_sentences(mixture: Mixture) -> list[str]:
+    """A sentence for each corpus of which a run does not use all rows."""
+    found = []
+    for corpus, condition in zip(mixture.corpora, mixture.conditions, strict=True):
+        kept, rows = len(corpus), corpus.manifest.rows
+        if condition:
+            found.append(
+                f"data.where keeps {kept:,} of {rows:,} rows of {corpus.folder} ({kept / rows:.1%}): {condition}"
+            )
+        if gone := len(corpus.location.taken_down):
+            found.append(f"{gone:,} rows of {corpus.folder} were taken down: others take their places.")
+    return found

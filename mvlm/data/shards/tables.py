@@ -1,0 +1,105 @@
+"""The tables beside a shard: what is known of its rows that training does not read, in Parquet, a file a shard.
+
+`000000.meta.parquet` holds what the source said of each row of `000000.arrow`, in its order, beside `key`, `source`,
+`width`, `height` and, of captions, how many: `captions`. Other tables hold what was found out later, such as
+`000000.scores.parquet`. Shards made before there were tables have none: of these the same columns are read from the
+shard itself. A column that a shard lacks is null in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from mvlm.data.shards.location import ShardLocation
+from mvlm.data.shards.schema import SCHEMAS, Shard
+from mvlm.errors import UserError
+
+META = "meta"
+
+ROW_GROUP = 1 << 16
+"""Rows of a table's part, which are read together."""
+
+
+def own_columns(task: str) -> list[str]:
+    """The columns that every shard of a task has, with or without tables."""
+    return ["key", "source", "width", "height", *(["captions"] if "captions" in SCHEMAS[task].names else [])]
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a table so that damage to what is read of it is noticed."""
+    pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd", write_page_checksum=True)
+
+
+def of_batch(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The own columns of a shard's record batch."""
+    columns = {name: batch[name] for name in ("key", "source", "width", "height")}
+    if "captions" in batch.schema.names:
+        columns["captions"] = pc.list_value_length(batch["captions"])
+    return columns
+
+
+def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | None) -> tuple[pa.Table, list[str]]:
+    """What the tables of a shard say of its rows, and the names of all columns that they have.
+
+    Args:
+        wanted: columns; those that the shard lacks are left out. None = all.
+
+    Raises:
+        UserError: a table is missing or damaged; names it.
+    """
+    shard, names = location.manifest.shards[number], list[str]()
+    found: dict[str, pa.ChunkedArray] = {}
+    for name, *_ in shard.tables:
+        table = shard.table(name)
+        assert table
+        columns, has = _read(location, table, wanted, found)
+        found |= columns
+        names += has
+    missing = [name for name in own_columns(location.manifest.task) if name not in names]
+    if wanted is None or set(missing) & set(wanted):
+        own = _of_shard(location, number, shard)
+        found |= {name: own[name] for name in missing if wanted is None or name in wanted}
+    table = pa.table(found) if found else pa.table({"": pa.nulls(shard.rows)})
+    return table, list(dict.fromkeys(names + missing))
+
+
+def _read(
+    location: ShardLocation, table: Shard, wanted: Collection[str] | None, known: Collection[str]
+) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
+    name = f"{location.folder}/{table.file}"
+    try:
+        file = location.map_table(table)
+        with pq.ParquetFile(pa.BufferReader(pa.py_buffer(file.data)), page_checksum_verification=True) as parquet:
+            has = parquet.schema_arrow.names
+            columns = [column for column in has if (wanted is None or column in wanted) and column not in known]
+            if parquet.metadata.num_rows != table.rows:
+                raise UserError(
+                    f"{name} has {parquet.metadata.num_rows} rows and its shard {table.rows}: make it again."
+                )
+            read = parquet.read(columns, use_threads=False)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read ({error}): copy it again, or shard the corpus again.") from None
+    return dict(zip(read.schema.names, read.columns, strict=True)), has
+
+
+def _of_shard(location: ShardLocation, number: int, shard: Shard) -> dict[str, pa.ChunkedArray]:
+    """The own columns from the shard itself; no page of an image is touched."""
+    name = location.name(number)
+    try:
+        file = location.map(number, shard)
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(file.data)))
+        parts = [of_batch(reader.get_batch(at)) for at in range(reader.num_record_batches)]
+        types = {name: array.type for name, array in parts[0].items()} if parts else {}
+        return {name: pa.chunked_array([part[name] for part in parts], types[name]) for name in types}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UserError(f"{name} cannot be read ({error}): copy or shard it again.") from None
+
+
+def unknown_column(name: str, folder: str | Path, known: Iterable[str]) -> UserError:
+    listed: Sequence[str] = sorted(set(known))
+    return UserError(f"No shard of {folder} has a column {name!r}: its columns are {', '.join(listed)}.")

@@ -1,0 +1,132 @@
+"""What a source says of its records is kept beside the shards, whatever is done with these."""
+
+import json
+import tarfile
+from io import BytesIO
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_tools.__main__ import main
+from data_tools.meta import MetaColumns, column, joined
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.schema import read_manifest
+
+SAID = [
+    {"similarity": 0.4, "nsfw": "UNLIKELY", "license": None, "rank": 1},
+    {"similarity": 1, "nsfw": "NSFW", "tags": ["a", 2], "rank": "first"},
+    {"similarity": 0.1, "nsfw": "UNLIKELY", "url": "http://x/3", "flag": True},
+    {"url": "http://x/4", "caption": "not twice", "width": 99999},
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("source") / "a.tar"
+    rng = np.random.default_rng(0)
+    with tarfile.open(path, "w") as tar:
+        for number, said in enumerate(SAID):
+            file = BytesIO()
+            Image.fromarray(rng.integers(0, 256, (12, 20 + number, 3), np.uint8)).save(file, "PNG")
+            content = {"png": file.getvalue(), "json": json.dumps({"caption": f"text {number}"} | said).encode()}
+            for extension, data in content.items():
+                member = tarfile.TarInfo(f"k{number}.{extension}")
+                member.size = len(data)
+                tar.addfile(member, BytesIO(data))
+    return path
+
+
+@pytest.fixture(scope="module")
+def shards(source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("made") / "shards"
+    assert main(["shard", "webdataset", str(source), "--workers", "1", "--out", str(out)]) == 0
+    return out
+
+
+WANTED = {
+    "key": ["k0", "k1", "k2", "k3"],
+    "width": [20, 21, 22, 23],
+    "captions": [1, 1, 1, 1],
+    "similarity": [0.4, 1.0, 0.1, None],
+    "nsfw": ["UNLIKELY", "NSFW", "UNLIKELY", None],
+    "tags": [None, '["a", 2]', None, None],
+    "rank": ["1", "first", None, None],
+    "flag": [None, None, True, None],
+    "url": [None, None, "http://x/3", "http://x/4"],
+}
+
+
+def said_in(folder):
+    (shard,) = read_manifest(folder).shards
+    table = pq.read_table(folder / shard.table("meta").file).to_pydict()
+    assert "caption" not in table
+    return {name: table[name] for name in WANTED}
+
+
+def test_what_the_source_says_stands_beside_the_shard(shards):
+    assert said_in(shards) == WANTED
+    kept = Mixture([shards], where=["similarity > 0.28 and nsfw != 'NSFW' and license is null"])
+    assert [kept.key(row) for row in range(len(kept))] == ["k0"]
+    assert main(["verify", str(shards), "--workers", "1"]) == 0
+
+
+def test_it_goes_where_the_rows_go(shards, tmp_path):
+    assert main(["merge", str(shards), "--out", str(tmp_path / "merged")]) == 0
+    assert said_in(tmp_path / "merged") == WANTED
+    assert main(["split", str(shards), "--split", "a=1", "--out", str(tmp_path / "split")]) == 0
+    assert said_in(tmp_path / "split" / "a") == WANTED
+
+
+def test_statistics_are_of_the_rows_that_meet_a_condition(shards, capsys):
+    assert main(["stats", str(shards), "--json", "--where", "similarity < 0.5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kept"], found["rows"], found["distributions"]["width"]["max"]) == (2, 4, 22)
+    assert found["columns"]["similarity"] == "double" and found["columns"]["nsfw"] == "string"
+    assert main(["stats", str(shards), "--where", "similarty < 0.5"]) == 1
+
+
+def test_a_changed_table_is_a_problem(shards, tmp_path, caplog):
+    assert main(["merge", str(shards), "--out", str(tmp_path / "s")]) == 0
+    path = tmp_path / "s" / "000000.meta.parquet"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert main(["verify", str(tmp_path / "s"), "--workers", "1"]) == 1
+    path.unlink()
+    assert main(["verify", str(tmp_path / "s"), "--workers", "1"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "wanted"),
+    [
+        ([1, None, 3], "int64", [1, None, 3]),
+        ([1, 0.5], "double", [1.0, 0.5]),
+        ([True, None], "bool", [True, None]),
+        ([True, 1], "string", ["true", "1"]),
+        ([1 << 70, 1], "string", [str(1 << 70), "1"]),
+        ([{"a": 1}, "x", b"y"], "string", ['{"a": 1}', "x", None]),
+        (["\ud800"], "string", ["?"]),
+        ([None], "null", [None]),
+    ],
+)
+def test_a_column_has_one_type(values, kind, wanted):
+    assert (str(column(values).type), column(values).to_pylist()) == (kind, wanted)
+
+
+def test_parts_of_a_column_are_joined_as_what_holds_both():
+    assert joined([column([1]), column([None]), column([0.5])]).to_pylist() == [1.0, None, 0.5]
+    assert joined([column([1]), column(["a"]), column([True])]).to_pylist() == ["1", "a", "true"]
+
+
+def test_a_source_of_free_keys_does_not_grow_without_bounds():
+    class Row:
+        key, source, width, height, captions = "k", "", 1, 1, ["a"]
+
+        def __init__(self, number):
+            self.meta = {f"free {number} {n}": n for n in range(50)}
+
+    columns = MetaColumns("caption")
+    for start in range(0, 40, 4):
+        columns.add([Row(number) for number in range(start, start + 4)])
+    assert 100 < len(columns._columns) <= 256
+    assert {sum(map(len, parts)) for parts in columns._columns.values()} == {40}
