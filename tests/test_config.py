@@ -81,6 +81,7 @@ DECISIONS = {
     "data.shared_view": True,
     "data.text_length": 30,
     "data.weights": (),
+    "data.where": (),
     "data.vocabulary": 8192,
     "data.flip": True,
     # optimizer
