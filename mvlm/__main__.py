@@ -10,6 +10,7 @@ from collections.abc import Container
 from importlib import import_module
 from types import ModuleType
 
+from mvlm.cli.suggest import suggest_command, suggest_option
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
@@ -30,6 +31,7 @@ COMMANDS = {
     "decay": "decay a run's learning rate from several checkpoints and draw the curve",
     "reproduce": "reproduce a table of the paper from the published data sets",
     "plan": "calculate a run's memory, time and communication before it starts",
+    "config": "explain the keys of a run TOML, or print a JSON schema for editors",
     "doctor": "test what of this machine works",
     "check": "find out whether a run can start or resume, without training",
     "preflight": "find slow and dead nodes before a run",
@@ -56,7 +58,7 @@ def command_line(words: Container[str]) -> argparse.ArgumentParser:
             with uncollected():
                 module = _module(name)
             command.description, _, command.epilog = (module.__doc__ or "").partition("\n\n")
-            command.set_defaults(run=module.run)
+            command.set_defaults(run=module.run, parser=command)
             module.add_arguments(command)
     return parser
 
@@ -74,15 +76,20 @@ def _module(name: str) -> ModuleType:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0 done, 1 a mistake or bad data, 2 wrong usage, 70 a bug, 75 start it again,
     130 Ctrl-C; docs/exit_codes.md says what to do."""
+    words = sys.argv[1:] if argv is None else argv
     try:
-        parser = command_line(sys.argv[1:] if argv is None else argv)
+        parser = command_line(words)
     except UserError as error:
         return _report_mistake(error)
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        parser.error(suggest_command(words[0], COMMANDS))
     args, overrides = parser.parse_known_args(argv)  # argparse gives up on positionals that follow an option
     args.overrides = overrides
     strangers = [word for word in overrides if word.startswith("-") or not args.takes_overrides]
     if strangers:
-        parser.error(f"unrecognized arguments: {' '.join(strangers)}")
+        if any(word.startswith("--") for word in strangers):
+            args.parser.error(suggest_option(overrides, args.parser.format_help(), args.takes_overrides))
+        args.parser.error(f"unrecognized arguments: {' '.join(strangers)}")
     try:
         return args.run(args)
     except UserError as error:

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[--mfu SHARE] [--json FILE] [key=value ...]"
     )
     parser.add_argument("config", metavar="RUN.toml")
-    parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
+    parser.add_argument("--deepspeed_config", "--deepspeed-config", required=True, metavar="JSON")
     parser.add_argument("--gpu", required=True, metavar="NAME", help="such as h100, a100-40gb, v100")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(default: 8)")

@@ -16,6 +16,8 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -35,9 +37,17 @@ CAUSE_FIRST_SECONDS = 10.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "mvlm train RUN.toml --deepspeed_config JSON [key=value ...]"
     parser.add_argument("config", metavar="RUN.toml")
-    parser.add_argument("--deepspeed_config", required=True, metavar="JSON")
+    parser.add_argument("--deepspeed_config", "--deepspeed-config", required=True, metavar="JSON")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)  # habit of DeepSpeed's users
     parser.set_defaults(takes_overrides=True)
+    parser.format_help = partial(_with_keys, parser.format_help)  # type: ignore[method-assign]
+
+
+def _with_keys(format_help: Callable[[], str]) -> str:
+    from mvlm.config.describe import run_keys
+
+    lines = [f"  {key.name}={key.default or '(required)'}" for key in run_keys()]
+    return "\n".join([format_help(), "keys and their defaults, which `mvlm config KEY` explains:", *lines, ""])
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,46 @@
+"""What a user may have meant by a word of the command line that no command knows."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+
+HABITS = {
+    "resume": "a run resumes by itself; checkpoint.resume=CHECKPOINT takes another checkpoint",
+    "config": "give the TOML file by itself, as the first argument",
+    "epochs": "write train.epochs=N",
+    "lr": "write optim.lr=RATE",
+    "batch-size": "write train.global_batch=PAIRS",
+    "output-dir": "write run.dir=FOLDER",
+}
+"""Options that people know from elsewhere."""
+
+
+def suggest_command(word: str, commands: Iterable[str]) -> str:
+    """For a word that is no command."""
+    near = difflib.get_close_matches(word, list(commands), n=1)
+    return f"no command {word!r}: " + (f"did you mean {near[0]}?" if near else "see --help.")
+
+
+def suggest_option(strangers: Sequence[str], help_text: str, takes_settings: bool) -> str:
+    """For options that a command does not have, by the first of them.
+
+    Args:
+        strangers: words that it does not know, among them an option's value.
+        help_text: the command's.
+        takes_settings: whether it takes table.key=value.
+    """
+    place = next(place for place, word in enumerate(strangers) if word.startswith("--"))
+    word, behind = strangers[place], [word for word in strangers[place + 1 : place + 2] if word[0] != "-"]
+    name, equals, value = word.lstrip("-").partition("=")
+    value = value if equals else (behind or ["VALUE"])[0]
+    said = f"no option {word.partition('=')[0]}: "
+    near = difflib.get_close_matches(f"--{name}", re.findall(r"--[\w-]+", help_text), n=1, cutoff=0.75)
+    if takes_settings and "." in name:
+        return f"{said}settings have no dashes, write {name}={value}."
+    if near:
+        return f"{said}did you mean {near[0]}?"
+    if takes_settings and name.replace("_", "-") in HABITS:
+        return f"{said}{HABITS[name.replace('_', '-')]}."
+    return f"{said}see --help."
