@@ -29,6 +29,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import photo  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
+from data_tools.readers.urls import UrlSource  # noqa: E402
+from data_tools.record import Dropped  # noqa: E402
 
 SIZE = (320, 240)
 FAULTS = {
@@ -48,15 +50,16 @@ FAULTS = {
 }
 GOOD = ("ok", "moved", "slow", "flaky", "dropped")
 SECONDS, RETRIES, CONNECTIONS, SIDE, QUALITY = 10, 1, 64, 200, 90
-CASES = ("ours, as they come", "img2dataset, as they come", "ours, shrunk", "img2dataset, shrunk")
+ALONE = "ours, downloading alone"
+CASES = ("ours, as they come", ALONE, "img2dataset, as they come", "ours, shrunk", "img2dataset, shrunk")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--img2dataset", type=Path, required=True, help="the command, in an environment of its own")
     parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--distinct", type=int, default=300)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--distinct", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/download.json")
     arguments = parser.parse_args()
     kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": []}
@@ -104,8 +107,7 @@ def measure(case: str, work: Path, count: int, img2dataset: Path) -> dict[str, A
     table, out = work / "links.parquet", Path(tempfile.mkdtemp(dir=work))
     urls = links(count, int(server.stdout.readline()))
     pq.write_table(pa.table({"url": urls, "caption": [f"photograph {n}" for n in range(count)]}), table)
-    shrunk = case.endswith("shrunk")
-    argv = ours(table, out, shrunk) if case.startswith("ours") else theirs(img2dataset, table, out, shrunk)
+    argv = command(case, table, out, img2dataset)
     environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     start = time.monotonic()
     with (work / "log").open("w") as log:
@@ -118,7 +120,7 @@ def measure(case: str, work: Path, count: int, img2dataset: Path) -> dict[str, A
     of_server = psutil.Process(server.pid).cpu_times()
     server.kill()
     server.wait()
-    images, dropped = (our_outcome if case.startswith("ours") else their_outcome)(out)
+    images, dropped = outcome(case, out)
     expected = count - sum(number for fault, number in faults(count).items() if fault not in GOOD)
     cpu = usage.ru_utime + usage.ru_stime
     return {
@@ -131,6 +133,22 @@ def measure(case: str, work: Path, count: int, img2dataset: Path) -> dict[str, A
         "server_cpu_s": round(of_server.user + of_server.system, 2),
         "images_per_cpu_s": round(images / cpu, 1),
     }
+
+
+def command(case: str, table: Path, out: Path, img2dataset: Path) -> list[str]:
+    if case == ALONE:
+        return [sys.executable, __file__, str(table), str(out / "outcome.json")]
+    shrunk = case.endswith("shrunk")
+    return ours(table, out, shrunk) if case.startswith("ours") else theirs(img2dataset, table, out, shrunk)
+
+
+def download_alone(table: Path, out: Path) -> None:
+    """As `ours` reads its source, without a look at the images."""
+    bounds = {"connections": CONNECTIONS, "timeout": SECONDS, "retries": RETRIES}
+    found = Counter(
+        item.reason if isinstance(item, Dropped) else "" for item in UrlSource([table], allow_loopback=True, **bounds)
+    )
+    out.write_text(json.dumps(found))
 
 
 def ours(table: Path, out: Path, shrunk: bool) -> list[str]:
@@ -155,6 +173,14 @@ def theirs(command: Path, table: Path, out: Path, shrunk: bool) -> list[str]:
     return [str(command), *(f"--{name}={value}" for name, value in given.items())]
 
 
+def outcome(case: str, out: Path) -> tuple[int, dict[str, int]]:
+    """The images, and what became of the other links."""
+    if case == ALONE:
+        found = json.loads((out / "outcome.json").read_text())
+        return found.pop(""), found
+    return our_outcome(out) if case.startswith("ours") else their_outcome(out)
+
+
 def our_outcome(out: Path) -> tuple[int, dict[str, int]]:
     report = json.loads((out / "shards/yield.json").read_text())
     return report["kept"], report["dropped"]
@@ -171,4 +197,7 @@ def their_outcome(out: Path) -> tuple[int, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 3 and sys.argv[1].endswith(".parquet"):  # a case of its own process
+        download_alone(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        main()
