@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results/download.json")
     arguments = parser.parse_args()
     kept = json.loads(arguments.out.read_text()) if arguments.out.exists() else {"runs": []}
-    kept |= {"machine": machine(), "count": arguments.count, "faults": faults(arguments.count)}
+    kept |= {"machine": machine(), "count": arguments.count, "size": SIZE, "faults": faults(arguments.count)}
     done = {(run["case"], run["round"]) for run in kept["runs"]}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
