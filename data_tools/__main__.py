@@ -19,6 +19,7 @@ EXAMPLES = """examples:
   mvlm-data shard folder photos/ --out shards/photos
   mvlm-data shard folder examples/emoji.tar --split train=0.88,eval=0.12 --split-by group --out shards/emoji
   mvlm-data shard webdataset cc3m/*.tar --workers 16 --out shards/cc3m
+  mvlm-data shard urls laion/*.parquet --longest-side 512 --out shards/laion
   mvlm-data synth --task caption --count 8400 --seed 0 --split train=0.95,eval=0.05 --out shards/shapes
   mvlm-data verify shards/cc3m
   mvlm-data row-index shards/cc3m

@@ -6,6 +6,7 @@ The path names the fault and the image, as in /slow/17.jpg. Faults that pass str
 from __future__ import annotations
 
 import asyncio
+import gzip
 import socket
 import struct
 import sys
@@ -78,6 +79,9 @@ class ImageServer:
         if fault in STATUS:
             writer.write(f"HTTP/1.1 {STATUS[fault]}\r\nContent-Length: 0\r\n\r\n".encode())
             return True
+        if fault == "later" and first:
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return True
         if (fault == "busy" and first) or fault == "away":
             wait = 1 if fault == "busy" else 3600
             writer.write(f"HTTP/1.1 429 Slow Down\r\nRetry-After: {wait}\r\nContent-Length: 0\r\n\r\n".encode())
@@ -91,6 +95,10 @@ class ImageServer:
             writer.write(b"220 ftp.example.com\r\n\r\n")
             return False
         body = b"<html>gone</html>" if fault == "html" else self._image(int(name.partition(".")[0]))
+        if fault == "bomb":
+            body = gzip.compress(bytes(4_000_000))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            return True
         if fault == "endless":
             writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
             while True:
