@@ -1,0 +1,174 @@
+"""Contrast alone for a third of the time, then all four objectives; against all four from the start.
+
+python -m benchmarks.stages.itc_first [--seeds 0 1 2 3 4] [--folder runs/itc_first] [--minutes 20]
+
+Both get the same CPU time by the cost of a step, which is measured first: contrast is cheaper, so its stage makes more
+updates. One cosine goes over both stages. results/itc_first.jsonl gets a line for each run; one that is there is not
+made again, so the command resumes, and it ends after `--minutes` at the next run's end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claim.corpora import prepare
+from benchmarks.claim.grid import EMOJI, SCENES
+from data_tools.__main__ import main as data_tools
+from mvlm.cli.train import evaluator
+from mvlm.config.load import given_keys, load_config, read_stages
+from mvlm.runtime import dist
+from mvlm.training.fit import train
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CELLS = HERE / "results/itc_first.jsonl"
+TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
+STEPS = 450  # of all four objectives; the other arm gets the time of as many
+MEASURED = 30  # steps that a cost is measured over
+SETTINGS = (
+    "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}",
+    "model.text_args={hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256, "
+    "max_position_embeddings=64, initializer_range=0.08}",
+    "model.image_size=32",
+    "model.cross_depth=1",
+    "model.contrastive_width=64",
+    "objectives.image_mask_block=1",
+    "data.vocabulary=2000",
+    "data.workers=0",
+    "data.shuffle=global",
+    "optim.warmup_steps=30",
+    "train.global_batch=64",
+    "checkpoint.every=0",
+    "log.every=50",
+    "log.tensorboard=false",
+    "log.pictures=0",
+    "eval.rerank=0",
+)
+CONTRAST = "objectives.image = 0\nobjectives.text = 0\nobjectives.itm = 0\n"
+ARMS = ("all four", "ITC first")
+SHOWN = ("eval/mean_recall", "eval/image_to_text_r10", "eval/text_to_image_r10")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs/itc_first")
+    parser.add_argument("--minutes", type=float, default=1e9)
+    args = parser.parse_args(argv)
+    until = time.monotonic() + 60 * args.minutes
+    args.folder.mkdir(parents=True, exist_ok=True)
+    dist.init()
+    data = corpora(args.folder)
+    for seed in args.seeds:
+        for name, folders in data.items():
+            for arm in ARMS:
+                if time.monotonic() > until:
+                    return 75
+                if not any((c["corpus"], c["arm"], c["seed"]) == (name, arm, seed) for c in cells()):
+                    keep(measure(name, folders, arm, seed, args.folder))
+                    print(table(), flush=True)
+    print(table())
+    return 0
+
+
+def corpora(home: Path) -> dict[str, tuple[list[str], str]]:
+    """By name: shards to train on and to evaluate on."""
+    if not (home / "synthetic").exists():
+        words = ["synth", "--task", "caption", "--count", "1500", "--seed", "7", "--split", "train=0.8,eval=0.2"]
+        assert data_tools([*words, "--out", str(home / "synthetic")]) == 0
+    world, emoji = prepare(SCENES, "", home / "claim"), prepare(EMOJI, "", home / "claim")
+    return {
+        "scenes": ([str(home / "synthetic/train")], str(home / "synthetic/eval")),
+        "world": (world.train(100), world.eval()),
+        "emoji": (emoji.train(100), emoji.eval()),
+    }
+
+
+def cells() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in CELLS.read_text().splitlines()] if CELLS.exists() else []
+
+
+def keep(cell: dict[str, Any]) -> None:
+    with CELLS.open("a") as file:
+        file.write(json.dumps(cell) + "\n")
+
+
+def measure(name: str, folders: tuple[list[str], str], arm: str, seed: int, home: Path) -> dict[str, Any]:
+    """Train one arm and return what its last evaluation found."""
+    ratio = cost(name, folders, home)
+    rest = f"[[stage]]\nname = 'all four'\nschedule = 'continue'\ntrain.steps = {STEPS * 2 // 3}\n"
+    first = f"[[stage]]\nname = 'contrast'\n{CONTRAST}train.steps = {round(STEPS / 3 * ratio)}\n"
+    run = home / f"{name}-{arm.replace(' ', '_')}-{seed}"
+    seconds = trained(run, folders, first + rest if arm == "ITC first" else "", seed, f"train.steps={STEPS}")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = next(line for line in reversed(lines) if "eval/mean_recall" in line)
+    return {
+        "corpus": name,
+        "arm": arm,
+        "seed": seed,
+        "steps": found["step"],
+        "ratio": ratio,
+        "cpu_s": seconds,
+        "commit": commit(),
+        **{key: value for key, value in found.items() if key.startswith("eval/")},
+    }
+
+
+def cost(name: str, folders: tuple[list[str], str], home: Path) -> float:
+    """How many steps of contrast alone take the time of one of all four objectives."""
+    file = home / f"{name}-ratio.json"
+    if not file.exists():
+        found = []
+        for kind, stage in (("all", ""), ("contrast", f"[[stage]]\n{CONTRAST}train.steps = {MEASURED}\n")):
+            runs = [home / f"{name}-cost-{kind}-{number}" for number in range(2)]
+            few = trained(runs[0], folders, stage.replace(str(MEASURED), "1"), 0, "train.steps=1", evaluate=False)
+            many = trained(runs[1], folders, stage, 0, f"train.steps={MEASURED}", evaluate=False)
+            found.append(many - few)
+        file.write_text(json.dumps(found[0] / found[1]))
+    return float(json.loads(file.read_text()))
+
+
+def trained(
+    run: Path, folders: tuple[list[str], str], stages: str, seed: int, length: str, evaluate: bool = True
+) -> float:
+    """CPU seconds of a run, start and evaluation included."""
+    toml = run.with_suffix(".toml")
+    toml.write_text(TOML.read_text() + "\n" + stages)
+    words = [*SETTINGS, f"data.train={json.dumps(folders[0])}", f"run.dir={run}", f"run.seed={seed}", length]
+    words += [f"data.eval={folders[1]}", f"eval.every={0 if evaluate else -1}"]
+    began = time.process_time()
+    config, given = load_config(toml, words), given_keys(toml, words)
+    assert train(config, (JSON, str(toml)), given, evaluator, None, read_stages(toml)) == 0
+    return time.process_time() - began
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    return found.stdout.strip()
+
+
+def table() -> str:
+    """Markdown: by corpus, both arms' means over the seeds that both have, and how often the first wins."""
+    rows = ["| corpus | seeds | measure | all four | ITC first | difference by seed |", "|---|---|---|---|---|---|"]
+    found = cells()
+    for corpus in dict.fromkeys(cell["corpus"] for cell in found):
+        by_arm = {arm: {c["seed"]: c for c in found if (c["corpus"], c["arm"]) == (corpus, arm)} for arm in ARMS}
+        seeds = sorted(by_arm[ARMS[0]].keys() & by_arm[ARMS[1]].keys())
+        for measure_ in SHOWN if seeds else ():
+            sides = [[by_arm[arm][seed][measure_] for seed in seeds] for arm in ARMS]
+            means = (f"{100 * statistics.fmean(side):.1f}" for side in sides)
+            differences = ", ".join(f"{100 * (b - a):+.1f}" for a, b in zip(*sides, strict=True))
+            rows.append(f"| {corpus} | {len(seeds)} | {measure_} | {' | '.join(means)} | {differences} |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
