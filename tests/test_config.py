@@ -85,6 +85,7 @@ DECISIONS = {
     "data.flip": True,
     # optimizer
     "optim.clip": 1.0,
+    "optim.momentum": 0.95,
     "optim.layer_decay": 1.0,
     # questions
     "task.answer_minimum": 9,

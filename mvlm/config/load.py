@@ -52,6 +52,8 @@ YOUNGER_KEYS: dict[str, Any] = {
     "data.randaugment_kind": "same_hue",
     "objectives.contrastive": "softmax",
     "objectives.reconstruct_from": "other",
+    "optim.name": "adamw",
+    "optim.momentum": 0.95,
     "optim.schedule": "cosine",
     "optim.decay_steps": -1,
     "train.pairs": 0,

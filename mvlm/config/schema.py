@@ -136,11 +136,14 @@ OBJECTIVES_OF = {"pretrain": ("image", "text", "itc", "itm"), "retrieval": ("itc
 
 @dataclass(frozen=True)
 class Optim:
+    # muon: for the matrices of transformer blocks, and adamw for all else (P: adamw)
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-4  # peak learning rate of the new modules (P)
     encoder_lr: float = 1e-5  # peak learning rate of the two encoders (P)
     weight_decay: float = 0.05  # not applied to norms, biases and one-dimensional embeddings (P)
     betas: tuple[float, float] = (0.9, 0.999)  # of AdamW (R)
     eps: float = 1e-8  # of AdamW (R)
+    momentum: float = 0.95  # of Muon (D)
     clip: float = 1.0  # global gradient norm to clip to; 0 = off (D)
     # after the warm-up: wsd stays at the peak and falls at the end, constant has no end, inverse_sqrt falls slowly (P)
     schedule: Literal["cosine", "constant", "wsd", "inverse_sqrt"] = "cosine"

@@ -93,6 +93,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     for name in ("optim.lr", "optim.eps"):
         require(0 < value(name) < math.inf, name, "above 0")
     require(all(0 <= beta < 1 for beta in optim.betas), "optim.betas", "two numbers, at least 0 and below 1")
+    require(0 <= optim.momentum < 1, "optim.momentum", "at least 0 and below 1")
     require(0 <= optim.floor <= 1, "optim.floor", "a share of the peak")
     require(optim.decay_steps >= -1, "optim.decay_steps", "-1 or more")
     scaled = (

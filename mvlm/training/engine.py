@@ -81,12 +81,14 @@ class Engine:
         kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
         optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
+        self._matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         with _without_inductor():
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
+        self._state.bind_matrices(self._trained)
         self._reduction = self._reduce_during_backward() if self.stage == 0 else None
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
         slices = self._state.slices(self._trained)
@@ -106,9 +108,10 @@ class Engine:
         return Reduction(self.engine, trained, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
 
     def _find_state(self) -> ZeroState:
+        optimizer, matrices = self.engine.optimizer, self._matrices
         if self.stage == 0:
-            return ZeroStage0State(self.engine.optimizer, self._trained, self.has_ema)
-        return (ZeroStage3State if self.stage == 3 else ZeroStage12State)(self.engine.optimizer, self.has_ema)
+            return ZeroStage0State(optimizer, self._trained, self.has_ema, matrices)
+        return (ZeroStage3State if self.stage == 3 else ZeroStage12State)(optimizer, self.has_ema, matrices)
 
     @property
     def has_ema(self) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mvlm.config.schema import Optim
 from mvlm.model.encoders import Encoders
@@ -22,20 +23,25 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
     layer i, where embeddings are layer 0, block number b (from 0) is layer b + 1 and what follows is L + 1, as in BEiT
     (microsoft/unilm, beit/optim_factory.py) and MAE (facebookresearch/mae, util/lr_decay.py).
 
+    With `optim.name` = "muon" the matrices of transformer blocks are in groups of their own, with a true `muon`.
+
     Each group has `name`, `params`, `lr`, `peak_lr` and `weight_decay`. A tied weight belongs to its encoder; frozen
     parameters belong to none.
     """
     groups: dict[str, dict[str, Any]] = {}
     layers = layer_of(model) if config.layer_decay < 1 else {}
+    matrices = {id(p) for p in block_matrices(model)} if config.name == "muon" else set()
     for part, peak in (("encoder", config.encoder_lr), ("new", config.lr)):
-        for kind, decay in (("decay", config.weight_decay), ("no_decay", 0.0)):
+        for kind, decay in (("muon", config.weight_decay), ("decay", config.weight_decay), ("no_decay", 0.0)):
             name = f"{part}_{kind}"
             groups[name] = {"name": name, "params": [], "lr": peak, "peak_lr": peak, "weight_decay": decay}
+            if kind == "muon":
+                groups[name]["muon"] = True
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_new = not name.startswith(ENCODERS) or name.endswith("mask_token")
-        kind = "no_decay" if parameter.ndim <= 1 else "decay"
+        kind = "muon" if id(parameter) in matrices else "no_decay" if parameter.ndim <= 1 else "decay"
         group = groups[f"{'new' if is_new else 'encoder'}_{kind}"]
         if name in layers and not is_new:
             layer, last = layers[name]
@@ -44,6 +50,12 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
             group = groups.setdefault(title, group | {"name": title, "params": [], "lr": rate, "peak_lr": rate})
         group["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
+
+
+def block_matrices(model: nn.Module) -> Iterator[Tensor]:
+    """The weights of linear layers in transformer blocks: neither embeddings nor heads nor projections out of them."""
+    for block in find_blocks(model):
+        yield from (module.weight for module in block.modules() if isinstance(module, nn.Linear))
 
 
 def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:

@@ -61,6 +61,8 @@ OTHER: dict[str, Any] = {
     "data.shuffle": "global",
     "task.name": "retrieval",
     "optim.betas": [0.8, 0.9],
+    "optim.momentum": 0.9,
+    "optim.name": "muon",
     "eval.foils": ["shards"],
     "eval.select": "eval/mean_recall",
     "optim.floor": 0.2,

@@ -35,6 +35,7 @@ class OnResume(Enum):
     STREAM = "the order of its samples, masks and negatives follows from it"
     MODEL = "its weights are of that model"
     BEGINNING = "it counts only where a run begins"
+    OPTIMIZER = "its moments are of that optimizer"
     FROZEN = "it has no optimizer moments of what was frozen"
 
 
@@ -45,7 +46,7 @@ _APPLIES = {
     "objectives": "image text itc itm image_mask_ratio image_masking image_mask_block image_mask_rounding "
     "text_mask_ratio text_mask_minimum text_mask_token text_mask_random hide reconstruct_from normalized_targets "
     "alignment_inputs exclude_duplicates itm_group itm_negatives",
-    "optim": "lr encoder_lr weight_decay betas eps clip schedule decay_steps warmup_epochs warmup_steps "
+    "optim": "lr encoder_lr weight_decay betas eps momentum clip schedule decay_steps warmup_epochs warmup_steps "
     "floor layer_decay",
     "train": "epochs steps pairs global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes "
     "compile recompute ema",
@@ -69,6 +70,7 @@ _BEGINNING = {
     "model": "vision_weights text_weights cross_init_std temperature classifier_init",
     "checkpoint": "init",
 }
+_OPTIMIZER = {"optim": "name"}
 _FROZEN = {"train": "freeze"}
 
 ON_RESUME: dict[str, OnResume] = {
@@ -80,6 +82,7 @@ ON_RESUME: dict[str, OnResume] = {
         (OnResume.STREAM, _STREAM),
         (OnResume.MODEL, _MODEL),
         (OnResume.BEGINNING, _BEGINNING),
+        (OnResume.OPTIMIZER, _OPTIMIZER),
         (OnResume.FROZEN, _FROZEN),
     )
     for table, keys in tables.items()

@@ -167,7 +167,8 @@ def _check_owned(content: dict[str, Any], run: RunSide, mistakes: Mistakes) -> N
 
     with mistakes.gathered():
         agree(content, run.owned | gradients, "")
-    sections = (("optimizer", OPTIMIZERS, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
+    kinds = OPTIMIZERS if optim.name == "adamw" else ("Muon",)
+    sections = (("optimizer", kinds, optimizer, "torch_adam"), ("scheduler", SCHEDULERS, scheduler, ""))
     for section, kinds, table, harmless in sections:
         given = content.get(section) or {}
         kind, params = given.get("type", AUTO), given.get("params") or {}

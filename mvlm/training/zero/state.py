@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from mvlm.checkpoint.layout import EMA
+from mvlm.training.zero.muon import MatrixPiece, Muon
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,10 +37,11 @@ class ZeroState(ABC):
     Args:
         optimizer: DeepSpeed's optimiser around ours, or ours where DeepSpeed puts none around it.
         ema: keep an EMA of each weight from `prepare` on.
+        matrices: ids of the parameters that Muon updates, which have one moment.
     """
 
-    def __init__(self, optimizer: Any, ema: bool = False) -> None:
-        self._optimizer, self.ema = optimizer, ema
+    def __init__(self, optimizer: Any, ema: bool = False, matrices: frozenset[int] = frozenset()) -> None:
+        self._optimizer, self.ema, self._matrices = optimizer, ema, matrices
         self._base: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     @abstractmethod
@@ -58,8 +60,20 @@ class ZeroState(ABC):
     def _owners(self) -> list[Tensor]:
         """The tensors that our optimiser keeps state for."""
 
-    def _keys(self, moments: bool) -> tuple[str, ...]:
-        return (*(MOMENTS if moments else ()), *((EMA,) if self.ema else ()))
+    @abstractmethod
+    def matrix_piece(self, parameter: Any) -> MatrixPiece:
+        """This rank's piece of a matrix, of which every rank has one, if only of no element."""
+
+    def bind_matrices(self, parameters: Iterable[Any]) -> None:
+        """Tell Muon where its matrices are, where that is the optimiser; all of the model's parameters in order."""
+        if isinstance(self._base, Muon):
+            matrices = [parameter for parameter in parameters if id(parameter) in self._matrices]
+            pieces = [self.matrix_piece(parameter) for parameter in matrices]
+            self._base.bind(pieces, is_split=not isinstance(self, ZeroStage0State))
+
+    def _keys(self, moments: bool, parameter: Any = None) -> tuple[str, ...]:
+        known = MOMENTS[:1] if id(parameter) in self._matrices else MOMENTS
+        return (*(known if moments else ()), *((EMA,) if self.ema else ()))
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -74,21 +88,24 @@ class ZeroState(ABC):
         """
         for owner in self._owners():
             state = self._base.state[owner]
-            for key in MOMENTS:
+            one = isinstance(self._base, Muon) and self._base.has_one_moment(owner)
+            for key in MOMENTS[:1] if one else MOMENTS:
                 if key in state:
                     state[key].zero_()
                 else:
                     state[key] = torch.zeros_like(owner, memory_format=torch.preserve_format)
             if self.ema:
                 state[EMA] = owner.detach().clone(memory_format=torch.preserve_format)
-            if isinstance(self._base, torch.optim.AdamW):
+            if isinstance(self._base, (torch.optim.AdamW, Muon)):
                 device = owner.device if self._base.defaults["fused"] else "cpu"
                 state["step"] = torch.tensor(float(updates), device=device)
             else:
                 state["step"] = updates
         if hasattr(self._base, "ds_opt_adam"):
             self._count_to(updates)
-        elif not isinstance(self._base, torch.optim.AdamW):  # apex counts by group, DeepSpeed's fused one by either
+        elif not isinstance(
+            self._base, (torch.optim.AdamW, Muon)
+        ):  # apex counts by group, DeepSpeed's fused one by either
             for group in self._base.param_groups:
                 group["step"] = updates
 
@@ -109,8 +126,10 @@ class ZeroState(ABC):
 class ZeroStage0State(ZeroState):
     """Stage 0: every rank has all of it. In bf16 the masters are fp32 copies of the parameters."""
 
-    def __init__(self, optimizer: Any, parameters: list[Parameter], ema: bool = False) -> None:
-        super().__init__(optimizer, ema)
+    def __init__(
+        self, optimizer: Any, parameters: list[Parameter], ema: bool = False, matrices: frozenset[int] = frozenset()
+    ) -> None:
+        super().__init__(optimizer, ema, matrices)
         self._masters: dict[int, Tensor] = {id(parameter): parameter for parameter in parameters}
         if optimizer is not self._base:
             for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
@@ -118,7 +137,7 @@ class ZeroStage0State(ZeroState):
 
     def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
         master = self._masters[id(parameter)]
-        keys = self._keys(moments)
+        keys = self._keys(moments, parameter)
         state = self._base.state[master] if keys else {}
         return {"weight": master.data, **{key: state[key] for key in keys if key in state}}
 
@@ -133,6 +152,10 @@ class ZeroStage0State(ZeroState):
         for parameter in parameters:
             yield ParamSlice(parameter, self._masters[id(parameter)], 0, parameter.numel())
 
+    def matrix_piece(self, parameter: Parameter) -> MatrixPiece:
+        rows, columns = parameter.shape
+        return MatrixPiece(self._masters[id(parameter)], (rows, columns), 0, 0, parameter.numel())
+
     def _owners(self) -> list[Tensor]:
         return list(self._masters.values())
 
@@ -146,7 +169,7 @@ class ZeroStage12State(ZeroState):
         whole = {"weight": safe_get_full_fp32_param(parameter)}
         if moments:
             self._link()
-        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments)}
+        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments, parameter)}
         return {key: tensor.reshape(parameter.shape) for key, tensor in whole.items()}
 
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
@@ -176,6 +199,15 @@ class ZeroStage12State(ZeroState):
                 address = mapping.hp_fragment_address
                 yield ParamSlice(parameter, owners[mapping.param_group_index], address.start, address.numel)
 
+    def matrix_piece(self, parameter: Any) -> MatrixPiece:
+        groups = self._optimizer.bit16_groups
+        group = next(n for n, parts in enumerate(groups) if any(part is parameter for part in parts))
+        owner, (rows, columns) = self._owners()[group], parameter.shape
+        if (mapping := parameter._hp_mapping) is None:
+            return MatrixPiece(owner, (rows, columns), 0, 0, 0)
+        start, offset = mapping.hp_fragment_address.start, mapping.lp_fragment_address.start
+        return MatrixPiece(owner, (rows, columns), start, offset, mapping.hp_fragment_address.numel)
+
     def _owners(self) -> list[Tensor]:
         return [parameter for group in self._base.param_groups for parameter in group["params"]]
 
@@ -187,7 +219,7 @@ class ZeroStage3State(ZeroState):
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         whole = {"weight": safe_get_full_fp32_param(parameter)}
-        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments)}
+        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments, parameter)}
         return {key: tensor.reshape(parameter.ds_shape) for key, tensor in whole.items()}
 
     def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
@@ -210,6 +242,12 @@ class ZeroStage3State(ZeroState):
             length = min(size, parameter.ds_numel - start)  # the last ranks' parts are filled up
             if length > 0:
                 yield ParamSlice(parameter, owners[group], offset, length)
+
+    def matrix_piece(self, parameter: Any) -> MatrixPiece:
+        group, offset, size, start = self._position(parameter)
+        length = max(0, min(size, parameter.ds_numel - start))
+        rows, columns = parameter.ds_shape
+        return MatrixPiece(self._owners()[group], (rows, columns), offset, min(start, parameter.ds_numel), length)
 
     def _position(self, parameter: Any) -> tuple[int, int, int, int]:
         """Which owner has this rank's part, where it begins there, its size, and where it begins in the parameter."""
