@@ -97,6 +97,7 @@ def cells() -> list[dict[str, Any]]:
 
 
 def keep(cell: dict[str, Any]) -> None:
+    CELLS.parent.mkdir(exist_ok=True)
     with CELLS.open("a") as file:
         file.write(json.dumps(cell) + "\n")
 
