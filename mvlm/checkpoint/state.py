@@ -69,6 +69,7 @@ class DataStream:
     Attributes:
         data: folders or URLs, as the run names them.
         parts: the fingerprint of each.
+        where: the condition that each one's rows meet.
         fingerprint: of the mixture that they are.
         pairs: it draws each row with each of its captions, and not each row.
         per_epoch: draws of an epoch.
@@ -78,6 +79,7 @@ class DataStream:
 
     data: tuple[str, ...]
     parts: tuple[str, ...]
+    where: tuple[str, ...]
     fingerprint: str
     pairs: bool
     per_epoch: int
@@ -87,7 +89,7 @@ class DataStream:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> DataStream:
         order = tuple(map(OrderSpec.from_json, content["order"]))
-        lists = {name: tuple(content[name]) for name in ("data", "parts")}
+        lists = {name: tuple(content[name]) for name in ("data", "parts", "where")}
         return cls(**(content | lists | {"order": order}))
 
 

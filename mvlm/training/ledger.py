@@ -111,7 +111,8 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> 
     which = stage.streams[part]
     stream, drawn = remembered(state)[which], line["drawn"][part]
     weights = () if len(stage.streams) > 1 else _weights(stream, data)
-    mixture = Mixture(stream.data, weights, Cache(data.cache, data.cache_gb), task, stream.pairs)
+    cache = Cache(data.cache, data.cache_gb)
+    mixture = Mixture(stream.data, weights, cache, task, stream.pairs, stream.where, trains=True)
     if mixture.fingerprint != stream.fingerprint:
         raise UserError(f"{', '.join(stream.data)} holds other rows than the run has seen: bring those shards back.")
     sampler = make_sampler(mixture, state.seed + which, stream.order)

@@ -181,6 +181,7 @@ def begin_stage(
         streams=tuple(streams),
         order=resumed(streams[numbers[0]].order, wanted, streams[numbers[0]].position, mixture.per_epoch)[0],
         manifest_fingerprint=mixture.fingerprint,
+        selection=mixture.selection,
         recent_losses=(),
     )
 
@@ -227,7 +228,8 @@ def stream_of(mixture: Mixture) -> DataStream:
     """Nothing of it has been drawn."""
     data = tuple(str(corpus.folder) for corpus in mixture.corpora)
     parts = tuple(corpus.fingerprint for corpus in mixture.corpora)
-    return DataStream(data, parts, mixture.fingerprint, mixture.numbers.pairs, mixture.per_epoch)
+    where = tuple(mixture.conditions)
+    return DataStream(data, parts, where, mixture.fingerprint, mixture.numbers.pairs, mixture.per_epoch)
 
 
 def _parts(mixture: Mixture, together: bool) -> list[Mixture]:
