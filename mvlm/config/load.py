@@ -46,6 +46,7 @@ STAGE = "stage"
 """The array of tables that changes the configuration along a run."""
 
 YOUNGER_KEYS: dict[str, Any] = {
+    "data.where": [],
     "data.patience": 0.0,
     "data.epoch": "images",
     "data.shuffle": "blocks",
