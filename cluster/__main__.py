@@ -1,4 +1,4 @@
-"""`mvlm-cluster`: submit, follow and stop training jobs."""
+"""`mvlm-cluster`: submit, follow and stop jobs that train or make shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
 
-from . import local
+from . import local, shard
 from .check import check_run
 from .job import load_job, split_overrides
 from .ray import backend as ray_backend
@@ -34,6 +34,7 @@ EXAMPLES = """examples:
   mvlm-cluster cancel runs/tiny
   mvlm-cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
   mvlm-cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
+  mvlm-cluster submit cluster/shards.toml --on slurm shard.tasks=128
 
 Overrides that begin with `job.` change the job, all others the run. With --on local, submit stays in the foreground and
 exits like the run: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to resume. On a
@@ -76,6 +77,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    if shard.is_shard_job(args.job):
+        return shard.submit(shard.load(args.job, args.overrides), args.on)
     own, others = split_overrides(args.overrides)
     backend, job = BACKENDS[args.on], load_job(args.job, own)
     backend.render(job, others)  # which refuses what the back-end cannot do, in no time
@@ -85,6 +88,9 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _render(args: argparse.Namespace) -> int:
+    if shard.is_shard_job(args.job):
+        print(shard.render(shard.load(args.job, args.overrides), args.on))
+        return 0
     own, others = split_overrides(args.overrides)
     job = load_job(args.job, own)
     rendered = BACKENDS[args.on].render(job, others)
@@ -107,7 +113,11 @@ def _status(args: argparse.Namespace) -> int:
 
 def _logs(args: argparse.Namespace) -> int:
     folder = find_logs(args.job)
-    BACKENDS[read_record(folder).backend].logs(folder, args.follow)
+    record = read_record(folder)
+    if record.makes_shards:
+        shard.show_logs(folder, record)
+    else:
+        BACKENDS[record.backend].logs(folder, args.follow)
     return 0
 
 

@@ -138,12 +138,22 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     tables = read_tables(find_file(path, "cluster"), "job file")
     for name in tables:
         if name not in ("job", "sweep"):
-            raise UserError(f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep].")
+            raise UserError(
+                f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep]; or [shard]."
+            )
     if not isinstance(tables.get("job"), dict):
         raise UserError(f"{path} has no table [job]: it is not a job file.")
     for override in overrides:
         apply_override(tables, _quoted(override))
     return job_from_tables(tables, str(path))
+
+
+def log_folder_of(path: str | Path) -> Path:
+    """The log folder that a job file names, whether its job trains or makes shards."""
+    shard = read_tables(find_file(path, "cluster"), "job file").get("shard")
+    if isinstance(shard, dict):
+        return Path(str(shard.get("logs") or f"runs/{shard.get('name')}/logs"))
+    return load_job(path).log_folder
 
 
 def job_from_tables(tables: dict[str, Any], where: str) -> Job:

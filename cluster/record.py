@@ -15,7 +15,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
 
 from .attempt import JobAttempt
-from .job import load_job
+from .job import log_folder_of
 
 RECORD = "job.json"
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -33,6 +33,7 @@ class JobRecord:
     pid: int = 0  # of the submit command that watches over the job
     pid_started: str | None = None  # tells it from a later process of the same id
     job_id: str = ""  # the scheduler's
+    makes_shards: bool = False
     attempts: list[JobAttempt] = field(default_factory=list)
 
     def save(self, logs: Path) -> None:
@@ -55,7 +56,7 @@ def find_logs(path: str) -> Path:
         UserError: no job was submitted there.
     """
     given = Path(path)
-    candidates = [given, given / "logs"] if given.is_dir() else [load_job(given).log_folder]
+    candidates = [given, given / "logs"] if given.is_dir() else [log_folder_of(given)]
     for folder in candidates:
         if (folder / RECORD).is_file():
             return folder

@@ -21,6 +21,7 @@ EXAMPLES = """examples:
   mvlm-data shard webdataset cc3m/*.tar --workers 16 --out shards/cc3m
   mvlm-data shard urls laion/*.parquet --longest-side 512 --out shards/laion
   mvlm-data synth --task caption --count 8400 --seed 0 --split train=0.95,eval=0.05 --out shards/shapes
+  mvlm-data shard webdataset "s3://bucket/laion/*.tar" --part 7/64 --out s3://bucket/shards
   mvlm-data verify shards/cc3m
   mvlm-data row-index shards/cc3m
   mvlm-data stats shards/cc3m --plots cc3m.png

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import replace
-from pathlib import Path
 
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive, within
 
-from .corpora import corpora
+from .corpora import corpus_places
 from .engines import ENGINES
 from .engines.local import cores
 from .filters import Filters
@@ -21,6 +21,14 @@ megabytes = within(float, lambda value: 0 < value < 1e9, "above 0")
 quality = within(int, lambda value: 1 <= value <= 100, "between 1 and 100")
 aspect = within(float, lambda value: value >= 1, "1 or more")
 share = within(float, lambda value: 0 <= value <= 1, "between 0 and 1")
+
+
+def part_share(text: str) -> tuple[int, int]:
+    """Read 3/64: the third of 64."""
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError("write I/N, such as 3/64, with I from 1 to N")
+    return int(found[1]), int(found[2])
 
 
 def add_writing(command: argparse.ArgumentParser) -> None:
@@ -84,8 +92,14 @@ def add_filters(command: argparse.ArgumentParser) -> None:
         help="keep only the first of images with the same bytes, or that look the same",
     )
     asked.add_argument(
+        "--memory-gb",
+        type=megabytes,
+        default=4,
+        metavar="GB",
+        help="of memory to look for equal ids and images in (default: 4)",
+    )
+    asked.add_argument(
         "--exclude",
-        type=Path,
         nargs="+",
         default=[],
         metavar="SHARDS",
@@ -104,8 +118,9 @@ def with_filters(options: Options, arguments: argparse.Namespace) -> Options:
         arguments.max_aspect,
         words and (words[0], words[1]),
     )
-    exclude = tuple(folder for path in arguments.exclude for folder in corpora(path))
-    return replace(options, filters=filters, dedup=arguments.dedup, exclude=exclude)
+    exclude = tuple(corpus_places(arguments.exclude))
+    memory = int(arguments.memory_gb * 1e9)
+    return replace(options, filters=filters, dedup=arguments.dedup, memory_bytes=memory, exclude=exclude)
 
 
 def add_engine(command: argparse.ArgumentParser) -> None:

@@ -14,8 +14,8 @@ from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
-from .arguments import add_engine, add_filters, add_writing, with_filters, writing_options
-from .corpora import batches, corpora, kept_rows
+from .arguments import add_engine, add_filters, add_writing, part_share, with_filters, writing_options
+from .corpora import batches, corpora_here, corpus_places, kept_rows
 from .inspect.count import count
 from .inspect.stats import TEXTS
 from .origin import WRITING, add_source, open_source, origin, writing_arguments
@@ -23,6 +23,7 @@ from .pipeline import SOURCE
 from .progress import progress
 from .reshape.retry import only_retry, read_origin, retry
 from .sharding import shard as shard_records
+from .sharding import shard_share
 from .store.disk import write_output
 
 
@@ -31,6 +32,12 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_source(shard)
     shard.set_defaults(run=shard_source)
     add_engine(shard)
+    shard.add_argument(
+        "--part",
+        type=part_share,
+        metavar="I/N",
+        help="make the I-th of N shares of the parts alone, as one task of an array; the command without it joins them",
+    )
     add_writing(shard)
     add_filters(shard)
 
@@ -40,7 +47,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     counted.set_defaults(run=count_source, **dict.fromkeys(WRITING, ()))
 
     train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora for any task")
-    train.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
+    train.add_argument("shards", nargs="+", metavar="SHARDS")
     train.add_argument("--out", type=Path, required=True, metavar="FILE", help="the tokenizer.json to write")
     train.add_argument("--vocab", type=positive, default=8192, help="maximum number of tokens (default: 8192)")
     train.set_defaults(run=tokenizer)
@@ -56,6 +63,11 @@ def shard_source(arguments: argparse.Namespace) -> int:
     made_of = origin(arguments)
     options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)
     source = open_source(made_of)
+    if arguments.part:
+        task, tasks = arguments.part
+        made, there = shard_share(source, arguments.out, options, arguments.part)
+        print(f"{arguments.out}: share {task} of {tasks}: {made:,} parts made, {there:,} were there")
+        return 0
     with progress("sharding", source.size, lambda: source.position) as advance:
         found = shard_records(source, arguments.out, options, advance)
         print(found.summary())
@@ -100,10 +112,10 @@ def tokenizer(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _texts(paths: list[Path]) -> Iterator[str]:
+def _texts(places: list[str]) -> Iterator[str]:
     """The captions, questions or sentences of every row."""
-    for path in paths:
-        for folder in corpora(path):
+    for place in corpus_places(places):
+        with corpora_here([place]) as (folder,):
             manifest = read_manifest(folder)
             for batch in batches(folder, manifest, kept_rows(folder)):
                 texts = batch[TEXTS[manifest.task]]

@@ -14,18 +14,19 @@ from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
 from .arguments import add_writing, megabytes, writing_options
-from .corpora import corpora
+from .corpora import corpora, corpora_here, corpus_places
 from .engines.local import cores
 from .inspect.plots import KINDS, plots
 from .inspect.preview import contact_sheet
 from .inspect.stats import UNCHECKED, corpus_stats, table
 from .inspect.verify import problems
 from .progress import progress
+from .readers.inputs import as_place, name_of
 from .reshape.merge import merge
 from .reshape.resplit import resplit
 from .row_index import add_indexes
 from .sharding import shard as shard_records
-from .split import parse_split
+from .split import Split, parse_split
 from .store.disk import write_output
 from .synth import TASKS
 from .synth.holdout import held_out, with_novel
@@ -76,7 +77,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
-    checked.add_argument("shards", type=Path, metavar="SHARDS")
+    checked.add_argument("shards", nargs="+", metavar="SHARDS")
     checked.add_argument(
         "--images", type=_number_or_all, default=None, metavar="N|all", help="images to decode (default: all)"
     )
@@ -94,14 +95,14 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     indexed.set_defaults(run=row_index)
 
     counted = subparsers.add_parser("stats", help="counts and distributions")
-    counted.add_argument("shards", type=Path, metavar="SHARDS")
+    counted.add_argument("shards", nargs="+", metavar="SHARDS")
     counted.add_argument("--json", action="store_true", help="print JSON instead of a table")
     counted.add_argument("--where", default="", metavar="CONDITION", help="of the rows that meet it, as in data.where")
     counted.add_argument("--plots", type=_plots_file, metavar="FILE", help="write histograms to this .png or .html")
     counted.set_defaults(run=stats)
 
     shown = subparsers.add_parser("preview", help="show some rows as one HTML file")
-    shown.add_argument("shards", type=Path, metavar="SHARDS")
+    shown.add_argument("shards", nargs="+", metavar="SHARDS")
     shown.add_argument("--out", type=Path, required=True, metavar="FILE", help="the .html to write")
     shown.add_argument("--count", type=positive, default=100, help="rows of each split (default: 100)")
     shown.set_defaults(run=preview)
@@ -109,12 +110,12 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _add_cutting(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     merged = subparsers.add_parser("merge", help="merge several corpora into one")
-    merged.add_argument("shards", type=Path, nargs="+", metavar="SHARDS")
+    merged.add_argument("shards", nargs="+", metavar="SHARDS")
     merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")
     merged.set_defaults(run=merge_corpora)
 
     divided = subparsers.add_parser("split", help="split a corpus by a hash of a column")
-    divided.add_argument("shards", type=Path, metavar="SHARDS")
+    divided.add_argument("shards", metavar="SHARDS")
     divided.add_argument("--split", required=True, help="shares by name, for example train=0.9,eval=0.1")
     divided.add_argument(
         "--split-by",
@@ -166,9 +167,12 @@ def miniature(arguments: argparse.Namespace) -> int:
 
 
 def verify(arguments: argparse.Namespace) -> int:
-    found = {folder: _verify_corpus(folder, arguments) for folder in corpora(arguments.shards)}
+    found = {}
+    for place in corpus_places(arguments.shards):
+        with corpora_here([place]) as (folder,):
+            found[place] = _verify_corpus(folder, arguments)
     if arguments.json:
-        print(json.dumps({str(folder): wrong for folder, wrong in found.items()}, indent=1))
+        print(json.dumps({str(place): wrong for place, wrong in found.items()}, indent=1))
     return 1 if any(found.values()) else 0
 
 
@@ -202,8 +206,15 @@ def row_index(arguments: argparse.Namespace) -> int:
 def stats(arguments: argparse.Namespace) -> int:
     if arguments.plots:
         _refuse_existing(arguments.plots)
-    found = {folder: corpus_stats(folder, arguments.where) for folder in corpora(arguments.shards)}
-    by_name = {folder.name: of_corpus for folder, of_corpus in found.items()}
+    found = {}
+    for place in corpus_places(arguments.shards):
+        with corpora_here([place]) as (folder,):
+            found[place] = corpus_stats(folder, arguments.where)
+    names = [name_of(place) for place in found]
+    by_name = {
+        name if names.count(name) == 1 else str(place): of_corpus
+        for name, (place, of_corpus) in zip(names, found.items(), strict=True)
+    }
     if arguments.plots:
         write_output(arguments.plots, plots(by_name, arguments.plots.suffix))
     if arguments.json:
@@ -215,30 +226,37 @@ def stats(arguments: argparse.Namespace) -> int:
 
 def preview(arguments: argparse.Namespace) -> int:
     _refuse_existing(arguments.out)
-    page = contact_sheet(corpora(arguments.shards), arguments.count, arguments.shards.resolve().name)
+    places = corpus_places(arguments.shards)
+    title = ", ".join(Path(text).resolve().name for text in arguments.shards)
+    with corpora_here(places) as folders:
+        page = contact_sheet(folders, arguments.count, title)
     write_output(arguments.out, page)
     print(f"{arguments.out}: {len(page) / 1e6:,.1f} MB")
     return 0
 
 
 def merge_corpora(arguments: argparse.Namespace) -> int:
-    folders = [folder for path in arguments.shards for folder in corpora(path)]
-    prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else [""] * len(folders)
-    total = sum(read_manifest(folder).rows for folder in folders)
-    with progress("merging", total) as advance:
-        rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
+    with corpora_here(corpus_places(arguments.shards)) as folders:
+        prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else []
+        total = sum(read_manifest(folder).rows for folder in folders)
+        with progress("merging", total) as advance:
+            rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
     print(f"{arguments.out}: {rows:,} rows of {len(folders)} corpora")
     return 0
 
 
 def split_corpus(arguments: argparse.Namespace) -> int:
     split = parse_split(arguments.split, arguments.split_by)
-    manifest = read_manifest(arguments.shards)
-    with progress("splitting", manifest.rows) as advance:
-        rows = resplit(arguments.shards, arguments.out, split, _shard_bytes(arguments), advance)
+    with corpora_here([as_place(arguments.shards)]) as (folder,):
+        rows = _split_corpus(folder, arguments, split)
     for name, count in rows.items():
         print(f"{arguments.out / name}: {count:,} rows")
     return 0
+
+
+def _split_corpus(folder: Path, arguments: argparse.Namespace, split: Split) -> dict[str, int]:
+    with progress("splitting", read_manifest(folder).rows) as advance:
+        return resplit(folder, arguments.out, split, _shard_bytes(arguments), advance)
 
 
 def _shard_bytes(arguments: argparse.Namespace) -> int:

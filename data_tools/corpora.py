@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,13 @@ from mvlm.data.shards.bits import Bits
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.integrity import check_lengths
 from mvlm.data.shards.location import open_location
-from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, read_manifest
+from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, parse_manifest, read_manifest
 from mvlm.data.shards.selection import select
+from mvlm.data.shards.takedown import TAKEDOWN
 from mvlm.errors import UserError
+from mvlm.runtime.storage import Storage
+
+from .readers.inputs import REMEDY, Place, expanded, name_of
 
 
 def corpora(path: Path) -> list[Path]:
@@ -29,6 +35,52 @@ def corpora(path: Path) -> list[Path]:
         read_manifest(path)
         return [path]
     return inside
+
+
+def corpus_places(texts: Iterable[str]) -> list[Place]:
+    """The same of several paths, URLs or patterns.
+
+    Raises:
+        UserError: one of them names no corpus.
+    """
+    return [corpus for place in expanded(texts) for corpus in _places(place)]
+
+
+def _places(place: Place) -> Sequence[Place]:
+    if isinstance(place, Path):
+        return corpora(place)
+    url = place.rstrip("/").removesuffix(f"/{MANIFEST}")
+    held = Storage(url, REMEDY).sizes()
+    inside = sorted(name.partition("/")[0] for name in held if name.endswith(f"/{MANIFEST}") and name.count("/") == 1)
+    return [f"{url}/{name}" for name in inside] if inside and MANIFEST not in held else [url]
+
+
+def manifest_at(place: Place) -> Manifest:
+    """Raises `UserError` where there is none."""
+    if isinstance(place, Path):
+        return read_manifest(place)
+    content = Storage(place, REMEDY).read(MANIFEST)
+    if content is None:
+        raise UserError(f"{place} holds no {MANIFEST}: {REMEDY}.")
+    return parse_manifest(content.decode("utf-8", "replace"), f"{place}/{MANIFEST}")
+
+
+@contextmanager
+def corpora_here(places: Iterable[Place]) -> Iterator[list[Path]]:
+    """The corpora as folders of this machine; those at URLs are fetched for the time of the block."""
+    with ExitStack() as fetching:
+        yield [place if isinstance(place, Path) else fetching.enter_context(_fetched(place)) for place in places]
+
+
+@contextmanager
+def _fetched(url: str) -> Iterator[Path]:
+    files = [MANIFEST, TAKEDOWN, *(file.file for shard in manifest_at(url).shards for file in shard.files)]
+    with tempfile.TemporaryDirectory(prefix="mvlm-corpus-") as above:
+        folder = Path(above) / name_of(url)
+        folder.mkdir()
+        for name in files:
+            Storage(url, REMEDY).download(name, folder / name)
+        yield folder
 
 
 def open_shard(path: Path, task: str) -> pa.ipc.RecordBatchFileReader:

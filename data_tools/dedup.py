@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,12 @@ from mvlm.data.images.encoded import BadImage
 from mvlm.data.shards.schema import IMAGE_COLUMNS, Shards, read_manifest
 from mvlm.errors import UserError
 
-from .corpora import batches
+from .corpora import batches, corpora_here
 from .engines import Map
 from .image import decode
 from .look import look_of
 from .picture_index import PictureIndex, Spill
+from .readers.inputs import Place
 
 DUPLICATE_ID = "duplicate id"
 DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near duplicate", "image is excluded"
@@ -49,12 +50,13 @@ class DedupIndex:
 class Excluded:
     """The images of some corpora, by how they look; all are decoded on opening."""
 
-    def __init__(self, corpora: Iterable[Path], folder: Path, run: Map) -> None:
+    def __init__(self, corpora: Sequence[Place], folder: Path, run: Map) -> None:
         self._pictures = PictureIndex(folder)
-        for (name, _), look in run(row_look, _images(corpora), row_size):
-            if not look:
-                raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
-            self._pictures.add(look, name)
+        with corpora_here(corpora) as here:
+            for (name, _), look in run(row_look, _images(here), row_size):
+                if not look:
+                    raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
+                self._pictures.add(look, name)
 
     def twin(self, looks: Iterable[bytes]) -> str:
         """The name of one of them that looks like one of these pictures, or ""."""

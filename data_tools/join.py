@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from heapq import merge
 from typing import TextIO
 
+import numpy as np
+
 from mvlm.data.shards.schema import CAPTION, Manifest, Shard, Shards
 
 from .dedup import EXCLUDED, DedupIndex, Excluded
+from .equal import EqualJoin
 from .look import LOOK
-from .marks import RowMark, marks
+from .marks import RowMark, mark_batches, marks
 from .part import PartManifest
 from .record import Dropped
 from .report import ShardReport
@@ -34,17 +37,56 @@ Losers = dict[int, list[Loser]]
 
 SUMS = ("rows", "captions", "image_bytes")
 
+Suspects = dict[int, np.ndarray]
+"""By part, the numbers of records, ascending."""
 
-def find_losers(store: Store, parts: Iterable[PartManifest], index: DedupIndex, excluded: Excluded) -> Losers:
-    """Of rows with equal ids, or equal images where that was asked for, the first stays, in the order of the parts."""
+PLACE_BITS = 32
+"""Of a row's place, those that hold the number of its record; the others hold its part."""
+
+
+def find_losers(
+    store: Store,
+    parts: Iterable[PartManifest],
+    index: DedupIndex,
+    excluded: Excluded,
+    suspects: Suspects | None = None,
+) -> Losers:
+    """Of rows with equal ids, or equal images where that was asked for, the first stays, in the order of the parts.
+
+    Args:
+        suspects: by part, the only rows that can be like others; None = any may.
+    """
     losers: Losers = {}
     for made in parts:
-        for mark in marks(store.local(part_file(made.number, MARKS))):
+        only = None if suspects is None else suspects.get(made.number, ())
+        for mark in marks(store.local(part_file(made.number, MARKS)), only):
             reason, detail = _verdict(mark, index, excluded)
             if reason:
                 dropped = Dropped(mark.key, reason, mark.where, detail, mark.source)
                 losers.setdefault(made.number, []).append(Loser(mark.number, mark.captions, dropped))
     return losers
+
+
+def find_suspects(store: Store, parts: Sequence[PartManifest], columns: Sequence[str], memory: int) -> Suspects:
+    """The rows that share a value with another in one of the columns, all of which hold 16 bytes.
+
+    Args:
+        memory: bytes that sorting may take.
+    """
+    rows = sum(made.rows for made in parts)
+    joins = {name: EqualJoin(store.work, rows, memory) for name in columns}
+    for made in parts:
+        for batch in mark_batches(store.local(part_file(made.number, MARKS)), ["number", *columns]):
+            places = batch["number"].to_numpy().astype(np.uint64) | np.uint64(made.number << PLACE_BITS)
+            for name, join in joins.items():
+                join.add(np.frombuffer(batch[name].buffers()[1], np.uint64).reshape(-1, 2)[: len(batch)], places)
+    found: Suspects = {}
+    for places in (join.shared() for join in joins.values()):
+        parts_of, firsts = np.unique(places >> np.uint64(PLACE_BITS), return_index=True)
+        numbers = np.split(places & np.uint64((1 << PLACE_BITS) - 1), firsts[1:])
+        for part, of_it in zip(parts_of.tolist(), numbers, strict=bool(len(places))):
+            found[part] = np.union1d(found.get(part, of_it), of_it)
+    return found
 
 
 def _verdict(mark: RowMark, index: DedupIndex, excluded: Excluded) -> tuple[str, str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from .filters import Checked
@@ -94,8 +95,12 @@ def mark_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
             yield reader.get_batch(number)
 
 
-def marks(path: Path) -> Iterator[RowMark]:
+def marks(path: Path, only: Collection[int] | None = None) -> Iterator[RowMark]:
+    """The marks in order; of the records of these numbers alone, if they are given."""
+    if only is not None and not len(only):
+        return
     for batch in mark_batches(path):
+        chosen = batch if only is None else batch.filter(pa.array(np.isin(batch["number"].to_numpy(), only)))
         row: dict[str, Any]
-        for row in batch.to_pylist():
+        for row in chosen.to_pylist():
             yield RowMark(**row)

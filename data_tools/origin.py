@@ -8,13 +8,13 @@ import json
 import textwrap
 from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import count, positive, within
 
-from .readers import SOURCES, Source
+from .readers import AT_URLS, SOURCES, Source
+from .readers.inputs import expanded
 from .readers.webdataset import RULES
 
 seconds = within(float, lambda value: 0 < value < 1e6, "above 0")
@@ -22,7 +22,7 @@ megabytes = seconds
 
 OPTIONS = (
     *("images", "annotations", "names", "subset", "phrases"),
-    *("image_column", "caption_column", "key_column", "key_up_to"),
+    *("image_column", "caption_column", "key_column", "key_up_to", "image_key", "caption_key"),
     *("connections", "per_host", "timeout", "retries", "max_mb", "allow_loopback"),
 )
 """Of some sources; each is named like the parameter it becomes."""
@@ -40,7 +40,7 @@ WRITING = (
 def add_source(command: argparse.ArgumentParser) -> None:
     """The source, its paths and its options; `origin` reads them."""
     command.add_argument("source", choices=tuple(SOURCES), help="what the paths hold")
-    command.add_argument("paths", nargs="+", type=Path, metavar="PATH")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="files or folders, URLs, and patterns of them")
     own = command.add_argument_group("of some sources, as the list below says")
     own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
     own.add_argument(
@@ -53,6 +53,8 @@ def add_source(command: argparse.ArgumentParser) -> None:
     own.add_argument("--caption-column", metavar="NAME")
     own.add_argument("--key-column", metavar="NAME")
     own.add_argument("--key-up-to", choices=RULES, help="where in a tar member's name the key of its record ends")
+    own.add_argument("--image-key", metavar="EXT", help="extension of the tar members that are images, such as jpg;png")
+    own.add_argument("--caption-key", metavar="EXT", help="extension of the tar members that hold the captions")
     own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
     own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
     own.add_argument(
@@ -77,9 +79,9 @@ def origin(arguments: argparse.Namespace) -> dict[str, Any]:
     writing = {name: getattr(arguments, name) for name in WRITING}
     return {
         "source": arguments.source,
-        "paths": [str(path) for path in arguments.paths],
+        "paths": list(arguments.paths),
         "options": options,
-        "writing": writing | {"exclude": [str(path) for path in arguments.exclude]},
+        "writing": writing | {"exclude": list(arguments.exclude)},
     }
 
 
@@ -92,8 +94,7 @@ def deciding(saved: Mapping[str, Any]) -> dict[str, Any]:
 def writing_arguments(saved: Mapping[str, Any], workers: int) -> argparse.Namespace:
     """The arguments `origin` saved under "writing", as `data_tools.arguments` reads them."""
     writing = saved["writing"]
-    exclude = [Path(path) for path in writing["exclude"]]
-    return argparse.Namespace(**writing | {"exclude": exclude}, workers=workers, tolerate=1.0)
+    return argparse.Namespace(**writing, workers=workers, tolerate=1.0, memory_gb=1)
 
 
 def open_source(saved: Mapping[str, Any]) -> Source:
@@ -111,7 +112,10 @@ def open_source(saved: Mapping[str, Any]) -> Source:
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in options:
             raise UserError(f"The source {name} needs {_flag(option)}: see `mvlm-data shard --help`.")
-    return SOURCES[name]([Path(path) for path in saved["paths"]], **options)
+    paths = expanded(saved["paths"])
+    if name not in AT_URLS and (url := next((path for path in paths if isinstance(path, str)), "")):
+        raise UserError(f"The source {name} reads files of this machine: copy {url} here first.")
+    return SOURCES[name](paths, **options)
 
 
 @lru_cache(1)

@@ -76,6 +76,11 @@ class PartManifest:
     pruned: str = ""  # a hash of the rows that were taken out after it was made
 
     @property
+    def rows(self) -> int:
+        """Those that it kept when it was made."""
+        return int(self.report["kept"])
+
+    @property
     def files(self) -> dict[str, int]:
         """Bytes of all its files by name."""
         return dict(self._shards()) | self.others

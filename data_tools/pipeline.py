@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from mvlm.data.shards.schema import CAPTION, OWN_COLUMNS
 
 from .filters import SOUND, Checked, CheckedImage, Filters
+from .readers.inputs import Place
 from .record import Record
 from .split import Split
 
@@ -22,7 +22,7 @@ SOURCE = "source.json"
 
 @dataclass(frozen=True)
 class Options:
-    """How a corpus is written. All but the engine, the workers and the tolerance decide its bytes."""
+    """How a corpus is written. All but the engine, the workers, the memory and the tolerance decide its bytes."""
 
     split: Split | None = None
     shard_bytes: int = 256_000_000  # of a shard, and of the input of a part
@@ -30,7 +30,8 @@ class Options:
     tolerate: float = 0.5  # share of the records that may be dropped
     filters: Filters = SOUND
     dedup: str = ""  # "exact" or "perceptual": of equal images the first is kept
-    exclude: tuple[Path, ...] = ()  # corpora none of whose images may come in
+    exclude: tuple[Place, ...] = ()  # corpora none of whose images may come in
+    memory_bytes: int = 4_000_000_000  # that sorting what the rows say of themselves may take
     engine: str = "local"
     ray_address: str | None = None
     origin: Mapping[str, Any] | None = None  # what the records are of, for source.json; tasks open the source by it

@@ -13,19 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest
+from mvlm.data.shards.schema import MANIFEST, Manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import sync, write_durably
 
+from .corpora import manifest_at
 from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, DedupIndex, Excluded
 from .engines import Map, engine
 from .engines.chunks import CHUNK_BYTES
 from .filters import TOO_ELONGATED, TOO_SMALL
-from .join import Losers, find_losers, manifests, total_report, write_dropped
+from .join import Losers, find_losers, find_suspects, manifests, total_report, write_dropped
 from .origin import deciding
-from .part import Part, PartManifest, cut, within
+from .part import Part, PartManifest, chosen, cut, within
 from .pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
-from .readers import Cuttable
+from .readers import Cuttable, Source
 from .report import ShardReport
 from .store.destination import open_store
 from .store.store import Finished, Store
@@ -72,6 +73,33 @@ def shard(
             return _finish(job, out, _pruned(job, parts, done, losers, run), losers)
 
 
+def shard_share(
+    records: Source,
+    out: Path | str,
+    options: Options,
+    share: tuple[int, int],
+    on_record: Callable[[int], None] = lambda image_bytes: None,
+) -> tuple[int, int]:
+    """Make the i-th of n shares of the parts alone, beside other processes that make the others.
+
+    `shard`, once all have ended, joins them, and makes those that are missing.
+
+    Returns:
+        How many parts were made, and how many of the share there were already.
+
+    Raises:
+        UserError: `out` cannot be written, or something else is being made there.
+    """
+    parts = parts_of(records, options)
+    with open_store(out, True, shared=True) as store:
+        made = {part.number for part in store.begin(_plan(parts, options))}
+        mine = chosen(parts, share)
+        todo = [part for part in mine if part.number not in made]
+        with engine(options.engine, options.workers, options.ray_address) as run:
+            _made(PartJob(store, options), todo, run, on_record)
+    return len(todo), len(mine) - len(todo)
+
+
 def parts_of(records: Iterable[Item], options: Options) -> list[Part]:
     """The parts of a source, or a single one of what cannot be cut."""
     if options.origin is None or not isinstance(records, Cuttable):
@@ -90,7 +118,7 @@ def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:
         "shard_bytes": options.shard_bytes,
         "filters": asdict(options.filters),
         "dedup": options.dedup,
-        "exclude": [read_manifest(folder).fingerprint for folder in options.exclude],
+        "exclude": [manifest_at(place).fingerprint for place in options.exclude],
         "versions": versions(),
     }
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
@@ -110,7 +138,12 @@ def _made(job: PartJob, parts: list[Part], run: Map, on_record: Callable[[int], 
 
 def _losers(job: PartJob, done: list[PartManifest], run: Map) -> Losers:
     options, store = job.options, job.store
-    return find_losers(store, done, DedupIndex(options.dedup, store.work), Excluded(options.exclude, store.work, run))
+    suspects = None
+    if not options.checked.look:
+        columns = ["id", "exact"] if options.dedup else ["id"]
+        suspects = find_suspects(store, done, columns, options.memory_bytes)
+    index, excluded = DedupIndex(options.dedup, store.work), Excluded(options.exclude, store.work, run)
+    return find_losers(store, done, index, excluded, suspects)
 
 
 def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: Losers, run: Map) -> list[PartManifest]:

@@ -185,6 +185,18 @@ def test_any_text_and_number_is_read_back(text: str, number: float) -> None:
     assert config_from_dict(tomllib.loads(dump_config(config)), "") == config
 
 
+def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b", "a", "unfinished"):
+        (tmp_path / "shards" / name).mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "shards" / name / "manifest.json").write_text("{}")
+    text = f'[data]\ntrain = ["shards/*", "s3://bucket/*"]\neval = ["file://{tmp_path}/shards/a%20b", "none/*"]\n'
+    data = load(tmp_path, text).data
+    assert data.train == ("shards/a", "shards/b", "s3://bucket/*")
+    assert data.eval == (f"{tmp_path}/shards/a b", "none/*")
+
+
 @pytest.mark.parametrize(
     ("text", "parts"),
     [

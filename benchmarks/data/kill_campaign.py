@@ -1,15 +1,18 @@
-"""Kill sharding runs at random moments, resume them, and compare what they end in with an undisturbed run.
+"""Kill sharding runs, or single tasks of them, at random moments, and compare what they end in with an undisturbed run.
 
     python benchmarks/data/kill_campaign.py --engine local --kills 60
-    python benchmarks/data/kill_campaign.py --engine ray --kills 12
+    python benchmarks/data/kill_campaign.py --engine local --kills 50 --of task
+    python benchmarks/data/kill_campaign.py --engine ray --kills 50 --of task
 
-Every trial appends one JSON line to the results file, so that the campaign can itself be stopped and started again:
-it ends when the file holds that many kills of that engine.
+A run that was killed is started again until it ends; one whose task was killed has to end by itself. Every trial
+appends one JSON line to the results file, so that the campaign can itself be stopped and started again: it ends when
+the file holds that many kills of that engine and kind.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -27,10 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import photo, write_folder  # noqa: E402
 
-RESULTS = Path(__file__).parent / "results" / "kills.jsonl"
+RESULTS = Path(__file__).parent / "results" / "part_kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 WINDOW = {"local": (0.3, 1.05), "ray": (0.65, 1.05)}
 """When a kill may fall, as shares of the time a whole run takes; before that it is starting up."""
+
+MOST_DEAD = 2
+"""Tasks killed of one run: three deaths over the same part end it."""
 
 MOST_KILLS = 6
 """Of one trial; then the run is left to end."""
@@ -39,6 +45,7 @@ MOST_KILLS = 6
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--engine", choices=("local", "ray"), default="local")
+    words.add_argument("--of", choices=("run", "task"), default="run", help="what is killed (default: run)")
     words.add_argument("--kills", type=int, default=60, help="to have in the results file (default: 60)")
     words.add_argument("--count", type=int, default=6000, help="records (default: 6000)")
     words.add_argument("--seed", type=int, default=0)
@@ -54,10 +61,14 @@ def main() -> int:
         subprocess.run([*argv, str(Path(folder) / "whole")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lasts = time.monotonic() - start
         expected = digest(Path(folder) / "whole")
-        while sum(kills := trials(arguments.results, arguments.engine)) < arguments.kills:
+        while sum(kills := trials(arguments.results, arguments.engine, arguments.of)) < arguments.kills:
             seed = arguments.seed + len(kills)
-            trial = {"engine": arguments.engine, "seed": seed, "records": arguments.count}
-            found = run_trial(argv, Path(folder) / "out", arguments.engine, lasts, random.Random(seed))
+            trial = {"engine": arguments.engine, "of": arguments.of, "seed": seed, "records": arguments.count}
+            out, draw = Path(folder) / "out", random.Random(seed)
+            if arguments.of == "task":
+                found = run_with_dead_tasks(argv, out, lasts, draw)
+            else:
+                found = run_trial(argv, out, arguments.engine, lasts, draw)
             if not found["kills"]:
                 lasts *= 0.8  # the machine was busier when that was measured
             same = found.pop("digest") == expected
@@ -88,21 +99,57 @@ def spoil(source: Path) -> None:
 def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: random.Random) -> dict[str, object]:
     """Kill the run up to `MOST_KILLS` times, each after a random part of the time that a whole run takes."""
     kills: list[float] = []
-    states: list[int] = []
+    parts: list[int] = []
     for _ in range(MOST_KILLS):
         wait = draw.uniform(*WINDOW[engine]) * lasts
         if not killed(argv, out, wait):
             break
         kills.append(round(wait, 3))
-        states.append(len(list(out.with_name(f".{out.name}.partial").glob(".state/*.state"))))
+        parts.append(len(list(out.with_name(f".{out.name}.partial").glob(".state/*.part"))))
     if not out.exists() or (out / ".state").exists():
         ended = subprocess.run([*argv, str(out)], cwd=ROOT, capture_output=True, text=True)
         if ended.returncode:
             print(ended.stderr, file=sys.stderr)  # and the digest will differ
-    found = {"kills": len(kills), "after seconds": kills, "states then": states, "digest": digest(out)}
+    found = {"kills": len(kills), "after seconds": kills, "parts then": parts, "digest": digest(out)}
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(out.with_name(f".{out.name}.partial"), ignore_errors=True)
     return found
+
+
+def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.Random) -> dict[str, object]:
+    """Kill up to `MOST_DEAD` tasks of one run, at random times."""
+    process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, **QUIET)  # type: ignore[call-overload]
+    killed: list[int] = []
+    state = out.with_name(f".{out.name}.partial") / ".state"
+    while process.poll() is None and len(killed) < MOST_DEAD:
+        time.sleep(draw.uniform(0.01, 0.1) * lasts)
+        tasks = working(process.pid) if state.is_dir() else []
+        if tasks:
+            killed.append(len(list(state.glob("*.part"))))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(draw.choice(tasks), signal.SIGKILL)
+    process.wait()
+    found = {"kills": len(killed), "parts then": killed, "exit code": process.returncode, "digest": digest(out)}
+    shutil.rmtree(out, ignore_errors=True)
+    return found
+
+
+def working(pid: int) -> list[int]:
+    """The processes below this one that make parts: those of the pool, or Ray's that are at a task."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    below, found = {pid}, []
+    while more := {child for child, parent in parents.items() if parent in below} - below:
+        below |= more
+    for child in below:
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{child}/cmdline").read_bytes()
+            pooled = b"forkserver" in words and b"forkserver" in Path(f"/proc/{parents[child]}/cmdline").read_bytes()
+            if pooled or words.startswith(b"ray::apply"):
+                found.append(child)
+    return sorted(found)
 
 
 def killed(argv: list[str], out: Path, wait: float) -> bool:
@@ -126,10 +173,10 @@ def digest(folder: Path) -> str:
     return total.hexdigest()
 
 
-def trials(results: Path, engine: str) -> list[int]:
-    """The kills of each trial of that engine so far."""
+def trials(results: Path, engine: str, kind: str) -> list[int]:
+    """The kills of each trial of that engine and kind so far."""
     lines = results.read_text().splitlines() if results.exists() else []
-    return [trial["kills"] for trial in map(json.loads, lines) if trial["engine"] == engine]
+    return [t["kills"] for t in map(json.loads, lines) if (t["engine"], t.get("of", "run")) == (engine, kind)]
 
 
 if __name__ == "__main__":

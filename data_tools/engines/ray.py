@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 PATIENCE = 10.0  # seconds for a machine to answer
+JOINING = 120.0  # seconds for a Ray to let a process join
 LEAST_STORE = 80_000_000  # bytes of Ray's object store, which by itself takes a third of the memory
 CHUNK_ROOM = 24_000_000  # bytes of store for each chunk that may be held: several times its usual size
 
@@ -39,6 +41,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
     try:
         if address:
             _answers(address)
+            _has_ray(address)
             # Its machines may not have this code; they get it with the job.
             code = {"py_modules": sorted({_folder(__package__), _folder("mvlm")})}
             ray.init(address, runtime_env=code, **quiet)
@@ -46,7 +49,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
             store = max(LEAST_STORE, HELD * workers * CHUNK_ROOM)
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
-    except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
+    except (Exception, SystemExit) as error:  # Ray raises plain ones where a part of it does not come up in time
         reason = str(error).strip().partition("\n")[0]
         advice = "check --ray-address" if address else "try again when the machine is less busy, or without Ray"
         raise UserError(f"No Ray at {address or 'this machine'} ({reason}): {advice}.") from None
@@ -66,6 +69,18 @@ def _answers(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=PATIENCE).close()
+
+
+def _has_ray(address: str) -> None:
+    """Raises `OSError` where something listens that is no Ray: joining it would end the process that tries."""
+    words = [sys.executable, "-c", f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='error')"]
+    try:
+        tried = subprocess.run(words, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=JOINING)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"it was not joined within {JOINING:.0f} s") from None
+    if tried.returncode:
+        said = (line for line in reversed(tried.stderr.splitlines()) if line.strip())
+        raise OSError(next(said, f"joining it ends with {tried.returncode}").strip()[:200])
 
 
 def ray_map(

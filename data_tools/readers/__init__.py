@@ -72,3 +72,6 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 """By name: takes the paths of the command line and the source's own options, and raises `UserError` where they cannot
 be read at all. The docstring tells users what paths and options it takes; the last four make rows of their tasks."""
+
+AT_URLS = {"webdataset", "img2dataset", "hf", "folder"}
+"""Sources whose paths may be URLs."""

@@ -6,18 +6,21 @@ and optionally `source`; other fields are free and serve `--split-by`.
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 from mvlm.errors import UserError
+from mvlm.runtime.storage import Storage
 
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .annotated import located_lines, mean_size
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
+from .inputs import REMEDY, Place, name_of
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
 
@@ -27,8 +30,8 @@ CAPTIONS = "captions.jsonl"
 class FolderSource:
     """The records of one or more folders or archives, in the order of their captions files."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._folders: list[Opened] = [Folder(path) if path.is_dir() else Archive(path) for path in paths]
+    def __init__(self, paths: list[Place]) -> None:
+        self._folders: list[Opened] = list(map(_opened, paths))
         self.only: Container[str] | None = None
         self.size = sum(folder.captions_size for folder in self._folders)
         self.position = 0
@@ -57,6 +60,12 @@ class FolderSource:
                         where = f"{folder.name}/{CAPTIONS}:{number}"
                         if line.strip() and (self.only is None or where in self.only):
                             yield _record(folder, line, where)
+
+
+def _opened(path: Place) -> Opened:
+    if isinstance(path, str):
+        return RemoteFolder(path)
+    return Folder(path) if path.is_dir() else Archive(path)
 
 
 class Opened(Protocol):
@@ -96,6 +105,28 @@ class Folder:
         if data is None:
             raise Refused(MISSING_IMAGE)
         return data
+
+
+class RemoteFolder:
+    """A folder at a URL, whose images are read one by one."""
+
+    def __init__(self, url: str) -> None:
+        self.name, self._url, self._storage = name_of(url), url, Storage(url, REMEDY)
+        size = self._storage.size(CAPTIONS)
+        if size is None:
+            raise UserError(f"{url} holds no {CAPTIONS}: check the URL.")
+        self.captions_size = size
+
+    def open_captions(self) -> BinaryIO:
+        return io.BytesIO(self._storage.read(CAPTIONS) or b"")
+
+    def read_image(self, name: str) -> bytes:
+        if not is_inside(name):
+            raise Refused("image path leaves the folder")
+        image = self._storage.read(name)
+        if image is None:
+            raise Refused(MISSING_IMAGE)
+        return image
 
 
 class Archive:

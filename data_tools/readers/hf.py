@@ -5,6 +5,7 @@ column of {bytes, path}. The files are read by Arrow alone.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -19,6 +20,7 @@ from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
+from .inputs import Place, expanded, fetched, name_of, size_of
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
 """Names looked for, in this order, where --caption-column is not given."""
@@ -33,26 +35,28 @@ class HfSource:
 
     def __init__(
         self,
-        paths: list[Path],
+        paths: list[Place],
         subset: str = "",
         image_column: str = "",
         caption_column: str = "",
         key_column: str = "",
     ) -> None:
-        found = [(file, path.resolve().stem) for path in paths for file in _files(path, subset)]
+        found = [(file, _source(path)) for path in paths for file in _files(path, subset)]
         self._files, self._sources = [file for file, _ in found], [source for _, source in found]
+        self._sizes = [size_of(file) for file in self._files]
         self._image, self._caption, self._key = image_column, caption_column, key_column
         # Files of different splits may have the same name.
-        names = [file.name for file in self._files]
+        counts = Counter(map(name_of, self._files))
         self._names = [
-            f"{file.parent.name}/{file.name}" if names.count(file.name) > 1 else file.name for file in self._files
+            "/".join(str(file).split("/")[-2:]) if counts[name_of(file)] > 1 else name_of(file) for file in self._files
         ]
         if len(set(self._names)) < len(self._names):
             raise UserError("Two of the paths hold files of the same name, and so of the same keys: shard each.")
         for file in self._files:
-            self._columns(_schema(file), file)
+            if isinstance(file, Path):
+                self._columns(_schema(file), file)
         self.only: Container[str] | None = None
-        self.size = sum(file.stat().st_size for file in self._files)
+        self.size = sum(self._sizes)
         self.position = 0
 
     def __iter__(self) -> Iterator[Record | Dropped]:
@@ -61,7 +65,7 @@ class HfSource:
     def units(self) -> Iterator[Unit]:
         """The row groups of parquet files; other files as they are."""
         for place, file in enumerate(self._files):
-            for group, size in enumerate(_groups(file)):
+            for group, size in enumerate(_groups(file) if isinstance(file, Path) else [self._sizes[place]]):
                 yield (place, group), size
 
     def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
@@ -71,12 +75,13 @@ class HfSource:
             last = end[1] if end and end[0] == place else None
             if (place,) < start[:1] or (end is not None and (place, first) >= end):
                 continue
-            done = self.position + file.stat().st_size
+            done = self.position + self._sizes[place]
             try:
-                for number, batch in _batches(file, first, last):
-                    records = self._records(batch, file, name, number)
-                    yield from (replace(record, source=source) for record in records)
-                    self.position = min(done, self.position + batch.nbytes)
+                with fetched(file) as here:
+                    for number, batch in _batches(here, first, last):
+                        records = self._records(batch, here, name, number)
+                        yield from (replace(record, source=source) for record in records)
+                        self.position = min(done, self.position + batch.nbytes)
             except (pa.ArrowException, OSError) as error:
                 yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200], source)
             self.position = done
@@ -129,8 +134,17 @@ def _image_bytes(value: Any, folder: Path) -> bytes:
     return value
 
 
-def _files(path: Path, subset: str) -> Sequence[Path]:
+def _source(path: Place) -> str:
+    return path.resolve().stem if isinstance(path, Path) else PurePath(name_of(path)).stem
+
+
+def _files(path: Place, subset: str) -> Sequence[Place]:
     """The files of a data set in order; every one of them has rows of the splits asked for."""
+    if isinstance(path, str):
+        if path.endswith(".parquet"):
+            return [path]
+        starts = [f"{split}-" for split in subset.split(",") if split] or [""]
+        return expanded([f"{path.rstrip('/')}/**/{start}*.parquet" for start in starts])
     if path.is_file():
         return [path]
     if not path.is_dir():

@@ -17,17 +17,20 @@ import pyarrow.parquet as pq
 
 from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
+from mvlm.runtime.storage import Storage
 
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
+from .inputs import REMEDY, Place, fetched_files, name_of
 from .members import DAMAGE, StrictTar
 from .webdataset import CUT, tar_records, up_to_first_dot
 
 SUCCESS = "success"
 STATUSES = {"failed_to_download": "download failed", "failed_to_resize": "img2dataset could not resize it"}
 HTTP = re.compile(r"HTTP Error (\d{3})\b")
+KINDS = ("tar", "parquet")
 ROWS = 64
 """Rows of a parquet read at a time; they may hold the images."""
 
@@ -36,12 +39,12 @@ class Img2datasetSource:
     """img2dataset's output folders, in any of its formats webdataset, files and parquet; key: the shard's and row's
     number as img2dataset gives it; source: the folder's name. A URL that failed is dropped for its status."""
 
-    def __init__(self, paths: list[Path]) -> None:
+    def __init__(self, paths: list[Place]) -> None:
         self._shards = [shard for path in paths for shard in _shards(path)]
-        if len({name for _, name in self._shards}) < len(self._shards):
+        if len({name for _, name, _ in self._shards}) < len(self._shards):
             raise UserError("Two of the folders have shards of the same number, and so of the same keys: shard each.")
         self.only: Container[str] | None = None
-        self.size = sum(_size(folder / name) for folder, name in self._shards)
+        self.size = sum(size for *_, size in self._shards)
         self.position = 0
         self.unused: Counter[str] = Counter()
 
@@ -50,23 +53,27 @@ class Img2datasetSource:
 
     def units(self) -> Iterator[Unit]:
         """img2dataset's shards."""
-        return (((number,), _images_size(folder / name)) for number, (folder, name) in enumerate(self._shards))
+        for number, (folder, name, size) in enumerate(self._shards):
+            yield (number,), size + (_files_size(folder / name) if isinstance(folder, Path) else 0)
 
     def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         self.position = 0
         self.unused.clear()
-        for folder, name in self._shards[start[0] if start else 0 : end[0] if end else None]:
-            for item in self._shard(folder.resolve(), name):
-                if self.only is None or item.where in self.only:
-                    yield replace(item, source=folder.resolve().name)
-            self.position += _size(folder / name)
+        for folder, name, size in self._shards[start[0] if start else 0 : end[0] if end else None]:
+            source = folder.resolve().name if isinstance(folder, Path) else name_of(folder)
+            with fetched_files(folder, _files(name)) as here:
+                for item in self._shard(here.resolve(), name):
+                    if self.only is None or item.where in self.only:
+                        yield replace(item, source=source)
+            self.position += size
 
     def outline(self) -> Iterator[Record | Dropped]:
         """The same by the tables of statuses alone, without the images' bytes."""
         self.position = 0
-        for folder, name in self._shards:
-            yield from _listed(folder / f"{name}.parquet", name)
-            self.position += _size(folder / name)
+        for folder, name, size in self._shards:
+            with fetched_files(folder, _files(name)[1:]) as here:
+                yield from _listed(here / f"{name}.parquet", name)
+            self.position += size
 
     def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:
         found: set[str] = set()
@@ -97,25 +104,28 @@ class Img2datasetSource:
             yield Dropped("", CUT, name, str(error))
 
 
-def _shards(folder: Path) -> list[tuple[Path, str]]:
-    """The folder and the number of each shard in it, in order."""
-    if not folder.is_dir():
+def _shards(folder: Place) -> list[tuple[Place, str, int]]:
+    """The folder, the number and the bytes of each shard in it, in order."""
+    if isinstance(folder, Path) and not folder.is_dir():
         raise UserError(f"No folder at {folder}: give the output folder of img2dataset.")
-    names = {path.stem for path in folder.iterdir() if path.suffix in (".tar", ".parquet") and path.stem.isdigit()}
+    if isinstance(folder, Path):
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    else:
+        sizes = Storage(folder, REMEDY).sizes()
+    names = {name for file in sizes for name, dot, kind in [file.partition(".")] if kind in KINDS and name.isdigit()}
     if not names:
         raise UserError(f"{folder} holds no shards like 00000.parquet: give the output folder of img2dataset.")
-    return [(folder, name) for name in sorted(names)]
+    return [(folder, name, sum(sizes.get(file, 0) for file in _files(name))) for name in sorted(names)]
 
 
-def _size(stem: Path) -> int:
-    files = (stem.with_name(f"{stem.name}{suffix}") for suffix in (".tar", ".parquet"))
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _files(name: str) -> list[str]:
+    """Those of a shard, its table of statuses last."""
+    return [f"{name}.{kind}" for kind in KINDS]
 
 
-def _images_size(stem: Path) -> int:
-    """The same with the files of a folder of the shard, if there is one."""
-    files = os.scandir(stem) if stem.is_dir() else ()
-    return _size(stem) + sum(file.stat().st_size for file in files)
+def _files_size(folder: Path) -> int:
+    """Bytes of the images of a shard that are files, if they are."""
+    return sum(file.stat().st_size for file in os.scandir(folder)) if folder.is_dir() else 0
 
 
 def _rows(table: Path, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:

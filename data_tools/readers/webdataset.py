@@ -22,6 +22,7 @@ from mvlm.runtime.log import logger
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
+from .inputs import Place, fetched, name_of, size_of
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
 
@@ -56,17 +57,21 @@ RULES: dict[str, Callable[[str], Names]] = {"first-dot": up_to_first_dot, "last-
 class WebdatasetSource:
     """tars, compressed or not, each streamed from end to end; --key-up-to: first-dot or last-dot, where in its name the
     key of a member ends (default: first-dot, as webdataset has it, but last-dot where by that an image would take
-    another's place); key: the folder in the tar and that part of the name"""
+    another's place); --image-key, --caption-key: extensions of the image and of the captions, such as
+    jpg;png; key: the folder in the tar and that part of the name"""
 
-    def __init__(self, paths: list[Path], key_up_to: str = "") -> None:
+    def __init__(self, paths: list[Place], key_up_to: str = "", image_key: str = "", caption_key: str = "") -> None:
         for path in paths:
-            if not path.is_file():
-                raise UserError(f"No archive at {path}: check the path.")
-            open_tar(path, "r:*").close()
-        self._paths = paths
-        self._rule = RULES[key_up_to] if key_up_to else None
+            if isinstance(path, Path):
+                if not path.is_file():
+                    raise UserError(f"No archive at {path}: check the path.")
+                open_tar(path, "r:*").close()
+        self._paths, self._sizes = paths, [size_of(path) for path in paths]
+        named = key_up_to or ("first-dot" if image_key or caption_key else "")  # behind which those stand
+        self._rule = RULES[named] if named else None
+        self._keys = MemberKeys(_keys(image_key), _keys(caption_key))
         self.only: Container[str] | None = None
-        self.size = sum(path.stat().st_size for path in paths)
+        self.size = sum(self._sizes)
         self.position = 0
         self.unused: Counter[str] = Counter()
 
@@ -75,17 +80,18 @@ class WebdatasetSource:
 
     def units(self) -> Iterator[Unit]:
         """The tars."""
-        return (((number,), path.stat().st_size) for number, path in enumerate(self._paths))
+        return (((number,), size) for number, size in enumerate(self._sizes))
 
     def read(self, start: Cursor = (), end: Cursor | None = None) -> Iterator[Record | Dropped]:
         before = 0
         self.unused.clear()
-        for path in self._paths[start[0] if start else 0 : end[0] if end else None]:
-            with _opened(path) as (file, tar):
-                for record in tar_records(tar, path.name, self._names, self.unused, self.only):
+        for place in range(start[0] if start else 0, end[0] if end else len(self._paths)):
+            with _opened(self._paths[place]) as (file, tar):
+                name = name_of(self._paths[place])
+                for record in tar_records(tar, name, self._names, self.unused, self.only, self._keys):
                     self.position = before + file.tell()
                     yield record
-            before += path.stat().st_size
+            before += self._sizes[place]
 
     def _names(self, name: str) -> Names:
         if self._rule is None and name.rpartition("/")[2].count(".") > 1:
@@ -110,7 +116,7 @@ class WebdatasetSource:
         return up_to_first_dot
 
 
-def _warning(path: Path, member: TarInfo, key: str) -> str:
+def _warning(path: Place, member: TarInfo, key: str) -> str:
     return (
         f"{path}: up to the first dot, where webdataset ends a key, {member.name!r} and another image are both "
         f"{key!r}: all keys of this source end at the last dot instead. Give --key-up-to to have either rule."
@@ -118,9 +124,22 @@ def _warning(path: Path, member: TarInfo, key: str) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[BinaryIO, StrictTar]]:
-    with path.open("rb") as file, open_tar(path, "r:*", file) as tar:
+def _opened(place: Place) -> Iterator[tuple[BinaryIO, StrictTar]]:
+    with fetched(place) as path, path.open("rb") as file, open_tar(path, "r:*", file) as tar:
         yield file, tar
+
+
+@dataclass(frozen=True)
+class MemberKeys:
+    """Which extensions, behind the key of a record, its image and its captions have; none = any that is known."""
+
+    image: frozenset[str] = frozenset()
+    caption: frozenset[str] = frozenset()
+
+
+def _keys(text: str) -> frozenset[str]:
+    """Read "jpg;png", as webdataset has it."""
+    return frozenset(filter(None, (key.strip().lower().removeprefix(".") for key in text.split(";"))))
 
 
 @dataclass
@@ -130,6 +149,7 @@ class _Group:
     key: str
     where: str
     unused: Counter[str]
+    keys: MemberKeys
     wanted: bool = True
     parts: dict[str, bytes] = field(default_factory=dict)  # "image", "txt", "json"
     plain: dict[str, bool] = field(default_factory=dict)  # of each, whether its name has but one extension
@@ -146,7 +166,13 @@ class _Group:
         if self.refused:
             return
         kind = extensions.rpartition(".")[2]
-        if kind in EXTENSIONS:
+        if self.keys.image and kind in EXTENSIONS and extensions not in self.keys.image:
+            _count(self.unused, "an image of another key")
+        elif self.keys.caption and kind not in EXTENSIONS and extensions not in self.keys.caption:
+            _count(self.unused, "a text of another key")
+        elif self.keys.caption and kind not in EXTENSIONS:
+            self._keep(tar, member, "json" if kind == "json" else "txt", True, MAX_TEXT_BYTES)
+        elif kind in EXTENSIONS:
             self._keep(tar, member, "image", "." not in extensions, MAX_IMAGE_BYTES)
         elif kind in TEXT_EXTENSIONS:
             self._keep(tar, member, kind, "." not in extensions, MAX_TEXT_BYTES)
@@ -178,6 +204,7 @@ def tar_records(
     names: Callable[[str], Names],
     unused: Counter[str],
     only: Container[str] | None = None,
+    keys: MemberKeys = MemberKeys(),
 ) -> Iterator[Record | Dropped]:
     """The records of an open tar; `where` is "TAR:MEMBER", the first member of the record.
 
@@ -195,7 +222,7 @@ def tar_records(
                 if group is not None:
                     yield from _record(group)
                 where = f"{tar_name}:{member.name}"
-                group = _Group(key, where, unused, only is None or where in only)
+                group = _Group(key, where, unused, keys, only is None or where in only)
             group.add(tar, member, extensions)
     except DAMAGE as error:
         yield Dropped(group.key if group else "", CUT, tar_name, str(error))

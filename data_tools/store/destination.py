@@ -19,9 +19,9 @@ def destination(text: str) -> Path | str:
     return text if URL.fullmatch(text) else Path(text)
 
 
-def open_store(out: Path | str, resumable: bool) -> AbstractContextManager[Store]:
+def open_store(out: Path | str, resumable: bool, shared: bool = False) -> AbstractContextManager[Store]:
     """The store for a folder, as `open_folder`, or for a URL."""
-    return open_url(out) if isinstance(out, str) else open_folder(out, resumable)
+    return open_url(out, shared) if isinstance(out, str) else open_folder(out, resumable, shared)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -12,7 +13,7 @@ from typing import Any
 
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
-from mvlm.runtime.storage import NO_ROOM, publish, sync, write_durably
+from mvlm.runtime.storage import NO_ROOM, publish, sync
 
 from ..part import PartManifest
 from .disk import writing
@@ -20,8 +21,11 @@ from .store import PART, PLAN, STATE, Finished, Store
 
 
 @contextmanager
-def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
+def open_folder(out: Path, resumable: bool, shared: bool = False) -> Iterator[Store]:
     """Yield the store for `out`, which vanishes if the block fails, unless it is `resumable` and holds a finished part.
+
+    Args:
+        shared: with other processes that do the same, each of which makes some of the parts.
 
     Raises:
         UserError: `out` holds something already, another process is writing it, or there is no room for it.
@@ -31,8 +35,8 @@ def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
     with writing(out):
         _refuse_occupied(out, target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock = _claim(partial, out)
-        folder = FolderStore(partial, target)
+        lock = _claim(partial, out, shared)
+        folder = FolderStore(partial, target, shared)
         try:
             yield folder
         except OSError as error:
@@ -44,7 +48,7 @@ def open_folder(out: Path, resumable: bool) -> Iterator[Store]:
             raise
         finally:
             os.close(lock)
-            if not (resumable and folder.has_parts):
+            if not (shared or (resumable and folder.has_parts)):
                 shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -61,12 +65,12 @@ def _refuse_occupied(out: Path, target: Path) -> None:
         raise UserError(f"{out} is a mount point and cannot be made in one step: give a folder inside it as --out.")
 
 
-def _claim(partial: Path, out: Path) -> int:
+def _claim(partial: Path, out: Path, shared: bool) -> int:
     """Make `partial` and lock it; the lock of a killed run died with it."""
     partial.mkdir(exist_ok=True)
     lock = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         raise UserError(f"Another process is writing {out} now: wait for it or give another --out.") from None
@@ -76,8 +80,8 @@ def _claim(partial: Path, out: Path) -> int:
 class FolderStore(Store):
     """A folder of this machine; shards are made where they stay."""
 
-    def __init__(self, work: Path, target: Path) -> None:
-        super().__init__(target.name, work)
+    def __init__(self, work: Path, target: Path, shared: bool = False) -> None:
+        super().__init__(target.name, work, shared)
         self._target = target
 
     def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:
@@ -86,7 +90,7 @@ class FolderStore(Store):
                 raise UserError(f"{self._target} already holds shards: delete it or give another --out.")
             _forget(self._target / STATE)
             raise Finished(self._target)
-        for half in self.work.rglob("*.partial"):
+        for half in () if self.shared else self.work.rglob("*.partial"):
             half.unlink()
         return super().begin(plan)
 
@@ -139,7 +143,10 @@ class FolderStore(Store):
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        write_durably(self.work / name, content)
+        partial = self.work / f"{name}.{secrets.token_hex(4)}.partial"  # another process may be writing it too
+        partial.parent.mkdir(exist_ok=True)
+        partial.write_bytes(content)
+        publish(partial, self.work / name)
 
     def delete(self, name: str) -> None:
         (self.work / name).unlink(missing_ok=True)

@@ -19,12 +19,12 @@ REMEDY = "see that --out and what it needs to be written are right, and run the 
 
 
 @contextmanager
-def open_url(url: str) -> Iterator[Store]:
-    """Yield the store for a URL, whose shards are made in a temporary folder."""
+def open_url(url: str, shared: bool = False) -> Iterator[Store]:
+    """Yield the store for a URL, whose shards are made in a temporary folder; `shared` as of a folder."""
     storage = Storage(url, REMEDY)
     with tempfile.TemporaryDirectory(prefix="mvlm-shards-") as work:
         try:
-            yield RemoteStore(storage, Path(work))
+            yield RemoteStore(storage, Path(work), shared)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise UserError(
@@ -37,8 +37,8 @@ def open_url(url: str) -> Iterator[Store]:
 class RemoteStore(Store):
     """A prefix of an object store or a remote file system. Two writers of one URL are not kept apart."""
 
-    def __init__(self, storage: Storage, work: Path) -> None:
-        super().__init__(storage.url, work)
+    def __init__(self, storage: Storage, work: Path, shared: bool = False) -> None:
+        super().__init__(storage.url, work, shared)
         self._storage = storage
 
     def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
 from ..part import PartManifest
@@ -40,17 +41,28 @@ class Finished(Exception):
 
 
 class Store(ABC):
-    """The place of one corpus (or one a split) in the making. Files are made in the local folder `work`."""
+    """The place of one corpus (or one a split) in the making. Files are made in the local folder `work`.
 
-    def __init__(self, out: str, work: Path) -> None:
-        self._out, self.work = out, work
+    Where it is `shared`, other processes are making other parts of the same at this moment.
+    """
+
+    def __init__(self, out: str, work: Path, shared: bool = False) -> None:
+        self._out, self.work, self.shared = out, work, shared
 
     def begin(self, plan: dict[str, Any] | None) -> list[PartManifest]:
         """The parts that an earlier run of the same plan has finished; those of another plan are removed.
 
         A part some file of which is missing or of another length is not finished.
+
+        Raises:
+            UserError: it is shared, and those of another plan are there.
         """
-        if plan is None or self.plan() != plan:
+        if self.shared and self.plan() not in (None, plan):
+            raise UserError(
+                f"Parts of {self._out} were made of another source, with other options or by another version: remove "
+                "them, or finish them with the command that began them."
+            )
+        if not self.shared and (plan is None or self.plan() != plan):
             if any(name.endswith(PART) for name in self.sizes()):
                 logger("data_tools").warning(
                     f"The unfinished run of {self._out} was of another source, other options or another version: "

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.config.parameters import present_name
+from mvlm.config.places import expanded
 from mvlm.config.schema import OBJECTIVES_OF, Config
 from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, as_toml, build, read_tables
@@ -121,6 +122,8 @@ def config_from_dict(tables: dict[str, Any], where: str) -> Config:
 
 def _checked(tables: dict[str, Any], where: str, mistakes: Mistakes) -> Config:
     config = build(Config, tables, where, "", mistakes)
+    data = dataclasses.replace(config.data, train=expanded(config.data.train), eval=expanded(config.data.eval))
+    config = dataclasses.replace(config, data=data)
     check_ranges(config, where, mistakes)
     own = OBJECTIVES_OF.get(config.task.name, ())
     if own and not any(getattr(config.objectives, name) for name in own):

@@ -19,9 +19,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...] = ()  # shard folders or URLs such as s3://bucket/shards, concatenated
+    train: tuple[str, ...] = ()  # shard folders, patterns of them, or URLs such as s3://bucket/shards, concatenated
     epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one of its captions (D)
-    weights: tuple[float, ...] = ()  # how often an epoch draws them, one number per entry of train; empty = once (D)
+    weights: tuple[float, ...] = ()  # how often an epoch draws each of them; empty = once (D)
     # a condition on the rows' metadata that those trained on meet, or one per entry of train; empty = all rows
     where: tuple[str, ...] = ()
     eval: tuple[str, ...] = ()  # held-out shard folders or URLs; empty = no evaluation

@@ -7,10 +7,11 @@ import pytest
 
 from cluster.__main__ import BACKENDS, PREFLIGHTS
 from cluster.job import load_job
+from cluster.shard import is_shard_job
 from tests.cluster.conftest import rendered
 from tests.conftest import ROOT
 
-EXAMPLES = sorted((ROOT / "cluster").rglob("*.toml"))
+EXAMPLES = [path for path in sorted((ROOT / "cluster").rglob("*.toml")) if not is_shard_job(path)]
 
 
 def commands(path):

@@ -16,9 +16,13 @@ def test_rows_follow_each_other_unchanged(tmp_path: Path) -> None:
     a, b = caption_rows(12, "a"), caption_rows(8, "b")
     write_corpus(tmp_path / "a", a)
     write_corpus(tmp_path / "b", b)
-    run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out", "--shard-mb", 0.006)
+    run("merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "out")
     assert read_rows(tmp_path / "out") == a + b
-    assert len(list((tmp_path / "out").glob("*.arrow"))) > 1
+    shards = [path for name in "ab" for path in sorted((tmp_path / name).glob("*.arrow"))]
+    merged = sorted((tmp_path / "out").glob("*.arrow"))
+    assert [path.stat().st_ino for path in merged] == [path.stat().st_ino for path in shards], (
+        "no byte is written again"
+    )
     run("verify", tmp_path / "out", "--workers", 1)
 
 
@@ -81,7 +85,8 @@ def test_damage_is_not_copied(fails: Callable[..., str], tmp_path: Path) -> None
     data = bytearray(path.read_bytes())
     data[data.index(rows[6]["image"]) + 50] ^= 1
     path.write_bytes(data)
-    assert "row 6 (k6) has changed" in fails("merge", corpus, "--out", tmp_path / "out")
+    assert "000001.arrow has changed" in fails("merge", corpus, "--out", tmp_path / "out")
+    assert "row 6 (k6) has changed" in fails("merge", corpus, "--prefix-keys", "--out", tmp_path / "out")
     path.write_bytes(data[:-10])
     assert "000001.arrow" in fails("merge", corpus, "--out", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["c"]

@@ -1,0 +1,185 @@
+"""Jobs that make shards: the [shard] table of a job file, which stands there in the place of [job].
+
+On SLURM its tasks are an array, each of which makes its share of the parts, and a job behind it that joins them; on Ray
+one job whose tasks Ray places; on this machine one command.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mvlm.config.shipped import find_file
+from mvlm.config.toml import apply_override, build, read_tables
+from mvlm.errors import Mistakes, UserError
+
+from .environment import inherited
+from .job import Job, refuse
+from .ray import client
+from .record import JobRecord, claim, write_private
+from .slurm import options, queue
+
+TABLE = "shard"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """What [shard] says."""
+
+    name: str  # name of the job, its logs and its entry in the scheduler
+    command: tuple[str, ...]  # the words behind `mvlm-data shard`
+    tasks: int = 1  # of the array on SLURM, or at a time on Ray
+    workers: int = 1  # decoding processes of a task on SLURM and on this machine
+    environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every task
+    venv: str = ""  # a virtual environment that all nodes see; "" = the one that submit runs in
+    modules: tuple[str, ...] = ()  # `module load` on every node
+    logs: str = ""  # "" = runs/NAME/logs
+    time: str = ""  # limit of a task as SLURM writes it: minutes, H:M:S or D-H:M:S
+    partition: str = ""  # SLURM's
+    account: str = ""  # SLURM's
+    qos: str = ""  # SLURM's
+    sbatch: tuple[str, ...] = ()  # additional sbatch options, such as "--constraint=scratch"
+    ray_address: str = ""  # a cluster's dashboard, such as http://127.0.0.1:8265; "" = $RAY_API_SERVER_ADDRESS
+
+    @property
+    def log_folder(self) -> Path:
+        return self.as_job.log_folder
+
+    @property
+    def as_job(self) -> Job:
+        """A job of one process with the same place, as far as schedulers care."""
+        names = ("name", "logs", "time", "partition", "account", "qos", "sbatch", "ray_address")
+        return Job(run="", deepspeed="", cpus_per_process=self.workers, **{name: getattr(self, name) for name in names})
+
+    def words(self, *more: str) -> list[str]:
+        """The command line of a task."""
+        interpreter = f"{Path(self.venv).absolute()}/bin/python" if self.venv else sys.executable
+        return [interpreter, "-m", "data_tools", "shard", *self.command, *more]
+
+
+def is_shard_job(path: str | Path) -> bool:
+    """Whether a job file is one of these."""
+    return TABLE in read_tables(find_file(path, "cluster"), "job file")
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
+    """Read a job file and apply `shard.key=value` overrides.
+
+    Raises:
+        UserError: the file, a key or a value will not do.
+    """
+    tables = read_tables(find_file(path, "cluster"), "job file")
+    for override in overrides:
+        if not override.startswith(f"{TABLE}."):
+            raise UserError(f"{path} makes shards, of which {override!r} is no setting: begin it with {TABLE}.")
+        apply_override(tables, override)
+    if set(tables) != {TABLE}:
+        raise UserError(f"{path}: [{TABLE}] stands alone in a job file, beside no [job] and no [sweep].")
+    mistakes = Mistakes()
+    job: ShardJob = build(ShardJob, tables[TABLE], str(path), f"{TABLE}.", mistakes)
+    mistakes.settle()
+    if not job.name or not NAME.fullmatch(job.name):
+        raise UserError(f"{path}: {TABLE}.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
+    if not job.command or "--out" not in job.command:
+        raise UserError(f"{path}: {TABLE}.command needs the words behind `mvlm-data shard`, --out among them.")
+    if min(job.tasks, job.workers) < 1:
+        raise UserError(f"{path}: {TABLE}.tasks and {TABLE}.workers must be 1 or more.")
+    return job
+
+
+def render(job: ShardJob, backend: str) -> str:
+    """What `submit` would run."""
+    if backend == "slurm":
+        return f"{_script(job, f'1-{job.tasks}', '')}\n\n{_script(job, '', 'afterany:ARRAY')}"
+    return shlex.join(_alone(job, backend))
+
+
+def submit(job: ShardJob, backend: str) -> int:
+    """Run the job on this machine, or hand it to a scheduler.
+
+    Raises:
+        UserError: the back-end is not there, or refuses it.
+    """
+    if backend == "local":
+        return subprocess.run(_alone(job, backend), env=inherited() | job.environment).returncode
+    with claim(job.log_folder):
+        return _submit_to_slurm(job) if backend == "slurm" else _submit_to_ray(job)
+
+
+def _alone(job: ShardJob, backend: str) -> list[str]:
+    refuse(job.as_job, backend, ("time", "partition", "account", "qos", "sbatch"))
+    if backend == "ray":
+        return job.words("--engine", "ray", "--workers", str(job.tasks))
+    return job.words("--workers", str(job.workers))
+
+
+def _submit_to_slurm(job: ShardJob) -> int:
+    queue.require("sbatch")
+    array, join = job.log_folder / "parts.sbatch", job.log_folder / "join.sbatch"
+    write_private(array, _script(job, f"1-{job.tasks}", ""))
+    array_id = queue.submit(array)
+    write_private(join, _script(job, "", f"afterany:{array_id}"))
+    job_id = f"{array_id},{queue.submit(join)}"
+    JobRecord(job.name, "slurm", str(Path.cwd()), socket.gethostname(), job_id=job_id, makes_shards=True).save(
+        job.log_folder
+    )
+    print(f"{job.name} is jobs {job_id}: {job.tasks} tasks, and one that joins their parts; logs in {job.log_folder}")
+    return 0
+
+
+def _script(job: ShardJob, array: str, dependency: str) -> str:
+    """
+    Args:
+        array: its numbers, or "" for the job that joins.
+    """
+    refuse(job.as_job, "slurm", ("ray_address",))
+    chosen: Mapping[str, str | None] = {
+        "job-name": job.name if array else f"{job.name}-join",
+        **options.placement(job.as_job),
+        **({"time": job.time} if job.time else {}),
+        **({"array": array} if array else {"dependency": dependency}),
+        "requeue": None,
+        "open-mode": "append",
+        "output": f"{job.log_folder}/{'parts-%a' if array else 'join'}.log",
+        **options.further(job.as_job),
+    }
+    share = [f'--part "$SLURM_ARRAY_TASK_ID/{job.tasks}"'] if array else []
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{name}" + ("" if value is None else f"={value}") for name, value in chosen.items()),
+        *([f"module load {shlex.join(job.modules)} || exit 1"] if job.modules else []),
+        *(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()),
+        " ".join(["exec", shlex.join(job.words("--workers", str(job.workers))), *share]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _submit_to_ray(job: ShardJob) -> int:
+    address = client.address(job.as_job)
+    server, job_id = client.connect(address), f"{job.name}-{secrets.token_hex(4)}"
+    with client.refusals_as_mistakes():
+        server.submit_job(
+            entrypoint=shlex.join(_alone(job, "ray")),
+            submission_id=job_id,
+            runtime_env={"env_vars": {"PYTHONPATH": client.import_path()} | job.environment},
+        )
+    JobRecord(job.name, "ray", str(Path.cwd()), address, job_id=job_id, makes_shards=True).save(job.log_folder)
+    print(f"submitted {job.name} as {job_id} to {address}")
+    return 0
+
+
+def show_logs(folder: Path, record: JobRecord) -> None:
+    """Print what its tasks have printed so far."""
+    if record.backend == "ray":
+        print(client.driver_log(client.connect(record.host), record.job_id), end="")
+        return
+    for path in sorted(folder.glob("*.log")):
+        print(f"==> {path.name} <==\n{path.read_text(encoding='utf-8', errors='replace')}", end="")

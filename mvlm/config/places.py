@@ -1,0 +1,23 @@
+"""Folders of shards as people name them: patterns, and URLs of file://."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from glob import glob, has_magic
+from pathlib import Path
+from urllib.parse import unquote
+
+FINISHED = "manifest.json"
+"""What a folder of finished shards holds."""
+
+
+def expanded(texts: Iterable[str]) -> tuple[str, ...]:
+    """Each text, or the folders of finished shards that fit it, sorted; one that nothing fits stays as it is."""
+    return tuple(place for text in texts for place in _expanded(text))
+
+
+def _expanded(text: str) -> list[str]:
+    path = unquote(text.removeprefix("file://")) if text.startswith("file://") else text
+    if "://" in path or not has_magic(path) or Path(path).exists():
+        return [path]
+    return sorted(str(Path(found).parent) for found in glob(f"{path.rstrip('/')}/{FINISHED}")) or [path]

@@ -1,0 +1,83 @@
+"""Jobs that make shards: what is submitted, and what a wrong job file says; the tasks themselves on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+
+JOB = """
+[shard]
+name = "photos"
+command = ["folder", "in", "--out", "out dir", "--shard-mb", "0.01"]
+tasks = 3
+environment = { TOKEN = "a b" }
+"""
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "photos.toml"
+    path.write_text(JOB)
+    return path
+
+
+def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """sbatch notes the scripts, which bash then runs as SLURM would, with a program that notes its words."""
+    for name, text in {
+        "sbatch": f'#!/bin/sh\\ncp "$2" {tmp_path}/$$.got\\nls {tmp_path}/*.got | wc -l',
+        "python": f'#!/bin/sh\\nprintf "%s|" "$TOKEN" "$@" >>{tmp_path}/ran\\necho >>{tmp_path}/ran',
+    }.items():
+        path = tmp_path / "venv/bin" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("\\n", "\n"))
+        path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/venv/bin:{os.environ['PATH']}")
+    assert main(["submit", str(job), "--on", "slurm", "shard.venv=venv", 'shard.time="1:00:00"']) == 0
+    record = json.loads((tmp_path / "runs/photos/logs/job.json").read_text())
+    assert (record["job_id"], record["makes_shards"]) == ("1,2", True)
+    parts, join = ((tmp_path / "runs/photos/logs" / name).read_text() for name in ("parts.sbatch", "join.sbatch"))
+    assert "#SBATCH --array=1-3\n" in parts and "#SBATCH --time=1:00:00\n" in parts and "--array" not in join
+    assert "#SBATCH --dependency=afterany:1\n" in join
+    for script, task in ((parts, "1"), (parts, "3"), (join, "")):
+        subprocess.run(["bash", "-c", script], env=os.environ | {"SLURM_ARRAY_TASK_ID": task}, check=True)
+    words = "a b|-m|data_tools|shard|folder|in|--out|out dir|--shard-mb|0.01|--workers|1|"
+    ran = (tmp_path / "ran").read_text().splitlines()
+    assert ran == [f"{words}--part|1/3|", f"{words}--part|3/3|", words]
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("shard.taks=2", "taks"),
+        ("train.steps=2", "begin it with shard."),
+        ("shard.tasks=0", "must be 1 or more"),
+        ('shard.command=["folder"]', "--out"),
+        ('shard.name="a b"', "use letters"),
+    ],
+)
+def test_a_wrong_job_is_one_sentence(job: Path, capsys: pytest.CaptureFixture[str], override: str, said: str) -> None:
+    assert main(["render", str(job), "--on", "slurm", override]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for backend, ending in (("local", "--workers 1"), ("ray", "--engine ray --workers 3")):
+        assert main(["render", str(job), "--on", backend]) == 0
+        assert capsys.readouterr().out.strip().endswith(f"--shard-mb 0.01 {ending}")
+    assert main(["render", str(job), "--on", "local", "shard.partition=gpu"]) == 1
+    assert "shard.partition" in capsys.readouterr().err.replace("job.partition", "shard.partition")
+
+
+def test_the_example_renders(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["render", "cluster/shards.toml", "--on", "slurm", "shard.tasks=128"]) == 0
+    assert "#SBATCH --array=1-128\n" in capsys.readouterr().out
