@@ -40,6 +40,8 @@ SUMS = ("rows", "captions", "image_bytes")
 Suspects = dict[int, np.ndarray]
 """By part, the numbers of records, ascending."""
 
+NOBODY = np.empty(0, np.uint64)
+
 PLACE_BITS = 32
 """Of a row's place, those that hold the number of its record; the others hold its part."""
 
@@ -58,7 +60,7 @@ def find_losers(
     """
     losers: Losers = {}
     for made in parts:
-        only = None if suspects is None else suspects.get(made.number, ())
+        only = None if suspects is None else suspects.get(made.number, NOBODY)
         for mark in marks(store.local(part_file(made.number, MARKS)), only):
             reason, detail = _verdict(mark, index, excluded)
             if reason:

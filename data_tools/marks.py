@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def mark_batches(path: Path, columns: list[str] | None = None) -> Iterator[pa.Re
             yield reader.get_batch(number)
 
 
-def marks(path: Path, only: Collection[int] | None = None) -> Iterator[RowMark]:
+def marks(path: Path, only: np.ndarray | None = None) -> Iterator[RowMark]:
     """The marks in order; of the records of these numbers alone, if they are given."""
     if only is not None and not len(only):
         return
