@@ -104,7 +104,7 @@ def test_the_order_is_settled_recorded_and_told_with_its_near_neighbours(scenes:
     assert 0 < float(share) < 2 * float(shuffled)
     now, then = told("data.shuffle=blocks", "data.shuffle_block=16", "data.shuffle_window=1")
     assert now == sentence and "blocks" in then
-    assert float(re.findall(r"([\d.]+)%", then)[0]) > share
+    assert float(re.findall(r"([\d.]+)%", then)[0]) > float(share)
 
 
 def test_everything_that_is_wrong_is_told_at_once(

@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_keeps_the_finished_shards_and_goes_on(tmp_path: Pa
     assert "run the same command again" in ended.stderr
     assert ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    assert len(list((tmp_path / ".out.partial/.state").glob("*.state"))) > 1
+    assert len(list((tmp_path / ".out.partial/.state").glob("*.part"))) > 1
     run(*argv, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 

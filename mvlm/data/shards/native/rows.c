@@ -229,10 +229,9 @@ static PyObject *looked_up(PyObject *arguments, int wants_values) {
     PyObject *data, *crc32s = Py_None, *result = NULL;
     struct shard shard;
     struct part parts[MOST_COLUMNS];
-    unsigned long long number;
-    Py_ssize_t columns;
+    Py_ssize_t number, columns;
     Py_buffer known = {0};
-    if (!PyArg_ParseTuple(arguments, wants_values ? "Oy*y*s#KO:read_row" : "Oy*y*s#K:row_crc32", &data, &shard.starts,
+    if (!PyArg_ParseTuple(arguments, wants_values ? "Oy*y*s#nO:read_row" : "Oy*y*s#n:row_crc32", &data, &shard.starts,
                           &shard.buffers, &shard.kinds, &columns, &number, &crc32s))
         return NULL;
     shard.columns = (int)columns;
@@ -242,7 +241,7 @@ static PyObject *looked_up(PyObject *arguments, int wants_values) {
             const char *wrong = find(&shard, number, parts);
             uint32_t expected, crc32 = wrong || (wants_values && !known.obj) ? 0 : crc32_of_row(&shard, parts);
             if (!wrong && known.obj) {
-                if (known.len < 4 || number > (uint64_t)(known.len - 4) / 4) wrong = "its index is of another shard";
+                if (known.len < 4 || number > (known.len - 4) / 4) wrong = "its index is of another shard";
                 else memcpy(&expected, (const char *)known.buf + 4 * number, 4);
                 if (!wrong && expected != crc32)
                     wrong = "its texts are not those that were written (their checksum differs)";
