@@ -26,6 +26,8 @@ class MappedFile:
         OSError, ValueError: it cannot be read, or is empty.
     """
 
+    __slots__ = ("_inode", "_map", "_path", "_size", "data", "written_ns")
+
     def __init__(self, path: str | Path):
         self._path = path
         file = os.open(path, os.O_RDONLY)
@@ -35,11 +37,11 @@ class MappedFile:
         finally:
             os.close(file)
         self._inode, self.written_ns = found.st_ino, found.st_mtime_ns
-        self.data = memoryview(self._map)
+        self.data, self._size = memoryview(self._map), found.st_size
 
     def is_whole(self) -> bool:
         """Whether it was not cut since: the kernel ends a process that reads a page no longer there."""
-        return self._map.size() >= len(self.data)
+        return self._map.size() >= self._size
 
     def is_removed(self) -> bool:
         """Whether the file is no longer at its place, so that it lives on through us alone."""

@@ -127,6 +127,9 @@ static const char *find(const struct shard *shard, uint64_t number, struct part 
     const uint64_t *starts = shard->starts.buf, *buffers = shard->buffers.buf;
     uint64_t low = 0, high = (uint64_t)shard->starts.len / 8, stride = 0;
     if (!high || number >= starts[high - 1]) return "the shard has no such row";
+    uint64_t last = starts[high - 1], guess = number / (last / (high - 1) + 1); /* most batches have equally many */
+    if (starts[guess] <= number) low = guess;
+    if (number < starts[low + 1]) high = low + 2;
     for (high--; high - low > 1;) {
         uint64_t middle = low + (high - low) / 2;
         if (starts[middle] <= number) low = middle;
@@ -147,6 +150,7 @@ static const char *find(const struct shard *shard, uint64_t number, struct part 
         } else if (kind == TEXT || kind == IMAGE) {
             if (!between(shard, buffers[0], at, buffers[3], &part->bytes) || !within(shard, buffers[2], &part->bytes))
                 return outside;
+            if (kind == TEXT) __builtin_prefetch((const char *)shard->data.buf + part->bytes.first);
         } else if (!is_number(shard, kind, buffers[0], at, &part->value)) {
             return outside;
         }
@@ -238,6 +242,7 @@ static PyObject *looked_up(PyObject *arguments, int wants_values) {
     if (columns > MOST_COLUMNS) PyErr_SetString(PyExc_ValueError, "it has too many columns");
     else if (PyObject_GetBuffer(data, &shard.data, PyBUF_SIMPLE) == 0) {
         if (crc32s == Py_None || PyObject_GetBuffer(crc32s, &known, PyBUF_SIMPLE) == 0) {
+            if (known.obj) __builtin_prefetch((const char *)known.buf + 4 * number);
             const char *wrong = find(&shard, number, parts);
             uint32_t expected, crc32 = wrong || (wants_values && !known.obj) ? 0 : crc32_of_row(&shard, parts);
             if (!wrong && known.obj) {
