@@ -149,7 +149,7 @@ def tars(rows: list[SimpleNamespace], folder: Path) -> None:
 
 
 def whole(source: Path, out: Path) -> None:
-    origin = {"source": "folder", "paths": [source.name], "options": {}}
+    origin = {"source": "folder", "paths": [str(source)], "options": {}}
     shard(FolderSource([source]), out, Options(shard_bytes=SHARD_BYTES, origin=origin))
 
 
