@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   mvlm-data verify shards/cc3m
   mvlm-data row-index shards/cc3m
   mvlm-data stats shards/cc3m --plots cc3m.png
+  mvlm-data takedown shards/cc3m --list removed.txt
   mvlm-data preview shards/cc3m --out cc3m.html
   mvlm-data retry shards/cc3m
   mvlm-data merge shards/cc3m shards/sbu --prefix-keys --out shards/both

@@ -32,6 +32,7 @@ from .synth import TASKS
 from .synth.holdout import held_out, with_novel
 from .synth.miniature import write_miniature
 from .synth.records import records
+from .takedown import read_list, take_down
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,6 +94,17 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     indexed.add_argument("shards", type=Path, metavar="SHARDS")
     indexed.set_defaults(run=row_index)
+
+    gone = subparsers.add_parser(
+        "takedown",
+        help="list rows that must not be used any more",
+        description="Find the rows whose key, URL or hash a list names, and add them to `takedown.json` beside the "
+        "manifest. Every reader honours it; the shards, the numbers of all rows and the fingerprint stay.",
+    )
+    gone.add_argument("shards", metavar="SHARDS", help="a folder of shards, with its splits, or a URL")
+    gone.add_argument("--list", type=Path, nargs="+", required=True, metavar="FILE", help="one key, URL or hash a line")
+    gone.add_argument("--by", nargs="+", default=[], metavar="COLUMN", help="compare with these columns alone")
+    gone.set_defaults(run=takedown)
 
     counted = subparsers.add_parser("stats", help="counts and distributions")
     counted.add_argument("shards", nargs="+", metavar="SHARDS")
@@ -192,6 +204,17 @@ def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
         if manifest.shards.unindexed:
             print(f"{folder}: {UNCHECKED.format(manifest.shards.unindexed)}")
     return found
+
+
+def takedown(arguments: argparse.Namespace) -> int:
+    lines, shards = read_list(arguments.list), arguments.shards
+    for folder in [shards] if "://" in shards else corpora(Path(shards)):
+        found = take_down(folder, lines, arguments.by)
+        print(
+            f"{folder}: {found.rows:,} rows are taken down, {found.new:,} of them now; "
+            f"{found.unmatched:,} of {len(lines):,} lines name no row of it"
+        )
+    return 0
 
 
 def row_index(arguments: argparse.Namespace) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.corpus import Corpus, Mixture
+from mvlm.data.shards.location import open_location
 from mvlm.errors import UserError
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
@@ -79,14 +82,16 @@ class ImageIndex:
     def nearest(self, query_E: Tensor, count: int) -> list[SearchHit]:
         """The `count` images of the greatest cosine with a feature, best first; equal ones in the index's order."""
         query = query_E.float().cpu().numpy()
-        images, similarities = [], []
+        images, similarities, gone = [], [], self._taken_down
         for part in self._vectors:
-            part.expansion_search = max(WIDTH_OF_SEARCH, count)  # type: ignore[misc]  # it has a setter
-            matches = part.search(query, min(count, len(part)), exact=len(self) <= EXACT)
+            asked = min(count + len(gone), len(part))
+            part.expansion_search = max(WIDTH_OF_SEARCH, asked)  # type: ignore[misc]  # it has a setter
+            matches = part.search(query, asked, exact=len(self) <= EXACT)
             images.append(matches.keys.astype(np.int64))
             similarities.append(1 - matches.distances)
         image_K, similarity_K = np.concatenate(images), np.concatenate(similarities)
-        best = np.lexsort((image_K, -similarity_K))[:count]
+        order = np.lexsort((image_K, -similarity_K))
+        best = order[~np.isin(image_K[order], gone)][:count]
         return [self._describe(int(image_K[at]), float(similarity_K[at])) for at in best]
 
     def picture(self, image: int) -> Image.Image:
@@ -95,12 +100,13 @@ class ImageIndex:
         Raises:
             UserError: the shards are not those that were indexed, or the image was damaged.
         """
-        content = self.shards.row(image)
+        row = self.row(image)
+        content = self.shards.row(row)
         try:
             return load_image(content.image)
         except BadImage as error:
             raise UserError(
-                f"{self.shards.where(image)} (key {content.key!r}): {why_bad(error)}: copy or shard it again."
+                f"{self.shards.where(row)} (key {content.key!r}): {why_bad(error)}: copy or shard it again."
             ) from None
 
     @cached_property
@@ -126,6 +132,42 @@ class ImageIndex:
                 )
         return mixture
 
+    def row(self, image: int) -> int:
+        """The row of `shards` that an image is."""
+        entry = self._table.slice(image, 1).to_pylist()[0]
+        first, corpus, number = self._places[entry["shard"]]
+        start = corpus.selection.shard_rows[number] if corpus.selection else corpus.shard_starts[number]
+        row: int = start + entry["row"]
+        return first + (corpus.selection.rows.rank(row) if corpus.selection else row)
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, Corpus, int]]:
+        """By shard: the first row of its corpus, that, and its number in it."""
+        starts = accumulate(map(len, self.shards.corpora), initial=0)
+        return {
+            corpus.location.name(number): (first, corpus, number)
+            for first, corpus in zip(starts, self.shards.corpora, strict=False)
+            for number in range(len(corpus.manifest.shards))
+        }
+
+    @cached_property
+    def _taken_down(self) -> np.ndarray:
+        """The images that were taken down since they were indexed, int64; shards that are away have no list."""
+        gone: set[tuple[str, int]] = set()
+        for indexed in self.contents.shards:
+            try:
+                location = open_location(indexed.folder, Cache())
+            except UserError:
+                continue
+            starts = list(accumulate(location.manifest.shards.rows, initial=0))
+            for row in location.taken_down:
+                number = bisect_right(starts, row) - 1
+                gone.add((location.name(number), row - starts[number]))
+        if not gone:
+            return np.zeros(0, np.int64)
+        places = zip(self._table["shard"].to_pylist(), self._table["row"].to_pylist(), strict=True)
+        return np.array([image for image, place in enumerate(places) if place in gone], np.int64)
+
     def _describe(self, image: int, similarity: float) -> SearchHit:
         return SearchHit(image, **self._table.slice(image, 1).to_pylist()[0], similarity=similarity)
 
@@ -135,13 +177,13 @@ class _Candidates:
 
     def __init__(self, index: ImageIndex, images: Sequence[int], sentence: str, tokens: BatchTokenizer, size: int):
         self.captions, self.tokens, self._numbers = [sentence], tokens, images
-        self._all = EvalImages(index.shards, len(index), size)
+        self._index, self._all = index, EvalImages(index.shards, len(index), size)
 
     def __len__(self) -> int:
         return len(self._numbers)
 
     def images(self, rows: Sequence[int]) -> Tensor:
-        return self._all.images([self._numbers[row] for row in rows])
+        return self._all.images([self._index.row(self._numbers[row]) for row in rows])
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
         return self.tokens.batch([self.captions[index] for index in captions])

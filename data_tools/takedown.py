@@ -1,0 +1,116 @@
+"""Taking rows down: whoever lists a key, a URL or a hash has its rows left alone by every reader from now on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.location import ShardLocation, open_location
+from mvlm.data.shards.schema import IMAGE_COLUMNS
+from mvlm.data.shards.tables import columns_of, unknown_column
+from mvlm.data.shards.takedown import TAKEDOWN, parse_takedown, takedown_json
+from mvlm.errors import UserError
+from mvlm.runtime.storage import Storage, write_durably
+
+COLUMNS = ("key", "url", "URL", "sha256", "md5", "uid")
+"""What a line of a list may name, where a corpus has such a column."""
+
+SHA256 = re.compile("[0-9a-fA-F]{64}")
+
+
+@dataclass(frozen=True)
+class TakenDown:
+    """What a list came to: rows that are now taken down, those of them that were not before, and lines that name none."""
+
+    rows: int
+    new: int
+    unmatched: int
+
+
+def read_list(paths: Sequence[Path]) -> set[str]:
+    """The lines of lists, without the empty ones.
+
+    Raises:
+        UserError: one cannot be read, or all of them name nothing.
+    """
+    try:
+        lines = {line.strip() for path in paths for line in path.read_text(encoding="utf-8-sig").splitlines()}
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"The list cannot be read ({error}): give a text file with one key, URL or hash a line."
+        ) from None
+    if not (lines := lines - {""}):
+        raise UserError(f"{', '.join(map(str, paths))} names nothing: give one key, URL or hash a line.")
+    return lines
+
+
+def take_down(folder: str | Path, lines: set[str], by: Sequence[str] = ()) -> TakenDown:
+    """Add the rows that the lines name to the list beside the corpus's manifest; the shards stay as they are.
+
+    Args:
+        folder: of shards, or a URL.
+        by: the columns that may name a row; none = those of `COLUMNS` that there are, and the SHA-256 of the image.
+
+    Raises:
+        UserError: the corpus is damaged, or no shard has one of the columns.
+    """
+    location = open_location(folder, Cache())
+    path = f"{location.folder}/{TAKEDOWN}"
+    listed, found, known = parse_takedown(_stored(folder), path), set[str](), set[str]()
+    before, wanted = sum(map(len, listed.values())), pa.array(sorted(lines), pa.string())
+    hashes = {line.lower() for line in lines if SHA256.fullmatch(line)} if not by else set[str]()
+    for number, shard in enumerate(location.manifest.shards):
+        table, names = columns_of(location, number, by or COLUMNS)
+        known |= set(names)
+        named = np.zeros(shard.rows, bool)
+        for name in filter(None, table.schema.names):
+            column = table[name].cast(pa.string())
+            holds = pc.is_in(column, wanted)
+            found |= set(pc.unique(column.filter(holds)).to_pylist())
+            named |= holds.to_numpy()
+        if hashes and "sha256" not in names:
+            for row, sha256 in _hashed(location, number):
+                if sha256 in hashes:
+                    named[row] = True
+                    found |= {sha256, sha256.upper()}
+        if named.any():
+            listed[shard.hash] = sorted({*listed.get(shard.hash, ()), *np.flatnonzero(named).tolist()})
+    if missing := set(by) - known:
+        raise unknown_column(sorted(missing)[0], location.folder, known)
+    _store(folder, takedown_json(listed))
+    rows = sum(map(len, listed.values()))
+    return TakenDown(rows, rows - before, len(lines - found))
+
+
+def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:
+    """The SHA-256 of each image of a shard, with its row."""
+    file = location.map(number, location.manifest.shards[number])
+    reader, first = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(file.data))), 0
+    for at in range(reader.num_record_batches):
+        batch = reader.get_batch(at)
+        for name in filter(batch.schema.names.__contains__, IMAGE_COLUMNS):
+            for row, image in enumerate(batch[name], first):
+                yield row, hashlib.sha256(image.as_buffer()).hexdigest()
+        first += len(batch)
+
+
+def _stored(folder: str | Path) -> bytes | None:
+    if "://" in str(folder):
+        return Storage(str(folder), "give a URL that can be written to").read(TAKEDOWN)
+    path = Path(folder) / TAKEDOWN
+    return path.read_bytes() if path.exists() else None
+
+
+def _store(folder: str | Path, content: str) -> None:
+    if "://" in str(folder):
+        Storage(str(folder), "give a URL that can be written to").write(TAKEDOWN, content.encode())
+    else:
+        write_durably(Path(folder) / TAKEDOWN, content)

@@ -1,0 +1,125 @@
+"""Rows that were taken down: gone from every reader, and nothing else has changed."""
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from made_shards import make_rows, write_shards
+from made_tables import add_tables
+
+from data_tools.__main__ import main
+from data_tools.corpora import batches, kept_rows
+from mvlm.data.loading.sampler import make_sampler, order_of
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.data.shards.schema import read_manifest
+from mvlm.errors import UserError
+from mvlm.training.health.quarantine import Quarantine
+from tests.conftest import of_pairs
+
+ROWS, GONE = 40, [3, 6, 7, 20, 39]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = write_shards(tmp_path_factory.mktemp("whole") / "s", make_rows(ROWS, 9), 7)
+    return add_tables(
+        folder,
+        "meta",
+        [{"url": [f"http://x/{n}" for n in part]} for part in np.split(np.arange(ROWS), range(7, ROWS, 7))],
+    )
+
+
+@pytest.fixture(scope="module")
+def lessened(whole, tmp_path_factory):
+    """The same after a list of a key, two URLs and two hashes, in two goes."""
+    folder = tmp_path_factory.mktemp("lessened") / "s"
+    shutil.copytree(whole, folder)
+    mixture, lists = Mixture([whole]), folder.parent
+    hashes = [hashlib.sha256(bytes(mixture.row(row).image)).hexdigest() for row in GONE[3:]]
+    (lists / "a").write_text("\n".join([mixture.key(GONE[0]), "http://x/6", "http://x/7", "", "http://y/"]))
+    (lists / "b").write_text("\n".join([hashes[0], hashes[1].upper(), "http://x/6"]))
+    for name in "ab":
+        assert main(["takedown", str(folder), "--list", str(lists / name)]) == 0
+    return folder
+
+
+def samples(folder, tokenizer, config, seed_positions=120):
+    mixture = training_mixture(config.data.__class__(train=(str(folder),), text_length=14))
+    dataset = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+    positions = np.arange(seed_positions)
+    numbers, times = make_sampler(mixture, 7, [order_of(config.data)])(positions)
+    drawn = zip(positions.tolist(), numbers.tolist(), times.tolist(), strict=True)
+    return mixture, [dataset.sample(*draw) for draw in drawn]
+
+
+def test_only_the_rows_taken_down_change_and_all_keep_their_numbers(whole, lessened, tokenizer, config, tmp_path):
+    before, old = samples(whole, tokenizer, config)
+    after, new = samples(lessened, tokenizer, config)
+    assert (before.fingerprint, before.per_epoch, before.selection) == (
+        after.fingerprint,
+        after.per_epoch,
+        after.selection,
+    )
+    assert {row for row in range(ROWS) if after.is_taken_down(row)} == set(GONE)
+    replaced = 0
+    for one, other in zip(old, new, strict=True):
+        if one.row in GONE:
+            replaced += 1
+            assert other.row not in GONE and other.faults
+        else:
+            assert (one.row, one.faults) == (other.row, other.faults)
+            assert (one.images == other.images).all() and (one.masked_text_L == other.masked_text_L).all()
+    assert replaced > 5
+    again = samples(lessened, tokenizer, config)[1]
+    assert [sample.row for sample in again] == [sample.row for sample in new]
+    quarantine = Quarantine(tmp_path, 0.0, ROWS)  # which counts none of them
+    quarantine.add([fault for sample in new for fault in sample.faults], len(new))
+    assert len(quarantine) == 0
+
+
+def test_evaluation_and_the_tools_do_not_see_them(whole, lessened, tokenizer, tmp_path):
+    left = [Mixture([whole]).key(row) for row in range(ROWS) if row not in GONE]
+    seen = EvalDataset(Mixture([lessened]), tokenizer, 14, 32)
+    assert [seen.mixture.key(row) for row in range(len(seen))] == left
+    keys = [
+        key
+        for batch in batches(lessened, read_manifest(lessened), kept_rows(lessened))
+        for key in batch["key"].to_pylist()
+    ]
+    assert keys == left
+    assert main(["merge", str(lessened), "--out", str(tmp_path / "merged")]) == 0
+    merged = Mixture([tmp_path / "merged"])
+    assert [merged.key(row) for row in range(len(merged))] == left
+    assert main(["preview", str(lessened), "--out", str(tmp_path / "p.html"), "--count", "40"]) == 0
+    page = (tmp_path / "p.html").read_text()
+    assert left[0] in page and Mixture([whole]).key(3) not in page
+
+
+def test_a_condition_counts_them_and_they_are_replaced_by_rows_that_meet_it(lessened):
+    mixture = Mixture([lessened], where=["url != 'http://x/4'"], trains=True)
+    assert (
+        len(mixture) == ROWS - 1
+        and mixture.is_taken_down(3)
+        and not mixture.is_taken_down(4)
+        and mixture.is_taken_down(5)
+    )
+
+
+def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
+    folder = tmp_path / "s"
+    shutil.copytree(whole, folder)
+    for content in (
+        "{",
+        json.dumps({"format": "mvlm-takedown", "version": 1, "shards": {read_manifest(folder).shards[0].hash: [7]}}),
+    ):
+        (folder / "takedown.json").write_text(content)
+        with pytest.raises(UserError, match=r"takedown\.json is no valid list"):
+            Mixture([folder])
+    (folder / "takedown.json").unlink()
+    (tmp_path / "list").write_text("k")
+    assert main(["takedown", str(folder), "--list", str(tmp_path / "list"), "--by", "hash"]) == 1
+    assert not (folder / "takedown.json").exists()
