@@ -28,7 +28,7 @@ SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 @dataclass(frozen=True)
 class TakenDown:
-    """What a list came to: rows that are now taken down, those of them that were not before, and lines that name none."""
+    """What a list came to: rows that are taken down now, those that were not before, and lines that name no row."""
 
     rows: int
     new: int

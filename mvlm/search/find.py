@@ -133,12 +133,18 @@ class ImageIndex:
         return mixture
 
     def row(self, image: int) -> int:
-        """The row of `shards` that an image is."""
+        """The row of `shards` that an image is; raises `UserError` where it was taken down."""
         entry = self._table.slice(image, 1).to_pylist()[0]
         first, corpus, number = self._places[entry["shard"]]
         start = corpus.selection.shard_rows[number] if corpus.selection else corpus.shard_starts[number]
         row: int = start + entry["row"]
-        return first + (corpus.selection.rows.rank(row) if corpus.selection else row)
+        if not corpus.selection:
+            return first + row
+        if row not in corpus.selection.rows:
+            raise UserError(
+                f"{entry['shard']} row {entry['row']} (key {entry['key']!r}) was taken down: ask for another."
+            )
+        return first + corpus.selection.rows.rank(row)
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, Corpus, int]]:

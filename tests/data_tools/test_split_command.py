@@ -21,7 +21,7 @@ def test_the_bytes_are_those_of_sharding_with_the_split(tmp_path: Path) -> None:
     run("split", tmp_path / "whole", *split, "--out", tmp_path / "later")
     for name in ("train", "eval"):
         later = tree(tmp_path / "later" / name)
-        assert {"000000.arrow", "000000.index", "manifest.json"} == later.keys()
+        assert {"000000.arrow", "000000.index", "000000.meta.parquet", "manifest.json"} == later.keys()
         assert later == tree(tmp_path / "apart" / name)
 
 
