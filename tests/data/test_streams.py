@@ -114,6 +114,17 @@ def test_five_kills_at_borders_with_other_ranks_change_no_sample(sets: dict[str,
     assert len(rows["a"]) > 40 and len(rows["b"]) > 24
 
 
+@pytest.mark.campaign
+def test_over_a_hundred_kills_with_other_ranks_change_no_sample(sets: dict[str, str], tokenizer: Any) -> None:
+    undisturbed, generator = stream(sets, tokenizer, {}), np.random.default_rng(1)
+    killed = 0
+    while killed <= 100:
+        steps = generator.choice(len(STAGES) * STEPS, 12, replace=False).tolist()
+        kills = {step: int(generator.choice([1, 2, 3, 4, 6])) for step in steps}
+        assert stream(sets, tokenizer, kills) == undisturbed
+        killed += len(kills)
+
+
 def test_a_data_set_that_was_drawn_together_with_others_is_not_torn_from_them(sets: dict[str, str]) -> None:
     both, alone = Mixture([sets["a"], sets["b"]]), Mixture([sets["a"]])
     state = begin_stage(TrainState(0, 0, 5, ""), stage(0), both, OrderSpec(GLOBAL), together=True)

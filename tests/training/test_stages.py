@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,10 @@ def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
 
 def words_of(folder: Path, scenes: Path, *overrides: str) -> list[str]:
     return [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "checkpoint.every=2", *overrides]
+
+
+def all_losses(run: Path) -> list[tuple[float | None, ...]]:
+    return [tuple(line.get(name) for name in ("step", "loss", "itc", "itm", "grad_norm")) for line in read_metrics(run)]
 
 
 def stage(*lines: str) -> str:
@@ -126,6 +131,21 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert main(["check", toml, *words]) == 0
     checked = capsys.readouterr().out
     assert "stage 2 of 3: steps 2 to 4." in checked and "stage 3 of 3: steps 4 to 5." in checked
+
+
+def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None:
+    """From the checkpoints of steps 4, in stage 2, and 3, with which it began; one order goes on over both."""
+    text = stage("train.steps = 3", "objectives.itm = 0") + stage("train.steps = 3", "train.global_batch = 32")
+    run = staged("run", text, "checkpoint.keep=9")
+    whole, ledger = all_losses(run), (run / "stages.jsonl").read_text()
+    for step in (4, 3):
+        for later in range(step + 1, 7):
+            shutil.rmtree(run / f"checkpoints/step_{later:08d}", ignore_errors=True)
+        (run / "checkpoints/latest").write_text(f"step_{step:08d}")
+        (run / "stages.jsonl").unlink()
+        (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(True)[:step]))
+        assert staged("run", text, "checkpoint.keep=9") == run
+        assert all_losses(run) == whole and (run / "stages.jsonl").read_text() == ledger
 
 
 @pytest.mark.campaign
