@@ -118,7 +118,6 @@ def choices_of_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(PACKED_ATTENTION, "implementations", (varlen,)),
         mock.patch.object(PACKED_ATTENTION, "_probed", {}),
-        mock.patch.object(PACKED_ATTENTION, "_serving", {}),
         mock.patch.object(attention, "choice", "sdpa"),
         mock.patch.object(linear, "choice", "torch"),
         mock.patch.object(gelu_linear, "choice", "kept"),

@@ -54,10 +54,7 @@ def negatives_as_one_call() -> Iterator[None]:
             rows_B = plain.run(own_BE, *rest)
         return rows_B.clone()
 
-    with (
-        mock.patch.object(NEGATIVES, "implementations", (replace(plain, run=draw),)),
-        mock.patch.object(NEGATIVES, "_serving", {}),
-    ):
+    with mock.patch.object(NEGATIVES, "implementations", (replace(plain, run=draw),)):
         yield
 
 

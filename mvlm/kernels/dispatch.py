@@ -80,7 +80,6 @@ class Op:
         self.calls: Counter[str] = Counter()
         self.choice = AUTO
         self._probed: dict[str, str | None] = {}
-        self._serving: dict[str, tuple[Implementation, ...]] = {}  # by choice, once looked for
         self._reported: set[str] = set()
 
     def choose(self, name: str) -> None:
@@ -120,7 +119,6 @@ class Op:
     def rule_out(self, name: str, reason: str) -> None:
         """Take it that an implementation cannot run, as where another rank lacks it."""
         self._probed[name] = reason
-        self._serving.clear()
 
     def first(self, *args: Any, **kwargs: Any) -> Implementation:
         """The implementation that these arguments are computed by.
@@ -128,14 +126,15 @@ class Op:
         Raises:
             UserError: the one asked for by name does not take them.
         """
-        implementations = self._serving.get(self.choice) or self._find_serving()
         if self.choice != AUTO:
-            (chosen,) = implementations
+            chosen = self._named(self.choice)
             if chosen.accepts is not anything and (reason := chosen.accepts(*args, **kwargs)):
                 raise UserError(f"kernels.{self.name} = {chosen.name!r} cannot compute this ({reason}): choose auto.")
             return chosen
         refusals = {}
-        for implementation in implementations:
+        for implementation in self.implementations:
+            if implementation.pays is by_name_only or self.why_not(implementation):
+                continue
             if implementation.accepts is not anything and (reason := implementation.accepts(*args, **kwargs)):
                 if reason != FOR_CPUS:
                     refusals[implementation.name] = reason
@@ -151,16 +150,6 @@ class Op:
         if not torch.compiler.is_compiling():  # which traces a call and does not make it
             self.calls[implementation.name] += 1
         return implementation.run(*args, **kwargs)
-
-    def _find_serving(self) -> tuple[Implementation, ...]:
-        """Those that may compute a call: the one asked for by name, or all that run here and may pay."""
-        if self.choice != AUTO:
-            found = [self._named(self.choice)]
-        else:
-            able = [one for one in self.implementations if not self.why_not(one)]
-            found = [one for one in able if one.pays is not by_name_only]
-        self._serving[self.choice] = tuple(found)
-        return tuple(found)
 
     def _named(self, name: str) -> Implementation:
         return next(implementation for implementation in self.implementations if implementation.name == name)
