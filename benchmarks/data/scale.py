@@ -67,10 +67,15 @@ def main() -> None:
             for rows, folder in folders.items():
                 rounds[rows].append(in_a_process(folder))
                 print(rows, rounds[rows][-1], flush=True)
-    found = {rows: {key: statistics.median(one[key] for one in of) for key in of[0]} for rows, of in rounds.items()}
-    result = {"measured": found, "extrapolated": extrapolated(found), "rounds": arguments.rounds, "machine": machine()}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            result = summary(rounds) | {"machine": machine()}
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
+
+
+def summary(rounds: dict[int, list[dict[str, float]]]) -> dict[str, Any]:
+    """Of the rounds so far, so that a run that is stopped has not been for nothing."""
+    found = {rows: {key: statistics.median(one[key] for one in of) for key in of[0]} for rows, of in rounds.items()}
+    return {"measured": found, "extrapolated": extrapolated(found), "rounds": min(map(len, rounds.values()))}
 
 
 def corpus(scratch: Path, count: int) -> Path:
