@@ -29,8 +29,6 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import photo  # noqa: E402
 from benchmarks.data.write import machine  # noqa: E402
-from data_tools.readers.urls import UrlSource  # noqa: E402
-from data_tools.record import Dropped  # noqa: E402
 
 SIZE = (320, 240)
 FAULTS = {
@@ -51,6 +49,19 @@ FAULTS = {
 GOOD = ("ok", "moved", "slow", "flaky", "dropped")
 SECONDS, RETRIES, CONNECTIONS, SIDE, QUALITY = 10, 1, 64, 200, 90
 ALONE = "ours, downloading alone"
+DOWNLOAD = f"""
+import json, sys
+from collections import Counter
+from pathlib import Path
+from data_tools.readers.urls import UrlSource
+source = UrlSource(
+    [Path(sys.argv[1])], connections={CONNECTIONS}, timeout={SECONDS}, retries={RETRIES}, allow_loopback=True
+)
+found = Counter(getattr(item, "reason", "") for item in source)
+Path(sys.argv[2]).write_text(json.dumps(found))
+"""
+"""As `ours` reads its source, without a look at the images."""
+
 CASES = ("ours, as they come", ALONE, "img2dataset, as they come", "ours, shrunk", "img2dataset, shrunk")
 
 
@@ -137,18 +148,9 @@ def measure(case: str, work: Path, count: int, img2dataset: Path) -> dict[str, A
 
 def command(case: str, table: Path, out: Path, img2dataset: Path) -> list[str]:
     if case == ALONE:
-        return [sys.executable, __file__, str(table), str(out / "outcome.json")]
+        return [sys.executable, "-c", DOWNLOAD, str(table), str(out / "outcome.json")]
     shrunk = case.endswith("shrunk")
     return ours(table, out, shrunk) if case.startswith("ours") else theirs(img2dataset, table, out, shrunk)
-
-
-def download_alone(table: Path, out: Path) -> None:
-    """As `ours` reads its source, without a look at the images."""
-    bounds = {"connections": CONNECTIONS, "timeout": SECONDS, "retries": RETRIES}
-    found = Counter(
-        item.reason if isinstance(item, Dropped) else "" for item in UrlSource([table], allow_loopback=True, **bounds)
-    )
-    out.write_text(json.dumps(found))
 
 
 def ours(table: Path, out: Path, shrunk: bool) -> list[str]:
@@ -197,7 +199,4 @@ def their_outcome(out: Path) -> tuple[int, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1].endswith(".parquet"):  # a case of its own process
-        download_alone(Path(sys.argv[1]), Path(sys.argv[2]))
-    else:
-        main()
+    main()
