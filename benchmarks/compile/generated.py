@@ -251,7 +251,9 @@ def found_in(sources: list[str]) -> dict[str, Any]:
         "graphs": len(sources),
         "products": sum(len(re.findall(r"extern_kernels\.(?:mm|addmm|bmm|baddbmm)\(", source)) for source in sources),
         "kernels": len(named),
-        "cat called": sum(len(re.findall(r"(?:ops\.aten|extern_kernels)\.cat\b", source)) for source in sources),
+        "cat called": sum(
+            len(re.findall(r"^[^#\n]*(?:ops\.aten|extern_kernels)\.cat\b", source, re.MULTILINE)) for source in sources
+        ),
         "kernels that put together": sorted(
             name for name in named.values() if name.startswith("triton_poi_fused_cat_")
         ),
