@@ -138,12 +138,12 @@ def cost(name: str, folders: tuple[list[str], str], home: Path) -> float:
 
 
 def trained(
-    run: Path, folders: tuple[list[str], str], stages: str, seed: int, length: str, evaluate: bool = True
+    run: Path, folders: tuple[list[str], str], stages: str, seed: int, *overrides: str, evaluate: bool = True
 ) -> float:
     """CPU seconds of a run, start and evaluation included."""
     toml = run.with_suffix(".toml")
     toml.write_text(TOML.read_text() + "\n" + stages)
-    words = [*SETTINGS, f"data.train={json.dumps(folders[0])}", f"run.dir={run}", f"run.seed={seed}", length]
+    words = [*SETTINGS, f"data.train={json.dumps(folders[0])}", f"run.dir={run}", f"run.seed={seed}", *overrides]
     words += [f"data.eval={folders[1]}", f"eval.every={0 if evaluate else -1}"]
     began = time.process_time()
     config, given = load_config(toml, words), given_keys(toml, words)
