@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvlm.data.shards.schema import Shard, table_file
-from mvlm.data.shards.tables import META, own_columns, write_table
+from mvlm.data.shards.schema import Shard
+from mvlm.data.shards.tables import META, add_table, own_columns
 from mvlm.errors import UserError
-from mvlm.runtime.storage import publish
 
 MOST_COLUMNS = 256
 """Of a shard; a source that names more is a stream of free keys, of which the first ones met are kept."""
@@ -61,17 +58,6 @@ class MetaColumns:
         table = pa.table({name: joined(parts) for name, parts in self._columns.items()})
         self._rows, self._columns = 0, {}
         return add_table(folder, shard, META, table)
-
-
-def add_table(folder: Path, shard: Shard, name: str, table: pa.Table) -> Shard:
-    """Write a table beside a shard in `folder`; return the shard with it."""
-    path = folder / table_file(shard.file, name)
-    partial = path.with_name(f"{path.name}.partial")
-    write_table(partial, table)
-    content = partial.read_bytes()
-    publish(partial, path)
-    others = tuple(each for each in shard.tables if each[0] != name)
-    return replace(shard, tables=(*others, (name, len(content), hashlib.sha256(content).hexdigest())))
 
 
 def column(values: Sequence[Any]) -> pa.Array:

@@ -22,6 +22,7 @@ COMMANDS = {
     "average": "average the weights of several checkpoints and measure the result",
     "predict": "try a trained model on your own images and sentences",
     "index": "embed the images of a corpus for search",
+    "score": "score every row of a corpus with a trained model, to select rows by",
     "search": "find images of a corpus by a sentence or an image",
     "serve": "try a trained model on a web page",
     "watch": "show the state of a running job",

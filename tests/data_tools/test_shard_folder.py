@@ -18,7 +18,16 @@ from mvlm.data.shards.integrity import check_lengths
 from mvlm.data.shards.schema import SCHEMA, read_manifest
 
 ROOT = Path(__file__).parents[2]
-FILES = ["000000.arrow", "000000.index", "manifest.json", "quarantine.jsonl", "source.json", "yield.json", "yield.txt"]
+FILES = [
+    "000000.arrow",
+    "000000.index",
+    "000000.meta.parquet",
+    "manifest.json",
+    "quarantine.jsonl",
+    "source.json",
+    "yield.json",
+    "yield.txt",
+]
 
 
 def test_every_field_comes_back(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ shard itself. A column that a shard lacks is null in it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mvlm.data.shards.location import ShardLocation
-from mvlm.data.shards.schema import SCHEMAS, Shard
+from mvlm.data.shards.schema import SCHEMAS, Shard, table_file
 from mvlm.errors import UserError
+from mvlm.runtime.storage import publish
 
 META = "meta"
 
@@ -33,6 +36,29 @@ def own_columns(task: str) -> list[str]:
 def write_table(path: Path, table: pa.Table) -> None:
     """Write a table so that damage to what is read of it is noticed."""
     pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd", write_page_checksum=True)
+
+
+def add_table(folder: Path, shard: Shard, name: str, table: pa.Table) -> Shard:
+    """Write a table beside a shard in `folder`; return the shard with it."""
+    path = folder / table_file(shard.file, name)
+    partial = path.with_name(f"{path.name}.partial")
+    write_table(partial, table)
+    publish(partial, path)
+    return _with_table(folder, shard, name)
+
+
+def put_table(folder: Path, shard: Shard, name: str, staged: Path) -> Shard:
+    """Move a table of a shard in `folder` there from the folder that it was made in, unless that is done."""
+    path = staged / table_file(shard.file, name)
+    if path.exists():
+        publish(path, folder / path.name)
+    return _with_table(folder, shard, name)
+
+
+def _with_table(folder: Path, shard: Shard, name: str) -> Shard:
+    content = (folder / table_file(shard.file, name)).read_bytes()
+    others = tuple(each for each in shard.tables if each[0] != name)
+    return replace(shard, tables=(*others, (name, len(content), hashlib.sha256(content).hexdigest())))
 
 
 def of_batch(batch: pa.RecordBatch) -> dict[str, pa.Array]:

@@ -1,0 +1,50 @@
+"""Score every row of a corpus with a trained model, for `data.where` to select by.
+
+A table beside each shard gets three columns, each the mean over a row's captions: itc_similarity, the cosine of ITC's
+features; itm_probability, ITM's probability of a match; and caption_words. Run the same command again after a kill:
+shards that are scored stay. Several processes share the work with --part; the last one names the tables in the
+manifest.
+
+examples:
+  mvlm score shards/noisy --checkpoint runs/scorer
+  mvlm score shards/noisy --checkpoint runs/scorer --part $SLURM_ARRAY_TASK_ID/16
+  mvlm train run.toml data.train=shards/noisy "data.where=itm_probability > 0.5"
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mvlm.evaluate.scores import Scorer, parse_part, score_part
+from mvlm.pretrained.runs import load_run
+from mvlm.runtime import dist
+from mvlm.runtime.arguments import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help="folders of shards of captions")
+    parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
+    parser.add_argument("--part", default="0/1", metavar="I/N", help="score every N-th shard from the I-th on (from 0)")
+    parser.add_argument(
+        "--batch", type=positive, metavar="ROWS", help="in a forward pass (default: the run's eval.batch)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score; returns the exit code.
+
+    Raises:
+        UserError: the checkpoint or the shards cannot be used, or the tables cannot be written.
+    """
+    part, parts = parse_part(args.part)
+    device = dist.device()
+    loaded = load_run(args.checkpoint, device)
+    scorer = Scorer(loaded, args.batch or loaded.config.eval.batch, device)
+    for folder in args.shards:
+        missing, shards = score_part(scorer, folder, part, parts)
+        wait = (
+            f"{missing:,} of them are still to be scored by other parts" if missing else "data.where reads the scores"
+        )
+        print(f"{folder}: {shards:,} shards by the weights of step {loaded.step}; {wait}.")
+    return 0
