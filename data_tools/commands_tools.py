@@ -21,7 +21,7 @@ from .inspect.preview import contact_sheet
 from .inspect.stats import UNCHECKED, corpus_stats, table
 from .inspect.verify import problems
 from .progress import progress
-from .readers.inputs import as_place, name_of
+from .readers.inputs import Place, as_place, name_of
 from .reshape.merge import merge
 from .reshape.resplit import resplit
 from .row_index import add_indexes
@@ -182,27 +182,28 @@ def verify(arguments: argparse.Namespace) -> int:
     found = {}
     for place in corpus_places(arguments.shards):
         with corpora_here([place]) as (folder,):
-            found[place] = _verify_corpus(folder, arguments)
+            found[place] = _verify_corpus(place, folder, arguments)
     if arguments.json:
         print(json.dumps({str(place): wrong for place, wrong in found.items()}, indent=1))
     return 1 if any(found.values()) else 0
 
 
-def _verify_corpus(folder: Path, arguments: argparse.Namespace) -> list[str]:
+def _verify_corpus(place: Place, folder: Path, arguments: argparse.Namespace) -> list[str]:
+    """What is wrong with the corpus of a place, which lies in `folder` for now."""
     manifest = read_manifest(folder)
     found = []
     with progress(f"verifying {folder.name}", manifest.rows) as advance:
         for problem in problems(folder, arguments.workers, advance, arguments.images):
-            found.append(str(problem))
+            found.append(str(problem).replace(str(folder), str(place)))
             if not arguments.json:
-                logger("data_tools").error(problem)
+                logger("data_tools").error(found[-1])
     sampled = arguments.images is not None and arguments.images < manifest.rows
     decoded = f" ({arguments.images:,} of the images decoded)" if sampled else ""
     outcome = f"{len(found):,} problems" if found else "sound"
     if not arguments.json:
-        print(f"{folder}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
+        print(f"{place}: {manifest.rows:,} rows in {len(manifest.shards):,} shards, {outcome}{decoded}")
         if manifest.shards.unindexed:
-            print(f"{folder}: {UNCHECKED.format(manifest.shards.unindexed)}")
+            print(f"{place}: {UNCHECKED.format(manifest.shards.unindexed)}")
     return found
 
 

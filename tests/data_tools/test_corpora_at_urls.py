@@ -1,0 +1,52 @@
+"""The commands that read shards read them at URLs and behind patterns as they do in folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from made import read_rows, run, write_folder
+
+from data_tools.__main__ import main
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A corpus with two splits, here and at memory://shards."""
+    write_folder(tmp_path / "in", 12)
+    split = ("--split", "train=0.6,eval=0.4", "--shard-mb", 0.004, "--workers", 1)
+    run("shard", "folder", tmp_path / "in", "--out", tmp_path / "shards", *split)
+    files = fsspec.filesystem("memory")
+    files.put(str(tmp_path / "shards"), "/shards", recursive=True)
+    return tmp_path / "shards"
+
+
+def test_they_say_and_make_the_same(shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = [read_rows(shards / name) for name in ("eval", "train")]
+    run("verify", "memory://shards", "--workers", 1)
+    assert f"memory://shards/eval: {len(here[0])} rows" in capsys.readouterr().out
+    said = []
+    for place in (shards, f"{shards}/*", f"file://{shards}", "memory://shards"):
+        run("stats", place, "--json")
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1] == said[2] == said[3] and set(said[0]) == {"train", "eval"}
+    run("merge", "memory://shards", "--out", tmp_path / "merged")
+    assert read_rows(tmp_path / "merged") == here[0] + here[1]
+    run("split", "memory://shards/train", "--split", "a=0.5,b=0.5", "--out", tmp_path / "split")
+    assert sum(len(read_rows(tmp_path / "split" / name)) for name in "ab") == len(here[1])
+    run("preview", "memory://shards", "--out", tmp_path / "sheet.html")
+    assert (tmp_path / "sheet.html").read_text().count("<figure>") == 12
+
+
+def test_what_lies_at_a_url_is_excluded(shards: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
+    argv = ("shard", "folder", tmp_path / "in", "--exclude", "memory://shards/eval", "--out", tmp_path / "left")
+    run(*argv, "--workers", 1)
+    assert read_rows(tmp_path / "left") == read_rows(shards / "train")
+    assert "memory://none holds no manifest.json" in fails("verify", "memory://none")
+    files = fsspec.filesystem("memory")
+    damaged = next(path for path in files.find("/shards/train") if path.endswith(".arrow"))
+    files.pipe_file(damaged, files.cat_file(damaged)[:-9] + b"arrow1234")
+    assert main(["verify", "memory://shards/train", "--workers", "1"]) == 1
