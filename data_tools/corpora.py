@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from glob import has_magic
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -38,17 +39,20 @@ def corpora(path: Path) -> list[Path]:
 
 
 def corpus_places(texts: Iterable[str]) -> list[Place]:
-    """The same of several paths, URLs or patterns.
+    """The same of several paths, URLs or patterns, which stand for the folders that hold a manifest.
 
     Raises:
         UserError: one of them names no corpus.
     """
-    return [corpus for place in expanded(texts) for corpus in _places(place)]
+    named = (
+        f"{text.rstrip('/')}/{MANIFEST}" if has_magic(text) and not Path(text).exists() else text for text in texts
+    )
+    return [corpus for place in expanded(named) for corpus in _places(place)]
 
 
 def _places(place: Place) -> Sequence[Place]:
     if isinstance(place, Path):
-        return corpora(place)
+        return corpora(place.parent if place.name == MANIFEST else place)
     url = place.rstrip("/").removesuffix(f"/{MANIFEST}")
     held = Storage(url, REMEDY).sizes()
     inside = sorted(name.partition("/")[0] for name in held if name.endswith(f"/{MANIFEST}") and name.count("/") == 1)
