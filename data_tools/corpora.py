@@ -38,15 +38,14 @@ def corpora(path: Path) -> list[Path]:
     return inside
 
 
-def corpus_places(texts: Iterable[str]) -> list[Place]:
+def corpus_places(texts: Sequence[str]) -> list[Place]:
     """The same of several paths, URLs or patterns, which stand for the folders that hold a manifest.
 
     Raises:
         UserError: one of them names no corpus.
     """
-    named = (
-        f"{text.rstrip('/')}/{MANIFEST}" if has_magic(text) and not Path(text).exists() else text for text in texts
-    )
+    patterns = {text for text in texts if has_magic(text) and not Path(text).exists()}
+    named = [f"{text.rstrip('/')}/{MANIFEST}" if text in patterns else text for text in texts]
     return [corpus for place in expanded(named) for corpus in _places(place)]
 
 
