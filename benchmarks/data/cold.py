@@ -76,8 +76,8 @@ def main() -> None:
             medians = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
             found[f"{order}, {limit or 'all'} reads/s"] = medians
             print(order, limit, rounds, flush=True)
-    result = {"measured": found, "rounds": arguments.rounds, "machine": machine()}
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            result = {"measured": found, "rounds": arguments.rounds, "machine": machine()}
+            arguments.out.write_text(json.dumps(result, indent=1) + "\n")  # of a run that is stopped, what it has found
 
 
 def write(place: Path) -> None:
