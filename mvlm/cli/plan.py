@@ -1,9 +1,10 @@
-"""Calculate a run's size, memory, time and communication before it starts.
+"""Calculate a run's size, memory, time and communication before it starts; or the making of its data from links.
 
 examples:
   mvlm plan mvlm/configs/base.toml --deepspeed_config ds_configs/zero1.json --gpu h100
   mvlm plan mvlm/configs/huge.toml --deepspeed_config ds_configs/zero3.json --gpu h100 --nodes 8 train.recompute=1
   mvlm plan run.toml --deepspeed_config ds_configs/fp16.json --gpu v100 --json plan.json train.micro_batch=auto
+  mvlm plan data --links 1000000000 --nodes 8 --cores 64 --stored-kb 40
 
 Needs no GPU, no data and no network. docs/plan.md says how each figure is derived.
 """
@@ -17,11 +18,12 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [--nodes N] [--gpus-per-node N] [--pairs N] "
-        "[--mfu SHARE] [--json FILE] [key=value ...]"
+        "[--mfu SHARE] [--json FILE] [key=value ...]\n"
+        "       mvlm plan data --links N [--nodes N] [--cores N] [...] [--json FILE]"
     )
-    parser.add_argument("config", metavar="RUN.toml")
-    parser.add_argument("--deepspeed_config", "--deepspeed-config", required=True, metavar="JSON")
-    parser.add_argument("--gpu", required=True, metavar="NAME", help="such as h100, a100-40gb, v100")
+    parser.add_argument("config", metavar="RUN.toml", help="or data, for the making of shards from a table of links")
+    parser.add_argument("--deepspeed_config", "--deepspeed-config", metavar="JSON")
+    parser.add_argument("--gpu", metavar="NAME", help="such as h100, a100-40gb, v100")
     parser.add_argument("--nodes", type=int, default=1, metavar="N", help="(default: 1)")
     parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(default: 8)")
     parser.add_argument(
@@ -39,7 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="share of the peak that matrix products reach (default: 0.45)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write it to this file")
+    _add_data_arguments(parser)
     parser.set_defaults(takes_overrides=True)
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    from mvlm.estimate.links import LinkTablePlan as Asked
+
+    data = parser.add_argument_group("mvlm plan data: what is assumed of the links and paid for the machines")
+    given: tuple[tuple[str, type, float, str], ...] = (
+        ("cores", int, Asked.cores, "hardware threads of a node"),
+        ("alive", float, Asked.alive, "share of the links that lead to an image"),
+        ("image-kb", float, Asked.image_kb, "kilobytes of an image as downloaded"),
+        ("megapixels", float, Asked.megapixels, "of an image as downloaded"),
+        ("stored-kb", float, Asked.stored_kb, "kilobytes of an image in the shards; 0: as downloaded"),
+        ("seconds", float, Asked.seconds, "of a request, time-outs included"),
+        ("connections", int, Asked.connections, "of a process, one of which runs on each hardware thread"),
+        ("gbit", float, Asked.gbit, "a second that a node downloads"),
+        ("encryption-ms", float, Asked.encryption_ms, "CPU time of a link for TLS and the look-up of its host"),
+        ("core-hour", float, Asked.core_hour, "price of a hardware thread for an hour"),
+        ("gb-month", float, Asked.gb_month, "price of a gigabyte stored for a month"),
+    )
+    data.add_argument("--links", type=int, default=0, metavar="N", help="rows of the table")
+    for name, kind, default, words in given:
+        data.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{words} (default: {default:g})")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,11 +73,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the configuration is wrong, or what it names is not known.
     """
+    from mvlm.errors import UserError
+
+    if args.config == "data":
+        return _plan_data(args)
+    if not (args.deepspeed_config and args.gpu):
+        raise UserError("mvlm plan RUN.toml needs --deepspeed_config JSON and --gpu NAME: see mvlm plan --help.")
     from mvlm.cli.output import write_json
     from mvlm.config.load import load_config, read_stages
     from mvlm.config.stages import make_stages
     from mvlm.data.shards.corpus import training_mixture
-    from mvlm.errors import UserError
     from mvlm.estimate.cards import find_card
     from mvlm.estimate.plan import Planner, Request
     from mvlm.estimate.text import as_json, as_text
@@ -93,4 +123,26 @@ def run(args: argparse.Namespace) -> int:
         f"\nall stages     {total['steps']:,} steps: {total['hours']:,.1f} hours, {total['gpu_hours']:,.0f} GPU-hours"
     )
     write_json(args.json, total | {"stages": plans})
+    return 0
+
+
+def _plan_data(args: argparse.Namespace) -> int:
+    from dataclasses import fields
+
+    from mvlm.cli.output import write_json
+    from mvlm.errors import UserError
+    from mvlm.estimate.links import LinkTablePlan, links_text, plan_links
+
+    if args.links < 1:
+        raise UserError(f"--links is {args.links}: give mvlm plan data the number of rows of your table.")
+    given = {field.name: getattr(args, field.name) for field in fields(LinkTablePlan)}
+    may_be_nothing = ("stored_kb", "encryption_ms", "core_hour", "gb_month")
+    for name, value in given.items():
+        if value < 0 or (not value and name not in may_be_nothing) or (name == "alive" and value > 1):
+            raise UserError(f"--{name.replace('_', '-')} is {value:g}: give what a table, a node or a bill can have.")
+    if args.overrides:
+        raise UserError(f"mvlm plan data takes no {args.overrides[0]}: it has options alone.")
+    plan = plan_links(LinkTablePlan(**given))
+    print(links_text(plan), end="")
+    write_json(args.json, plan)
     return 0

@@ -1,0 +1,82 @@
+"""How long it takes to make a corpus of a table of links, on how many nodes, and what it costs.
+
+Computing follows from rates that were measured; what nobody measured is assumed, and said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+LINK_MS = 1.76
+"""CPU time of a link, from benchmarks/data/results/download.json: all of "ours, as they come", so that the decoding of
+its small images is counted here as well."""
+
+IMAGES_A_CPU_SECOND, PIXELS = 651, 500 * 375
+"""Decoded, checked, hashed and written: "whole sharding" of benchmarks/data/results/write.json, on images of that
+size."""
+
+
+@dataclass(frozen=True)
+class LinkTablePlan:
+    """What is asked, with what is assumed where nobody says otherwise."""
+
+    links: int
+    nodes: int = 1
+    cores: int = 16  # hardware threads of a node
+    alive: float = 0.7  # share of the links that still lead to an image
+    image_kb: float = 100.0  # as downloaded
+    megapixels: float = 0.5  # of an image as downloaded
+    stored_kb: float = 0.0  # of an image in the shards; 0: as downloaded
+    seconds: float = 1.5  # of a request, with those that time out
+    connections: int = 256  # of a process; one runs on each hardware thread
+    gbit: float = 10.0  # a second, of a node
+    encryption_ms: float = 2.0  # CPU time of a link for TLS and its name, which loopback has not
+    core_hour: float = 0.04  # price of a hardware thread
+    gb_month: float = 0.02  # price of a gigabyte stored
+
+
+def plan_links(asked: LinkTablePlan) -> dict[str, Any]:
+    """Hours by what bounds them, bytes and cost; "assumed" are the fields of `asked` that nobody measured."""
+    images = asked.links * asked.alive
+    image_s = asked.megapixels * 1e6 / PIXELS / IMAGES_A_CPU_SECOND
+    cpu_s = asked.links * (LINK_MS + asked.encryption_ms) / 1e3 + images * image_s
+    threads = asked.nodes * asked.cores
+    hours = {
+        "computing": cpu_s / threads / 3600,
+        "network": images * asked.image_kb * 8e3 / (asked.nodes * asked.gbit * 1e9) / 3600,
+        "waiting for hosts": asked.links * asked.seconds / (threads * asked.connections) / 3600,
+    }
+    bound = max(hours, key=lambda name: hours[name])
+    stored_tb = images * (asked.stored_kb or asked.image_kb) / 1e9
+    return {
+        "links": asked.links,
+        "images": round(images),
+        "hours": hours[bound],
+        "bound_by": bound,
+        "hours_by_bound": hours,
+        "links_per_s": asked.links / (hours[bound] * 3600),
+        "downloaded_tb": images * asked.image_kb / 1e9,
+        "stored_tb": stored_tb,
+        "core_hours": hours[bound] * threads,
+        "cost": hours[bound] * threads * asked.core_hour,
+        "storage_cost_a_month": stored_tb * 1e3 * asked.gb_month,
+        "measured": {"ms a link": LINK_MS, "images/CPU-s": IMAGES_A_CPU_SECOND, "of pixels": PIXELS},
+        "assumed": {name: value for name, value in asdict(asked).items() if name not in ("links", "nodes", "cores")},
+    }
+
+
+def links_text(plan: dict[str, Any]) -> str:
+    """For a person."""
+    bounds = ", ".join(f"{name} {value:,.1f}" for name, value in plan["hours_by_bound"].items())
+    lines = [
+        f"links          {plan['links']:,}, of which {plan['images']:,} give an image",
+        f"the download   {plan['hours']:,.1f} hours at {plan['links_per_s']:,.0f} links/s, bound by {plan['bound_by']}",
+        f"hours by bound {bounds}",
+        f"downloaded     {plan['downloaded_tb']:,.1f} TB",
+        f"shards         {plan['stored_tb']:,.1f} TB, which cost {plan['storage_cost_a_month']:,.0f} a month",
+        f"core hours     {plan['core_hours']:,.0f}, which cost {plan['cost']:,.0f}",
+        "measured       " + ", ".join(f"{name} {value:,g}" for name, value in plan["measured"].items()),
+        "assumed        " + ", ".join(f"{name} {value:g}" for name, value in plan["assumed"].items()),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,60 @@
+"""The plan of a corpus made of links: its rates are those kept, and its arithmetic is that of a few lines here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mvlm.__main__ import main
+from mvlm.errors import ExitCode
+from mvlm.estimate.links import IMAGES_A_CPU_SECOND, LINK_MS, PIXELS, LinkTablePlan, plan_links
+from tests.conftest import ROOT
+
+RESULTS = ROOT / "benchmarks/data/results"
+
+
+def test_the_rates_are_those_of_the_kept_results() -> None:
+    kept = json.loads((RESULTS / "download.json").read_text())
+    ours = next(run for run in kept["runs"] if run["case"] == "ours, as they come")
+    assert round(ours["cpu_s"] / kept["count"] * 1e3, 2) == LINK_MS
+    written = json.loads((RESULTS / "write.json").read_text())
+    assert written["images/CPU-s"]["whole sharding"] == IMAGES_A_CPU_SECOND
+    assert written["corpus"]["size"][0] * written["corpus"]["size"][1] == PIXELS
+
+
+def test_whatever_takes_longest_bounds_it() -> None:
+    asked = LinkTablePlan(
+        3_600_000, cores=1, alive=0.5, megapixels=2 * PIXELS / 1e6, seconds=1e-6, gbit=1e6, encryption_ms=0.0
+    )
+    computing = plan_links(asked)
+    assert computing["bound_by"] == "computing"
+    assert computing["hours"] == pytest.approx(LINK_MS + 1000 / IMAGES_A_CPU_SECOND)
+    assert computing["cost"] == pytest.approx(computing["hours"] * 0.04)
+
+    network = plan_links(LinkTablePlan(10**9, nodes=2, cores=10**6, alive=1.0, image_kb=100, gbit=1))
+    assert (network["bound_by"], network["downloaded_tb"]) == ("network", pytest.approx(100))
+    assert network["hours"] == pytest.approx(1e9 * 1e5 * 8 / 2e9 / 3600)
+
+    waiting = plan_links(LinkTablePlan(10**9, cores=4, seconds=30, connections=100))
+    assert waiting["bound_by"] == "waiting for hosts"
+    assert waiting["hours"] == pytest.approx(1e9 * 30 / 400 / 3600)
+
+
+def test_it_is_printed_with_its_assumptions_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["plan", "data", "--links", "1000000", "--nodes", "2", "--stored-kb", "40"]
+    assert main([*argv, "--json", str(tmp_path / "plan.json")]) == 0
+    said = capsys.readouterr().out
+    assert "alive 0.7" in said and "stored_kb 40" in said and "bound by" in said
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["images"] == 700_000
+    assert plan["stored_tb"] == pytest.approx(0.028)
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--links", "0"], ["--links", "5", "--alive", "1.5"], ["--links", "5", "--gbit", "0"]]
+)
+def test_what_cannot_be_is_refused(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "data", *wrong]) == ExitCode.MISTAKE
+    assert wrong[-2] in capsys.readouterr().err
