@@ -67,6 +67,7 @@ def test_called_again_it_resumes(scenes: Path, tmp_path: Path, capfd: pytest.Cap
     assert capfd.readouterr().out.count("step 1 ") == 1
 
 
+@pytest.mark.campaign
 def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
     environment: Path, scenes: Path, tmp_path: Path
 ) -> None:

@@ -18,6 +18,8 @@ from tests.conftest import ROOT, TINY
 
 OF_ANOTHER_LAUNCHER = {"RANK": "7", "LOCAL_RANK": "7", "WORLD_SIZE": "9", "LOCAL_SIZE": "5", "MASTER_PORT": "1"}
 STEPS = 50
+pytestmark = pytest.mark.campaign  # three attempts of two ranks; jobs of SLURM and Ray go the same ways
+
 PATIENCE = 600  # seconds, for a machine with other things to do
 
 

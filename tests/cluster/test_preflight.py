@@ -93,6 +93,7 @@ def test_all_is_well_on_nodes_that_slurm_gives(nodes):
     assert "ranks: 3  nodes: 3  rounds of pairs: 3" in said and "all 3 ranks: " in said
 
 
+@pytest.mark.campaign
 def test_a_node_that_slurm_does_not_know_to_be_dead_is_named(nodes):
     nodes.script("nodes.sh", "kill", "n3")
     said = nodes.slurm()
@@ -114,6 +115,7 @@ def test_a_node_behind_a_slow_link_is_named_and_so_is_a_run_folder_that_is_not_s
     assert [node["host"] for node in report["nodes"]] == list(NODES)
 
 
+@pytest.mark.campaign
 def test_a_node_that_does_not_come_is_named_in_time(nodes):
     ranks = nodes.start("absent", 10, without="n3")
     assert codes(ranks) == [1, 1]

@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from cluster.job import load_job
 from cluster.slurm import preflight as slurm_preflight
 from tests.conftest import ROOT, free_port
 
 
+@pytest.mark.campaign
 def test_on_this_machine_it_measures_the_ranks_of_the_job(job, tmp_path):
     words = ["preflight", job, "--on", "local", f"run.dir={tmp_path / 'run'}", "job.environment.NCCL_DEBUG=INFO"]
     done = subprocess.run(

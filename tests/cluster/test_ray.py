@@ -56,6 +56,7 @@ def test_ray_shows_the_run_and_its_metrics(plain):
     assert float(shown["step"]) >= 1 and 5 < float(shown["loss"]) < 12 and float(shown["pairs_per_s"]) > 0
 
 
+@pytest.mark.campaign
 def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path):
     words = ["preflight", plain[0].file, "--on", "ray", f"run.dir={tmp_path / 'run'}", f"job.logs={tmp_path / 'logs'}"]
     done = cluster.on_head("cluster", *words)
@@ -65,6 +66,7 @@ def test_a_preflight_measures_the_nodes_that_ray_gives(plain, cluster, tmp_path)
     assert (tmp_path / "logs/preflight.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.campaign
 def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cluster, tmp_path):
     write_folder(tmp_path / "in", 40)
     words = ["data_tools", "shard", "folder", tmp_path / "in", "--workers", "2", "--shard-mb", "0.02", "--out"]

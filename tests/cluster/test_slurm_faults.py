@@ -25,13 +25,13 @@ LAUNCHERS = ("pdsh", "torchrun")
 class Story:
     """What befalls the jobs, and what of it the tests ask for."""
 
-    def __init__(self, slurm, folder, shards, launchers):
+    def __init__(self, slurm, folder, shards, launchers, with_sweep):
         self.slurm = slurm
         self.job = SlurmJob(slurm, folder / "job", shards)
         self.undisturbed = SlurmJob(slurm, folder / "undisturbed", shards)
         self.launched = {name: SlurmJob(slurm, folder / name, shards) for name in launchers}
         self.sweep = SlurmJob(slurm, folder / "sweep", shards, SWEEP)
-        self.trials = [self.sweep.trial(number) for number in (0, 1)]
+        self.trials = [self.sweep.trial(number) for number in (0, 1) if with_sweep]
         self.cancelled, self.injected = {}, {}
 
     def tell(self):
@@ -60,7 +60,8 @@ class Story:
         self.job.make_steps(2, more_than=self.job.steps(1)[-1] + 5)
         self.injected["node killed"] = time.monotonic()
         self.slurm.node("kill", "n2")
-        self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
+        if self.trials:
+            self.sweep.submit(FAULTY, f"train.steps={SWEEP_STEPS}")
         self.stand_still()
         self.slurm.boot("n2")
 
@@ -106,7 +107,8 @@ class Story:
 def story(request, slurm, scenes, tmp_path_factory):
     calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     launchers = {params["launcher"] for params in calls if params.get("launcher") in LAUNCHERS}
-    story = Story(slurm, tmp_path_factory.mktemp("story"), scenes / "train", sorted(launchers))
+    with_sweep = any("sweep" in item.name for item in request.session.items if item.path == request.path)
+    story = Story(slurm, tmp_path_factory.mktemp("story"), scenes / "train", sorted(launchers), with_sweep)
     story.tell()
     return story
 
@@ -142,7 +144,8 @@ def test_a_lost_node_costs_no_more_than_the_steps_since_the_checkpoint(story):
         assert before - 40 <= after <= before + 1, (before, after)  # one checkpoint may be under way
 
 
-def test_a_rank_that_was_cut_off_ends_at_its_next_step_and_harms_nothing(story):
+@pytest.mark.campaign
+def test_a_rank_of_a_sweep_that_was_cut_off_ends_at_its_next_step_and_harms_nothing(story):
     assert len(story.stale) == 2
     for trial in story.trials:
         told = (trial.attempt(1) / "rank-00000.log").read_text()
@@ -157,6 +160,7 @@ def test_every_checkpoint_that_is_left_is_whole(story):
         assert newest.name.startswith("step_")
 
 
+@pytest.mark.campaign
 def test_the_runs_of_a_sweep_differ_as_the_job_file_says(story):
     rates = []
     for trial in story.trials:
@@ -167,7 +171,7 @@ def test_the_runs_of_a_sweep_differ_as_the_job_file_says(story):
     assert status.count(f"is done, step {SWEEP_STEPS}  loss") == 2 and "2 runs" in status
 
 
-@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.campaign), "pdsh"])
+@pytest.mark.parametrize("launcher", [pytest.param(name, marks=pytest.mark.campaign) for name in LAUNCHERS])
 def test_cancel_has_the_ranks_save_under_every_launcher(story, launcher):
     job = story.launched[launcher]
     step = job.steps(1)[-1]

@@ -36,6 +36,7 @@ def test_a_run_that_cannot_begin_is_not_queued(job, cluster, sbatch, tmp_path, b
     assert len(wrong) == 2
 
 
+@pytest.mark.campaign
 def test_what_lies_on_a_disk_of_the_nodes_is_not_refused_but_told(job, cluster, sbatch, scenes, tmp_path, monkeypatch):
     """Of a job for GPUs: what libraries print on a machine without one does not get into the way."""
     monkeypatch.delenv("DS_ACCELERATOR")

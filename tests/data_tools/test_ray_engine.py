@@ -43,6 +43,7 @@ def weightless(item: object) -> int:
     return 0
 
 
+@pytest.mark.campaign
 def test_order_is_kept_and_little_read_ahead(ray_map: Map) -> None:
     items = list(range(-300, 3))
     assert list(ray_map(abs, items, weightless)) == [(item, abs(item)) for item in items]
@@ -59,6 +60,7 @@ def test_order_is_kept_and_little_read_ahead(ray_map: Map) -> None:
     assert read <= 3 * 2 * 32
 
 
+@pytest.mark.campaign
 def test_a_dead_worker_is_replaced_and_an_error_is_the_functions(ray_map: Map, tmp_path: Path) -> None:
     mark = str(tmp_path / "mark")
     assert list(ray_map(die_once, [mark], weightless)) == [(mark, mark)]

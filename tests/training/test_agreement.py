@@ -52,6 +52,7 @@ def agree(folder: Path, rank: int, world: int, port: int) -> None:
 def test_ranks_agree_to_the_last_bit(tmp_path: Path) -> None:
     world, port = len(READINGS), free_port()
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports torch once for all
     ranks = [context.Process(target=agree, args=(tmp_path, rank, world, port)) for rank in range(world)]
     for process in ranks:
         process.start()

@@ -21,6 +21,7 @@ def described(run: Path) -> dict[str, Any]:
     return json.loads((run / "run.json").read_text())
 
 
+@pytest.mark.campaign
 def test_it_is_bounded_by_memory_and_kept(
     train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

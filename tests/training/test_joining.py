@@ -45,6 +45,7 @@ def starts(rank: int, port: int, shards: Path, run: Path) -> subprocess.Popen[st
     )
 
 
+@pytest.mark.campaign
 def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None:
     port = free_port()
     ranks = {rank: starts(rank, port, scenes, tmp_path / "run") for rank in (0, 2)}

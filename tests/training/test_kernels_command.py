@@ -33,6 +33,7 @@ def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None
     assert operations["optimizer"]["implementations"]["torch"]["version"] == torch.__version__
 
 
+@pytest.mark.campaign
 def test_it_follows_a_run() -> None:
     done = run_command(mvlm_command("kernels", TINY_TOML, "kernels.attention=products", launcher=False))
     assert "attention: products\n" in done.stdout

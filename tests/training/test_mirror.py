@@ -443,6 +443,7 @@ def two_nodes(tmp_path: Path, *command: str) -> list[subprocess.Popen[str]]:
     return ranks
 
 
+@pytest.mark.campaign
 def test_run_folders_that_are_not_the_same(tmp_path: Path) -> None:
     """Without a mirror they are refused; with one each node has its part, and all of it when that is needed."""
     ranks = two_nodes(tmp_path, "-m", "tests.training.mirror_worker", f"file://{tmp_path}/mirror")

@@ -61,6 +61,7 @@ def forget_order(checkpoint: Path) -> None:
     (checkpoint / "index.json").write_text(json.dumps(index))
 
 
+@pytest.mark.campaign
 def test_an_epoch_ends_in_the_order_it_began_in(
     one_rank: None, scenes: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,6 +23,7 @@ def measure(folder: Path, rank: int, port: int) -> None:
 
 def test_every_rank_learns_the_spread_and_who_is_slow(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports torch once for all
     port = free_port()
     ranks = [context.Process(target=measure, args=(tmp_path, rank, port)) for rank in range(2)]
     for process in ranks:
