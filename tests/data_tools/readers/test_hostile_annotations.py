@@ -162,7 +162,7 @@ def test_a_large_json_is_not_held_in_memory(tmp_path: Path) -> None:
     put(tmp_path / "region_descriptions.json", f"[{','.join([image] * 600)}]".encode())
     (tmp_path / "images").mkdir()
     path = tmp_path / "region_descriptions.json"
-    source = open_source({"source": "vg", "paths": [path], "options": {"images": [tmp_path / "images"]}})
+    source = open_source({"source": "vg", "paths": [str(path)], "options": {"images": [str(tmp_path / "images")]}})
     tracemalloc.start()
     assert sum(1 for _ in source) == 600
     peak = tracemalloc.get_traced_memory()[1]
