@@ -15,6 +15,9 @@ from mvlm.errors import ExitCode, UserError
 OWN = ("mvlm: ", "data_tools: ")
 """How the sentences begin that our commands say of themselves."""
 
+COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Set by Jupyter: they would have a command draw thousands of progress bars into a pipe."""
+
 RESTARTS = 3
 LAST = 20
 """Of them kept: a command that fails has said why."""
@@ -55,7 +58,8 @@ def _free_port() -> int:
 
 def _run(command: Sequence[str]) -> tuple[int, list[str]]:
     """The exit code, and the last sentences of mvlm's own."""
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    calm = {name: value for name, value in os.environ.items() if name not in COLOURS}
+    environment = calm | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
     )

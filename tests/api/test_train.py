@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 import mvlm
 from mvlm.api.corpus import find_shards, recognise
+from mvlm.api.launch import follow
 from mvlm.api.recipe import choose
 from mvlm.config.load import load_config
 from mvlm.config.toml import apply_override
@@ -90,6 +92,14 @@ def test_extras_ask_for_what_the_requirements_do() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = {line.partition("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert {*extras["ray"], *extras["serve"]} <= lines
+
+
+def test_no_bar_is_drawn_into_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bars = "from rich.progress import track\nfor _ in track(range(3)): pass\nprint('done')"
+    follow([sys.executable, "-c", bars])
+    out = capsys.readouterr().out
+    assert "done" in out and "\x1b" not in out
 
 
 def test_a_wrong_setting_is_met_before_anything_is_launched(scenes: Path, tmp_path: Path) -> None:
