@@ -25,7 +25,7 @@ from mvlm.runtime.arguments import positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, nargs="+", metavar="SHARDS", help="folders of shards of captions")
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
-    parser.add_argument("--part", default="0/1", metavar="I/N", help="score every N-th shard from the I-th on (from 0)")
+    parser.add_argument("--part", default="1/1", metavar="I/N", help="score every N-th shard from the I-th on")
     parser.add_argument(
         "--batch", type=positive, metavar="ROWS", help="in a forward pass (default: the run's eval.batch)"
     )

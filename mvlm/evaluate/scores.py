@@ -158,11 +158,11 @@ def _put_in_place(scorer: Scorer, folder: Path) -> int:
 
 
 def parse_part(text: str) -> tuple[int, int]:
-    """`i/n`, i from 0 to n - 1."""
+    """`i/n`, i from 1 to n as in `data_tools shard`, as a number from 0 on and n."""
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 0 <= int(number) < int(count)):
-        raise UserError(f"--part {text} is no part: give i/n with i from 0 to n - 1, such as 0/8.")
-    return int(number), int(count)
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part {text} is no part: give i/n with i from 1 to n, such as 1/8.")
+    return int(number) - 1, int(count)
 
 
 def _means(value_M: np.ndarray, owner_M: np.ndarray) -> list[float | None]:

@@ -34,7 +34,7 @@ def test_the_first_trains_and_the_third_searches(tmp_path: Path) -> None:
     folder = tmp_path / "notebooks"
     folder.mkdir()
     shutil.copy(ROOT / "examples/emoji.tar", tmp_path)
-    said = run_notebook("1_five_minutes.ipynb", folder)
+    said = run_notebook("1_first_model.ipynb", folder)
     assert "step 2 " in said and "text_to_image R@10 " in said and "without a picture" in said
     found = run_notebook("3_search.ipynb", folder)
     assert found.count("\n1.00  ") + found.startswith("1.00  ") >= 1  # a picture is most like itself
