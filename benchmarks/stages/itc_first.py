@@ -57,15 +57,21 @@ ARMS = ("all four", "ITC first")
 SHOWN = ("eval/mean_recall", "eval/image_to_text_r10", "eval/text_to_image_r10")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked(doc: str | None, folder: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a benchmark of this folder, whose runs have their own one and a process group from here on."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/itc_first")
+    parser.add_argument("--folder", type=Path, default=ROOT / folder)
     parser.add_argument("--minutes", type=float, default=1e9)
     args = parser.parse_args(argv)
-    until = time.monotonic() + 60 * args.minutes
     args.folder.mkdir(parents=True, exist_ok=True)
     dist.init()
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = asked(__doc__, "runs/itc_first", argv)
+    until = time.monotonic() + 60 * args.minutes
     data = corpora(args.folder)
     for seed in args.seeds:
         for name, folders in data.items():

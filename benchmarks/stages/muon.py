@@ -9,7 +9,6 @@ there is not made again, so the command resumes, and it ends after `--minutes` a
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -19,8 +18,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.stages.itc_first import HERE, MEASURED, ROOT, STEPS, commit, corpora, trained
-from mvlm.runtime import dist
+from benchmarks.stages.itc_first import HERE, MEASURED, STEPS, asked, commit, corpora, trained
 
 CELLS = HERE / "results/muon.jsonl"
 CORPORA, RATES, OPTIMIZERS = ("scenes", "emoji"), (3e-4, 1e-3, 3e-3), ("adamw", "muon")
@@ -28,14 +26,8 @@ MEASURE = "eval/mean_recall"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs/muon")
-    parser.add_argument("--minutes", type=float, default=1e9)
-    args = parser.parse_args(argv)
+    args = asked(__doc__, "runs/muon", argv)
     until = time.monotonic() + 60 * args.minutes
-    args.folder.mkdir(parents=True, exist_ok=True)
-    dist.init()
     data = corpora(args.folder)
     for seed, corpus, rate, name in product(args.seeds, CORPORA, RATES, OPTIMIZERS):
         if time.monotonic() > until:
