@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import sys
 from functools import partial
@@ -34,8 +35,9 @@ PAGE = Path(__file__).parents[2] / "docs/kernels.md"
 RESULTS = Path(__file__).parent / "results/contrast/memory.json"
 BEGIN, END = "<!-- table of contrast_memory -->\n", "\n<!-- end of contrast_memory -->"
 PAIRS, WIDTH = 512, 256
-RANKS = (4, 16, 64, 256, 1024, 2048, 4096, 8192)
+RANKS = (2, 4, 16, 64, 256, 1024, 2048, 4096, 8192)
 SCALES = {"softmax": (0.07, None), "sigmoid": (0.1, -10.0)}
+EXCHANGES = ("blocks", "ring")
 
 
 def summed(whole: Tensor, async_op: bool) -> SimpleNamespace:
@@ -43,23 +45,32 @@ def summed(whole: Tensor, async_op: bool) -> SimpleNamespace:
     return SimpleNamespace(wait=lambda: None)
 
 
-def measure(kind: str, ranks: int) -> dict[str, Any]:
-    at_once = ranks_at_once(ranks * PAIRS, ranks)
+def handed_on(hops: list[Any]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(wait=lambda: None)]
+
+
+def measure(kind: str, exchange: str, ranks: int) -> dict[str, Any]:
+    at_once = ranks_at_once(ranks * PAIRS, ranks, exchange)
     world = SimpleNamespace(rank=lambda: 0, world=lambda: ranks)
+    sent = SimpleNamespace(
+        all_reduce=summed, batch_isend_irecv=handed_on, P2POp=lambda *_: None, isend=None, irecv=None
+    )
     gc.collect()
     with (
         mock.patch.object(gathered, "dist", world),
-        mock.patch.object(gathered, "torch_dist", SimpleNamespace(all_reduce=summed)),
+        mock.patch.object(gathered, "torch_dist", sent),
         FakeTensorMode(),
         LiveMemory(fake=True) as memory,
     ):
         temperature, bias = (None if value is None else torch.full((1,), value) for value in SCALES[kind])
         assert temperature is not None
         own = Encoded(*torch.empty(2, PAIRS, WIDTH), *torch.zeros(2, PAIRS, dtype=torch.int64))
-        peers = Peers(partial(gathered.Gathered, at_once=at_once), count=ranks)
+        blocks = gathered.Ring if exchange == "ring" else partial(gathered.Gathered, at_once=at_once)
+        peers = Peers(blocks, count=ranks)
         begin_contrast(own, temperature, bias, True, peers)()
     return {
         "kind": kind,
+        "exchange": exchange,
         "ranks": ranks,
         "pairs": ranks * PAIRS,
         "blocks": -(-ranks // at_once),
@@ -68,15 +79,15 @@ def measure(kind: str, ranks: int) -> dict[str, Any]:
 
 
 def table(lines: list[dict[str, Any]]) -> str:
-    found = {(line["kind"], line["ranks"]): line for line in lines}
+    found = {(line["kind"], line["exchange"], line["ranks"]): line for line in lines}
     rows = [
-        f"| {ranks * PAIRS:,} | {ranks:,} | {found['softmax', ranks]['blocks']} | "
-        + " | ".join(f"{found[kind, ranks]['bytes'] / 2**20:,.1f} MiB" for kind in SCALES)
+        f"| {ranks * PAIRS:,} | {ranks:,} | {found['softmax', 'blocks', ranks]['blocks']} | "
+        + " | ".join(f"{found[kind, by, ranks]['bytes'] / 2**20:,.1f} MiB" for by in EXCHANGES for kind in SCALES)
         + " |"
         for ranks in RANKS
     ]
-    head = "| pairs in the global batch | ranks | blocks | softmax | sigmoid |"
-    return "\n".join([head, "|---|---|---|---|---|", *rows])
+    head = "| pairs in the global batch | ranks | blocks | softmax | sigmoid | ring, softmax | ring, sigmoid |"
+    return "\n".join([head, "|---|---|---|---|---|---|---|", *rows])
 
 
 def main() -> int:
@@ -85,11 +96,10 @@ def main() -> int:
     largest = words.parse_args().largest
     torch.set_num_threads(1)
     lines = []
-    for kind in SCALES:
-        for ranks in RANKS:
-            if ranks <= largest:
-                lines.append(measure(kind, ranks))
-                print(json.dumps(lines[-1]), flush=True)
+    for kind, exchange, ranks in itertools.product(SCALES, EXCHANGES, RANKS):
+        if ranks <= largest:
+            lines.append(measure(kind, exchange, ranks))
+            print(json.dumps(lines[-1]), flush=True)
     if largest < RANKS[-1]:
         return 0
     RESULTS.write_text(json.dumps(lines, indent=1) + "\n", encoding="utf-8")

@@ -93,6 +93,9 @@ class Objectives:
     alignment_inputs: Literal["full", "masked"] = "full"  # what ITC and ITM read (D)
     exclude_duplicates: bool = True  # pairs of the same image or caption are not ITC/ITM negatives of each other (D)
     contrastive: Literal["softmax", "sigmoid"] = "softmax"  # ITC's loss: sigmoid as SigLIP, learned scale and bias (D)
+    # how ITC's features travel between ranks: in large blocks, or from neighbour to neighbour, which is slower and
+    # takes memory that does not grow with the ranks (D)
+    itc_exchange: Literal["blocks", "ring"] = "blocks"
     itm_group: int = 64  # positions among which ITM negatives are drawn: the batch's largest divisor up to it (D)
     itm_negatives: Literal["hard", "uniform"] = "hard"  # sampled by similarity, or uniformly (D)
 

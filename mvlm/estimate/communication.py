@@ -100,6 +100,16 @@ class Fabric:
         moved = count * (self.ranks - 1) / self.ranks
         return min(self._ring(p, self.ranks, self.nodes * (self.nodes > 1), moved, times) for p in PROTOCOLS)
 
+    def hand_on(self, count: float, hops: int) -> float:
+        """Seconds in which each rank hands `count` bytes in all on to the next, in `hops` steps."""
+        if self.ranks == 1 or not count:
+            return 0.0
+        between = self.card.network if self.nodes > 1 else math.inf
+        reached = ACHIEVED * min(self.card.link, between)
+        base, nvlink, pci, net = PROTOCOLS[-1].ring
+        hop = net if self.nodes > 1 else nvlink if self.card.nvlink else pci
+        return hops * (base + hop) * MICRO + count / reached
+
     def _ring(self, protocol: Protocol, hops: int, between: int, moved: float, times: int) -> float:
         base, nvlink, pci, net = protocol.ring
         hop = nvlink if self.card.nvlink else pci
@@ -261,7 +271,7 @@ class ContrastExchange:
     """What ITC exchanges in a step (mvlm/model/losses/itc.py).
 
     Attributes:
-        blocks: that the features of all pairs come in; 0 = nothing is exchanged.
+        blocks: that the features of all pairs come in, of a ring one a rank; 0 = nothing is exchanged.
         sent: bytes that a rank takes part in moving: features and identities, which come again for the softmax where
             they are several blocks, and log-sum-exps of the softmax.
         seconds: of that.
@@ -279,9 +289,15 @@ def contrast_of(model: FakeModel, fabric: Fabric, pairs: int) -> ContrastExchang
     if not model.objectives.itc or fabric.ranks == 1:
         return ContrastExchange(0, 0.0, 0.0, 0.0)
     is_softmax = model.objectives.contrastive == "softmax"
-    blocks = math.ceil(fabric.ranks / ranks_at_once(pairs, fabric.ranks))
+    exchange = model.objectives.itc_exchange
+    blocks = math.ceil(fabric.ranks / ranks_at_once(pairs, fabric.ranks, exchange))
     times = 2 if is_softmax and blocks > 1 else 1
     features, more = pairs * feature_bytes(model.contrastive_width), pairs * 2.0 * FP32 * is_softmax
+    if exchange == "ring":
+        hops, others = fabric.ranks - 1, 1 - 1 / fabric.ranks
+        seconds = times * fabric.hand_on(features * others, hops) + fabric.hand_on(more * others, hops)
+        sent = others * (times * features + more)
+        return ContrastExchange(blocks, sent, seconds, fabric.hand_on(features / fabric.ranks, 1))
     each = fabric.reduce(features / blocks)
     seconds = times * blocks * each + fabric.reduce(more, blocks)
     return ContrastExchange(blocks, times * features + more, seconds, each)

@@ -51,7 +51,7 @@ def contrastive_bytes(model: FakeModel, share: int, ranks: int) -> float:
     """
     if not model.objectives.itc:
         return 0.0
-    at_once = ranks_at_once(share * ranks, ranks)
+    at_once = ranks_at_once(share * ranks, ranks, model.objectives.itc_exchange)
     block, blocks = share * at_once, 1 if at_once == ranks else 2
     similarities = 0 if block >= PAYS else min(share * block, max(AT_ONCE, block))
     gradients = 2 * share * model.contrastive_width * FP32

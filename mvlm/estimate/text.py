@@ -126,7 +126,7 @@ def _exchanges(exchanges: dict[str, dict[str, float]], contrast: dict[str, Any])
         if exchange["seconds"]
     ]
     if count := contrast["blocks"]:
-        blocks = "one block" if count == 1 else f"{count} blocks"
+        blocks = "one block" if count == 1 else f"{count:,} blocks"
         lines.append(f"contrast       {contrast['sent'] / 1e6:,.1f} MB through each GPU, of all features in {blocks}")
     return lines
 

@@ -1,4 +1,9 @@
-"""Tensors of all ranks, those of so many at a time, on their way while whoever asked for them goes on."""
+"""Tensors of all ranks, those of so many at a time, on their way while whoever asked for them goes on.
+
+In both ways there are to send them, blocks of consecutive ranks' tensors come each with the row at which the own ones
+begin; where these are in another block, with one so far before its first that none of them is in it. What comes may be
+gone through several times. All ranks must do so in step.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +16,50 @@ from torch import Tensor
 
 from mvlm.runtime import dist
 
-Coming: TypeAlias = "tuple[Tensor, torch_dist.Work]"
+Coming: TypeAlias = "tuple[Tensor, list[torch_dist.Work]]"
 """What will be a block once its work is done."""
 
 
-class Gathered:
-    """Blocks of consecutive ranks' tensors, in rank order, each with the row at which the own ones begin; where these
-    are in another block, with one so far before its first that none of them is in it.
-
-    A block is the sum of what each rank knows of it. NCCL sums by a tree of log2(N) hops, where its all-gather is a
-    ring through all N ranks (`mvlm plan` has the seconds of both). The first block is on its way from the moment this
-    is made, each other from when work on the one before it begins: no rank holds more than two beside its own. They may
-    be gone through several times; an only one is kept, several travel again. All ranks must do so in step.
+class Packed:
+    """Tensors of equally many rows as one, in words of four bytes.
 
     Args:
-        own: equally shaped on all ranks, of equally many rows, each of a multiple of four bytes.
+        own: equally shaped on all ranks, each row of a multiple of four bytes.
+    """
+
+    def __init__(self, own: list[Tensor]) -> None:
+        self._own = [tensor.detach() for tensor in own]
+        rows = [tensor.reshape(len(tensor), -1).view(torch.int32) for tensor in self._own]
+        self._widths, self.rows = [row.shape[1] for row in rows], torch.cat(rows, 1)
+
+    def unpacked(self, whole: Tensor) -> list[Tensor]:
+        """Views where rows may begin at any four bytes, which integers of eight may not."""
+        parts = [
+            part if one.element_size() <= 4 else part.contiguous()
+            for one, part in zip(self._own, whole.split(self._widths, 1), strict=True)
+        ]
+        return [part.view(one.dtype).reshape(-1, *one.shape[1:]) for one, part in zip(self._own, parts, strict=True)]
+
+
+class Gathered:
+    """Blocks in rank order, each the sum of what each rank knows of it.
+
+    NCCL sums by a tree of log2(N) hops, where its all-gather is a ring through all N ranks (`mvlm plan` has the seconds
+    of both). The first block is on its way from the moment this is made, each other from when work on the one before it
+    begins: no rank holds more than two beside its own. An only block is kept, several travel again.
+
+    Args:
+        own: as of `Packed`.
         at_once: ranks of a block.
     """
 
     def __init__(self, own: list[Tensor], at_once: int) -> None:
-        self._own, self._at_once = [tensor.detach() for tensor in own], at_once
-        rows = [tensor.reshape(len(tensor), -1).view(torch.int32) for tensor in self._own]
-        self._widths, self._packed = [row.shape[1] for row in rows], torch.cat(rows, 1)
+        self._packed, self._at_once = Packed(own), at_once
         self._kept: list[Tensor] | None = None
         self._begun: Coming | None = self._begin(0)
 
     def __iter__(self) -> Iterator[tuple[int, list[Tensor]]]:
-        place, world, share = dist.rank(), dist.world(), len(self._packed)
+        place, world, share = dist.rank(), dist.world(), len(self._packed.rows)
         if self._kept:
             yield place * share, self._kept
             return
@@ -45,10 +67,9 @@ class Gathered:
         self._begun = None
         for first in range(0, world, self._at_once):
             assert coming
-            (whole, work), following = coming, first + self._at_once
+            whole, following = _arrived(coming), first + self._at_once
             coming = self._begin(following) if following < world else None
-            work.wait()
-            block = self._unpacked(whole)
+            block = self._packed.unpacked(whole)
             del whole
             if self._at_once >= world:
                 self._kept = block
@@ -56,18 +77,52 @@ class Gathered:
 
     def _begin(self, first: int) -> Coming:
         """The block that begins with the rank `first`."""
-        place, share = dist.rank() - first, len(self._packed)
+        place, share = dist.rank() - first, len(self._packed.rows)
         ranks = min(self._at_once, dist.world() - first)
-        whole = self._packed.new_zeros(ranks * share, self._packed.shape[1])
+        whole = self._packed.rows.new_zeros(ranks * share, self._packed.rows.shape[1])
         if 0 <= place < ranks:
-            whole[place * share : (place + 1) * share] = self._packed
+            whole[place * share : (place + 1) * share] = self._packed.rows
         # four bytes of anything as an integer, to which nothing but zeros are added
-        return whole, torch_dist.all_reduce(whole, async_op=True)
+        return whole, [torch_dist.all_reduce(whole, async_op=True)]
 
-    def _unpacked(self, whole: Tensor) -> list[Tensor]:
-        """Views where rows may begin at any four bytes, which integers of eight may not."""
-        parts = [
-            part if one.element_size() <= 4 else part.contiguous()
-            for one, part in zip(self._own, whole.split(self._widths, 1), strict=True)
+
+class Ring:
+    """Blocks of one rank each, the own one first, which every rank hands on to the rank after it, as in "SigLIP" (Zhai
+    et al., ICCV 2023, section 3.3).
+
+    No rank holds more than one beside its own, and another on its way while that is worked on: what it holds does not
+    grow with the ranks, and the last one waits for all N - 1 hops.
+
+    Args:
+        own: as of `Packed`.
+    """
+
+    def __init__(self, own: list[Tensor]) -> None:
+        self._packed = Packed(own)
+        self._begun: Coming | None = self._hand_on(self._packed.rows) if dist.world() > 1 else None
+
+    def __iter__(self) -> Iterator[tuple[int, list[Tensor]]]:
+        share, whole = len(self._packed.rows), self._packed.rows
+        coming, self._begun = self._begun, None
+        for hops_left in reversed(range(dist.world())):
+            if hops_left and not coming:
+                coming = self._hand_on(whole)
+            yield (0 if whole is self._packed.rows else -share), self._packed.unpacked(whole)
+            if coming:
+                whole, coming = _arrived(coming), None
+
+    def _hand_on(self, whole: Tensor) -> Coming:
+        """What the rank before this one hands on at the same time."""
+        place, world, arriving = dist.rank(), dist.world(), torch.empty_like(whole)
+        hops = [
+            torch_dist.P2POp(torch_dist.isend, whole, (place + 1) % world),
+            torch_dist.P2POp(torch_dist.irecv, arriving, (place - 1) % world),
         ]
-        return [part.view(one.dtype).reshape(-1, *one.shape[1:]) for one, part in zip(self._own, parts, strict=True)]
+        return arriving, torch_dist.batch_isend_irecv(hops)
+
+
+def _arrived(coming: Coming) -> Tensor:
+    whole, works = coming
+    for work in works:
+        work.wait()
+    return whole

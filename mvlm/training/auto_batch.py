@@ -134,7 +134,7 @@ class Trial:
         if not isinstance(batch, Batch):
             return None
         parts, world = self.global_batch // pairs, dist.world()
-        at_once = parts // world * ranks_at_once(self.global_batch, world)
+        at_once = parts // world * ranks_at_once(self.global_batch, world, self.objectives.itc_exchange)
 
         def everybody(own: list[Tensor]) -> Blocks:
             return [(0, [x.repeat(at_once, *[1] * (x.ndim - 1)) for x in own])]

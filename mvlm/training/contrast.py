@@ -13,7 +13,7 @@ from mvlm.batch import Batch, Contrast, Encoded
 from mvlm.model.losses.itc import ALONE, Peers, begin_contrast
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
-from mvlm.runtime.gathered import Gathered
+from mvlm.runtime.gathered import Gathered, Ring
 
 KEPT_BELOW = 524_288
 """Pairs of the global batch whose features, 1 GB at a width of 256, a rank no longer holds all at once: beyond them the
@@ -27,18 +27,26 @@ BLOCK = 65_536
 Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Callable[[], Contrast]]
 
 
-def ranks_at_once(global_batch: int, ranks: int) -> int:
-    """Whose features a rank holds at a time: all, or those of the pairs of a block, and at least one rank's."""
+def ranks_at_once(global_batch: int, ranks: int, exchange: str) -> int:
+    """Whose features a rank holds at a time: of a ring one other's; else all, or those of the pairs of a block, and at
+    least one rank's."""
+    if exchange == "ring":
+        return 1
     kept_below = min(4 * KEPT_BELOW, max(KEPT_BELOW, KEPT_SHARE * ranks))
     return ranks if global_batch < kept_below else max(1, min(ranks, BLOCK * ranks // global_batch))
 
 
-def peers(global_batch: int) -> Peers:
-    """All ranks, each with its share of the global batch's pairs."""
+def peers(global_batch: int, exchange: str) -> Peers:
+    """All ranks, each with its share of the global batch's pairs.
+
+    Args:
+        exchange: `objectives.itc_exchange`.
+    """
     world = dist.world()
     if world == 1:
         return ALONE
-    return Peers(partial(Gathered, at_once=ranks_at_once(global_batch, world)), dist.all_reduce, world)
+    at_once = ranks_at_once(global_batch, world, exchange)
+    return Peers(Ring if exchange == "ring" else partial(Gathered, at_once=at_once), dist.all_reduce, world)
 
 
 def contrast_of(
@@ -54,7 +62,7 @@ def contrast_of(
         seed_part: makes a micro-batch's device randomness begin, given its number.
     """
     excludes = model.objectives.exclude_duplicates
-    everybody = peers(dist.world() * sum(map(len, micro_batches)))
+    everybody = peers(dist.world() * sum(map(len, micro_batches)), model.objectives.itc_exchange)
 
     def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
         return begin_contrast(own, temperature, bias, excludes, everybody)

@@ -156,6 +156,20 @@ def test_features_of_half_a_million_pairs_come_in_blocks(models: dict[str, FakeM
     assert "contrast       2,164.3 MB through each GPU, of all features in 16 blocks" in text
 
 
+def test_a_ring_holds_no_more_on_more_ranks_and_waits_for_all(models: dict[str, FakeModel]) -> None:
+    model, found = copy.copy(models["base"]), {}
+    for exchange in ("blocks", "ring"):
+        model.objectives = dataclasses.replace(model.objectives, itc_exchange=exchange)
+        for nodes in (1, 64, 512):
+            words = (f"objectives.itc_exchange={exchange}", f"train.global_batch={8 * nodes * 256}")
+            planner = Planner(request("base", "zero1", *words, "train.micro_batch=256", nodes=nodes), model)
+            found[exchange, nodes] = planner.contrast(), planner.memory(planner.zero, 256).contrastive
+    held = {memory for (exchange, _), (_, memory) in found.items() if exchange == "ring"}
+    assert len(held) == 1 and held.pop() < found["blocks", 1][1]
+    assert found["ring", 512][0].blocks == 4096 and found["ring", 512][0].seconds > found["blocks", 512][0].seconds
+    assert found["ring", 512][0].ahead == pytest.approx(found["ring", 512][0].seconds / (3 * 4095), rel=0.5)
+
+
 def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, FakeModel]) -> None:
     planner = Planner(request("large", "zero1", "train.micro_batch=32", nodes=8), models["large"])
     by_stage = [planner.memory(planner.stage(stage), 32) for stage in (0, 1, 2)]

@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "weights": ("[1,2]", "[1,1]"),
     "aligned": ("masked", "full"),
     "contrast": ("sigmoid", "softmax"),
+    "exchange": ("ring", "blocks"),
     "accumulation": (4, 2, 1),
     "group": (32, 16, 4),
     "ranks": (2, 1),
@@ -86,6 +87,7 @@ def config_of(row: Row, shards: str, micro: int, *more: str) -> Config:
         VISION % row["drop_path"],
         f"objectives.alignment_inputs={row['aligned']}",
         f"objectives.contrastive={row['contrast']}",
+        f"objectives.itc_exchange={row['exchange']}",
         f"objectives.itm_group={row['group']}",
     ]
     return configuration(

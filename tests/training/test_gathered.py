@@ -1,4 +1,5 @@
-"""Features that real gloo ranks have of each other in blocks, against the formula on the whole batch in float64."""
+"""Features that real gloo ranks have of each other, in blocks and by a ring, against the formula on the whole batch in
+float64."""
 
 from __future__ import annotations
 
@@ -52,8 +53,9 @@ def on_rank(rank: int, ranks: int, meeting: str) -> None:
         exact = [x.clone().requires_grad_() for x in inputs]
         total = formula(kind, exact, ids)
         wanted = torch.autograd.grad(total, exact, allow_unused=True)
-        for contrast.KEPT_BELOW, contrast.BLOCK in ((1 << 30, 0), (0, 1), (0, 2 * SHARE), (0, 5 * SHARE)):
-            peers = contrast.peers(ranks * SHARE)
+        blocks = ((1 << 30, 0), (0, 1), (0, 2 * SHARE), (0, 5 * SHARE))
+        for contrast.KEPT_BELOW, contrast.BLOCK, exchange in (*((*each, "blocks") for each in blocks), (0, 0, "ring")):
+            peers = contrast.peers(ranks * SHARE, exchange)
             found = begin_contrast(own, temperature, bias if kind == "sigmoid" else None, True, peers)()
             close = {"rtol": 1e-5, "atol": 1e-5}
             torch.testing.assert_close(dist.all_reduce(found.loss_B.sum()).double(), total.detach(), **close)

@@ -45,7 +45,7 @@ _APPLIES = {
     "model": "dropout temperature_min temperature_max",
     "objectives": "image text itc itm image_mask_ratio image_masking image_mask_block image_mask_rounding "
     "text_mask_ratio text_mask_minimum text_mask_token text_mask_random hide reconstruct_from normalized_targets "
-    "alignment_inputs exclude_duplicates itm_group itm_negatives",
+    "alignment_inputs exclude_duplicates itc_exchange itm_group itm_negatives",
     "optim": "lr encoder_lr weight_decay betas eps momentum clip schedule decay_steps warmup_epochs warmup_steps "
     "floor layer_decay",
     "train": "epochs steps pairs global_batch micro_batch deterministic time_limit spike max_skipped hang_minutes "
