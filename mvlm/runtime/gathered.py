@@ -86,7 +86,7 @@ class Gathered:
         return whole, [torch_dist.all_reduce(whole, async_op=True)]
 
 
-class Ring:
+class Circulated:
     """Blocks of one rank each, the own one first, which every rank hands on to the rank after it, as in "SigLIP" (Zhai
     et al., ICCV 2023, section 3.3).
 

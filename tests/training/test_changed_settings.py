@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "objectives.alignment_inputs": "masked",
     "objectives.itm_negatives": "uniform",
     "objectives.contrastive": "sigmoid",
+    "objectives.itc_exchange": "ring",
     "objectives.text_mask_token": 0.7,
     "objectives.text_mask_random": 0.2,
     "objectives.text_mask_ratio": 0.4,
