@@ -66,7 +66,7 @@ def measure(kind: str, exchange: str, ranks: int) -> dict[str, Any]:
         temperature, bias = (None if value is None else torch.full((1,), value) for value in SCALES[kind])
         assert temperature is not None
         own = Encoded(*torch.empty(2, PAIRS, WIDTH), *torch.zeros(2, PAIRS, dtype=torch.int64))
-        blocks = gathered.Circulated if exchange == "ring" else partial(gathered.Gathered, at_once=at_once)
+        blocks = gathered.Ring if exchange == "ring" else partial(gathered.Gathered, at_once=at_once)
         peers = Peers(blocks, count=ranks)
         begin_contrast(own, temperature, bias, True, peers)()
     return {

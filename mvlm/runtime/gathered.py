@@ -20,7 +20,7 @@ Coming: TypeAlias = "tuple[Tensor, list[torch_dist.Work]]"
 """What will be a block once its work is done."""
 
 
-class Packed:
+class PackedRows:
     """Tensors of equally many rows as one, in words of four bytes.
 
     Args:
@@ -49,12 +49,12 @@ class Gathered:
     begins: no rank holds more than two beside its own. An only block is kept, several travel again.
 
     Args:
-        own: as of `Packed`.
+        own: as of `PackedRows`.
         at_once: ranks of a block.
     """
 
     def __init__(self, own: list[Tensor], at_once: int) -> None:
-        self._packed, self._at_once = Packed(own), at_once
+        self._packed, self._at_once = PackedRows(own), at_once
         self._kept: list[Tensor] | None = None
         self._begun: Coming | None = self._begin(0)
 
@@ -86,7 +86,7 @@ class Gathered:
         return whole, [torch_dist.all_reduce(whole, async_op=True)]
 
 
-class Circulated:
+class Ring:
     """Blocks of one rank each, the own one first, which every rank hands on to the rank after it, as in "SigLIP" (Zhai
     et al., ICCV 2023, section 3.3).
 
@@ -94,11 +94,11 @@ class Circulated:
     grow with the ranks, and the last one waits for all N - 1 hops.
 
     Args:
-        own: as of `Packed`.
+        own: as of `PackedRows`.
     """
 
     def __init__(self, own: list[Tensor]) -> None:
-        self._packed = Packed(own)
+        self._packed = PackedRows(own)
         self._begun: Coming | None = self._hand_on(self._packed.rows) if dist.world() > 1 else None
 
     def __iter__(self) -> Iterator[tuple[int, list[Tensor]]]:

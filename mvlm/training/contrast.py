@@ -13,7 +13,7 @@ from mvlm.batch import Batch, Contrast, Encoded
 from mvlm.model.losses.itc import ALONE, Peers, begin_contrast
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
-from mvlm.runtime.gathered import Gathered, Circulated
+from mvlm.runtime.gathered import Gathered, Ring
 
 KEPT_BELOW = 524_288
 """Pairs of the global batch whose features, 1 GB at a width of 256, a rank no longer holds all at once: beyond them the
@@ -46,7 +46,7 @@ def peers(global_batch: int, exchange: str) -> Peers:
     if world == 1:
         return ALONE
     at_once = ranks_at_once(global_batch, world, exchange)
-    return Peers(Circulated if exchange == "ring" else partial(Gathered, at_once=at_once), dist.all_reduce, world)
+    return Peers(Ring if exchange == "ring" else partial(Gathered, at_once=at_once), dist.all_reduce, world)
 
 
 def contrast_of(

@@ -14,7 +14,7 @@ import torch
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.runtime import dist
 from mvlm.runtime.background import rounds
-from mvlm.runtime.gathered import Gathered, Circulated
+from mvlm.runtime.gathered import Gathered, Ring
 from mvlm.training.agreement import Agreement, StepFlags
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
@@ -45,7 +45,7 @@ def agree(folder: Path, rank: int, world: int, port: int) -> None:
                 for one, whole in zip(own, blocks, strict=True):
                     assert whole.dtype == one.dtype
                     assert torch.equal(whole, torch.cat([one - rank + each for each in ranks]))
-    ring = Circulated(own)
+    ring = Ring(own)
     for _ in range(2):
         for hop, (start, blocks) in zip(range(world), ring, strict=True):
             assert start == (-2 if hop else 0)
