@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mvlm.data.images.encoded import BadImage
+from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.schema import IMAGE_COLUMNS, Shards, read_manifest
 from mvlm.errors import UserError
 
@@ -86,4 +87,4 @@ def _images(corpora: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
                 for column in IMAGE_COLUMNS:
                     if column in batch.schema.names:
                         for key, image in zip(batch["key"], batch[column], strict=True):
-                            yield f"{key.as_py()} ({folder / shard.file})", image.as_py()
+                            yield f"{key.as_py()} ({folder / shard.file})", bytes(resolved(image.as_buffer()))

@@ -22,7 +22,7 @@ megabytes = seconds
 
 OPTIONS = (
     *("images", "annotations", "names", "subset", "phrases"),
-    *("image_column", "caption_column", "key_column", "key_up_to", "image_key", "caption_key"),
+    *("image_column", "caption_column", "key_column", "key_up_to", "image_key", "caption_key", "in_place"),
     *("connections", "per_host", "timeout", "retries", "max_mb", "allow_loopback"),
 )
 """Of some sources; each is named like the parameter it becomes."""
@@ -55,6 +55,9 @@ def add_source(command: argparse.ArgumentParser) -> None:
     own.add_argument("--key-up-to", choices=RULES, help="where in a tar member's name the key of its record ends")
     own.add_argument("--image-key", metavar="EXT", help="extension of the tar members that are images, such as jpg;png")
     own.add_argument("--caption-key", metavar="EXT", help="extension of the tar members that hold the captions")
+    own.add_argument(
+        "--in-place", action="store_true", default=None, help="leave images where they lie; the shards refer to them"
+    )
     own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
     own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
     own.add_argument(

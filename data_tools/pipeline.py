@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
+from mvlm.data.shards.in_place import reference
 from mvlm.data.shards.schema import CAPTION, OWN_COLUMNS
 
 from .filters import SOUND, Checked, CheckedImage, Filters
@@ -53,7 +54,8 @@ def stored_row(record: Record, found: Checked) -> SimpleNamespace:
     first, *second = found.pictures
     row = SimpleNamespace(key=record.key, captions=found.captions, source=record.source, **found.columns)
     row.meta = record.fields
-    row.image, (row.width, row.height, row.crc32) = _stored(record.image, first)
+    image = reference(*record.place, len(record.image)) if record.place else record.image
+    row.image, (row.width, row.height, row.crc32) = _stored(image, first)
     if second:
         row.image2, (row.width2, row.height2, row.crc32_2) = _stored(record.image2, second[0])
     return row

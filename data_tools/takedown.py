@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.location import ShardLocation, open_location
 from mvlm.data.shards.schema import IMAGE_COLUMNS
 from mvlm.data.shards.tables import columns_of, unknown_column
@@ -98,7 +99,7 @@ def _hashed(location: ShardLocation, number: int) -> Iterator[tuple[int, str]]:
         batch = reader.get_batch(at)
         for name in filter(batch.schema.names.__contains__, IMAGE_COLUMNS):
             for row, image in enumerate(batch[name], first):
-                yield row, hashlib.sha256(image.as_buffer()).hexdigest()
+                yield row, hashlib.sha256(resolved(image.as_buffer())).hexdigest()
         first += len(batch)
 
 

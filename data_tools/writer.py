@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
+from mvlm.data.shards.in_place import image_bytes
 from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, Shards
 from mvlm.runtime.storage import publish, write_durably
 
@@ -69,7 +70,7 @@ class CorpusWriter:
         Returns:
             Whether it was the last of its shard.
         """
-        size = len(row.image) if self._single else sum(len(getattr(row, name)) for name in self._images)
+        size = image_bytes(row.image) if self._single else sum(len(getattr(row, name)) for name in self._images)
         if self._pending and self._pending_bytes + size > BINARY_LIMIT:
             self._flush()
         self._pending.append(row)

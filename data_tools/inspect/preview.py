@@ -15,6 +15,7 @@ from PIL import Image
 
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.upright import eight_bits
+from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.schema import IMAGE_COLUMNS, read_manifest
 from mvlm.data.shards.takedown import read_takedown
 
@@ -96,6 +97,7 @@ def _text(value: Any) -> str:
 
 def _picture(data: bytes, name: str) -> str:
     try:
+        data = bytes(resolved(data))
         width, height = decoded_size(data)
     except BadImage as bad:
         return f'<span class="bad">{escape(f"{name}: {bad}")}</span>'

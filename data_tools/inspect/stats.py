@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from mvlm.data.loading.neighbours import default_neighbours
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.in_place import image_bytes
 from mvlm.data.shards.location import open_location
 from mvlm.data.shards.schema import read_manifest
 from mvlm.data.shards.tables import columns_of
@@ -94,7 +95,7 @@ def _measure(batch: pa.RecordBatch, text_column: str) -> dict[str, pa.Array]:
     numbers: dict[str, pa.Array] = {
         "width": batch["width"],
         "height": batch["height"],
-        "bytes": pc.binary_length(batch["image"]),
+        "bytes": pa.array([image_bytes(image.as_buffer()) for image in batch["image"]], pa.int64()),
     }
     if pa.types.is_list(texts.type):
         numbers["captions"] = pc.list_value_length(texts)

@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 from zlib_ng import zlib_ng
 
-from mvlm.data.images.encoded import BadImage
+from mvlm.data.images.encoded import BadImage, ChangedImage
 from mvlm.data.shards.columns import ShardRows
+from mvlm.data.shards.in_place import image_bytes, resolved
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_length, has_its_hash
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.plain_rows import CHANGED
@@ -41,7 +42,7 @@ class _Stored:
 
     @property
     def image_bytes(self) -> int:
-        return sum(len(value) for value in self.columns.values() if isinstance(value, bytes))
+        return sum(image_bytes(value) for value in self.columns.values() if isinstance(value, bytes))
 
 
 def problems(
@@ -176,11 +177,16 @@ def _row_problem(row: _Stored) -> str:
 def _image_problems(row: _Stored) -> Iterator[str]:
     for name in filter(row.columns.__contains__, IMAGE_COLUMNS):
         width, height, crc32 = (row.columns[about] for about in IMAGE_COLUMNS[name])
-        if zlib_ng.crc32(row.columns[name]) != crc32:
+        try:
+            image = resolved(row.columns[name])
+        except ChangedImage:
+            yield f"what says where the {name} lies has changed"
+            continue
+        if zlib_ng.crc32(image) != crc32:
             yield f"the {name}'s bytes have changed; its CRC-32 is not the stored one"
         if row.decode:
             try:
-                size = decoded_size(row.columns[name])
+                size = decoded_size(bytes(image))
             except BadImage as bad:
                 yield f"{name}: {bad}"
                 continue

@@ -19,6 +19,7 @@ from mvlm.errors import UserError
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
+from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
 from .inputs import Place, expanded, fetched, name_of, size_of
 
@@ -31,7 +32,7 @@ ROWS = 64
 class HfSource:
     """folders of save_to_disk, parquet files or folders of them; --subset: splits, by name; --image-column,
     --caption-column (texts or lists of them; default: found by name and type); --key-column (default: FILE-ROW);
-    source: the path's name"""
+    --in-place: of Arrow files, and of parquet that is not compressed; source: the path's name"""
 
     def __init__(
         self,
@@ -40,6 +41,7 @@ class HfSource:
         image_column: str = "",
         caption_column: str = "",
         key_column: str = "",
+        in_place: bool = False,
     ) -> None:
         found = [(file, _source(path)) for path in paths for file in _files(path, subset)]
         self._files, self._sources = [file for file, _ in found], [source for _, source in found]
@@ -55,6 +57,9 @@ class HfSource:
         for file in self._files:
             if isinstance(file, Path):
                 self._columns(_schema(file), file)
+        if in_place and (urls := [file for file in self._files if not isinstance(file, Path)]):
+            raise UserError(f"{urls[0]} is at a URL, so that its images cannot stay in it: leave out --in-place.")
+        self._in_place = in_place
         self.only: Container[str] | None = None
         self.size = sum(self._sizes)
         self.position = 0
@@ -78,13 +83,19 @@ class HfSource:
             done = self.position + self._sizes[place]
             try:
                 with fetched(file) as here:
+                    places = self._places(here, first)
                     for number, batch in _batches(here, first, last):
-                        records = self._records(batch, here, name, number)
+                        records = self._records(batch, here, name, number, places)
                         yield from (replace(record, source=source) for record in records)
                         self.position = min(done, self.position + batch.nbytes)
             except (pa.ArrowException, OSError) as error:
                 yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200], source)
             self.position = done
+
+    def _places(self, file: Path, first_group: int) -> Places:
+        if not self._in_place:
+            return lambda image: None
+        return placed(file, self._columns(_schema(file), file)[0], first_group)
 
     def _columns(self, schema: pa.Schema, file: Path) -> tuple[str, str]:
         """The columns of the image and of the captions."""
@@ -98,7 +109,9 @@ class HfSource:
             raise UserError(f"{file} has no column {self._key!r}: give another --key-column.")
         return image, caption
 
-    def _records(self, batch: pa.RecordBatch, file: Path, name: str, start: int) -> Iterator[Record | Dropped]:
+    def _records(
+        self, batch: pa.RecordBatch, file: Path, name: str, start: int, places: Places
+    ) -> Iterator[Record | Dropped]:
         image_column, caption_column = self._columns(batch.schema, file)
         for number in range(len(batch)):
             where = f"{name}:{start + number}"
@@ -116,7 +129,8 @@ class HfSource:
                 yield Dropped(str(key), str(refused), where)
                 continue
             fields = {column: value for column, value in row.items() if not isinstance(value, bytes | dict)}
-            yield Record(str(key), image, captions_of(captions), fields=fields, where=where)
+            place = places(image)
+            yield Record(str(key), image, captions_of(captions), fields=fields, where=where, place=place)
 
 
 def _is_image(type_: pa.DataType) -> bool:

@@ -58,9 +58,16 @@ class WebdatasetSource:
     """tars, compressed or not, each streamed from end to end; --key-up-to: first-dot or last-dot, where in its name the
     key of a member ends (default: first-dot, as webdataset has it, but last-dot where by that an image would take
     another's place); --image-key, --caption-key: extensions of the image and of the captions, such as
-    jpg;png; key: the folder in the tar and that part of the name"""
+    jpg;png; --in-place: of tars that are not compressed; key: the folder in the tar and that part of the name"""
 
-    def __init__(self, paths: list[Place], key_up_to: str = "", image_key: str = "", caption_key: str = "") -> None:
+    def __init__(
+        self,
+        paths: list[Place],
+        key_up_to: str = "",
+        image_key: str = "",
+        caption_key: str = "",
+        in_place: bool = False,
+    ) -> None:
         for path in paths:
             if isinstance(path, Path):
                 if not path.is_file():
@@ -70,6 +77,7 @@ class WebdatasetSource:
         named = key_up_to or ("first-dot" if image_key or caption_key else "")  # behind which those stand
         self._rule = RULES[named] if named else None
         self._keys = MemberKeys(_keys(image_key), _keys(caption_key))
+        self._in_place = in_place
         self.only: Container[str] | None = None
         self.size = sum(self._sizes)
         self.position = 0
@@ -88,10 +96,19 @@ class WebdatasetSource:
         for place in range(start[0] if start else 0, end[0] if end else len(self._paths)):
             with _opened(self._paths[place]) as (file, tar):
                 name = name_of(self._paths[place])
-                for record in tar_records(tar, name, self._names, self.unused, self.only, self._keys):
+                stays_in = self._stays_in(place, tar.fileobj is file) if self._in_place else None
+                for record in tar_records(tar, name, self._names, self.unused, self.only, self._keys, stays_in):
                     self.position = before + file.tell()
                     yield record
             before += self._sizes[place]
+
+    def _stays_in(self, place: int, plain: bool) -> Path:
+        """The tar, in which its images can stay; raises `UserError` where they cannot."""
+        path = self._paths[place]
+        if not plain or not isinstance(path, Path):
+            why = "is compressed" if isinstance(path, Path) else "is at a URL"
+            raise UserError(f"{path} {why}, so that its images cannot stay in it: leave out --in-place.")
+        return path
 
     def _names(self, name: str) -> Names:
         if self._rule is None and name.rpartition("/")[2].count(".") > 1:
@@ -150,7 +167,9 @@ class _Group:
     where: str
     unused: Counter[str]
     keys: MemberKeys
+    stays_in: Path | None
     wanted: bool = True
+    image_at: int = 0
     parts: dict[str, bytes] = field(default_factory=dict)  # "image", "txt", "json"
     plain: dict[str, bool] = field(default_factory=dict)  # of each, whether its name has but one extension
     foreign: str = ""  # the format of an image that cannot be read
@@ -190,7 +209,8 @@ class _Group:
             _count(self.unused, f"its record has another {part}")
         if part not in self.parts or plain > self.plain[part]:
             self.parts[part], self.plain[part] = tar.content(member).read(), plain
-            self.rivals = self.rivals if part != "image" else []
+            if part == "image":
+                self.rivals, self.image_at = [], member.offset_data
         elif part == "image" and plain == self.plain[part]:
             self.rivals = [*self.rivals, member.name][:3]  # the names are but for the message
 
@@ -205,10 +225,12 @@ def tar_records(
     unused: Counter[str],
     only: Container[str] | None = None,
     keys: MemberKeys = MemberKeys(),
+    stays_in: Path | None = None,
 ) -> Iterator[Record | Dropped]:
     """The records of an open tar; `where` is "TAR:MEMBER", the first member of the record.
 
-    Files that no record has a use for are counted in `unused`, by the reason.
+    Files that no record has a use for are counted in `unused`, by the reason. `stays_in` is the tar where its images
+    are to stay in it.
     """
     group: _Group | None = None
     try:
@@ -222,7 +244,7 @@ def tar_records(
                 if group is not None:
                     yield from _record(group)
                 where = f"{tar_name}:{member.name}"
-                group = _Group(key, where, unused, keys, only is None or where in only)
+                group = _Group(key, where, unused, keys, stays_in, only is None or where in only)
             group.add(tar, member, extensions)
     except DAMAGE as error:
         yield Dropped(group.key if group else "", CUT, tar_name, str(error))
@@ -275,4 +297,5 @@ def _record(group: _Group) -> Iterator[Record | Dropped]:
         source=source if isinstance(source, str) else "",
         fields=content,
         where=group.where,
+        place=(group.stays_in, group.image_at) if group.stays_in else None,
     )

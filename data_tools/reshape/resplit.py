@@ -9,6 +9,7 @@ from typing import Any
 
 from zlib_ng import zlib_ng
 
+from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.integrity import check_lengths
 from mvlm.data.shards.schema import IMAGE_COLUMNS, SCHEMAS, read_manifest
 from mvlm.errors import UserError
@@ -68,7 +69,7 @@ def checked_rows(folder: Path) -> Iterator[Columns]:
         tables = [folder / file.file for file in shard.files[len(shard.trained_on) :]]
         for row in with_meta(shard_rows(folder / shard.file, manifest.task), tables, manifest.task):
             present = [(row[name], row[crc32]) for name, (*_, crc32) in IMAGE_COLUMNS.items() if name in row]
-            if any(zlib_ng.crc32(image) != crc32 for image, crc32 in present):
+            if any(zlib_ng.crc32(resolved(image)) != crc32 for image, crc32 in present):
                 raise UserError(f"{folder} row {number} ({row['key']}) has changed since it was written: run `verify`.")
             if kept is None or number in kept:
                 yield row

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.schema import MANIFEST, Manifest, Shards, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
@@ -143,7 +144,9 @@ class _Retry:
         """Key and, where duplicates are looked for, image of the rows there are."""
         for name, manifest in self._manifests.items():
             for batch in batches(self._out / name, manifest):
-                images = batch["image"].to_pylist() if self._options.dedup else [b""] * len(batch)
+                images = [b""] * len(batch)
+                if self._options.dedup:
+                    images = [bytes(resolved(image.as_buffer())) for image in batch["image"]]
                 yield from zip(batch["key"].to_pylist(), images, strict=True)
 
     def run(self, source: Source, listed: Sequence[dict[str, str]], on_record: Callable[[int], None]) -> Outcome:

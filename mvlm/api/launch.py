@@ -1,44 +1,12 @@
-"""Commands started from Python: their output is passed on as it comes, and their mistakes become exceptions."""
+"""Training started from Python, on this machine."""
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import subprocess
 import sys
-from collections import deque
 from collections.abc import Sequence
 
-from mvlm.errors import ExitCode, UserError
-
-OWN = ("mvlm: ", "data_tools: ")
-"""How the sentences begin that our commands say of themselves."""
-
-COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
-"""Set by Jupyter: they would have a command draw thousands of progress bars into a pipe."""
-
-RESTARTS = 3
-LAST = 20
-"""Of them kept: a command that fails has said why."""
-
-
-def follow(command: Sequence[str]) -> None:
-    """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
-
-    Where this process is interrupted it gets SIGTERM, at which training saves before it ends.
-
-    Raises:
-        UserError: it has failed; in its own last words.
-    """
-    code, said = _run(command)
-    for _ in range(RESTARTS):
-        if code != ExitCode.REQUEUE:
-            break
-        print("Starting it again: everything was saved.")
-        code, said = _run(command)
-    if code:
-        raise UserError(said[-1] if said else f"{' '.join(command[:4])} ended with exit code {code}: run it by itself.")
+from mvlm.runtime.commands import follow
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
@@ -54,26 +22,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _run(command: Sequence[str]) -> tuple[int, list[str]]:
-    """The exit code, and the last sentences of mvlm's own."""
-    calm = {name: value for name, value in os.environ.items() if name not in COLOURS}
-    environment = calm | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
-    )
-    assert process.stdout
-    said: deque[str] = deque(maxlen=LAST)
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if line.startswith(OWN):
-                said.append(line.strip().partition(": ")[2])
-        return process.wait(), list(said)
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
-        for line in process.stdout:
-            print(line, end="", flush=True)
-        process.wait()
-        raise

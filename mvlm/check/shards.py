@@ -15,6 +15,7 @@ from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard
 from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixture
+from mvlm.data.shards.indexed import located
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_index_length, check_length
 from mvlm.data.shards.location import RemoteShards
 from mvlm.data.shards.mapped import MappedFile
@@ -94,6 +95,7 @@ def check_corpus(report: Report, config: Config, folder: str, deep: bool) -> Non
 
 
 def _check_folder(folder: Path, task: str, deep: bool, mistakes: Mistakes) -> tuple[Manifest, str]:
+    folder = located(folder)
     manifest = read_manifest(folder)
     with mistakes.gathered():
         check_task(folder, manifest, task)

@@ -19,7 +19,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    train: tuple[str, ...] = ()  # shard folders, patterns of them, or URLs such as s3://bucket/shards, concatenated
+    # shard folders, patterns of them, URLs such as s3://bucket/shards, or others' tars, Arrow and parquet; concatenated
+    train: tuple[str, ...] = ()
     epoch: Literal["pairs", "images"] = "pairs"  # each image once per caption, or once with one of its captions (D)
     weights: tuple[float, ...] = ()  # how often an epoch draws each of them; empty = once (D)
     # a condition on the rows' metadata that those trained on meet, or one per entry of train; empty = all rows

@@ -6,7 +6,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from glob import iglob
 from itertools import islice
 from pathlib import Path
 
@@ -40,8 +41,15 @@ def why_slow(folder: str | Path, proc: Path = Path("/proc/self"), devices: Path 
         return f"{folder} lies on {kind}, which may answer from afar"
     if _rotational(devices / device) == "0":
         return ""
-    milliseconds = 1e3 * seconds_a_read(sorted(islice(Path(folder).glob("*.arrow"), LOOKED_AT)))
+    milliseconds = 1e3 * seconds_a_read(sorted(islice(_files(Path(folder)), LOOKED_AT)))
     return f"a random read in {folder} takes {milliseconds:.2g} ms" if milliseconds > SLOW_MS else ""
+
+
+def _files(place: Path) -> Iterator[Path]:
+    """What images are read from in a folder, or what fits a pattern."""
+    if not place.is_dir():
+        return map(Path, iglob(str(place)))
+    return (file for file in place.iterdir() if file.suffix in (".arrow", ".tar", ".parquet"))
 
 
 def seconds_a_read(files: Sequence[Path]) -> float:

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import mvlm
-from mvlm.api.corpus import find_shards, recognise
-from mvlm.api.launch import follow
+from mvlm.api.corpus import find_shards
 from mvlm.api.recipe import choose
 from mvlm.config.load import load_config
 from mvlm.config.toml import apply_override
 from mvlm.errors import UserError
+from mvlm.runtime.commands import follow
 from tests.api.wheel import Installed, install
 from tests.conftest import ROOT, TINY
 
@@ -117,21 +117,7 @@ def test_the_chosen_recipe_is_a_sound_configuration(tmp_path: Path, images: int,
     assert config.train.epochs * images / config.train.global_batch >= 599
 
 
-def test_forms_of_a_corpus_are_recognised(scenes: Path, tmp_path: Path) -> None:
-    (tmp_path / "json").mkdir()
-    (tmp_path / "json/captions.jsonl").touch()
-    (tmp_path / "text").mkdir()
-    for name in ("a.JPG", "a.txt"):
-        (tmp_path / "text" / name).touch()
-    (tmp_path / "parts").mkdir()
-    for name in ("parts/0.parquet", "pairs.tsv", "one.parquet"):
-        (tmp_path / name).touch()
-    names = {"json": "folder", "text": "side_by_side", "parts": "hf", "pairs.tsv": "table", "one.parquet": "hf"}
-    assert {name: recognise(tmp_path / name) for name in names} == names
-    assert recognise(Path("examples/emoji.tar")) == "folder"
-    for path, said in ((tmp_path / "nothing", "Nothing is at"), (Path("README.md"), "not recognised")):
-        with pytest.raises(UserError, match=said):
-            recognise(path)
+def test_shards_are_found_with_and_without_splits(scenes: Path) -> None:
     found = find_shards(scenes)
     assert found and found.train == (str(scenes / "train"),) and found.eval == (str(scenes / "eval"),)
     alone = find_shards(scenes / "eval")

@@ -17,6 +17,7 @@ import pyarrow as pa
 from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import ChangedImage
+from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.plain_rows import OUTSIDE, kind_of, places, read_key
 from mvlm.data.shards.row_index import RowIndex, parsed, unpacked
@@ -38,16 +39,17 @@ class DamagedRow(ValueError):
 
 
 class EncodedImage(NamedTuple):
-    """An encoded image as it lies in its shard."""
+    """An encoded image as it lies in its shard, or a reference to where it lies."""
 
     data: memoryview  # uint8, of the mapped shard
     crc32: int
 
     def checked(self) -> memoryview:
         """Its bytes; raises `ChangedImage` where they are not those that were written."""
-        if zlib_ng.crc32(self.data) != self.crc32:
+        data = resolved(self.data)
+        if zlib_ng.crc32(data) != self.crc32:
             raise ChangedImage
-        return self.data
+        return data
 
 
 class Row(NamedTuple):

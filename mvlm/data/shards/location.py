@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.indexed import located
 from mvlm.data.shards.integrity import check_index_length, check_length
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, parse_manifest, read_manifest
@@ -155,5 +156,5 @@ ShardLocation = LocalShards | RemoteShards
 
 
 def open_location(folder: str | Path, cache: Cache) -> ShardLocation:
-    """What opens a folder or a URL."""
-    return RemoteShards(str(folder), cache) if "://" in str(folder) else LocalShards(folder)
+    """What opens a folder, a URL, or tars, Arrow or parquet files of others."""
+    return RemoteShards(str(folder), cache) if "://" in str(folder) else LocalShards(located(folder))

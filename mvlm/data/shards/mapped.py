@@ -39,6 +39,10 @@ class MappedFile:
         self._inode, self.written_ns = found.st_ino, found.st_mtime_ns
         self.data, self._size = memoryview(self._map), found.st_size
 
+    def find(self, wanted: bytes, start: int) -> int:
+        """Where these bytes begin, from a place on; -1 if nowhere."""
+        return self._map.find(wanted, start)
+
     def is_whole(self) -> bool:
         """Whether it was not cut since: the kernel ends a process that reads a page no longer there."""
         return self._map.size() >= self._size

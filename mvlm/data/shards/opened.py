@@ -32,13 +32,13 @@ class OpenShards:
 
     def __init__(self) -> None:
         self.shards, self.bytes = most_shards(), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        self._opened: deque[tuple[dict[int, Any], int, int]] = deque()
+        self._opened: deque[tuple[dict[Any, Any], Any, int]] = deque()
         self._together, self._lock = 0, Lock()
 
     def __reduce__(self) -> tuple[type[OpenShards], tuple[()]]:
         return OpenShards, ()  # another process has its own
 
-    def add(self, corpus: dict[int, Any], number: int, size: int, most: int) -> None:
+    def add(self, corpus: dict[Any, Any], number: Any, size: int, most: int) -> None:
         """Note that a shard of so many bytes was opened, and close those that are too many.
 
         Args:

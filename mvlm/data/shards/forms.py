@@ -1,0 +1,108 @@
+"""Corpora in the forms that other programs write: which source of `data_tools shard` reads one, and whether its images
+can stay where they are."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import glob, has_magic
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mvlm.data.images.encoded import EXTENSIONS
+from mvlm.data.shards.schema import MANIFEST
+from mvlm.errors import UserError
+
+
+@dataclass(frozen=True)
+class CorpusForm:
+    """Attributes:
+    source: of `data_tools shard`.
+    paths: what it is given.
+    stays: whether images can be read where they lie, so that shards need but refer to them.
+    files: whose lengths and times change when the corpus does.
+    """
+
+    source: str
+    paths: tuple[Path, ...]
+    stays: bool
+    files: tuple[Path, ...]
+
+
+_OF_SHARDS = re.compile(r"[^.]+\.[a-z]+\.parquet")
+"""Tables beside shards, which are no corpus."""
+
+
+def recognise(place: str | Path) -> CorpusForm | None:
+    """What lies at a path or fits a pattern; None where no source reads it.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    path = Path(place)
+    if has_magic(str(place)) and not path.exists():
+        found = sorted(map(Path, glob(str(place), recursive=True)))
+        forms = [_of_file(found[0])] if found and found[0].is_file() else []
+        return _several(forms[0], found) if forms and forms[0] else None
+    if not path.exists():
+        raise UserError(f"Nothing is at {path}: give a folder of pictures, an archive, a table or shards.")
+    return _of_folder(path) if path.is_dir() else _of_file(path)
+
+
+def _several(first: CorpusForm, found: Sequence[Path]) -> CorpusForm:
+    return CorpusForm(first.source, tuple(found), first.stays, tuple(found))
+
+
+def _of_folder(path: Path) -> CorpusForm | None:
+    def form(source: str, files: Sequence[Path] = (), stays: bool = False) -> CorpusForm:
+        return CorpusForm(source, (path,), stays, tuple(files))
+
+    if (path / MANIFEST).exists() or any(path.glob(f"*/{MANIFEST}")):
+        return None  # shards
+    if (path / "captions.jsonl").is_file():
+        return form("folder")
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        files = sorted(path.rglob("*.arrow"))
+        return form("hf", files, bool(files))
+    if any(path.glob("*_stats.json")):
+        return form("img2dataset")
+    if tars := sorted(path.glob("*.tar")):
+        first = _of_file(tars[0])
+        return _several(first, tars) if first and first.source == "webdataset" else None
+    if tables := sorted(file for file in path.rglob("*.parquet") if not _OF_SHARDS.fullmatch(file.name)):
+        return form("hf", tables, _is_plain(tables[0]))
+    texts = any(path.rglob("*.txt"))
+    if texts and any(file.suffix[1:].lower() in EXTENSIONS for file in path.rglob("*")):
+        return form("side_by_side")
+    return None
+
+
+def _of_file(path: Path) -> CorpusForm | None:
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return CorpusForm("table", (path,), False, (path,))
+    if path.suffix.lower() == ".parquet":
+        return CorpusForm("hf", (path,), _is_plain(path), (path,))
+    for mode, stays in (("r:", True), ("r:*", False)):
+        try:
+            with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+                first = [member.name for member, _ in zip(archive, range(1000), strict=False)]
+        except (tarfile.TarError, OSError, EOFError):
+            continue
+        if any(Path(name).name == "captions.jsonl" for name in first):
+            return CorpusForm("folder", (path,), False, (path,))
+        return CorpusForm("webdataset", (path,), stays, (path,))
+    return None
+
+
+def _is_plain(parquet: Path) -> bool:
+    """Whether images lie in a parquet file as they are: not compressed, and in the file itself."""
+    try:
+        about = pq.read_metadata(parquet)
+    except (pa.ArrowException, OSError):
+        return False
+    columns = [about.row_group(0).column(number) for number in range(about.num_columns)] if about.num_row_groups else []
+    return any(column.path_in_schema.endswith(".bytes") and column.compression == "UNCOMPRESSED" for column in columns)

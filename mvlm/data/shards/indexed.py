@@ -1,0 +1,81 @@
+"""Corpora of others, trained on where they lie: shards that refer to their images, made once in the user's cache."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mvlm.config.shipped import package
+from mvlm.data.shards.forms import CorpusForm, recognise
+from mvlm.data.shards.schema import MANIFEST
+from mvlm.errors import UserError
+from mvlm.runtime.commands import follow
+
+
+def located(place: str | Path) -> Path:
+    """The folder of shards that a path names: itself, or that of tars, Arrow or parquet files which lie there.
+
+    The latter is made where it is missing, by whichever process comes first, while others wait for it.
+
+    Raises:
+        UserError: the files cannot be trained on as they are, or not be read.
+    """
+    path = Path(place)
+    if (path / MANIFEST).is_file():
+        return path
+    try:
+        form = recognise(place)
+    except UserError:
+        return path  # what reads shards says that there are none
+    if form is None:
+        return path
+    if not form.stays:
+        raise UserError(
+            f"{place} cannot be trained on as it lies: make shards of it, `mvlm-data shard {form.source} {place} "
+            "--out SHARDS`, and name these."
+        )
+    return _index(form, str(place))
+
+
+def _index(form: CorpusForm, place: str) -> Path:
+    folder = _cache() / _name(form)
+    if (folder / MANIFEST).is_file():
+        return folder
+    with _alone(folder.with_suffix(".lock")):
+        if not (folder / MANIFEST).is_file():
+            print(f"Indexing {place}, once; images stay where they are, the index goes to {folder}", file=sys.stderr)
+            paths = [str(path.absolute()) for path in form.paths]
+            command = [sys.executable, "-m", package("data_tools"), "shard", form.source, *paths]
+            follow([*command, "--in-place", "--out", str(folder)], sys.stderr)
+    return folder
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mvlm/in_place"
+
+
+def _name(form: CorpusForm) -> str:
+    """Another where a file of the corpus has come, gone or changed."""
+    known = [form.source]
+    for file in form.files:
+        found = file.stat()
+        known.append(f"{file.absolute()} {found.st_size} {found.st_mtime_ns}")
+    return hashlib.sha256("\n".join(known).encode()).hexdigest()[:24]
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """While no other process that has the same lock runs the block."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = lock.open("w")
+    except OSError as error:
+        raise UserError(f"{lock} cannot be written ({error}): set XDG_CACHE_HOME to a folder that can.") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,66 @@
+"""Commands started from Python: their output is passed on as it comes, and their mistakes become exceptions."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Sequence
+from typing import TextIO
+
+from mvlm.errors import ExitCode, UserError
+
+OWN = ("mvlm: ", "data_tools: ")
+"""How the sentences begin that our commands say of themselves."""
+
+COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+"""Set by Jupyter: they would have a command draw thousands of progress bars into a pipe."""
+
+RESTARTS = 3
+LAST = 20
+"""Of them kept: a command that fails has said why."""
+
+
+def follow(command: Sequence[str], out: TextIO | None = None) -> None:
+    """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
+
+    What it says goes to `out`, or to this process's output. Where this process is interrupted the command gets SIGTERM,
+    at which training saves before it ends.
+
+    Raises:
+        UserError: it has failed; in its own last words.
+    """
+    out = out or sys.stdout
+    code, said = _run(command, out)
+    for _ in range(RESTARTS):
+        if code != ExitCode.REQUEUE:
+            break
+        print("Starting it again: everything was saved.", file=out)
+        code, said = _run(command, out)
+    if code:
+        raise UserError(said[-1] if said else f"{' '.join(command[:4])} ended with exit code {code}: run it by itself.")
+
+
+def _run(command: Sequence[str], out: TextIO) -> tuple[int, list[str]]:
+    """The exit code, and the last sentences of mvlm's own."""
+    calm = {name: value for name, value in os.environ.items() if name not in COLOURS}
+    environment = calm | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+    )
+    assert process.stdout
+    said: deque[str] = deque(maxlen=LAST)
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True, file=out)
+            if line.startswith(OWN):
+                said.append(line.strip().partition(": ")[2])
+        return process.wait(), list(said)
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGTERM)
+        for line in process.stdout:
+            print(line, end="", flush=True, file=out)
+        process.wait()
+        raise

@@ -1,0 +1,182 @@
+"""Training on tars, Arrow and parquet files of others, in which the images stay."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_shards import make_rows, write_shards
+from test_loader import stream
+
+import mvlm
+from data_tools.__main__ import main
+from mvlm.data.images.encoded import ChangedImage
+from mvlm.data.loading.order import MixtureSampler
+from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.forms import recognise
+from mvlm.data.shards.in_place import MARK, image_bytes, reference, resolved
+from mvlm.data.shards.indexed import located
+from mvlm.errors import UserError
+from tests.conftest import ROOT, of_pairs
+
+ROWS = 60
+
+
+@pytest.fixture(scope="module", name="pictures")
+def made_pictures():
+    """As they are in tars: a picture has one caption or more."""
+    return make_rows(ROWS)
+
+
+def write_tar(path, rows, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for row in rows:
+            about = json.dumps({"captions": row["captions"]}).encode()
+            for ending, content in (("jpg", row["image"]), ("json", about)):
+                member = tarfile.TarInfo(f"{row['key']}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+
+
+def table_of(rows):
+    images = [{"bytes": row["image"], "path": None} for row in rows]
+    columns = {"image": pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    return pa.table(columns | {"captions": [row["captions"] for row in rows], "key": [row["key"] for row in rows]})
+
+
+@pytest.fixture(scope="module")
+def tars(pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tars")
+    for number in range(2):
+        write_tar(folder / f"{number}.tar", pictures[number * 30 : number * 30 + 30])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def saved(pictures, tmp_path_factory):
+    """As `datasets` saves one: a stream of record batches."""
+    folder = tmp_path_factory.mktemp("saved")
+    with pa.ipc.new_stream(folder / "data-0.arrow", table_of(pictures).schema) as stream:
+        stream.write_table(table_of(pictures), max_chunksize=16)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def shard(source, paths, out, *options):
+    assert main(["shard", source, *map(str, paths), *options, "--workers", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_tars_are_drawn_as_their_shards_are_and_resumed_on_other_ranks(tars, pictures, tokenizer, config, tmp_path):
+    """`data.train = "tars/*.tar"`, against shards of the same rows that a plain writer has written."""
+    whole = Mixture([write_shards(tmp_path / "shards", pictures)], pairs=True)
+    inside = Mixture([f"{tars}/*.tar"], pairs=True)
+    assert not any(row["image"][:64] in shard.read_bytes() for row in pictures for shard in _shards(inside))
+    draws = MixtureSampler([whole.per_epoch], [1.0], 7, 8, 4)
+    held, referred = (PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4)) for mixture in (whole, inside))
+    expected = stream(held, draws)
+    assert stream(referred, draws, steps=4, world=2, workers=1) == expected[:4]
+    assert stream(referred, draws, steps=6, start=4 * 16, world=1, micro_batch=8) == expected[4:]
+
+
+def _shards(mixture):
+    return list(mixture.corpora[0].location.folder.glob("*.arrow"))
+
+
+def test_an_index_is_made_once_and_anew_where_a_file_has_changed(tars, pictures, tmp_path):
+    (tmp_path / "0.tar").write_bytes((tars / "0.tar").read_bytes())
+    first = located(tmp_path)
+    made = (first / "manifest.json").stat().st_mtime_ns
+    assert located(tmp_path) == first and (first / "manifest.json").stat().st_mtime_ns == made
+    write_tar(tmp_path / "0.tar", pictures[:7])
+    assert located(tmp_path) != first and len(mvlm.open(tmp_path)) == 7
+    assert located(first) == first
+
+
+@pytest.mark.parametrize("compression", ["none", "arrow"])
+def test_arrow_and_plain_parquet_hold_the_images_that_were_saved(saved, pictures, tmp_path, compression):
+    path = saved
+    if compression == "none":
+        path = tmp_path / "p.parquet"
+        twice = table_of([*pictures[:5], pictures[2], *pictures[5:]])  # which a dictionary page holds once
+        pq.write_table(twice, path, compression="none", row_group_size=16)
+    found = mvlm.open(shard("hf", [path], tmp_path / "out", "--in-place", "--shard-mb", "0.02"))
+    expected = [*pictures[:5], pictures[2], *pictures[5:]] if compression == "none" else pictures
+    assert [row.encoded for row in found] == [row["image"] for row in expected]
+    assert [row.captions for row in found] == [row["captions"] for row in expected]
+    assert main(["verify", str(tmp_path / "out"), "--workers", "1"]) == 0
+
+
+def test_a_changed_tar_is_noticed_by_readers_and_by_verify(tars, tmp_path, capsys):
+    tar = tmp_path / "0.tar"
+    tar.write_bytes((tars / "0.tar").read_bytes())
+    folder = shard("webdataset", [tar], tmp_path / "out", "--in-place")
+    row = mvlm.open(folder)[3]
+    content = bytearray(tar.read_bytes())
+    content[content.index(row.encoded) + 40] ^= 1
+    tar.write_bytes(content)
+    with pytest.raises(UserError, match=f"{row.key}.*checksum differs"):
+        _ = mvlm.open(folder)[3].encoded
+    assert mvlm.open(folder)[4].encoded
+    assert main(["verify", str(folder), "--workers", "1"]) == 1
+    assert row.key in capsys.readouterr().err
+    tar.unlink()
+    other = tmp_path / "1.tar"
+    other.write_bytes(b"short")
+    with pytest.raises(UserError, match=r"missing\.tar cannot be read .* put it back"):
+        resolved(reference(tmp_path / "missing.tar", 0, 1))
+    with pytest.raises(UserError, match=r"1\.tar cannot be read \(it is shorter"):
+        resolved(reference(other, 3, 3))
+
+
+def test_a_reference_that_was_changed_is_not_followed(tmp_path):
+    whole = reference(tmp_path / "a.tar", 7, 1234)
+    assert image_bytes(whole) == 1234 and image_bytes(b"an image") == 8
+    for at in range(len(MARK), len(whole)):
+        with pytest.raises(ChangedImage):
+            resolved(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert resolved(b"an image") == b"an image"
+
+
+def test_what_is_compressed_cannot_stay_and_says_what_to_do(tars, pictures, tmp_path):
+    write_tar(tmp_path / "a.tar.gz", pictures[:3], "w:gz")
+    pq.write_table(table_of(pictures[:3]), tmp_path / "b.parquet", compression="snappy")
+    for name, source in (("a.tar.gz", "webdataset"), ("b.parquet", "hf")):
+        with pytest.raises(UserError, match=f"make shards of it, `mvlm-data shard {source} .*{name}"):
+            mvlm.open(tmp_path / name)
+        assert main(["shard", source, str(tmp_path / name), "--in-place", "--out", str(tmp_path / "x")]) == 1
+    with pytest.raises(UserError, match="No shards"):
+        mvlm.open(tmp_path / "nothing/*.tar")
+
+
+def test_forms_of_a_corpus_are_recognised(tars, saved, tmp_path):
+    (tmp_path / "json").mkdir()
+    (tmp_path / "json/captions.jsonl").touch()
+    (tmp_path / "text").mkdir()
+    for name in ("a.JPG", "a.txt"):
+        (tmp_path / "text" / name).touch()
+    (tmp_path / "parts").mkdir()
+    for name in ("parts/0.parquet", "pairs.tsv", "one.parquet"):
+        (tmp_path / name).touch()
+    names = {"json": "folder", "text": "side_by_side", "parts": "hf", "pairs.tsv": "table", "one.parquet": "hf"}
+    found = {name: recognise(tmp_path / name) for name in names}
+    assert {name: form.source for name, form in found.items()} == names
+    assert not any(form.stays for form in found.values())
+    for place, source in ((f"{tars}/*.tar", "webdataset"), (tars, "webdataset"), (saved, "hf")):
+        form = recognise(place)
+        assert (form.source, form.stays) == (source, True)
+    assert recognise(ROOT / "examples/emoji.tar").source == "folder"
+    assert recognise(Path("README.md")) is None
+    with pytest.raises(UserError, match="Nothing is at"):
+        recognise(tmp_path / "nothing")
