@@ -28,8 +28,8 @@ class DecodedImage:
 def decode(data: bytes, colour_beyond: int | None = None) -> DecodedImage:
     """Decode an encoded image in full, the first frame of several.
 
-    Of a JPEG every coefficient is decoded, but only the brightness turned into pixels: all damage shows before that.
-    `colour` is given as well where a side exceeds `colour_beyond` pixels.
+    Of a JPEG every coefficient is decoded, but only the mean brightness of each block of 8 x 8 turned into a pixel: all
+    damage shows before that. `colour` is given as well where a side exceeds `colour_beyond` pixels.
 
     Raises:
         BadImage: the bytes are no image of the formats taken, are cut short or damaged, or ask for too much.
@@ -46,7 +46,7 @@ def decode(data: bytes, colour_beyond: int | None = None) -> DecodedImage:
             check_size(width, height, 4 if colours in ("CMYK", "YCCK") else 3)
             if colour_beyond is not None and max(width, height) > colour_beyond:
                 return DecodedImage(width, height, _jpeg_colour(data))
-            _jpeg_pixels(data, "GRAY")
+            _check_jpeg(data)
             return DecodedImage(width, height)
     with opened(data) as image:
         image.load()
@@ -54,19 +54,24 @@ def decode(data: bytes, colour_beyond: int | None = None) -> DecodedImage:
         return DecodedImage(*image.size, image.copy() if wanted else None)
 
 
-def _jpeg_pixels(data: bytes, mode: str) -> np.ndarray:
+def _jpeg_pixels(data: bytes, mode: str, **size: float) -> np.ndarray:
     """By libjpeg-turbo itself, because Pillow hides libjpeg's warnings, which is how damaged data are announced."""
     try:
-        return simplejpeg.decode_jpeg(data, mode, strict=True).squeeze(2 if mode == "GRAY" else ())
+        return simplejpeg.decode_jpeg(data, mode, strict=True, **size).squeeze(2 if mode == "GRAY" else ())
     except (ValueError, MemoryError) as error:
         raise BadImage("image is damaged", str(error)) from None
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Have libjpeg warn of damage, at the cost of no more pixels than it must make: as few as it can scale down to."""
+    _jpeg_pixels(data, "GRAY", min_width=1, min_height=1, min_factor=1)
 
 
 def _jpeg_colour(data: bytes) -> Image.Image:
     """With the profile and orientation of its header, as Pillow gives them."""
     with opened(data) as header:
         if header.mode == "CMYK":
-            _jpeg_pixels(data, "GRAY")  # for its warnings; only Pillow knows the ways in which inks are inverted
+            _check_jpeg(data)  # whose pixels are Pillow's, which alone knows the ways in which inks are inverted
             return header.copy()
         colour = Image.fromarray(_jpeg_pixels(data, "GRAY" if header.mode == "L" else "RGB"))
         colour.info = dict(header.info)

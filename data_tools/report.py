@@ -47,7 +47,9 @@ class ShardReport:
         """Count a record: dropped, or kept with so many captions."""
         if source not in self.sources and len(self.sources) >= MOST_SOURCES:
             source = OTHERS
-        for part in (self, self.sources.setdefault(source, SourceReport())):
+        if source not in self.sources:
+            self.sources[source] = SourceReport()
+        for part in (self, self.sources[source]):
             part.read += 1
             if isinstance(outcome, Dropped):
                 part.dropped[outcome.reason] += 1

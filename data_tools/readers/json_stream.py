@@ -41,7 +41,7 @@ def json_items(file: BinaryIO, prefix: str) -> Iterator[Any]:
 
 def parse_json(data: bytes) -> Any:
     """A value that is small enough to be held; raises `ValueError` or `RecursionError` where it is no JSON in UTF-8."""
-    return json.loads(data.decode("utf-8-sig"))
+    return json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
 
 
 class _Bounded:

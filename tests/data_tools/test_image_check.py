@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from collections import Counter
 
+import numpy as np
 import pytest
+import simplejpeg
 from made import photo
 from PIL import Image
 
@@ -61,3 +64,39 @@ def test_every_usual_pixel_type_is_taken(mode: str) -> None:
 def test_what_is_no_raster_image_is_refused(data: bytes) -> None:
     with pytest.raises(BadImage):
         decoded_size(data)
+
+
+def encoded(**how: object) -> bytes:
+    rows = np.random.default_rng(7).normal(0, 20, (61, 83, 3)).cumsum(0) % 256
+    buffer = io.BytesIO()
+    Image.fromarray(rows.astype(np.uint8)).save(buffer, "JPEG", quality=88, **how)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_rows": 1}], ids=str)
+def test_a_jpeg_is_damaged_by_its_small_picture_exactly_where_it_is_by_the_whole(how: dict[str, object]) -> None:
+    data, random = encoded(**how), np.random.default_rng(11)
+    first = data.index(b"\xff\xda")  # of what the pixels are in; tables before it may make another sound image
+    counts = Counter[bool]()
+    for place in random.integers(first, len(data), 250).tolist():
+        flipped = data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+        for damaged in (flipped, data[:place]):
+            expected = is_whole(damaged)
+            counts[expected] += 1
+            assert passes(damaged) == expected, f"byte {place}"
+    assert min(counts[True], counts[False]) > 10
+
+
+def is_whole(jpeg: bytes) -> bool:
+    """Whether it decodes in colour and in its full size without a warning."""
+    try:
+        return simplejpeg.decode_jpeg(jpeg, "RGB", strict=True).size > 0
+    except ValueError:
+        return False
+
+
+def passes(jpeg: bytes) -> bool:
+    try:
+        return decoded_size(jpeg) == (83, 61)
+    except BadImage:
+        return False
