@@ -132,8 +132,15 @@ def engine_step(stage: int, size: Size, folder: str) -> Callable[[int], None]:
     batch, count = make_batch(size, model.grid), sum(parameter.numel() for parameter in model.parameters())
     side = RunSide(("json", "toml"), folder, config.train, config.optim, 1, (100, 10), count)
     resolved = resolve({"zero_optimization": {"stage": stage}}, side)
-    parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
-    engine = parallelize(model, resolved, **parts, seed=0)
+    engine = parallelize(
+        model,
+        resolved,
+        train=config.train,
+        kernels=config.kernels,
+        optim=config.optim,
+        objectives=config.objectives,
+        seed=0,
+    )
 
     def step(number: int) -> None:
         engine.step([batch], 0.5, number)
