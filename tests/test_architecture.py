@@ -103,6 +103,7 @@ OPTIONAL = {
     "matplotlib",
     "mlflow",
     "onnxruntime",
+    "py3langid",
     "ray",
     "shtab",
     "simplejpeg",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mvlm.batch import IGNORE
 from mvlm.config.schema import Objectives
+from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.errors import UserError
 from mvlm.model import masking
@@ -46,29 +47,47 @@ class RandomWords:
     def __init__(self, dataset: EvalDataset, objectives: Objectives, seed: int, plain: bool = False) -> None:
         self.dataset, self.tokens = dataset, dataset.tokens
         self.objectives, self.seed = objectives, seed
-        self.shares = (1.0, 0.0) if plain else (objectives.text_mask_token, objectives.text_mask_random)
+        self.shares = (1.0, 0.0) if plain else None
 
     def __len__(self) -> int:
         return len(self.dataset.captions)
 
     def items(self, indices: np.ndarray) -> MaskedText:
         text_BL, valid_BL = self.dataset.texts(indices.tolist())
-        masked = [self._mask(text_L, int(caption)) for text_L, caption in zip(text_BL.numpy(), indices, strict=True)]
+        masked = [
+            mask_tokens(self.tokens, self.objectives, self.seed, text_L, int(caption), shares=self.shares)
+            for text_L, caption in zip(text_BL.numpy(), indices, strict=True)
+        ]
         masked_BL, target_BL = (torch.from_numpy(np.stack(rows)) for rows in zip(*masked, strict=True))
         return MaskedText(indices, masked_BL, valid_BL, target_BL)
 
-    def _mask(self, text_L: np.ndarray, caption: int) -> tuple[np.ndarray, np.ndarray]:
-        return masking.token_mask(
-            masking.generator(self.seed, masking.Purpose.TOKENS, 0, 0, caption),
-            text_L,
-            self.tokens.special(text_L),
-            ratio=self.objectives.text_mask_ratio,
-            minimum=self.objectives.text_mask_minimum,
-            mask_share=self.shares[0],
-            random_share=self.shares[1],
-            mask_id=self.tokens.mask_id,
-            random_ids=self.tokens.ordinary_ids,
-        )
+
+def mask_tokens(
+    tokens: CaptionTokenizer,
+    objectives: Objectives,
+    seed: int,
+    text_L: np.ndarray,
+    sample: int,
+    occurrence: int = 0,
+    shares: tuple[float, float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A sentence masked by a stream of its own for each sample and occurrence: what `token_mask` gives.
+
+    Args:
+        shares: of masked tokens that are shown as the mask token, and as another one; None = as in training.
+    """
+    mask_share, random_share = shares or (objectives.text_mask_token, objectives.text_mask_random)
+    return masking.token_mask(
+        masking.generator(seed, masking.Purpose.TOKENS, 0, occurrence, sample),
+        text_L,
+        tokens.special(text_L),
+        ratio=objectives.text_mask_ratio,
+        minimum=objectives.text_mask_minimum,
+        mask_share=mask_share,
+        random_share=random_share,
+        mask_id=tokens.mask_id,
+        random_ids=tokens.ordinary_ids,
+    )
 
 
 class ChosenWords:

@@ -1,23 +1,18 @@
-"""What a trained model says of every row of a corpus, as a table beside each shard that `data.where` reads.
-
-A shard is scored alone and in batches of its own rows, so that the numbers do not depend on who scores the others.
-Tables of finished shards wait in `.scores` until all are there; then they are put in place and named in the manifest.
-"""
+"""What a trained model says of every row of a corpus: the columns that `data.where` and clusters read."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from mvlm.batch import IGNORE
 from mvlm.data.images.decode import open_picture
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.transforms import eval_view
@@ -25,22 +20,29 @@ from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import Mixture, UnreadableRow
-from mvlm.data.shards.schema import MANIFEST, Shards, read_manifest, table_file
-from mvlm.data.shards.tables import put_table, write_table
-from mvlm.errors import UserError
+from mvlm.data.shards.tables import EMBEDDINGS
 from mvlm.evaluate import shares
+from mvlm.evaluate.language import language_finder
+from mvlm.evaluate.masked_words import mask_tokens
+from mvlm.evaluate.reconstruction import patch_masks, pixel_target
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
-from mvlm.runtime.storage import publish, write_durably
 
 SCORES = "scores"
-STAGED = ".scores"
+NUMBERS = ("itc_similarity", "itm_probability", "text_loss", "image_loss", "caption_words")
+"""Columns, each the mean over the captions of a row."""
+LANGUAGE, EMBEDDING = "language", "embedding"
 
-COLUMNS = ("itc_similarity", "itm_probability", "caption_words")
-"""Each the mean over the captions of a row; null where the row is damaged or was taken down."""
+Scored = Mapping[str, Sequence[float | None]]
 
-MADE_BY = b"mvlm scores"
-"""Of a table's own metadata: the weights that gave the scores, and the shard."""
+
+@dataclass(frozen=True)
+class _Good:
+    """A row that can be scored."""
+
+    number: int  # in its shard
+    row: Row
+    image_CHW: np.ndarray
 
 
 class Scorer:
@@ -49,122 +51,148 @@ class Scorer:
     Args:
         loaded: the model.
         batch: rows in a forward pass.
+
+    Attributes:
+        names: of the tables that `tables` gives.
+        made_by: what they depend on beside the shard.
+        finds_language: whether there is a column `language`.
     """
 
-    def __init__(self, loaded: Loaded[MaskVLM], batch: int, device: torch.device) -> None:
-        self.model, self.fingerprint, self._device, self._batch = loaded.model, loaded.fingerprint, device, batch
-        self._size, self._has_itm = loaded.config.model.image_size, bool(loaded.config.objectives.itm)
-        self._tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.config.data.text_length)
+    names = (SCORES, EMBEDDINGS)
 
-    def table(self, mixture: Mixture, first: int, rows: int, on_rows: Callable[[int], object]) -> pa.Table:
-        """The scores of that many rows of a mixture, from one on."""
-        found: dict[str, list[Any]] = {name: [None] * rows for name in COLUMNS}
+    def __init__(self, loaded: Loaded[MaskVLM], batch: int, device: torch.device) -> None:
+        self.model, self._device, self._batch = loaded.model, device, batch
+        self._size, self._objectives = loaded.config.model.image_size, loaded.config.objectives
+        self._width = loaded.config.model.contrastive_width
+        self._tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.config.data.text_length)
+        self._language = language_finder()
+        self.finds_language = self._language is not None
+        columns = [*NUMBERS, *([LANGUAGE] if self.finds_language else []), EMBEDDING]
+        self.made_by = f"{loaded.fingerprint} {' '.join(columns)}"
+
+    def tables(self, mixture: Mixture, first: int, rows: int, on_rows: Callable[[int], object]) -> dict[str, pa.Table]:
+        """The tables of a shard's rows, which are that many of a mixture from one on.
+
+        Rows that are damaged or were taken down are null in all columns.
+        """
+        found: dict[str, list[Any]] = {name: [None] * rows for name in (*NUMBERS, LANGUAGE, EMBEDDING)}
         for start in range(0, rows, self._batch):
             numbers = range(start, min(start + self._batch, rows))
-            good = [(number, *pair) for number in numbers if (pair := self._read(mixture, first + number))]
-            if good:
-                scored = self.scores(np.stack([image for *_, image in good]), [row.captions for _, row, _ in good])
-                for name, values in scored.items():
-                    for (number, *_), value in zip(good, values, strict=True):
-                        found[name][number] = value
+            good = [row for number in numbers if (row := self._read(mixture, first, number))]
+            for name, values in (self._scores(good) if good else {}).items():
+                for row, value in zip(good, values, strict=True):
+                    found[name][row.number] = value
             on_rows(len(numbers))
-        return pa.table({name: pa.array(values, pa.float32()) for name, values in found.items()})
+        scores = {name: pa.array(found[name], pa.float32()) for name in NUMBERS}
+        if self.finds_language:
+            scores[LANGUAGE] = pa.array(found[LANGUAGE], pa.string())
+        embeddings = pa.array(found[EMBEDDING], pa.list_(pa.float16(), self._width))
+        return {SCORES: pa.table(scores), EMBEDDINGS: pa.table({EMBEDDING: embeddings})}
 
-    def scores(self, image_BCHW: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, list[float | None]]:
-        """The values of `COLUMNS` of rows with these images, uint8, and captions."""
-        owner_M = np.repeat(np.arange(len(captions)), [len(of_row) for of_row in captions])
-        texts, size = [text for of_row in captions for text in of_row], self._batch
-        similarity, odds = [], []
+    def _scores(self, good: Sequence[_Good]) -> dict[str, Sequence[Any]]:
+        image_BCHW = torch.from_numpy(np.stack([row.image_CHW for row in good])).to(self._device)
+        captions = [row.row.captions for row in good]
         with shares.inference(self.model):
-            image_BSD = self.model.encode_image(torch.from_numpy(image_BCHW).to(self._device))
+            image_BSD = self.model.encode_image(image_BCHW)
             image_BE = self.model.project_image(image_BSD)
-            for at in range(0, len(texts), size):
-                owner_T = torch.from_numpy(owner_M[at : at + size]).to(self._device)
-                text_TL, valid_TL = (each.to(self._device) for each in self._tokens.batch(texts[at : at + size]))
-                text_TLD = self.model.encode_text(text_TL, valid_TL)
-                similarity.append((image_BE[owner_T] * self.model.project_text(text_TLD)).sum(1))
-                if self._has_itm:
-                    odds.append(self.model.match(image_BSD[owner_T], text_TLD, valid_TL).float().softmax(1)[:, 1])
-        words_M = np.array([len(text.split()) for text in texts], np.float64)
-        means: dict[str, list[float | None]] = {
-            "itc_similarity": _means(torch.cat(similarity).double().cpu().numpy(), owner_M),
-            "caption_words": _means(words_M, owner_M),
-        }
-        means["itm_probability"] = [None] * len(captions)
-        if odds:
-            means["itm_probability"] = _means(torch.cat(odds).double().cpu().numpy(), owner_M)
-        return means
+            masked = self._masked_images(image_BCHW, good)
+            of_captions = self._of_captions(image_BSD, image_BE, masked, good)
+        owner_T = np.repeat(np.arange(len(good)), [len(of_row) for of_row in captions])
+        found: dict[str, Sequence[Any]] = {name: _means(of, owner_T) for name, of in of_captions.items()}
+        found[EMBEDDING] = list(image_BE.half().cpu().numpy())
+        if self._language:
+            found[LANGUAGE] = [self._language(of_row) for of_row in captions]
+        return found
 
-    def _read(self, mixture: Mixture, row: int) -> tuple[Row, np.ndarray] | None:
+    def _masked_images(self, image_BCHW: Tensor, good: Sequence[_Good]) -> tuple[Tensor, Tensor, Tensor] | None:
+        """masked_BSD, the encodings of images whose patches are masked, patch_mask_BN and the target target_BNQ."""
+        if not self._objectives.image:
+            return None
+        patch_mask_BN = patch_masks(self.model, np.array([row.number for row in good])).to(self._device)
+        target_BNQ = pixel_target(self.model, image_BCHW)
+        return self.model.encode_image(image_BCHW, patch_mask_BN), patch_mask_BN, target_BNQ
+
+    def _of_captions(
+        self,
+        image_BSD: Tensor,
+        image_BE: Tensor,
+        masked: tuple[Tensor, Tensor, Tensor] | None,
+        good: Sequence[_Good],
+    ) -> dict[str, np.ndarray]:
+        """The columns `NUMBERS` of each caption, row after row; those that the model was not trained for are absent."""
+        places = [(owner, number) for owner, row in enumerate(good) for number in range(len(row.row.captions))]
+        found: dict[str, list[Tensor]] = {}
+        for at in range(0, len(places), self._batch):
+            part = places[at : at + self._batch]
+            owner_T = torch.tensor([owner for owner, _ in part], device=self._device)
+            texts = [good[owner].row.captions[number] for owner, number in part]
+            text_TL, valid_TL = (each.to(self._device) for each in self._tokens.batch(texts))
+            text_TLD = self.model.encode_text(text_TL, valid_TL)
+            scores = {"itc_similarity": (image_BE[owner_T] * self.model.project_text(text_TLD)).sum(1)}
+            if self._objectives.itm:
+                logits_T2 = self.model.match(image_BSD[owner_T], text_TLD, valid_TL)
+                scores["itm_probability"] = logits_T2.float().softmax(1)[:, 1]
+            if self._objectives.text:
+                rows = [(good[owner].number, number) for owner, number in part]
+                scores["text_loss"] = self._text_loss(text_TL, valid_TL, image_BSD[owner_T], rows)
+            if masked:
+                masked_TSD, patch_mask_TN, target_TNQ = (each[owner_T] for each in masked)
+                scores["image_loss"] = self._image_loss(masked_TSD, patch_mask_TN, target_TNQ, text_TLD, valid_TL)
+            scores["caption_words"] = torch.tensor([len(text.split()) for text in texts])
+            for name, values in scores.items():
+                found.setdefault(name, []).append(values.double().cpu())
+        return {name: torch.cat(values).numpy() for name, values in found.items()}
+
+    def _text_loss(
+        self, text_TL: Tensor, valid_TL: Tensor, image_TSD: Tensor, rows: Sequence[tuple[int, int]]
+    ) -> Tensor:
+        """The mean cross-entropy of each caption's masked tokens, given its image whole; nan where there is none.
+
+        Args:
+            rows: of each caption, its row in the shard and its number there, from which its mask is drawn.
+        """
+        masked_TL, target_TL = (
+            torch.from_numpy(np.stack(each)).to(self._device)
+            for each in zip(
+                *(
+                    mask_tokens(self._tokens, self._objectives, self.model.seed, text_L, row, caption)
+                    for text_L, (row, caption) in zip(text_TL.cpu().numpy(), rows, strict=True)
+                ),
+                strict=True,
+            )
+        )
+        text_TLD = self.model.encode_text(masked_TL, valid_TL)
+        fused_TLD = self.model.fuse_text(text_TLD, image_TSD, valid_TL)
+        is_masked_TL = target_TL != IGNORE
+        loss_M = F.cross_entropy(
+            self.model.reconstruct_text(fused_TLD[is_masked_TL]).float(), target_TL[is_masked_TL], reduction="none"
+        )
+        loss_TL = torch.zeros(target_TL.shape, device=self._device).masked_scatter(is_masked_TL, loss_M)
+        return loss_TL.sum(1) / is_masked_TL.sum(1)
+
+    def _image_loss(
+        self, masked_TSD: Tensor, patch_mask_TN: Tensor, target_TNQ: Tensor, text_TLD: Tensor, valid_TL: Tensor
+    ) -> Tensor:
+        """The mean absolute error of each image's masked values, given the caption whole."""
+        fused_TSD = self.model.fuse_image(masked_TSD, text_TLD, valid_TL)
+        pixels_TNQ = self.model.reconstruct_image(fused_TSD, text_TLD, valid_TL, patch_mask_TN).float()
+        error_TN = (pixels_TNQ - target_TNQ).abs().mean(-1) * patch_mask_TN
+        return error_TN.sum(1) / patch_mask_TN.sum(1)
+
+    def _read(self, mixture: Mixture, first: int, number: int) -> _Good | None:
         """A row with its image as evaluation sees it, uint8; None where it cannot be used."""
-        if mixture.is_taken_down(row):
+        if mixture.is_taken_down(first + number):
             return None
         try:
-            content = mixture.row(row)
-            return content, eval_view(open_picture(content.encoded[0].checked()), self._size)
+            row = mixture.row(first + number)
+            return _Good(number, row, eval_view(open_picture(row.encoded[0].checked()), self._size))
         except (UnreadableRow, BadImage):
             return None
 
 
-def score_part(
-    scorer: Scorer, folder: Path, part: int = 0, parts: int = 1, on_rows: Callable[[int], object] = lambda rows: None
-) -> tuple[int, int]:
-    """Score every `parts`-th shard of a folder from number `part` on, but those that these weights have scored.
-
-    Returns:
-        Shards that have no scores of these weights yet, which other parts are still to give, and all shards.
-
-    Raises:
-        UserError: the corpus is missing or damaged, or has scores of other weights.
-    """
-    mixture, manifest = Mixture([folder], trains=True), read_manifest(folder)
-    (folder / STAGED).mkdir(exist_ok=True)
-    for number in range(part, len(manifest.shards), parts):
-        shard = manifest.shards[number]
-        if not _is_scored(folder, shard.file, shard.hash, scorer):
-            table = scorer.table(mixture, mixture.corpora[0].shard_starts[number], shard.rows, on_rows)
-            made_by = f"{scorer.fingerprint} {shard.hash}".encode()
-            path = folder / STAGED / table_file(shard.file, SCORES)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            write_table(partial, table.replace_schema_metadata({MADE_BY: made_by}))
-            publish(partial, path)
-    return _put_in_place(scorer, folder), len(manifest.shards)
-
-
-def _is_scored(folder: Path, file: str, shard: str, scorer: Scorer) -> bool:
-    for place in (folder / STAGED, folder):
-        try:
-            metadata = pq.read_schema(place / table_file(file, SCORES)).metadata or {}
-        except (OSError, pa.ArrowException):
-            continue
-        if metadata.get(MADE_BY) == f"{scorer.fingerprint} {shard}".encode():
-            return True
-    return False
-
-
-def _put_in_place(scorer: Scorer, folder: Path) -> int:
-    """Name the tables in the manifest if all are there; how many are not yet."""
-    lock = os.open(folder / STAGED, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        manifest = read_manifest(folder)
-        missing = sum(not _is_scored(folder, shard.file, shard.hash, scorer) for shard in manifest.shards)
-        if not missing:
-            shards = [put_table(folder, shard, SCORES, folder / STAGED) for shard in manifest.shards]
-            write_durably(folder / MANIFEST, replace(manifest, shards=Shards(shards)).to_json())
-        return missing
-    finally:
-        os.close(lock)
-
-
-def parse_part(text: str) -> tuple[int, int]:
-    """`i/n`, i from 1 to n as in `data_tools shard`, as a number from 0 on and n."""
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise UserError(f"--part {text} is no part: give i/n with i from 1 to n, such as 1/8.")
-    return int(number) - 1, int(count)
-
-
-def _means(value_M: np.ndarray, owner_M: np.ndarray) -> list[float | None]:
-    sums, counts = np.bincount(owner_M, value_M), np.bincount(owner_M)
-    return list((sums / counts).tolist())
+def _means(value_T: np.ndarray, owner_T: np.ndarray) -> list[float | None]:
+    """Of each row's captions, those that have a value; None where none has."""
+    known = ~np.isnan(value_T)
+    sums = np.bincount(owner_T, np.where(known, value_T, 0))
+    counts = np.bincount(owner_T, known)
+    return [float(total / count) if count else None for total, count in zip(sums, counts, strict=True)]

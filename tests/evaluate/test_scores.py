@@ -1,7 +1,9 @@
 """Scores of every row by a trained model: right, the same however the work is shared, and read by conditions."""
 
+import hashlib
 import shutil
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -10,14 +12,18 @@ import torch
 from data_tools.__main__ import main as data_tools
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.evaluate import memory
+from mvlm.evaluate.masked_words import RandomWords
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
+from mvlm.evaluate.reconstruction import _pixel_scores, _word_sums
 from mvlm.evaluate.retrieval import image_features, text_features
-from mvlm.evaluate.scores import COLUMNS, Scorer, parse_part, score_part
+from mvlm.evaluate.score_corpus import parse_part, score_part
+from mvlm.evaluate.scores import NUMBERS, Scorer
 from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CONFIG, make_model, make_tokenizer
 
@@ -34,7 +40,7 @@ def loaded(tmp_path_factory):
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     out = tmp_path_factory.mktemp("corpus") / "s"
-    assert data_tools(["synth", "--task", "caption", "--count", "20", "--shard-mb", "0.002", "--out", str(out)]) == 0
+    assert data_tools(["synth", "--task", "caption", "--count", "20", "--shard-mb", "0.012", "--out", str(out)]) == 0
     assert len(read_manifest(out).shards) > 2
     return out
 
@@ -47,25 +53,64 @@ def scored(corpus, loaded, tmp_path_factory):
     return folder
 
 
-def table(folder, name):
+def table(folder, name, of="scores"):
     shards = read_manifest(folder).shards
-    return [value for shard in shards for value in pq.read_table(folder / shard.table("scores").file)[name].to_pylist()]
+    return [value for shard in shards for value in pq.read_table(folder / shard.table(of).file)[name].to_pylist()]
+
+
+def rows_of(folder, loaded, limit=0):
+    tokenizer, config = load_tokenizer(str(loaded.tokenizer_folder)), CONFIG
+    return EvalDataset(Mixture([folder]), tokenizer, config.data.text_length, config.model.image_size, limit)
 
 
 def test_scores_are_those_of_retrieval(scored, loaded):
-    tokenizer, config = load_tokenizer(str(loaded.tokenizer_folder)), CONFIG
-    dataset = EvalDataset(Mixture([scored]), tokenizer, config.data.text_length, config.model.image_size)
+    dataset = rows_of(scored, loaded)
     with torch.no_grad():
-        similarity = image_features(loaded.model, dataset, 20, CPU) @ text_features(loaded.model, dataset, 20, CPU).T
+        image_BE = image_features(loaded.model, dataset, 20, CPU)
+        similarity = image_BE @ text_features(loaded.model, dataset, 20, CPU).T
         captions = len(dataset.captions)
         pairs = dataset.owner * captions + np.arange(captions)
         sizes = memory.sizes(1.0, 20, len(dataset), captions, Tokens.of(loaded.model, dataset.tokens.length))
         odds = match_pairs(loaded.model, dataset, pairs, sizes, CPU).astype(np.float64)
     cosines = similarity.double().numpy()[dataset.owner, np.arange(captions)]
     words = [len(text.split()) for text in dataset.captions]
-    for name, of_captions in zip(COLUMNS, (cosines, 1 / (1 + np.exp(-odds)), words), strict=True):
+    wanted_of = {"itc_similarity": cosines, "itm_probability": 1 / (1 + np.exp(-odds)), "caption_words": words}
+    for name, of_captions in wanted_of.items():
         wanted = [np.mean(np.array(of_captions)[dataset.owner == row]) for row in range(len(dataset))]
         np.testing.assert_allclose(table(scored, name), wanted, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(table(scored, "embedding", "embeddings"), image_BE.numpy(), atol=1e-3)
+    if "language" in pq.read_schema(scored / "000000.scores.parquet").names:
+        assert set(table(scored, "language")) == {"en"}
+
+
+def test_losses_are_those_of_reconstruction_with_the_right_other_modality(scored, loaded):
+    """In the first shard a row has the number that evaluation knows it by, and so the same mask."""
+    first = read_manifest(scored).shards.rows[0]
+    dataset, rows = rows_of(scored, loaded, first), np.arange(first)
+    assert len(dataset.captions) == first > 2
+    with torch.no_grad():
+        text = RandomWords(dataset, loaded.model.objectives, loaded.model.seed).items(rows)
+        _, loss_B, count_B = _word_sums(loaded.model, text, (dataset.images(rows.tolist()),), CPU).numpy().T
+        sums = _pixel_scores(loaded.model, dataset, np.roll(rows, 1), first, CPU)
+    np.testing.assert_allclose(table(scored, "text_loss")[:first], loss_B / count_B, rtol=1e-4)
+    np.testing.assert_allclose(table(scored, "image_loss")[:first], sums[:, 0] / sums[:, -1], rtol=1e-4)
+
+
+def test_a_corpus_at_a_url_gets_the_same_tables(corpus, scored, loaded, tmp_path):
+    files, cache = fsspec.filesystem("memory"), Cache(str(tmp_path / "cache"))
+    files.put(str(corpus), "/scored/s", recursive=True)
+    try:
+        count = len(read_manifest(corpus).shards)
+        assert score_part(Scorer(loaded, 3, CPU), "memory://scored/s", 0, 2, cache=cache) == (count // 2, count)
+        assert score_part(Scorer(loaded, 3, CPU), "memory://scored/s", 1, 2, cache=cache) == (0, count)
+        files.get("/scored/s/", str(tmp_path / "back"), recursive=True)
+    finally:
+        files.rm("/scored", recursive=True)
+    assert hashes(tmp_path / "back") == hashes(scored)
+
+
+def hashes(folder):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_parts_give_the_same_bytes_and_are_not_done_twice(corpus, scored, loaded, tmp_path):
@@ -76,7 +121,7 @@ def test_parts_give_the_same_bytes_and_are_not_done_twice(corpus, scored, loaded
     done: list[int] = []
     assert score_part(Scorer(loaded, 3, CPU), tmp_path / "s", 0, 1, done.append) == (0, count)
     assert sum(done) == sum(read_manifest(corpus).shards.rows[::2])
-    assert list(read_manifest(tmp_path / "s").shards) == list(read_manifest(scored).shards)
+    assert hashes(tmp_path / "s") == hashes(scored)
     done.clear()
     score_part(Scorer(loaded, 3, CPU), tmp_path / "s", 0, 1, done.append)
     assert done == []
@@ -94,7 +139,8 @@ def test_rows_that_were_taken_down_have_no_score(corpus, loaded, tmp_path):
     (tmp_path / "list").write_text(Mixture([corpus]).key(4))
     assert data_tools(["takedown", str(tmp_path / "s"), "--list", str(tmp_path / "list")]) == 0
     score_part(Scorer(loaded, 3, CPU), tmp_path / "s")
-    assert [row for row, value in enumerate(table(tmp_path / "s", "itc_similarity")) if value is None] == [4]
+    for name, of in (*((name, "scores") for name in NUMBERS), ("embedding", "embeddings")):
+        assert [row for row, value in enumerate(table(tmp_path / "s", name, of)) if value is None] == [4]
 
 
 @pytest.mark.parametrize("text", ["0/1", "2/1", "-1/2", "a/2", "3"])

@@ -23,6 +23,8 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import publish
 
 META = "meta"
+EMBEDDINGS = "embeddings"
+"""Too large to be read for a condition: no column of it can be named in one."""
 
 ROW_GROUP = 1 << 16
 """Rows of a table's part, which are read together."""
@@ -33,30 +35,19 @@ def own_columns(task: str) -> list[str]:
     return ["key", "source", "width", "height", *(["captions"] if "captions" in SCHEMAS[task].names else [])]
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a table so that damage to what is read of it is noticed."""
-    pq.write_table(table, path, row_group_size=ROW_GROUP, compression="zstd", write_page_checksum=True)
+def table_bytes(table: pa.Table) -> bytes:
+    """A table as a file, in which damage to what is read of it is noticed."""
+    file = pa.BufferOutputStream()
+    pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", write_page_checksum=True)
+    return file.getvalue().to_pybytes()
 
 
 def add_table(folder: Path, shard: Shard, name: str, table: pa.Table) -> Shard:
     """Write a table beside a shard in `folder`; return the shard with it."""
-    path = folder / table_file(shard.file, name)
+    path, content = folder / table_file(shard.file, name), table_bytes(table)
     partial = path.with_name(f"{path.name}.partial")
-    write_table(partial, table)
+    partial.write_bytes(content)
     publish(partial, path)
-    return _with_table(folder, shard, name)
-
-
-def put_table(folder: Path, shard: Shard, name: str, staged: Path) -> Shard:
-    """Move a table of a shard in `folder` there from the folder that it was made in, unless that is done."""
-    path = staged / table_file(shard.file, name)
-    if path.exists():
-        publish(path, folder / path.name)
-    return _with_table(folder, shard, name)
-
-
-def _with_table(folder: Path, shard: Shard, name: str) -> Shard:
-    content = (folder / table_file(shard.file, name)).read_bytes()
     others = tuple(each for each in shard.tables if each[0] != name)
     return replace(shard, tables=(*others, (name, len(content), hashlib.sha256(content).hexdigest())))
 
@@ -83,6 +74,8 @@ def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | N
     for name, *_ in shard.tables:
         table = shard.table(name)
         assert table
+        if name == EMBEDDINGS:
+            continue
         columns, has = _read(location, table, wanted, found)
         found |= columns
         names += has
