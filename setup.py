@@ -28,7 +28,14 @@ setup(
     packages=packages,
     package_dir=folders,
     package_data={
-        "mvlm": ["configs/*.toml", "configs/*/*.toml", "report/*.html", "export/*.md", "serve/page/*"],
+        "mvlm": [
+            "configs/*.toml",
+            "configs/*/*.toml",
+            "configs/*.json",
+            "report/*.html",
+            "export/*.md",
+            "serve/page/*",
+        ],
         f"{prefix}cluster": ["*.toml", "slurm/job.sbatch", "examples/*.toml", "examples/*/*"],
         **({} if IS_CHECKOUT else {"mvlm.ds_configs": ["*.json"], "mvlm.examples": ["*.toml", "*.tar", "*.txt"]}),
     },

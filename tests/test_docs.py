@@ -70,6 +70,9 @@ def test_the_configuration_reference_is_that_of_the_code() -> None:
     reference = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reference)
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page(), "python docs/hooks/reference.py writes it"
+    assert reference.SCHEMA.read_text(encoding="utf-8") == reference.schema(), (
+        "python docs/hooks/reference.py writes it"
+    )
     for line in reference.page().splitlines():
         if re.match(r"\| `\w+` \|", line):
             assert all(cell.strip() for cell in line.strip("|").split(" | ")), line

@@ -19,6 +19,7 @@ from data_tools import readers
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
 from mvlm.batch import Encoded
+from mvlm.cli import evaluate as cli_evaluate
 from mvlm.evaluate import task
 from mvlm.model.losses import extra
 from tests.conftest import ROOT, TINY, run_command
@@ -88,6 +89,7 @@ def test_an_objective_and_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setitem(extra.EXTRA, "distance", example("distance_objective").distance_loss)
     gap = example("gap_task").Gap()
     monkeypatch.setitem(task.TASKS, gap.name, gap)
+    monkeypatch.setitem(cli_evaluate.HELP, gap.name, "how far apart images and captions lie")
     out = tmp_path / "gap.json"
     assert mvlm(["evaluate", "gap", "--checkpoint", str(run), "--data", f"{scenes}/eval", "--json", str(out)]) == 0
     assert 0 < json.loads(out.read_text())["gap"] < 2

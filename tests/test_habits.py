@@ -3,13 +3,50 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
+from pathlib import Path
 
 import pytest
 
 from mvlm.__main__ import main
+from mvlm.cli import evaluate, predict
 from mvlm.config.describe import json_schema, run_keys
 from tests.conftest import ROOT
+
+HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "numpy", "PIL")
+"""Packages whose import takes longer than an answer should."""
+
+AT_ONCE = [
+    *(["evaluate", "--help"], ["evaluate", "probe", "--help"], ["predict", "--help"], ["train", "--help"]),
+    *(["evaluate", task, "--checkpoint", "nope", "--data", "nope"] for task in ("retrieval", "vqa")),
+    ["train", "nope.toml", "--deepspeed_config", "ds_configs/cpu.json"],
+    ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "nope.json"],
+    ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "data.train=nope"],
+    ["predict", "words", "--checkpoint", "nope", "--images", "nope", "--sentences", "x"],
+    *(["report", "nope"], ["export", "nope", "--out", "x"], ["average", "nope", "--out", "x"], ["serve", "nope"]),
+    *(
+        ["index", "nope", "--checkpoint", "nope", "--out", "x"],
+        ["search", "nope", "--checkpoint", "nope", "--text", "x"],
+    ),
+    *(["score", "nope", "--checkpoint", "nope"], ["decay", "nope", "--at", "10", "--steps", "5"]),
+]
+"""Commands that are answered by their help or by the name of a path that is not there."""
+
+IMPORTED_BY = """
+import json, sys
+from mvlm.__main__ import main
+
+heavy, commands = json.loads(sys.argv[1])
+for words in commands:
+    try:
+        code = main(words)
+    except SystemExit as ended:
+        code = ended.code
+    imported = [name for name in heavy if name in sys.modules]
+    print(json.dumps([words, code, imported]), file=sys.stderr)
+"""
 
 TRAIN = ("train", "run.toml", "--deepspeed_config", "ds.json")
 
@@ -55,12 +92,54 @@ def test_help_of_train_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(f"\n  {key.name}=" in out for key in run_keys())
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "mvlm/configs").rglob("*.toml")), ids=lambda path: path.stem)
-def test_the_schema_fits_every_recipe(recipe: object, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "recipe",
+    sorted([*(ROOT / "mvlm/configs").rglob("*.toml"), *(ROOT / "examples").glob("*.toml")]),
+    ids=lambda path: path.stem,
+)
+def test_the_schema_that_a_recipe_names_fits_it(recipe: Path) -> None:
+    first = recipe.read_text().splitlines()[0]
+    assert (recipe.parent / first.removeprefix("#:schema ")).samefile(ROOT / "mvlm/configs/mvlm.schema.json")
     jsonschema = pytest.importorskip("jsonschema")
-    content = json.loads(json.dumps(tomllib.loads(recipe.read_text())))  # type: ignore[attr-defined]
+    content = json.loads(json.dumps(tomllib.loads(recipe.read_text())))
     jsonschema.validate(content, json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"optim": {"lr": "high"}}, json_schema())
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({"optim": {"learning_rate": 1.0}}, json_schema())
+
+
+def test_help_and_a_wrong_path_are_answered_before_heavy_imports() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", IMPORTED_BY, json.dumps([HEAVY, AT_ONCE])],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    answers = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("[[")]
+    assert [words for words, _, _ in answers] == AT_ONCE, ended.stderr
+    for words, code, imported in answers:
+        assert code == (0 if "--help" in words else 1) and imported == [], words
+    assert ended.stderr.count(" nope") >= len(AT_ONCE) - 4
+
+
+def test_each_evaluation_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    from mvlm.evaluate.task import TASKS
+
+    assert evaluate.HELP.keys() == TASKS.keys() >= set(evaluate.LABELLED)
+    own = {"retrieval": "--equal-captions", "reconstruction": "--words", "probe": "--train", "vqa": "--predictions"}
+    for task in own:
+        with pytest.raises(SystemExit):
+            main(["evaluate", task, "--help"])
+        shown = capsys.readouterr().out
+        assert [option for option in own.values() if option in shown] == [own[task]]
+
+
+def test_predictions_are_those_of_their_help() -> None:
+    from mvlm.predict.choose import ANSWER, JUDGE
+    from mvlm.predict.patches import Patches
+    from mvlm.predict.search import CAPTIONS, IMAGES
+    from mvlm.predict.words import MASK, Words
+
+    assert list(predict.HELP) == [each.name for each in (CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE)]
+    assert MASK in predict.HELP["words"]

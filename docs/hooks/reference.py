@@ -1,19 +1,21 @@
-"""`python docs/hooks/reference.py` writes docs/configuration.md from the dataclasses that are the configuration.
+"""`python docs/hooks/reference.py` writes docs/configuration.md, and the JSON schema that recipes name for editors.
 
-A key's meaning is the comment beside it in the source, and its range what the code refuses; a test holds the page to
-both.
+Both come from the dataclasses that are the configuration: a key's meaning is the comment beside it in the source, and
+its range what the code refuses. A test holds both to them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 from cluster import job
-from mvlm.config.describe import DescribedKey, described, meanings, run_keys
+from mvlm.config.describe import DescribedKey, described, json_schema, meanings, run_keys
 
 PAGE = Path(__file__).resolve().parents[1] / "configuration.md"
+SCHEMA = PAGE.parents[1] / "mvlm/configs/mvlm.schema.json"
 HEAD = """<!-- Written by `python docs/hooks/reference.py` from mvlm/config/schema.py and cluster/job.py. -->
 # Configuration
 
@@ -22,7 +24,7 @@ value of the wrong type or out of range, is an error that names the key; `mvlm c
 
 Any key can be overridden on the command line, in TOML syntax or as a bare string: `train.steps=100`,
 `'data.train=["a", "b"]'`. `mvlm config KEY` explains one in the terminal, and `mvlm config --schema` prints a
-JSON schema with which editors complete and check them.
+JSON schema with which editors complete and check them; the first line of every recipe names it (`#:schema`).
 ZeRO, precision, offload and communication belong to the DeepSpeed JSON: [which file when](../ds_configs/README.md).
 
 Letters after a meaning say where a default comes from: **P** stated in the paper (arXiv 2208.02131); **R** that of the
@@ -50,6 +52,11 @@ def page() -> str:
     return "\n".join([*parts, JOB_HEAD, *(line for name, keys in tables for line in _section(name, keys))])
 
 
+def schema() -> str:
+    """What `mvlm config --schema` prints."""
+    return json.dumps(json_schema(), indent=1) + "\n"
+
+
 def _section(name: str, keys: list[DescribedKey]) -> Iterator[str]:
     yield f"### `[{name}]`\n\n| key | default | type and range | meaning |\n|---|---|---|---|"
     for key in keys:
@@ -66,3 +73,4 @@ def job_ranges() -> dict[str, str]:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    SCHEMA.write_text(schema(), encoding="utf-8")

@@ -39,12 +39,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoints are not of one model, or the soup cannot be written, or the data cannot be used.
     """
-    from mvlm.checkpoint.average import average
     from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.cli.places import require_shards
+
+    parts = [find_checkpoint(path) for path in args.checkpoints]  # before imports that take seconds
+    require_shards(args.data)
+
+    from mvlm.checkpoint.average import average
     from mvlm.cli.output import write_json
     from mvlm.runtime import dist
 
-    parts = [find_checkpoint(path) for path in args.checkpoints]
     average(parts, args.out)
     print(f"Written: {args.out}, the mean of {len(parts)} checkpoints")
     if not args.data:

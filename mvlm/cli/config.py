@@ -7,7 +7,7 @@ examples:
   mvlm config --schema > mvlm.schema.json
 
 Editors with a TOML language server (taplo, Even Better TOML) complete and check keys by the schema where the first line
-of a run TOML is `#:schema mvlm.schema.json`.
+of a run TOML is `#:schema mvlm.schema.json`, as that of every recipe is.
 """
 
 from __future__ import annotations

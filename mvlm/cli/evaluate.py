@@ -10,6 +10,7 @@ examples:
   mvlm evaluate --follow runs/base
   mvlm evaluate vqa --checkpoint runs/vqa --data shards/vqa_test --predictions answers.json
 
+`mvlm evaluate TASK --help` lists the options of each task.
 Retrieval and reconstruction read shards of captioned images, foils those of `mvlm-data synth --task foils`.
 Classification and probe read a folder with one subfolder of images per class, named like the class.
 VQA, NLVR2 and entailment need a run that was fine-tuned for them, and shards of that task.
@@ -22,71 +23,117 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
-from mvlm.config.schema import Eval
-from mvlm.errors import UserError
-from mvlm.evaluate import labelled
-from mvlm.evaluate.follow import EvaluationJob
-from mvlm.evaluate.retrieval import SearchSettings
-from mvlm.evaluate.settings import Settings
-from mvlm.evaluate.task import TASKS
-from mvlm.pretrained.runs import Loaded, load_run, load_task_run
-from mvlm.runtime import dist
+from mvlm.cli.places import require_folder, require_shards
 from mvlm.runtime.arguments import count, positive, within
 
+if TYPE_CHECKING:
+    from mvlm.config.schema import Eval
+    from mvlm.evaluate.settings import Settings
+    from mvlm.pretrained.runs import Loaded
+
 gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
+LABELLED, CLASSES = ("vqa", "nlvr2", "entailment"), ("classification", "probe")
+HELP = {
+    "retrieval": "find the caption of an image, and the image of a caption",
+    "reconstruction": "fill in masked words and patches, with the other modality and without",
+    "classification": "sort images into classes by their names alone",
+    "probe": "fit a linear classifier to the image features",
+    "foils": "tell a true sentence from one that is wrong in a word",
+    "vqa": "answer questions about images",
+    "nlvr2": "judge sentences about two images",
+    "entailment": "say whether an image entails a sentence",
+}
+"""Tasks of mvlm/evaluate/task.py, which is imported for what is measured alone: it takes seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(refuse=parser.error)
-    parser.add_argument("task", nargs="?", choices=list(TASKS), help="what to evaluate")
-    parser.add_argument("--checkpoint", metavar="RUN", help="a run folder, RUN/best, or one of its checkpoints")
+    parser.set_defaults(refuse=parser.error, task=None)
     parser.add_argument("--follow", type=Path, metavar="RUN", help="evaluate each new checkpoint of this run")
+    parser.add_argument(
+        "--data", nargs="+", default=[], metavar="SHARDS", help="of --follow: shard folders (default: data.eval)"
+    )
+    tasks = parser.add_subparsers(dest="task", metavar="TASK", title="tasks")
+    for name, does in HELP.items():
+        task = tasks.add_parser(name, help=does, description=f"{does[0].upper()}{does[1:]}.")
+        task.set_defaults(parser=task, refuse=task.error)
+        _add_common(task, name)
+        for add in OWN.get(name, ()):
+            add(task)
+
+
+def _add_common(parser: argparse.ArgumentParser, task: str) -> None:
+    classes = task in CLASSES
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="RUN", help="a run folder, RUN/best, or one of its checkpoints"
+    )
     parser.add_argument(
         "--data",
         nargs="+",
-        default=[],
-        metavar="SHARDS",
-        help="shard folders, or a folder of classes (default of --follow: data.eval)",
+        required=True,
+        metavar="FOLDER" if classes else "SHARDS",
+        help="a folder with one subfolder of images per class" if classes else "shard folders",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result to this file")
-    parser.add_argument(
-        "--rerank", type=count, metavar="K", help="candidates that ITM re-ranks (default: the run's eval.rerank)"
-    )
     parser.add_argument(
         "--batch", type=positive, metavar="N", help="images or pairs per pass (default: the run's eval.batch)"
     )
     parser.add_argument(
         "--limit", type=count, metavar="N", help="use only the first N rows, 0 = all (default: the run's eval.limit)"
     )
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-gb",
         type=gigabytes,
         metavar="GB",
         help="memory limit besides the weights (default: the run's eval.memory_gb)",
     )
+
+
+def _add_retrieval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--equal-captions", action="store_true", help="retrieval: a caption is right if an equal one is"
+        "--rerank", type=count, metavar="K", help="candidates that ITM re-ranks (default: the run's eval.rerank)"
     )
-    parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="reconstruction: mask these words")
+    parser.add_argument("--equal-captions", action="store_true", help="a caption is right if an equal one is")
+
+
+def _add_reconstruction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--words", type=_words, default=(), metavar="A,B", help="mask these words")
     parser.add_argument(
-        "--pictures", type=Path, metavar="FOLDER", help="reconstruction: draw eight images with theirs into this folder"
+        "--pictures", type=Path, metavar="FOLDER", help="draw eight images with theirs into this folder"
     )
+
+
+def _add_templates(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--templates", metavar="FILE", help="sentences, one per line, {} for the class")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", required=True, metavar="FOLDER", help="the folder of classes to fit it on")
+
+
+def _add_predictions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--templates", default="", metavar="FILE", help="classification: sentences, one per line, {} for the class"
+        "--predictions", type=Path, metavar="FILE", help="write the answers in the evaluation server's format"
     )
-    parser.add_argument("--train", default="", metavar="FOLDER", help="probe: the folder of classes to fit it on")
-    parser.add_argument(
-        "--predictions",
-        type=Path,
-        metavar="FILE",
-        help="vqa, nlvr2, entailment: answers in the evaluation server's format",
-    )
+
+
+OWN: dict[str, tuple[Callable[[argparse.ArgumentParser], None], ...]] = {
+    "retrieval": (_add_retrieval, _add_memory),
+    "reconstruction": (_add_reconstruction,),
+    "classification": (_add_templates, _add_memory),
+    "probe": (_add_training,),
+    "foils": (_add_memory,),
+    **dict.fromkeys(LABELLED, (_add_predictions,)),
+}
+"""What each task takes beside what all take."""
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,15 +144,22 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.follow:
         return _follow(args)
-    for given, name in ((args.task, "a task"), (args.checkpoint, "--checkpoint RUN"), (args.data, "--data SHARDS")):
-        if not given:
-            args.refuse(f"{name} is required, or --follow RUN")
-    if args.predictions and args.task not in labelled.TITLES:
-        raise UserError(f"--predictions is for {', '.join(labelled.TITLES)}: {args.task} has none; leave it out.")
+    if not args.task:
+        args.refuse("a task is required, or --follow RUN")
+    find_checkpoint(args.checkpoint)  # before imports that take seconds
+    if args.task in CLASSES:
+        require_folder(*args.data, why="give one that has a folder of pictures for each class.")
+    else:
+        require_shards(args.data)
+
+    from mvlm.evaluate.task import TASKS
+    from mvlm.pretrained.runs import load_run, load_task_run
+    from mvlm.runtime import dist
+
     dist.init()
     try:
         task, device = TASKS[args.task], dist.device()
-        if args.task in labelled.TITLES:
+        if args.task in LABELLED:
             loaded: Loaded[Any] = load_task_run(args.checkpoint, args.task, device)
         else:
             loaded = load_run(args.checkpoint, device)
@@ -118,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
             print(task.text(result), end="")
             if loaded.averaged:
                 print(f"Weights: {result['weights']}")
-            _write(args.predictions, predictions, "--predictions")
+            _write(getattr(args, "predictions", None), predictions, "--predictions")
             _write(args.json, json.dumps(result, indent=1) + "\n", "--json")
     finally:
         dist.close()
@@ -126,8 +180,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _follow(args: argparse.Namespace) -> int:
-    if args.task or args.checkpoint:
-        args.refuse("--follow evaluates as the run's own [eval] says: leave the task and --checkpoint out")
+    if args.task:
+        args.refuse("--follow evaluates as the run's own [eval] says: leave the task out")
+
+    from mvlm.evaluate.follow import EvaluationJob
+    from mvlm.runtime import dist
+
     dist.init()
     try:
         EvaluationJob(args.follow, tuple(args.data), lambda text: print(text, flush=True)).follow()
@@ -138,6 +196,8 @@ def _follow(args: argparse.Namespace) -> int:
 
 def _write(path: Path | None, text: str, option: str) -> None:
     """Nothing where the option was not given."""
+    from rich.console import Console
+
     if path:
         write_whole(path, text, option)
         Console(stderr=True).print(f"Written to {path}", markup=False, highlight=False)
@@ -145,14 +205,18 @@ def _write(path: Path | None, text: str, option: str) -> None:
 
 def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
     """What was asked for, and the run's [eval] for the rest."""
+    from mvlm.evaluate.retrieval import SearchSettings
+    from mvlm.evaluate.settings import Settings
+
+    asked = {name: value for name, value in vars(args).items() if value is not None}
     search = SearchSettings(
-        batch=args.batch or defaults.batch,
-        rerank=defaults.rerank if args.rerank is None else args.rerank,
-        memory_gb=args.memory_gb or defaults.memory_gb,
-        equal_captions=args.equal_captions,
+        batch=asked.get("batch", defaults.batch),
+        rerank=asked.get("rerank", defaults.rerank),
+        memory_gb=asked.get("memory_gb", defaults.memory_gb),
+        equal_captions=asked.get("equal_captions", False),
     )
-    limit = defaults.limit if args.limit is None else args.limit
-    return Settings(tuple(args.data), limit, search, args.words, args.templates, args.train, args.pictures)
+    own = {name: asked[name] for name in ("words", "templates", "train", "pictures") if name in asked}
+    return Settings(tuple(args.data), asked.get("limit", defaults.limit), search, **own)
 
 
 def _words(text: str) -> tuple[str, ...]:

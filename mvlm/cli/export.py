@@ -28,6 +28,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: there is no such run, packages are missing, or the folder cannot be written.
     """
+    from mvlm.checkpoint.layout import find_checkpoint
+
+    find_checkpoint(args.run_folder)  # before imports that take seconds
     if args.format == "hf":
         from mvlm.export.card import model_card
         from mvlm.export.folder import export_folder

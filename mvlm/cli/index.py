@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mvlm.pretrained.runs import load_run
-from mvlm.runtime import dist
-from mvlm.search.build import build_index
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.cli.places import require_shards
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +24,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or the shards cannot be used, or the index cannot be written.
     """
+    find_checkpoint(args.checkpoint)  # before imports that take seconds
+    require_shards(args.shards)
+
+    from mvlm.pretrained.runs import load_run
+    from mvlm.runtime import dist
+    from mvlm.search.build import build_index
+
     device = dist.device()
     loaded = load_run(args.checkpoint, device)
     count = build_index(loaded, args.shards, args.out, device)

@@ -19,31 +19,33 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_json, write_picture
+from mvlm.cli.places import require_files
 from mvlm.config.load import load_stored_config
-from mvlm.data.samples.pictures import find_pictures
 from mvlm.errors import UserError
-from mvlm.evaluate.retrieval import SearchSettings
-from mvlm.predict.choose import ANSWER, JUDGE, TaskPrediction
-from mvlm.predict.patches import Patches
-from mvlm.predict.prediction import Asked, Prediction
-from mvlm.predict.search import CAPTIONS, IMAGES
-from mvlm.predict.words import Words
-from mvlm.pretrained.runs import Loaded, load_run, load_task_run
-from mvlm.runtime import dist
 
-_ALL: tuple[Prediction, ...] = (CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE)
-PREDICTIONS = {each.name: each for each in _ALL}
+if TYPE_CHECKING:
+    import torch
+
+    from mvlm.predict.prediction import Prediction
+    from mvlm.pretrained.runs import Loaded
+
+HELP = {
+    "captions": "the best sentences for each image",
+    "images": "the best images for each sentence",
+    "words": "the words behind [MASK] in each sentence, with its image and without",
+    "patches": "masked patches of each image, reconstructed with its sentence and without",
+    "answer": "a question about each image answered, by a run fine-tuned for vqa",
+    "judge": "a statement about each image judged, by a run fine-tuned for entailment or nlvr2",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=list(PREDICTIONS), help="; ".join(f"{p.name}: {p.help}" for p in _ALL))
+    parser.add_argument("what", choices=list(HELP), help="; ".join(f"{name}: {does}" for name, does in HELP.items()))
     parser.add_argument("--checkpoint", required=True, metavar="RUN", help="a run folder, or one of its checkpoints")
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files and folders of them")
     parser.add_argument("--sentences", nargs="+", default=[], metavar="TEXT")
@@ -66,9 +68,22 @@ def run(args: argparse.Namespace) -> int:
     sentences = (*args.sentences, *_lines(args.sentences_file))
     if not sentences:
         raise UserError("There is no sentence: give --sentences or --sentences-file.")
+    find_checkpoint(args.checkpoint)  # before imports that take seconds
+    require_files(args.images)
+
+    from mvlm.data.samples.pictures import find_pictures
+    from mvlm.evaluate.retrieval import SearchSettings
+    from mvlm.predict.choose import ANSWER, JUDGE
+    from mvlm.predict.patches import Patches
+    from mvlm.predict.prediction import Asked
+    from mvlm.predict.search import CAPTIONS, IMAGES
+    from mvlm.predict.words import Words
+    from mvlm.runtime import dist
+
     images = tuple(find_pictures(args.images))
     device = dist.device()
-    prediction = PREDICTIONS[args.what]
+    predictions: list[Prediction] = [CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE]
+    prediction = next(each for each in predictions if each.name == args.what)
     loaded = _load(prediction, args.checkpoint, device)
     search = SearchSettings.of(loaded.config.eval)
     asked = Asked(images, sentences, args.top, search, draws=args.out is not None)
@@ -81,6 +96,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _load(prediction: Prediction, checkpoint: str, device: torch.device) -> Loaded[Any]:
+    from mvlm.predict.choose import TaskPrediction
+    from mvlm.pretrained.runs import load_run, load_task_run
+
     if not isinstance(prediction, TaskPrediction):
         return load_run(checkpoint, device)
     tuned = load_stored_config(described_in(find_checkpoint(checkpoint)) / CONFIG).task.name

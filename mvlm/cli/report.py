@@ -16,9 +16,6 @@ from pathlib import Path
 
 from mvlm.cli.output import write_whole
 from mvlm.report.facts import read_facts
-from mvlm.report.measure import measure
-from mvlm.report.page import render
-from mvlm.runtime import dist
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +31,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
     """
-    facts = [read_facts(folder) for folder in args.runs]
+    facts = [read_facts(folder) for folder in args.runs]  # before imports that take seconds
+
+    from mvlm.report.measure import measure
+    from mvlm.report.page import render
+    from mvlm.runtime import dist
+
     page = render([(of_run, measure(of_run, dist.device())) for of_run in facts], datetime.now().astimezone())
     out = args.out or args.runs[0] / "report.html"
     write_whole(out, page, "--out")

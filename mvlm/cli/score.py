@@ -16,12 +16,8 @@ from __future__ import annotations
 
 import argparse
 
-from mvlm.data.shards.cache import Cache
-from mvlm.evaluate.language import NO_LANGUAGE
-from mvlm.evaluate.score_corpus import parse_part, score_part
-from mvlm.evaluate.scores import Scorer
-from mvlm.pretrained.runs import load_run
-from mvlm.runtime import dist
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.cli.places import require_shards
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import rank_log
 
@@ -41,6 +37,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: the checkpoint or the shards cannot be used, or the tables cannot be written.
     """
+    find_checkpoint(args.checkpoint)  # before imports that take seconds
+    require_shards(args.shards)
+
+    from mvlm.data.shards.cache import Cache
+    from mvlm.evaluate.language import NO_LANGUAGE
+    from mvlm.evaluate.score_corpus import parse_part, score_part
+    from mvlm.evaluate.scores import Scorer
+    from mvlm.pretrained.runs import load_run
+    from mvlm.runtime import dist
+
     part, parts = parse_part(args.part)
     device = dist.device()
     loaded = load_run(args.checkpoint, device)

@@ -12,19 +12,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_json, write_picture
-from mvlm.data.images.decode import Decoded
-from mvlm.data.images.transforms import eval_view
-from mvlm.data.samples.pictures import read_picture
+from mvlm.cli.places import require_files, require_folder
 from mvlm.errors import UserError
-from mvlm.model.maskvlm import MaskVLM
-from mvlm.predict.prediction import file_name, printable
-from mvlm.pretrained.runs import Loaded, load_run
-from mvlm.runtime import dist
-from mvlm.search.find import ImageIndex, SearchHit, find_by_image, find_by_sentence
+
+if TYPE_CHECKING:
+    import torch
+
+    from mvlm.model.maskvlm import MaskVLM
+    from mvlm.pretrained.runs import Loaded
+    from mvlm.search.find import ImageIndex, SearchHit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,15 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.top < 1 or args.rerank < 0:
         raise UserError(f"--top is {args.top} and --rerank {args.rerank}: give 1 or more, and 0 or more.")
+    find_checkpoint(args.checkpoint)  # before imports that take seconds
+    require_folder(args.index, why="give an index that `mvlm index` has made.")
+    require_files([args.image] if args.image else [])
+
+    from mvlm.predict.prediction import file_name, printable
+    from mvlm.pretrained.runs import load_run
+    from mvlm.runtime import dist
+    from mvlm.search.find import ImageIndex
+
     device = dist.device()
     loaded = load_run(args.checkpoint, device)
     index = ImageIndex(args.index, loaded)
@@ -68,6 +77,13 @@ def run(args: argparse.Namespace) -> int:
 def _find(
     args: argparse.Namespace, index: ImageIndex, loaded: Loaded[MaskVLM], device: torch.device
 ) -> list[SearchHit]:
+    import torch
+
+    from mvlm.data.images.decode import Decoded
+    from mvlm.data.images.transforms import eval_view
+    from mvlm.data.samples.pictures import read_picture
+    from mvlm.search.find import find_by_image, find_by_sentence
+
     if args.image is None:
         return find_by_sentence(index, loaded, args.text, args.top, args.rerank, device)
     view_CHW = eval_view(Decoded(read_picture(args.image)), loaded.config.model.image_size)
@@ -75,6 +91,8 @@ def _find(
 
 
 def _line(found: SearchHit) -> str:
+    from mvlm.predict.prediction import printable
+
     match = "" if found.match is None else f"  match {found.match:6.1%}"
     place = f"{found.shard} row {found.row} (key {found.key!r})"
     return f"  similarity {found.similarity:+.3f}{match}  {printable(place)}  {printable(found.caption)}"

@@ -13,15 +13,10 @@ from pathlib import Path
 
 import uvicorn
 
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.cli.places import require_folder
 from mvlm.errors import UserError
-from mvlm.pretrained.runs import load_run
-from mvlm.runtime import dist
 from mvlm.runtime.arguments import within
-from mvlm.search.find import ImageIndex
-from mvlm.serve.answers import Answers
-from mvlm.serve.app import make_app
-from mvlm.serve.connection import CONNECTIONS, BoundedConnection
-from mvlm.serve.gate import Gate
 
 FAREWELL_S = 3
 """For answers under way when it is ended."""
@@ -47,7 +42,17 @@ def run(args: argparse.Namespace) -> int:
         UserError: the checkpoint or the index cannot be used, or the address is taken or none of this machine's.
     """
     _heed_signals()
+    find_checkpoint(args.checkpoint)  # before imports that take seconds
+    require_folder(*filter(None, [args.index]), why="give --index an index that `mvlm index` has made.")
     with _listen(args.host, args.port) as listener:
+        from mvlm.pretrained.runs import load_run
+        from mvlm.runtime import dist
+        from mvlm.search.find import ImageIndex
+        from mvlm.serve.answers import Answers
+        from mvlm.serve.app import make_app
+        from mvlm.serve.connection import CONNECTIONS, BoundedConnection
+        from mvlm.serve.gate import Gate
+
         device = dist.device()
         loaded = load_run(args.checkpoint, device)
         answers = Answers(loaded, ImageIndex(args.index, loaded) if args.index else None, device)

@@ -105,21 +105,24 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
 
     A wrong path or key is reported here, before torch is imported, which takes seconds.
     """
-    with uncollected():
-        from mvlm.checkpoint.description import STAGES
-        from mvlm.config.load import load_config, read_stages, require_training_data
-        from mvlm.config.stages import load_stored_stages, make_stages
-        from mvlm.data.shards.corpus import held_out, training_mixture
-        from mvlm.training.logging.trackers import require_installed
-        from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
+    from mvlm.checkpoint.description import STAGES
+    from mvlm.cli.places import require_shards
+    from mvlm.config.load import load_config, read_stages, require_training_data
+    from mvlm.config.stages import load_stored_stages, make_stages
+    from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
 
     config = load_config(args.config, args.overrides)
     stages = make_stages(config, read_stages(args.config), args.config)
-    require_installed(config.log)
     refuse_sections(read_deepspeed_json(args.deepspeed_config), args.deepspeed_config)
     each = [stages.config(number) for number in range(len(stages))]
     for stage in each:
         require_training_data(stage, args.config)
+    require_shards([*each[0].data.train, *config.data.eval])
+    with uncollected():
+        from mvlm.data.shards.corpus import held_out, training_mixture
+        from mvlm.training.logging.trackers import require_installed
+
+    require_installed(config.log)
     training_mixture(each[0].data, config.task.corpus, config.data.patience)
     if config.data.eval:
         held_out(config.data, config.task.corpus, config.data.patience)

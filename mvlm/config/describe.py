@@ -96,7 +96,8 @@ def _json_type(hint: Any) -> dict[str, Any]:
         return {"anyOf": [_json_type(arg) for arg in args]}
     if origin in (tuple, list):
         length = {} if origin is list or args[-1] is Ellipsis else {"minItems": len(args), "maxItems": len(args)}
-        return {"type": "array", **({"items": _json_type(args[0])} if args[0] is not Any else {}), **length}
+        array = {"type": "array", **({"items": _json_type(args[0])} if args[0] is not Any else {}), **length}
+        return {"anyOf": [{"type": "string"}, array]} if args == (str, Ellipsis) else array  # one may stand alone
     if origin is dict:
         return {"type": "object"}
     return {"type": JSON_TYPES[hint]} if hint in JSON_TYPES else {}

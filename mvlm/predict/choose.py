@@ -23,8 +23,8 @@ class TaskPrediction:
     tasks: those that a run may be fine-tuned for.
     """
 
-    def __init__(self, name: str, help: str, tasks: tuple[str, ...]) -> None:
-        self.name, self.help, self.tasks = name, help, tasks
+    def __init__(self, name: str, tasks: tuple[str, ...]) -> None:
+        self.name, self.tasks = name, tasks
 
     def run(self, loaded: Loaded[TaskModel], asked: Asked, device: torch.device) -> Answer:
         """NLVR2's statements take two images each, the left one first."""
@@ -84,7 +84,5 @@ def _in_twos(asked: Asked) -> Asked:
     return asked
 
 
-ANSWER = TaskPrediction("answer", "a question about each image answered, by a run fine-tuned for vqa", ("vqa",))
-JUDGE = TaskPrediction(
-    "judge", "a statement about each image judged, by a run fine-tuned for entailment or nlvr2", ("entailment", "nlvr2")
-)
+ANSWER = TaskPrediction("answer", ("vqa",))
+JUDGE = TaskPrediction("judge", ("entailment", "nlvr2"))

@@ -16,7 +16,6 @@ from mvlm.pretrained.runs import Loaded
 
 class Patches:
     name = "patches"
-    help = "masked patches of each image, reconstructed with its sentence and without"
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
         """Which patches are masked follows from the run's seed and the number of the image, as in evaluation."""

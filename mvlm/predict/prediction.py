@@ -35,7 +35,6 @@ class Answer:
 
 class Prediction(Protocol):
     name: str
-    help: str
 
     def run(self, loaded: Loaded[Any], asked: Asked, device: torch.device) -> Answer:
         """Raises `UserError` where a file is no picture or the question does not fit."""

@@ -65,8 +65,8 @@ def best(
 class Best:
     """The best items, sentences or images, for each query, an image or a sentence."""
 
-    def __init__(self, name: str, help: str, query: str, item: str) -> None:
-        self.name, self.help, self._query, self._item = name, help, query, item
+    def __init__(self, name: str, query: str, item: str) -> None:
+        self.name, self._query, self._item = name, query, item
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
         pictures, of_images = open_pictures(loaded, asked.images, asked.sentences), self._query == "image"
@@ -84,8 +84,8 @@ class Best:
         return Answer(entries, "\n".join(lines), drawings)
 
 
-CAPTIONS = Best("captions", "the best sentences for each image", query="image", item="sentence")
-IMAGES = Best("images", "the best images for each sentence", query="sentence", item="image")
+CAPTIONS = Best("captions", query="image", item="sentence")
+IMAGES = Best("images", query="sentence", item="image")
 
 
 def _line(answer: dict[str, Any], key: str) -> str:

@@ -112,7 +112,6 @@ def blank_image(model: MaskVLM, image_1CHW: Tensor) -> Tensor:
 
 class Words:
     name = "words"
-    help = f"the words behind {MASK} in each sentence, with its image and without"
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
         asked, tokenizer = pair_up(asked), load_tokenizer(str(loaded.tokenizer_folder))

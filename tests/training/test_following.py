@@ -105,9 +105,9 @@ def test_a_metric_that_is_not_measured_is_refused_before_training(words: list[st
 
 
 def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) -> None:
-    for words in (["retrieval", "--follow", "runs/x"], ["retrieval", "--data", "x"]):
+    for words in (["--follow", "runs/x", "retrieval", "--checkpoint", "x", "--data", "x"], ["--data", "x"]):
         with pytest.raises(SystemExit) as ended:
             main(["evaluate", *words])
         assert ended.value.code == 2
     said = capfd.readouterr().err
-    assert "leave the task and --checkpoint out" in said and "--checkpoint RUN is required" in said
+    assert "leave the task out" in said and "a task is required, or --follow RUN" in said

@@ -1,0 +1,30 @@
+"""Places that a command was given, looked at before imports that take seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from mvlm.config.places import expanded
+from mvlm.errors import UserError
+
+
+def require_shards(places: Iterable[str]) -> None:
+    """Raises `UserError` for the first folder that is not there; a URL is left to what opens it."""
+    for place in expanded(places):
+        if "://" not in place and not Path(place).is_dir():
+            raise UserError(f"No shards at {place}: the folder does not exist; make it with `mvlm-data shard`.")
+
+
+def require_folder(*places: str | Path, why: str) -> None:
+    """Raises `UserError` for the first folder that is not there; `why` says what to give."""
+    for place in places:
+        if not Path(place).is_dir():
+            raise UserError(f"No folder at {place}: {why}")
+
+
+def require_files(places: Iterable[str | Path]) -> None:
+    """Raises `UserError` for the first picture file or folder of pictures that is not there."""
+    for place in places:
+        if not Path(place).exists():
+            raise UserError(f"No picture at {place}: give files, or a folder of some.")
