@@ -137,7 +137,7 @@ def launch(job: Job, overrides: list[str]) -> str:
     launcher, ranks = LAUNCHERS[job.launcher], job.ranks_per_node
     cpus = (job.cpus_per_process or 1) * (ranks if launcher.by_node else 1)
     # srun waits for every rank: those that are left when one has ended may be saving
-    step = [*([f"--cpus-per-task={cpus}"] if cpus > 1 else []), "--wait=0", "--kill-on-bad-exit=0"]
+    step = [*([f"--cpus-per-task={cpus}"] if cpus > 1 else []), *_binding(job), "--wait=0", "--kill-on-bad-exit=0"]
     container = _container(job, overrides) if job.container else []
     return BashTemplate(launcher.launch).substitute(
         ranks=ranks,
@@ -147,6 +147,16 @@ def launch(job: Job, overrides: list[str]) -> str:
         python=python(job).name,
         variables="\n    ".join(shlex.quote(f"{name}={value}") for name, value in variables(job).items()),
     )
+
+
+def _binding(job: Job) -> list[str]:
+    """Ranks 0, 1, ... on the first cores of the first socket and so on, as GPUs are numbered on most nodes, and their
+    memory with them. All GPUs stay visible to each rank: NCCL reaches its neighbours' through NVLink by them."""
+    if not job.gpus_per_node:
+        return []
+    if LAUNCHERS[job.launcher].by_node:  # the one task has all cores, and each rank takes those near its GPU
+        return ["--cpu-bind=none"]
+    return ["--distribution=block:block", "--cpu-bind=cores", "--mem-bind=local"]
 
 
 def _container(job: Job, overrides: list[str]) -> list[str]:

@@ -151,13 +151,17 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
 
 
 def _use_the_cpu_well(ranks: int) -> None:
-    """Threads for the cores this rank may have, and no page faults for memory that it has had before."""
+    """Threads for the cores this rank may have, near its GPU, and no page faults for memory that it has had before."""
     import torch
 
     from mvlm.runtime import dist
     from mvlm.runtime.cpu import keep_freed_memory, share_cores
+    from mvlm.runtime.log import rank_log
+    from mvlm.runtime.near_gpu import stay_near
 
     if threads := share_cores(ranks):
         torch.set_num_threads(threads)
     if not dist.uses_cuda():
         keep_freed_memory()
+    elif not stay_near(dist.pci_address()):
+        rank_log.warning("All cores of this rank are far from its GPU: docs/slurm.md says how ranks are bound.")

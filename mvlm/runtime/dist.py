@@ -97,6 +97,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def pci_address() -> str:
+    """Of this rank's GPU as Linux writes it, such as "0000:dc:00.0"."""
+    of_gpu = torch.cuda.get_device_properties(device())
+    return f"{of_gpu.pci_domain_id:04x}:{of_gpu.pci_bus_id:02x}:{of_gpu.pci_device_id:02x}.0"
+
+
 def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
     """Concatenate equally shaped tensors of all ranks along the first dimension, in rank order, without gradient.
 

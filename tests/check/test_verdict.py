@@ -8,6 +8,7 @@ import pytest
 
 from mvlm.check.nodes import tables
 from mvlm.check.nodes.check import Survey, nodes_of
+from mvlm.check.nodes.fabric import Fabric, read_fabric
 from mvlm.check.nodes.facts import RankFacts, expected_hosts
 from mvlm.check.nodes.tournament import Speed, Standings
 from mvlm.check.nodes.verdict import findings
@@ -119,3 +120,70 @@ def test_slurm_tells_the_hosts_of_ranks(monkeypatch, tmp_path):
 def test_other_launchers_tell_no_hosts(monkeypatch):
     monkeypatch.delenv("SLURM_STEP_NODELIST", raising=False)
     assert expected_hosts() == {}
+
+
+RATED = {"links": 2, "link_rate": 5e10}
+
+
+def test_a_fabric_far_below_its_rating_is_named(found):
+    for rank in range(6):
+        change(found, rank, **RATED)
+    assert findings(found) == [], "50 GB/s of 100"
+    found.standings.speeds = {pair: Speed(3e10, 1e-5) for pair in found.standings.speeds}
+    assert len(findings(found)) == 3
+    assert "n1 (ranks 0-1) exchanges 30 GB/s in its best pair, where its links are rated at 100" in findings(found)[0]
+    for rank in range(6):
+        change(found, rank, device="cpu")
+    assert findings(found) == [], "gloo is held to no rating"
+
+
+def test_a_node_whose_nccl_would_use_sockets_is_named(found):
+    for rank in (2, 3):
+        change(found, rank, sockets="libibverbs.so.1 cannot be loaded: install rdma-core")
+    (sentence,) = findings(found)
+    assert sentence.startswith("NCCL would use TCP sockets on n2 (ranks 2-3): libibverbs.so.1 cannot be loaded")
+
+
+@pytest.fixture
+def node(tmp_path):
+    """A node with two InfiniBand ports up and one down, as Linux lists them."""
+    for name, state in (("mlx5_0", "4: ACTIVE"), ("mlx5_1", "4: ACTIVE"), ("mlx5_2", "1: DOWN")):
+        port = tmp_path / f"sys/infiniband/{name}/ports/1"
+        port.mkdir(parents=True)
+        (port / "rate").write_text("400 Gb/sec (4X NDR)\n")
+        (port / "state").write_text(f"{state}\n")
+    (tmp_path / "dev/infiniband").mkdir(parents=True)
+    (tmp_path / "dev/infiniband/uverbs0").touch()
+
+    def read(environment=None, loads=lambda library: True):
+        return read_fabric("localhost", tmp_path / "sys", tmp_path / "dev", environment or {}, loads)
+
+    return read, tmp_path
+
+
+def test_links_that_are_up_count_with_their_rate(node):
+    read, _ = node
+    assert read() == Fabric(2, 5e10, "")
+
+
+def test_why_nccl_would_use_sockets(node):
+    read, folder = node
+    assert "NCCL_IB_DISABLE" in read({"NCCL_IB_DISABLE": "1"}).sockets
+    assert "NCCL_NET" in read({"NCCL_NET": "Socket"}).sockets
+    assert "rdma-core" in read(loads=lambda library: library != "libibverbs.so.1").sockets
+    driver = folder / "drivers/efa"
+    driver.mkdir(parents=True)
+    (folder / "sys/infiniband/mlx5_0/device").mkdir()
+    (folder / "sys/infiniband/mlx5_0/device/driver").symlink_to(driver)
+    assert "aws-ofi-nccl" in read(loads=lambda library: library == "libibverbs.so.1").sockets
+    (folder / "dev/infiniband/uverbs0").unlink()
+    assert "/dev/infiniband" in read().sockets
+
+
+def test_a_node_without_adapters_has_the_rate_of_its_ethernet(tmp_path, monkeypatch):
+    monkeypatch.setattr("mvlm.runtime.network.interface_towards", lambda host: "eth7")
+    (tmp_path / "net/eth7").mkdir(parents=True)
+    (tmp_path / "net/eth7/speed").write_text("25000\n")
+    assert read_fabric("node1", tmp_path, tmp_path) == Fabric(1, 25e9 / 8, "")
+    (tmp_path / "net/eth7/speed").write_text("-1\n")
+    assert read_fabric("node1", tmp_path, tmp_path) == Fabric()

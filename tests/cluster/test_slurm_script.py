@@ -253,3 +253,15 @@ def test_combinations_are_all_or_a_draw_that_repeats():
 def test_values_of_a_sweep_are_written_as_toml(value):
     name, _, text = override("a.b", value).partition("=")
     assert name == "a.b" and tomllib.loads(f"value = {text}")["value"] == value
+
+
+def test_ranks_are_bound_near_their_gpus(job):
+    launched = {
+        name: function(render(job, f"job.launcher={name}", "job.processes_per_node=1", "job.gpus_per_node=4"), "launch")
+        for name in LAUNCHERS
+    }
+    for name in ("srun", "deepspeed"):
+        assert "--distribution=block:block --cpu-bind=cores --mem-bind=local" in launched[name]
+    assert "--cpu-bind=none" in launched["torchrun"]
+    assert not any("--gpu-bind" in launch for launch in launched.values())
+    assert "--cpu-bind" not in function(render(job), "launch"), "on the CPU SLURM's own choice stands"

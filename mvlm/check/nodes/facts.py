@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import torch
 
 from mvlm import __version__
 from mvlm.check.folders import nearest
+from mvlm.check.nodes.fabric import read_fabric
 from mvlm.check.nodes.measure import matmul_flops
 from mvlm.runtime import dist
 
@@ -31,6 +32,10 @@ class RankFacts:
     clock: float  # seconds since the epoch, when all ranks were asked at once
     free_bytes: int  # where the run folder is, or will be
     flops: float
+    # as those of `Fabric`
+    links: int = 0
+    link_rate: float = 0.0
+    sockets: str = ""
 
 
 def gather_facts(host: str, run: Path, clock: float) -> RankFacts:
@@ -43,7 +48,8 @@ def gather_facts(host: str, run: Path, clock: float) -> RankFacts:
     device = torch.cuda.get_device_name(dist.device()) if gpu else "cpu"
     devices = torch.cuda.device_count() if gpu else 1
     free = shutil.disk_usage(nearest(run)).free
-    return RankFacts(host, versions, device, devices, clock, free, matmul_flops())
+    fabric = asdict(read_fabric(os.environ.get("MASTER_ADDR", "localhost")))
+    return RankFacts(host, versions, device, devices, clock, free, matmul_flops(), **fabric)
 
 
 def expected_hosts() -> dict[int, str]:

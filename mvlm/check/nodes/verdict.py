@@ -11,6 +11,9 @@ from mvlm.check.nodes.check import Node, Survey
 
 SLOW_GPU, SLOW_CPU = 0.75, 0.5
 """Share of the median speed below which a device is called slow: GPUs of one model differ by a few percent."""
+SLOW_FABRIC = 0.4
+"""Share of its rating below which a node's network is called slow in itself. NCCL reaches most of it over InfiniBand
+and EFA, and about half of a fast Ethernet's over sockets."""
 NAMED = 8  # of a list, in a sentence
 
 
@@ -26,7 +29,8 @@ def findings(found: Survey) -> list[str]:
             f"Every pair of nodes exchanges, but all ranks together do not ({found.whole_failure}): "
             "try again with fewer nodes, and with NCCL_DEBUG=INFO in job.environment."
         )
-    return [*sentences, *_different(found), *_full(found), *_slow_nodes(found), *_slow_devices(found), *_clocks(found)]
+    of_nodes = (_different, _full, _sockets, _slow_nodes, _slow_fabric, _slow_devices, _clocks)
+    return [*sentences, *(sentence for judge in of_nodes for sentence in judge(found))]
 
 
 def node_names(nodes: Iterable[Node]) -> str:
@@ -114,6 +118,41 @@ def _slow_nodes(found: Survey) -> list[str]:
         f"{node_names(found.nodes[number] for number in slow)} is slow: {speeds} GB/s in its best pair, and the median "
         f"node {statistics.median(best.values()) / 1e9:.3g}: see its link, or leave it out."
     ]
+
+
+def _sockets(found: Survey) -> list[str]:
+    """Nodes with fast adapters that NCCL would not use."""
+    nodes: dict[str, list[Node]] = defaultdict(list)
+    for node in found.nodes:
+        reasons = {found.facts[rank].sockets for rank in _known(found, node) if found.facts[rank].device != "cpu"}
+        for reason in filter(None, reasons):
+            nodes[reason].append(node)
+    return [f"NCCL would use TCP sockets on {node_names(of_reason)}: {why}." for why, of_reason in nodes.items()]
+
+
+def _slow_fabric(found: Survey) -> list[str]:
+    """Nodes as slow as all others are, or with one other alone, held against what their links are rated at.
+
+    gloo, on the CPU, is slower than any fast link.
+    """
+    sentences, best = [], found.standings.best()
+    slow = found.standings.slow(found.slow_below)  # named already
+    for number, node in enumerate(found.nodes):
+        rated = rated_bytes_per_s(found, node)
+        if number in best and number not in slow and best[number] < SLOW_FABRIC * rated:
+            sentences.append(
+                f"{node_names([node])} exchanges {best[number] / 1e9:.3g} GB/s in its best pair, where its links are "
+                f"rated at {rated / 1e9:.3g}: see with NCCL_DEBUG=INFO whether NCCL uses them (NET/IB, not NET/Socket)."
+            )
+    return sentences[:NAMED]
+
+
+def rated_bytes_per_s(found: Survey, node: Node) -> float:
+    """What a node's GPUs could exchange with another node's, each through one link; 0 = not known, or on the CPU."""
+    facts = [found.facts[rank] for rank in _known(found, node)]
+    if not facts or facts[0].device == "cpu":
+        return 0.0
+    return facts[0].link_rate * min(facts[0].links, len(node.ranks))
 
 
 def _slow_devices(found: Survey) -> list[str]:

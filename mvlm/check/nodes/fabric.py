@@ -1,0 +1,91 @@
+"""The links of this node to the others as Linux lists them, and whether NCCL can use them for more than sockets."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mvlm.runtime import network
+
+GIGABIT, MEGABIT = 1e9 / 8, 1e6 / 8
+EFA_PLUGIN = "libnccl-net.so"
+"""Of the package aws-ofi-nccl; newer releases also install it as libnccl-net-ofi.so."""
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """
+    Attributes:
+        links: ports that are up: of InfiniBand, RoCE or EFA adapters or, where there is none, the Ethernet interface.
+        link_rate: bytes a second each way that one of them is rated at; 0 = not known, as of many virtual ones.
+        sockets: why NCCL would use TCP sockets in spite of such an adapter; "" where nothing says so.
+    """
+
+    links: int = 0
+    link_rate: float = 0.0
+    sockets: str = ""
+
+
+def read_fabric(
+    towards: str,
+    sys: Path = Path("/sys/class"),
+    dev: Path = Path("/dev"),
+    environment: Mapping[str, str] = os.environ,
+    loads: Callable[[str], bool] | None = None,
+) -> Fabric:
+    """What this node has.
+
+    Args:
+        towards: the host whose Ethernet interface counts where there is no other adapter.
+        loads: whether a shared library can be loaded.
+    """
+    devices = sorted((sys / "infiniband").iterdir()) if (sys / "infiniband").is_dir() else []
+    rates = [rate for device in devices for rate in _rates(device)]
+    if rates:
+        reason = _why_sockets(devices, dev, environment, loads or _loads)
+        return Fabric(len(rates), max(rates), reason)
+    interface = network.interface_towards(towards)
+    speed = _read(sys / "net" / (interface or "none") / "speed")
+    return Fabric(1, int(speed) * MEGABIT) if speed.isdigit() else Fabric()
+
+
+def _rates(device: Path) -> Iterator[float]:
+    """Bytes a second of each port that is up."""
+    for port in sorted(device.glob("ports/*")):
+        rate = re.match(r"([\d.]+) Gb/sec", _read(port / "rate"))
+        if rate and "ACTIVE" in _read(port / "state"):
+            yield float(rate[1]) * GIGABIT
+
+
+def _why_sockets(devices: list[Path], dev: Path, environment: Mapping[str, str], loads: Callable[[str], bool]) -> str:
+    if environment.get("NCCL_IB_DISABLE") == "1":
+        return "NCCL_IB_DISABLE=1 is set: unset it"
+    if environment.get("NCCL_NET", "").lower() == "socket":
+        return "NCCL_NET=Socket is set: unset it"
+    if not any((dev / "infiniband").glob("uverbs*")):
+        return "/dev/infiniband is not visible: give the container its devices (docker run --device /dev/infiniband)"
+    if not loads("libibverbs.so.1"):
+        return "libibverbs.so.1 cannot be loaded: install libibverbs1 and ibverbs-providers (rdma-core)"
+    on_efa = any((device / "device/driver").resolve().name == "efa" for device in devices)
+    if on_efa and not (loads(EFA_PLUGIN) or loads("libnccl-net-ofi.so")):
+        return f"the adapters are EFA and {EFA_PLUGIN} cannot be loaded: install aws-ofi-nccl"
+    return ""
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
