@@ -175,6 +175,7 @@ def test_directives(cluster, job, words, lines):
 
 @pytest.mark.parametrize(("request_", "line"), [("gres", "--gres=gpu:4"), ("gpus-per-node", "--gpus-per-node=4")])
 def test_gpus_are_asked_for_as_the_cluster_knows_them(cluster, job, request_, line):
+    assert "--cpu-bind" not in function(render(job), "launch"), "on the CPU SLURM's own choice stands"
     job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 4"))
     script = render(job, f"job.gpu_request={request_}")
     assert f"#SBATCH {line}\n" in script and "DS_ACCELERATOR" not in script and "--ntasks-per-node=4" in script
@@ -256,12 +257,10 @@ def test_values_of_a_sweep_are_written_as_toml(value):
 
 
 def test_ranks_are_bound_near_their_gpus(job):
-    launched = {
-        name: function(render(job, f"job.launcher={name}", "job.processes_per_node=1", "job.gpus_per_node=4"), "launch")
-        for name in LAUNCHERS
-    }
+    assert "--cpu-bind" not in function(render(job), "launch"), "on the CPU SLURM's own choice stands"
+    job.write_text(job.read_text().replace("processes_per_node = 2", "gpus_per_node = 4"))
+    launched = {name: function(render(job, f"job.launcher={name}"), "launch") for name in LAUNCHERS}
     for name in ("srun", "deepspeed"):
         assert "--distribution=block:block --cpu-bind=cores --mem-bind=local" in launched[name]
     assert "--cpu-bind=none" in launched["torchrun"]
     assert not any("--gpu-bind" in launch for launch in launched.values())
-    assert "--cpu-bind" not in function(render(job), "launch"), "on the CPU SLURM's own choice stands"
