@@ -99,7 +99,7 @@ def device() -> torch.device:
 
 def pci_address() -> str:
     """Of this rank's GPU as Linux writes it, such as "0000:dc:00.0"."""
-    of_gpu = torch.cuda.get_device_properties(device())
+    of_gpu: Any = torch.cuda.get_device_properties(device())  # whose stubs lack these
     return f"{of_gpu.pci_domain_id:04x}:{of_gpu.pci_bus_id:02x}:{of_gpu.pci_device_id:02x}.0"
 
 
