@@ -8,7 +8,7 @@ import pytest
 
 from mvlm.check.nodes import tables
 from mvlm.check.nodes.check import Survey, nodes_of
-from mvlm.check.nodes.fabric import Fabric, read_fabric
+from mvlm.check.nodes.fabric import NodeFabric, read_fabric
 from mvlm.check.nodes.facts import RankFacts, expected_hosts
 from mvlm.check.nodes.tournament import Speed, Standings
 from mvlm.check.nodes.verdict import findings
@@ -163,7 +163,7 @@ def node(tmp_path):
 
 def test_links_that_are_up_count_with_their_rate(node):
     read, _ = node
-    assert read() == Fabric(2, 5e10, "")
+    assert read() == NodeFabric(2, 5e10, "")
 
 
 def test_why_nccl_would_use_sockets(node):
@@ -184,6 +184,6 @@ def test_a_node_without_adapters_has_the_rate_of_its_ethernet(tmp_path, monkeypa
     monkeypatch.setattr("mvlm.runtime.network.interface_towards", lambda host: "eth7")
     (tmp_path / "net/eth7").mkdir(parents=True)
     (tmp_path / "net/eth7/speed").write_text("25000\n")
-    assert read_fabric("node1", tmp_path, tmp_path) == Fabric(1, 25e9 / 8, "")
+    assert read_fabric("node1", tmp_path, tmp_path) == NodeFabric(1, 25e9 / 8, "")
     (tmp_path / "net/eth7/speed").write_text("-1\n")
-    assert read_fabric("node1", tmp_path, tmp_path) == Fabric()
+    assert read_fabric("node1", tmp_path, tmp_path) == NodeFabric()

@@ -17,7 +17,7 @@ EFA_PLUGIN = "libnccl-net.so"
 
 
 @dataclass(frozen=True)
-class Fabric:
+class NodeFabric:
     """
     Attributes:
         links: ports that are up: of InfiniBand, RoCE or EFA adapters or, where there is none, the Ethernet interface.
@@ -36,7 +36,7 @@ def read_fabric(
     dev: Path = Path("/dev"),
     environment: Mapping[str, str] = os.environ,
     loads: Callable[[str], bool] | None = None,
-) -> Fabric:
+) -> NodeFabric:
     """What this node has.
 
     Args:
@@ -47,10 +47,10 @@ def read_fabric(
     rates = [rate for device in devices for rate in _rates(device)]
     if rates:
         reason = _why_sockets(devices, dev, environment, loads or _loads)
-        return Fabric(len(rates), max(rates), reason)
+        return NodeFabric(len(rates), max(rates), reason)
     interface = network.interface_towards(towards)
     speed = _read(sys / "net" / (interface or "none") / "speed")
-    return Fabric(1, int(speed) * MEGABIT) if speed.isdigit() else Fabric()
+    return NodeFabric(1, int(speed) * MEGABIT) if speed.isdigit() else NodeFabric()
 
 
 def _rates(device: Path) -> Iterator[float]:

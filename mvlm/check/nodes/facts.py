@@ -32,7 +32,7 @@ class RankFacts:
     clock: float  # seconds since the epoch, when all ranks were asked at once
     free_bytes: int  # where the run folder is, or will be
     flops: float
-    # as those of `Fabric`
+    # as those of `NodeFabric`
     links: int = 0
     link_rate: float = 0.0
     sockets: str = ""
