@@ -78,9 +78,10 @@ def test_a_hub_that_never_answers_gets_its_time_and_no_more(
         hub.ask()
         assert time.monotonic() - begun < 5 and constants.HF_HUB_OFFLINE
         assert "does not answer" in hub.why_offline()
+        monkeypatch.setattr(hub, "PATIENCE", 60)
         begun = time.monotonic()
         hub.ask()
-        assert time.monotonic() - begun < 0.4  # it is asked once
+        assert time.monotonic() - begun < 30  # it is asked once
 
 
 @pytest.mark.parametrize(("status", "offline"), [("200 OK", False), ("404 Not Found", False), ("503 Busy", True)])

@@ -177,7 +177,7 @@ def test_the_time_waited_is_counted(dataset, draws):
         next(loader)
         first = loader.wait_seconds
         assert first > 0.39  # four samples on two threads
-        time.sleep(1.2)
+        time.sleep(2)
         next(loader)
         assert loader.wait_seconds - first < 0.3
 

@@ -68,5 +68,5 @@ def test_the_mounts_are_those_that_the_system_names(tmp_path: Path) -> None:
 def test_reads_are_timed(tmp_path: Path) -> None:
     (tmp_path / "000000.arrow").write_bytes(bytes(1_000_000))
     (tmp_path / "000001.arrow").write_bytes(b"short")
-    assert 0 < seconds_a_read(sorted(tmp_path.glob("*.arrow"))) < 1
+    assert 0 < seconds_a_read(sorted(tmp_path.glob("*.arrow"))) < 60
     assert seconds_a_read([]) == 0
