@@ -40,6 +40,7 @@ setup(
         **({} if IS_CHECKOUT else {"mvlm.ds_configs": ["*.json"], "mvlm.examples": ["*.toml", "*.tar", "*.txt"]}),
     },
     install_requires=needed,
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},  # as the extensions in pyproject.toml
     entry_points={
         "console_scripts": [
             "mvlm = mvlm.__main__:main",

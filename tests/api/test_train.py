@@ -76,6 +76,8 @@ def test_a_wheel_has_recipes_jobs_and_tools_under_its_own_name_alone(
     wheel = Installed(environment, tmp_path)
     top = {path.name for path in (wheel.environment / "lib").glob("python3*/site-packages/*")}
     assert {name for name in top if not name.endswith((".dist-info", ".pth"))} <= {"mvlm", "__pycache__"}
+    built = {path.name for path in (wheel.environment / "lib").glob("python3*/site-packages/mvlm/data/*/*.so")}
+    assert built == {"_native.abi3.so", "_rows.abi3.so"}  # one wheel for all versions of Python
     assert "No module named" in wheel.run("python", "-c", "import data_tools", fails=True)
     assert "0 wrong" in wheel.run("mvlm", "check", "tiny", "--deepspeed_config", "cpu", f"data.train={scenes}/train")
     assert "sound" in wheel.run("mvlm-data", "verify", scenes / "train", "--workers", 1)

@@ -195,8 +195,7 @@ static PyObject *texts(const struct shard *shard, const struct part *part) {
             item = text(shard, part->base + one.first, one.length);
         else
             PyErr_SetString(PyExc_ValueError, "it changes while it is read");
-        if (item) PyList_SET_ITEM(list, (Py_ssize_t)nth, item);
-        else Py_CLEAR(list);
+        if (!item || PyList_SetItem(list, (Py_ssize_t)nth, item)) Py_CLEAR(list);
     }
     return list;
 }
@@ -222,8 +221,7 @@ static PyObject *values(const struct shard *shard, PyObject *data, const struct 
         case BIT: value = PyBool_FromLong((long)part->value); break;
         default: value = PyLong_FromLongLong(part->value);
         }
-        if (value) PyTuple_SET_ITEM(row, column, value);
-        else Py_CLEAR(row);
+        if (!value || PyTuple_SetItem(row, column, value)) Py_CLEAR(row);
     }
     return row;
 }
