@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from mvlm.runtime.commands import follow
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
-    """`mvlm train` on this machine, several ranks by DeepSpeed's launcher. Raises as `follow`."""
+    """`mvlm train` on this machine, several ranks by DeepSpeed's launcher; it saves where this process is interrupted.
+    Raises as `follow`."""
     launcher = [sys.executable, "-m", "mvlm"]
     if ranks > 1:
         runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
         launcher = [*runner, "--master_port", str(_free_port()), "--module", "mvlm"]
-    follow([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides])
+    follow([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides], stop=signal.SIGTERM)
 
 
 def _free_port() -> int:

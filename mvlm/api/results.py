@@ -15,6 +15,7 @@ from mvlm.api.launch import launch_training
 from mvlm.api.model import TrainedModel, load
 from mvlm.api.recipe import Recipe
 from mvlm.api.tasks import FineTunedModel, load_finetuned
+from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
@@ -85,15 +86,28 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
 
     Raises:
         UserError: a setting is wrong, or a part has failed.
+        KeyboardInterrupt: Ctrl-C, once training has saved.
     """
     recipe = str(folder / RECIPE)
     overrides = [f"{key}={as_toml(value)}" for key, value in (settings or {}).items()]
     load_config(recipe, overrides)  # a mistake is met here, before a launcher starts
-    launch_training(recipe, str(folder / DEEPSPEED), overrides, max(1, torch.cuda.device_count()))
+    try:
+        launch_training(recipe, str(folder / DEEPSPEED), overrides, max(1, torch.cuda.device_count()))
+    except KeyboardInterrupt:
+        print(_where_it_stopped(folder), flush=True)
+        raise
     if held_out:
         kept = ["--json", str(folder / EVALUATION)]
         _command("evaluate", task, "--checkpoint", str(folder), "--data", *held_out, *kept)
     _command("report", str(folder))
+
+
+def _where_it_stopped(folder: Path) -> str:
+    try:
+        saved = find_checkpoint(folder)
+    except UserError:
+        return f"Stopped before anything was saved in {folder}: the same call begins again."
+    return f"Stopped; {saved} is saved, and the same call goes on from there."
 
 
 def _command(*words: str) -> None:

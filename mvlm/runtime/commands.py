@@ -23,32 +23,39 @@ LAST = 20
 """Of them kept: a command that fails has said why."""
 
 
-def follow(command: Sequence[str], out: TextIO | None = None) -> None:
+def follow(command: Sequence[str], out: TextIO | None = None, stop: signal.Signals = signal.SIGINT) -> None:
     """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
 
-    What it says goes to `out`, or to this process's output. Where this process is interrupted the command gets SIGTERM,
-    at which training saves before it ends.
+    What it says goes to `out`, or to this process's output. Where this process is interrupted, the command gets the
+    signal `stop`, and its end is waited for. It is out of reach of the terminal's Ctrl-C, which would end it at once.
 
     Raises:
         UserError: it has failed; in its own last words.
     """
     out = out or sys.stdout
-    code, said = _run(command, out)
+    code, said = _run(command, out, stop)
     for _ in range(RESTARTS):
         if code != ExitCode.REQUEUE:
             break
         print("Starting it again: everything was saved.", file=out)
-        code, said = _run(command, out)
+        code, said = _run(command, out, stop)
     if code:
         raise UserError(said[-1] if said else f"{' '.join(command[:4])} ended with exit code {code}: run it by itself.")
 
 
-def _run(command: Sequence[str], out: TextIO) -> tuple[int, list[str]]:
+def _run(command: Sequence[str], out: TextIO, stop: signal.Signals) -> tuple[int, list[str]]:
     """The exit code, and the last sentences of mvlm's own."""
     calm = {name: value for name, value in os.environ.items() if name not in COLOURS}
     environment = calm | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=environment,
+        process_group=0,
     )
     assert process.stdout
     said: deque[str] = deque(maxlen=LAST)
@@ -59,7 +66,7 @@ def _run(command: Sequence[str], out: TextIO) -> tuple[int, list[str]]:
                 said.append(line.strip().partition(": ")[2])
         return process.wait(), list(said)
     except KeyboardInterrupt:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(stop)
         for line in process.stdout:
             print(line, end="", flush=True, file=out)
         process.wait()

@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from mvlm.data.loading.buffers import Buffer, Kept, Pinned, Shared
-from mvlm.data.loading.collate import collate, pin
+from mvlm.data.loading.collate import collate as collate_samples
+from mvlm.data.loading.collate import pin
 from mvlm.data.loading.device import DeviceCopies
 from mvlm.data.loading.prefetch import Prefetcher
 from mvlm.data.loading.processes import Processes
@@ -50,6 +53,7 @@ class Loader:
         pin: hand out page-locked tensors.
         copies: hand out tensors on a device, to which they are copied as soon as they are asked for.
         prefetcher: of the shards of URLs; it learns where the stream is, and is closed with it.
+        collate: what becomes of samples and their images uint8 [V, B, 3, H, W]; None = a batch for our model.
 
     Attributes:
         wait_seconds: how long the consumer has waited for data so far.
@@ -77,6 +81,7 @@ class Loader:
         pin: bool = False,
         copies: DeviceCopies | None = None,
         prefetcher: Prefetcher | None = None,
+        collate: Callable[[Sequence[Any], Tensor], Any] | None = None,
     ):
         if micro_batch < 1 or global_batch % (micro_batch * world):
             raise UserError(
@@ -96,6 +101,7 @@ class Loader:
         self._micro_batches = _drawn(sampler, (start + offset for start in steps for offset in own), micro_batch)
         self._prefetch = prefetch
         self._pin, self._copies = pin, copies
+        self._collate = collate or partial(collate_samples, captions=dataset.captions)
         self._prefetcher = prefetcher
         views, channels, height, width = dataset.image_shape
         self._processes = Processes(dataset) if workers and worker_mode == "processes" else None
@@ -194,7 +200,7 @@ class Loader:
         return self.dataset.samples(draws, buffer.images_VBCHW[:, first : first + len(draws)])
 
     def _finish(self, buffer: Buffer, samples: list[Any]) -> tuple[Any, list[Fault]]:
-        batch = collate(samples, buffer.lend(), self.dataset.captions)
+        batch = self._collate(samples, buffer.lend())
         return pin(batch) if self._pin else batch, [fault for sample in samples for fault in sample.faults]
 
 

@@ -14,12 +14,35 @@ import numpy as np
 
 from mvlm.config.schema import Data, Objectives
 from mvlm.data.samples.captions import CaptionTokenizer
-from mvlm.data.samples.dataset import Sample, ShardDataset, Visit
+from mvlm.data.samples.dataset import S, Sample, ShardDataset, Visit
 from mvlm.data.shards.corpus import Mixture, Row
 from mvlm.model.masking import Purpose, block_grid, patch_mask, token_mask
 
 SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)
 """Words that a mirrored image would make untrue."""
+
+
+class CaptionDataset(ShardDataset[S]):
+    """Samples of an image and one of its captions."""
+
+    def sentences(self, content: Row) -> Sequence[str]:
+        return content.captions
+
+    def choose(self, captions: list[str], visit: Visit) -> str:
+        if visit.caption is not None:
+            return captions[visit.caption]
+        match self.data.caption:
+            case "draw":
+                return captions[int(self.rng(Purpose.CAPTION, visit).integers(len(captions)))]
+            case "cycle":
+                epochs = 0 if self.is_continued else visit.position // len(self)
+                return captions[(epochs + visit.occurrence) % len(captions)]
+            case "first":
+                return captions[0]
+
+    def is_symmetric(self, caption: str) -> bool:
+        """Whether the image may be mirrored."""
+        return self.data.flip and not SIDES.search(caption)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +58,32 @@ class Pair(Sample):
     target_L: np.ndarray  # int64
 
 
-class PairDataset(ShardDataset[Pair]):
+@dataclass(frozen=True, kw_only=True)
+class Captioned(Sample):
+    """An image and its caption as it stands there, for another library's tokenizer."""
+
+    caption: str
+
+
+class PlainDataset(CaptionDataset[Captioned]):
+    """Augmented images and their captions, masked nowhere."""
+
+    def __init__(self, mixture: Mixture, data: Data, image_size: int, seed: int):
+        super().__init__(mixture, data, image_size, seed)
+        self.image_shape = (1, 3, image_size, image_size)
+
+    def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> Captioned:
+        caption = self.choose(content.captions, visit)
+        return Captioned(
+            images=out_VCHW,
+            flip=self.is_symmetric(caption),
+            caption=caption,
+            position=visit.position,
+            row=visit.row,
+        )
+
+
+class PairDataset(CaptionDataset[Pair]):
     """Pretraining samples.
 
     Args:
@@ -63,16 +111,13 @@ class PairDataset(ShardDataset[Pair]):
         self.objectives, self.grid = objectives, grid
         self.image_shape = (1 if data.shared_view else 2, 3, image_size, image_size)
 
-    def sentences(self, content: Row) -> Sequence[str]:
-        return content.captions
-
     def describe(self, content: Row, visit: Visit, out_VCHW: np.ndarray) -> Pair:
-        caption = self._choose(content.captions, visit)
+        caption = self.choose(content.captions, visit)
         text_L = self.captions.encode(caption)
         masked_text_L, target_L = self._mask_tokens(text_L, self.rng(Purpose.TOKENS, visit))
         return Pair(
             images=out_VCHW,
-            flip=self.data.flip and not SIDES.search(caption),
+            flip=self.is_symmetric(caption),
             patch_mask_N=self._mask_patches(self.rng(Purpose.PATCHES, visit)),
             text_L=text_L,
             masked_text_L=masked_text_L,
@@ -95,18 +140,6 @@ class PairDataset(ShardDataset[Pair]):
             position=position,
             row=position,
         )
-
-    def _choose(self, captions: list[str], visit: Visit) -> str:
-        if visit.caption is not None:
-            return captions[visit.caption]
-        match self.data.caption:
-            case "draw":
-                return captions[int(self.rng(Purpose.CAPTION, visit).integers(len(captions)))]
-            case "cycle":
-                epochs = 0 if self.is_continued else visit.position // len(self)
-                return captions[(epochs + visit.occurrence) % len(captions)]
-            case "first":
-                return captions[0]
 
     def _mask_patches(self, rng: np.random.Generator) -> np.ndarray:
         objectives = self.objectives
