@@ -1,0 +1,137 @@
+"""The loader for other people's training loops: images and captions, in our order and with our exact resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike, fspath
+from typing import Any
+
+from torch import Tensor
+
+from mvlm.config.load import config_from_dict
+from mvlm.data.loading.loader import Loader
+from mvlm.data.loading.prefetch import start_prefetcher
+from mvlm.data.loading.sampler import make_sampler, order_of
+from mvlm.data.samples.pairs import Captioned, PlainDataset
+from mvlm.data.shards.corpus import training_mixture
+from mvlm.errors import UserError
+
+Collate = Callable[[Tensor, list[str]], Any]
+"""From images uint8 [B, 3, H, W] and as many captions to what a training loop takes."""
+
+
+class CaptionLoader:
+    """Batches of augmented images and captions, decoded ahead by threads; iterating gives those of one epoch.
+
+    The global batches of a run follow from the data, the seed and the settings alone, whatever the ranks, and
+    `state_dict` is all that resuming takes, on any number of ranks.
+
+    Args:
+        data: shards, URLs of shards, tars, Arrow or plain parquet files, or several of these: as `data.train`.
+        batch: pairs of this rank's batches.
+        image_size: side in pixels.
+        collate: what becomes of each batch, in a thread of the loader; None = (images, captions).
+        seed: of order, augmentation and captions.
+        rank, world: of this process.
+        settings: further keys of the run TOML's table `data`, such as `crop_scale=(0.9, 1.0)` or `workers=8`.
+
+    Attributes:
+        num_batches: of an epoch, on each rank; what is left over begins the next epoch.
+        num_samples: of these, on all ranks.
+
+    Raises:
+        UserError: the data cannot be read, or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        data: str | PathLike[str] | Sequence[str | PathLike[str]],
+        *,
+        batch: int,
+        image_size: int = 224,
+        collate: Collate | None = None,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        **settings: Any,
+    ) -> None:
+        places = [data] if isinstance(data, (str, PathLike)) else list(data)
+        table = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        self._data = config_from_dict(
+            {"data": {"train": [fspath(place) for place in places], **table}}, "CaptionLoader"
+        ).data
+        self._mixture = training_mixture(self._data)
+        self._sampler = make_sampler(self._mixture, seed, [order_of(self._data)])
+        self._dataset = PlainDataset(self._mixture, self._data, image_size, seed)
+        self._global, self._batch, self._rank, self._world = batch * world, batch, rank, world
+        self._seed, self._collate = seed, collate
+        self._seen = 0
+        self._loader: Loader | None = None
+        self.num_batches = max(1, self._mixture.per_epoch // self._global)
+        self.num_samples = self.num_batches * self._global
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches that are left of the epoch."""
+        if self._loader is None:
+            self._loader = self._open()
+        for _ in range(self.num_batches - self._seen // self._global % self.num_batches):
+            (batch,) = next(self._loader)
+            self._seen += self._global
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, on all ranks: of the batches that were handed out."""
+        return {"samples_seen": self._seen, "seed": self._seed, "fingerprint": self._mixture.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            UserError: the state is of other data, of another seed, or of another global batch.
+        """
+        here = self.state_dict()
+        for name, what in (("fingerprint", "of other data"), ("seed", "of another seed")):
+            if state[name] != here[name]:
+                raise UserError(f"The loader's state is {what}: make the loader as the one that it was saved from.")
+        if state["samples_seen"] % self._global:
+            raise UserError(
+                f"The loader has seen {state['samples_seen']} samples, no multiple of {self._global}: choose batch x "
+                "world so that it divides them."
+            )
+        self.close()
+        self._seen = state["samples_seen"]
+
+    def close(self) -> None:
+        """End the threads; iterating opens them anew."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
+
+    def __enter__(self) -> CaptionLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self) -> Loader:
+        return Loader(
+            self._dataset,
+            self._sampler,
+            global_batch=self._global,
+            micro_batch=self._batch,
+            rank=self._rank,
+            world=self._world,
+            start_position=self._seen,
+            workers=self._data.workers,
+            worker_mode=self._data.worker_mode,
+            prefetch=self._data.prefetch,
+            prefetcher=start_prefetcher(self._mixture, self._sampler, self._seen),
+            collate=self._collated,
+        )
+
+    def _collated(self, samples: Sequence[Captioned], images_VBCHW: Tensor) -> Any:
+        captions = [sample.caption for sample in samples]
+        return self._collate(images_VBCHW[0], captions) if self._collate else (images_VBCHW[0], captions)

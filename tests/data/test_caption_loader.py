@@ -1,0 +1,74 @@
+"""The loader for other people's training loops: one stream on any number of ranks, resumed within an epoch."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+from made_shards import write_shards
+
+from mvlm.data import CaptionLoader
+from mvlm.errors import UserError
+
+SIZE = 32
+
+
+def pairs(batches):
+    """What each batch holds, in any order of its pairs."""
+    found = []
+    for images_BCHW, captions in batches:
+        assert images_BCHW.shape[1:] == (3, SIZE, SIZE) and len(captions) == len(images_BCHW)
+        digests = [hashlib.sha256(image.numpy().tobytes()).hexdigest() for image in images_BCHW]
+        found.append(sorted(zip(captions, digests, strict=True)))
+    return found
+
+
+def loader(folder, **options):
+    return CaptionLoader(folder, **{"batch": 16, "image_size": SIZE, "seed": 3, "workers": 1} | options)
+
+
+def test_two_ranks_read_what_one_does_and_resume_on_one(folder, rows):
+    with loader(folder) as alone:
+        epochs = [pairs(alone) for _ in range(2)]
+    per_epoch = sum(len(row["captions"]) for row in rows)
+    assert [len(epoch) for epoch in epochs] == [alone.num_batches] * 2 == [per_epoch // 16] * 2
+    assert alone.num_samples == len(alone) * 16
+    of_ranks = []
+    for rank in range(2):
+        with loader(folder, batch=8, rank=rank, world=2) as one:
+            batches = iter(one)
+            of_ranks.append(pairs(next(batches) for _ in range(5)))
+            state = one.state_dict()
+    assert [sorted(a + b) for a, b in zip(*of_ranks, strict=True)] == epochs[0][:5]
+    resumed = loader(folder)
+    resumed.load_state_dict(state)
+    assert pairs(resumed) == epochs[0][5:] and pairs(resumed) == epochs[1]
+    resumed.close()
+
+
+def test_an_epoch_has_every_pair_once(folder, rows):
+    """But for those that do not fill a batch, with which the next one begins."""
+    expected = sorted(caption for row in rows for caption in row["captions"])
+    whole = {"crop_scale": (1.0, 1.0), "randaugment": (0, 0)}
+    with loader(folder, batch=1, collate=lambda images, captions: captions, **whole) as one_by_one:
+        assert sorted(caption for captions in one_by_one for caption in captions) == expected
+
+
+def test_what_cannot_go_on_says_why(folder, rows, tmp_path):
+    other = loader(write_shards(tmp_path / "other", rows[:40]))
+    for state, said in (
+        (other.state_dict(), "of other data"),
+        (loader(folder, seed=4).state_dict(), "of another seed"),
+        (loader(folder).state_dict() | {"samples_seen": 24}, "24 samples, no multiple of 16"),
+    ):
+        with pytest.raises(UserError, match=said):
+            loader(folder).load_state_dict(state)
+    with pytest.raises(UserError, match=r"crop_scal.*crop_scale"):
+        loader(folder, crop_scal=(1.0, 1.0))
+
+
+def test_loader_processes_import_the_package_without_torch():
+    loaded = "import mvlm.data.samples.dataset, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True).stdout == "False\n"
