@@ -15,7 +15,8 @@ from .corpora import batches, corpora_here
 from .engines import Map
 from .image import decode
 from .look import look_of
-from .picture_index import PictureIndex, Spill
+from .looks import LookFile, Spill
+from .marks import RowMark
 from .readers.inputs import Place
 
 DUPLICATE_ID = "duplicate id"
@@ -23,45 +24,51 @@ DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near d
 
 
 class DedupIndex:
-    """The ids and images of the rows kept so far: about 200 bytes a row in memory, thumbnails in `folder`."""
+    """The ids and images of the rows kept so far, of those that are asked for."""
 
     def __init__(self, dedup: str, folder: Path) -> None:
         self._dedup = dedup
         self._ids: set[bytes] = set()
         self._exact: dict[bytes, int] = {}
         self._names = Spill(folder)  # of those in `_exact`
-        self._pictures = PictureIndex(folder)
+        self.pictures = LookFile(folder)
+        self._at: dict[int, int] = {}  # the numbers of these, by place
 
-    def refuses(self, id_: bytes, exact: bytes, look: bytes, name: str) -> tuple[str, str]:
-        """Why the row must not be kept and which other it is like, or "" twice; then it is remembered by `name`."""
-        if id_ in self._ids:
+    def refuses(self, mark: RowMark, place: int, like: Sequence[int]) -> tuple[str, str]:
+        """Why the row must not be kept and which other it is like, or "" twice; then it is remembered.
+
+        Args:
+            place: of its image.
+            like: the places of images before it that may show the same.
+        """
+        if mark.id in self._ids:
             return DUPLICATE_ID, ""
-        if self._dedup == "perceptual" and (twin := self._pictures.twin(look)):
+        known = [self._at[one] for one in like if one in self._at]
+        if self._dedup == "perceptual" and (twin := self.pictures.twin(mark.look, known)):
             return NEAR_DUPLICATE, f"looks like {twin}"
-        if self._dedup == "exact" and exact in self._exact:
-            return DUPLICATE, f"has the bytes of {self._names.read(self._exact[exact]).decode()}"
-        self._ids.add(id_)
-        if self._dedup == "exact":
-            self._exact[exact] = self._names.add(name.encode("utf-8", "replace"))
-        if self._dedup == "perceptual":
-            self._pictures.add(look, name.encode("utf-8", "replace").decode())
+        if self._dedup == "exact" and mark.exact in self._exact:
+            return DUPLICATE, f"has the bytes of {self._names.read(self._exact[mark.exact]).decode()}"
+        self.keep(mark, place)
         return "", ""
+
+    def keep(self, mark: RowMark, place: int) -> None:
+        self._ids.add(mark.id)
+        if self._dedup == "exact":
+            self._exact[mark.exact] = self._names.add(mark.name.encode("utf-8", "replace"))
+        if self._dedup == "perceptual":
+            self._at[place] = self.pictures.add(mark.look, mark.name)
 
 
 class Excluded:
     """The images of some corpora, by how they look; all are decoded on opening."""
 
     def __init__(self, corpora: Sequence[Place], folder: Path, run: Map) -> None:
-        self._pictures = PictureIndex(folder)
+        self.pictures = LookFile(folder)
         with corpora_here(corpora) as here:
             for (name, _), look in run(row_look, _images(here), row_size):
                 if not look:
                     raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
-                self._pictures.add(look, name)
-
-    def twin(self, looks: Iterable[bytes]) -> str:
-        """The name of one of them that looks like one of these pictures, or ""."""
-        return next(filter(None, map(self._pictures.twin, looks)), "")
+                self.pictures.add(look, name)
 
 
 def row_look(row: tuple[str, bytes]) -> bytes:

@@ -9,13 +9,16 @@ from heapq import merge
 from typing import TextIO
 
 import numpy as np
+import pyarrow.compute as pc
 
 from mvlm.data.shards.schema import CAPTION, Manifest, Shard, Shards
 
-from .dedup import EXCLUDED, DedupIndex, Excluded
+from .dedup import EXCLUDED, DedupIndex
 from .equal import EqualJoin
-from .look import LOOK
+from .look import CUTS, SEEN
+from .looks import LookFile
 from .marks import RowMark, mark_batches, marks
+from .near import NearJoin, PicturePairs
 from .part import PartManifest
 from .record import Dropped
 from .report import ShardReport
@@ -43,34 +46,95 @@ Suspects = dict[int, np.ndarray]
 NOBODY = np.empty(0, np.uint64)
 
 PLACE_BITS = 32
-"""Of a row's place, those that hold the number of its record; the others hold its part."""
+"""Of a row's place, those that hold the number of its record; the others hold its part, counted from 1."""
+
+IMAGE_BITS = 1
+"""Of an image's place, those that tell which of its row's it is; the others hold its row's."""
+
+ROWS = 1 << PLACE_BITS + IMAGE_BITS
+"""The first place of an image of a row; below it are those of images that are known."""
+
+COLOUR_STEP = 32
+"""By this the sum of the levels in a picture's corners is divided to sort by it."""
+
+MANY = 1024
 
 
 def find_losers(
     store: Store,
     parts: Iterable[PartManifest],
     index: DedupIndex,
-    excluded: Excluded,
-    suspects: Suspects | None = None,
+    excluded: LookFile,
+    pairs: PicturePairs | None,
+    suspects: Suspects | None,
 ) -> Losers:
     """Of rows with equal ids, or equal images where that was asked for, the first stays, in the order of the parts.
 
     Args:
+        pairs: of images that may show the same; None = none was looked for.
         suspects: by part, the only rows that can be like others; None = any may.
     """
     losers: Losers = {}
     for made in parts:
         only = None if suspects is None else suspects.get(made.number, NOBODY)
         for mark in marks(store.local(part_file(made.number, MARKS)), only):
-            reason, detail = _verdict(mark, index, excluded)
+            reason, detail = _verdict(mark, _place(made.number, mark.number), index, excluded, pairs)
             if reason:
                 dropped = Dropped(mark.key, reason, mark.where, detail, mark.source)
                 losers.setdefault(made.number, []).append(Loser(mark.number, mark.captions, dropped))
     return losers
 
 
-def find_suspects(store: Store, parts: Sequence[PartManifest], columns: Sequence[str], memory: int) -> Suspects:
-    """The rows that share a value with another in one of the columns, all of which hold 16 bytes.
+def _verdict(
+    mark: RowMark, place: int, index: DedupIndex, excluded: LookFile, pairs: PicturePairs | None
+) -> tuple[str, str]:
+    first = place << IMAGE_BITS
+    earlier = [pairs.earlier(first + number).tolist() if pairs else [] for number in range(len(mark.looks) or 1)]
+    for look, others in zip(mark.looks, earlier, strict=False):
+        if twin := excluded.twin(look, [one for one in others if one < len(excluded)]):
+            return EXCLUDED, f"looks like {twin}"
+    return index.refuses(mark, first, [one for one in earlier[0] if one >= len(excluded)])
+
+
+def _place(part: int, number: int) -> int:
+    return part + 1 << PLACE_BITS | number
+
+
+def find_pairs(
+    store: Store, parts: Sequence[PartManifest], known: Sequence[LookFile], among: bool, memory: int
+) -> PicturePairs:
+    """The images that may show the same, by their places.
+
+    Args:
+        known: images that the rows' are compared with, whose places are their numbers, from one to the next.
+        among: whether those of the rows are compared with each other, too.
+        memory: bytes that sorting may take.
+    """
+    join, count = NearJoin(store.work, memory, len(CUTS)), 0
+    for pictures in known:
+        for start in range(0, len(pictures), MANY):
+            seen = pictures.seen(start, min(start + MANY, len(pictures)))
+            _add(join, np.arange(count, count + len(seen), dtype=np.uint64), seen)
+            count += len(seen)
+    for made in parts:
+        for batch in mark_batches(store.local(part_file(made.number, MARKS)), ["number", "seen"]):
+            images = pc.binary_length(batch["seen"]).to_numpy() // SEEN.itemsize
+            rows = np.repeat(batch["number"].to_numpy().astype(np.uint64) + np.uint64(_place(made.number, 0)), images)
+            image = np.concatenate([NOBODY, *(np.arange(count, dtype=np.uint64) for count in images)])
+            seen = np.frombuffer(b"".join(batch["seen"].to_pylist()), SEEN)
+            _add(join, (rows << np.uint64(IMAGE_BITS)) + image, seen)
+    return join.pairs(count, among)
+
+
+def _add(join: NearJoin, places: np.ndarray, seen: np.ndarray) -> None:
+    colours = seen["corners"].sum(1, dtype=np.int64) // COLOUR_STEP
+    join.add(places, seen["hashes"], colours)
+
+
+def find_suspects(
+    store: Store, parts: Sequence[PartManifest], columns: Sequence[str], pairs: PicturePairs | None, memory: int
+) -> Suspects:
+    """The rows that share a value with another in one of the columns, all of which hold 16 bytes, or are in a pair.
 
     Args:
         memory: bytes that sorting may take.
@@ -79,23 +143,18 @@ def find_suspects(store: Store, parts: Sequence[PartManifest], columns: Sequence
     joins = {name: EqualJoin(store.work, rows, memory) for name in columns}
     for made in parts:
         for batch in mark_batches(store.local(part_file(made.number, MARKS)), ["number", *columns]):
-            places = batch["number"].to_numpy().astype(np.uint64) | np.uint64(made.number << PLACE_BITS)
+            places = batch["number"].to_numpy().astype(np.uint64) + np.uint64(_place(made.number, 0))
             for name, join in joins.items():
                 join.add(np.frombuffer(batch[name].buffers()[1], np.uint64).reshape(-1, 2)[: len(batch)], places)
-    found: Suspects = {}
-    for places in (join.shared() for join in joins.values()):
-        parts_of, firsts = np.unique(places >> np.uint64(PLACE_BITS), return_index=True)
-        numbers = np.split(places & np.uint64((1 << PLACE_BITS) - 1), firsts[1:])
-        for part, of_it in zip(parts_of.tolist(), numbers, strict=bool(len(places))):
-            found[part] = np.union1d(found.get(part, of_it), of_it)
-    return found
+    near = pairs.places() if pairs else np.empty(0, np.uint64)
+    return _by_part([join.shared() for join in joins.values()] + [near[near >= ROWS] >> np.uint64(IMAGE_BITS)])
 
 
-def _verdict(mark: RowMark, index: DedupIndex, excluded: Excluded) -> tuple[str, str]:
-    looks = [mark.look[place : place + LOOK.size] for place in range(0, len(mark.look), LOOK.size)]
-    if twin := excluded.twin(looks):
-        return EXCLUDED, f"looks like {twin}"
-    return index.refuses(mark.id, mark.exact, looks[0] if looks else b"", mark.name)
+def _by_part(found: Iterable[np.ndarray]) -> Suspects:
+    places = np.unique(np.concatenate(list(found)))
+    parts, firsts = np.unique(places >> np.uint64(PLACE_BITS), return_index=True)
+    numbers = np.split(places & np.uint64((1 << PLACE_BITS) - 1), firsts[1:])
+    return {part - 1: of_it for part, of_it in zip(parts.tolist(), numbers, strict=bool(len(places)))}
 
 
 def total_report(parts: Iterable[PartManifest], losers: Losers) -> ShardReport:

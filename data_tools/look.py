@@ -26,7 +26,10 @@ SMALL = 0.5
 """Share of the width and of the height that a small thing has at most."""
 
 INSET = 0.05
-"""Of each side, cut off before the second hash, which lightly cropped copies share with what they were cut from."""
+"""Of a side, cut off before a hash is taken that lightly cropped copies share with what they were cut from."""
+
+CUTS = ((0, 0, 0, 0), (1, 1, 1, 1), (1, 1, 0, 0), (0, 1, 1, 0), (1, 0, 0, 1), (0, 0, 1, 1))
+"""Whether it is cut off left, above, right and below, for each of the hashes."""
 
 TOLERANCE = 44
 """Grey levels of 255 by which thumbnails may differ in a place: at sharp edges, small or cropped copies come near it. A
@@ -53,11 +56,14 @@ step, which brings copies below 10. Most candidates end there."""
 
 STEPS = 10
 
-LOOK = struct.Struct(f"<QQ12s5f{SIDE * SIDE * 3}s")
+LOOK = struct.Struct(f"<{len(CUTS)}Q12s5f{SIDE * SIDE * 3}s")
+
+SEEN = np.dtype([("hashes", "<u8", (len(CUTS),)), ("corners", "u1", (12,))])
+"""How a look begins: all by which pictures like it are found."""
 
 
 class Look(NamedTuple):
-    hashes: tuple[int, int]  # of the whole and of its inside
+    hashes: tuple[int, ...]  # by CUTS
     corners: np.ndarray  # uint8 [12]: the mean colours of its quarters
     aspect: float  # width by height
     box: np.ndarray  # [4]: left, top, right and bottom of the part of the picture that is seen, as shares
@@ -72,8 +78,8 @@ def look_of(image: Image.Image) -> bytes:
     box = _content(np.asarray(small, np.int16))
     # The triangle's wide support leaves thin lines where they are, whichever pixels they fell on.
     square = small.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)
-    grey, cut = square.convert("F"), INSET * SIDE
-    hashes = (_dhash(grey, 0, SIDE), _dhash(grey, cut, SIDE - cut))
+    grey = square.convert("F")
+    hashes = (_hash(grey, *cuts) for cuts in CUTS)
     corners = square.resize((2, 2), Image.Resampling.BOX).tobytes()
     left, top, right, bottom = box
     shares = (left / small.width, top / small.height, right / small.width, bottom / small.height)
@@ -101,19 +107,24 @@ def _content(pixels: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def read_look(content: bytes) -> Look:
-    whole, inside, corners, aspect, left, top, right, bottom, pixels = LOOK.unpack(content)
+    *hashes, corners, aspect, left, top, right, bottom, pixels = LOOK.unpack(content)
     square = np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE, 3)
     box = np.array([left, top, right, bottom])
-    return Look((whole, inside), np.frombuffer(corners, np.uint8), aspect, box, square)
+    return Look(tuple(hashes), np.frombuffer(corners, np.uint8), aspect, box, square)
 
 
-def _dhash(grey: Image.Image, start: float, end: float) -> int:
-    """64 bits: whether each of 8 x 8 patches is brighter than the next to its left.
+def _hash(grey: Image.Image, left: int, top: int, right: int, bottom: int) -> int:
+    """64 bits: whether each of 8 x 5 patches is brighter than the next to its left, and of 5 x 8 than the next above.
 
     Of copies a few bits differ, of other pictures about 32; plain ones have hash 0.
     """
-    means = np.asarray(grey.resize((9, 8), Image.Resampling.BOX, (start, start, end, end)))
-    return int.from_bytes(np.packbits(np.diff(means, axis=1) > 0.5).tobytes(), "big")
+    cut = INSET * SIDE
+    box = (left * cut, top * cut, SIDE - right * cut, SIDE - bottom * cut)
+    bits = [
+        np.diff(np.asarray(grey.resize(size, Image.Resampling.BILINEAR, box)), axis=axis) > 0.5
+        for size, axis in (((5, 8), 1), ((8, 5), 0))
+    ]
+    return int.from_bytes(np.packbits(np.concatenate(bits, axis=None)).tobytes(), "big")
 
 
 def same_picture(one: Look, other: Look) -> bool:

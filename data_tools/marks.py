@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from .filters import Checked
+from .look import LOOK, SEEN
 from .record import Record
 
 SCHEMA = pa.schema(
@@ -24,6 +25,7 @@ SCHEMA = pa.schema(
         "id": pa.binary(16),  # a digest of the key
         "exact": pa.binary(16),  # of the image's bytes; zeros where it was not asked for
         "look": pa.binary(),  # of all its images, one after the other
+        "seen": pa.binary(),  # how each of these begins, which is all that is needed to look for others like it
     }
 )
 ROWS = 1024
@@ -46,10 +48,16 @@ class RowMark(NamedTuple):
     id: bytes
     exact: bytes
     look: bytes
+    seen: bytes
 
     @property
     def name(self) -> str:
         return f"{self.key} ({self.where})"
+
+    @property
+    def looks(self) -> list[bytes]:
+        """Of its images."""
+        return [self.look[start : start + LOOK.size] for start in range(0, len(self.look), LOOK.size)]
 
 
 def mark_of(number: int, split: int, record: Record, found: Checked) -> RowMark:
@@ -58,8 +66,9 @@ def mark_of(number: int, split: int, record: Record, found: Checked) -> RowMark:
         number: of the record within its part.
     """
     look = b"".join(picture.look for picture in found.pictures)
+    seen = b"".join(picture.look[: SEEN.itemsize] for picture in found.pictures)
     about = record.key, record.where, record.source, len(found.captions)
-    return RowMark(number, split, *about, id_digest(record.key), found.exact or bytes(16), look)
+    return RowMark(number, split, *about, id_digest(record.key), found.exact or bytes(16), look, seen)
 
 
 class MarkWriter:

@@ -22,7 +22,7 @@ from .dedup import DUPLICATE, EXCLUDED, NEAR_DUPLICATE, DedupIndex, Excluded
 from .engines import Map, engine
 from .engines.chunks import CHUNK_BYTES
 from .filters import TOO_ELONGATED, TOO_SMALL
-from .join import Losers, find_losers, find_suspects, manifests, total_report, write_dropped
+from .join import Losers, find_losers, find_pairs, find_suspects, manifests, total_report, write_dropped
 from .origin import deciding
 from .part import Part, PartManifest, chosen, cut, within
 from .pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
@@ -137,13 +137,12 @@ def _made(job: PartJob, parts: list[Part], run: Map, on_record: Callable[[int], 
 
 
 def _losers(job: PartJob, done: list[PartManifest], run: Map) -> Losers:
-    options, store = job.options, job.store
-    suspects = None
-    if not options.checked.look:
-        columns = ["id", "exact"] if options.dedup else ["id"]
-        suspects = find_suspects(store, done, columns, options.memory_bytes)
-    index, excluded = DedupIndex(options.dedup, store.work), Excluded(options.exclude, store.work, run)
-    return find_losers(store, done, index, excluded, suspects)
+    options, store, memory = job.options, job.store, job.options.memory_bytes
+    excluded = Excluded(options.exclude, store.work, run).pictures
+    among = options.dedup == "perceptual"
+    pairs = find_pairs(store, done, [excluded], among, memory) if options.checked.look else None
+    suspects = find_suspects(store, done, ["id", "exact"] if options.dedup == "exact" else ["id"], pairs, memory)
+    return find_losers(store, done, DedupIndex(options.dedup, store.work), excluded, pairs, suspects)
 
 
 def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: Losers, run: Map) -> list[PartManifest]:

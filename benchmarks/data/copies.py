@@ -15,15 +15,16 @@ import json
 import random
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from data_tools.dedup import row_look
-from data_tools.look import read_look
-from data_tools.picture_index import NearHashes, PictureIndex
+from data_tools.look import CUTS, SEEN, read_look
+from data_tools.looks import LookFile
+from data_tools.near import NearJoin, PicturePairs
 
 RESULTS = Path(__file__).parent / "results/copies.json"
 SAMPLE = 500
@@ -84,44 +85,52 @@ def differ(one: bytes, other: bytes) -> bool:
     return bool((cells > LEVELS).mean() > VISIBLE)
 
 
+def joined(looks: Sequence[bytes], known: int = 0, among: bool = True) -> PicturePairs:
+    """Pairs of numbers that may show the same; of the first `known`, and where not `among`, only with one of these."""
+    seen = np.frombuffer(b"".join(look[: SEEN.itemsize] for look in looks), SEEN)
+    join = NearJoin(Path(tempfile.gettempdir()), 1 << 30, len(CUTS))
+    join.add(np.arange(len(looks), dtype=np.uint64), seen["hashes"], seen["corners"].sum(1, dtype=np.int64) // 32)
+    return join.pairs(known, among)
+
+
 def dedup(images: dict[str, bytes], looks: dict[str, bytes]) -> dict[str, object]:
     """What is dropped of a corpus, and by the hash alone."""
-    hashes, index, kept = NearHashes(HASH_ALONE), PictureIndex(Path(tempfile.gettempdir())), []
-    alone, pairs = [], []
-    for name, look in looks.items():
-        value = read_look(look).hashes[0]
-        near = hashes.near(value)
-        if len(near):
-            alone.append((name, kept[near[0]]))
+    kept, names, hashes = LookFile(Path(tempfile.gettempdir())), list(looks), np.empty(0, np.uint64)
+    near, numbers = joined(list(looks.values())), {}
+    alone, pairs, kept_alone = [], [], []
+    for place, (name, look) in enumerate(looks.items()):
+        value = np.uint64(read_look(look).hashes[0])
+        like = np.flatnonzero(np.bitwise_count(hashes ^ value) <= HASH_ALONE)
+        if len(like):
+            alone.append((name, kept_alone[like[0]]))
         else:
-            hashes.add(value)
-            kept.append(name)
-        twin = index.twin(look)
+            hashes, kept_alone = np.append(hashes, value), [*kept_alone, name]
+        twin = kept.twin(look, [numbers[one] for one in near.earlier(place).tolist() if one in numbers])
         if twin:
             pairs.append((name, twin))
         else:
-            index.add(look, name)
+            numbers[place] = kept.add(look, names[place])
     found = {"pictures": len(images), "dropped": len(pairs), "dropped by the hash alone": len(alone)}
     found["visibly different"] = sum(differ(images[one], images[other]) for one, other in pairs)
     found["visibly different by the hash alone"] = sum(differ(images[one], images[other]) for one, other in alone)
     return found | {"pairs": [" = ".join(pair) for pair in pairs]}
 
 
-def recall(images: dict[str, bytes], index: PictureIndex, kind: str) -> dict[str, object]:
+def twins(known: dict[str, bytes], asked: Sequence[bytes]) -> list[str]:
+    """For each picture asked about, the name of the known one that shows the same, or ""."""
+    pictures = LookFile(Path(tempfile.gettempdir()))
+    for name, look in known.items():
+        pictures.add(look, name)
+    pairs = joined([*known.values(), *asked], len(known), False)
+    return [pictures.twin(look, pairs.earlier(len(known) + place).tolist()) for place, look in enumerate(asked)]
+
+
+def recall(images: dict[str, bytes], looks: dict[str, bytes], kind: str) -> dict[str, object]:
     chance = random.Random(kind)
     chosen = random.Random(0).sample(sorted(images), min(SAMPLE, len(images)))
-    found = 0
-    for name in chosen:
-        image = Image.open(io.BytesIO(images[name])).convert("RGB")
-        found += bool(index.twin(row_look((name, KINDS[kind](image, chance)))))
-    return {"copies": len(chosen), "found": found}
-
-
-def indexed(looks: dict[str, bytes]) -> PictureIndex:
-    index = PictureIndex(Path(tempfile.gettempdir()))
-    for name, look in looks.items():
-        index.add(look, name)
-    return index
+    copies = [KINDS[kind](Image.open(io.BytesIO(images[name])).convert("RGB"), chance) for name in chosen]
+    found = twins(looks, [row_look((kind, copy)) for copy in copies])
+    return {"copies": len(chosen), "found": sum(map(bool, found))}
 
 
 def measurements(tars: list[Path]) -> Iterator[tuple[str, Callable[[], dict[str, object]]]]:
@@ -129,17 +138,15 @@ def measurements(tars: list[Path]) -> Iterator[tuple[str, Callable[[], dict[str,
     looks = {name: {key: row_look((key, data)) for key, data in images.items()} for name, images in corpora.items()}
     for name, images in corpora.items():
         yield f"{name}: near duplicates", lambda images=images, name=name: dedup(images, looks[name])
-        index = indexed(looks[name])
         for kind in KINDS:
-            yield f"{name}: {kind}", lambda images=images, index=index, kind=kind: recall(images, index, kind)
+            yield f"{name}: {kind}", lambda images=images, name=name, kind=kind: recall(images, looks[name], kind)
         for other in corpora.keys() - {name}:
-            yield (
-                f"{other} without {name}",
-                lambda index=index, other=other: {
-                    "pictures": len(looks[other]),
-                    "excluded": [f"{key} = {twin}" for key, look in looks[other].items() if (twin := index.twin(look))],
-                },
-            )
+            yield f"{other} without {name}", lambda name=name, other=other: without(looks[other], looks[name])
+
+
+def without(asked: dict[str, bytes], known: dict[str, bytes]) -> dict[str, object]:
+    found = zip(asked, twins(known, list(asked.values())), strict=True)
+    return {"pictures": len(asked), "excluded": [f"{key} = {twin}" for key, twin in found if twin]}
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ from ..corpora import batches
 from ..dedup import DedupIndex, Excluded, row_look, row_size
 from ..engines import Map, engine
 from ..filters import exact_hash
-from ..join import find_losers, total_report, write_dropped
-from ..marks import id_digest
+from ..join import find_losers, find_pairs, total_report, write_dropped
+from ..marks import RowMark, id_digest
+from ..near import PicturePairs
 from ..part import PartManifest
 from ..pipeline import QUARANTINE, SOURCE, YIELD, YIELD_TEXT, Options
 from ..readers import Source
@@ -131,13 +132,14 @@ class _Retry:
         self._out, self._stage, self._options, self._wanted, self._map = out, stage, options, wanted, run
         self._manifests = {name: read_manifest(out / name) for name in options.names}
         self._index = DedupIndex(options.dedup, stage)
-        self._excluded = Excluded(options.exclude, stage, run)
+        self._excluded = Excluded(options.exclude, stage, run).pictures
         self._ids: set[bytes] = set()  # of the rows there are
         rows = self._rows()
         looks = run(row_look, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
-        for (key, image), look in looks:
-            self._ids.add(id_digest(key))
-            self._index.refuses(id_digest(key), exact_hash([image]), look, f"{key} ({out})")
+        for place, ((key, image), look) in enumerate(looks, len(self._excluded)):
+            mark = RowMark(0, 0, key, str(out), "", 0, id_digest(key), exact_hash([image]), look, b"")
+            self._ids.add(mark.id)
+            self._index.keep(mark, place)
         self._reached: set[str] = set()
 
     def _rows(self) -> Iterator[tuple[str, bytes]]:
@@ -153,7 +155,7 @@ class _Retry:
         """Stage the shards, the manifests, the list and the report."""
         job = PartJob(FolderStore(self._stage, self._out), self._options)
         made = make_part(job, self._next(), self._records(source), self._map, on_record=on_record)
-        losers = find_losers(job.store, [made], self._index, self._excluded)
+        losers = find_losers(job.store, [made], self._index, self._excluded, self._pairs(job, made), None)
         if losers:
             made = prune_part(job, (made, [loser.number for loser in losers[made.number]]))
         self._write_manifests(made)
@@ -174,6 +176,13 @@ class _Retry:
             write_durably(self._stage / name, text)
         sync(self._stage / QUARANTINE)
         return Outcome(len(listed), sum(recovered.values()), left)
+
+    def _pairs(self, job: PartJob, made: PartManifest) -> PicturePairs | None:
+        if not self._options.checked.look:
+            return None
+        among = self._options.dedup == "perceptual"
+        known = [self._excluded, self._index.pictures]
+        return find_pairs(job.store, [made], known, among, self._options.memory_bytes)
 
     def _next(self) -> int:
         """A number that no part of the corpora has."""

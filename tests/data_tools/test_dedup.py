@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw
 
 from benchmarks.data.corpus import photo as lifelike
 from data_tools.look import look_of, read_look, same_picture
-from data_tools.picture_index import DISTANCE, NearHashes, PictureIndex
+from data_tools.looks import LookFile
+from data_tools.near import DISTANCE
 from data_tools.pipeline import Options
 from data_tools.record import Record
 from data_tools.sharding import shard
@@ -122,43 +123,26 @@ def test_unrelated_photographs_are_different_and_their_hashes_far_apart() -> Non
     assert 28 < np.mean(apart) < 36
 
 
-@pytest.mark.parametrize("distance", [0, 3, 4, 7, DISTANCE])
-def test_the_index_finds_what_a_full_scan_finds(distance: int) -> None:
-    random = np.random.default_rng(distance)
-    values = [int(value) for value in random.integers(0, 2**63, 300, dtype=np.uint64)]
-    index = NearHashes(distance)
-    for value in values:
-        index.add(value)
-    for _ in range(300):
-        flips = random.choice(64, int(random.integers(0, distance + 3)), replace=False)
-        asked = values[int(random.integers(300))] ^ sum(1 << int(bit) for bit in flips)
-        near = [number for number, value in enumerate(values) if (asked ^ value).bit_count() <= distance]
-        assert index.near(asked).tolist() == near
-
-
 def test_of_several_twins_the_first_is_named_and_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
-    index = PictureIndex(tmp_path)
-    look = look_of(opened(lifelike(1)))
-    assert index.twin(look) == ""
-    for name in ("first", "second"):
-        index.add(look, name)
-    assert index.twin(look) == "first"
-    assert index.twin(look_of(opened(lifelike(2)))) == ""
+    pictures, look = LookFile(tmp_path), look_of(opened(lifelike(1)))
+    assert pictures.twin(look, []) == ""
+    numbers = [pictures.add(look, name) for name in ("first", "second")]
+    assert pictures.twin(look, numbers) == "first"
+    assert pictures.twin(look_of(opened(lifelike(2))), numbers) == ""
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("cut", ["copy", "original"])
-def test_lightly_cropped_copies_are_found_whichever_was_cropped(tmp_path: Path, cut: str) -> None:
-    """By 4 to 6 % of two sides or of all."""
-    index, asked = PictureIndex(tmp_path), {}
+def test_lightly_cropped_copies_are_found(folder: Callable[[dict[str, bytes]], Path]) -> None:
+    """By 4 to 6 % of two sides or of all; whichever was cropped, the second goes."""
+    images = {}
     for seed in range(24):
         image = opened(lifelike(seed, (240, 180)))
         left, top, right, bottom = [(10, 8, 10, 8), (12, 0, 12, 0), (0, 10, 0, 10), (12, 10, 0, 0)][seed % 4]
-        cropped = image.crop((left, top, image.width - right, image.height - bottom))
-        known, other = (image, cropped) if cut == "copy" else (cropped, image)
-        index.add(look_of(known), str(seed))
-        asked[str(seed)] = look_of(opened(encoded(other, quality=70)))
-    assert {name: index.twin(look) for name, look in asked.items()} == {name: name for name in asked}
+        cropped = encoded(image.crop((left, top, image.width - right, image.height - bottom)), quality=70)
+        both = [encoded(image), cropped] if seed % 3 else [cropped, encoded(image)]
+        images |= {f"{seed} one": both[0], f"{seed} other": both[1]}
+    dropped = sharded(folder(images), "--dedup", "perceptual")[""]
+    assert dropped == {f"{seed} other": "image is a near duplicate" for seed in range(24)}
 
 
 @pytest.fixture
