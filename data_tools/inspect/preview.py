@@ -40,13 +40,13 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }}
-body {{ margin: 2rem; }}
+body {{ margin: clamp(0.7rem, 3vw, 2rem); }}
 h1 {{ font-size: 1.4rem; }} h2 {{ font-size: 1.1rem; margin-top: 2rem; }}
-.sheet {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); gap: 1rem; }}
+.sheet {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 230px), 1fr)); gap: 1rem; }}
 figure {{ margin: 0; padding: 0.7rem; border: 1px solid #8885; border-radius: 6px; overflow-wrap: anywhere; }}
 img {{ max-width: 100%; }} img.small {{ width: 128px; image-rendering: pixelated; }}
-.bad {{ display: inline-block; padding: 1rem; border: 1px dashed #c00; color: #c00; }}
-dl {{ margin: 0.5rem 0 0; }} dt {{ opacity: 0.6; font-size: 0.85em; }} dd {{ margin: 0 0 0.3rem; }}
+.bad {{ display: inline-block; padding: 1rem; border: 1px dashed; color: light-dark(#b00020, #ff8a80); }}
+dl {{ margin: 0.5rem 0 0; }} dt {{ opacity: 0.75; font-size: 0.85em; }} dd {{ margin: 0 0 0.3rem; }}
 </style></head><body><h1>{title}</h1>
 {body}
 </body></html>

@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, required=True, metavar="N", help="updates in which the rate falls")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="for the branches (default: RUN-decay)")
     parser.add_argument(
-        "--launch", default="deepspeed --module mvlm", metavar="WORDS", help="what starts runs (default: %(default)s)"
+        "--launch",
+        default="deepspeed --quiet --module mvlm",
+        metavar="WORDS",
+        help="what starts runs (default: %(default)s)",
     )
     parser.add_argument("--deepspeed_config", default="", metavar="JSON", help="(default: the trunk's)")
     parser.set_defaults(takes_overrides=True)

@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--launch",
         default="",
         metavar="WORDS",
-        help="what starts runs and evaluations (default: 'deepspeed --module mvlm'; of a miniature 'python -m mvlm')",
+        help="what starts the commands (default: 'deepspeed --quiet --module mvlm', of a miniature 'python -m mvlm')",
     )
     parser.add_argument(
         "--deepspeed_config",
@@ -105,7 +105,7 @@ def _place(args: argparse.Namespace) -> Workplace:
 
     small: bool = args.miniature
     launch = shlex.split(args.launch) or (
-        [sys.executable, "-m", "mvlm"] if small else ["deepspeed", "--module", "mvlm"]
+        [sys.executable, "-m", "mvlm"] if small else ["deepspeed", "--quiet", "--module", "mvlm"]
     )
     deepspeed = args.deepspeed_config or f"ds_configs/{'cpu' if small else 'zero1'}.json"
     data = args.out / "data" if small else args.data

@@ -5,6 +5,8 @@ examples:
   deepspeed --num_gpus 8 --module mvlm train run.toml --deepspeed_config ds_configs/zero1.json train.global_batch=1024
   torchrun --nproc-per-node 8 -m mvlm train run.toml --deepspeed_config ds_configs/zero2.json
 
+`deepspeed --quiet` holds back what DeepSpeed's launcher says of itself.
+
 The same command resumes from the run folder's latest checkpoint, with any number of ranks. A resumed run keeps its
 settings; what the TOML or a key=value sets to a different value is changed and reported, or refused.
 SIGTERM or SIGUSR1 to any rank, or to the launcher, saves and exits with code 75.
@@ -71,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"train.global_batch {config.train.global_batch} uses {ranks} of the {launched['world']} ranks launched.")
     _use_the_cpu_well(ranks)
     network.prepare()
+    if not dist.uses_cuda():  # or DeepSpeed, which transformers may import before the engine does, warns that it looked
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     dist.init(ranks)
     if ranks > 1 and launched["rank"] == 0 and (description := network.describe()):
         print(description)

@@ -72,6 +72,21 @@ CARDS: dict[str, Card] = {
         (756, 756, 51), 80, 2000, 64, 200, "NVIDIA H100 PCIe product brief (2022); PCIe 5.0", nvlink=False
     ),
     "h200": _card((989, 989, 67), 141, 4800, 450, 400, "NVIDIA H200 data sheet (SXM, 2024); DGX H200"),
+    # Of the GeForce series the rate with fp32 accumulation, as torch multiplies: half of that with fp16's. They
+    # stand in workstations, without NVLink and peer access, and with 10 Gb/s Ethernet, which is an assumption.
+    "rtx-3090": _card((71, 71, 35.6), 24, 936, 32, 10, "NVIDIA Ampere GA102 whitepaper (2021); PCIe 4.0", nvlink=False),
+    "rtx-4080": _card(
+        (97.5, 97.5, 48.7), 16, 716.8, 32, 10, "NVIDIA Ada GPU architecture whitepaper (2022); PCIe 4.0", nvlink=False
+    ),
+    "rtx-4090": _card(
+        (165.2, 165.2, 82.6), 24, 1008, 32, 10, "NVIDIA Ada GPU architecture whitepaper (2022); PCIe 4.0", nvlink=False
+    ),
+    "rtx-5080": _card(
+        (112.6, 112.6, 56.3), 16, 960, 64, 10, "NVIDIA RTX Blackwell whitepaper (2025); PCIe 5.0", nvlink=False
+    ),
+    "rtx-5090": _card(
+        (209.5, 209.5, 104.8), 32, 1792, 64, 10, "NVIDIA RTX Blackwell whitepaper (2025); PCIe 5.0", nvlink=False
+    ),
     "b200": _card((2250, 2250, 75), 180, 8000, 900, 400, "NVIDIA DGX B200 data sheet (2024), an eighth of its totals"),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -40,14 +40,15 @@ class MaskedWords(Protocol):
 
 
 class RandomWords:
-    """Every caption once, its tokens masked as in training or, with `plain`, all shown as the mask token."""
+    """Every caption once, its tokens masked as in training or, with `plain`, as people read it: all shown as the mask
+    token, and none of them punctuation."""
 
     whole = False
 
     def __init__(self, dataset: EvalDataset, objectives: Objectives, seed: int, plain: bool = False) -> None:
         self.dataset, self.tokens = dataset, dataset.tokens
         self.objectives, self.seed = objectives, seed
-        self.shares = (1.0, 0.0) if plain else None
+        self.plain = plain
 
     def __len__(self) -> int:
         return len(self.dataset.captions)
@@ -55,11 +56,21 @@ class RandomWords:
     def items(self, indices: np.ndarray) -> MaskedText:
         text_BL, valid_BL = self.dataset.texts(indices.tolist())
         masked = [
-            mask_tokens(self.tokens, self.objectives, self.seed, text_L, int(caption), shares=self.shares)
+            mask_tokens(self.tokens, self.objectives, self.seed, text_L, int(caption), **self._plainly(text_L, caption))
             for text_L, caption in zip(text_BL.numpy(), indices, strict=True)
         ]
         masked_BL, target_BL = (torch.from_numpy(np.stack(rows)) for rows in zip(*masked, strict=True))
         return MaskedText(indices, masked_BL, valid_BL, target_BL)
+
+    def _plainly(self, text_L: np.ndarray, caption: int) -> dict[str, Any]:
+        if not self.plain:
+            return {}
+        spelled = self.dataset.captions[caption]
+        spared_L = np.zeros(len(text_L), dtype=bool)
+        for place, (first, last) in enumerate(self.tokens.spans(spelled)):
+            spared_L[place] = not any(character.isalnum() for character in spelled[first:last])
+        may_all = (spared_L | self.tokens.special(text_L)).all()  # a caption of signs alone, such as emoji
+        return {"shares": (1.0, 0.0), "spared_L": None if may_all else spared_L}
 
 
 def mask_tokens(
@@ -70,17 +81,19 @@ def mask_tokens(
     sample: int,
     occurrence: int = 0,
     shares: tuple[float, float] | None = None,
+    spared_L: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """A sentence masked by a stream of its own for each sample and occurrence: what `token_mask` gives.
 
     Args:
         shares: of masked tokens that are shown as the mask token, and as another one; None = as in training.
+        spared_L: True = never masked, beside special tokens.
     """
     mask_share, random_share = shares or (objectives.text_mask_token, objectives.text_mask_random)
     return masking.token_mask(
         masking.generator(seed, masking.Purpose.TOKENS, 0, occurrence, sample),
         text_L,
-        tokens.special(text_L),
+        tokens.special(text_L) if spared_L is None else tokens.special(text_L) | spared_L,
         ratio=objectives.text_mask_ratio,
         minimum=objectives.text_mask_minimum,
         mask_share=mask_share,

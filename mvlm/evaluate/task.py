@@ -75,7 +75,7 @@ class ReconstructionTask:
         return result | {"fingerprint": dataset.mixture.fingerprint}
 
     def text(self, result: dict[str, Any]) -> str:
-        columns = ("with", "the right other modality", "none", "another pair's", "a constant")
+        columns = ("with", "right", "none", "wrong", "constant")
         table = Table(*columns, title="Reconstructing what is masked")
         for key, name, form in (
             ("word_accuracy", "words right", "{:.1%}"),

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mvlm.report.facts import Curve
 
@@ -22,10 +23,13 @@ COLORS = tuple(f"#0101{number:02x}" for number in range(8))
 POINTS = 400
 """Points of a curve at most; longer ones are averaged in bins."""
 
+STYLES = ("solid", "dashed", "dotted")
+"""Of curves i, i + 3, ..., so that colour alone tells no two apart; CSS borders have the same names."""
+
 
 def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) -> Markup | None:
     """A chart of curves over steps, curve i in the page's line colour i; None where there is no point at all."""
-    drawn = [(number, thin(curve)) for number, curve in enumerate(curves) if curve and curve[0]]
+    drawn = [(number, thin(curve)) for number, curve in enumerate(curves) if curve and np.isfinite(curve[1]).any()]
     if not drawn:
         return None
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 11}):
@@ -43,7 +47,15 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
             axes.set_yscale("log")
         for number, (steps, values) in drawn:
             marker = "o" if len(steps) < 15 else None
-            axes.plot(steps, values, color=COLORS[number % len(COLORS)], linewidth=1.8, marker=marker, markersize=4)
+            color, style = COLORS[number % len(COLORS)], STYLES[number % len(STYLES)]
+            axes.plot(steps, values, color=color, linestyle=style, linewidth=1.8, marker=marker, markersize=5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        evaluated = {step for _, (steps, _) in drawn for step in steps}
+        if len(evaluated) == 1:  # a single point says its value; matplotlib's own axis would be made up around it
+            (step,) = evaluated
+            axes.set(xlim=(0, 1.25 * step), xticks=[0, step])
+            for _, (_, values) in drawn:
+                axes.annotate(f"{values[0]:.4g}", (step, values[0]), (7, 0), textcoords="offset points", color=INK)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     return _inline(out.getvalue(), title)

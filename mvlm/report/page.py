@@ -16,7 +16,7 @@ from PIL import Image
 
 from mvlm import __version__
 from mvlm.checkpoint.layout import best_checkpoint, step_of
-from mvlm.report.charts import COLORS, line_chart
+from mvlm.report.charts import COLORS, STYLES, line_chart
 from mvlm.report.compare import corpora, differences
 from mvlm.report.facts import RunFacts
 from mvlm.report.measure import Measured
@@ -67,6 +67,7 @@ def render(runs: Sequence[tuple[RunFacts, Measured]], now: datetime) -> str:
             {
                 "name": name,
                 "color": index % len(COLORS),
+                "style": STYLES[index % len(STYLES)],
                 "facts": of_run,
                 "about": about(of_run),
                 "corpora": corpora(of_run),
@@ -108,8 +109,8 @@ def about(facts: RunFacts) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def picture(pixels: np.ndarray) -> Markup:
-    """uint8 [H, W, 3] as an <img> whose content is in the page."""
+def picture(pixels: np.ndarray, shows: str = "") -> Markup:
+    """uint8 [H, W, 3] as an <img> whose content is in the page; `shows` is read out where it cannot be seen."""
     image, small = Image.fromarray(pixels), max(pixels.shape[:2]) < SMALL
     out = io.BytesIO()
     if small:
@@ -118,7 +119,7 @@ def picture(pixels: np.ndarray) -> Markup:
         image.save(out, "WEBP", quality=85)
     kind, text = ("png", "webp")[not small], base64.b64encode(out.getvalue()).decode()
     style = ' class="small"' if small else ""
-    return Markup('<img{} alt="" src="data:image/{};base64,{}">').format(Markup(style), kind, text)
+    return Markup('<img{} alt="{}" src="data:image/{};base64,{}">').format(Markup(style), shows, kind, text)
 
 
 def percent(share: float) -> str:

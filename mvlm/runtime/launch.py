@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
+from collections.abc import Iterable, Sequence
+
+LAUNCHERS = ("deepspeed", "torchrun")
+"""As they are typed."""
 
 
 def environment() -> dict[str, int]:
@@ -11,3 +16,26 @@ def environment() -> dict[str, int]:
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS") if slurm else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     values = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1), strict=True))
     return dict(zip(("rank", "local_rank", "world"), values, strict=True))
+
+
+def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> str:
+    """The command as somebody typed it, for a person to read or repeat.
+
+    Args:
+        argv: of this process, a rank.
+        ancestors: command lines of the processes that started it, the nearest first.
+
+    Returns:
+        The command line of the launcher that was typed, `deepspeed` or `torchrun`, where this machine has it; else
+        `mvlm` and its arguments.
+    """
+    own = [word for word in argv[1:] if not word.startswith(("--local_rank", "--local-rank"))]
+    typed = ["mvlm", *own]
+    for words in ancestors:
+        names = [os.path.basename(word) for word in words[: len(words) - len(own)]]
+        if (
+            list(words[len(names) :]) == own
+            and (at := next((i for i, n in enumerate(names) if n in LAUNCHERS), -1)) >= 0
+        ):
+            typed = [names[at], *words[at + 1 :]]
+    return shlex.join(typed)

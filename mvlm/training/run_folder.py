@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import PreTrainedTokenizerBase
 
 from mvlm import __version__
@@ -39,6 +40,7 @@ from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist
+from mvlm.runtime.launch import typed_command
 from mvlm.runtime.log import log
 from mvlm.runtime.storage import write_durably
 from mvlm.training.build import TRAINED, tokenizer_source
@@ -190,7 +192,7 @@ def describe_run(
         **layout,
         "hosts": hosts,
         "device": str(dist.device()),
-        "command": shlex.join(sys.argv),
+        "command": typed_command(sys.argv, _ancestors()),
         "versions": {"mvlm": __version__, "python": sys.version.split()[0]} | {name: version(name) for name in names},
         "config": dataclasses.asdict(config),
         "deepspeed": ds_config,
@@ -209,6 +211,13 @@ def describe_run(
         write_durably(run / RUN_JSON, json.dumps(facts, indent=1))
     except OSError as error:
         raise UserError(f"The run folder {run} cannot be written ({error}): free some room or set run.dir.") from None
+
+
+def _ancestors() -> list[list[str]]:
+    """Command lines of the processes that started this one, the nearest first; none that may not be read."""
+    with suppress(psutil.Error):
+        return [process.cmdline() for process in psutil.Process().parents()]
+    return []
 
 
 def _make_folder(run: Path) -> None:

@@ -196,6 +196,9 @@ def test_cards_grow() -> None:
         CARDS[name].fp16 for name in ("v100", "a100", "h100", "b200")
     )
     assert all(card.bandwidth > card.link > card.network > 0 for card in CARDS.values())
+    page = (ROOT / "docs/plan.md").read_text(encoding="utf-8")
+    assert all(name in page for name in CARDS)
+    assert all(card.fp16 == pytest.approx(2 * card.fp32, rel=0.01) for name, card in CARDS.items() if "rtx" in name)
 
 
 def test_an_unknown_text_encoder_and_a_task_are_refused() -> None:

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.shards.corpus import Mixture
 from mvlm.evaluate.examples import GREY, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction, patch_masks
-from tests.evaluate.tiny import CAPTIONS
+from tests.conftest import reading
+from tests.evaluate.tiny import CAPTIONS, CONFIG, make_shards
 
 CPU = torch.device("cpu")
 
@@ -72,3 +75,15 @@ def test_sentences_are_spelled_as_the_caption_and_guesses_are_probabilities(mode
         right, hidden = example.right("with_image")
         assert hidden == sum(bool(token.with_image) for token in example.tokens)
         assert right == sum(token.with_image[0].right for token in example.tokens if token.with_image)
+
+
+def test_punctuation_is_no_masked_word(model, tokenizer, tmp_path, monkeypatch):
+    captions = [["a red, red. dog!"], ["..., !!"], ["one - dog, two - dogs; three."]]
+    signs = EvalDataset(Mixture([make_shards(tmp_path / "signs", captions)]), tokenizer, *reading(CONFIG))
+    shown = []
+    for seed in range(8):
+        monkeypatch.setattr(model, "seed", seed)
+        _, texts = examples(model, signs, tokenizer, range(3), CPU)
+        shown += [[token.text for token in example.tokens if token.with_image] for example in texts]
+    assert all(shown), "something is masked in each, even in signs alone"
+    assert all(any(map(str.isalnum, text)) for row in (*shown[::3], *shown[2::3]) for text in row)
