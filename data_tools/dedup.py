@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mvlm.data.images.encoded import BadImage
+from mvlm.data.shards.files import Shards
 from mvlm.data.shards.in_place import resolved
-from mvlm.data.shards.schema import IMAGE_COLUMNS, Shards, read_manifest
+from mvlm.data.shards.schema import IMAGE_COLUMNS, read_manifest
 from mvlm.errors import UserError
 
 from .corpora import batches, corpora_here

@@ -11,7 +11,8 @@ from typing import TextIO
 import numpy as np
 import pyarrow.compute as pc
 
-from mvlm.data.shards.schema import CAPTION, Manifest, Shard, Shards
+from mvlm.data.shards.files import Shard, Shards
+from mvlm.data.shards.schema import CAPTION, Manifest
 
 from .dedup import EXCLUDED, DedupIndex
 from .equal import EqualJoin

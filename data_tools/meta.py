@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvlm.data.shards.schema import Shard
+from mvlm.data.shards.files import Shard
 from mvlm.data.shards.tables import META, add_table, own_columns
 from mvlm.errors import UserError
 

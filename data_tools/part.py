@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from mvlm.data.shards.schema import Shard
+from mvlm.data.shards.files import Shard
 
 Cursor = tuple[int, ...]
 """A place in a source; that of what is read sooner is smaller, and () is the beginning."""

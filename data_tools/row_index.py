@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 
 from mvlm.data.shards.columns import ShardRows, index_of
+from mvlm.data.shards.files import UNCOUNTED, Shard, Shards, index_file
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_length
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.row_index import packed
-from mvlm.data.shards.schema import CAPTION, MANIFEST, UNCOUNTED, Manifest, Shard, Shards, index_file, read_manifest
+from mvlm.data.shards.schema import CAPTION, MANIFEST, Manifest, read_manifest
 from mvlm.errors import Mistakes, UserError
 from mvlm.runtime.storage import write_durably
 

@@ -13,7 +13,8 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from mvlm.data.shards.schema import CAPTION, Shard
+from mvlm.data.shards.files import Shard
+from mvlm.data.shards.schema import CAPTION
 from mvlm.errors import UserError
 
 from .corpora import shard_rows

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 from blake3 import blake3
 
+from mvlm.data.shards.files import Shard, Shards
 from mvlm.data.shards.in_place import image_bytes
-from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest, Shard, Shards
+from mvlm.data.shards.schema import CAPTION, MANIFEST, SCHEMAS, Manifest
 from mvlm.runtime.storage import publish, write_durably
 
 from .meta import MetaColumns

@@ -238,7 +238,7 @@ def dataset(loaded: Any, scenes: Path) -> Any:
     """The images of `index`, in its order, with their captions."""
     from mvlm.data.samples.evaluation import EvalDataset
     from mvlm.data.samples.tokenizer import load_tokenizer
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
 
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), tokenizer, *reading(loaded.config))

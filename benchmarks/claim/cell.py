@@ -24,7 +24,7 @@ from benchmarks.claim.scores import measure, measure_answers, pack
 from mvlm.checkpoint.description import METRICS
 from mvlm.checkpoint.layout import MOMENTS, find_checkpoint
 from mvlm.config.load import given_keys, load_config
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.runtime import dist

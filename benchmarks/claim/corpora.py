@@ -12,7 +12,7 @@ from data_tools.__main__ import main as data_tools
 from data_tools.pipeline import Options
 from data_tools.sharding import shard
 from data_tools.split import parse_split
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
 

@@ -94,7 +94,7 @@ def _restored(run: Path, data: Path) -> np.ndarray:
     """uint8 [H, W, 3]: for each of SHOWN pairs, the image, the hidden one, and restored with and without text."""
     from mvlm.data.samples.evaluation import EvalDataset
     from mvlm.data.samples.tokenizer import load_tokenizer
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
     from mvlm.evaluate.examples import examples
     from mvlm.pretrained.runs import load_run
     from mvlm.runtime.dist import device

@@ -14,7 +14,7 @@ from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.accuracy import vqa_accuracy
 from mvlm.evaluate.labelled import evaluate_labelled

@@ -34,7 +34,7 @@ from benchmarks.data.write import machine  # noqa: E402
 from data_tools.writer import CorpusWriter  # noqa: E402
 from mvlm.config.schema import Data  # noqa: E402
 from mvlm.data.loading.sampler import make_sampler, order_of  # noqa: E402
-from mvlm.data.shards.corpus import Mixture  # noqa: E402
+from mvlm.data.shards.mixture import Mixture  # noqa: E402
 from mvlm.runtime.disk import seconds_a_read  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "cold.json"

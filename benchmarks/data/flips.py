@@ -33,7 +33,7 @@ from mvlm.config.schema import Data, Objectives  # noqa: E402
 from mvlm.data.loading.loader import Loader  # noqa: E402
 from mvlm.data.loading.sampler import make_sampler, order_of  # noqa: E402
 from mvlm.data.samples.pairs import PairDataset  # noqa: E402
-from mvlm.data.shards.corpus import Mixture  # noqa: E402
+from mvlm.data.shards.mixture import Mixture  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "flips.json"
 SHARD_BYTES = 16_000_000

@@ -37,7 +37,7 @@ def write_mvlm(records: Iterable[Record], out: Path, shard: int = SHARD) -> None
 
 
 def mvlm_by_row(out: Path) -> tuple[int, Callable[[int], Any]]:
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
 
     mixture = Mixture([out])
     return len(mixture), lambda row: mixture.row(row).image

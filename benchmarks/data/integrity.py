@@ -34,7 +34,8 @@ from data_tools.writer import CorpusWriter  # noqa: E402
 from mvlm.config.schema import Data  # noqa: E402
 from mvlm.data.images.decode import chosen, open_picture  # noqa: E402
 from mvlm.data.images.transforms import train_view  # noqa: E402
-from mvlm.data.shards.corpus import Corpus, Mixture  # noqa: E402
+from mvlm.data.shards.corpus import Corpus  # noqa: E402
+from mvlm.data.shards.mixture import Mixture  # noqa: E402
 from mvlm.data.shards.schema import MANIFEST  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "integrity.json"

@@ -155,7 +155,7 @@ def ours(folder: Path, mode: Any, found: dict[str, float]) -> Iterator[Any]:
     from mvlm.data.loading.loader import Loader
     from mvlm.data.loading.sampler import make_sampler, order_of
     from mvlm.data.samples.pairs import PairDataset
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
 
     data = Data(crop_scale=SCALE, randaugment=(0, 0))
     tokenizer = make_tokenizer()
@@ -192,7 +192,7 @@ def alone(folder: Path) -> Iterator[None]:
 
     from mvlm.data.images.decode import open_picture
     from mvlm.data.images.transforms import train_view
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
 
     mixture, rng, out = Mixture([folder]), np.random.default_rng(0), np.empty((BATCH, 3, SIZE, SIZE), np.uint8)
     while True:

@@ -39,8 +39,9 @@ from data_tools.writer import CorpusWriter  # noqa: E402
 from mvlm.checkpoint.state import OrderSpec  # noqa: E402
 from mvlm.config.schema import Data  # noqa: E402
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed  # noqa: E402
-from mvlm.data.shards.corpus import Mixture  # noqa: E402
-from mvlm.data.shards.schema import MANIFEST, Manifest, Shards, read_manifest  # noqa: E402
+from mvlm.data.shards.files import Shards  # noqa: E402
+from mvlm.data.shards.mixture import Mixture  # noqa: E402
+from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "scale.json"
 SHARD_ROWS, FILES = 10_000, 500

@@ -36,7 +36,7 @@ from mvlm.data.loading.prefetch import start_prefetcher  # noqa: E402
 from mvlm.data.loading.sampler import make_sampler, order_of  # noqa: E402
 from mvlm.data.samples.pairs import PairDataset  # noqa: E402
 from mvlm.data.samples.tokenizer import train_tokenizer  # noqa: E402
-from mvlm.data.shards.corpus import training_mixture  # noqa: E402
+from mvlm.data.shards.mixture import training_mixture  # noqa: E402
 
 RESULT = Path(__file__).parent / "results" / "store.json"
 BATCH, WORKERS = 64, 2

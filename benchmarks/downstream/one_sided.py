@@ -12,7 +12,7 @@ from torch import Tensor
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import SENTENCES, class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.labelled import evaluate_labelled, score
 from mvlm.pretrained.runs import load_task_run
 

@@ -14,7 +14,7 @@ from benchmarks.claim.corpora import Corpus
 from data_tools.pipeline import Options
 from data_tools.record import Record
 from data_tools.sharding import shard
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 
 EXCHANGED = 0.3
 """Share of the images that get another's captions."""

@@ -223,7 +223,7 @@ def loader_handover(folder: Path) -> float:
     from mvlm.data.loading.sampler import make_sampler, order_of
     from mvlm.data.samples.pairs import PairDataset
     from mvlm.data.samples.tokenizer import train_tokenizer
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
 
     with open(os.devnull, "w") as nowhere:
         saved, sys.stdout = sys.stdout, nowhere

@@ -25,7 +25,7 @@ from benchmarks.negatives.compare import compare_by_seed
 from benchmarks.shuffle.runs import write_runs
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.data.loading.neighbours import neighbours
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import ExitCode, UserError
 
 BATCH = 64

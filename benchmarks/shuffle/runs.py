@@ -12,7 +12,7 @@ from data_tools.pipeline import Options
 from data_tools.record import Record
 from data_tools.sharding import shard
 from data_tools.synth.scenes import CELLS, Scene, draw, png, scene_key
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 
 PHRASES = ("{}", "a page with {}", "{} on a page", "again {}")
 """Of the four pictures of a scene: the same things in other words, so that each caption is true of all four."""

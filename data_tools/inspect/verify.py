@@ -12,12 +12,13 @@ from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import BadImage, ChangedImage
 from mvlm.data.shards.columns import ShardRows
+from mvlm.data.shards.files import Shard, index_again
 from mvlm.data.shards.in_place import image_bytes, resolved
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_length, has_its_hash
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.plain_rows import CHANGED
 from mvlm.data.shards.row_index import unpacked
-from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, Shard, index_again, read_manifest
+from mvlm.data.shards.schema import IMAGE_COLUMNS, LABELS, Manifest, read_manifest
 from mvlm.errors import UserError
 
 from ..corpora import open_shard, shard_batch, spread

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mvlm.data.shards.files import Shard, Shards
 from mvlm.data.shards.integrity import check_hash
-from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, Shards, read_manifest
+from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, write_durably
 

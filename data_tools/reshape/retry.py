@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mvlm.data.shards.files import Shards
 from mvlm.data.shards.in_place import resolved
-from mvlm.data.shards.schema import MANIFEST, Manifest, Shards, read_manifest
+from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
 

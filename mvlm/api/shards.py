@@ -13,8 +13,9 @@ from mvlm.data.images.decode import BadImage, load_image
 from mvlm.data.images.encoded import why_bad
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import Row
-from mvlm.data.shards.corpus import Mixture, UnreadableRow
+from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.location import open_location
+from mvlm.data.shards.mixture import Mixture
 
 
 @dataclass(frozen=True)

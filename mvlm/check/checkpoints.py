@@ -15,7 +15,7 @@ from mvlm.checkpoint.mirror import Mirror
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start, given_start, search_whole, with_stored_order
 from mvlm.training.checkpoint.settings import resume_config

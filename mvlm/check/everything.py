@@ -12,7 +12,7 @@ from mvlm.check.report import Report
 from mvlm.checkpoint.integrity import check_continuity
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
-from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.compilation import is_compiled

@@ -14,7 +14,7 @@ from mvlm.checkpoint.layout import WEIGHTS
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.schema import Config, Model
 from mvlm.data.loading.truncation import truncation_warning
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.encoders import check_has_weights

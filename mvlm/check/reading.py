@@ -11,7 +11,7 @@ from mvlm.check.report import Report
 from mvlm.config.load import given_keys, read_config, read_stages
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, make_stages
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import Mistakes
 from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
 

@@ -14,12 +14,14 @@ from mvlm.data.loading.neighbours import neighbours
 from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, settle_shuffle
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.columns import open_shard
-from mvlm.data.shards.corpus import Mixture, check_task, held_out, training_mixture
+from mvlm.data.shards.corpus import check_task
+from mvlm.data.shards.files import Shard
 from mvlm.data.shards.indexed import located
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_index_length, check_length
 from mvlm.data.shards.location import RemoteShards
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.schema import Manifest, Shard, read_manifest
+from mvlm.data.shards.mixture import Mixture, held_out, training_mixture
+from mvlm.data.shards.schema import Manifest, read_manifest
 from mvlm.data.shards.selection import kept_sentences
 from mvlm.errors import Mistakes, UserError
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.cli.output import write_json
     from mvlm.config.load import load_config, read_stages
     from mvlm.config.stages import make_stages
-    from mvlm.data.shards.corpus import training_mixture
+    from mvlm.data.shards.mixture import training_mixture
     from mvlm.estimate.cards import find_card
     from mvlm.estimate.plan import Planner, Request
     from mvlm.estimate.text import as_json, as_text

@@ -62,7 +62,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.config.stages import Stages, draws_alike, make_stages
     from mvlm.config.toml import apply_override
     from mvlm.data.loading.streams import check_drawable
-    from mvlm.data.shards.corpus import training_mixture
+    from mvlm.data.shards.mixture import training_mixture
     from mvlm.runtime.storage import write_durably
     from mvlm.training.stages import checked, outline, stored_stages
 

@@ -123,7 +123,7 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
         require_training_data(stage, args.config)
     require_shards([*each[0].data.train, *config.data.eval])
     with uncollected():
-        from mvlm.data.shards.corpus import held_out, training_mixture
+        from mvlm.data.shards.mixture import held_out, training_mixture
         from mvlm.training.logging.trackers import require_installed
 
     require_installed(config.log)

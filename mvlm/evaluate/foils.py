@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import intervals, memory, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens

@@ -13,7 +13,7 @@ from rich.table import Table
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import shares
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
 from mvlm.evaluate.settings import Settings

@@ -11,7 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.staging import StagedTables
 from mvlm.errors import UserError
 from mvlm.evaluate.scores import Scorer

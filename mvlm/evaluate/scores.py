@@ -19,7 +19,8 @@ from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.columns import Row
-from mvlm.data.shards.corpus import Mixture, UnreadableRow
+from mvlm.data.shards.corpus import UnreadableRow
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.tables import EMBEDDINGS
 from mvlm.evaluate import shares
 from mvlm.evaluate.language import language_finder

@@ -10,7 +10,7 @@ from typing import Any
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pictures import Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
 

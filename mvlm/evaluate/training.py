@@ -15,7 +15,7 @@ from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.pictures import ClassFolder, Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture, held_out
+from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.classification import SHARES, TEMPLATES, evaluate_classification, sentences_of
 from mvlm.evaluate.foils import evaluate_foils

@@ -10,7 +10,7 @@ import torch
 
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture, held_out
+from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction

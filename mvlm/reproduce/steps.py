@@ -20,7 +20,7 @@ from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoi
 from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.config.shipped import package
-from mvlm.data.shards.corpus import training_mixture
+from mvlm.data.shards.mixture import training_mixture
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.report.facts import read_facts

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import shares
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded

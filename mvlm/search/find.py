@@ -20,8 +20,9 @@ from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Corpus, Mixture
+from mvlm.data.shards.corpus import Corpus
 from mvlm.data.shards.location import open_location
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs

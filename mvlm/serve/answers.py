@@ -18,7 +18,8 @@ from mvlm.data.images.encoded import PIXEL_LIMIT
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture, UnreadableRow, held_out
+from mvlm.data.shards.corpus import UnreadableRow
+from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import image_examples, pictures_of

@@ -16,7 +16,7 @@ from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import LabelledDataset, class_names
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.encoders import build_model, check_has_weights, text_settings

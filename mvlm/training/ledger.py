@@ -25,7 +25,7 @@ from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import make_sampler
 from mvlm.data.loading.streams import positions_of, remembered, taken
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
 

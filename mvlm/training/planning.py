@@ -17,7 +17,7 @@ from mvlm.checkpoint.mirror import Mirror
 from mvlm.config.schema import Config
 from mvlm.config.stages import Table, with_shuffle
 from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
-from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.model.encoders import Encoders
 from mvlm.runtime import dist
 from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer

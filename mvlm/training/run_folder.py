@@ -35,7 +35,7 @@ from mvlm.data.samples.answers import frequent_answers, save_answers
 from mvlm.data.samples.labelled import ANSWERS, SENTENCES
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from mvlm.data.shards.columns import Row
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.report import InitReport

@@ -18,7 +18,7 @@ from mvlm.config.schema import Config
 from mvlm.config.stages import LENGTHS, Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
 from mvlm.data.loading.sampler import order_of
 from mvlm.data.loading.streams import begin_stage, first_stage, remembered
-from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.checkpoint.settings import (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mvlm.config.schema import Data, Eval, Objectives, Task
-from mvlm.data.shards.corpus import Mixture, held_out
+from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.training.span import span_shape
 
 UNCOUNTED = "40 to 70 % more computing (`mvlm plan` counts it)"

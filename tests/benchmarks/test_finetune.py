@@ -12,7 +12,7 @@ from benchmarks.downstream.finetune import PARTS, RESULTS, WORLDS, spread
 from benchmarks.downstream.one_sided import STATED, by_text_alone
 from benchmarks.downstream.statements import KINDS, by_kind_of_statement, kind_of
 from data_tools.__main__ import main as data_tools
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 
 MARGINS = {"vqa": 0.55, "nlvr2": 0.45, "entailment": 0.55}
 """By how much the worst seed must beat what the best predictor of one side can reach."""

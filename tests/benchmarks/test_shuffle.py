@@ -14,7 +14,7 @@ from benchmarks.shuffle.runs import PHRASES, records
 from data_tools.pipeline import Options
 from data_tools.sharding import shard
 from data_tools.synth.scenes import describe
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 
 SHARES = (0.6, 0.8)
 

@@ -8,7 +8,7 @@ from made_shards import make_rows, write_shards
 from mvlm.config.schema import Config, Data, Model, Objectives, Run
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from tests.conftest import of_pairs
 
 

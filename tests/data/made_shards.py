@@ -10,7 +10,8 @@ import torch
 from blake3 import blake3
 from PIL import Image
 
-from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest, Shard, Shards
+from mvlm.data.shards.files import Shard, Shards
+from mvlm.data.shards.schema import MANIFEST, SCHEMA, Manifest
 
 WORDS = ["a", "the", "red", "green", "blue", "circle", "square", "near", "above", "on", "left", "right", "dog", "cat"]
 

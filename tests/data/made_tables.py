@@ -6,7 +6,8 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvlm.data.shards.schema import MANIFEST, Shards, read_manifest
+from mvlm.data.shards.files import Shards
+from mvlm.data.shards.schema import MANIFEST, read_manifest
 
 
 def add_tables(folder, name, columns):

@@ -19,7 +19,7 @@ from mvlm.data.loading.collate import caption_id, collate, collate_pairs
 from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import of_pairs, reading
 

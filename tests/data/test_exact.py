@@ -21,7 +21,7 @@ from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from tests.conftest import of_pairs
 
 GLOBAL = 12

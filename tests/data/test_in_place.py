@@ -18,10 +18,10 @@ from data_tools.__main__ import main
 from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Mixture
 from mvlm.data.shards.forms import recognise
 from mvlm.data.shards.in_place import MARK, image_bytes, reference, resolved
 from mvlm.data.shards.indexed import located
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import ROOT, of_pairs
 

@@ -14,7 +14,8 @@ import pytest
 from made_shards import make_rows, write_shards
 
 from data_tools.__main__ import main as data_tools_main
-from mvlm.data.shards.corpus import Corpus, Mixture, UnreadableRow
+from mvlm.data.shards.corpus import Corpus, UnreadableRow
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, SCHEMA
 from mvlm.errors import UserError
 

@@ -14,7 +14,7 @@ from mvlm.data.images.transforms import eval_view
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.labelled import LabelledDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import LABELS, OWN_COLUMNS
 from tests.conftest import of_labelled
 

@@ -14,7 +14,7 @@ from mvlm.data.loading.collate import collate
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import of_pairs
 

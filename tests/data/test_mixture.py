@@ -12,7 +12,7 @@ from made_shards import make_rows, write_shards
 
 from mvlm.data.loading.order import BlockShuffle, MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import of_pairs
 

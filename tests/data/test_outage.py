@@ -8,7 +8,7 @@ from http_store import Store
 from made_shards import make_rows, write_shards
 
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import DataLost, UserError
 from mvlm.runtime import storage
 from mvlm.runtime.storage import may_pass

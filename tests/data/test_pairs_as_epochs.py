@@ -4,6 +4,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -18,9 +19,11 @@ from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.columns import ShardRows
-from mvlm.data.shards.corpus import Mixture, training_mixture
-from mvlm.data.shards.schema import UNCOUNTED, read_manifest
+from mvlm.data.shards.columns import DamagedRow, ShardRows
+from mvlm.data.shards.files import UNCOUNTED
+from mvlm.data.shards.mixture import Mixture, training_mixture
+from mvlm.data.shards.row_index import RowIndex
+from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from tests.conftest import of_pairs
 
@@ -180,6 +183,37 @@ def test_no_damaged_number_shows_a_caption_with_another_image(folders, tmp_path,
             assert tuple(sample.text_L) in texts
             assert all("checksum differs" in f.reason or "outside" in f.reason for f in sample.faults)
     path.write_bytes(content)
+
+
+def test_no_flipped_offset_shifts_a_pair(folders, tmp_path):
+    """Any bit of any of the list's offsets, those at the borders of record batches too."""
+    folder = shutil.copytree(folders[0], tmp_path / "shifted")
+    add_indexes(folder)
+    path = folder / "000000.arrow"
+    content = path.read_bytes()
+    sound = Mixture([folder], pairs=True).corpora[0]._open_shard(0).rows
+    pairs = [sound.row_of_pair(pair) for pair in range(sound.captions())]
+    stride, first = sound._layout.firsts[-1], sound._layout.firsts[sound._layout.captions]
+    index = RowIndex(sound._starts, sound._buffers, sound._crc32)
+    batches, damaged = len(index.starts) - 1, 0
+    assert batches == 3
+    for batch in range(batches):
+        begin, end = index.starts[batch], index.starts[batch + 1]
+        for nth, bit in product(range(end - begin + 1), range(32)):
+            data = bytearray(content)
+            data[index.buffers[batch * stride + first] + 4 * nth + bit // 8] ^= 1 << bit % 8
+            now = ShardRows(memoryview(data), "caption", index)
+            beside = {begin + nth - 1, begin + nth} & {*range(begin, end)}  # whose captions begin or end there
+            assert now.captions() == len(pairs)
+            for pair, expected in enumerate(pairs):
+                try:
+                    found = now.row_of_pair(pair)
+                    now.row(found[0])
+                    assert found == expected and expected[0] not in beside
+                except DamagedRow:
+                    assert expected[0] in beside
+                    damaged += 1
+    assert damaged
 
 
 def test_a_pair_beyond_its_shard_is_no_row_of_it(folders):

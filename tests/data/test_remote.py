@@ -27,7 +27,8 @@ from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture, UnreadableRow
+from mvlm.data.shards.corpus import UnreadableRow
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.runtime import storage
 from tests.conftest import of_pairs
@@ -190,7 +191,7 @@ import sys; sys.path.insert(0, "tests/data")
 from slow_store import SlowStore; import fsspec
 fsspec.register_implementation("slow", SlowStore)
 SlowStore.latency = 0.02
-from mvlm.data.shards.cache import Cache; from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.cache import Cache; from mvlm.data.shards.mixture import Mixture
 from mvlm.runtime import storage
 from tests.conftest import of_pairs
 remote = Mixture([sys.argv[1]], cache=Cache(sys.argv[2], float(sys.argv[3])))

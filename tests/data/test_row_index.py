@@ -18,7 +18,8 @@ from mvlm.check.shards import shard_problems
 from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Corpus, Mixture, UnreadableRow
+from mvlm.data.shards.corpus import Corpus, UnreadableRow
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.errors import UserError
 from tests.conftest import of_pairs, reading

@@ -15,7 +15,7 @@ from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Data
 from mvlm.data.loading.neighbours import neighbours
 from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, resumed, settle_shuffle
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import with_stored_order
 from tests.training.conftest import KEPT

@@ -11,9 +11,10 @@ import pytest
 
 from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import make_sampler, order_of
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.files import Shard, Shards
 from mvlm.data.shards.location import LOOKED_AT
-from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, Shards
+from mvlm.data.shards.mixture import Mixture
+from mvlm.data.shards.schema import MANIFEST, Manifest
 from mvlm.errors import UserError
 
 ROWS, BYTES = 20_000, 10**9

@@ -16,7 +16,7 @@ from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.streams import Drawing, begin_stage, end_stage, taken
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from tests.conftest import of_pairs
 

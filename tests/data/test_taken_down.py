@@ -14,7 +14,7 @@ from data_tools.corpora import batches, kept_rows
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
-from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.training.health.quarantine import Quarantine

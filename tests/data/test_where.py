@@ -13,7 +13,7 @@ from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.bits import BLOCK, Bits
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import MANIFEST, read_manifest
 from mvlm.data.shards.selection import select
 from mvlm.data.shards.where import MOST_NESTED, parse

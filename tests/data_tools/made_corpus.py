@@ -10,7 +10,8 @@ import pyarrow as pa
 from blake3 import blake3
 from made import photo
 
-from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, Shard, Shards
+from mvlm.data.shards.files import Shard, Shards
+from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest
 
 
 def caption_rows(count: int, prefix: str = "k", **changes: Any) -> list[dict[str, Any]]:

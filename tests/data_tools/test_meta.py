@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_tools.__main__ import main
 from data_tools.meta import MetaColumns, column, joined
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import read_manifest
 
 SAID = [

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from mvlm.data.samples.evaluation import EvalDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from tests.conftest import reading
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_model, make_shards, make_tokenizer
 

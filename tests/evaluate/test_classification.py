@@ -10,7 +10,7 @@ from PIL import Image
 from data_tools.__main__ import main as data_tools
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.pictures import ClassFolder, Pictures
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.evaluate import probe
 from mvlm.evaluate.classification import evaluate_classification, read_templates, scores

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mvlm.data.samples.evaluation import EvalDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import intervals, memory
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import SearchSettings, evaluate_retrieval, retrieve

@@ -13,7 +13,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.evaluate import memory

@@ -6,7 +6,7 @@ import shlex
 
 from mvlm.__main__ import main
 from mvlm.data.images.decode import load_image
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")

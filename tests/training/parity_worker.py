@@ -26,7 +26,7 @@ from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import train_tokenizer
-from mvlm.data.shards.corpus import training_mixture
+from mvlm.data.shards.mixture import training_mixture
 from mvlm.kernels.fusion import FUSION
 from mvlm.kernels.views import VIEWS
 from mvlm.model.maskvlm import MaskVLM

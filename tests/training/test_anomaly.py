@@ -11,7 +11,7 @@ import torch
 
 from mvlm.checkpoint.description import SKIPPED
 from mvlm.data.loading.order import MixtureSampler
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.health.anomaly import ENOUGH, HISTORY, LAG, Anomaly, AnomalyDetector
 from mvlm.training.health.quarantine import Skipped

@@ -20,7 +20,7 @@ from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Task
 from mvlm.data.samples.answers import load_answers
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.training.fit import train

@@ -13,7 +13,7 @@ from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.pairs import Captioned, PlainDataset
-from mvlm.data.shards.corpus import training_mixture
+from mvlm.data.shards.mixture import training_mixture
 from mvlm.errors import UserError
 
 Collate = Callable[[Tensor, list[str]], Any]

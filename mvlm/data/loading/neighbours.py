@@ -11,7 +11,7 @@ import numpy as np
 from mvlm.checkpoint.state import GLOBAL, OrderSpec
 from mvlm.config.schema import Data, Train
 from mvlm.data.loading.sampler import Sampler, make_sampler, order_of, reasons_for_blocks, settle_shuffle
-from mvlm.data.shards.corpus import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.data.shards.schema import read_manifest
 
 NEAR = 5

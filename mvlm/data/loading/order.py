@@ -21,7 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mvlm.data.shards.corpus import draw_counts
+from mvlm.data.shards.mixture import draw_counts
 
 _ROUNDS = 8
 _SMALLEST_HALF = 3  # bits of a Feistel half; with fewer, some permutations of few things would never come up

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from mvlm.data.loading.sampler import Sampler
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 
 FETCHERS = 4
 """Shards a rank fetches at a time: one connection seldom fills a line."""

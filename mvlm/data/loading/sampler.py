@@ -11,7 +11,7 @@ import numpy as np
 from mvlm.checkpoint.state import BLOCKS, GLOBAL, SHARDS, OrderSpec
 from mvlm.config.schema import Data
 from mvlm.data.loading.order import MixtureSampler, scattered
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.runtime.disk import why_slow
 

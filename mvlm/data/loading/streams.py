@@ -16,7 +16,7 @@ import numpy as np
 from mvlm.checkpoint.state import DataStream, OrderSpec, StageState, TrainState
 from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import Sampler, make_sampler, resumed
-from mvlm.data.shards.corpus import Mixture, draw_counts, training_mixture
+from mvlm.data.shards.mixture import Mixture, draw_counts, training_mixture
 from mvlm.errors import UserError
 
 PERIOD = 1 << 20

@@ -17,7 +17,8 @@ from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import train_view
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.shards.columns import EncodedImage, Row
-from mvlm.data.shards.corpus import Mixture, UnreadableRow
+from mvlm.data.shards.corpus import UnreadableRow
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.model.masking import Purpose, generator
 

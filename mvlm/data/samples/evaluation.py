@@ -15,7 +15,7 @@ from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.labelled import SENTENCES
 from mvlm.data.samples.padding import BatchTokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 
 

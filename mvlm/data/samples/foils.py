@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mvlm.data.samples.evaluation import EvalDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 
 
 class FoilDataset(EvalDataset):

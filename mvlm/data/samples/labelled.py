@@ -18,7 +18,7 @@ from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.dataset import Sample, ShardDataset, Visit
 from mvlm.data.samples.pairs import SIDES
 from mvlm.data.shards.columns import Row
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.data.shards.schema import LABELS
 
 SENTENCES: dict[str, Callable[[dict[str, Any]], tuple[str, ...]]] = {

@@ -15,7 +15,8 @@ import numpy as np
 from mvlm.config.schema import Data, Objectives
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.dataset import S, Sample, ShardDataset, Visit
-from mvlm.data.shards.corpus import Mixture, Row
+from mvlm.data.shards.columns import Row
+from mvlm.data.shards.mixture import Mixture
 from mvlm.model.masking import Purpose, block_grid, patch_mask, token_mask
 
 SIDES = re.compile(r"\b(left|right)(hand|most|wards?)?\b", re.IGNORECASE)

@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mvlm.data.shards.files import Shard
 from mvlm.data.shards.integrity import has_its_hash
-from mvlm.data.shards.schema import Shard
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Attempts, Outages
 

@@ -17,11 +17,12 @@ import pyarrow as pa
 from zlib_ng import zlib_ng
 
 from mvlm.data.images.encoded import ChangedImage
+from mvlm.data.shards.files import Shard, index_again
 from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.plain_rows import OUTSIDE, kind_of, places, read_key
 from mvlm.data.shards.row_index import RowIndex, parsed, unpacked
-from mvlm.data.shards.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS, Shard, index_again
+from mvlm.data.shards.schema import IMAGE_COLUMNS, OWN_COLUMNS, SCHEMAS
 from mvlm.errors import UserError
 
 try:
@@ -121,7 +122,7 @@ class ShardRows:
         return Row(key, images, captions, source, width, height, {name: found[at] for name, at in layout.own})
 
     def captions(self) -> int:
-        """How many all rows have together; raises ValueError or IndexError where that cannot be read."""
+        """How many all rows have together."""
         return self._starts_of_pairs()[-1]
 
     def row_of_pair(self, pair: int) -> tuple[int, int]:
@@ -135,8 +136,7 @@ class ShardRows:
             if not 0 <= pair < starts[-1]:
                 raise ValueError(OUTSIDE)
             batch = bisect_right(starts, pair) - 1
-            ends = self._caption_ends(batch)
-            caption = ends[0] + pair - starts[batch]
+            ends, caption = self._caption_ends(batch), pair - starts[batch]
             row, first = bisect_right(ends, caption) - 1, self._starts[batch]
             if not (0 <= row < len(ends) - 1 and self.is_sound(first + row)):
                 # A damaged offset leads the search astray, but those of sound rows are right.
@@ -149,10 +149,12 @@ class ShardRows:
         return first + row, caption - ends[row]
 
     def _starts_of_pairs(self) -> list[int]:
-        """The first pair of each batch, then the number of pairs."""
+        """The first pair of each batch, then the number of pairs; by the index alone, so that no flip shifts them."""
         if self._pair_starts is None:
-            ends = map(self._caption_ends, range(len(self._starts) - 1))
-            self._pair_starts = list(accumulate((end[-1] - end[0] for end in ends), initial=0))
+            layout = self._layout
+            assert layout.captions is not None
+            text_offsets = self._buffers[layout.firsts[layout.captions] + 3 :: layout.firsts[-1]]  # bytes of int32
+            self._pair_starts = list(accumulate((max(0, (size >> 2) - 1) for size in text_offsets), initial=0))
         return self._pair_starts
 
     def _caption_ends(self, batch: int) -> memoryview:

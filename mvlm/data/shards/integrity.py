@@ -10,7 +10,7 @@ from typing import Any
 
 from blake3 import blake3
 
-from mvlm.data.shards.schema import BLAKE3, SHA256, Shard, index_again
+from mvlm.data.shards.files import BLAKE3, SHA256, Shard, index_again
 from mvlm.errors import UserError
 
 HASHES: dict[str, Callable[[], Any]] = {SHA256: hashlib.sha256, BLAKE3: blake3}

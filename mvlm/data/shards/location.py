@@ -8,10 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.files import Shard
 from mvlm.data.shards.indexed import located
 from mvlm.data.shards.integrity import check_index_length, check_length
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.schema import MANIFEST, Manifest, Shard, parse_manifest, read_manifest
+from mvlm.data.shards.schema import MANIFEST, Manifest, parse_manifest, read_manifest
 from mvlm.data.shards.takedown import TAKEDOWN, read_takedown, taken_down
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage

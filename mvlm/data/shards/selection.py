@@ -20,7 +20,7 @@ from mvlm.data.shards.where import Where, parse
 from mvlm.errors import UserError
 
 if TYPE_CHECKING:
-    from mvlm.data.shards.corpus import Mixture
+    from mvlm.data.shards.mixture import Mixture
 
 
 @dataclass(frozen=True)

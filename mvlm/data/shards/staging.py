@@ -18,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.files import Shard, Shards, table_file
 from mvlm.data.shards.location import open_location
-from mvlm.data.shards.schema import MANIFEST, Shard, Shards, parse_manifest, table_file
+from mvlm.data.shards.schema import MANIFEST, parse_manifest
 from mvlm.data.shards.tables import table_bytes
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage

@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mvlm.data.shards.files import Shard, table_file
 from mvlm.data.shards.location import ShardLocation
-from mvlm.data.shards.schema import SCHEMAS, Shard, table_file
+from mvlm.data.shards.schema import SCHEMAS
 from mvlm.errors import UserError
 from mvlm.runtime.storage import publish
 

@@ -15,56 +15,35 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mvlm.data.shards.expressions import (
+    COMPARE,
+    Build,
+    Kind,
+    Typed,
+    Wrong,
+    both,
+    column,
+    compare,
+    computed,
+    is_in,
+    is_null,
+    number,
+    truth,
+)
 from mvlm.errors import UserError
-
-Kind = Literal["number", "text", "truth", "missing"]
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)(?![\w.])|(?P<text>'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\")"
     r"|`(?P<quoted>[^`]+)`|(?P<word>[^\W\d][\w.]*)|(?P<sign><=|>=|<>|!=|==|[-+*/=<>(),]))"
 )
 _WORDS = frozenset({"and", "or", "not", "in", "is", "null", "true", "false"})
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*$"
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
-    "=": lambda a, b: a == b,
-    "==": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    "<>": lambda a, b: a != b,
-    "<": lambda a, b: a < b,
-    "<=": lambda a, b: a <= b,
-    ">": lambda a, b: a > b,
-    ">=": lambda a, b: a >= b,
-}
-_ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-}
-_MISSING = pc.scalar(pa.scalar(None, pa.bool_()))
-
 MOST_NESTED = 50
 """Parentheses, `not`s and signs within each other, so that no condition exhausts the stack."""
-
-
-class Typed(NamedTuple):
-    """An expression and what its values are."""
-
-    expression: Any  # pc.Expression
-    kind: Kind
-
-
-Build = Callable[[pa.Schema], Typed]
-"""Makes an expression for tables of a schema; a column that is not in it is missing in all rows."""
-
-
-class _Wrong(Exception):
-    """What is wrong with a condition, as the end of a sentence."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +65,8 @@ class Where:
             UserError: values of these types cannot be used so.
         """
         try:
-            return _truth(self._build(schema), "the condition")
-        except _Wrong as wrong:
+            return truth(self._build(schema), "the condition")
+        except Wrong as wrong:
             raise UserError(f"The condition {self.text!r} cannot be used: {wrong}.") from None
 
 
@@ -101,7 +80,7 @@ def parse(text: str) -> Where:
         reader = _Reader(text)
         build = reader.any()
         reader.expect("")
-    except _Wrong as wrong:
+    except Wrong as wrong:
         raise UserError(
             f"The condition {text!r} cannot be read: {wrong}; write it like \"similarity > 0.28 and nsfw != 'NSFW'\"."
         ) from None
@@ -125,28 +104,28 @@ class _Reader:
     def _joined(self, word: str, part: Callable[[], Build], join: Callable[[Any, Any], Any]) -> Build:
         built = part()
         while self._accept(word):
-            built = _both(built, part(), join, f"what {word!r} joins")
+            built = both(built, part(), join, f"what {word!r} joins")
         return built
 
     def _negated(self) -> Build:
         if not self._accept("not"):
             return self._compared()
         inner = self._nested(self._negated)
-        return lambda schema: Typed(~_truth(inner(schema), "what follows 'not'"), "truth")
+        return lambda schema: Typed(~truth(inner(schema), "what follows 'not'"), "truth")
 
     def _compared(self) -> Build:
         left = self._value()
-        if (sign := self._token) in _COMPARE and self._kind == "sign":
+        if (sign := self._token) in COMPARE and self._kind == "sign":
             self._advance()
             right = self._value()
-            return lambda schema: _compare(left(schema), right(schema), sign)
+            return lambda schema: compare(left(schema), right(schema), sign)
         if self._accept("is"):
             negated = self._accept("not")
             self.expect("null")
-            return _is_null(left, negated)
+            return is_null(left, negated)
         negated = self._accept("not")
         if self._accept("in"):
-            return _is_in(left, self._literals(), negated)
+            return is_in(left, self._literals(), negated)
         if negated:
             self._refuse("'in'")
         return left
@@ -163,7 +142,7 @@ class _Reader:
         columns = len(self.columns)
         built = self._sign()
         if len(self.columns) > columns:
-            raise _Wrong("what stands in the parentheses after 'in' must be numbers or 'texts'")
+            raise Wrong("what stands in the parentheses after 'in' must be numbers or 'texts'")
         return built
 
     def _value(self) -> Build:
@@ -173,13 +152,13 @@ class _Reader:
         built = part()
         while (sign := self._token) in signs and self._kind == "sign":
             self._advance()
-            built = _computed(built, part(), sign)
+            built = computed(built, part(), sign)
         return built
 
     def _sign(self) -> Build:
         if self._accept("-"):
             inner = self._nested(self._sign)
-            return lambda schema: Typed(pc.negate(_number(inner(schema), "what follows '-'")), "number")
+            return lambda schema: Typed(pc.negate(number(inner(schema), "what follows '-'")), "number")
         return self._atom()
 
     def _atom(self) -> Build:
@@ -198,7 +177,7 @@ class _Reader:
         if kind == "column":
             self._advance()
             self.columns.append(token)
-            return lambda schema: _column(schema, token)
+            return lambda schema: column(schema, token)
         self._refuse("a column, a number or a 'text'")
         raise AssertionError
 
@@ -209,7 +188,7 @@ class _Reader:
     def _nested(self, inner: Callable[[], Build]) -> Build:
         self._depth += 1
         if self._depth > MOST_NESTED:
-            raise _Wrong(f"more than {MOST_NESTED} parts lie within each other")
+            raise Wrong(f"more than {MOST_NESTED} parts lie within each other")
         built = inner()
         self._depth -= 1
         return built
@@ -229,7 +208,7 @@ class _Reader:
 
     def _refuse(self, expected: str) -> None:
         where = f"at {self._text[self._start :][:20]!r}" if self._kind != "end" else "at its end"
-        raise _Wrong(f"{expected} is expected {where} (character {self._start + 1})")
+        raise Wrong(f"{expected} is expected {where} (character {self._start + 1})")
 
     def _advance(self) -> None:
         match = _TOKEN.match(self._text, self._at)
@@ -237,7 +216,7 @@ class _Reader:
             rest = self._text[self._at :].lstrip()
             self._start, self._kind, self._token = len(self._text) - len(rest), "end", ""
             if rest:
-                raise _Wrong(f"{rest[:20]!r} (character {self._start + 1}) is no part of a condition")
+                raise Wrong(f"{rest[:20]!r} (character {self._start + 1}) is no part of a condition")
             return
         self._start, self._at = match.start(match.lastgroup or 0), match.end()
         self._kind, self._token = match.lastgroup or "", match[match.lastgroup or 0]
@@ -248,75 +227,3 @@ class _Reader:
                 self._kind = "column"
         elif self._kind == "quoted":
             self._kind = "column"
-
-
-def _column(schema: pa.Schema, name: str) -> Typed:
-    if name not in schema.names or pa.types.is_null(type_ := schema.field(name).type):
-        return Typed(_MISSING, "missing")
-    field = pc.field(name)
-    if pa.types.is_floating(type_):  # a NaN is how tables of pandas say that there is none
-        return Typed(pc.if_else(pc.is_nan(field), pc.scalar(pa.scalar(None, type_)), field), "number")
-    if pa.types.is_boolean(type_):
-        return Typed(field, "truth")
-    return Typed(field, "number" if pa.types.is_integer(type_) else "text")
-
-
-def _truth(typed: Typed, what: str) -> Any:
-    if typed.kind not in ("truth", "missing"):
-        raise _Wrong(f"{what} is a {typed.kind}, where something true or false must stand: compare it with a value")
-    return typed.expression
-
-
-def _number(typed: Typed, what: str) -> Any:
-    """As a double."""
-    if typed.kind == "truth":
-        raise _Wrong(f"{what} is true or false, where a number must stand")
-    if typed.kind == "text":
-        readable = pc.match_substring_regex(typed.expression, _NUMBER)
-        text = pc.if_else(readable, pc.utf8_trim_whitespace(typed.expression), pc.scalar(pa.scalar(None, pa.string())))
-        return text.cast(pa.float64())
-    return typed.expression.cast(pa.float64())
-
-
-def _both(left: Build, right: Build, join: Callable[[Any, Any], Any], what: str) -> Build:
-    return lambda schema: Typed(join(_truth(left(schema), what), _truth(right(schema), what)), "truth")
-
-
-def _computed(left: Build, right: Build, sign: str) -> Build:
-    def build(schema: pa.Schema) -> Typed:
-        sides = (_number(side(schema), f"what {sign!r} is between") for side in (left, right))
-        return Typed(_ARITHMETIC[sign](*sides), "number")
-
-    return build
-
-
-def _compare(left: Typed, right: Typed, sign: str) -> Typed:
-    kinds = {left.kind, right.kind}
-    if "missing" in kinds:
-        return Typed(_MISSING, "missing")
-    compare = _COMPARE[sign]
-    if kinds == {"number"}:
-        return Typed(compare(left.expression, right.expression), "truth")
-    if kinds == {"number", "text"}:
-        return Typed(compare(*(_number(side, "") for side in (left, right))), "truth")
-    if len(kinds) > 1:
-        raise _Wrong(f"a {left.kind} and a {right.kind} stand on the two sides of {sign!r}: compare alike things")
-    return Typed(compare(left.expression, right.expression), "truth")
-
-
-def _is_null(left: Build, negated: bool) -> Build:
-    def build(schema: pa.Schema) -> Typed:
-        found = left(schema).expression.is_null()
-        return Typed(~found if negated else found, "truth")
-
-    return build
-
-
-def _is_in(left: Build, literals: list[Build], negated: bool) -> Build:
-    def build(schema: pa.Schema) -> Typed:
-        found, *others = (_compare(left(schema), literal(schema), "=").expression for literal in literals)
-        for other in others:
-            found = found | other
-        return Typed(~found if negated else found, "truth")
-
-    return build

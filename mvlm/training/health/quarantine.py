@@ -15,7 +15,7 @@ import numpy as np
 from mvlm.checkpoint.description import SKIPPED
 from mvlm.data.loading.sampler import Sampler
 from mvlm.data.samples.dataset import TAKEN_DOWN, Fault
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
 from mvlm.training.health.anomaly import Anomaly

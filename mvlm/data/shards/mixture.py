@@ -1,0 +1,154 @@
+"""Mixtures of corpora, weighted, of all their rows or of those that a condition keeps."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+from mvlm.config.schema import Data
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.columns import Row
+from mvlm.data.shards.corpus import Corpus, UnreadableRow
+from mvlm.data.shards.numbers import Numbers
+from mvlm.data.shards.opened import OpenShards
+from mvlm.data.shards.schema import CAPTION
+from mvlm.data.shards.selection import select, selection_hash
+from mvlm.errors import UserError
+from mvlm.model.masking import exact_count
+
+
+class Mixture:
+    """Corpora end to end, as one sequence of rows; memory grows with the shards, not with the rows.
+
+    Args:
+        weights: how often an epoch draws each row of a corpus, or each pair; empty = once.
+        cache, task: as of `Corpus`.
+        pairs: an epoch draws each row with each of its captions.
+        where: a condition on the rows' metadata, or one a corpus; "" keeps all rows.
+        trains: a row that was taken down keeps its number, so that the order stays; else it is as if it were not there.
+
+    Attributes:
+        numbers: of what an epoch draws.
+        task: as it was given.
+        per_epoch: draws an epoch.
+        taken_down: rows that were, of those that the condition keeps.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[str | Path],
+        weights: Sequence[float] = (),
+        cache: Cache | None = None,
+        task: str = CAPTION,
+        pairs: bool = False,
+        where: Sequence[str] = (),
+        trains: bool = False,
+    ):
+        if not folders:
+            raise UserError("No shard folder is named: give one or more, in data.train to train on.")
+        self.cache = cache or Cache()
+        open_shards = OpenShards()
+        self.corpora = [Corpus(folder, self.cache, task, open_shards) for folder in folders]
+        self.conditions = list(where if len(where) > 1 else [*where, ""][:1] * len(folders))
+        for corpus, condition in zip(self.corpora, self.conditions, strict=True):
+            _keep(corpus, condition, pairs, trains)
+        self._starts = list(accumulate(map(len, self.corpora), initial=0))
+        if not len(self):
+            raise UserError(f"{', '.join(map(str, folders))} holds no rows: shard a corpus that has some.")
+        self.task = task
+        self.weights = list(weights) or [1.0] * len(self.corpora)
+        self.numbers = Numbers(self.corpora, pairs)
+        self.per_epoch = sum(draw_counts(self.numbers.sizes, self.weights))
+        if not self.per_epoch:
+            raise UserError(f"data.weights = {self.weights} draw no row of {', '.join(map(str, folders))}: raise them.")
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal exactly when the same corpora stand in the same order with the same weights, wherever they lie."""
+        joined = "".join(corpus.fingerprint for corpus in self.corpora)
+        if set(self.weights) != {1.0}:
+            joined += repr(self.weights)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    @property
+    def selection(self) -> str:
+        """A hash of the rows that the conditions keep; "" without any."""
+        return selection_hash([corpus.selection for corpus in self.corpora]) if any(self.conditions) else ""
+
+    def is_taken_down(self, row: int) -> bool:
+        corpus, local = self.locate(row)
+        return corpus.is_taken_down(local)
+
+    def locate(self, row: int) -> tuple[Corpus, int]:
+        """The corpus and the row in it of a global row."""
+        if not 0 <= row < self._starts[-1]:
+            raise IndexError(f"row {row} of {len(self)}")
+        number = bisect_right(self._starts, row) - 1
+        return self.corpora[number], row - self._starts[number]
+
+    def row(self, row: int) -> Row:
+        corpus, local = self.locate(row)
+        return corpus.row(local)
+
+    def key(self, row: int) -> str:
+        """The key, as it now reads where the row is damaged."""
+        try:
+            return self.row(row).key
+        except UnreadableRow as error:
+            return error.key
+
+    def sound(
+        self, rows: Iterable[int], report: Callable[[UnreadableRow], object] = lambda error: None
+    ) -> Iterator[Row]:
+        """Those of these rows that are what was written; `report` hears of the others."""
+        for row in rows:
+            try:
+                yield self.row(row)
+            except UnreadableRow as error:
+                report(error)
+
+    def where(self, row: int) -> str:
+        corpus, local = self.locate(row)
+        return corpus.where(local)
+
+    def position(self, row: int) -> tuple[str, int]:
+        corpus, local = self.locate(row)
+        return corpus.position(local)
+
+    def changed(self, row: int) -> bool:
+        corpus, local = self.locate(row)
+        return corpus.changed(local)
+
+
+def _keep(corpus: Corpus, where: str, pairs: bool, trains: bool) -> None:
+    """Leave out what a condition does not keep and, unless it is for training, what was taken down."""
+    without = () if trains else corpus.location.taken_down
+    if not where and not without:
+        return
+    of_pairs = pairs and corpus.manifest.captions != corpus.manifest.rows
+    corpus.keep(select(corpus.location, where, of_pairs, without))
+    if not len(corpus):
+        raise UserError(f"{where or 'What was not taken down'!r} keeps no row of {corpus.folder}: ask for less.")
+
+
+def draw_counts(sizes: Sequence[int], weights: Sequence[float]) -> list[int]:
+    """Draws an epoch from each corpus."""
+    return [exact_count(weight, size, "nearest") for size, weight in zip(sizes, weights, strict=True)]
+
+
+def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
+    """What a configuration trains on, with so many minutes for a store that is gone; raises as `Mixture`."""
+    pairs = task == CAPTION and data.epoch == "pairs"
+    cache = Cache(data.cache, data.cache_gb, patience)
+    return Mixture(data.train, data.weights, cache, task, pairs, data.where, trains=True)
+
+
+def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
+    """What it evaluates on, likewise; raises as `Mixture`."""
+    return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb, patience), task=task)
