@@ -11,7 +11,7 @@ from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
 
-from . import commands, commands_tools
+from . import commands, commands_looking, commands_making, commands_reshaping
 
 log = logger("data_tools")
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("mvlm-data", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     subs = top.add_subparsers(metavar="COMMAND", required=True)
-    for module in (commands, commands_tools):
+    for module in (commands, commands_looking, commands_reshaping, commands_making):
         module.add_parser(subs)
     completion = subs.add_parser("completion", help="print a shell completion script for mvlm-data")
     completion.add_argument("shell", choices=SHELLS)

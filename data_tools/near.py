@@ -1,4 +1,4 @@
-"""LookFile whose hashes differ in a few bits, found by sorting, in memory that does not grow with their number.
+"""Pictures whose hashes differ in a few bits, found by sorting, in memory that does not grow with their number.
 
 Of two hashes that differ in d bits at most and are cut into d + k blocks, k blocks at least are equal (Manku, Jain and
 Das Sarma, "Detecting near-duplicates for web crawling", 2007). So for each choice of k blocks the hashes are sorted by
@@ -38,7 +38,7 @@ BUCKETS = 64
 
 
 class NearJoin:
-    """LookFile with several hashes each are added in the order of their places; then the pairs are asked for.
+    """Pictures with several hashes each are added in the order of their places; then the pairs are asked for.
 
     A pair are two pictures of which one's first hash is within `distance` of any of the other's.
     """

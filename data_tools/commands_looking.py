@@ -1,11 +1,9 @@
-"""The commands that look at finished shards, cut them anew or make synthetic ones."""
+"""The commands that look at finished shards, or say more about them without changing them."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 from mvlm.data.shards.schema import read_manifest
@@ -13,7 +11,6 @@ from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
-from .arguments import add_writing, megabytes, writing_options
 from .corpora import corpora, corpora_here, corpus_places
 from .engines.local import cores
 from .inspect.plots import KINDS, plots
@@ -21,62 +18,13 @@ from .inspect.preview import contact_sheet
 from .inspect.stats import UNCHECKED, corpus_stats, table
 from .inspect.verify import problems
 from .progress import progress
-from .readers.inputs import Place, as_place, name_of
-from .reshape.merge import merge
-from .reshape.resplit import resplit
+from .readers.inputs import Place, name_of
 from .row_index import add_indexes
-from .sharding import shard as shard_records
-from .split import Split, parse_split
 from .store.disk import write_output
-from .synth import TASKS
-from .synth.holdout import held_out, with_novel
-from .synth.miniature import write_miniature
-from .synth.records import records
 from .takedown import read_list, take_down
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add this module's commands; each sets `run`, which takes the arguments and returns the exit code."""
-    _add_looking(subparsers)
-    _add_cutting(subparsers)
-    made = subparsers.add_parser(
-        "synth",
-        help="make shards of synthetic scenes",
-        description="Make shards of a small synthetic world of coloured shapes with known answers. Except for "
-        "captions, text alone and image alone stay at chance: see data_tools/synth. By default no two splits "
-        "share a scene.",
-    )
-    made.add_argument(
-        "--task",
-        choices=tuple(TASKS),
-        required=True,
-        help="captions; vqa: questions; pairs: statements about two scenes, as in NLVR2; entailment; "
-        "foils: captions, each with a copy in which two colours or shapes are swapped",
-    )
-    made.add_argument("--count", type=positive, required=True, help="number of rows")
-    made.add_argument("--seed", type=int, default=0)
-    made.add_argument(
-        "--holdout-pairs",
-        type=int,
-        default=0,
-        metavar="K",
-        help="colour-shape pairs that appear only in an additional split `novel` (default: 0)",
-    )
-    add_writing(made)
-    made.set_defaults(run=synth, workers=1, split_by="group")
-
-    small = subparsers.add_parser(
-        "miniature",
-        help="lay out the published data sets in miniature, to rehearse on",
-        description="Write COCO, Flickr30k, Visual Genome, SBU, CC3M, VQA v2, NLVR2 and SNLI-VE into a folder as "
-        "`mvlm reproduce` expects them: the published names and forms, with a few synthetic scenes for images.",
-    )
-    small.add_argument("folder", type=Path, metavar="FOLDER", help="a new folder")
-    small.add_argument("--seed", type=int, default=0)
-    small.set_defaults(run=miniature)
-
-
-def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
     checked.add_argument("shards", nargs="+", metavar="SHARDS")
     checked.add_argument(
@@ -120,29 +68,6 @@ def _add_looking(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     shown.set_defaults(run=preview)
 
 
-def _add_cutting(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    merged = subparsers.add_parser("merge", help="merge several corpora into one")
-    merged.add_argument("shards", nargs="+", metavar="SHARDS")
-    merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")
-    merged.set_defaults(run=merge_corpora)
-
-    divided = subparsers.add_parser("split", help="split a corpus by a hash of a column")
-    divided.add_argument("shards", metavar="SHARDS")
-    divided.add_argument("--split", required=True, help="shares by name, for example train=0.9,eval=0.1")
-    divided.add_argument(
-        "--split-by",
-        default="key",
-        metavar="COLUMN",
-        help="keep rows with equal values of this column together (default: key); crc32: those of one image",
-    )
-    divided.set_defaults(run=split_corpus)
-    for command in (merged, divided):
-        command.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder to write")
-        command.add_argument(
-            "--shard-mb", type=megabytes, default=256, help="megabytes of images per shard (default: 256)"
-        )
-
-
 def _number_or_all(text: str) -> int | None:
     return None if text == "all" else positive(text)
 
@@ -152,30 +77,6 @@ def _plots_file(text: str) -> Path:
     if path.suffix not in KINDS:
         raise argparse.ArgumentTypeError(f"must end in {' or '.join(KINDS)}")
     return path
-
-
-def synth(arguments: argparse.Namespace) -> int:
-    options = writing_options(arguments)
-    things = held_out(arguments.holdout_pairs, arguments.seed)
-    if things:
-        options = replace(options, split=with_novel(options.split))
-        print("held out: " + ", ".join(sorted(" ".join(thing) for thing in things)))
-    made = records(arguments.task, arguments.count, arguments.seed, things)
-    with progress("drawing", arguments.count) as advance:
-        print(shard_records(made, arguments.out, options, advance).summary())
-    return 0
-
-
-def miniature(arguments: argparse.Namespace) -> int:
-    folder: Path = arguments.folder
-    if folder.exists():
-        raise UserError(f"{folder} exists already: delete it or give another folder.")
-    unfinished = folder.with_name(f"{folder.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    write_miniature(unfinished, arguments.seed)
-    unfinished.rename(folder)
-    print(f"{folder}: the published data sets in miniature")
-    return 0
 
 
 def verify(arguments: argparse.Namespace) -> int:
@@ -257,50 +158,6 @@ def preview(arguments: argparse.Namespace) -> int:
     write_output(arguments.out, page)
     print(f"{arguments.out}: {len(page) / 1e6:,.1f} MB")
     return 0
-
-
-def merge_corpora(arguments: argparse.Namespace) -> int:
-    with corpora_here(corpus_places(arguments.shards)) as folders:
-        prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else []
-        total = sum(read_manifest(folder).rows for folder in folders)
-        with progress("merging", total) as advance:
-            rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
-    print(f"{arguments.out}: {rows:,} rows of {len(folders)} corpora")
-    return 0
-
-
-def split_corpus(arguments: argparse.Namespace) -> int:
-    split = parse_split(arguments.split, arguments.split_by)
-    with corpora_here([as_place(arguments.shards)]) as (folder,):
-        rows = _split_corpus(folder, arguments, split)
-    for name, count in rows.items():
-        print(f"{arguments.out / name}: {count:,} rows")
-    return 0
-
-
-def _split_corpus(folder: Path, arguments: argparse.Namespace, split: Split) -> dict[str, int]:
-    with progress("splitting", read_manifest(folder).rows) as advance:
-        return resplit(folder, arguments.out, split, _shard_bytes(arguments), advance)
-
-
-def _shard_bytes(arguments: argparse.Namespace) -> int:
-    return max(1, int(arguments.shard_mb * 1e6))
-
-
-def _names(folders: list[Path]) -> list[str]:
-    """The folders' names, with as many of the folders above as tell them apart.
-
-    Raises:
-        UserError: a folder is named twice.
-    """
-    parts = [folder.resolve().parts for folder in folders]
-    if len(set(parts)) < len(parts):
-        raise UserError(f"{', '.join(map(str, folders))} names a corpus twice: name each once.")
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def _refuse_existing(path: Path) -> None:

@@ -1,0 +1,84 @@
+"""The commands that make corpora of finished ones."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mvlm.data.shards.schema import read_manifest
+from mvlm.errors import UserError
+
+from .arguments import megabytes
+from .corpora import corpora_here, corpus_places
+from .progress import progress
+from .readers.inputs import as_place
+from .reshape.merge import merge
+from .reshape.resplit import resplit
+from .split import Split, parse_split
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    merged = subparsers.add_parser("merge", help="merge several corpora into one")
+    merged.add_argument("shards", nargs="+", metavar="SHARDS")
+    merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")
+    merged.set_defaults(run=merge_corpora)
+
+    divided = subparsers.add_parser("split", help="split a corpus by a hash of a column")
+    divided.add_argument("shards", metavar="SHARDS")
+    divided.add_argument("--split", required=True, help="shares by name, for example train=0.9,eval=0.1")
+    divided.add_argument(
+        "--split-by",
+        default="key",
+        metavar="COLUMN",
+        help="keep rows with equal values of this column together (default: key); crc32: those of one image",
+    )
+    divided.set_defaults(run=split_corpus)
+    for command in (merged, divided):
+        command.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder to write")
+        command.add_argument(
+            "--shard-mb", type=megabytes, default=256, help="megabytes of images per shard (default: 256)"
+        )
+
+
+def merge_corpora(arguments: argparse.Namespace) -> int:
+    with corpora_here(corpus_places(arguments.shards)) as folders:
+        prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else []
+        total = sum(read_manifest(folder).rows for folder in folders)
+        with progress("merging", total) as advance:
+            rows = merge(folders, arguments.out, _shard_bytes(arguments), prefixes, advance)
+    print(f"{arguments.out}: {rows:,} rows of {len(folders)} corpora")
+    return 0
+
+
+def split_corpus(arguments: argparse.Namespace) -> int:
+    split = parse_split(arguments.split, arguments.split_by)
+    with corpora_here([as_place(arguments.shards)]) as (folder,):
+        rows = _split_corpus(folder, arguments, split)
+    for name, count in rows.items():
+        print(f"{arguments.out / name}: {count:,} rows")
+    return 0
+
+
+def _split_corpus(folder: Path, arguments: argparse.Namespace, split: Split) -> dict[str, int]:
+    with progress("splitting", read_manifest(folder).rows) as advance:
+        return resplit(folder, arguments.out, split, _shard_bytes(arguments), advance)
+
+
+def _shard_bytes(arguments: argparse.Namespace) -> int:
+    return max(1, int(arguments.shard_mb * 1e6))
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The folders' names, with as many of the folders above as tell them apart.
+
+    Raises:
+        UserError: a folder is named twice.
+    """
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        raise UserError(f"{', '.join(map(str, folders))} names a corpus twice: name each once.")
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
