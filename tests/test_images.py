@@ -18,49 +18,87 @@ DOCKERFILE = (ROOT / "cluster/gpu/Dockerfile").read_text(encoding="utf-8")
 DEFINITION = (ROOT / "cluster/gpu/mvlm.def").read_text(encoding="utf-8")
 
 
-def docker_steps() -> list[tuple[str, str]]:
-    """Instruction and arguments, continued lines joined."""
+def docker_stages() -> list[list[tuple[str, str]]]:
+    """Instructions and arguments of each stage, continued lines joined."""
     lines = re.sub(r"\\\n\s*", " ", re.sub(r"^#.*\n", "", DOCKERFILE, flags=re.MULTILINE))
-    return [(line.split()[0], " ".join(line.split()[1:])) for line in lines.splitlines() if line.strip()]
+    steps = [(line.split()[0], " ".join(line.split()[1:])) for line in lines.splitlines() if line.strip()]
+    starts = [place for place, (name, _) in enumerate(steps) if name == "FROM"]
+    return [steps[start:end] for start, end in zip(starts, [*starts[1:], len(steps)], strict=True)]
 
 
-def docker_commands() -> list[str]:
-    """What RUN and what stands for it do, in order, each command by itself."""
-    commands = []
-    for name, words in docker_steps():
+def docker_commands(stage: list[tuple[str, str]]) -> list[str]:
+    """What RUN and what stands for it do, in order, each command by itself; Apptainer has its caller's user."""
+    commands: list[str] = []
+    for name, words in stage:
+        if words.startswith("useradd "):
+            break
         if name == "ENV":
             commands.append(f"export {words}")
         if name == "WORKDIR":
             commands.append(f"cd {words}")
         if name == "RUN":
-            commands += [command.strip() for command in words.split("&&")]
+            commands += [command.strip().replace("${EFA}", "{{ EFA }}") for command in words.split("&&")]
     return commands
 
 
-def section(name: str) -> str:
-    return DEFINITION.partition(f"%{name}\n")[2].partition("\n%")[0]
+def definition_stages() -> list[str]:
+    return re.split(r"^Bootstrap: docker\n", DEFINITION, flags=re.MULTILINE)[1:]
 
 
-def test_both_run_the_same_commands() -> None:
-    post = [" ".join(line.split()) for line in section("post").splitlines() if line.strip()]
-    assert post[0] == "set -e"  # as && does
-    assert post[1:] == docker_commands()
+def section(stage: str, name: str) -> list[str]:
+    lines = stage.partition(f"%{name}\n")[2].partition("\n%")[0].splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
 
 
-def test_both_begin_from_one_base_of_a_fixed_version() -> None:
-    base = dict(docker_steps())["ARG"].removeprefix("BASE=")
-    assert f"From: {base}\n" in DEFINITION
-    assert re.search(r":\d+\.\d+\.\d+-cuda\d+\.\d+-", base)
+def test_both_run_the_same_commands_in_both_stages() -> None:
+    for docker, apptainer in zip(docker_stages(), definition_stages(), strict=True):
+        post = section(apptainer, "post")
+        assert post[0] == "set -e"  # as && does
+        assert post[1:] == docker_commands(docker)
 
 
-def test_apptainer_gets_all_that_the_installation_reads() -> None:
-    copied = {word for line in section("files").splitlines() for word in line.split()[:-1]}
-    assert copied >= {"mvlm", "data_tools", "cluster", "pyproject.toml", "requirements.txt", "README.md", "LICENSE"}
+def test_both_begin_from_the_same_bases_of_a_fixed_version() -> None:
+    (base,) = re.findall(r"^ARG BASE=(.*)$", DOCKERFILE, flags=re.MULTILINE)
+    major, minor = map(int, re.search(r":(\d+)\.(\d+)\.\d+-cuda\d+\.\d+-", base).groups())  # type: ignore[union-attr]
+    assert (major, minor) >= (2, 10)
+    for docker, apptainer in zip(docker_stages(), definition_stages(), strict=True):
+        assert f"From: {docker[0][1].split()[0].replace('${BASE}', base)}\n" in apptainer
+
+
+def test_the_stage_that_stays_has_no_compiler_but_what_a_network_needs_and_no_root() -> None:
+    build, final = docker_stages()
+    assert "-devel" in build[0][1] and "-runtime" in final[0][1]
+    installed = " ".join(docker_commands(final))
+    assert not re.search(r"\b(g\+\+|gcc|nvcc|build-essential|ninja)\b", installed)
+    assert {"rdma-core", "libibverbs1", "ibverbs-providers"} <= set(installed.split())
+    assert ("USER", "10001") in final
+    assert "+PTX" in dict(build)["ENV"]
+
+
+def test_apptainer_gets_all_that_a_stage_reads() -> None:
+    build, final = definition_stages()
+    copied = {word for line in section(build, "files") for word in line.split()[:-1]}
+    assert copied >= {"mvlm", "data_tools", "cluster", "pyproject.toml", "setup.py", "requirements.txt", "README.md"}
     assert all((ROOT / name).exists() for name in copied)
+    from_build = {words.split()[1] for name, words in docker_stages()[1] if words.startswith("--from=build")}
+    assert {line.split()[0] for line in section(final, "files from build")} == from_build
+    given = {line.split()[0] for line in section(final, "files")}
+    assert given == {"cluster/gpu/install_efa.sh", "requirements.txt"}
+
+
+@pytest.mark.parametrize("script", ["install_efa.sh", "build_apex.sh"])
+def test_the_scripts_are_bash_and_may_be_run(script: str) -> None:
+    path = ROOT / "cluster/gpu" / script
+    assert path.stat().st_mode & 0o111
+    assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+
+
+def test_no_efa_is_installed_where_none_is_asked_for() -> None:
+    assert subprocess.run([str(ROOT / "cluster/gpu/install_efa.sh"), ""], capture_output=True).returncode == 0
 
 
 def test_requirements_are_copied_before_the_code_so_that_a_change_of_code_builds_little_again() -> None:
-    copies = [words for name, words in docker_steps() if name == "COPY"]
+    copies = [words for name, words in docker_stages()[0] if name == "COPY"]
     assert copies[0] == "requirements.txt ./" and copies[-1] == ". ."
 
 

@@ -6,13 +6,13 @@
 #   cluster/gpu/build_apex.sh FOLDER     the same from a checkout that is there already, which is not changed
 #
 # It needs a CUDA build of torch and the nvcc of the same CUDA release; a GPU need not be there. PYTHON,
-# TORCH_CUDA_ARCH_LIST (8.0;9.0) and MAX_JOBS (all cores) may be set. WHEELS names a folder that gets a wheel, and nothing
+# TORCH_CUDA_ARCH_LIST (8.0;9.0+PTX) and MAX_JOBS (all cores) may be set. WHEELS names a folder that gets a wheel, and nothing
 # is installed; BUILD one that keeps what is compiled, with which a build that was stopped goes on.
 set -euo pipefail
 
 commit=6424da3b4faa6c8f062da4a48c424fff3f02d42d
 python=${PYTHON:-python}
-export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-8.0;9.0}
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-8.0;9.0+PTX}
 export APEX_PARALLEL_BUILD=${MAX_JOBS:-$(nproc)} MAX_JOBS=1
 
 fail() { echo "build_apex.sh: $1" >&2; exit 1; }

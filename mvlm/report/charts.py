@@ -54,6 +54,9 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
         if len(evaluated) == 1:  # a single point says its value; matplotlib's own axis would be made up around it
             (step,) = evaluated
             axes.set(xlim=(0, 1.25 * step), xticks=[0, step])
+            values_there = [values[0] for _, (_, values) in drawn]
+            if min(values_there) > 0:
+                axes.set_ylim(0, 1.3 * max(values_there))
             for _, (_, values) in drawn:
                 axes.annotate(f"{values[0]:.4g}", (step, values[0]), (7, 0), textcoords="offset points", color=INK)
         out = io.StringIO()
