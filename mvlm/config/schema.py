@@ -51,7 +51,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Model:
-    vision: str = "vit_base_patch16_224"  # any timm ViT with a CLS token (P: ViT-B/16, ImageNet weights; which ones: D)
+    vision: str = "vit_base_patch16_224"  # a timm ViT with CLS, or a CNN (P: ViT-B/16, ImageNet weights; which ones: D)
     vision_weights: str = "pretrained"  # "pretrained" (timm's, P), "random", a file, folder, run or "hf-hub:owner/name"
     vision_args: dict[str, Any] = field(default_factory=dict)  # passed to timm.create_model (D)
     image_size: int = 224  # side in pixels that the encoder sees (P)

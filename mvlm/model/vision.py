@@ -1,4 +1,4 @@
-"""Image encoder: a timm vision transformer, whose masked patches are a learned token or are left out."""
+"""Image encoder: of timm, whose masked patches are a learned token or, in a vision transformer, are left out."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class VisionEncoder(nn.Module):
     """uint8 images to token features, CLS first.
 
     Args:
-        vit: a vision transformer of timm that has a CLS token.
+        vit: a vision transformer of timm that has a CLS token, or a `Convolutional` in its place.
         drops: masked patches are left out, and not replaced by a learned token.
     """
 
@@ -73,7 +73,7 @@ class VisionEncoder(nn.Module):
         if drops:
             vit.patch_drop = VisiblePatches(self.prefix)
         else:
-            vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, self.width)
+            vit.patch_embed = MaskedPatchEmbed(vit.patch_embed, getattr(vit, "patch_width", self.width))
         vit.forward_head = _keep_tokens  # called as a module, as ZeRO-3 needs, the ViT then gives every token
         self.vit = vit
 
@@ -100,8 +100,7 @@ class VisionEncoder(nn.Module):
         return tokens if self.prefix == 1 else torch.cat([tokens[:, :1], tokens[:, self.prefix :]], dim=1)
 
     def _pixels(self, image_BCHW: Tensor) -> Tensor:
-        patch_embed = self.vit.patch_embed if self.drops else self.vit.patch_embed.patch_embed
-        return self.normalize(image_BCHW).to(patch_embed.proj.weight.dtype)
+        return self.normalize(image_BCHW).to(next(self.vit.parameters()).dtype)
 
     def views(self, batch: Batch, views: Views) -> list[Tensor]:
         """The whole images, the masked ones or both -> BSD each, in one pass where they are equally long."""

@@ -13,6 +13,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
+from mvlm.model.convolutional import Convolutional
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
@@ -24,6 +25,10 @@ POSITION_STD = 3**-0.5
 """Of the patches' random position embeddings: as large as what a random convolution makes of an even patch of value 1.
 
 Beside such patches timm's 0.02 is nothing, and a small model takes thousands of steps to tell where a thing stands."""
+
+
+CONVOLUTIONAL = tuple(f"timm.models.{family}" for family in ("efficientnet", "mobilenetv3", "resnet"))
+"""Modules of timm whose networks end in a feature map of `num_features` channels."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def assemble(blueprint: Blueprint, vision: VisionEncoder, text: TextEncoder, cla
 
 
 def build_image_encoder(config: Model, drops: bool = False) -> VisionEncoder:
-    vit = create_vit(config)
+    vit = create_convolutional(config) if is_convolutional(config.vision) else create_vit(config)
     _check(vit, config)
     if drops and not isinstance(getattr(vit, "patch_drop", None), nn.Identity):
         raise UserError(
@@ -95,9 +100,43 @@ def create_vit(config: Model, pretrained: bool = False) -> Any:
         ) from error
 
 
+def is_convolutional(name: str) -> bool:
+    """Whether `model.vision` names a convolutional network of a family that timm writes alike."""
+    architecture = name.split(".")[0]
+    return timm.is_model(architecture) and timm.model_entrypoint(architecture).__module__ in CONVOLUTIONAL
+
+
+def create_convolutional(config: Model) -> Convolutional:
+    """Of `vision_args`, `embed_dim` is the width of the tokens; all else is timm's."""
+    arguments = dict(config.vision_args)
+    width = int(arguments.pop("embed_dim", 0))
+    return Convolutional(create_trunk(config.vision, arguments), config.image_size, width)
+
+
+def create_trunk(name: str, arguments: dict[str, Any], pretrained: bool = False) -> Any:
+    """A convolutional network without its classifier, its batch norms as they are.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    if pretrained:
+        hub.ask()
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    except Exception as error:  # timm and the hub raise many kinds; all mean this name or these arguments cannot be had
+        raise UserError(
+            f"model.vision {name!r} cannot be built ({hub.reason(error)}): check vision_args, or give its weights as a "
+            "file to model.vision_weights."
+        ) from error
+
+
 def _check(vit: Any, config: Model) -> None:
-    if getattr(vit, "cls_token", None) is None or not hasattr(vit, "patch_embed"):
-        raise UserError(f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one.")
+    has_cls = isinstance(vit, Convolutional) or getattr(vit, "cls_token", None) is not None
+    if not has_cls or not hasattr(vit, "patch_embed"):
+        raise UserError(
+            f"model.vision {config.vision!r} has no CLS token: choose a vision transformer that has one, or an "
+            "EfficientNet, a MobileNet or a ResNet."
+        )
     patch = vit.patch_embed.patch_size
     if patch[0] != patch[1] or config.image_size % patch[0]:
         raise UserError(

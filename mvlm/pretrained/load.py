@@ -15,9 +15,11 @@ from transformers import AutoModel
 from mvlm.checkpoint.tensors import require_finite
 from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
+from mvlm.model.convolutional import Convolutional
 from mvlm.model.encoders import Encoders
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
+from mvlm.pretrained.convolutional import find_convolutional
 from mvlm.pretrained.encoders import Tokens, assemble, build_encoders, check_has_weights, create_vit, text_not_built
 from mvlm.pretrained.key_maps import (
     WORD_EMBEDDINGS,
@@ -33,6 +35,8 @@ from mvlm.pretrained.report import InitReport, LoadReport, Shape
 from mvlm.runtime import hub
 
 MASK_TOKEN = "patch_embed.mask_token"
+EMBED = "embed."
+"""How the names begin of what makes tokens of a convolutional network's feature map, which the network has not."""
 
 PART_OF_A_VIT = re.compile(
     r"(blocks\.\d+\.|pos_embed$|cls_token$|reg_token$|dist_token$|patch_embed\.|norm_pre\.|norm\.|rel_pos_bias\.)"
@@ -65,7 +69,9 @@ def build_filled_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
     fresh = [
         name
         for name, _ in model.named_parameters()
-        if not name.startswith(filled) or (name.endswith(MASK_TOKEN) and not has_token)
+        if not name.startswith(filled)
+        or (name.endswith(MASK_TOKEN) and not has_token)
+        or (image is not None and name.removeprefix("vision.vit.") in image.fresh)
     ]
     return model, InitReport(loaded, tuple(fresh)) if loaded else None
 
@@ -74,6 +80,8 @@ def fill_image_encoder(vision: VisionEncoder, config: Model) -> LoadReport:
     """Give it timm's own weights, or those of an external checkpoint, with the mask token where that has one."""
     parameters = {as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
     mask_token = parameters.pop(MASK_TOKEN, None)
+    if isinstance(vision.vit, Convolutional):
+        return _fill_convolutional(vision.vit, mask_token, config)
     if config.vision_weights == "pretrained":
         return _fill_from_timm(parameters, vision, config)
     where = config.vision_weights
@@ -90,10 +98,29 @@ def fill_image_encoder(vision: VisionEncoder, config: Model) -> LoadReport:
     _check_nothing_is_left_out(parameters, len(vision.vit.blocks), external, report.source)
     advice = "set model.vision and model.vision_args to the encoder that the checkpoint holds"
     _fill(parameters, external, report, fit_image_positions(vision), advice, LAST_NORM)
+    _fill_mask_token(mask_token, external, report)
+    return report
+
+
+def _fill_convolutional(encoder: Convolutional, mask_token: Parameter | None, config: Model) -> LoadReport:
+    """Give it a network's weights; what makes tokens of the feature map is new, but where a run of ours has it."""
+    external = find_convolutional(encoder, config)
+    parameters = {as_timm_has_it(name): parameter for name, parameter in encoder.named_parameters()}
+    parameters.pop(MASK_TOKEN, None)
+    where = f"timm's {config.vision}" if config.vision_weights == "pretrained" else config.vision_weights
+    report = LoadReport("image encoder", f"{where} ({external.family})")
+    new = tuple(name for name in parameters if name.startswith(EMBED))
+    advice = "set model.vision and model.vision_args to the network that the checkpoint holds"
+    _fill(parameters, external, report, lambda *_: None, advice, new)
+    _fill_mask_token(mask_token, external, report)
+    return report
+
+
+def _fill_mask_token(mask_token: Parameter | None, external: ExternalCheckpoint, report: LoadReport) -> None:
+    """The checkpoint's own one, where it has one of this shape."""
     if mask_token is not None and external.mask_token is not None and external.mask_token.shape == mask_token.shape:
         mask_token.data.copy_(external.mask_token)
         report.matched.append(MASK_TOKEN)
-    return report
 
 
 def fill_text_encoder(text: TextEncoder, config: Model) -> LoadReport:

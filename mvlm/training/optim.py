@@ -12,6 +12,8 @@ from mvlm.model.encoders import Encoders
 from mvlm.training.blocks import find_blocks
 
 ENCODERS = ("vision.vit.", "text.")
+EMBED = "vision.vit.embed."
+"""Makes tokens of a convolutional network's feature map, and is new."""
 BELOW_THE_BLOCKS = ("cls_token", "pos_embed", "reg_token", "dist_token", "patch_embed", "norm_pre", "embeddings")
 """Of an encoder's parameters, how the names begin of those that stand before its first block."""
 
@@ -40,7 +42,7 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_new = not name.startswith(ENCODERS) or name.endswith("mask_token")
+        is_new = not name.startswith(ENCODERS) or name.endswith("mask_token") or name.startswith(EMBED)
         kind = "muon" if id(parameter) in matrices else "no_decay" if parameter.ndim <= 1 else "decay"
         group = groups[f"{'new' if is_new else 'encoder'}_{kind}"]
         if name in layers and not is_new:

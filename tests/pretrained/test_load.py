@@ -388,6 +388,6 @@ def test_text_encoders_that_do_not_fit_are_refused(tmp_path: Path, tokenizer: Pr
 def test_the_examples_of_the_page_are_valid() -> None:
     page = (ROOT / "docs/initialising.md").read_text(encoding="utf-8")
     examples = re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 8
+    assert len(examples) == 9
     for example in examples:
         config_from_dict(tomllib.loads(example), "docs/initialising.md")
