@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModel
 
 from benchmarks.small.arms import pretrained
-from benchmarks.small.cell import COMMON, TOML, commit
+from benchmarks.small.cell import TOML, commit
 from benchmarks.small.corpora import SEARCHED
 from mvlm.config.load import load_config
 from mvlm.data.samples.evaluation import EvalDataset
@@ -31,7 +31,7 @@ Features = tuple[Tensor, Tensor, Tensor]
 def measure(shards: Path, home: Path) -> dict[str, Any]:
     """The penalty is chosen on the rows to choose on."""
     began = time.process_time()
-    config = load_config(TOML, [*COMMON, *pretrained(home)])
+    config = load_config(TOML, pretrained(home))
     images = build_image_encoder(config.model)
     fill_image_encoder(images, config.model)
     texts = AutoModel.from_pretrained(config.model.text).eval()
@@ -73,10 +73,10 @@ def _fitted(train: Features, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
     """Means of both features and the map from one to the other; an image's sentence is the mean of its captions'."""
     image_ND, caption_CE, owner_C = train
     count_N = torch.bincount(owner_C, minlength=len(image_ND))[:, None]
-    text_NE = torch.zeros(len(image_ND), caption_CE.shape[1]).index_add_(0, owner_C, caption_CE) / count_N
+    text_NE = caption_CE.new_zeros(len(image_ND), caption_CE.shape[1]).index_add_(0, owner_C, caption_CE) / count_N
     image_mean, text_mean = image_ND.mean(0), text_NE.mean(0)
     centred = image_ND - image_mean
-    penalised = centred.T @ centred + penalty * torch.eye(centred.shape[1])
+    penalised = centred.T @ centred + penalty * torch.eye(centred.shape[1], dtype=centred.dtype)
     return image_mean, text_mean, torch.linalg.solve(penalised, centred.T @ (text_NE - text_mean))
 
 

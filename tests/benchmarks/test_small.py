@@ -71,7 +71,7 @@ def test_what_is_read_of_packages(tmp_path: Path) -> None:
 def test_arms_are_settings_that_a_run_accepts(arm: str) -> None:
     assert sum(share for share, _ in ARMS[arm].stages) == pytest.approx(1)
     for _, settings in ARMS[arm].stages:
-        config = load_config(TOML, [*COMMON, *RANDOM, *ARMS[arm].settings, *settings])
+        config = load_config(TOML, [*COMMON, "data.eval=held_out", *RANDOM, *ARMS[arm].settings, *settings])
         assert config.objectives.itc == 1 and config.data.epoch == "images"
 
 
