@@ -63,8 +63,12 @@ def _cost(shards: Path, arm: str, stage: int, home: Path) -> float:
     if not kept.exists():
         times: list[float] = []
 
+        def seen(*_: Any) -> tuple[dict[str, float], None]:
+            times.append(time.process_time())
+            return {}, None
+
         def clock(_: Config) -> Evaluate:
-            return lambda *_: (times.append(time.process_time()) or {}, None)
+            return seen
 
         settings = ARMS[arm].stages[stage][1]
         words = [*_settings(shards, arm, 0, home), *settings, f"train.steps={WARM + COUNTED}", "eval.every=2"]
