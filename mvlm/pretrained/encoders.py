@@ -70,7 +70,7 @@ def assemble(blueprint: Blueprint, vision: VisionEncoder, text: TextEncoder, cla
 
 
 def build_image_encoder(config: Model, drops: bool = False) -> VisionEncoder:
-    vit = create_convolutional(config) if is_convolutional(config.vision) else create_vit(config)
+    vit: Any = create_convolutional(config) if is_convolutional(config.vision) else create_vit(config)
     _check(vit, config)
     if drops and not isinstance(getattr(vit, "patch_drop", None), nn.Identity):
         raise UserError(
