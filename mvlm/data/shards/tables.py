@@ -30,6 +30,9 @@ EMBEDDINGS = "embeddings"
 ROW_GROUP = 1 << 16
 """Rows of a table's part, which are read together."""
 
+PARQUETS_OWN = {pa.bool_(), pa.int64(), pa.float64(), pa.string()}
+"""Types that need no word of Arrow beside them to be read back as they were."""
+
 
 def own_columns(task: str) -> list[str]:
     """The columns that every shard of a task has, with or without tables."""
@@ -39,7 +42,18 @@ def own_columns(task: str) -> list[str]:
 def table_bytes(table: pa.Table) -> bytes:
     """A table as a file, in which damage to what is read of it is noticed."""
     file = pa.BufferOutputStream()
-    pq.write_table(table, file, row_group_size=ROW_GROUP, compression="zstd", write_page_checksum=True)
+    repeated = [name for name in table.schema.names if name != "key"]
+    pq.write_table(
+        table,
+        file,
+        row_group_size=ROW_GROUP,
+        compression="zstd",
+        write_page_checksum=True,
+        use_dictionary=repeated,  # keys are unique, and most differ from the one before in their end alone
+        column_encoding={"key": "DELTA_BYTE_ARRAY"} if "key" in table.schema.names else None,
+        write_statistics=False,  # no reader of ours asks for them
+        store_schema=bool(table.schema.metadata) or not PARQUETS_OWN.issuperset(table.schema.types),
+    )
     return file.getvalue().to_pybytes()
 
 
