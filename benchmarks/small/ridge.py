@@ -17,7 +17,7 @@ from benchmarks.small.corpora import SEARCHED
 from mvlm.config.load import load_config
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.encoders import build_image_encoder
 from mvlm.pretrained.load import fill_image_encoder

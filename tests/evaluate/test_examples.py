@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from mvlm.data.samples.evaluation import EvalDataset
-from mvlm.data.shards.corpus import Mixture
+from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.examples import GREY, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction, patch_masks
 from tests.conftest import reading
