@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from glob import iglob
 from pathlib import Path
 
 from mvlm.config.places import expanded
@@ -10,9 +11,9 @@ from mvlm.errors import UserError
 
 
 def require_shards(places: Iterable[str]) -> None:
-    """Raises `UserError` for the first folder that is not there; a URL is left to what opens it."""
+    """Raises `UserError` for the first folder or pattern of tars that is not there; a URL is left to its opener."""
     for place in expanded(places):
-        if "://" not in place and not Path(place).is_dir():
+        if "://" not in place and not Path(place).exists() and not any(iglob(place)):
             raise UserError(f"No shards at {place}: the folder does not exist; make it with `mvlm-data shard`.")
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from collections import deque
-from collections.abc import Sequence
-from typing import TextIO
+from collections.abc import Callable, Sequence
 
 from mvlm.errors import ExitCode, UserError
 
@@ -23,27 +21,30 @@ LAST = 20
 """Of them kept: a command that fails has said why."""
 
 
-def follow(command: Sequence[str], out: TextIO | None = None, stop: signal.Signals = signal.SIGINT) -> None:
+def shown(line: str) -> None:
+    print(line, flush=True)
+
+
+def follow(command: Sequence[str], say: Callable[[str], object] = shown, stop: signal.Signals = signal.SIGINT) -> None:
     """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
 
-    What it says goes to `out`, or to this process's output. Where this process is interrupted, the command gets the
+    Each line of what it says is passed to `say`. Where this process is interrupted, the command gets the
     signal `stop`, and its end is waited for. It is out of reach of the terminal's Ctrl-C, which would end it at once.
 
     Raises:
         UserError: it has failed; in its own last words.
     """
-    out = out or sys.stdout
-    code, said = _run(command, out, stop)
+    code, said = _run(command, say, stop)
     for _ in range(RESTARTS):
         if code != ExitCode.REQUEUE:
             break
-        print("Starting it again: everything was saved.", file=out)
-        code, said = _run(command, out, stop)
+        say("Starting it again: everything was saved.")
+        code, said = _run(command, say, stop)
     if code:
         raise UserError(said[-1] if said else f"{' '.join(command[:4])} ended with exit code {code}: run it by itself.")
 
 
-def _run(command: Sequence[str], out: TextIO, stop: signal.Signals) -> tuple[int, list[str]]:
+def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Signals) -> tuple[int, list[str]]:
     """The exit code, and the last sentences of mvlm's own."""
     calm = {name: value for name, value in os.environ.items() if name not in COLOURS}
     environment = calm | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -61,13 +62,13 @@ def _run(command: Sequence[str], out: TextIO, stop: signal.Signals) -> tuple[int
     said: deque[str] = deque(maxlen=LAST)
     try:
         for line in process.stdout:
-            print(line, end="", flush=True, file=out)
+            say(line.rstrip("\n"))
             if line.startswith(OWN):
                 said.append(line.strip().partition(": ")[2])
         return process.wait(), list(said)
     except KeyboardInterrupt:
         process.send_signal(stop)
         for line in process.stdout:
-            print(line, end="", flush=True, file=out)
+            say(line.rstrip("\n"))
         process.wait()
         raise

@@ -15,6 +15,9 @@ from mvlm.data.shards.forms import CorpusForm, recognise
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.commands import follow
+from mvlm.runtime.log import logger
+
+log = logger("mvlm")
 
 
 def located(place: str | Path) -> Path:
@@ -48,10 +51,10 @@ def _index(form: CorpusForm, place: str) -> Path:
         return folder
     with _alone(folder.with_suffix(".lock")):
         if not (folder / MANIFEST).is_file():
-            print(f"Indexing {place}, once; images stay where they are, the index goes to {folder}", file=sys.stderr)
+            log.info("Indexing %s, once; its images stay where they are, the index goes to %s.", place, folder)
             paths = [str(path.absolute()) for path in form.paths]
             command = [sys.executable, "-m", package("data_tools"), "shard", form.source, *paths]
-            follow([*command, "--in-place", "--out", str(folder)], sys.stderr)
+            follow([*command, "--in-place", "--out", str(folder)], log.info)
     return folder
 
 
