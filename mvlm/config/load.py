@@ -54,6 +54,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "data.randaugment_kind": "same_hue",
     "objectives.contrastive": "softmax",
     "objectives.reconstruct_from": "other",
+    "objectives.itc_exchange": "blocks",
     "optim.name": "adamw",
     "optim.momentum": 0.95,
     "optim.schedule": "cosine",
