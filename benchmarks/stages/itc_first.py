@@ -1,10 +1,11 @@
 """Contrast alone for a third of the time, then all four objectives; against all four from the start.
 
-python -m benchmarks.stages.itc_first [--seeds 0 1 2 3 4] [--folder runs/itc_first] [--minutes 20]
+python -m benchmarks.stages.itc_first [--corpora emoji scenes world] [--seeds 0 1 2 3 4] [--steps 450] [--minutes 20]
 
 Both get the same CPU time by the cost of a step, which is measured first: contrast is cheaper, so its stage makes more
 updates. One cosine goes over both stages. results/itc_first.jsonl gets a line for each run; one that is there is not
-made again, so the command resumes, and it ends after `--minutes` at the next run's end.
+made again, so the command resumes, and it ends after `--minutes` at the next run's end. `--steps` are those of all four
+objectives; the other arm gets the time of as many.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CELLS = HERE / "results/itc_first.jsonl"
 TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
-STEPS = 450  # of all four objectives; the other arm gets the time of as many
 MEASURED = 30  # steps that a cost is measured over
 SETTINGS = (
     "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}",
@@ -54,12 +55,15 @@ SETTINGS = (
 )
 CONTRAST = "objectives.image = 0\nobjectives.text = 0\nobjectives.itm = 0\n"
 ARMS = ("all four", "ITC first")
+CORPORA = ("emoji", "scenes", "world")
 SHOWN = ("eval/mean_recall", "eval/image_to_text_r10", "eval/text_to_image_r10")
 
 
-def asked(doc: str | None, folder: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def asked(doc: str | None, folder: str, corpora: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of a benchmark of this folder, whose runs have their own one and a process group from here on."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpora", nargs="+", choices=corpora, default=corpora)
+    parser.add_argument("--steps", type=int, default=450)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--folder", type=Path, default=ROOT / folder)
     parser.add_argument("--minutes", type=float, default=1e9)
@@ -70,17 +74,16 @@ def asked(doc: str | None, folder: str, argv: Sequence[str] | None) -> argparse.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = asked(__doc__, "runs/itc_first", argv)
+    args = asked(__doc__, "runs/itc_first", CORPORA, argv)
     until = time.monotonic() + 60 * args.minutes
     data = corpora(args.folder)
-    for seed in args.seeds:
-        for name, folders in data.items():
-            for arm in ARMS:
-                if time.monotonic() > until:
-                    return 75
-                if not any((c["corpus"], c["arm"], c["seed"]) == (name, arm, seed) for c in cells()):
-                    keep(measure(name, folders, arm, seed, args.folder))
-                    print(table(), flush=True)
+    for seed, name, arm in product(args.seeds, args.corpora, ARMS):
+        if time.monotonic() > until:
+            return 75
+        wanted = {"corpus": name, "arm": arm, "seed": seed, "of_steps": args.steps}
+        if not any(wanted.items() <= cell.items() for cell in read(CELLS)):
+            keep(CELLS, wanted | measure(data[name], args.folder / f"{name}-{args.steps}", arm, seed, args.steps))
+            print(table(), flush=True)
     print(table())
     return 0
 
@@ -98,44 +101,41 @@ def corpora(home: Path) -> dict[str, tuple[list[str], str]]:
     }
 
 
-def cells() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in CELLS.read_text().splitlines()] if CELLS.exists() else []
+def read(cells: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in cells.read_text().splitlines()] if cells.exists() else []
 
 
-def keep(cell: dict[str, Any]) -> None:
-    CELLS.parent.mkdir(exist_ok=True)
-    with CELLS.open("a") as file:
+def keep(cells: Path, cell: dict[str, Any]) -> None:
+    cells.parent.mkdir(exist_ok=True)
+    with cells.open("a") as file:
         file.write(json.dumps(cell) + "\n")
 
 
-def measure(name: str, folders: tuple[list[str], str], arm: str, seed: int, home: Path) -> dict[str, Any]:
+def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one arm and return what its last evaluation found."""
-    ratio = cost(name, folders, home)
-    rest = f"[[stage]]\nname = 'all four'\nschedule = 'continue'\ntrain.steps = {STEPS * 2 // 3}\n"
-    first = f"[[stage]]\nname = 'contrast'\n{CONTRAST}train.steps = {round(STEPS / 3 * ratio)}\n"
-    run = home / f"{name}-{arm.replace(' ', '_')}-{seed}"
-    seconds = trained(run, folders, first + rest if arm == "ITC first" else "", seed, f"train.steps={STEPS}")
+    home.mkdir(exist_ok=True)
+    ratio = cost(folders, home)
+    rest = f"[[stage]]\nname = 'all four'\nschedule = 'continue'\ntrain.steps = {steps - steps // 3}\n"
+    first = f"[[stage]]\nname = 'contrast'\n{CONTRAST}train.steps = {round(steps // 3 * ratio)}\n"
+    run = home / f"{arm.replace(' ', '_')}-{seed}"
+    seconds = trained(run, folders, first + rest if arm == "ITC first" else "", seed, f"train.steps={steps}")
+    return {"ratio": ratio, "cpu_s": seconds, "commit": commit(), **last_evaluation(run)}
+
+
+def last_evaluation(run: Path) -> dict[str, Any]:
+    """The step and what was found."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    found = next(line for line in reversed(lines) if "eval/mean_recall" in line)
-    return {
-        "corpus": name,
-        "arm": arm,
-        "seed": seed,
-        "steps": found["step"],
-        "ratio": ratio,
-        "cpu_s": seconds,
-        "commit": commit(),
-        **{key: value for key, value in found.items() if key.startswith("eval/")},
-    }
+    found = next(line for line in reversed(lines) if SHOWN[0] in line)
+    return {key: value for key, value in found.items() if key == "step" or key.startswith("eval/")}
 
 
-def cost(name: str, folders: tuple[list[str], str], home: Path) -> float:
+def cost(folders: tuple[list[str], str], home: Path) -> float:
     """How many steps of contrast alone take the time of one of all four objectives."""
-    file = home / f"{name}-ratio.json"
+    file = home / "ratio.json"
     if not file.exists():
         found = []
         for kind, stage in (("all", ""), ("contrast", f"[[stage]]\n{CONTRAST}train.steps = {MEASURED}\n")):
-            runs = [home / f"{name}-cost-{kind}-{number}" for number in range(2)]
+            runs = [home / f"cost-{kind}-{number}" for number in range(2)]
             few = trained(runs[0], folders, stage.replace(str(MEASURED), "1"), 0, "train.steps=1", evaluate=False)
             many = trained(runs[1], folders, stage, 0, f"train.steps={MEASURED}", evaluate=False)
             found.append(many - few)
@@ -164,17 +164,22 @@ def commit() -> str:
 
 def table() -> str:
     """Markdown: by corpus, both arms' means over the seeds that both have, and how often the first wins."""
-    rows = ["| corpus | seeds | measure | all four | ITC first | difference by seed |", "|---|---|---|---|---|---|"]
-    found = cells()
-    for corpus in dict.fromkeys(cell["corpus"] for cell in found):
-        by_arm = {arm: {c["seed"]: c for c in found if (c["corpus"], c["arm"]) == (corpus, arm)} for arm in ARMS}
+    rows = ["| corpus | updates | seeds | measure | all four | ITC first | difference by seed |", "|" + "---|" * 7]
+    found = read(CELLS)
+    for corpus, steps in dict.fromkeys((cell["corpus"], cell["of_steps"]) for cell in found):
+        mine = [cell for cell in found if (cell["corpus"], cell["of_steps"]) == (corpus, steps)]
+        by_arm = {arm: {cell["seed"]: cell for cell in mine if cell["arm"] == arm} for arm in ARMS}
         seeds = sorted(by_arm[ARMS[0]].keys() & by_arm[ARMS[1]].keys())
         for measure_ in SHOWN if seeds else ():
             sides = [[by_arm[arm][seed][measure_] for seed in seeds] for arm in ARMS]
-            means = (f"{100 * statistics.fmean(side):.1f}" for side in sides)
-            differences = ", ".join(f"{100 * (b - a):+.1f}" for a, b in zip(*sides, strict=True))
-            rows.append(f"| {corpus} | {len(seeds)} | {measure_} | {' | '.join(means)} | {differences} |")
+            rows.append(f"| {corpus} | {steps} | {len(seeds)} | {measure_} | {compared(*sides)} |")
     return "\n".join(rows)
+
+
+def compared(before: Sequence[float], after: Sequence[float]) -> str:
+    """Cells of a table, in hundredths: both means, and the differences seed by seed."""
+    differences = ", ".join(f"{100 * (b - a):+.1f}" for a, b in zip(before, after, strict=True))
+    return f"{100 * statistics.fmean(before):.1f} | {100 * statistics.fmean(after):.1f} | {differences}"
 
 
 if __name__ == "__main__":
