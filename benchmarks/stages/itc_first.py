@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CELLS = HERE / "results/itc_first.jsonl"
 TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
-MEASURED = 30  # steps that a cost is measured over
+ROUNDS, MEASURED = 5, 30  # in which a cost is measured, and updates of each
 SETTINGS = (
     "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}",
     "model.text_args={hidden_size=64, num_hidden_layers=1, num_attention_heads=4, intermediate_size=256, "
@@ -114,7 +114,14 @@ def keep(cells: Path, cell: dict[str, Any]) -> None:
 def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one arm and return what its last evaluation found."""
     home.mkdir(exist_ok=True)
-    ratio = cost(folders, home)
+
+    def all_four(run: Path, steps: int) -> float:
+        return trained(run, folders, "", 0, f"train.steps={steps}", evaluate=False)
+
+    def contrast(run: Path, steps: int) -> float:
+        return trained(run, folders, f"[[stage]]\n{CONTRAST}train.steps = {steps}\n", 0, evaluate=False)
+
+    ratio = relative_cost(home, (all_four, contrast))
     rest = f"[[stage]]\nname = 'all four'\nschedule = 'continue'\ntrain.steps = {steps - steps // 3}\n"
     first = f"[[stage]]\nname = 'contrast'\n{CONTRAST}train.steps = {round(steps // 3 * ratio)}\n"
     run = home / f"{arm.replace(' ', '_')}-{seed}"
@@ -129,18 +136,25 @@ def last_evaluation(run: Path) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key == "step" or key.startswith("eval/")}
 
 
-def cost(folders: tuple[list[str], str], home: Path) -> float:
-    """How many steps of contrast alone take the time of one of all four objectives."""
-    file = home / "ratio.json"
+Arm = Callable[[Path, int], float]
+"""Of a run folder and a number of updates: the CPU seconds of such a run, its start included."""
+
+
+def relative_cost(home: Path, arms: tuple[Arm, Arm]) -> float:
+    """How many updates of the second take the CPU time of one of the first.
+
+    The median of rounds in which both take turns, since what else runs on a machine slows down what shares its cores.
+    """
+    file = home / "ratios.json"
     if not file.exists():
-        found = []
-        for kind, stage in (("all", ""), ("contrast", f"[[stage]]\n{CONTRAST}train.steps = {MEASURED}\n")):
-            runs = [home / f"cost-{kind}-{number}" for number in range(2)]
-            few = trained(runs[0], folders, stage.replace(str(MEASURED), "1"), 0, "train.steps=1", evaluate=False)
-            many = trained(runs[1], folders, stage, 0, f"train.steps={MEASURED}", evaluate=False)
-            found.append(many - few)
-        file.write_text(json.dumps(found[0] / found[1]))
-    return float(json.loads(file.read_text()))
+        ratios = []
+        for number in range(ROUNDS):
+            runs = [home / f"cost-{number}-{which}" for which in range(len(arms))]
+            few = [arm(run.with_name(f"{run.name}-few"), 1) for arm, run in zip(arms, runs, strict=True)]
+            many = [arm(run.with_name(f"{run.name}-many"), 1 + MEASURED) for arm, run in zip(arms, runs, strict=True)]
+            ratios.append((many[0] - few[0]) / (many[1] - few[1]))
+        file.write_text(json.dumps(ratios))
+    return statistics.median(json.loads(file.read_text()))
 
 
 def trained(

@@ -10,17 +10,16 @@ AdamW's.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from benchmarks.stages.itc_first import (
     HERE,
-    MEASURED,
     SHOWN,
     asked,
     commit,
@@ -29,6 +28,7 @@ from benchmarks.stages.itc_first import (
     keep,
     last_evaluation,
     read,
+    relative_cost,
     trained,
 )
 
@@ -58,7 +58,12 @@ def measure(
 ) -> dict[str, Any]:
     """Train with one optimizer at one rate, and return what the last evaluation found."""
     home.mkdir(exist_ok=True)
-    ratio = cost("adamw", folders, home) / cost(name, folders, home)
+
+    def with_optimizer(which: str, run: Path, updates: int) -> float:
+        return trained(run, folders, "", 0, f"train.steps={updates}", f"optim.name={which}", evaluate=False)
+
+    arms = tuple(partial(with_optimizer, which) for which in OPTIMIZERS)
+    ratio = 1.0 if name == OPTIMIZERS[0] else relative_cost(home, (arms[0], arms[1]))
     words = [
         f"optim.name={name}",
         f"optim.lr={rate}",
@@ -68,18 +73,6 @@ def measure(
     run = home / f"{name}-{rate:g}-{seed}"
     seconds = trained(run, folders, "", seed, *words)
     return {"ratio": ratio, "cpu_s": seconds, "commit": commit(), **last_evaluation(run)}
-
-
-def cost(name: str, folders: tuple[list[str], str], home: Path) -> float:
-    """CPU seconds of an update, without what a run costs beside its updates."""
-    file = home / f"{name}-cost.json"
-    if not file.exists():
-        runs = [home / f"{name}-cost-{number}" for number in (1, MEASURED)]
-        word = f"optim.name={name}"
-        few = trained(runs[0], folders, "", 0, "train.steps=1", word, evaluate=False)
-        many = trained(runs[1], folders, "", 0, f"train.steps={MEASURED}", word, evaluate=False)
-        file.write_text(json.dumps((many - few) / (MEASURED - 1)))
-    return float(json.loads(file.read_text()))
 
 
 def table() -> str:
