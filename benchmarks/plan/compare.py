@@ -92,7 +92,7 @@ def compare(case: Case) -> Compared:
     memory = LiveMemory()
     with memory:
         model = build(size)
-    fake = FakeModel(model, config.data, GPU if device.type == "cuda" else "cpu")
+    fake = FakeModel(model, config.data, GPU if device.type == "cuda" else "cpu", config.optim)
     batches = [make_batch(size, model.grid, case.pairs, size.config.data.text_length) for _ in range(case.accumulation)]
     counted = _counted(size, batches[0], device) * case.accumulation
     content: dict[str, Any] = {"zero_optimization": {"stage": case.stage, "overlap_comm": True}}
@@ -102,7 +102,7 @@ def compare(case: Case) -> Compared:
     measured = _peak_of_second_step(model, size, resolved, batches, memory)
     zero = Zero.of(resolved)
     moments = fake.moments_of(case.pairs, zero.element, config.train.recompute)
-    held = states(fake.total, zero, 1, case.accumulation)
+    held = states(fake.total, zero, 1, case.accumulation, fake.matrices)
     planned = peak(moments, held, contrastive_bytes(fake, config.train.global_batch, 1), case.pairs)
     flops = sum(fake.flops().step.values()) * case.pairs * case.accumulation
     return Compared(planned.total, measured, flops, counted)

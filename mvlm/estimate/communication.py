@@ -10,7 +10,8 @@ an all-reduce of each bucket while backward goes on, for which it is called earl
 group's updated weights, which hides behind nothing; stage 2 reduces after every micro-batch, stages 0 and 1 once a
 step; stage 3 gathers weights for forward and for backward and reduce-scatters, all after every micro-batch. With
 `use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the bytes in a reduction to each rank of its share of
-each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing.
+each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing. Muon's matrices are summed
+whole in fp32 once a step from stage 1 on (mvlm/training/zero/muon.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from mvlm.estimate.cards import Card
 from mvlm.estimate.count import FakeModel
 from mvlm.runtime.background import rounds
 from mvlm.training.contrast import ranks_at_once
-from mvlm.training.zero.memory import FP32, Zero
+from mvlm.training.zero.memory import FP32, Zero, elements
+from mvlm.training.zero.muon import AT_ONCE
 
 ACHIEVED = 0.8
 """Share of a link's bandwidth that large collectives are taken to reach."""
@@ -140,9 +142,9 @@ class Step:
 
     Attributes:
         compute: products alone, at the stated share of the peak.
-        update: AdamW, at the memory's bandwidth.
+        update: AdamW, at the memory's bandwidth, and Muon's products.
         exchanges: of "gradients", "weights" (gathered anew), "contrast", "negatives" (of ITM, where its groups span
-            ranks) and "numbers" (norms and counts).
+            ranks), "matrices" (of Muon) and "numbers" (norms and counts).
         sent: bytes of gradients, weights, contrastive features and negatives' tokens that a rank takes part in moving.
     """
 
@@ -179,6 +181,7 @@ class Work:
         accumulation: micro-batches.
         pairs: of a micro-batch.
         spanned: ranks that an ITM group spans.
+        muon: seconds of an update's products.
     """
 
     forward: float
@@ -187,6 +190,7 @@ class Work:
     accumulation: int
     pairs: int
     spanned: int
+    muon: float = 0.0
 
 
 def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
@@ -199,13 +203,17 @@ def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
     tokens = float(2 * spanned * work.pairs * sum(model.token_numbers) * zero.element) if spanned > 1 else 0.0
     negatives = times * among.gather(tokens, times=6)  # there and back, of two kinds; draws and their features
     small = small_reductions(zero.stage, len(model.groups), model.objectives.itc > 0) * fabric.reduce(NUMBERS)
+    split = FP32 * elements(model.matrices) if zero.stage else 0.0
+    whole = fabric.reduce(split, math.ceil(split / (FP32 * AT_ONCE)))
     exchanges = (_partitioned if zero.stage == 3 else _replicated)(model, zero, fabric, work) | {
         "contrast": Collectives(contrast.seconds, contrast.seconds - min(contrast.ahead, meanwhile)),
         "negatives": Collectives(negatives, negatives),
+        "matrices": Collectives(whole, whole),
         "numbers": Collectives(small, small),
     }
-    sent = _sent(model, zero, times) + contrast.sent + times * tokens if fabric.ranks > 1 else 0.0
-    update = model.total / (fabric.ranks if zero.stage else 1) * UPDATE_BYTES / fabric.card.bandwidth
+    sent = _sent(model, zero, times) + contrast.sent + times * tokens + 2 * split if fabric.ranks > 1 else 0.0
+    moved = UPDATE_BYTES * model.total - 2 * FP32 * elements(model.matrices)
+    update = moved / (fabric.ranks if zero.stage else 1) / fabric.card.bandwidth + work.muon
     return Step(times * (work.forward + work.backward), update, exchanges, sent)
 
 

@@ -27,7 +27,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.blocks import find_blocks
 from mvlm.training.match_groups import Passes
-from mvlm.training.optim import parameter_groups
+from mvlm.training.optim import muon_shapes, parameter_groups
 from mvlm.training.parallelize import recompute_blocks
 
 UNIT = 16
@@ -67,9 +67,10 @@ class FakeModel:
         parameters: by part; what two parts share counts for the first.
         blocks: transformer blocks.
         groups: parameters of each group that DeepSpeed keeps flat.
+        matrices: shapes of those that Muon updates, by group.
     """
 
-    def __init__(self, model: MaskVLM, data: Data, device: str = GPU) -> None:
+    def __init__(self, model: MaskVLM, data: Data, device: str = GPU, optim: Optim | None = None) -> None:
         self.data, self.objectives, self.device = data, model.objectives, device
         self.contrastive_width = model.image_projection.linear.out_features
         self.model = on_meta(model)
@@ -78,7 +79,9 @@ class FakeModel:
             counts[_part(name)] += parameter.numel()
         self.parameters = dict(counts)
         self.blocks = len(list(find_blocks(model)))
-        self.groups = [sum(p.numel() for p in group["params"]) for group in parameter_groups(model, Optim())]
+        optim = optim or Optim()
+        self.groups = [sum(p.numel() for p in group["params"]) for group in parameter_groups(model, optim)]
+        self.matrices = muon_shapes(model, optim)
         self._flops: dict[bool, Flops] = {}
         self._ahead: float | None = None
         self._moments: dict[tuple[int, float, bool], Moments] = {}

@@ -18,6 +18,7 @@ from mvlm.training.schedule import schedule_steps
 from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import RunSide, micro_batches, resolve, usable_ranks
 from mvlm.training.zero.memory import Zero, states
+from mvlm.training.zero.muon import operations
 
 LARGEST = 1 << 20
 """Micro-batch beyond which nobody looks."""
@@ -54,7 +55,9 @@ class Planner:
     def __init__(self, request: Request, model: FakeModel | None = None) -> None:
         self.request, self.config = request, request.config
         self.model = model or FakeModel(
-            build_without_weights(self.config.blueprint, self.config.data), self.config.data
+            build_without_weights(self.config.blueprint, self.config.data),
+            self.config.data,
+            optim=self.config.optim,
         )
         self.precision = precision_of(request)
         self.ranks = usable_ranks(self.config.train, request.gpus)
@@ -97,7 +100,7 @@ class Planner:
         return self._peak(zero, accumulation, pairs)
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
-        held = states(self.model.total, zero, self.ranks, accumulation)
+        held = states(self.model.total, zero, self.ranks, accumulation, self.model.matrices)
         moments = self.model.moments(self.zero.element, self.config.train.recompute, self._foreign(pairs))
         image, text = self.model.token_numbers
         negatives = exchange_bytes(self.span(pairs), pairs, (image * zero.element, text * zero.element))
@@ -141,7 +144,9 @@ class Planner:
         forward += self.model.ahead() if shape[1] > 1 else 0.0
         speed = self.request.mfu * self.request.card.peak(self.precision) / pairs
         fabric = Fabric(self.request.card, ranks, min(self.request.per_node, ranks))
-        work = Work(forward / speed, backward / speed, fused / speed, accumulation, pairs, shape[0])
+        iterating = self.request.mfu * self.request.card.peak("fp32")
+        muon = sum(operations(matrix) for group in self.model.matrices for matrix in group) / iterating
+        work = Work(forward / speed, backward / speed, fused / speed, accumulation, pairs, shape[0], muon)
         return step_time(self.model, zero, fabric, work)
 
     def contrast(self) -> ContrastExchange:

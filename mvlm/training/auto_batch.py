@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mvlm.batch import Batch, Contrast, Counts, Encoded, GlobalBatch, LabelledBatch, Negative
 from mvlm.checkpoint.description import RUN_JSON, described_in
-from mvlm.config.schema import Objectives, Train
+from mvlm.config.schema import Objectives, Optim, Train
 from mvlm.data.loading.collate import collate
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import UserError
@@ -32,7 +32,7 @@ from mvlm.runtime.cpu import available_memory
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.contrast import ranks_at_once
-from mvlm.training.optim import count_parameters
+from mvlm.training.optim import count_parameters, muon_shapes
 from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import micro_batches
 from mvlm.training.zero.memory import States, Zero, states
@@ -46,6 +46,7 @@ OF_A_HOST = 0.8
 def find_micro_batch(
     train: Train,
     objectives: Objectives,
+    optim: Optim,
     model: Encoders,
     dataset: ShardDataset[Any],
     ds_config: dict[str, Any],
@@ -61,7 +62,7 @@ def find_micro_batch(
     allowed = micro_batches(train, dist.world())
     pairs = dist.broadcast_object(_remembered(start) if dist.rank() == 0 else None)
     if pairs not in allowed:
-        trial = Trial(train.global_batch, objectives, model, dataset, ds_config)
+        trial = Trial(train.global_batch, objectives, optim, model, dataset, ds_config)
         pairs = _on_gpu(trial, allowed) if dist.uses_cuda() else _on_cpu(trial, allowed)
     return int(pairs)
 
@@ -88,6 +89,7 @@ class Trial:
         self,
         global_batch: int,
         objectives: Objectives,
+        optim: Optim,
         model: Encoders,
         dataset: ShardDataset[Any],
         ds_config: dict[str, Any],
@@ -96,7 +98,7 @@ class Trial:
         self.zero = Zero.of(ds_config)
         fp16 = (ds_config.get("fp16") or {}).get("enabled")
         self.precision = torch.float32 if self.zero.element == 4 else torch.float16 if fp16 else torch.bfloat16
-        self.parameters = count_parameters(model)
+        self.parameters, self.matrices = count_parameters(model), muon_shapes(model, optim)
 
     def run(self, pairs: int) -> None:
         """Twice, as accumulation would; gradients are gone afterwards."""
@@ -112,7 +114,7 @@ class Trial:
     def states(self, pairs: int) -> States:
         """What ZeRO will hold with this micro-batch."""
         accumulation = self.global_batch // (dist.world() * pairs)
-        return states(self.parameters, self.zero, dist.world(), accumulation)
+        return states(self.parameters, self.zero, dist.world(), accumulation, self.matrices)
 
     def beside(self, pairs: int) -> int:
         """Bytes that ZeRO will hold beside the weights and gradients of the trial."""

@@ -181,7 +181,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
     def settle() -> dict[str, Any]:
         if config.train.micro_batch != "auto":
             return ds_config
-        pairs = find_micro_batch(config.train, config.objectives, model, dataset, ds_config, start)
+        pairs = find_micro_batch(config.train, config.objectives, config.optim, model, dataset, ds_config, start)
         return plan.resolve(parameters, pairs)
 
     engine = parallelize(

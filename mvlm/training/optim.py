@@ -60,6 +60,12 @@ def block_matrices(model: nn.Module) -> Iterator[Tensor]:
         yield from (module.weight for module in block.modules() if isinstance(module, nn.Linear))
 
 
+def muon_shapes(model: Encoders, config: Optim) -> list[list[tuple[int, int]]]:
+    """Of the matrices that Muon updates, by parameter group, of a model that is whole; none where AdamW updates all."""
+    groups = [group["params"] for group in parameter_groups(model, config) if group.get("muon")]
+    return [[(matrix.shape[0], matrix.shape[1]) for matrix in group] for group in groups]
+
+
 def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
     """By name of an encoder's parameter: the layer it belongs to, and the last there is."""
     layers: dict[str, tuple[int, int]] = {}

@@ -184,6 +184,29 @@ def test_memory_falls_with_the_stage_and_with_recomputation(models: dict[str, Fa
     assert 1.25 < twice / alone < 1.4
 
 
+def test_muon_has_one_moment_of_each_matrix_and_pays_for_its_products_and_exchange(
+    models: dict[str, FakeModel],
+) -> None:
+    """Of 12 blocks in each encoder of base and 3 in each cross encoder, the matrices; in an update of 8 ranks."""
+    config = request("base", "zero1", "optim.name=muon").config
+    muon = FakeModel(models["base"].model, config.data, optim=config.optim)
+    shapes = [shape for group in muon.matrices for shape in group]
+    encoders = 24 * (4 * 768**2 + 2 * 768 * 3072)
+    assert sum(rows * columns for rows, columns in muon.matrices[0]) == encoders
+    count = sum(rows * columns for rows, columns in shapes)
+    plans = [Planner(request("base", name, "optim.name=muon"), muon) for name in ("zero0", "zero1")]
+    before = [Planner(request("base", name), models["base"]) for name in ("zero0", "zero1")]
+    for planner, adamw, share in zip(plans, before, (1, 8), strict=True):
+        saved = adamw.memory(adamw.zero, 64).optimizer - planner.memory(planner.zero, 64).optimizer
+        assert saved == pytest.approx(4 * count / share)
+    steps = [planner.step(planner.zero, 8, 64, 1) for planner in (*plans, before[1])]
+    assert [step.exchanges["matrices"].exposed > 0 for step in steps] == [False, True, False]
+    assert steps[1].sent - steps[2].sent == 2 * 4 * count
+    products = sum(5 * (4 * min(s) ** 2 * max(s) + 2 * min(s) ** 3) for s in shapes) / (0.45 * 67e12)
+    spared = 8 * count / 8 / 3.35e12
+    assert steps[1].update - steps[2].update == pytest.approx(products - spared)
+
+
 def test_a_card_that_lacks_the_precision_is_refused(models: dict[str, FakeModel]) -> None:
     with pytest.raises(UserError, match=r"enables bf16, which v100 .*fp16\.json"):
         Planner(request("base", "zero1", gpu="v100"), models["base"])

@@ -12,6 +12,7 @@ CASES = [
 MORE = [
     Case("tiny", "bf16", 3, 16, overrides=("train.recompute=1", "objectives.image=0", "objectives.itc=0")),
     Case("tiny", "fp32", 1, 16),
+    Case("tiny", "fp32", 1, 4, overrides=("optim.name=muon",)),
     Case("tiny", "fp32", 0, 16, overrides=("objectives.image_masking=drop", "model.cross_norm=post")),
     Case("tiny", "bf16", 1, 16, overrides=("objectives.hide=both", "objectives.alignment_inputs=masked")),
 ]

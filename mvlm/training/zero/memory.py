@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from mvlm.training.zero.muon import AT_ONCE
 
 FP32 = 4
 GATHERED = 1_000_000_000
@@ -67,9 +70,10 @@ class States:
         weights: that the step computes with, those that stage 3 gathers included.
         gradients: at the end of a backward pass.
         held: of `gradients`, from one micro-batch of a step to the next, or all the time.
-        optimizer: fp32 weights and both of AdamW's moments.
+        optimizer: fp32 weights and both of AdamW's moments, of which Muon's matrices have one.
         buckets: that gradients are reduced in.
-        update: of the optimiser's step alone: the fp32 gradient of what it updates at once.
+        update: of the optimiser's step alone: the fp32 gradient of what it updates at once, for Muon with what its
+            iteration has.
     """
 
     weights: float
@@ -80,7 +84,11 @@ class States:
     update: float
 
 
-def states(parameters: int, zero: Zero, ranks: int, accumulation: int) -> States:
+Shapes = Sequence[Sequence[tuple[int, int]]]
+"""Of the matrices that Muon updates, by parameter group."""
+
+
+def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices: Shapes = ()) -> States:
     """Of a model of so many parameters on each of `ranks`.
 
     Args:
@@ -96,8 +104,10 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int) -> States
     held = gradients if accumulation > 1 or zero.stage == 3 else 0.0
     copies = 2 if zero.stage == 0 and zero.element == FP32 else 3
     mine = parameters if zero.stage == 0 else share
-    optimizer = copies * FP32 * mine
-    update = FP32 * mine if zero.element != FP32 or zero.stage else 0.0
+    owned = elements(matrices) / (ranks if zero.stage else 1)
+    optimizer = copies * FP32 * mine - FP32 * owned
+    update = FP32 * (mine - owned) if zero.element != FP32 or zero.stage else 0.0
+    update = max(update, *(iteration(group, ranks if zero.stage else 0) for group in matrices), 0.0)
     buckets, bucket = 0.0, float(min(zero.reduce_bucket, parameters) * zero.element)
     if zero.stage and zero.contiguous:
         buckets = bucket * (2 if zero.overlap else 1)
@@ -107,3 +117,22 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int) -> States
         optimizer, update = 0.0, 0.0
         gradients = held = 0.0 if zero.stage < 3 else gradients
     return States(weights, gradients, held, optimizer, buckets, update)
+
+
+def elements(matrices: Shapes) -> int:
+    return sum(rows * columns for group in matrices for rows, columns in group)
+
+
+def iteration(group: Sequence[tuple[int, int]], ranks: int) -> float:
+    """Bytes that Muon has at once, beside its momentum, while it updates a group's matrices.
+
+    Of the largest matrix what it was, is and will be and the three square ones between; and, where matrices are split,
+    the own pieces and their gradients, and those that are put together, twice.
+
+    Args:
+        ranks: that the matrices are split among; 0 = they are whole.
+    """
+    largest, own = max(rows * columns for rows, columns in group), elements([group])
+    squares = max(min(shape) ** 2 for shape in group)
+    beside = 2 * own / ranks + 2 * min(own, max(AT_ONCE, largest)) if ranks else largest
+    return float(FP32 * (3 * largest + 3 * squares + beside))

@@ -144,3 +144,9 @@ def orthogonalize(matrix_MN: Tensor) -> Tensor:
 def scale(shape: tuple[int, int]) -> float:
     """That brings an orthogonal matrix's root mean square to about that of AdamW's updates, 0.2."""
     return 0.2 * math.sqrt(max(shape))
+
+
+def operations(shape: tuple[int, int]) -> int:
+    """Of the products of `orthogonalize`, on whichever side is the smaller."""
+    small, large = sorted(shape)
+    return STEPS * (2 * 2 * small * small * large + 2 * small**3)
