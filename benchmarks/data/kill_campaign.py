@@ -1,10 +1,14 @@
-"""Kill sharding runs, or single tasks of them, at random moments, and compare what they end in with an undisturbed run.
+"""Kill sharding runs, single tasks of them or shares of their parts at random moments, and compare what they end in
+with an undisturbed run.
 
     python benchmarks/data/kill_campaign.py --engine local --kills 60
+    python benchmarks/data/kill_campaign.py --engine local --kills 50 --of part --count 120
     python benchmarks/data/kill_campaign.py --engine local --kills 50 --of task
     python benchmarks/data/kill_campaign.py --engine ray --kills 50 --of task
 
-A run that was killed is started again until it ends; one whose task was killed has to end by itself. Every trial
+A run that was killed is started again until it ends; one whose task was killed has to end by itself. A share, which is
+what one task of an array makes (`--part I/N`), is killed after a random part of its CPU time and made again alone; then
+all are joined. Every trial
 appends one JSON line to the results file, so that the campaign can itself be stopped and started again: it ends when
 the file holds that many kills of that engine and kind.
 """
@@ -17,6 +21,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -29,6 +34,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import photo, write_folder  # noqa: E402
+from data_tools.__main__ import main as data_tools_main  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "part_kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -38,6 +44,10 @@ WINDOW = {"local": (0.3, 1.05), "ray": (0.65, 1.05)}
 MOST_DEAD = 2
 """Tasks killed of one run: three deaths over the same part end it."""
 
+SHARES = 3
+LATEST = 0.6
+"""When a share is killed at the latest, unless it has ended, as a share of the CPU time that a whole run takes."""
+
 MOST_KILLS = 6
 """Of one trial; then the run is left to end."""
 
@@ -45,7 +55,7 @@ MOST_KILLS = 6
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--engine", choices=("local", "ray"), default="local")
-    words.add_argument("--of", choices=("run", "task"), default="run", help="what is killed (default: run)")
+    words.add_argument("--of", choices=("run", "task", "part"), default="run", help="what is killed (default: run)")
     words.add_argument("--kills", type=int, default=60, help="to have in the results file (default: 60)")
     words.add_argument("--count", type=int, default=6000, help="records (default: 6000)")
     words.add_argument("--seed", type=int, default=0)
@@ -54,22 +64,28 @@ def main() -> int:
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        source, argv = Path(folder) / "in", command(Path(folder), arguments.engine)
+        workers = 1 if arguments.of == "part" else 2
+        source, argv = Path(folder) / "in", command(Path(folder), arguments.engine, workers)
         write_folder(source, [photo(seed, (120, 90)) for seed in range(50)], arguments.count)
         spoil(source)
         start = time.monotonic()
         subprocess.run([*argv, str(Path(folder) / "whole")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lasts = time.monotonic() - start
         expected = digest(Path(folder) / "whole")
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        alone([*argv[3:], str(Path(folder) / "again")])
+        cpu_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
         while sum(kills := trials(arguments.results, arguments.engine, arguments.of)) < arguments.kills:
             seed = arguments.seed + len(kills)
             trial = {"engine": arguments.engine, "of": arguments.of, "seed": seed, "records": arguments.count}
             out, draw = Path(folder) / "out", random.Random(seed)
             if arguments.of == "task":
                 found = run_with_dead_tasks(argv, out, lasts, draw)
+            elif arguments.of == "part":
+                found = dead_shares(argv, out, cpu_s, draw)
             else:
                 found = run_trial(argv, out, arguments.engine, lasts, draw)
-            if not found["kills"]:
+            if not found["kills"] and arguments.of != "part":
                 lasts *= 0.8  # the machine was busier when that was measured
             same = found.pop("digest") == expected
             failed += not same
@@ -79,9 +95,9 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def command(folder: Path, engine: str) -> list[str]:
+def command(folder: Path, engine: str, workers: int) -> list[str]:
     words = [sys.executable, "-m", "data_tools", "shard", "folder", str(folder / "in"), "--engine", engine]
-    options = ["--workers", "2", "--split", "train=0.8,eval=0.2", "--shard-mb", "0.15", "--dedup", "exact"]
+    options = ["--workers", str(workers), "--split", "train=0.8,eval=0.2", "--shard-mb", "0.15", "--dedup", "exact"]
     return [*words, *options, "--tolerate", "1", "--out"]
 
 
@@ -132,6 +148,43 @@ def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.R
     found = {"kills": len(killed), "parts then": killed, "exit code": process.returncode, "digest": digest(out)}
     shutil.rmtree(out, ignore_errors=True)
     return found
+
+
+def dead_shares(argv: list[str], out: Path, cpu_s: float, draw: random.Random) -> dict[str, object]:
+    """Kill each share once, in a random order, and make it again alone; then join them."""
+    state = out.with_name(f".{out.name}.partial") / ".state"
+    shares = draw.sample(range(1, SHARES + 1), SHARES)
+    killed: list[int] = []
+    for share in shares:
+        words = [*argv[3:], str(out), "--part", f"{share}/{SHARES}"]
+        if not alone(words, draw.uniform(0, LATEST * cpu_s)):
+            killed.append(len(list(state.glob("*.part"))))
+            alone(words)
+    alone([*argv[3:], str(out)])
+    found = {"kills": len(killed), "shares": shares, "parts then": killed, "digest": digest(out)}
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.rmtree(state.parent, ignore_errors=True)
+    return found
+
+
+def alone(words: list[str], cpu_s: float | None = None) -> bool:
+    """Run a command in a process that has imported everything, and kill it after so much CPU time; whether it ended."""
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os._exit(data_tools_main(words))
+    while not os.waitpid(child, os.WNOHANG)[0]:
+        if cpu_s is not None and cpu_time(child) >= cpu_s:
+            os.kill(child, signal.SIGKILL)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL
+        time.sleep(0.002)
+    return True
+
+
+def cpu_time(pid: int) -> float:
+    """Seconds, from the scheduler's nanoseconds."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
 
 
 def working(pid: int) -> list[int]:
