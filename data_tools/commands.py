@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,9 @@ from .inspect.stats import TEXTS
 from .origin import WRITING, add_source, open_source, origin, writing_arguments
 from .pipeline import SOURCE
 from .progress import progress
-from .reshape.retry import only_retry, read_origin, retry
+from .readers.inputs import Place, as_place
+from .reshape.retry import Outcome, only_retry, read_origin, retry
+from .reshape.retry_at_url import retried_here
 from .sharding import shard as shard_records
 from .sharding import shard_share
 from .store.disk import write_output
@@ -53,7 +56,7 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     train.set_defaults(run=tokenizer)
 
     again = subs.add_parser("retry", help="retry records that a corpus lists as dropped, and add those that are good")
-    again.add_argument("shards", type=Path, metavar="SHARDS", help="a folder made by `shard`, with its splits")
+    again.add_argument("shards", metavar="SHARDS", help="a folder or URL made by `shard`, with its splits")
     add_engine(again)
     again.set_defaults(run=retry_dropped)
 
@@ -85,7 +88,17 @@ def count_source(arguments: argparse.Namespace) -> int:
 
 
 def retry_dropped(arguments: argparse.Namespace) -> int:
-    out: Path = arguments.shards
+    place = as_place(arguments.shards)
+    with nullcontext(place) if isinstance(place, Path) else retried_here(place) as out:
+        outcome = _retry(place, out, arguments)
+    print(
+        f"{place}: {outcome.listed:,} records were listed, {outcome.recovered:,} added, {outcome.left:,} are listed now"
+    )
+    return 0
+
+
+def _retry(place: Place, out: Path, arguments: argparse.Namespace) -> Outcome:
+    """Retry the corpus of a place, which lies in `out` for now."""
     saved = read_origin(out)
     saved_arguments = writing_arguments(saved, arguments.workers)
     options = with_filters(writing_options(saved_arguments), saved_arguments)
@@ -94,13 +107,9 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
         try:
             source = open_source(saved)
         except UserError as error:
-            raise UserError(f"{error} (The paths are those in {out / SOURCE}, seen from this folder.)") from None
+            raise UserError(f"{error} (The paths are those in {place}/{SOURCE}, seen from this folder.)") from None
         with progress("retrying", source.size, lambda: source.position) as advance:
-            outcome = retry(source, out, options, advance)
-    print(
-        f"{out}: {outcome.listed:,} records were listed, {outcome.recovered:,} added, {outcome.left:,} are listed now"
-    )
-    return 0
+            return retry(source, out, options, advance)
 
 
 def tokenizer(arguments: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from .readers.inputs import as_place
 from .reshape.merge import merge
 from .reshape.resplit import resplit
 from .split import Split, parse_split
+from .store.destination import destination
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     divided.set_defaults(run=split_corpus)
     for command in (merged, divided):
-        command.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="folder to write")
+        command.add_argument("--out", type=destination, required=True, metavar="SHARDS", help="folder or URL to write")
         command.add_argument(
             "--shard-mb", type=megabytes, default=256, help="megabytes of images per shard (default: 256)"
         )
@@ -55,7 +56,7 @@ def split_corpus(arguments: argparse.Namespace) -> int:
     with corpora_here([as_place(arguments.shards)]) as (folder,):
         rows = _split_corpus(folder, arguments, split)
     for name, count in rows.items():
-        print(f"{arguments.out / name}: {count:,} rows")
+        print(f"{arguments.out}/{name}: {count:,} rows")
     return 0
 
 

@@ -21,7 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "mvlm.errors": set(),
     "mvlm.batch": set(),
     "mvlm.runtime": {"runtime"},
-    "mvlm.config": {"config"},
+    "mvlm.config": {"config", "runtime.patterns"},
     "mvlm.kernels": {"batch", "kernels"},
     "mvlm.model": {"batch", "config", "kernels", "model"},
     "mvlm.checkpoint": {"checkpoint", "config", "runtime"},

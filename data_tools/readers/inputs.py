@@ -6,7 +6,6 @@ the end of the file.
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mvlm.errors import UserError
+from mvlm.runtime.patterns import fitting, is_pattern
 from mvlm.runtime.storage import Storage
 
 Place = Path | str
@@ -42,27 +42,14 @@ def expanded(texts: Iterable[str]) -> list[Place]:
 
 def _expanded(text: str) -> Sequence[Place]:
     place = as_place(text)
-    if not has_magic(str(place)) or (isinstance(place, Path) and place.exists()):
+    if place.exists() or not has_magic(str(place)) if isinstance(place, Path) else not is_pattern(place):
         return [place]
-    found: list[Place] = sorted(map(Path, glob_files(str(place)))) if isinstance(place, Path) else _listed(place)
+    found: Sequence[Place] = (
+        sorted(map(Path, glob_files(str(place)))) if isinstance(place, Path) else fitting(place, REMEDY)
+    )
     if not found:
         raise UserError(f"Nothing fits {text}: check the pattern.")
     return found
-
-
-def _listed(url: str) -> list[Place]:
-    """The files that fit a pattern, by what stands before its first sign that is one."""
-    parts = url.split("/")
-    first = next(number for number, part in enumerate(parts) if has_magic(part))
-    base, pattern = "/".join(parts[:first]), "/".join(parts[first:])
-    return [f"{base}/{name}" for name in sorted(Storage(base, REMEDY).sizes()) if _fits(name, pattern)]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    """As a shell sees it: ** stands for any folders, * for a part of one name, ? for one letter."""
-    words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    spelled = re.sub(r"\*\*/|\*|\?|[^*?\[\]]+", lambda found: words.get(found[0], re.escape(found[0])), pattern)
-    return re.fullmatch(spelled, name) is not None
 
 
 def name_of(place: Place) -> str:

@@ -26,7 +26,7 @@ from .resplit import checked_rows, write_rows
 
 def merge(
     folders: Sequence[Path],
-    out: Path,
+    out: Path | str,
     shard_bytes: int,
     prefixes: Sequence[str] = (),
     on_row: Callable[[int], None] = lambda image_bytes: None,

@@ -26,7 +26,7 @@ Columns = dict[str, Any]
 
 def resplit(
     folder: Path,
-    out: Path,
+    out: Path | str,
     split: Split,
     shard_bytes: int,
     on_row: Callable[[int], None] = lambda image_bytes: None,

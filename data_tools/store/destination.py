@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+from mvlm.data.shards.schema import MANIFEST
+
 from .folder import open_folder
 from .remote import open_url
-from .store import Store
+from .store import STATE, Store
 
 URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 
@@ -25,8 +27,10 @@ def open_store(out: Path | str, resumable: bool, shared: bool = False) -> Abstra
 
 
 @contextmanager
-def staged(out: Path) -> Iterator[Path]:
+def staged(out: Path | str) -> Iterator[Path]:
     """Yield a folder to fill, which becomes `out` in one rename if the block ends well and vanishes if not.
+
+    At a URL its files appear when all of them are made, the manifests last.
 
     Raises:
         UserError: `out` holds something already, another process is writing it, or there is no room for it.
@@ -34,4 +38,10 @@ def staged(out: Path) -> Iterator[Path]:
     with open_store(out, resumable=False) as store:
         store.begin(None)
         yield store.work
-        store.finish([])
+        made = sorted(str(path.relative_to(store.work)) for path in store.work.rglob("*") if path.is_file())
+        names = [name for name in made if not name.startswith(f"{STATE}/")]
+        last = [name for name in names if name.rpartition("/")[2] == MANIFEST]
+        for name in names:
+            if name not in last:
+                store.keep(name)
+        store.finish(last)

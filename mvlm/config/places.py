@@ -7,6 +7,8 @@ from glob import glob, has_magic
 from pathlib import Path
 from urllib.parse import unquote
 
+from mvlm.runtime.patterns import fitting, is_pattern
+
 FINISHED = "manifest.json"
 """What a folder of finished shards holds."""
 
@@ -18,6 +20,13 @@ def expanded(texts: Iterable[str]) -> tuple[str, ...]:
 
 def _expanded(text: str) -> list[str]:
     path = unquote(text.removeprefix("file://")) if text.startswith("file://") else text
-    if "://" in path or not has_magic(path) or Path(path).exists():
+    if "://" in path:
+        return _at_url(path) if is_pattern(path) else [path]
+    if not has_magic(path) or Path(path).exists():
         return [path]
     return sorted(str(Path(found).parent) for found in glob(f"{path.rstrip('/')}/{FINISHED}")) or [path]
+
+
+def _at_url(pattern: str) -> list[str]:
+    manifests = fitting(f"{pattern.rstrip('/')}/{FINISHED}", "check the pattern, and what its store needs for access")
+    return [found.removesuffix(f"/{FINISHED}") for found in manifests] or [pattern]

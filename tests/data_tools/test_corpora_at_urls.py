@@ -8,9 +8,11 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from made import read_rows, run, write_folder
+from made import read_rows, run, tree, write_folder
 
 from data_tools.__main__ import main
+from data_tools.reshape import retry_at_url
+from mvlm.config.places import expanded
 
 
 @pytest.fixture
@@ -40,8 +42,47 @@ def test_they_say_and_make_the_same(shards: Path, tmp_path: Path, capsys: pytest
     assert read_rows(tmp_path / "merged") == here[0] + here[1]
     run("split", "memory://shards/train", "--split", "a=0.5,b=0.5", "--out", tmp_path / "split")
     assert sum(len(read_rows(tmp_path / "split" / name)) for name in "ab") == len(here[1])
+    named = expanded(["memory://shards/[et]*", "memory://a?b"])
+    assert named == ("memory://shards/eval", "memory://shards/train", "memory://a?b")
     run("preview", "memory://shards", "--out", tmp_path / "sheet.html")
     assert (tmp_path / "sheet.html").read_text().count("<figure>") == 12
+
+
+def test_what_is_made_of_corpora_can_be_written_to_urls(
+    shards: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    run("merge", "memory://shards", "--out", "memory://made/merged")
+    run("merge", shards, "--out", tmp_path / "merged")
+    run("split", "memory://made/merged", "--split", "a=0.5,b=0.5", "--out", "memory://made/split")
+    run("split", tmp_path / "merged", "--split", "a=0.5,b=0.5", "--out", tmp_path / "split")
+    fsspec.filesystem("memory").get("/made", str(tmp_path / "made"), recursive=True)
+    for name in ("merged", "split"):
+        assert tree(tmp_path / "made" / name) == tree(tmp_path / name)
+    assert "already holds shards" in fails("merge", shards, "--out", "memory://made/merged")
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_retry_at_a_url_gives_what_it_gives_in_a_folder(
+    tmp_path: Path, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it was killed when all was there but in its place."""
+    write_folder(tmp_path / "in", 12)
+    (tmp_path / "in/images/5.jpg").rename(tmp_path / "away")
+    out, url = tmp_path / "out", f"memory://retried-{killed}"
+    files = fsspec.filesystem("memory")
+    run("shard", "folder", tmp_path / "in", "--out", out, "--split", "train=0.6,eval=0.4", "--workers", 1)
+    files.put(str(out), f"/retried-{killed}", recursive=True)
+    (tmp_path / "away").rename(tmp_path / "in/images/5.jpg")
+    run("retry", out, "--workers", 1)
+    if killed:
+        monkeypatch.setattr(retry_at_url, "_put_in_place", lambda storage: None)
+        run("retry", url, "--workers", 1)
+        assert files.exists(f"/retried-{killed}/.retry.json")
+        monkeypatch.undo()
+    run("retry", url, "--workers", 1)
+    files.get(f"/retried-{killed}", str(tmp_path / "fetched"), recursive=True)
+    assert tree(tmp_path / "fetched") == tree(out)
+    assert len(read_rows(out / "train") + read_rows(out / "eval")) == 12
 
 
 def test_what_lies_at_a_url_is_excluded(shards: Path, tmp_path: Path, fails: Callable[..., str]) -> None:

@@ -1,0 +1,37 @@
+"""Patterns of URLs, such as s3://bucket/part-*/shards."""
+
+from __future__ import annotations
+
+import re
+
+from mvlm.runtime.storage import Storage
+
+SIGNS = "*["
+"""What makes a URL a pattern; a question mark begins its query."""
+
+
+def is_pattern(url: str) -> bool:
+    return any(sign in url for sign in SIGNS)
+
+
+def fitting(url: str, remedy: str) -> list[str]:
+    """The files that fit a pattern, sorted; all below what stands before its first sign are listed.
+
+    Args:
+        remedy: as of a `Storage`.
+    """
+    parts = url.split("/")
+    first = next(number for number, part in enumerate(parts) if is_pattern(part))
+    base, pattern = "/".join(parts[:first]), "/".join(parts[first:])
+    return [f"{base}/{name}" for name in sorted(Storage(base, remedy).sizes()) if _fits(name, pattern)]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """As a shell sees it: ** stands for any folders, * for part of a name, ? for one letter, [ab] for one of these."""
+    words = {"**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+
+    def spelled(found: re.Match[str]) -> str:
+        sign = found[0]
+        return words.get(sign) or (sign.replace("[!", "[^") if sign.startswith("[") else re.escape(sign))
+
+    return re.fullmatch(re.sub(r"\*\*/|\*|\?|\[[^\]]+\]|[^*?\[]+", spelled, pattern), name) is not None
