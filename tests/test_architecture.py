@@ -67,7 +67,8 @@ commands and what is called from Python may import all."""
 
 ORDER = (
     {"errors", "batch"},
-    {"runtime", "config"},
+    {"runtime"},
+    {"config"},
     {"kernels"},
     {"model"},
     {"checkpoint"},

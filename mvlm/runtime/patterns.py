@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
+from glob import has_magic
 
 from mvlm.runtime.storage import Storage
 
-SIGNS = "*["
-"""What makes a URL a pattern; a question mark begins its query."""
-
 
 def is_pattern(url: str) -> bool:
-    return any(sign in url for sign in SIGNS)
+    """Whether there is a sign in it that makes a pattern; with HTTP a question mark begins the query."""
+    return any(sign in url for sign in ("*[" if url.startswith(("http://", "https://")) else "*?["))
 
 
 def fitting(url: str, remedy: str) -> list[str]:
@@ -21,7 +20,7 @@ def fitting(url: str, remedy: str) -> list[str]:
         remedy: as of a `Storage`.
     """
     parts = url.split("/")
-    first = next(number for number, part in enumerate(parts) if is_pattern(part))
+    first = next(number for number, part in enumerate(parts) if has_magic(part))
     base, pattern = "/".join(parts[:first]), "/".join(parts[first:])
     return [f"{base}/{name}" for name in sorted(Storage(base, remedy).sizes()) if _fits(name, pattern)]
 
