@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +11,20 @@ from typing import Any
 
 import torch
 
-from mvlm.__main__ import command_line
 from mvlm.api.launch import launch_training
 from mvlm.api.model import TrainedModel, load
 from mvlm.api.recipe import Recipe
 from mvlm.api.tasks import FineTunedModel, load_finetuned
 from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.cli.output import write_json, write_whole
 from mvlm.config.load import load_config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
+from mvlm.evaluate.measured import evaluate_checkpoint
+from mvlm.evaluate.task import TASKS
+from mvlm.export.written import Format, export_run
 from mvlm.report.facts import read_facts, read_json
+from mvlm.report.written import report_on
 
 RECIPE, DEEPSPEED, EVALUATION, REPORT = "recipe.toml", "zero1.json", "evaluation.json", "report.html"
 
@@ -48,6 +53,40 @@ class RunFolder:
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged, a dict of numbers for each logged step. Raises `UserError` where the run has not begun."""
         return list(read_facts(self.folder).metrics.values())
+
+    def evaluate(
+        self, task: str, data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], **settings: Any
+    ) -> dict[str, Any]:
+        """What `mvlm evaluate TASK` measures of the newest checkpoint, on other data than those that were held out.
+
+        Args:
+            task: "retrieval", "reconstruction", "classification", "probe", "foils"; "vqa", "nlvr2", "entailment".
+            data: folders of shards, tars, or of some tasks folders of classes of pictures.
+            settings: the command's options by their names, such as `limit=1000` or `rerank=32`.
+
+        Raises:
+            UserError: there is no such task or setting, no checkpoint yet, or the data cannot be used.
+        """
+        places = [data] if isinstance(data, (str, os.PathLike)) else list(data)
+        return evaluate_checkpoint(task, self.folder, places, **settings)
+
+    def write_report(self) -> Path:
+        """Write the report anew, as `mvlm report` does; returns its path. Raises `UserError` where it cannot."""
+        write_whole(self.report, report_on([self.folder]), "out")
+        return self.report
+
+    def export(self, out: str | os.PathLike[str], form: Format = "hf") -> Path:
+        """Write the newest checkpoint's model for people without mvlm, as `mvlm export` does; returns the folder.
+
+        Args:
+            out: a new folder.
+            form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that give vectors for retrieval.
+
+        Raises:
+            UserError: there is no checkpoint yet, packages are missing, or the folder cannot be written.
+        """
+        export_run(self.folder, Path(out), form)
+        return Path(out)
 
     def _repr_html_(self) -> str:
         return f'<a href="{self.report}">{self.report}</a>'
@@ -97,9 +136,12 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
         print(_where_it_stopped(folder), flush=True)
         raise
     if held_out:
-        kept = ["--json", str(folder / EVALUATION)]
-        _command("evaluate", task, "--checkpoint", str(folder), "--data", *held_out, *kept)
-    _command("report", str(folder))
+        result = evaluate_checkpoint(task, folder, held_out)
+        result.pop("predictions", None)
+        print(TASKS[task].text(result), end="", flush=True)
+        write_json(folder / EVALUATION, result)
+    write_whole(folder / REPORT, report_on([folder]), "out")
+    print(f"Written to {folder / REPORT}", flush=True)
 
 
 def _where_it_stopped(folder: Path) -> str:
@@ -108,9 +150,3 @@ def _where_it_stopped(folder: Path) -> str:
     except UserError:
         return f"Stopped before anything was saved in {folder}: the same call begins again."
     return f"Stopped; {saved} is saved, and the same call goes on from there."
-
-
-def _command(*words: str) -> None:
-    """A command of `mvlm` in this process; raises its `UserError`."""
-    args = command_line(words).parse_args(words)
-    args.run(args)

@@ -25,17 +25,11 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
 from mvlm.cli.places import require_folder, require_shards
 from mvlm.runtime.arguments import count, positive, within
-
-if TYPE_CHECKING:
-    from mvlm.config.schema import Eval
-    from mvlm.evaluate.settings import Settings
-    from mvlm.pretrained.runs import Loaded
 
 gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 LABELLED, CLASSES = ("vqa", "nlvr2", "entailment"), ("classification", "probe")
@@ -152,25 +146,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         require_shards(args.data)
 
+    from mvlm.evaluate.measured import OWN as OWN_SETTINGS
+    from mvlm.evaluate.measured import SEARCH, evaluate_checkpoint
     from mvlm.evaluate.task import TASKS
-    from mvlm.pretrained.runs import load_run, load_task_run
     from mvlm.runtime import dist
 
     dist.init()
     try:
-        task, device = TASKS[args.task], dist.device()
-        if args.task in LABELLED:
-            loaded: Loaded[Any] = load_task_run(args.checkpoint, args.task, device)
-        else:
-            loaded = load_run(args.checkpoint, device)
-        settings = _settings(args, loaded.config.eval)
-        result = task.run(loaded, settings, device) | {"step": loaded.step, "data": args.data}
-        if loaded.averaged:
-            result["weights"] = f"averaged, train.ema = {loaded.config.train.ema}"
+        given = {name: getattr(args, name, None) for name in ("limit", *SEARCH, *OWN_SETTINGS)}
+        asked = {name: value for name, value in given.items() if value is not None}
+        result = evaluate_checkpoint(args.task, args.checkpoint, args.data, **asked)
         predictions = result.pop("predictions", "")
         if dist.rank() == 0:
-            print(task.text(result), end="")
-            if loaded.averaged:
+            print(TASKS[args.task].text(result), end="")
+            if "weights" in result:
                 print(f"Weights: {result['weights']}")
             _write(getattr(args, "predictions", None), predictions, "--predictions")
             _write(args.json, json.dumps(result, indent=1) + "\n", "--json")
@@ -201,22 +190,6 @@ def _write(path: Path | None, text: str, option: str) -> None:
     if path:
         write_whole(path, text, option)
         Console(stderr=True).print(f"Written to {path}", markup=False, highlight=False)
-
-
-def _settings(args: argparse.Namespace, defaults: Eval) -> Settings:
-    """What was asked for, and the run's [eval] for the rest."""
-    from mvlm.evaluate.retrieval import SearchSettings
-    from mvlm.evaluate.settings import Settings
-
-    asked = {name: value for name, value in vars(args).items() if value is not None}
-    search = SearchSettings(
-        batch=asked.get("batch", defaults.batch),
-        rerank=asked.get("rerank", defaults.rerank),
-        memory_gb=asked.get("memory_gb", defaults.memory_gb),
-        equal_captions=asked.get("equal_captions", False),
-    )
-    own = {name: asked[name] for name in ("words", "templates", "train", "pictures") if name in asked}
-    return Settings(tuple(args.data), asked.get("limit", defaults.limit), search, **own)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -38,15 +38,10 @@ def run(args: argparse.Namespace) -> int:
     find_checkpoint(args.run_folder)  # before imports that take seconds
     if args.push_to_hub and args.format != "hf":
         raise UserError(f"--push-to-hub sends a Hugging Face folder, and --format is {args.format}: leave one out.")
-    if args.format == "hf":
-        from mvlm.export.card import model_card
-        from mvlm.export.folder import export_folder
 
-        export_folder(args.run_folder, args.out, model_card(args.run_folder, args.out.name))
-    else:
-        from mvlm.export.dual import export_dual
+    from mvlm.export.written import export_run
 
-        export_dual(args.run_folder, args.out, args.format)
+    export_run(args.run_folder, args.out, args.format)
     print(f"Written to {args.out}")
     if args.push_to_hub:
         from mvlm.export.hub import push

@@ -11,7 +11,6 @@ there; otherwise they are measured on the run's data.eval.
 from __future__ import annotations
 
 import argparse
-from datetime import datetime
 from pathlib import Path
 
 from mvlm.cli.output import write_whole
@@ -31,14 +30,12 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         UserError: a folder is no run, a file in it is damaged, or the page cannot be written.
     """
-    facts = [read_facts(folder) for folder in args.runs]  # before imports that take seconds
+    for folder in args.runs:
+        read_facts(folder)  # before imports that take seconds
 
-    from mvlm.report.measure import measure
-    from mvlm.report.page import render
-    from mvlm.runtime import dist
+    from mvlm.report.written import report_on
 
-    page = render([(of_run, measure(of_run, dist.device())) for of_run in facts], datetime.now().astimezone())
     out = args.out or args.runs[0] / "report.html"
-    write_whole(out, page, "--out")
+    write_whole(out, report_on(args.runs), "--out")
     print(f"Written to {out}")
     return 0

@@ -1,0 +1,61 @@
+"""A checkpoint evaluated by one of the tasks: what `mvlm evaluate` and Python's `run.evaluate` do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+from mvlm.config.schema import Eval
+from mvlm.errors import UserError
+from mvlm.evaluate.labelled import TITLES
+from mvlm.evaluate.retrieval import SearchSettings
+from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.task import TASKS
+from mvlm.pretrained.runs import Loaded, load_run, load_task_run
+from mvlm.runtime import dist
+
+SEARCH, OWN = ("batch", "rerank", "memory_gb", "equal_captions"), ("words", "templates", "train", "pictures")
+
+
+def evaluate_checkpoint(
+    task: str, checkpoint: str | PathLike[str], data: Sequence[str | PathLike[str]], **asked: Any
+) -> dict[str, Any]:
+    """What the task measures, which can be written as JSON; called on every rank at once, the same result on all.
+
+    Args:
+        task: of `TASKS`.
+        checkpoint: a run folder, one of its checkpoints, or its `best`.
+        data: folders of shards or, of some tasks, of classes of pictures.
+        asked: `limit`, and of `SEARCH` and `OWN` those that the task takes; where missing, as the run's [eval] says.
+
+    Raises:
+        UserError: the task is unknown, or the checkpoint or the data cannot be used.
+    """
+    if task not in TASKS:
+        raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")
+    if unknown := asked.keys() - {"limit", *SEARCH, *OWN}:
+        raise UserError(f"To evaluate takes no {sorted(unknown)[0]}: choose among limit, {', '.join((*SEARCH, *OWN))}.")
+    device = dist.device()
+    loaded: Loaded[Any] = (
+        load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)
+    )
+    places = tuple(map(str, map(fspath, data)))
+    settings = _settings(places, asked, loaded.config.eval)
+    result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
+    if loaded.averaged:
+        result["weights"] = f"averaged, train.ema = {loaded.config.train.ema}"
+    return result
+
+
+def _settings(data: tuple[str, ...], asked: dict[str, Any], defaults: Eval) -> Settings:
+    """What was asked for, and the run's [eval] for the rest."""
+    search = SearchSettings(
+        batch=asked.get("batch", defaults.batch),
+        rerank=asked.get("rerank", defaults.rerank),
+        memory_gb=asked.get("memory_gb", defaults.memory_gb),
+        equal_captions=asked.get("equal_captions", False),
+    )
+    own = {name: asked[name] for name in OWN if name in asked}
+    return Settings(data, asked.get("limit", defaults.limit), search, **own)

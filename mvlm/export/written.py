@@ -1,0 +1,27 @@
+"""A run's model exported in one of the formats: what `mvlm export` and Python's `run.export` do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from mvlm.export.card import model_card
+from mvlm.export.dual import export_dual
+from mvlm.export.folder import export_folder
+
+Format = Literal["hf", "onnx", "torch"]
+
+
+def export_run(run: Path, out: Path, form: Format = "hf") -> None:
+    """Write a new folder `out` of a run's newest checkpoint, or of the one that is given.
+
+    Args:
+        form: "hf", for AutoModel and AutoProcessor; "onnx" or "torch", graphs that give vectors for retrieval.
+
+    Raises:
+        UserError: there is no such run, packages are missing, or the folder cannot be written.
+    """
+    if form == "hf":
+        export_folder(run, out, model_card(run, out.name))
+    else:
+        export_dual(run, out, form)

@@ -1,0 +1,31 @@
+"""A run evaluated and exported from Python, against the commands."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import mvlm
+from mvlm.__main__ import main
+from mvlm.api.results import TrainedRun
+from mvlm.errors import UserError
+from tests.evaluate.tiny import CONFIG
+from tests.export.conftest import write_run
+
+
+def test_python_measures_and_writes_what_the_commands_do(scenes: Path, tmp_path: Path) -> None:
+    run = TrainedRun(write_run(tmp_path / "run", CONFIG))
+    data, out = scenes / "eval", tmp_path / "out.json"
+    measured = run.evaluate("retrieval", data, limit=12, rerank=4)
+    words = ["--checkpoint", str(run.folder), "--data", str(data), "--limit", "12", "--rerank", "4", "--json", str(out)]
+    assert main(["evaluate", "retrieval", *words]) == 0
+    assert json.loads(out.read_text()) == json.loads(json.dumps(measured))
+    assert measured["mean_recall"]["reranked"] is not None and measured["step"] == 7
+    exported = mvlm.load(run.export(tmp_path / "exported"), "cpu")
+    assert all((exported.network.state_dict()[k] == v).all() for k, v in run.load("cpu").network.state_dict().items())
+    with pytest.raises(UserError, match="no task 'recall' to evaluate: choose one of retrieval, "):
+        run.evaluate("recall", data)
+    with pytest.raises(UserError, match="takes no rerankk: choose among limit, batch, rerank"):
+        run.evaluate("retrieval", data, rerankk=4)
