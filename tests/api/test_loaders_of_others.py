@@ -1,0 +1,56 @@
+"""The loader in other libraries' training loops: the two examples, each to its end."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import mvlm
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.campaign
+
+
+@pytest.fixture
+def tars(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Scenes as webdataset has them."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    rows = mvlm.open(scenes / "train")[:96]
+    for number in range(2):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for row in rows[number * 48 : number * 48 + 48]:
+                for ending, content in (("png", row.encoded), ("txt", row.captions[0].encode())):
+                    member = tarfile.TarInfo(f"{row.key}.{ending}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return str(tmp_path / "?.tar")
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"examples/loaders/{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_open_clip_trains_by_its_own_loop(tars: str) -> None:
+    pytest.importorskip("open_clip")
+    losses = example("open_clip_training").main([tars, "--batch", "16", "--epochs", "3"])
+    assert len(losses) == 4 and losses[-1] < losses[0]
+
+
+def test_a_trainer_goes_on_in_the_middle_of_an_epoch(tars: str) -> None:
+    """With the losses that it would have had."""
+    pytest.importorskip("accelerate")
+    trainer = example("transformers_trainer")
+    whole = trainer.main([tars, "--batch", "16", "--epochs", "2", "--out", "whole"])
+    again = trainer.main([tars, "--batch", "16", "--epochs", "2", "--out", "again", "--resume", "whole/checkpoint-3"])
+    assert len(whole) == 12
+    assert again[-9:] == pytest.approx(whole[3:], rel=1e-5)
