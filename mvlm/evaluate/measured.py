@@ -41,7 +41,7 @@ def evaluate_checkpoint(
     loaded: Loaded[Any] = (
         load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)
     )
-    places = tuple(map(str, map(fspath, data)))
+    places = tuple(fspath(place) for place in data)
     settings = _settings(places, asked, loaded.config.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
     if loaded.averaged:
