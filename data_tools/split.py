@@ -19,17 +19,21 @@ MISSING = "no field to split by"
 class Split:
     """Shares of the records by name, in order; records with the same value of `field` stay together.
 
-    `field` is "key", "source" or one of the record's own fields.
+    `field` is "key", "source" or one of the record's own fields. Where no share is given, all of them 0, its values are
+    the splits' names.
     """
 
     shares: dict[str, float]
     field: str = "key"
 
     def allot(self, record: Record) -> str | None:
-        """The split's name, a function of the field's value alone; None where the record lacks the field."""
+        """The split's name, a function of the field's value alone; None where the record lacks the field, or its value
+        is to be a name and is none of them."""
         value = {"key": record.key, "source": record.source}.get(self.field, record.fields.get(self.field))
         if value is None:
             return None
+        if not any(self.shares.values()):
+            return value if value in self.shares else None
         text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
         point = int.from_bytes(digest[:8], "big") / 2**64
@@ -42,11 +46,16 @@ class Split:
 
 
 def parse_split(text: str, field: str) -> Split:
-    """Read `train=0.88,eval=0.12`.
+    """Read `train=0.88,eval=0.12`, or `train,eval` where the values of `field` are the names.
 
     Raises:
         UserError: a name or share is malformed, a name stands twice, or the shares do not add up to 1.
     """
+    if "=" not in text and field != "key":
+        names = [part.strip() for part in text.split(",")]
+        if len(set(names)) < len(names) or not all(re.fullmatch(r"[A-Za-z0-9_-]+", name) for name in names):
+            raise UserError(f"--split {text!r} is malformed: write different names, like train,eval.")
+        return Split(dict.fromkeys(names, 0.0), field)
     shares: dict[str, float] = {}
     for part in text.split(","):
         name, _, share = part.strip().partition("=")

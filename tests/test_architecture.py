@@ -109,6 +109,7 @@ OPTIONAL = {
     "onnxruntime",
     "py3langid",
     "ray",
+    "resvg_py",
     "shtab",
     "simplejpeg",
     "submitit",

@@ -12,6 +12,7 @@ from .coco import coco
 from .entailment import entailment
 from .folder import FolderSource
 from .hf import HfSource
+from .iconify import IconifyFoilsSource, IconifySource
 from .img2dataset import Img2datasetSource
 from .karpathy import karpathy
 from .nlvr2 import nlvr2
@@ -65,13 +66,15 @@ SOURCES: dict[str, Callable[..., Source]] = {
     "side_by_side": SideBySideSource,
     "table": table,
     "urls": UrlSource,
+    "iconify": IconifySource,
     "vqa": vqa,
     "vg_qa": vg_qa,
     "nlvr2": nlvr2,
     "entailment": entailment,
+    "iconify_foils": IconifyFoilsSource,
 }
 """By name: takes the paths of the command line and the source's own options, and raises `UserError` where they cannot
-be read at all. The docstring tells users what paths and options it takes; the last four make rows of their tasks."""
+be read at all. The docstring tells users what paths and options it takes; the last five make rows of their tasks."""
 
 AT_URLS = {"webdataset", "img2dataset", "hf", "folder"}
 """Sources whose paths may be URLs."""
