@@ -103,6 +103,7 @@ ONLY_IN = {
 }
 OPTIONAL = {
     "apex",
+    "clip_benchmark",
     "data_tools.engines.ray",
     "matplotlib",
     "mlflow",
