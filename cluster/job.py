@@ -139,7 +139,8 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     for name in tables:
         if name not in ("job", "sweep"):
             raise UserError(
-                f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep]; or [shard]."
+                f"{path}: unknown table [{name}]; a job file has [job] and, for several runs, [sweep]; "
+                "or [shard], or [score]."
             )
     if not isinstance(tables.get("job"), dict):
         raise UserError(f"{path} has no table [job]: it is not a job file.")

@@ -1,7 +1,7 @@
-"""Jobs that make shards: the [shard] table of a job file, which stands there in the place of [job].
+"""Jobs that make shards, or score their rows: the tables [shard] and [score], which stand in the place of [job].
 
-On SLURM its tasks are an array, each of which makes its share of the parts, and a job behind it that joins them; on Ray
-one job whose tasks Ray places; on this machine one command.
+On SLURM their tasks are an array, each of which does its share of the parts, and a job behind it that joins them; on
+Ray one job whose tasks Ray places; on this machine one command.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mvlm.config.shipped import find_file
@@ -26,16 +26,25 @@ from .ray import client
 from .record import JobRecord, claim, write_private
 from .slurm import options, queue
 
-TABLE = "shard"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What [shard] says."""
+    """What [shard] says.
+
+    Attributes:
+        table: of the job file.
+        program: behind `python -m`.
+        needs: a word that the command has to have.
+    """
+
+    table = "shard"
+    program = ("data_tools", "shard")
+    needs = "--out"
 
     name: str  # name of the job, its logs and its entry in the scheduler
-    command: tuple[str, ...]  # the words behind `mvlm-data shard`
+    command: tuple[str, ...]  # the words behind `mvlm-data shard`, or `mvlm score`
     tasks: int = 1  # of the array on SLURM, or at a time on Ray
     workers: int = 1  # decoding processes of a task on SLURM and on this machine
     environment: dict[str, str] = field(default_factory=dict)  # added to the environment of every task
@@ -62,36 +71,78 @@ class ShardJob:
     def words(self, *more: str) -> list[str]:
         """The command line of a task."""
         interpreter = f"{Path(self.venv).absolute()}/bin/python" if self.venv else sys.executable
-        return [interpreter, "-m", "data_tools", "shard", *self.command, *more]
+        return [interpreter, "-m", *self.program, *self.command, *more]
+
+    @property
+    def task_words(self) -> list[str]:
+        """Of a task on SLURM or this machine, without its part."""
+        return self.words("--workers", str(self.workers))
+
+    @property
+    def ray_words(self) -> list[str]:
+        """Of what Ray's job server starts."""
+        return self.words("--engine", "ray", "--workers", str(self.tasks))
+
+
+@dataclass(frozen=True)
+class ScoreJob(ShardJob):
+    """What [score] says; `workers` are cores of a task."""
+
+    table = "score"
+    program = ("mvlm", "score")
+    needs = "--checkpoint"
+
+    gpu: bool = False  # whether each task has one
+
+    @property
+    def as_job(self) -> Job:
+        return replace(super().as_job, gpus_per_node=int(self.gpu))
+
+    @property
+    def task_words(self) -> list[str]:
+        return self.words()
+
+    @property
+    def ray_words(self) -> list[str]:
+        driver = [self.words()[0], "-m", "cluster.ray.parts", str(self.tasks), str(self.workers), str(int(self.gpu))]
+        return [*driver, *self.words()]
+
+
+JOBS = {job.table: job for job in (ShardJob, ScoreJob)}
 
 
 def is_shard_job(path: str | Path) -> bool:
     """Whether a job file is one of these."""
-    return TABLE in read_tables(find_file(path, "cluster"), "job file")
+    return bool(JOBS.keys() & read_tables(find_file(path, "cluster"), "job file").keys())
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> ShardJob:
-    """Read a job file and apply `shard.key=value` overrides.
+    """Read a job file and apply overrides, `shard.key=value` or `score.key=value`.
 
     Raises:
         UserError: the file, a key or a value will not do.
     """
     tables = read_tables(find_file(path, "cluster"), "job file")
+    table = next(iter(JOBS.keys() & tables.keys()))
     for override in overrides:
-        if not override.startswith(f"{TABLE}."):
-            raise UserError(f"{path} makes shards, of which {override!r} is no setting: begin it with {TABLE}.")
+        if not override.startswith(f"{table}."):
+            raise UserError(
+                f"{path} is a job of [{table}], of which {override!r} is no setting: begin it with {table}."
+            )
         apply_override(tables, override)
-    if set(tables) != {TABLE}:
-        raise UserError(f"{path}: [{TABLE}] stands alone in a job file, beside no [job] and no [sweep].")
+    if set(tables) != {table}:
+        raise UserError(f"{path}: [{table}] stands alone in a job file, beside no other table.")
     mistakes = Mistakes()
-    job: ShardJob = build(ShardJob, tables[TABLE], str(path), f"{TABLE}.", mistakes)
+    kind = JOBS[table]
+    job: ShardJob = build(kind, tables[table], str(path), f"{table}.", mistakes)
     mistakes.settle()
     if not job.name or not NAME.fullmatch(job.name):
-        raise UserError(f"{path}: {TABLE}.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
-    if not job.command or "--out" not in job.command:
-        raise UserError(f"{path}: {TABLE}.command needs the words behind `mvlm-data shard`, --out among them.")
+        raise UserError(f"{path}: {table}.name is {job.name!r}: use letters, digits, dots, dashes and underscores.")
+    if kind.needs not in job.command:
+        program = "mvlm-data shard" if kind is ShardJob else "mvlm score"
+        raise UserError(f"{path}: {table}.command needs the words behind `{program}`, {kind.needs} among them.")
     if min(job.tasks, job.workers) < 1:
-        raise UserError(f"{path}: {TABLE}.tasks and {TABLE}.workers must be 1 or more.")
+        raise UserError(f"{path}: {table}.tasks and {table}.workers must be 1 or more.")
     return job
 
 
@@ -116,9 +167,7 @@ def submit(job: ShardJob, backend: str) -> int:
 
 def _alone(job: ShardJob, backend: str) -> list[str]:
     refuse(job.as_job, backend, ("time", "partition", "account", "qos", "sbatch"))
-    if backend == "ray":
-        return job.words("--engine", "ray", "--workers", str(job.tasks))
-    return job.words("--workers", str(job.workers))
+    return job.ray_words if backend == "ray" else job.task_words
 
 
 def _submit_to_slurm(job: ShardJob) -> int:
@@ -157,7 +206,7 @@ def _script(job: ShardJob, array: str, dependency: str) -> str:
         *(f"#SBATCH --{name}" + ("" if value is None else f"={value}") for name, value in chosen.items()),
         *([f"module load {shlex.join(job.modules)} || exit 1"] if job.modules else []),
         *(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()),
-        " ".join(["exec", shlex.join(job.words("--workers", str(job.workers))), *share]),
+        " ".join(["exec", shlex.join(job.task_words), *share]),
     ]
     return "\n".join(lines) + "\n"
 

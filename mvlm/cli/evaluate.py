@@ -113,6 +113,10 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", required=True, metavar="FOLDER", help="the folder of classes to fit it on")
 
 
+def _add_condition(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--where", metavar="CONDITION", help="use only the rows that meet it, as data.where")
+
+
 def _add_predictions(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--predictions", type=Path, metavar="FILE", help="write the answers in the evaluation server's format"
@@ -120,12 +124,12 @@ def _add_predictions(parser: argparse.ArgumentParser) -> None:
 
 
 OWN: dict[str, tuple[Callable[[argparse.ArgumentParser], None], ...]] = {
-    "retrieval": (_add_retrieval, _add_memory),
-    "reconstruction": (_add_reconstruction,),
+    "retrieval": (_add_retrieval, _add_condition, _add_memory),
+    "reconstruction": (_add_reconstruction, _add_condition),
     "classification": (_add_templates, _add_memory),
     "probe": (_add_training,),
     "foils": (_add_memory,),
-    **dict.fromkeys(LABELLED, (_add_predictions,)),
+    **dict.fromkeys(LABELLED, (_add_condition, _add_predictions)),
 }
 """What each task takes beside what all take."""
 

@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
     from mvlm.estimate.links import LinkTablePlan as Asked
+    from mvlm.estimate.links import ScoringPlan as Scoring
 
     data = parser.add_argument_group("mvlm plan data: what is assumed of the links and paid for the machines")
     given: tuple[tuple[str, type, float, str], ...] = (
@@ -62,8 +63,15 @@ def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
         ("core-hour", float, Asked.core_hour, "price of a hardware thread for an hour"),
         ("gb-month", float, Asked.gb_month, "price of a gigabyte stored for a month"),
     )
+    scoring: tuple[tuple[str, type, float, str], ...] = (
+        ("score-gpus", int, 0, "GPUs that score the shards, which is planned too; 0: it is not"),
+        ("score-rate", float, Scoring.pairs_per_s, "pairs a second that a GPU scores"),
+        ("clusters", int, Scoring.clusters, "of the scored rows"),
+        ("kept", float, Scoring.kept, "share of the pairs that data.where keeps"),
+        ("gpu-hour", float, Scoring.gpu_hour, "price of a GPU for an hour"),
+    )
     data.add_argument("--links", type=int, default=0, metavar="N", help="rows of the table")
-    for name, kind, default, words in given:
+    for name, kind, default, words in (*given, *scoring):
         data.add_argument(f"--{name}", type=kind, default=default, metavar="N", help=f"{words} (default: {default:g})")
 
 
@@ -131,7 +139,7 @@ def _plan_data(args: argparse.Namespace) -> int:
 
     from mvlm.cli.output import write_json
     from mvlm.errors import UserError
-    from mvlm.estimate.links import LinkTablePlan, links_text, plan_links
+    from mvlm.estimate.links import LinkTablePlan, ScoringPlan, links_text, plan_links, plan_scoring, scoring_text
 
     if args.links < 1:
         raise UserError(f"--links is {args.links}: give mvlm plan data the number of rows of your table.")
@@ -140,9 +148,17 @@ def _plan_data(args: argparse.Namespace) -> int:
     for name, value in given.items():
         if value < 0 or (not value and name not in may_be_nothing) or (name == "alive" and value > 1):
             raise UserError(f"--{name.replace('_', '-')} is {value:g}: give what a table, a node or a bill can have.")
+    scored = ("score_gpus", args.score_gpus >= 0), ("score_rate", args.score_rate > 0), ("clusters", args.clusters >= 0)
+    for name, holds in (*scored, ("kept", 0 < args.kept <= 1), ("gpu_hour", args.gpu_hour >= 0)):
+        if not holds:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name):g}: no plan has that.")
     if args.overrides:
         raise UserError(f"mvlm plan data takes no {args.overrides[0]}: it has options alone.")
     plan = plan_links(LinkTablePlan(**given))
     print(links_text(plan), end="")
+    if args.score_gpus:
+        asked = ScoringPlan(args.score_gpus, args.score_rate, args.clusters, kept=args.kept, gpu_hour=args.gpu_hour)
+        plan["scoring"] = plan_scoring(plan["images"], asked)
+        print(scoring_text(plan["scoring"]), end="")
     write_json(args.json, plan)
     return 0

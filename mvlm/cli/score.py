@@ -6,20 +6,28 @@ other modality; and caption_words. With py3langid there is a column language, to
 apart, as its embedding. Run the same command again after a kill: shards that are scored stay. Several processes share
 the work with --part; the last one names the tables in the manifest.
 
+With --clusters, the rows of all SHARDS are then put in clusters by k-means on their embeddings, which a command with
+--part leaves to one without: cluster, cluster_rank and duplicate_similarity cap a cluster's rows, as MetaCLIP does, and
+drop near-duplicates, as SemDeDup does.
+
 examples:
   mvlm score shards/noisy --checkpoint runs/scorer
   mvlm score s3://bucket/noisy --checkpoint runs/scorer --part $SLURM_ARRAY_TASK_ID/16
-  mvlm train run.toml data.train=shards/noisy "data.where=itm_probability > 0.5"
+  mvlm score shards/noisy --checkpoint runs/scorer --clusters 1000
+  mvlm train run.toml data.train=shards/noisy "data.where=itm_probability > 0.5 and duplicate_similarity < 0.95"
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
-from mvlm.runtime.arguments import positive
+from mvlm.runtime.arguments import positive, within
 from mvlm.runtime.log import rank_log
+
+gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", default="1/1", metavar="I/N", help="score every N-th shard from the I-th on")
     parser.add_argument(
         "--batch", type=positive, metavar="ROWS", help="in a forward pass (default: the run's eval.batch)"
+    )
+    parser.add_argument("--clusters", type=positive, metavar="K", help="put the rows in so many clusters afterwards")
+    parser.add_argument(
+        "--memory-gb", type=gigabytes, default=4.0, metavar="GB", help="of embeddings held for clusters (default: 4)"
     )
 
 
@@ -41,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     require_shards(args.shards)
 
     from mvlm.data.shards.cache import Cache
+    from mvlm.evaluate.cluster_corpus import cluster_corpora
     from mvlm.evaluate.language import NO_LANGUAGE
     from mvlm.evaluate.score_corpus import parse_part, score_part
     from mvlm.evaluate.scores import Scorer
@@ -61,4 +74,8 @@ def run(args: argparse.Namespace) -> int:
             f"{missing:,} of them are still to be scored by other parts" if missing else "data.where reads the scores"
         )
         print(f"{folder}: {shards:,} shards by the weights of step {loaded.step}; {wait}.")
+    if args.clusters and parts == 1:
+        cache = Cache(data.cache, data.cache_gb)
+        cluster_corpora(args.shards, args.clusters, args.memory_gb, device, cache=cache)
+        print(f"The rows are in {args.clusters:,} clusters.")
     return 0

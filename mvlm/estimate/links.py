@@ -1,4 +1,4 @@
-"""How long it takes to make a corpus of a table of links, on how many nodes, and what it costs.
+"""How long it takes to make a corpus of a table of links and to have a model score it, and what it costs.
 
 Computing follows from rates that were measured; what nobody measured is assumed, and said.
 """
@@ -34,6 +34,50 @@ class LinkTablePlan:
     encryption_ms: float = 2.0  # CPU time of a link for TLS and its name, which loopback has not
     core_hour: float = 0.04  # price of a hardware thread
     gb_month: float = 0.02  # price of a gigabyte stored
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """Of `mvlm score`, and of training on what is kept; all but `gpus` and `clusters` is assumed."""
+
+    gpus: int  # that score, each a part
+    pairs_per_s: float = 200.0  # of a GPU: a third of an update's 378 GFLOP a pair, at 25 TFLOP/s
+    clusters: int = 0  # 0: none are made
+    width: int = 256  # of an embedding
+    tflops: float = 30.0  # that the one GPU which makes the clusters reaches
+    kept: float = 0.3  # share of the pairs that data.where keeps, as DataComp's baseline by CLIP score
+    gpu_hour: float = 2.0  # price of a GPU
+
+
+def plan_scoring(images: int, asked: ScoringPlan) -> dict[str, Any]:
+    """Hours of scoring and of making clusters, bytes of the tables, and cost; reading shards is not counted."""
+    scoring = images / asked.pairs_per_s / asked.gpus / 3600
+    # Each embedding against each centroid, and against half of its cluster's.
+    products = images * (asked.clusters + images / asked.clusters / 2) if asked.clusters else 0
+    clusters = products * 2 * asked.width / (asked.tflops * 1e12) / 3600
+    return {
+        "hours": scoring + clusters,
+        "scoring_hours": scoring,
+        "cluster_hours": clusters,
+        "embeddings_tb": images * asked.width * 2 / 1e12,
+        "cost": (scoring * asked.gpus + clusters) * asked.gpu_hour,
+        "kept": round(images * asked.kept),
+        "gpus": asked.gpus,
+        "assumed": {name: value for name, value in asdict(asked).items() if name not in ("gpus", "clusters")},
+    }
+
+
+def scoring_text(plan: dict[str, Any]) -> str:
+    """For a person."""
+    lines = [
+        f"scores         {plan['scoring_hours']:,.1f} hours on {plan['gpus']:,} GPUs, which cost {plan['cost']:,.0f}, "
+        "with the clusters",
+        f"clusters       {plan['cluster_hours']:,.1f} hours on one GPU",
+        f"embeddings     {plan['embeddings_tb']:,.2f} TB",
+        f"kept           {plan['kept']:,} pairs, which a run reads by data.where",
+        "assumed        " + ", ".join(f"{name} {value:g}" for name, value in plan["assumed"].items()),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def plan_links(asked: LinkTablePlan) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from rich.table import Table
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import shares
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
 from mvlm.evaluate.settings import Settings
@@ -31,7 +30,7 @@ class LabelledTask:
         self.name = name
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
-        mixture = Mixture(settings.data, task=self.name)
+        mixture = settings.mixture(self.name)
         tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
         length, size = loaded.config.data.text_length, loaded.config.model.image_size
         dataset = LabelledEvalDataset(mixture, self.name, tokenizer, length, size, settings.limit)

@@ -16,7 +16,9 @@ from mvlm.evaluate.task import TASKS
 from mvlm.pretrained.runs import Loaded, load_run, load_task_run
 from mvlm.runtime import dist
 
-SEARCH, OWN = ("batch", "rerank", "memory_gb", "equal_captions"), ("words", "templates", "train", "pictures")
+SEARCH, OWN = ("batch", "rerank", "memory_gb", "equal_captions"), ("words", "templates", "train", "pictures", "where")
+UNSELECTED = ("classification", "probe", "foils")
+"""Tasks that read folders of pictures, or rows that go in pairs."""
 
 
 def evaluate_checkpoint(
@@ -37,6 +39,8 @@ def evaluate_checkpoint(
         raise UserError(f"There is no task {task!r} to evaluate: choose one of {', '.join(TASKS)}.")
     if unknown := asked.keys() - {"limit", *SEARCH, *OWN}:
         raise UserError(f"To evaluate takes no {sorted(unknown)[0]}: choose among limit, {', '.join((*SEARCH, *OWN))}.")
+    if asked.get("where") and task in UNSELECTED:
+        raise UserError(f"The rows of {task} cannot be selected by a condition: leave `where` out.")
     device = dist.device()
     loaded: Loaded[Any] = (
         load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)
@@ -44,6 +48,8 @@ def evaluate_checkpoint(
     places = tuple(fspath(place) for place in data)
     settings = _settings(places, asked, loaded.config.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
+    if settings.where:
+        result["where"] = settings.where
     if loaded.averaged:
         result["weights"] = f"averaged, train.ema = {loaded.config.train.ema}"
     return result

@@ -11,6 +11,7 @@ from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pictures import Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture
+from mvlm.data.shards.schema import CAPTION
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
 
@@ -26,6 +27,11 @@ class Settings:
     templates: str = ""  # classification: a file of sentences with {} for the class; "" = TEMPLATES
     train: str = ""  # probe: the folder that it learns from
     pictures: Path | None = None  # reconstruction: the folder that examples are drawn into; None = none are
+    where: str = ""  # retrieval, reconstruction, labelled tasks: a condition on the rows, as data.where; "" = all
+
+    def mixture(self, task: str = CAPTION) -> Mixture:
+        """The shards; raises `UserError` where they or the condition cannot be used."""
+        return Mixture(self.data, task=task, where=[self.where])
 
 
 def open_pictures(loaded: Loaded[Any], paths: Sequence[Path], sentences: Sequence[str] = ()) -> Pictures:
@@ -38,4 +44,4 @@ def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
     """Shards of images and captions, read with the model's tokenizer."""
     tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     length, size = loaded.config.data.text_length, loaded.config.model.image_size
-    return EvalDataset(Mixture(settings.data), tokenizer, length, size, settings.limit)
+    return EvalDataset(settings.mixture(), tokenizer, length, size, settings.limit)

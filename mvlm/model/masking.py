@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     PATCHES = 3
     TOKENS = 4
     REPLACEMENT = 5
+    CLUSTERS = 6
 
 
 class _Key(ISeedSequence):

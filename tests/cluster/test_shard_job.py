@@ -78,6 +78,25 @@ def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[s
     assert "shard.partition" in capsys.readouterr().err.replace("job.partition", "shard.partition")
 
 
+def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "scores.toml"
+    path.write_text('[score]\nname = "s"\ncommand = ["in", "--checkpoint", "run"]\ntasks = 3\ngpu = true\n')
+    assert main(["render", str(path), "--on", "slurm", "score.workers=2"]) == 0
+    parts, join = capsys.readouterr().out.split("#!/bin/bash")[1:]
+    assert "-m mvlm score in --checkpoint run --part" in parts and "$SLURM_ARRAY_TASK_ID/3" in parts
+    assert join.strip().endswith("-m mvlm score in --checkpoint run")
+    assert all("--gpus-per-node=1\n" in script and "--cpus-per-task=2\n" in script for script in (parts, join))
+    assert main(["render", str(path), "--on", "ray"]) == 0
+    driver, command = capsys.readouterr().out.split(" cluster.ray.parts ")
+    assert driver.endswith("-m") and command.startswith("3 1 1 ") and command.endswith("run\n")
+    assert main(["render", str(path), "--on", "local"]) == 0
+    assert capsys.readouterr().out.endswith("-m mvlm score in --checkpoint run\n")
+    assert main(["render", str(path), "--on", "slurm", 'score.command=["in"]']) == 1
+    assert "--checkpoint" in capsys.readouterr().err
+    assert main(["render", "cluster/scores.toml", "--on", "slurm"]) == 0
+    assert "#SBATCH --array=1-16\n" in capsys.readouterr().out
+
+
 def test_the_example_renders(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["render", "cluster/shards.toml", "--on", "slurm", "shard.tasks=128"]) == 0
     assert "#SBATCH --array=1-128\n" in capsys.readouterr().out

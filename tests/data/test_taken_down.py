@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 
+import fsspec
 import numpy as np
 import pytest
 from made_shards import make_rows, write_shards
@@ -14,8 +15,10 @@ from data_tools.corpora import batches, kept_rows
 from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.data.shards.schema import read_manifest
+from mvlm.data.shards.selection import kept_sentences
 from mvlm.errors import UserError
 from mvlm.training.health.quarantine import Quarantine
 from tests.conftest import of_pairs
@@ -123,3 +126,34 @@ def test_a_list_that_cannot_be_read_stops_everything(lessened, whole, tmp_path):
     (tmp_path / "list").write_text("k")
     assert main(["takedown", str(folder), "--list", str(tmp_path / "list"), "--by", "hash"]) == 1
     assert not (folder / "takedown.json").exists()
+
+
+def test_a_corpus_at_a_url_is_lessened_by_urls_and_hashes(whole, lessened, tmp_path, capsys):
+    files, url = fsspec.filesystem("memory"), "memory://taken/s"
+    files.put(str(whole), "/taken/s", recursive=True)
+    try:
+        sha256 = hashlib.sha256(bytes(Mixture([whole]).row(20).image)).hexdigest()
+        for text in ("http://x/3\nhttp://x/6\nhttp://nowhere/\n", f"http://x/7\nhttp://x/39\n{sha256}\n"):
+            (tmp_path / "list").write_text(text)
+            assert main(["takedown", url, "--list", str(tmp_path / "list")]) == 0
+        said = capsys.readouterr().out
+        assert "2 rows are taken down, 2 of them now; 1 of 3 lines name no row" in said
+        assert "5 rows are taken down, 3 of them now; 0 of 3 lines name no row" in said
+        cache = Cache(str(tmp_path / "cache"))
+        there, here = (Mixture([place], cache=cache, trains=True) for place in (url, lessened))
+        assert [there.is_taken_down(row) for row in range(ROWS)] == [here.is_taken_down(row) for row in range(ROWS)]
+        assert len(Mixture([url], cache=cache)) == ROWS - len(GONE)
+    finally:
+        files.rm("/taken", recursive=True)
+
+
+def test_a_run_that_goes_on_keeps_its_rows_until_it_starts_again_and_then_says_how_many(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "s")
+    running = Mixture([tmp_path / "s"], trains=True)
+    (tmp_path / "list").write_text("http://x/3\nhttp://x/6\n")
+    assert main(["takedown", str(tmp_path / "s"), "--list", str(tmp_path / "list")]) == 0
+    assert not any(map(running.is_taken_down, range(ROWS))) and kept_sentences(running) == []
+    resumed = Mixture([tmp_path / "s"], trains=True)
+    assert [row for row in range(ROWS) if resumed.is_taken_down(row)] == [3, 6]
+    assert resumed.fingerprint == running.fingerprint
+    assert kept_sentences(resumed) == [f"2 rows of {tmp_path / 's'} were taken down: others take their places."]

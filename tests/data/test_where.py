@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 from made_shards import make_rows, write_shards
 from made_tables import add_tables
+from test_loader import GLOBAL, stream
 
 from mvlm.config.schema import Data
 from mvlm.data.loading.sampler import make_sampler, order_of
@@ -258,3 +259,14 @@ def test_samples_of_a_selection_are_made_of_its_rows(scored, tokenizer, config):
 def test_rows_that_are_left_out_are_those_named(scored):
     kept = select(Mixture([scored]).corpora[0].location, "", without=[0, SHARD - 1, SHARD, ROWS - 1]).rows
     assert [row for row in range(ROWS) if row not in kept] == [0, SHARD - 1, SHARD, ROWS - 1]
+
+
+def test_ranks_share_the_selected_rows_and_go_on_with_them(scored, tokenizer, config):
+    """The batches of a selection are the same on one rank, on two and on four, and on two that resume for one."""
+    mixture = Mixture([scored], where=["similarity > 0.4"], pairs=True)
+    dataset = PairDataset(mixture, tokenizer, *of_pairs(config), (4, 4))
+    draws = make_sampler(mixture, config.run.seed, ORDERS[:1])
+    alone = stream(dataset, draws)
+    assert stream(dataset, draws, world=2) == stream(dataset, draws, world=4) == alone
+    assert stream(dataset, draws, steps=1, start=2 * GLOBAL, world=2, micro_batch=2) == alone[2:3]
+    assert alone != stream(PairDataset(Mixture([scored], pairs=True), tokenizer, *of_pairs(config), (4, 4)), draws)

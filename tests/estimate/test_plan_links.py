@@ -9,7 +9,15 @@ import pytest
 
 from mvlm.__main__ import main
 from mvlm.errors import ExitCode
-from mvlm.estimate.links import IMAGES_A_CPU_SECOND, LINK_MS, PIXELS, LinkTablePlan, plan_links
+from mvlm.estimate.links import (
+    IMAGES_A_CPU_SECOND,
+    LINK_MS,
+    PIXELS,
+    LinkTablePlan,
+    ScoringPlan,
+    plan_links,
+    plan_scoring,
+)
 from tests.conftest import ROOT
 
 RESULTS = ROOT / "benchmarks/data/results"
@@ -50,6 +58,19 @@ def test_it_is_printed_with_its_assumptions_and_written(tmp_path: Path, capsys: 
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["images"] == 700_000
     assert plan["stored_tb"] == pytest.approx(0.028)
+
+
+def test_scoring_takes_what_its_rate_and_its_products_take(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ScoringPlan(gpus=4, pairs_per_s=100, clusters=1000, width=256, tflops=10, kept=0.25, gpu_hour=3)
+    plan = plan_scoring(1_440_000, asked)
+    assert plan["scoring_hours"] == pytest.approx(1)
+    similarities = 1_440_000 * 1000 + 1000 * 1440**2 / 2  # with centroids; and of each pair of a cluster's rows
+    assert plan["cluster_hours"] == pytest.approx(similarities * 512 / 1e13 / 3600)
+    assert plan["cost"] == pytest.approx(3 * (4 + plan["cluster_hours"]))
+    assert (plan["kept"], plan["embeddings_tb"]) == (360_000, pytest.approx(1.44e6 * 512 / 1e12))
+    assert main(["plan", "data", "--links", "1000000", "--score-gpus", "2", "--score-rate", "50"]) == 0
+    assert "1.9 hours on 2 GPUs" in capsys.readouterr().out
+    assert main(["plan", "data", "--links", "5", "--kept", "0"]) == ExitCode.MISTAKE
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
@@ -21,9 +22,10 @@ from mvlm.evaluate.masked_words import RandomWords
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.reconstruction import _pixel_scores, _word_sums
-from mvlm.evaluate.retrieval import image_features, text_features
+from mvlm.evaluate.retrieval import SearchSettings, image_features, text_features
 from mvlm.evaluate.score_corpus import parse_part, score_part
 from mvlm.evaluate.scores import NUMBERS, Scorer
+from mvlm.evaluate.settings import Settings, captions_of
 from mvlm.pretrained.runs import Loaded
 from tests.evaluate.tiny import CONFIG, make_model, make_tokenizer
 
@@ -132,6 +134,17 @@ def test_conditions_read_the_scores_beside_the_metadata(scored):
     middle = float(np.median(table(scored, "itc_similarity")))
     kept = Mixture([scored], where=[f"itc_similarity > {middle!r} and width > 0 and caption_words >= 1"])
     assert len(kept) == sum(value > middle for value in table(scored, "itc_similarity"))
+
+
+def test_evaluation_takes_the_rows_that_meet_a_condition(scored, loaded, capsys):
+    middle = float(np.median(table(scored, "itc_similarity")))
+    asked = Settings((str(scored),), 0, SearchSettings(4, 0, 1.0), where=f"itc_similarity > {middle!r}")
+    wanted = [value > middle for value in table(scored, "itc_similarity")]
+    mixture, whole = captions_of(loaded, asked).mixture, Mixture([scored])
+    assert [mixture.key(row) for row in range(len(mixture))] == [whole.key(row) for row in np.flatnonzero(wanted)]
+    with pytest.raises(SystemExit):  # its rows go in pairs
+        main(["evaluate", "foils", "--checkpoint", "nowhere", "--data", str(scored), "--where", "width > 1"])
+    assert "--where" in capsys.readouterr().err
 
 
 def test_rows_that_were_taken_down_have_no_score(corpus, loaded, tmp_path):

@@ -91,7 +91,7 @@ def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | N
         assert table
         if name == EMBEDDINGS:
             continue
-        columns, has = _read(location, table, wanted, found)
+        columns, has = read_columns(location, table, wanted, found)
         found |= columns
         names += has
     missing = [name for name in own_columns(location.manifest.task) if name not in names]
@@ -102,9 +102,10 @@ def columns_of(location: ShardLocation, number: int, wanted: Collection[str] | N
     return table, list(dict.fromkeys(names + missing))
 
 
-def _read(
-    location: ShardLocation, table: Shard, wanted: Collection[str] | None, known: Collection[str]
+def read_columns(
+    location: ShardLocation, table: Shard, wanted: Collection[str] | None, known: Collection[str] = ()
 ) -> tuple[dict[str, pa.ChunkedArray], list[str]]:
+    """The wanted columns of a table, without those that are known, and the names of all; raises as `columns_of`."""
     name = f"{location.folder}/{table.file}"
     try:
         file = location.map_table(table)

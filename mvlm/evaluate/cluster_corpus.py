@@ -1,0 +1,164 @@
+"""The rows of scored corpora in clusters, as a table beside each shard that `data.where` reads.
+
+    cluster                of the row, from 0 on
+    cluster_rank           its place in the cluster in a random order: `cluster_rank < 1000` caps a cluster's rows
+    duplicate_similarity   the greatest cosine to an earlier row of the cluster: `< 0.95` drops near-duplicates
+
+Memory does not grow with the rows but for 12 bytes a row: centroids are found on a sample, and the rows of as many
+clusters as fit are compared at a time, for which the embeddings are read again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mvlm.data.shards.cache import Cache
+from mvlm.data.shards.location import open_location
+from mvlm.data.shards.staging import StagedTables
+from mvlm.data.shards.tables import EMBEDDINGS, read_columns
+from mvlm.errors import UserError
+from mvlm.evaluate.clusters import assign, duplicate_similarity, k_means, random_rank
+from mvlm.evaluate.scores import EMBEDDING
+from mvlm.model.masking import Purpose, generator
+
+CLUSTERS = "clusters"
+SAMPLED = 256
+"""Rows that a cluster's centroid is found on, in the mean."""
+NO_CLUSTER = -1
+
+
+class EmbeddedRows:
+    """The rows of corpora that have embeddings, one after another.
+
+    Raises:
+        UserError: one has none.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], clusters: int, seed: int, cache: Cache) -> None:
+        self.folders, self.seed = folders, seed
+        opened = [open_location(folder, cache) for folder in folders]
+        tables = [(location, shard.table(EMBEDDINGS)) for location in opened for shard in location.manifest.shards]
+        for location, table in tables:
+            if table is None:
+                raise UserError(f"{location.folder} has shards without embeddings: score it first.")
+        self._tables = [(location, table) for location, table in tables if table]
+        decisive = "".join(table.hash for _, table in self._tables) + f" {clusters} {seed}"
+        self.made_by = hashlib.sha256(decisive.encode()).hexdigest()
+        self.staged = [StagedTables(folder, (CLUSTERS,), self.made_by, cache) for folder in folders]
+        self.starts = list(accumulate((table.rows for _, table in self._tables), initial=0))
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of a shard's rows have an embedding, int64, and these embeddings, fp32."""
+        location, table = self._tables[number]
+        column = read_columns(location, table, [EMBEDDING])[0][EMBEDDING].combine_chunks()
+        kept = column.is_valid().to_numpy(zero_copy_only=False).nonzero()[0]
+        values = column.drop_null().flatten().to_numpy(zero_copy_only=False)
+        return kept, values.reshape(len(kept), column.type.list_size).astype(np.float32)
+
+    def shards(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The same of all, each with its first row."""
+        for number in range(len(self._tables)):
+            yield self.starts[number], *self.shard(number)
+
+    def draws(self, number: int) -> np.ndarray:
+        """A random number for each row of a shard, fp64 from 0 to 1, by the seed and the shard's place alone."""
+        rows = self.starts[number + 1] - self.starts[number]
+        return generator(self.seed, Purpose.CLUSTERS, 0, 0, number).random(rows)
+
+
+def cluster_corpora(
+    folders: Sequence[str | Path],
+    clusters: int,
+    memory_gb: float,
+    device: torch.device,
+    seed: int = 0,
+    cache: Cache | None = None,
+) -> None:
+    """Put the rows of all corpora together in clusters, unless these are there.
+
+    Args:
+        memory_gb: for embeddings that are held.
+
+    Raises:
+        UserError: a corpus has no embeddings, has fewer rows than there are to be clusters, or cannot be written to.
+    """
+    rows = EmbeddedRows(folders, clusters, seed, cache or Cache())
+    if any(staged.missing() for staged in rows.staged):
+        held = max(1, int(memory_gb * 1e9 / 4))
+        columns = _columns(rows, clusters, held, device)
+        number = 0
+        for staged in rows.staged:
+            for shard in range(len(staged.location.manifest.shards)):
+                part = slice(rows.starts[number], rows.starts[number + 1])
+                has = columns["cluster"][part] != NO_CLUSTER
+                table = {name: pa.array(values[part], mask=~has) for name, values in columns.items()}
+                staged.add(shard, {CLUSTERS: pa.table(table)})
+                number += 1
+    for staged in rows.staged:
+        staged.finish()
+
+
+def _columns(rows: EmbeddedRows, clusters: int, held: int, device: torch.device) -> dict[str, np.ndarray]:
+    centroid_KE = _centroids(rows, clusters, held, device)
+    cluster_R = np.full(len(rows), NO_CLUSTER, np.int32)
+    for first, kept, embedding in rows.shards():
+        cluster_R[first + kept] = assign(torch.from_numpy(embedding).to(device), centroid_KE)[0].cpu().numpy()
+    draw_R = np.concatenate([rows.draws(number) for number in range(len(rows.starts) - 1)])
+    similarity_R = np.full(len(rows), np.nan, np.float32)
+    size_K = np.bincount(cluster_R[cluster_R >= 0], minlength=clusters)
+    for group in _groups(size_K, held // centroid_KE.shape[1]):
+        chosen = np.flatnonzero((cluster_R >= group.start) & (cluster_R < group.stop))
+        embedding_RE = _embeddings(rows, chosen, centroid_KE.shape[1])
+        by_cluster = np.argsort(cluster_R[chosen], kind="stable")
+        for cluster, members in zip(group, np.split(by_cluster, np.cumsum(size_K[group])[:-1]), strict=True):
+            member_RE = torch.from_numpy(embedding_RE[members]).to(device)
+            found_R = duplicate_similarity(member_RE, member_RE @ centroid_KE[cluster])
+            similarity_R[chosen[members]] = found_R.cpu().numpy()
+    rank_R = random_rank(cluster_R, draw_R).astype(np.int32)
+    return {"cluster": cluster_R, "cluster_rank": rank_R, "duplicate_similarity": similarity_R}
+
+
+def _centroids(rows: EmbeddedRows, clusters: int, held: int, device: torch.device) -> Tensor:
+    """Found on a sample of the rows, drawn by the seed."""
+    sample = []
+    for number, (_, kept, embedding) in enumerate(rows.shards()):
+        wanted = min(SAMPLED * clusters, held // embedding.shape[1])
+        sample.append(embedding[rows.draws(number)[kept] < wanted / len(rows)])
+    sample_RE = np.concatenate(sample)
+    if len(sample_RE) < clusters:
+        raise UserError(
+            f"{len(sample_RE):,} rows cannot make {clusters:,} clusters: give fewer --clusters, or more --memory-gb "
+            f"if not all of the {len(rows):,} rows were held."
+        )
+    return k_means(torch.from_numpy(sample_RE).to(device), clusters, rows.seed)
+
+
+def _groups(size_K: np.ndarray, most: int) -> Iterator[range]:
+    """Clusters in a row whose rows fit together, or one alone that does not."""
+    first, held = 0, 0
+    for cluster, size in enumerate(size_K.tolist()):
+        if held + size > most and cluster > first:
+            yield range(first, cluster)
+            first, held = cluster, 0
+        held += size
+    yield range(first, len(size_K))
+
+
+def _embeddings(rows: EmbeddedRows, chosen: np.ndarray, width: int) -> np.ndarray:
+    """Of rows whose numbers rise."""
+    found = np.empty((len(chosen), width), np.float32)
+    for first, kept, embedding in rows.shards():
+        _, at, place = np.intersect1d(chosen, first + kept, assume_unique=True, return_indices=True)
+        found[at] = embedding[place]
+    return found
