@@ -30,6 +30,7 @@ from .webdataset import CUT, tar_records, up_to_first_dot
 SUCCESS = "success"
 STATUSES = {"failed_to_download": "download failed", "failed_to_resize": "img2dataset could not resize it"}
 HTTP = re.compile(r"HTTP Error (\d{3})\b")
+NO_TABLE, DAMAGED_TABLE = "the shard's table of statuses is missing", "the shard's table of statuses is damaged"
 KINDS = ("tar", "parquet")
 ROWS = 64
 """Rows of a parquet read at a time; they may hold the images."""
@@ -76,32 +77,59 @@ class Img2datasetSource:
             self.position += size
 
     def _shard(self, folder: Path, name: str) -> Iterator[Record | Dropped]:
-        found: set[str] = set()
-        if (folder / f"{name}.tar").is_file():
-            yield from self._tar(folder / f"{name}.tar", name, found)
         table = folder / f"{name}.parquet"
+        if not (folder / f"{name}.tar").is_file():
+            yield from self._listed_images(folder, name, table)
+            return
+        rows: dict[str, dict[str, Any]] = {}
+        problems = list(_held(table, name, rows))
+        yield from self._tar(folder / f"{name}.tar", name, rows)
+        yield from (_record(folder, name, row) for row in rows.values())
+        yield from problems
+
+    def _listed_images(self, folder: Path, name: str, table: Path) -> Iterator[Record | Dropped]:
+        """Of a shard without a tar: the images are in the table, or files."""
         if not table.is_file():
-            yield Dropped("", "the shard's table of statuses is missing", name, table.name)
+            yield Dropped("", NO_TABLE, name, table.name)
             return
         try:
-            for row in _rows(table):
-                if str(row.get("key")) not in found:
-                    yield _record(folder, name, row)
+            yield from (_record(folder, name, row) for row in _rows(table))
         except (pa.ArrowException, OSError) as error:
-            yield Dropped("", "the shard's table of statuses is damaged", name, str(error)[:200])
+            yield Dropped("", DAMAGED_TABLE, name, str(error)[:200])
 
-    def _tar(self, path: Path, name: str, found: set[str]) -> Iterator[Record | Dropped]:
-        """The tar's records; their keys are added to `found`. A tar that cannot be opened is as if cut at its start."""
+    def _tar(self, path: Path, name: str, rows: dict[str, dict[str, Any]]) -> Iterator[Record | Dropped]:
+        """The tar's records, with what the table's `rows` say of them, which are then taken out of these.
+
+        A tar that cannot be opened is as if cut at its start.
+        """
         try:
             with StrictTar.open(path, "r:", ignore_zeros=True) as tar:
                 for item in tar_records(tar, path.name, up_to_first_dot, self.unused):
                     if item.where == path.name:  # it is cut
                         yield replace(item, where=name)
                         continue
-                    found.add(item.key)
-                    yield replace(item, where=f"{name}:{item.key}")
+                    yield replace(_joined(item, rows.pop(item.key, {})), where=f"{name}:{item.key}")
         except DAMAGE as error:
             yield Dropped("", CUT, name, str(error))
+
+
+def _joined(item: Record | Dropped, row: dict[str, Any]) -> Record | Dropped:
+    """A record with what its row says where its own member does not."""
+    if isinstance(item, Dropped):
+        return item
+    captions = item.captions if any(item.captions) else captions_of(row.get("caption"))
+    return replace(item, captions=captions, fields=row | dict(item.fields))
+
+
+def _held(table: Path, name: str, rows: dict[str, dict[str, Any]]) -> Iterator[Dropped]:
+    """Fill in the rows of a table by key; yield what is wrong with it."""
+    if not table.is_file():
+        yield Dropped("", NO_TABLE, name, table.name)
+        return
+    try:
+        rows.update((str(row.get("key")), row) for row in _rows(table))
+    except (pa.ArrowException, OSError) as error:
+        yield Dropped("", DAMAGED_TABLE, name, str(error)[:200])
 
 
 def _shards(folder: Place) -> list[tuple[Place, str, int]]:

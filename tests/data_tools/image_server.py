@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import socket
+import ssl
 import struct
 import sys
 from collections import Counter
@@ -129,13 +130,13 @@ class ImageServer:
 
 
 @contextmanager
-def serving(image: Callable[[int], bytes]) -> Iterator[tuple[ImageServer, int]]:
+def serving(image: Callable[[int], bytes], encrypts: ssl.SSLContext | None = None) -> Iterator[tuple[ImageServer, int]]:
     """Yield a server in a thread of this process, and its port on every address of loopback."""
     server = ImageServer(image)
     started: Future[tuple[int, Callable[[], None]]] = Future()
 
     async def run() -> None:
-        listener = await asyncio.start_server(server.serve, "0.0.0.0", 0)
+        listener = await asyncio.start_server(server.serve, "0.0.0.0", 0, ssl=encrypts)
         stopped = asyncio.Event()
         loop = asyncio.get_running_loop()
         started.set_result((listener.sockets[0].getsockname()[1], lambda: loop.call_soon_threadsafe(stopped.set)))

@@ -1,0 +1,85 @@
+"""Links to servers that encrypt: whoever has no certificate that is trusted gives no image."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from image_server import serving
+from made import photo, quarantine, read_rows
+
+ROOT = Path(__file__).parents[3]
+Signed = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+
+
+def certificate(name: str, signer: Signed | None = None) -> Signed:
+    """For a host, signed by an authority; without one, an authority's own."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(signer[0].subject if signer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=signer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+    )
+    return made.sign(signer[1] if signer else key, hashes.SHA256()), key
+
+
+def context(folder: Path, signed: Signed) -> ssl.SSLContext:
+    private = signed[1].private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / f"{signed[0].serial_number}.pem"
+    path.write_bytes(signed[0].public_bytes(serialization.Encoding.PEM) + private)
+    serves = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serves.load_cert_chain(path)
+    return serves
+
+
+def test_only_who_has_a_certificate_for_its_name_by_a_trusted_authority_is_read(tmp_path: Path) -> None:
+    ours, others = certificate("our authority"), certificate("another authority")
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(ours[0].public_bytes(serialization.Encoding.PEM))
+    good, bad = (context(tmp_path, certificate("localhost", signer)) for signer in (ours, others))
+
+    def image(number: int) -> bytes:
+        return photo(number, size=(60, 45))
+
+    with serving(image, good) as (_, port), serving(image, bad) as (_, distrusted):
+        links = {
+            "https": f"https://localhost:{port}/ok/1.jpg",
+            "moved": f"https://localhost:{port}/moved/2.jpg",
+            "another name": f"https://127.0.0.2:{port}/ok/3.jpg",
+            "another authority": f"https://localhost:{distrusted}/ok/4.jpg",
+        }
+        pq.write_table(
+            pa.table({"URL": list(links.values()), "TEXT": list(links), "key": list(links)}), tmp_path / "links.parquet"
+        )
+        command = [sys.executable, "-m", "data_tools", "shard", "urls", "links.parquet", "--allow-loopback"]
+        subprocess.run(
+            [*command, "--retries", "0", "--workers", "1", "--tolerate", "1", "--out", "out"],
+            cwd=tmp_path,
+            env=os.environ | {"SSL_CERT_FILE": str(trusted), "PYTHONPATH": str(ROOT)},
+            check=True,
+        )
+    assert [(row["captions"], row["image"]) for row in read_rows(tmp_path / "out")] == [
+        (["https"], image(1)),
+        (["moved"], image(2)),
+    ]
+    assert set(quarantine(tmp_path / "out").values()) == {"download failed (certificate not valid)"}
+    assert len(quarantine(tmp_path / "out")) == 2

@@ -1,0 +1,57 @@
+"""The parquet beside img2dataset's tar says of each image what its members in the tar do not."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from made import photo
+
+from data_tools.readers.img2dataset import NO_TABLE, Img2datasetSource
+from data_tools.record import Dropped, Record
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def test_its_columns_and_captions_are_joined_by_key(tmp_path: Path) -> None:
+    members = {f"{key}.jpg": photo(1, size=(20, 16)) for key in ("000000000", "000000001", "000000002")}
+    members["000000001.json"] = json.dumps({"caption": "of the tar", "similarity": 0.9}).encode()
+    write_tar(tmp_path / "00000.tar", dict(sorted(members.items())))
+    columns: dict[str, list[Any]] = {
+        "key": ["000000002", "000000000", "000000001", "000000003"],
+        "caption": ["two", "zero", "one", "three"],
+        "similarity": [0.2, 0.0, 0.1, 0.3],
+        "status": ["success"] * 3 + ["failed_to_download"],
+        "error_message": [None] * 3 + ["HTTP Error 404: Not Found"],
+        "url": [f"http://host/{number}" for number in (2, 0, 1, 3)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "00000.parquet")
+    *records, failed = Img2datasetSource([tmp_path])
+    found = {}
+    for record in records:
+        assert isinstance(record, Record)
+        found[record.key] = (list(record.captions), record.fields["similarity"], record.fields["url"])
+    assert found == {
+        "000000000": (["zero"], 0.0, "http://host/0"),
+        "000000001": (["of the tar"], 0.9, "http://host/1"),
+        "000000002": (["two"], 0.2, "http://host/2"),
+    }
+    assert isinstance(failed, Dropped) and (failed.key, failed.reason) == ("000000003", "download failed (HTTP 404)")
+
+
+def test_without_it_the_images_are_there_and_its_absence_is_told(tmp_path: Path) -> None:
+    write_tar(tmp_path / "00000.tar", {"000000000.jpg": photo(1, size=(20, 16)), "000000000.txt": b"words"})
+    record, missing = Img2datasetSource([tmp_path])
+    assert isinstance(record, Record) and record.captions == [b"words"]
+    assert isinstance(missing, Dropped) and missing.reason == NO_TABLE
