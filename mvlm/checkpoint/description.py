@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from mvlm.checkpoint.layout import INDEX, UNREADABLE, read_index
+from mvlm.config.load import STAGE
+from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
 
 CONFIG, DEEPSPEED, RUN_JSON = "config.toml", "deepspeed.json", "run.json"
@@ -48,3 +50,12 @@ def described_in(checkpoint: Path) -> Path:
         if how:
             raise UserError(f"{checkpoint / entry.file} {how}: use another checkpoint, or copy this one again.")
     return checkpoint
+
+
+def count_stages(run: Path) -> int:
+    """Those that stand in the file of stages of a run folder; 1 of a run without.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    return len(read_tables(run / STAGES, "file of stages").get(STAGE, [{}])) if (run / STAGES).is_file() else 1

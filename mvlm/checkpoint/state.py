@@ -102,6 +102,7 @@ class StageState:
         step, samples: made and seen before it.
         end: the step that it ends at, as it was planned last.
         global_batch: samples a step.
+        earlier: those of its global batches that were others, each with the samples seen when it ended.
         streams: those of the run that it draws from, by number.
         shares: draws of each in an epoch of the stage.
         begins, ends: the position of each of these where the stage began and where it ended; none = it runs.
@@ -117,10 +118,16 @@ class StageState:
     shares: tuple[int, ...]
     begins: tuple[int, ...]
     ends: tuple[int, ...] = ()
+    earlier: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> StageState:
-        return cls(**(content | {name: tuple(content[name]) for name in ("streams", "shares", "begins", "ends")}))
+        found = {name: tuple(content[name]) for name in ("streams", "shares", "begins", "ends")}
+        return cls(**(content | found | {"earlier": tuple((end, batch) for end, batch in content.get("earlier", ()))}))
+
+    def batch_at(self, samples: int) -> int:
+        """The global batch of the step that was made when so many samples had been seen."""
+        return next((batch for end, batch in self.earlier if samples < end), self.global_batch)
 
 
 @dataclass(frozen=True)

@@ -129,6 +129,13 @@ def load_stored_stages(path: Path) -> Stages:
     return Stages(load_stored_config(path), tuple(tables), str(path))
 
 
+def with_appended(stages: Stages, path: Path) -> Stages:
+    """The same and those that the file of stages has beyond them, which `mvlm stage add` has appended meanwhile."""
+    if not path.is_file():
+        return stages
+    return dataclasses.replace(stages, tables=(*stages.tables, *load_stored_stages(path).tables[len(stages) :]))
+
+
 def keys_of(table: Mapping[str, Any]) -> set[str]:
     """As `table.key`, what a stage sets of the configuration."""
     return {f"{name}.{key}" for name, keys in table.items() if name not in OWN for key in keys}

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import CONFIG, EVALUATIONS, RUN_JSON, described_in
+from mvlm.checkpoint.description import CONFIG, EVALUATIONS, RUN_JSON, count_stages, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import (
     BEST,
@@ -171,15 +171,16 @@ class EvaluationJob:
 
 
 def is_done(run: Path) -> bool:
-    """Whether a run has come to its last step, or has ended early."""
+    """Whether a run has come to its last step, of the last of its stages, or has ended early."""
     try:
-        steps = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))["steps"]
+        facts = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))
+        steps, goes_on = facts["steps"], count_stages(run) > len(facts.get("stages", [None]))
         checkpoint = candidates(run).first
         state, settings = read_state(checkpoint), load_stored_config(described_in(checkpoint) / CONFIG).eval
     except (*UNREADABLE, UserError):
         return False
     selector = Selector.of(settings)
-    return bool(state.step >= steps) or (selector is not None and selector.ends(state.best))
+    return bool(state.step >= steps and not goes_on) or (selector is not None and selector.ends(state.best))
 
 
 def read_evaluations(run: Path) -> list[dict[str, Any]]:

@@ -58,6 +58,7 @@ def ledger(state: TrainState) -> list[dict[str, Any]]:
                 "steps": [stage.step, step],
                 "samples": [stage.samples, samples],
                 "global_batch": stage.global_batch,
+                **({"earlier_batches": [list(each) for each in stage.earlier]} if stage.earlier else {}),
                 "skipped": skipped,
                 "drawn": [
                     {
@@ -119,7 +120,8 @@ def _count(state: TrainState, data: Data, task: str, number: int, part: int) -> 
     counts = np.zeros(sum(mixture.numbers.sizes), dtype=np.int64)
     _add(counts, sampler, drawn["from"], drawn["to"], 1)
     for at in line["skipped"]:
-        ends = taken(stage.shares, np.array([at, at + stage.global_batch]) - stage.samples)[part] + stage.begins[part]
+        left_out = np.array([at, at + stage.batch_at(at)])
+        ends = taken(stage.shares, left_out - stage.samples)[part] + stage.begins[part]
         _add(counts, sampler, int(ends[0]), int(ends[1]), -1)
     return counts
 

@@ -30,7 +30,7 @@ from mvlm.checkpoint.fencing import ATTEMPTS
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Config, Data, Task
-from mvlm.config.stages import Stages
+from mvlm.config.stages import Stages, with_appended
 from mvlm.data.samples.answers import frequent_answers, save_answers
 from mvlm.data.samples.labelled import ANSWERS, SENTENCES
 from mvlm.data.samples.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
@@ -203,8 +203,10 @@ def describe_run(
         for folder in (run, kept):
             write_durably(folder / CONFIG, dump_config(config))
             write_durably(folder / DEEPSPEED, json.dumps(ds_config, indent=1))
-        if stages and (not (run / STAGES).exists() or (run / STAGES).read_text(encoding="utf-8") != stages.dump()):
-            write_durably(run / STAGES, stages.dump())
+        if stages:
+            known = with_appended(stages, run / STAGES).dump()
+            if not (run / STAGES).exists() or (run / STAGES).read_text(encoding="utf-8") != known:
+                write_durably(run / STAGES, known)
         model.text.settings.save_pretrained(run / TEXT_ENCODER)
         if beginning:
             write_durably(run / STARTED, beginning.to_json())

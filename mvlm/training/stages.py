@@ -95,6 +95,9 @@ class Standing:
         if not self.begins:
             *before, running = state.stages
             state = replace(state, streams=remembered(state))
+            if running.global_batch != batch and state.samples_seen > running.samples:
+                earlier = (*running.earlier, (state.samples_seen, running.global_batch))
+                running = replace(running, earlier=earlier)
             return replace(state, stages=(*before, replace(running, end=self.section.end, global_batch=batch)))
         state = replace(state, frozen=self.config.train.freeze)
         stage = StageState(self.number, self.section.name, 0, 0, self.section.end, batch, (), (), ())

@@ -239,8 +239,11 @@ class Trainer:
         self.stream.close()
         state = checkpoints.restore(self.engine, checkpoint)
         state = self.saver.settle_best(state) if self.selector else dataclasses.replace(state, best=None)
-        if state.step == self._first.step:  # its losses may be no measure any more
-            state = dataclasses.replace(state, recent_losses=self._first.recent_losses)
+        if state.step == self._first.step:  # its losses may be no measure any more, and its stage may be another
+            first = self._first
+            state = dataclasses.replace(
+                state, recent_losses=first.recent_losses, stages=first.stages, streams=first.streams
+            )
         self.stream.restart(state)
         self._start_from(state)
         self._say(

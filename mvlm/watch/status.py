@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import EVALUATIONS, METRICS, RUN_JSON
+from mvlm.checkpoint.description import EVALUATIONS, METRICS, RUN_JSON, count_stages
 from mvlm.checkpoint.layout import UNREADABLE, best_checkpoint, candidates, step_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
@@ -94,7 +94,8 @@ class Watcher:
         liveness = self._heartbeats.read(number, hang_minutes)
         steps, step = facts.get("steps"), self.history.last.get("step", 0)
         quiet_s = min(liveness.age_s.values(), default=None)
-        state, note = _judge(step, steps, checkpoint, liveness)
+        goes_on = count_stages(self.run) > len(facts.get("stages", [None]))  # one that has not begun yet
+        state, note = _judge(step, None if goes_on else steps, checkpoint, liveness)
         if ended := self._ended_early(config.get("eval", {})):
             state, note = "done", ended
         best, score = self._best(config.get("eval", {}).get("select", ""))

@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +15,8 @@ from mvlm.__main__ import main
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
+from mvlm.config.schema import Config
+from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
 from mvlm.training.fit import train
@@ -29,16 +32,16 @@ FLAT = ["optim.schedule=constant", "optim.warmup_steps=0"]
 
 @pytest.fixture
 def staged(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[Run]:
-    """staged(name, stages as TOML, overrides, stage=ZeRO's) -> the run folder of a run with these stages."""
+    """staged(name, stages as TOML, overrides, zero=stage, evaluator=...) -> the folder of a run with these stages."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def run(name: str, stages: str, *overrides: str, zero: int = 0) -> Path:
+    def run(name: str, stages: str, *overrides: str, zero: int = 0, evaluator: Any = None) -> Path:
         folder, toml, file = tmp_path / name, tmp_path / f"{name}.toml", tmp_path / f"zero{zero}.json"
         file.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
         toml.write_text(Path(TOML).read_text() + "\n" + stages)
         words = words_of(folder, scenes, *overrides)
         config, given = load_config(toml, words), given_keys(toml, words)
-        code = train(config, (str(file), str(toml)), given, None, None, read_stages(toml))
+        code = train(config, (str(file), str(toml)), given, evaluator, None, read_stages(toml))
         assert code == 0
         return folder
 
@@ -148,6 +151,22 @@ def test_a_run_resumes_exactly_in_a_stage_and_at_its_border(staged: Run) -> None
         assert all_losses(run) == whole and (run / "stages.jsonl").read_text() == ledger
 
 
+def test_a_batch_that_changes_within_a_stage_stands_in_the_ledger(staged: Run) -> None:
+    """After 32 of 96 pairs it is twice as large; a batch that was left out counts as it was then."""
+    words = ["checkpoint.keep=9", *FLAT]
+    run = staged("run", stage("train.pairs = 96"), *words)
+    for later in (4, 6):
+        shutil.rmtree(run / f"checkpoints/step_{later:08d}")
+    (run / "checkpoints/latest").write_text("step_00000002")
+    staged("run", stage("train.pairs = 96", "train.global_batch = 32"), *words)
+    (line,) = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    assert (line["steps"], line["samples"]) == ([0, 4], [0, 96])
+    assert (line["global_batch"], line["earlier_batches"]) == (32, [[32, 16]])
+    assert count_seen(run)[0][0][1].sum() == 96
+    (running,) = read_state(run / "checkpoints/step_00000004").stages
+    assert [running.batch_at(samples) for samples in (0, 16, 32, 64)] == [16, 16, 32, 32]
+
+
 @pytest.mark.campaign
 def test_a_stage_is_appended_to_a_run_that_has_ended(
     staged: Run, scenes: Path, capsys: pytest.CaptureFixture[str]
@@ -161,3 +180,32 @@ def test_a_stage_is_appended_to_a_run_that_has_ended(
     assert staged("run", "", *words) == run
     assert losses_by_step(run) == losses_by_step(one)
     assert main(["stage", "add", str(run), "--steps", "3", "run.seed=4"]) == 1
+
+
+def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path) -> None:
+    """One in the middle of its only stage, and one while the next begins: its stages are read and not yet written."""
+    one, begun = staged("one", "", "train.steps=6", *FLAT), list[int]()
+
+    def append(run: Path, steps: int) -> None:
+        assert main(["stage", "add", str(run), "--steps", str(steps)]) == 0
+
+    def evaluate(model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
+        if step == 2:
+            append(run, 2)
+        return {"eval/none": 0.0}, None
+
+    def evaluator(config: Config) -> Any:
+        begun.append(config.train.steps)
+        run = Path(config.run.dir)
+        if len(begun) == 2:
+            assert not is_done(run) and Watcher(run).look().state != "done", "its only stage until now is over"
+            append(run, 1)
+        return evaluate
+
+    words = ["train.steps=3", f"data.eval={scenes}/eval", "eval.every=2", *FLAT]
+    run = staged("run", "", *words, evaluator=evaluator)
+    assert is_done(run) and Watcher(run).look().state == "done"
+    assert begun == [3, 2, 1] and losses_by_step(run) == losses_by_step(one)
+    ledger = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
+    assert [line["steps"] for line in ledger] == [[0, 3], [3, 5], [5, 6]]
+    assert [(line["drawn"][0]["from"], line["drawn"][0]["to"]) for line in ledger] == [(0, 48), (48, 80), (80, 96)]

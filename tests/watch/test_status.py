@@ -174,6 +174,14 @@ def test_a_run_at_its_last_step_is_done_when_that_is_saved(running: Job) -> None
     assert watch.look().state == "done"
 
 
+def test_a_run_to_which_a_stage_was_appended_is_not_done_before_that_has_ended(running: Job) -> None:
+    running.log(STEPS)
+    running.save(STEPS)
+    assert watcher(running).look().state == "done"
+    (running.folder / "stages.toml").write_text("[run]\n[[stage]]\n[[stage]]\ntrain.steps = 5\n")
+    assert watcher(running).look().state == "running"
+
+
 def test_files_that_are_just_being_written_are_no_trouble(running: Job) -> None:
     (running.folder / "run.json").write_text('{"world": 2, "st')
     (running.folder / "heartbeat/rank-00001.json").write_text("")
