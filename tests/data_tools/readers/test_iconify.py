@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import tarfile
@@ -23,6 +24,7 @@ from data_tools.readers.icons.render import Renderer, check
 from data_tools.readers.images import Refused
 from data_tools.record import Record
 from data_tools.split import parse_split
+from tests.conftest import ROOT
 
 pytest.importorskip("resvg_py")
 
@@ -112,6 +114,31 @@ def test_foils_are_held_out_pairs_of_a_set_that_differ_by_a_word(
     run("shard", "iconify_foils", folder, "--out", tmp_path / "out", "--workers", 1)
     rows = [(row["caption"], row["foil"], row["swapped"]) for row in read_rows(tmp_path / "out")]
     assert rows == [("arrow left", "arrow right", "left/right"), ("arrow right", "arrow left", "left/right")]
+
+
+def test_the_ceiling_is_what_other_designers_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("ceiling", ROOT / "examples/icons/ceiling.py")
+    assert spec and spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    monkeypatch.setattr(catalogue, "MOST_HELD_OUT", 1.0)
+    monkeypatch.setattr(catalogue, "HELD_OUT_CONCEPTS", 1.0)
+    for name, there in (("agree", (1, 10)), ("differ", (10, 1))):
+        folder = tmp_path / name / "package/json"
+        folder.mkdir(parents=True)
+        for author, (left, right) in (("a", (1, 10)), ("b", there)):
+            icons = {"go-left": bar(left), "go-right": bar(right), "lone-up": bar(4), "lone-down": bar(5)}
+            if author == "b":  # draws the first two, each with a dot of its own
+                dot = '<path d="M15 15h1v1z"/>'
+                icons = {key: {"body": icons[key]["body"] + dot} for key in ("go-left", "go-right")}
+            (folder / f"{author}.json").write_text(json.dumps(icon_set(author, author, icons)))
+        for source, out in (("iconify", "pairs"), ("iconify_foils", "foils")):
+            run("shard", source, folder.parent, "--out", tmp_path / name / out, "--workers", 1)
+    agree, differ = (
+        example.ceiling(tmp_path / name / "pairs", tmp_path / name / "foils") for name in ("agree", "differ")
+    )
+    assert agree == {"left/right": (1.0, 4), "all": (1.0, 4)}
+    assert differ == {"left/right": (0.0, 4), "all": (0.0, 4)}
 
 
 def test_splits_hold_out_concepts_and_designers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
