@@ -24,6 +24,12 @@ def require_folder(*places: str | Path, why: str) -> None:
             raise UserError(f"No folder at {place}: {why}")
 
 
+def require_index(folder: Path) -> None:
+    """Raises `UserError` where it is not there."""
+    if not folder.is_dir():
+        raise UserError(f"No index at {folder}: make one with `mvlm index SHARDS --checkpoint RUN --out {folder}`.")
+
+
 def require_files(places: Iterable[str | Path]) -> None:
     """Raises `UserError` for the first picture file or folder of pictures that is not there."""
     for place in places:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_json, write_picture
-from mvlm.cli.places import require_files, require_folder
+from mvlm.cli.places import require_files, require_index
 from mvlm.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if args.top < 1 or args.rerank < 0:
         raise UserError(f"--top is {args.top} and --rerank {args.rerank}: give 1 or more, and 0 or more.")
     find_checkpoint(args.checkpoint)  # before imports that take seconds
-    require_folder(args.index, why="give an index that `mvlm index` has made.")
+    require_index(args.index)
     require_files([args.image] if args.image else [])
 
     from mvlm.predict.prediction import file_name, printable

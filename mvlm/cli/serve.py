@@ -14,7 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.cli.places import require_folder
+from mvlm.cli.places import require_index
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import within
 
@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> int:
     """
     _heed_signals()
     find_checkpoint(args.checkpoint)  # before imports that take seconds
-    require_folder(*filter(None, [args.index]), why="give --index an index that `mvlm index` has made.")
+    if args.index:
+        require_index(args.index)
     with _listen(args.host, args.port) as listener:
         from mvlm.pretrained.runs import load_run
         from mvlm.runtime import dist
