@@ -124,6 +124,7 @@ def test_parts_give_the_same_bytes_and_are_not_done_twice(corpus, scored, loaded
     assert score_part(Scorer(loaded, 3, CPU), tmp_path / "s", 0, 1, done.append) == (0, count)
     assert sum(done) == sum(read_manifest(corpus).shards.rows[::2])
     assert hashes(tmp_path / "s") == hashes(scored)
+    assert {shard.table("embeddings").rows for shard in read_manifest(scored).shards} and not list(scored.glob(".*"))
     done.clear()
     score_part(Scorer(loaded, 3, CPU), tmp_path / "s", 0, 1, done.append)
     assert done == []
