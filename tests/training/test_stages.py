@@ -6,10 +6,12 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mvlm.__main__ import main
 from mvlm.checkpoint.integrity import read_state
@@ -209,3 +211,29 @@ def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path
     ledger = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
     assert [line["steps"] for line in ledger] == [[0, 3], [3, 5], [5, 6]]
     assert [(line["drawn"][0]["from"], line["drawn"][0]["to"]) for line in ledger] == [(0, 48), (48, 80), (80, 96)]
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("zero", [0, 2])
+def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run, zero: int) -> None:
+    """The frozen text encoder stays as it was, and what is trained on has moments that were not begun anew."""
+    text = stage("train.steps = 2") + stage(
+        "train.steps = 2", "train.freeze = ['text']", "model.image_size = 48", "schedule = 'continue'"
+    )
+    words = ["optim.name=muon", "objectives.image_mask_ratio=0.5", "checkpoint.keep=9", *FLAT]
+    run = staged("run", text, *words, zero=zero)
+    matrix, found = "vision.vit.blocks.0.attn.qkv.weight", {}
+    for step in (2, 4):
+        with ExitStack() as stack:
+            checkpoint = run / f"checkpoints/step_{step:08d}"
+            weights = stack.enter_context(open_tensors(checkpoint, "weights"))
+            moments = stack.enter_context(open_tensors(checkpoint, "moments"))
+            found[step] = {
+                name: weights[name].tensor(name) for name in weights if name.startswith("text.") or name == matrix
+            }
+            frozen = [name for name in moments if name.startswith("exp_avg/text.")]
+            assert not frozen, "the second stage saves anew what it begins with, and what is frozen has no moments"
+            assert f"exp_avg/{matrix}" in moments and f"exp_avg_sq/{matrix}" not in moments
+            assert weights["vision.vit.pos_embed"].shape("vision.vit.pos_embed")[1] == 10
+    changed = [name for name in found[2] if not torch.equal(found[2][name], found[4][name])]
+    assert changed == [matrix], "the text encoder stays as it was"
