@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoProcessor
 
-from mvlm.errors import ExitCode
 from mvlm.export.auto import register
 
 KIND = "mvlm"
@@ -56,12 +55,11 @@ def load_exported(
 
 
 def main() -> Any:
-    """CLIP_benchmark's command; 1 where it is not installed."""
+    """CLIP_benchmark's command; ends with 1 where it is not installed."""
     try:
         from clip_benchmark import cli, models
     except ModuleNotFoundError as error:
-        print(f"mvlm: {error.name} is missing: pip install clip-benchmark.", file=sys.stderr)
-        return ExitCode.MISTAKE
+        sys.exit(f"mvlm: {error.name} is missing: pip install clip-benchmark.")
     models.TYPE2FUNC[KIND] = load_exported
     models.MODEL_TYPES.append(KIND)
     return cli.main()

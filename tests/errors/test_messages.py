@@ -87,9 +87,11 @@ def source(folder: Path, images: list[bytes | None], lines: list[str] | None = N
 # --- making shards
 
 
-def test_a_tracker_that_is_not_installed(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed(
+    fails: Fails, tmp_path: Path, scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    said = fails(mvlm, *train(tmp_path / "run", "data.train=shards", "log.wandb=project"))
+    said = fails(mvlm, *train(tmp_path / "run", f"data.train={scenes}/train", "log.wandb=project"))
     assert "log.wandb" in said and "pip install wandb" in said
     assert not (tmp_path / "run").exists()
 

@@ -16,7 +16,7 @@ from tests.conftest import ROOT, TINY
 
 PAGE = (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-SMALLER = {"6000": "400", "4000": "160", "400": "20"}
+SMALLER = {"6000": "400", "4000": "160", "400": "20", "width >= 224 and source = 'coco'": "width >= 16"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def run(words):
         case ["python", "-m", "data_tools", *rest]:
             return data_tools([SMALLER.get(word, word) for word in rest])
         case ["mvlm", *rest]:
-            return mvlm(rest)
+            return mvlm([SMALLER.get(word, word) for word in rest])
         case ["deepspeed", "--module", "mvlm", *rest]:
             return mvlm(
                 [*rest, *TINY, "train.steps=2", "train.global_batch=8", "eval.rerank=4", "task.answer_minimum=3"]
