@@ -117,7 +117,7 @@ def outcome(run: Callable[..., Any], arguments: tuple[Any, ...]) -> list[Tensor]
 def valid_part(found: list[Tensor], arguments: tuple[Any, ...]) -> list[Tensor]:
     """Without the filling of packed texts, in which anything may stand."""
     packed = next((a for a in arguments if isinstance(a, Packed)), None)
-    return found if packed is None else [packed.unpack(x) for x in found]
+    return found if packed is None else list(packed.unpack(torch.stack(found)))
 
 
 def worst(found: list[Tensor], exact: list[Tensor]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from benchmarks.gpu import page, parity
 from benchmarks.gpu.record import Record, read
 from mvlm.kernels.dispatch import Implementation, Op
 from mvlm.kernels.linear import linear
-from tests.conftest import run_command
+from tests.conftest import ROOT, run_command
 
 
 def test_the_readme_says_what_was_found() -> None:
@@ -60,6 +61,18 @@ def test_what_fails_is_a_line_and_the_next_is_tried(tmp_path: Path) -> None:
         {"n": 2, "holds": True},
     ]
     assert record.exit_code == 1
+
+
+def test_what_is_required_is_on_the_machine_or_brought_along() -> None:
+    """But for what other commands than the proof's import."""
+
+    def names(file: str) -> set[str]:
+        lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+        found = (re.match(r"[A-Za-z0-9][\w.-]*", line) for line in lines)
+        return {name[0].lower().replace("_", "-") for name in found if name}
+
+    there = names("benchmarks/gpu/machine.txt") | names("benchmarks/gpu/brought.txt")
+    assert names("requirements.txt") - there == {"fastapi", "ray", "uvicorn"}
 
 
 def test_packages_brought_along_reach_what_a_test_starts(monkeypatch, tmp_path: Path) -> None:
