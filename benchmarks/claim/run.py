@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import fcntl
 import gc
+import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from benchmarks.claim.cell import (
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.grid import core, matching, night
 from benchmarks.claim.jobs import is_under_way, submit
+from benchmarks.claim.table import into_page
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import keep_freed_memory, share_cores
@@ -66,6 +68,22 @@ def run_here(plans: Iterable[Plan], results: Path, count: int) -> int:
     """Train and measure in this process whatever `results` does not hold yet; the exit code."""
     with _one_rank():
         return _one_after_another(plans, results, StopRequests(), count)
+
+
+def told(campaign: Callable[[], tuple[int, str]], page: Path | None) -> int:
+    """Run a campaign, which gives its exit code and its tables, print these and write them into a page; the exit code,
+    1 after a user's mistake and 130 after an interrupt."""
+    try:
+        code, text = campaign()
+        print(text)
+        if page:
+            page.write_text(into_page(page.read_text(encoding="utf-8"), text), encoding="utf-8")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return ExitCode.MISTAKE
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+    return code
 
 
 def _one_after_another(plans: Iterable[Plan], results: Path, stop: StopRequests, count: int) -> int:

@@ -23,14 +23,13 @@ import pyarrow as pa
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, add_record, code_version, plan, read_records, trained
 from benchmarks.claim.corpora import BUNDLED
 from benchmarks.claim.grid import ALL_FOUR, BASELINE, SCENES, Cell
-from benchmarks.claim.run import prepare_all, run_here
-from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, into_page, markdown, spread
+from benchmarks.claim.run import prepare_all, run_here, told
+from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 from benchmarks.filtering.noise import NoisyCorpus, with_noise
 from benchmarks.negatives.compare import compare_by_seed
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.location import open_location
 from mvlm.data.shards.tables import columns_of
-from mvlm.errors import ExitCode, UserError
 from mvlm.evaluate.score_corpus import score_part
 from mvlm.evaluate.scores import Scorer
 from mvlm.pretrained.runs import load_run
@@ -58,19 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each run")
     parser.add_argument("--auc", type=Path, default=AUC, metavar="FILE", help="a line is added for each scorer")
     args = parser.parse_args(argv)
-    try:
-        count = len(args.seeds) * len(args.corpora) * (1 + len(ARMS))
-        code = run_here(plans(args), args.results, count)
-        text = tables(read_records(args.results), read_records(args.auc))
-        print(text)
-        if args.results == CELLS:
-            PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    return code
+
+    def campaign() -> tuple[int, str]:
+        code = run_here(plans(args), args.results, len(args.seeds) * len(args.corpora) * (1 + len(ARMS)))
+        return code, tables(read_records(args.results), read_records(args.auc))
+
+    return told(campaign, PAGE if args.results == CELLS else None)
 
 
 def plans(args: argparse.Namespace) -> Iterator[Plan]:

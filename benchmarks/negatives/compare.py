@@ -22,10 +22,9 @@ import numpy as np
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
 from benchmarks.claim.paired import Comparison, compare
-from benchmarks.claim.run import prepare_all, run_here
+from benchmarks.claim.run import prepare_all, run_here, told
 from benchmarks.claim.scores import unpack
-from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, into_page, markdown, spread
-from mvlm.errors import ExitCode, UserError
+from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 
 GROUPS = (16, 64, 256)
 BATCH = max(GROUPS)
@@ -45,18 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/negatives", help="of the world and training runs")
     parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each cell")
     args = parser.parse_args(argv)
-    try:
+
+    def campaign() -> tuple[int, str]:
         code = run_here(plans(args.seeds, args.folder), args.results, len(args.seeds) * len(GROUPS))
-        text = tables(read_records(args.results))
-        print(text)
-        if args.results == CELLS:
-            PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    return code
+        return code, tables(read_records(args.results))
+
+    return told(campaign, PAGE if args.results == CELLS else None)
 
 
 def plans(seeds: Sequence[int], folder: Path) -> Iterator[Plan]:

@@ -19,14 +19,13 @@ from pathlib import Path
 from benchmarks.claim.cell import ROOT, SIZES, Plan, Record, plan, read_records
 from benchmarks.claim.corpora import Corpus
 from benchmarks.claim.grid import BASELINE, SCENES, Cell
-from benchmarks.claim.run import prepare_all, run_here
-from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, into_page, markdown, spread
+from benchmarks.claim.run import prepare_all, run_here, told
+from benchmarks.claim.table import COLUMNS, MEASURES, comparison_table, markdown, spread
 from benchmarks.negatives.compare import compare_by_seed
 from benchmarks.shuffle.runs import write_runs
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.data.loading.neighbours import neighbours
 from mvlm.data.shards.mixture import Mixture
-from mvlm.errors import ExitCode, UserError
 
 BATCH = 64
 BLOCKS = {"block": 16, "window": 16}
@@ -65,19 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "runs/shuffle", help="of the world and training runs")
     parser.add_argument("--results", type=Path, default=CELLS, metavar="FILE", help="a line is added for each cell")
     args = parser.parse_args(argv)
-    try:
+
+    def campaign() -> tuple[int, str]:
         corpus = prepared(args.folder)
         code = run_here(plans(corpus, args.seeds, args.folder), args.results, len(args.seeds) * len(ORDERS))
-        text = tables(read_records(args.results), corpus.runs)
-        print(text)
-        if args.results == CELLS:
-            PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return ExitCode.INTERRUPTED
-    return code
+        return code, tables(read_records(args.results), corpus.runs)
+
+    return told(campaign, PAGE if args.results == CELLS else None)
 
 
 def prepared(folder: Path) -> RunsCorpus:
