@@ -153,9 +153,9 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[fsspec.AbstractFileSystem]:
-    """A real S3 protocol server on the loopback, with one bucket; the environment points to it."""
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
+    """A real S3 protocol server on the loopback, with one bucket; the environment points to it during the test."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     pytest.importorskip("s3fs")
     server.start()
@@ -166,12 +166,11 @@ def s3() -> Iterator[fsspec.AbstractFileSystem]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        files = fsspec.filesystem("s3", skip_instance_cache=True)
-        files.mkdir("bucket")
-        yield files
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+    files.mkdir("bucket")
+    yield files
     server.stop()
 
 

@@ -191,9 +191,9 @@ def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / "shards" / name).mkdir(parents=True)
     for name in ("a", "b"):
         (tmp_path / "shards" / name / "manifest.json").write_text("{}")
-    text = f'[data]\ntrain = ["shards/*", "s3://bucket/*"]\neval = ["file://{tmp_path}/shards/a%20b", "none/*"]\n'
+    text = f'[data]\ntrain = ["shards/*", "memory://nowhere/*"]\neval = ["file://{tmp_path}/shards/a%20b", "none/*"]\n'
     data = load(tmp_path, text).data
-    assert data.train == ("shards/a", "shards/b", "s3://bucket/*")
+    assert data.train == ("shards/a", "shards/b", "memory://nowhere/*")
     assert data.eval == (f"{tmp_path}/shards/a b", "none/*")
 
 
