@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import fsspec
 import pytest
@@ -153,25 +154,32 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
-    """A real S3 protocol server on the loopback, with one bucket; the environment points to it during the test."""
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a real S3 protocol server on the loopback."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    pytest.importorskip("s3fs")
     server.start()
     host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> fsspec.AbstractFileSystem:
+    """A store with one bucket, and that empty; during the test the environment points to it."""
+    pytest.importorskip("s3fs")
     settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ENDPOINT_URL": s3_server,
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
+    urlopen(Request(f"{s3_server}/moto-api/reset", method="POST")).close()
     files = fsspec.filesystem("s3", skip_instance_cache=True)
     files.mkdir("bucket")
-    yield files
-    server.stop()
+    return files
 
 
 @pytest.fixture

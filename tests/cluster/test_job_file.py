@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from cluster.environment import LAUNCHER_VARIABLES
 from cluster.job import load_job, parse_time, run_folder
 from mvlm.config.schema import Run
 from tests.cluster.conftest import rendered
@@ -95,6 +96,8 @@ def test_status_logs_and_cancel_need_a_submission(cluster, job):
 
 
 def test_render_prints_what_a_shell_would_run(cluster, job, monkeypatch):
+    for name in LAUNCHER_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "5")
     hostile = "data.train=$(touch pwned); a b"
     overrides = ["job.environment.GREETING=two words", "job.environment.COUNT=2", "train.steps=3", hostile]
