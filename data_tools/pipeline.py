@@ -54,7 +54,7 @@ def stored_row(record: Record, found: Checked) -> SimpleNamespace:
     first, *second = found.pictures
     row = SimpleNamespace(key=record.key, captions=found.captions, source=record.source, **found.columns)
     row.meta = record.fields
-    image = reference(*record.place, len(record.image)) if record.place else record.image
+    image = reference(record.place) if record.place else record.image
     row.image, (row.width, row.height, row.crc32) = _stored(image, first)
     if second:
         row.image2, (row.width2, row.height2, row.crc32_2) = _stored(record.image2, second[0])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
+
+from mvlm.data.shards.in_place import PlaceInFile
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Record:
     fields: Mapping[str, Any] = field(default_factory=dict)  # whatever else the source says of the record
     where: str = ""  # file and line or member, for messages
     image2: bytes = b""  # of the task "nlvr2" alone: the right image
-    place: tuple[Path, int] | None = None  # a file in which the image is to stay, and where it begins there
+    place: PlaceInFile | None = None  # in a file in which the image is to stay
     columns: Mapping[str, Any] = field(default_factory=dict)  # of the other tasks: their own columns, all of them
 
     def __str__(self) -> str:

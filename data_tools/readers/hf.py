@@ -1,5 +1,5 @@
-"""Hugging Face data sets: what `save_to_disk` wrote (a data set or a dict of them), and parquet files, with an image
-column of {bytes, path}. The files are read by Arrow alone.
+"""Hugging Face data sets: what `save_to_disk` wrote (a data set or a dict of them), and parquet files, with images in a
+column of {bytes, path}, of bytes, or of paths. The files are read by Arrow alone.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mvlm.data.shards.forms import image_columns
 from mvlm.errors import UserError
 
 from ..part import Cursor, Unit
@@ -22,6 +23,7 @@ from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
 from .inputs import Place, expanded, fetched, name_of, size_of
+from .table import IMAGE_COLUMNS
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
 """Names looked for, in this order, where --caption-column is not given."""
@@ -32,7 +34,7 @@ ROWS = 64
 class HfSource:
     """folders of save_to_disk, parquet files or folders of them; --subset: splits, by name; --image-column,
     --caption-column (texts or lists of them; default: found by name and type); --key-column (default: FILE-ROW);
-    --in-place: of Arrow files, and of parquet that is not compressed; source: the path's name"""
+    --in-place: of Arrow files, and of parquet that is compressed by snappy or not at all; source: the path's name"""
 
     def __init__(
         self,
@@ -92,14 +94,14 @@ class HfSource:
                 yield Dropped("", "file is cut short or damaged from here on", name, str(error)[:200], source)
             self.position = done
 
-    def _places(self, file: Path, first_group: int) -> Places:
+    def _places(self, file: Path, first_group: int) -> Places | None:
         if not self._in_place:
-            return lambda image: None
+            return None
         return placed(file, self._columns(_schema(file), file)[0], first_group)
 
     def _columns(self, schema: pa.Schema, file: Path) -> tuple[str, str]:
         """The columns of the image and of the captions."""
-        images = [field.name for field in schema if _is_image(field.type)]
+        images = image_columns(schema) or [name for name in IMAGE_COLUMNS if name in schema.names][:1]
         image = self._image or (images[0] if len(images) == 1 else "")
         caption = self._caption or next((name for name in CAPTION_COLUMNS if name in schema.names), "")
         for column, option in ((image, "--image-column"), (caption, "--caption-column")):
@@ -110,7 +112,7 @@ class HfSource:
         return image, caption
 
     def _records(
-        self, batch: pa.RecordBatch, file: Path, name: str, start: int, places: Places
+        self, batch: pa.RecordBatch, file: Path, name: str, start: int, places: Places | None
     ) -> Iterator[Record | Dropped]:
         image_column, caption_column = self._columns(batch.schema, file)
         for number in range(len(batch)):
@@ -129,20 +131,16 @@ class HfSource:
                 yield Dropped(str(key), str(refused), where)
                 continue
             fields = {column: value for column, value in row.items() if not isinstance(value, bytes | dict)}
-            place = places(image)
+            place = places(image) if places else None
             yield Record(str(key), image, captions_of(captions), fields=fields, where=where, place=place)
 
 
-def _is_image(type_: pa.DataType) -> bool:
-    return pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0
-
-
 def _image_bytes(value: Any, folder: Path) -> bytes:
-    """The bytes in the column, or of the file beside that it names."""
-    if isinstance(value, dict) and isinstance(value.get("path"), str) and not value.get("bytes"):
-        value = read_inside(folder, value["path"])
-    elif isinstance(value, dict):
-        value = value.get("bytes")
+    """The bytes in the column, or of the file that it names, in the folder of the data set."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str):
+        value = read_inside(folder, value)
     if not isinstance(value, bytes):
         raise Refused(MISSING_IMAGE)
     return value

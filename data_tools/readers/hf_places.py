@@ -2,56 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from mvlm.data.shards.forms import IN_PLACE
+from mvlm.data.shards.in_place import PlaceInFile
 from mvlm.data.shards.mapped import MappedFile
 from mvlm.errors import UserError
 
-Places = Callable[[bytes], tuple[Path, int] | None]
-"""Of each image, in the order of the rows, its file and where it begins in it."""
+from .parquet_pages import Page, UnknownPage, pages
+
+Places = Callable[[bytes], PlaceInFile]
+"""Where each image lies, asked for in the order of the rows."""
 
 
 def placed(file: Path, image_column: str, first_group: int) -> Places:
     """Find the images of a file from a row group on.
 
-    They lie in it as they are, one after the other, so that each is found where the one before it ends: this holds for
-    Arrow's two formats and for parquet's plain and dictionary pages alike, as long as nothing is compressed.
-
     Raises:
-        UserError: the images are compressed; or, of `Places`, one is not in the file.
+        UserError: the images are compressed, by anything but snappy; or, of `Places`, one is not in the file.
     """
-    at = _first(file, image_column, first_group) if file.suffix == ".parquet" else 0
-    content, last = MappedFile(file), b""
+    return _in_parquet(file, image_column, first_group) if file.suffix == ".parquet" else _in_arrow(file)
 
-    def place(image: bytes) -> tuple[Path, int]:
-        nonlocal at, last
-        if image != last or not image:
-            found = content.find(image, at)
-            found = content.find(image, 0) if found < 0 else found  # a repeated value of a dictionary page
-            if found < 0:
-                raise UserError(
-                    f"{file} does not hold its images as they are, so that they cannot stay in it (they may be "
-                    "compressed, or files of their own): leave out --in-place."
-                )
-            at, last = found, image
-        return file, at
+
+def _in_arrow(file: Path) -> Places:
+    """They lie in both of Arrow's formats as they are, so that each is found where the one before it ends."""
+    content, at = MappedFile(file), 0
+
+    def place(image: bytes) -> PlaceInFile:
+        nonlocal at
+        begin = content.find(image, at)
+        if begin < 0:
+            raise _not_in(file)
+        at = begin + len(image)
+        return PlaceInFile(file, ((begin, len(image)),))
 
     return place
 
 
-def _first(file: Path, image_column: str, group: int) -> int:
-    """Where the images of a row group begin."""
-    about = pq.read_metadata(file, memory_map=True).row_group(group)
-    for number in range(about.num_columns):
-        column = about.column(number)
-        if column.path_in_schema == f"{image_column}.bytes":
-            if column.compression != "UNCOMPRESSED":
-                raise UserError(
-                    f"{file} is compressed by {column.compression}, so that its images cannot stay in it: leave out "
-                    "--in-place."
-                )
-            return int(column.dictionary_page_offset or column.data_page_offset)
-    return 0
+def _in_parquet(file: Path, image_column: str, first_group: int) -> Places:
+    """They lie on pages, one after the other; a page of a dictionary holds once what many rows of its group have."""
+    column = _stored_column(file, image_column)
+    following = pages(file, column, first_group)
+    page: Page | None = None
+    known: dict[bytes, PlaceInFile] = {}
+
+    def place(image: bytes) -> PlaceInFile:
+        nonlocal page
+        if image in known:
+            return known[image]
+        found = page.next(image) if page else None
+        while page is None or found is None:
+            page = _following(following, file)
+            if page.is_first:
+                known.clear()
+            found = page.next(image)
+        if page.is_first:
+            known[image] = found
+        return found
+
+    return place
+
+
+def _following(following: Iterator[Page], file: Path) -> Page:
+    try:
+        page = next(following, None)
+    except (UnknownPage, IndexError, KeyError) as error:
+        raise UserError(f"{file} has a page that is not known ({error}): leave out --in-place.") from None
+    if page is None:
+        raise _not_in(file)
+    return page
+
+
+def _stored_column(file: Path, image_column: str) -> str:
+    about = pq.read_metadata(file, memory_map=True)
+    if about.num_row_groups:
+        group = about.row_group(0)
+        for column in (group.column(number) for number in range(group.num_columns)):
+            if column.path_in_schema in (f"{image_column}.bytes", image_column):
+                if column.compression not in IN_PLACE:
+                    raise UserError(
+                        f"{file} is compressed by {column.compression}, so that its images cannot stay in it: leave "
+                        "out --in-place."
+                    )
+                return str(column.path_in_schema)
+    return image_column
+
+
+def _not_in(file: Path) -> UserError:
+    return UserError(
+        f"{file} does not hold its images as they are, so that they cannot stay in it (they may be compressed, or "
+        "files of their own): leave out --in-place."
+    )

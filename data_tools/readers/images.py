@@ -80,6 +80,7 @@ def find_inside(root: Path, name: str) -> str | None:
     Raises:
         Refused: the path or a link on it leaves the folder, or it is no readable file of a plausible size.
     """
+    name = name.removeprefix(os.path.join(root, ""))  # tables often have whole paths
     if not is_inside(name):
         raise Refused("image path leaves the folder")
     folder, _, file = name.rstrip("/").rpartition("/")

@@ -16,6 +16,7 @@ from tarfile import TarInfo
 from typing import Any, BinaryIO
 
 from mvlm.data.images.encoded import EXTENSIONS, OTHERS
+from mvlm.data.shards.in_place import PlaceInFile
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
@@ -297,5 +298,5 @@ def _record(group: _Group) -> Iterator[Record | Dropped]:
         source=source if isinstance(source, str) else "",
         fields=content,
         where=group.where,
-        place=(group.stays_in, group.image_at) if group.stays_in else None,
+        place=PlaceInFile(group.stays_in, ((group.image_at, len(image)),)) if group.stays_in else None,
     )

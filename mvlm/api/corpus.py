@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from mvlm.config.shipped import package
-from mvlm.data.shards.forms import recognise
+from mvlm.data.shards.forms import CorpusForm, recognise
 from mvlm.data.shards.schema import CAPTION, MANIFEST, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.commands import follow
@@ -45,12 +46,25 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
             f"{path} is not recognised as a corpus: give a folder with captions.jsonl or with a text file beside each "
             "picture, tars, a CSV or TSV table, parquet, or what `data_tools shard` has made of it."
         )
-    command = [sys.executable, "-m", package("data_tools"), "shard", form.source, *map(str, form.paths)]
-    follow([*command, *SPLIT, *(["--in-place"] if form.stays else []), "--out", str(out)])
+    words = shard_words(form, out)
+    try:
+        follow([sys.executable, "-m", package("data_tools"), *words])
+    except UserError as error:
+        again = f"To give it options, run `mvlm-data {shlex.join(words)}` with them, and then the same call."
+        raise UserError(f"{error} {again}") from None
+    except KeyboardInterrupt:
+        print(f"Stopped while {path} was being sharded: the same call goes on from there.", flush=True)
+        raise
     found = find_shards(out)
     if not found:
         raise UserError(f"{path} gave no shards in {out}: look at the sentences above, or shard it yourself.")
     return found
+
+
+def shard_words(form: CorpusForm, out: Path) -> list[str]:
+    """The command of `data_tools` that makes shards of a corpus, a tenth held out."""
+    stays = ["--in-place"] if form.stays else []
+    return ["shard", form.source, *map(str, form.paths), *SPLIT, *stays, "--out", str(out)]
 
 
 def find_shards(folder: Path, task: str = CAPTION) -> ShardedCorpus | None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, listed, stacked
+from mvlm.checkpoint.layout import BEST
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
@@ -251,8 +252,8 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     """A trained model, ready to use.
 
     Args:
-        model: a run folder (its newest checkpoint), one of its checkpoints, a folder written by `mvlm export`, or the
-            name of one on the Hugging Face hub.
+        model: a run folder (its newest checkpoint), `RUN/best`, one of its checkpoints, a folder written by
+            `mvlm export`, or the name of one on the Hugging Face hub.
         device: where it computes; None = this machine's accelerator, or the CPU.
 
     Raises:
@@ -260,7 +261,8 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     """
     device, path = torch.device(device) if device else dist.device(), Path(model)
     exported = (path / CONFIG_NAME).is_file()
-    if not exported and (path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
+    local = path.exists() or (path.name == BEST and path.parent.is_dir())
+    if not exported and (local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
         loaded = load_run(path, device)
         data, tokenizer = loaded.config.data, load_tokenizer(str(loaded.tokenizer_folder))
         return TrainedModel(loaded.model, tokenizer, data.text_length, loaded.config.model.image_size, loaded)

@@ -67,6 +67,9 @@ EPOCHS, FEWEST_UPDATES = 15, 600
 EVALUATIONS = 5
 """In a run, the last among them."""
 
+LINES = 100
+"""Of progress in a run, each with the losses and the time that is left."""
+
 HELD_OUT_LIMIT = 1000
 """Images of an evaluation while training."""
 
@@ -84,12 +87,14 @@ def choose(images: int, train: Sequence[str], held_out: Sequence[str], run: Path
         RecipeChoice("train.global_batch", batch, "as many pairs as are contrasted with each other"),
         RecipeChoice("train.epochs", epochs, why),
         RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
+        RecipeChoice("log.every", max(1, steps // LINES), f"{LINES} lines or so"),
     ]
     if held_out:
         choices += [
             RecipeChoice("data.eval", list(held_out), "held out"),
             RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
             RecipeChoice("eval.limit", HELD_OUT_LIMIT, "images, so that an evaluation is short"),
+            RecipeChoice("eval.select", "eval/mean_recall", "the best checkpoint by it is kept, besides the newest"),
         ]
     return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
 
@@ -138,6 +143,7 @@ def choose_tuning(
             RecipeChoice("data.eval", list(corpus.eval), "held out"),
             RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
             RecipeChoice("eval.limit", HELD_OUT_LIMIT, "rows, so that an evaluation is short"),
+            RecipeChoice("eval.select", "eval/accuracy", "the best checkpoint by it is kept, besides the newest"),
         ]
     return Recipe(str(checkpoint), tables, "the checkpoint that is fine-tuned", tuple(choices))
 

@@ -15,7 +15,7 @@ from mvlm.api.launch import launch_training
 from mvlm.api.model import TrainedModel, load
 from mvlm.api.recipe import Recipe
 from mvlm.api.tasks import FineTunedModel, load_finetuned
-from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.layout import BEST, best_checkpoint, find_checkpoint
 from mvlm.cli.output import write_json, write_whole
 from mvlm.config.load import load_config
 from mvlm.config.toml import as_toml
@@ -132,9 +132,13 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
     load_config(recipe, overrides)  # a mistake is met here, before a launcher starts
     try:
         launch_training(recipe, str(folder / DEEPSPEED), overrides, max(1, torch.cuda.device_count()))
+        _conclude(folder, task, held_out)
     except KeyboardInterrupt:
         print(_where_it_stopped(folder), flush=True)
         raise
+
+
+def _conclude(folder: Path, task: str, held_out: Sequence[str]) -> None:
     if held_out:
         result = evaluate_checkpoint(task, folder, held_out)
         result.pop("predictions", None)
@@ -142,6 +146,8 @@ def follow_recipe(folder: Path, settings: Mapping[str, Any] | None, task: str, h
         write_json(folder / EVALUATION, result)
     write_whole(folder / REPORT, report_on([folder]), "out")
     print(f"Written to {folder / REPORT}", flush=True)
+    if (best := best_checkpoint(folder)) and best != find_checkpoint(folder):
+        print(f"Evaluated best on the way: {best}; mvlm.load({str(folder / BEST)!r}) loads it.", flush=True)
 
 
 def _where_it_stopped(folder: Path) -> str:

@@ -7,10 +7,12 @@ import json
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_shards import make_rows, write_shards
+from PIL import Image
 from test_loader import stream
 
 import mvlm
@@ -19,7 +21,7 @@ from mvlm.data.images.encoded import ChangedImage
 from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.forms import recognise
-from mvlm.data.shards.in_place import MARK, image_bytes, reference, resolved
+from mvlm.data.shards.in_place import KEPT, MARK, PlaceInFile, image_bytes, reference, resolved
 from mvlm.data.shards.indexed import located
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
@@ -60,12 +62,7 @@ def tars(pictures, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def saved(pictures, tmp_path_factory):
-    """As `datasets` saves one: a stream of record batches."""
-    folder = tmp_path_factory.mktemp("saved")
-    with pa.ipc.new_stream(folder / "data-0.arrow", table_of(pictures).schema) as stream:
-        stream.write_table(table_of(pictures), max_chunksize=16)
-    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
-    return folder
+    return as_arrow(tmp_path_factory.mktemp("saved"), pictures)
 
 
 @pytest.fixture(autouse=True)
@@ -104,18 +101,56 @@ def test_an_index_is_made_once_and_anew_where_a_file_has_changed(tars, pictures,
     assert located(first) == first
 
 
-@pytest.mark.parametrize("compression", ["none", "arrow"])
-def test_arrow_and_plain_parquet_hold_the_images_that_were_saved(saved, pictures, tmp_path, compression):
-    path = saved
-    if compression == "none":
-        path = tmp_path / "p.parquet"
-        twice = table_of([*pictures[:5], pictures[2], *pictures[5:]])  # which a dictionary page holds once
-        pq.write_table(twice, path, compression="none", row_group_size=16)
-    found = mvlm.open(shard("hf", [path], tmp_path / "out", "--in-place", "--shard-mb", "0.02"))
-    expected = [*pictures[:5], pictures[2], *pictures[5:]] if compression == "none" else pictures
-    assert [row.encoded for row in found] == [row["image"] for row in expected]
-    assert [row.captions for row in found] == [row["captions"] for row in expected]
+def as_arrow(folder, rows):
+    """As `datasets` saves one: a stream of record batches."""
+    with pa.ipc.new_stream(folder / "data-0.arrow", table_of(rows).schema) as stream:
+        stream.write_table(table_of(rows), max_chunksize=16)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-0.arrow"}]}))
+    return folder
+
+
+def as_parquet(**settings):
+    def write(folder, rows):
+        pq.write_table(table_of(rows), folder / "p.parquet", row_group_size=16, **settings)
+        return folder / "p.parquet"
+
+    return write
+
+
+def with_plain_bytes(folder, rows):
+    table = pa.table({"jpg": [row["image"] for row in rows], "captions": [row["captions"] for row in rows]})
+    pq.write_table(table, folder / "p.parquet", row_group_size=16)
+    return folder / "p.parquet"
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        as_arrow,
+        as_parquet(compression="none"),
+        as_parquet(compression="snappy"),
+        as_parquet(compression="snappy", use_dictionary=False, data_page_version="2.0", data_page_size=4096),
+        with_plain_bytes,
+    ],
+    ids=["arrow", "plain", "snappy", "pages of version 2", "a column of bytes"],
+)
+def test_images_that_stay_are_those_that_were_saved(pictures, tmp_path, write):
+    """One comes twice, as images do, and one can be shortened."""
+    drawn = io.BytesIO()
+    Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))).save(drawn, "bmp")
+    rows = [
+        *pictures[:5],
+        pictures[2],
+        pictures[3] | {"key": "drawn", "image": drawn.getvalue()},
+        *pictures[5:],
+        pictures[9],
+    ]
+    found = mvlm.open(shard("hf", [write(tmp_path, rows)], tmp_path / "out", "--in-place", "--shard-mb", "0.02"))
+    assert [row.encoded for row in found] == [row["image"] for row in rows]
+    assert [row.captions for row in found] == [row["captions"] for row in rows]
     assert main(["verify", str(tmp_path / "out"), "--workers", "1"]) == 0
+    shards = b"".join(path.read_bytes() for path in (tmp_path / "out").glob("*.arrow"))
+    assert sum(len(row["image"]) for row in pictures) > 2 * len(shards)
 
 
 def test_a_changed_tar_is_noticed_by_readers_and_by_verify(tars, tmp_path, capsys):
@@ -135,14 +170,16 @@ def test_a_changed_tar_is_noticed_by_readers_and_by_verify(tars, tmp_path, capsy
     other = tmp_path / "1.tar"
     other.write_bytes(b"short")
     with pytest.raises(UserError, match=r"missing\.tar cannot be read .* put it back"):
-        resolved(reference(tmp_path / "missing.tar", 0, 1))
+        resolved(reference(PlaceInFile(tmp_path / "missing.tar", ((0, 1),))))
     with pytest.raises(UserError, match=r"1\.tar cannot be read \(it is shorter"):
-        resolved(reference(other, 3, 3))
+        resolved(reference(PlaceInFile(other, ((3, 3),))))
 
 
 def test_a_reference_that_was_changed_is_not_followed(tmp_path):
-    whole = reference(tmp_path / "a.tar", 7, 1234)
-    assert image_bytes(whole) == 1234 and image_bytes(b"an image") == 8
+    (tmp_path / "a.tar").write_bytes(bytes(range(100)))
+    whole = reference(PlaceInFile(tmp_path / "a.tar", ((7, 3), (KEPT, 2), (20, 1), (KEPT, 1)), b"xyz"))
+    assert resolved(whole) == bytes([7, 8, 9, *b"xy", 20, *b"z"])
+    assert image_bytes(whole) == 7 and image_bytes(b"an image") == 8
     for at in range(len(MARK), len(whole)):
         with pytest.raises(ChangedImage):
             resolved(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
@@ -151,7 +188,7 @@ def test_a_reference_that_was_changed_is_not_followed(tmp_path):
 
 def test_what_is_compressed_cannot_stay_and_says_what_to_do(tars, pictures, tmp_path):
     write_tar(tmp_path / "a.tar.gz", pictures[:3], "w:gz")
-    pq.write_table(table_of(pictures[:3]), tmp_path / "b.parquet", compression="snappy")
+    pq.write_table(table_of(pictures[:3]), tmp_path / "b.parquet", compression="zstd")
     for name, source in (("a.tar.gz", "webdataset"), ("b.parquet", "hf")):
         with pytest.raises(UserError, match=f"make shards of it, `mvlm-data shard {source} .*{name}"):
             mvlm.open(tmp_path / name)

@@ -33,6 +33,9 @@ class CorpusForm:
     files: tuple[Path, ...]
 
 
+IN_PLACE = ("UNCOMPRESSED", "SNAPPY")
+"""Compressions of parquet that leave images as they are: snappy does so with all that it cannot shorten."""
+
 _OF_SHARDS = re.compile(r"[^.]+\.[a-z]+\.parquet")
 """Tables beside shards, which are no corpus."""
 
@@ -99,10 +102,19 @@ def _of_file(path: Path) -> CorpusForm | None:
 
 
 def _is_plain(parquet: Path) -> bool:
-    """Whether images lie in a parquet file as they are: not compressed, and in the file itself."""
+    """Whether images lie in a parquet file itself, and nothing that shortens them has gone over them."""
     try:
         about = pq.read_metadata(parquet)
+        images = image_columns(about.schema.to_arrow_schema())
     except (pa.ArrowException, OSError):
         return False
     columns = [about.row_group(0).column(number) for number in range(about.num_columns)] if about.num_row_groups else []
-    return any(column.path_in_schema.endswith(".bytes") and column.compression == "UNCOMPRESSED" for column in columns)
+    held = {path for name in images for path in (name, f"{name}.bytes")}
+    return any(column.path_in_schema in held and column.compression in IN_PLACE for column in columns)
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """The columns that hold images: structs of {bytes, path} as `datasets` writes them, else bytes."""
+    structs = [field for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    plain = [field for field in schema if pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)]
+    return [field.name for field in structs or plain]

@@ -1,8 +1,9 @@
 """Images that stay in the file that they came in: a row holds a reference, where another one holds the image.
 
-A reference is `MARK`, the CRC-32 of what follows, the offset and the length of the image in its file, both uint64, and
-the file's absolute path. No image begins as `MARK` does. The row's own checksum is of the image, so that a file that
-was changed is noticed as a changed shard is.
+A reference is `MARK`, the CRC-32 of what follows, the number of the image's runs and the length of the path, both
+uint32, the runs (offset in the file and length, both uint64), the file's absolute path, and bytes that are in no run of
+the file because compression has left them out. No image begins as `MARK` does. The row's own checksum is of the image,
+so that a file that was changed is noticed as a changed shard is.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import struct
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from zlib_ng import zlib_ng
 
@@ -18,21 +20,38 @@ from mvlm.data.shards.mapped import MappedFile
 from mvlm.data.shards.opened import OpenShards
 from mvlm.errors import UserError
 
-MARK = b"\0mvlm@"
+MARK = b"\0mvlm&"
 _CHECKED = struct.Struct(f"<{len(MARK)}sI")
-_PLACE = struct.Struct("<QQ")
-_HEAD_BYTES = _CHECKED.size + _PLACE.size
+_COUNTS = struct.Struct("<II")
+_RUN = struct.Struct("<QQ")
+
+KEPT = (1 << 64) - 1
+"""The offset of a run whose bytes are kept in the reference."""
 
 
-def reference(file: Path, offset: int, size: int) -> bytes:
-    """What stands for an image of `size` bytes that begins at `offset` of a file."""
-    place = _PLACE.pack(offset, size) + str(file.absolute()).encode()
-    return _CHECKED.pack(MARK, zlib_ng.crc32(place)) + place
+class PlaceInFile(NamedTuple):
+    """Where the bytes of an image lie, one run after the other.
+
+    Attributes:
+        runs: each an offset in the file and a length; those with the offset `KEPT` are in `kept`, in this order.
+    """
+
+    file: Path
+    runs: tuple[tuple[int, int], ...]
+    kept: bytes = b""
+
+
+def reference(place: PlaceInFile) -> bytes:
+    """What stands for an image in its row."""
+    path = str(place.file.absolute()).encode()
+    runs = b"".join(_RUN.pack(*run) for run in place.runs)
+    content = _COUNTS.pack(len(place.runs), len(path)) + runs + path + place.kept
+    return _CHECKED.pack(MARK, zlib_ng.crc32(content)) + content
 
 
 def image_bytes(image: bytes | memoryview) -> int:
     """The length of an image, or of the one that is referred to."""
-    return len(image) if not is_reference(image) else _place(memoryview(image))[1]
+    return len(image) if not is_reference(image) else sum(size for _, size in _place(memoryview(image))[0])
 
 
 def is_reference(image: bytes | memoryview) -> bool:
@@ -40,7 +59,7 @@ def is_reference(image: bytes | memoryview) -> bool:
 
 
 def resolved(image: bytes | memoryview) -> memoryview:
-    """The image itself, a view of its file where it is referred to.
+    """The image itself: where it is referred to, a view of its file, or a copy if it lies there in pieces.
 
     Raises:
         ChangedImage: the reference is not the one that was written.
@@ -49,22 +68,33 @@ def resolved(image: bytes | memoryview) -> memoryview:
     view = memoryview(image)
     if not is_reference(view):
         return view
-    offset, size, path = _place(view)
-    file = _mapped(path)
-    if not file.is_whole() or offset + size > len(file.data):
-        raise _gone(path, "it is shorter than it was")
-    return file.data[offset : offset + size]
+    runs, path, kept = _place(view)
+    file, parts = _mapped(path), []
+    is_whole, size_of_file = file.is_whole(), len(file.data)
+    for offset, size in runs:
+        if offset == KEPT:
+            parts.append(kept[:size])
+            kept = kept[size:]
+            continue
+        if not is_whole or offset + size > size_of_file:
+            raise _gone(path, "it is shorter than it was")
+        parts.append(file.data[offset : offset + size])
+    return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))
 
 
-def _place(reference: memoryview) -> tuple[int, int, str]:
-    """Offset, length and path."""
-    if len(reference) <= _HEAD_BYTES:
+def _place(reference: memoryview) -> tuple[list[tuple[int, int]], str, memoryview]:
+    """The runs, the path, and the bytes that are kept."""
+    start = _CHECKED.size + _COUNTS.size
+    if len(reference) < start:
         raise ChangedImage
     _, checked = _CHECKED.unpack_from(reference)
     if zlib_ng.crc32(reference[_CHECKED.size :]) != checked:
         raise ChangedImage
-    offset, size = _PLACE.unpack_from(reference, _CHECKED.size)
-    return offset, size, str(reference[_HEAD_BYTES:], "utf-8")
+    count, length = _COUNTS.unpack_from(reference, _CHECKED.size)
+    path_at = start + count * _RUN.size
+    kept_at = path_at + length
+    runs, path = list(_RUN.iter_unpack(reference[start:path_at])), str(reference[path_at:kept_at], "utf-8")
+    return runs, path, reference[kept_at:]
 
 
 _files: dict[str, MappedFile] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mvlm.config.shipped import package
 from mvlm.data.shards.forms import CorpusForm, recognise
+from mvlm.data.shards.in_place import MARK
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
 from mvlm.runtime.commands import follow
@@ -63,8 +64,8 @@ def _cache() -> Path:
 
 
 def _name(form: CorpusForm) -> str:
-    """Another where a file of the corpus has come, gone or changed."""
-    known = [form.source]
+    """Another where a file of the corpus has come, gone or changed, and where references are of another format."""
+    known = [form.source, repr(MARK)]
     for file in form.files:
         found = file.stat()
         known.append(f"{file.absolute()} {found.st_size} {found.st_mtime_ns}")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mvlm.checkpoint.description import METRICS
+from mvlm.checkpoint.selection import PUT_OFF
 from mvlm.config.schema import Log
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
@@ -39,6 +40,7 @@ class Monitor:
         self.main = dist.rank() == 0
         self.console = Console(stderr=True)
         self._progress: Progress | None = None
+        self._first, self._total, self._began = first_step, total_steps, time.monotonic()
         self._followers: list[Follower] = []
         failure = None
         if self.main:
@@ -107,12 +109,18 @@ class Monitor:
         report = "  ".join(f"{name} {metrics[name]:.3f}" for name in SHOWN if name in metrics)
         report += f"  {metrics['pairs_per_s']:.0f} pairs/s" if "pairs_per_s" in metrics else ""
         if "loss" not in metrics:
-            recalls = (f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name != "step")
-            self.say(f"step {metrics['step']}  held out: " + "  ".join(recalls))
+            self.say(f"step {metrics['step']}  held out: {_evaluated(metrics)}")
             return
         self._progress.update(self._task, report=report)
         if self._progress.disable:
-            self.say(f"step {metrics['step']}  {report}")
+            self.say(f"step {metrics['step']}  {report}{self._left(metrics['step'])}")
+
+    def _left(self, step: int) -> str:
+        """The time to the end, at the pace so far, evaluations included."""
+        pace = (time.monotonic() - self._began) / max(1, step - self._first)
+        seconds = pace * (self._total - step)
+        unit, name = next(pair for pair in ((3600, "h"), (60, "min"), (1, "s")) if seconds >= pair[0] or pair[0] == 1)
+        return f"  {seconds / unit:.0f} {name} left" if step < self._total else ""
 
     def _write(self, metrics: dict[str, Any]) -> None:
         finite = {
@@ -133,3 +141,11 @@ class Monitor:
         """Tell the person at the terminal, above the progress bar."""
         if self.main:
             self.console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _evaluated(metrics: dict[str, Any]) -> str:
+    if PUT_OFF in metrics:
+        return (
+            f"later, since an evaluation took {metrics[PUT_OFF]:.0f} s, too much of the time trained since (eval.share)"
+        )
+    return "  ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items() if name != "step")

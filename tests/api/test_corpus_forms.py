@@ -1,0 +1,97 @@
+"""The forms in which people have captioned pictures: how `mvlm.train` shards each, and what it says where it cannot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+import mvlm
+from data_tools.__main__ import main
+from mvlm.api.corpus import find_shards, prepare, shard_words
+from mvlm.data.shards.forms import recognise
+from mvlm.errors import UserError
+
+CAPTIONS = {f"{number:02d}.jpg": f"a picture, number {number}" for number in range(30)}
+
+
+def photograph(name: str) -> bytes:
+    noise = np.random.default_rng(int(name[:2])).integers(0, 256, (20, 20, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "jpeg")
+    return file.getvalue()
+
+
+def pictures(folder: Path) -> None:
+    (folder / "images").mkdir()
+    for name in CAPTIONS:
+        (folder / "images" / name).write_bytes(photograph(name))
+
+
+def side_by_side(folder: Path) -> Path:
+    pictures(folder)
+    for name, caption in CAPTIONS.items():
+        (folder / "images" / name).with_suffix(".txt").write_text(caption)
+    return folder / "images"
+
+
+def table(name: str, separator: str, path: Callable[[Path, str], str]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        pictures(folder)
+        with (folder / name).open("w", newline="") as file:
+            rows = csv.writer(file, delimiter=separator)
+            rows.writerow(["filepath", "title"])
+            rows.writerows([path(folder, image), caption] for image, caption in CAPTIONS.items())
+        return folder / name
+
+    return write
+
+
+def parquet(column: str, value: Callable[[str], object]) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        pictures(folder)
+        columns = {column: [value(name) for name in CAPTIONS], "caption": list(CAPTIONS.values())}
+        pq.write_table(pa.table(columns), folder / "pairs.parquet")
+        return folder / "pairs.parquet"
+
+    return write
+
+
+FORMS = {
+    "jpg and txt side by side": (side_by_side, "side_by_side", False),
+    "csv": (table("pairs.csv", ",", lambda folder, name: f"images/{name}"), "table", False),
+    "csv of whole paths": (table("pairs.csv", ",", lambda folder, name: str(folder / "images" / name)), "table", False),
+    "tsv": (table("pairs.tsv", "\t", lambda folder, name: f"images/{name}"), "table", False),
+    "parquet of datasets": (parquet("image", lambda name: {"bytes": photograph(name), "path": name}), "hf", True),
+    "parquet with bytes": (parquet("jpg", photograph), "hf", True),
+    "parquet with paths": (parquet("filepath", lambda name: f"images/{name}"), "hf", False),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_each_form_is_sharded_by_its_reader(tmp_path: Path, name: str) -> None:
+    write, source, stays = FORMS[name]
+    form = recognise(write(tmp_path))
+    assert form and (form.source, form.stays) == (source, stays)
+    assert main([*shard_words(form, tmp_path / "shards"), "--workers", "1"]) == 0
+    found = find_shards(tmp_path / "shards")
+    assert found and len(found.train) == len(found.eval) == 1
+    rows = mvlm.open([*found.train, *found.eval])
+    assert sorted(row.captions[0] for row in rows) == sorted(CAPTIONS.values())
+    assert {row.captions[0]: row.encoded for row in rows} == {CAPTIONS[name]: photograph(name) for name in CAPTIONS}
+
+
+def test_a_table_that_needs_an_option_says_how_to_give_it(tmp_path: Path) -> None:
+    (tmp_path / "pairs.csv").write_text("photo,words\na.jpg,a bus\n")
+    with pytest.raises(UserError) as raised:
+        prepare(tmp_path / "pairs.csv", tmp_path / "run/shards")
+    said = str(raised.value)
+    assert "has the columns photo, words: say which with --image-column" in said
+    assert f"`mvlm-data shard table {tmp_path}/pairs.csv --split train=0.9,eval=0.1 --out" in said
