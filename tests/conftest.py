@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import fsspec
 import pytest
 
 from mvlm.config.schema import Config, Data, Objectives
+from mvlm.runtime.imports import uncollected
 
 ROOT = Path(__file__).parent.parent
 # A background shell and nohup have these ignored, which every child would inherit.
@@ -28,6 +29,9 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that spin beside another test's ranks make small products a hundred times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Compiled anew by each of some two hundred processes, the product and these tests cost a minute and a half of CPU.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
@@ -35,10 +39,42 @@ LONGEST = ("cluster", "training", "benchmarks")
 """Folders whose files take minutes: begun first, lest one process is left with them when the others are done."""
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays: no search for garbage looks through it, of which DeepSpeed asks several an engine."""
+    with uncollected():
+        return (yield)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folders = [item.path.relative_to(ROOT / "tests").parts[0] for item in items]
     ranks = [LONGEST.index(folder) if folder in LONGEST else len(LONGEST) for folder in folders]
     items[:] = [item for _, item in sorted(zip(ranks, items, strict=True), key=lambda pair: pair[0])]
+
+
+STEERING = ("AWS_", "HF_", "PYTHON", "RAY_", "SLURM_", "TMPDIR", "TORCHELASTIC_", "XDG_")
+"""Beginnings of variables by which a test leads the product elsewhere. Others the product sets itself as it starts."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings() -> Iterator[None]:
+    """Each file of tests finds the environment and the folder as the first one did; one that leads others astray fails.
+
+    What a command sets for itself and its children, such as RANK, is taken back without a word.
+    """
+    variables, folder = dict(os.environ), os.getcwd()
+    yield
+    found, left = os.getcwd(), dict(os.environ)
+    os.chdir(folder)
+    changed = {name for name, _ in variables.items() ^ left.items()} - {"PYTEST_CURRENT_TEST"}
+    for name in changed:
+        if name in variables:
+            os.environ[name] = variables[name]
+        else:
+            del os.environ[name]
+    assert found == folder, "a test has left the folder that others begin in"
+    astray = sorted(name for name in changed if name.startswith(STEERING))
+    assert not astray, f"a test has left {', '.join(astray)} to those behind it"
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +201,7 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> fsspec.AbstractFileSystem:
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[fsspec.AbstractFileSystem]:
     """A store with one bucket, and that empty; during the test the environment points to it."""
     pytest.importorskip("s3fs")
     settings = {
@@ -179,7 +215,8 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> fsspec.AbstractFileSy
     urlopen(Request(f"{s3_server}/moto-api/reset", method="POST")).close()
     files = fsspec.filesystem("s3", skip_instance_cache=True)
     files.mkdir("bucket")
-    return files
+    yield files
+    files.clear_instance_cache()  # of what the product has opened there
 
 
 @pytest.fixture
