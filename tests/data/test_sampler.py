@@ -13,6 +13,7 @@ from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Data
+from mvlm.data.loading import neighbours as near_rows
 from mvlm.data.loading.neighbours import neighbours
 from mvlm.data.loading.sampler import make_sampler, order_of, reasons_for_blocks, resumed, settle_shuffle
 from mvlm.data.shards.mixture import Mixture
@@ -118,8 +119,9 @@ def test_auto_is_settled_once_by_the_slowest_rank(tmp_path, mixture):
 
 
 @pytest.mark.parametrize("pairs", [False, True])
-def test_neighbours_in_a_batch_are_as_rare_as_in_a_full_shuffle(tmp_path, pairs):
+def test_neighbours_in_a_batch_are_as_rare_as_in_a_full_shuffle(tmp_path, monkeypatch, pairs):
     """Against numpy's permutation of the true rows. In blocks of rows they are many; pairs are scattered in a shard."""
+    monkeypatch.setattr(near_rows, "LOOKED_AT", 1 << 12)  # each row of the epoch twice, in 64 batches
     rows = [row | {"captions": row["captions"] * (1 + at % 3)} for at, row in enumerate(make_rows(60) * 25)]
     mixture, batch = Mixture([write_shards(tmp_path / "s", rows, 900, 300)], pairs=pairs), 64
     true = np.array([mixture.numbers.visit(number)[0] for number in range(mixture.per_epoch)])

@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,17 @@ def pairs_of(row: Row) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
     return set(itertools.combinations(row.items(), 2))
 
 
+@cache
 def covering_rows() -> list[Row]:
     """Of all rows the one with the most pairs of values that no row before it has, until every pair is there."""
     # Of several the one that asks for most, on one rank, which needs no launch.
     rows, chosen = sorted(every_row(), key=lambda row: row["ranks"]), []
-    missing = set().union(*map(pairs_of, rows))
+    pairs = [pairs_of(row) for row in rows]
+    missing = set().union(*pairs)
     while missing:
-        chosen.append(max(rows, key=lambda row: len(pairs_of(row) & missing)))
-        missing -= pairs_of(chosen[-1])
+        best = max(range(len(rows)), key=lambda number: len(pairs[number] & missing))
+        chosen.append(rows[best])
+        missing -= pairs[best]
     return chosen
 
 
