@@ -13,7 +13,7 @@ from mvlm.training.checkpoint import resume as checkpoints
 from tests.cluster.slurm_fixture import SlurmJob, StepClock, wait_for
 from tests.conftest import ROOT
 
-STEPS, SWEEP_STEPS = 120, 120
+STEPS, SWEEP_STEPS = 90, 120
 SWEEP = '[sweep]\nparallel = 2\nvalues."optim.lr" = [1e-3, 1e-4]\n'
 FAULTY, QUIET = 'job.sbatch=["--exclude=n4,n5"]', 'job.sbatch=["--nodelist=n4,n5"]'
 HOSTILE = "$(touch pwned)"
