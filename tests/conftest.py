@@ -52,8 +52,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for _, item in sorted(zip(ranks, items, strict=True), key=lambda pair: pair[0])]
 
 
-STEERING = ("AWS_", "HF_", "PYTHON", "RAY_", "SLURM_", "TMPDIR", "TORCHELASTIC_", "XDG_")
-"""Beginnings of variables by which a test leads the product elsewhere. Others the product sets itself as it starts."""
+STEERING = ("AWS_", "HF_", "PYTHONPATH", "RAY_ADDRESS", "SLURM_", "TMPDIR", "TORCHELASTIC_", "XDG_")
+"""Beginnings of variables by which a test leads the product elsewhere; libraries and the product set others."""
 
 
 @pytest.fixture(scope="module", autouse=True)
