@@ -11,6 +11,7 @@ from typing import Any
 from mvlm.api.corpus import ShardedCorpus
 from mvlm.config.schema import OBJECTIVES_OF, Data, Model, Optim
 from mvlm.config.toml import as_toml, read_tables
+from mvlm.pretrained.packaged import INSTALL, SmallEncoders
 
 RECIPES = Path(__file__).parent.parent / "configs"
 
@@ -61,8 +62,11 @@ def _tables(tables: Mapping[str, Any], reasons: Mapping[str, str]) -> list[str]:
     return lines
 
 
-EPOCHS, FEWEST_UPDATES = 15, 600
-"""Passes over the pictures, and updates at least."""
+EPOCHS, FEWEST_UPDATES, FEWEST_WITH_ENCODERS = 15, 600, 150
+"""Passes over the pictures, and updates at least: from random weights, and with encoders trained by others."""
+
+SMALL = 50_000
+"""Pictures up to which a CPU gets further from small encoders that others have trained."""
 
 EVALUATIONS = 5
 """In a run, the last among them."""
@@ -74,11 +78,29 @@ HELD_OUT_LIMIT = 1000
 """Images of an evaluation while training."""
 
 
-def choose(images: int, train: Sequence[str], held_out: Sequence[str], run: Path, gpus: int) -> Recipe:
-    """A recipe for so many images on so many GPUs, none meaning the CPU."""
+def choose(
+    images: int,
+    train: Sequence[str],
+    held_out: Sequence[str],
+    run: Path,
+    gpus: int,
+    encoders: SmallEncoders | None = None,
+) -> Recipe:
+    """A recipe for so many images on so many GPUs, none meaning the CPU.
+
+    Args:
+        encoders: those that are installed, with which a small corpus on a CPU begins; GPUs have larger ones.
+    """
     base, reason = ("small.toml", "a GPU trains it in hours") if gpus else ("tiny.toml", "a CPU trains it in minutes")
-    batch = min(512 if gpus else 64, 1 << max(1, math.floor(math.log2(max(2, images)))))
-    epochs, why = _epochs(images, batch)
+    is_small = images <= SMALL and not gpus
+    begins_with = encoders if is_small else None
+    if begins_with:
+        reason = "its encoders are small ones that others have trained, on far more pictures and sentences"
+    elif is_small:
+        reason += f"; far better with encoders that others have trained: {INSTALL}"
+    largest, fewest = (128, FEWEST_WITH_ENCODERS) if begins_with else (512 if gpus else 64, FEWEST_UPDATES)
+    batch = min(largest, 1 << max(1, math.floor(math.log2(max(2, images)))))
+    epochs, why = _epochs(images, batch, fewest)
     steps = math.ceil(epochs * images / batch)
     choices = [
         RecipeChoice("run.dir", str(run), "where everything goes"),
@@ -88,6 +110,7 @@ def choose(images: int, train: Sequence[str], held_out: Sequence[str], run: Path
         RecipeChoice("train.epochs", epochs, why),
         RecipeChoice("checkpoint.every", max(1, steps // (2 * EVALUATIONS)), f"{2 * EVALUATIONS} in the run"),
         RecipeChoice("log.every", max(1, steps // LINES), f"{LINES} lines or so"),
+        *(_with_encoders(begins_with) if begins_with else ()),
     ]
     if held_out:
         choices += [
@@ -97,6 +120,26 @@ def choose(images: int, train: Sequence[str], held_out: Sequence[str], run: Path
             RecipeChoice("eval.select", "eval/mean_recall", "the best checkpoint by it is kept, besides the newest"),
         ]
     return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
+
+
+def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
+    """What `benchmarks/small` trained them with."""
+    return [
+        RecipeChoice("model.vision", "tf_efficientnet_lite0", "trained on ImageNet; small enough for a CPU"),
+        RecipeChoice("model.vision_weights", str(encoders.images), "of an installed package"),
+        RecipeChoice("model.vision_args", {"embed_dim": 256}, "what its features are projected to"),
+        RecipeChoice("model.image_size", 96, "a multiple of 32"),
+        RecipeChoice("model.text", str(encoders.texts), "MiniLM, trained on sentences"),
+        RecipeChoice("model.text_weights", "pretrained", "of the same package"),
+        RecipeChoice("model.text_args", {}, "as it was trained"),
+        RecipeChoice("model.cross_init_std", 0.05, "of 1 / sqrt(width)"),
+        RecipeChoice("data.tokenizer", "", "MiniLM's own"),
+        RecipeChoice("data.randaugment", [1, 5], "a little augmentation"),
+        RecipeChoice("objectives.image_mask_block", 1, "a feature of the image is 32 pixels wide"),
+        RecipeChoice("optim.lr", 2e-3, "of what is new"),
+        RecipeChoice("optim.encoder_lr", 1e-4, "of MiniLM"),
+        RecipeChoice("train.freeze", ["vision.vit.trunk"], "few pictures teach it nothing that it has not seen"),
+    ]
 
 
 TUNING_EPOCHS = 8
@@ -160,9 +203,9 @@ def _tuning_rates(model: Model, optim: Optim) -> list[RecipeChoice]:
     return [RecipeChoice(f"optim.{key}", rate, "as in pretraining") for key, rate in rates.items()]
 
 
-def _epochs(images: int, batch: int) -> tuple[int, str]:
+def _epochs(images: int, batch: int, fewest: int) -> tuple[int, str]:
     """Enough to learn something of few pictures, and few enough of many to end."""
-    least = math.ceil(FEWEST_UPDATES * batch / images)
+    least = math.ceil(fewest * batch / images)
     if least > EPOCHS:
-        return least, f"the fewest that make {FEWEST_UPDATES:,} updates of {batch} pairs"
+        return least, f"the fewest that make {fewest:,} updates of {batch} pairs"
     return EPOCHS, f"{math.ceil(EPOCHS * images / batch):,} updates of {batch} pairs"

@@ -12,6 +12,7 @@ import torch
 from mvlm.api.corpus import prepare
 from mvlm.api.recipe import choose
 from mvlm.api.results import RECIPE, TrainedRun, follow_recipe, write_recipe
+from mvlm.pretrained.packaged import small_encoders
 
 SHARDS = "shards"
 
@@ -37,7 +38,8 @@ def train(
     run = Path(out)
     corpus = prepare(os.fspath(data), run / SHARDS)
     if not (run / RECIPE).exists():
-        chosen = choose(corpus.images, corpus.train, corpus.eval, run, torch.cuda.device_count())
+        gpus = torch.cuda.device_count()
+        chosen = choose(corpus.images, corpus.train, corpus.eval, run, gpus, small_encoders())
         write_recipe(run, chosen, f"Chosen by mvlm.train for {corpus.images:,} images.")
     follow_recipe(run, settings, "retrieval", corpus.eval)
     return TrainedRun(run)
