@@ -122,6 +122,10 @@ def choose(
     return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
 
 
+FROZEN = ["vision.vit.trunk", "vision.vit.patch_embed"]
+"""The convolutional network, and the learned patch before it, whose gradient would go through all of it."""
+
+
 def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
     """What `benchmarks/small` trained them with."""
     return [
@@ -138,7 +142,7 @@ def _with_encoders(encoders: SmallEncoders) -> list[RecipeChoice]:
         RecipeChoice("objectives.image_mask_block", 1, "a feature of the image is 32 pixels wide"),
         RecipeChoice("optim.lr", 2e-3, "of what is new"),
         RecipeChoice("optim.encoder_lr", 1e-4, "of MiniLM"),
-        RecipeChoice("train.freeze", ["vision.vit.trunk"], "few pictures teach it nothing that it has not seen"),
+        RecipeChoice("train.freeze", FROZEN, "few pictures teach it nothing new, and its backward pass is saved"),
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mvlm.api.recipe import SMALL, choose
+from mvlm.api.recipe import FROZEN, SMALL, choose
 from mvlm.config.load import load_config
 from mvlm.pretrained.packaged import IMAGE_WEIGHTS, IMAGES, TEXT_FOLDER, TEXTS, small_encoders
 
@@ -52,7 +52,7 @@ def test_a_small_corpus_on_a_cpu_begins_with_them(installed: Path, tmp_path: Pat
         config = load_config(tmp_path / "recipe.toml")
         assert (config.model.vision_weights == str(found.images)) is begins
         assert (config.model.text == str(found.texts)) is begins
-        assert (config.train.freeze == ("vision.vit.trunk",)) is begins
+        assert (config.train.freeze == tuple(FROZEN)) is begins
         assert (config.data.tokenizer == "") is begins or gpus
 
 
