@@ -86,7 +86,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
     toml.parent.mkdir(parents=True, exist_ok=True)
     stages = ARMS[arm].stages
     several = len(stages) > 1
-    words = [*_settings(shards, arm, seed, home), f"run.dir={run}", f"train.steps={sum(steps)}"]
+    words = [*_settings(shards, arm, seed, home), f"run.dir={run}"]
     words += [f"optim.warmup_steps={round(WARM_UP * sum(steps))}", f"eval.every={max(1, sum(steps) // EVALUATIONS)}"]
     tables = TOML.read_text(encoding="utf-8")
     for number, ((_, settings), length) in enumerate(zip(stages, steps, strict=True)):
@@ -94,7 +94,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
             tables += "\n[[stage]]\n" + "schedule = 'continue'\n" * (number > 0) + f"train.steps = {length}\n"
             tables += "".join(f"{setting}\n" for setting in settings)
         else:
-            words += settings
+            words += [*settings, f"train.steps={length}"]
     toml.write_text(tables, encoding="utf-8")
     config, given = load_config(toml, words), given_keys(toml, words)
     _finished(train(config, (JSON, str(toml)), given, evaluator, None, read_stages(toml)))

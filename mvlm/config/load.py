@@ -6,7 +6,7 @@ An unknown key, a wrong type or a value out of range is a `UserError` naming the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,9 @@ def given_keys(path: str | Path, overrides: Iterable[str]) -> frozenset[str]:
 
 STAGE = "stage"
 """The array of tables that changes the configuration along a run."""
+
+LENGTHS = ("steps", "pairs", "epochs")
+"""Of `[train]`; a stage gives one."""
 
 YOUNGER_KEYS: dict[str, Any] = {
     "data.where": [],
@@ -106,11 +109,23 @@ def read_stages(path: str | Path) -> list[dict[str, Any]]:
 
 def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes) -> dict[str, Any]:
     tables = read_tables(find_file(path, "configs"), "run configuration")
-    tables.pop(STAGE, None)  # of mvlm/config/stages.py
+    stages = tables.pop(STAGE, ())  # of mvlm/config/stages.py
     for override in overrides:
         with mistakes.gathered():
             apply_override(tables, override)
+            _require_effect(override, [stage for stage in stages if isinstance(stage, dict)], path)
     return tables
+
+
+def _require_effect(override: str, stages: Sequence[dict[str, Any]], where: str | Path) -> None:
+    """Raise `UserError` where all of a run's stages set themselves what an override would."""
+    name = override.partition("=")[0]
+    table, _, key = name.partition(".")
+    is_length = table == "train" and key in LENGTHS
+    if stages and (is_length or all(key in stage.get(table, {}) for stage in stages)):
+        raise UserError(
+            f"{override} would change nothing: every [[stage]] of {where} has {name} of its own; set it there."
+        )
 
 
 def config_from_dict(tables: dict[str, Any], where: str) -> Config:

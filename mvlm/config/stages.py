@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mvlm.config.load import STAGE, config_from_dict, dump_config, load_stored_config
+from mvlm.config.load import LENGTHS, STAGE, config_from_dict, dump_config, load_stored_config
 from mvlm.config.schema import Config, Data
 from mvlm.config.toml import as_toml, read_tables
 from mvlm.errors import UserError
@@ -24,8 +24,6 @@ OWN: dict[str, tuple[str, tuple[str, ...]]] = {
     "schedule": ('"own" or "continue"', ("own", "continue")),
 }
 """Keys of a stage that are none of the configuration: what they may be, and all values where those are few."""
-LENGTHS = ("steps", "pairs", "epochs")
-"""Of `[train]`; a stage gives one."""
 
 Table = dict[str, Any]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from mvlm.checkpoint.description import CONFIG, STAGES, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.state import DataStream, StageState, TrainState
-from mvlm.config.load import load_stored_config
+from mvlm.config.load import LENGTHS, load_stored_config
 from mvlm.config.schema import Config
-from mvlm.config.stages import LENGTHS, Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
+from mvlm.config.stages import Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
 from mvlm.data.loading.sampler import order_of
 from mvlm.data.loading.streams import begin_stage, first_stage, remembered
 from mvlm.data.shards.mixture import Mixture, training_mixture
