@@ -197,12 +197,14 @@ def test_patterns_of_shard_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert data.eval == (f"{tmp_path}/shards/a b", "none/*")
 
 
-@pytest.mark.parametrize("override", ["train.steps=7", "optim.lr=1e-4"])
-def test_an_override_that_every_stage_has_of_its_own_is_refused(tmp_path: Path, override: str) -> None:
+@pytest.mark.parametrize("override", ["train.steps=7", "train.epochs=2"])
+def test_a_length_is_refused_where_every_stage_has_its_own(tmp_path: Path, override: str) -> None:
     toml = tmp_path / "run.toml"
     stage = "[[stage]]\ntrain.epochs = 1\noptim.lr = 1e-3\n"
     toml.write_text(f"{stage}{stage}train.global_batch = 64\n")
-    with pytest.raises(UserError, match=rf"^{override} would change nothing: .*run.toml has .* set it there"):
+    with pytest.raises(
+        UserError, match=rf"^{override} would change nothing: .*run.toml has its own length; set it there"
+    ):
         load_config(toml, [override])
     assert load_config(toml, ["train.global_batch=32"]).train.global_batch == 32  # of the first stage
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,7 @@ class TrainedModel:
         Raises:
             UserError: there are neither as many images as texts nor one of either; or as `encode`.
         """
+        self._warn_untrained("itm", "matching")
         pairs = _paired(listed(images), _sentences(texts))
         found = []
         with shares.inference(self.network):
@@ -151,6 +153,7 @@ class TrainedModel:
         Raises:
             UserError: images and texts are not as many, the mask fits no image or masks none or all; or as `encode`.
         """
+        self._warn_untrained("image", "reconstructing images")
         pairs = _paired(listed(images), _sentences(texts))
         mask_BN = patch_masks(self.network, np.arange(len(pairs))) if masked is None else self._mask(masked, len(pairs))
         image_BCHW = self._pixels([image for image, _ in pairs])
@@ -168,6 +171,7 @@ class TrainedModel:
         Raises:
             UserError: no word is masked, or one is beyond the tokens that the model reads; or as `encode`.
         """
+        self._warn_untrained("text", "filling in words")
         size = self._image_size
         shown_1CHW = blank_image(self.network, torch.zeros(1, 3, size, size, dtype=torch.uint8))
         if image is not None:
@@ -222,6 +226,13 @@ class TrainedModel:
         if self._loaded is None:
             raise UserError(f"{index} is of the run that made it: load its run folder or checkpoint.")
         return self._loaded
+
+    def _warn_untrained(self, objective: str, what: str) -> None:
+        if not getattr(self.network.objectives, objective):
+            because = f"its last updates were without {what} (objectives.{objective} = 0)"
+            warnings.warn(
+                f"This model may know nothing of {what}: {because}; train it with that above 0.", stacklevel=3
+            )
 
     def _image_features(self, images: list[AnyImage], batch: int) -> Tensor:
         encode, project = self.network.encode_image, self.network.project_image

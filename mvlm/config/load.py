@@ -6,7 +6,7 @@ An unknown key, a wrong type or a value out of range is a `UserError` naming the
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +113,15 @@ def _read_tables(path: str | Path, overrides: Iterable[str], mistakes: Mistakes)
     for override in overrides:
         with mistakes.gathered():
             apply_override(tables, override)
-            _require_effect(override, [stage for stage in stages if isinstance(stage, dict)], path)
+            _require_effect(override, bool(stages), path)
     return tables
 
 
-def _require_effect(override: str, stages: Sequence[dict[str, Any]], where: str | Path) -> None:
-    """Raise `UserError` where all of a run's stages set themselves what an override would."""
+def _require_effect(override: str, has_stages: bool, where: str | Path) -> None:
+    """Raise `UserError` where an override gives a length, and every stage of the run has one of its own."""
     name = override.partition("=")[0]
-    table, _, key = name.partition(".")
-    is_length = table == "train" and key in LENGTHS
-    if stages and (is_length or all(key in stage.get(table, {}) for stage in stages)):
-        raise UserError(
-            f"{override} would change nothing: every [[stage]] of {where} has {name} of its own; set it there."
-        )
+    if has_stages and name in [f"train.{key}" for key in LENGTHS]:
+        raise UserError(f"{override} would change nothing: each [[stage]] of {where} has its own length; set it there.")
 
 
 def config_from_dict(tables: dict[str, Any], where: str) -> Config:

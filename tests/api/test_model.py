@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from collections.abc import Callable
@@ -95,6 +96,21 @@ def test_masked_words_and_patches_come_back(model: TrainedModel, paths: list[Pat
     assert changed[:patch, patch : 2 * patch].any()
     changed[:patch, patch : 2 * patch] = False
     assert not changed.any()  # only what was masked
+
+
+def test_what_a_model_was_not_trained_for_is_warned_of(
+    model: TrainedModel, paths: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objectives = dataclasses.replace(model.network.objectives, itm=0, image=0, text=0)
+    monkeypatch.setattr(model.network, "objectives", objectives)
+    calls = (
+        lambda: model.match(paths[0], "a"),
+        lambda: model.reconstruct(paths[0], "a"),
+        lambda: model.fill("a [MASK]"),
+    )
+    for call, objective in zip(calls, ("itm", "image", "text"), strict=True):
+        with pytest.warns(UserWarning, match=rf"may know nothing of .*objectives.{objective} = 0"):
+            call()
 
 
 def test_an_exported_folder_gives_the_same(model: TrainedModel, run: Path, paths: list[Path], tmp_path: Path) -> None:
