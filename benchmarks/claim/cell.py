@@ -136,10 +136,10 @@ def _equal_compute(toml: str, train: tuple[str, ...], extra: tuple[str, ...], ob
 
 
 @contextmanager
-def claimed(planned: Plan) -> Iterator[bool]:
-    """Whether the cell is this process's: no other one that shares the folder runs it meanwhile."""
-    planned.run.parent.mkdir(parents=True, exist_ok=True)
-    with planned.beside(".lock").open("w") as file:
+def claimed(run: Path) -> Iterator[bool]:
+    """Whether the cell of a run folder is this process's: no other one that shares it runs it meanwhile."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    with run.with_name(f"{run.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -150,12 +150,16 @@ def claimed(planned: Plan) -> Iterator[bool]:
 
 def trained(planned: Plan) -> bool:
     """Whether the run has reached its last step."""
+    return reached(planned.run) == load_config(planned.toml, planned.words).train.steps
+
+
+def reached(run: Path) -> int:
+    """The step of a run's newest checkpoint; 0 where it has none."""
     try:
-        checkpoint = find_checkpoint(planned.run)
+        checkpoint = find_checkpoint(run)
     except UserError:
-        return False
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return state["step"] == load_config(planned.toml, planned.words).train.steps
+        return 0
+    return int(json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"])
 
 
 def train_cell(planned: Plan, stop: StopRequests) -> int:
@@ -168,9 +172,14 @@ def train_cell(planned: Plan, stop: StopRequests) -> int:
     config, given = load_config(planned.toml, planned.words), given_keys(planned.toml, planned.words)
     code = train(config, (str(ROOT / deepspeed), planned.toml), given, stop=stop)
     if code == 0:
-        for moments in find_checkpoint(planned.run).glob(f"{MOMENTS}-*"):
-            moments.unlink()
+        drop_moments(planned.run)
     return code
+
+
+def drop_moments(run: Path) -> None:
+    """Of a run that is over, what only a resumed one reads."""
+    for moments in find_checkpoint(run).glob(f"{MOMENTS}-*"):
+        moments.unlink()
 
 
 def measure_cell(planned: Plan) -> Record:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import cast
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from benchmarks.claim.corpora import ROOT
 from benchmarks.claim.grid import OBJECTIVES
 from mvlm.batch import Batch
-from mvlm.config.load import load_config
+from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Config
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.sampler import make_sampler, order_of
@@ -20,16 +24,19 @@ from mvlm.estimate.count import synthetic_batch
 from mvlm.estimate.encoders import build_without_weights
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
+from mvlm.runtime import dist
+from mvlm.training.fit import train
 from mvlm.training.logging.mfu import FlopsOfBatches
+from mvlm.training.trainer import Evaluate
 
 
-def flops_a_pair(toml: str, overrides: list[str], objective: str) -> float:
+def flops_a_pair(toml: str, overrides: Sequence[str]) -> float:
     """Of forward and backward pass, of a pair of the first batch.
 
     Args:
-        overrides: of `toml`, with data.train, without the objective's own.
+        overrides: of `toml`, with data.train.
     """
-    config = load_config(toml, [*overrides, *OBJECTIVES[objective]])
+    config = load_config(toml, overrides)
     model, batch = _first_batch(config)
     return FlopsOfBatches(model)(batch) / len(batch)
 
@@ -37,8 +44,38 @@ def flops_a_pair(toml: str, overrides: list[str], objective: str) -> float:
 def equal_compute(toml: str, overrides: list[str], objective: str, reference: str) -> int:
     """Updates with `objective` that cost as much as the TOML's `train.steps` with `reference`."""
     steps = load_config(toml, overrides).train.steps
-    costs = [flops_a_pair(toml, overrides, name) for name in (reference, objective)]
+    costs = [flops_a_pair(toml, [*overrides, *OBJECTIVES[name]]) for name in (reference, objective)]
     return round(steps * costs[0] / costs[1])
+
+
+WARM, COUNTED = 2, 6  # steps before and while a cost is measured
+
+
+def seconds_a_step(toml: Path, deepspeed: Path, words: Sequence[str], run: Path) -> float:
+    """Seconds of a step, between two calls of what would evaluate: of the processor or, on a GPU, of the clock.
+
+    Args:
+        words: overrides of `toml`.
+        run: a folder that is emptied first.
+    """
+    times: list[float] = []
+
+    def seen(*_: Any) -> tuple[dict[str, float], None]:
+        if dist.uses_cuda():
+            torch.cuda.synchronize()
+            times.append(time.perf_counter())
+        else:
+            times.append(time.process_time())
+        return {}, None
+
+    def clock(_: Config) -> Evaluate:
+        return seen
+
+    shutil.rmtree(run, ignore_errors=True)
+    words = [*words, f"run.dir={run}", f"train.steps={WARM + COUNTED}", f"eval.every={WARM}", "eval.select="]
+    if code := train(load_config(toml, words), (str(deepspeed), str(toml)), given_keys(toml, words), clock):
+        raise SystemExit(code)  # it was asked to stop: the same command measures again
+    return (times[-1] - times[0]) / COUNTED
 
 
 LENGTHS = (4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 21, 23, 24)

@@ -26,7 +26,7 @@ PAPERS_OWN = {
     "independent": ("objectives.reconstruct_from=self",),
     "masked_inputs": ("objectives.image=0", "objectives.text=0", "objectives.alignment_inputs=masked"),
 }
-"""Rows at the paper's scale alone."""
+"""What the abstract speaks of, and no table of the paper has."""
 RATIOS = {
     **{f"image_{ratio}": (f"objectives.image_mask_ratio={ratio / 100}",) for ratio in (25, 50, 70)},
     **{f"text_{ratio}": (f"objectives.text_mask_ratio={ratio / 100}",) for ratio in (15, 50)},
@@ -34,7 +34,7 @@ RATIOS = {
 
 SAME = ("scenes", "image_70")  # hides three of four blocks, as the default does
 
-OBJECTIVES: dict[str, tuple[str, ...]] = {**ABLATION, **ALBEF_LIKE, **MASKING, **RATIOS}
+OBJECTIVES: dict[str, tuple[str, ...]] = {**ABLATION, **ALBEF_LIKE, **MASKING, **RATIOS, **PAPERS_OWN}
 """By name, what is set beside a size's TOML."""
 
 SHARES = (100, 50, 25, 10)

@@ -13,6 +13,7 @@ freedom. With five seeds a bootstrap of the seeds is too narrow: it leaves out b
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,6 +97,17 @@ def sign_flips(of_seed_S: np.ndarray) -> float:
         signs[0] = 1
     sums = np.abs(signs @ of_seed_S)
     return float((sums >= sums[0] * (1 - 1e-12)).mean())
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """The p of each of several comparisons, corrected so that one in twenty families has one that is called a
+    difference by chance: the least times their number, the next times one less, none below the one before (Holm,
+    Scandinavian Journal of Statistics 6, 1979)."""
+    corrected, reached = [0.0] * len(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        reached = max(reached, min(1.0, (len(p) - rank) * p[place]))
+        corrected[place] = reached
+    return corrected
 
 
 def student_cumulative(t: float, freedom: float) -> float:

@@ -66,7 +66,7 @@ def prepare_all(sources: dict[str, str], folder: Path) -> dict[str, Corpus]:
 
 def run_here(plans: Iterable[Plan], results: Path, count: int) -> int:
     """Train and measure in this process whatever `results` does not hold yet; the exit code."""
-    with _one_rank():
+    with one_rank():
         return _one_after_another(plans, results, StopRequests(), count)
 
 
@@ -88,7 +88,7 @@ def told(campaign: Callable[[], tuple[int, str]], page: Path | None) -> int:
 
 def _one_after_another(plans: Iterable[Plan], results: Path, stop: StopRequests, count: int) -> int:
     for number, planned in enumerate(plans, 1):
-        with claimed(planned) as mine:
+        with claimed(planned.run) as mine:
             if not mine or is_done(planned, read_records(results)):
                 continue
             if is_under_way(planned):
@@ -105,7 +105,7 @@ def _one_after_another(plans: Iterable[Plan], results: Path, stop: StopRequests,
 
 
 @contextmanager
-def _one_rank() -> Iterator[None]:
+def one_rank() -> Iterator[None]:
     """A process group of this process alone, for all cells: DeepSpeed cannot be given a second one."""
     if threads := share_cores(1):
         import torch

@@ -166,10 +166,11 @@ COMPARISON = (
 
 def comparison_table(rows: Iterable[tuple[str, str, Comparison]]) -> str:
     """Args: rows: what is compared, by what measure, and what was found."""
-    return markdown(COMPARISON, ([title, measure, *_row(found)] for title, measure, found in rows))
+    return markdown(COMPARISON, ([title, measure, *comparison_row(found)] for title, measure, found in rows))
 
 
-def _row(found: Comparison) -> list[str]:
+def comparison_row(found: Comparison) -> list[str]:
+    """The columns of `COMPARISON` after the first two."""
     return [
         f"{100 * found.difference:+.1f}",
         f"{100 * found.low:+.1f} to {100 * found.high:+.1f}",

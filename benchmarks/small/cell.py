@@ -6,22 +6,20 @@ import gc
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.claim.cost import seconds_a_step
 from benchmarks.small.arms import ARMS, RANDOM, pretrained
 from benchmarks.small.corpora import ROOT, SEARCHED
+from mvlm.__main__ import main as mvlm
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
-from mvlm.config.schema import Config
 from mvlm.training.fit import train
-from mvlm.training.trainer import Evaluate
 
 TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
-WARM, COUNTED = 2, 6  # steps before and while a cost is measured
 WARM_UP = 0.05  # of the updates
 EVALUATIONS = 4  # of the rows to choose on, in a run; the best of them is kept: that is early stopping
 COMMON = (
@@ -58,25 +56,11 @@ def measure(shards: Path, arm: str, seed: int, seconds: float, home: Path) -> di
 
 
 def _cost(shards: Path, arm: str, stage: int, home: Path) -> float:
-    """CPU seconds of a step of a stage, kept beside the runs: those between two calls of what would evaluate."""
+    """CPU seconds of a step of a stage, kept beside the runs."""
     kept = home / "costs" / f"{shards.name}-{arm}-{stage}.json"
     if not kept.exists():
-        times: list[float] = []
-
-        def seen(*_: Any) -> tuple[dict[str, float], None]:
-            times.append(time.process_time())
-            return {}, None
-
-        def clock(_: Config) -> Evaluate:
-            return seen
-
-        settings = ARMS[arm].stages[stage][1]
-        words = [*_settings(shards, arm, 0, home), *settings, f"train.steps={WARM + COUNTED}", "eval.every=2"]
-        run = home / "costs" / f"{shards.name}-{arm}-{stage}"
-        shutil.rmtree(run, ignore_errors=True)  # of a cost that was not measured to its end
-        words += ["eval.select=", f"run.dir={run}"]
-        _finished(train(load_config(TOML, words), (JSON, str(TOML)), given_keys(TOML, words), clock))
-        kept.write_text(json.dumps((times[-1] - times[0]) / COUNTED))
+        words = [*_settings(shards, arm, 0, home), *ARMS[arm].stages[stage][1]]
+        kept.write_text(json.dumps(seconds_a_step(TOML, Path(JSON), words, kept.with_suffix(""))))
     return float(json.loads(kept.read_text()))
 
 
@@ -86,7 +70,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
     toml.parent.mkdir(parents=True, exist_ok=True)
     stages = ARMS[arm].stages
     several = len(stages) > 1
-    words = [*_settings(shards, arm, seed, home), f"run.dir={run}"]
+    words = [*_settings(shards, arm, seed, home), f"run.dir={run}", f"train.steps={sum(steps)}"]
     words += [f"optim.warmup_steps={round(WARM_UP * sum(steps))}", f"eval.every={max(1, sum(steps) // EVALUATIONS)}"]
     tables = TOML.read_text(encoding="utf-8")
     for number, ((_, settings), length) in enumerate(zip(stages, steps, strict=True)):
@@ -94,7 +78,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
             tables += "\n[[stage]]\n" + "schedule = 'continue'\n" * (number > 0) + f"train.steps = {length}\n"
             tables += "".join(f"{setting}\n" for setting in settings)
         else:
-            words += [*settings, f"train.steps={length}"]
+            words += settings
     toml.write_text(tables, encoding="utf-8")
     config, given = load_config(toml, words), given_keys(toml, words)
     _finished(train(config, (JSON, str(toml)), given, evaluator, None, read_stages(toml)))
@@ -114,14 +98,11 @@ def _settings(shards: Path, arm: str, seed: int, home: Path) -> list[str]:
 
 
 def _search(run: Path, place: str, shards: Path) -> dict[str, float]:
-    """R@10 of the rows to test on, both ways, by ITC and, where there is ITM, re-ranked; by a process of its own.
-
-    The command leaves the process group as it ends, and DeepSpeed cannot be given a second one for the next cell.
-    """
+    """R@10 of the rows to test on, both ways, by ITC and, where there is ITM, re-ranked."""
     kept = run / f"{place}.json"
     checkpoint = str(run if place == "last" else run / "best")
     words = ["evaluate", "retrieval", "--checkpoint", checkpoint, "--data", str(shards / "test"), "--json", str(kept)]
-    subprocess.run([sys.executable, "-m", "mvlm", *words, "--limit", str(SEARCHED)], cwd=ROOT, check=True)
+    assert mvlm([*words, "--limit", str(SEARCHED)]) == 0
     found = json.loads(kept.read_text())
     kinds = [kind for kind in ("itc", "reranked") if found["image_to_text"].get(kind)]
     return {f"{way}_{kind}": found[way][kind]["r10"] for way in ("image_to_text", "text_to_image") for kind in kinds}

@@ -189,9 +189,9 @@ def test_a_name_stands_for_one_corpus(tmp_path: Path, scenes: Path) -> None:
 def test_two_processes_share_the_cells(tmp_path: Path) -> None:
     cell, corpus = grid.Cell("scenes", "all", seed=0), Corpus("scenes", tmp_path)
     planned = cells.Plan(cell, cells.SIZES["small"], corpus, tmp_path / "small/scenes-all-100-0", (), "")
-    with cells.claimed(planned) as mine, cells.claimed(planned) as twice:
+    with cells.claimed(planned.run) as mine, cells.claimed(planned.run) as twice:
         assert mine and not twice
-    with cells.claimed(planned) as again:
+    with cells.claimed(planned.run) as again:
         assert again
 
 

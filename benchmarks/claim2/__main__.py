@@ -1,0 +1,84 @@
+"""The campaign of docs/claim2.md: five arms on icons, matched by measured time, and the same on a synthetic world.
+
+python -m benchmarks.claim2 run --size small       # about 40 hours of one core
+python -m benchmarks.claim2 run --size gpu         # planned for 25 minutes of one H100
+python -m benchmarks.claim2 run --size rehearse    # three minutes; shows that it runs to its end
+python -m benchmarks.claim2 table --size small
+
+The same command resumes; started twice, it shares the cells. It refuses code that is not committed, and keeps a line
+for each cell in results/SIZE/COMMIT/cells.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.claim2.plan import SIZES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.claim2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("--size", choices=list(SIZES), default="small")
+    parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="of examples/icons/make.sh")
+    parser.add_argument("--folder", type=Path, default=Path("runs/claim2"), help="of training runs")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    from mvlm.errors import ExitCode, UserError
+
+    try:
+        return _table(args) if args.command == "table" else _run(args)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
+
+
+def _run(args: argparse.Namespace) -> int:
+    from benchmarks.claim2.campaign import Campaign, code_commit, run
+    from benchmarks.claim2.table import summary
+
+    results, size = _results(args), SIZES[args.size]
+    commit = code_commit(results)
+    campaign = Campaign(size, args.shards, args.folder / size.name / commit, results / commit)
+    if size.processes > 1 and not args.worker:
+        words = [sys.executable, "-m", "benchmarks.claim2", *(sys.argv[1:]), "--worker"]
+        workers = [subprocess.Popen(words) for _ in range(size.processes)]
+        code = max(worker.wait() for worker in workers)
+    else:
+        code = run(campaign)
+    if not args.worker and code == 0:
+        print(summary(campaign))
+    return code
+
+
+def _table(args: argparse.Namespace) -> int:
+    from benchmarks.claim2.campaign import Campaign
+    from benchmarks.claim2.table import summary
+    from mvlm.errors import UserError
+
+    folders = sorted(_results(args).glob("*/"))
+    if not folders:
+        raise UserError(f"{_results(args)} holds no cells: `python -m benchmarks.claim2 run --size {args.size}` first.")
+    for folder in folders:
+        print(f"Code of {folder.name}\n\n{summary(Campaign(SIZES[args.size], args.shards, args.folder, folder))}")
+    return 0
+
+
+def _results(args: argparse.Namespace) -> Path:
+    """Of a rehearsal nothing is kept beside the evidence."""
+    from benchmarks.claim2.campaign import RESULTS
+
+    folder: Path = args.folder / "results" if args.size == "rehearse" else RESULTS
+    return folder / args.size
+
+
+if __name__ == "__main__":
+    sys.exit(main())

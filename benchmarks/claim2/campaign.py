@@ -1,0 +1,240 @@
+"""Running it all: costs, learning rates, the grid, and the synthetic world, each cell kept as it is measured."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from benchmarks.claim import cell as claim
+from benchmarks.claim.cost import flops_a_pair, seconds_a_step
+from benchmarks.claim.grid import ALL_FOUR, FEW, SCENES, Cell
+from benchmarks.claim.run import one_rank, prepare_all
+from benchmarks.claim2.cell import Run, deepspeed, measure_cell, settings, train_cell
+from benchmarks.claim2.corpus import Icons, prepare
+from benchmarks.claim2.grounding import grounding
+from benchmarks.claim2.plan import ARMS, JOINT, PRIMARY_SHARE, IconCell, Size, grid, rate_cells
+from mvlm.config.load import load_config
+from mvlm.data.samples.foils import FoilDataset
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.mixture import Mixture
+from mvlm.errors import ExitCode, UserError
+from mvlm.pretrained.runs import load_run
+from mvlm.runtime import dist
+from mvlm.training.health.signals import StopRequests
+
+ROOT, RESULTS = claim.ROOT, Path(__file__).parent / "results"
+COSTS, CELLS = "costs.json", "cells.jsonl"
+ROUNDS = 3  # in which the arms take turns, since what else a machine does slows down what shares its cores
+TUNE = "vqa"
+WAIT_S = 2.0  # between looks at cells that other processes are at
+
+CODE = ("benchmarks", "mvlm", "data_tools", "ds_configs", "docs/claim2.md", ":!benchmarks/*/results/*")
+"""What a cell depends on, its plan among them."""
+
+
+class Stopped(Exception):
+    """Asked to stop; everything is saved."""
+
+
+def code_commit(results: Path) -> str:
+    """The commit that results are kept under: one that has some already, if the code is still its own.
+
+    Raises:
+        UserError: the code is not what was committed.
+    """
+    if changed := _git("status", "--porcelain", "--", *CODE).splitlines():
+        raise UserError(f"{changed[0][3:]} is not as it was committed: commit first, since every cell names its code.")
+    for folder in sorted(results.glob("*/")):
+        known = subprocess.run(["git", "-C", str(ROOT), "diff", "--quiet", folder.name, "HEAD", "--", *CODE])
+        if known.returncode == 0:
+            return folder.name
+    return _git("rev-parse", "--short=12", "HEAD")
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"This is run from a checkout, and git says: {done.stderr.strip()}.")
+    return done.stdout.rstrip()
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Args:
+    shards: as examples/icons/make.sh writes them.
+    home: of training runs.
+    results: the folder that gets a line for each cell.
+    """
+
+    size: Size
+    shards: Path
+    home: Path
+    results: Path
+
+    @cached_property
+    def icons(self) -> Icons:
+        vocabulary = load_config(ROOT / self.size.toml, self.size.settings).data.vocabulary
+        return prepare(self.shards, self.home / "icons", self.size, vocabulary)
+
+    @property
+    def cells(self) -> Path:
+        return self.results / CELLS
+
+    def records(self) -> dict[str, Any]:
+        """By a cell's name, its record; of a cell that two processes finished, the first."""
+        found: dict[str, Any] = {}
+        for record in claim.read_records(self.cells):
+            found.setdefault(record["cell"], record)
+        return found
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """By arm, `seconds` and `gflop` of a pair, and `steps`, those that take the time of the joint arm's."""
+        path = self.results / COSTS
+        for folder in (self.results, self.home):
+            folder.mkdir(parents=True, exist_ok=True)
+        with (self.home / "costs.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                path.write_text(json.dumps(self._measure_costs(), indent=1) + "\n", encoding="utf-8")
+        found: dict[str, dict[str, float]] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _measure_costs(self) -> dict[str, dict[str, float]]:
+        toml = ROOT / self.size.toml
+        words = {arm: settings(self.size, self.icons, arm, PRIMARY_SHARE) for arm in ARMS}
+        rounds = [
+            {arm: seconds_a_step(toml, deepspeed(self.size), words[arm], self.home / "costs" / arm) for arm in ARMS}
+            for _ in range(ROUNDS)
+        ]
+        config = load_config(toml, self.size.settings)
+        found = {}
+        for arm in ARMS:
+            ratio = statistics.median(each[JOINT] / each[arm] for each in rounds)
+            found[arm] = {
+                "seconds": statistics.median(each[arm] for each in rounds) / config.train.global_batch,
+                "gflop": flops_a_pair(str(toml), words[arm]) / 1e9,
+                "steps": round(config.train.steps * ratio),
+            }
+        return found
+
+    def rates(self) -> dict[str, float]:
+        """The multiple of the size's learning rate that each arm's selection found best; {} until all are there."""
+        records = self.records()
+        if not all(cell.name in records for cell in rate_cells()):
+            return {}
+        chosen = {}
+        for arm in ARMS:
+            mine = [cell for cell in rate_cells() if cell.arm == arm]
+            chosen[arm] = max(mine, key=lambda cell: records[cell.name]["chosen_by"]).rate
+        return chosen
+
+    def run_of(self, cell: IconCell) -> Run:
+        """A cell that selects a rate is half as long."""
+        steps, factor = int(self.costs()[cell.arm]["steps"]), cell.rate or self.rates()[cell.arm]
+        rate = factor * load_config(ROOT / self.size.toml, self.size.settings).optim.lr
+        folder = self.home / cell.name.replace("/", "-")
+        return Run(cell, self.size, self.icons, rate, max(1, steps // 2) if cell.rate else steps, folder)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell by name, the folder of its run, and what trains and measures it."""
+
+    name: str
+    folder: Path
+    work: Callable[[StopRequests], dict[str, Any]]
+
+
+def run(campaign: Campaign) -> int:
+    """Whatever is not there yet, in this process; others may share it. The exit code."""
+    with one_rank():
+        stop = StopRequests()
+        try:
+            _work_through(campaign, [_icon_task(campaign, cell) for cell in rate_cells()], stop)
+            _work_through(campaign, [_icon_task(campaign, cell) for cell in grid(campaign.size)], stop)
+            for tune in ("", TUNE):  # what is fine-tuned has been pretrained before, perhaps by another process
+                _work_through(campaign, _scene_tasks(campaign, tune), stop)
+        except Stopped:
+            return ExitCode.REQUEUE
+    return 0
+
+
+def _work_through(campaign: Campaign, tasks: Sequence[Task], stop: StopRequests) -> None:
+    """All of them, in order; those that others are at are waited for, since what follows depends on all."""
+    while True:
+        worked, known = False, campaign.records()
+        if not (left := [task for task in tasks if task.name not in known]):
+            return
+        for task in left:
+            with claim.claimed(task.folder) as mine:
+                if not mine or task.name in campaign.records():
+                    continue
+                print(f"== {task.name}, {len(tasks)} in this part", flush=True)
+                claim.add_record(campaign.cells, task.work(stop))
+                worked = True
+                gc.collect()  # an engine is a knot of cycles: the next cell's would come beside it
+        if stop.signalled:
+            raise Stopped
+        if not worked:
+            time.sleep(WAIT_S)
+
+
+def _icon_task(campaign: Campaign, cell: IconCell) -> Task:
+    def work(stop: StopRequests) -> dict[str, Any]:
+        planned = campaign.run_of(cell)
+        _finished(train_cell(planned, stop))
+        return measure_cell(planned)
+
+    return Task(cell.name, campaign.home / cell.name.replace("/", "-"), work)
+
+
+def _finished(code: int) -> None:
+    if code:
+        raise Stopped
+
+
+def _scene_tasks(campaign: Campaign, tune: str) -> list[Task]:
+    """A tenth of the scenes, time as matched on icons: foils, recall and grounding or, fine-tuned, questions."""
+    size, costs = campaign.size, campaign.costs()
+    corpus = prepare_all({SCENES: ""}, campaign.home)[SCENES]
+    scenes = claim.SIZES[size.scenes]
+    steps = load_config(ROOT / scenes.toml(SCENES), size.scene_settings).train.steps
+    tasks = []
+    for seed, arm in product(range(size.seeds), ARMS):
+        ratio = costs[arm]["steps"] / costs[JOINT]["steps"]
+        length = (*size.scene_settings, f"train.steps={max(1, round(steps * ratio))}")
+        cell = Cell(SCENES, ALL_FOUR if arm == JOINT else arm, FEW, tune=tune, seed=seed)
+        planned = claim.plan(cell, scenes, corpus, campaign.home, length)
+        tasks.append(Task(_scene_name(arm, tune, seed), planned.run, partial(_scene, planned, arm, tune)))
+    return tasks
+
+
+def _scene_name(arm: str, tune: str, seed: int) -> str:
+    return f"scenes/{arm}{f'/{tune}' if tune else ''}/{seed}"
+
+
+def _scene(planned: claim.Plan, arm: str, tune: str, stop: StopRequests) -> dict[str, Any]:
+    _finished(claim.train_cell(planned, stop))
+    record = claim.measure_cell(planned)
+    if not tune:
+        record["numbers"] |= _grounding(planned)
+    name = _scene_name(arm, tune, planned.cell.seed)
+    return record | {"cell": name, "arm": arm, "share": FEW, "tune": tune, "units": record.pop("rows")}
+
+
+def _grounding(planned: claim.Plan) -> dict[str, float]:
+    loaded = load_run(planned.run, dist.device())
+    config = loaded.config
+    tokenizer, foils = load_tokenizer(str(loaded.tokenizer_folder)), Mixture([str(planned.corpus.foils)], task="foils")
+    reading = tokenizer, config.data.text_length, config.model.image_size, config.eval.limit // 2 * 2
+    return grounding(loaded.model, FoilDataset(foils, *reading), config.eval.batch, dist.device())

@@ -1,0 +1,158 @@
+"""A cell of the icons: one training run, measured, as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.claim.cell import ON_CPU, ROOT, Record, drop_moments, reached, training_seconds
+from benchmarks.claim.scores import foils, pack, restoring, retrieval
+from benchmarks.claim2.corpus import Icons, by_unit, units
+from benchmarks.claim2.plan import ARMS, CURVE, IconCell, Size
+from mvlm.checkpoint.description import METRICS
+from mvlm.cli.train import evaluator
+from mvlm.config.load import given_keys, load_config
+from mvlm.data.samples.evaluation import EvalDataset
+from mvlm.data.samples.foils import FoilDataset
+from mvlm.data.samples.tokenizer import load_tokenizer
+from mvlm.data.shards.mixture import Mixture
+from mvlm.evaluate.retrieval import SearchSettings
+from mvlm.pretrained.runs import Loaded, load_run
+from mvlm.runtime import dist
+from mvlm.training.fit import train
+from mvlm.training.health.signals import StopRequests
+from mvlm.watch.jsonl import JsonLinesTail
+
+WARM_UP = 0.05  # of the updates
+SEARCHED = ("concepts", "designers")
+"""The samples whose recall is the primary measure; that of `both` is told beside it."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell as it is going to be run.
+
+    Attributes:
+        rate: its peak learning rate.
+        steps: its updates.
+        folder: of the training run.
+    """
+
+    cell: IconCell
+    size: Size
+    icons: Icons
+    rate: float
+    steps: int
+    folder: Path
+
+    @property
+    def toml(self) -> Path:
+        return ROOT / self.size.toml
+
+    @property
+    def words(self) -> list[str]:
+        """The overrides of the size's TOML."""
+        return [
+            *settings(self.size, self.icons, self.cell.arm, self.cell.share),
+            f"run.dir={self.folder}",
+            f"run.seed={self.cell.seed}",
+            f"optim.lr={self.rate:g}",
+            f"optim.encoder_lr={self.rate:g}",
+            f"optim.warmup_steps={round(WARM_UP * self.steps)}",
+            f"train.steps={self.steps}",
+            f"data.eval={self.icons.sample('validation')}",
+            f"eval.foils={self.icons.validation_foils}",
+            f"eval.limit={self.size.foils}",
+            f"eval.every={max(1, self.steps // CURVE)}",
+            "eval.rerank=0",
+            "eval.share=1000",  # never put off: every arm is looked at as often
+        ]
+
+
+def settings(size: Size, icons: Icons, arm: str, share: int) -> list[str]:
+    """What an arm's model and data are, whatever the seed, rate and length."""
+    data = [f"data.train={json.dumps(icons.train(share))}", f"data.tokenizer={icons.tokenizer(share)}"]
+    return [*size.settings, *data, *ARMS[arm]]
+
+
+def deepspeed(size: Size) -> Path:
+    return ROOT / (size.deepspeed if dist.uses_cuda() else ON_CPU)
+
+
+def train_cell(run: Run, stop: StopRequests) -> int:
+    """Train in this process, from wherever the run was stopped; the exit code of `mvlm train`."""
+    if reached(run.folder) == run.steps:
+        return 0
+    config, given = load_config(run.toml, run.words), given_keys(run.toml, run.words)
+    code = train(config, (str(deepspeed(run.size)), str(run.toml)), given, evaluator, stop)
+    if code == 0:
+        drop_moments(run.folder)
+    return code
+
+
+def measure_cell(run: Run) -> Record:
+    """The record of a trained cell: what chose its rate, its curve, its numbers, and a score for each unit."""
+    began, curve = time.process_time(), learning_curve(run.folder)
+    numbers: dict[str, float] = {}
+    units_: dict[str, np.ndarray] = {}
+    if not run.cell.rate:
+        numbers, units_ = measured(run, load_run(run.folder, dist.device()), dist.device())
+    return {
+        "cell": run.cell.name,
+        "arm": run.cell.arm,
+        "share": run.cell.share,
+        "seed": run.cell.seed,
+        "rate": run.rate,
+        "steps": run.steps,
+        "training_s": round(training_seconds(run.folder), 1),
+        "evaluation_cpu_s": round(time.process_time() - began, 1),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": dist.device().type,
+        "chosen_by": chosen_by(curve[-1]),
+        "curve": curve,
+        "numbers": {name: round(float(value), 5) for name, value in numbers.items()},
+        "units": {name: pack(score_U) for name, score_U in units_.items()},
+    }
+
+
+def chosen_by(evaluated: dict[str, Any]) -> float:
+    """The mean of foils and recall on the validation rows, which selects a learning rate."""
+    return round((evaluated["foils"] + evaluated["recall"]) / 2, 5)
+
+
+def learning_curve(folder: Path) -> list[dict[str, Any]]:
+    """Of each evaluation on the validation rows, its step, ITM's verdict on foils, and ITC's mean recall."""
+    by_step = {
+        line["step"]: {"step": line["step"], "foils": line["eval/foils_itm"], "recall": line["eval/mean_recall"]}
+        for line in JsonLinesTail(folder / METRICS).new()
+        if "eval/mean_recall" in line
+    }
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def measured(run: Run, loaded: Loaded[Any], device: torch.device) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """All numbers, and of the primary measures the mean score of each unit."""
+    config = load_config(run.toml, run.size.settings)
+    search = SearchSettings(config.eval.batch, config.eval.rerank, config.eval.memory_gb, equal_captions=True)
+    reading = load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length, config.model.image_size
+    of_foils = FoilDataset(Mixture([run.icons.foils], task="foils"), *reading, run.size.foils)
+    numbers, rows = foils(loaded.model, of_foils, search, device)
+    scores = {"foils": by_unit(rows["foils"], units(run.icons.foils, len(of_foils))[::2])}
+    recalls = []
+    for split in (*SEARCHED, "both"):
+        held_out = EvalDataset(Mixture([run.icons.sample(split)]), *reading)
+        found, rows = retrieval(loaded.model, held_out, search, device)
+        numbers |= {f"{name}_{split}": value for name, value in found.items()}
+        if split in SEARCHED:
+            recalls.append(by_unit(rows["recall"], units(run.icons.sample(split), len(held_out))))
+        if split == "concepts" and (loaded.model.objectives.text or loaded.model.objectives.image):
+            numbers |= restoring(loaded.model, held_out, (), search.batch, device)[0]
+    scores["recall"] = np.concatenate(recalls)
+    return numbers | {name: float(score_U.mean()) for name, score_U in scores.items()}, scores

@@ -1,0 +1,136 @@
+"""What docs/claim2.md lays down: arms, shares, seeds, rates, contrasts and sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from benchmarks.claim.grid import ABLATION, ALBEF_LIKE, PAPERS_OWN
+
+JOINT, INDEPENDENT, BASELINE = "joint", "independent", "itc_itm"
+
+ARMS: dict[str, tuple[str, ...]] = {
+    BASELINE: ABLATION[BASELINE],
+    "masked_inputs": PAPERS_OWN["masked_inputs"],
+    INDEPENDENT: PAPERS_OWN[INDEPENDENT],
+    "albef": ALBEF_LIKE["albef"],
+    JOINT: (),
+}
+"""By name, what is set beside a size's TOML."""
+
+SHARES = (4, 20, 100)
+"""Of the training pairs, in per cent; each lies in the next."""
+
+PRIMARY_SHARE = 20
+PRIMARY_CONTRASTS = ((JOINT, INDEPENDENT), (JOINT, BASELINE))
+PRIMARY_MEASURES = ("foils", "recall")
+
+RATES = (1 / 3, 1.0, 3.0)
+"""Learning rates to select among, as multiples of the size's own."""
+RATE_SEED = 1000
+"""Of the cells that select a rate; none of the grid's."""
+
+CURVE = 6
+"""Evaluations on the validation rows in the course of a cell."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Attributes:
+    toml: of the model; its `train.steps` are those of the joint arm.
+    scenes: a size of benchmarks.claim, for the synthetic world.
+    deepspeed: a DeepSpeed JSON; without a GPU it is that of benchmarks.claim.
+    seeds, primary_seeds: of a cell of the grid, and of the two primary contrasts' cells.
+    pairs: to train on at most; 0 = all.
+    rows: of each of the held-out samples that are searched.
+    foils: rows of foils used; 0 = all.
+    processes: that share the cells.
+    settings, scene_settings: beside the TOMLs'.
+    """
+
+    name: str
+    toml: str
+    scenes: str
+    deepspeed: str
+    seeds: int = 5
+    primary_seeds: int = 10
+    pairs: int = 0
+    rows: int = 1500
+    foils: int = 0
+    processes: int = 1
+    settings: tuple[str, ...] = ()
+    scene_settings: tuple[str, ...] = ()
+
+
+_FOLDER = "benchmarks/claim2/sizes"
+SIZES = {
+    "small": Size("small", f"{_FOLDER}/small.toml", "small", "benchmarks/claim/sizes/cpu.json"),
+    "gpu": Size(
+        "gpu",
+        f"{_FOLDER}/gpu.toml",
+        "small",
+        "ds_configs/zero1.json",
+        processes=8,
+        scene_settings=("train.steps=400", "train.global_batch=256"),
+    ),
+    "rehearse": Size(
+        "rehearse",
+        f"{_FOLDER}/small.toml",
+        "small",
+        "benchmarks/claim/sizes/cpu.json",
+        seeds=1,
+        primary_seeds=2,
+        pairs=600,
+        rows=24,
+        foils=24,
+        settings=(
+            "train.steps=2",
+            "train.global_batch=8",
+            "objectives.itm_group=4",
+            "objectives.image_mask_block=1",
+            "eval.rerank=2",
+            "model.vision_args={patch_size=32, embed_dim=16, depth=1, num_heads=2}",
+            "model.text_args={hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, "
+            "max_position_embeddings=64}",
+            "model.cross_depth=1",
+            "model.cross_heads=2",
+        ),
+        scene_settings=("train.steps=4", "train.global_batch=16", "optim.warmup_steps=1", "eval.limit=16"),
+    ),
+}
+"""`rehearse` shows that the whole campaign runs to its end; what it finds means nothing and is not kept."""
+
+
+@dataclass(frozen=True)
+class IconCell:
+    """One training run on icons.
+
+    Args:
+        rate: multiple of the size's learning rate that a selection tries; 0 = the selected one.
+    """
+
+    arm: str
+    share: int
+    seed: int
+    rate: float = 0.0
+
+    @property
+    def name(self) -> str:
+        rate = f"/rate{self.rate:.2f}" if self.rate else ""
+        return f"icons/{self.arm}/{self.share}{rate}/{self.seed}"
+
+
+def rate_cells() -> list[IconCell]:
+    return [IconCell(arm, PRIMARY_SHARE, RATE_SEED, rate) for arm, rate in product(ARMS, RATES)]
+
+
+def grid(size: Size) -> list[IconCell]:
+    """Round by round of the seeds, what the primary contrasts need first in each."""
+    primary = {arm for contrast in PRIMARY_CONTRASTS for arm in contrast}
+    cells = []
+    for seed in range(max(size.seeds, size.primary_seeds)):
+        if seed < size.primary_seeds:
+            cells += [IconCell(arm, PRIMARY_SHARE, seed) for arm in ARMS if arm in primary]
+        if seed < size.seeds:
+            cells += [IconCell(arm, share, seed) for share, arm in product(SHARES, ARMS)]
+    return list(dict.fromkeys(cells))

@@ -1,0 +1,165 @@
+"""What the cells say: the two primary contrasts with Holm's correction, and everything else with intervals alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.claim.paired import Comparison, compare, holm
+from benchmarks.claim.scores import unpack
+from benchmarks.claim.table import COMPARISON, comparison_row, markdown, spread
+from benchmarks.claim2.campaign import CELLS, TUNE, Campaign
+from benchmarks.claim2.plan import (
+    ARMS,
+    CURVE,
+    JOINT,
+    PRIMARY_CONTRASTS,
+    PRIMARY_MEASURES,
+    PRIMARY_SHARE,
+    SHARES,
+    Size,
+)
+
+LEVEL = 0.05
+TITLES = {"foils": "foils", "recall": "mean recall"}
+NUMBERS = {
+    "foils": "foils",
+    "recall": "mean recall",
+    "recall_reranked_concepts": "of concepts",
+    "recall_reranked_designers": "of designers",
+    "recall_reranked_both": "of both",
+    "foils_words": "foils by words",
+    "words_right": "words, right image",
+    "words_none": "none",
+    "words_wrong": "wrong",
+}
+SCENES = {
+    "foils": "foils",
+    "recall": "mean recall",
+    "grounded": "colour words at their cell",
+    "grounded_picture": "false caption: at the picture's",
+    "grounded_sentence": "at the sentence's",
+    "answers": "questions",
+}
+Records = Sequence[dict[str, Any]]
+
+
+def summary(campaign: Campaign) -> str:
+    """Markdown; draws the curves beside the cells."""
+    records = list(campaign.records().values())
+    icons = [r for r in records if r["cell"].startswith("icons/") and "/rate" not in r["cell"]]
+    scenes = [r for r in records if r["cell"].startswith("scenes/")]
+    parts = [primary(icons, campaign.size), _numbers(icons), contrasts(icons), _scenes(scenes), _costs(campaign, icons)]
+    if icons:
+        draw_curves(icons, campaign.results / "curves.png")
+    return "\n\n".join(part for part in parts if part)
+
+
+def by_seed(records: Records, arm: str, share: int) -> dict[int, dict[str, Any]]:
+    return {r["seed"]: r for r in records if (r["arm"], r["share"]) == (arm, share)}
+
+
+def primary(records: Records, size: Size) -> str:
+    """The answer: two contrasts, two measures, corrected by Holm over the four. Nothing is said before all is there."""
+    found: list[tuple[str, str, Comparison]] = []
+    for treatment, control in PRIMARY_CONTRASTS:
+        sides = [by_seed(records, arm, PRIMARY_SHARE) for arm in (treatment, control)]
+        if min(map(len, sides)) < size.primary_seeds:
+            done = " and ".join(f"{len(side)} of {arm}" for arm, side in zip((treatment, control), sides, strict=True))
+            return f"The primary contrasts wait for their cells: of {size.primary_seeds} seeds, {done} are there."
+        found += [(f"{treatment} − {control}", measure, compared(*sides, measure)) for measure in PRIMARY_MEASURES]
+    corrected = holm([each.p for _, _, each in found])
+    rows = [
+        [title, TITLES[measure], *comparison_row(each), f"{p:.3f}", verdict(each, p)]
+        for (title, measure, each), p in zip(found, corrected, strict=True)
+    ]
+    return markdown([*COMPARISON, "Holm's p", "answer"], rows)
+
+
+def verdict(found: Comparison, corrected_p: float) -> str:
+    if corrected_p >= LEVEL:
+        return "no difference shown"
+    return "better" if found.difference > 0 else "worse"
+
+
+def compared(treatment: dict[int, Any], control: dict[int, Any], measure: str) -> Comparison:
+    """Over the seeds that both have, and the units."""
+    seeds = sorted(treatment.keys() & control.keys())
+    sides = (np.stack([unpack(side[seed]["units"][measure]) for seed in seeds]) for side in (treatment, control))
+    return compare(*sides)
+
+
+def contrasts(records: Records) -> str:
+    """The joint arm against each other one, at each share: descriptive, no p is read as a test."""
+    rows = []
+    for share in SHARES:
+        for arm in ARMS:
+            sides = by_seed(records, JOINT, share), by_seed(records, arm, share)
+            if arm == JOINT or len(sides[0].keys() & sides[1].keys()) < 2:
+                continue
+            for measure in PRIMARY_MEASURES:
+                found = compared(*sides, measure)
+                rows.append([f"{JOINT} − {arm}, {share} %", TITLES[measure], *comparison_row(found)[:4]])
+    return markdown(COMPARISON[:6], rows) if rows else ""
+
+
+def _numbers(records: Records) -> str:
+    rows = []
+    for share in SHARES:
+        for arm in ARMS:
+            if cells := list(by_seed(records, arm, share).values()):
+                rows.append([arm, f"{share} %", str(len(cells)), *_means(cells, NUMBERS)])
+    return markdown(["arm", "pairs", "seeds", *NUMBERS.values()], rows) if rows else ""
+
+
+def _scenes(records: Records) -> str:
+    rows = []
+    for arm in ARMS:
+        if cells := [r for r in records if r["arm"] == arm]:
+            seeds = {tune: sum(r["tune"] == tune for r in cells) for tune in ("", TUNE)}
+            rows.append([arm, f"{seeds['']}, {seeds[TUNE]}", *_means(cells, SCENES)])
+    return markdown(["arm, on scenes", "seeds, fine-tuned", *SCENES.values()], rows) if rows else ""
+
+
+def _means(cells: Records, names: dict[str, str]) -> list[str]:
+    return [spread([c["numbers"][name] for c in cells if name in c["numbers"]], "recall_itc") for name in names]
+
+
+def _costs(campaign: Campaign, records: Records) -> str:
+    if not (campaign.results / CELLS).exists():
+        return ""
+    rates, rows = campaign.rates(), []
+    for arm, cost in campaign.costs().items():
+        spent = [r["training_s"] for r in records if r["arm"] == arm]
+        took = f"{statistics.fmean(spent):,.0f}" if spent else ""
+        costs = f"{1 / cost['seconds']:.0f}", f"{cost['gflop']:.3f}", f"{cost['steps']:,.0f}"
+        rows.append([arm, *costs, took, f"{rates.get(arm, 0):.2f}"])
+    head = ["arm", "pairs a second", "GFLOP a pair", "steps", "seconds of the clock, mean", "rate, of the size's"]
+    return markdown(head, rows)
+
+
+def draw_curves(records: Records, out: Path) -> None:
+    """Both measures on the validation rows over the share of the training time, a line for each arm and share."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(len(PRIMARY_MEASURES), len(SHARES), figsize=(11, 6), sharex=True, squeeze=False)
+    for column, share in enumerate(SHARES):
+        for row, measure in enumerate(PRIMARY_MEASURES):
+            axis = axes[row][column]
+            for arm in ARMS:
+                curves = [r["curve"][:CURVE] for r in by_seed(records, arm, share).values()]
+                points = list(zip(*curves, strict=False))
+                mean = [100 * statistics.fmean(at[measure] for at in point) for point in points]
+                axis.plot([(number + 1) / CURVE for number in range(len(mean))], mean, label=arm, marker=".")
+            axis.set_title(f"{TITLES[measure]} of validation rows, {share} %", fontsize=9)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(out, dpi=80)
+    pyplot.close(figure)
