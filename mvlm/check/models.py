@@ -6,6 +6,7 @@ from pathlib import Path
 
 import timm
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedTokenizerBase
 
 from mvlm.check.report import Report
@@ -132,7 +133,11 @@ def _check_on_hub(report: Report, key: str, name: str, repository: str) -> None:
             raise UserError(f"{key} = {name!r} holds neither {' nor '.join(FILES)}: give a folder with weights.")
         report.right("weights", f"{key} = {name!r} is a folder with weights.")
         return
-    if any(isinstance(try_to_load_from_cache(repository, file), str) for file in FILES):
+    try:
+        cached = [try_to_load_from_cache(repository, file) for file in FILES]
+    except HFValidationError:
+        raise UserError(f"{key} = {name!r} is neither a folder here nor a name on the hub: give one that is.") from None
+    if any(isinstance(path, str) for path in cached):
         report.right("weights", f"The weights of {key} = {name!r} are in this machine's cache of the hub.")
         return
     hub.ask()

@@ -201,6 +201,12 @@ def test_check_and_train_say_the_same(
     assert not (tmp_path / "run").exists()
 
 
+def test_encoders_that_lie_nowhere_are_named_and_no_bug(scenes: Path, tmp_path: Path) -> None:
+    words = overrides(scenes, tmp_path / "run", "model.text=no/such/folder", "model.text_weights=pretrained")
+    found = problems(words)
+    assert any("model.text = 'no/such/folder' is neither a folder here nor a name on the hub" in one for one in found)
+
+
 def test_check_and_train_say_the_same_of_a_checkpoint(
     scenes: Path, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
