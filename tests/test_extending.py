@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -22,17 +20,10 @@ from mvlm.batch import Encoded
 from mvlm.cli import evaluate as cli_evaluate
 from mvlm.evaluate import task
 from mvlm.model.losses import extra
-from tests.conftest import ROOT, TINY, run_command
+from tests.conftest import ROOT, TINY
+from tests.training.conftest import one_rank, own_signals  # noqa: F401
 
 EXAMPLES = ROOT / "examples/extending"
-WITH_THE_OBJECTIVE = """
-import sys
-from distance_objective import distance_loss
-from mvlm.__main__ import main
-from mvlm.model.losses.extra import EXTRA
-EXTRA["distance"] = distance_loss
-sys.exit(main(sys.argv[1:]))
-"""
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
 
 
@@ -73,20 +64,23 @@ def test_a_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert json.loads((out / "manifest.json").read_text())["rows"] == 3
 
 
-def test_an_objective_and_a_task(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scenes: Path) -> None:
+def test_an_objective_and_a_task(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    scenes: Path,
+    one_rank: None,  # noqa: F811
+    own_signals: None,  # noqa: F811
+) -> None:
+    monkeypatch.setitem(extra.EXTRA, "distance", example("distance_objective").distance_loss)
     run = tmp_path / "run"
     words = ["train", TOML, "--deepspeed_config", JSON, *TINY, f"data.train={scenes}/train", f"run.dir={run}"]
-    # DeepSpeed begins once a process
-    command = [sys.executable, "-c", WITH_THE_OBJECTIVE, *words, "train.steps=3", "objectives.extra.distance=0.5"]
-    ended = run_command(command, PYTHONPATH=f"{ROOT}{os.pathsep}{EXAMPLES}")
-    assert ended.returncode == 0, ended.stderr
+    assert mvlm([*words, "train.steps=3", "objectives.extra.distance=0.5"]) == 0
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for line in lines:
         assert 0 < line["distance"] < 4
         four = sum(line[name] for name in ("image", "text", "itc", "itm"))
         assert line["loss"] == pytest.approx(four + 0.5 * line["distance"], rel=1e-5)
 
-    monkeypatch.setitem(extra.EXTRA, "distance", example("distance_objective").distance_loss)
     gap = example("gap_task").Gap()
     monkeypatch.setitem(task.TASKS, gap.name, gap)
     monkeypatch.setitem(cli_evaluate.HELP, gap.name, "how far apart images and captions lie")

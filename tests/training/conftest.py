@@ -6,6 +6,8 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +41,40 @@ def one_rank() -> Iterator[None]:
     dist.close()
 
 
-@pytest.fixture
-def train_here(one_rank: None, scenes: Path, tmp_path: Path) -> Iterator[TrainHere]:
-    """train_here(run folder, overrides, deepspeed={...}, evaluate=...) -> exit code, on one rank in this process."""
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Training listens to some; afterwards they mean again what they did."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def run(
-        folder: Path, *overrides: str, deepspeed: dict[str, Any] | None = None, evaluate: Evaluate | None = None
-    ) -> int:
-        file = tmp_path / "deepspeed.json"
-        file.write_text(json.dumps(deepspeed or {}))
-        words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
-        return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate)
-
-    yield run
+    yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def own_signals() -> Iterator[None]:
+    with signals_kept():
+        yield
+
+
+@pytest.fixture
+def train_here(one_rank: None, own_signals: None, scenes: Path, tmp_path: Path) -> TrainHere:
+    """train_here(run folder, overrides, deepspeed={...}, evaluate=...) -> exit code, on one rank in this process."""
+    return partial(train_in, tmp_path, scenes)
+
+
+def train_in(
+    place: Path,
+    scenes: Path,
+    folder: Path,
+    *overrides: str,
+    deepspeed: dict[str, Any] | None = None,
+    evaluate: Evaluate | None = None,
+) -> int:
+    """The same with the DeepSpeed JSON in `place`, for fixtures of more than one test, which keep their signals."""
+    file = place / "deepspeed.json"
+    file.write_text(json.dumps(deepspeed or {}))
+    words = [*TINY, f"data.train={scenes}/train", f"run.dir={folder}", "train.steps=6", *overrides]
+    return train(load_config(TOML, words), (str(file), TOML), given_keys(TOML, words), lambda config: evaluate)
 
 
 KEPT = Path(__file__).parent / "kept_runs"
@@ -67,24 +87,22 @@ def kept_words(folder: Path, *overrides: str) -> list[str]:
 
 
 @pytest.fixture
-def resume_kept(one_rank: None, tmp_path: Path) -> Iterator[Resume]:
+def resume_kept(one_rank: None, own_signals: None, tmp_path: Path) -> Resume:
     """resume_kept(ZeRO stage, overrides) -> the folder of a copy of that kept run, resumed on one rank."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    return partial(resume_in, tmp_path)
 
-    def run(stage: int, *overrides: str) -> Path:
-        folder, toml = tmp_path / f"zero{stage}", str(KEPT / "run.toml")
-        if not folder.exists():
-            shutil.copytree(KEPT / f"zero{stage}", folder)
-            lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-            (folder / "metrics.jsonl").write_text("".join(lines[:3]))
-        deepspeed, words = tmp_path / "stage.json", kept_words(folder, *overrides)
-        deepspeed.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-        assert train(load_config(toml, words), (str(deepspeed), toml), given_keys(toml, words)) == 0
-        return folder
 
-    yield run
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+def resume_in(place: Path, stage: int, *overrides: str) -> Path:
+    """The same with the copy in `place`, for fixtures of more than one test, which keep their signals."""
+    folder, toml = place / f"zero{stage}", str(KEPT / "run.toml")
+    if not folder.exists():
+        shutil.copytree(KEPT / f"zero{stage}", folder)
+        lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (folder / "metrics.jsonl").write_text("".join(lines[:3]))
+    deepspeed, words = place / "stage.json", kept_words(folder, *overrides)
+    deepspeed.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    assert train(load_config(toml, words), (str(deepspeed), toml), given_keys(toml, words)) == 0
+    return folder
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

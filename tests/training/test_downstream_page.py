@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import signal
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
-from mvlm.training.health.signals import SIGNALS
 from tests.conftest import ROOT, TINY
 
 PAGE = (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8")
@@ -50,15 +48,6 @@ def run(words):
                 [*rest, *TINY, "train.steps=2", "train.global_batch=8", "eval.rerank=4", "task.answer_minimum=3"]
             )
     raise AssertionError(f"the page has a command that no test knows how to run: {words}")
-
-
-@pytest.fixture
-def own_signals():
-    """Training listens to some; afterwards they mean again what they did."""
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def test_every_command_runs(one_rank, own_signals, place, monkeypatch, capsys):

@@ -26,7 +26,7 @@ from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.training.fit import train
 from mvlm.training.run_folder import find_answers
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
-from tests.training.conftest import TrainHere, read_metrics
+from tests.training.conftest import TrainHere, read_metrics, signals_kept, train_in
 
 WORLDS = {"vqa": "vqa", "nlvr2": "pairs", "entailment": "entailment"}
 STEPS = 4
@@ -47,11 +47,12 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return made
 
 
-@pytest.fixture
-def pretrained(train_here: TrainHere, tmp_path: Path) -> Path:
-    run = tmp_path / "pretrained"
-    assert train_here(run, "train.steps=1") == 0
-    return run
+@pytest.fixture(scope="module")
+def pretrained(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("pretrained")
+    with signals_kept():
+        assert train_in(place, scenes, place / "run", "train.steps=1") == 0
+    return place / "run"
 
 
 def tuning(shards: Path, task: str, init: Path, *more: str) -> list[str]:

@@ -17,7 +17,7 @@ from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.training.fit import train
 from tests.conftest import TINY
-from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
+from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics, signals_kept, train_in
 
 STEPS = "train.steps=24"
 EVERY = "checkpoint.every=4"
@@ -40,6 +40,15 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(MaskVLM, "forward", poisoned)
 
     return apply
+
+
+@pytest.fixture(scope="module")
+def plain(one_rank: None, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing befalls."""
+    place = tmp_path_factory.mktemp("plain")
+    with signals_kept():
+        assert train_in(place, scenes, place / "run") == 0
+    return place / "run"
 
 
 def leave_out(run: Path, *positions: int) -> None:
@@ -164,20 +173,18 @@ def test_a_later_attempt_ends_this_one_without_another_write(tmp_path: Path, sce
     assert [line["step"] for line in read_metrics(run) if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_deterministic_asks_for_holds_on_the_cpu(tmp_path: Path, train_here: TrainHere) -> None:
+def test_what_deterministic_asks_for_holds_on_the_cpu(plain: Path, tmp_path: Path, train_here: TrainHere) -> None:
     """Every operation of the model has a deterministic form, or torch would refuse it."""
-    assert train_here(tmp_path / "free") == 0
     torch.use_deterministic_algorithms(True)
     try:
         assert train_here(tmp_path / "bound") == 0
     finally:
         torch.use_deterministic_algorithms(False)
-    assert losses_by_step(tmp_path / "bound") == losses_by_step(tmp_path / "free")
+    assert losses_by_step(tmp_path / "bound") == losses_by_step(plain)
 
 
-def test_metrics_tell_how_ranks_differ(tmp_path: Path, train_here: TrainHere) -> None:
-    assert train_here(tmp_path / "run") == 0
-    for line in read_metrics(tmp_path / "run"):
+def test_metrics_tell_how_ranks_differ(plain: Path) -> None:
+    for line in read_metrics(plain):
         for name in ("step_s", "data_wait_s"):
             low, middle, high = (line[f"{name}_{kind}"] for kind in ("min", "median", "max"))
             assert 0 <= low <= middle <= high

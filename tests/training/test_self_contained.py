@@ -14,26 +14,32 @@ from mvlm.checkpoint.description import TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run
-from tests.training.conftest import KEPT, Resume, losses_by_step
+from tests.training.conftest import KEPT, Resume, losses_by_step, resume_in, signals_kept
 
 EVERY = "checkpoint.every=1"
 MORE = [EVERY, "train.steps=8"]
 
 
-@pytest.fixture
-def run(resume_kept: Resume) -> Path:
+@pytest.fixture(scope="module")
+def six_steps(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps whose last two checkpoints have been saved by this version."""
-    return resume_kept(0, EVERY)
+    with signals_kept():
+        return resume_in(tmp_path_factory.mktemp("six"), 0, EVERY)
 
 
 @pytest.fixture
-def undisturbed(run: Path, resume_kept: Resume, tmp_path: Path) -> dict[int, tuple[float, ...]]:
-    """Its losses up to the eighth step; the run is as it was."""
-    shutil.copytree(run, tmp_path / "before")
-    losses = losses_by_step(resume_kept(0, *MORE))
-    shutil.rmtree(run)
-    (tmp_path / "before").rename(run)
-    return losses
+def run(six_steps: Path, tmp_path: Path) -> Path:
+    """A copy of it, where `resume_kept` looks for it."""
+    return shutil.copytree(six_steps, tmp_path / "zero0")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(six_steps: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[float, ...]]:
+    """The losses of another copy up to the eighth step."""
+    place = tmp_path_factory.mktemp("eight")
+    shutil.copytree(six_steps, place / "zero0")
+    with signals_kept():
+        return losses_by_step(resume_in(place, 0, *MORE))
 
 
 def permute_ids(tokenizer: Path) -> None:
