@@ -15,7 +15,7 @@ WORKER = str(ROOT / "tests/training/parity_worker.py")
 
 
 WHOLE: dict[str, Any] = {"words": (), "layouts": 5, "switches": 14}
-SHORT: dict[str, Any] = {"ranks": 2, "words": ("--short",), "layouts": 2, "switches": 5}
+SHORT: dict[str, Any] = {"ranks": 2, "words": ("--short",), "layouts": 2, "switches": 3}
 RANKS = [
     pytest.param(SHORT, id="2 ranks, short"),
     *(pytest.param(WHOLE | {"ranks": ranks}, id=f"{ranks} ranks", marks=pytest.mark.campaign) for ranks in (1, 2, 4)),
