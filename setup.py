@@ -36,7 +36,7 @@ setup(
             "export/*.md",
             "serve/page/*",
         ],
-        f"{prefix}cluster": ["*.toml", "slurm/job.sbatch", "examples/*.toml", "examples/*/*"],
+        f"{prefix}cluster": ["*.toml", "pipelines/*.toml", "slurm/job.sbatch", "examples/*.toml", "examples/*/*"],
         **({} if IS_CHECKOUT else {"mvlm.ds_configs": ["*.json"], "mvlm.examples": ["*.toml", "*.tar", "*.txt"]}),
     },
     install_requires=needed,

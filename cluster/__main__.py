@@ -1,4 +1,4 @@
-"""`mvlm-cluster`: submit, follow and stop jobs that train or make shards."""
+"""`mvlm-cluster`: submit, follow and stop jobs that train or make shards, and pipelines of them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from mvlm.runtime.log import logger
 from . import local, shard
 from .check import check_run
 from .job import load_job, split_overrides
+from .pipeline import commands as pipeline
+from .pipeline.file import is_pipeline
+from .pipeline.submission import find_pipeline
 from .ray import backend as ray_backend
 from .ray import preflight as ray_preflight
 from .record import find_logs, read_record
@@ -35,6 +38,8 @@ EXAMPLES = """examples:
   mvlm-cluster submit cluster/slurm.toml --on slurm data.train=/data/shards/train
   mvlm-cluster submit cluster/examples/ray/job.toml --on ray data.train=/shared/shards/train
   mvlm-cluster submit cluster/shards.toml --on slurm shard.tasks=128
+  mvlm-cluster submit cluster/pipelines/emoji.toml --on local train.settings.train.steps=100
+  mvlm-cluster rerun cluster/pipelines/emoji.toml train
 
 Overrides that begin with `job.` change the job, all others the run. With --on local, submit stays in the foreground and
 exits like the run: 0 done, 1 a mistake, 75 stopped with everything saved; submit the same job again to resume. On a
@@ -50,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
         (_submit, BACKENDS, "run a job"),
         (_render, BACKENDS, "print what submit would run"),
         (_preflight, PREFLIGHTS, "test its nodes and the network between them"),
+        (_check, BACKENDS, "check every step of a pipeline"),
     ):
         name = run.__name__.removeprefix("_")
         command = commands.add_parser(
@@ -69,7 +75,17 @@ def parser() -> argparse.ArgumentParser:
         if run is _status:
             command.add_argument("--json", action="store_true", help="print JSON instead of lines")
         if run is _logs:
+            command.add_argument("steps", nargs="*", metavar="STEP", help="of a pipeline (default: all)")
             command.add_argument("-f", "--follow", action="store_true", help="follow until the job ends")
+    command = commands.add_parser("rerun", help="do steps of a pipeline again, and all that depends on them")
+    command.add_argument("job", metavar="PIPELINE.toml|DIR", help="the pipeline file, or the folder of its logs")
+    command.add_argument("steps", nargs="+", metavar="STEP")
+    command.set_defaults(run=_rerun, takes_overrides=False)
+    command = commands.add_parser(
+        "plan", help="hours and cost of a pipeline", usage="%(prog)s PIPELINE.toml [key=value ...]"
+    )
+    command.add_argument("job", metavar="PIPELINE.toml")
+    command.set_defaults(run=_plan, takes_overrides=True)
     command = commands.add_parser("completion", help="print a shell completion script for mvlm-cluster")
     command.add_argument("shell", choices=SHELLS)
     command.set_defaults(run=_completion, takes_overrides=False)
@@ -77,6 +93,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _submit(args: argparse.Namespace) -> int:
+    if is_pipeline(args.job):
+        return pipeline.submit(args.job, args.overrides, args.on)
     if shard.is_shard_job(args.job):
         return shard.submit(shard.load(args.job, args.overrides), args.on)
     own, others = split_overrides(args.overrides)
@@ -88,6 +106,9 @@ def _submit(args: argparse.Namespace) -> int:
 
 
 def _render(args: argparse.Namespace) -> int:
+    if is_pipeline(args.job):
+        print(pipeline.render(args.job, args.overrides, args.on))
+        return 0
     if shard.is_shard_job(args.job):
         print(shard.render(shard.load(args.job, args.overrides), args.on))
         return 0
@@ -104,7 +125,23 @@ def _preflight(args: argparse.Namespace) -> int:
     return PREFLIGHTS[args.on](load_job(args.job, own), others)
 
 
+def _check(args: argparse.Namespace) -> int:
+    return pipeline.check(args.job, args.overrides, args.on)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    return pipeline.show_plan(args.job, args.overrides)
+
+
+def _rerun(args: argparse.Namespace) -> int:
+    if logs := find_pipeline(args.job):
+        return pipeline.rerun(logs, args.steps)
+    raise UserError(f"{args.job} is no pipeline, of which alone steps can be run again: submit the job again.")
+
+
 def _status(args: argparse.Namespace) -> int:
+    if logs := find_pipeline(args.job):
+        return pipeline.status(logs, args.json)
     folder = find_logs(args.job)
     status = BACKENDS[read_record(folder).backend].status(folder)
     print(json.dumps(as_facts(status), indent=1) if args.json else as_text(status))
@@ -112,6 +149,10 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _logs(args: argparse.Namespace) -> int:
+    if logs := find_pipeline(args.job):
+        return pipeline.show_logs(logs, args.follow, args.steps)
+    if args.steps:
+        raise UserError(f"{args.job} is no pipeline, and has no step {args.steps[0]}: leave it out.")
     folder = find_logs(args.job)
     record = read_record(folder)
     if record.makes_shards:
@@ -122,6 +163,8 @@ def _logs(args: argparse.Namespace) -> int:
 
 
 def _cancel(args: argparse.Namespace) -> int:
+    if logs := find_pipeline(args.job):
+        return pipeline.cancel(logs)
     folder = find_logs(args.job)
     print(BACKENDS[read_record(folder).backend].cancel(folder))
     return 0

@@ -8,20 +8,20 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
-from .environment import added, inherited, python
+from .environment import for_process, inherited, python
 from .job import Job, out_of_sight
 from .sweep import override
 
 PATH = re.compile(r"(?<![\w/.:])/[^\s:;,'\")]+")
 
 
-def check_run(job: Job, overrides: list[str], here: bool) -> None:
+def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[str] = ()) -> None:
     """Refuse a run that could not begin, and print what is to be known of one that can.
 
     What is wrong because its path is on a disk that this machine does not have is no more than a warning: the nodes
@@ -29,6 +29,7 @@ def check_run(job: Job, overrides: list[str], here: bool) -> None:
 
     Args:
         here: the run is trained on this machine, so that there is no such disk.
+        missing: paths that are not there yet, and will be when the run begins.
 
     Raises:
         UserError: with a line for each thing that is wrong.
@@ -39,6 +40,8 @@ def check_run(job: Job, overrides: list[str], here: bool) -> None:
     for words in _runs(job, overrides):
         for finding in _findings(interpreter, job, words, warnings):
             sentence, verdict = finding["sentence"], finding["verdict"]
+            if verdict == "wrong" and any(path in sentence for path in missing):
+                continue
             if verdict == "wrong" and not here and any(out_of_sight(path) for path in PATH.findall(sentence)):
                 warnings.append(f"not to be seen from this machine, and not checked: {sentence}")
             elif verdict == "wrong":
@@ -76,7 +79,9 @@ def _runs(job: Job, overrides: list[str]) -> Iterator[list[str]]:
 
 def _findings(interpreter: str, job: Job, overrides: list[str], warnings: list[str]) -> list[dict[str, Any]]:
     argv = command(interpreter, job, overrides)
-    ended = subprocess.run(argv, env=inherited() | added(job), stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    ended = subprocess.run(
+        argv, env=inherited() | for_process(job), stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
     try:
         return json.loads(ended.stdout)["findings"]
     except (ValueError, KeyError, TypeError):

@@ -11,11 +11,18 @@ https://github.com/aws-samples/awsome-distributed-training (EFA cheatsheet).
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
+from mvlm.errors import UserError
+
 from .job import Job
+
+REFERENCE = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
+"""A secret by reference: it stands in no file, and is read where the process starts."""
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """Left by a launcher around this command, they would lay out the ranks in place of the job."""
@@ -44,8 +51,36 @@ def defaults(job: Job) -> dict[str, str]:
 
 
 def added(job: Job) -> dict[str, str]:
-    """Variables that the job gives its ranks."""
+    """Variables that the job gives its ranks; a secret by reference is not read yet."""
     return defaults(job) | job.environment
+
+
+def for_process(job: Job) -> dict[str, str]:
+    """The same for a process that is started here, secrets read."""
+    return read_references(added(job))
+
+
+def read_references(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables with what each `env:NAME` refers to, in this process's own environment.
+
+    Raises:
+        UserError: a variable that is referred to is not set.
+    """
+    check_references(environment, "environment")
+    return {name: os.environ.get(referred(value), value) for name, value in environment.items()}
+
+
+def check_references(environment: Mapping[str, str], where: str) -> None:
+    """Raises: UserError: a variable that is referred to is not set here."""
+    for name, value in environment.items():
+        if (other := referred(value)) and other not in os.environ:
+            raise UserError(f"{where}.{name} is {value!r}, and {other} is not set: export it before this command.")
+
+
+def referred(value: str) -> str:
+    """The variable whose value is meant; "" where the value is given itself."""
+    found = REFERENCE.fullmatch(value)
+    return found[1] if found else ""
 
 
 def python(job: Job) -> Path:

@@ -145,7 +145,7 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
     if not isinstance(tables.get("job"), dict):
         raise UserError(f"{path} has no table [job]: it is not a job file.")
     for override in overrides:
-        apply_override(tables, _quoted(override))
+        apply_override(tables, f"job.{quoted(Job, override.removeprefix('job.'))}")
     return job_from_tables(tables, str(path))
 
 
@@ -207,11 +207,11 @@ def run_folder(job: Job, overrides: Iterable[str]) -> Path:
     return Path(str(table.get("dir", DEFAULT_RUN_FOLDER)) if isinstance(table, dict) else DEFAULT_RUN_FOLDER)
 
 
-def _quoted(override: str) -> str:
-    """An override of a key that takes strings alone, as TOML would have it: job.time=90, job.environment.N=2."""
+def quoted(cls: type, override: str) -> str:
+    """An override, without its table, of a key that takes strings alone, as TOML would have it: time=90."""
     name, equals, text = override.partition("=")
-    takes_text = typing.get_type_hints(Job).get(name.removeprefix("job.")) is str
-    if (takes_text or name.startswith("job.environment.")) and not text.startswith(("'", '"')):
+    takes_text = typing.get_type_hints(cls).get(name) is str
+    if (takes_text or name.startswith("environment.")) and not text.startswith(("'", '"')):
         return f"{name}{equals}{as_toml(text)}"
     return override
 

@@ -18,7 +18,7 @@ from mvlm.errors import UserError
 
 from . import processes
 from .attempt import describe_exit
-from .environment import LAUNCHER_VARIABLES, added, free_port, inherited
+from .environment import LAUNCHER_VARIABLES, added, for_process, free_port, inherited
 from .job import Job, check_files, refuse, run_folder
 from .logs import attempt_folder, next_attempt, show
 from .processes import PATIENCE, POLL_SECONDS, Stopper
@@ -81,7 +81,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     with claim(job.log_folder):
         _refuse_second(job)
         limit = TimeLimit(job.time_seconds or math.inf, job.warning_seconds)
-        start, variables = partial(command, job, overrides), inherited() | added(job)
+        start, variables = partial(command, job, overrides), inherited() | for_process(job)
         return Supervisor(record, job.log_folder, start, variables, job.requeue, limit).run()
 
 
@@ -98,7 +98,7 @@ def preflight(job: Job, overrides: list[str]) -> int:
     """
     _check_supported(job)
     argv = [*_launch(job, ["--log_level", "error"]), "preflight", job.run, *overrides]
-    return subprocess.run(argv, env=inherited() | added(job), stdin=subprocess.DEVNULL).returncode
+    return subprocess.run(argv, env=inherited() | for_process(job), stdin=subprocess.DEVNULL).returncode
 
 
 def status(folder: Path) -> JobStatus:

@@ -12,7 +12,7 @@ import shlex
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from mvlm.config.shipped import find_file
 from mvlm.config.toml import apply_override, build, read_tables
 from mvlm.errors import Mistakes, UserError
 
-from .environment import inherited
+from .environment import inherited, read_references
 from .job import Job, refuse
 from .ray import client
 from .record import JobRecord, claim, write_private
-from .slurm import options, queue
+from .slurm import queue
+from .slurm.plain import plain_script
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -65,7 +66,18 @@ class ShardJob:
     @property
     def as_job(self) -> Job:
         """A job of one process with the same place, as far as schedulers care."""
-        names = ("name", "logs", "time", "partition", "account", "qos", "sbatch", "ray_address")
+        names = (
+            "name",
+            "logs",
+            "time",
+            "partition",
+            "account",
+            "qos",
+            "sbatch",
+            "ray_address",
+            "modules",
+            "environment",
+        )
         return Job(run="", deepspeed="", cpus_per_process=self.workers, **{name: getattr(self, name) for name in names})
 
     def words(self, *more: str) -> list[str]:
@@ -160,7 +172,7 @@ def submit(job: ShardJob, backend: str) -> int:
         UserError: the back-end is not there, or refuses it.
     """
     if backend == "local":
-        return subprocess.run(_alone(job, backend), env=inherited() | job.environment).returncode
+        return subprocess.run(_alone(job, backend), env=inherited() | read_references(job.environment)).returncode
     with claim(job.log_folder):
         return _submit_to_slurm(job) if backend == "slurm" else _submit_to_ray(job)
 
@@ -190,25 +202,15 @@ def _script(job: ShardJob, array: str, dependency: str) -> str:
         array: its numbers, or "" for the job that joins.
     """
     refuse(job.as_job, "slurm", ("ray_address",))
-    chosen: Mapping[str, str | None] = {
-        "job-name": job.name if array else f"{job.name}-join",
-        **options.placement(job.as_job),
-        **({"time": job.time} if job.time else {}),
-        **({"array": array} if array else {"dependency": dependency}),
-        "requeue": None,
-        "open-mode": "append",
-        "output": f"{job.log_folder}/{'parts-%a' if array else 'join'}.log",
-        **options.further(job.as_job),
-    }
-    share = [f'--part "$SLURM_ARRAY_TASK_ID/{job.tasks}"'] if array else []
-    lines = [
-        "#!/bin/bash",
-        *(f"#SBATCH --{name}" + ("" if value is None else f"={value}") for name, value in chosen.items()),
-        *([f"module load {shlex.join(job.modules)} || exit 1"] if job.modules else []),
-        *(f"export {name}={shlex.quote(value)}" for name, value in job.environment.items()),
-        " ".join(["exec", shlex.join(job.task_words), *share]),
-    ]
-    return "\n".join(lines) + "\n"
+    share = f' --part "$SLURM_ARRAY_TASK_ID/{job.tasks}"' if array else ""
+    return plain_script(
+        job.as_job,
+        job.name if array else f"{job.name}-join",
+        shlex.join(job.task_words) + share,
+        job.log_folder / f"{'parts-%a' if array else 'join'}.log",
+        array,
+        dependency,
+    )
 
 
 def _submit_to_ray(job: ShardJob) -> int:

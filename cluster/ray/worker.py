@@ -23,7 +23,7 @@ from ray.util.metrics import Gauge
 from mvlm.errors import ExitCode
 
 from ..attempt import describe_exit, shell_code
-from ..environment import added, free_port
+from ..environment import for_process, free_port
 from ..logs import attempt_folder, attempt_numbers, rank_log
 from ..processes import MARK, PATIENCE, Stopper, send
 from ..record import last_training_line, newest_step
@@ -72,7 +72,7 @@ def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
         process = subprocess.Popen(
             spec.command(),
             cwd=spec.directory,
-            env=os.environ | added(spec.job) | variables,
+            env=os.environ | for_process(spec.job) | variables,
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

@@ -98,7 +98,7 @@ def _status(folder: Path, queue: list[QueueEntry], words: str = "") -> JobStatus
     Args:
         words: of a run of a sweep its state, or how its last attempt ended.
     """
-    attempts = [found for number in attempt_numbers(folder) if (found := _attempt(attempt_folder(folder, number)))]
+    attempts = noted_attempts(folder)
     state = queue[0].state if queue else describe_exit(attempts[-1].exit_code if attempts else None)
     running = any(entry.runs for entry in queue)
     return JobStatus(read_record(folder), words or state, bool(queue), running, attempts)
@@ -183,6 +183,11 @@ def _condition(record: JobRecord, queue: list[QueueEntry]) -> str:
         return f"{job}{queue[0].state} on {queue[0].nodes}, {queue[0].elapsed} of {queue[0].limit}"
     accounted = slurm_queue.accounted(record.job_id)
     return f"{job}not in the queue" + (f", {accounted} by the accounts" if accounted else "")
+
+
+def noted_attempts(folder: Path) -> list[JobAttempt]:
+    """What the batch script has noted in a log folder."""
+    return [found for number in attempt_numbers(folder) if (found := _attempt(attempt_folder(folder, number)))]
 
 
 def _attempt(folder: Path) -> JobAttempt | None:

@@ -123,6 +123,12 @@ def exports(job: Job) -> dict[str, str]:
     return variables(job) if LAUNCHERS[job.launcher].exports else _defaults(job)
 
 
+def assignment(name: str, value: str) -> str:
+    """NAME=value as a word of bash; of a secret by reference the variable that holds it."""
+    other = environment.referred(value)
+    return f"{name}=" + (f'"${other}"' if other else shlex.quote(value))
+
+
 def _defaults(job: Job) -> dict[str, str]:
     threads = {"OMP_NUM_THREADS": str(job.cpus_per_process)} if job.cpus_per_process else {}
     return {"PYTHONUNBUFFERED": "1"} | threads | environment.defaults(job)
@@ -145,7 +151,7 @@ def launch(job: Job, overrides: list[str]) -> str:
         tasks="${#hosts[@]}" if ranks == 1 else f"$((${{#hosts[@]}} * {ranks}))",
         options=" \\\n    ".join([" ".join(step), *container]),
         python=python(job).name,
-        variables="\n    ".join(shlex.quote(f"{name}={value}") for name, value in variables(job).items()),
+        variables="\n    ".join(assignment(name, value) for name, value in variables(job).items()),
     )
 
 

@@ -10,7 +10,7 @@ import sys
 from mvlm.errors import ExitCode, UserError
 
 from ..attempt import FINAL
-from ..environment import added, inherited, python
+from ..environment import for_process, inherited, python
 from ..job import Job, check_files, refuse
 from .options import further, placement
 from .queue import require
@@ -38,7 +38,7 @@ def preflight(job: Job, overrides: list[str]) -> int:
     check_files(job)
     refuse(job, "slurm", CANNOT)
     require("srun")
-    variables = inherited() | added(job)
+    variables = inherited() | for_process(job)
     with subprocess.Popen(
         command(job, overrides), env=variables, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as step:
@@ -60,9 +60,18 @@ def preflight(job: Job, overrides: list[str]) -> int:
 def command(job: Job, overrides: list[str]) -> list[str]:
     """The argument list of srun; a task that fails, or a node that is lost, leaves the others to say so."""
     asked = {"job-name": f"{job.name}-preflight"} | placement(job) | further(job)
-    bounds = (f"--time={LIMIT_MINUTES}", f"--wait={LAST_SECONDS}", "--no-kill", "--kill-on-bad-exit=0")
-    options = [*(f"--{name}" if value is None else f"--{name}={value}" for name, value in asked.items()), *bounds]
+    options = [f"--{name}" if value is None else f"--{name}={value}" for name, value in asked.items()]
+    return ["srun", *options, f"--time={LIMIT_MINUTES}", *_task(job, overrides)]
+
+
+def within_job(job: Job, overrides: list[str]) -> list[str]:
+    """The same on the nodes of a job that SLURM has begun."""
+    return ["srun", f"--time={LIMIT_MINUTES}", *_task(job, overrides)]
+
+
+def _task(job: Job, overrides: list[str]) -> list[str]:
+    bounds = (f"--wait={LAST_SECONDS}", "--no-kill", "--kill-on-bad-exit=0")
     run = [str(python(job)), "-u", "-m", "mvlm", "preflight", job.run, *overrides]
     modules = f"{shlex.join(['module', 'load', *job.modules])} || exit {ExitCode.MISTAKE}\n" if job.modules else ""
     shell = ["bash", *(["--login"] if job.modules else []), "-c", modules + TASK, "preflight"]
-    return ["srun", *options, *shell, *run]
+    return [*bounds, *shell, *run]

@@ -119,7 +119,7 @@ def _environment(job: Job) -> str:
     if not job.container:
         lines.append(f"export PATH={shlex.quote(str(python(job).parent))}:$PATH")
     return "\n".join(
-        [*lines, *(f"export {name}={shlex.quote(value)}" for name, value in launchers.exports(job).items())]
+        [*lines, *(f"export {launchers.assignment(name, value)}" for name, value in launchers.exports(job).items())]
     )
 
 

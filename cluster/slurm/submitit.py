@@ -21,7 +21,7 @@ from mvlm.errors import ExitCode, UserError
 from .. import processes, rank
 from ..attempt import FINAL, describe_stuck, is_stuck
 from ..check import check_run
-from ..environment import inherited, python
+from ..environment import inherited, python, read_references
 from ..job import Job, check_files, load_job, refuse, run_folder, split_overrides
 from ..logs import attempt_folder, next_attempt
 from ..record import newest_step
@@ -156,7 +156,9 @@ def _environment(job: Job, here: submitit.JobEnvironment, restarts: int) -> dict
     own = inherited()
     own.pop("SLURM_JOB_END_TIME", None)
     port = 15000 + (int(here.raw_job_id) * 7 + restarts * 131) % 15000
-    return own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | launchers.variables(job)
+    return (
+        own | {"MASTER_ADDR": here.hostnames[0], "MASTER_PORT": str(port)} | read_references(launchers.variables(job))
+    )
 
 
 def _deaf() -> None:

@@ -7,11 +7,14 @@ import pytest
 
 from cluster.__main__ import BACKENDS, PREFLIGHTS
 from cluster.job import load_job
+from cluster.pipeline.file import is_pipeline
 from cluster.shard import is_shard_job
 from tests.cluster.conftest import rendered
 from tests.conftest import ROOT
 
-EXAMPLES = [path for path in sorted((ROOT / "cluster").rglob("*.toml")) if not is_shard_job(path)]
+EXAMPLES = [
+    path for path in sorted((ROOT / "cluster").rglob("*.toml")) if not is_shard_job(path) and not is_pipeline(path)
+]
 
 
 def commands(path):

@@ -1,0 +1,154 @@
+"""The commands of `mvlm-cluster` for a pipeline: what they do with a file that has [[step]], or with its logs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from mvlm.errors import UserError
+
+from ..logs import show
+from . import local, plan, ray, slurm
+from .check import check as check_steps
+from .file import load_pipeline
+from .graph import Graph
+from .page import write_page
+from .proof import keys
+from .submission import FILE, Submission, draft, prepare
+from .view import StepView, as_facts, as_table, views
+
+BACKENDS = {"local": local, "slurm": slurm, "ray": ray}
+FOLLOW_SECONDS = 2.0
+
+
+def submit(path: str, overrides: list[str], backend: str, forced: Collection[str] = ()) -> int:
+    """Check every step, and run or queue those that are not proven unchanged.
+
+    Args:
+        forced: steps to do again with all that depends on them.
+
+    Raises:
+        UserError: a step could not begin, or the pipeline runs already.
+    """
+    graph = Graph(load_pipeline(path, overrides))
+    new = draft(graph, overrides, backend, forced)
+    _carry_over(graph, new, forced)
+    check_steps(graph, new, BACKENDS[backend].check(graph))
+    unchanged = [name for name in new.order if name not in new.queued]
+    if unchanged:
+        print(f"unchanged: {', '.join(unchanged)}")
+    Path(new.logs).mkdir(parents=True, exist_ok=True)
+    prepare(graph, new, forced)
+    new.save()
+    code = BACKENDS[backend].submit(graph, new) if new.queued else 0
+    page = write_page(Path(new.logs))
+    print(f"{page} shows how it stands" if new.queued else "every step is done and unchanged: there is nothing to do")
+    return code
+
+
+def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
+    """Refuse to go on while an earlier submission runs; a rerun on SLURM leaves all other steps in the queue."""
+    logs = Path(new.logs)
+    if not (logs / FILE).exists():
+        return
+    old = Submission.load(logs)
+    if not forced or old.backend != "slurm" or new.backend != "slurm":
+        BACKENDS[old.backend].refuse_second(old, keys(graph))
+        return
+    again = set(forced).union(*(graph.behind(name) for name in forced))
+    in_queue = [name for name in slurm.answers(old) if name not in again]
+    slurm.clear(old, again)
+    for name in in_queue:
+        if name in new.queued and new.queued[name].key == old.queued[name].key:
+            new.queued[name].jobs = old.queued[name].jobs
+
+
+def render(path: str, overrides: list[str], backend: str) -> str:
+    """What submit would run."""
+    graph = Graph(load_pipeline(path, overrides))
+    return BACKENDS[backend].render(graph, draft(graph, overrides, backend))
+
+
+def check(path: str, overrides: list[str], backend: str) -> int:
+    """Check every step, as submit does first."""
+    graph = Graph(load_pipeline(path, overrides))
+    check_steps(graph, draft(graph, overrides, backend), BACKENDS[backend].check(graph))
+    return 0
+
+
+def show_plan(path: str, overrides: list[str]) -> int:
+    """Print hours and cost of what would run."""
+    graph = Graph(load_pipeline(path, overrides))
+    print(plan.as_text(graph, plan.plans(graph, draft(graph, overrides, "local"))))
+    return 0
+
+
+def rerun(logs: Path, names: list[str]) -> int:
+    """Submit again as before, with some steps and all that depends on them to be done again.
+
+    Raises:
+        UserError: there is no such step.
+    """
+    submission = _at(logs)
+    for name in names:
+        if name not in submission.order:
+            raise UserError(f"{submission.path} has no step {name}: it has {', '.join(submission.order)}.")
+    return submit(submission.path, submission.overrides, submission.backend, names)
+
+
+def status(logs: Path, as_json: bool) -> int:
+    """Print how each step stands, and draw it."""
+    submission = _at(logs)
+    found = _views(submission)
+    print(json.dumps(as_facts(submission, found), indent=1) if as_json else as_table(found))
+    page = write_page(logs, found)
+    if not as_json:
+        print(f"\n{page} shows the same as a picture")
+    return 0
+
+
+def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
+    """Print the logs of some steps, or of all; `follow` takes one."""
+    submission = _at(logs)
+    chosen = names or [name for name in submission.order if name in submission.queued]
+    if follow and len(chosen) != 1:
+        raise UserError(f"Name the one step to follow, of {', '.join(submission.order)}: logs -f PIPELINE STEP.")
+    for name in chosen:
+        folder = submission.folder(name)
+        if name not in submission.order:
+            raise UserError(f"{submission.path} has no step {name}: it has {', '.join(submission.order)}.")
+
+        def running(name: str = name) -> bool:
+            return follow and any(view.name == name and view.state == "running" for view in _views(submission))
+
+        places = [folder / "train"] if any((folder / "train").glob("attempt-*")) else [folder]
+        for place in (*places, *sorted(folder.glob("part-*"))):
+            show(place, running, FOLLOW_SECONDS)
+    return 0
+
+
+def cancel(logs: Path) -> int:
+    """Have what runs save and end."""
+    submission = _at(logs)
+    print(BACKENDS[submission.backend].cancel(submission))
+    write_page(logs)
+    return 0
+
+
+def _at(logs: Path) -> Submission:
+    """The submission, with the folder that its paths count from as the present one."""
+    submission = Submission.load(logs)
+    os.chdir(submission.directory)
+    return submission
+
+
+def _views(submission: Submission) -> list[StepView]:
+    graph = submission.graph()
+    if submission.backend == "slurm":
+        answers = slurm.answers(submission)
+        return views(graph, submission, answers, active=bool(answers))
+    if submission.backend == "ray":
+        return views(graph, submission, active=ray.is_active(submission))
+    return views(graph, submission, active=submission.is_driven or bool(local.live(submission)))

@@ -1,0 +1,198 @@
+"""Whether a step need not run: hashes of what it reads and of its settings, kept beside what it writes.
+
+A step's key is a hash of its command and settings and, of each input, the content where it comes from outside, or the
+key of the step that makes it. So all keys are known before anything runs, and a changed setting changes the keys of
+exactly what depends on it. The proof beside an output says which key it was made by, and what it was when it was done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mvlm.config.shipped import find_file
+from mvlm.config.toml import read_tables
+from mvlm.errors import UserError
+from mvlm.runtime.storage import Storage, write_durably
+
+from .file import BY_RUN, PipelineStep
+from .graph import Graph
+from .words import command_words, step_folder
+
+SUFFIX, MANIFEST = ".step.json", "manifest.json"
+READ_WHOLE = 1 << 26  # bytes up to which a file's content is hashed; of larger ones the size and time of change
+REMEDY = "check the address and the store"
+
+
+@dataclass
+class Proof:
+    """What lies beside an output.
+
+    Attributes:
+        key: of the step, in whose course the output is made or was.
+        done: it was made whole.
+        outputs: a digest of each.
+    """
+
+    key: str
+    done: bool = False
+    outputs: dict[str, str] = field(default_factory=dict)
+
+
+def keys(graph: Graph) -> dict[str, str]:
+    """Of each step.
+
+    Raises:
+        UserError: a run TOML cannot be read.
+    """
+    found: dict[str, str] = {}
+    for name in graph.order:
+        step = graph.pipeline.steps[name]
+        inputs: dict[str, Any] = {path: [found[maker] for maker in graph.needs[name]] for path in graph.reads[name]}
+        inputs |= {path: digest(path) for path in graph.from_outside(name)}
+        found[name] = _hash([step.kind, _settings(step), graph.pipeline.environment(step), step.writes, inputs])
+    return found
+
+
+def proof_path(graph: Graph, name: str) -> str:
+    """Beside the first output; of a step without one, in its logs. Of one that adds to a folder, it bears its name."""
+    step = graph.pipeline.steps[name]
+    if not step.writes:
+        return str(step_folder(graph.pipeline, name) / f"done{SUFFIX}")
+    first = step.writes[0]
+    return f"{first}.{name}{SUFFIX}" if first in graph.reads[name] else f"{first}{SUFFIX}"
+
+
+def read_proof(path: str) -> Proof | None:
+    """None where there is none, or one that cannot be read."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        if "://" not in path:
+            return Proof(**json.loads(Path(path).read_text(encoding="utf-8")))
+        folder, _, name = path.rpartition("/")
+        content = Storage(folder, REMEDY).read(name)
+        return Proof(**json.loads(content)) if content else None
+    return None
+
+
+def write_proof(path: str, proof: Proof) -> None:
+    text = json.dumps(asdict(proof), indent=1)
+    if "://" in path:
+        folder, _, name = path.rpartition("/")
+        Storage(folder, REMEDY).write(name, text.encode())
+    else:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_durably(Path(path), text)
+
+
+def is_proven(graph: Graph, name: str, key: str) -> bool:
+    """Whether a step has been done by this key, and its outputs are as it left them."""
+    proof = read_proof(proof_path(graph, name))
+    return (
+        proof is not None and proof.done and proof.key == key and proof.outputs == outputs(graph.pipeline.steps[name])
+    )
+
+
+def outputs(step: PipelineStep) -> dict[str, str]:
+    """The digest of each output; "" of one that is not whole."""
+    return {path: (digest(path, step.kind) or "") if is_whole(path, step.kind) else "" for path in step.writes}
+
+
+def is_whole(path: str, kind: str = "") -> bool:
+    """Whether all is there that a manifest names; of a run folder a checkpoint, of all else something."""
+    if manifests := _manifests(path):
+        return all(_holds_its_shards(folder, manifest) for folder, manifest in manifests.items())
+    if kind == "shard":
+        return False
+    if "://" in path:
+        return digest(path) is not None
+    place = Path(path)
+    if kind in BY_RUN:
+        return (place / "checkpoints/latest").is_file()
+    return any(place.iterdir()) if place.is_dir() else place.is_file()
+
+
+def rows(path: str) -> int | None:
+    """Of the shards at a path, together; None where there are none."""
+    manifests = _manifests(path)
+    return sum(int(manifest.get("rows", 0)) for manifest in manifests.values()) if manifests else None
+
+
+def digest(path: str, kind: str = "") -> str | None:
+    """A hash of what lies at a path or URL, cheap for what is large; None where there is nothing.
+
+    Of shards it is their fingerprint, of scores their tables', of a run folder the checkpoint to resume from, of files
+    the content or, beyond 64 MB, size and time of change; of a folder, those of all its files.
+    """
+    if manifests := _manifests(path):
+        part = "tables" if kind == "score" else "fingerprint"
+        return _hash([[folder, manifest.get(part)] for folder, manifest in sorted(manifests.items())])
+    if "://" in path:
+        folder, _, name = path.rpartition("/")
+        sizes: dict[str, int | None] = dict(Storage(path, REMEDY).sizes())
+        sizes = sizes or {name: Storage(folder, REMEDY).size(name)}
+        return _hash(sorted(sizes.items())) if sizes != {name: None} else None
+    place = Path(path)
+    if kind in BY_RUN and place.is_dir():
+        return _hash((place / "checkpoints/latest").read_text(encoding="utf-8"))
+    if place.is_dir():
+        files = sorted(file for file in place.rglob("*") if file.is_file() and not file.name.endswith(SUFFIX))
+        return _hash([[str(file.relative_to(place)), _stamp(file)] for file in files])
+    if place.is_file():
+        large = place.stat().st_size > READ_WHOLE
+        return _hash(_stamp(place)) if large else hashlib.sha256(place.read_bytes()).hexdigest()
+    matches = sorted(glob.glob(path))
+    return _hash([[match, digest(match)] for match in matches]) if matches else None
+
+
+def _settings(step: PipelineStep) -> Any:
+    if step.kind not in BY_RUN:
+        return command_words(step)
+    run = read_tables(find_file(step.run, "configs"), "run configuration")
+    deepspeed = find_file(step.deepspeed, "ds_configs")
+    try:
+        return [run, json.loads(deepspeed.read_text(encoding="utf-8")), step.overrides]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{step.name}.deepspeed names {step.deepspeed}, which is no JSON file ({error}).") from None
+
+
+def _manifests(path: str) -> dict[str, dict[str, Any]]:
+    """By folder, of the shards at a path or, where a corpus is split, of those one below."""
+    if "://" in path:
+        store = Storage(path, REMEDY)
+        if content := store.read(MANIFEST):
+            return {path: json.loads(content)}
+        names = [name for name in store.sizes() if name.count("/") == 1 and name.endswith(f"/{MANIFEST}")]
+        return {f"{path}/{name.partition('/')[0]}": json.loads(store.read(name) or b"{}") for name in names}
+    place = Path(path)
+    files = [place / MANIFEST] if (place / MANIFEST).is_file() else sorted(place.glob(f"*/{MANIFEST}"))
+    found = {}
+    for file in files:
+        with contextlib.suppress(OSError, ValueError):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and isinstance(content.get("shards"), list):
+                found[str(file.parent)] = content
+    return found
+
+
+def _holds_its_shards(folder: str, manifest: Mapping[str, Any]) -> bool:
+    if "://" in folder:
+        return True  # a store has an object whole or not at all, and the manifest comes last
+    with contextlib.suppress(OSError, KeyError, TypeError):
+        return all((Path(folder) / one["file"]).stat().st_size == one["bytes"] for one in manifest["shards"])
+    return False
+
+
+def _stamp(file: Path) -> list[int]:
+    facts = os.stat(file)
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

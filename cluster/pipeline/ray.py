@@ -1,0 +1,133 @@
+"""Pipelines on Ray: one job, whose driver gives the steps to Ray as tasks and trains beside itself."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+from mvlm.errors import UserError
+
+from ..job import Job
+from ..ray import backend as ray_backend
+from ..ray import client
+from ..record import claim
+from . import local
+from .file import TRAINING
+from .graph import Graph
+from .submission import Submission, trains
+from .view import Answer
+from .words import as_job, interpreter, parts_of, process_words
+
+ACTIVE = ("PENDING", "RUNNING")
+
+
+def check(graph: Graph) -> list[str]:
+    """What this back-end cannot do, as sentences."""
+    found = []
+    for name, step in graph.pipeline.steps.items():
+        if step.kind in TRAINING:
+            try:
+                job = as_job(graph.pipeline, step, "ray")
+                ray_backend.render(_addressed(job), step.overrides)
+            except UserError as error:
+                found.append(f"{name}: {error}")
+    return found
+
+
+def render(graph: Graph, submission: Submission) -> str:
+    """The driver's command, and those of the steps."""
+    lines = [f"entrypoint: {shlex.join(_entrypoint(graph, submission))}"]
+    for name in submission.queued:
+        step = graph.pipeline.steps[name]
+        if trains(graph.pipeline, name) or step.kind == "preflight":
+            lines.append(local.render(graph, _only(submission, name)))
+            continue
+        parts = parts_of(step, "ray")
+        amount = f"{step.cpus} CPU" + (f", {step.gpus} GPU" if step.gpus else "")
+        shared = f", {parts} tasks and one that joins them" if parts > 1 else ""
+        lines.append(f"# {name}, {amount}{shared}\n{shlex.join(process_words(graph.pipeline, step))}")
+    return "\n".join(lines)
+
+
+def submit(graph: Graph, submission: Submission) -> int:
+    """Hand the pipeline to Ray's job server, and return as soon as that has it.
+
+    Raises:
+        UserError: there is none, or it refuses.
+    """
+    settings = graph.pipeline.settings
+    submission.server = client.address(Job("", "", "", ray_address=settings.ray_address))
+    server = client.connect(submission.server)
+    variables = ray_backend.RAY_VARIABLES | {"PYTHONPATH": client.import_path(), client.ADDRESS: submission.server}
+    variables |= {name: value for name, value in os.environ.items() if name == "OMP_NUM_THREADS"}
+    submission.job = f"{settings.name}-{secrets.token_hex(4)}"
+    with claim(Path(submission.logs)):
+        submission.save()
+        with client.refusals_as_mistakes():
+            server.submit_job(
+                entrypoint=shlex.join(_entrypoint(graph, submission)),
+                submission_id=submission.job,
+                runtime_env={"env_vars": variables},
+                metadata={"pipeline": settings.name},
+            )
+    print(f"submitted {settings.name} as {submission.job} to {submission.server}; its logs go to {submission.logs}")
+    return 0
+
+
+def state(submission: Submission) -> str:
+    """Ray's word for the job of the driver; "" for one that this cluster does not know.
+
+    Raises:
+        UserError: no job server answers.
+    """
+    server = client.connect(submission.server)
+    try:
+        return str(server.get_job_info(submission.job).status.value)
+    except RuntimeError:
+        return ""
+
+
+def answers(submission: Submission) -> dict[str, Answer]:
+    """Nothing: what the steps leave on disk says all."""
+    return {}
+
+
+def is_active(submission: Submission) -> bool:
+    return bool(submission.job) and state(submission) in ACTIVE
+
+
+def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
+    """Raises: UserError: its driver runs."""
+    if is_active(submission):
+        raise UserError(f"{submission.path} is running as {submission.job}: cancel it first.")
+
+
+def cancel(submission: Submission) -> str:
+    """Have the driver stop its steps, which save and end.
+
+    Raises:
+        UserError: it is not running.
+    """
+    if not is_active(submission):
+        raise UserError(f"{submission.path} is not running: there is nothing to cancel.")
+    with client.refusals_as_mistakes():
+        client.connect(submission.server).stop_job(submission.job)
+    return f"{submission.job} is told to end"
+
+
+def _entrypoint(graph: Graph, submission: Submission) -> list[str]:
+    return [interpreter(graph.pipeline), "-m", f"{__package__}.ray_driver", submission.logs]
+
+
+def _addressed(job: Job) -> Job:
+    """With some address: what is asked of it is only whether Ray can do it."""
+
+    return replace(job, ray_address=job.ray_address or "http://127.0.0.1:8265")
+
+
+def _only(submission: Submission, name: str) -> Submission:
+
+    return replace(submission, queued={name: submission.queued[name]})

@@ -1,0 +1,166 @@
+"""Pipelines on SLURM: a job for each step, submitted at once; nothing stays running on the login node."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from mvlm.errors import UserError
+
+from ..job import Job
+from ..record import claim, write_private
+from ..slurm import backend, queue
+from ..slurm.plain import plain_script
+from . import step as step_module
+from .graph import Graph
+from .submission import Submission, trains
+from .view import Answer
+from .words import as_job, behind_others, interpreter, parts_of
+
+NEVER = "DependencyNeverSatisfied"
+PARTS, WHOLE = "parts.sbatch", "step.sbatch"
+
+
+def check(graph: Graph) -> list[str]:
+    """What this back-end cannot do, as sentences."""
+    return [
+        f"{name}: {error}"
+        for name, step in graph.pipeline.steps.items()
+        if (error := _refusal(as_job(graph.pipeline, step, "slurm"), graph, name))
+    ]
+
+
+def _refusal(job: Job, graph: Graph, name: str) -> str:
+    try:
+        backend.render(job, graph.pipeline.steps[name].overrides) if trains(graph.pipeline, name) else plain_script(
+            job, job.name, "true", job.log_folder
+        )
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def scripts(graph: Graph, submission: Submission, name: str, after: Collection[str]) -> list[tuple[str, str]]:
+    """File names and batch scripts of a step: of the array of its parts, where it has any, and of the whole.
+
+    Args:
+        after: ids of the jobs that have to end well before. The whole waits for the array, however that ends, by ARRAY.
+    """
+    pipeline, step = graph.pipeline, graph.pipeline.steps[name]
+    job = as_job(pipeline, step, "slurm")
+    folder = submission.folder(name)
+    dependency = "afterok:" + ":".join(after) if after else ""
+    if trains(pipeline, name):
+        return [(WHOLE, backend.render(behind_others(job, dependency), step.overrides))]
+    job = replace(job, environment={})  # the step's process reads it, and its secrets
+    words = shlex.join([interpreter(pipeline), "-m", step_module.__name__, submission.logs, name])
+    parts = parts_of(step, "slurm")
+    found = []
+    if parts > 1:
+        command, log = f'{words} --part "$SLURM_ARRAY_TASK_ID"', folder / "parts-%a.log"
+        found.append((PARTS, plain_script(job, job.name, command, log, f"1-{parts}", dependency)))
+        dependency = ",".join(filter(None, [dependency, "afterany:ARRAY"]))
+    name_in_queue = f"{job.name}-join" if parts > 1 else job.name
+    return [*found, (WHOLE, plain_script(job, name_in_queue, words, folder / "step.log", "", dependency))]
+
+
+def render(graph: Graph, submission: Submission) -> str:
+    """All scripts, with the names of steps where there will be ids."""
+    texts = []
+    for name, queued in submission.queued.items():
+        texts += [text for _, text in scripts(graph, submission, name, queued.needs)]
+    return "\n".join(texts)
+
+
+def submit(graph: Graph, submission: Submission) -> int:
+    """Put all queued steps into SLURM's queue.
+
+    Raises:
+        UserError: SLURM is not here or refuses one; those before it are taken out again.
+    """
+    queue.require("sbatch")
+    with claim(Path(submission.logs)):
+        try:
+            for name, queued in submission.queued.items():
+                if not queued.jobs:
+                    _submit_step(graph, submission, name)
+                    submission.save()
+        except UserError:
+            for queued in submission.queued.values():
+                for job in queued.jobs:
+                    queue.remove(job)
+            raise
+    for name, queued in submission.queued.items():
+        print(f"{name} is {'job' if len(queued.jobs) == 1 else 'jobs'} {', '.join(queued.jobs)}")
+    return 0
+
+
+def _submit_step(graph: Graph, submission: Submission, name: str) -> None:
+    queued = submission.queued[name]
+    after = [submission.queued[need].jobs[-1] for need in queued.needs]
+    for file, text in scripts(graph, submission, name, after):
+        folder = submission.folder(name)
+        (folder / "train").mkdir(parents=True, exist_ok=True)
+        script = text.replace("afterany:ARRAY", f"afterany:{queued.jobs[0]}") if queued.jobs else text
+        write_private(folder / file, script)
+        queued.jobs.append(queue.submit(folder / file))
+
+
+def answers(submission: Submission) -> dict[str, Answer]:
+    """What the queue says of the steps that are in it.
+
+    Raises:
+        UserError: SLURM is not here or does not answer.
+    """
+    ids = {job: name for name, queued in submission.queued.items() for job in queued.jobs}
+    found: dict[str, Answer] = {}
+    for entry in queue.queued(",".join(ids)) if ids else []:
+        name = ids.get(entry.id.partition("_")[0], "")
+        if not name or (name in found and found[name].state == "running"):
+            continue
+        if entry.reason == NEVER:
+            found[name] = Answer("failed", NEVER)
+        elif entry.waits:
+            found[name] = Answer("waiting", entry.reason)
+        else:
+            found[name] = Answer("running", f"on {entry.nodes}")
+    return found
+
+
+def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
+    """Raises: UserError: steps of it are in the queue."""
+    waiting = answers(submission)
+    if waiting:
+        raise UserError(
+            f"{submission.path} is in the queue already, with {', '.join(waiting)}: cancel it, or use rerun STEP."
+        )
+
+
+def clear(submission: Submission, names: Collection[str]) -> None:
+    """Take steps out of the queue, whatever they do."""
+    for name in names:
+        if queued := submission.queued.get(name):
+            for job in queued.jobs:
+                queue.remove(job)
+            queued.jobs = []
+
+
+def cancel(submission: Submission) -> str:
+    """Have the steps that run save and end, and take those that wait out of the queue.
+
+    Raises:
+        UserError: none is in the queue.
+    """
+    found = answers(submission)
+    if not found:
+        raise UserError(f"{submission.path} is not in the queue: there is nothing to cancel.")
+    for name in found:
+        for job in submission.queued[name].jobs:
+            queue.forbid_requeue(job)
+            if found[name].state == "running":
+                queue.signal_batch(job)
+            else:
+                queue.remove(job)
+    return f"told to end: {', '.join(found)}"

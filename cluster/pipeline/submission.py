@@ -1,0 +1,200 @@
+"""What a submission leaves on disk: which steps are queued, what each runs and when it counts as done."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mvlm.errors import UserError
+from mvlm.runtime.log import logger
+
+from .. import processes
+from ..record import JobRecord, read_record, write_private
+from .file import TRAINING, Pipeline, is_pipeline, load_pipeline
+from .graph import Graph
+from .proof import Proof, is_proven, keys, outputs, proof_path, read_proof, write_proof
+
+FILE, RECORD, OLD = "pipeline.json", "job.json", ".old"
+log = logger("cluster")
+
+
+@dataclass
+class QueuedStep:
+    """A step of a submission that is to run.
+
+    Attributes:
+        needs: steps of the same submission that it waits for.
+        jobs: the scheduler's ids; the last is that of the step as a whole.
+    """
+
+    key: str
+    needs: list[str]
+    jobs: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Submission:
+    """One submission of a pipeline; `load` finds the newest.
+
+    Attributes:
+        path, overrides, directory: as it was given, so that it can be read again.
+        order: all steps, each behind those that it waits for.
+        queued: those that run, by name; the others are proven unchanged.
+        host, pid, pid_started: of the driver of a local one.
+        job: of the driver on Ray, and its server.
+    """
+
+    path: str
+    overrides: list[str]
+    directory: str
+    backend: str
+    logs: str
+    order: list[str]
+    queued: dict[str, QueuedStep]
+    submitted: float = field(default_factory=time.time)
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = 0
+    pid_started: str | None = None
+    job: str = ""
+    server: str = ""
+
+    def save(self) -> None:
+        write_private(Path(self.logs) / FILE, json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def load(cls, logs: Path) -> Submission:
+        """Raises: UserError: there is none, or it cannot be read."""
+        try:
+            fields = json.loads((logs / FILE).read_text(encoding="utf-8"))
+            queued = {name: QueuedStep(**step) for name, step in fields.pop("queued").items()}
+            return cls(**fields, queued=queued)
+        except FileNotFoundError:
+            raise UserError(f"No pipeline has been submitted with the logs {logs}: submit it first.") from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{logs / FILE} is damaged ({error}): submit the pipeline again.") from None
+
+    def graph(self) -> Graph:
+        """As the file is now; paths count from the folder of the submission, which must be the present one."""
+        return Graph(load_pipeline(self.path, self.overrides))
+
+    def folder(self, name: str) -> Path:
+        return Path(self.logs) / name
+
+    def record(self, name: str) -> JobRecord | None:
+        """What the step's process has noted; None before it begins by its present key."""
+        if not (self.folder(name) / RECORD).exists():
+            return None
+        record = read_record(self.folder(name))
+        return record if record.job_id == self.queued[name].key else None
+
+    @property
+    def is_driven(self) -> bool:
+        """Whether its driver is alive on this machine."""
+        return self.host == socket.gethostname() and is_alive(self.pid, self.pid_started)
+
+
+def is_alive(pid: int, started: str | None) -> bool:
+    return started is not None and processes.start_time(pid) == started
+
+
+def draft(graph: Graph, overrides: list[str], backend: str, forced: Collection[str] = ()) -> Submission:
+    """What a submission would be: everything but what is proven unchanged.
+
+    Args:
+        forced: steps to do again with all that depends on them, proven or not.
+    """
+    pipeline, all_keys = graph.pipeline, keys(graph)
+    again = set(forced).union(*(graph.behind(name) for name in forced))
+    queued: dict[str, QueuedStep] = {}
+    for name in graph.order:
+        needs = [other for other in graph.needs[name] if other in queued]
+        if name in again or not is_proven(graph, name, all_keys[name]):
+            queued[name] = QueuedStep(all_keys[name], needs)
+    logs = str(pipeline.logs.absolute())
+    return Submission(pipeline.path, overrides, str(Path.cwd()), backend, logs, graph.order, queued)
+
+
+def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) -> None:
+    """Note on disk that the queued steps begin: outputs that were made otherwise are moved aside, and old records go.
+
+    Raises:
+        UserError: an output in a store was made otherwise; nothing has been moved then.
+    """
+    again = set(forced).union(*(graph.behind(name) for name in forced))
+    stale = []
+    begun = {name: queued for name, queued in submission.queued.items() if not queued.jobs}  # others are in a queue
+    for name, queued in begun.items():
+        proof = read_proof(proof_path(graph, name))
+        if proof and (proof.key != queued.key or (proof.done and name in again) or is_altered(graph, name, proof)):
+            stale.append(name)
+    for name in stale:
+        for path in _own_outputs(graph, name):
+            if "://" in path:
+                raise UserError(
+                    f"{name}: {path} was made with other settings: delete it, or give {name}.writes another place."
+                )
+    for name, queued in begun.items():
+        for path in _own_outputs(graph, name) if name in stale else ():
+            if Path(path).exists():
+                _move_aside(Path(path))
+                log.info(f"{name}: what was made with other settings is now {path}{OLD}")
+        record = submission.record(name)
+        if record is None or not is_alive(record.pid, record.pid_started):  # else it is waited for
+            (submission.folder(name) / RECORD).unlink(missing_ok=True)
+        submission.folder(name).mkdir(parents=True, exist_ok=True)
+        write_proof(proof_path(graph, name), Proof(queued.key))
+
+
+def is_altered(graph: Graph, name: str, proof: Proof) -> bool:
+    """Whether somebody else has changed what a step had finished."""
+    return proof.done and proof.outputs != outputs(graph.pipeline.steps[name])
+
+
+def settle(graph: Graph, submission: Submission, name: str) -> None:
+    """Write the proof of a step that has ended without an error.
+
+    Raises:
+        UserError: an output is not there, or not whole.
+    """
+    step = graph.pipeline.steps[name]
+    found = outputs(step)
+    for path, state in found.items():
+        if not state:
+            raise UserError(f"{name} has ended without an error, and {path} is not there or not whole: see its log.")
+    write_proof(proof_path(graph, name), Proof(submission.queued[name].key, done=True, outputs=found))
+
+
+def is_settled(graph: Graph, submission: Submission, name: str) -> bool:
+    proof = read_proof(proof_path(graph, name))
+    return proof is not None and proof.done and proof.key == submission.queued[name].key
+
+
+def trains(pipeline: Pipeline, name: str) -> bool:
+    return pipeline.steps[name].kind in TRAINING
+
+
+def find_pipeline(path: str) -> Path | None:
+    """The logs of the pipeline that a file or a folder is; None where it is none."""
+    given = Path(path)
+    if given.is_dir():
+        return next((folder for folder in (given, given / "pipeline") if (folder / FILE).is_file()), None)
+    return load_pipeline(path).logs.absolute() if is_pipeline(path) else None
+
+
+def _own_outputs(graph: Graph, name: str) -> list[str]:
+    """What a step makes; not what it adds to."""
+    return [path for path in graph.pipeline.steps[name].writes if path not in graph.reads[name]]
+
+
+def _move_aside(path: Path) -> None:
+    old = path.with_name(path.name + OLD)
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old)
+    else:
+        old.unlink(missing_ok=True)
+    path.rename(old)

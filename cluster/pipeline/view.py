@@ -1,0 +1,158 @@
+"""How a pipeline stands, by what its steps have left on disk and what its back-end says of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mvlm.errors import ExitCode
+
+from ..attempt import JobAttempt
+from ..logs import attempt_folder, attempt_numbers, launcher_log
+from ..record import last_training_line
+from ..slurm.backend import noted_attempts
+from .file import TRAINING
+from .graph import Graph
+from .proof import rows
+from .submission import Submission
+
+State = Literal["unchanged", "waiting", "running", "done", "stopped", "failed", "blocked", "not run"]
+ENDED = ("unchanged", "done", "stopped", "failed", "blocked", "not run")
+
+
+@dataclass(frozen=True)
+class StepView:
+    """How a step stands.
+
+    Attributes:
+        seconds: from its first attempt to its end, or until now.
+        made: such as "1,637 rows" or "step 600".
+        log: the file to read.
+        why: what the scheduler says of it.
+    """
+
+    name: str
+    kind: str
+    state: State
+    needs: list[str]
+    started: float | None
+    seconds: float | None
+    made: str
+    exit_code: int | None
+    attempts: int
+    log: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a back-end says of a step that it knows: that it waits, runs, or will never."""
+
+    state: State
+    why: str = ""
+
+
+def views(
+    graph: Graph, submission: Submission, answers: Mapping[str, Answer] | None = None, active: bool = True
+) -> list[StepView]:
+    """Of all steps, each behind those that it waits for.
+
+    Args:
+        answers: of the back-end, by step; None where it has not been asked.
+        active: the pipeline is being driven, or in a scheduler's queue.
+    """
+    found: dict[str, StepView] = {}
+    for name in submission.order:
+        attempts = _attempts(submission, name) if name in submission.queued else []
+        answer = (answers or {}).get(name)
+        state = answer.state if answer else _state(submission, name, attempts, found, active)
+        last = attempts[-1] if attempts else None
+        end = (last.ended if last and last.ended else time.time()) if attempts else None
+        found[name] = StepView(
+            name,
+            graph.pipeline.steps[name].kind,
+            state,
+            graph.needs[name],
+            attempts[0].started if attempts else None,
+            end - attempts[0].started if end is not None else None,
+            _made(graph, name) if state in ("running", "done", "unchanged") else "",
+            last.exit_code if last else None,
+            len(attempts),
+            str(_log(submission, name) or "") if name in submission.queued else "",
+            answer.why if answer else "",
+        )
+    return list(found.values())
+
+
+def as_table(found: list[StepView]) -> str:
+    """For a terminal."""
+    head = ("step", "kind", "state", "time", "made", "exit", "log")
+    lines = [head, *((v.name, v.kind, state_words(v), duration(v.seconds), v.made, _exit(v), v.log) for v in found)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def state_words(view: StepView) -> str:
+    words = view.state + (f" ({view.why})" if view.why else "")
+    return words + (f", attempt {view.attempts}" if view.attempts > 1 else "")
+
+
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _exit(view: StepView) -> str:
+    return "" if view.exit_code is None else str(view.exit_code)
+
+
+def _state(
+    submission: Submission, name: str, attempts: list[JobAttempt], before: dict[str, StepView], active: bool
+) -> State:
+    if name not in submission.queued:
+        return "unchanged"
+    code = attempts[-1].exit_code if attempts else None
+    if code is not None:
+        return "done" if code == 0 else "stopped" if code == ExitCode.REQUEUE else "failed"
+    if attempts:
+        return "running" if active else "failed"
+    if any(before[need].state in ("failed", "blocked") for need in submission.queued[name].needs):
+        return "blocked"
+    return "waiting" if active else "not run"
+
+
+def _attempts(submission: Submission, name: str) -> list[JobAttempt]:
+    if record := submission.record(name):
+        return record.attempts
+    return [one for one in noted_attempts(submission.folder(name) / "train") if one.started >= submission.submitted - 1]
+
+
+def _made(graph: Graph, name: str) -> str:
+    step = graph.pipeline.steps[name]
+    if step.kind in TRAINING:
+        line = last_training_line(Path(step.writes[0]))
+        return f"step {line['step']:,}" if line else ""
+    counts = [count for path in step.writes if "://" not in path and (count := rows(path)) is not None]
+    return f"{sum(counts):,} rows" if counts else ""
+
+
+def _log(submission: Submission, name: str) -> Path | None:
+    """Of the newest attempt, that of training before that of the step around it."""
+    for folder in (submission.folder(name) / "train", submission.folder(name)):
+        if numbers := attempt_numbers(folder):
+            log = launcher_log(folder, numbers[-1])
+            return log if log.exists() else attempt_folder(folder, numbers[-1])
+    return None
+
+
+def as_facts(submission: Submission, found: list[StepView]) -> dict[str, Any]:
+    """For programs."""
+    return {"pipeline": submission.path, "backend": submission.backend, "steps": [vars(view) for view in found]}

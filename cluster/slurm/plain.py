@@ -1,0 +1,40 @@
+"""The batch script of what one process a node does, such as a task that makes shards; `script` has that of training."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..job import Job
+from . import launchers, options
+
+
+def plain_script(job: Job, name: str, command: str, output: Path, array: str = "", dependency: str = "") -> str:
+    """The script, which SLURM starts again after the loss of a node.
+
+    Args:
+        name: of the entry in SLURM's queue.
+        command: a line of bash, in whose place the script then stands.
+        array: the numbers of an array's tasks, `output` being the log of one; "" for a job.
+        dependency: such as "afterok:17"; "" for none.
+    """
+    chosen: Mapping[str, str | None] = {
+        "job-name": name,
+        **options.placement(job),
+        **({"time": job.time} if job.time else {}),
+        **({"array": array} if array else {}),
+        **({"dependency": dependency} if dependency else {}),
+        "requeue": None,
+        "open-mode": "append",
+        "output": str(output),
+        **options.further(job),
+    }
+    lines = [
+        "#!/bin/bash",
+        *(f"#SBATCH --{option}" + ("" if value is None else f"={value}") for option, value in chosen.items()),
+        *([f"module load {shlex.join(job.modules)} || exit 1"] if job.modules else []),
+        *(f"export {launchers.assignment(key, value)}" for key, value in job.environment.items()),
+        f"exec {command}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,300 @@
+"""Pipelines: the graph, what is proven unchanged, and courses of real processes on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main
+from cluster.pipeline.file import load_pipeline
+from cluster.pipeline.graph import Graph
+from cluster.pipeline.proof import keys
+from cluster.pipeline.submission import Submission, draft
+from mvlm.config.toml import as_toml
+from mvlm.errors import UserError
+from tests.conftest import ROOT
+
+Write = Callable[[str], Path]
+CHAIN = """
+[pipeline]
+name = "chain"
+cpus = 4
+
+[[step]]
+name = "first"
+kind = "command"
+command = ["sh", "-c", "cat in.txt > a.txt; echo first >> ran"]
+reads = ["in.txt"]
+writes = ["a.txt"]
+
+[[step]]
+name = "left"
+kind = "command"
+command = ["sh", "-c", 'tr a-z A-Z < "$0" > left.txt; echo left >> ran', "a.txt"]
+writes = ["left.txt"]
+
+[[step]]
+name = "right"
+kind = "command"
+command = ["sh", "-c", 'wc -c < "$0" > right.txt; echo right >> ran', "a.txt"]
+writes = ["right.txt"]
+
+[[step]]
+name = "last"
+kind = "command"
+command = ["sh", "-c", "cat left.txt right.txt > last.txt; echo last >> ran"]
+reads = ["left.txt", "right.txt"]
+writes = ["last.txt"]
+"""
+HEAD = '[pipeline]\nname = "p"\n'
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Writes a pipeline file into the folder that the commands are given in."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> Path:
+        path = tmp_path / "pipeline.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def chain(write: Write, tmp_path: Path) -> Path:
+    (tmp_path / "in.txt").write_text("abc")
+    return write(CHAIN)
+
+
+def step(name: str, **keys: object) -> str:
+    """A step that runs `true`, as it stands in a file."""
+    given = {"name": name, "kind": "command", "command": ["true"], **keys}
+    return "\n".join(["[[step]]", *(f"{key} = {as_toml(value)}" for key, value in given.items()), ""])
+
+
+def graph(path: Path, *overrides: str) -> Graph:
+    return Graph(load_pipeline(path, overrides))
+
+
+def submit(path: Path, *overrides: str) -> int:
+    return main(["submit", str(path), "--on", "local", *overrides])
+
+
+def ran(folder: Path) -> list[str]:
+    """The steps of the chain that have run since last asked, in their order."""
+    log = folder / "ran"
+    names = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return names
+
+
+def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
+    path = write(
+        HEAD
+        + step("late", command=["cat", "--file=out/b/x"], reads=["out/a/inner"])
+        + step("a", writes=["out/a"])
+        + step("b", writes=["./out/b/"])
+        + step("score", reads=["out/a"], writes=["out/a"])
+        + step("again", reads=["out/a"], writes=["out/a"])
+        + step("report", reads=["out/a"], writes=["out/a/report.html"])
+        + step("reader", reads=["out/a"])
+    )
+    found = graph(path)
+    assert found.needs == {
+        "late": ["a", "b"],
+        "a": [],
+        "b": [],
+        "score": ["a"],
+        "again": ["a", "score"],
+        "report": ["a", "score", "again"],
+        "reader": ["a", "score", "again"],
+    }
+    assert found.behind("score") == {"again", "report", "reader"}
+    places = {name: place for place, name in enumerate(found.order)}
+    assert all(places[need] < places[name] for name, needs in found.needs.items() for need in needs)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (step("a", partitoin="x"), "unknown key a.partitoin; did you mean a.partition?"),
+        (step("a", kind="shards"), "a.kind is 'shards': choose one of 'shard', 'score'"),
+        (step("a", reads=["b"], writes=["a"]) + step("b", reads=["a"], writes=["b"]), "waits for"),
+        (step("a", reads=["nothing/here"]), "reads nothing/here, which is not there and which no step writes"),
+        (step("a", writes=["x"]) + step("b", writes=["x"]), "a and b both write x"),
+        (step("a", writes=["x"]) + step("b", writes=["x/y"]), "a and b both write to x"),
+        (step("a") + step("a"), "two steps are called a"),
+        (step("a", retries=-1), "a.retries is -1"),
+        (step("a", nodes=2), "a.nodes is 2, which a step of kind command does not have"),
+        (step("a", memory="lots"), "a.memory is 'lots'"),
+        (step("a", time="soon"), "a.time is 'soon'"),
+        (step("a", kind="train"), "a.run is missing"),
+        (step("a", kind="index", command=["x"]), "a.writes is missing"),
+        (step("a", environment={"K": "env:NO_SUCH_VARIABLE"}), "NO_SUCH_VARIABLE is not set"),
+        (step("a", cpus=100000), "a.cpus is 100000"),
+        ("[step]\nname = 1\n", "double brackets"),
+        (step("a") + "[steps]\n", "unknown table [steps]"),
+        (step("t", kind="tokenizer", command=["x", "--vocabulary", "3"], writes=["t.json"]), "--vocabulary"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_nothing_runs(
+    write: Write, text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(write(HEAD + text)) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and "pipeline.toml" in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_override_of_no_step_names_the_nearest(chain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(chain, "frist.cpus=2") == 1
+    assert "did you mean first?" in capsys.readouterr().err
+
+
+def test_a_changed_setting_changes_the_keys_of_what_depends_on_it_alone(chain: Path, tmp_path: Path) -> None:
+    before = keys(graph(chain))
+    for override, changed in (
+        ('left.command=["sh", "-c", "cat a.txt > left.txt"]', {"left", "last"}),
+        ("right.environment.LANG=C", {"right", "last"}),
+        ("first.retries=9", set()),
+        ("last.cpus=2", set()),
+    ):
+        after = keys(graph(chain, override))
+        assert {name for name in before if before[name] != after[name]} == changed
+    (tmp_path / "in.txt").write_text("abd")
+    assert {name for name, key in keys(graph(chain)).items() if key != before[name]} == set(before)
+
+
+def test_what_is_unchanged_does_not_run_again(chain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit(chain) == 0
+    order = ran(tmp_path)
+    assert sorted(order) == ["first", "last", "left", "right"] and (order[0], order[-1]) == ("first", "last")
+    assert (tmp_path / "last.txt").read_text() == "ABC3\n"
+    assert submit(chain) == 0 and ran(tmp_path) == []
+    changed = """right.command=["sh", "-c", 'echo 9 > right.txt; echo right >> ran', "a.txt"]"""
+    assert submit(chain, changed) == 0
+    assert ran(tmp_path) == ["right", "last"]
+    assert (tmp_path / "last.txt").read_text() == "ABC9\n" and (tmp_path / "last.txt.old").exists()
+    capsys.readouterr()
+    assert main(["rerun", str(chain), "right"]) == 0 and ran(tmp_path) == ["right", "last"]
+    assert main(["rerun", str(chain), "nobody"]) == 1
+    assert "has no step nobody" in capsys.readouterr().err
+    assert main(["status", str(chain), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["steps"]
+    assert {one["name"]: (one["state"], one["exit_code"]) for one in facts} == {
+        "first": ("unchanged", None),
+        "left": ("unchanged", None),
+        "right": ("done", 0),
+        "last": ("done", 0),
+    }
+    page = (tmp_path / "runs/chain/pipeline/status.html").read_text()
+    assert page.count("<rect") == 4 and page.count("<path") == 4 and "http-equiv" not in page and "src=" not in page
+
+
+FAULTS = (
+    HEAD
+    + 'cpus = 9\nenvironment = { TOKEN = "env:MVLM_TEST_SECRET" }\n'
+    + step("mistake", command=["sh", "-c", "echo tried >> mistake.log; echo no such thing >&2; exit 1"], writes=["m"])
+    + step("behind", command=["sh", "-c", "echo ran > behind.log"], reads=["m"])
+    + step(
+        "preempted",
+        command=[
+            "sh",
+            "-c",
+            "echo tried >> preempted.log; [ -e once ] || { touch once; exit 75; }; echo ${#TOKEN} > p",
+        ],
+        writes=["p"],
+    )
+    + step("crashes", command=["sh", "-c", "echo tried >> crashes.log; kill -9 $$"], retries=1)
+    + step("liar", writes=["not/made"])
+    + step("late", command=["sleep", "1000"], time="0:02", retries=0)
+    + step("absent", command=["./no-such-program"])
+)
+
+
+def test_preemptions_and_crashes_are_tried_again_and_mistakes_are_not(
+    write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MVLM_TEST_SECRET", "hush-4711")
+    path = write(FAULTS)
+    assert submit(path) == 1
+    tries = {log.stem: log.read_text().count("tried") for log in tmp_path.glob("*.log")}
+    assert tries == {"mistake": 1, "preempted": 2, "crashes": 2}
+    assert "behind has not run, for mistake" in capfd.readouterr().err
+    assert main(["status", str(path), "--json"]) == 0
+    facts = {one["name"]: one for one in json.loads(capfd.readouterr().out)["steps"]}
+    assert {name: (one["state"], one["exit_code"]) for name, one in facts.items()} == {
+        "mistake": ("failed", 1),
+        "behind": ("blocked", None),
+        "preempted": ("done", 0),
+        "crashes": ("failed", 137),
+        "liar": ("failed", 1),
+        "late": ("stopped", 75),
+        "absent": ("failed", 1),
+    }
+    assert "no such thing" in Path(facts["mistake"]["log"]).read_text()
+    assert "not/made is not there" in Path(facts["liar"]["log"]).read_text()
+    assert "no-such-program" in Path(facts["absent"]["log"]).read_text()
+    assert main(["logs", str(path), "mistake"]) == 0 and "no such thing" in capfd.readouterr().out
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert (tmp_path / "p").read_text() == "9\n"  # a secret is read where the step starts, and stands in no file
+    assert len(files) > 20 and not [file for file in files if b"hush-4711" in file.read_bytes()]
+
+
+SLOW = HEAD + step(
+    "slow",
+    command=["sh", "-c", "echo began >> began; while [ ! -e go ]; do sleep 0.1; done; echo x > out"],
+    writes=["out"],
+)
+
+
+def driver(path: Path) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "cluster", "submit", str(path), "--on", "local"]
+    return subprocess.Popen(words, cwd=path.parent, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait_for(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
+    write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(SLOW)
+    first = driver(path)
+    wait_for((tmp_path / "began").exists)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    second = driver(path)
+    wait_for(lambda: Submission.load(tmp_path / "runs/p/pipeline").pid == second.pid)
+    assert submit(path) == 1 and "is running" in capsys.readouterr().err
+    assert main(["cancel", str(path)]) == 0 and second.wait() == 75
+    assert (tmp_path / "began").read_text() == "began\n"  # the second has taken over what the first began
+    assert main(["cancel", str(path)]) == 1 and "not running" in capsys.readouterr().err
+    (tmp_path / "go").touch()
+    assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
+
+
+def test_a_submission_survives_the_disk(chain: Path) -> None:
+    found = graph(chain)
+    new = draft(found, [], "local")
+    Path(new.logs).mkdir(parents=True)
+    new.save()
+    assert Submission.load(Path(new.logs)) == new
+    (Path(new.logs) / "pipeline.json").write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        Submission.load(Path(new.logs))
