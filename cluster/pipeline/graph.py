@@ -64,7 +64,7 @@ class Graph:
         return found - {name}
 
     def _waits_for(self, name: str, other: str) -> bool:
-        """A reader waits for who makes what it reads, and for those who add to it, if they stand above it in the file."""
+        """A reader waits for who makes what it reads, and for those above it in the file who add to it."""
         if name == other:
             return False
         names, theirs = list(self.pipeline.steps), self.pipeline.steps[other]
