@@ -56,10 +56,11 @@ class StepTask:
     """A step's process on whichever node has room."""
 
     def __init__(self, submission: Submission, step: PipelineStep, part: int) -> None:
-        memory = {"memory": memory_bytes(step.memory)} if step.memory else {}
-        run = ray.remote(num_cpus=step.cpus, num_gpus=step.gpus, max_retries=RETRIES, **memory)(_run)
+        room: dict[str, Any] = {"num_cpus": step.cpus, "num_gpus": step.gpus, "max_retries": RETRIES, "name": step.name}
+        if step.memory:
+            room["memory"] = memory_bytes(step.memory)
         words = [sys.executable, "-m", step_module.__name__, submission.logs, step.name]
-        self._task: Any = run.options(name=step.name).remote([*words, *(["--part", str(part)] if part else [])])
+        self._task: Any = ray.remote(_run).options(**room).remote([*words, *(["--part", str(part)] if part else [])])
         self._code: int | None = None
 
     def poll(self) -> int | None:
