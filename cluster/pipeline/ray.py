@@ -18,7 +18,7 @@ from . import local
 from .file import TRAINING
 from .graph import Graph
 from .submission import Submission, trains
-from .view import Answer
+from .view import QueueAnswer
 from .words import as_job, interpreter, parts_of, process_words
 
 ACTIVE = ("PENDING", "RUNNING")
@@ -90,7 +90,7 @@ def state(submission: Submission) -> str:
         return ""
 
 
-def answers(submission: Submission) -> dict[str, Answer]:
+def answers(submission: Submission) -> dict[str, QueueAnswer]:
     """Nothing: what the steps leave on disk says all."""
     return {}
 

@@ -16,7 +16,7 @@ from ..slurm.plain import plain_script
 from . import step as step_module
 from .graph import Graph
 from .submission import Submission, trains
-from .view import Answer
+from .view import QueueAnswer
 from .words import as_job, behind_others, interpreter, parts_of
 
 NEVER = "DependencyNeverSatisfied"
@@ -108,24 +108,24 @@ def _submit_step(graph: Graph, submission: Submission, name: str) -> None:
         queued.jobs.append(queue.submit(folder / file))
 
 
-def answers(submission: Submission) -> dict[str, Answer]:
+def answers(submission: Submission) -> dict[str, QueueAnswer]:
     """What the queue says of the steps that are in it.
 
     Raises:
         UserError: SLURM is not here or does not answer.
     """
     ids = {job: name for name, queued in submission.queued.items() for job in queued.jobs}
-    found: dict[str, Answer] = {}
+    found: dict[str, QueueAnswer] = {}
     for entry in queue.queued(",".join(ids)) if ids else []:
         name = ids.get(entry.id.partition("_")[0], "")
         if not name or (name in found and found[name].state == "running"):
             continue
         if entry.reason == NEVER:
-            found[name] = Answer("failed", NEVER)
+            found[name] = QueueAnswer("failed", NEVER)
         elif entry.waits:
-            found[name] = Answer("waiting", entry.reason)
+            found[name] = QueueAnswer("waiting", entry.reason)
         else:
-            found[name] = Answer("running", f"on {entry.nodes}")
+            found[name] = QueueAnswer("running", f"on {entry.nodes}")
     return found
 
 

@@ -48,7 +48,7 @@ class StepView:
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueueAnswer:
     """What a back-end says of a step that it knows: that it waits, runs, or will never."""
 
     state: State
@@ -56,7 +56,7 @@ class Answer:
 
 
 def views(
-    graph: Graph, submission: Submission, answers: Mapping[str, Answer] | None = None, active: bool = True
+    graph: Graph, submission: Submission, answers: Mapping[str, QueueAnswer] | None = None, active: bool = True
 ) -> list[StepView]:
     """Of all steps, each behind those that it waits for.
 

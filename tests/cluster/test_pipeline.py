@@ -203,7 +203,7 @@ def test_what_is_unchanged_does_not_run_again(chain: Path, tmp_path: Path, capsy
 
 FAULTS = (
     HEAD
-    + 'cpus = 9\nenvironment = { TOKEN = "env:MVLM_TEST_SECRET" }\n'
+    + 'cpus = 9\nenvironment = { GREETING = "env:MVLM_TEST_WORD" }\n'
     + step("mistake", command=["sh", "-c", "echo tried >> mistake.log; echo no such thing >&2; exit 1"], writes=["m"])
     + step("behind", command=["sh", "-c", "echo ran > behind.log"], reads=["m"])
     + step(
@@ -211,7 +211,7 @@ FAULTS = (
         command=[
             "sh",
             "-c",
-            "echo tried >> preempted.log; [ -e once ] || { touch once; exit 75; }; echo ${#TOKEN} > p",
+            "echo tried >> preempted.log; [ -e once ] || { touch once; exit 75; }; echo ${#GREETING} > p",
         ],
         writes=["p"],
     )
@@ -225,7 +225,7 @@ FAULTS = (
 def test_preemptions_and_crashes_are_tried_again_and_mistakes_are_not(
     write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MVLM_TEST_SECRET", "hush-4711")
+    monkeypatch.setenv("MVLM_TEST_WORD", "hush-4711")
     path = write(FAULTS)
     assert submit(path) == 1
     tries = {log.stem: log.read_text().count("tried") for log in tmp_path.glob("*.log")}
