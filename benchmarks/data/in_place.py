@@ -1,9 +1,9 @@
-"""Loading from tars in which the images stay, against shards that hold the same images.
+"""Loading from a tar and from parquet in which the images stay, against shards that hold the same images.
 
     python -m benchmarks.data.in_place examples/emoji.tar
 
 CPU seconds of an epoch of `CaptionLoader`, decoded and augmented to 224 pixels in this process, and of reading each
-image's checked bytes alone; the two take turns, round by round, in one process. Writes results/in_place.json.
+image's checked bytes alone; the three take turns, round by round, in one process. Writes results/in_place.json.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import mvlm
 from data_tools.__main__ import main as data_tools
@@ -34,6 +37,13 @@ def as_webdataset(rows: list[mvlm.api.shards.CaptionedImage], out: Path) -> None
                 member = tarfile.TarInfo(f"{number:06d}.{ending}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
+
+
+def as_parquet(rows: list[mvlm.api.shards.CaptionedImage], out: Path) -> None:
+    """As the hub has it: compressed by snappy, a hundred images to a row group."""
+    images = [{"bytes": row.encoded, "path": None} for row in rows]
+    table = pa.table({"image": images, "caption": [row.captions[0] for row in rows]})
+    pq.write_table(table, out, compression="snappy", row_group_size=100)
 
 
 def epoch(folder: Path) -> int:
@@ -61,18 +71,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as above:
         work = Path(above)
         data_tools(["shard", "folder", str(asked.archive), "--workers", "1", "--out", str(work / "all")])
-        as_webdataset(mvlm.open(work / "all")[: asked.images], work / "0.tar")
-        for name, options in (("shards", []), ("in_place", ["--in-place"])):
-            words = ["shard", "webdataset", str(work / "0.tar"), *options, "--workers", "1", "--out", str(work / name)]
-            data_tools(words)
+        rows = mvlm.open(work / "all")[: asked.images]
+        as_webdataset(rows, work / "0.tar")
+        as_parquet(rows, work / "0.parquet")
+        made = {
+            "shards": ["webdataset", "0.tar"],
+            "tar": ["webdataset", "0.tar", "--in-place"],
+            "parquet": ["hf", "0.parquet", "--in-place"],
+        }
+        for name, (source, file, *options) in made.items():
+            data_tools(["shard", source, str(work / file), *options, "--workers", "1", "--out", str(work / name)])
         found: dict[str, list[float]] = {}
         for _ in range(ROUNDS):
             for measured in (epoch, bytes_alone):
-                for name in ("shards", "in_place"):
+                for name in made:
                     found.setdefault(f"{measured.__name__} {name}", []).append(seconds(measured, work / name))
     medians = {name: statistics.median(times) for name, times in found.items()}
     speeds = {
-        kind: round(medians[f"{kind} shards"] / medians[f"{kind} in_place"], 3) for kind in ("epoch", "bytes_alone")
+        f"{kind} {name}": round(medians[f"{kind} shards"] / medians[f"{kind} {name}"], 3)
+        for kind in ("epoch", "bytes_alone")
+        for name in ("tar", "parquet")
     }
     result = {
         "images": asked.images,

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,9 +16,11 @@ import pytest
 
 import mvlm
 from mvlm.api.corpus import find_shards
+from mvlm.api.launch import launch_training
 from mvlm.api.recipe import choose
+from mvlm.api.results import DEEPSPEED, RECIPE, RunFolder, write_recipe
 from mvlm.config.load import load_config
-from mvlm.config.toml import apply_override
+from mvlm.config.toml import apply_override, as_toml
 from mvlm.errors import UserError
 from mvlm.runtime.commands import follow
 from tests.api.wheel import Installed, install
@@ -67,6 +73,49 @@ def test_called_again_it_resumes(scenes: Path, tmp_path: Path, capfd: pytest.Cap
         run = mvlm.train(tmp_path / "pictures", tmp_path / "run", SMALL | {"train.steps": steps})
         assert [line["step"] for line in run.metrics] == [*range(1, steps + 1)]
     assert capfd.readouterr().out.count("step 1 ") == 1
+
+
+ENDLESS = """
+import json, signal, sys
+import mvlm
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+mvlm.train("pictures", out="run", settings=json.loads(sys.argv[1]))
+"""
+
+
+@pytest.mark.campaign
+def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path: Path) -> None:
+    write_pictures(scenes, tmp_path / "pictures")
+    settings = json.dumps(SMALL | {"train.steps": 100_000, "log.every": 1})
+    words = [sys.executable, "-c", ENDLESS, settings]
+    caller = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, process_group=0)
+    try:
+        assert caller.stdout
+        for line in caller.stdout:
+            if line.startswith("step 3 "):
+                assert line.rstrip().endswith(" left")
+                break
+        os.killpg(caller.pid, signal.SIGINT)  # as a terminal does
+        said = caller.communicate()[0]
+    finally:
+        caller.kill()
+    assert re.search(r"Stopped; run/checkpoints/step_\d+ is saved, and the same call goes on from there", said)
+    saved = RunFolder(tmp_path / "run").metrics[-1]["step"]
+    run = mvlm.train(tmp_path / "pictures", tmp_path / "run", SMALL | {"train.steps": saved + 1, "log.every": 1})
+    assert [line["step"] for line in run.metrics if "loss" in line] == [*range(1, saved + 2)]
+
+
+@pytest.mark.campaign
+def test_several_ranks_are_started_by_the_launcher(scenes: Path, tmp_path: Path) -> None:
+    """As many as there are GPUs; here they are processes on the CPU."""
+    corpus, run = find_shards(scenes), tmp_path / "run"
+    assert corpus
+    write_recipe(run, choose(corpus.images, corpus.train, corpus.eval, run, 0), "A test.")
+    overrides = [f"{key}={as_toml(value)}" for key, value in (SMALL | {"train.steps": 2}).items()]
+    launch_training(str(run / RECIPE), str(run / DEEPSPEED), overrides, 2)
+    assert json.loads((run / "run.json").read_text())["world"] == 2
+    assert RunFolder(run).metrics[-1]["step"] == 2
 
 
 @pytest.mark.campaign

@@ -1,14 +1,16 @@
-"""What metrics.jsonl holds after values that are no numbers, and after a line that was cut off."""
+"""What metrics.jsonl holds after values that are no numbers, and after a line that was cut off; what a person reads."""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from mvlm.config.schema import Log
+from mvlm.runtime.commands import COLOURS
 from mvlm.training.logging.monitor import Monitor
 
 
@@ -30,3 +32,19 @@ def test_a_torn_line_goes_and_the_whole_ones_stay(tmp_path: Path, whole: str, to
     with Monitor(tmp_path, 2, 4, Log(tensorboard=False)) as monitor:
         monitor.log({"step": 3})
     assert (tmp_path / "metrics.jsonl").read_text() == whole + '{"step": 3}\n'
+
+
+def test_where_no_bar_is_drawn_lines_say_how_long_it_takes_and_why_an_evaluation_waits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in COLOURS:
+        monkeypatch.delenv(name, raising=False)
+    with Monitor(tmp_path, 0, 3, Log(tensorboard=False)) as monitor:
+        monitor.log({"step": 1, "loss": 2.0})
+        monitor.log({"step": 2, "eval/put_off": 130.9})
+        monitor.log({"step": 2, "eval/mean_recall": 0.25})
+        monitor.log({"step": 3, "loss": 1.0})
+    first, later, measured, last = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"step 1  loss 2\.000  \d+ (s|min|h) left", first)
+    assert later.startswith("step 2  held out: later, since an evaluation took 131 s")
+    assert (measured, last) == ("step 2  held out: mean_recall 0.250", "step 3  loss 1.000")
