@@ -30,7 +30,7 @@ KINDS |= {"categories": "category", "emblems": "emblem", "emotes": "face", "anim
 THREE_LINES = """
 import mvlm
 
-run = mvlm.train("pictures/", out="runs/mine")
+run = mvlm.train("pictures/", out="runs/mine"{settings})
 model = mvlm.load("runs/mine")
 rows = mvlm.open("runs/mine/shards/eval")[:2]
 print(model.similarity([row.image for row in rows], [row.captions[0] for row in rows]))
@@ -41,6 +41,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--python", type=Path, required=True, help="of an environment with the wheel")
     arguments.add_argument("--work", type=Path, required=True)
+    arguments.add_argument("--steps", type=int, help="fewer updates than the recipe has")
     asked = arguments.parse_args()
     pictures = asked.work / "pictures"
     if not pictures.exists():
@@ -48,8 +49,9 @@ def main() -> None:
         write_pictures(icons(asked.work), pictures)
     load, began = os.getloadavg()[0], time.monotonic()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    with (asked.work / "said.txt").open("w") as said:
-        command = [str(asked.python.absolute()), "-c", THREE_LINES]
+    with (asked.work / "said.txt").open("a") as said:
+        settings = f', settings={{"train.steps": {asked.steps}}}' if asked.steps else ""
+        command = [str(asked.python.absolute()), "-c", THREE_LINES.format(settings=settings)]
         subprocess.run(command, cwd=asked.work, env=environment, stdout=said, stderr=subprocess.STDOUT, check=True)
     wall, used = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     measured = json.loads((asked.work / "runs/mine/evaluation.json").read_text())

@@ -16,6 +16,8 @@ OWN = ("mvlm: ", "data_tools: ")
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
 """Set by Jupyter: they would have a command draw thousands of progress bars into a pipe."""
 
+STOPPING = "Stopping; what is done is saved first."
+
 RESTARTS = 3
 LAST = 20
 """Of them kept: a command that fails has said why."""
@@ -68,6 +70,7 @@ def _run(command: Sequence[str], say: Callable[[str], object], stop: signal.Sign
         return process.wait(), list(said)
     except KeyboardInterrupt:
         process.send_signal(stop)
+        say(STOPPING)
         for line in process.stdout:
             say(line.rstrip("\n"))
         process.wait()

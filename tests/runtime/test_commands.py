@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 
+from mvlm.runtime.commands import STOPPING
+
 SAVES = """
 import signal, sys, time
 def save(*_):
@@ -34,7 +36,7 @@ def test_ctrl_c_has_a_command_save_before_it_ends() -> None:
     try:
         assert caller.stdout and caller.stdout.readline() == "training\n"
         os.killpg(caller.pid, signal.SIGINT)
-        assert caller.communicate()[0].splitlines() == ["saved", "interrupted"]
+        assert caller.communicate()[0].splitlines() == [STOPPING, "saved", "interrupted"]
     finally:
         caller.kill()
     assert caller.returncode == 0
