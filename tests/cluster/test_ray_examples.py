@@ -46,6 +46,17 @@ def test_workers_have_what_the_example_job_asks_for(name):
     assert node["resources"]["CPU"] >= job.gpus_per_node * job.cpus_per_process
 
 
+def test_each_network_card_on_aws_has_efa_and_the_nodes_lie_close_together():
+    node = read("aws.yaml")["available_node_types"]["gpu"]["node_config"]
+    interfaces = node["NetworkInterfaces"]
+    assert node["InstanceType"] == "p5.48xlarge" and node["Placement"]["GroupName"]
+    assert [one["NetworkCardIndex"] for one in interfaces] == list(range(32))  # as that type has
+    assert [one["DeviceIndex"] for one in interfaces] == [0] + [1] * 31
+    # Ray wants subnet and groups in each, and in no other place.
+    assert all(one["InterfaceType"] == "efa" and one["SubnetId"] and one["Groups"] for one in interfaces)
+    assert not {"SubnetId", "SubnetIds", "SecurityGroupIds"} & node.keys()
+
+
 def test_the_kubernetes_cluster_has_what_the_example_job_asks_for():
     documents = yaml.safe_load_all((EXAMPLES / "kuberay.yaml").read_text())
     cluster, claim = sorted(documents, key=lambda document: document["kind"], reverse=True)

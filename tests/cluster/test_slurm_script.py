@@ -114,6 +114,18 @@ def test_the_script_is_its_owners_alone(job, tmp_path, monkeypatch):
     assert not any(b"secret" in path.read_bytes() for path in others)
 
 
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_secret_by_reference_is_read_on_the_node(job, tmp_path, launcher, monkeypatch):
+    script = render(job, f"job.launcher={launcher}", "job.environment.GREETING=env:MVLM_TEST_WORD")
+    monkeypatch.setenv("MVLM_TEST_WORD", "two words")
+    if launcher == "pdsh":
+        lines = re.search(r"variables=\(.*?\n  \)", script, re.DOTALL)[0] + '\nprintf "%s\\n" "${variables[@]}"'
+    else:
+        lines = re.search(r"^export GREETING=.*", script, re.MULTILINE)[0] + "\nenv"
+    done = subprocess.run(["bash", "-c", lines], capture_output=True, text=True, check=True)
+    assert "GREETING=two words" in done.stdout.splitlines()
+
+
 def test_a_machine_without_slurm_is_told_so(cluster, job, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     code, _, err = cluster("submit", job, "--on", "slurm")
