@@ -11,6 +11,7 @@ from mvlm.errors import UserError
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .icons.catalogue import Catalogue, Twins, drawing_of, opposite_pairs
+from .icons.drawing import to_copy
 from .icons.names import IconName
 from .icons.package import Icon, IconSet, icon_sets
 from .icons.render import Renderer
@@ -24,8 +25,8 @@ STYLE = " style"
 
 class IconifySource:
     """PATH is the archive (`npm pack @iconify/json`) or folder of the package. Icons of free sets but logos are drawn
-    at 64 pixels; fields: set, name, title, author, licence, licence_url, category, concept, group, designer, also, and
-    split (train, validation, concepts, designers, both), for --split and --split-by. Needs mvlm[icons].
+    at 64 pixels; fields: set, name, title, author, licence, licence_url, category, concept, group, designer, also, svg,
+    and split (train, validation, concepts, designers, both), for --split and --split-by. Needs mvlm[icons].
     """
 
     def __init__(self, paths: list[Path]) -> None:
@@ -71,7 +72,7 @@ class IconifySource:
             except Refused as refused:
                 yield Dropped(key, str(refused), where, source=icon_set.prefix)
             else:
-                fields = about(self.catalogue, icon_set, icon, twins)
+                fields = about(self.catalogue, icon_set, icon, twins) | {"svg": to_copy(icon.svg)}
                 yield Record(key, image, captions(icon, twins), icon_set.prefix, fields, where)
 
 

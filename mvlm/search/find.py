@@ -21,7 +21,7 @@ from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Corpus
-from mvlm.data.shards.location import open_location
+from mvlm.data.shards.location import ShardLocation, open_location
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.evaluate import memory, ranking, shares
@@ -146,6 +146,16 @@ class ImageIndex:
                 f"{entry['shard']} row {entry['row']} (key {entry['key']!r}) was taken down: ask for another."
             )
         return first + corpus.selection.rows.rank(row)
+
+    def place(self, image: int) -> tuple[str, int]:
+        """The shard that an image stands in, and its row there."""
+        entry = self._table.slice(image, 1).to_pylist()[0]
+        return entry["shard"], entry["row"]
+
+    def shard(self, name: str) -> tuple[ShardLocation, int]:
+        """Where the shard lies, and its number there; raises as `shards`."""
+        _, corpus, number = self._places[name]
+        return corpus.location, number
 
     @cached_property
     def _places(self) -> dict[str, tuple[int, Corpus, int]]:

@@ -28,7 +28,8 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.words import blank_image, guess_words, likeliest, mask_words
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
-from mvlm.serve.asked import AskedPatches, AskedPicture, AskedSearch, AskedView, AskedWords
+from mvlm.search.metadata import Metadata
+from mvlm.serve.asked import AskedDrawing, AskedPatches, AskedPicture, AskedSearch, AskedView, AskedWords
 
 SAMPLES = 8
 THUMBNAIL = 256  # pixels
@@ -57,6 +58,7 @@ class Answers:
         self.block = config.objectives.image_mask_block
         self.squares = masking.block_grid(self.model.grid, self.block)
         self.samples = _samples(self._shards())
+        self.metadata = Metadata(index) if index else None
 
     def about(self) -> dict[str, Any]:
         """What the page needs to know before it asks anything."""
@@ -73,13 +75,12 @@ class Answers:
         return {"picture": array_url(pictures_of(self._image(asked.picture))[0])}
 
     def search(self, asked: AskedSearch) -> dict[str, Any]:
-        if self.index is None:
-            raise UserError("There is no index here: start `mvlm serve` with --index.")
+        index, metadata = self._searched()
         if asked.picture is not None:
             image_1CHW = self._image(asked.picture)
-            found = find_by_image(self.index, self.loaded, image_1CHW, asked.top, self.device)
+            found = find_by_image(index, self.loaded, image_1CHW, asked.top, self.device)
         elif asked.sentence.strip():
-            found = find_by_sentence(self.index, self.loaded, asked.sentence, asked.top, RERANK, self.device)
+            found = find_by_sentence(index, self.loaded, asked.sentence, asked.top, RERANK, self.device)
         else:
             raise UserError("Nothing is asked: write a sentence or choose a picture.")
         return {
@@ -90,11 +91,24 @@ class Answers:
                     "caption": each.caption,
                     "similarity": each.similarity,
                     "match": each.match,
-                    "picture": data_url(self.index.picture(each.image)),
+                    "picture": data_url(index.picture(each.image)),
+                    "about": metadata.of(each.image),
                 }
                 for each in found
             ]
         }
+
+    def svg(self, asked: AskedDrawing) -> dict[str, Any]:
+        """The drawing of an image that was found."""
+        index, metadata = self._searched()
+        if asked.image >= len(index):
+            raise _no_picture()
+        return {"svg": metadata.drawing(asked.image)}
+
+    def _searched(self) -> tuple[ImageIndex, Metadata]:
+        if self.index is None or self.metadata is None:
+            raise UserError("There is no index here: start `mvlm serve` with --index.")
+        return self.index, self.metadata
 
     def patches(self, asked: AskedPatches) -> dict[str, Any]:
         """The masked squares reconstructed with the sentence and without."""
@@ -139,7 +153,7 @@ class Answers:
                 return self.samples[number].picture
             case AskedPicture(upload=None, sample=None, found=int(number)) if self.index and number < len(self.index):
                 return self.index.picture(number)
-        raise UserError("There is no such picture here: choose another.")
+        raise _no_picture()
 
     def _mask(self, chosen: list[int]) -> Tensor:
         rows, columns = self.squares
@@ -159,6 +173,10 @@ class Answers:
             return self.index.shards if self.index else held_out(data) if data.eval else None
         except UserError:
             return None
+
+
+def _no_picture() -> UserError:
+    return UserError("There is no such picture here: choose another.")
 
 
 def _samples(shards: Mixture | None) -> list[SampleImage]:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from mvlm.errors import UserError
 from mvlm.serve.answers import Answers
-from mvlm.serve.asked import AskedPatches, AskedSearch, AskedView, AskedWords
+from mvlm.serve.asked import AskedDrawing, AskedPatches, AskedSearch, AskedView, AskedWords
 from mvlm.serve.gate import Gate
 from mvlm.serve.guard import RequestGuard
 
@@ -22,6 +22,8 @@ PAGE = {
     "/": ("index.html", "text/html"),
     "/style.css": ("style.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/search.js": ("search.js", "text/javascript"),
+    "/draw.js": ("draw.js", "text/javascript"),
 }
 
 
@@ -49,6 +51,10 @@ def make_app(answers: Answers, gate: Gate, names: Collection[str]) -> ASGIApp:
     @app.post("/api/search")
     async def search(asked: AskedSearch) -> dict[str, Any]:
         return await gate.pass_through(lambda: answers.search(asked))
+
+    @app.post("/api/svg")
+    async def svg(asked: AskedDrawing) -> dict[str, Any]:
+        return await gate.pass_through(lambda: answers.svg(asked))
 
     @app.post("/api/patches")
     async def patches(asked: AskedPatches) -> dict[str, Any]:

@@ -34,6 +34,12 @@ class AskedSearch(_Strict):
     top: Annotated[int, Field(ge=1, le=50)] = 8
 
 
+class AskedDrawing(_Strict):
+    """The source of a drawing, by the number of its image in the index."""
+
+    image: Annotated[int, Field(ge=0)]
+
+
 class AskedPatches(_Strict):
     picture: AskedPicture
     sentence: Sentence

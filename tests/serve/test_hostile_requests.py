@@ -154,7 +154,8 @@ def test_every_answer_has_the_policy(client):
         assert response.headers["x-content-type-options"] == "nosniff"
     page = client.get("/").text
     assert "http://" not in page and "https://" not in page and " style=" not in page and "onclick" not in page
-    assert "innerHTML" not in client.get("/page.js").text
+    scripts = [client.get(f"/{name}.js").text for name in ("page", "search", "draw")]
+    assert all("use strict" in script and "innerHTML" not in script for script in scripts)
     assert client.get("/docs").status_code == client.get("/openapi.json").status_code == 404
     assert client.get("/../../etc/passwd").status_code == 404
 

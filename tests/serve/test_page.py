@@ -167,12 +167,41 @@ def test_guesses_of_hidden_words_change_with_the_picture(page):
 
 def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):
     page.one("query").send_keys("red circle top left", Keys.ENTER)
-    page.wait(lambda: len(page.all("#found img")) == 8)
+    page.wait(lambda: len(page.all("#found img")) == 24)
     script = "return [...document.querySelectorAll('#found img')].every((i) => i.complete && i.naturalWidth > 0)"
     assert page.wait(lambda: page.browser.execute_script(script))
     caption = page.all("#found li p")[0].text
     page.after(lambda: page.all("#found button")[0].send_keys(Keys.ENTER))
     assert page.one("sentence").get_attribute("value") == caption
+
+
+@pytest.mark.parametrize("page", [375], indirect=True)
+def test_what_is_drawn_by_mouse_finger_and_keyboard_is_searched_for(page):
+    board = page.one("drawing")
+
+    def after(act):
+        page.browser.execute_script("document.querySelector('#found').replaceChildren()")
+        act()
+        page.wait(lambda: len(page.all("#found img")) == 24)
+        page.settle()
+        dark = "const c = arguments[0]; return c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+        return page.browser.execute_script(f"{dark}.filter((v, i) => i % 4 === 0 && v < 128).length", board)
+
+    page.browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", board)
+    scrolled = page.browser.execute_script("return window.scrollY")
+    mouse = ActionChains(page.browser).move_to_element_with_offset(board, -60, -60).click_and_hold()
+    one = after(mouse.move_by_offset(100, 0).release().perform)
+    touch = ActionBuilder(page.browser, mouse=PointerInput(POINTER_TOUCH, "finger"))
+    pointer = touch.pointer_action.move_to(board, -60, 40).pointer_down().move_to(board, 60, 60)
+    pointer.pointer_up()
+    two = after(touch.perform)
+    assert two > 1.5 * one > 0 and page.browser.execute_script("return window.scrollY") == scrolled
+    page.browser.execute_script("arguments[0].focus()", board)
+    three = after(lambda: page.press(" ", *[Keys.ARROW_RIGHT] * 3, " "))
+    assert three > two
+    assert after(lambda: page.press(Keys.BACKSPACE)) < three
+    page.one("wipe").click()
+    assert not page.one("undo").is_enabled()
 
 
 def test_pictures_of_ones_own(page, tmp_path):
@@ -183,7 +212,7 @@ def test_pictures_of_ones_own(page, tmp_path):
     page.one("file").send_keys(str(bad))
     page.wait(lambda: "This is no picture that can be shown" in page.one("pair-status").text)
     page.one("query-file").send_keys(str(good))
-    page.wait(lambda: len(page.all("#found img")) == 8)
+    page.wait(lambda: len(page.all("#found img")) == 24)
 
 
 def test_markup_stays_text(page):

@@ -10,6 +10,9 @@ SIDE = 64  # pixels
 BOX = {"left": 0, "top": 0, "width": 16, "height": 16}
 """The format's defaults."""
 
+BLACK = ' color="#000"'
+"""Of what is drawn in the colour of the text."""
+
 MOST_PARENTS = 5
 """In a row; the format's own readers follow no more."""
 
@@ -71,8 +74,13 @@ def svg_of(entry: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
     box = " ".join(map(_n, (left, top, width, height)))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="{SIDE}" height="{SIDE}" viewBox="{box}" color="#000">{body}</svg>'
+        f'width="{SIDE}" height="{SIDE}" viewBox="{box}"{BLACK}>{body}</svg>'
     )
+
+
+def to_copy(svg: str) -> str:
+    """The same drawing for a page, where it takes the colour of the text around it."""
+    return svg.replace(BLACK, "", 1)
 
 
 def _n(value: float) -> str:

@@ -80,35 +80,6 @@ async function upload(file) {
   return { upload: url.slice(url.indexOf(",") + 1) };
 }
 
-// --- searching
-
-const search = asker("search", "api/search", ({ found }) => {
-  at("found").replaceChildren(...found.map((each) => {
-    const item = make("li");
-    const button = make("button", "", { type: "button", title: "Try this picture below" });
-    button.append(picture(each.picture, each.caption));
-    button.addEventListener("click", () => choose({ found: each.image }, each.caption, true));
-    const match = each.match === null ? "" : ` · match ${(100 * each.match).toFixed(0)} %`;
-    item.append(button, make("p", each.caption), make("p", `${each.similarity.toFixed(3)}${match}`, { className: "number" }));
-    return item;
-  }));
-  say("search", `${found.length} of ${about.images.toLocaleString("en")} pictures, best first.`);
-});
-
-at("search-form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  at("query-file").value = "";
-  search({ sentence: at("query").value });
-});
-at("query-file").addEventListener("change", async ({ target }) => {
-  if (!target.files.length) return;
-  try {
-    search({ picture: await upload(target.files[0]) });
-  } catch (error) {
-    say("search", error.message, true);
-  }
-});
-
 // --- the pair of the lower panels
 
 const view = asker("pair", "api/view", (answer) => {

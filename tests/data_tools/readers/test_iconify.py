@@ -84,6 +84,10 @@ def test_free_sets_are_drawn_and_described(tmp_path: Path) -> None:
     assert said | {"licence_url": "https://example.org/licence", "concept": "arrow"} == {
         name: meta[name] for name in (*said, "licence_url", "concept")
     }
+    assert bar(1)["body"] in meta["svg"] and 'color="#000"' not in meta["svg"]  # black by itself, and else the text's
+    renderer = Renderer()
+    assert renderer.png(meta["svg"]) == rows["first:arrow-left"]["image"]
+    renderer.close()
     with Image.open(io.BytesIO(rows["first:arrow-left"]["image"])) as image:
         dark = np.asarray(image.convert("L")) < 128
     expected = np.zeros((64, 64), bool)

@@ -1,0 +1,79 @@
+"""What finding the nearest of a large index costs: python -m benchmarks.search.query [--rows 250000] [--width 128]
+
+An index of random features is written and opened as `mvlm index` and `mvlm serve` do; encoding what is asked, ITM's
+second look and the pictures come on top. results/query.json keeps the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from mvlm.search.find import ImageIndex
+from mvlm.search.folder import INDEX, TABLE, TABLE_SCHEMA, Contents, VectorWriter, hash_of, new_index
+
+HERE = Path(__file__).parent
+QUERIES, SHOWN, BATCH = 40, 32, 4096
+WEIGHTS = "random"
+
+
+def make(out: Path, rows: int, width: int) -> None:
+    """An index of unit vectors in random directions."""
+    generator = np.random.default_rng(0)
+    with new_index(out) as folder:
+        vectors = VectorWriter(folder, width)
+        for first in range(0, rows, BATCH):
+            feature_BE = generator.normal(size=(min(BATCH, rows - first), width)).astype(np.float32)
+            vectors.add(feature_BE / np.linalg.norm(feature_BE, axis=1, keepdims=True))
+        vectors.save()
+        numbers = list(range(rows))
+        columns = [["shard"] * rows, numbers, list(map(str, numbers)), ["a caption"] * rows]
+        with pa.OSFile(str(folder / TABLE), "wb") as file, pa.ipc.new_file(file, TABLE_SCHEMA) as table:
+            table.write_table(pa.table(columns, schema=TABLE_SCHEMA))
+        contents = Contents(WEIGHTS, 0, width, rows, (), hash_of(folder / TABLE), tuple(vectors.files))
+        (folder / INDEX).write_text(contents.to_json(), encoding="utf-8")
+
+
+def measure(folder: Path, width: int) -> dict[str, float]:
+    """Medians over queries, of the clock and of the processor."""
+    loaded: Any = SimpleNamespace(fingerprint=WEIGHTS)
+    index, generator = ImageIndex(folder, loaded), torch.Generator().manual_seed(1)
+    wall, cpu = [], []
+    for query_E in torch.nn.functional.normalize(torch.randn(QUERIES, width, generator=generator), dim=-1):
+        began = time.perf_counter(), time.process_time()
+        found = index.nearest(query_E, SHOWN)
+        wall.append(time.perf_counter() - began[0])
+        cpu.append(time.process_time() - began[1])
+        assert len(found) == SHOWN
+    return {"wall_ms": 1000 * statistics.median(wall), "cpu_ms": 1000 * statistics.median(cpu)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=250_000)
+    parser.add_argument("--width", type=int, default=128)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "index"
+        make(out, args.rows, args.width)
+        found = {"rows": args.rows, "width": args.width, "shown": SHOWN, **measure(out, args.width)}
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
+    found |= {"threads": torch.get_num_threads(), "commit": commit.stdout.strip()}
+    (HERE / "results").mkdir(exist_ok=True)
+    (HERE / "results/query.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What the tables beside the shards say of an image that was found: whose it is, and under which licence."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from mvlm.data.shards.tables import columns_of
+from mvlm.errors import UserError
+from mvlm.search.find import ImageIndex
+
+SHOWN = ("name", "set", "title", "author", "licence", "licence_url")
+"""Columns that are shown with an image, where the corpus has them: those of icons."""
+
+DRAWING = "svg"
+"""The column that holds a drawing's source."""
+
+SHARDS, SOURCES = 256, 2
+"""Whose columns are held: 2 MB a shard of 12,000 icons, and 20 MB with the drawings."""
+
+
+class Metadata:
+    """Of the images of an index, a shard's at a time, when one of it is first found."""
+
+    def __init__(self, index: ImageIndex) -> None:
+        self._index = index
+        self._shown, self._drawings = lru_cache(SHARDS)(self._read_shown), lru_cache(SOURCES)(self._read_drawings)
+
+    def of(self, image: int) -> dict[str, Any]:
+        """The columns `SHOWN` that have a value, and `svg`, whether there is a drawing to copy.
+
+        Raises:
+            UserError: the shards were moved or changed.
+        """
+        shard, row = self._index.place(image)
+        table, has_drawing = self._shown(shard)
+        values = {name: table[name][row].as_py() for name in table.column_names if name in SHOWN}
+        return {name: value for name, value in values.items() if value} | {DRAWING: has_drawing}
+
+    def drawing(self, image: int) -> str:
+        """The SVG of an image.
+
+        Raises:
+            UserError: the corpus keeps none of it, or the shards were moved or changed.
+        """
+        shard, row = self._index.place(image)
+        table = self._drawings(shard)
+        svg = table[DRAWING][row].as_py() if DRAWING in table.column_names else None
+        if not svg:
+            raise UserError("There is no drawing to copy of this picture: the corpus keeps the picture alone.")
+        return str(svg)
+
+    def _read_shown(self, shard: str) -> tuple[pa.Table, bool]:
+        table, names = columns_of(*self._index.shard(shard), SHOWN)
+        return table, DRAWING in names
+
+    def _read_drawings(self, shard: str) -> pa.Table:
+        return columns_of(*self._index.shard(shard), [DRAWING])[0]

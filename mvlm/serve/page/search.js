@@ -1,0 +1,77 @@
+"use strict";
+// The corpus searched by a sentence or a picture, and what is done with what is found.
+
+const SHOWN = 24;
+
+const searched = asker("search", "api/search", ({ found }) => {
+  at("found").replaceChildren(...found.map(hit));
+  say("search", `${found.length} of ${about.images.toLocaleString("en")} pictures, best first.`);
+});
+const search = (question) => searched({ top: SHOWN, ...question });
+
+function hit(each) {
+  const item = make("li");
+  const button = make("button", "", { type: "button", title: "Try this picture below" });
+  button.append(picture(each.picture, each.caption));
+  button.addEventListener("click", () => choose({ found: each.image }, each.caption, true));
+  const match = each.match === null ? "" : ` · match ${(100 * each.match).toFixed(0)} %`;
+  item.append(button, make("p", each.caption), make("p", `${each.similarity.toFixed(3)}${match}`, { className: "number" }));
+  item.append(...credits(each.about), deeds(each));
+  return item;
+}
+
+// Whose picture it is, where the corpus says so.
+function credits({ name, set, title, author, licence, licence_url: url }) {
+  const lines = [];
+  const line = (...parts) => { lines.push(make("p", "", { className: "credit" })); lines.at(-1).append(...parts); };
+  if (name || set) line([set, name].filter(Boolean).join(":"));
+  if (title || author) line([title, author].filter(Boolean).join(" by "));
+  if (licence) line(/^https?:\/\//.test(url ?? "") ? make("a", licence, { href: url, target: "_blank", rel: "noreferrer" }) : licence);
+  return lines;
+}
+
+function deeds(each) {
+  const box = make("div", "", { className: "deeds" });
+  const deed = (text, act) => {
+    const button = make("button", text, { type: "button", ariaLabel: `${text}: ${each.caption}` });
+    button.addEventListener("click", act);
+    box.append(button);
+  };
+  deed("Similar", () => search({ picture: { found: each.image } }));
+  if (each.about.svg) deed("Copy SVG", () => copyDrawing(each.image));
+  return box;
+}
+
+async function copyDrawing(image) {
+  try {
+    await copy((await ask("search", "api/svg", { image })).svg);
+    say("search", "The SVG is copied.");
+  } catch (error) {
+    say("search", error.message, true);
+  }
+}
+
+// Browsers keep `navigator.clipboard` from pages without encryption, unless they are of this machine.
+async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  const area = make("textarea", "", { value: text });
+  document.body.append(area);
+  area.select();
+  const copied = document.execCommand("copy");
+  area.remove();
+  if (!copied) throw new Error("The browser does not let this page copy: open it at 127.0.0.1, or encrypted.");
+}
+
+at("search-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  at("query-file").value = "";
+  search({ sentence: at("query").value });
+});
+at("query-file").addEventListener("change", async ({ target }) => {
+  if (!target.files.length) return;
+  try {
+    search({ picture: await upload(target.files[0]) });
+  } catch (error) {
+    say("search", error.message, true);
+  }
+});

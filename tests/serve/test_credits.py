@@ -1,0 +1,49 @@
+"""Whose each found picture is, as the tables beside the shards have it, and its drawing to copy."""
+
+import base64
+import io
+
+import pytest
+from PIL import Image
+
+from mvlm.errors import UserError
+from mvlm.serve.asked import AskedDrawing, AskedPicture, AskedSearch
+from tests.serve import icons
+
+
+@pytest.fixture(scope="module")
+def told(loaded, tmp_path_factory):
+    return icons.answers(loaded, tmp_path_factory.mktemp("icons"))
+
+
+def test_every_result_says_whose_it_is(told):
+    found = told.search(AskedSearch(sentence="bar", top=icons.COUNT))["found"]
+    assert len(found) == icons.COUNT
+    for each in found:
+        number = int(each["key"].split("-")[1])
+        expected = {"name": f"bar-{number}", "set": "bars", "title": "Bars", "author": "Ann <b>"}
+        if number < icons.COUNT - 1:
+            url = "javascript:alert(1)" if number == 1 else "https://example.org/licence"
+            expected |= {"licence": "MIT", "licence_url": url}
+        assert {name: value for name, value in each["about"].items() if name != "svg"} == expected
+
+
+def test_a_drawing_is_that_of_its_picture(told):
+    for each in told.search(AskedSearch(sentence="bar", top=icons.COUNT))["found"]:
+        number = int(each["key"].split("-")[1])
+        if number == icons.COUNT - 1:
+            with pytest.raises(UserError, match="no drawing to copy"):
+                told.svg(AskedDrawing(image=each["image"]))
+        else:
+            assert told.svg(AskedDrawing(image=each["image"])) == {"svg": icons.SVG.format(4 + 4 * number)}
+    with pytest.raises(UserError, match="no such picture"):
+        told.svg(AskedDrawing(image=icons.COUNT))
+
+
+def test_a_picture_drawn_like_one_of_the_corpus_finds_it(told):
+    picture = told.index.picture(5).resize((256, 256), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    drawn = AskedPicture(upload=base64.b64encode(buffer.getvalue()).decode())
+    best = told.search(AskedSearch(picture=drawn, top=1))["found"][0]
+    assert best["image"] == 5 and best["similarity"] > 0.999
