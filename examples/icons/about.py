@@ -29,12 +29,13 @@ def read(folder: Path) -> pa.Table:
 
 
 def numbers(table: pa.Table) -> dict[str, int]:
-    """Rows, and those of each split; sets, authors, designers and concepts, and concepts of ten designers or more."""
+    """Rows, all and of each split; different sets, authors, designers, concepts; concepts of ten designers or more."""
     hands: dict[str, set[str]] = defaultdict(set)
     for concept, designer in zip(table["concept"].to_pylist(), table["designer"].to_pylist(), strict=True):
         hands[concept].add(designer)
-    counted = {"rows": len(table)} | dict(Counter(table["split"].to_pylist()).most_common())
-    counted |= {f"{name}s": len(table[name].unique()) for name in ("set", "author", "designer", "concept")}
+    splits = Counter(table["split"].to_pylist()).most_common()
+    counted = {"rows": len(table)} | {f"rows of {split}": count for split, count in splits}
+    counted |= {f"different {name}s": len(table[name].unique()) for name in ("set", "author", "designer", "concept")}
     return counted | {"concepts drawn by ten designers or more": sum(len(each) >= 10 for each in hands.values())}
 
 

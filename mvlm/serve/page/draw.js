@@ -1,7 +1,7 @@
 "use strict";
 // A board to draw on; what is drawn is searched for as a picture, black on white, whatever colours the page has.
 
-const PEN = 14, STEP = 8; // of the board's pixels: the pen's width, and how far a key moves it
+const PEN = 18, STEP = 8; // of the board's pixels: the pen's width, and how far a key moves it
 const board = at("drawing"), paper = board.getContext("2d");
 const strokes = []; // each a list of points
 let stroke = null; // the one that is being drawn
