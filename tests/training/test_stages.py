@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ from mvlm.training.fit import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
 from mvlm.watch.status import Watcher
-from tests.conftest import TINY
+from tests.conftest import TINY, mvlm_command
 from tests.training.conftest import TOML, losses_by_step, read_metrics
+from tests.training.test_run import Launched
 
 Run = Callable[..., Path]
 FLAT = ["optim.schedule=constant", "optim.warmup_steps=0"]
@@ -237,3 +239,48 @@ def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run,
             assert weights["vision.vit.pos_embed"].shape("vision.vit.pos_embed")[1] == 10
     changed = [name for name in found[2] if not torch.equal(found[2][name], found[4][name])]
     assert changed == [matrix], "the text encoder stays as it was"
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("zero", [2, 3])
+def test_runs_killed_at_borders_go_on_with_other_ranks_and_see_the_same_rows(
+    staged: Run, two_sets: tuple[str, str], scenes: Path, tmp_path: Path, zero: int
+) -> None:
+    """Data, image size and batch change; all processes are killed as soon as a step at a border is logged.
+
+    What one rank does at stage 0 without a kill is the measure; the losses differ by rounding alone.
+    """
+    a, b = two_sets
+    sets = (f'["{a}"]', f'["{a}", "{b}"]', f'["{b}"]', f'["{a}", "{b}"]')
+    batches, sizes = (16, 32, 16, 16), (32, 48, 48, 32)
+    parts = zip(sets, batches, sizes, strict=True)
+    tables = "".join(
+        stage(
+            "train.steps = 3",
+            f"data.train = {names}",
+            f"train.global_batch = {batch}",
+            f"model.image_size = {size}",
+        )
+        for names, batch, size in parts
+    )
+    saving = ("checkpoint.every=1", "objectives.image_mask_ratio=0.5")
+    whole, run, json_file = staged("whole", tables, *saving), tmp_path / "run", tmp_path / "zero.json"
+    json_file.write_text(json.dumps({"zero_optimization": {"stage": zero}}))
+
+    def launch(ranks: int) -> Launched:
+        words = ["train", str(tmp_path / "whole.toml"), "--deepspeed_config", str(json_file)]
+        return Launched(mvlm_command(*words, *words_of(run, scenes, *saving), ranks=ranks), run)
+
+    for step, ranks in ((3, 1), (4, 2), (6, 4), (7, 1), (9, 2)):
+        launched = launch(ranks)
+        launched.wait_for_step(step)
+        os.killpg(launched.process.pid, signal.SIGKILL)
+        launched.process.communicate()
+    done = launch(4)
+    said = done.process.communicate()
+    assert done.process.returncode == 0, said
+    assert (run / "stages.jsonl").read_text() == (whole / "stages.jsonl").read_text()
+    before, after = losses_by_step(whole), losses_by_step(run)
+    assert sorted(after) == list(range(1, 13))
+    for step, losses in after.items():
+        assert losses == pytest.approx(before[step], rel=1e-3)
