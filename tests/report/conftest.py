@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import pytest
 
@@ -12,18 +13,20 @@ HOSTILE = "<script>alert('red')</script> & a \"red\" dog"
 
 
 @pytest.fixture(scope="session")
-def eval_shards(tmp_path_factory):
-    return make_shards(tmp_path_factory.mktemp("held_out") / "pictures", [[HOSTILE], *CAPTIONS], size=32)
+def eval_shards(made_once):
+    return made_once("held_out", partial(make_shards, captions=[[HOSTILE], *CAPTIONS], size=32)) / "shards"
 
 
 @pytest.fixture(scope="session")
-def trained(scenes, eval_shards, tmp_path_factory):
-    run = tmp_path_factory.mktemp("runs") / "a<b>run"
+def trained(scenes, eval_shards, made_once):
+    return made_once("a<b>run", partial(train_on, scenes, eval_shards))
+
+
+def train_on(scenes, eval_shards, run):
     words = [f"data.train={scenes / 'train'}", f"data.eval={eval_shards}", f"run.dir={run}", "train.steps=3"]
     command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *words, *TINY]
     done = run_command(mvlm_command(*command, launcher=False))
     assert done.returncode == 0, done.stderr
-    return run
 
 
 @pytest.fixture
