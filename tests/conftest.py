@@ -15,6 +15,7 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import fsspec
+import hypothesis  # noqa: F401 - later it would not see who holds what has been put out of the collector's sight
 import pytest
 
 from mvlm.config.schema import Config, Data, Objectives
