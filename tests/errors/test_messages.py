@@ -20,6 +20,7 @@ from mvlm.errors import UserError
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.logging import trackers
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
+from tests.training.conftest import one_rank  # noqa: F401
 
 Fails = Callable[..., str]
 TOML, JSON = str(ROOT / "mvlm/configs/tiny.toml"), str(ROOT / "ds_configs/cpu.json")
@@ -263,17 +264,20 @@ def test_wrong_usage_is_another_code(words: list[str], capsys: pytest.CaptureFix
     assert "usage: mvlm" in capsys.readouterr().err
 
 
-# --- while it runs, each in a process of its own
+# --- while it runs
 
 
-def test_an_image_that_was_damaged_since_names_its_row(tmp_path: Path, scenes: Path) -> None:
+def test_an_image_that_was_damaged_since_names_its_row(
+    tmp_path: Path,
+    scenes: Path,
+    one_rank: None,  # noqa: F811
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     shutil.copytree(scenes / "train", tmp_path / "shards")
     shard = tmp_path / "shards/000000.arrow"
     shard.write_bytes(shard.read_bytes().replace(b"\x89PNG", b"\x00PNG"))
-    words = train(tmp_path / "run", f"data.train={tmp_path}/shards")
-    ended = run_command(mvlm_command(*words, launcher=False))
-    assert ended.returncode == 1, ended.stderr
-    message = sentence(ended.stderr)
+    assert mvlm(train(tmp_path / "run", f"data.train={tmp_path}/shards")) == 1
+    message = sentence(capfd.readouterr().err)
     assert "000000.arrow row" in message and "checksum" in message
     assert find_checkpoint(tmp_path / "run").name == "step_00000000"  # the one that it began with
 
@@ -291,10 +295,11 @@ def test_rank_0_says_it_before_the_launcher_ends_all(tmp_path: Path) -> None:
     [
         pytest.param("8k", 4, "tokenizer", marks=pytest.mark.campaign),
         pytest.param("56k", 4, "step_00000000", marks=pytest.mark.campaign),
-        ("1m", 4, "step_00000004"),
+        pytest.param("1m", 4, "step_00000004", marks=pytest.mark.campaign),
     ],
 )
 def test_no_room_on_the_disk(mount_disk: Callable[[str], Path], scenes: Path, room: str, steps: int, what: str) -> None:
+    """Of a process of its own; tests/training/test_checkpoint.py has a disk that fills up in this one."""
     run = mount_disk(room) / "run"
     words = train(run, f"data.train={scenes}/train", f"train.steps={steps}", "checkpoint.every=0")
     ended = run_command(mvlm_command(*words, launcher=False))
