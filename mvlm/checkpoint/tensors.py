@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import io
 import json
 import os
 import struct
@@ -19,14 +21,18 @@ from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_format,
 from mvlm.config.parameters import present_name
 from mvlm.errors import UserError
 
+METADATA = "__metadata__"
+"""What else may stand in the header of a safetensors file."""
+
 
 @dataclass(frozen=True)
 class TensorFile:
-    """An open file of a checkpoint, of which one tensor is read at a time."""
+    """An open file of a checkpoint, of which one tensor is read at a time, or a part of one."""
 
     path: Path
     file: safe_open
     stored: dict[str, str]  # the name that the file has for each of its tensors, by the present one
+    content: io.FileIO
 
     def tensor(self, title: str) -> Tensor:
         tensor: Tensor = self.file.get_tensor(self.stored[title])
@@ -37,6 +43,28 @@ class TensorFile:
         weight = self.tensor(name)
         require_finite(name, weight, str(self.path))
         return weight
+
+    def piece(self, title: str, start: int, stop: int) -> Tensor:
+        """Elements of a tensor laid flat, from `start` to before `stop`; no more than these is read."""
+        found = torch.empty(stop - start)
+        if stop > start:
+            self._read_into(found, self._starts[self.stored[title]] + start * found.itemsize)
+        return found
+
+    def _read_into(self, tensor: Tensor, offset: int) -> None:
+        left = _bytes(tensor)
+        while left:
+            count = os.preadv(self.content.fileno(), [left], offset)
+            if not count:
+                raise OSError(f"{self.path} has become shorter")
+            left, offset = left[count:], offset + count
+
+    @functools.cached_property
+    def _starts(self) -> dict[str, int]:
+        """Where each tensor's bytes begin in the file."""
+        length = struct.unpack("<Q", os.pread(self.content.fileno(), 8, 0))[0]
+        header = json.loads(os.pread(self.content.fileno(), length, 8))
+        return {title: 8 + length + entry["data_offsets"][0] for title, entry in header.items() if title != METADATA}
 
     def shape(self, title: str) -> tuple[int, ...]:
         return tuple(self.file.get_slice(self.stored[title]).get_shape())
@@ -68,7 +96,8 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]
             if entry.file.startswith(f"{kind}-"):
                 file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
                 stored = {_present_title(title, written_in): title for title in file.keys()}  # noqa: SIM118
-                files |= dict.fromkeys(stored, TensorFile(checkpoint / entry.file, file, stored))
+                content = stack.enter_context(open(checkpoint / entry.file, "rb", buffering=0))
+                files |= dict.fromkeys(stored, TensorFile(checkpoint / entry.file, file, stored, content))
         yield files
 
 

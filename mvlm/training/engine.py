@@ -27,9 +27,11 @@ from mvlm.runtime import dist
 from mvlm.training.contrast import contrast_of
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.match_groups import Passes, match_groups
+from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
-from mvlm.training.zero.state import Frozen, ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
+from mvlm.training.zero.shares import Read, gathered
+from mvlm.training.zero.state import ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """DeepSpeed's names for what its dynamic loss scaler remembers."""
@@ -221,6 +223,23 @@ class Engine:
         """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
         (self._state if parameter.requires_grad else self._frozen).write(parameter, whole)
+
+    def fill(self, parameter: torch.nn.Parameter, keys: Sequence[str], read: Read) -> None:
+        """Do as `write`, of tensors that each rank reads its share of; all must call, and `finish_filling` at last.
+
+        Args:
+            keys: of what `whole_tensors` gives of the parameter.
+            read: gives elements of one of these tensors laid flat, by its key, from one place to before another.
+        """
+        if parameter.requires_grad:
+            self._state.fill(parameter, keys, read)
+        else:
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            self._frozen.write(parameter, gathered(keys, read, shape))
+
+    def finish_filling(self) -> None:
+        """Have the model compute with what its parameters were filled with; all ranks must call."""
+        self._state.finish()
 
     @contextmanager
     def ema_weights(self) -> Iterator[None]:

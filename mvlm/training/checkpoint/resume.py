@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.integrity import (
@@ -25,7 +29,7 @@ from mvlm.checkpoint.integrity import (
 )
 from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
 from mvlm.checkpoint.state import OrderSpec, TrainState
-from mvlm.checkpoint.tensors import open_tensors
+from mvlm.checkpoint.tensors import TensorFile, open_tensors, require_finite
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
 from mvlm.data.loading.sampler import order_of
@@ -36,7 +40,11 @@ from mvlm.runtime import dist
 from mvlm.runtime.log import log
 from mvlm.runtime.storage import sync, write_durably
 from mvlm.training.engine import Engine
+from mvlm.training.zero.shares import gathered
 from mvlm.training.zero.state import MOMENTS as KEYS
+
+Files = Mapping[str, TensorFile]
+"""The open file of each tensor by its title."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,8 @@ def is_gone(checkpoint: Path) -> bool:
 def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> TrainState:
     """Fill the engine, new or live, from a checkpoint of any layout; all ranks must call.
 
-    One parameter's tensors are in memory at a time.
+    Each rank reads its share of each tensor, and has that of one parameter in memory at a time; where every rank needs
+    the whole, ranks give each other what they have read.
 
     Args:
         begins_stage: positions of an image of another size are fitted.
@@ -200,21 +209,56 @@ def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> Tra
         averages = stack.enter_context(open_tensors(checkpoint, EMA)) if engine.has_ema else {}
         compare_shapes(checkpoint, weights, parameters, lambda name: begins_stage and is_image_position(name))
         engine.prepare_state(state.updates)
+        shares = Shares(weights, moments, averages)
         for name, parameter in parameters.items():
-            whole = {"weight": weights[name].weight(name)}
-            if parameter.requires_grad:
-                titles = {key: f"{key}/{name}" for key in KEYS}
-                whole |= {key: moments[title].tensor(title) for key, title in titles.items() if title in moments}
-                if engine.has_ema:  # which begin here where the checkpoint has none
-                    whole[EMA] = averages[name].weight(name) if name in averages else whole["weight"]
+            keys = shares.keys(name, parameter.requires_grad, engine.has_ema)
+            read = partial(shares.read, name)
             if begins_stage and is_image_position(name):
-                whole = fit_trained(
-                    engine.model.vision, name, whole, tuple(getattr(parameter, "ds_shape", parameter.shape))
-                )
-            engine.write(parameter, whole)
+                here = tuple(getattr(parameter, "ds_shape", parameter.shape))
+                whole = gathered(keys, read, weights[name].shape(name))
+                engine.write(parameter, fit_trained(engine.model.vision, name, whole, here))
+            else:
+                engine.fill(parameter, keys, read)
+        engine.finish_filling()
+    if problem := next(filter(None, dist.gather_objects(shares.problem)), None):
+        raise UserError(problem)
     if state.loss_scale is not None:
         engine.set_loss_scale_state(state.loss_scale)
     return state
+
+
+class Shares:
+    """Parts of a checkpoint's tensors, by parameter.
+
+    Attributes:
+        problem: what was wrong with one that was read, if anything: the ranks can agree on it when all have read.
+    """
+
+    def __init__(self, weights: Files, moments: Files, averages: Files) -> None:
+        self._weights, self._moments, self._averages = weights, moments, averages
+        self.problem = ""
+
+    def keys(self, name: str, is_trained: bool, averaged: bool) -> list[str]:
+        """What the engine is to have of a parameter: an average begins here where the checkpoint has none."""
+        moments = [key for key in KEYS if f"{key}/{name}" in self._moments]
+        return ["weight", *moments, *([EMA] if averaged else [])] if is_trained else ["weight"]
+
+    def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
+        """Elements `start` to before `stop` of what `keys` gives, laid flat; any, where there is a problem."""
+        if key in KEYS:
+            file, title = self._moments[f"{key}/{name}"], f"{key}/{name}"
+        else:
+            file, title = self._averages.get(name, self._weights[name]) if key == EMA else self._weights[name], name
+        try:
+            part = file.piece(title, start, stop)
+            if key not in KEYS:
+                require_finite(name, part, str(file.path))
+        except UserError as error:
+            self.problem = self.problem or str(error)
+        except OSError as error:
+            part = torch.zeros(stop - start)
+            self.problem = self.problem or f"{file.path} cannot be read ({error}): use another checkpoint."
+        return part
 
 
 def _settle(found: Search) -> None:

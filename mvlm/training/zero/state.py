@@ -1,4 +1,4 @@
-"""AdamW's fp32 master weights and moments as whole tensors, wherever DeepSpeed keeps them.
+"""AdamW's fp32 master weights and moments, as whole tensors or each rank's share, wherever DeepSpeed keeps them.
 
 The EMA of the weights lies in the optimiser's state under EMA, beside the moments: DeepSpeed
 splits it among the ranks and finds it as it does those.
@@ -9,7 +9,7 @@ Every method is called by all ranks, with the same parameter at the same time.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch.nn import Parameter
 
 from mvlm.checkpoint.layout import EMA
 from mvlm.training.zero.muon import MatrixPiece, Muon
+from mvlm.training.zero.shares import Read, gathered
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -51,6 +52,14 @@ class ZeroState(ABC):
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `read` gives, and the low-precision copy that the model computes with."""
+
+    def fill(self, parameter: Parameter, keys: Sequence[str], read: Read) -> None:
+        """Do as `write`, of tensors that each rank reads its share of; `finish` must follow."""
+        self.write(parameter, gathered(keys, read, tuple(parameter.shape)))
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Have the model compute with what its parameters were filled with; after the last of them."""
 
     @abstractmethod
     def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
@@ -148,6 +157,9 @@ class ZeroStage0State(ZeroState):
         for key in whole.keys() - {"weight"}:
             self._base.state[master][key].copy_(whole[key])
 
+    def finish(self) -> None:
+        """It does so already."""
+
     def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         for parameter in parameters:
             yield ParamSlice(parameter, self._masters[id(parameter)], 0, parameter.numel())
@@ -179,6 +191,19 @@ class ZeroStage12State(ZeroState):
         safe_set_full_fp32_param(parameter, whole["weight"])
         for key in whole.keys() - {"weight"}:
             safe_set_full_optimizer_state(parameter, whole[key], key)
+
+    def fill(self, parameter: Any, keys: Sequence[str], read: Read) -> None:
+        """The masters alone; from these `finish` makes what the model computes with."""
+        if (mapping := parameter._hp_mapping) is None:
+            return
+        owner, start = self._owners()[mapping.param_group_index], mapping.hp_fragment_address.start
+        offset, length = mapping.lp_fragment_address.start, mapping.hp_fragment_address.numel
+        for key in keys:
+            target = owner if key == "weight" else self._base.state[owner][key]
+            target.data.view(-1)[start : start + length].copy_(read(key, offset, offset + length))
+
+    def finish(self) -> None:
+        self._optimizer.update_lp_params()
 
     def prepare(self, updates: int) -> None:
         super().prepare(updates)
@@ -235,6 +260,27 @@ class ZeroStage3State(ZeroState):
             target = master if key == "weight" else self._base.state[master][key]
             target.data[offset : offset + size].copy_(torch.nn.functional.pad(part, (0, size - len(part))))
 
+    def fill(self, parameter: Any, keys: Sequence[str], read: Read) -> None:
+        if parameter.ds_zero_param_process_group is not None or parameter.nvme_swapper is not None:
+            self.write(parameter, gathered(keys, read, tuple(parameter.ds_shape)))  # hpZ has it twice, NVMe elsewhere
+            return
+        group, offset, size, start = self._position(parameter)
+        stop = min(start + size, parameter.ds_numel)
+        master = self._owners()[group]
+        parameter.partition()  # what is gathered is no more what is there
+        for key in keys:
+            part = read(key, min(start, stop), stop)
+            part = torch.nn.functional.pad(part, (0, size - len(part)))
+            target = master if key == "weight" else self._base.state[master][key]
+            target.data[offset : offset + size].copy_(part)
+            if key == "weight":
+                parameter.ds_tensor.data.copy_(part)
+
+    def finish(self) -> None:
+        if lasting := self._optimizer.persistent_parameters:
+            lasting[0].partition(lasting)
+            lasting[0].all_gather(lasting)
+
     def slices(self, parameters: Iterable[Any]) -> Iterator[ParamSlice]:
         owners = self._owners()
         for parameter in parameters:
@@ -257,40 +303,3 @@ class ZeroStage3State(ZeroState):
 
     def _owners(self) -> list[Tensor]:
         return list(self._optimizer.fp32_partitioned_groups_flat)
-
-
-class Frozen:
-    """Parameters that are not trained: whole fp32 weights like those of `ZeroState`, and nothing else.
-
-    Where the model computes in 16 bits, the weights as they were given wait on the CPU for the next checkpoint.
-
-    Args:
-        parameters: before DeepSpeed takes the model.
-        low_precision: it is going to round them.
-        sharded: it is going to split them among the ranks (stage 3).
-    """
-
-    def __init__(self, parameters: list[Parameter], low_precision: bool, sharded: bool) -> None:
-        self._given = {id(p): p.detach().clone() for p in parameters} if low_precision else {}
-        self._sharded = sharded
-
-    def read(self, parameter: Any) -> dict[str, Tensor]:
-        if id(parameter) in self._given:
-            return {"weight": self._given[id(parameter)]}
-        if not self._sharded:
-            return {"weight": parameter.data}
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([parameter]):
-            return {"weight": parameter.data.clone()}
-
-    def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
-        if id(parameter) in self._given:
-            self._given[id(parameter)].copy_(whole["weight"])
-        if not self._sharded:
-            parameter.data.copy_(whole["weight"])
-            return
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([parameter], modifier_rank=0):
-            parameter.data.copy_(whole["weight"])

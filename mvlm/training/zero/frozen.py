@@ -1,0 +1,45 @@
+"""Parameters that are not trained, wherever DeepSpeed keeps them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Parameter
+
+
+class Frozen:
+    """Parameters that are not trained: whole fp32 weights like those of `ZeroState`, and nothing else.
+
+    Where the model computes in 16 bits, the weights as they were given wait on the CPU for the next checkpoint.
+
+    Args:
+        parameters: before DeepSpeed takes the model.
+        low_precision: it is going to round them.
+        sharded: it is going to split them among the ranks (stage 3).
+    """
+
+    def __init__(self, parameters: list[Parameter], low_precision: bool, sharded: bool) -> None:
+        self._given = {id(p): p.detach().clone() for p in parameters} if low_precision else {}
+        self._sharded = sharded
+
+    def read(self, parameter: Any) -> dict[str, Tensor]:
+        if id(parameter) in self._given:
+            return {"weight": self._given[id(parameter)]}
+        if not self._sharded:
+            return {"weight": parameter.data}
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter]):
+            return {"weight": parameter.data.clone()}
+
+    def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
+        if id(parameter) in self._given:
+            self._given[id(parameter)].copy_(whole["weight"])
+        if not self._sharded:
+            parameter.data.copy_(whole["weight"])
+            return
+        from deepspeed.runtime.zero import GatheredParameters
+
+        with GatheredParameters([parameter], modifier_rank=0):
+            parameter.data.copy_(whole["weight"])
