@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import io
 import json
 import os
 import struct
@@ -32,7 +31,6 @@ class TensorFile:
     path: Path
     file: safe_open
     stored: dict[str, str]  # the name that the file has for each of its tensors, by the present one
-    content: io.FileIO
 
     def tensor(self, title: str) -> Tensor:
         tensor: Tensor = self.file.get_tensor(self.stored[title])
@@ -45,25 +43,31 @@ class TensorFile:
         return weight
 
     def piece(self, title: str, start: int, stop: int) -> Tensor:
-        """Elements of a tensor laid flat, from `start` to before `stop`; no more than these is read."""
-        found = torch.empty(stop - start)
-        if stop > start:
-            self._read_into(found, self._starts[self.stored[title]] + start * found.itemsize)
-        return found
+        """Elements of a tensor laid flat, from `start` to before `stop`; no more than these is read.
 
-    def _read_into(self, tensor: Tensor, offset: int) -> None:
-        left = _bytes(tensor)
-        while left:
-            count = os.preadv(self.content.fileno(), [left], offset)
-            if not count:
-                raise OSError(f"{self.path} has become shorter")
-            left, offset = left[count:], offset + count
+        The file is open for as long as that takes, for a checkpoint may have more files than a process may open.
+
+        Raises:
+            OSError: it is gone, or has become shorter.
+        """
+        found = torch.empty(stop - start)
+        if not len(found):
+            return found
+        with open(self.path, "rb", buffering=0) as content:
+            content.seek(self._starts[self.stored[title]] + start * found.itemsize)
+            left = _bytes(found)
+            while left:
+                if not (count := content.readinto(left)):
+                    raise OSError("it has become shorter")
+                left = left[count:]
+        return found
 
     @functools.cached_property
     def _starts(self) -> dict[str, int]:
         """Where each tensor's bytes begin in the file."""
-        length = struct.unpack("<Q", os.pread(self.content.fileno(), 8, 0))[0]
-        header = json.loads(os.pread(self.content.fileno(), length, 8))
+        with open(self.path, "rb", buffering=0) as content:
+            length = struct.unpack("<Q", content.read(8))[0]
+            header = json.loads(content.read(length))
         return {title: 8 + length + entry["data_offsets"][0] for title, entry in header.items() if title != METADATA}
 
     def shape(self, title: str) -> tuple[int, ...]:
@@ -96,8 +100,7 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]
             if entry.file.startswith(f"{kind}-"):
                 file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
                 stored = {_present_title(title, written_in): title for title in file.keys()}  # noqa: SIM118
-                content = stack.enter_context(open(checkpoint / entry.file, "rb", buffering=0))
-                files |= dict.fromkeys(stored, TensorFile(checkpoint / entry.file, file, stored, content))
+                files |= dict.fromkeys(stored, TensorFile(checkpoint / entry.file, file, stored))
         yield files
 
 

@@ -215,7 +215,7 @@ def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> Tra
             read = partial(shares.read, name)
             if begins_stage and is_image_position(name):
                 here = tuple(getattr(parameter, "ds_shape", parameter.shape))
-                whole = gathered(keys, read, weights[name].shape(name))
+                whole = {key: tensor.cpu() for key, tensor in gathered(keys, read, weights[name].shape(name)).items()}
                 engine.write(parameter, fit_trained(engine.model.vision, name, whole, here))
             else:
                 engine.fill(parameter, keys, read)
