@@ -90,6 +90,7 @@ ONLY_IN = {
         "mvlm/training/zero/adamw.py",
         "mvlm/training/zero/json_keys.py",
         "mvlm/training/engine.py",
+        "mvlm/training/zero/frozen.py",
         "mvlm/training/zero/offload.py",
         "mvlm/training/zero/state.py",
     },
