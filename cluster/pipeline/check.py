@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from mvlm.config.shipped import package
 from mvlm.errors import Mistakes, UserError
@@ -44,17 +44,26 @@ def check_words(graph: Graph) -> list[str]:
     """What the programs of the steps say of their command lines, as sentences."""
     steps = graph.pipeline.steps
     words = {name: program_words(step) for name, step in steps.items() if step.kind not in (*BY_RUN, "command")}
+    return [
+        f"{name}.command is no command line that works ({reason.rpartition('error: ')[2]})."
+        for name, reason in refused(words).items()
+    ]
+
+
+def refused(words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Of command lines of ours, by name, those that their parsers refuse, and why.
+
+    Raises:
+        UserError: the parsers cannot be asked.
+    """
     if not words:
-        return []
+        return {}
     environment = inherited() | {"PYTHONPATH": import_path()}
     asked = [sys.executable, "-c", PARSE]
     done = subprocess.run(asked, input=json.dumps(words), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise UserError(f"The commands of the steps cannot be checked: {done.stderr.strip().splitlines()[-1]}.")
-    said: list[Any] = [json.loads(line) for line in done.stdout.splitlines()]
-    return [
-        f"{name}.command is no command line that works ({reason.rpartition('error: ')[2]})." for name, reason in said
-    ]
+    return dict(json.loads(line) for line in done.stdout.splitlines())
 
 
 def check_runs(graph: Graph, submission: Submission) -> list[str]:

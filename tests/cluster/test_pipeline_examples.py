@@ -8,10 +8,11 @@ import pytest
 
 from cluster.__main__ import main
 from cluster.pipeline import plan, ray, slurm
-from cluster.pipeline.check import check_words
+from cluster.pipeline.check import refused
 from cluster.pipeline.file import BY_RUN, load_pipeline
 from cluster.pipeline.graph import Graph
 from cluster.pipeline.submission import draft
+from cluster.pipeline.words import program_words
 from mvlm.config.load import load_config
 from mvlm.config.shipped import find_file
 from tests.conftest import ROOT
@@ -28,12 +29,20 @@ def graph(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gr
 
 def test_a_shipped_pipeline_can_be_submitted(graph: Graph) -> None:
     assert {path.stem for path in SHIPPED} == NAMES
-    assert check_words(graph) == [] and slurm.check(graph) == [] and ray.check(graph) == []
+    assert slurm.check(graph) == [] and ray.check(graph) == []
     for step in graph.pipeline.steps.values():
         if step.kind in BY_RUN:
             load_config(find_file(step.run, "configs"), step.overrides)
     last = graph.pipeline.steps[graph.order[-1]]
     assert graph.needs[last.name], "the steps hang together"
+
+
+def test_the_commands_of_shipped_pipelines_are_read_by_their_programs() -> None:
+    words = {"wrong": ["mvlm", "export", "run", "--into", "x"]}
+    for path in SHIPPED:
+        steps = load_pipeline(path).steps.values()
+        words |= {f"{path.stem} {step.name}": program_words(step) for step in steps if step.kind not in BY_RUN}
+    assert len(words) > 20 and refused(words).keys() == {"wrong"}
 
 
 def test_a_shipped_pipeline_is_rendered_with_what_each_step_waits_for(graph: Graph) -> None:
