@@ -88,21 +88,19 @@ def by_unit(score_N: np.ndarray, unit_N: np.ndarray) -> np.ndarray:
 
 
 def _sampled(folder: Path, out: Path, rows: int) -> Path:
-    """About so many rows of a corpus, by a hash of their keys: the first ones are all of the first sets."""
+    """About so many rows of a corpus, by a hash of their pictures: the first ones are all of the first sets, and by
+    that of their keys, which cuts the parts, those of a small sample would all fall into one."""
     share = rows / read_manifest(folder).rows
-    if share < 1:
-        _split(folder, out, {"sample": share, "rest": 1 - share})
-    else:
-        _split(folder, out, {"sample": 1.0})
+    _split(folder, out, {"sample": share, "rest": 1 - share} if share < 1 else {"sample": 1.0}, "crc32")
     return out / "sample"
 
 
-def _split(folder: Path, out: Path, shares: dict[str, float]) -> None:
+def _split(folder: Path, out: Path, shares: dict[str, float], by: str = "key") -> None:
     made_of = out.with_suffix(".json")
     wanted = json.dumps({"of": read_manifest(folder).fingerprint, "shares": shares})
     if not out.exists():
         split = ",".join(f"{name}={share:.8f}" for name, share in shares.items())
-        _call(["split", str(folder), "--split", split, "--out", str(out)])
+        _call(["split", str(folder), "--split", split, "--split-by", by, "--out", str(out)])
         made_of.write_text(wanted, encoding="utf-8")
     elif made_of.read_text(encoding="utf-8") != wanted:
         raise UserError(
