@@ -5,7 +5,8 @@ Retrieval does not ask this: a bag of words tells nearly all scenes apart, and n
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
 
 CHANCE = 0.5
+T = TypeVar("T")
 
 
 def evaluate_foils(
@@ -60,8 +62,8 @@ def evaluate_foils(
 
     groups = int(group_N.max()) + 1
     return {
-        "accuracy": intervals.nested(accuracy(np.ones(groups))),
-        "interval": intervals.nested(intervals.bootstrap(groups, accuracy)),
+        "accuracy": _by_scorer(accuracy(np.ones(groups))),
+        "interval": _by_scorer(intervals.bootstrap(groups, accuracy)),
         "chance": CHANCE,
         "rows": len(rows),
         "protocol": (
@@ -71,6 +73,15 @@ def evaluate_foils(
             + ": a scorer that reads the text alone has one half right in each."
         ),
     }
+
+
+def _by_scorer(flat: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """Of `itc/all`, `itc/left/right`: by scorer, and then by what is exchanged, whatever signs that has."""
+    tree: dict[str, dict[str, T]] = {}
+    for name, value in flat.items():
+        scorer, _, kind = name.partition("/")
+        tree.setdefault(scorer, {})[kind] = value
+    return tree
 
 
 def _groups(dataset: FoilDataset) -> np.ndarray:
