@@ -41,6 +41,13 @@ def one_rank() -> Iterator[None]:
     dist.close()
 
 
+@pytest.fixture(autouse=True)
+def place(request: pytest.FixtureRequest) -> None:
+    """The variables of this rank alone, which each file of tests takes back and the next needs again."""
+    if "one_rank" in request.fixturenames:
+        dist.init()
+
+
 @contextmanager
 def signals_kept() -> Iterator[None]:
     """Training listens to some; afterwards they mean again what they did."""
