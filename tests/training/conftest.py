@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as torch_dist
 from torch.utils.cpp_extension import _get_build_directory
 
 from mvlm.config.load import given_keys, load_config
@@ -41,10 +42,10 @@ def one_rank() -> Iterator[None]:
     dist.close()
 
 
-@pytest.fixture(autouse=True)
-def place(request: pytest.FixtureRequest) -> None:
-    """The variables of this rank alone, which each file of tests takes back and the next needs again."""
-    if "one_rank" in request.fixturenames:
+@pytest.fixture(scope="module", autouse=True)
+def rank_variables(surroundings: None) -> None:
+    """Those of `one_rank`, which each file of tests takes back and the next needs again."""
+    if torch_dist.is_initialized():
         dist.init()
 
 
