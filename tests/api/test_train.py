@@ -80,7 +80,7 @@ import json, signal, sys
 import mvlm
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-mvlm.train("pictures", out="run", settings=json.loads(sys.argv[1]))
+mvlm.train(sys.argv[2], out=sys.argv[3], settings=json.loads(sys.argv[1]))
 """
 
 
@@ -88,8 +88,8 @@ mvlm.train("pictures", out="run", settings=json.loads(sys.argv[1]))
 def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path: Path) -> None:
     write_pictures(scenes, tmp_path / "pictures")
     settings = json.dumps(SMALL | {"train.steps": 100_000, "log.every": 1})
-    words = [sys.executable, "-c", ENDLESS, settings]
-    caller = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True, process_group=0)
+    words = [sys.executable, "-c", ENDLESS, settings, str(tmp_path / "pictures"), str(tmp_path / "run")]
+    caller = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, process_group=0)
     try:
         assert caller.stdout
         for line in caller.stdout:
@@ -100,7 +100,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path
         said = caller.communicate()[0]
     finally:
         caller.kill()
-    assert re.search(r"Stopped; run/checkpoints/step_\d+ is saved, and the same call goes on from there", said)
+    assert re.search(r"Stopped; \S+/run/checkpoints/step_\d+ is saved, and the same call goes on from there", said)
     saved = RunFolder(tmp_path / "run").metrics[-1]["step"]
     run = mvlm.train(tmp_path / "pictures", tmp_path / "run", SMALL | {"train.steps": saved + 1, "log.every": 1})
     assert [line["step"] for line in run.metrics if "loss" in line] == [*range(1, saved + 2)]
