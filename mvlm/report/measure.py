@@ -87,14 +87,17 @@ def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measur
         pool = EvalDataset(mixture, tokenizer, length, size, POOL)
     found = retrieve(model, pool, SearchSettings.of(settings), device)
     retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
-    reconstruction = known.reconstruction
-    try:
-        measured = reconstruction or evaluate_reconstruction(model, dataset, settings.batch, device)
-        reconstruction = {"step": loaded.step} | measured
-    except UserError as error:
-        notes.append(f"Reconstruction was not measured: {error}")
     image_queries, text_queries = _queries(found, pool)
-    images, texts = examples(model, pool, tokenizer, spread(len(pool)), device)
+    reconstruction, images, texts = known.reconstruction, list[ImageExample](), list[TextExample]()
+    if model.objectives.image or model.objectives.text:
+        try:
+            measured = reconstruction or evaluate_reconstruction(model, dataset, settings.batch, device)
+            reconstruction = {"step": loaded.step} | measured
+        except UserError as error:
+            notes.append(f"Reconstruction was not measured: {error}")
+        images, texts = examples(model, pool, tokenizer, spread(len(pool)), device)
+    else:
+        notes.append("It was trained to reconstruct nothing (objectives.image and objectives.text are 0).")
     return Measured(
         loaded.step, retrieval, reconstruction, len(pool), image_queries, text_queries, images, texts, notes
     )

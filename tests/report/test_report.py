@@ -1,6 +1,7 @@
 """The report of a real run: self-contained, escaped, and true to what the run folder says."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -137,6 +138,20 @@ def test_evaluation_data_that_is_gone_is_said_on_the_page(run):
     _, page = read(run / "report.html")
     assert "cannot be opened: No shards at gone/<shards>" in page.text
     assert page.count("svg") >= 8
+
+
+def test_a_run_that_learned_no_reconstruction_shows_none(run):
+    checkpoint = next((run / "checkpoints").glob("step_*"))
+    index = json.loads((checkpoint / "index.json").read_text())
+    entry = next(entry for entry in index["files"] if entry["file"] == "config.toml")
+    config = re.sub(r"(?m)^(image|text) = 1\.0$", r"\1 = 0.0", (checkpoint / "config.toml").read_text()).encode()
+    (checkpoint / "config.toml").write_bytes(config)
+    entry.update(bytes=len(config), sha256=hashlib.sha256(config).hexdigest())
+    (checkpoint / "index.json").write_text(json.dumps(index))
+    report(run)
+    _, page = read(run / "report.html")
+    assert "It was trained to reconstruct nothing (objectives.image and objectives.text are 0)." in page.text
+    assert "Finding the other half" in page.text and "Reconstructing" not in page.text
 
 
 def test_two_runs_stand_side_by_side(bare_run, trained, tmp_path):
