@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mvlm.data.shards.tables import columns_of
 from mvlm.errors import UserError
@@ -35,9 +36,8 @@ class Metadata:
             UserError: the shards were moved or changed.
         """
         shard, row = self._index.place(image)
-        table, has_drawing = self._shown(shard)
-        values = {name: table[name][row].as_py() for name in table.column_names if name in SHOWN}
-        return {name: value for name, value in values.items() if value} | {DRAWING: has_drawing}
+        values = {name: column[row].as_py() for name, column in self._shown(shard).items()}
+        return {name: value for name, value in values.items() if value} | {DRAWING: bool(values.get(DRAWING))}
 
     def drawing(self, image: int) -> str:
         """The SVG of an image.
@@ -52,9 +52,13 @@ class Metadata:
             raise UserError("There is no drawing to copy of this picture: the corpus keeps the picture alone.")
         return str(svg)
 
-    def _read_shown(self, shard: str) -> tuple[pa.Table, bool]:
-        table, names = columns_of(*self._index.shard(shard), SHOWN)
-        return table, DRAWING in names
+    def _read_shown(self, shard: str) -> dict[str, pa.ChunkedArray]:
+        """The columns `SHOWN`, and of drawings whether there is one; they themselves are read when one is copied."""
+        table, _ = columns_of(*self._index.shard(shard), (*SHOWN, DRAWING))
+        columns = {name: table[name] for name in table.column_names}
+        if DRAWING in columns:
+            columns[DRAWING] = pc.greater(pc.fill_null(pc.binary_length(columns[DRAWING]), 0), 0)
+        return columns
 
     def _read_drawings(self, shard: str) -> pa.Table:
         return columns_of(*self._index.shard(shard), [DRAWING])[0]
