@@ -6,8 +6,8 @@ import glob
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Any
 
+from mvlm.config.toml import strings_in
 from mvlm.errors import Mistakes, UserError
 
 from ..job import out_of_sight
@@ -112,15 +112,7 @@ def _reads(step: PipelineStep, steps: dict[str, PipelineStep]) -> tuple[str, ...
 
 
 def _words(step: PipelineStep) -> Iterator[str]:
-    for word in (*step.command, *_strings(step.settings)):
+    for word in (*step.command, *strings_in(step.settings)):
         yield word
         if "=" in word:
             yield word.partition("=")[2]
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from mvlm.config.toml import read_tables
+from mvlm.config.toml import read_tables, strings_in
 from mvlm.errors import UserError
 
 from .. import environment, rank
@@ -185,15 +184,7 @@ def _folders(job: Job, overrides: list[str]) -> Iterator[str]:
     for folder in (job.log_folder, run_folder(job, overrides)):
         if not folder.absolute().is_relative_to(Path.cwd()):
             yield str(folder.absolute())
-    for word in [*_strings(read_tables(job.run, "run configuration")), *overrides]:
+    for word in [*strings_in(read_tables(job.run, "run configuration")), *overrides]:
         for path in re.findall(r"(?:^|[=\"'\[, ])(/[^\"'\],]+)", word):
             if Path(path).exists() and not Path(path).is_relative_to(Path.cwd()):
                 yield path
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)

@@ -9,6 +9,7 @@ import json
 import tomllib
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,15 @@ def read_tables(path: str | Path, what: str) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}): give the path of a TOML file.") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not valid TOML ({error}): mend that line.") from None
+
+
+def strings_in(value: Any) -> Iterator[str]:
+    """Every string of a value, which may be tables and arrays within each other."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from strings_in(item)
 
 
 def as_toml(value: Any) -> str:
