@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def column(values: Sequence[Any]) -> pa.Array:
         return pa.array(values)
     if kinds <= {int, float} and float in kinds:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
+    if kinds == {str}:
+        with suppress(UnicodeEncodeError):
+            return pa.array(values, pa.string())
     return pa.array(map(_text, values), pa.string())
 
 
