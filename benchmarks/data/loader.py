@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,18 +188,28 @@ def are_up(loader: Any) -> bool:
 
 
 def alone(folder: Path) -> Iterator[None]:
-    """Batches without end, in memory that is used again, of images that are there; nothing else is done for them."""
+    """Batches without end, in memory that is used again, of images that are there; nothing else is done for them.
+
+    By as many threads as the loaders have workers: where two of them share a core, each is slower than one by itself.
+    """
     import numpy as np
 
     from mvlm.data.images.decode import open_picture
     from mvlm.data.images.transforms import train_view
     from mvlm.data.shards.mixture import Mixture
 
-    mixture, rng, out = Mixture([folder]), np.random.default_rng(0), np.empty((BATCH, 3, SIZE, SIZE), np.uint8)
-    while True:
-        for row, view in zip(rng.integers(len(mixture), size=BATCH).tolist(), out, strict=True):
+    mixture, out = Mixture([folder]), np.empty((BATCH, 3, SIZE, SIZE), np.uint8)
+
+    def fill(views: Any, rng: Any) -> None:
+        for row, view in zip(rng.integers(len(mixture), size=len(views)).tolist(), views, strict=True):
             train_view(open_picture(mixture.row(row).encoded[0].data), SIZE, rng, SCALE, True, (0, 0), view)
-        yield
+
+    shares = np.array_split(out, WORKERS)
+    rngs = [np.random.default_rng(seed) for seed in range(WORKERS)]
+    with ThreadPoolExecutor(WORKERS) as threads:
+        while True:
+            list(threads.map(fill, shares, rngs))
+            yield
 
 
 def rate(stream: Iterable[Any], batches: int) -> float:
@@ -212,11 +223,11 @@ def rate(stream: Iterable[Any], batches: int) -> float:
 
 
 def cpu_seconds() -> float:
-    """Of this process and its children."""
+    """Of this process, its children, and those that have ended: some loaders begin each epoch with new ones."""
     ticks = 0
     for pid in ("self", *children()):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += sum(map(int, fields[11:15]))
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
