@@ -59,22 +59,24 @@ CORPORA = ("emoji", "scenes", "world")
 SHOWN = ("eval/mean_recall", "eval/image_to_text_r10", "eval/text_to_image_r10")
 
 
-def asked(doc: str | None, folder: str, corpora: Sequence[str], argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of a benchmark of this folder, whose runs have their own one and a process group from here on."""
+def asked(
+    doc: str | None, folder: str, corpora: Sequence[str], argv: Sequence[str] | None, steps: int = 450, seeds: int = 5
+) -> argparse.Namespace:
+    """The arguments of a benchmark of this folder, whose runs have their own one."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpora", nargs="+", choices=corpora, default=corpora)
-    parser.add_argument("--steps", type=int, default=450)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(seeds)))
     parser.add_argument("--folder", type=Path, default=ROOT / folder)
     parser.add_argument("--minutes", type=float, default=1e9)
     args = parser.parse_args(argv)
     args.folder.mkdir(parents=True, exist_ok=True)
-    dist.init()
     return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = asked(__doc__, "runs/itc_first", CORPORA, argv)
+    dist.init()
     until = time.monotonic() + 60 * args.minutes
     data = corpora(args.folder)
     for seed, name, arm in product(args.seeds, args.corpora, ARMS):

@@ -31,6 +31,7 @@ from benchmarks.stages.itc_first import (
     relative_cost,
     trained,
 )
+from mvlm.runtime import dist
 
 CELLS = HERE / "results/muon.jsonl"
 CORPORA, RATES, OPTIMIZERS = ("emoji", "scenes"), (3e-4, 1e-3, 3e-3), ("adamw", "muon")
@@ -39,6 +40,7 @@ MEASURE = SHOWN[0]
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = asked(__doc__, "runs/muon", CORPORA, argv)
+    dist.init()
     until = time.monotonic() + 60 * args.minutes
     data = corpora(args.folder)
     for seed, corpus, rate, name in product(args.seeds, args.corpora, RATES, OPTIMIZERS):
