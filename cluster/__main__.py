@@ -122,7 +122,10 @@ def _render(args: argparse.Namespace) -> int:
 
 def _preflight(args: argparse.Namespace) -> int:
     own, others = split_overrides(args.overrides)
-    return PREFLIGHTS[args.on](load_job(args.job, own), others)
+    job = load_job(args.job, own)
+    if job.command:
+        raise UserError(f"{args.job} has no run for whose sake nodes are measured: give a job that trains.")
+    return PREFLIGHTS[args.on](job, others)
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
+from .command_lines import refused
 from .environment import for_process, inherited, python
 from .job import Job, out_of_sight
 from .sweep import override
@@ -34,6 +35,9 @@ def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[st
     Raises:
         UserError: with a line for each thing that is wrong.
     """
+    if job.command:
+        _check_command(job, overrides)
+        return
     interpreter, doubt = _interpreter(job)
     wrong: list[str] = []
     warnings = [doubt] if doubt else []
@@ -52,6 +56,13 @@ def check_run(job: Job, overrides: list[str], here: bool, missing: Collection[st
         logger("cluster").warning(f"warning: {sentence}")
     if wrong:
         raise UserError("\n  ".join(["The run cannot begin, as `mvlm check` says:", *dict.fromkeys(wrong)]))
+
+
+def _check_command(job: Job, overrides: list[str]) -> None:
+    if overrides:
+        raise UserError(f"{overrides[0]} is a setting of a run, and the job has none: put it into job.command.")
+    if why := refused({"job": ["mvlm", *job.command]}).get("job"):
+        raise UserError(f"job.command is no command line that works ({why.rpartition('error: ')[2]}): mend it.")
 
 
 def command(interpreter: str, job: Job, overrides: list[str]) -> list[str]:

@@ -29,6 +29,8 @@ LEAST = {
     "grace_steps": 0,
     "reduction": 2,
 }
+SHARED = ("evaluate", "index", "score")
+"""Commands of `mvlm` whose ranks share the work and find the same, whatever their number."""
 TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
 
@@ -50,8 +52,10 @@ class Job:
     """What [job] says. Paths count from the folder the command is given in, as those of `mvlm train` do."""
 
     name: str  # name of the job, its logs and its entry in the scheduler
-    run: str  # path of the run TOML
-    deepspeed: str  # path of the DeepSpeed JSON
+    run: str = ""  # path of the run TOML; required to train or fine-tune
+    deepspeed: str = ""  # path of the DeepSpeed JSON; required to train or fine-tune
+    # instead of both: the words behind `mvlm` of evaluate, index or score, whose work the ranks share
+    command: tuple[str, ...] = ()
     nodes: int = 1  # machines
     min_nodes: int = 0  # continue with as few if nodes are lost; 0 = `nodes`
     gpus_per_node: int = 0  # one process each; 0 = on the CPU
@@ -70,7 +74,8 @@ class Job:
     partition: str = ""  # SLURM's
     account: str = ""  # SLURM's
     qos: str = ""  # SLURM's
-    gpu_request: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # gres for clusters that support nothing else
+    # gpus-per-task where the site wants it; gres for clusters that support nothing else
+    gpu_request: Literal["gpus-per-node", "gpus-per-task", "gres"] = "gpus-per-node"
     launcher: Literal["srun", "torchrun", "deepspeed", "pdsh"] = "srun"  # what starts the ranks on SLURM
     sbatch: tuple[str, ...] = ()  # additional sbatch options, such as "--constraint=h100"
     ray_address: str = ""  # a cluster's dashboard, such as http://127.0.0.1:8265; "" = $RAY_API_SERVER_ADDRESS
@@ -89,9 +94,11 @@ class Job:
         """The limit; None where there is none."""
         return parse_time(self.time) if self.time else None
 
-    def train_command(self, overrides: Iterable[str]) -> list[str]:
-        """The words behind `mvlm` with which a rank trains."""
-        return ["train", self.run, "--deepspeed_config", self.deepspeed, *overrides]
+    def words(self, overrides: Iterable[str]) -> list[str]:
+        """The words behind `mvlm` of a rank."""
+        return (
+            [*self.command] if self.command else ["train", self.run, "--deepspeed_config", self.deepspeed, *overrides]
+        )
 
 
 def parse_time(text: str) -> int | None:
@@ -163,6 +170,10 @@ def job_from_tables(tables: dict[str, Any], where: str) -> Job:
         raise UserError(f"{where}: unknown key job.sweep; [sweep] is a table of its own.")
     job = _build(Job, tables["job"], where, "job")
     _check(job, tables["job"], where)
+    if job.command:
+        if "sweep" in tables:
+            raise UserError(f"{where}: [sweep] tries settings of a run, and job.command is none: remove one of them.")
+        return job
     run, deepspeed = find_file(job.run, "configs"), find_file(job.deepspeed, "ds_configs")
     job = dataclasses.replace(job, run=str(run), deepspeed=str(deepspeed))
     if "sweep" not in tables:
@@ -180,7 +191,7 @@ def job_from_tables(tables: dict[str, Any], where: str) -> Job:
 
 def check_files(job: Job) -> None:
     """Refuse a job whose files or interpreter are not there, before anything is started."""
-    for key in ("run", "deepspeed"):
+    for key in () if job.command else ("run", "deepspeed"):
         if not Path(getattr(job, key)).is_file():
             raise UserError(
                 f"job.{key} names {getattr(job, key)}, which is no file here: paths count from {Path.cwd()}."
@@ -198,7 +209,12 @@ def out_of_sight(path: str) -> bool:
 
 
 def run_folder(job: Job, overrides: Iterable[str]) -> Path:
-    """Where the run will write: `run.dir` of the last override that sets it, else of the run TOML."""
+    """Where the run will write: `run.dir` of the last override that sets it, else of the run TOML.
+
+    Of a command it is the folder of its logs: it leaves neither metrics nor checkpoints.
+    """
+    if job.command:
+        return job.log_folder
     tables = read_tables(job.run, "run configuration")
     for word in overrides:
         if word.startswith("run.dir="):
@@ -230,9 +246,19 @@ def _build(cls: type, values: Any, where: str, table: str) -> Any:
 
 
 def _check(job: Job, given: dict[str, Any], where: str) -> None:
-    for name in ("name", "run", "deepspeed"):
+    for name in ("name",) if job.command else ("name", "run", "deepspeed"):
         if not getattr(job, name):
-            raise UserError(f"{where}: job.{name} is missing: every job has a name, a run TOML and a DeepSpeed JSON.")
+            raise UserError(
+                f"{where}: job.{name} is missing: every job has a name, and a run TOML and a DeepSpeed JSON, "
+                "or a job.command."
+            )
+    if job.command and (job.run or job.deepspeed):
+        key = "run" if job.run else "deepspeed"
+        raise UserError(f"{where}: job.command and job.{key} are both given: keep the one that this job is to do.")
+    if job.command and job.command[0] not in SHARED:
+        raise UserError(
+            f"{where}: job.command begins with {job.command[0]!r}: it is for {', '.join(SHARED)}; training has job.run."
+        )
     if job.gpus_per_node and "processes_per_node" in given:
         raise UserError(
             f"{where}: job.gpus_per_node and job.processes_per_node are both given: "

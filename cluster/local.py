@@ -35,7 +35,7 @@ CANNOT = (
 def command(job: Job, overrides: list[str], attempt: int) -> list[str]:
     """The argument list of DeepSpeed's launcher, whose ranks log into the attempt's folder."""
     options = ["--enable_each_rank_log", str(attempt_folder(job.log_folder, attempt))]
-    return [*_launch(job, options), *job.train_command(overrides)]
+    return [*_launch(job, options), *job.words(overrides)]
 
 
 def _launch(job: Job, options: list[str]) -> list[str]:

@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "mvlm.check": {"check", "checkpoint", "config", "data", "kernels", "model", "pretrained", "runtime", "training"},
     "mvlm.predict": {"data", "evaluate", "model", "predict", "pretrained"},
-    "mvlm.search": {"data", "evaluate", "model", "pretrained", "search"},
+    "mvlm.search": {"data", "evaluate", "model", "pretrained", "runtime.dist", "search"},
     "mvlm.serve": {"data", "evaluate", "model", "predict", "pretrained", "search", "serve"},
     "mvlm.export": {"checkpoint", "config", "data", "export", "model", "pretrained", "report"},
     "mvlm.watch": {"checkpoint", "config.schema", "training.health.heartbeat", "watch"},

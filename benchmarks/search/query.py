@@ -21,10 +21,10 @@ import pyarrow as pa
 import torch
 
 from mvlm.search.find import ImageIndex
-from mvlm.search.folder import INDEX, TABLE, TABLE_SCHEMA, Contents, VectorWriter, hash_of, new_index
+from mvlm.search.folder import INDEX, PART, TABLE, TABLE_SCHEMA, Contents, hash_of, new_index, write_vectors
 
 HERE = Path(__file__).parent
-QUERIES, SHOWN, BATCH = 40, 32, 4096
+QUERIES, SHOWN = 40, 32
 WEIGHTS = "random"
 
 
@@ -32,16 +32,15 @@ def make(out: Path, rows: int, width: int) -> None:
     """An index of unit vectors in random directions."""
     generator = np.random.default_rng(0)
     with new_index(out) as folder:
-        vectors = VectorWriter(folder, width)
-        for first in range(0, rows, BATCH):
-            feature_BE = generator.normal(size=(min(BATCH, rows - first), width)).astype(np.float32)
-            vectors.add(feature_BE / np.linalg.norm(feature_BE, axis=1, keepdims=True))
-        vectors.save()
+        feature_NE = generator.normal(size=(rows, width)).astype(np.float32)
+        feature_NE /= np.linalg.norm(feature_NE, axis=1, keepdims=True)
+        starts = range(0, rows, PART)
+        files = [write_vectors(folder, n, [feature_NE[at : at + PART]], width) for n, at in enumerate(starts)]
         numbers = list(range(rows))
         columns = [["shard"] * rows, numbers, list(map(str, numbers)), ["a caption"] * rows]
         with pa.OSFile(str(folder / TABLE), "wb") as file, pa.ipc.new_file(file, TABLE_SCHEMA) as table:
             table.write_table(pa.table(columns, schema=TABLE_SCHEMA))
-        contents = Contents(WEIGHTS, 0, width, rows, (), hash_of(folder / TABLE), tuple(vectors.files))
+        contents = Contents(WEIGHTS, 0, width, rows, (), hash_of(folder / TABLE), tuple(files))
         (folder / INDEX).write_text(contents.to_json(), encoding="utf-8")
 
 

@@ -18,6 +18,7 @@ from .page import write_page
 from .proof import keys
 from .submission import FILE, Submission, draft, prepare
 from .view import StepView, as_facts, as_table, views
+from .words import JOB
 
 BACKENDS = {"local": local, "slurm": slurm, "ray": ray}
 FOLLOW_SECONDS = 2.0
@@ -33,6 +34,8 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
         UserError: a step could not begin, or the pipeline runs already.
     """
     graph = Graph(load_pipeline(path, overrides))
+    if (graph.pipeline.logs / FILE).exists() and (old := Submission.load(graph.pipeline.logs)).backend == "slurm":
+        slurm.settle_ended(graph, old)
     new = draft(graph, overrides, backend, forced)
     _carry_over(graph, new, forced)
     check_steps(graph, new, BACKENDS[backend].check(graph))
@@ -123,7 +126,7 @@ def show_logs(logs: Path, follow: bool, names: list[str]) -> int:
         def running(name: str = name) -> bool:
             return follow and any(view.name == name and view.state == "running" for view in _views(submission))
 
-        places = [folder / "train"] if any((folder / "train").glob("attempt-*")) else [folder]
+        places = [folder / JOB] if any((folder / JOB).glob("attempt-*")) else [folder]
         for place in (*places, *sorted(folder.glob("part-*"))):
             show(place, running, FOLLOW_SECONDS)
     return 0

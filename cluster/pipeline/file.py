@@ -21,7 +21,9 @@ NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 MEMORY = re.compile(r"([1-9]\d*)([KMGT]?)")
 TRAINING = ("train", "finetune")
 BY_RUN = (*TRAINING, "preflight")
-"""Kinds that are given by a run TOML and a DeepSpeed JSON, and may take several nodes."""
+"""Kinds that are given by a run TOML and a DeepSpeed JSON."""
+WITH_RANKS = (*TRAINING, "evaluate", "index")
+"""Kinds whose work ranks share, one for each GPU or process of each node."""
 IN_PARTS = ("shard", "score")
 LEAST = {"parts": 1, "retries": 0, "nodes": 1, "gpus": 0, "processes": 1, "cpus": 1, "pairs": 0}
 
@@ -71,9 +73,9 @@ class PipelineStep:
     writes: tuple[str, ...] = ()  # the same; the first is the program's --out, --json or run.dir
     parts: int = 1  # of shard and score: tasks that share the work on SLURM and Ray
     retries: int = 3  # after exit code 75 or a crash
-    nodes: int = 1  # of training
+    nodes: int = 1  # of training, evaluate and index
     gpus: int = 0  # of a node
-    processes: int = 1  # of training on the CPU, of a node
+    processes: int = 1  # of the same on the CPU, of a node
     cpus: int = 1  # of a node
     memory: str = ""  # of a node, as SLURM writes it: 64G
     time: str = ""  # limit as SLURM writes it
@@ -88,6 +90,12 @@ class PipelineStep:
         """Of the run, as `key=value` words."""
         own = [f"run.dir={as_toml(self.writes[0])}"] if self.kind in TRAINING else []
         return [*(f"{key}={as_toml(value)}" for key, value in _flat(self.settings)), *own]
+
+    @property
+    def is_job(self) -> bool:
+        """Whether it is ranks, which the back-end's launcher starts, and not one process."""
+        is_alone = self.kind not in TRAINING and self.nodes * (self.gpus or self.processes) == 1
+        return self.kind in WITH_RANKS and not is_alone
 
     @property
     def makes_in_place(self) -> set[str]:
@@ -192,8 +200,8 @@ def _complaints(step: PipelineStep) -> Iterator[str]:
     foreign = {"command": by_run, "run": not by_run, "deepspeed": not by_run, "settings": not by_run}
     foreign |= {
         "pairs": kind not in TRAINING,
-        "nodes": not by_run,
-        "processes": not by_run,
+        "nodes": not by_run and kind not in WITH_RANKS,
+        "processes": not by_run and kind not in WITH_RANKS,
         "image": not by_run,
         "parts": kind not in IN_PARTS,
     }

@@ -24,7 +24,7 @@ from . import step as step_module
 from .executor import Executor
 from .file import TRAINING
 from .graph import Graph
-from .submission import Submission, is_alive, trains
+from .submission import Submission, is_alive
 from .words import as_job, job_file, process_words
 
 POLL_SECONDS = 0.2
@@ -54,7 +54,7 @@ def render(graph: Graph, submission: Submission) -> str:
     lines = []
     for name in submission.queued:
         step = graph.pipeline.steps[name]
-        if trains(graph.pipeline, name) or step.kind == "preflight":
+        if step.is_job or step.kind == "preflight":
             job = as_job(graph.pipeline, step, "local")
             lines.append(f"# {name}, a job:\n{job_file(job)}# {shlex.join(step.overrides)}")
         else:

@@ -15,20 +15,17 @@ from ..ray import backend as ray_backend
 from ..ray import client
 from ..record import claim
 from . import local
-from .file import TRAINING
 from .graph import Graph
-from .submission import Submission, trains
+from .submission import Submission
 from .view import QueueAnswer
 from .words import as_job, interpreter, parts_of, process_words
-
-ACTIVE = ("PENDING", "RUNNING")
 
 
 def check(graph: Graph) -> list[str]:
     """What this back-end cannot do, as sentences."""
     found = []
     for name, step in graph.pipeline.steps.items():
-        if step.kind in TRAINING:
+        if step.is_job:
             try:
                 job = as_job(graph.pipeline, step, "ray")
                 ray_backend.render(_addressed(job), step.overrides)
@@ -42,7 +39,7 @@ def render(graph: Graph, submission: Submission) -> str:
     lines = [f"entrypoint: {shlex.join(_entrypoint(graph, submission))}"]
     for name in submission.queued:
         step = graph.pipeline.steps[name]
-        if trains(graph.pipeline, name) or step.kind == "preflight":
+        if step.is_job or step.kind == "preflight":
             lines.append(local.render(graph, _only(submission, name)))
             continue
         parts = parts_of(step, "ray")
@@ -53,7 +50,7 @@ def render(graph: Graph, submission: Submission) -> str:
 
 
 def submit(graph: Graph, submission: Submission) -> int:
-    """Hand the pipeline to Ray's job server, and return as soon as that has it.
+    """Hand the pipeline to Ray's job server, and return as soon as that has it, or see `client.outcome`.
 
     Raises:
         UserError: there is none, or it refuses.
@@ -73,8 +70,9 @@ def submit(graph: Graph, submission: Submission) -> int:
                 runtime_env={"env_vars": variables},
                 metadata={"pipeline": settings.name},
             )
-    print(f"submitted {settings.name} as {submission.job} to {submission.server}; its logs go to {submission.logs}")
-    return 0
+    said = f"submitted {settings.name} as {submission.job} to {submission.server}; its logs go to {submission.logs}"
+    print(said, flush=True)
+    return client.outcome(server, submission.job)
 
 
 def state(submission: Submission) -> str:
@@ -96,7 +94,7 @@ def answers(submission: Submission) -> dict[str, QueueAnswer]:
 
 
 def is_active(submission: Submission) -> bool:
-    return bool(submission.job) and state(submission) in ACTIVE
+    return bool(submission.job) and state(submission) in client.ACTIVE
 
 
 def refuse_second(submission: Submission, keys: dict[str, str]) -> None:

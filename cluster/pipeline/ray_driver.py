@@ -1,7 +1,7 @@
 """The driver of a pipeline on Ray, run by Ray's job server: `python -m cluster.pipeline.ray_driver LOGS`.
 
 A step, or a part of one, is a task that runs the step's process wherever Ray has room; one whose node is lost is given
-out again, and goes on with what is done. Training and preflights have drivers of their own, beside this one.
+out again, and goes on with what is done. What has ranks has a driver of its own, beside this one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mvlm.errors import ExitCode
 from ..attempt import shell_code
 from . import step as step_module
 from .executor import Executor, RunningStep
-from .file import BY_RUN, PipelineStep, memory_bytes
+from .file import PipelineStep, memory_bytes
 from .local import StepProcess
 from .submission import Submission
 from .words import parts_of
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
         return ExitCode.REQUEUE
 
     def start(name: str, part: int) -> RunningStep:
-        if steps[name].kind in BY_RUN:
+        if steps[name].is_job or steps[name].kind == "preflight":
             return StepProcess(submission, name)
         return StepTask(submission, steps[name], part)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Collection
 from dataclasses import replace
@@ -15,9 +16,10 @@ from ..slurm import backend, queue
 from ..slurm.plain import plain_script
 from . import step as step_module
 from .graph import Graph
-from .submission import Submission, trains
-from .view import QueueAnswer
-from .words import as_job, behind_others, interpreter, parts_of
+from .proof import keys
+from .submission import Submission, is_settled, settle
+from .view import QueueAnswer, attempts
+from .words import JOB, as_job, behind_others, interpreter, parts_of
 
 NEVER = "DependencyNeverSatisfied"
 PARTS, WHOLE = "parts.sbatch", "step.sbatch"
@@ -33,10 +35,9 @@ def check(graph: Graph) -> list[str]:
 
 
 def _refusal(job: Job, graph: Graph, name: str) -> str:
+    step = graph.pipeline.steps[name]
     try:
-        backend.render(job, graph.pipeline.steps[name].overrides) if trains(graph.pipeline, name) else plain_script(
-            job, job.name, "true", job.log_folder
-        )
+        backend.render(job, step.overrides) if step.is_job else plain_script(job, job.name, "true", job.log_folder)
     except UserError as error:
         return str(error)
     return ""
@@ -52,7 +53,7 @@ def scripts(graph: Graph, submission: Submission, name: str, after: Collection[s
     job = as_job(pipeline, step, "slurm")
     folder = submission.folder(name)
     dependency = "afterok:" + ":".join(after) if after else ""
-    if trains(pipeline, name):
+    if step.is_job:
         return [(WHOLE, backend.render(behind_others(job, dependency), step.overrides))]
     job = replace(job, environment={})  # the step's process reads it, and its secrets
     words = shlex.join([interpreter(pipeline), "-m", step_module.__name__, submission.logs, name])
@@ -102,7 +103,7 @@ def _submit_step(graph: Graph, submission: Submission, name: str) -> None:
     after = [submission.queued[need].jobs[-1] for need in queued.needs]
     for file, text in scripts(graph, submission, name, after):
         folder = submission.folder(name)
-        (folder / "train").mkdir(parents=True, exist_ok=True)
+        (folder / JOB).mkdir(parents=True, exist_ok=True)
         script = text.replace("afterany:ARRAY", f"afterany:{queued.jobs[0]}") if queued.jobs else text
         write_private(folder / file, script)
         queued.jobs.append(queue.submit(folder / file))
@@ -136,6 +137,18 @@ def refuse_second(submission: Submission, keys: dict[str, str]) -> None:
         raise UserError(
             f"{submission.path} is in the queue already, with {', '.join(waiting)}: cancel it, or use rerun STEP."
         )
+
+
+def settle_ended(graph: Graph, submission: Submission) -> None:
+    """Write the proofs of jobs that have ended well and behind which nobody has begun, who would have done it."""
+    now = keys(graph)
+    for name, queued in submission.queued.items():
+        step = graph.pipeline.steps.get(name)
+        if step and step.is_job and now[name] == queued.key and not is_settled(graph, submission, name):
+            last = attempts(submission, name)[-1:]
+            if last and last[0].exit_code == 0:
+                with contextlib.suppress(UserError):  # what it has made is gone: it is done again
+                    settle(graph, submission, name)
 
 
 def clear(submission: Submission, names: Collection[str]) -> None:

@@ -31,11 +31,10 @@ from ..ray.spec import FILE as RAY_SPEC
 from ..ray.spec import RayJobSpec
 from ..record import JobRecord, read_record, write_private
 from ..slurm import preflight
-from .file import BY_RUN
 from .graph import Graph
 from .page import write_page
 from .proof import is_whole
-from .submission import RECORD, Submission, is_settled, settle, trains
+from .submission import RECORD, Submission, is_settled, settle
 from .words import as_job, interpreter, job_file, part_words, process_words, step_folder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -93,7 +92,7 @@ class StepRun:
         return code
 
     def _attempts(self) -> int:
-        retries = 0 if trains(self.pipeline, self.name) else self.step.retries
+        retries = 0 if self.step.is_job else self.step.retries  # of its own
         for number in range(retries + 1):
             code = self._attempt()
             if code in FINAL or self._stopped:
@@ -143,7 +142,7 @@ class StepRun:
 
     @property
     def _is_job(self) -> bool:
-        return self.step.kind in BY_RUN
+        return self.step.is_job or self.step.kind == "preflight"
 
     def _words(self) -> list[str]:
         if self.part:
@@ -153,7 +152,7 @@ class StepRun:
         return process_words(self.pipeline, self.step)
 
     def _words_of_job(self) -> list[str]:
-        """What trains, or measures nodes: the back-end's own command for a job."""
+        """What has ranks: the back-end's own command for a job."""
         backend, verb = self.submission.backend, "preflight" if self.step.kind == "preflight" else "submit"
         job, python = as_job(self.pipeline, self.step, backend), interpreter(self.pipeline)
         if backend == "slurm":

@@ -15,7 +15,7 @@ from mvlm.runtime.log import logger
 
 from .. import processes
 from ..record import JobRecord, read_record, write_private
-from .file import TRAINING, Pipeline, is_pipeline, load_pipeline
+from .file import is_pipeline, load_pipeline
 from .graph import Graph
 from .proof import Proof, is_proven, keys, outputs, proof_path, read_proof, write_proof
 
@@ -172,10 +172,6 @@ def settle(graph: Graph, submission: Submission, name: str) -> None:
 def is_settled(graph: Graph, submission: Submission, name: str) -> bool:
     proof = read_proof(proof_path(graph, name))
     return proof is not None and proof.done and proof.key == submission.queued[name].key
-
-
-def trains(pipeline: Pipeline, name: str) -> bool:
-    return pipeline.steps[name].kind in TRAINING
 
 
 def find_pipeline(path: str) -> Path | None:

@@ -18,6 +18,7 @@ from .file import TRAINING
 from .graph import Graph
 from .proof import rows
 from .submission import Submission
+from .words import JOB
 
 State = Literal["unchanged", "waiting", "running", "done", "stopped", "failed", "blocked", "not run"]
 ENDED = ("unchanged", "done", "stopped", "failed", "blocked", "not run")
@@ -66,21 +67,21 @@ def views(
     """
     found: dict[str, StepView] = {}
     for name in submission.order:
-        attempts = _attempts(submission, name) if name in submission.queued else []
+        tried = attempts(submission, name) if name in submission.queued else []
         answer = (answers or {}).get(name)
-        state = answer.state if answer else _state(submission, name, attempts, found, active)
-        last = attempts[-1] if attempts else None
-        end = (last.ended if last and last.ended else time.time()) if attempts else None
+        state = answer.state if answer else _state(submission, name, tried, found, active)
+        last = tried[-1] if tried else None
+        end = (last.ended if last and last.ended else time.time()) if tried else None
         found[name] = StepView(
             name,
             graph.pipeline.steps[name].kind,
             state,
             graph.needs[name],
-            attempts[0].started if attempts else None,
-            end - attempts[0].started if end is not None else None,
+            tried[0].started if tried else None,
+            end - tried[0].started if end is not None else None,
             _made(graph, name) if state in ("running", "done", "unchanged") else "",
             last.exit_code if last else None,
-            len(attempts),
+            len(tried),
             str(_log(submission, name) or "") if name in submission.queued else "",
             answer.why if answer else "",
         )
@@ -115,24 +116,25 @@ def _exit(view: StepView) -> str:
 
 
 def _state(
-    submission: Submission, name: str, attempts: list[JobAttempt], before: dict[str, StepView], active: bool
+    submission: Submission, name: str, tried: list[JobAttempt], before: dict[str, StepView], active: bool
 ) -> State:
     if name not in submission.queued:
         return "unchanged"
-    code = attempts[-1].exit_code if attempts else None
+    code = tried[-1].exit_code if tried else None
     if code is not None:
         return "done" if code == 0 else "stopped" if code == ExitCode.REQUEUE else "failed"
-    if attempts:
+    if tried:
         return "running" if active else "failed"
     if any(before[need].state in ("failed", "blocked") for need in submission.queued[name].needs):
         return "blocked"
     return "waiting" if active else "not run"
 
 
-def _attempts(submission: Submission, name: str) -> list[JobAttempt]:
+def attempts(submission: Submission, name: str) -> list[JobAttempt]:
+    """Of a queued step, what is noted of them since it was submitted."""
     if record := submission.record(name):
         return record.attempts
-    return [one for one in noted_attempts(submission.folder(name) / "train") if one.started >= submission.submitted - 1]
+    return [one for one in noted_attempts(submission.folder(name) / JOB) if one.started >= submission.submitted - 1]
 
 
 def _made(graph: Graph, name: str) -> str:
@@ -145,8 +147,8 @@ def _made(graph: Graph, name: str) -> str:
 
 
 def _log(submission: Submission, name: str) -> Path | None:
-    """Of the newest attempt, that of training before that of the step around it."""
-    for folder in (submission.folder(name) / "train", submission.folder(name)):
+    """Of the newest attempt, that of its ranks before that of the step around them."""
+    for folder in (submission.folder(name) / JOB, submission.folder(name)):
         if numbers := attempt_numbers(folder):
             log = launcher_log(folder, numbers[-1])
             return log if log.exists() else attempt_folder(folder, numbers[-1])

@@ -9,8 +9,8 @@ from pathlib import Path
 from mvlm.config.shipped import find_file, package
 from mvlm.config.toml import as_toml
 
-from ..job import Job
-from .file import BY_RUN, IN_PARTS, TRAINING, Pipeline, PipelineStep
+from ..job import Job, parse_time
+from .file import BY_RUN, IN_PARTS, Pipeline, PipelineStep
 
 PROGRAMS = {
     "shard": (package("data_tools"), "shard"),
@@ -24,6 +24,8 @@ PROGRAMS = {
 OUTPUT = dict.fromkeys(PROGRAMS, "--out") | {"evaluate": "--json"}
 """The option that names the first of what a step writes; the scores of rows have none, they lie beside the rows."""
 del OUTPUT["score"]
+JOB = "job"
+"""Folder below a step's logs for those of its ranks."""
 WORKPLACE = {"shard": "--workers"}
 """The option that names how many processes a program may start."""
 
@@ -58,13 +60,8 @@ def program_words(step: PipelineStep) -> list[str]:
 
 
 def process_words(pipeline: Pipeline, step: PipelineStep) -> list[str]:
-    """The argument list of such a step; an evaluation on several GPUs has a rank on each."""
-    if step.kind == "command":
-        return program_words(step)
-    start = [interpreter(pipeline), "-m"]
-    if step.kind == "evaluate" and step.gpus > 1:
-        start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(step.gpus), "-m"]
-    return [*start, *program_words(step)]
+    """The argument list of such a step."""
+    return program_words(step) if step.kind == "command" else [interpreter(pipeline), "-m", *program_words(step)]
 
 
 def part_words(pipeline: Pipeline, step: PipelineStep, part: int) -> list[str]:
@@ -78,11 +75,14 @@ def as_job(pipeline: Pipeline, step: PipelineStep, backend: str) -> Job:
     by_run = step.kind in BY_RUN
     ranks = step.gpus or step.processes
     scheduled = backend == "slurm"
+    limit = step.time if scheduled or step.is_job else ""
+    warning = min(Job.warning_seconds, (parse_time(limit) or 0) // 4) if limit else Job.warning_seconds
     memory = (f"--mem={step.memory}",) if step.memory and scheduled else ()
     return Job(
         name=f"{settings.name}-{step.name}",
         run=str(find_file(step.run, "configs").absolute()) if by_run else "",
         deepspeed=str(find_file(step.deepspeed, "ds_configs").absolute()) if by_run else "",
+        command=tuple(program_words(step)[1:]) if step.is_job and not by_run else (),
         nodes=step.nodes,
         gpus_per_node=step.gpus,
         processes_per_node=1 if step.gpus else step.processes,
@@ -92,8 +92,9 @@ def as_job(pipeline: Pipeline, step: PipelineStep, backend: str) -> Job:
         modules=settings.modules if scheduled else (),
         container=step.image if backend != "local" else "",
         requeue=step.retries,
-        logs=str((step_folder(pipeline, step.name) / "train").absolute()),
-        time=step.time if scheduled or step.kind in TRAINING else "",
+        logs=str((step_folder(pipeline, step.name) / JOB).absolute()),
+        time=limit,
+        warning_seconds=warning,
         partition=(step.partition or settings.partition) if scheduled else "",
         account=settings.account if scheduled else "",
         qos=settings.qos if scheduled else "",

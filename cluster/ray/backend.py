@@ -103,7 +103,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     """Hand the job to Ray's job server, and return as soon as that has it.
 
     Returns:
-        0; what becomes of the job, `status` and `logs -f` tell.
+        0; what becomes of the job, `status` and `logs -f` tell. Within a job of Ray's, the job's own exit code.
 
     Raises:
         UserError: the job cannot run on Ray, runs already, or there is no job server at the address.
@@ -125,8 +125,8 @@ def submit(job: Job, overrides: list[str]) -> int:
                 runtime_env=runtime_env(spec),
                 metadata=metadata,
             )
-    print(f"submitted {job.name} as {job_id} to {address(job)}; its logs go to {job.log_folder}")
-    return 0
+    print(f"submitted {job.name} as {job_id} to {address(job)}; its logs go to {job.log_folder}", flush=True)
+    return client.outcome(server, job_id)
 
 
 def status(folder: Path) -> JobStatus:
@@ -196,7 +196,7 @@ def _state(record: JobRecord) -> tuple[str, int | None]:
 
 
 def _is_active(state: str) -> bool:
-    return state in ("PENDING", "RUNNING")
+    return state in client.ACTIVE
 
 
 def _earlier_attempts(folder: Path) -> list[JobAttempt]:

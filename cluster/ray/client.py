@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 
 from ..job import Job
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
+ACTIVE = ("PENDING", "RUNNING")
 POLL_SECONDS = 1.0
+WITHIN = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray's job server sets it for what it starts."""
 
 
 def address(job: Job) -> str:
@@ -59,6 +64,27 @@ def refusals_as_mistakes() -> Iterator[None]:
     except OSError as error:  # requests', where it does not answer, or not in time
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
+
+
+def outcome(server: Any, job_id: str) -> int:
+    """0; within a job of Ray's the exit code of what it has submitted, once that has ended.
+
+    A RayJob of Kubernetes would else be over as soon as its work is queued. Told to end, it has its work stopped.
+    """
+    if WITHIN not in os.environ:
+        return ExitCode.DONE
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    while True:
+        with contextlib.suppress(OSError):  # a dashboard that starts anew; the head itself is this process's own
+            if told:
+                server.stop_job(job_id)
+                told.clear()
+            info = server.get_job_info(job_id)
+            if info.status.value not in ACTIVE:
+                succeeded = info.status.value == "SUCCEEDED"
+                return ExitCode.DONE if succeeded else info.driver_exit_code or ExitCode.REQUEUE
+        time.sleep(POLL_SECONDS)
 
 
 def import_path() -> str:

@@ -30,7 +30,7 @@ class RayJobSpec:
     @classmethod
     def of(cls, job: Job, overrides: list[str]) -> RayJobSpec:
         run, logs = str(run_folder(job, overrides).absolute()), str(job.log_folder.absolute())
-        return cls(job, job.train_command(overrides), str(Path.cwd()), str(python(job)), run, logs)
+        return cls(job, job.words(overrides), str(Path.cwd()), str(python(job)), run, logs)
 
     @classmethod
     def load(cls, path: Path) -> RayJobSpec:

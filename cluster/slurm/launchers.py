@@ -159,9 +159,11 @@ def _binding(job: Job) -> list[str]:
     memory with them. All GPUs stay visible to each rank: NCCL reaches its neighbours' through NVLink by them."""
     if not job.gpus_per_node:
         return []
-    if LAUNCHERS[job.launcher].by_node:  # the one task has all cores, and each rank takes those near its GPU
-        return ["--cpu-bind=none"]
-    return ["--distribution=block:block", "--cpu-bind=cores", "--mem-bind=local"]
+    by_node, per_task = LAUNCHERS[job.launcher].by_node, job.gpu_request == "gpus-per-task"
+    seen = [*([f"--gpus-per-task={job.gpus_per_node}"] if by_node else []), "--gpu-bind=none"] if per_task else []
+    if by_node:  # the one task has all cores, and each rank takes those near its GPU
+        return [*seen, "--cpu-bind=none"]
+    return [*seen, "--distribution=block:block", "--cpu-bind=cores", "--mem-bind=local"]
 
 
 def _container(job: Job, overrides: list[str]) -> list[str]:
@@ -184,7 +186,8 @@ def _folders(job: Job, overrides: list[str]) -> Iterator[str]:
     for folder in (job.log_folder, run_folder(job, overrides)):
         if not folder.absolute().is_relative_to(Path.cwd()):
             yield str(folder.absolute())
-    for word in [*strings_in(read_tables(job.run, "run configuration")), *overrides]:
+    given = list(job.command) or strings_in(read_tables(job.run, "run configuration"))
+    for word in [*given, *overrides]:
         for path in re.findall(r"(?:^|[=\"'\[, ])(/[^\"'\],]+)", word):
             if Path(path).exists() and not Path(path).is_relative_to(Path.cwd()):
                 yield path

@@ -20,6 +20,8 @@ def placement(job: Job) -> dict[str, str]:
         found["cpus-per-task"] = str(job.cpus_per_process)
     if job.gpus_per_node and job.gpu_request == "gres":
         found["gres"] = f"gpu:{job.gpus_per_node}"
+    elif job.gpus_per_node and job.gpu_request == "gpus-per-task":
+        found["gpus-per-task"] = "1"
     elif job.gpus_per_node:
         found["gpus-per-node"] = str(job.gpus_per_node)
     return found | {name: value for name in ("partition", "account", "qos") if (value := getattr(job, name))}

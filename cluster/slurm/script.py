@@ -134,6 +134,8 @@ def _import_check(job: Job) -> str:
 
 
 def _command(job: Job, runs: Sequence[ScriptRun]) -> str:
+    if job.command:
+        return f"  {python(job).name} -m mvlm {shlex.join(job.command)}"
     overrides = ['"${settings[@]}"'] if runs[0].label else [shlex.quote(word) for word in runs[0].overrides]
     lines = [
         f"{python(job).name} -m mvlm train {shlex.quote(job.run)}",

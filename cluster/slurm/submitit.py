@@ -140,7 +140,7 @@ class TrainJob:
 
     def _command(self, attempt: Path) -> list[str]:
         interpreter = str(python(self.job))
-        train = [interpreter, "-m", "mvlm", *self.job.train_command(self.words)]
+        train = [interpreter, "-m", "mvlm", *self.job.words(self.words)]
         return [interpreter, "-m", rank.__name__, str(attempt), *train]
 
 

@@ -1,6 +1,10 @@
-"""Embed the images of shards for `mvlm search` and `mvlm serve`.
+"""Embed the images of shards for `mvlm search` and `mvlm serve`; under a launcher the ranks share the work.
 
 An existing index is replaced once the new one is complete.
+
+examples:
+  mvlm index shards/train --checkpoint runs/mine --out corpus.index
+  torchrun --nproc-per-node 8 -m mvlm index shards/train --checkpoint runs/mine --out corpus.index
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from pathlib import Path
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
+from mvlm.runtime.launch import environment
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +36,14 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.runtime import dist
     from mvlm.search.build import build_index
 
-    device = dist.device()
-    loaded = load_run(args.checkpoint, device)
-    count = build_index(loaded, args.shards, args.out, device)
-    print(f"{args.out}: {count:,} images by the weights of step {loaded.step}.")
+    if environment()["world"] > 1:
+        dist.init()
+    try:
+        device = dist.device()
+        loaded = load_run(args.checkpoint, device)
+        count = build_index(loaded, args.shards, args.out, device)
+        if dist.rank() == 0:
+            print(f"{args.out}: {count:,} images by the weights of step {loaded.step}.")
+    finally:
+        dist.close()
     return 0

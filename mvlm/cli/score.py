@@ -4,7 +4,7 @@ Each row gets, as the mean over its captions: itc_similarity, the cosine of ITC'
 probability of a match; text_loss and image_loss, the losses of reconstructing masked tokens and masked patches from the
 other modality; and caption_words. With py3langid there is a column language, too. The image's ITC features are kept
 apart, as its embedding. Run the same command again after a kill: shards that are scored stay. Several processes share
-the work with --part; the last one names the tables in the manifest.
+the work with --part, and under a launcher the ranks do; the last one names the tables in the manifest.
 
 With --clusters, the rows of all SHARDS are then put in clusters by k-means on their embeddings, which a command with
 --part leaves to one without: cluster, cluster_rank and duplicate_similarity cap a cluster's rows, as MetaCLIP does, and
@@ -14,6 +14,7 @@ examples:
   mvlm score shards/noisy --checkpoint runs/scorer
   mvlm score s3://bucket/noisy --checkpoint runs/scorer --part $SLURM_ARRAY_TASK_ID/16
   mvlm score shards/noisy --checkpoint runs/scorer --clusters 1000
+  torchrun --nproc-per-node 8 -m mvlm score shards/noisy --checkpoint runs/scorer
   mvlm train run.toml data.train=shards/noisy "data.where=itm_probability > 0.5 and duplicate_similarity < 0.95"
 """
 
@@ -21,11 +22,13 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
 from mvlm.runtime.arguments import positive, within
-from mvlm.runtime.log import rank_log
+from mvlm.runtime.launch import environment
+from mvlm.runtime.log import log
 
 gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 
@@ -61,21 +64,29 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.runtime import dist
 
     part, parts = parse_part(args.part)
-    device = dist.device()
-    loaded = load_run(args.checkpoint, device)
-    scorer = Scorer(loaded, args.batch or loaded.config.eval.batch, device)
-    if not scorer.finds_language:
-        rank_log.warning(NO_LANGUAGE)
-    data = loaded.config.data
-    for folder in args.shards:
-        cache = Cache(data.cache, data.cache_gb)
-        missing, shards = score_part(scorer, folder, part, parts, cache=cache)
-        wait = (
-            f"{missing:,} of them are still to be scored by other parts" if missing else "data.where reads the scores"
-        )
-        print(f"{folder}: {shards:,} shards by the weights of step {loaded.step}; {wait}.")
-    if args.clusters and parts == 1:
-        cache = Cache(data.cache, data.cache_gb)
-        cluster_corpora(args.shards, args.clusters, args.memory_gb, device, cache=cache)
+    if environment()["world"] > 1:
+        dist.init()
+    try:
+        device, rank, world = dist.device(), dist.rank(), dist.world()
+        loaded = load_run(args.checkpoint, device)
+        scorer = Scorer(loaded, args.batch or loaded.config.eval.batch, device)
+        if not scorer.finds_language:
+            log.warning(NO_LANGUAGE)
+        data = loaded.config.data
+        score = partial(score_part, scorer, part=part * world + rank, parts=parts * world)
+        for folder in args.shards:
+            found = dist.on_all(partial(score, folder, cache=Cache(data.cache, data.cache_gb)))
+            missing, shards = min(found)  # the rank that was the last knows of all
+            rest = (
+                f"{missing:,} of them are still to be scored by other parts"
+                if missing
+                else "data.where reads the scores"
+            )
+            if rank == 0:
+                print(f"{folder}: {shards:,} shards by the weights of step {loaded.step}; {rest}.")
+    finally:
+        dist.close()  # the others need not wait for clusters
+    if args.clusters and parts == 1 and rank == 0:
+        cluster_corpora(args.shards, args.clusters, args.memory_gb, device, cache=Cache(data.cache, data.cache_gb))
         print(f"The rows are in {args.clusters:,} clusters.")
     return 0

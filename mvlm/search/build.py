@@ -1,7 +1,14 @@
-"""An index made: shards read row by row, their images embedded as evaluation does it."""
+"""An index made: shards read row by row, their images embedded as evaluation does it, by any number of ranks.
+
+Each rank embeds whole batches, and leaves features and rows beside the index; then each builds some of the vector
+files. A batch has the same rows, and a file's graph is built by one thread, whatever the number of ranks, so that the
+index is the same to the last byte.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,41 +26,109 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import shares
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
-from mvlm.search.folder import INDEX, TABLE, TABLE_SCHEMA, Contents, Indexed, VectorWriter, hash_of, new_index
+from mvlm.runtime import dist
+from mvlm.search import folder as layout
+from mvlm.search.folder import INDEX, TABLE, TABLE_SCHEMA, Contents, Indexed, VectorFile, hash_of, new_index
+
+SHARES = "shares"  # a folder in that of a new index, until it is whole
+AT_ONCE = 8  # vector files that a rank builds, each in a thread and in 0.3 GB
 
 
 def build_index(loaded: Loaded[MaskVLM], folders: Sequence[str], out: Path, device: torch.device) -> int:
-    """Index the images of shard folders, a batch at a time; returns how many.
+    """Index the images of shard folders, a batch at a time; returns how many. Called on every rank at once.
 
-    An index that stands at `out` is replaced when the new one is whole.
+    An index that stands at `out`, which all ranks see, is replaced when the new one is whole.
 
     Raises:
         UserError: shards cannot be read, an image cannot be decoded (names shard, row and key), or `out` cannot be
             written.
     """
-    config, model = loaded.config, loaded.model
+    config = loaded.config
     mixture = Mixture([_lasting(folder) for folder in folders], cache=Cache(config.data.cache, config.data.cache_gb))
-    dataset = EvalImages(mixture, len(mixture), config.model.image_size)
     with new_index(out) as folder:
-        vectors = VectorWriter(folder, config.model.contrastive_width)
-        with pa.OSFile(str(folder / TABLE), "wb") as file, pa.ipc.new_file(file, TABLE_SCHEMA) as table:
-            for rows, image_BCHW in _read_ahead(dataset, config.eval.batch):
-                with shares.inference(model):
-                    feature_BE = model.project_image(model.encode_image(image_BCHW.to(device)))
-                vectors.add(feature_BE.float().cpu().numpy())
-                table.write_batch(_describe(mixture, rows))
-        vectors.save()
+        work = IndexWork(folder, mixture, config.eval.batch, config.model.contrastive_width, dist.rank(), dist.world())
+        dist.on_all(layout.mistakes_of(out, lambda: work.embed(loaded, device)))
+        files = dist.on_all(layout.mistakes_of(out, work.build))
+        vectors = sorted((file for of_rank in files for file in of_rank), key=lambda file: file.file)
+        dist.as_rank_0(layout.mistakes_of(out, lambda: work.complete(loaded, vectors)))
+    return len(mixture)
+
+
+class IndexWork:
+    """A rank's part in a new index; all ranks are through with one method before any begins the next.
+
+    Args:
+        folder: of the index.
+        batch: images in a forward pass.
+        width: values of a feature.
+    """
+
+    def __init__(self, folder: Path, mixture: Mixture, batch: int, width: int, rank: int, world: int) -> None:
+        self._folder, self._mixture, self._width = folder, mixture, width
+        self._batch, self._rank, self._world = batch, rank, world
+        batches = -(-len(mixture) // batch)
+        self._share = -(-batches // world) * batch  # rows of a rank; the last ones may have fewer, or none
+
+    def embed(self, loaded: Loaded[MaskVLM], device: torch.device) -> None:
+        """Write the features and the rows of this rank's share, in order."""
+        first, end = self._rank * self._share, min((self._rank + 1) * self._share, len(self._mixture))
+        batches = [range(start, min(start + self._batch, end)) for start in range(first, end, self._batch)]
+        dataset = EvalImages(self._mixture, len(self._mixture), loaded.config.model.image_size)
+        features, rows = self._files(self._rank)
+        features.parent.mkdir(exist_ok=True)
+        with (
+            open(features, "wb") as raw,
+            pa.OSFile(str(rows), "wb") as file,
+            pa.ipc.new_file(file, TABLE_SCHEMA) as table,
+        ):
+            for numbers, image_BCHW in _read_ahead(dataset, batches, shows=self._rank == 0):
+                with shares.inference(loaded.model):
+                    feature_BE = loaded.model.project_image(loaded.model.encode_image(image_BCHW.to(device)))
+                raw.write(feature_BE.float().cpu().numpy().tobytes())
+                table.write_batch(_describe(self._mixture, numbers))
+
+    def build(self) -> list[VectorFile]:
+        """Write this rank's vector files, of features that any rank has made."""
+        numbers = range(self._rank, -(-len(self._mixture) // layout.PART), self._world)
+        with ThreadPoolExecutor(min(AT_ONCE, len(os.sched_getaffinity(0)))) as threads:
+            return list(threads.map(self._build, numbers))
+
+    def complete(self, loaded: Loaded[MaskVLM], vectors: Sequence[VectorFile]) -> None:
+        """Write the table of all rows, and what the index contains; rank 0 does."""
+        with pa.OSFile(str(self._folder / TABLE), "wb") as file, pa.ipc.new_file(file, TABLE_SCHEMA) as table:
+            for rank in range(self._world):
+                part = pa.ipc.open_file(pa.memory_map(str(self._files(rank)[1])))
+                for number in range(part.num_record_batches):
+                    table.write_batch(part.get_batch(number))
         contents = Contents(
             weights=loaded.fingerprint,
             step=loaded.step,
-            width=vectors.width,
-            rows=len(mixture),
-            shards=tuple(Indexed(str(c.folder), c.manifest.fingerprint) for c in mixture.corpora),
-            table=hash_of(folder / TABLE),
-            vectors=tuple(vectors.files),
+            width=self._width,
+            rows=len(self._mixture),
+            shards=tuple(Indexed(str(c.folder), c.manifest.fingerprint) for c in self._mixture.corpora),
+            table=hash_of(self._folder / TABLE),
+            vectors=tuple(vectors),
         )
-        (folder / INDEX).write_text(contents.to_json(), encoding="utf-8")
-    return len(mixture)
+        (self._folder / INDEX).write_text(contents.to_json(), encoding="utf-8")
+        shutil.rmtree(self._folder / SHARES)
+
+    def _build(self, number: int) -> VectorFile:
+        first, end = number * layout.PART, min((number + 1) * layout.PART, len(self._mixture))
+        return layout.write_vectors(self._folder, number, self._features(first, end), self._width)
+
+    def _features(self, first: int, end: int) -> Iterator[np.ndarray]:
+        """Those of the rows from `first` to `end`, as the ranks have written them."""
+        while first < end:
+            rank, row = divmod(first, self._share)
+            count = min(end - first, self._share - row)
+            begin = 4 * row * self._width
+            raw = np.memmap(self._files(rank)[0], np.float32, "r", begin, (count, self._width))
+            yield raw
+            first += count
+
+    def _files(self, rank: int) -> tuple[Path, Path]:
+        folder = self._folder / SHARES
+        return folder / f"features-{rank:05d}.f32", folder / f"rows-{rank:05d}.arrow"
 
 
 def _lasting(folder: str) -> str:
@@ -61,18 +136,21 @@ def _lasting(folder: str) -> str:
     return folder if "://" in folder else str(Path(folder).resolve())
 
 
-def _read_ahead(dataset: EvalImages, batch: int) -> Iterator[tuple[range, Tensor]]:
-    """The images in order with their rows, the next batch decoded meanwhile; shows how far it is."""
-    count = len(dataset)
-    batches = [range(first, min(first + batch, count)) for first in range(0, count, batch)]
+def _read_ahead(dataset: EvalImages, batches: Sequence[range], shows: bool) -> Iterator[tuple[range, Tensor]]:
+    """The images of batches with their rows, the next batch decoded meanwhile.
+
+    Args:
+        shows: how far it is.
+    """
     console = Console(stderr=True)
     columns = (TextColumn("index"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with ThreadPoolExecutor(1) as reader, Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task, following = bar.add_task("", total=count), reader.submit(dataset.images, batches[0])
+    hidden = not (shows and console.is_terminal)
+    with ThreadPoolExecutor(1) as reader, Progress(*columns, console=console, disable=hidden) as bar:
+        task = bar.add_task("", total=sum(map(len, batches)))
+        decoded = [reader.submit(dataset.images, rows) for rows in batches[:1]]
         for number, rows in enumerate(batches):
-            image_BCHW = following.result()
-            if number + 1 < len(batches):
-                following = reader.submit(dataset.images, batches[number + 1])
+            image_BCHW = decoded.pop().result()
+            decoded += [reader.submit(dataset.images, rows) for rows in batches[number + 1 : number + 2]]
             yield rows, image_BCHW
             bar.advance(task, len(rows))
 

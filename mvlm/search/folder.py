@@ -12,16 +12,20 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 from usearch.index import Index
 
 from mvlm.errors import UserError
+from mvlm.runtime import dist
+
+Done = TypeVar("Done")
 
 FORMAT, VERSION = "mvlm index", 1
 INDEX, TABLE = "index.json", "rows.arrow"
@@ -66,62 +70,66 @@ class Contents:
         return json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n"
 
 
-class VectorWriter:
-    """Features to vector files, PART images each; one part is in memory at a time.
+def write_vectors(folder: Path, number: int, features: Iterable[np.ndarray], width: int) -> VectorFile:
+    """Write vector file `number`, whose first image is `number` times PART.
 
     Args:
-        width: values of a feature.
+        features: of its images in order, fp32 [any number, width].
     """
-
-    def __init__(self, folder: Path, width: int) -> None:
-        self.folder, self.width, self.rows = folder, width, 0
-        self.files: list[VectorFile] = []
-        self._part = self._empty()
-
-    def add(self, feature_BE: np.ndarray) -> None:
-        """The next images' features, fp32."""
-        while len(feature_BE):
-            head, feature_BE = np.split(feature_BE, [PART - len(self._part)])
-            self._part.add(np.arange(self.rows, self.rows + len(head)), head)
-            self.rows += len(head)
-            if len(self._part) == PART:
-                self.save()
-
-    def save(self) -> None:
-        """Write the part that is in memory, if there is any."""
-        if not len(self._part):
-            return
-        path, rows = self.folder / f"vectors-{len(self.files):05d}.usearch", len(self._part)
-        self._part.save(str(path))
-        self.files.append(VectorFile(path.name, rows, path.stat().st_size, hash_of(path)))
-        self._part = self._empty()
-
-    def _empty(self) -> Index:
-        return Index(ndim=self.width, metric=METRIC, dtype=DTYPE)
+    index, rows = Index(ndim=width, metric=METRIC, dtype=DTYPE), 0
+    for feature_BE in features:
+        first = number * PART + rows
+        index.add(np.arange(first, first + len(feature_BE)), feature_BE, threads=1)  # more make another graph each time
+        rows += len(feature_BE)
+    path = folder / f"vectors-{number:05d}.usearch"
+    index.save(str(path))
+    return VectorFile(path.name, rows, path.stat().st_size, hash_of(path))
 
 
 @contextmanager
 def new_index(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write an index into, which takes its place at the end of the block.
+    """A folder beside `out` to write an index into, which takes its place at the end of the block, on every rank.
 
     Raises:
         UserError: something that is no index stands there, or it cannot be written.
     """
+    partial = out.with_name(f".{out.name}.partial")
+    dist.as_rank_0(mistakes_of(out, lambda: _begin(out, partial)))
+    try:
+        yield partial
+    except UserError:
+        if dist.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    dist.as_rank_0(mistakes_of(out, lambda: _replace(out, partial)))
+
+
+def mistakes_of(out: Path, act: Callable[[], Done]) -> Callable[[], Done]:
+    """The same, which raises a UserError where a file cannot be written."""
+
+    def run() -> Done:
+        try:
+            return act()
+        except OSError as error:
+            raise UserError(f"{out} cannot be written ({error}): make room, or give --out another place.") from None
+
+    return run
+
+
+def _begin(out: Path, partial: Path) -> None:
     if out.exists() and not (out / INDEX).is_file():
         raise UserError(f"{out} exists and is no index: give --out a new name, or remove it.")
-    partial, old = (out.with_name(f".{out.name}.{state}") for state in ("partial", "old"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(old, ignore_errors=True)
-        if out.exists():
-            out.rename(old)
-        partial.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{out} cannot be written ({error}): make room, or give --out another place.") from None
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+def _replace(out: Path, partial: Path) -> None:
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    partial.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_contents(folder: Path) -> Contents:

@@ -15,7 +15,7 @@ from tests.conftest import ROOT
 
 MISTAKES = {
     "job.node=2": "unknown key job.node; did you mean job.nodes?",
-    "job.zzz=2": "known are account, container,",
+    "job.zzz=2": "known are account, command, container,",
     "job.nodes=2": "set job.nodes=1",
     "job.nodes=0": "must be 1 or more",
     "job.nodes=two": "job.nodes is 'two': give a whole number",

@@ -1,4 +1,4 @@
-"""A small pipeline, parts and a mistake among its steps, on a real SLURM and a real Ray of several nodes."""
+"""Small pipelines on a real SLURM and a real Ray of several nodes: with parts and a mistake, and with training."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mvlm.config.toml import as_toml
 from tests.cluster.ray_fixture import RayCluster, cannot_run_here, ray_cluster  # noqa: F401 - a fixture
 from tests.cluster.slurm_fixture import SlurmCluster
+from tests.conftest import TINY, mvlm_command, run_command
 
 pytestmark = pytest.mark.campaign
 IMAGES = 6
@@ -47,6 +49,38 @@ kind = "command"
 command = ["cp", "{folder}/copy", "{folder}/last"]
 writes = ["{folder}/last"]
 """
+TRAINING = """
+[pipeline]
+name = "learns"
+logs = "{folder}/logs"
+environment = {{ OMP_NUM_THREADS = "1" }}
+
+[[step]]
+name = "train"
+kind = "train"
+run = "mvlm/configs/tiny.toml"
+deepspeed = "ds_configs/cpu.json"
+writes = ["{folder}/run"]
+nodes = 2
+
+[step.settings]
+{settings}
+
+[[step]]
+name = "retrieval"
+kind = "evaluate"
+command = ["retrieval", "--checkpoint", "{folder}/run", "--data", "{scenes}/eval"]
+writes = ["{folder}/retrieval.json"]
+nodes = 2
+
+[[step]]
+name = "index"
+kind = "index"
+command = ["{scenes}/eval", "--checkpoint", "{folder}/run"]
+writes = ["{folder}/index"]
+processes = 2
+cpus = 2
+"""
 Cluster = Callable[..., str]
 
 
@@ -69,7 +103,7 @@ def states(cluster: Cluster, pipeline: Path) -> dict[str, str]:
 
 
 def wait_until(cluster: Cluster, pipeline: Path, wanted: dict[str, str]) -> None:
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 900
     while (found := states(cluster, pipeline)) != wanted:
         logs = {str(path): path.read_text()[-500:] for path in pipeline.parent.glob("logs/*/**/*.log")}
         assert time.monotonic() < deadline, (found, logs)
@@ -96,13 +130,49 @@ def course(cluster: Cluster, pipeline: Path, backend: str, behind: str) -> None:
     assert "nothing to do" in cluster("submit", pipeline, "--on", backend)
 
 
+@pytest.fixture
+def learns(tmp_path: Path, scenes: Path) -> Path:
+    """A pipeline whose steps have two ranks each, on two nodes and on one."""
+    tiny = [word.replace("=global", '="global"') for word in TINY]  # strings of a file have quotes
+    words = [*tiny, f"data.train={as_toml(str(scenes / 'train'))}", "train.steps=4", "checkpoint.every=2"]
+    path = tmp_path / "learns.toml"
+    path.write_text(TRAINING.format(folder=tmp_path, scenes=scenes, settings="\n".join(words)))
+    return path
+
+
+def course_of_training(cluster: Cluster, pipeline: Path, backend: str, scenes: Path) -> None:
+    """Trained, evaluated and indexed by two ranks each, and the same to the last byte by one."""
+    folder = pipeline.parent
+    cluster("submit", pipeline, "--on", backend)
+    wait_until(cluster, pipeline, {"train": "done", "retrieval": "done", "index": "done"})
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert json.loads((folder / "run/run.json").read_text())["world"] == 2
+    for name in ("train", "retrieval", "index"):
+        assert len(list((folder / "logs" / name / "job/attempt-001").glob("rank-*.log"))) == 2
+    own = ["--checkpoint", str(folder / "run")]
+    alone = ["evaluate", "retrieval", *own, "--data", str(scenes / "eval"), "--json", str(folder / "alone.json")]
+    for words in (alone, ["index", str(scenes / "eval"), *own, "--out", str(folder / "alone")]):
+        done = run_command(mvlm_command(*words, launcher=False))
+        assert done.returncode == 0, done.stderr
+    assert (folder / "retrieval.json").read_bytes() == (folder / "alone.json").read_bytes()
+    for path in (folder / "alone").iterdir():
+        assert (folder / "index" / path.name).read_bytes() == path.read_bytes()
+    assert "nothing to do" in cluster("submit", pipeline, "--on", backend)
+
+
 def test_on_slurm(slurm: SlurmCluster, pipeline: Path) -> None:
     course(slurm.cluster, pipeline, "slurm", "failed")
     assert slurm.on("squeue", "--noheader").stdout == ""
 
 
-@pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
-def test_on_ray(cluster: RayCluster, pipeline: Path) -> None:
+def test_training_on_slurm(slurm: SlurmCluster, learns: Path, scenes: Path) -> None:
+    course_of_training(slurm.cluster, learns, "slurm", scenes)
+
+
+@pytest.fixture(scope="module", name="on_ray")
+def command_on_ray(cluster: RayCluster) -> Cluster:
+    """`python -m cluster` on the head of two nodes."""
     cluster.join("w1")
 
     def run(*words: object) -> str:
@@ -110,4 +180,14 @@ def test_on_ray(cluster: RayCluster, pipeline: Path) -> None:
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
-    course(run, pipeline, "ray", "blocked")
+    return run
+
+
+@pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
+def test_on_ray(on_ray: Cluster, pipeline: Path) -> None:
+    course(on_ray, pipeline, "ray", "blocked")
+
+
+@pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
+def test_training_on_ray(on_ray: Cluster, learns: Path, scenes: Path) -> None:
+    course_of_training(on_ray, learns, "ray", scenes)

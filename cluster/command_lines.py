@@ -1,0 +1,50 @@
+"""Command lines of ours, read by their own parsers before anything is queued."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from mvlm.config.shipped import package
+from mvlm.errors import UserError
+
+from .environment import inherited
+from .ray.client import import_path
+
+PARSE = f"""
+import contextlib, io, json, sys
+from {package("data_tools")}.__main__ import parser
+from mvlm.__main__ import command_line
+for name, words in json.load(sys.stdin).items():
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            if words[0] == "mvlm":
+                command_line(words[1:]).parse_args(words[1:])
+            else:
+                parser().parse_args(words[1:])
+    except SystemExit as end:
+        if end.code:
+            print(json.dumps([name, said.getvalue().strip().splitlines()[-1]]))
+    except Exception as error:
+        print(json.dumps([name, str(error)]))
+"""
+"""Reads the command lines of steps as their programs will: an unknown option is found before hours of other steps."""
+
+
+def refused(words: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Of command lines of ours, by name, those that their parsers refuse, and why.
+
+    Raises:
+        UserError: the parsers cannot be asked.
+    """
+    if not words:
+        return {}
+    environment = inherited() | {"PYTHONPATH": import_path()}
+    asked = [sys.executable, "-c", PARSE]
+    done = subprocess.run(asked, input=json.dumps(words), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise UserError(f"The commands of the steps cannot be checked: {done.stderr.strip().splitlines()[-1]}.")
+    return dict(json.loads(line) for line in done.stdout.splitlines())
