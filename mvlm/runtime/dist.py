@@ -23,6 +23,10 @@ from mvlm.runtime.rendezvous import Rendezvous, gather_ranks
 Found = TypeVar("Found")
 
 TIMEOUT = timedelta(minutes=30)
+LARGE = 64
+"""Ranks from which on gloo connects two when one first has something for the other. By itself it connects all with all,
+for which each reads every other's address, as long as there are ranks, from the one store. Below, where that costs
+little, each rank so hears at once of any other's end, and not from its partners."""
 
 
 def init(ranks: int | None = None) -> None:
@@ -40,6 +44,8 @@ def init(ranks: int | None = None) -> None:
     # A rank alone meets itself in its own memory: no port that a neighbour could hold.
     store = torch_dist.HashStore() if world == 1 else gather_ranks()
     store.set_timeout(TIMEOUT)
+    if world >= LARGE:
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
     if uses_cuda():
         torch.cuda.set_device(device())
     torch_dist.init_process_group(backend, store=store, rank=given["rank"], world_size=world, timeout=TIMEOUT)

@@ -17,6 +17,24 @@ def test_every_pair_meets_once_in_as_few_rounds_as_there_can_be(count):
     assert len(played) == (0 if count < 2 else count - 1 + count % 2)
 
 
+@pytest.mark.parametrize(("count", "most"), [(16, 15), (17, 15), (64, 15), (512, 18), (1001, 20)])
+def test_of_many_nodes_each_meets_a_few_others_once(count, most):
+    played = rounds(count)
+    assert len(played) == most
+    pairs = [pair for of_round in played for pair in of_round]
+    assert len(pairs) == len(set(pairs))
+    for of_round in played:
+        nodes = [node for pair in of_round for node in pair]
+        assert len(nodes) == len(set(nodes)) == count - count % 2
+
+
+def test_a_slow_node_among_many_is_told_by_the_pairs_that_were_tried():
+    table = Standings(512)
+    for pair in (pair for of_round in rounds(512) for pair in of_round):
+        table.add(pair, Speed(1e9 if set(pair) & {7, 300} else 10e9, 1e-5))
+    assert table.slow(0.5) == {7, 300}
+
+
 def standings(count, slow=(), factor=0.1):
     table = Standings(count)
     for pair in itertools.combinations(range(count), 2):

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -26,9 +27,17 @@ from tests.training.conftest import TrainHere
 READINGS = [(0.1, 1e16), (0.7, 1.0), (3.3, -1e16)]  # whose sum depends on its order
 
 
-def agree(folder: Path, rank: int, world: int, port: int) -> None:
+def sockets() -> int:
+    return sum(os.readlink(link).startswith("socket:") for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+
+
+def agree(folder: Path, rank: int, world: int, port: int, large: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), MASTER_PORT=str(port))
+    dist.LARGE, before = large, sockets()
     dist.init()
+    (folder / f"{rank}.sockets").write_text(str(sockets() - before))
+    while len(list(folder.glob("*.sockets"))) < world:  # none sends before all have counted
+        time.sleep(0.01)
     found = []
     for turn in range(3):
         begun = Agreement(StepFlags(signalled=rank == 1, faults=rank + turn, ready=1), READINGS[rank])
@@ -55,16 +64,21 @@ def agree(folder: Path, rank: int, world: int, port: int) -> None:
     dist.close()
 
 
-def test_ranks_agree_to_the_last_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("connects", ["all with all", "as needed"])
+def test_ranks_agree_to_the_last_bit(connects: str, tmp_path: Path) -> None:
+    large = dist.LARGE if connects == "all with all" else 2
     world, port = len(READINGS), free_port()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports torch once for all
-    ranks = [context.Process(target=agree, args=(tmp_path, rank, world, port)) for rank in range(world)]
+    ranks = [context.Process(target=agree, args=(tmp_path, rank, world, port, large)) for rank in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0] * world
+    opened = [int((tmp_path / f"{rank}.sockets").read_text()) for rank in range(1, world)]
+    mesh = 1 + 1 + world - 1  # to the store, to listen, to the others
+    assert all(count == mesh if connects == "all with all" else count < mesh for count in opened)
     first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world))
     assert all(other == first for other in others)
     for turn, (*flags, loss, _) in enumerate(first):

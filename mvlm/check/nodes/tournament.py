@@ -1,4 +1,4 @@
-"""Every pair of nodes once, as many pairs at a time as there is room for, and what came of it."""
+"""Pairs of nodes, as many at a time as there is room for, and what came of it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 Pair = tuple[int, int]
+ALL_PAIRS = 16
+"""Nodes up to which every pair is tried. A node is told by the best of its pairs, for which a few are enough; all pairs
+of 512 nodes would take 511 rounds of seconds each."""
 ENOUGH_FAILURES = 2  # of pairs with different others, after which it is the node
 
 
 def rounds(count: int) -> list[list[Pair]]:
-    """All pairs of `count` nodes in rounds, none of which has a node twice: the circle method of round-robin."""
+    """Pairs of `count` nodes in rounds, none of which has a node twice: the circle method of round-robin.
+
+    All pairs of up to `ALL_PAIRS` nodes; of more, as many rounds as those have or twice the logarithm of their number,
+    whichever is more, from all of the round-robin.
+    """
     if count < 2:
         return []
     circle: list[int | None] = [*range(count), *([None] if count % 2 else [])]
@@ -20,7 +27,8 @@ def rounds(count: int) -> list[list[Pair]]:
         pairs = zip(circle[:half], reversed(circle[half:]), strict=True)
         played.append([(min(a, b), max(a, b)) for a, b in pairs if a is not None and b is not None])
         circle = [circle[0], circle[-1], *circle[1:-1]]
-    return played
+    most = max(ALL_PAIRS - 1, 2 * (count - 1).bit_length())
+    return played if len(played) <= most else [played[len(played) * at // most] for at in range(most)]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def findings(found: Survey) -> list[str]:
         sentences.append(found.storage)
     if found.whole_failure:
         sentences.append(
-            f"Every pair of nodes exchanges, but all ranks together do not ({found.whole_failure}): "
+            f"Pairs of nodes exchange, but all ranks together do not ({found.whole_failure}): "
             "try again with fewer nodes, and with NCCL_DEBUG=INFO in job.environment."
         )
     of_nodes = (_different, _full, _sockets, _slow_nodes, _slow_fabric, _slow_devices, _clocks)

@@ -1,0 +1,266 @@
+"""What starting and agreeing cost as ranks grow: python benchmarks/ranks
+
+Measured: forks of this process join one process group on loopback as a run does (`mvlm.runtime.dist.init`), with gloo's
+connections of all with all and with those that are made when first needed, then make the exchange of every step
+(`BackgroundSum`), a barrier and a gathering of objects. Counted are requests to the store, the bytes that it hands out
+and each rank's sockets, which do not depend on the machine; seconds do.
+
+Simulated: the same exchange, by the same code, on a virtual clock. Each rank is a thread with a time of its own; a
+message takes a drawn time, or a retransmission's more where it is lost, and its receiver goes on when it is there.
+Latencies are log-normal; `--median-us` is their median. Each line of results/*.jsonl is one number of ranks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import platform
+import queue
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+sys.path[0] = str(ROOT)
+os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+
+import torch  # noqa: E402
+import torch.distributed as torch_dist  # noqa: E402
+
+from mvlm.runtime import background, dist, rendezvous  # noqa: E402
+
+LAZY = "TORCH_GLOO_LAZY_INIT"
+TIMES = 30  # exchanges of a measurement
+SPREAD, LOST, AGAIN_S = 0.5, 1e-4, 0.2
+"""Of a latency's logarithm; share of messages that are lost; Linux's least time until one is sent again."""
+NUMBERS = 12  # of an exchange: StepFlags, a loss, a gradient norm
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--real", type=int, nargs="*", default=[2, 4, 8, 16, 32, 64], help="ranks that are processes")
+    words.add_argument("--virtual", type=int, nargs="*", default=[8, 16, 32, 64, 128, 256, 512, 1024])
+    words.add_argument("--seeds", type=int, default=20)
+    words.add_argument("--median-us", type=float, default=50.0, help="of a message (default: 50)")
+    asked = words.parse_args()
+    RESULTS.mkdir(exist_ok=True)
+    for ranks in asked.real:
+        for lazy in (False, True):
+            keep("measured.jsonl", {"ranks": ranks, "lazy": lazy} | measured(ranks, lazy) | about())
+    for ranks in asked.virtual:
+        keep("simulated.jsonl", {"ranks": ranks} | simulated(ranks, asked.seeds, asked.median_us * 1e-6) | about())
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
+    with (RESULTS / name).open("a") as file:
+        print(json.dumps(found), file=file)
+
+
+def about() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {"torch": torch.__version__, "cpus": os.cpu_count(), "python": platform.python_version()} | {
+        "load": round(os.getloadavg()[0], 1),
+        "commit": commit.stdout.strip(),
+    }
+
+
+class CountingStore(torch_dist.Store):
+    """A store whose requests are counted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.inner, self.requests, self.given = torch_dist.TCPStore(*args, **kwargs), Counter[str](), 0
+
+    def set(self, key: str, value: Any) -> None:
+        self.requests["set"] += 1
+        self.inner.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.requests["get"] += 1
+        value: bytes = self.inner.get(key)
+        self.given += len(value)
+        return value
+
+    def add(self, key: str, value: int) -> int:
+        self.requests["add"] += 1
+        return int(self.inner.add(key, value))
+
+    def check(self, keys: list[str]) -> bool:
+        self.requests["check"] += 1
+        return bool(self.inner.check(keys))
+
+    def wait(self, keys: list[str], *timeout: Any) -> None:
+        self.requests["wait"] += 1
+        self.inner.wait(keys, *timeout)
+
+    def set_timeout(self, timeout: Any) -> None:
+        self.inner.set_timeout(timeout)
+
+    def clone(self) -> CountingStore:
+        return self
+
+
+def measured(ranks: int, lazy: bool) -> dict[str, Any]:
+    """The busiest rank's counts and times, and the store's sums over all ranks."""
+    context = get_context("fork")
+    answers, port = context.SimpleQueue(), free_port()
+    forks = [context.Process(target=joined, args=(rank, ranks, port, lazy, answers)) for rank in range(ranks)]
+    for fork in forks:
+        fork.start()
+    found = [answers.get() for _ in forks]
+    for fork in forks:
+        fork.join()
+    return {name: max(one[name] for one in found) for name in found[0] if name not in ("requests", "given")} | {
+        "store requests": sum(one["requests"] for one in found),
+        "store bytes": sum(one["given"] for one in found),
+        "store requests of rank 0": max(one["requests"] for one in found),
+    }
+
+
+def joined(rank: int, ranks: int, port: int, lazy: bool, answers: Any) -> None:
+    """What one rank does, and says of itself; it leaves when all have said theirs."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), LAZY: str(int(lazy))}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    stores: list[CountingStore] = []
+
+    def counting(*args: Any, **kwargs: Any) -> CountingStore:
+        stores.append(CountingStore(*args, **kwargs))
+        return stores[-1]
+
+    rendezvous.torch_dist = SimpleNamespace(**vars(torch_dist) | {"TCPStore": counting})  # type: ignore[assignment]
+    began = time.perf_counter()
+    dist.init()
+    found: dict[str, Any] = {"joining, s": time.perf_counter() - began, "sockets, joined": sockets()}
+    sums = []
+    for _ in range(TIMES):
+        began = time.perf_counter()
+        total = background.BackgroundSum(torch.ones(NUMBERS, dtype=torch.float64)).wait()
+        sums.append(time.perf_counter() - began)
+        assert total.tolist() == [ranks] * NUMBERS
+    dist.barrier()
+    dist.gather_objects(rank)
+    found |= {"exchange, s": statistics.median(sums), "sockets, in use": sockets()}
+    answers.put(found | {"requests": sum(stores[0].requests.values()), "given": stores[0].given})
+    dist.barrier()
+    dist.close()
+
+
+def sockets() -> int:
+    count = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            count += os.readlink(link).startswith("socket:")
+    return count
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class VirtualRank(threading.local):
+    rank, now, sent, chain = 0, 0.0, 0, 0
+
+
+class VirtualNetwork:
+    """Stands for `torch.distributed` in mvlm/runtime/background.py: its ranks are threads that have their own time.
+
+    A receiver names its sender, so each message's time follows from the times of the two alone, in whatever order the
+    threads run.
+    """
+
+    def __init__(self, ranks: int, seed: int, median_s: float) -> None:
+        self.world, self._seed, self._median = ranks, seed, median_s
+        self.here = VirtualRank()
+        self._messages: dict[tuple[int, int], queue.SimpleQueue[Any]] = {}
+        self._lock = threading.Lock()
+
+    def _way(self, source: int, target: int) -> queue.SimpleQueue[Any]:
+        with self._lock:
+            return self._messages.setdefault((source, target), queue.SimpleQueue())
+
+    def send(self, tensor: torch.Tensor, target: int, tag: int = 0) -> None:
+        here = self.here
+        here.sent += 1
+        drawn = random.Random(f"{self._seed} {here.rank} {target} {here.sent}")
+        late = AGAIN_S if drawn.random() < LOST else 0.0
+        arrives = here.now + drawn.lognormvariate(math.log(self._median), SPREAD) + late
+        self._way(here.rank, target).put((tensor.clone(), arrives, here.chain + 1))
+
+    def isend(self, tensor: torch.Tensor, target: int, tag: int = 0) -> None:
+        self.send(tensor, target)
+
+    def recv(self, tensor: torch.Tensor, source: int, tag: int = 0) -> None:
+        value, arrives, chain = self._way(source, self.here.rank).get()
+        tensor.copy_(value)
+        self.here.now, self.here.chain = max(self.here.now, arrives), max(self.here.chain, chain)
+
+    def exchange(self) -> list[VirtualRank]:
+        """Every rank's end."""
+        ends: list[Any] = [None] * self.world
+
+        def run(rank: int) -> None:
+            self.here.rank = rank
+            total = background._sum(torch.ones(NUMBERS, dtype=torch.float64))
+            assert total.tolist() == [self.world] * NUMBERS
+            ends[rank] = SimpleNamespace(**{name: getattr(self.here, name) for name in ("now", "sent", "chain")})
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(self.world)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return ends
+
+
+@contextlib.contextmanager
+def on(network: VirtualNetwork) -> Iterator[None]:
+    """Have the exchange take place there."""
+    real = background.torch_dist, background.dist
+    background.torch_dist = network  # type: ignore[assignment]
+    background.dist = SimpleNamespace(rank=lambda: network.here.rank, world=lambda: network.world)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        background.torch_dist, background.dist = real
+
+
+def simulated(ranks: int, seeds: int, median_s: float) -> dict[str, Any]:
+    """Of the slowest rank, over seeds; counts are the same of every seed."""
+    threading.stack_size(256 * 1024)
+    slowest = []
+    for seed in range(seeds):
+        network = VirtualNetwork(ranks, seed, median_s)
+        with on(network):
+            ends = network.exchange()
+        slowest.append(max(end.now for end in ends))
+    return {
+        "messages": sum(end.sent for end in ends),
+        "messages of a rank": max(end.sent for end in ends),
+        "one after the other": max(end.chain for end in ends),
+        "rounds": background.rounds(ranks),
+        "exchange, s": statistics.median(slowest),
+        "longest, s": max(slowest),
+        "seeds": seeds,
+        "median_us": round(1e6 * median_s, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
