@@ -127,7 +127,8 @@ def measure(folders: tuple[list[str], str], home: Path, arm: str, seed: int, ste
     rest = f"[[stage]]\nname = 'all four'\nschedule = 'continue'\ntrain.steps = {steps - steps // 3}\n"
     first = f"[[stage]]\nname = 'contrast'\n{CONTRAST}train.steps = {round(steps // 3 * ratio)}\n"
     run = home / f"{arm.replace(' ', '_')}-{seed}"
-    seconds = trained(run, folders, first + rest if arm == "ITC first" else "", seed, f"train.steps={steps}")
+    stages, words = (first + rest, ()) if arm == "ITC first" else ("", (f"train.steps={steps}",))
+    seconds = trained(run, folders, stages, seed, *words)
     return {"ratio": ratio, "cpu_s": seconds, "commit": commit(), **last_evaluation(run)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvlm.training.logging.profile import Profiling
+from mvlm.training.logging.profile import SELDOM_S, Profiling
 
 
 def steps(profiling: Profiling, first: int, last: int) -> None:
@@ -52,6 +52,22 @@ def test_another_ranks_request_is_left_to_it(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("mvlm.runtime.dist.rank", lambda: 3)
     steps(Profiling(tmp_path), 1, 2)
     assert [path.name for path in (tmp_path / "traces").iterdir()] == ["step_00000001.rank_00003.json.gz"]
+
+
+def test_other_ranks_look_once_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mvlm.runtime.dist.world", lambda: 2)
+    monkeypatch.setattr("mvlm.runtime.dist.rank", lambda: 1)
+    now = 5.0
+    monkeypatch.setattr("mvlm.training.logging.profile.time.monotonic", lambda: now)
+    profiling = Profiling(tmp_path)
+    (tmp_path / "profile").write_text("1 1")
+    now += SELDOM_S - 1
+    profiling.look()
+    assert (tmp_path / "profile").exists()
+    now += 1
+    profiling.look()
+    assert not (tmp_path / "profile").exists()
+    profiling.close()
 
 
 def test_a_trace_that_cannot_be_written_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from mvlm.runtime.log import rank_log
 REQUEST = "profile"
 """`echo "5 3" > RUN/profile`: five steps of rank 3; by default 3 steps of rank 0."""
 TRACES = "traces"
+SELDOM_S = 60.0
+"""Between two looks of a rank other than 0: a shared file system serves those of thousands."""
 STEPS, MOST = 3, 50  # a trace of one step of a large model takes tens of megabytes
 
 
@@ -28,11 +30,14 @@ class Profiling:
     def __init__(self, run: Path) -> None:
         self._request, self._folder = run / REQUEST, run / TRACES
         self._profile: Any = None
-        self._left = 0
+        self._left, self._looked = 0, -SELDOM_S
         self.look()
 
     def look(self) -> None:
         """Begin a trace with the next step if one is asked for. Each rank reads; the one that is meant takes it."""
+        if dist.rank() and time.monotonic() - self._looked < SELDOM_S:
+            return
+        self._looked = time.monotonic()
         try:
             words = self._request.read_text(encoding="utf-8").split()
         except (OSError, ValueError):
