@@ -1,8 +1,9 @@
 """What ranks ask of their run folder while they train: python benchmarks/ranks/folder.py SHARDS
 
 Ranks of a small model train under strace (Debian's), which writes every call that names or writes a file. Counted are
-those in the run folder between the first and the last line of metrics.jsonl, so that start, checkpoints and end are left
-out, by what they are for; rank 0 and the mean of the others. results/folder.jsonl gets a line for each number of ranks.
+those in the run folder between the first and the last line of metrics.jsonl, so that start, checkpoints and end are
+left out, by what they are for; rank 0 and the mean of the others. results/folder.jsonl gets a line for each number of
+ranks.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def trace(folder: Path, run: Path, shards: Path, ranks: int) -> None:
         )
         for rank in range(ranks)
     ]
-    if any([process.wait() for process in started]):
+    codes = [process.wait() for process in started]
+    if any(codes):
         sys.exit("The training has failed, as said above.")
 
 
