@@ -14,6 +14,7 @@ from unittest.mock import patch
 import pytest
 
 import cluster.check
+import cluster.command_lines
 from cluster.__main__ import main
 from cluster.pipeline import plan, ray, slurm
 from cluster.pipeline.check import refused
@@ -76,18 +77,22 @@ def test_a_plan_adds_up_along_the_longest_chain(graph: Graph) -> None:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """`mvlm check` and `mvlm plan` are run for real and here, where torch need not be imported for each; names them."""
+    """What is asked of `mvlm` and of the parsers is answered for real and here, where torch need not be imported for
+    each; the list names the commands of `mvlm`."""
     asked: list[str] = []
 
-    def run(words: Sequence[str], **given: object) -> subprocess.CompletedProcess[str]:
-        if words[1:3] != ["-m", "mvlm"]:
-            return subprocess.run(words, **given)  # type: ignore[call-overload, no-any-return]
-        asked.append(words[3])
+    def run(words: Sequence[str], input: str = "", **_: object) -> subprocess.CompletedProcess[str]:
         with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            if words[1] == "-c":
+                monkeypatch.setattr("sys.stdin", StringIO(input))
+                exec(words[2], {})
+                return subprocess.CompletedProcess(words, 0, out.getvalue(), err.getvalue())
+            assert words[1:3] == ["-m", "mvlm"]
+            asked.append(words[3])
             code = mvlm(list(words[3:]))
         return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
-    for module in (cluster.check, plan):
+    for module in (cluster.check, cluster.command_lines, plan):
         monkeypatch.setattr(module, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL))
     with patch.dict(os.environ):
         yield asked
@@ -101,20 +106,32 @@ def without_downloads(graph: Graph) -> list[str]:
     small = {"model.text": "roberta", "model.text_args": TEXT_ARGS, "model.cross_depth": "1"}
     small |= {"model.vision": "vit_tiny_patch16_224", "model.vision_args": "{depth=1}", "model.cross_heads": "2"}
     own = small | {"model.vision_weights": "random", "model.text_weights": "random", "data.tokenizer": "auto"}
-    steps = graph.pipeline.steps.values()
-    runs = [step.name for step in steps if step.kind in BY_RUN and graph.pipeline.settings.gpu]
+    runs = runs_of(graph) if graph.pipeline.settings.gpu else []
     return [f"{name}.settings.{key}={value}" for name in runs for key, value in own.items()]
 
 
-def test_a_shipped_pipeline_passes_check_and_plan(
+def runs_of(graph: Graph) -> list[str]:
+    return [step.name for step in graph.pipeline.steps.values() if step.kind in BY_RUN]
+
+
+def test_a_shipped_pipeline_passes_check_and_plan_by_its_time_limits(
     graph: Graph, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [graph.pipeline.path, *without_downloads(graph)]
     assert main(["check", *words, "--on", "slurm"]) == 0, capsys.readouterr().err
-    runs = [step for step in graph.pipeline.steps.values() if step.kind in BY_RUN]
-    assert in_this_process == ["check"] * len(runs)
-    assert main(["plan", *words]) == 0, capsys.readouterr().err
-    planned = len(runs) if graph.pipeline.settings.gpu else 0
-    assert in_this_process[len(runs) :] == ["plan"] * planned
-    text = capsys.readouterr().out
-    assert text.count("mvlm plan, ") == planned and "the whole: " in text
+    assert main(["plan", *words, "pipeline.gpu="]) == 0, capsys.readouterr().err
+    assert in_this_process == ["check"] * len(runs_of(graph))
+    said = capsys.readouterr().out
+    assert "the whole: " in said
+    assert all(re.search(rf"^{name} .* h .*(limit|before|nothing)", said, re.MULTILINE) for name in graph.order)
+
+
+@pytest.mark.campaign
+def test_a_shipped_pipeline_is_planned_by_what_its_runs_compute(
+    graph: Graph, in_this_process: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `mvlm plan` of each of its runs, which takes seconds each."""
+    assert main(["plan", graph.pipeline.path, *without_downloads(graph)]) == 0, capsys.readouterr().err
+    planned = len(runs_of(graph)) if graph.pipeline.settings.gpu else 0
+    assert in_this_process == ["plan"] * planned
+    assert capsys.readouterr().out.count("mvlm plan, ") == planned
