@@ -16,7 +16,7 @@ from mvlm.data.shards.bits import Bits
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.integrity import check_lengths
 from mvlm.data.shards.location import open_location
-from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, parse_manifest, read_manifest
+from mvlm.data.shards.schema import MANIFEST, SCHEMAS, Manifest, corpora_in, parse_manifest, read_manifest
 from mvlm.data.shards.selection import select
 from mvlm.data.shards.takedown import TAKEDOWN
 from mvlm.errors import UserError
@@ -31,11 +31,10 @@ def corpora(path: Path) -> list[Path]:
     Raises:
         UserError: it is neither.
     """
-    inside = sorted(manifest.parent for manifest in path.glob(f"*/{MANIFEST}"))
-    if (path / MANIFEST).exists() or not inside:
+    found = corpora_in(path) or [path]
+    if found == [path]:
         read_manifest(path)
-        return [path]
-    return inside
+    return found
 
 
 def corpus_places(texts: Sequence[str]) -> list[Place]:

@@ -73,13 +73,7 @@ def shard(
             return _finish(job, out, _pruned(job, parts, done, losers, run), losers)
 
 
-def shard_share(
-    records: Source,
-    out: Path | str,
-    options: Options,
-    share: tuple[int, int],
-    on_record: Callable[[int], None] = lambda image_bytes: None,
-) -> tuple[int, int]:
+def shard_share(records: Source, out: Path | str, options: Options, share: tuple[int, int]) -> tuple[int, int]:
     """Make the i-th of n shares of the parts alone, beside other processes that make the others.
 
     `shard`, once all have ended, joins them, and makes those that are missing.
@@ -96,7 +90,7 @@ def shard_share(
         mine = chosen(parts, share)
         todo = [part for part in mine if part.number not in made]
         with engine(options.engine, options.workers, options.ray_address) as run:
-            _made(PartJob(store, options), todo, run, on_record)
+            _made(PartJob(store, options), todo, run)
     return len(todo), len(mine) - len(todo)
 
 

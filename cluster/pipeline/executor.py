@@ -12,7 +12,6 @@ from mvlm.errors import ExitCode
 from mvlm.runtime.log import logger
 
 from ..attempt import describe_exit
-from .graph import Graph
 from .submission import Submission
 
 POLL_SECONDS = 0.1
@@ -41,13 +40,12 @@ class Executor:
 
     def __init__(
         self,
-        graph: Graph,
         submission: Submission,
         start: Callable[[str, int], RunningStep],
         parts: Callable[[str], int],
         fits: Callable[[str, Collection[str]], bool],
     ) -> None:
-        self._graph, self._submission = graph, submission
+        self._submission = submission
         self._start, self._parts, self._fits = start, parts, fits
         self._waiting = [name for name in submission.order if name in submission.queued]
         self._running: dict[str, list[RunningStep]] = {}

@@ -97,11 +97,6 @@ class PipelineStep:
         is_alone = self.kind not in TRAINING and self.nodes * (self.gpus or self.processes) == 1
         return self.kind in WITH_RANKS and not is_alone
 
-    @property
-    def makes_in_place(self) -> set[str]:
-        """What it adds to: folders that it reads and writes."""
-        return set(self.reads) & set(self.writes)
-
 
 @dataclass(frozen=True)
 class Pipeline:

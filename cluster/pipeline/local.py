@@ -69,7 +69,7 @@ def submit(graph: Graph, submission: Submission) -> int:
     with claim(Path(submission.logs)):
         submission.save()
         try:
-            return Executor(graph, submission, _Starter(submission), lambda name: 1, _Room(graph)).run()
+            return Executor(submission, _Starter(submission), lambda name: 1, _Room(graph)).run()
         finally:
             submission.pid_started = None
             submission.save()

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         return StepTask(submission, steps[name], part)
 
     # Ray itself queues what has no room yet
-    return Executor(graph, submission, start, lambda name: parts_of(steps[name], "ray"), lambda *_: True).run()
+    return Executor(submission, start, lambda name: parts_of(steps[name], "ray"), lambda *_: True).run()
 
 
 class StepTask:

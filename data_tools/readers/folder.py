@@ -111,7 +111,7 @@ class RemoteFolder:
     """A folder at a URL, whose images are read one by one."""
 
     def __init__(self, url: str) -> None:
-        self.name, self._url, self._storage = name_of(url), url, Storage(url, REMEDY)
+        self.name, self._storage = name_of(url), Storage(url, REMEDY)
         size = self._storage.size(CAPTIONS)
         if size is None:
             raise UserError(f"{url} holds no {CAPTIONS}: check the URL.")

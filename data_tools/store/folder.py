@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from mvlm.data.shards.schema import MANIFEST
+from mvlm.data.shards.schema import corpora_in
 from mvlm.errors import UserError
 from mvlm.runtime.storage import NO_ROOM, publish, sync
 
@@ -55,7 +55,7 @@ def open_folder(out: Path, resumable: bool, shared: bool = False) -> Iterator[St
 def _refuse_occupied(out: Path, target: Path) -> None:
     if (target / STATE).is_dir():
         return  # finished, but for the cleaning up: `begin` sees to it
-    if (target / MANIFEST).exists() or any(target.glob(f"*/{MANIFEST}")):
+    if corpora_in(target):
         raise UserError(f"{out} already holds shards: delete it or give another --out.")
     if target.exists() and not target.is_dir():
         raise UserError(f"{out} is a file, where a folder of shards should be made: give another --out.")

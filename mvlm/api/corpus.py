@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mvlm.config.shipped import package
 from mvlm.data.shards.forms import CorpusForm, recognise
-from mvlm.data.shards.schema import CAPTION, MANIFEST, read_manifest
+from mvlm.data.shards.schema import CAPTION, corpora_in, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.commands import follow
 
@@ -73,10 +73,7 @@ def find_shards(folder: Path, task: str = CAPTION) -> ShardedCorpus | None:
     Raises:
         UserError: its rows are of another task.
     """
-    if (folder / MANIFEST).is_file():
-        parts = [folder]
-    else:
-        parts = sorted(manifest.parent for manifest in folder.glob(f"*/{MANIFEST}"))
+    parts = corpora_in(folder)
     if not parts:
         return None
     rows = {part: read_manifest(part) for part in parts}

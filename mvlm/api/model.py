@@ -28,6 +28,7 @@ from mvlm.export.auto import register
 from mvlm.export.modeling import MaskVLMModel
 from mvlm.export.processing import MaskVLMProcessor
 from mvlm.model.maskvlm import MaskVLM
+from mvlm.predict.prediction import pair_up
 from mvlm.predict.words import MASK, blank_image, guess_words
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
@@ -129,7 +130,7 @@ class TrainedModel:
             UserError: there are neither as many images as texts nor one of either; or as `encode`.
         """
         self._warn_untrained("itm", "matching")
-        pairs = _paired(listed(images), _sentences(texts))
+        pairs = list(zip(*pair_up(listed(images), _sentences(texts)), strict=True))
         found = []
         with shares.inference(self.network):
             for some in _batches(pairs, batch):
@@ -154,10 +155,9 @@ class TrainedModel:
             UserError: images and texts are not as many, the mask fits no image or masks none or all; or as `encode`.
         """
         self._warn_untrained("image", "reconstructing images")
-        pairs = _paired(listed(images), _sentences(texts))
-        mask_BN = patch_masks(self.network, np.arange(len(pairs))) if masked is None else self._mask(masked, len(pairs))
-        image_BCHW = self._pixels([image for image, _ in pairs])
-        captions = [text for _, text in pairs]
+        shown, captions = pair_up(listed(images), _sentences(texts))
+        count, image_BCHW = len(captions), self._pixels(shown)
+        mask_BN = patch_masks(self.network, np.arange(count)) if masked is None else self._mask(masked, count)
         with shares.inference(self.network):
             return image_examples(self.network, captions, self._tokens, image_BCHW, mask_BN.to(self.device))
 
@@ -293,14 +293,6 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
 
 def _sentences(texts: Texts) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
-
-
-def _paired(images: list[AnyImage], texts: list[str]) -> list[tuple[AnyImage, str]]:
-    count = max(len(images), len(texts))
-    if {len(images), len(texts)} - {1, count}:
-        raise UserError(f"{len(images)} images and {len(texts)} texts make no pairs: give as many, or one of either.")
-    images, texts = (images * count)[:count], (texts * count)[:count]
-    return list(zip(images, texts, strict=True))
 
 
 def _batches(items: Sequence[T], size: int) -> list[Sequence[T]]:

@@ -43,7 +43,7 @@ class EmbeddedRows:
     """
 
     def __init__(self, folders: Sequence[str | Path], clusters: int, seed: int, cache: Cache) -> None:
-        self.folders, self.seed = folders, seed
+        self.seed = seed
         opened = [open_location(folder, cache) for folder in folders]
         tables = [(location, shard.table(EMBEDDINGS)) for location in opened for shard in location.manifest.shards]
         for location, table in tables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,17 +30,18 @@ class TaskPrediction:
     def run(self, loaded: Loaded[TaskModel], asked: Asked, device: torch.device) -> Answer:
         """NLVR2's statements take two images each, the left one first."""
         task, model = loaded.config.task, loaded.model
-        asked = pair_up(asked) if task.images == 1 else _in_twos(asked)
-        pictures = open_pictures(loaded, asked.images, asked.sentences)
+        pair = pair_up if task.images == 1 else _in_twos
+        paths, sentences = pair(asked.images, asked.sentences)
+        pictures = open_pictures(loaded, paths, sentences)
         classes = class_names(task.name, loaded.tokenizer_folder)
         entries, lines, drawings = [], [], {}
-        for number, sentence in enumerate(asked.sentences):
+        for number, sentence in enumerate(sentences):
             rows = range(number * task.images, (number + 1) * task.images)
             image_V1CHW = torch.stack([pictures.images([row]) for row in rows]).to(device)
             text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([sentence]))
             found = best_answers(model, task.name, classes, (image_V1CHW, text_1L, valid_1L), asked.top)[0]
             chosen = [{"answer": answer, "probability": share} for answer, share in found]
-            images = [asked.images[row] for row in rows]
+            images = [paths[row] for row in rows]
             entries.append({"images": [str(path) for path in images], "sentence": sentence, "answers": chosen})
             lines.append(f"{', '.join(map(printable, images))}: {printable(sentence)}")
             lines += [f"  {each['probability']:6.1%}  {printable(each['answer'])}" for each in chosen]
@@ -70,18 +72,18 @@ def best_answers(
     ]
 
 
-def _in_twos(asked: Asked) -> Asked:
+def _in_twos(images: Sequence[Path], sentences: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Two images for each sentence.
 
     Raises:
         UserError: there are more or fewer.
     """
-    if len(asked.images) != 2 * len(asked.sentences):
+    if len(images) != 2 * len(sentences):
         raise UserError(
-            f"This model judges a sentence of two images, and there are {len(asked.images)} images for "
-            f"{len(asked.sentences)} sentences: give two for each, the left one first."
+            f"This model judges a sentence of two images, and there are {len(images)} images for {len(sentences)} "
+            "sentences: give two for each, the left one first."
         )
-    return asked
+    return list(images), list(sentences)
 
 
 ANSWER = TaskPrediction("answer", ("vqa",))

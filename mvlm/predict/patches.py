@@ -19,10 +19,10 @@ class Patches:
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
         """Which patches are masked follows from the run's seed and the number of the image, as in evaluation."""
-        asked, model = pair_up(asked), loaded.model
-        pictures = open_pictures(loaded, asked.images, asked.sentences)
+        paths, sentences = pair_up(asked.images, asked.sentences)
+        pictures, model = open_pictures(loaded, paths, sentences), loaded.model
         entries, lines, drawings = [], [], {}
-        for number, (path, sentence) in enumerate(zip(asked.images, asked.sentences, strict=True)):
+        for number, (path, sentence) in enumerate(zip(paths, sentences, strict=True)):
             image_1CHW = pictures.images([number]).to(device)
             mask_1N = patch_masks(model, np.array([number])).to(device)
             with shares.inference(model):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from PIL import Image
 from mvlm.errors import UserError
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,22 +44,20 @@ class Prediction(Protocol):
         ...
 
 
-def pair_up(asked: Asked) -> Asked:
+def pair_up(images: Sequence[T], sentences: Sequence[str]) -> tuple[list[T], list[str]]:
     """As many images as sentences, in their order; a single one goes with each of the others.
 
     Raises:
         UserError: they are neither equally many nor one and several.
     """
-    images, sentences = asked.images, asked.sentences
-    if len(images) != len(sentences) and 1 not in (len(images), len(sentences)):
+    count = max(len(images), len(sentences))
+    if {len(images), len(sentences)} - {1, count}:
         raise UserError(
             f"{len(images)} images and {len(sentences)} sentences cannot be paired: give as many, or one of either."
         )
-    count = max(len(images), len(sentences))
-    return replace(
-        asked,
-        images=images if len(images) == count else images * count,
-        sentences=sentences if len(sentences) == count else sentences * count,
+    return (
+        list(images) * (count if len(images) == 1 else 1),
+        list(sentences) * (count if len(sentences) == 1 else 1),
     )
 
 

@@ -114,10 +114,10 @@ class Words:
     name = "words"
 
     def run(self, loaded: Loaded, asked: Asked, device: torch.device) -> Answer:
-        asked, tokenizer = pair_up(asked), load_tokenizer(str(loaded.tokenizer_folder))
-        pictures = open_pictures(loaded, asked.images, asked.sentences)
+        paths, sentences = pair_up(asked.images, asked.sentences)
+        pictures, tokenizer = open_pictures(loaded, paths, sentences), load_tokenizer(str(loaded.tokenizer_folder))
         entries, lines, drawings = [], [], {}
-        for number, (path, sentence) in enumerate(zip(asked.images, asked.sentences, strict=True)):
+        for number, (path, sentence) in enumerate(zip(paths, sentences, strict=True)):
             masked = sentence.replace(MASK, tokenizer.mask_token)
             _check(sentence, int((pictures.tokens.encode(masked) == pictures.tokens.mask_id).sum()), loaded)
             text_1L, valid_1L = (tensor.to(device) for tensor in pictures.tokens.batch([masked]))

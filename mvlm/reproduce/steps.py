@@ -21,7 +21,7 @@ from mvlm.config.load import load_config
 from mvlm.config.schema import Config
 from mvlm.config.shipped import package
 from mvlm.data.shards.mixture import training_mixture
-from mvlm.data.shards.schema import MANIFEST
+from mvlm.data.shards.schema import MANIFEST, corpora_in
 from mvlm.errors import UserError
 from mvlm.report.facts import read_facts
 from mvlm.reproduce.corpora import CORPORA
@@ -97,8 +97,7 @@ class ShardStep(ChainStep):
         return [*DATA_TOOLS, *self.place.fill(corpus.words), "--out", str(self.place.shards / self.name)]
 
     def is_done(self) -> bool:
-        folder = self.place.shards / self.name
-        return (folder / MANIFEST).exists() or any(folder.glob(f"*/{MANIFEST}"))
+        return bool(corpora_in(self.place.shards / self.name))
 
 
 @dataclass(frozen=True)

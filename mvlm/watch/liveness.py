@@ -46,19 +46,16 @@ class HeartbeatReader:
     """Knows life by new heartbeats: the clocks of other hosts are trusted for the first look alone.
 
     Args:
-        clock, monotonic: the time now.
+        clock: the time now.
     """
 
-    def __init__(
-        self, run: Path, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._folder = run / HEARTBEATS
-        self._clock, self._monotonic = clock, monotonic
+    def __init__(self, run: Path, clock: Callable[[], float]) -> None:
+        self._folder, self._clock = run / HEARTBEATS, clock
         self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when, by this machine's clock
 
     def read(self, attempt: int, hang_minutes: float) -> Liveness:
         """What the ranks of this attempt tell now."""
-        now, period = self._monotonic(), period_s(hang_minutes)
+        now, period = time.monotonic(), period_s(hang_minutes)
         for path in sorted(self._folder.glob("rank-*.json")):
             rank = path.stem.removeprefix("rank-")
             beat = read(self._folder, int(rank), attempt) if rank.isdecimal() else None

@@ -1,7 +1,5 @@
 """What is answered about own pictures, against the model asked directly."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -126,11 +124,11 @@ def test_patches_are_restored_with_the_sentence_and_without(loaded, files):
 
 
 def test_pairing(files):
-    asked = Asked(files, ("x",), 1, SEARCH, draws=False)
-    assert pair_up(asked).sentences == ("x",) * 4
-    assert pair_up(replace(asked, images=files[:1], sentences=("x", "y"))).images == files[:1] * 2
+    assert pair_up(files, ["x"]) == (list(files), ["x"] * 4)
+    assert pair_up(files[:1], ["x", "y"]) == ([files[0]] * 2, ["x", "y"])
+    assert pair_up(files[:1], ["x"]) == ([files[0]], ["x"])
     with pytest.raises(UserError, match="4 images and 2 sentences cannot be paired"):
-        pair_up(replace(asked, sentences=("x", "y")))
+        pair_up(files, ("x", "y"))
 
 
 def test_hostile_pictures_and_sentences_are_one_sentence(loaded, files, tmp_path):

@@ -61,17 +61,11 @@ def _decodes_wrongly() -> str | None:
 
 
 def find_shards(folders: Folders) -> Iterator[Finding]:
-    for folder in folders.shards:
-        for path in _corpora(Path(folder)):
+    from mvlm.data.shards.schema import corpora_in
+
+    for folder in map(Path, folders.shards):
+        for path in corpora_in(folder) or [folder]:
             yield from _health(path)
-
-
-def _corpora(folder: Path) -> list[Path]:
-    """The folder, or those of the splits in it."""
-    from mvlm.data.shards.schema import MANIFEST
-
-    inside = sorted(manifest.parent for manifest in folder.glob(f"*/{MANIFEST}"))
-    return inside if inside and not (folder / MANIFEST).exists() else [folder]
 
 
 def _health(folder: Path) -> Iterator[Finding]:

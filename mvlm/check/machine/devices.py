@@ -18,9 +18,9 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
 """Of a product's largest error, as a share of its largest value."""
 
 
-def gpus_of_machine(devices: Path = Path("/dev")) -> int:
+def gpus_of_machine() -> int:
     """NVIDIA GPUs that the kernel knows, be they usable or not."""
-    return len(list(devices.glob("nvidia[0-9]*")))
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
 
 
 def find(folders: Folders) -> Iterator[Finding]:

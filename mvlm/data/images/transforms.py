@@ -46,13 +46,13 @@ def train_view(
     return view
 
 
-def eval_view(picture: Picture, size: int, out: np.ndarray | None = None) -> np.ndarray:
-    """The whole image, resized: uint8 [3, size, size], in `out` where that is given.
+def eval_view(picture: Picture, size: int) -> np.ndarray:
+    """The whole image, resized: uint8 [3, size, size].
 
     Raises:
         BadImage: it is damaged.
     """
-    view = np.empty((3, size, size), np.uint8) if out is None else out
+    view = np.empty((3, size, size), np.uint8)
     picture.show((0, 0, picture.width, picture.height), size, False, view)
     return view
 

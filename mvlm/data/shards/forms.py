@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvlm.data.images.encoded import EXTENSIONS
-from mvlm.data.shards.schema import MANIFEST
+from mvlm.data.shards.schema import corpora_in
 from mvlm.errors import UserError
 
 
@@ -64,7 +64,7 @@ def _of_folder(path: Path) -> CorpusForm | None:
     def form(source: str, files: Sequence[Path] = (), stays: bool = False) -> CorpusForm:
         return CorpusForm(source, (path,), stays, tuple(files))
 
-    if (path / MANIFEST).exists() or any(path.glob(f"*/{MANIFEST}")):
+    if corpora_in(path):
         return None  # shards
     if (path / "captions.jsonl").is_file():
         return form("folder")

@@ -113,6 +113,11 @@ def _table_to_json(table: Shard | None) -> dict[str, Any] | None:
     return {"bytes": table.bytes, "sha256": table.hash} if table else None
 
 
+def corpora_in(folder: Path) -> list[Path]:
+    """The folder, where it holds finished shards, or the folders of splits right inside it that do."""
+    return [folder] if (folder / MANIFEST).is_file() else sorted(each.parent for each in folder.glob(f"*/{MANIFEST}"))
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """Read `folder/manifest.json`.
 
@@ -127,7 +132,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        splits = sorted(found.parent.name for found in folder.glob(f"*/{MANIFEST}"))
+        splits = [found.name for found in corpora_in(folder)]
         so = (
             f"it holds {', '.join(splits)}; give one of these, such as {folder / splits[-1]}."
             if splits
