@@ -22,7 +22,7 @@ from .inspect.stats import TEXTS
 from .origin import WRITING, add_source, open_source, origin, writing_arguments
 from .pipeline import SOURCE
 from .progress import progress
-from .readers.inputs import Place, as_place
+from .readers.inputs import PathOrUrl, as_place
 from .reshape.retry import Outcome, only_retry, read_origin, retry
 from .reshape.retry_at_url import retried_here
 from .sharding import shard as shard_records
@@ -97,7 +97,7 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _retry(place: Place, out: Path, arguments: argparse.Namespace) -> Outcome:
+def _retry(place: PathOrUrl, out: Path, arguments: argparse.Namespace) -> Outcome:
     """Retry the corpus of a place, which lies in `out` for now."""
     saved = read_origin(out)
     saved_arguments = writing_arguments(saved, arguments.workers)

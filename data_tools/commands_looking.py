@@ -18,7 +18,7 @@ from .inspect.preview import contact_sheet
 from .inspect.stats import UNCHECKED, corpus_stats, table
 from .inspect.verify import problems
 from .progress import progress
-from .readers.inputs import Place, name_of
+from .readers.inputs import PathOrUrl, name_of
 from .row_index import add_indexes
 from .store.disk import write_output
 from .takedown import read_list, take_down
@@ -89,7 +89,7 @@ def verify(arguments: argparse.Namespace) -> int:
     return 1 if any(found.values()) else 0
 
 
-def _verify_corpus(place: Place, folder: Path, arguments: argparse.Namespace) -> list[str]:
+def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace) -> list[str]:
     """What is wrong with the corpus of a place, which lies in `folder` for now."""
     manifest = read_manifest(folder)
     found = []

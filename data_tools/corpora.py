@@ -22,7 +22,7 @@ from mvlm.data.shards.takedown import TAKEDOWN
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
-from .readers.inputs import REMEDY, Place, expanded, name_of
+from .readers.inputs import REMEDY, PathOrUrl, expanded, name_of
 
 
 def corpora(path: Path) -> list[Path]:
@@ -37,7 +37,7 @@ def corpora(path: Path) -> list[Path]:
     return found
 
 
-def corpus_places(texts: Sequence[str]) -> list[Place]:
+def corpus_places(texts: Sequence[str]) -> list[PathOrUrl]:
     """The same of several paths, URLs or patterns, which stand for the folders that hold a manifest.
 
     Raises:
@@ -48,7 +48,7 @@ def corpus_places(texts: Sequence[str]) -> list[Place]:
     return [corpus for place in expanded(named) for corpus in _places(place)]
 
 
-def _places(place: Place) -> Sequence[Place]:
+def _places(place: PathOrUrl) -> Sequence[PathOrUrl]:
     if isinstance(place, Path):
         return corpora(place.parent if place.name == MANIFEST else place)
     url = place.rstrip("/").removesuffix(f"/{MANIFEST}")
@@ -57,7 +57,7 @@ def _places(place: Place) -> Sequence[Place]:
     return [f"{url}/{name}" for name in inside] if inside and MANIFEST not in held else [url]
 
 
-def manifest_at(place: Place) -> Manifest:
+def manifest_at(place: PathOrUrl) -> Manifest:
     """Raises `UserError` where there is none."""
     if isinstance(place, Path):
         return read_manifest(place)
@@ -68,7 +68,7 @@ def manifest_at(place: Place) -> Manifest:
 
 
 @contextmanager
-def corpora_here(places: Iterable[Place]) -> Iterator[list[Path]]:
+def corpora_here(places: Iterable[PathOrUrl]) -> Iterator[list[Path]]:
     """The corpora as folders of this machine; those at URLs are fetched for the time of the block."""
     with ExitStack() as fetching:
         yield [place if isinstance(place, Path) else fetching.enter_context(_fetched(place)) for place in places]

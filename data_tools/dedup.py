@@ -15,10 +15,10 @@ from mvlm.errors import UserError
 from .corpora import batches, corpora_here
 from .engines import Map
 from .image import decode
-from .look import look_of
-from .looks import LookFile, Spill
 from .marks import RowMark
-from .readers.inputs import Place
+from .perceptual_hash import perceptual_hash_of
+from .perceptual_hash_file import PerceptualHashFile, Spill
+from .readers.inputs import PathOrUrl
 
 DUPLICATE_ID = "duplicate id"
 DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near duplicate", "image is excluded"
@@ -32,7 +32,7 @@ class DedupIndex:
         self._ids: set[bytes] = set()
         self._exact: dict[bytes, int] = {}
         self._names = Spill(folder)  # of those in `_exact`
-        self.pictures = LookFile(folder)
+        self.pictures = PerceptualHashFile(folder)
         self._at: dict[int, int] = {}  # the numbers of these, by place
 
     def refuses(self, mark: RowMark, place: int, like: Sequence[int]) -> tuple[str, str]:
@@ -63,23 +63,23 @@ class DedupIndex:
 class Excluded:
     """The images of some corpora, by how they look; all are decoded on opening."""
 
-    def __init__(self, corpora: Sequence[Place], folder: Path, run: Map) -> None:
-        self.pictures = LookFile(folder)
+    def __init__(self, corpora: Sequence[PathOrUrl], folder: Path, run: Map) -> None:
+        self.pictures = PerceptualHashFile(folder)
         with corpora_here(corpora) as here:
-            for (name, _), look in run(row_look, _images(here), row_size):
+            for (name, _), look in run(row_perceptual_hash, _images(here), row_size):
                 if not look:
                     raise UserError(f"{name} cannot be decoded: find what is damaged with `mvlm-data verify`.")
                 self.pictures.add(look, name)
 
 
-def row_look(row: tuple[str, bytes]) -> bytes:
+def row_perceptual_hash(row: tuple[str, bytes]) -> bytes:
     """How the image of a row looks; empty if it does not decode."""
     try:
         image = decode(row[1], colour_beyond=0).colour
     except BadImage:
         return b""
     assert image is not None
-    return look_of(image)
+    return perceptual_hash_of(image)
 
 
 def row_size(row: tuple[str, bytes]) -> int:

@@ -14,7 +14,7 @@ from zlib_ng import zlib_ng
 from mvlm.data.images.encoded import BadImage
 
 from .image import decode, shrunk
-from .look import look_of
+from .perceptual_hash import perceptual_hash_of
 from .record import Dropped, Record
 
 MAX_NAME = 1024
@@ -48,7 +48,7 @@ class Filters:
     max_aspect: float = 0.0  # longer by shorter side; 0: any
     caption_words: tuple[int, int] | None = None  # fewest and most
     exact_hash: bool = False  # SHA-256 of the bytes that are stored
-    look: bool = False  # what `data_tools.look` compares
+    look: bool = False  # what `data_tools.perceptual_hash` compares
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _picture(data: bytes, filters: Filters) -> CheckedImage:
         raise _Unfit(TOO_SMALL, f"{image.width} x {image.height} pixels")
     if filters.max_aspect and long > filters.max_aspect * short:
         raise _Unfit(TOO_ELONGATED, f"{image.width} x {image.height} pixels")
-    look = look_of(image.colour) if filters.look and image.colour else b""
+    look = perceptual_hash_of(image.colour) if filters.look and image.colour else b""
     if image.colour and 0 < filters.longest_side < long:
         encoded, width, height = shrunk(image.colour, filters.longest_side, filters.quality)
         return CheckedImage(width, height, zlib_ng.crc32(encoded), encoded, look)

@@ -16,11 +16,11 @@ from mvlm.data.shards.schema import CAPTION, Manifest
 
 from .dedup import EXCLUDED, DedupIndex
 from .equal import EqualJoin
-from .look import CUTS, SEEN
-from .looks import LookFile
 from .marks import RowMark, mark_batches, marks
 from .near import NearJoin, PicturePairs
 from .part import PartManifest
+from .perceptual_hash import CUTS, SEEN
+from .perceptual_hash_file import PerceptualHashFile
 from .record import Dropped
 from .report import ShardReport
 from .store.store import Store, part_file
@@ -65,7 +65,7 @@ def find_losers(
     store: Store,
     parts: Iterable[PartManifest],
     index: DedupIndex,
-    excluded: LookFile,
+    excluded: PerceptualHashFile,
     pairs: PicturePairs | None,
     suspects: Suspects | None,
 ) -> Losers:
@@ -87,7 +87,7 @@ def find_losers(
 
 
 def _verdict(
-    mark: RowMark, place: int, index: DedupIndex, excluded: LookFile, pairs: PicturePairs | None
+    mark: RowMark, place: int, index: DedupIndex, excluded: PerceptualHashFile, pairs: PicturePairs | None
 ) -> tuple[str, str]:
     first = place << IMAGE_BITS
     earlier = [pairs.earlier(first + number).tolist() if pairs else [] for number in range(len(mark.looks) or 1)]
@@ -102,7 +102,7 @@ def _place(part: int, number: int) -> int:
 
 
 def find_pairs(
-    store: Store, parts: Sequence[PartManifest], known: Sequence[LookFile], among: bool, memory: int
+    store: Store, parts: Sequence[PartManifest], known: Sequence[PerceptualHashFile], among: bool, memory: int
 ) -> PicturePairs:
     """The images that may show the same, by their places.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from .filters import Checked
-from .look import LOOK, SEEN
+from .perceptual_hash import LOOK, SEEN
 from .record import Record
 
 SCHEMA = pa.schema(

@@ -11,7 +11,7 @@ from mvlm.data.shards.in_place import reference
 from mvlm.data.shards.schema import CAPTION, OWN_COLUMNS
 
 from .filters import SOUND, Checked, CheckedImage, Filters
-from .readers.inputs import Place
+from .readers.inputs import PathOrUrl
 from .record import Record
 from .split import Split
 
@@ -31,7 +31,7 @@ class Options:
     tolerate: float = 0.5  # share of the records that may be dropped
     filters: Filters = SOUND
     dedup: str = ""  # "exact" or "perceptual": of equal images the first is kept
-    exclude: tuple[Place, ...] = ()  # corpora none of whose images may come in
+    exclude: tuple[PathOrUrl, ...] = ()  # corpora none of whose images may come in
     memory_bytes: int = 4_000_000_000  # that sorting what the rows say of themselves may take
     engine: str = "local"
     ray_address: str | None = None

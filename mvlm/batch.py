@@ -105,7 +105,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ItcGradients:
     """ITC over the global batch as one of its parts needs to see it, and its gradients, all fp32 and without graph."""
 
     loss_B: Tensor  # of each own pair
@@ -115,7 +115,7 @@ class Contrast:
     at_bias: Tensor | None  # scalar, of that sum; None = softmax, which has no bias
     pairs: int  # G
 
-    def split(self, parts: int) -> list[Contrast]:
+    def split(self, parts: int) -> list[ItcGradients]:
         """Of pairs that are equally many in each part, in their order."""
         size = len(self.loss_B) // parts
         rows = zip(self.loss_B.split(size), self.at_image_BE.split(size), self.at_text_BE.split(size), strict=True)
@@ -159,7 +159,7 @@ class GlobalBatch:
     """The global batch as one micro-batch needs to see it."""
 
     # Of own features, temperature and bias: sends the features on their way, and returns what waits for everybody's.
-    contrast: Callable[[Encoded, Tensor, Tensor | None], Callable[[], Contrast]]
+    contrast: Callable[[Encoded, Tensor, Tensor | None], Callable[[], ItcGradients]]
     negatives: Negatives  # draws them, and brings them here where a group is larger than the micro-batch
     counts: Counts
 

@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_tools.dedup import row_look
-from data_tools.look import CUTS, SEEN, read_look
-from data_tools.looks import LookFile
+from data_tools.dedup import row_perceptual_hash
 from data_tools.near import NearJoin, PicturePairs
+from data_tools.perceptual_hash import CUTS, SEEN, read_perceptual_hash
+from data_tools.perceptual_hash_file import PerceptualHashFile
 
 RESULTS = Path(__file__).parent / "results/copies.json"
 SAMPLE = 500
@@ -95,11 +95,11 @@ def joined(looks: Sequence[bytes], known: int = 0, among: bool = True) -> Pictur
 
 def dedup(images: dict[str, bytes], looks: dict[str, bytes]) -> dict[str, object]:
     """What is dropped of a corpus, and by the hash alone."""
-    kept, names, hashes = LookFile(Path(tempfile.gettempdir())), list(looks), np.empty(0, np.uint64)
+    kept, names, hashes = PerceptualHashFile(Path(tempfile.gettempdir())), list(looks), np.empty(0, np.uint64)
     near, numbers = joined(list(looks.values())), {}
     alone, pairs, kept_alone = [], [], []
     for place, (name, look) in enumerate(looks.items()):
-        value = np.uint64(read_look(look).hashes[0])
+        value = np.uint64(read_perceptual_hash(look).hashes[0])
         like = np.flatnonzero(np.bitwise_count(hashes ^ value) <= HASH_ALONE)
         if len(like):
             alone.append((name, kept_alone[like[0]]))
@@ -118,7 +118,7 @@ def dedup(images: dict[str, bytes], looks: dict[str, bytes]) -> dict[str, object
 
 def twins(known: dict[str, bytes], asked: Sequence[bytes]) -> list[str]:
     """For each picture asked about, the name of the known one that shows the same, or ""."""
-    pictures = LookFile(Path(tempfile.gettempdir()))
+    pictures = PerceptualHashFile(Path(tempfile.gettempdir()))
     for name, look in known.items():
         pictures.add(look, name)
     pairs = joined([*known.values(), *asked], len(known), False)
@@ -129,13 +129,16 @@ def recall(images: dict[str, bytes], looks: dict[str, bytes], kind: str) -> dict
     chance = random.Random(kind)
     chosen = random.Random(0).sample(sorted(images), min(SAMPLE, len(images)))
     copies = [KINDS[kind](Image.open(io.BytesIO(images[name])).convert("RGB"), chance) for name in chosen]
-    found = twins(looks, [row_look((kind, copy)) for copy in copies])
+    found = twins(looks, [row_perceptual_hash((kind, copy)) for copy in copies])
     return {"copies": len(chosen), "found": sum(map(bool, found))}
 
 
 def measurements(tars: list[Path]) -> Iterator[tuple[str, Callable[[], dict[str, object]]]]:
     corpora = {tar.stem: pictures(tar) for tar in tars}
-    looks = {name: {key: row_look((key, data)) for key, data in images.items()} for name, images in corpora.items()}
+    looks = {
+        name: {key: row_perceptual_hash((key, data)) for key, data in images.items()}
+        for name, images in corpora.items()
+    }
     for name, images in corpora.items():
         yield f"{name}: near duplicates", lambda images=images, name=name: dedup(images, looks[name])
         for kind in KINDS:

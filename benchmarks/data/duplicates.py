@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from data_tools.equal import EqualJoin  # noqa: E402
-from data_tools.look import CUTS  # noqa: E402
 from data_tools.near import DISTANCE, NearJoin  # noqa: E402
+from data_tools.perceptual_hash import CUTS  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = (100_000, 1_000_000, 10_000_000)

@@ -20,7 +20,7 @@ from ..record import Dropped, Record
 from .annotated import located_lines, mean_size
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
-from .inputs import REMEDY, Place, name_of
+from .inputs import REMEDY, PathOrUrl, name_of
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
 
@@ -30,7 +30,7 @@ CAPTIONS = "captions.jsonl"
 class FolderSource:
     """The records of one or more folders or archives, in the order of their captions files."""
 
-    def __init__(self, paths: list[Place]) -> None:
+    def __init__(self, paths: list[PathOrUrl]) -> None:
         self._folders: list[Opened] = list(map(_opened, paths))
         self.only: Container[str] | None = None
         self.size = sum(folder.captions_size for folder in self._folders)
@@ -62,7 +62,7 @@ class FolderSource:
                             yield _record(folder, line, where)
 
 
-def _opened(path: Place) -> Opened:
+def _opened(path: PathOrUrl) -> Opened:
     if isinstance(path, str):
         return RemoteFolder(path)
     return Folder(path) if path.is_dir() else Archive(path)

@@ -22,7 +22,7 @@ from ..record import Dropped, Record
 from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
-from .inputs import Place, expanded, fetched, name_of, size_of
+from .inputs import PathOrUrl, expanded, fetched, name_of, size_of
 from .table import IMAGE_COLUMNS
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")
@@ -38,7 +38,7 @@ class HfSource:
 
     def __init__(
         self,
-        paths: list[Place],
+        paths: list[PathOrUrl],
         subset: str = "",
         image_column: str = "",
         caption_column: str = "",
@@ -146,11 +146,11 @@ def _image_bytes(value: Any, folder: Path) -> bytes:
     return value
 
 
-def _source(path: Place) -> str:
+def _source(path: PathOrUrl) -> str:
     return path.resolve().stem if isinstance(path, Path) else PurePath(name_of(path)).stem
 
 
-def _files(path: Place, subset: str) -> Sequence[Place]:
+def _files(path: PathOrUrl, subset: str) -> Sequence[PathOrUrl]:
     """The files of a data set in order; every one of them has rows of the splits asked for."""
     if isinstance(path, str):
         if path.endswith(".parquet"):

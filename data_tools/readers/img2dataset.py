@@ -23,7 +23,7 @@ from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
-from .inputs import REMEDY, Place, fetched_files, name_of
+from .inputs import REMEDY, PathOrUrl, fetched_files, name_of
 from .members import DAMAGE, StrictTar
 from .webdataset import CUT, tar_records, up_to_first_dot
 
@@ -40,7 +40,7 @@ class Img2datasetSource:
     """img2dataset's output folders, in any of its formats webdataset, files and parquet; key: the shard's and row's
     number as img2dataset gives it; source: the folder's name. A URL that failed is dropped for its status."""
 
-    def __init__(self, paths: list[Place]) -> None:
+    def __init__(self, paths: list[PathOrUrl]) -> None:
         self._shards = [shard for path in paths for shard in _shards(path)]
         if len({name for _, name, _ in self._shards}) < len(self._shards):
             raise UserError("Two of the folders have shards of the same number, and so of the same keys: shard each.")
@@ -132,7 +132,7 @@ def _held(table: Path, name: str, rows: dict[str, dict[str, Any]]) -> Iterator[D
         yield Dropped("", DAMAGED_TABLE, name, str(error)[:200])
 
 
-def _shards(folder: Place) -> list[tuple[Place, str, int]]:
+def _shards(folder: PathOrUrl) -> list[tuple[PathOrUrl, str, int]]:
     """The folder, the number and the bytes of each shard in it, in order."""
     if isinstance(folder, Path) and not folder.is_dir():
         raise UserError(f"No folder at {folder}: give the output folder of img2dataset.")

@@ -15,23 +15,23 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from mvlm.errors import UserError
-from mvlm.runtime.patterns import fitting, is_pattern
+from mvlm.runtime.patterns import is_pattern, matching
 from mvlm.runtime.storage import Storage
 
-Place = Path | str
+PathOrUrl = Path | str
 """A file or folder of this machine, or the URL of one."""
 
 REMEDY = "check the URL, and what its store needs for access"
 
 
-def as_place(text: str) -> Place:
+def as_place(text: str) -> PathOrUrl:
     """A URL as it is; a path, or a URL of file://, as a path."""
     if text.startswith("file://"):
         return Path(unquote(text.removeprefix("file://")))
     return text if "://" in text else Path(text)
 
 
-def expanded(texts: Iterable[str]) -> list[Place]:
+def expanded(texts: Iterable[str]) -> list[PathOrUrl]:
     """The places that paths, URLs and patterns of them name, those of a pattern in the order of their names.
 
     Raises:
@@ -40,23 +40,23 @@ def expanded(texts: Iterable[str]) -> list[Place]:
     return [place for text in texts for place in _expanded(text)]
 
 
-def _expanded(text: str) -> Sequence[Place]:
+def _expanded(text: str) -> Sequence[PathOrUrl]:
     place = as_place(text)
     if place.exists() or not has_magic(str(place)) if isinstance(place, Path) else not is_pattern(place):
         return [place]
-    found: Sequence[Place] = (
-        sorted(map(Path, glob_files(str(place)))) if isinstance(place, Path) else fitting(place, REMEDY)
+    found: Sequence[PathOrUrl] = (
+        sorted(map(Path, glob_files(str(place)))) if isinstance(place, Path) else matching(place, REMEDY)
     )
     if not found:
         raise UserError(f"Nothing fits {text}: check the pattern.")
     return found
 
 
-def name_of(place: Place) -> str:
+def name_of(place: PathOrUrl) -> str:
     return place.name if isinstance(place, Path) else place.rstrip("/").rpartition("/")[2]
 
 
-def size_of(place: Place) -> int:
+def size_of(place: PathOrUrl) -> int:
     """Bytes of a file.
 
     Raises:
@@ -71,7 +71,7 @@ def size_of(place: Place) -> int:
 
 
 @contextmanager
-def fetched(place: Place) -> Iterator[Path]:
+def fetched(place: PathOrUrl) -> Iterator[Path]:
     """The file on this machine for the time of the block; raises as `size_of`."""
     if isinstance(place, Path):
         yield place
@@ -83,7 +83,7 @@ def fetched(place: Place) -> Iterator[Path]:
 
 
 @contextmanager
-def fetched_files(folder: Place, names: Iterable[str]) -> Iterator[Path]:
+def fetched_files(folder: PathOrUrl, names: Iterable[str]) -> Iterator[Path]:
     """A folder of this machine with these of a folder's files, as far as they are there."""
     if isinstance(folder, Path):
         yield folder

@@ -23,7 +23,7 @@ from mvlm.runtime.log import logger
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
-from .inputs import Place, fetched, name_of, size_of
+from .inputs import PathOrUrl, fetched, name_of, size_of
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, MAX_TEXT_BYTES, StrictTar, open_tar, unsafe
 
@@ -63,7 +63,7 @@ class WebdatasetSource:
 
     def __init__(
         self,
-        paths: list[Place],
+        paths: list[PathOrUrl],
         key_up_to: str = "",
         image_key: str = "",
         caption_key: str = "",
@@ -134,7 +134,7 @@ class WebdatasetSource:
         return up_to_first_dot
 
 
-def _warning(path: Place, member: TarInfo, key: str) -> str:
+def _warning(path: PathOrUrl, member: TarInfo, key: str) -> str:
     return (
         f"{path}: up to the first dot, where webdataset ends a key, {member.name!r} and another image are both "
         f"{key!r}: all keys of this source end at the last dot instead. Give --key-up-to to have either rule."
@@ -142,7 +142,7 @@ def _warning(path: Place, member: TarInfo, key: str) -> str:
 
 
 @contextmanager
-def _opened(place: Place) -> Iterator[tuple[BinaryIO, StrictTar]]:
+def _opened(place: PathOrUrl) -> Iterator[tuple[BinaryIO, StrictTar]]:
     with fetched(place) as path, path.open("rb") as file, open_tar(path, "r:*", file) as tar:
         yield file, tar
 

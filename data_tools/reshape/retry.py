@@ -25,7 +25,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import publish, sync, write_durably
 
 from ..corpora import batches
-from ..dedup import DedupIndex, Excluded, row_look, row_size
+from ..dedup import DedupIndex, Excluded, row_perceptual_hash, row_size
 from ..engines import Map, engine
 from ..filters import exact_hash
 from ..join import find_losers, find_pairs, total_report, write_dropped
@@ -136,7 +136,9 @@ class _Retry:
         self._excluded = Excluded(options.exclude, stage, run).pictures
         self._ids: set[bytes] = set()  # of the rows there are
         rows = self._rows()
-        looks = run(row_look, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
+        looks = (
+            run(row_perceptual_hash, rows, row_size) if options.dedup == "perceptual" else ((row, b"") for row in rows)
+        )
         for place, ((key, image), look) in enumerate(looks, len(self._excluded)):
             mark = RowMark(0, 0, key, str(out), "", 0, id_digest(key), exact_hash([image]), look, b"")
             self._ids.add(mark.id)

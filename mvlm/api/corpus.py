@@ -11,7 +11,7 @@ from mvlm.config.shipped import package
 from mvlm.data.shards.forms import CorpusForm, recognise
 from mvlm.data.shards.schema import CAPTION, corpora_in, read_manifest
 from mvlm.errors import UserError
-from mvlm.runtime.commands import follow
+from mvlm.runtime.commands import run_command
 
 HELD_OUT = "eval"
 SPLIT = ("--split", f"train=0.9,{HELD_OUT}=0.1")
@@ -48,7 +48,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
         )
     words = shard_words(form, out)
     try:
-        follow([sys.executable, "-m", package("data_tools"), *words])
+        run_command([sys.executable, "-m", package("data_tools"), *words])
     except UserError as error:
         again = f"To give it options, run `mvlm-data {shlex.join(words)}` with them, and then the same call."
         raise UserError(f"{error} {again}") from None

@@ -7,17 +7,17 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from mvlm.runtime.commands import follow
+from mvlm.runtime.commands import run_command
 
 
 def launch_training(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
     """`mvlm train` on this machine, several ranks by DeepSpeed's launcher; it saves where this process is interrupted.
-    Raises as `follow`."""
+    Raises as `run_command`."""
     launcher = [sys.executable, "-m", "mvlm"]
     if ranks > 1:
         runner = [sys.executable, "-m", "deepspeed.launcher.runner", "--quiet", "--num_accelerators", str(ranks)]
         launcher = [*runner, "--master_port", str(_free_port()), "--module", "mvlm"]
-    follow([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides], stop=signal.SIGTERM)
+    run_command([*launcher, "train", recipe, "--deepspeed_config", deepspeed, *overrides], stop=signal.SIGTERM)
 
 
 def _free_port() -> int:

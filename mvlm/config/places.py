@@ -7,7 +7,7 @@ from glob import glob, has_magic
 from pathlib import Path
 from urllib.parse import unquote
 
-from mvlm.runtime.patterns import fitting, is_pattern
+from mvlm.runtime.patterns import is_pattern, matching
 
 FINISHED = "manifest.json"
 """What a folder of finished shards holds."""
@@ -28,5 +28,5 @@ def _expanded(text: str) -> list[str]:
 
 
 def _at_url(pattern: str) -> list[str]:
-    manifests = fitting(f"{pattern.rstrip('/')}/{FINISHED}", "check the pattern, and what its store needs for access")
+    manifests = matching(f"{pattern.rstrip('/')}/{FINISHED}", "check the pattern, and what its store needs for access")
     return [found.removesuffix(f"/{FINISHED}") for found in manifests] or [pattern]

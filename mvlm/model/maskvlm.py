@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mvlm.batch import IGNORE, Batch, Contrast, Counts, Encoded, GlobalBatch, Losses, MetricAccumulator
+from mvlm.batch import IGNORE, Batch, Counts, Encoded, GlobalBatch, ItcGradients, Losses, MetricAccumulator
 from mvlm.config.schema import Model, Objectives
 from mvlm.kernels.fusion import FUSION, MatchStream, Stream
 from mvlm.kernels.views import VIEWS, Views
@@ -173,7 +173,7 @@ class MaskVLM(Encoders):
     def alone(self, batch: Batch) -> GlobalBatch:
         """The micro-batch as its own global batch."""
 
-        def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
+        def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], ItcGradients]:
             return begin_contrast(own, temperature, bias, self.objectives.exclude_duplicates)
 
         sampler = self.sampler(len(batch))

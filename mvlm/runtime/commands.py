@@ -27,7 +27,9 @@ def shown(line: str) -> None:
     print(line, flush=True)
 
 
-def follow(command: Sequence[str], say: Callable[[str], object] = shown, stop: signal.Signals = signal.SIGINT) -> None:
+def run_command(
+    command: Sequence[str], say: Callable[[str], object] = shown, stop: signal.Signals = signal.SIGINT
+) -> None:
     """Run a command to its end, and again, up to `RESTARTS` times, where it asks for that by exit code 75.
 
     Each line of what it says is passed to `say`. Where this process is interrupted, the command gets the

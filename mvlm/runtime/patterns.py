@@ -13,7 +13,7 @@ def is_pattern(url: str) -> bool:
     return any(sign in url for sign in ("*[" if url.startswith(("http://", "https://")) else "*?["))
 
 
-def fitting(url: str, remedy: str) -> list[str]:
+def matching(url: str, remedy: str) -> list[str]:
     """The files that fit a pattern, sorted; all below what stands before its first sign are listed.
 
     Args:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.batch import Batch, Contrast, Counts, Encoded, GlobalBatch, LabelledBatch, Negative
+from mvlm.batch import Batch, Counts, Encoded, GlobalBatch, ItcGradients, LabelledBatch, Negative
 from mvlm.checkpoint.description import RUN_JSON, described_in
 from mvlm.config.schema import Objectives, Optim, Train
 from mvlm.data.loading.collate import collate
@@ -141,7 +141,7 @@ class Trial:
         def everybody(own: list[Tensor]) -> Blocks:
             return [(0, [x.repeat(at_once, *[1] * (x.ndim - 1)) for x in own])]
 
-        def repeated(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
+        def repeated(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], ItcGradients]:
             peers = Peers(everybody, count=parts)
             return begin_contrast(own, temperature, bias, self.objectives.exclude_duplicates, peers)
 
@@ -209,8 +209,8 @@ def _on_cpu(trial: Trial, allowed: Sequence[int]) -> int:
     def needed(pairs: int) -> float:
         return used + per_pair * (pairs - smallest) + trial.beside(pairs) + weights
 
-    fitting = [pairs for pairs in allowed if needed(pairs) <= room]
-    pairs = min(dist.gather_objects(max(fitting, default=0)))
+    feasible = [pairs for pairs in allowed if needed(pairs) <= room]
+    pairs = min(dist.gather_objects(max(feasible, default=0)))
     if not pairs:
         raise _nothing_fits(allowed[0])
     return pairs

@@ -9,7 +9,7 @@ from functools import cache, partial
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, Contrast, Encoded
+from mvlm.batch import Batch, Encoded, ItcGradients
 from mvlm.model.losses.itc import ALONE, Peers, begin_contrast
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime import dist
@@ -24,7 +24,7 @@ have them travel twice, beside what a step takes, grows with the ranks, to an ei
 BLOCK = 65_536
 """Pairs whose features a rank then holds at a time, 135 MB: the latencies of smaller ones add up (`mvlm plan`)."""
 
-Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Callable[[], Contrast]]
+Contrasting = Callable[[Encoded, Tensor, "Tensor | None"], Callable[[], ItcGradients]]
 
 
 def ranks_at_once(global_batch: int, ranks: int, exchange: str) -> int:
@@ -64,7 +64,7 @@ def contrast_of(
     excludes = model.objectives.exclude_duplicates
     everybody = peers(dist.world() * sum(map(len, micro_batches)), model.objectives.itc_exchange)
 
-    def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], Contrast]:
+    def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], ItcGradients]:
         return begin_contrast(own, temperature, bias, excludes, everybody)
 
     if not model.objectives.itc or len(micro_batches) == 1:

@@ -125,12 +125,12 @@ class Engine:
         micro_batches: Sequence[Batch | LabelledBatch],
         lr_factor: float,
         step: int,
-        tally: MetricAccumulator | None = None,
+        metrics: MetricAccumulator | None = None,
     ) -> Losses:
         """One update from this rank's micro-batches of a global batch.
 
         Args:
-            tally: gets what the model reports beside its losses, and the norms of its parts' gradients.
+            metrics: gets what the model reports beside its losses, and the norms of its parts' gradients.
 
         Returns:
             The mean over this rank's micro-batches of each loss, on the device; their mean over ranks is the
@@ -146,11 +146,12 @@ class Engine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
         scale = self._scaler and self._scaler.cur_scale
-        self._gradients.wanted = tally is not None
+        self._gradients.wanted = metrics is not None
         parts: list[Losses] = []
-        for start, (batch, pool) in zip(starts, self._with_pools(micro_batches, starts, step), strict=True):
+        batches = self._with_global_batches(micro_batches, starts, step)
+        for start, (batch, global_batch) in zip(starts, batches, strict=True):
             seed_dropout(self._seed, step, start)
-            losses = self.engine(batch, pool, tally)
+            losses = self.engine(batch, global_batch, metrics)
             self.engine.backward(self.objectives.total(losses))
             if self._reduction:
                 self._reduction.finish()
@@ -162,9 +163,9 @@ class Engine:
         if not self._plain:
             self.grad_norm = self.engine.get_global_grad_norm()
         applied = self.engine.was_step_applied()
-        if tally and applied and self.grad_norm is not None:
+        if metrics and applied and self.grad_norm is not None:
             norms = self._gradients.norms(self.grad_norm, self.device)
-            tally.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
+            metrics.values |= {f"grad_norms/{part}": norm for part, norm in norms.items()}
         self.updates += applied
         if applied and self.has_ema:
             self._state.update_ema(self._ema)
@@ -176,7 +177,7 @@ class Engine:
             )
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
-    def _with_pools(
+    def _with_global_batches(
         self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
     ) -> Iterator[tuple[Batch | LabelledBatch, GlobalBatch | None]]:
         """Each micro-batch and what it needs of the global batch: what losses are divided by, all features, negatives.
@@ -202,11 +203,11 @@ class Engine:
             def seed_part(wave: int, first: int = first) -> None:
                 seed_dropout(self._seed, step, starts[first + wave])
 
-            def pool(wave: int, negatives: Negatives, first: int = first) -> GlobalBatch:
+            def global_batch(wave: int, negatives: Negatives, first: int = first) -> GlobalBatch:
                 return GlobalBatch(contrasts[first + wave], negatives, Counts(parts, counted[first + wave], *counts))
 
             passes = Passes(self.model, seed_part, scale)
-            yield from zip(groups.batches, groups.pools(passes, pool), strict=True)
+            yield from zip(groups.batches, groups.global_batches(passes, global_batch), strict=True)
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Every parameter by name, in one order on every rank."""

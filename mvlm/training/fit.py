@@ -45,7 +45,7 @@ from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, r
 from mvlm.training.schedule import Schedule
 from mvlm.training.stages import comes_another
 from mvlm.training.stream import TrainingStream
-from mvlm.training.trainer import Evaluate, Health, Trainer
+from mvlm.training.trainer import Evaluate, Health, Trainer, Validation
 from mvlm.training.warnings import find_warnings, groups_warning
 from mvlm.training.zero.json_file import unused
 
@@ -159,7 +159,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     lr, is_last = plan.learning_rate, plan.steps[0] == layout["steps"]
     schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every, is_last)
     own = start.resumes and start.own and not plan.begins_stage  # whose first checkpoint bad steps go back to
-    trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, evaluate, selector, own)
+    trainer = Trainer(state, schedule, engine, stream, saver, reporter, health, Validation(evaluate, selector), own)
     if resumed and start.own:
         uploads.offer_start(resumed)
     return trainer

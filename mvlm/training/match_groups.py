@@ -22,7 +22,7 @@ from mvlm.model.randomness import is_random
 from mvlm.runtime import dist
 from mvlm.training.span import Exchange, Known, Span, span_shape
 
-Pool = Callable[[int, Negatives], GlobalBatch]
+MakeGlobalBatch = Callable[[int, Negatives], GlobalBatch]
 """The global batch for one of a span's micro-batches, given where it has its negatives from."""
 
 
@@ -86,12 +86,12 @@ class MatchGroups:
         """Of a micro-batch, which examples count -> B3."""
         return self.sampler.counted(self.ids_J2, self.span.pairs, self.span.start(wave))
 
-    def pools(self, passes: Passes, pool: Pool) -> Iterator[GlobalBatch]:
+    def global_batches(self, passes: Passes, make: MakeGlobalBatch) -> Iterator[GlobalBatch]:
         """For the micro-batches of the span, one after another; all ranks of it must ask."""
         if self.span.waves > 1:
-            yield from self._cached(passes, pool)
+            yield from self._cached(passes, make)
         else:
-            yield pool(0, self._exchanged if self.span.ranks > 1 else self.sampler.within(self.batches[0]))
+            yield make(0, self._exchanged if self.span.ranks > 1 else self.sampler.within(self.batches[0]))
 
     def _exchanged(
         self, own: Encoded, temperature: Tensor, image_BSD: Tensor, text_BLD: Tensor
@@ -105,7 +105,7 @@ class MatchGroups:
             Negative(None, Exchange.apply(text_BLD, span, text_B, text_RB), valid_BL),
         )
 
-    def _cached(self, passes: Passes, pool: Pool) -> Iterator[GlobalBatch]:
+    def _cached(self, passes: Passes, make: MakeGlobalBatch) -> Iterator[GlobalBatch]:
         """Those of several micro-batches, known with their gradients before the passes of the first."""
         span, waves = self.span, range(self.span.waves)
         owns, *tokens = zip(
@@ -122,7 +122,7 @@ class MatchGroups:
 
         def given(wave: int, image_BSD: Tensor, text_BLD: Tensor) -> GlobalBatch:
             both = Negative(None, image_BSD), Negative(None, text_BLD, valids[wave])
-            return pool(wave, lambda *_: both)
+            return make(wave, lambda *_: both)
 
         gradients = []
         for wave, batch in zip(waves, self.batches, strict=True):
@@ -144,7 +144,7 @@ class MatchGroups:
             return both
 
         for wave in waves:
-            yield pool(wave, known(wave))
+            yield make(wave, known(wave))
 
     @torch.no_grad()
     def _draw(self, owns: Sequence[Encoded], temperature: Tensor) -> Tensor:

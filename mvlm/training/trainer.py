@@ -42,13 +42,28 @@ class Health:
 
 
 @dataclasses.dataclass
+class Validation:
+    """What is measured of held-out data as a run trains.
+
+    Attributes:
+        evaluate: None = nothing is evaluated.
+        selector: keeps the best checkpoint; None = nothing does.
+    """
+
+    evaluate: Evaluate | None
+    selector: Selector | None
+
+    def is_exhausted(self, state: TrainState) -> bool:
+        """Whether evaluations have found nothing better for so long that the run ends."""
+        return self.selector is not None and self.selector.ends(state.best)
+
+
+@dataclasses.dataclass
 class Trainer:
     """An attempt and its parts.
 
     Attributes:
         state: where the run stands.
-        evaluate: None = nothing is evaluated.
-        selector: keeps the best checkpoint; None = nothing does.
         has_checkpoint: the run folder has the one that training begins with.
     """
 
@@ -59,8 +74,7 @@ class Trainer:
     saver: Saver
     reporter: Reporter
     health: Health
-    evaluate: Evaluate | None
-    selector: Selector | None
+    validation: Validation
     has_checkpoint: bool
 
     def __post_init__(self) -> None:
@@ -78,7 +92,7 @@ class Trainer:
         if not self.has_checkpoint:  # and a disk that cannot hold a checkpoint is better met now than in an hour
             self._save()
             self.saver.finish()
-        while not self.is_over and not self._is_exhausted:
+        while not self.is_over and not self.validation.is_exhausted(self.state):
             began = time.perf_counter()
             flags, anomaly = self._sync()
             if self.saver.pending and flags.written == dist.world():
@@ -108,37 +122,32 @@ class Trainer:
         schedule, before = self.schedule, self.state.step
         step = before + 1
         saves = schedule.is_due(schedule.save_every, step)
-        evaluates = self.evaluate is not None and schedule.is_due(schedule.eval_every, step)
-        if not saves and not evaluates:  # after which much may have changed
-            self._begun = self._agree(ready=self.stream.is_here())
+        evaluate = self.validation.evaluate if schedule.is_due(schedule.eval_every, step) else None
+        if not saves and not evaluate:  # after which much may have changed
+            self._begun = self._begin_sync(ready=self.stream.is_here())
         self._mark("computing the update")
         factor = schedule.learning_rate(before)
-        tally = MetricAccumulator() if schedule.is_due(schedule.log_every, step) else None
-        losses = self.engine.step(micro_batches, factor, before, tally)
+        metrics = MetricAccumulator() if schedule.is_due(schedule.log_every, step) else None
+        losses = self.engine.step(micro_batches, factor, before, metrics)
         engine, position = self.engine, self.stream.loader.position
         total = engine.objectives.total(losses)
         self.health.detector.watch(step, position, total, engine.grad_norm, engine.overflowed)
         seen = position + self.stream.global_batch
         self.state = dataclasses.replace(self.state, step=step, samples_seen=seen)
         self.reporter.stepped(step, time.perf_counter() - began)
-        if tally:
-            self.reporter.report(losses, tally, self.state, factor, micro_batches)
+        if metrics:
+            self.reporter.report(losses, metrics, self.state, factor, micro_batches)
         aside = time.perf_counter()
-        if (saves or evaluates) and (anomaly := self._drain()):
+        if (saves or evaluate) and (anomaly := self._drain()):
             self._roll_back(anomaly)
             return
         best = self.state.best
-        if self.evaluate and evaluates:
-            self._evaluate(self.evaluate)
+        if evaluate:
+            self._evaluate(evaluate)
         improved = self.state.best != best and self.state.best is not None and self.state.best.step == step
-        if saves or improved or self._is_exhausted:  # after the evaluation, whose outcome is part of the state
-            self._save()
+        if saves or improved or self.validation.is_exhausted(self.state):
+            self._save()  # after the evaluation, whose outcome is part of the state
         self.reporter.leave_out(time.perf_counter() - aside)  # neither is training
-
-    @property
-    def _is_exhausted(self) -> bool:
-        """Whether evaluations have found nothing better for so long that the run ends."""
-        return self.selector is not None and self.selector.ends(self.state.best)
 
     def _sync(self) -> tuple[StepFlags, Anomaly | None]:
         """What the ranks said of themselves before the last step, or say now where they have not.
@@ -151,10 +160,10 @@ class Trainer:
         """
         if not self._begun:
             self._mark("waiting for data")
-            self._begun = self._agree(ready=self.stream.wait())
-        return self._agreed()
+            self._begun = self._begin_sync(ready=self.stream.wait())
+        return self._end_sync()
 
-    def _agree(self, ready: bool, drain: bool = False) -> Agreement:
+    def _begin_sync(self, ready: bool, drain: bool = False) -> Agreement:
         """Begin the only exchange of a step that is ours; it also judges an earlier step.
 
         Args:
@@ -176,7 +185,7 @@ class Trainer:
         )
         return Agreement(own, detector.report() if detector.due(drain) else None)
 
-    def _agreed(self) -> tuple[StepFlags, Anomaly | None]:
+    def _end_sync(self) -> tuple[StepFlags, Anomaly | None]:
         """End the exchange that has begun."""
         assert self._begun
         self._mark("agreeing with the other ranks")
@@ -193,8 +202,8 @@ class Trainer:
     def _drain(self) -> Anomaly | None:
         """Judge all steps made so far; the first that must not have been."""
         while self.health.detector.due(drain=True):
-            self._begun = self._agree(ready=False, drain=True)
-            if anomaly := self._agreed()[1]:
+            self._begun = self._begin_sync(ready=False, drain=True)
+            if anomaly := self._end_sync()[1]:
                 return anomaly
         return None
 
@@ -219,8 +228,8 @@ class Trainer:
         with torch.no_grad(), self.engine.ema_weights():
             metrics, picture = evaluate(self.engine.model, self.saver.run, step, step == self.schedule.steps)
         self.reporter.log({"step": step} | metrics)
-        if self.selector:
-            best = self.selector.judge(self.state.best, step, metrics)
+        if selector := self.validation.selector:
+            best = selector.judge(self.state.best, step, metrics)
             self.state = dataclasses.replace(self.state, best=dist.broadcast_object(best))
         if picture:
             self.reporter.monitor.picture(step, picture)
@@ -238,7 +247,7 @@ class Trainer:
         checkpoint = checkpoints.newest_whole(self.saver.run)
         self.stream.close()
         state = checkpoints.restore(self.engine, checkpoint)
-        state = self.saver.settle_best(state) if self.selector else dataclasses.replace(state, best=None)
+        state = self.saver.settle_best(state) if self.validation.selector else dataclasses.replace(state, best=None)
         if state.step == self._first.step:  # its losses may be no measure any more, and its stage may be another
             first = self._first
             state = dataclasses.replace(
@@ -270,8 +279,8 @@ class Trainer:
         self._await_files()
         self.saver.uploads.finish()
         self.saver.require_own_folder(self.state.step)
-        if self.selector and self.state.best and self._is_exhausted:
-            reason = self.selector.reason(self.state.best)
+        if (selector := self.validation.selector) and self.state.best and selector.ends(self.state.best):
+            reason = selector.reason(self.state.best)
             self._say(f"Ended early at step {self.state.step}: {reason} (eval.patience).")
         return self._leave(ExitCode.DONE)
 

@@ -61,8 +61,8 @@ def groups_warning(objectives: Objectives, global_batch: int, ranks: int, pairs:
     group, at_once = objectives.group(global_batch), ranks * pairs
     if not objectives.itm or span_shape(group, ranks, pairs)[1] == 1:
         return ""
-    fitting = next((size for size in range(min(group, at_once), 1, -1) if at_once % size == 0), 0)
-    smaller = f", or set objectives.itm_group = {fitting}, with weaker negatives" if fitting else ""
+    divisor = next((size for size in range(min(group, at_once), 1, -1) if at_once % size == 0), 0)
+    smaller = f", or set objectives.itm_group = {divisor}, with weaker negatives" if divisor else ""
     return (
         f"ITM's groups of {group} do not fit in the {at_once} pairs computed at once and cost {cost}: "
         f"raise train.micro_batch{smaller}."

@@ -22,7 +22,7 @@ from mvlm.api.results import DEEPSPEED, RECIPE, RunFolder, write_recipe
 from mvlm.config.load import load_config
 from mvlm.config.toml import apply_override, as_toml
 from mvlm.errors import UserError
-from mvlm.runtime.commands import follow
+from mvlm.runtime.commands import run_command
 from tests.api.wheel import Installed, install
 from tests.conftest import ROOT, TINY
 
@@ -148,7 +148,7 @@ def test_extras_ask_for_what_the_requirements_do() -> None:
 def test_no_bar_is_drawn_into_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     bars = "from rich.progress import track\nfor _ in track(range(3)): pass\nprint('done')"
-    follow([sys.executable, "-c", bars])
+    run_command([sys.executable, "-c", bars])
     out = capsys.readouterr().out
     assert "done" in out and "\x1b" not in out
 

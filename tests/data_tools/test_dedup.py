@@ -14,9 +14,9 @@ from made import photo, quarantine, read_rows, run, write_captions
 from PIL import Image, ImageDraw
 
 from benchmarks.data.corpus import photo as lifelike
-from data_tools.look import look_of, read_look, same_picture
-from data_tools.looks import LookFile
 from data_tools.near import DISTANCE
+from data_tools.perceptual_hash import perceptual_hash_of, read_perceptual_hash, same_picture
+from data_tools.perceptual_hash_file import PerceptualHashFile
 from data_tools.pipeline import Options
 from data_tools.record import Record
 from data_tools.sharding import shard
@@ -95,7 +95,7 @@ DIFFERENT = {
 
 
 def like(one: bytes, other: bytes) -> bool:
-    first, second = (read_look(look_of(opened(data))) for data in (one, other))
+    first, second = (read_perceptual_hash(perceptual_hash_of(opened(data))) for data in (one, other))
     assert same_picture(first, second) == same_picture(second, first)
     return same_picture(first, second)
 
@@ -115,7 +115,7 @@ def test_a_copy_is_known_again(case: str) -> None:
 
 
 def test_unrelated_photographs_are_different_and_their_hashes_far_apart() -> None:
-    looks = [read_look(look_of(opened(lifelike(seed, (120, 90))))) for seed in range(40)]
+    looks = [read_perceptual_hash(perceptual_hash_of(opened(lifelike(seed, (120, 90))))) for seed in range(40)]
     pairs = [(a, b) for n, a in enumerate(looks) for b in looks[:n]]
     assert not any(same_picture(a, b) for a, b in pairs)
     apart = [(a.hashes[0] ^ b.hashes[0]).bit_count() for a, b in pairs]
@@ -124,11 +124,11 @@ def test_unrelated_photographs_are_different_and_their_hashes_far_apart() -> Non
 
 
 def test_of_several_twins_the_first_is_named_and_nothing_is_left_on_the_disk(tmp_path: Path) -> None:
-    pictures, look = LookFile(tmp_path), look_of(opened(lifelike(1)))
+    pictures, look = PerceptualHashFile(tmp_path), perceptual_hash_of(opened(lifelike(1)))
     assert pictures.twin(look, []) == ""
     numbers = [pictures.add(look, name) for name in ("first", "second")]
     assert pictures.twin(look, numbers) == "first"
-    assert pictures.twin(look_of(opened(lifelike(2))), numbers) == ""
+    assert pictures.twin(perceptual_hash_of(opened(lifelike(2))), numbers) == ""
     assert list(tmp_path.iterdir()) == []
 
 

@@ -21,10 +21,10 @@ time.sleep(600)
 
 CALLS = f"""
 import signal, sys
-from mvlm.runtime.commands import follow
+from mvlm.runtime.commands import run_command
 signal.signal(signal.SIGINT, signal.default_int_handler)
 try:
-    follow([sys.executable, "-c", {SAVES!r}], stop=signal.SIGTERM)
+    run_command([sys.executable, "-c", {SAVES!r}], stop=signal.SIGTERM)
 except KeyboardInterrupt:
     print("interrupted", flush=True)
 """

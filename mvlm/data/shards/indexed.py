@@ -15,7 +15,7 @@ from mvlm.data.shards.forms import CorpusForm, recognise
 from mvlm.data.shards.in_place import MARK
 from mvlm.data.shards.schema import MANIFEST
 from mvlm.errors import UserError
-from mvlm.runtime.commands import follow
+from mvlm.runtime.commands import run_command
 from mvlm.runtime.log import logger
 
 log = logger("mvlm")
@@ -55,7 +55,7 @@ def _index(form: CorpusForm, place: str) -> Path:
             log.info("Indexing %s, once; its images stay where they are, the index goes to %s.", place, folder)
             paths = [str(path.absolute()) for path in form.paths]
             command = [sys.executable, "-m", package("data_tools"), "shard", form.source, *paths]
-            follow([*command, "--in-place", "--out", str(folder)], log.info)
+            run_command([*command, "--in-place", "--out", str(folder)], log.info)
     return folder
 
 

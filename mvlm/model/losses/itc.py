@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mvlm.batch import Contrast, Encoded, MetricAccumulator
+from mvlm.batch import Encoded, ItcGradients, MetricAccumulator
 from mvlm.kernels.contrastive import CONTRASTIVE, LOG_SUM_EXPS
 from mvlm.kernels.sigmoid_contrastive import sigmoid_terms
 
@@ -47,7 +47,7 @@ def itc_loss(
     own: Encoded,
     temperature: Tensor,
     bias: Tensor | None,
-    contrast: Contrast,
+    contrast: ItcGradients,
     parts: int,
     metrics: MetricAccumulator | None = None,
 ) -> Tensor:
@@ -77,7 +77,7 @@ def itc_loss(
 @torch.no_grad()
 def begin_contrast(
     own: Encoded, temperature: Tensor, bias: Tensor | None, exclude_duplicates: bool, peers: Peers = ALONE
-) -> Callable[[], Contrast]:
+) -> Callable[[], ItcGradients]:
     """Send the own features on their way.
 
     Returns:
@@ -93,7 +93,7 @@ def begin_contrast(
     blocks = peers.circulate([image_BE, text_BE, *ids])
 
     @torch.no_grad()
-    def finish() -> Contrast:
+    def finish() -> ItcGradients:
         if bias is None:
             loss_B, at_image_BE, at_text_BE = _softmax(image_BE, text_BE, temperature, ids, blocks, peers)
             at_bias = None
@@ -102,7 +102,7 @@ def begin_contrast(
             at_bias = peers.add_up(own_part)
         # s = image · text / T, hence the temperature's is -sum_i image_i · dL/dimage_i / T, each similarity in one row.
         at_temperature = peers.add_up(-(at_image_BE * image_BE).sum() / temperature.squeeze())
-        return Contrast(loss_B, at_image_BE, at_text_BE, at_temperature, at_bias, len(image_BE) * peers.count)
+        return ItcGradients(loss_B, at_image_BE, at_text_BE, at_temperature, at_bias, len(image_BE) * peers.count)
 
     return finish
 
@@ -155,7 +155,7 @@ class _ItcShare(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, image_BE: Tensor, text_BE: Tensor, temperature: Tensor, bias: Tensor | None, contrast: Contrast
+        ctx: Any, image_BE: Tensor, text_BE: Tensor, temperature: Tensor, bias: Tensor | None, contrast: ItcGradients
     ) -> Tensor:
         ctx.contrast, ctx.like = contrast, (image_BE.dtype, text_BE.dtype, temperature.dtype)
         return contrast.loss_B.sum()
@@ -163,7 +163,7 @@ class _ItcShare(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        whole: Contrast = ctx.contrast
+        whole: ItcGradients = ctx.contrast
         share = grad * len(whole.loss_B) / whole.pairs
         at_image, at_text, at_temperature = (
             gradient.to(dtype)

@@ -69,7 +69,7 @@ class Reporter:
     def report(
         self,
         losses: Losses,
-        tally: MetricAccumulator,
+        accumulated: MetricAccumulator,
         state: TrainState,
         factor: float,
         micro_batches: Sequence[Batch | LabelledBatch],
@@ -84,7 +84,7 @@ class Reporter:
         means = (dist.all_reduce(torch.stack(list(losses.values()))) / dist.world()).tolist()
         parts = dict(zip(losses, means, strict=True))
         metrics: dict[str, Any] = {"step": state.step, "loss": engine.objectives.total(parts)} | parts
-        metrics |= reported(tally)
+        metrics |= reported(accumulated)
         metrics["lr"], metrics["encoder_lr"] = optim.lr * factor, optim.encoder_lr * factor
         metrics["grad_norm"] = None if engine.grad_norm is None else float(engine.grad_norm)
         if (scale := engine.loss_scale_state()) is not None:
@@ -138,19 +138,19 @@ def spread(step_s: float, data_wait_s: float, others_wait_s: float) -> dict[str,
     return metrics | {"slowest_rank": others_wait.index(min(others_wait))}
 
 
-def reported(tally: MetricAccumulator) -> dict[str, float | None]:
+def reported(accumulated: MetricAccumulator) -> dict[str, float | None]:
     """The global batch's accuracies, of which one that nothing was asked for is None, and the other values.
 
     All ranks must call, and wait for the device.
     """
-    right, values = list(tally.correct), list(tally.values)
+    right, values = list(accumulated.correct), list(accumulated.values)
     metrics: dict[str, float | None] = {}
     if right:
-        counts_2X = torch.stack([*tally.correct.values(), *tally.total.values()]).view(2, -1)
+        counts_2X = torch.stack([*accumulated.correct.values(), *accumulated.total.values()]).view(2, -1)
         sums_2X = dist.all_reduce(counts_2X.cpu().double())
         metrics |= {name: r / a if a else None for name, r, a in zip(right, *sums_2X.tolist(), strict=True)}
     if values:
-        metrics |= dict(zip(values, torch.stack(list(tally.values.values())).tolist(), strict=True))
+        metrics |= dict(zip(values, torch.stack(list(accumulated.values.values())).tolist(), strict=True))
     return metrics
 
 

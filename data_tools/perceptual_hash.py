@@ -62,7 +62,7 @@ SEEN = np.dtype([("hashes", "<u8", (len(CUTS),)), ("corners", "u1", (12,))])
 """How a look begins: all by which pictures like it are found."""
 
 
-class Look(NamedTuple):
+class PerceptualHash(NamedTuple):
     hashes: tuple[int, ...]  # by CUTS
     corners: np.ndarray  # uint8 [12]: the mean colours of its quarters
     aspect: float  # width by height
@@ -70,8 +70,8 @@ class Look(NamedTuple):
     pixels: np.ndarray  # uint8 [SIDE, SIDE, 3]
 
 
-def look_of(image: Image.Image) -> bytes:
-    """What `read_look` reads, of `LOOK.size` bytes: of the picture as training shows it, upright and on white."""
+def perceptual_hash_of(image: Image.Image) -> bytes:
+    """Of the picture as training shows it, upright and on white: `LOOK.size` bytes for `read_perceptual_hash`."""
     image = upright(image)
     width, height = image.size
     small = image.reduce(max(1, max(width, height) // SCALE))
@@ -106,11 +106,11 @@ def _content(pixels: np.ndarray) -> tuple[int, int, int, int]:
     return left, top, min(width, int(across[-1]) + 1 + more_x), min(height, int(down[-1]) + 1 + more_y)
 
 
-def read_look(content: bytes) -> Look:
+def read_perceptual_hash(content: bytes) -> PerceptualHash:
     *hashes, corners, aspect, left, top, right, bottom, pixels = LOOK.unpack(content)
     square = np.frombuffer(pixels, np.uint8).reshape(SIDE, SIDE, 3)
     box = np.array([left, top, right, bottom])
-    return Look(tuple(hashes), np.frombuffer(corners, np.uint8), aspect, box, square)
+    return PerceptualHash(tuple(hashes), np.frombuffer(corners, np.uint8), aspect, box, square)
 
 
 def _hash(grey: Image.Image, left: int, top: int, right: int, bottom: int) -> int:
@@ -127,7 +127,7 @@ def _hash(grey: Image.Image, left: int, top: int, right: int, bottom: int) -> in
     return int.from_bytes(np.packbits(np.concatenate(bits, axis=None)).tobytes(), "big")
 
 
-def same_picture(one: Look, other: Look) -> bool:
+def same_picture(one: PerceptualHash, other: PerceptualHash) -> bool:
     """Whether one is a copy of the other as far as the eye can tell from thumbnails.
 
     What was encoded anew, resized, squeezed by up to `MOST_SQUEEZED` or cropped by up to about 5 % a side is a copy;

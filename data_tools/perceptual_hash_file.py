@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .look import LOOK, SEEN, read_look, same_picture
+from .perceptual_hash import LOOK, SEEN, read_perceptual_hash, same_picture
 
 CORNERS = 40
 """Levels by which the mean colour of a quarter may differ, so that thumbnails need not be compared."""
@@ -41,7 +41,7 @@ class Spill:
         return os.pread(self._file.fileno(), min(end - start, most or end), start)
 
 
-class LookFile:
+class PerceptualHashFile:
     """Eight bytes a picture in memory; the rest lies in `folder`."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,13 +62,13 @@ class LookFile:
         """The name of one of these that shows the same, or ""; of several, of the nearest in colour, then the first."""
         if not numbers:
             return ""
-        mine = read_look(look)
+        mine = read_perceptual_hash(look)
         corners = np.concatenate([self.seen(number, number + 1)["corners"] for number in numbers])
         apart = np.abs(corners.astype(np.int16) - mine.corners).max(1)
         for place in np.argsort(apart, kind="stable")[:MOST_COMPARED]:
             if apart[place] > CORNERS:
                 break
             row = self._rows.read(numbers[place])
-            if same_picture(mine, read_look(row[: LOOK.size])):
+            if same_picture(mine, read_perceptual_hash(row[: LOOK.size])):
                 return row[LOOK.size :].decode()
         return ""
