@@ -1,7 +1,7 @@
 """mvlm: pretraining of masked vision and language models at scale.
 
 From Python: `mvlm.train("pictures/", out="runs/mine")` trains, `mvlm.load("runs/mine")` uses what was trained,
-`mvlm.finetune("runs/mine", "vqa", "shards/vqa", out="runs/vqa")` goes on to a task, `mvlm.load_finetuned("runs/vqa")`
+`mvlm.finetune("runs/mine", "vqa", "shards/vqa", out="runs/vqa")` fine-tunes it, `mvlm.load_finetuned("runs/vqa")`
 answers, and `mvlm.open("shards")` reads shards.
 """
 

@@ -89,13 +89,12 @@ ONLY_IN = {
         "mvlm/check/machine/deepspeed_ops.py",
         "mvlm/training/zero/adamw.py",
         "mvlm/training/zero/json_keys.py",
-        "mvlm/training/engine.py",
         "mvlm/training/zero/frozen.py",
         "mvlm/training/zero/offload.py",
+        "mvlm/training/zero/start.py",
         "mvlm/training/zero/state.py",
     },
     "torch.distributed": {
-        "mvlm/training/engine.py",
         "mvlm/runtime/background.py",
         "mvlm/runtime/dist.py",
         "mvlm/runtime/gathered.py",
@@ -125,8 +124,7 @@ OPTIONAL = {
 IMPORTED_LATE = {
     "mvlm/check/machine/": "the doctor tries whether each can be imported at all",
     "mvlm/cli/": "a command imports what it needs when it is asked for",
-    "mvlm/training/engine.py": "DeepSpeed settles its accelerator and log when it is imported, by the environment",
-    "mvlm/training/zero/": "the same",
+    "mvlm/training/zero/": "DeepSpeed settles its accelerator and log when it is imported, by the environment",
     "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",
 }
 """Files and folders that import inside functions what is always there, and why."""
@@ -326,7 +324,8 @@ def test_the_check_finds_a_forbidden_name_and_length_and_a_part_that_takes_too_m
 
 def test_the_check_lets_through_what_is_allowed() -> None:
     assert (
-        problems("mvlm/training/engine.py", "import deepspeed\nfrom mvlm.runtime import dist\nimport mvlm.errors") == []
+        problems("mvlm/training/zero/start.py", "import deepspeed\nfrom mvlm.runtime import dist\nimport mvlm.errors")
+        == []
     )
     assert problems("data_tools/new.py", "from mvlm.data.shards import schema\nfrom mvlm.errors import UserError") == []
 

@@ -7,7 +7,7 @@
 #
 # It needs a CUDA build of torch and the nvcc of the same CUDA release; a GPU need not be there. PYTHON,
 # TORCH_CUDA_ARCH_LIST (8.0;9.0+PTX) and MAX_JOBS (all cores) may be set. WHEELS names a folder that gets a wheel, and nothing
-# is installed; BUILD one that keeps what is compiled, with which a build that was stopped goes on.
+# is installed; BUILD one that keeps what is compiled, with which a build that was stopped resumes.
 set -euo pipefail
 
 commit=6424da3b4faa6c8f062da4a48c424fff3f02d42d

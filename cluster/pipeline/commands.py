@@ -52,7 +52,7 @@ def submit(path: str, overrides: list[str], backend: str, forced: Collection[str
 
 
 def _carry_over(graph: Graph, new: Submission, forced: Collection[str]) -> None:
-    """Refuse to go on while an earlier submission runs; a rerun on SLURM leaves all other steps in the queue."""
+    """Refuse to continue while an earlier submission runs; a rerun on SLURM leaves all other steps in the queue."""
     logs = Path(new.logs)
     if not (logs / FILE).exists():
         return

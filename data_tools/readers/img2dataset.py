@@ -25,7 +25,8 @@ from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
 from .inputs import REMEDY, PathOrUrl, fetched_files, name_of
 from .members import DAMAGE, StrictTar
-from .webdataset import CUT, tar_records, up_to_first_dot
+from .tar_records import CUT, tar_records
+from .webdataset import up_to_first_dot
 
 SUCCESS = "success"
 STATUSES = {"failed_to_download": "download failed", "failed_to_resize": "img2dataset could not resize it"}

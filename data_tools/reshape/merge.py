@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,8 @@ from mvlm.data.shards.files import Shard, Shards
 from mvlm.data.shards.integrity import check_hash
 from mvlm.data.shards.schema import MANIFEST, Manifest, read_manifest
 from mvlm.errors import UserError
-from mvlm.runtime.storage import publish, write_durably
+from mvlm.runtime.files import link_or_copy
+from mvlm.runtime.storage import write_durably
 
 from ..corpora import batches, kept_rows
 from ..join import SUMS
@@ -66,23 +65,13 @@ def _linked(folders: Sequence[Path], out: Path, task: str, on_row: Callable[[int
             named = replace(shard, file=f"{len(merged):06d}.arrow")
             for old, new in zip(shard.files, named.files, strict=True):
                 check_hash(folder, old)
-                _link(folder / old.file, out / new.file)
+                link_or_copy(folder / old.file, out / new.file)
             merged.append(named if shard.index else add_index(out, named, task))
             for _ in range(shard.rows):
                 on_row(0)
     rows, captions, image_bytes = (sum(getattr(manifest, sums) for manifest in manifests) for sums in SUMS)
     write_durably(out / MANIFEST, Manifest(rows, captions, image_bytes, Shards(merged), task).to_json())
     return rows
-
-
-def _link(old: Path, new: Path) -> None:
-    """Another name for a file, which nothing ever writes to; a copy where the file system has no such thing."""
-    try:
-        os.link(old.resolve(), new)
-    except OSError:
-        partial = new.with_name(new.name + ".partial")
-        shutil.copyfile(old, partial)
-        publish(partial, new)
 
 
 def _one_task(folders: Sequence[Path]) -> str:

@@ -53,7 +53,7 @@ def prepare(data: str | Path, out: Path) -> ShardedCorpus:
         again = f"To give it options, run `mvlm-data {shlex.join(words)}` with them, and then the same call."
         raise UserError(f"{error} {again}") from None
     except KeyboardInterrupt:
-        print(f"Stopped while {path} was being sharded: the same call goes on from there.", flush=True)
+        print(f"Stopped while {path} was being sharded: the same call resumes.", flush=True)
         raise
     found = find_shards(out)
     if not found:

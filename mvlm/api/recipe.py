@@ -112,14 +112,20 @@ def choose(
         RecipeChoice("log.every", max(1, steps // LINES), f"{LINES} lines or so"),
         *(_with_encoders(begins_with) if begins_with else ()),
     ]
-    if held_out:
-        choices += [
-            RecipeChoice("data.eval", list(held_out), "held out"),
-            RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
-            RecipeChoice("eval.limit", HELD_OUT_LIMIT, "images, so that an evaluation is short"),
-            RecipeChoice("eval.select", "eval/mean_recall", "the best checkpoint by it is kept, besides the newest"),
-        ]
+    choices += _evaluations(held_out, steps, "images", "eval/mean_recall")
     return Recipe(base, read_tables(RECIPES / base, "recipe"), reason, tuple(choices))
+
+
+def _evaluations(held_out: Sequence[str], steps: int, counted: str, metric: str) -> list[RecipeChoice]:
+    """On held-out shards, by whose metric the best checkpoint is kept; none without them."""
+    if not held_out:
+        return []
+    return [
+        RecipeChoice("data.eval", list(held_out), "held out"),
+        RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
+        RecipeChoice("eval.limit", HELD_OUT_LIMIT, f"{counted}, so that an evaluation is short"),
+        RecipeChoice("eval.select", metric, "the best checkpoint by it is kept, besides the newest"),
+    ]
 
 
 FROZEN = ["vision.vit.trunk", "vision.vit.patch_embed"]
@@ -189,13 +195,7 @@ def choose_tuning(
             if name not in OBJECTIVES_OF.get(task, OBJECTIVES_OF["pretrain"])
         ),
     ]
-    if corpus.eval:
-        choices += [
-            RecipeChoice("data.eval", list(corpus.eval), "held out"),
-            RecipeChoice("eval.every", max(1, steps // EVALUATIONS), f"{EVALUATIONS} in the run"),
-            RecipeChoice("eval.limit", HELD_OUT_LIMIT, "rows, so that an evaluation is short"),
-            RecipeChoice("eval.select", "eval/accuracy", "the best checkpoint by it is kept, besides the newest"),
-        ]
+    choices += _evaluations(corpus.eval, steps, "rows", "eval/accuracy")
     return Recipe(str(checkpoint), tables, "the checkpoint that is fine-tuned", tuple(choices))
 
 

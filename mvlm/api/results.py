@@ -155,4 +155,4 @@ def _where_it_stopped(folder: Path) -> str:
         saved = find_checkpoint(folder)
     except UserError:
         return f"Stopped before anything was saved in {folder}: the same call begins again."
-    return f"Stopped; {saved} is saved, and the same call goes on from there."
+    return f"Stopped; {saved} is saved, and the same call resumes from there."

@@ -92,7 +92,7 @@ def _settle_stages(report: Report, given: Given, start: Start) -> Standing | Non
 
 
 def _check_coming(report: Report, standing: Standing, start: Start, world: int) -> None:
-    """The layout and the model of the stages after the one that a run goes on in."""
+    """The layout and the model of the stages after the one that a run resumes in."""
     for number in range(standing.number + 1, len(standing.stages)):
         coming = standing.stages.config(number)
         configuration.check_layout(report, coming, world)

@@ -22,16 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.output import write_whole
 from mvlm.cli.places import require_folder, require_shards
-from mvlm.runtime.arguments import count, positive, within
+from mvlm.runtime.arguments import above_zero, count, positive
 
-gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 LABELLED, CLASSES = ("vqa", "nlvr2", "entailment"), ("classification", "probe")
 HELP = {
     "retrieval": "find the caption of an image, and the image of a caption",
@@ -85,7 +83,7 @@ def _add_common(parser: argparse.ArgumentParser, task: str) -> None:
 def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-gb",
-        type=gigabytes,
+        type=above_zero,
         metavar="GB",
         help="memory limit besides the weights (default: the run's eval.memory_gb)",
     )

@@ -21,16 +21,13 @@ examples:
 from __future__ import annotations
 
 import argparse
-import math
 from functools import partial
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.cli.places import require_shards
-from mvlm.runtime.arguments import positive, within
+from mvlm.runtime.arguments import above_zero, positive
 from mvlm.runtime.launch import environment
 from mvlm.runtime.log import log
-
-gigabytes = within(float, lambda value: 0 < value < math.inf, "above 0")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--clusters", type=positive, metavar="K", help="put the rows in so many clusters afterwards")
     parser.add_argument(
-        "--memory-gb", type=gigabytes, default=4.0, metavar="GB", help="of embeddings held for clusters (default: 4)"
+        "--memory-gb", type=above_zero, default=4.0, metavar="GB", help="of embeddings held for clusters (default: 4)"
     )
 
 

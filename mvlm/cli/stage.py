@@ -5,9 +5,9 @@ examples:
   mvlm stage add runs/mine --epochs 3 --name larger model.image_size=288 'data.train=["shards/a", "shards/b"]'
   mvlm stage show runs/mine --rows
 
-`add` takes the settings of the run for the new stage, but for those that are given as key=value. A run that is going on
+`add` takes the settings of the run for the new stage, but for those given as key=value. A run that is under way
 begins it by itself when its last stage ends; one that has ended, when the same command is given that trained it. Where
-the data of the stages differ, each data set goes on in its own order: no row comes again before all others have come.
+the data of the stages differ, each data set continues in its own order: no row comes again before all others have come.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _add(args: argparse.Namespace) -> int:
     section = outline(replace(stages, tables=added))[-1]
     print(
         f"{stages.title(len(stages) - 1).capitalize()} of {args.run_folder} will make {section.end:,} updates. A run "
-        "that is going on begins it by itself; one that has ended, when the command that trained it is given again."
+        "that is under way begins it by itself; one that has ended, when the command that trained it is given again."
     )
     return 0
 

@@ -1,7 +1,7 @@
 """The stages of a run: `[[stage]]` tables of its TOML, each of which changes the run's configuration for a while.
 
 A stage's table has the run's own tables and keys, of which it sets some; all others keep the run's values. It may also
-have a `name`, and `schedule = "continue"`, with which the learning rate of the stage before goes on over both. A list
+have a `name`, and `schedule = "continue"`, with which the learning rate of the stage before continues over both. A list
 of numbers as `train.global_batch` is a ramp: a stage of each, all equally long.
 """
 

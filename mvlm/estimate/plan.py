@@ -9,9 +9,10 @@ from typing import Any
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.estimate.cards import USABLE, Card
-from mvlm.estimate.communication import ContrastExchange, Fabric, Step, Work, contrast_of, step_time
+from mvlm.estimate.communication import ContrastExchange, Step, Work, contrast_of, step_time
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.encoders import build_without_weights
+from mvlm.estimate.fabric import Fabric
 from mvlm.estimate.memory import Memory, contrastive_bytes, peak
 from mvlm.training.blocks import evenly
 from mvlm.training.schedule import schedule_steps

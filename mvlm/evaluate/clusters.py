@@ -22,7 +22,7 @@ NO_EARLIER = -1.0
 def k_means(embedding_RE: Tensor, clusters: int, seed: int) -> Tensor:
     """Centroids of unit length, K x E, by Lloyd's algorithm on the cosine, begun at random rows.
 
-    A cluster that is left without rows goes on at the row that its own centroid fits least. The centroids are a
+    A cluster that is left without rows restarts at the row that its own centroid fits least. The centroids are a
     function of the rows in their order and the seed.
 
     Args:

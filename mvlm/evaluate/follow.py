@@ -41,8 +41,9 @@ from mvlm.errors import UserError, cannot_write
 from mvlm.evaluate.training import Evaluator
 from mvlm.pretrained.runs import Loaded, load_trained
 from mvlm.runtime import dist
+from mvlm.runtime.files import append_durably, drop_torn_line, link_or_copy
 from mvlm.runtime.log import rank_log
-from mvlm.runtime.storage import drop_torn_line, write_durably
+from mvlm.runtime.storage import write_durably
 
 EVALUATING = "evaluating"
 LOOK_S, DIGITS = 2.0, 16
@@ -131,10 +132,7 @@ class EvaluationJob:
     def _record(self, turn: Turn, metrics: dict[str, float]) -> None:
         line = {"step": turn.step, **metrics, "weights": turn.weights}
         try:
-            with open(self.run / EVALUATIONS, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_durably(self.run / EVALUATIONS, json.dumps(line) + "\n")
             best = self._best()
             if best and best.step == turn.step:
                 write_durably(self.run / CHECKPOINTS / BEST, step_name(best.step))
@@ -196,12 +194,7 @@ def _link(folder: Path, to: Path) -> None:
     for path in filter(Path.is_file, sorted(folder.rglob("*"))):
         place = to / path.relative_to(folder)
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, place)
-        except FileNotFoundError:
-            raise
-        except OSError:
-            shutil.copy2(path, place)
+        link_or_copy(path, place)
 
 
 @contextmanager

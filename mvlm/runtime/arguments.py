@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -24,3 +25,4 @@ def within(kind: Callable[[str], Number], allowed: Callable[[Number], bool], wor
 
 count = within(int, lambda value: value >= 0, "0 or more")
 positive = within(int, lambda value: value >= 1, "1 or more")
+above_zero = within(float, lambda value: 0 < value < math.inf, "above 0")

@@ -49,17 +49,6 @@ def publish(partial: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def drop_torn_line(path: Path) -> None:
-    """Take off a last line that a full disk or a power cut has left without its end."""
-    if not path.exists():
-        return
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end and (file.seek(end - 1), file.read(1))[1] != b"\n":
-            end -= 1
-        file.truncate(end)
-
-
 def sync(path: Path) -> None:
     """Have the disk know a file's content, or the names in a folder, which syncing its files does not."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -7,8 +7,6 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 has none.
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +29,7 @@ from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
 from mvlm.training.zero.shares import Read, gathered
+from mvlm.training.zero.start import import_deepspeed, without_inductor
 from mvlm.training.zero.state import ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
 
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -66,7 +65,7 @@ class Engine:
         ema: float = 0.0,
         seed: int = 0,
     ) -> None:
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.objectives, self.ds_config, self._ema, self._seed = objectives, ds_config, ema, seed
         self.device = dist.device()
         self.stage: int = ds_config["zero_optimization"]["stage"]
@@ -86,7 +85,7 @@ class Engine:
         self._matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
-        with _without_inductor():
+        with without_inductor():
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
@@ -286,33 +285,3 @@ def seed_dropout(seed: int, step: int, start: int) -> None:
     """
     mixed = np.random.SeedSequence((seed % 2**64, step, start)).generate_state(1, np.uint64)
     torch.manual_seed(int(mixed[0]))
-
-
-@contextmanager
-def _without_inductor() -> Iterator[None]:
-    """DeepSpeed imports an optimiser that is not used here, whose decorators would load torch's whole compiler: a
-    second and 46 MB of every rank."""
-    before = os.environ.get("TORCHDYNAMO_DISABLE", "")
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        os.environ["TORCHDYNAMO_DISABLE"] = before
-
-
-def _import_deepspeed() -> Any:
-    """DeepSpeed, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
-    if not dist.uses_cuda():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
-    # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    import deepspeed
-
-    if not dist.uses_cuda():
-        # asked for, DeepSpeed tries a compiler on all of its operations, of which it looks for this one
-        deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    deepspeed.init_distributed(
-        dist_backend="nccl" if dist.uses_cuda() else "gloo", auto_mpi_discovery=False, verbose=False
-    )
-    return deepspeed

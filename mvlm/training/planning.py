@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def begins_stage(self) -> bool:
-        """Whether it goes on from a checkpoint with which another stage ended."""
+        """Whether it resumes from a checkpoint with which another stage ended."""
         return self.standing is not None and self.standing.begins and self.resumed is not None
 
     def resolve(self, parameters: int, micro_batch: int | None = None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Standing:
     """Where a run with stages stands when an attempt begins.
 
     Attributes:
-        number: of the stage that it goes on in.
+        number: of the stage that it resumes in.
         begins: that stage has not begun yet.
         config: of it.
         resumed: what a run is resumed with; None = it begins.

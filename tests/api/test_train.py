@@ -100,7 +100,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_loses_nothing(scenes: Path, tmp_path
         said = caller.communicate()[0]
     finally:
         caller.kill()
-    assert re.search(r"Stopped; \S+/run/checkpoints/step_\d+ is saved, and the same call goes on from there", said)
+    assert re.search(r"Stopped; \S+/run/checkpoints/step_\d+ is saved, and the same call resumes from there", said)
     saved = RunFolder(tmp_path / "run").metrics[-1]["step"]
     run = mvlm.train(tmp_path / "pictures", tmp_path / "run", SMALL | {"train.steps": saved + 1, "log.every": 1})
     assert [line["step"] for line in run.metrics if "loss" in line] == [*range(1, saved + 2)]

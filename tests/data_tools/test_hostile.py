@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_tools.filters import MAX_TEXT
 from data_tools.image import decode, decoded_size
-from data_tools.readers.webdataset import CUT
+from data_tools.readers.tar_records import CUT
 from mvlm.data.images.encoded import BadImage
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from benchmarks.comm.issued import BUCKET, RESULTS
 from mvlm.estimate.cards import CARDS
-from mvlm.estimate.communication import Fabric, feature_bytes, small_reductions
+from mvlm.estimate.communication import feature_bytes, small_reductions
+from mvlm.estimate.fabric import Fabric
 
 KEPT = json.loads(RESULTS.read_text())
 BF16 = 2

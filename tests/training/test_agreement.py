@@ -74,7 +74,7 @@ def test_ranks_agree_to_the_last_bit(connects: str, tmp_path: Path) -> None:
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in ranks] == [0] * world
     opened = [int((tmp_path / f"{rank}.sockets").read_text()) for rank in range(1, world)]
     mesh = 1 + 1 + world - 1  # to the store, to listen, to the others

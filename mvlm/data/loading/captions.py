@@ -87,7 +87,7 @@ class CaptionLoader:
         return {"samples_seen": self._seen, "seed": self._seed, "fingerprint": self._mixture.fingerprint}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there.
+        """Resume from there.
 
         Raises:
             UserError: the state is of other data, of another seed, or of another global batch.

@@ -1,7 +1,7 @@
 """What a stage of a run draws, from where each of its streams stands when it begins.
 
 A run without stages draws one stream. Where the stages of a run draw different data, each data set is a stream of its
-own, in an order of its own, whose position goes on from stage to stage: no row comes again before all others of its
+own, in an order of its own, whose position continues from stage to stage: no row comes again before all others of its
 data set have come. A stage of several takes turns among them, as evenly as can be.
 """
 

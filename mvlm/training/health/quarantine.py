@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from mvlm.data.samples.dataset import TAKEN_DOWN, Fault
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError, cannot_write
 from mvlm.runtime import dist
+from mvlm.runtime.files import append_durably
 from mvlm.training.health.anomaly import Anomaly
 
 QUARANTINE = "quarantine.jsonl"
@@ -113,10 +113,7 @@ def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     failure = None
     if lines and _writes():
         try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
-                file.flush()
-                os.fsync(file.fileno())
+            append_durably(path, "".join(json.dumps(line) + "\n" for line in lines))
         except OSError as error:
             failure = cannot_write(str(path), error, "free some room and start again")
     if failure := dist.broadcast_object(failure):

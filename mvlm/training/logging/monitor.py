@@ -18,7 +18,7 @@ from mvlm.checkpoint.selection import PUT_OFF
 from mvlm.config.schema import Log
 from mvlm.errors import cannot_write
 from mvlm.runtime import dist
-from mvlm.runtime.storage import drop_torn_line
+from mvlm.runtime.files import drop_torn_line
 from mvlm.training.logging.trackers import PATIENCE, Follower, followers, numbers
 
 HURRY = 5.0  # seconds that trackers get when a run ends on an error
