@@ -95,6 +95,12 @@ class DataLost(UserError):
     exit_code = ExitCode.REQUEUE
 
 
+def first_line(error: BaseException | str) -> str:
+    """Of an error's text without its stop, or its kind where it has none."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".:")
+
+
 def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:
     """What to raise when a run that is under way cannot write.
 

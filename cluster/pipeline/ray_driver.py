@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, TaskCancelledError
 
-from mvlm.errors import ExitCode
+from mvlm.errors import ExitCode, first_line
 
 from ..attempt import shell_code
 from . import step as step_module
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         ray.init(log_to_driver=True)
     except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         print(f"cluster: Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.", flush=True)
         return ExitCode.REQUEUE
 
@@ -70,7 +70,7 @@ class StepTask:
             except TaskCancelledError:
                 self._code = ExitCode.REQUEUE
             except RayError as error:
-                print(f"cluster: {str(error).strip().splitlines()[0]}", flush=True)
+                print(f"cluster: {first_line(error)}", flush=True)
                 self._code = ExitCode.BUG
         return self._code
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode, UserError, first_line
 
 from ..job import Job
 
@@ -47,7 +47,7 @@ def connect(server: str) -> Any:
     try:
         return JobSubmissionClient(server)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"No job server of Ray answers at {server} ({reason}): check the address, and "
             "RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH where the cluster wants a token."
@@ -60,9 +60,9 @@ def refusals_as_mistakes() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # the client's, for whatever the server answers
-        raise UserError(f"Ray's job server refuses it: {str(error).strip().splitlines()[0]}") from None
+        raise UserError(f"Ray's job server refuses it: {first_line(error)}") from None
     except OSError as error:  # requests', where it does not answer, or not in time
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from mvlm.errors import ExitCode
+from mvlm.errors import ExitCode, first_line
 
 from ..logs import next_attempt, rank_log
 from ..processes import PATIENCE
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     try:
         ray.init(log_to_driver=not is_preflight)  # whose result is to be seen
     except Exception as error:  # Ray raises plain ones where a part of it does not come up in time
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         print(f"cluster: Ray cannot be joined on this node ({reason}): see `ray status`, and submit again.", flush=True)
         return ExitCode.MISTAKE if is_preflight else ExitCode.REQUEUE
     _watch_for_the_end(spec)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import ray
 from ray.exceptions import RayError
 
+from mvlm.errors import first_line
+
 RETRIES = 3
 """Of a task whose worker or node was lost."""
 
@@ -37,7 +39,7 @@ def _outcome(part: ray.ObjectRef[int]) -> str:
     try:
         return f"exit code {ray.get(part)}"
     except RayError as error:
-        return f"lost ({str(error).strip().splitlines()[0]})"
+        return f"lost ({first_line(error)})"
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 
 from .chunks import HELD, RETRIES, apply, chunks, in_order
 
@@ -50,7 +50,7 @@ def connected(address: str | None, workers: int) -> Iterator[None]:
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
             ray.init("local", num_cpus=workers, include_dashboard=False, object_store_memory=store, **quiet)
     except (Exception, SystemExit) as error:  # Ray raises plain ones where a part of it does not come up in time
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         advice = "check --ray-address" if address else "try again when the machine is less busy, or without Ray"
         raise UserError(f"No Ray at {address or 'this machine'} ({reason}): {advice}.") from None
     try:
@@ -108,7 +108,7 @@ def ray_map(
         except RayTaskError as error:
             raise error.cause from error
         except RayError as error:
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             raise UserError(f"Ray lost the work at or near {chunk[0]} ({reason}): look at the cluster.") from None
 
     yield from in_order(chunks(items, size), submit, result, HELD * workers)

@@ -20,7 +20,7 @@ from mvlm.api.images import AnyImage, listed, stacked
 from mvlm.checkpoint.layout import BEST
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import ImageExample, image_examples
 from mvlm.evaluate.reconstruction import patch_masks
@@ -286,7 +286,7 @@ def _exported(name: str, device: torch.device) -> TrainedModel:
         network = MaskVLMModel.from_pretrained(name, use_safetensors=True).network
         processor = MaskVLMProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [repr(error)])[0].rstrip(".:")
+        first = first_line(error)
         raise UserError(f"{name} is no model ({first}): give a run folder, or what `mvlm export` wrote.") from None
     return TrainedModel(network.to(device), processor.tokenizer, processor.text_length, processor.image_processor.size)
 

@@ -57,12 +57,6 @@ def broken_by(topic: str, sentence: str) -> Finding:
     return Finding(topic, "broken", sentence, sentence.rstrip(".").rpartition(": ")[2])
 
 
-def first_line(error: BaseException | str) -> str:
-    """Of an error's text, or its kind where it has none."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
-
-
 @dataclass(frozen=True)
 class Form:
     """How a command shows its findings.

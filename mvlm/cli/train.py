@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from mvlm.errors import ExitCode
+from mvlm.errors import ExitCode, first_line
 from mvlm.runtime.imports import uncollected
 from mvlm.runtime.launch import environment
 
@@ -140,7 +140,7 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
 def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
     """End without the other ranks: whoever has died, the checkpoints are whole."""
     rank = os.environ.get("RANK", "0")
-    cause = str(error).splitlines()[0]
+    cause = first_line(error)
     # Not by `logging`, for which rank 0 would have no name; which rank it was is what matters here.
     print(
         f"mvlm: rank {rank} has lost another rank ({cause}): start the same command again to resume from the newest "

@@ -7,7 +7,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 
 
 def push(folder: Path, repository: str, private: bool) -> str:
@@ -30,7 +30,7 @@ def push(folder: Path, repository: str, private: bool) -> str:
             repo_id=made.repo_id, folder_path=folder, commit_message="A model exported by mvlm", ignore_patterns=[".*"]
         )
     except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(
             f"{repository} was not pushed ({reason}): log in with `hf auth login`, or set HF_TOKEN, and send {folder} "
             "again with `hf upload`."

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mvlm.errors import first_line
+
 APEX_SOURCE = "NVIDIA's apex is not built here: cluster/gpu/build_apex.sh builds it"
 
 
@@ -30,7 +32,7 @@ def apex(part: str) -> str | None:
     """
     for module in ("amp_C", part):
         if reason := _import(module):
-            return APEX_SOURCE if isinstance(reason, ModuleNotFoundError) else f"{module}: {_first_line(reason)}"
+            return APEX_SOURCE if isinstance(reason, ModuleNotFoundError) else f"{module}: {first_line(reason)}"
     return cuda()
 
 
@@ -139,8 +141,4 @@ def _import(module: str) -> Exception | None:
 
 
 def _missing(name: str, error: Exception) -> str:
-    return f"{name} is not installed" if isinstance(error, ModuleNotFoundError) else f"{name}: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{name} is not installed" if isinstance(error, ModuleNotFoundError) else f"{name}: {first_line(error)}"

@@ -23,7 +23,7 @@ from torch import Tensor
 from mvlm.checkpoint.description import TEXT_ENCODER, described_in
 from mvlm.checkpoint.layout import INDEX, find_checkpoint, has_checkpoints
 from mvlm.checkpoint.tensors import open_weights
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.runtime import hub
 
 HUB = "hf-hub:"
@@ -135,7 +135,7 @@ def _unpickled(path: Path) -> Any:
         ) from None
     except Exception as error:  # torch raises many kinds for a file that it did not write
         raise UserError(
-            f"{path} is no checkpoint that torch can read ({(str(error) or repr(error)).splitlines()[0]}): "
+            f"{path} is no checkpoint that torch can read ({first_line(error)}): "
             "give a .safetensors file or one of torch.save."
         ) from None
 

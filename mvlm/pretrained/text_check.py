@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PretrainedConfig
 
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 
 INSTEAD = "use an encoder that reads in both directions, such as 'bert', 'roberta' or 'FacebookAI/roberta-base'"
 SHORTEST = 3
@@ -40,7 +40,7 @@ def check_text_encoder(settings: PretrainedConfig, name: str, length: int) -> No
         one, other = _features(block, SHORTEST)
     except Exception as error:  # whatever a model raises that lacks images, sounds or a decoder's tokens
         raise UserError(
-            f"model.text {name!r} ({kind}) gives no features of token ids alone ({_first_line(error)}): {INSTEAD}."
+            f"model.text {name!r} ({kind}) gives no features of token ids alone ({first_line(error)}): {INSTEAD}."
         ) from None
     if torch.allclose(one[0], other[0], rtol=1e-6, atol=1e-6):
         raise UserError(
@@ -96,7 +96,3 @@ def _is_read(block: Any, length: int) -> bool:
     except Exception:  # an index beyond the table, shapes that do not match, or a sentence of the model's own
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -9,6 +9,7 @@ import threading
 from huggingface_hub import constants
 from huggingface_hub.utils import get_session
 
+from mvlm.errors import first_line
 from mvlm.runtime.log import log
 
 PATIENCE = 10.0
@@ -29,7 +30,7 @@ def why_offline() -> str:
 
 def reason(error: Exception) -> str:
     """The first line of what a client of the hub raises, and that there is no hub where that was found."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+    said = first_line(error)
     return f"{said}; {missing}" if (missing := _found_absent()) else said
 
 
@@ -47,7 +48,7 @@ def absence(endpoint: str) -> str:
         try:
             answer = get_session().head(endpoint, timeout=PATIENCE)
         except Exception as error:  # the client's many kinds; all mean that there is no hub to be had
-            found[0] = f"{endpoint} does not answer ({(str(error).splitlines() or [repr(error)])[0]})"
+            found[0] = f"{endpoint} does not answer ({first_line(error)})"
         else:
             found[0] = f"{endpoint} answers with {answer.status_code}" if answer.status_code >= 500 else ""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as torch_dist
 
-from mvlm.errors import ExitCode, UserError
+from mvlm.errors import ExitCode, UserError, first_line
 from mvlm.runtime.launch import environment
 
 JOINING_S = 900.0
@@ -81,7 +81,7 @@ class Rendezvous:
                 wait_for_workers=False,
             )
         except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
+            raise ConnectionError(first_line(error)) from None
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = torch_dist.PrefixStore(f"rendezvous/{attempt}", store)
 
@@ -117,7 +117,7 @@ class Rendezvous:
         try:
             self.store.set(key, json.dumps(word))
         except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
+            raise ConnectionError(first_line(error)) from None
 
     def read(self, key: str, patience: float) -> Any:
         """The word that is left there within so many seconds, however slow the store's answer is; None when none is.
@@ -130,7 +130,7 @@ class Rendezvous:
         except torch_dist.DistStoreError:
             pass  # out of time for the store's answer, too, with the word perhaps long there
         except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
+            raise ConnectionError(first_line(error)) from None
         return self.peek(key)
 
     def peek(self, key: str) -> Any:
@@ -142,4 +142,4 @@ class Rendezvous:
         try:
             return json.loads(self.store.get(key)) if self.store.check([key]) else None
         except torch_dist.DistError as error:
-            raise ConnectionError(str(error).splitlines()[0]) from None
+            raise ConnectionError(first_line(error)) from None

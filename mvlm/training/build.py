@@ -17,7 +17,7 @@ from mvlm.data.samples.labelled import LabelledDataset, class_names
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.data.shards.mixture import Mixture
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.model.encoders import Encoders
 from mvlm.pretrained.encoders import build_model, check_has_weights, text_settings
 from mvlm.pretrained.load import build_filled_model, with_encoders_of
@@ -132,7 +132,7 @@ def build_empty(
         if start.checkpoint is None:
             raise
         folder = described_in(start.checkpoint)
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise UserError(
             f"The model of {folder} cannot be built ({reason}): copy its folders tokenizer and text_encoder again."
         ) from None

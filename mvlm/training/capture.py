@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mvlm.batch import Batch, Counts
+from mvlm.errors import first_line
 from mvlm.kernels.views import Views
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM
@@ -104,7 +105,7 @@ class _Captured:
                 self._graphs[key] = self._capture(shape, tensors)
             except RuntimeError as error:  # out of memory is one
                 self._failed = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 rank_log.warning(f"train.compile: a step cannot be captured here ({reason}), so that none is.")
                 return self._run(*args)
         replay, found = self._graphs[key]

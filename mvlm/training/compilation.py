@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mvlm.config.schema import Train
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.runtime import dist
 from mvlm.runtime.log import rank_log
 from mvlm.training.blocks import find_blocks
@@ -98,7 +98,7 @@ class _Compiler:
 
     def _fail(self, error: Exception) -> None:
         self._failed = True
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         rank_log.warning(f"train.compile: the compiler fails here ({reason}), so that blocks run uncompiled.")
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mvlm.check.folders import Folders
-from mvlm.check.report import Finding, absent, broken, broken_by, first_line, works
+from mvlm.check.report import Finding, absent, broken, broken_by, works
+from mvlm.errors import first_line
 
 SIDE, VIEW = 64, 32
 DIFFERENCE = 8.0

@@ -11,7 +11,8 @@ from typing import Any
 
 from mvlm.check.folders import Folders
 from mvlm.check.machine.packages import installed
-from mvlm.check.report import Finding, absent, broken, first_line, works
+from mvlm.check.report import Finding, absent, broken, works
+from mvlm.errors import first_line
 
 WANTED_BY = {
     "fused_adam": "kernels.optimizer = 'deepspeed'",

@@ -14,7 +14,8 @@ from multiprocessing import get_context
 from mvlm.check.folders import Folders
 from mvlm.check.machine.devices import gpus_of_machine
 from mvlm.check.machine.patience import patience
-from mvlm.check.report import Finding, absent, broken, first_line, works
+from mvlm.check.report import Finding, absent, broken, works
+from mvlm.errors import first_line
 
 PATIENCE_SECONDS = 20.0
 

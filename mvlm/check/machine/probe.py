@@ -34,7 +34,8 @@ from mvlm.check.machine import (
     triton_kernels,
 )
 from mvlm.check.machine.patience import patience
-from mvlm.check.report import Finding, broken, first_line
+from mvlm.check.report import Finding, broken
+from mvlm.errors import first_line
 
 
 class Probe(NamedTuple):

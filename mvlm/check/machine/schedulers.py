@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 from mvlm.check.folders import Folders
 from mvlm.check.machine.packages import installed
-from mvlm.check.report import Finding, absent, broken, first_line, works
+from mvlm.check.report import Finding, absent, broken, works
+from mvlm.errors import first_line
 
 SINFO_SECONDS = 10.0
 CONNECT_SECONDS = 5.0

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import mvlm
 from mvlm.check.folders import Folders
-from mvlm.check.report import Finding, absent, broken, first_line, works
+from mvlm.check.report import Finding, absent, broken, works
+from mvlm.errors import first_line
 
 LEAST_FREE_BYTES = 1e9
 LEAST_SPEED = 5e6

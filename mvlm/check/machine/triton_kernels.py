@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from mvlm.check.folders import Folders
-from mvlm.check.report import Finding, absent, broken, first_line, works
+from mvlm.check.report import Finding, absent, broken, works
+from mvlm.errors import first_line
 
 KERNELS = ("patch_l1", "log_sum_exps")
 TOLERANCE = 1e-4

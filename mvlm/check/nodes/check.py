@@ -14,7 +14,7 @@ from mvlm.check.nodes.measure import bus_bandwidth, latency_s
 from mvlm.check.nodes.rollcall import RollCall
 from mvlm.check.nodes.tournament import Pair, Speed, Standings, rounds
 from mvlm.checkpoint.folder_group import find_folder_group
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.runtime import dist
 
 SLOW, SLOW_ON_CPU = 0.5, 0.25
@@ -122,7 +122,7 @@ def _exchange(
     except UserError as error:
         word["storage"] = str(error)
     except RuntimeError as error:
-        word["error"] = str(error).splitlines()[0]
+        word["error"] = first_line(error)
     return word
 
 

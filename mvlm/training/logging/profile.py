@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerAction, ProfilerActivity, profile
 
+from mvlm.errors import first_line
 from mvlm.runtime import dist
 from mvlm.runtime.log import rank_log
 
@@ -101,6 +102,4 @@ class Profiling:
 
     def _give_up(self, error: Exception) -> None:
         self._profile = None
-        rank_log.warning(
-            f"Tracing failed ({(str(error).strip() or type(error).__name__).splitlines()[0]}); the run continues."
-        )
+        rank_log.warning(f"Tracing failed ({first_line(error)}); the run continues.")

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from mvlm.config.schema import Log
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 
 TRACKERS = "trackers.json"
 """In the run folder, by tracker the name that it knows the run by, so that the next attempt resumes the same."""
@@ -113,7 +113,7 @@ class Follower:
                 item(tracker)
             tracker.close(self._done)
         except Exception as error:  # whatever a tracker may raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             self._complain(f"{self.name} has failed ({reason}), so the run continues without it")
 
     def _complain(self, sentence: str) -> None:

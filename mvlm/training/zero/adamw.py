@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mvlm.config.schema import Optim
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.kernels import probes
 from mvlm.kernels.dispatch import Implementation, Op, by_name_only
 
@@ -37,7 +37,7 @@ def by_deepspeed(groups: list[dict[str, Any]], settings: Settings, device: torch
     try:
         return FusedAdam(groups, adam_w_mode=True, **settings)
     except Exception as error:  # compilers fail in many ways
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"kernels.optimizer = 'deepspeed' cannot be compiled here ({reason}): install a compiler, or choose auto."
         ) from None

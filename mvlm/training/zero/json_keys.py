@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from mvlm.errors import Mistakes, UserError
+from mvlm.errors import Mistakes, UserError, first_line
 from mvlm.training.zero.json_file import REFUSED, UNUSED
 
 TOP = (
@@ -62,7 +62,7 @@ def check_values(resolved: dict[str, Any], json_name: str) -> None:
             mistakes.add(f"{json_name}: {name} is {found['input']!r} ({found['msg']}): give another value.")
         mistakes.settle()
     except Exception as error:  # assertions and several kinds of errors, all about the JSON
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = first_line(error)
         raise UserError(f"{json_name} is refused by DeepSpeed ({reason}): mend it.") from None
 
 

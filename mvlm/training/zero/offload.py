@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from mvlm.config.schema import Optim
-from mvlm.errors import UserError
+from mvlm.errors import UserError, first_line
 from mvlm.model.encoders import Encoders
 from mvlm.runtime import dist
 from mvlm.runtime.extensions import wait_for_compilations
@@ -87,5 +87,5 @@ def _why_not_built(builder: Any) -> str | None:
         builder().load(verbose=False)
         failure = None
     except Exception as error:  # compilers fail in many ways
-        failure = (str(error).strip() or type(error).__name__).splitlines()[0]
+        failure = first_line(error)
     return next((f"rank {rank}: {found}" for rank, found in enumerate(dist.gather_objects(failure)) if found), None)
