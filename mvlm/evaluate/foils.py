@@ -13,13 +13,12 @@ import torch
 from rich.table import Table
 
 from mvlm.data.samples.foils import FoilDataset
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import intervals, memory, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.retrieval import SearchSettings, image_features, text_features
-from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.settings import Settings, reading_of
 from mvlm.evaluate.tables import percent, render
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
@@ -95,9 +94,8 @@ class FoilsTask:
     name = "foils"
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
-        mixture, tokenizer = Mixture(settings.data, task="foils"), load_tokenizer(str(loaded.tokenizer_folder))
-        length, size = loaded.config.data.text_length, loaded.config.model.image_size
-        dataset = FoilDataset(mixture, tokenizer, length, size, settings.limit)
+        mixture = Mixture(settings.data, task="foils")
+        dataset = FoilDataset(mixture, *reading_of(loaded), settings.limit)
         result = evaluate_foils(loaded.model, dataset, settings.search, device)
         return result | {"fingerprint": mixture.fingerprint}
 

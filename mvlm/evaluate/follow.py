@@ -147,7 +147,8 @@ class EvaluationJob:
         if self._selector is None:
             return None
         best: BestEvaluation | None = None
-        for step, metrics in sorted((line["step"], line) for line in read_evaluations(self.run)):
+        latest = {line["step"]: line for line in read_evaluations(self.run)}
+        for step, metrics in sorted(latest.items()):
             best = self._selector.judge(best, step, metrics)
         return best
 

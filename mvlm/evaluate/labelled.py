@@ -12,10 +12,9 @@ from rich.table import Table
 
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import class_names
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.evaluate import shares
 from mvlm.evaluate.accuracy import consistency, mean_by, vqa_accuracy
-from mvlm.evaluate.settings import Settings
+from mvlm.evaluate.settings import Settings, reading_of
 from mvlm.evaluate.tables import render
 from mvlm.model.finetune import TaskModel
 from mvlm.pretrained.runs import Loaded
@@ -31,9 +30,7 @@ class LabelledTask:
 
     def run(self, loaded: Loaded, settings: Settings, device: torch.device) -> dict[str, Any]:
         mixture = settings.mixture(self.name)
-        tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-        length, size = loaded.config.data.text_length, loaded.config.model.image_size
-        dataset = LabelledEvalDataset(mixture, self.name, tokenizer, length, size, settings.limit)
+        dataset = LabelledEvalDataset(mixture, self.name, *reading_of(loaded), settings.limit)
         classes = class_names(self.name, loaded.tokenizer_folder)
         result, predicted = evaluate_labelled(loaded.model, dataset, classes, settings.search.batch, device)
         file = submission(self.name, dataset, predicted)

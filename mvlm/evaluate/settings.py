@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pictures import Pictures
 from mvlm.data.samples.tokenizer import load_tokenizer
@@ -34,14 +36,17 @@ class Settings:
         return Mixture(self.data, task=task, where=[self.where])
 
 
+def reading_of(loaded: Loaded[Any]) -> tuple[PreTrainedTokenizerBase, int, int]:
+    """How a model reads: its tokenizer, the tokens of a text at most, and the pixels of an image's side."""
+    config = loaded.config
+    return load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length, config.model.image_size
+
+
 def open_pictures(loaded: Loaded[Any], paths: Sequence[Path], sentences: Sequence[str] = ()) -> Pictures:
     """Picture files and sentences, read as the model reads them."""
-    config, tokenizer = loaded.config, load_tokenizer(str(loaded.tokenizer_folder))
-    return Pictures(paths, sentences, tokenizer, config.data.text_length, config.model.image_size)
+    return Pictures(paths, sentences, *reading_of(loaded))
 
 
 def captions_of(loaded: Loaded, settings: Settings) -> EvalDataset:
     """Shards of images and captions, read with the model's tokenizer."""
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    length, size = loaded.config.data.text_length, loaded.config.model.image_size
-    return EvalDataset(settings.mixture(), tokenizer, length, size, settings.limit)
+    return EvalDataset(settings.mixture(), *reading_of(loaded), settings.limit)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from mvlm.data.samples.evaluation import EvalDataset
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate.examples import ImageExample, TextExample, examples
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, Retrieval, SearchSettings, retrieve, summary
+from mvlm.evaluate.settings import reading_of
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.report.facts import RunFacts, read_json
 
@@ -79,12 +79,10 @@ def measure(facts: RunFacts, device: torch.device) -> Measured:
 
 def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measured, device: torch.device) -> Measured:
     model, settings, notes = loaded.model, facts.config.eval, []
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    length, size = loaded.config.data.text_length, loaded.config.model.image_size
-    dataset = EvalDataset(mixture, tokenizer, length, size, settings.limit)
-    pool = dataset
+    reading = reading_of(loaded)
+    pool = dataset = EvalDataset(mixture, *reading, settings.limit)
     if known.retrieval and len(dataset) > POOL:
-        pool = EvalDataset(mixture, tokenizer, length, size, POOL)
+        pool = EvalDataset(mixture, *reading, POOL)
     found = retrieve(model, pool, SearchSettings.of(settings), device)
     retrieval = known.retrieval or summary(found, pool) | {"step": loaded.step}
     image_queries, text_queries = _queries(found, pool)
@@ -95,7 +93,7 @@ def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measur
             reconstruction = {"step": loaded.step} | measured
         except UserError as error:
             notes.append(f"Reconstruction was not measured: {error}")
-        images, texts = examples(model, pool, tokenizer, spread(len(pool)), device)
+        images, texts = examples(model, pool, reading[0], spread(len(pool)), device)
     else:
         notes.append("It was trained to reconstruct nothing (objectives.image and objectives.text are 0).")
     return Measured(

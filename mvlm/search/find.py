@@ -18,6 +18,7 @@ from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Corpus
@@ -189,7 +190,7 @@ class ImageIndex:
         return SearchHit(image, **self._table.slice(image, 1).to_pylist()[0], similarity=similarity)
 
 
-class _Candidates:
+class _Candidates(ImagesAndTexts):
     """Images of an index, and the sentence that each may match: what `match_pairs` reads."""
 
     def __init__(self, index: ImageIndex, images: Sequence[int], sentence: str, tokens: BatchTokenizer, size: int):
@@ -201,9 +202,6 @@ class _Candidates:
 
     def images(self, rows: Sequence[int]) -> Tensor:
         return self._all.images([self._index.row(self._numbers[row]) for row in rows])
-
-    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return self.tokens.batch([self.captions[index] for index in captions])
 
 
 def find_by_sentence(

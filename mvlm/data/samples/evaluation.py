@@ -15,6 +15,7 @@ from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.labelled import SENTENCES
 from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 
@@ -53,7 +54,7 @@ class EvalImages:
             ) from error
 
 
-class EvalDataset(EvalImages):
+class EvalDataset(EvalImages, ImagesAndTexts):
     """The first `limit` rows (0 = all) as plain images and all their captions.
 
     Attributes:
@@ -74,10 +75,6 @@ class EvalDataset(EvalImages):
         """What is read of the texts, as a part of a sentence."""
         cut = self.tokens.describe_truncation(self.captions) or "none is longer"
         return f"texts cut at {self.tokens.length} tokens ({cut})"
-
-    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """text_BL int64 and valid_BL bool of the captions with these indices."""
-        return self.tokens.batch([self.captions[index] for index in captions])
 
 
 class LabelledEvalDataset(EvalDataset):

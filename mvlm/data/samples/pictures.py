@@ -40,10 +40,10 @@ class ImagesAndTexts(Protocol):
 
     def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
         """text_BL int64 and valid_BL bool of the captions with these indices."""
-        ...
+        return self.tokens.batch([self.captions[index] for index in captions])
 
 
-class Pictures:
+class Pictures(ImagesAndTexts):
     """Picture files and sentences that belong to nothing in particular.
 
     Args:
@@ -64,10 +64,6 @@ class Pictures:
         """uint8 [B, 3, H, W], resized without a crop; raises `UserError` naming a file that is no picture."""
         views = [eval_view(Decoded(read_picture(self.paths[row])), self.image_size) for row in rows]
         return torch.from_numpy(np.stack(views))
-
-    def texts(self, captions: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """text_BL int64 and valid_BL bool of the captions with these indices."""
-        return self.tokens.batch([self.captions[index] for index in captions])
 
 
 def read_picture(path: Path) -> Image.Image:
