@@ -11,16 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from mvlm.data.images.decode import load_image
 from mvlm.data.images.encoded import BadImage
-from mvlm.data.images.upright import eight_bits
 from mvlm.data.shards.in_place import resolved
 from mvlm.data.shards.schema import IMAGE_COLUMNS, read_manifest
 from mvlm.data.shards.takedown import read_takedown
 
 from ..corpora import rows_at, spread
-from ..image import decoded_size, opened
+from ..image import decoded_size
 
 SIDE = 192
 """Pixels a picture is shown in; larger ones are made smaller, so that the sheet stays small."""
@@ -108,15 +107,8 @@ def _picture(data: bytes, name: str) -> str:
 
 
 def _encoded(data: bytes, kind: str) -> bytes:
-    out = io.BytesIO()
-    with opened(data) as header:
-        image = eight_bits(header)
-        shown = image.convert("RGBA" if image.has_transparency_data else "RGB") if image.mode in ("P", "1") else image
-        shown.thumbnail((SIDE, SIDE))
-        shown = shown.convert("RGBA" if shown.has_transparency_data else "RGB")
-        if shown.mode == "RGBA" and kind == "JPEG":
-            page = Image.new("RGBA", shown.size, "white")
-            page.alpha_composite(shown)
-            shown = page.convert("RGB")
-        shown.save(out, kind)
+    """As the model is shown it, upright and on white, but whole."""
+    out, shown = io.BytesIO(), load_image(data)
+    shown.thumbnail((SIDE, SIDE))
+    shown.save(out, kind)
     return out.getvalue()

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.cli.output import write_json
     from mvlm.decay.branches import Branch, draw, gather
     from mvlm.runtime.chain import execute, run_chain
+    from mvlm.runtime.commands import shown
 
     trunk: Path = args.run_folder
     if not trunk.is_dir():
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     branches = [Branch(trunk, at, args.steps, out, launch, args.deepspeed_config, overrides) for at in args.at]
     for branch in branches:
         branch.prepare()
-    if code := run_chain(branches, execute, lambda text: print(text, flush=True)):
+    if code := run_chain(branches, execute, shown):
         return code
     result = gather(trunk, branches)
     print(_table(result), end="")

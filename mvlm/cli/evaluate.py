@@ -176,10 +176,11 @@ def _follow(args: argparse.Namespace) -> int:
 
     from mvlm.evaluate.follow import EvaluationJob
     from mvlm.runtime import dist
+    from mvlm.runtime.commands import shown
 
     dist.init()
     try:
-        EvaluationJob(args.follow, tuple(args.data), lambda text: print(text, flush=True)).follow()
+        EvaluationJob(args.follow, tuple(args.data), shown).follow()
     finally:
         dist.close()
     return 0

@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.reproduce import results
     from mvlm.reproduce.chain import chain
     from mvlm.runtime.chain import execute, run_chain
+    from mvlm.runtime.commands import shown
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if args.table == LIST:
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     _print_chain(steps, None if place.miniature else _prices(args.gpu, place))
     if args.dry_run:
         return _dry_run(table, place, console)
-    code = run_chain(steps, execute, lambda text: print(text, flush=True))
+    code = run_chain(steps, execute, shown)
     found, said = results.numbers(table, place), results.notes(table, place)
     console.print(results.draw(table, found))
     for sentence in said:

@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.table import Table as Drawn
 
-from mvlm.reproduce.steps import EvaluateStep, Workplace, read_results
+from mvlm.report.facts import read_json
+from mvlm.reproduce.steps import EvaluateStep, Workplace
 from mvlm.reproduce.tables import Cell, Table
 
 OURS, PAPER, ALBEF = "this run", "paper", "ALBEF"
@@ -33,7 +34,7 @@ def numbers(table: Table, place: Workplace) -> dict[str, Numbers]:
 def _measured(cell: Cell | None, place: Workplace) -> float | None:
     if not cell or not cell.path or not EvaluateStep(place, cell.evaluation).is_done():
         return None
-    value: Any = read_results(place.results(cell.evaluation))
+    value: Any = read_json(place.results(cell.evaluation))
     for key in cell.path.split("."):
         value = value[key]
     return 100 * float(value)
@@ -56,7 +57,7 @@ def notes(table: Table, place: Workplace) -> list[str]:
     if place.miniature:
         said.append("A rehearsal in miniature: its own numbers say nothing.")
     measured = [each for each in table.evaluations if EvaluateStep(place, each).is_done()]
-    found = [(each, read_results(place.results(each))) for each in measured]
+    found = [(each, read_json(place.results(each)) or {}) for each in measured]
     if found:
         steps = dict.fromkeys(f"{each.run} at step {result['step']:,}" for each, result in found)
         said.append(f"Tested: {', '.join(steps)}.")

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoint, has_checkpoints, step_name, step_of
 from mvlm.config.load import load_config
@@ -23,7 +22,7 @@ from mvlm.config.shipped import package
 from mvlm.data.shards.mixture import training_mixture
 from mvlm.data.shards.schema import MANIFEST, corpora_in
 from mvlm.errors import UserError
-from mvlm.report.facts import read_facts
+from mvlm.report.facts import read_facts, read_json
 from mvlm.reproduce.corpora import CORPORA
 from mvlm.reproduce.miniature import RECIPE, RECIPE_OF_FIRST
 from mvlm.reproduce.runs import RUNS
@@ -223,18 +222,5 @@ class EvaluateStep(ChainStep):
         if not path.exists() or not self._run.is_done():
             return False
         checkpoint = self._run.checkpoint()
-        same = read_results(path).get("step") == step_of(checkpoint)
+        same = (read_json(path) or {}).get("step") == step_of(checkpoint)
         return same and path.stat().st_mtime >= (checkpoint / INDEX).stat().st_mtime
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """What an evaluation has written.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): delete it, and it is measured again.") from None
-    return found if isinstance(found, dict) else {}
