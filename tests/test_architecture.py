@@ -112,14 +112,14 @@ OPTIONAL = {
     "ray",
     "resvg_py",
     "shtab",
-    "simplejpeg",
     "submitit",
     "torch.nn.attention.varlen",
     "torchao",
     "torch.utils.tensorboard",
     "wandb",
 }
-"""What may be missing: imported inside the functions that use it. So are the kernels in Triton's language."""
+"""What may be missing, or takes long and is asked for by few (matplotlib, shtab, TensorBoard): imported inside the
+functions that use it. So are the kernels in Triton's language."""
 
 IMPORTED_LATE = {
     "mvlm/check/machine/": "the doctor tries whether each can be imported at all",

@@ -14,6 +14,7 @@ from functools import cache
 from typing import Protocol
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from mvlm.data.images.encoded import JPEG_START, BadImage, check_scans, damaged, open_image
@@ -146,8 +147,6 @@ class SimpleJpeg:
 
     @classmethod
     def open(cls, data: bytes | memoryview) -> Picture:
-        import simplejpeg
-
         try:
             simplejpeg.decode_jpeg_header(data)
         except ValueError:
@@ -164,8 +163,6 @@ class SimpleJpeg:
         return cls(data, header.width, header.height, header.mode)
 
     def show(self, box: Box, size: int, flip: bool, out: np.ndarray) -> None:
-        import simplejpeg
-
         by = shrink(box, size)
         try:
             pixels = simplejpeg.decode_jpeg(
@@ -221,17 +218,9 @@ def _choose(asked: str) -> Choice:
     raise AssertionError("Pillow is always there")
 
 
-def _no_simplejpeg() -> str | None:
-    try:
-        import simplejpeg  # noqa: F401
-    except ImportError as error:
-        return f"it does not import ({error})"
-    return None
-
-
 DECODERS: dict[str, Callable[[], str | None]] = {
     "native": lambda: native_is_missing or None,
-    "simplejpeg": _no_simplejpeg,
+    "simplejpeg": lambda: None,
     "pillow": lambda: None,
 }
 """In order of preference, each with what says why it cannot be used."""
