@@ -255,7 +255,7 @@ class Trainer:
             )
         self.stream.restart(state)
         self._start_from(state)
-        self._say(
+        self.reporter.monitor.say(
             f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}, without that batch "
             f"(its samples stand in {self.stream.skipped.path})."
         )
@@ -268,7 +268,7 @@ class Trainer:
             self._save()
         self._await_files()
         self.saver.uploads.drain()
-        self._say(
+        self.reporter.monitor.say(
             f"Stopped {reason} at step {self.state.step}, saved in {time.perf_counter() - asked:.1f} s; "
             "the same command resumes from there."
         )
@@ -281,7 +281,7 @@ class Trainer:
         self.saver.require_own_folder(self.state.step)
         if (selector := self.validation.selector) and self.state.best and selector.ends(self.state.best):
             reason = selector.reason(self.state.best)
-            self._say(f"Ended early at step {self.state.step}: {reason} (eval.patience).")
+            self.reporter.monitor.say(f"Ended early at step {self.state.step}: {reason} (eval.patience).")
         return self._leave(ExitCode.DONE)
 
     def _await_files(self) -> None:
@@ -297,6 +297,3 @@ class Trainer:
 
     def _mark(self, doing: str, patience: float = 1.0) -> None:
         self.health.watchdog.at(self.state.step, doing, patience)
-
-    def _say(self, sentence: str) -> None:
-        self.reporter.monitor.say(sentence)

@@ -89,7 +89,9 @@ class Skipped:
             UserError: on every rank, where the list cannot be written or has become longer than the limit.
         """
         self.positions.add(anomaly.position)
-        rows = draws(np.arange(anomaly.position, anomaly.position + global_batch))[0].tolist() if _writes() else ()
+        rows = (
+            draws(np.arange(anomaly.position, anomaly.position + global_batch))[0].tolist() if dist.rank() == 0 else ()
+        )
         samples = [{"where": mixture.where(row), "key": mixture.key(row)} for row in rows]
         _append(self.path, [asdict(anomaly) | {"at": time.time(), "samples": samples}])
         if len(self.positions) > self._limit:
@@ -104,20 +106,17 @@ def _place(fault: Fault) -> tuple[int, int]:
     return fault.position, fault.row
 
 
-def _writes() -> bool:
-    return dist.rank() == 0
-
-
 def _append(path: Path, lines: list[dict[str, Any]]) -> None:
     """One JSON object a line, by rank 0; all ranks must call, and raise where it fails."""
-    failure = None
-    if lines and _writes():
+
+    def append() -> None:
         try:
-            append_durably(path, "".join(json.dumps(line) + "\n" for line in lines))
+            if lines:
+                append_durably(path, "".join(json.dumps(line) + "\n" for line in lines))
         except OSError as error:
-            failure = cannot_write(str(path), error, "free some room and start again")
-    if failure := dist.broadcast_object(failure):
-        raise failure
+            raise cannot_write(str(path), error, "free some room and start again") from None
+
+    dist.as_rank_0(append)
 
 
 def _read(path: Path, key: str) -> list[int]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,15 +43,7 @@ class Monitor:
         self._progress: Progress | None = None
         self._first, self._total, self._began = first_step, total_steps, time.monotonic()
         self._followers: list[Follower] = []
-        failure = None
-        if self.main:
-            try:
-                drop_torn_line(run / METRICS)
-                self._file = open(run / METRICS, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-            except OSError as error:
-                failure = cannot_write(str(run / METRICS), error, "move away what lies there, or free some room")
-        if failure := dist.broadcast_object(failure):
-            raise failure
+        dist.as_rank_0(partial(self._open, run / METRICS))
         if not self.main:
             return
         self._followers = followers(run, first_step, log, self.say)
@@ -66,6 +59,13 @@ class Monitor:
             disable=not self.console.is_terminal,
         )
         self._task = self._progress.add_task("train", total=total_steps, completed=first_step, report="")
+
+    def _open(self, metrics: Path) -> None:
+        try:
+            drop_torn_line(metrics)
+            self._file = open(metrics, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        except OSError as error:
+            raise cannot_write(str(metrics), error, "move away what lies there, or free some room") from None
 
     def __enter__(self) -> Monitor:
         if self._progress:
