@@ -145,8 +145,8 @@ def settle_stages(
     settled, moved, _ = merge_settings(kept, now, frozenset(flat(now)), start.checkpoint, mistakes, allowed)
     mistakes.settle()
     ended = (*state.stages[:-1], replace(state.stages[-1], end=end))
-    told = (*changes(changed | moved), *kept_settings(left))
-    resumed = Resumed(settled, state, told, alter_loss(changed | moved))
+    reported = (*changes(changed | moved), *kept_settings(left))
+    resumed = Resumed(settled, state, reported, alter_loss(changed | moved))
     return Standing(stages, number, number > running, settled, resumed, _sections(stages, ended), before)
 
 
