@@ -118,7 +118,9 @@ def _plan(parts: list[Part], options: Options) -> dict[str, Any] | None:
     return json.loads(json.dumps(plan))  # type: ignore[no-any-return]
 
 
-def _made(job: PartJob, parts: list[Part], run: Map, on_record: Callable[[int], None]) -> dict[int, PartManifest]:
+def _made(
+    job: PartJob, parts: list[Part], run: Map, on_record: Callable[[int], None] = lambda image_bytes: None
+) -> dict[int, PartManifest]:
     """Have these parts made, each by a task; of a single one, the workers check the records."""
     if len(parts) == 1 or (job.options.workers == 1 and job.options.engine == "local"):
         return {part.number: run_part(job, part, run, on_record) for part in parts}
