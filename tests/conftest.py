@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Generator, Iterator
@@ -20,8 +19,8 @@ import pytest
 
 from mvlm.config.schema import Config, Data, Objectives
 from mvlm.runtime.imports import uncollected
+from tests.ranks import ROOT, free_port, mvlm, run_ranks
 
-ROOT = Path(__file__).parent.parent
 # A background shell and nohup have these ignored, which every child would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -36,8 +35,11 @@ sys.dont_write_bytecode = False
 
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
-LONGEST = ("cluster", "training", "benchmarks")
-"""Folders whose files take minutes: begun first, lest one process is left with them when the others are done."""
+FIRST = ("test_slurm_faults.py", "test_parity.py", "test_ray.py", "test_engine.py")
+"""Files that take minutes."""
+LONG = ("cluster", "training", "benchmarks")
+"""Folders whose files take long: begun before others, lest one process is left with them when all else is done. They
+are mixed, since those of clusters wait for most of their time and those of training compute."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -48,9 +50,15 @@ def pytest_collection() -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    folders = [item.path.relative_to(ROOT / "tests").parts[0] for item in items]
-    ranks = [LONGEST.index(folder) if folder in LONGEST else len(LONGEST) for folder in folders]
-    items[:] = [item for _, item in sorted(zip(ranks, items, strict=True), key=lambda pair: pair[0])]
+    files = list(dict.fromkeys(item.path for item in items))
+    folders = [path.relative_to(ROOT / "tests").parts[0] for path in files]
+    places: dict[Path, float] = {}
+    for number, (path, folder) in enumerate(zip(files, folders, strict=True)):
+        if path.name in FIRST:
+            places[path] = FIRST.index(path.name) - len(FIRST)
+        else:
+            places[path] = folders[:number].count(folder) / folders.count(folder) if folder in LONG else 1
+    items.sort(key=lambda item: places[item.path])
 
 
 STEERING = ("AWS_", "HF_", "PYTHONPATH", "RAY_ADDRESS", "SLURM_", "TMPDIR", "TORCHELASTIC_", "XDG_")
@@ -185,12 +193,6 @@ def run_command(command: list[str], timeout: float = 600, **environment: str) ->
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of a real S3 protocol server on the loopback."""
@@ -253,7 +255,7 @@ def train_on(scenes: Path, run: Path) -> None:
         "optim.encoder_lr=0.003",
     ]
     command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY, *words]
-    done = run_command(mvlm_command(*command, "eval.every=0", launcher=False))
+    done = run_ranks(mvlm, *command, "eval.every=0")
     assert done.returncode == 0, done.stderr
 
 

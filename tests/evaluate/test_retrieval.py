@@ -1,6 +1,5 @@
 """Retrieval against the model asked about every single pair, and over ranks."""
 
-import multiprocessing
 import os
 from contextlib import contextmanager
 from dataclasses import replace
@@ -140,7 +139,6 @@ def everything(model, dataset):
 
 def test_ranks_call_in_lockstep_and_agree_with_one_to_the_last_bit(model, dataset, shards, tmp_path):
     ports = {world: free_port() for world in (4, 2)}
-    multiprocessing.set_forkserver_preload([__name__])  # imports torch once for all
     given = (ports, str(shards), str(tmp_path))
     torch.multiprocessing.start_processes(one_rank, given, nprocs=4, start_method="forkserver")
     threads = torch.get_num_threads()

@@ -6,8 +6,9 @@ from functools import partial
 
 import pytest
 
-from tests.conftest import TINY, mvlm_command, run_command
+from tests.conftest import TINY
 from tests.evaluate.tiny import CAPTIONS, make_shards
+from tests.ranks import mvlm, run_ranks
 
 HOSTILE = "<script>alert('red')</script> & a \"red\" dog"
 
@@ -25,7 +26,7 @@ def trained(scenes, eval_shards, made_once):
 def train_on(scenes, eval_shards, run):
     words = [f"data.train={scenes / 'train'}", f"data.eval={eval_shards}", f"run.dir={run}", "train.steps=3"]
     command = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *words, *TINY]
-    done = run_command(mvlm_command(*command, launcher=False))
+    done = run_ranks(mvlm, *command)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,17 +1,15 @@
 """Every mistake with an index is one sentence, and half an index is none."""
 
 import json
-import os
 import shutil
 import signal
-import subprocess
 import time
 
 import pytest
 
 from mvlm.__main__ import main
 from mvlm.data.shards.schema import read_manifest
-from tests.conftest import ROOT, mvlm_command
+from tests.ranks import Copy, mvlm
 
 
 @pytest.fixture
@@ -130,13 +128,11 @@ def test_no_room(mount_disk, trained, scenes, said):
 def test_killed_it_leaves_none_and_the_next_is_whole(trained, scenes, tmp_path, found, said):
     out = tmp_path / "index"
     words = ["index", *[str(scenes / "train")] * 40, "--checkpoint", str(trained), "--out", str(out)]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen(mvlm_command(*words, launcher=False), cwd=ROOT, env=env, stderr=subprocess.PIPE)
+    child = Copy(mvlm, *words)
     while not (tmp_path / ".index.partial/rows.arrow").exists() and child.poll() is None:
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
-    child.communicate()
-    assert child.returncode == -signal.SIGKILL
+    assert child.wait() == -signal.SIGKILL
     assert (tmp_path / ".index.partial").exists()
     assert "No index at" in said(*search(out, trained))
     assert main(["index", str(scenes / "eval"), "--checkpoint", str(trained), "--out", str(out)]) == 0

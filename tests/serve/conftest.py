@@ -1,15 +1,13 @@
 """The real server on a trained run, in a process of its own."""
 
-import os
 import re
 import signal
-import subprocess
-import sys
+import time
 
 import httpx
 import pytest
 
-from tests.conftest import ROOT
+from tests.ranks import Copy, mvlm
 
 
 def start(*words, ignored=(), **environment):
@@ -18,18 +16,17 @@ def start(*words, ignored=(), **environment):
     `ignored` are signals that it inherits as ignored, as children of a background shell do Ctrl-C's.
     """
 
-    def dispositions():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    process = Copy(serve, ignored, *map(str, words), "--port", "0", **environment)
+    while "\n" not in process.stdout:
+        assert process.poll() is None, process.stderr
+        time.sleep(0.02)
+    return process, re.search(r"http://\S+", process.stdout).group()
 
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
-    command = [sys.executable, "-m", "mvlm", "serve", *map(str, words), "--port", "0"]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True, preexec_fn=dispositions)
-    line = process.stdout.readline()
-    found = re.search(r"http://\S+", line)
-    assert found, line + process.stderr.read()
-    return process, found.group()
+
+def serve(ignored, *words):
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    return mvlm("serve", *words)
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +36,7 @@ def served(trained, index, tmp_path_factory):
     process, address = start(trained, "--index", index, TMPDIR=str(scratch))
     yield process, address
     process.send_signal(signal.SIGINT)
-    out, error = process.communicate(timeout=100)
-    assert (process.returncode, out, error) == (0, "Ended.\n", "")
+    assert (process.wait(100), process.stdout.splitlines()[1:], process.stderr) == (0, ["Ended."], "")
     assert list(scratch.iterdir()) == []
 
 

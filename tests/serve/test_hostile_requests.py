@@ -269,5 +269,5 @@ def test_without_an_index_it_serves_the_rest(trained):
             assert client.post("/api/view", json={"picture": {"sample": 0}}).status_code == 200
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=100) == ("Ended.\n", "")
-        assert process.returncode == 0
+        assert process.wait(100) == 0
+        assert (process.stdout.splitlines()[1:], process.stderr) == (["Ended."], "")

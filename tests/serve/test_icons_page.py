@@ -23,7 +23,7 @@ def address(trained, tmp_path_factory):
     process, address = start(trained, "--index", out)
     yield address
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=100)
+    process.wait(100)
     shutil.rmtree(folder)
 
 

@@ -1,19 +1,16 @@
-"""Run under the deepspeed launcher: one engine after another trains, meets a poisoned batch and is rolled back.
+"""What each rank does: one engine after another trains, meets a poisoned batch and is rolled back.
 
-deepspeed --num_accelerators R tests/training/engine_worker.py SHARDS CASES FILE [OVERRIDE ...]
-
-CASES is a JSON object of DeepSpeed configurations by name; FILE gets, by name, what came of each. Every engine but
-the first also resumes from where the first was after its third step.
+Every engine but the first also resumes from where the first was after its third step.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
 import math
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +65,7 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
     restore(engine, at_start)
     from_the_start = trained(engine, batches, 0, KEPT)
     first.setdefault("kept", at_kept)
-    restore(engine, first["kept"])
+    fill(engine, first["kept"])
     return {
         "to_kept": to_kept,
         "undisturbed": undisturbed,
@@ -139,6 +136,21 @@ def restore(engine: Engine, state: dict[str, Any]) -> None:
         engine.set_loss_scale_state(state["loss_scale"])
 
 
+def fill(engine: Engine, state: dict[str, Any]) -> None:
+    """The same as a checkpoint is resumed from: each rank asks for what it has of a tensor alone."""
+    engine.prepare_state(state["updates"])
+    for name, parameter in engine.parameters():
+        whole = state["whole"][name]
+        engine.fill(parameter, list(whole), partial(piece, whole))
+    engine.finish_filling()
+    if state["loss_scale"]:
+        engine.set_loss_scale_state(state["loss_scale"])
+
+
+def piece(whole: dict[str, torch.Tensor], key: str, start: int, stop: int) -> torch.Tensor:
+    return whole[key].flatten()[start:stop]
+
+
 def digest(engine: Engine) -> str:
     """Of every bit of what the engine would save; -0 counts as 0, which adding up shares of the ranks makes of it."""
     total = hashlib.sha256()
@@ -149,26 +161,17 @@ def digest(engine: Engine) -> str:
     return total.hexdigest()
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int)
-    parser.add_argument("shards")
-    parser.add_argument("cases", type=Path)
-    parser.add_argument("file", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of the run's TOML")
-    args = parser.parse_args()
+def try_cases(shards: str, cases: dict[str, Any], file: Path, overrides: list[str]) -> None:
+    """As a rank; `cases` are DeepSpeed's configurations by name, and FILE gets by name what came of each."""
     from deepspeed.accelerator import get_accelerator
 
     get_accelerator().is_fp16_supported = lambda: True  # a CPU can, slowly
     torch.set_num_threads(1)
     dist.init()
     first: dict[str, Any] = {}
-    results = {
-        name: run(args.shards, content, args.overrides, first)
-        for name, content in json.loads(args.cases.read_text()).items()
-    }
+    results = {name: run(shards, content, overrides, first) for name, content in cases.items()}
     assert "torch._inductor.compile_fx" not in sys.modules  # a second of every rank's start
     if dist.rank() == 0:
-        args.file.write_text(json.dumps(results))
+        file.write_text(json.dumps(results))
     dist.barrier()
     dist.close()

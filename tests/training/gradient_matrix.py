@@ -1,13 +1,10 @@
 """The gradient of a global batch under options and layouts, against plain autograd through one graph of all of it.
 
 Generated from `OPTIONS`: every combination, or so few of them that any two values of two options meet in one.
-
-deepspeed --num_accelerators R tests/training/gradient_matrix.py SHARDS FILE    # every combination for R ranks
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -229,15 +226,11 @@ def worst_of_each(rows: Iterable[Row], shards: str) -> dict[str, tuple[str, floa
     return {name_of(row): worst(row, shards) for row in rows if row["ranks"] == dist.world()}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int)
-    parser.add_argument("shards")
-    parser.add_argument("file", type=Path)
-    args = parser.parse_args()
+def try_every_row(shards: str, file: Path) -> None:
+    """As a rank."""
     dist.init()
-    found = worst_of_each(every_row(), args.shards)
+    found = worst_of_each(every_row(), shards)
     if dist.rank() == 0:
-        args.file.write_text(json.dumps(found))
+        file.write_text(json.dumps(found))
     dist.barrier()
     dist.close()

@@ -1,15 +1,11 @@
-"""Run under the deepspeed launcher: a few steps in each of several layouts, every number of them to a JSON file.
+"""What each rank does: a few steps in each of several layouts, every number of them to a JSON file.
 
 The first step of each is also held against the oracle of tests/model: every pair by itself, in float64.
-
-deepspeed --num_accelerators R tests/training/parity_worker.py SHARDS FILE
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -169,18 +165,24 @@ def reference_step(shards: str) -> tuple[dict[str, float], Gradients]:
 def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dict[str, float]:
     """Relative error of each parameter's gradient, which AdamW's first moment is a tenth of after one update.
 
+    All ranks must call; those that have no reference are told nothing.
+
     A bias's is relative to its weight's gradient where that is greater: what is added up for both rounds alike, and for
     the biases of the contrastive projections nearly all of it cancels.
     """
+    found = {
+        name: whole["exp_avg"].double().cpu() for name, whole in engine.whole_tensors() if not name.endswith(NOISE)
+    }
+    if not reference:
+        return {}
     norm = torch.stack([gradient.norm() for gradient in reference.values()]).norm()
     share = (1 - config.optim.betas[0]) * min(1.0, config.optim.clip / norm.item())
     errors = {}
-    for name, whole in engine.whole_tensors():
-        if not name.endswith(NOISE):
-            expected = share * reference[name]
-            weight = reference.get(name.removesuffix("bias") + "weight", reference[name])
-            scale = max(expected.norm(), share * weight.norm() if name.endswith("bias") else 0)
-            errors[name] = ((whole["exp_avg"].double().cpu() - expected).norm() / scale).item()
+    for name, gradient in found.items():
+        expected = share * reference[name]
+        weight = reference.get(name.removesuffix("bias") + "weight", reference[name])
+        scale = max(expected.norm(), share * weight.norm() if name.endswith("bias") else 0)
+        errors[name] = ((gradient - expected).norm() / scale).item()
     return errors
 
 
@@ -252,30 +254,31 @@ def plain_run(shards: str) -> dict[str, list[float]]:
     return history | {"weights": [sums[name] for name in sorted(sums) if not name.endswith(NOISE)]}
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank", type=int)
-    parser.add_argument("shards")
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--short", action="store_true", help="two layouts, and every sixth switch")
-    parser.add_argument("--stages", type=int, nargs="*", help="of ZeRO, and nothing but these without accumulation")
-    args = parser.parse_args()
+def train_layouts(shards: str, file: Path, short: bool = False) -> None:
+    """As a rank: each of the layouts, or two of them and every sixth switch."""
     dist.init()
-    losses, gradients = reference_step(args.shards)
-    layouts = [(stage, 1) for stage in args.stages or []] or LAYOUTS[: 2 if args.short else None]
-    results = {f"zero{s}_accumulation{acc}": engine_run(args.shards, s, acc, gradients) for s, acc in layouts}
-    if args.stages is not None:
-        if dist.rank() == 0:
-            args.file.write_text(json.dumps(results | {"reference": losses}))
-        dist.barrier()
-        dist.close()
-        sys.exit()
-    passes = plain_and_pruned(args.shards, SWITCHES[:: 6 if args.short else 1])
-    plain = plain_run(args.shards)
+    losses, gradients = reference_step(shards) if dist.rank() == 0 else ({}, {})
+    layouts = LAYOUTS[: 2 if short else None]
+    results: dict[str, Any] = {
+        f"zero{stage}_accumulation{accumulation}": engine_run(shards, stage, accumulation, gradients)
+        for stage, accumulation in layouts
+    }
+    results |= {"passes": plain_and_pruned(shards, SWITCHES[:: 6 if short else 1]), "plain": plain_run(shards)}
     from tests.training.gradient_matrix import covering_rows, worst_of_each  # which imports what stands above
 
-    results["matrix"] = worst_of_each(covering_rows(), args.shards)
+    results["matrix"] = worst_of_each(covering_rows(), shards)
     if dist.rank() == 0:
-        args.file.write_text(json.dumps(results | {"plain": plain, "reference": losses, "passes": passes}))
+        file.write_text(json.dumps(results | {"reference": losses}))
+    dist.barrier()
+    dist.close()
+
+
+def train_stages(shards: str, file: Path, *stages: int) -> None:
+    """As a rank: these ZeRO stages alone, without accumulation."""
+    dist.init()
+    losses, gradients = reference_step(shards) if dist.rank() == 0 else ({}, {})
+    results = {f"zero{stage}_accumulation1": engine_run(shards, stage, 1, gradients) for stage in stages}
+    if dist.rank() == 0:
+        file.write_text(json.dumps(results | {"reference": losses}))
     dist.barrier()
     dist.close()

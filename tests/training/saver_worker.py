@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +38,7 @@ def save(saver: Saver, engine: Trained, step: int) -> None:
     saver.finish()
 
 
-def main(folder: Path) -> dict[str, object]:
+def seen_by_rank(folder: Path) -> dict[str, object]:
     run, engine = folder / "run", Trained()
     saver = Saver(engine, run, Checkpoint(keep=3), FencingToken(run))
     for step in (2, 4):
@@ -79,9 +78,8 @@ def main(folder: Path) -> dict[str, object]:
     return seen
 
 
-if __name__ == "__main__":
+def as_rank(folder: Path) -> None:
     dist.init()
-    folder = Path(sys.argv[1])
-    (folder / f"rank-{dist.rank()}.json").write_text(json.dumps(main(folder)))
+    (folder / f"rank-{dist.rank()}.json").write_text(json.dumps(seen_by_rank(folder)))
     dist.barrier()
     dist.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -21,7 +20,7 @@ from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.stream import TrainingStream
-from tests.conftest import free_port
+from tests.ranks import CONTEXT, free_port
 from tests.training.conftest import TrainHere
 
 READINGS = [(0.1, 1e16), (0.7, 1.0), (3.3, -1e16)]  # whose sum depends on its order
@@ -68,9 +67,7 @@ def agree(folder: Path, rank: int, world: int, port: int, large: int) -> None:
 def test_ranks_agree_to_the_last_bit(connects: str, tmp_path: Path) -> None:
     large = dist.LARGE if connects == "all with all" else 2
     world, port = len(READINGS), free_port()
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports torch once for all
-    ranks = [context.Process(target=agree, args=(tmp_path, rank, world, port, large)) for rank in range(world)]
+    ranks = [CONTEXT.Process(target=agree, args=(tmp_path, rank, world, port, large)) for rank in range(world)]
     for process in ranks:
         process.start()
     for process in ranks:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run
 from mvlm.training import fit as loop
 from mvlm.training.checkpoint import resume as checkpoints
-from tests.conftest import ROOT, TINY
+from tests.conftest import TINY
+from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
 
 STEP = "checkpoints/step_00000004"
@@ -229,20 +231,17 @@ def test_only_the_newest_are_kept(tmp_path: Path, train_here: TrainHere) -> None
     assert names == ["latest", "step_00000004", "step_00000005", "step_00000006"]
 
 
-KILLED = """
-import os, signal, sys
-from mvlm.__main__ import main
-rename = os.rename
+def killed(*words: str) -> int:
+    """A run that ends without notice as its checkpoint of step 4 is about to get its name."""
+    rename = os.rename
 
-def killed_here(source, target):
-    if "step_00000004" in str(target):
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(source, target)
+    def killed_here(source: Any, target: Any) -> None:
+        if "step_00000004" in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
 
-os.rename = killed_here
-sys.exit(main(sys.argv[1:]))
-"""
-"""A run that ends without notice as its checkpoint of step 4 is about to get its name."""
+    os.rename = killed_here
+    return mvlm(*words)
 
 
 def test_a_kill_while_saving_leaves_the_checkpoint_before(
@@ -253,9 +252,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(
     (tmp_path / "ds.json").write_text("{}")
     given = ["train", TOML, "--deepspeed_config", str(tmp_path / "ds.json"), *TINY, f"data.train={scenes}/train"]
     given += [f"run.dir={run}", "train.steps=6", "checkpoint.every=2"]
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, *given], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
+    ended = run_ranks(killed, *given)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     assert find_checkpoint(run).name == "step_00000002"
     assert list((run / "checkpoints").glob("step_00000004.partial-*"))

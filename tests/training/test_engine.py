@@ -12,10 +12,10 @@ import torch
 
 from mvlm.training.gradient_norms import PARTS
 from mvlm.training.zero.state import ZeroStage0State
-from tests.conftest import ROOT, launcher_command, run_command
+from tests.ranks import run_ranks
 from tests.training.conftest import is_compiled
+from tests.training.engine_worker import try_cases
 
-WORKER = str(ROOT / "tests/training/engine_worker.py")
 BF16 = {"enabled": True}
 FP16 = {"enabled": True, "initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 2}
 """The gradients overflow until the scale is 2 ** 13."""
@@ -50,14 +50,13 @@ ROUNDING = {"fp32": (2e-4, 2e-4), "bf16": (6e-3, 3e-2), "fp16": (2e-3, 3e-2)}
 """By precision: of losses and of the gradient's norm, relative to fp32 at stage 0."""
 
 
-def launched(
+def results_of(
     cases: dict[str, Any], ranks: int, scenes: Path, folder: Path, *overrides: str, **environment: str
 ) -> dict[str, dict[str, Any]]:
-    (folder / "cases.json").write_text(json.dumps(cases))
-    given = [WORKER, str(scenes), str(folder / "cases.json"), str(folder / "results.json"), *overrides]
-    done = run_command([*launcher_command(ranks), *given], timeout=900, **environment)
+    file = folder / "results.json"
+    done = run_ranks(try_cases, str(scenes), cases, file, list(overrides), ranks=ranks, timeout=900, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((folder / "results.json").read_text())
+    return json.loads(file.read_text())
 
 
 def each(*precisions: str) -> pytest.MarkDecorator:
@@ -82,7 +81,7 @@ def results(
     # Where there is no compiler, torch's AdamW serves for offloaded state.
     environment = {} if is_compiled("cpu_adam") else {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(folder)}
     cases = {case: CASES[case] for case in CASES if case in asked}
-    return launched(cases, 2, scenes, folder, *more, **environment)
+    return results_of(cases, 2, scenes, folder, *more, **environment)
 
 
 def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:
@@ -176,7 +175,7 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
         "cpu": {"bf16": BF16, "zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
         "disk": {"bf16": BF16, "zero_optimization": zero(3, **ON_CPU, offload_param=on_disk)},
     }
-    found = launched(cases, 1, scenes, tmp_path, wide + "max_position_embeddings=64}")
+    found = results_of(cases, 1, scenes, tmp_path, wide + "max_position_embeddings=64}")
     assert list((tmp_path / "disk").rglob("*.swp"))
     assert found["disk"]["end"] == found["cpu"]["end"]
     assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]

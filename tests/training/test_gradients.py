@@ -15,7 +15,7 @@ from torch import nn
 
 from mvlm.model.randomness import is_random
 from mvlm.training.engine import seed_dropout
-from tests.conftest import ROOT, launcher_command, run_command
+from tests.ranks import run_ranks
 from tests.training.gradient_matrix import (
     EXACT,
     OPTIONS,
@@ -30,6 +30,7 @@ from tests.training.gradient_matrix import (
     name_of,
     pairs_of,
     reference_gradients,
+    try_every_row,
     worst,
 )
 
@@ -46,8 +47,7 @@ def test_gradients_are_autograds(one_rank: None, scenes: Path, row: Row) -> None
 @pytest.mark.parametrize("ranks", OPTIONS["ranks"])
 def test_gradients_are_autograds_under_every_combination(scenes: Path, tmp_path: Path, ranks: int) -> None:
     file = tmp_path / "errors.json"
-    worker = str(ROOT / "tests/training/gradient_matrix.py")
-    done = run_command([*launcher_command(ranks), worker, str(scenes), str(file)], timeout=3600)
+    done = run_ranks(try_every_row, str(scenes), file, ranks=ranks, timeout=3600)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(file.read_text())
     assert len(found) == len(every_row()) / 2

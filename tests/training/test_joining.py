@@ -14,8 +14,10 @@ import pytest
 import torch.distributed as torch_dist
 
 from mvlm.errors import ExitCode
+from mvlm.runtime import dist, rendezvous
 from mvlm.runtime.rendezvous import Rendezvous
-from tests.conftest import ROOT, TINY, free_port, run_command
+from tests.conftest import ROOT, TINY
+from tests.ranks import free_port, run_ranks
 
 IMPATIENT = """
 import sys
@@ -62,11 +64,15 @@ def test_all_name_the_rank_that_never_came(scenes: Path, tmp_path: Path) -> None
         assert "Traceback" not in words and ("mvlm: rank 2: " in words) == (rank == 2)
 
 
+def join_soon() -> None:
+    rendezvous.JOINING_S = 2.0
+    dist.init()
+
+
 def joins(rank: int, port: int) -> str:
     """What one of two ranks, which is told to come, says on stderr."""
     place = {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    words = "from mvlm.runtime import dist, rendezvous; rendezvous.JOINING_S = 2.0; dist.init()"
-    return run_command([sys.executable, "-c", words], MASTER_PORT=str(port), **place).stderr
+    return run_ranks(join_soon, MASTER_PORT=str(port), **place).stderr
 
 
 def test_a_port_that_is_taken_is_named() -> None:

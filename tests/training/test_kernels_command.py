@@ -11,14 +11,15 @@ import torch
 
 from mvlm.__main__ import main
 from mvlm.kernels.probes import cpu_gains_by_bf16
-from tests.conftest import ROOT, mvlm_command, run_command
+from tests.conftest import ROOT, run_command
+from tests.ranks import mvlm, run_ranks
 
 TINY_TOML = str(ROOT / "mvlm/configs/tiny.toml")
 
 
 def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None:
     out = tmp_path / "kernels.json"
-    done = run_command(mvlm_command("kernels", "--json", str(out), launcher=False))
+    done = run_ranks(mvlm, "kernels", "--json", str(out))
     assert done.returncode == 0, done.stderr
     in_bf16 = "products" if cpu_gains_by_bf16() else "fp32"
     assert f"attention: in fp32 sdpa; in bf16 {in_bf16}\n" in done.stdout
@@ -35,7 +36,7 @@ def test_it_prints_who_computes_what_and_why_nobody_else(tmp_path: Path) -> None
 
 @pytest.mark.campaign
 def test_it_follows_a_run() -> None:
-    done = run_command(mvlm_command("kernels", TINY_TOML, "kernels.attention=products", launcher=False))
+    done = run_ranks(mvlm, "kernels", TINY_TOML, "kernels.attention=products")
     assert "attention: products\n" in done.stdout
     assert "    not taken: products is asked for\n" in done.stdout
 

@@ -35,7 +35,8 @@ from mvlm.training.checkpoint.save import Saver
 from mvlm.training.fit import train
 from mvlm.training.health.heartbeat import QUIET_AFTER, Heartbeat
 from mvlm.training.health.watchdog import _Inquiry
-from tests.conftest import ROOT, TINY, free_port
+from tests.conftest import ROOT, TINY
+from tests.ranks import Copy, free_port, mvlm
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
 from tests.training.mirror_worker import DESCRIPTION
 from tests.training.saver_worker import Trained, save
@@ -520,18 +521,16 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
     run.mkdir()
     (run / "metrics.jsonl").symlink_to(tmp_path / "metrics.jsonl")
     (tmp_path / "ds.json").write_text("{}")
-    command = [sys.executable, "-m", "mvlm", "train", TOML, "--deepspeed_config", str(tmp_path / "ds.json")]
-    command += words(scenes, run, "train.steps=100000", "checkpoint.every=20")
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    training = subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    command = ["train", TOML, "--deepspeed_config", str(tmp_path / "ds.json")]
+    training = Copy(mvlm, *command, *words(scenes, run, "train.steps=100000", "checkpoint.every=20"))
     deadline = time.monotonic() + 400
     while (
         not (run / "checkpoints/step_00000020").exists()
         or subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode
     ):  # busy while a file is being written
-        assert time.monotonic() < deadline and training.poll() is None, training.communicate()[1]
-    said = [line for line in training.communicate(timeout=400)[1].splitlines() if line.startswith("mvlm: ")]
-    assert training.returncode == 75
+        assert time.monotonic() < deadline and training.poll() is None, training.stderr
+    assert training.wait() == 75
+    said = [line for line in training.stderr.splitlines() if line.startswith("mvlm: ")]
     assert len(said) == 1 and "is out of sight" in said[0] and "Read-only file system" in said[0], said
     assert "start the same command again where that storage is seen" in said[0]
 

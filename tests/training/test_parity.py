@@ -1,6 +1,7 @@
 """One global batch, however it is laid out: ranks, accumulation and ZeRO stage against a plain torch loop."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,22 @@ import pytest
 import torch
 
 from mvlm.training.gradient_norms import PARTS
-from tests.conftest import ROOT, launcher_command, run_command
+from tests.ranks import run_ranks
 from tests.training.gradient_matrix import EXACT
+from tests.training.parity_worker import train_layouts, train_stages
 
-WORKER = str(ROOT / "tests/training/parity_worker.py")
-
-
-WHOLE: dict[str, Any] = {"words": (), "layouts": 5, "switches": 14}
-SHORT: dict[str, Any] = {"ranks": 2, "words": ("--short",), "layouts": 2, "switches": 3}
+WHOLE: dict[str, Any] = {"short": False, "layouts": 5, "switches": 14}
+SHORT: dict[str, Any] = {"short": True, "ranks": 2, "layouts": 2, "switches": 3}
 RANKS = [
     pytest.param(SHORT, id="2 ranks, short"),
     *(pytest.param(WHOLE | {"ranks": ranks}, id=f"{ranks} ranks", marks=pytest.mark.campaign) for ranks in (1, 2, 4)),
 ]
 
 
-def launched(ranks: int, scenes: Path, folder: Path, *words: str) -> dict:
+def told(ranks: int, worker: Callable[..., None], scenes: Path, folder: Path, *words: object) -> dict:
+    """What a worker writes to its file."""
     file = folder / "histories.json"
-    done = run_command([*launcher_command(ranks), WORKER, str(scenes), str(file), *words], timeout=1800)
+    done = run_ranks(worker, str(scenes), file, *words, ranks=ranks, timeout=1800)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(file.read_text())
 
@@ -33,7 +33,8 @@ def launched(ranks: int, scenes: Path, folder: Path, *words: str) -> dict:
 def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """ITM's group is the whole global batch: it spans the ranks and, with accumulation, their micro-batches."""
     asked = request.param
-    return launched(asked["ranks"], scenes, tmp_path_factory.mktemp("parity"), *asked["words"]) | asked
+    folder = tmp_path_factory.mktemp("parity")
+    return told(asked["ranks"], train_layouts, scenes, folder, asked["short"]) | asked
 
 
 def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
@@ -51,7 +52,7 @@ def test_every_layout_trains_as_the_plain_loop_does(histories: dict) -> None:
 @pytest.mark.campaign
 def test_sixteen_ranks_with_a_pair_each(scenes: Path, tmp_path: Path) -> None:
     """Of sixteen gradients of single pairs more cancels in their sum than of those of a few micro-batches."""
-    check_first_steps(launched(16, scenes, tmp_path, "--stages", "1"), bound=2e-5)
+    check_first_steps(told(16, train_stages, scenes, tmp_path, 1), bound=2e-5)
 
 
 def test_the_first_step_of_every_layout_is_the_oracles_pair_by_pair(histories: dict) -> None:

@@ -31,9 +31,9 @@ from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import make_latest, newest_whole, restore
 from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
-from tests.conftest import ROOT, free_port
+from tests.ranks import run_ranks
 from tests.training.parity_worker import built, configuration, engine_of, steps_of
-from tests.training.saver_worker import Trained, save
+from tests.training.saver_worker import Trained, as_rank, save
 
 
 def prepared(scenes: Path, stage: int) -> tuple[Engine, list[list[Batch]]]:
@@ -285,15 +285,8 @@ def test_a_kill_at_any_moment_of_falling_back_is_made_good(tmp_path: Path) -> No
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
     """On a failure that one of them met, on damage that one of them saw, and on where to go on."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    env |= {"MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.training.saver_worker", str(tmp_path)]
-    ranks = [
-        subprocess.Popen(command, cwd=ROOT, env=env | {"RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    spoken = [rank.communicate(timeout=400)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], spoken
+    done = run_ranks(as_rank, tmp_path, ranks=2)
+    assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first["latest"] == "step_00000004"
@@ -303,9 +296,8 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     assert first["fallback"] == "step_00000002"
     assert "run has been removed, moved or replaced" in first["moved"] and first["left in its place"] is False
     assert first["left"] == ["latest", "step_00000002", "step_00000004.damaged", "step_00000006.damaged"]
-    said = [line for line in spoken[0].splitlines() if line.startswith("mvlm: ")]
+    said = [line for line in done.stderr.splitlines() if line.startswith("mvlm: ")]  # by the first alone
     assert len(said) == 1 and "moments-00001-of-00002" in said[0] and "resumes from step_00000002" in said[0]
-    assert "mvlm: " not in spoken[1]
     tensors = {}
     for path in sorted((tmp_path / "moved/checkpoints/step_00000002").glob("weights-*")):
         part = load_file(path)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from pathlib import Path
 
 from mvlm.runtime import dist
 from mvlm.training.logging.metrics import spread
-from tests.conftest import free_port
+from tests.ranks import CONTEXT, free_port
 
 MEASURED = [(0.50, 0.01, 0.20), (0.52, 0.25, 0.02)]  # rank 1 reads slowly, rank 0 waits for it
 
@@ -22,10 +21,8 @@ def measure(folder: Path, rank: int, port: int) -> None:
 
 
 def test_every_rank_learns_the_spread_and_who_is_slow(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports torch once for all
     port = free_port()
-    ranks = [context.Process(target=measure, args=(tmp_path, rank, port)) for rank in range(2)]
+    ranks = [CONTEXT.Process(target=measure, args=(tmp_path, rank, port)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:

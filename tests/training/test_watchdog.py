@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -15,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvlm.training.health.heartbeat import QUIET_AFTER, Hang, Heartbeat, Others, read
-from tests.conftest import free_port
-from tests.training import watchdog_worker
+from tests.ranks import CONTEXT, free_port
 from tests.training.watchdog_worker import AT, ATTEMPT, SECONDS, work
 
 CHECKPOINT = "step_00000002"
@@ -32,11 +30,9 @@ class Ranks:
         (run / "checkpoints/latest").write_text(CHECKPOINT)
         if prepare:
             prepare(run)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([watchdog_worker.__name__])  # imports torch once for all
         port = free_port()
         self.processes: list[BaseProcess] = [
-            context.Process(target=work, args=(run, rank, port, disturbed, how), daemon=True) for rank in range(2)
+            CONTEXT.Process(target=work, args=(run, rank, port, disturbed, how), daemon=True) for rank in range(2)
         ]
         for process in self.processes:
             process.start()

@@ -1,0 +1,118 @@
+"""Processes that begin as copies of one that has imported what a run needs: to start one anew costs six seconds of CPU.
+
+Such a process has nothing else of the one that asks for it: neither what a test has set nor what it has opened.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.connection import wait
+from pathlib import Path
+from tempfile import TemporaryFile
+from time import monotonic
+
+from mvlm.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+CONTEXT = multiprocessing.get_context("forkserver")
+# Installed packages alone: their server does not look where a module of tests is.
+CONTEXT.set_forkserver_preload(["hypothesis", "pytest", "data_tools.__main__", "deepspeed", "mvlm.training.fit"])
+
+
+class Copy:
+    """A process that calls `target`, from the project's root, and ends with what that returns.
+
+    Args:
+        environment: variables beside those of this process.
+    """
+
+    def __init__(self, target: Callable[..., object], *arguments: object, **environment: str) -> None:
+        self._said = [TemporaryFile(), TemporaryFile()]  # noqa: SIM115 - for as long as this object is there
+        said = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._said]
+        variables = dict(os.environ) | environment
+        self.process = CONTEXT.Process(target=_call, args=(target, arguments, said, variables), daemon=True)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def stdout(self) -> str:
+        """What has been said so far."""
+        return self._read(0)
+
+    @property
+    def stderr(self) -> str:
+        return self._read(1)
+
+    def poll(self) -> int | None:
+        """The exit code, or minus the signal that ended it; None while it lives."""
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = 600) -> int:
+        """Its exit code; it is killed if it takes longer."""
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    def _read(self, which: int) -> str:
+        self._said[which].seek(0)
+        return self._said[which].read().decode()
+
+
+def run_ranks(
+    target: Callable[..., object], *arguments: object, ranks: int = 1, timeout: float = 600, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Call `target` as each rank of a run; the first exit code that is not 0, and what they said, one after another.
+
+    As under a launcher, the others are ended where one fails.
+    """
+    place = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} | environment for rank in range(ranks)]
+    copies = [Copy(target, *arguments, **variables) for variables in own]
+    waiting, codes, deadline = copies, [0], monotonic() + timeout
+    while waiting and not any(codes):
+        wait([copy.process.sentinel for copy in waiting], max(0.0, deadline - monotonic()))
+        codes += [code for copy in waiting if (code := copy.poll()) is not None]
+        waiting = [copy for copy in waiting if copy.poll() is None]
+        if monotonic() > deadline:
+            break
+    codes += [copy.wait(0) for copy in waiting]
+    said = ["".join(getattr(copy, name) for copy in copies) for name in ("stdout", "stderr")]
+    return subprocess.CompletedProcess(arguments, next(filter(None, codes), 0), *said)
+
+
+def mvlm(*words: str) -> int:
+    """What `python -m mvlm WORDS` does, as a target."""
+    sys.argv = ["mvlm", *words]
+    return main()
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def _call(
+    target: Callable[..., object], arguments: tuple[object, ...], said: list[str], variables: dict[str, str]
+) -> None:
+    for number, path in enumerate(said, start=1):
+        os.dup2(os.open(path, os.O_WRONLY), number)
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(ROOT)
+    sys.exit(target(*arguments))
