@@ -6,9 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.cluster.ray_fixture import STEPS, cannot_run_here, ray_cluster, ray_jobs  # noqa: F401 - fixtures
+from tests.cluster.ray_fixture import cannot_run_here, ray_cluster, ray_jobs  # noqa: F401 - fixtures
 from tests.data_tools.made import tree, write_folder
 
+STEPS = 60
 pytestmark = pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here()))
 
 
@@ -17,11 +18,11 @@ def plain(cluster, jobs):
     """A job on two nodes that nobody disturbs, asked about while its ranks are held."""
     cluster.join("w1")
     job, seen = jobs("plain"), SimpleNamespace()
-    seen.submitted = job.submit()
+    seen.submitted = job.submit(f"train.steps={STEPS}")
     job.wait_for_progress(1)
-    job.wait("a scrape of its metrics", lambda: "ray_mvlm_step" in cluster.metrics())
-    seen.metrics = cluster.metrics()
     with job.paused(1):
+        job.wait("a scrape of its metrics", lambda: "ray_mvlm_step" in cluster.metrics())
+        seen.metrics = cluster.metrics()
         seen.status, seen.rival = job.ask("status").stdout, job.submit()
         seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
     seen.followed = job.ask("logs", "-f").stdout
