@@ -119,15 +119,16 @@ def without_values(
             raise UserError(f"A {kind!r} as model.text cannot be counted: its steps depend on what it reads.") from None
 
 
+_LAYOUTS: dict[Any, tuple[list[tuple[torch.Size, tuple[int, ...], torch.dtype]], bool]] = {}
+"""Of what an operation has given on tensors of certain shapes, and whether that is a tuple."""
+MOST_LAYOUTS = 20_000
+
+
 class _RememberedShapes(TorchDispatchMode):
-    """Gives the results of an operation on tensors without values by those on the same shapes before.
+    """Gives the results of an operation on tensors without values by those on the same shapes before, in any count.
 
     torch works them out in Python, which for the equal blocks of a deep model takes most of the time of counting.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._layouts: dict[Any, Any] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -135,14 +136,16 @@ class _RememberedShapes(TorchDispatchMode):
             return func(*args, **kwargs)
         key = func, _described(args), _described(tuple(kwargs.items()))
         try:
-            known = self._layouts.get(key)
+            known = _LAYOUTS.get(key)
         except TypeError:  # something in it has no hash
             return func(*args, **kwargs)
         if known is None:
             result = func(*args, **kwargs)
             each = result if isinstance(result, tuple) else (result,)
             if all(isinstance(one, Tensor) and one.is_meta for one in each) and _share_nothing(each):
-                self._layouts[key] = [(one.shape, one.stride(), one.dtype) for one in each], isinstance(result, tuple)
+                if len(_LAYOUTS) == MOST_LAYOUTS:
+                    _LAYOUTS.clear()
+                _LAYOUTS[key] = [(one.shape, one.stride(), one.dtype) for one in each], isinstance(result, tuple)
             return result
         layouts, several = known
         made = [torch.empty_strided(shape, stride, dtype=dtype, device=GPU) for shape, stride, dtype in layouts]
