@@ -10,10 +10,10 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.connection import wait
 from pathlib import Path
-from tempfile import TemporaryFile
 from time import monotonic
 
 from mvlm.__main__ import main
@@ -32,7 +32,7 @@ class Copy:
     """
 
     def __init__(self, target: Callable[..., object], *arguments: object, **environment: str) -> None:
-        self._said = [TemporaryFile(), TemporaryFile()]  # noqa: SIM115 - for as long as this object is there
+        self._said = [tempfile.TemporaryFile(), tempfile.TemporaryFile()]  # noqa: SIM115 - for as long as this object is there
         said = [f"/proc/{os.getpid()}/fd/{file.fileno()}" for file in self._said]
         variables = dict(os.environ) | environment
         self.process = CONTEXT.Process(target=_call, args=(target, arguments, said, variables), daemon=True)
@@ -110,9 +110,11 @@ def free_port() -> int:
 def _call(
     target: Callable[..., object], arguments: tuple[object, ...], said: list[str], variables: dict[str, str]
 ) -> None:
+    sys.stdout.flush()  # of what was said while everything was imported
     for number, path in enumerate(said, start=1):
         os.dup2(os.open(path, os.O_WRONLY), number)
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # the folder that TMPDIR gave then
     os.chdir(ROOT)
     sys.exit(target(*arguments))

@@ -3,7 +3,6 @@
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,12 +11,15 @@ import pytest
 from broken import Broken
 from made_shards import make_rows, write_shards
 
+from mvlm.config.schema import Data, Objectives
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.order import MixtureSampler
 from mvlm.data.samples.pairs import PairDataset
+from mvlm.data.samples.tokenizer import train_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import DataLost, UserError
 from tests.conftest import of_pairs
+from tests.ranks import Copy
 
 DRAWS = MixtureSampler([130], [1.0], 7, 8, 4)
 
@@ -95,20 +97,18 @@ def test_nothing_is_left_when_it_is_closed(dataset):
     assert len(os.listdir("/proc/self/fd")) == files
 
 
+def use_and_die(folder):
+    mixture = Mixture([write_shards(folder, make_rows(130))])
+    dataset = PairDataset(mixture, train_tokenizer(["a b"], 300), Data(), Objectives(), 32, 0, (4, 4))
+    before, loader = children(), opened(dataset)
+    print(*use(loader, before), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_processes_die_with_their_parent(tmp_path):
-    script = (
-        "import os, signal, sys; sys.path.insert(0, 'tests/data')\n"
-        "from test_processes import *\n"
-        "from mvlm.config.schema import *; from mvlm.data.samples.tokenizer import train_tokenizer\n"
-        "mixture = Mixture([write_shards(Path(sys.argv[1]), make_rows(130))])\n"
-        "dataset = PairDataset(mixture, train_tokenizer(['a b'], 300), Data(), Objectives(), 32, 0, (4, 4))\n"
-        "loader = opened(dataset); use(loader, set())\n"
-        "print(*children(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    command = [sys.executable, "-c", script, str(tmp_path / "shards")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    pids = ended.stdout.split()
+    parent = Copy(use_and_die, tmp_path / "shards")
+    assert parent.wait(100) == -signal.SIGKILL, parent.stderr
+    pids = parent.stdout.split()
     assert len(pids) == 2
     wait_until(lambda: all(map(is_gone, pids)))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from mvlm.data.samples.pictures import Pictures
 from mvlm.errors import UserError
 from mvlm.export.auto import register
 from mvlm.export.card import model_card
-from mvlm.export.folder import export_folder
+from mvlm.export.folder import export_folder, write_weights
 from mvlm.pretrained.runs import load_run, load_task_run
 from tests.conftest import ROOT
 from tests.evaluate.tiny import CAPTIONS, CONFIG, make_tokenizer
 from tests.export.conftest import write_run
+from tests.ranks import run_ranks
 
 register()
 SENTENCES = [caption for of_image in CAPTIONS for caption in of_image][:4]
@@ -157,19 +159,16 @@ def test_a_tied_classifier_stays_tied(made_run, tmp_path):
     assert sum("classifier.weight" in name or "word_embeddings.weight" in name for name in stored) == 2  # match_head's
 
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from mvlm.export.folder import write_weights
-from mvlm.pretrained.runs import load_run
-held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
-mapped = sum(file.stat().st_size for file in Path(sys.argv[1]).glob("weights-*"))
-resource.setrlimit(resource.RLIMIT_DATA, (held + mapped + 40_000_000, -1))
-if sys.argv[3] == "stream":
-    write_weights(Path(sys.argv[1]), Path(sys.argv[2]), 8_000_000)
-else:
-    load_run(sys.argv[1])
-"""
+def within_the_size_of_the_weights(checkpoint, folder, how):
+    """As a process of its own."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    held = next(int(line.split()[1]) for line in lines if line.startswith("VmData")) * 1024
+    mapped = sum(file.stat().st_size for file in checkpoint.glob("weights-*"))
+    resource.setrlimit(resource.RLIMIT_DATA, (held + mapped + 40_000_000, -1))
+    if how == "stream":
+        write_weights(checkpoint, folder, 8_000_000)
+    else:
+        load_run(checkpoint)
 
 
 @pytest.mark.parametrize(("how", "fits"), [("stream", True), pytest.param("load", False, marks=pytest.mark.campaign)])
@@ -177,8 +176,7 @@ def test_memory_is_that_of_a_file_and_not_of_the_model(made_run, tmp_path, how, 
     run = made_run(text_args=CONFIG.model.text_args | {"num_hidden_layers": 80, "hidden_size": 256})
     checkpoint = run / "checkpoints" / "step_00000007"
     assert sum(file.stat().st_size for file in checkpoint.glob("weights-*")) > 100_000_000
-    words = [sys.executable, "-c", LIMITED, str(checkpoint), str(tmp_path), how]
-    ended = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    ended = run_ranks(within_the_size_of_the_weights, checkpoint, tmp_path, how)
     assert (ended.returncode == 0) == fits, ended.stderr[-500:]
 
 

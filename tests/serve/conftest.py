@@ -1,32 +1,11 @@
 """The real server on a trained run, in a process of its own."""
 
-import re
 import signal
-import time
 
 import httpx
 import pytest
 
-from tests.ranks import Copy, mvlm
-
-
-def start(*words, ignored=(), **environment):
-    """`mvlm serve` with these words on a free port: the process, and its address once it listens.
-
-    `ignored` are signals that it inherits as ignored, as children of a background shell do Ctrl-C's.
-    """
-
-    process = Copy(serve, ignored, *map(str, words), "--port", "0", **environment)
-    while "\n" not in process.stdout:
-        assert process.poll() is None, process.stderr
-        time.sleep(0.02)
-    return process, re.search(r"http://\S+", process.stdout).group()
-
-
-def serve(ignored, *words):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-    return mvlm("serve", *words)
+from tests.serve.process import start
 
 
 @pytest.fixture(scope="session")

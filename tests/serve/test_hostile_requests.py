@@ -22,7 +22,7 @@ from PIL import Image
 from mvlm.__main__ import main
 from mvlm.serve import guard
 from mvlm.serve.gate import WAITING, Gate
-from tests.serve.conftest import start
+from tests.serve.process import start
 
 
 def encode(data):

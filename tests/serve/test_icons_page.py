@@ -7,7 +7,7 @@ import pytest
 
 from mvlm.__main__ import main
 from tests.serve import icons
-from tests.serve.conftest import start
+from tests.serve.process import start
 
 pytest.importorskip("selenium")
 from tests.serve.test_page import Page, browser  # noqa: F401  the fixture

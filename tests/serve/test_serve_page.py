@@ -8,7 +8,7 @@ from mvlm.__main__ import main
 from mvlm.data.images.encoded import PIXEL_LIMIT
 from mvlm.serve import connection, gate, guard
 from tests.conftest import ROOT
-from tests.serve.conftest import start
+from tests.serve.process import start
 
 PAGE = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
 

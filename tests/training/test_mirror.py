@@ -529,6 +529,7 @@ def test_a_disk_that_turns_read_only_ends_the_run_with_the_code_for_requeue(
         or subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True).returncode
     ):  # busy while a file is being written
         assert time.monotonic() < deadline and training.poll() is None, training.stderr
+        time.sleep(0.01)
     assert training.wait() == 75
     said = [line for line in training.stderr.splitlines() if line.startswith("mvlm: ")]
     assert len(said) == 1 and "is out of sight" in said[0] and "Read-only file system" in said[0], said

@@ -94,7 +94,8 @@ class Reporter:
         else:
             metrics["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         metrics |= self._timing(state.step) | {"epoch": stream.epochs(state.samples_seen)}
-        metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
+        if dist.rank() == 0:  # whose line is written: all wait for a rank that counts the operations of a new length
+            metrics |= self._arithmetic.metrics(micro_batches, metrics["pairs_per_s"])
         metrics |= {"bad_images": len(stream.quarantine), "skipped": len(stream.skipped.positions)}
         self.log(metrics)
         self._profiling.look()
