@@ -20,6 +20,6 @@ def start(*words, ignored=(), **environment):
 
 
 def _serve(ignored, *words):
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        signal.signal(number, signal.SIG_IGN if number in ignored else handler)  # as Python has them where it starts
     return mvlm("serve", *words)

@@ -20,7 +20,7 @@ from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.stream import TrainingStream
-from tests.ranks import CONTEXT, free_port
+from tests.ranks import Copy, free_port
 from tests.training.conftest import TrainHere
 
 READINGS = [(0.1, 1e16), (0.7, 1.0), (3.3, -1e16)]  # whose sum depends on its order
@@ -67,12 +67,8 @@ def agree(folder: Path, rank: int, world: int, port: int, large: int) -> None:
 def test_ranks_agree_to_the_last_bit(connects: str, tmp_path: Path) -> None:
     large = dist.LARGE if connects == "all with all" else 2
     world, port = len(READINGS), free_port()
-    ranks = [CONTEXT.Process(target=agree, args=(tmp_path, rank, world, port, large)) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(600)
-    assert [process.exitcode for process in ranks] == [0] * world
+    ranks = [Copy(agree, tmp_path, rank, world, port, large) for rank in range(world)]
+    assert [each.wait() for each in ranks] == [0] * world, [each.stderr for each in ranks]
     opened = [int((tmp_path / f"{rank}.sockets").read_text()) for rank in range(1, world)]
     mesh = 1 + 1 + world - 1  # to the store, to listen, to the others
     assert all(count == mesh if connects == "all with all" else count < mesh for count in opened)

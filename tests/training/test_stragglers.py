@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mvlm.runtime import dist
 from mvlm.training.logging.metrics import spread
-from tests.ranks import CONTEXT, free_port
+from tests.ranks import Copy, free_port
 
 MEASURED = [(0.50, 0.01, 0.20), (0.52, 0.25, 0.02)]  # rank 1 reads slowly, rank 0 waits for it
 
@@ -22,12 +22,8 @@ def measure(folder: Path, rank: int, port: int) -> None:
 
 def test_every_rank_learns_the_spread_and_who_is_slow(tmp_path: Path) -> None:
     port = free_port()
-    ranks = [CONTEXT.Process(target=measure, args=(tmp_path, rank, port)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    assert [process.exitcode for process in ranks] == [0, 0]
+    ranks = [Copy(measure, tmp_path, rank, port) for rank in range(2)]
+    assert [each.wait() for each in ranks] == [0, 0], [each.stderr for each in ranks]
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     steps = {"step_s_min": 0.50, "step_s_median": 0.51, "step_s_max": 0.52}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvlm.training.health.heartbeat import QUIET_AFTER, Hang, Heartbeat, Others, read
-from tests.ranks import CONTEXT, free_port
+from tests.ranks import Copy, free_port
 from tests.training.watchdog_worker import AT, ATTEMPT, SECONDS, work
 
 CHECKPOINT = "step_00000002"
@@ -31,11 +31,8 @@ class Ranks:
         if prepare:
             prepare(run)
         port = free_port()
-        self.processes: list[BaseProcess] = [
-            CONTEXT.Process(target=work, args=(run, rank, port, disturbed, how), daemon=True) for rank in range(2)
-        ]
-        for process in self.processes:
-            process.start()
+        self.copies = [Copy(work, run, rank, port, disturbed, how) for rank in range(2)]
+        self.processes: list[BaseProcess] = [each.process for each in self.copies]
 
     def codes(self, *ranks: int) -> list[int | None]:
         """Exit codes, waited for."""
