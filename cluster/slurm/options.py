@@ -1,15 +1,19 @@
-"""What a job asks of SLURM, as options that sbatch, srun and submitit know alike."""
+"""What a job asks of SLURM, as options that sbatch, srun and submitit know alike, and how every batch script begins."""
 
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 
-from mvlm.errors import UserError
+from mvlm.errors import ExitCode, UserError
 
 from ..job import Job
 
 OURS = ("requeue", "no-requeue", "open-mode", "signal", "output", "error", "array", "wrap", "wait", "parsable", "chdir")
 """Options of sbatch that the job's script depends on."""
+
+PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 
 
 def placement(job: Job) -> dict[str, str]:
@@ -42,3 +46,29 @@ def further(job: Job) -> dict[str, str | None]:
             raise UserError(f"job.sbatch has {option!r}, which the job's script sets itself: remove it.")
         found[parts[1]] = parts[2]
     return found
+
+
+def directives(chosen: Mapping[str, str | None]) -> list[str]:
+    """The lines of a batch script that sbatch reads; None for options without a value."""
+    return [
+        f"#SBATCH --{name}" if value is None else f"#SBATCH --{name}={_directive(value)}"
+        for name, value in chosen.items()
+    ]
+
+
+def _directive(value: str) -> str:
+    """A value as sbatch reads it: unlike a shell's, its quotes of either kind keep no backslash."""
+    if PLAIN.fullmatch(value) or not value:
+        return value
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def load_modules(job: Job) -> str:
+    """Before `set -u`, which the scripts of modules do not bear."""
+    if not job.modules:
+        return ""
+    return (
+        'type module >/dev/null 2>&1 || source "${MODULESHOME:-/usr/share/modules}/init/bash"\n'
+        f"{shlex.join(['module', 'load', *job.modules])} || exit {ExitCode.MISTAKE}\n"
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,8 +31,8 @@ def plain_script(job: Job, name: str, command: str, output: Path, array: str = "
     }
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH --{option}" + ("" if value is None else f"={value}") for option, value in chosen.items()),
-        *([f"module load {shlex.join(job.modules)} || exit 1"] if job.modules else []),
+        *options.directives(chosen),
+        *options.load_modules(job).splitlines(),
         *(f"export {launchers.assignment(key, value)}" for key, value in job.environment.items()),
         f"exec {command}",
     ]

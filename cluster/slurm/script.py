@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from ..job import Job
 from . import launchers, options
 
 TEMPLATE = Path(__file__).with_name("job.sbatch")
-PLAIN = re.compile(r"[\w@%+=:,./\[\]-]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -44,14 +42,14 @@ def script(job: Job, runs: Sequence[ScriptRun], first_attempt: int) -> str:
     Raises:
         UserError: SLURM, or the launcher, cannot do what the job asks for.
     """
-    directives = "\n".join(f"#SBATCH {line}" for line in _directives(job, runs))
+    directives = "\n".join(options.directives(_chosen(job, runs)))
     if "\\" in str(job.log_folder):
         raise UserError(f"SLURM cannot write to {job.log_folder}, for its backslash: set another job.logs.")
     launchers.check(job)
     return launchers.BashTemplate(TEMPLATE.read_text(encoding="utf-8")).substitute(
         directives=directives,
         requeue=job.requeue,
-        modules=_modules(job),
+        modules=options.load_modules(job),
         run=_choice(job, runs),
         first=first_attempt,
         name=job.name,
@@ -65,11 +63,11 @@ def script(job: Job, runs: Sequence[ScriptRun], first_attempt: int) -> str:
     )
 
 
-def _directives(job: Job, runs: Sequence[ScriptRun]) -> list[str]:
+def _chosen(job: Job, runs: Sequence[ScriptRun]) -> dict[str, str | None]:
     is_array = bool(runs[0].label)
     parallel = f"%{job.sweep.parallel}" if job.sweep and job.sweep.parallel else ""
     logs = str(job.log_folder).replace("%", "%%")
-    chosen: Mapping[str, str | None] = {
+    return {
         "job-name": job.name,
         **options.placement(job),
         **({"time": job.time} if job.time else {}),
@@ -80,25 +78,6 @@ def _directives(job: Job, runs: Sequence[ScriptRun]) -> list[str]:
         "output": f"{logs}/slurm-{'%A_%a' if is_array else '%j'}.log",
         **options.further(job),
     }
-    return [f"--{name}" if value is None else f"--{name}={_directive(value)}" for name, value in chosen.items()]
-
-
-def _directive(value: str) -> str:
-    """A value as sbatch reads it: unlike a shell's, its quotes of either kind keep no backslash."""
-    if PLAIN.fullmatch(value) or not value:
-        return value
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
-def _modules(job: Job) -> str:
-    """Before `set -u`, which the scripts of modules do not bear."""
-    if not job.modules:
-        return ""
-    return (
-        'type module >/dev/null 2>&1 || source "${MODULESHOME:-/usr/share/modules}/init/bash"\n'
-        f"{shlex.join(['module', 'load', *job.modules])} || exit {ExitCode.MISTAKE}\n"
-    )
 
 
 def _choice(job: Job, runs: Sequence[ScriptRun]) -> str:

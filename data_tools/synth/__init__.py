@@ -1,4 +1,4 @@
-"""Made-up corpora whose truth is known: one small world, one module a task, balanced against shortcuts.
+"""Synthetic corpora whose truth is known: one small world, one module a task, balanced against shortcuts.
 
 Every task but `caption` is made of blocks. A block's rows share their images with no other block, and within it each
 sentence has each answer equally often and each image has each answer equally often, so that a predictor that reads

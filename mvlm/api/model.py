@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME
 
 from mvlm.api.images import AnyImage, listed, stacked
 from mvlm.checkpoint.layout import BEST
+from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError, first_line
@@ -202,8 +203,7 @@ class TrainedModel:
         Raises:
             UserError: the shards cannot be used, or the index cannot be written; or as `search`.
         """
-        folders = [shards] if isinstance(shards, (str, os.PathLike)) else list(shards)
-        return build_index(self._run(out), [os.fspath(folder) for folder in folders], Path(out), self.device)
+        return build_index(self._run(out), as_paths(shards), Path(out), self.device)
 
     def search(self, index: str | os.PathLike[str], query: AnyImage, top: int = 5, rerank: int = 32) -> list[SearchHit]:
         """The images of an index, made by `mvlm index`, that fit a sentence best, or are most like an image.

@@ -18,6 +18,7 @@ from mvlm.api.tasks import FineTunedModel, load_finetuned
 from mvlm.checkpoint.layout import BEST, best_checkpoint, find_checkpoint
 from mvlm.cli.output import write_json, write_whole
 from mvlm.config.load import load_config
+from mvlm.config.places import as_paths
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from mvlm.evaluate.measured import evaluate_checkpoint
@@ -67,8 +68,7 @@ class RunFolder:
         Raises:
             UserError: there is no such task or setting, no checkpoint yet, or the data cannot be used.
         """
-        places = [data] if isinstance(data, (str, os.PathLike)) else list(data)
-        return evaluate_checkpoint(task, self.folder, places, **settings)
+        return evaluate_checkpoint(task, self.folder, as_paths(data), **settings)
 
     def write_report(self) -> Path:
         """Write the report anew, as `mvlm report` does; returns its path. Raises `UserError` where it cannot."""

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 from PIL import Image
 
+from mvlm.config.places import as_paths
 from mvlm.data.images.decode import BadImage, load_image
 from mvlm.data.images.encoded import why_bad
 from mvlm.data.shards.cache import Cache
@@ -99,7 +100,6 @@ def open(folders: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> 
     Raises:
         UserError: there are none, they are unfinished, or their rows are of different tasks.
     """
-    listed = [folders] if isinstance(folders, (str, os.PathLike)) else list(folders)
-    names = [os.fspath(folder) for folder in listed]
+    names = as_paths(folders)
     task = open_location(names[0], Cache()).manifest.task if names else ""
     return ShardSequence(Mixture(names, task=task))

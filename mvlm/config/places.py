@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from glob import glob, has_magic
+from os import PathLike, fspath
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -11,6 +12,11 @@ from mvlm.runtime.patterns import is_pattern, matching
 
 FINISHED = "manifest.json"
 """What a folder of finished shards holds."""
+
+
+def as_paths(given: str | PathLike[str] | Sequence[str | PathLike[str]]) -> list[str]:
+    """One place or several, as a call in Python has them."""
+    return [fspath(place) for place in ([given] if isinstance(given, (str, PathLike)) else given)]
 
 
 def expanded(texts: Iterable[str]) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ class _Part(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Place:
+class _Slot:
     """Where a tensor stands among those of a flattened value."""
 
     number: int
@@ -154,9 +154,9 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
     if isinstance(value, Tensor):
         for number, known in enumerate(tensors):
             if known is value:
-                return _Place(number)
+                return _Slot(number)
         tensors.append(value)
-        return _Place(len(tensors) - 1)
+        return _Slot(len(tensors) - 1)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = tuple((one.name, flatten(getattr(value, one.name), tensors)) for one in dataclasses.fields(value))
         return type(value), parts
@@ -169,7 +169,7 @@ def flatten(value: Any, tensors: list[Tensor]) -> Any:
 
 def rebuild(shape: Any, tensors: Sequence[Tensor]) -> Any:
     """The inverse of `flatten`."""
-    if isinstance(shape, _Place):
+    if isinstance(shape, _Slot):
         return tensors[shape.number]
     if not (isinstance(shape, tuple) and isinstance(shape[0], type)):
         return shape

@@ -103,7 +103,7 @@ def _train_stage(
 
 def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: ExitStack) -> Trainer:
     """The engine, filled where a run is resumed, and the parts around it, which `stack` closes; all ranks must call."""
-    config, folder, site, mirror, standing = plan.config, plan.folder, plan.site, plan.mirror, plan.standing
+    config, folder, group, mirror, standing = plan.config, plan.folder, plan.group, plan.mirror, plan.standing
     engine, dataset, arithmetic, beginning = _build_engine(plan)
     start, state, attempt = _claim(plan, engine)
     resumed = start.checkpoint if start.resumes else None
@@ -131,7 +131,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
         engine.ds_config,
         engine.model,
         layout,
-        site,
+        group,
         beginning,
         attempt.number,
         standing.stages if standing else None,
@@ -144,10 +144,10 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
         monitor.say(sentence)
     if beginning:
         monitor.say(f"{beginning}\nEvery tensor stands in {folder / STARTED}.")
-    watchdog = stack.enter_context(Watchdog(folder, attempt.number, config.train.hang_minutes, site.ranks))
-    uploads = Uploads(mirror, folder, config.checkpoint, attempt, site, monitor.say)
-    description = read_description(folder) if site.leads else {}
-    saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, site, uploads, description))
+    watchdog = stack.enter_context(Watchdog(folder, attempt.number, config.train.hang_minutes, group.ranks))
+    uploads = Uploads(mirror, folder, config.checkpoint, attempt, group, monitor.say)
+    description = read_description(folder) if group.leads else {}
+    saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, group, uploads, description))
     selector = Selector.of(config.eval) if evaluate else None
     state = saver.settle_best(state) if selector and start.own else replace(state, best=None)
     seed, pairs = config.run.seed, layout["micro_batch"]
@@ -168,7 +168,7 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
 def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, InitReport | None]:
     """Engine and data set, what a pair costs, and what the weights started from."""
     config, start, folder = plan.config, plan.start, plan.folder
-    tokenizer = prepare_tokenizer(config.data, config.model.text, config.task, folder, plan.mixture, start, plan.site)
+    tokenizer = prepare_tokenizer(config.data, config.model.text, config.task, folder, plan.mixture, start, plan.group)
     classes = class_names(config.task.name, folder / TOKENIZER)
     model, beginning = build_starting_model(config.blueprint, tokenizer, start, folder, len(classes))
     dataset = build_dataset(config.blueprint, config.data, plan.mixture, tokenizer, model, classes)
@@ -208,7 +208,7 @@ def _claim(plan: Plan, engine: Engine) -> tuple[Start, TrainState, FencingToken]
 
     if resumed:
         start, state = restore(start)
-    attempt = FencingToken(plan.folder, plan.mirror, start.resumes and start.own, plan.site)
+    attempt = FencingToken(plan.folder, plan.mirror, start.resumes and start.own, plan.group)
     if resumed and start.checkpoint and start.own:
         if checkpoints.is_gone(start.checkpoint):  # until now the attempt before might still be alive
             start, state = restore(start)

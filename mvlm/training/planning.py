@@ -54,7 +54,7 @@ class Plan:
     names: tuple[str, str]
     folder: Path
     mirror: Mirror | None
-    site: FolderGroup
+    group: FolderGroup
     start: Start
     resumed: Resumed | None
     mixture: Mixture
@@ -102,9 +102,9 @@ def make_plan(
     folder = Path(config.run.dir)
     content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
-    site = find_folder_group(folder, mirrored=mirror is not None)
-    if mirror and not fetch_newest(mirror, folder, site):
-        begin_without(mirror, folder, site)
+    group = find_folder_group(folder, mirrored=mirror is not None)
+    if mirror and not fetch_newest(mirror, folder, group):
+        begin_without(mirror, folder, group)
     start = checkpoints.starting_point(folder, config.checkpoint)
     standing = dist.as_rank_0(partial(settle_stages, config, given, tables, names[1], start, folder))
     if standing:
@@ -126,7 +126,7 @@ def make_plan(
     else:
         steps = schedule_steps(config.train, config.optim, mixture.per_epoch, resumed.state if resumed else None)
         rate = learning_rate(config.train, config.optim, mixture.per_epoch, steps)
-    return Plan(config, content, names, folder, mirror, site, start, resumed, mixture, steps, rate, shuffle, standing)
+    return Plan(config, content, names, folder, mirror, group, start, resumed, mixture, steps, rate, shuffle, standing)
 
 
 def _compute_deterministically() -> None:

@@ -50,7 +50,7 @@ STARTED = "started_from.json"
 
 
 def prepare_tokenizer(
-    data: Data, text: str, task: Task, run: Path, mixture: Mixture, start: Start, site: FolderGroup
+    data: Data, text: str, task: Task, run: Path, mixture: Mixture, start: Start, group: FolderGroup
 ) -> PreTrainedTokenizerBase:
     """The run's tokenizer, saved in its folder: the checkpoint's on resume, else the encoder's own, given or trained.
 
@@ -80,9 +80,9 @@ def prepare_tokenizer(
         except Exception as error:  # the tokenizers library raises nothing more particular
             raise UserError(f"{folder} cannot be written ({error}): free some room or set run.dir.") from None
     dist.barrier()
-    if not site.is_whole:
+    if not group.is_whole:
         for kind in (TOKENIZER, TEXT_ENCODER) if start.resumes else (TOKENIZER,):
-            _copy_to_sites(run / kind, site)
+            _copy_to_groups(run / kind, group)
     return load_tokenizer(str(folder))
 
 
@@ -154,11 +154,11 @@ def _answered(mixture: Mixture) -> Iterator[Sequence[str]]:
         yield content.own["answers"]
 
 
-def _copy_to_sites(folder: Path, site: FolderGroup) -> None:
+def _copy_to_groups(folder: Path, group: FolderGroup) -> None:
     """Give every node that has a run folder of its own what rank 0 has in this folder of its one."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()} if dist.rank() == 0 else {}
     for name, content in dist.broadcast_object(files).items():
-        if site.leads and dist.rank():
+        if group.leads and dist.rank():
             _make_folder(folder)
             try:
                 (folder / name).write_bytes(content)
@@ -173,7 +173,7 @@ def describe_run(
     ds_config: dict[str, Any],
     model: Encoders,
     layout: dict[str, Any],
-    site: FolderGroup,
+    group: FolderGroup,
     beginning: InitReport | None,
     attempt: int,
     stages: Stages | None = None,
@@ -184,7 +184,7 @@ def describe_run(
     Where the run begins, also what its weights started from, to the last tensor.
     """
     hosts = dist.gather_objects(socket.gethostname())
-    if not site.leads:
+    if not group.leads:
         return
     names = ("torch", "deepspeed", "transformers", "timm", "pyarrow")
     facts = {

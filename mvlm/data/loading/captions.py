@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from os import PathLike, fspath
+from os import PathLike
 from typing import Any
 
 from torch import Tensor
 
 from mvlm.config.load import config_from_dict
+from mvlm.config.places import as_paths
 from mvlm.data.loading.loader import Loader
 from mvlm.data.loading.prefetch import start_prefetcher
 from mvlm.data.loading.sampler import make_sampler, order_of
@@ -55,11 +56,8 @@ class CaptionLoader:
         world: int = 1,
         **settings: Any,
     ) -> None:
-        places = [data] if isinstance(data, (str, PathLike)) else list(data)
         table = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-        self._data = config_from_dict(
-            {"data": {"train": [fspath(place) for place in places], **table}}, "CaptionLoader"
-        ).data
+        self._data = config_from_dict({"data": {"train": as_paths(data), **table}}, "CaptionLoader").data
         self._mixture = training_mixture(self._data)
         self._sampler = make_sampler(self._mixture, seed, [order_of(self._data)])
         self._dataset = PlainDataset(self._mixture, self._data, image_size, seed)

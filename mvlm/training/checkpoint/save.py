@@ -68,7 +68,7 @@ class Saver:
 
     Args:
         attempt: at the run; what earlier ones have left half written is deleted.
-        site: the ranks that see this run folder; None = all.
+        group: the ranks that see this run folder; None = all.
         uploads: gets what is published; None = there is no mirror.
         description: files by name that say what the weights mean, which every checkpoint takes along.
     """
@@ -79,13 +79,13 @@ class Saver:
         run: Path,
         config: Checkpoint,
         attempt: FencingToken,
-        site: FolderGroup | None = None,
+        group: FolderGroup | None = None,
         uploads: Uploads | None = None,
         description: Mapping[str, bytes] | None = None,
     ) -> None:
         self.seconds = 0.0  # from start to published, of the last checkpoint
         self.run, self.attempt = run, attempt
-        self._engine, self._config, self._site = engine, config, site or FolderGroup.of_all()
+        self._engine, self._config, self._site = engine, config, group or FolderGroup.of_all()
         self.uploads = uploads or Uploads(None, run, config, attempt, self._site, print)
         self._description = description or {}
         self._home = run / CHECKPOINTS
