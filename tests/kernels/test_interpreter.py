@@ -1,12 +1,13 @@
 """The Triton kernels' own tests, in Triton's interpreter."""
 
+import sys
 from pathlib import Path
 
 import numpy
 import pytest
 from packaging.version import Version
 
-from tests.ranks import run_ranks
+from tests.conftest import run_command
 
 
 def test_kernels_compute_what_they_should_in_the_interpreter() -> None:
@@ -15,5 +16,5 @@ def test_kernels_compute_what_they_should_in_the_interpreter() -> None:
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {numpy.__version__}")
     files = sorted(str(path) for path in Path(__file__).parent.glob("test_*_triton.py"))
     quiet = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = run_ranks(pytest.main, [*quiet, *files], TRITON_INTERPRET="1")
+    done = run_command([sys.executable, "-m", "pytest", *quiet, *files], TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stdout + done.stderr
