@@ -1,0 +1,185 @@
+"""Let everything befall the steps of a pipeline that can befall them, and compare what they make with what they make
+undisturbed.
+
+    python -m benchmarks.pipeline.campaign --on local --trials 5
+    python -m benchmarks.pipeline.campaign --on slurm,ray
+
+In a trial one step is to be done again, a fault befalls it at a random moment, and the pipeline is submitted again
+until all is done. Each trial becomes a JSON line of results/trials.jsonl, so that the campaign can be stopped and called
+again. It needs root, for a small disk to fill, and for the nodes of SLURM and Ray.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.pipeline.backends import Backend, Local, Ray, Slurm, marked
+from benchmarks.pipeline.workplace import FILE, LOGS, OUTPUTS, forget, hashes, prepare
+from tests.conftest import ROOT
+
+RESULTS = Path(__file__).parent / "results/trials.jsonl"
+FAULTS = {
+    "local": ("driver", "node", "disk"),
+    "slurm": ("driver", "node", "controller", "link", "disk"),
+    "ray": ("driver", "node", "head", "link", "disk"),
+}
+COUNT = 50
+DISK = "384m"
+LONGEST = 6.0  # seconds into a step at which its fault comes, at most
+MOST = 6  # submissions, after which a trial is given up
+PATIENCE = 1800.0
+POLL_SECONDS = 2.0
+
+
+def drawn() -> list[tuple[str, str, str]]:
+    """Back-end, step and fault of each trial, in an order in which each comes up early."""
+    every = [(backend, step, fault) for backend, faults in FAULTS.items() for fault in faults for step in OUTPUTS]
+    Random(0).shuffle(every)
+    chosen: list[tuple[str, str, str]] = []
+    while len(chosen) < COUNT:
+        counts = {word: sum(word in trial for trial in chosen) for trial in every for word in trial}
+        best = min((trial for trial in every if trial not in chosen), key=lambda trial: sum(counts[w] for w in trial))
+        chosen.append(best)
+    return chosen
+
+
+class Campaign:
+    """On one back-end.
+
+    Args:
+        folder: a disk of its own is mounted in it; what an undisturbed run makes is kept beside that.
+    """
+
+    def __init__(self, backend: Backend, folder: Path) -> None:
+        self._backend, self._now, self._kept = backend, folder / "disk/now", folder / "undisturbed"
+
+    def undisturbed(self) -> dict[str, str]:
+        """Hashes of what the pipeline makes when nothing befalls it, which is then kept."""
+        if not (self._kept / "hashes.json").exists():
+            shutil.rmtree(self._now, ignore_errors=True)
+            prepare(self._now)
+            self._backend.submit()
+            if self._finish() > 1:
+                raise RuntimeError(f"the undisturbed run has failed: see {self._now / LOGS}")
+            shutil.rmtree(self._kept, ignore_errors=True)
+            shutil.copytree(self._now, self._kept)
+            (self._kept / "hashes.json").write_text(json.dumps(hashes(self._now), indent=1))
+        return json.loads((self._kept / "hashes.json").read_text())
+
+    def trial(self, step: str, fault: str, draw: Random) -> dict[str, Any]:
+        """A fault, and what has become of it."""
+        expected = self.undisturbed()
+        shutil.rmtree(self._now, ignore_errors=True)
+        shutil.copytree(self._kept, self._now)
+        forget(self._now, step)
+        self._backend.submit()
+        logs, began = self._now / LOGS / step, time.monotonic()
+        while not any(logs.glob("**/attempt-*")):
+            if time.monotonic() - began > PATIENCE:
+                raise TimeoutError(f"{step} does not begin: see {logs}")
+            time.sleep(0.05)
+        after = draw.uniform(0, LONGEST)
+        time.sleep(after)
+        landed = bool(marked(self._now, step))
+        moment = time.monotonic()
+        self._backend.faults[fault](step)
+        submissions = self._finish()
+        found = hashes(self._now)
+        return {
+            "backend": self._backend.name,
+            "step": step,
+            "fault": fault,
+            "seconds into the step": round(after, 1),
+            "the step ran": landed,
+            "submissions": submissions,
+            "seconds until all was done": round(time.monotonic() - moment, 1),
+            "differs": [name for name, value in expected.items() if found[name] != value],
+            "hashes": found,
+        }
+
+    def _finish(self) -> int:
+        """Submit again whenever all has ended and something is not done; how often it was submitted."""
+        deadline = time.monotonic() + PATIENCE
+        for number in range(1, MOST + 1):
+            while (states := self._states()) & {"running", "waiting"}:
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"it does not end: {states}")
+                time.sleep(POLL_SECONDS)
+            if states <= {"done", "unchanged"}:
+                return number
+            self._backend.run("cancel", FILE)  # what can never begin
+            self._backend.submit()
+        raise RuntimeError(f"submitted {MOST} times, and not done: see {self._now / LOGS}")
+
+    def _states(self) -> set[str]:
+        done = self._backend.run("status", FILE, "--json")
+        if done.returncode:  # a controller or a head that is gone for a while, or no submission yet
+            return {"waiting"}
+        return {step["state"] for step in json.loads(done.stdout)["steps"]}
+
+
+@contextmanager
+def at(name: str, folder: Path) -> Iterator[Campaign]:
+    """A campaign on a back-end, with a small disk; both are gone afterwards."""
+    disk = folder / "disk"
+    disk.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)], check=True)
+    try:
+        now = disk / "now"
+        now.mkdir()
+        backend: Backend = Local(now) if name == "local" else {"slurm": Slurm, "ray": Ray}[name](now, folder / "site")
+        try:
+            yield Campaign(backend, folder)
+        finally:
+            backend.down()
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def commit() -> str:
+    """Of the code that is measured, which must be committed."""
+    measured = ["cluster", "mvlm", "data_tools", "benchmarks/pipeline/*.py", "benchmarks/pipeline/*.toml"]
+    if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", *measured], cwd=ROOT).returncode:
+        sys.exit("The code has changes that are not committed: commit them first.")
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--on", default=",".join(FAULTS), help="back-ends, with commas (default: all)")
+    words.add_argument("--trials", type=int, default=COUNT, help=f"at most, of the {COUNT} (default: all)")
+    words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="for the work (default: runs/faults)")
+    args = words.parse_args()
+    measured, failed, left = commit(), 0, args.trials
+    RESULTS.parent.mkdir(exist_ok=True)
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    for name in args.on.split(","):
+        done = {(line["backend"], line["step"], line["fault"]) for line in lines}
+        todo = [(n, *trial[1:]) for n, trial in enumerate(drawn()) if trial[0] == name and trial not in done][:left]
+        left -= len(todo)
+        if not todo:
+            continue
+        with at(name, (args.folder / name).absolute()) as campaign:
+            for number, step, fault in todo:
+                line = {"trial": number, "commit": measured} | campaign.trial(step, fault, Random(number))
+                with RESULTS.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps({key: value for key, value in line.items() if key != "hashes"}), flush=True)
+                failed += bool(line["differs"])
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
