@@ -15,6 +15,7 @@ from typing import Protocol
 import psutil
 
 from benchmarks.pipeline.workplace import FILE, LOGS
+from cluster.pipeline.submission import FILE as SUBMISSION
 from cluster.processes import MARK
 from tests.cluster.ray_fixture import SCRIPT as RAY_SCRIPT
 from tests.cluster.ray_fixture import RayCluster
@@ -69,6 +70,10 @@ class Local:
             self._driver = subprocess.Popen(
                 command, cwd=self.folder, env=_environment(), stdout=log, stderr=log, start_new_session=True
             )
+        while not (self.folder / LOGS / SUBMISSION).exists():
+            if self._driver.poll():
+                raise RuntimeError((self.folder / "submit.log").read_text())
+            time.sleep(0.2)
 
     def down(self) -> None:
         self._kill_all("")

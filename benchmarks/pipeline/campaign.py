@@ -5,8 +5,8 @@ undisturbed.
     python -m benchmarks.pipeline.campaign --on slurm,ray
 
 In a trial one step is to be done again, a fault befalls it at a random moment, and the pipeline is submitted again
-until all is done. Each trial becomes a JSON line of results/trials.jsonl, so that the campaign can be stopped and called
-again. It needs root, for a small disk to fill, and for the nodes of SLURM and Ray.
+until all is done. Each trial becomes a JSON line of results/trials.jsonl, so that the campaign can be stopped and
+called again. It needs root, for a small disk to fill, and for the nodes of SLURM and Ray.
 """
 
 from __future__ import annotations
