@@ -35,8 +35,9 @@ def test_the_example_runs_a_shipped_pipeline_on_the_cluster_of_its_neighbour(mon
     cluster = next(yaml.safe_load_all((EXAMPLES / "kuberay.yaml").read_text()))
     assert (job["apiVersion"], job["kind"]) == (cluster["apiVersion"], "RayJob")
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
-    folder, command = job["spec"]["entrypoint"].split(" && ")
-    assert folder == "cd /shared/mvlm"  # where kuberay.yaml mounts the disk that all nodes see
+    shell, option, line = shlex.split(job["spec"]["entrypoint"])
+    folder, command = line.split(" && exec ")
+    assert (shell, option, folder) == ("bash", "-c", "cd /shared/mvlm")  # the disk that kuberay.yaml mounts
     words = shlex.split(command)
     assert words[:3] == ["python", "-m", "cluster"]
     args, overrides = parser().parse_known_args(words[3:])
@@ -56,8 +57,8 @@ def test_submit_within_a_job_of_ray_ends_as_what_it_submits(cluster: RayCluster,
     address = f"http://{cluster.address('head')}:8265"
     submit = [sys.executable, "-m", "cluster", "submit", str(path), "--on", "ray", f"pipeline.ray_address={address}"]
     given = ["job", "submit", "--no-wait", "--address", address, "--submission-id", f"outer-{code}", "--"]
-    inside = f"cd {ROOT} && PYTHONPATH={ROOT} {shlex.join(submit)}"
-    assert cluster.on_head("ray.scripts.scripts", *given, inside).returncode == 0
+    inside = f"cd {ROOT} && PYTHONPATH={ROOT} exec {shlex.join(submit)}"
+    assert cluster.on_head("ray.scripts.scripts", *given, "bash", "-c", inside).returncode == 0
 
     def state() -> str:
         asked = cluster.on_head("ray.scripts.scripts", "job", "status", "--address", address, f"outer-{code}")
