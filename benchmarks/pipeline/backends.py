@@ -44,6 +44,9 @@ class Backend(Protocol):
     def submit(self) -> None:
         """Submit the pipeline; returns once it is under way, or has ended."""
 
+    def busy(self) -> bool:
+        """Whether something is seen to run, so that nobody need be asked."""
+
     def down(self) -> None:
         """End all that is left."""
 
@@ -75,6 +78,9 @@ class Local:
                 raise RuntimeError((self.folder / "submit.log").read_text())
             time.sleep(0.2)
 
+    def busy(self) -> bool:
+        return bool(self._driver and self._driver.poll() is None) or bool(marked(self.folder))
+
     def down(self) -> None:
         self._kill_all("")
 
@@ -98,6 +104,9 @@ class OnCluster:
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         raise NotImplementedError
+
+    def busy(self) -> bool:
+        return False
 
     def submit(self) -> None:
         done = self.run("submit", FILE, "--on", self.name)

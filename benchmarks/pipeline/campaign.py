@@ -38,7 +38,7 @@ DISK = "384m"
 LONGEST = 6.0  # seconds into a step at which its fault comes, at most
 MOST = 6  # submissions, after which a trial is given up
 PATIENCE = 1800.0
-POLL_SECONDS = 2.0
+POLL_SECONDS = 3.0
 
 
 def drawn() -> list[tuple[str, str, str]]:
@@ -122,6 +122,8 @@ class Campaign:
         raise RuntimeError(f"submitted {MOST} times, and not done: see {self._now / LOGS}")
 
     def _states(self) -> set[str]:
+        if self._backend.busy():
+            return {"running"}
         done = self._backend.run("status", FILE, "--json")
         if done.returncode:  # a controller or a head that is gone for a while, or no submission yet
             return {"waiting"}
