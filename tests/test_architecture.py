@@ -268,12 +268,12 @@ def circles(imports: dict[str, set[str]]) -> list[set[str]]:
 
 
 def test_no_modules_import_each_other() -> None:
-    """Inside a function or not; what is imported for annotations alone does not count."""
+    """Inside a function or for annotations alone, too, but for the names that `mvlm` hands on when asked for them."""
     paths = {path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path for path in product()}
     imports: dict[str, set[str]] = {}
     for module, path in paths.items():
         source, package = (ROOT / path).read_text(encoding="utf-8"), path.rpartition("/")[0].replace("/", ".")
-        names = {name for name, _ in statements(ast.parse(source), package, typed=False)}
+        names = {name for name, _ in statements(ast.parse(source), package, typed=module != "mvlm")}
         found = {name if name in paths else name.rpartition(".")[0] for name in names}
         imports[module] = (found & paths.keys()) - {module}
     assert circles(imports) == []

@@ -20,9 +20,8 @@ from mvlm.data.shards.indexed import located
 from mvlm.data.shards.integrity import check_hash, check_index_hash, check_index_length, check_length
 from mvlm.data.shards.location import RemoteShards
 from mvlm.data.shards.mapped import MappedFile
-from mvlm.data.shards.mixture import Mixture, held_out, training_mixture
+from mvlm.data.shards.mixture import Mixture, held_out, kept_sentences, training_mixture
 from mvlm.data.shards.schema import Manifest, read_manifest
-from mvlm.data.shards.selection import kept_sentences
 from mvlm.errors import Mistakes, UserError
 
 

@@ -20,7 +20,7 @@ from mvlm.data.loading.truncation import truncation_warning
 from mvlm.data.samples.captions import COARSE
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.data.samples.labelled import class_names
-from mvlm.data.shards.selection import kept_sentences
+from mvlm.data.shards.mixture import kept_sentences
 from mvlm.errors import OUT_OF_SIGHT, cannot_write
 from mvlm.pretrained.report import InitReport
 from mvlm.runtime import dist

@@ -16,9 +16,8 @@ from mvlm.data.loading.sampler import make_sampler, order_of
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.pairs import PairDataset
 from mvlm.data.shards.cache import Cache
-from mvlm.data.shards.mixture import Mixture, training_mixture
+from mvlm.data.shards.mixture import Mixture, kept_sentences, training_mixture
 from mvlm.data.shards.schema import read_manifest
-from mvlm.data.shards.selection import kept_sentences
 from mvlm.errors import UserError
 from mvlm.training.health.quarantine import Quarantine
 from tests.conftest import of_pairs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from PIL import Image
 
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main
+from mvlm.checkpoint.description import EVALUATIONS
 from mvlm.checkpoint.layout import CHECKPOINTS, find_checkpoint, step_name, step_of
+from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.tensors import fingerprint
 from mvlm.cli.train import evaluator
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
-from mvlm.evaluate.follow import EVALUATING, read_evaluations
+from mvlm.evaluate.follow import EVALUATING, EvaluationJob, read_evaluations
 from mvlm.evaluate.training import Evaluator
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
@@ -111,3 +114,12 @@ def test_following_takes_what_the_run_says(capfd: pytest.CaptureFixture[str]) ->
         assert ended.value.code == 2
     said = capfd.readouterr().err
     assert "leave the task out" in said and "a task is required, or --follow RUN" in said
+
+
+def test_a_step_that_was_evaluated_again_counts_as_it_was_last(tmp_path: Path) -> None:
+    lines = [{"step": 4, SELECT: 0.9}, {"step": 8, SELECT: 0.5}, {"step": 4, SELECT: 0.1}]
+    (tmp_path / EVALUATIONS).write_text("".join(json.dumps(line | {"weights": "w"}) + "\n" for line in lines))
+    job = EvaluationJob(tmp_path, (), print)
+    job._selector = Selector(SELECT, lower=False, patience=0)
+    best = job._best()
+    assert best and (best.step, best.value) == (8, 0.5)

@@ -152,3 +152,17 @@ def training_mixture(data: Data, task: str = CAPTION, patience: float = 0.0) -> 
 def held_out(data: Data, task: str = CAPTION, patience: float = 0.0) -> Mixture:
     """What it evaluates on, likewise; raises as `Mixture`."""
     return Mixture(data.eval, cache=Cache(data.cache, data.cache_gb, patience), task=task)
+
+
+def kept_sentences(mixture: Mixture) -> list[str]:
+    """A sentence for each corpus of which a run does not use all rows."""
+    found = []
+    for corpus, condition in zip(mixture.corpora, mixture.conditions, strict=True):
+        kept, rows = len(corpus), corpus.manifest.rows
+        if condition:
+            found.append(
+                f"data.where keeps {kept:,} of {rows:,} rows of {corpus.folder} ({kept / rows:.1%}): {condition}"
+            )
+        if gone := len(corpus.location.taken_down):
+            found.append(f"{gone:,} rows of {corpus.folder} were taken down: others take their places.")
+    return found

@@ -5,12 +5,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from mvlm.data.shards.corpus import Corpus
+from mvlm.data.shards.corpus import Corpus
 
 
 class Numbers:

@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,6 @@ from mvlm.data.shards.location import ShardLocation
 from mvlm.data.shards.tables import columns_of, unknown_column
 from mvlm.data.shards.where import Where, parse
 from mvlm.errors import UserError
-
-if TYPE_CHECKING:
-    from mvlm.data.shards.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -121,17 +117,3 @@ def selection_hash(selections: Sequence[Selection | None]) -> str:
     if not any(selections):
         return ""
     return hashlib.sha256("".join(each.hash if each else "all" for each in selections).encode()).hexdigest()
-
-
-def kept_sentences(mixture: Mixture) -> list[str]:
-    """A sentence for each corpus of which a run does not use all rows."""
-    found = []
-    for corpus, condition in zip(mixture.corpora, mixture.conditions, strict=True):
-        kept, rows = len(corpus), corpus.manifest.rows
-        if condition:
-            found.append(
-                f"data.where keeps {kept:,} of {rows:,} rows of {corpus.folder} ({kept / rows:.1%}): {condition}"
-            )
-        if gone := len(corpus.location.taken_down):
-            found.append(f"{gone:,} rows of {corpus.folder} were taken down: others take their places.")
-    return found
