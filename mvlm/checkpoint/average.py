@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mvlm.checkpoint.description import CONFIG, DESCRIPTION, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.integrity import read_state
-from mvlm.checkpoint.layout import INDEX, WEIGHTS, Entry, find_damaged_file
+from mvlm.checkpoint.layout import INDEX, STATE, WEIGHTS, Entry, find_damaged_file
 from mvlm.checkpoint.tensors import TensorFile, open_weights, write_tensors
 from mvlm.config.load import load_stored_config
 from mvlm.config.parameters import FORMAT
@@ -105,7 +105,7 @@ def _write(weights: dict[str, Tensor], checkpoints: Sequence[Path], out: Path) -
     described = (path for path in folder.rglob("*") if DESCRIPTION.fullmatch(path.relative_to(folder).as_posix()))
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in described}
     newest = max((read_state(checkpoint) for checkpoint in checkpoints), key=lambda state: state.step)
-    contents["state.json"] = json.dumps(dataclasses.replace(newest, best=None).to_json()).encode()
+    contents[STATE] = json.dumps(dataclasses.replace(newest, best=None).to_json()).encode()
     contents["averaged.json"] = json.dumps([str(checkpoint) for checkpoint in checkpoints], indent=1).encode()
     for name, content in contents.items():
         write_durably(partial / name, content)

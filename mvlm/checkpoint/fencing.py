@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import Writer
+from mvlm.checkpoint.layout import ATTEMPTS, Writer
 from mvlm.checkpoint.mirror import Mirror
 from mvlm.errors import UserError
 from mvlm.runtime import dist
-
-ATTEMPTS = "attempts"
 
 Result = TypeVar("Result")
 

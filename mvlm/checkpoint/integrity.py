@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.nn import Parameter
 
-from mvlm.checkpoint.layout import UNREADABLE, find_damaged_file, has_moments
+from mvlm.checkpoint.layout import STATE, UNREADABLE, find_damaged_file, has_moments
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import TensorFile
 from mvlm.errors import UserError
@@ -38,7 +38,7 @@ def _find_damage_in_share(checkpoint: Path, hashes: bool) -> str | None:
 
 def read_state(checkpoint: Path) -> TrainState:
     """Raises one of UNREADABLE where state.json is damaged."""
-    return TrainState.from_json(json.loads((checkpoint / "state.json").read_text(encoding="utf-8")))
+    return TrainState.from_json(json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
 
 
 def read_whole_state(checkpoint: Path, hashes: bool = True) -> TrainState:

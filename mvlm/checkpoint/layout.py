@@ -27,6 +27,7 @@ from mvlm.errors import OUT_OF_SIGHT, StorageLost, UserError
 from mvlm.runtime.log import log
 
 CHECKPOINTS, LATEST, BEST, INDEX = "checkpoints", "latest", "best", "index.json"
+STATE, ATTEMPTS = "state.json", "attempts"
 WEIGHTS, MOMENTS, EMA = "weights", "moments", "ema"
 UNREADABLE = (OSError, ValueError, TypeError, KeyError)  # what reading a damaged JSON file may raise
 

@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mvlm.checkpoint.description import DESCRIPTION
-from mvlm.checkpoint.layout import BEST, CHECKPOINTS, EMA, INDEX, MOMENTS, STEP, WEIGHTS, Entry, step_name
+from mvlm.checkpoint.layout import BEST, CHECKPOINTS, EMA, INDEX, MOMENTS, STATE, STEP, WEIGHTS, Entry, step_name
 from mvlm.checkpoint.prune import lineage, to_keep
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
-STATE = "state.json"
 FILES = re.compile(
     rf"({WEIGHTS}|{MOMENTS}|{EMA})-\d{{5}}-of-\d{{5}}\.safetensors|{re.escape(STATE)}|{DESCRIPTION.pattern}"
 )

@@ -15,11 +15,11 @@ from threading import Thread
 import torch
 
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, EVALUATIONS, METRICS, RUN_JSON, SKIPPED
-from mvlm.checkpoint.fencing import ATTEMPTS, FencingToken
+from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.fetch import fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import BEST, CHECKPOINTS, INDEX, LATEST, read_index, step_of
-from mvlm.checkpoint.mirror import STATE, Mirror, MirrorPath
+from mvlm.checkpoint.layout import ATTEMPTS, BEST, CHECKPOINTS, INDEX, LATEST, STATE, read_index, step_of
+from mvlm.checkpoint.mirror import Mirror, MirrorPath
 from mvlm.checkpoint.prune import prune
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mvlm.checkpoint.description import TOKENIZER
 from mvlm.config.schema import Data, Eval, Task
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
@@ -127,7 +128,7 @@ class Evaluator:
     def _choose(self, model: TaskModel, run: Path) -> Evaluated:
         name = self.task.name
         self._dataset = self._dataset or LabelledEvalDataset(self._mixture, name, *self._reading(run))
-        classes = class_names(name, run / "tokenizer")
+        classes = class_names(name, run / TOKENIZER)
         result, _ = evaluate_labelled(model, self._dataset, classes, self.settings.batch, dist.device())
         kinds = {f"eval/{kind}": found["score"] for kind, found in result["by_kind"].items()}
         shares = {f"eval/{name}": result[name] for name in ("accuracy", "consistency") if name in result}
@@ -135,7 +136,7 @@ class Evaluator:
 
     def _reading(self, run: Path) -> tuple[Any, int, int, int]:
         """How rows are read; the run's tokenizer is not there before training begins."""
-        tokenizer = load_tokenizer(str(run / "tokenizer"))
+        tokenizer = load_tokenizer(str(run / TOKENIZER))
         return tokenizer, self.data.text_length, self.image_size, self.settings.limit
 
 

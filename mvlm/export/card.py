@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import mvlm
 from mvlm.checkpoint.description import described_in
-from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.checkpoint.layout import STATE, find_checkpoint
 from mvlm.checkpoint.tensors import is_averaged, open_weights
 from mvlm.config.schema import Model
 from mvlm.export.configuration import NEEDED
@@ -37,7 +37,7 @@ def model_card(run: Path, name: str) -> str:
     config, task = facts.config, facts.config.task
     with open_weights(checkpoint) as files:
         parameters = sum(math.prod(file.shape(title)) for title, file in files.items())
-    state = read_json(checkpoint / "state.json") or {}
+    state = read_json(checkpoint / STATE) or {}
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
     return pages.get_template("card.md").render(
         name=name,

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer
 
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
-from mvlm.checkpoint.layout import UNREADABLE, WEIGHTS, find_checkpoint
+from mvlm.checkpoint.layout import STATE, UNREADABLE, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Blueprint, Config, Model
@@ -77,7 +77,7 @@ def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoder
     model = offline_model(config.blueprint, folder, _classes(checkpoint) if config.task.is_labelled else 0)
     load_weights(model, checkpoint)
     try:
-        step = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["step"]
+        step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
     except UNREADABLE as error:
         raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
     averaged, of_weights = is_averaged(checkpoint), fingerprint(checkpoint)

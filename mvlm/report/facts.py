@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from mvlm.checkpoint.description import EVALUATIONS, LEDGER
+from mvlm.checkpoint.description import CONFIG, EVALUATIONS, LEDGER, METRICS, RUN_JSON
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Config
 from mvlm.errors import UserError
@@ -51,16 +51,16 @@ def read_facts(folder: Path, description: Path | None = None) -> RunFacts:
     Raises:
         UserError: it is none, or a file in it is damaged.
     """
-    described = read_json((description or folder) / "run.json")
+    described = read_json((description or folder) / RUN_JSON)
     if described is None:
         raise UserError(f"No run at {folder}: it holds no run.json; give a folder that `mvlm train` wrote.")
-    metrics = folder / "metrics.jsonl"
-    written = (metrics if metrics.exists() else (description or folder) / "run.json").stat().st_mtime
+    metrics = folder / METRICS
+    written = (metrics if metrics.exists() else (description or folder) / RUN_JSON).stat().st_mtime
     return RunFacts(
         folder,
         folder.resolve().name,
         described,
-        load_stored_config((description or folder) / "config.toml"),
+        load_stored_config((description or folder) / CONFIG),
         _merged(_read_metrics(metrics), _read_metrics(folder / EVALUATIONS)),
         datetime.fromtimestamp(written).astimezone(),
     )

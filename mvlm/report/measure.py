@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mvlm.checkpoint.layout import CHECKPOINTS, LATEST
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
@@ -68,7 +69,7 @@ def measure(facts: RunFacts, device: torch.device) -> Measured:
         return replace(known, notes=[f"Fine-tuned for {facts.config.task.name}: its scores are among the curves."])
     if not facts.config.data.eval:
         return replace(known, notes=["The run names no evaluation data (data.eval): no examples, no further numbers."])
-    if not (facts.folder / "checkpoints" / "latest").exists():
+    if not (facts.folder / CHECKPOINTS / LATEST).exists():
         return replace(known, notes=["The run has saved no checkpoint yet: no examples, no further numbers."])
     try:
         mixture = held_out(facts.config.data)

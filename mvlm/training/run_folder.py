@@ -26,8 +26,8 @@ from mvlm.checkpoint.description import (
     TOKENIZER,
     described_in,
 )
-from mvlm.checkpoint.fencing import ATTEMPTS
 from mvlm.checkpoint.folder_group import FolderGroup
+from mvlm.checkpoint.layout import ATTEMPTS
 from mvlm.config.load import dump_config
 from mvlm.config.schema import Config, Data, Task
 from mvlm.config.stages import Stages, with_appended

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.checkpoint.description import EVALUATIONS, METRICS, RUN_JSON, count_stages
-from mvlm.checkpoint.layout import UNREADABLE, best_checkpoint, candidates, step_of
+from mvlm.checkpoint.layout import ATTEMPTS, STATE, UNREADABLE, best_checkpoint, candidates, step_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import BestEvaluation
 from mvlm.config.schema import Eval
@@ -19,7 +19,6 @@ from mvlm.watch.history import History
 from mvlm.watch.jsonl import JsonLinesTail, json_object
 from mvlm.watch.liveness import HeartbeatReader, Liveness
 
-ATTEMPTS = "attempts"  # as in mvlm/checkpoint/fencing.py, which needs torch
 HANG_MINUTES = 15.0  # the configuration's default, where run.json is not there yet
 
 
@@ -150,7 +149,7 @@ class Watcher:
         if not selector or not selector.patience:
             return ""
         try:  # not by mvlm/checkpoint/integrity.py, which needs torch
-            best = BestEvaluation(**_object(candidates(self.run).first / "state.json")["best"])
+            best = BestEvaluation(**_object(candidates(self.run).first / STATE)["best"])
         except (*UNREADABLE, UserError):
             return ""
         return selector.reason(best) if selector.ends(best) else ""

@@ -24,7 +24,19 @@ from torch import Tensor
 from mvlm.checkpoint.description import LEDGER
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.folder_group import FolderGroup
-from mvlm.checkpoint.layout import BEST, CHECKPOINTS, EMA, INDEX, LATEST, MOMENTS, WEIGHTS, Entry, Writer, step_name
+from mvlm.checkpoint.layout import (
+    BEST,
+    CHECKPOINTS,
+    EMA,
+    INDEX,
+    LATEST,
+    MOMENTS,
+    STATE,
+    WEIGHTS,
+    Entry,
+    Writer,
+    step_name,
+)
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import write_tensors
@@ -262,7 +274,7 @@ def _publish(
     folder, partial = pending.folder, pending.partial
     try:
         state = json.dumps(pending.state.to_json())
-        for name, content in {**description, "state.json": state.encode()}.items():
+        for name, content in {**description, STATE: state.encode()}.items():
             write_durably(partial / name, content)
             entries.append(Entry(name, len(content), hashlib.sha256(content).hexdigest()))
         index = {"format": FORMAT, "written_by": asdict(writer), "files": [asdict(entry) for entry in entries]}

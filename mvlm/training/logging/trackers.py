@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from mvlm.checkpoint.description import RUN_JSON
 from mvlm.config.schema import Log
 from mvlm.errors import UserError, first_line
 
@@ -150,7 +151,7 @@ class WeightsAndBiases:
 
         entity, _, name = project.rpartition("/")
         identity = _identity(run, "wandb") or _identify(run, "wandb", secrets.token_hex(4))
-        facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        facts = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))
         self._wandb = wandb
         self._run = wandb.init(
             project=name,
@@ -196,7 +197,7 @@ class MLflow:
             number = experiment.experiment_id if experiment else self._client.create_experiment(name)
             identity = self._client.create_run(number, run_name=run.resolve().name).info.run_id
             _identify(run, "mlflow", identity)
-            tables = json.loads((run / "run.json").read_text(encoding="utf-8"))["config"]
+            tables = json.loads((run / RUN_JSON).read_text(encoding="utf-8"))["config"]
             settings = [
                 Param(f"{table}.{key}", str(value)[:LONGEST_PARAMETER])
                 for table, section in tables.items()
