@@ -19,7 +19,7 @@ from torch import Tensor
 from mvlm.checkpoint.description import CONFIG, DESCRIPTION, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.layout import INDEX, STATE, WEIGHTS, Entry, find_damaged_file
-from mvlm.checkpoint.tensors import TensorFile, open_weights, write_tensors
+from mvlm.checkpoint.tensors import open_weights, stream_tensors
 from mvlm.config.load import load_stored_config
 from mvlm.config.parameters import FORMAT
 from mvlm.errors import UserError, cannot_write
@@ -55,7 +55,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> None:
     for other in checkpoints[1:]:
         require_alike(first, other)
     try:
-        _write(_mean(checkpoints), checkpoints, out)
+        _write(checkpoints, out)
     except OSError as error:
         raise cannot_write(str(out), error, SO) from None
 
@@ -82,25 +82,26 @@ def _meaning(checkpoint: Path) -> dict[str, Any]:
             if DESCRIPTION.fullmatch(f"{kind}/{path.name}"):
                 meaning[f"{kind}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     with open_weights(checkpoint) as files:
-        return meaning | {f"the shape of {name}": file.shape(name) for name, file in sorted(files.items())}
+        return meaning | {f"the shape of {name}": tensor.shape for name, tensor in sorted(files.items())}
 
 
-def _mean(checkpoints: Sequence[Path]) -> dict[str, Tensor]:
-    """By name; one tensor of each checkpoint is in memory at a time."""
+def _write_mean(checkpoints: Sequence[Path], path: Path) -> Entry:
+    """One tensor of each checkpoint is in memory at a time."""
     with ExitStack() as stack:
-        opened: list[dict[str, TensorFile]] = [stack.enter_context(open_weights(each)) for each in checkpoints]
-        return {
-            name: (sum((files[name].weight(name).double() for files in opened), torch.zeros(())) / len(opened)).float()
-            for name in sorted(opened[0])
-        }
+        opened = [stack.enter_context(open_weights(checkpoint)) for checkpoint in checkpoints]
+
+        def mean(name: str) -> Tensor:
+            return (sum((each[name].weight().double() for each in opened), torch.zeros(())) / len(opened)).float()
+
+        return stream_tensors(path, {name: opened[0][name].shape for name in sorted(opened[0])}, mean)
 
 
-def _write(weights: dict[str, Tensor], checkpoints: Sequence[Path], out: Path) -> None:
+def _write(checkpoints: Sequence[Path], out: Path) -> None:
     """As a checkpoint's folder, under its name only when it is whole."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    entries = [write_tensors(partial / FILE, {name: tensor.contiguous() for name, tensor in weights.items()})]
+    entries = [_write_mean(checkpoints, partial / FILE)]
     folder = described_in(checkpoints[0])
     described = (path for path in folder.rglob("*") if DESCRIPTION.fullmatch(path.relative_to(folder).as_posix()))
     contents = {path.relative_to(folder).as_posix(): path.read_bytes() for path in described}

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from mvlm.checkpoint.layout import STATE, UNREADABLE, find_damaged_file, has_moments
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import TensorFile
+from mvlm.checkpoint.tensors import StoredTensor
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 
@@ -71,7 +71,7 @@ def refusal(checkpoint: Path, reason: str) -> UserError:
 
 def compare_shapes(
     checkpoint: Path,
-    weights: Mapping[str, TensorFile],
+    weights: Mapping[str, StoredTensor],
     parameters: Mapping[str, Parameter],
     is_fitted: Callable[[str], bool] = lambda name: False,
 ) -> None:
@@ -80,8 +80,8 @@ def compare_shapes(
     Args:
         is_fitted: whether a parameter may be there in another shape.
     """
-    for name, file in weights.items():
-        shape, parameter = file.shape(name), parameters.get(name)
+    for name, stored in weights.items():
+        shape, parameter = stored.shape, parameters.get(name)
         wanted = None if parameter is None else tuple(getattr(parameter, "ds_shape", parameter.shape))
         if wanted is None or (shape != wanted and not is_fitted(name)):
             raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")

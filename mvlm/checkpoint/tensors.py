@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,43 +27,61 @@ METADATA = "__metadata__"
 """What else may stand in the header of a safetensors file."""
 
 
+class Part(NamedTuple):
+    """Elements of a tensor laid flat, which begin with its element number `start`."""
+
+    elements: Tensor
+    start: int
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+
+    @property
+    def is_whole(self) -> bool:
+        return self.elements.numel() == math.prod(self.shape)
+
+
+class _Piece(NamedTuple):
+    """What one file has of a tensor: elements `start` to before `stop` of it laid flat."""
+
+    start: int
+    stop: int
+    file: TensorFile
+    title: str  # there
+
+
 @dataclass(frozen=True)
 class TensorFile:
-    """An open file of a checkpoint, of which one tensor is read at a time, or a part of one."""
+    """A file of a checkpoint, of which parts are read one at a time."""
 
     path: Path
     file: safe_open
-    stored: dict[str, str]  # the name that the file has for each of its tensors, by the present one
 
-    def tensor(self, title: str) -> Tensor:
-        tensor: Tensor = self.file.get_tensor(self.stored[title])
-        return tensor
+    def pieces(self) -> Iterator[tuple[str, tuple[int, ...], _Piece]]:
+        """Title, shape of the whole tensor and what is here of it, for each of the file's."""
+        parts = self.file.metadata() or {}
+        for title in self.file.keys():  # noqa: SIM118
+            shape, start = tuple(self.file.get_slice(title).get_shape()), 0
+            count = math.prod(shape)
+            if title in parts:
+                place = json.loads(parts[title])
+                shape, start = tuple(place["shape"]), place["start"]
+            yield title, shape, _Piece(start, start + count, self, title)
 
-    def weight(self, name: str) -> Tensor:
-        """Raises: UserError: it holds NaN or infinity."""
-        weight = self.tensor(name)
-        require_finite(name, weight, str(self.path))
-        return weight
-
-    def piece(self, title: str, start: int, stop: int) -> Tensor:
-        """Elements of a tensor laid flat, from `start` to before `stop`; no more than these is read.
+    def read_into(self, target: Tensor, title: str, start: int) -> None:
+        """Fill a flat tensor with elements of one here, from `start` on; no more than these is read.
 
         The file is open for as long as that takes, for a checkpoint may have more files than a process may open.
 
         Raises:
             OSError: it is gone, or has become shorter.
         """
-        found = torch.empty(stop - start)
-        if not len(found):
-            return found
         with open(self.path, "rb", buffering=0) as content:
-            content.seek(self._starts[self.stored[title]] + start * found.itemsize)
-            left = _bytes(found)
+            content.seek(self._starts[title] + start * target.itemsize)
+            left = _bytes(target)
             while left:
                 if not (count := content.readinto(left)):
                     raise OSError("it has become shorter")
                 left = left[count:]
-        return found
 
     @functools.cached_property
     def _starts(self) -> dict[str, int]:
@@ -70,8 +91,48 @@ class TensorFile:
             header = json.loads(content.read(length))
         return {title: 8 + length + entry["data_offsets"][0] for title, entry in header.items() if title != METADATA}
 
-    def shape(self, title: str) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(self.stored[title]).get_shape())
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint, in one file or in pieces that lie in several."""
+
+    name: str
+    shape: tuple[int, ...]
+    pieces: list[_Piece]
+
+    @property
+    def path(self) -> Path:
+        """The file that has it, the first of these where there are several."""
+        return self.pieces[0].file.path
+
+    def tensor(self) -> Tensor:
+        found = [piece.file.file.get_tensor(piece.title) for piece in self.pieces]
+        return (found[0] if len(found) == 1 else torch.cat(found)).view(self.shape)
+
+    def weight(self) -> Tensor:
+        """Raises: UserError: it holds NaN or infinity."""
+        weight = self.tensor()
+        require_finite(self.name, weight, str(self.path))
+        return weight
+
+    def part(self, start: int, stop: int) -> Tensor:
+        """Elements `start` to before `stop` of it laid flat; no more than these is read.
+
+        Raises:
+            OSError: a file is gone, or has become shorter.
+        """
+        found = torch.empty(stop - start)
+        for piece in self.pieces:
+            low, high = max(start, piece.start), min(stop, piece.stop)
+            if low < high:
+                piece.file.read_into(found[low - start : high - start], piece.title, low - piece.start)
+        return found
+
+    def require_whole(self, checkpoint: Path) -> None:
+        """Raises: UserError: a piece is missing, or there are too many."""
+        ends = [0, *(piece.stop for piece in self.pieces)]
+        if [piece.start for piece in self.pieces] != ends[:-1] or ends[-1] != math.prod(self.shape):
+            raise UserError(f"{checkpoint} lacks part of {self.name}: the checkpoint is damaged; use another.")
 
 
 def _index(checkpoint: Path) -> list[Entry]:
@@ -82,8 +143,8 @@ def _index(checkpoint: Path) -> list[Entry]:
 
 
 @contextmanager
-def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]:
-    """The open file of every tensor of one kind: `files[title].tensor(title)` reads that one alone.
+def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, StoredTensor]]:
+    """Every tensor of one kind: `files[title].tensor()` reads that one alone.
 
     Parameters have their present names, in whatever format the checkpoint was written.
 
@@ -93,15 +154,24 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, TensorFile]]
     Raises:
         UserError: a file is missing, cut short or damaged.
     """
-    files: dict[str, TensorFile] = {}
+    tensors: dict[str, StoredTensor] = {}
     entries, written_in = _index(checkpoint), read_format(checkpoint)
     with ExitStack() as stack:
         for entry in entries:
             if entry.file.startswith(f"{kind}-"):
-                file = stack.enter_context(_open(checkpoint / entry.file, entry.bytes))
-                stored = {_present_title(title, written_in): title for title in file.keys()}  # noqa: SIM118
-                files |= dict.fromkeys(stored, TensorFile(checkpoint / entry.file, file, stored))
-        yield files
+                path = checkpoint / entry.file
+                file = TensorFile(path, stack.enter_context(_open(path, entry.bytes)))
+                try:
+                    pieces = list(file.pieces())
+                except UNREADABLE as error:
+                    raise UserError(f"{path} is damaged ({error}): use another checkpoint.") from None
+                for stored, shape, piece in pieces:
+                    title = _present_title(stored, written_in)
+                    tensors.setdefault(title, StoredTensor(title, shape, [])).pieces.append(piece)
+        for tensor in tensors.values():
+            tensor.pieces.sort(key=itemgetter(0))
+            tensor.require_whole(checkpoint)
+        yield tensors
 
 
 def _present_title(title: str, written_in: int) -> str:
@@ -122,7 +192,7 @@ def fingerprint(checkpoint: Path) -> str:
 
 
 @contextmanager
-def open_weights(checkpoint: Path) -> Iterator[dict[str, TensorFile]]:
+def open_weights(checkpoint: Path) -> Iterator[dict[str, StoredTensor]]:
     """What to evaluate a checkpoint by or start another run from: the average of each weight, where there is one.
 
     Raises:
@@ -143,26 +213,52 @@ def _open(path: Path, length: int) -> safe_open:
         raise UserError(f"{path} is damaged ({error}): use another checkpoint.") from None
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Entry:
-    """Write fp32 tensors as a safetensors file, hashed on the way and synced, without the interpreter's lock.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | Part]) -> Entry:
+    """Write fp32 tensors, or parts of some, as `stream_tensors` does."""
+    parts = {title: part for title, part in tensors.items() if isinstance(part, Part) and not part.is_whole}
+    places = {title: json.dumps({"shape": part.shape, "start": part.start}) for title, part in parts.items()}
+    stored = {title: tensor if isinstance(tensor, Tensor) else _as_stored(tensor) for title, tensor in tensors.items()}
+    return stream_tensors(path, {title: tensor.shape for title, tensor in stored.items()}, stored.__getitem__, places)
+
+
+def _as_stored(part: Part) -> Tensor:
+    return part.elements.view(part.shape) if part.is_whole else part.elements
+
+
+def stream_tensors(
+    path: Path,
+    shapes: Mapping[str, Sequence[int]],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> Entry:
+    """Write a safetensors file, hashed on the way and synced, of which one tensor is in memory at a time.
 
     The format is that of https://github.com/huggingface/safetensors: the header's length in eight bytes, the header
     as JSON padded with spaces, the tensors' bytes one after another. Its library would have to read the file again
     for the hash.
+
+    Args:
+        read: gives the contiguous fp32 tensor of a title.
     """
-    header, end = {}, 0
-    for title, tensor in tensors.items():
-        assert tensor.dtype == torch.float32, title
-        start, end = end, end + tensor.nbytes
-        header[title] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    end = 0
+    for title, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[title] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    pieces: list[bytes | memoryview] = [struct.pack("<Q", len(text)), text, *map(_bytes, tensors.values())]
     digest = hashlib.sha256()
     with open(path, "wb") as file:
-        for piece in pieces:
-            digest.update(piece)
-            file.write(piece)
+
+        def write(content: bytes | memoryview) -> None:
+            digest.update(content)
+            file.write(content)
+
+        write(struct.pack("<Q", len(text)) + text)
+        for title, shape in shapes.items():
+            tensor = read(title)
+            assert tensor.dtype == torch.float32 and tuple(tensor.shape) == tuple(shape), title
+            write(_bytes(tensor))
         file.flush()
         os.fsync(file.fileno())
     return Entry(path.name, 8 + len(text) + end, digest.hexdigest())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-FORMAT = 2
-"""Of the checkpoints that are written now; the first ones say nothing of a format."""
+FORMAT = 3
+"""Of the checkpoints that are written now: 3 may have a tensor in pieces; the first ones say nothing of a format."""
 
-RENAMED = {1: {"word_head": "mlm_head"}}
+RENAMED: dict[int, dict[str, str]] = {1: {"word_head": "mlm_head"}, 2: {}}
 """For each earlier format, modules that have another name from the next one on."""
 
 

@@ -35,8 +35,8 @@ def model_card(run: Path, name: str) -> str:
     checkpoint = find_checkpoint(run)
     facts = read_facts(checkpoint.parent.parent, described_in(checkpoint))
     config, task = facts.config, facts.config.task
-    with open_weights(checkpoint) as files:
-        parameters = sum(math.prod(file.shape(title)) for title, file in files.items())
+    with open_weights(checkpoint) as tensors:
+        parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     state = read_json(checkpoint / STATE) or {}
     pages = Environment(loader=PackageLoader("mvlm.export", "."), undefined=StrictUndefined, autoescape=False)
     return pages.get_template("card.md").render(

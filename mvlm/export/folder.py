@@ -7,16 +7,14 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
-
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import find_checkpoint
-from mvlm.checkpoint.tensors import open_weights
+from mvlm.checkpoint.tensors import StoredTensor, open_weights, stream_tensors
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Blueprint, Model
 from mvlm.data.samples.labelled import class_names
@@ -27,7 +25,7 @@ from mvlm.export.processing import MaskVLMImageProcessor, MaskVLMProcessor
 from mvlm.export.sources import remote_code
 
 SHARD_BYTES = 2_000_000_000
-"""Weights in a file, and in memory at once."""
+"""Weights in a file."""
 
 PREFIX = "network."
 """Before every parameter's name: the exported classes hold the model under it."""
@@ -39,7 +37,7 @@ NOT_OF_AN_ENCODER = {"model_type", "transformers_version", "architectures", "dty
 def export_folder(run: Path, out: Path, card: str, shard_bytes: int = SHARD_BYTES) -> None:
     """Write the model of a run or of one checkpoint as a folder, whole or not at all.
 
-    One file of weights is in memory at a time.
+    One tensor is in memory at a time.
 
     Args:
         card: README.md, what people read of the model.
@@ -65,8 +63,8 @@ def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
     with open_weights(checkpoint) as files:
         shards: list[list[str]] = [[]]
         filled = 0
-        for name, file in files.items():
-            size = 4 * math.prod(file.shape(name))  # checkpoints are fp32
+        for name, stored in files.items():
+            size = 4 * math.prod(stored.shape)  # checkpoints are fp32
             if shards[-1] and filled + size > shard_bytes:
                 shards.append([])
                 filled = 0
@@ -76,12 +74,17 @@ def write_weights(checkpoint: Path, out: Path, shard_bytes: int) -> None:
         for number, names in enumerate(shards, start=1):
             part = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
             file_name = f"model{part}.safetensors"
-            save_file({PREFIX + n: files[n].weight(n) for n in names}, out / file_name, metadata={"format": "pt"})
+            _write_weights_file(out / file_name, {PREFIX + name: files[name] for name in names})
             places |= dict.fromkeys((PREFIX + name for name in names), file_name)
     if len(shards) > 1:
         total = sum((out / name).stat().st_size for name in set(places.values()))
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+
+
+def _write_weights_file(path: Path, weights: Mapping[str, StoredTensor]) -> None:
+    shapes = {title: stored.shape for title, stored in weights.items()}
+    stream_tensors(path, shapes, lambda title: weights[title].weight(), {"format": "pt"})
 
 
 def _describe(blueprint: Blueprint, text_length: int, folder: Path, tokenizer: Any) -> MaskVLMConfig:

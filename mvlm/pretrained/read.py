@@ -60,7 +60,7 @@ def read_tensors(place: str) -> dict[str, Tensor]:
     path = _local(place)
     if _is_ours(path):
         with open_weights(find_checkpoint(path)) as files:
-            return {name: file.tensor(name) for name, file in files.items()}
+            return {name: stored.tensor() for name, stored in files.items()}
     if path.is_dir():
         return _read_folder(path, place)
     if not path.is_file():

@@ -105,7 +105,7 @@ def _classes(checkpoint: Path) -> int:
         biases = sorted(name for name in files if name.startswith(HEAD) and name.endswith(".bias"))
         if not biases:
             raise UserError(f"{checkpoint} holds no head of a task: it is another model's; use its TOML.")
-        return files[biases[-1]].shape(biases[-1])[0]
+        return files[biases[-1]].shape[0]
 
 
 def load_weights(model: Encoders, checkpoint: Path) -> None:
@@ -116,8 +116,8 @@ def load_weights(model: Encoders, checkpoint: Path) -> None:
     """
     wanted = dict(model.named_parameters())
     with open_weights(checkpoint) as files:
-        for name, file in files.items():
-            tensor, parameter = file.weight(name), wanted.pop(name, None)
+        for name, stored in files.items():
+            tensor, parameter = stored.weight(), wanted.pop(name, None)
             if parameter is None or parameter.shape != tensor.shape:
                 shape = "absent" if parameter is None else f"of shape {tuple(parameter.shape)}"
                 raise UserError(
@@ -147,7 +147,7 @@ def take_weights(model: Encoders, checkpoint: Path) -> InitReport:
     with open_weights(checkpoint) as files:
         report.left = sorted({name.split(".")[0] for name in files} - {name for name, _ in model.named_children()})
         for name, parameter in model.named_parameters():
-            tensor = files[name].weight(name) if name in files else None
+            tensor = files[name].weight() if name in files else None
             there, here = None if tensor is None else tuple(tensor.shape), tuple(parameter.shape)
             if tensor is not None and there != here:
                 prefix = next(filter(name.startswith, fits), None)

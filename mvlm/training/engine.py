@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mvlm.batch import Batch, Counts, GlobalBatch, LabelledBatch, Losses, MetricAccumulator, Negatives
 from mvlm.checkpoint.layout import EMA
+from mvlm.checkpoint.tensors import Part
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -218,6 +219,13 @@ class Engine:
         for name, parameter in self.parameters():
             is_trained = parameter.requires_grad
             yield name, self._state.read(parameter, moments) if is_trained else self._frozen.read(parameter)
+
+    def own_parts(self) -> Iterator[tuple[str, dict[str, Part]]]:
+        """What `whole_tensors` gives, of which each rank has a part: this one's, as views; nothing is exchanged."""
+        for parameter, parts in self._state.parts(self._trained, self.updates > 0):
+            yield self._names[id(parameter)], parts
+        for parameter, parts in self._frozen.parts():
+            yield self._names[id(parameter)], parts
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""

@@ -19,7 +19,7 @@ from tests.training.conftest import TrainHere, one_rank, own_signals, train_here
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     with open_tensors(checkpoint, WEIGHTS) as files:
-        return {name: file.tensor(name) for name, file in files.items()}
+        return {name: file.tensor() for name, file in files.items()}
 
 
 def test_a_soup_is_the_mean_and_is_measured(

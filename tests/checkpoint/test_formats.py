@@ -27,7 +27,7 @@ def test_tensors_have_their_present_names_and_their_own_values(kind: str) -> Non
         assert set(files) == {name.replace("word_head.", "mlm_head.") for name in stored} != set(stored)
         for old, tensor in stored.items():
             name = old.replace("word_head.", "mlm_head.")
-            assert files[name].tensor(name).equal(tensor) and files[name].shape(name) == tuple(tensor.shape)
+            assert files[name].tensor().equal(tensor) and files[name].shape == tuple(tensor.shape)
 
 
 def test_every_earlier_format_has_its_table_and_only_whole_words_are_renamed() -> None:

@@ -272,7 +272,7 @@ def test_a_folder_is_whole_or_not_there(run, tmp_path, monkeypatch, capsys):
     def fails(*_, **__):
         raise full
 
-    monkeypatch.setattr("mvlm.export.folder.save_file", fails)
+    monkeypatch.setattr("mvlm.export.folder.stream_tensors", fails)
     with pytest.raises(UserError, match=r"cannot be written .*No space left.*give --out another place"):
         export_folder(run, tmp_path / "out", "# card")
     assert [path.name for path in tmp_path.iterdir()] == ["there"]

@@ -11,6 +11,7 @@ import torch
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.state import TrainState
+from mvlm.checkpoint.tensors import Part
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist
@@ -19,7 +20,7 @@ from mvlm.training.checkpoint.save import Saver
 
 
 class Trained:
-    """What a checkpoint takes from an engine: whole tensors that tell the step they are of."""
+    """What a checkpoint takes from an engine: tensors that tell the step they are of."""
 
     def __init__(self) -> None:
         self.step = 0
@@ -29,6 +30,10 @@ class Trained:
             weight = torch.full((3, number + 1), float(self.step))
             moments = {"exp_avg": weight / 2, "exp_avg_sq": weight / 4} if self.step else {}
             yield name, {"weight": weight, **moments}
+
+    def own_parts(self) -> Iterator[tuple[str, dict[str, Part]]]:
+        for name, whole in list(self.whole_tensors())[dist.rank() :: dist.world()]:
+            yield name, {key: Part(tensor.flatten(), 0, tuple(tensor.shape)) for key, tensor in whole.items()}
 
 
 def save(saver: Saver, engine: Trained, step: int) -> None:

@@ -81,7 +81,7 @@ def test_a_task_starts_from_pretraining_and_is_measured(
     assert len(listed["fresh"]) == 6 and "mlm_head" in listed["left"]
     with open_tensors(find_checkpoint(pretrained), "weights") as before:
         with open_tensors(run / "checkpoints" / "step_00000000", "weights") as first:
-            start = {name: file.tensor(name) for name, file in first.items()}
+            start = {name: file.tensor() for name, file in first.items()}
         for name, tensor in start.items():
             if name == "vision.vit.pos_embed":
                 fitted = resample_abs_pos_embed(before[name].tensor(name), [3, 3])

@@ -238,7 +238,7 @@ def killed_at(moment: int, run: Path, action: Callable[[], Any]) -> bool:
 
 def weight_of(checkpoint: Path) -> float:
     with open_tensors(checkpoint, "weights") as files:
-        return files["first"].tensor("first")[0, 0].item()
+        return files["first"].tensor()[0, 0].item()
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_a_stage_may_change_data_resolution_objectives_batch_and_freezing(
     assert together.min() == 1 and together.max() == 2 and together.sum() == 72
     assert counts[1][1][1].tolist() == [1] * 24 and counts[2][0][1].sum() == 16
     with open_tensors(run / "checkpoints/step_00000005", "weights") as files:
-        assert files["vision.vit.pos_embed"].shape("vision.vit.pos_embed") == (1, 5, 32)
+        assert files["vision.vit.pos_embed"].shape == (1, 5, 32)
     assert load_stored_config(run / "config.toml").model.image_size == 32
     assert main(["stage", "show", str(run), "--rows"]) == 0
     assert "stage 1 (contrast): steps 0 to 2" in capsys.readouterr().out
@@ -231,12 +231,12 @@ def test_muons_moments_go_on_over_a_stage_that_freezes_and_enlarges(staged: Run,
             weights = stack.enter_context(open_tensors(checkpoint, "weights"))
             moments = stack.enter_context(open_tensors(checkpoint, "moments"))
             found[step] = {
-                name: weights[name].tensor(name) for name in weights if name.startswith("text.") or name == matrix
+                name: weights[name].tensor() for name in weights if name.startswith("text.") or name == matrix
             }
             frozen = [name for name in moments if name.startswith("exp_avg/text.")]
             assert not frozen, "the second stage saves anew what it begins with, and what is frozen has no moments"
             assert f"exp_avg/{matrix}" in moments and f"exp_avg_sq/{matrix}" not in moments
-            assert weights["vision.vit.pos_embed"].shape("vision.vit.pos_embed")[1] == 10
+            assert weights["vision.vit.pos_embed"].shape[1] == 10
     changed = [name for name in found[2] if not torch.equal(found[2][name], found[4][name])]
     assert changed == [matrix], "the text encoder stays as it was"
 

@@ -29,7 +29,7 @@ from mvlm.checkpoint.integrity import (
 )
 from mvlm.checkpoint.layout import EMA, LATEST, MOMENTS, WEIGHTS, candidates, find_checkpoint, has_checkpoints
 from mvlm.checkpoint.state import OrderSpec, TrainState
-from mvlm.checkpoint.tensors import TensorFile, open_tensors, require_finite
+from mvlm.checkpoint.tensors import StoredTensor, open_tensors, require_finite
 from mvlm.config.load import load_stored_config
 from mvlm.config.schema import Checkpoint
 from mvlm.data.loading.sampler import order_of
@@ -43,8 +43,8 @@ from mvlm.training.engine import Engine
 from mvlm.training.zero.shares import gathered
 from mvlm.training.zero.state import MOMENTS as KEYS
 
-Files = Mapping[str, TensorFile]
-"""The open file of each tensor by its title."""
+Tensors = Mapping[str, StoredTensor]
+"""By title."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> Tra
             read = partial(shares.read, name)
             if begins_stage and is_image_position(name):
                 here = tuple(getattr(parameter, "ds_shape", parameter.shape))
-                whole = {key: tensor.cpu() for key, tensor in gathered(keys, read, weights[name].shape(name)).items()}
+                whole = {key: tensor.cpu() for key, tensor in gathered(keys, read, weights[name].shape).items()}
                 engine.write(parameter, fit_trained(engine.model.vision, name, whole, here))
             else:
                 engine.fill(parameter, keys, read)
@@ -234,7 +234,7 @@ class Shares:
         problem: what was wrong with one that was read, if anything: the ranks can agree on it when all have read.
     """
 
-    def __init__(self, weights: Files, moments: Files, averages: Files) -> None:
+    def __init__(self, weights: Tensors, moments: Tensors, averages: Tensors) -> None:
         self._weights, self._moments, self._averages = weights, moments, averages
         self.problem = ""
 
@@ -246,18 +246,18 @@ class Shares:
     def read(self, name: str, key: str, start: int, stop: int) -> Tensor:
         """Elements `start` to before `stop` of what `keys` gives, laid flat; any, where there is a problem."""
         if key in KEYS:
-            file, title = self._moments[f"{key}/{name}"], f"{key}/{name}"
+            stored = self._moments[f"{key}/{name}"]
         else:
-            file, title = self._averages.get(name, self._weights[name]) if key == EMA else self._weights[name], name
+            stored = self._averages.get(name, self._weights[name]) if key == EMA else self._weights[name]
         try:
-            part = file.piece(title, start, stop)
+            part = stored.part(start, stop)
             if key not in KEYS:
-                require_finite(name, part, str(file.path))
+                require_finite(name, part, str(stored.path))
         except UserError as error:
             self.problem = self.problem or str(error)
         except OSError as error:
             part = torch.zeros(stop - start)
-            self.problem = self.problem or f"{file.path} cannot be read ({error}): use another checkpoint."
+            self.problem = self.problem or f"{stored.path} cannot be read ({error}): use another checkpoint."
         return part
 
 

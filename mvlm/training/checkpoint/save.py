@@ -1,8 +1,8 @@
 """Checkpoints, written while training continues. Their layout: mvlm/checkpoint/layout.py.
 
-Each rank copies the parameters dealt to it, as whole fp32 tensors by name, and a thread writes them beside the
-final place. When all ranks' files are written, hashed and synced, rank 0 renames the folder and only then points
-`latest` at it. A kill at any moment leaves the checkpoint before it untouched.
+Each rank copies what it alone has of the fp32 tensors, and a thread writes that beside the final place. When all
+ranks' files are written, hashed and synced, rank 0 renames the folder and only then points `latest` at it. A kill at
+any moment leaves the checkpoint before it untouched.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import NamedTuple
-
-from torch import Tensor
 
 from mvlm.checkpoint.description import LEDGER
 from mvlm.checkpoint.fencing import FencingToken
@@ -39,7 +37,7 @@ from mvlm.checkpoint.layout import (
 )
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import write_tensors
+from mvlm.checkpoint.tensors import Part, write_tensors
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.parameters import FORMAT
 from mvlm.config.schema import Checkpoint
@@ -52,8 +50,8 @@ from mvlm.training.ledger import write_ledger
 from mvlm.training.zero.state import MOMENTS as KEYS
 
 SO = "free some room and start again"
-Content = dict[str, dict[str, Tensor]]
-"""Tensors by title, by kind of file."""
+Content = dict[str, dict[str, Part]]
+"""Parts of tensors by title, by kind of file."""
 
 KINDS = {"weight": WEIGHTS, EMA: EMA} | dict.fromkeys(KEYS, MOMENTS)
 """The kind of file for each tensor that an engine has of a parameter."""
@@ -250,13 +248,13 @@ def _make(partial: Path) -> OSError | None:
 
 
 def _own_share(engine: Engine) -> Content:
-    """This rank's share of the whole tensors, on the CPU; every rank takes part in gathering each."""
+    """What this rank has of all tensors, copied to the CPU."""
     content: Content = {}
-    for number, (name, whole) in enumerate(engine.whole_tensors()):
-        if number % dist.world() == dist.rank():
-            for key, tensor in whole.items():
-                kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
-                content.setdefault(kind, {})[title] = tensor.detach().to("cpu", copy=True).contiguous()
+    for name, parts in engine.own_parts():
+        for key, part in parts.items():
+            kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
+            copied = part.elements.detach().to("cpu", copy=True).contiguous()
+            content.setdefault(kind, {})[title] = part._replace(elements=copied)
     return content
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from mvlm.checkpoint.layout import EMA
+from mvlm.checkpoint.tensors import Part
+from mvlm.runtime import dist
 from mvlm.training.zero.muon import MatrixPiece, Muon
 from mvlm.training.zero.shares import Read, gathered
 
@@ -24,12 +26,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ParamSlice(NamedTuple):
-    """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor laid flat."""
+    """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor laid flat.
+
+    Attributes:
+        offset: where it begins in the parameter laid flat.
+    """
 
     parameter: Parameter
     owner: Tensor
     start: int
     length: int
+    offset: int
 
 
 class ZeroState(ABC):
@@ -64,6 +71,18 @@ class ZeroState(ABC):
     @abstractmethod
     def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         """This rank's piece of each parameter of which it has one."""
+
+    def parts(self, parameters: Iterable[Parameter], moments: bool) -> Iterator[tuple[Parameter, dict[str, Part]]]:
+        """What this rank has of what `read` gives of each, so that every element is one rank's; nothing is exchanged.
+
+        They are views.
+        """
+        for parameter, owner, start, length, offset in self.slices(parameters):
+            state = self._base.state.get(owner, {})
+            flat = {"weight": owner.detach()} | {k: state[k] for k in self._keys(moments, parameter) if k in state}
+            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+            cut = slice(start, start + length)
+            yield parameter, {key: Part(whole.flatten()[cut], offset, shape) for key, whole in flat.items()}
 
     @abstractmethod
     def _owners(self) -> list[Tensor]:
@@ -162,11 +181,15 @@ class ZeroStage0State(ZeroState):
 
     def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         for parameter in parameters:
-            yield ParamSlice(parameter, self._masters[id(parameter)], 0, parameter.numel())
+            yield ParamSlice(parameter, self._masters[id(parameter)], 0, parameter.numel(), 0)
 
     def matrix_piece(self, parameter: Parameter) -> MatrixPiece:
         rows, columns = parameter.shape
         return MatrixPiece(self._masters[id(parameter)], (rows, columns), 0, 0, parameter.numel())
+
+    def parts(self, parameters: Iterable[Parameter], moments: bool) -> Iterator[tuple[Parameter, dict[str, Part]]]:
+        """Whole ones, dealt to the ranks, as each has all."""
+        yield from super().parts(list(parameters)[dist.rank() :: dist.world()], moments)
 
     def _owners(self) -> list[Tensor]:
         return list(self._masters.values())
@@ -221,8 +244,8 @@ class ZeroStage12State(ZeroState):
         owners = self._owners()
         for parameter in parameters:
             if (mapping := parameter._hp_mapping) is not None:
-                address = mapping.hp_fragment_address
-                yield ParamSlice(parameter, owners[mapping.param_group_index], address.start, address.numel)
+                address, offset = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+                yield ParamSlice(parameter, owners[mapping.param_group_index], address.start, address.numel, offset)
 
     def matrix_piece(self, parameter: Any) -> MatrixPiece:
         groups = self._optimizer.bit16_groups
@@ -287,7 +310,7 @@ class ZeroStage3State(ZeroState):
             group, offset, size, start = self._position(parameter)
             length = min(size, parameter.ds_numel - start)  # the last ranks' parts are filled up
             if length > 0:
-                yield ParamSlice(parameter, owners[group], offset, length)
+                yield ParamSlice(parameter, owners[group], offset, length, start)
 
     def matrix_piece(self, parameter: Any) -> MatrixPiece:
         group, offset, size, start = self._position(parameter)
