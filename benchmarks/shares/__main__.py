@@ -34,7 +34,7 @@ from mvlm.checkpoint.integrity import find_damage  # noqa: E402
 from mvlm.checkpoint.layout import CHECKPOINTS, step_name  # noqa: E402
 from mvlm.checkpoint.state import TrainState  # noqa: E402
 from mvlm.config.load import load_config  # noqa: E402
-from mvlm.pretrained.encoders import Vocabulary, build_model  # noqa: E402
+from mvlm.pretrained.encoders import Vocabulary, build_recorded  # noqa: E402
 from mvlm.runtime import dist  # noqa: E402
 from mvlm.training.checkpoint.resume import restore  # noqa: E402
 from mvlm.training.checkpoint.save import Saver  # noqa: E402
@@ -109,10 +109,13 @@ def measure(stage: int, saved: int, ranks: int, bf16: bool = False) -> dict[str,
         "parameters": written[0]["parameters"],
         "share": max(found["read"] for found in read) / share,
         "verified": max(found["verified"] for found in read) / share,
-        "commit": subprocess.run(
-            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True
-        ).stdout.strip(),
+        "commit": commit(),
     }
+
+
+def commit() -> str:
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
+    return told.stdout.strip()
 
 
 def on_ranks(count: int, act: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
@@ -152,12 +155,12 @@ def on_ranks(count: int, act: Callable[[], dict[str, Any]]) -> list[dict[str, An
 def engine_of(stage: int, bf16: bool, seed: int) -> Engine:
     """As a run makes it."""
     config = load_config(ROOT / "mvlm/configs/tiny.toml", [*OVERRIDES, f"run.seed={seed}"])
-    model = build_model(config.blueprint, Vocabulary(2000, 1))
+    model, weights = build_recorded(config.blueprint, Vocabulary(2000, 1))
     content: dict[str, Any] = {"zero_optimization": {"stage": stage}} | ({"bf16": {"enabled": True}} if bf16 else {})
     side = RunSide(("json", "toml"), "", config.train, config.optim, dist.world(), (10, 2), count_parameters(model))
     ds_config = resolve(content, side)
     parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
-    return parallelize(model, ds_config, seed=config.run.seed, **parts)
+    return parallelize(model, ds_config, seed=config.run.seed, weights=weights, **parts)
 
 
 def save(run: Path, stage: int, bf16: bool) -> dict[str, Any]:

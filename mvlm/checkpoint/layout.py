@@ -217,6 +217,7 @@ def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)
     """
     try:
         files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
+        files.sort(key=lambda entry: -entry.bytes)  # so that ranks read as much, whatever sizes the kinds have
         return next(filter(None, (entry.damage(checkpoint, hashes) for entry in files[share])), None)
     except UNREADABLE as error:
         return f"{type(error).__name__}: {error}"

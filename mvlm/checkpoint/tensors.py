@@ -27,7 +27,7 @@ METADATA = "__metadata__"
 """What else may stand in the header of a safetensors file."""
 
 
-class Part(NamedTuple):
+class TensorPart(NamedTuple):
     """Elements of a tensor laid flat, which begin with its element number `start`."""
 
     elements: Tensor
@@ -213,15 +213,15 @@ def _open(path: Path, length: int) -> safe_open:
         raise UserError(f"{path} is damaged ({error}): use another checkpoint.") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor | Part]) -> Entry:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorPart]) -> Entry:
     """Write fp32 tensors, or parts of some, as `stream_tensors` does."""
-    parts = {title: part for title, part in tensors.items() if isinstance(part, Part) and not part.is_whole}
+    parts = {title: part for title, part in tensors.items() if isinstance(part, TensorPart) and not part.is_whole}
     places = {title: json.dumps({"shape": part.shape, "start": part.start}) for title, part in parts.items()}
     stored = {title: tensor if isinstance(tensor, Tensor) else _as_stored(tensor) for title, tensor in tensors.items()}
     return stream_tensors(path, {title: tensor.shape for title, tensor in stored.items()}, stored.__getitem__, places)
 
 
-def _as_stored(part: Part) -> Tensor:
+def _as_stored(part: TensorPart) -> Tensor:
     return part.elements.view(part.shape) if part.is_whole else part.elements
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -16,6 +17,8 @@ from mvlm.errors import UserError
 from mvlm.model.convolutional import Convolutional
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import TaskModel
+from mvlm.model.init_record import recorded
+from mvlm.model.initialization import InitialWeights
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
@@ -46,7 +49,7 @@ Tokens = PreTrainedTokenizerBase | Vocabulary
 
 
 def build_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> Encoders:
-    """The model after a blueprint, with random weights.
+    """The model after a blueprint, with random weights; of shapes alone where torch's default device is "meta".
 
     Args:
         classes: that a fine-tuning task chooses among; 0 = no such task.
@@ -54,16 +57,27 @@ def build_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> En
     Raises:
         UserError: an encoder cannot be had, or is none that this model can use.
     """
-    return assemble(blueprint, *build_encoders(blueprint, tokenizer), classes)
+    if torch.get_default_device().type == "meta":
+        return assemble(blueprint, tokenizer, classes)
+    model, initial = build_recorded(blueprint, tokenizer, classes)
+    initial.materialize()
+    return model
 
 
-def build_encoders(blueprint: Blueprint, tokenizer: Tokens) -> tuple[VisionEncoder, TextEncoder]:
-    drops = blueprint.objectives.image_masking == "drop"
-    return build_image_encoder(blueprint.model, drops), build_text_encoder(blueprint.model, tokenizer)
+def build_recorded(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitialWeights]:
+    """The same model of shapes alone, and the weights that it is to begin with; raises as `build_model`."""
+    with recorded() as record:
+        model = assemble(blueprint, tokenizer, classes)
+        model.text.model.initialize_weights()  # which transformers leaves out on the meta device
+    for module in model.text.model.modules():
+        module._is_hf_initialized = False  # whose buffers its `from_pretrained` fills anew
+    return model, InitialWeights(model, record, blueprint.seed)
 
 
-def assemble(blueprint: Blueprint, vision: VisionEncoder, text: TextEncoder, classes: int) -> Encoders:
-    """The model that stands on two encoders."""
+def assemble(blueprint: Blueprint, tokenizer: Tokens, classes: int) -> Encoders:
+    """The same as torch and the encoders' libraries make and fill it; raises as `build_model`."""
+    vision = build_image_encoder(blueprint.model, blueprint.objectives.image_masking == "drop")
+    text = build_text_encoder(blueprint.model, tokenizer)
     if classes:
         return TaskModel(vision, text, blueprint.model, blueprint.task, classes)
     return MaskVLM(vision, text, blueprint.model, blueprint.objectives, blueprint.seed, blueprint.text_length)

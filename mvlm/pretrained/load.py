@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from transformers import AutoModel
 
@@ -17,10 +18,11 @@ from mvlm.config.schema import Blueprint, Model
 from mvlm.errors import UserError
 from mvlm.model.convolutional import Convolutional
 from mvlm.model.encoders import Encoders
+from mvlm.model.initialization import InitialWeights
 from mvlm.model.text import TextEncoder
 from mvlm.model.vision import VisionEncoder
 from mvlm.pretrained.convolutional import find_convolutional
-from mvlm.pretrained.encoders import Tokens, assemble, build_encoders, check_has_weights, create_vit, text_not_built
+from mvlm.pretrained.encoders import Tokens, build_recorded, check_has_weights, create_vit, text_not_built
 from mvlm.pretrained.key_maps import (
     WORD_EMBEDDINGS,
     ExternalCheckpoint,
@@ -48,6 +50,8 @@ LAST_NORM = ("norm.weight", "norm.bias")
 """Absent where a classifier was trained on the mean of all tokens with a norm of its own: it then begins as it is."""
 
 Parameters = Mapping[str, Parameter]
+Give = Callable[[Parameter, Tensor], None]
+"""Has a parameter begin with a tensor of its shape."""
 
 
 def build_filled_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0) -> tuple[Encoders, InitReport | None]:
@@ -59,10 +63,19 @@ def build_filled_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
     Raises:
         UserError: the weights cannot be had, or are another encoder's.
     """
-    settings, (vision, text) = blueprint.model, build_encoders(blueprint, tokenizer)
-    image = fill_image_encoder(vision, settings) if settings.vision_weights != "random" else None
-    sentence = fill_text_encoder(text, settings) if settings.text_weights != "random" else None
-    model = assemble(blueprint, vision, text, classes)
+    model, initial, report = build_with_weights(blueprint, tokenizer, classes)
+    initial.materialize()
+    return model, report
+
+
+def build_with_weights(
+    blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
+) -> tuple[Encoders, InitialWeights, InitReport | None]:
+    """The same model of shapes alone, what it is to begin with, and whence that comes; raises as the other does."""
+    settings = blueprint.model
+    model, initial = build_recorded(blueprint, tokenizer, classes)
+    image = fill_image_encoder(model.vision, settings, initial.give) if settings.vision_weights != "random" else None
+    sentence = fill_text_encoder(model.text, settings, initial.give) if settings.text_weights != "random" else None
     loaded = tuple(filter(None, (image, sentence)))
     filled = tuple(prefix for prefix, report in (("vision.vit.", image), ("text.", sentence)) if report)
     has_token = image is not None and MASK_TOKEN in image.matched
@@ -73,17 +86,21 @@ def build_filled_model(blueprint: Blueprint, tokenizer: Tokens, classes: int = 0
         or (name.endswith(MASK_TOKEN) and not has_token)
         or (image is not None and name.removeprefix("vision.vit.") in image.fresh)
     ]
-    return model, InitReport(loaded, tuple(fresh)) if loaded else None
+    return model, initial, InitReport(loaded, tuple(fresh)) if loaded else None
 
 
-def fill_image_encoder(vision: VisionEncoder, config: Model) -> LoadReport:
+def copy_into(parameter: Parameter, tensor: Tensor) -> None:
+    parameter.data.copy_(tensor)
+
+
+def fill_image_encoder(vision: VisionEncoder, config: Model, give: Give = copy_into) -> LoadReport:
     """Give it timm's own weights, or those of an external checkpoint, with the mask token where that has one."""
     parameters = {as_timm_has_it(name): parameter for name, parameter in vision.vit.named_parameters()}
     mask_token = parameters.pop(MASK_TOKEN, None)
     if isinstance(vision.vit, Convolutional):
-        return _fill_convolutional(vision.vit, mask_token, config)
+        return _fill_convolutional(vision.vit, mask_token, config, give)
     if config.vision_weights == "pretrained":
-        return _fill_from_timm(parameters, vision, config)
+        return _fill_from_timm(parameters, vision, config, give)
     where = config.vision_weights
     tensors = read_tensors(where)
     external = find_image_encoder(tensors)
@@ -97,12 +114,12 @@ def fill_image_encoder(vision: VisionEncoder, config: Model) -> LoadReport:
     report = LoadReport("image encoder", f"{where} ({external.family})")
     _check_nothing_is_left_out(parameters, len(vision.vit.blocks), external, report.source)
     advice = "set model.vision and model.vision_args to the encoder that the checkpoint holds"
-    _fill(parameters, external, report, fit_image_positions(vision), advice, LAST_NORM)
-    _fill_mask_token(mask_token, external, report)
+    _fill(parameters, external, report, fit_image_positions(vision), advice, give, LAST_NORM)
+    _fill_mask_token(mask_token, external, report, give)
     return report
 
 
-def _fill_convolutional(encoder: Convolutional, mask_token: Parameter | None, config: Model) -> LoadReport:
+def _fill_convolutional(encoder: Convolutional, mask_token: Parameter | None, config: Model, give: Give) -> LoadReport:
     """Give it a network's weights; what makes tokens of the feature map is new, but where a run of ours has it."""
     external = find_convolutional(encoder, config)
     parameters = {as_timm_has_it(name): parameter for name, parameter in encoder.named_parameters()}
@@ -111,19 +128,21 @@ def _fill_convolutional(encoder: Convolutional, mask_token: Parameter | None, co
     report = LoadReport("image encoder", f"{where} ({external.family})")
     new = tuple(name for name in parameters if name.startswith(EMBED))
     advice = "set model.vision and model.vision_args to the network that the checkpoint holds"
-    _fill(parameters, external, report, lambda *_: None, advice, new)
-    _fill_mask_token(mask_token, external, report)
+    _fill(parameters, external, report, lambda *_: None, advice, give, new)
+    _fill_mask_token(mask_token, external, report, give)
     return report
 
 
-def _fill_mask_token(mask_token: Parameter | None, external: ExternalCheckpoint, report: LoadReport) -> None:
+def _fill_mask_token(
+    mask_token: Parameter | None, external: ExternalCheckpoint, report: LoadReport, give: Give
+) -> None:
     """The checkpoint's own one, where it has one of this shape."""
     if mask_token is not None and external.mask_token is not None and external.mask_token.shape == mask_token.shape:
-        mask_token.data.copy_(external.mask_token)
+        give(mask_token, external.mask_token)
         report.matched.append(MASK_TOKEN)
 
 
-def fill_text_encoder(text: TextEncoder, config: Model) -> LoadReport:
+def fill_text_encoder(text: TextEncoder, config: Model, give: Give = copy_into) -> LoadReport:
     """Give it the weights of `model.text` itself, or those of an external checkpoint."""
     settings = text.settings
     if config.text_weights == "pretrained":
@@ -152,7 +171,7 @@ def fill_text_encoder(text: TextEncoder, config: Model) -> LoadReport:
         )
     report = LoadReport("text encoder", where)
     advice = "set model.text, model.text_args (vocab_size among them) and data.tokenizer to those of the checkpoint"
-    _fill(dict(text.model.named_parameters()), external, report, fit_text_positions(text), advice)
+    _fill(dict(text.model.named_parameters()), external, report, fit_text_positions(text), advice, give)
     return report
 
 
@@ -183,9 +202,10 @@ def _fill(
     report: LoadReport,
     fit: Fit,
     advice: str,
+    give: Give,
     optional: tuple[str, ...] = (),
 ) -> None:
-    """Copy every parameter out of a checkpoint, and note it in `report`.
+    """Give every parameter what a checkpoint has of it, and note that in `report`.
 
     Args:
         advice: what to do where the two do not match, the end of the sentence.
@@ -207,8 +227,7 @@ def _fill(
             wrong.append(f"{name} is {_shape(here)} here and {'missing' if there is None else _shape(there)} there")
             continue
         require_finite(name, tensor, report.source)
-        with torch.no_grad():
-            parameter.copy_(tensor)
+        give(parameter, tensor)
         if there == here:
             report.matched.append(name)
         elif there:
@@ -226,13 +245,13 @@ def _shape(shape: Shape) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _fill_from_timm(parameters: Parameters, vision: VisionEncoder, config: Model) -> LoadReport:
+def _fill_from_timm(parameters: Parameters, vision: VisionEncoder, config: Model, give: Give) -> LoadReport:
     """With timm's own weights, which it fits to the image's size by itself, positions alone."""
     with torch.random.fork_rng(devices=[]):  # the weights that a model starts from do not depend on how it is filled
         theirs = create_vit(config, pretrained=True)
     report = LoadReport("image encoder", f"timm's {config.vision}")
     external = ExternalCheckpoint("timm", dict(theirs.named_parameters()), 0)
-    _fill(parameters, external, report, fit_image_positions(vision), "choose another encoder")
+    _fill(parameters, external, report, fit_image_positions(vision), "choose another encoder", give)
     trained_at = theirs.pretrained_cfg.get("input_size", (3, config.image_size))[-1]
     if "pos_embed" in report.matched and trained_at != config.image_size:
         _, positions, width = theirs.pos_embed.shape

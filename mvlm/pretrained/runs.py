@@ -10,7 +10,7 @@ from typing import Generic, TypeVar, cast
 
 import timm
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, described_in
 from mvlm.checkpoint.layout import STATE, UNREADABLE, WEIGHTS, find_checkpoint
@@ -90,8 +90,13 @@ def offline_model(blueprint: Blueprint, folder: Path, classes: int) -> Encoders:
     Args:
         classes: that it chooses among; 0 = no such task.
     """
+    return build_model(*offline_parts(blueprint, folder), classes)
+
+
+def offline_parts(blueprint: Blueprint, folder: Path) -> tuple[Blueprint, PreTrainedTokenizerBase]:
+    """What such a model is built of."""
     described = dataclasses.replace(blueprint, model=with_described_text(blueprint.model, folder))
-    return build_model(described, AutoTokenizer.from_pretrained(folder / TOKENIZER), classes)
+    return described, AutoTokenizer.from_pretrained(folder / TOKENIZER)
 
 
 def with_described_text(config: Model, folder: Path) -> Model:

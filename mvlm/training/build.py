@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -19,10 +19,11 @@ from mvlm.data.samples.tokenizer import load_tokenizer, train_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError, first_line
 from mvlm.model.encoders import Encoders
-from mvlm.pretrained.encoders import build_model, check_has_weights, text_settings
-from mvlm.pretrained.load import build_filled_model, with_encoders_of
+from mvlm.model.initialization import InitialWeights
+from mvlm.pretrained.encoders import build_model, build_recorded, check_has_weights, text_settings
+from mvlm.pretrained.load import build_with_weights, with_encoders_of
 from mvlm.pretrained.report import InitReport
-from mvlm.pretrained.runs import offline_model, take_weights, with_described_text
+from mvlm.pretrained.runs import offline_model, offline_parts, take_weights, with_described_text
 from mvlm.pretrained.text_check import check_text_encoder
 from mvlm.training.checkpoint.resume import Start
 
@@ -78,38 +79,43 @@ def build_dataset(
     return PairDataset(mixture, tokenizer, data, blueprint.objectives, size, seed, model.grid)
 
 
+class StartingModel(NamedTuple):
+    """A model at the start of a run.
+
+    Attributes:
+        weights: that it is to begin with, where it is of shapes alone so far.
+        report: what these are taken from, if from anything.
+    """
+
+    model: Encoders
+    weights: InitialWeights | None
+    report: InitReport | None
+
+
 def build_starting_model(
     blueprint: Blueprint,
     tokenizer: PreTrainedTokenizerBase,
     start: Start,
     described: Path,
     classes: int,
-    load_weights: bool = True,
-) -> tuple[Encoders, InitReport | None]:
-    """The model with the weights it starts from; without any where it is resumed from a checkpoint.
+) -> StartingModel:
+    """The model and the weights it starts from.
 
     Args:
         described: the folder with tokenizer and text encoder's description of a run that is resumed.
         classes: that a fine-tuning task chooses among; 0 = no such task.
-        load_weights: False leaves out pretrained ones, for a model on the meta device.
-
-    Returns:
-        The model, and what it started from.
 
     Raises:
         UserError: the weights asked for cannot be had, or are another model's.
     """
-    torch.manual_seed(blueprint.seed)
     if start.checkpoint and start.resumes:
-        return offline_model(blueprint, described, classes), None
+        return StartingModel(*build_recorded(*offline_parts(blueprint, described), classes), None)
     if start.checkpoint:
         model = build_model(blueprint, tokenizer, classes)
-        return model, take_weights(model, start.checkpoint)
+        return StartingModel(model, None, take_weights(model, start.checkpoint))
     if start.encoders:
         blueprint = replace(blueprint, model=with_encoders_of(blueprint.model, start.encoders))
-    if load_weights:
-        return build_filled_model(blueprint, tokenizer, classes)
-    return build_model(blueprint, tokenizer, classes), None
+    return StartingModel(*build_with_weights(blueprint, tokenizer, classes))
 
 
 def build_empty(
@@ -126,8 +132,12 @@ def build_empty(
     try:
         _check_text(blueprint.model, text_length, tokenizer, start)
         with torch.device("meta"):
-            described = described_in(start.checkpoint) if start.checkpoint else Path()
-            return build_starting_model(blueprint, tokenizer, start, described, classes, load_weights=False)
+            if start.checkpoint and start.resumes:
+                return offline_model(blueprint, described_in(start.checkpoint), classes), None
+            if start.encoders:
+                blueprint = replace(blueprint, model=with_encoders_of(blueprint.model, start.encoders))
+            model = build_model(blueprint, tokenizer, classes)
+            return model, take_weights(model, start.checkpoint) if start.checkpoint else None
     except (OSError, ValueError) as error:  # of what describes a run's encoder and tokenizer
         if start.checkpoint is None:
             raise

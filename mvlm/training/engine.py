@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mvlm.batch import Batch, Counts, GlobalBatch, LabelledBatch, Losses, MetricAccumulator, Negatives
 from mvlm.checkpoint.layout import EMA
-from mvlm.checkpoint.tensors import Part
+from mvlm.checkpoint.tensors import TensorPart
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
@@ -41,7 +41,8 @@ class Engine:
     """A model, its optimiser and DeepSpeed's wrapping of both.
 
     Args:
-        model: on the CPU, with its initial fp32 weights, equal on every rank; what requires no gradient is not trained.
+        model: on the CPU, with its initial fp32 weights, equal on every rank, or divided; what requires no gradient is
+            not trained.
         ds_config: as `zero.config.resolve` returns it.
         ema: decay of an average of the weights; 0 = none is kept.
         seed: of what is drawn on the device.
@@ -220,7 +221,7 @@ class Engine:
             is_trained = parameter.requires_grad
             yield name, self._state.read(parameter, moments) if is_trained else self._frozen.read(parameter)
 
-    def own_parts(self) -> Iterator[tuple[str, dict[str, Part]]]:
+    def own_parts(self) -> Iterator[tuple[str, dict[str, TensorPart]]]:
         """What `whole_tensors` gives, of which each rank has a part: this one's, as views; nothing is exchanged."""
         for parameter, parts in self._state.parts(self._trained, self.updates > 0):
             yield self._names[id(parameter)], parts

@@ -170,7 +170,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
     config, start, folder = plan.config, plan.start, plan.folder
     tokenizer = prepare_tokenizer(config.data, config.model.text, config.task, folder, plan.mixture, start, plan.group)
     classes = class_names(config.task.name, folder / TOKENIZER)
-    model, beginning = build_starting_model(config.blueprint, tokenizer, start, folder, len(classes))
+    model, weights, beginning = build_starting_model(config.blueprint, tokenizer, start, folder, len(classes))
     dataset = build_dataset(config.blueprint, config.data, plan.mixture, tokenizer, model, classes)
     parameters = count_parameters(model)
     ds_config = plan.resolve(parameters)
@@ -193,6 +193,7 @@ def _build_engine(plan: Plan) -> tuple[Engine, ShardDataset[Any], Arithmetic, In
         optim=config.optim,
         objectives=config.objectives,
         seed=config.run.seed,
+        weights=weights,
     )
     return engine, dataset, arithmetic, beginning
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mvlm.runtime import dist
-from mvlm.training.zero.state import ParamSlice
+from mvlm.training.zero.shares import ParamSlice
 
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
 """First words of the parameters' names; what has another, such as projections and temperature, counts as a head."""

@@ -43,7 +43,13 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         is_new = not name.startswith(ENCODERS) or name.endswith("mask_token") or name.startswith(EMBED)
-        kind = "muon" if id(parameter) in matrices else "no_decay" if parameter.ndim <= 1 else "decay"
+        kind = (
+            "muon"
+            if id(parameter) in matrices
+            else "no_decay"
+            if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1
+            else "decay"
+        )
         group = groups[f"{'new' if is_new else 'encoder'}_{kind}"]
         if name in layers and not is_new:
             layer, last = layers[name]

@@ -14,12 +14,14 @@ from mvlm.config.schema import Kernels, Objectives, Optim, Train
 from mvlm.errors import UserError
 from mvlm.kernels.layers import use_kernels
 from mvlm.model.encoders import Encoders
+from mvlm.model.initialization import InitialWeights
 from mvlm.model.randomness import is_random
 from mvlm.training.blocks import evenly, find_blocks
 from mvlm.training.capture import capture
 from mvlm.training.compilation import compile_blocks, is_compiled
 from mvlm.training.engine import Engine
 from mvlm.training.kernels import settle_run
+from mvlm.training.zero.divide import can_divide, divide
 
 
 def parallelize(
@@ -32,11 +34,13 @@ def parallelize(
     optim: Optim,
     objectives: Objectives,
     seed: int,
+    weights: InitialWeights | None = None,
 ) -> Engine:
     """Freeze, exchange kernels, recompute, settle, compile, capture, and hand the model to ZeRO; all ranks must call.
 
     Args:
-        model: on the CPU, with its initial fp32 weights, equal on every rank.
+        model: on the CPU, with its initial fp32 weights, equal on every rank, or of shapes alone.
+        weights: that a model of shapes alone is to begin with.
         ds_config: as `zero.config.resolve` returns it.
         settle: called when the model's passes are what they will be but for the compiler; what it returns takes the
             place of `ds_config`.
@@ -45,6 +49,9 @@ def parallelize(
         UserError: a part to freeze, a kernel, the compiler or what ZeRO offloads with is not to be had.
     """
     freeze(model, train.freeze)
+    if weights and (train.micro_batch == "auto" or not can_divide(model, ds_config)):  # auto tries a whole model
+        weights.materialize()
+        weights = None
     settle_run(kernels)
     use_kernels(model)
     recompute_blocks(model, train.recompute)
@@ -54,6 +61,8 @@ def parallelize(
         compile_blocks(model, ds_config["zero_optimization"]["stage"])
         if train.compile == "captured":
             capture(model)
+    if weights:
+        divide(model, weights, ds_config)
     return Engine(model, optim, objectives, ds_config, train.ema, seed)
 
 

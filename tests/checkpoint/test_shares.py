@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from mvlm.checkpoint.layout import MOMENTS, WEIGHTS, find_checkpoint
-from mvlm.checkpoint.tensors import Part, open_tensors, write_tensors
+from mvlm.checkpoint.tensors import TensorPart, open_tensors, write_tensors
 from mvlm.errors import UserError
 from mvlm.export.folder import PREFIX, write_weights
 from mvlm.training.checkpoint.resume import Shares
@@ -65,12 +65,12 @@ def in_pieces(tmp_path: Path) -> tuple[Path, dict[str, torch.Tensor]]:
     draw = torch.Generator().manual_seed(1)
     whole = {name: torch.rand(shape, generator=draw) for name, shape in (("a", (5, 7)), ("b", ()), ("c", (4, 1, 3)))}
     entries, begin = [], 0
-    files: list[dict[str, Part]] = [{}, {}, {}]
+    files: list[dict[str, TensorPart]] = [{}, {}, {}]
     for name, tensor in whole.items():
         for number, (low, high) in enumerate(((0, 20), (20, 38), (38, 48))):
             start, stop = (min(max(edge - begin, 0), tensor.numel()) for edge in (low, high))
             if start < stop:
-                files[number][name] = Part(tensor.flatten()[start:stop], start, tuple(tensor.shape))
+                files[number][name] = TensorPart(tensor.flatten()[start:stop], start, tuple(tensor.shape))
         begin += tensor.numel()
     for number in (2, 0, 1):
         entries.append(write_tensors(tmp_path / f"weights-{number:05d}-of-00003.safetensors", files[number]))

@@ -11,7 +11,7 @@ import torch
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import Part
+from mvlm.checkpoint.tensors import TensorPart
 from mvlm.config.schema import Checkpoint
 from mvlm.errors import UserError
 from mvlm.runtime import dist
@@ -31,9 +31,9 @@ class Trained:
             moments = {"exp_avg": weight / 2, "exp_avg_sq": weight / 4} if self.step else {}
             yield name, {"weight": weight, **moments}
 
-    def own_parts(self) -> Iterator[tuple[str, dict[str, Part]]]:
+    def own_parts(self) -> Iterator[tuple[str, dict[str, TensorPart]]]:
         for name, whole in list(self.whole_tensors())[dist.rank() :: dist.world()]:
-            yield name, {key: Part(tensor.flatten(), 0, tuple(tensor.shape)) for key, tensor in whole.items()}
+            yield name, {key: TensorPart(tensor.flatten(), 0, tuple(tensor.shape)) for key, tensor in whole.items()}
 
 
 def save(saver: Saver, engine: Trained, step: int) -> None:

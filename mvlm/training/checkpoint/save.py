@@ -37,7 +37,7 @@ from mvlm.checkpoint.layout import (
 )
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
-from mvlm.checkpoint.tensors import Part, write_tensors
+from mvlm.checkpoint.tensors import TensorPart, write_tensors
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.parameters import FORMAT
 from mvlm.config.schema import Checkpoint
@@ -50,7 +50,7 @@ from mvlm.training.ledger import write_ledger
 from mvlm.training.zero.state import MOMENTS as KEYS
 
 SO = "free some room and start again"
-Content = dict[str, dict[str, Part]]
+Content = dict[str, dict[str, TensorPart]]
 """Parts of tensors by title, by kind of file."""
 
 KINDS = {"weight": WEIGHTS, EMA: EMA} | dict.fromkeys(KEYS, MOMENTS)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.checkpoint.tensors import Part
+from mvlm.checkpoint.tensors import TensorPart
 from mvlm.runtime import dist
 
 
@@ -24,22 +24,22 @@ class Frozen:
     """
 
     def __init__(self, parameters: list[Parameter], low_precision: bool, sharded: bool) -> None:
-        self._parameters = parameters
+        self._parameters: list[Any] = list(parameters)
         self._given = {id(p): p.detach().clone() for p in parameters} if low_precision else {}
         self._sharded = sharded
 
-    def parts(self) -> Iterator[tuple[Any, dict[str, Part]]]:
+    def parts(self) -> Iterator[tuple[Any, dict[str, TensorPart]]]:
         """What this rank saves of them, as `ZeroState.parts`."""
         ranks, rank = dist.world(), dist.rank()
-        split = [] if self._given or not self._sharded else self._parameters
+        split: list[Any] = [] if self._given or not self._sharded else self._parameters
         for parameter in (self._parameters if not split else [])[rank::ranks]:
             weight = self._given.get(id(parameter), parameter.data)
-            yield parameter, {"weight": Part(weight.flatten(), 0, tuple(weight.shape))}
+            yield parameter, {"weight": TensorPart(weight.flatten(), 0, tuple(weight.shape))}
         for parameter in split:
             own = parameter.ds_tensor
             start = own.ds_numel * rank
             if (length := min(own.ds_numel, parameter.ds_numel - start)) > 0:
-                yield parameter, {"weight": Part(own.data[:length], start, tuple(parameter.ds_shape))}
+                yield parameter, {"weight": TensorPart(own.data[:length], start, tuple(parameter.ds_shape))}
 
     def read(self, parameter: Any) -> dict[str, Tensor]:
         if id(parameter) in self._given:

@@ -10,33 +10,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from mvlm.checkpoint.layout import EMA
-from mvlm.checkpoint.tensors import Part
+from mvlm.checkpoint.tensors import TensorPart
 from mvlm.runtime import dist
 from mvlm.training.zero.muon import MatrixPiece, Muon
-from mvlm.training.zero.shares import Read, gathered
+from mvlm.training.zero.shares import ParamSlice, Read, gathered
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class ParamSlice(NamedTuple):
-    """Where a piece of a parameter lies in what the optimiser steps: elements of that tensor laid flat.
-
-    Attributes:
-        offset: where it begins in the parameter laid flat.
-    """
-
-    parameter: Parameter
-    owner: Tensor
-    start: int
-    length: int
-    offset: int
 
 
 class ZeroState(ABC):
@@ -72,7 +58,9 @@ class ZeroState(ABC):
     def slices(self, parameters: Iterable[Parameter]) -> Iterator[ParamSlice]:
         """This rank's piece of each parameter of which it has one."""
 
-    def parts(self, parameters: Iterable[Parameter], moments: bool) -> Iterator[tuple[Parameter, dict[str, Part]]]:
+    def parts(
+        self, parameters: Iterable[Parameter], moments: bool
+    ) -> Iterator[tuple[Parameter, dict[str, TensorPart]]]:
         """What this rank has of what `read` gives of each, so that every element is one rank's; nothing is exchanged.
 
         They are views.
@@ -82,7 +70,7 @@ class ZeroState(ABC):
             flat = {"weight": owner.detach()} | {k: state[k] for k in self._keys(moments, parameter) if k in state}
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             cut = slice(start, start + length)
-            yield parameter, {key: Part(whole.flatten()[cut], offset, shape) for key, whole in flat.items()}
+            yield parameter, {key: TensorPart(whole.flatten()[cut], offset, shape) for key, whole in flat.items()}
 
     @abstractmethod
     def _owners(self) -> list[Tensor]:
@@ -187,7 +175,9 @@ class ZeroStage0State(ZeroState):
         rows, columns = parameter.shape
         return MatrixPiece(self._masters[id(parameter)], (rows, columns), 0, 0, parameter.numel())
 
-    def parts(self, parameters: Iterable[Parameter], moments: bool) -> Iterator[tuple[Parameter, dict[str, Part]]]:
+    def parts(
+        self, parameters: Iterable[Parameter], moments: bool
+    ) -> Iterator[tuple[Parameter, dict[str, TensorPart]]]:
         """Whole ones, dealt to the ranks, as each has all."""
         yield from super().parts(list(parameters)[dist.rank() :: dist.world()], moments)
 

@@ -1,0 +1,100 @@
+"""What a rank takes to build a model under ZeRO stage 3: python benchmarks/shares/build.py
+
+Ranks, forks of this process, divide a model of shapes alone, or build it whole. Each says by /proc/self/status how far
+its memory rose meanwhile, and compares every parameter of the divided model with what is made of it whole, bit for
+bit. A line a case is kept in results/build.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).parents[2])
+
+import torch  # noqa: E402
+
+from benchmarks.shares.__main__ import ROOT, commit, on_ranks  # noqa: E402
+from mvlm.config.load import load_config  # noqa: E402
+from mvlm.pretrained.encoders import Vocabulary, build_recorded  # noqa: E402
+from mvlm.runtime import dist  # noqa: E402
+from mvlm.training.optim import count_parameters  # noqa: E402
+from mvlm.training.zero.config import RunSide, resolve  # noqa: E402
+from mvlm.training.zero.divide import divide  # noqa: E402
+from mvlm.training.zero.start import import_deepspeed  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results" / "build.jsonl"
+OVERRIDES = (
+    "model.image_size=64",
+    "model.cross_depth=2",
+    "model.cross_heads=8",
+    "model.vision_args={patch_size=16, embed_dim=512, depth=6, num_heads=8}",
+    "model.text_args={hidden_size=512, num_hidden_layers=4, num_attention_heads=8, intermediate_size=2048}",
+    "train.micro_batch=1",
+    "train.global_batch=48",
+)
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
+    arguments = words.parse_args()
+    for ranks, divided in [] if arguments.table else [(1, False), *((ranks, True) for ranks in arguments.ranks)]:
+        found = on_ranks(ranks, partial(rise, divided))
+        line = {"ranks": ranks, "divided": divided, **found[0], "rise": max(each["rise"] for each in found)}
+        with RESULTS.open("a") as kept:
+            kept.write(json.dumps(line | {"commit": commit()}) + "\n")
+    print(table([json.loads(line) for line in RESULTS.read_text().splitlines()]))
+    return 0
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    rows = ["| ranks | built | memory rose by | a share | a share and the largest parameter |", "|---|---|---|---|---|"]
+    for line in lines:
+        share = 4 * line["parameters"] / line["ranks"]
+        sizes = (line["rise"], share, share + 4 * line["largest"])
+        how = "divided" if line["divided"] else "whole"
+        rows.append(f"| {line['ranks']} | {how} | " + " | ".join(f"{size / 1e6:.0f} MB" for size in sizes) + " |")
+    return "\n".join(rows)
+
+
+def rise(divided: bool) -> dict[str, Any]:
+    """How far this rank's memory rose, in bytes, above what it had.
+
+    Raises:
+        RuntimeError: a parameter is not the one that is made whole.
+    """
+    config = load_config(ROOT / "mvlm/configs/tiny.toml", [*OVERRIDES])
+    model, weights = build_recorded(config.blueprint, Vocabulary(16000, 1))
+    side = RunSide(("json", "toml"), "", config.train, config.optim, dist.world(), (10, 2), count_parameters(model))
+    ds_config = resolve({"zero_optimization": {"stage": 3}}, side)
+    facts = {"parameters": count_parameters(model), "largest": max(p.numel() for p in model.parameters())}
+    import_deepspeed()  # whose memory is not the model's
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    if divided:
+        divide(model, weights, ds_config)
+    else:
+        weights.materialize()
+    found = memory("VmHWM") - before
+    from deepspeed.runtime.zero import GatheredParameters
+
+    for name, parameter in model.named_parameters():
+        with GatheredParameters([parameter], enabled=divided):
+            if not torch.equal(parameter.detach(), weights.whole(name)):
+                raise RuntimeError(f"{name} is not what is made whole.")
+    return facts | {"rise": found}
+
+
+def memory(kind: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(kind)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""A model built on torch's meta device, which takes no memory, and a record of all that fills its tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+IS_META: Any = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+
+
+class StoragePart(NamedTuple):
+    """A tensor on the meta device, as a part of its storage."""
+
+    storage: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> StoragePart:
+        storage = tensor.untyped_storage()._cdata
+        return cls(storage, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), tensor.dtype)
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.size)
+
+    def is_all_of(self, whole: StoragePart) -> bool:
+        """Whether it is all elements of a tensor, in their order."""
+        strides = torch.empty(self.size, device="meta").stride()
+        return (self.storage, self.offset, self.numel) == (whole.storage, 0, whole.numel) and self.stride == strides
+
+
+class Operation(NamedTuple):
+    """A call that filled tensors.
+
+    Attributes:
+        arguments: positional ones and by name, a `StoragePart` in the place of each tensor on the meta device.
+        changes, makes: what it wrote into, and what is new.
+    """
+
+    function: Any
+    arguments: tuple[Sequence[Any], dict[str, Any]]
+    changes: tuple[StoragePart, ...]
+    makes: tuple[StoragePart, ...]
+
+    @property
+    def reads(self) -> list[StoragePart]:
+        return [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, StoragePart)]
+
+    def overwrites(self, whole: StoragePart) -> bool:
+        """Whether nothing is left of what was in a tensor before."""
+        return self.function in OVERWRITING and self.changes[0].is_all_of(whole)
+
+    def is_by_element(self, whole: StoragePart) -> bool:
+        """Whether it changes all elements of a tensor, each by itself."""
+        by_itself = self.function in DRAWING or torch.Tag.pointwise in self.function.tags
+        given = [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, Tensor) and leaf.ndim]
+        is_alone = len(self.reads) == 1 and self.reads == list(self.changes) and not given
+        return (by_itself or self.function in OVERWRITING) and is_alone and self.reads[0].is_all_of(whole)
+
+
+def truncated_normal(target: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None) -> Tensor:
+    return nn.init.trunc_normal_(target, mean, std, a, b, generator)
+
+
+DRAWING: dict[Any, Callable[..., Tensor]] = {
+    aten.normal_.default: Tensor.normal_,
+    aten.uniform_.default: Tensor.uniform_,
+    truncated_normal: truncated_normal,
+}
+"""What draws each element by itself, by what is recorded of it."""
+
+OVERWRITING = {*DRAWING, aten.fill_.Scalar, aten.zero_.default, aten.copy_.default}
+
+
+class InitRecord(TorchDispatchMode):
+    """What fills tensors on the meta device, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[Operation] = []
+        self.storages: dict[int, torch.UntypedStorage] = {}  # alive, so that no other takes the place of one
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        arguments = (args, kwargs or {})
+        found = func(*args, **(kwargs or {}))
+        storages = {StoragePart.of(tensor).storage for tensor in _on_meta(arguments)}
+        new = [tensor for tensor in _on_meta(found) if StoragePart.of(tensor).storage not in storages]
+        changed = _on_meta([value for value, is_changed in _given(func, *arguments) if is_changed])
+        if changed or (new and "empty" not in func.overloadpacket.__name__):
+            self.add(func, arguments, changed, new)
+        return found
+
+    def add(self, function: Any, arguments: Any, changed: Sequence[Tensor], new: Sequence[Tensor] = ()) -> None:
+        for tensor in (*_on_meta(arguments), *new):
+            self.storages[StoragePart.of(tensor).storage] = tensor.untyped_storage()
+        described = tree_map(lambda leaf: StoragePart.of(leaf) if _is_on_meta(leaf) else leaf, arguments)
+        self.operations.append(
+            Operation(function, described, tuple(map(StoragePart.of, changed)), tuple(map(StoragePart.of, new)))
+        )
+
+    def trunc_normal(
+        self, tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None
+    ) -> Tensor:
+        """Stands in for torch's own one."""
+        self.add(truncated_normal, ((tensor, mean, std, a, b), {}), [tensor])
+        return tensor
+
+
+class _AsOnTheCPU(TorchFunctionMode):
+    """Has torch.tensor make its values on the CPU, where they can be recorded before they are lost, and what leaves out
+    tensors on the meta device take them for others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and "device" not in kwargs:
+            return func(*args, **{**kwargs, "device": "cpu"}).to("meta")
+        if func == IS_META:
+            return False
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def recorded() -> Iterator[InitRecord]:
+    """Tensors are made on the meta device meanwhile, and what fills them is recorded."""
+    record = InitRecord()
+    with ExitStack() as stack:
+        stack.enter_context(_trunc_normal_as(record.trunc_normal))
+        for mode in (torch.device("meta"), _AsOnTheCPU(), record):
+            stack.enter_context(mode)
+        yield record
+
+
+@contextmanager
+def _trunc_normal_as(function: Callable[..., Tensor]) -> Iterator[None]:
+    """What torch calls to draw truncated normals is another function meanwhile: its own looks at what it has drawn."""
+    own = nn.init._no_grad_trunc_normal_
+    nn.init._no_grad_trunc_normal_ = function
+    try:
+        yield
+    finally:
+        nn.init._no_grad_trunc_normal_ = own
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return tree_leaves(tree, is_leaf=lambda leaf: isinstance(leaf, StoragePart))
+
+
+def _is_on_meta(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.device.type == "meta"
+
+
+def _on_meta(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if _is_on_meta(leaf)]
+
+
+def _given(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[tuple[Any, bool]]:
+    """The arguments of a call, and whether each is changed by it."""
+    for place, argument in enumerate(function._schema.arguments):
+        value = args[place] if place < len(args) else kwargs.get(argument.name)
+        yield value, argument.alias_info is not None and argument.alias_info.is_write

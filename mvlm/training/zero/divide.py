@@ -1,0 +1,77 @@
+"""A model of shapes alone is given its weights under ZeRO stage 3, of which each rank keeps its share alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import Parameter
+
+from mvlm.model.encoders import Encoders
+from mvlm.model.initialization import InitialWeights
+from mvlm.runtime import dist
+from mvlm.training.zero.start import import_deepspeed
+
+
+def can_divide(model: Encoders, ds_config: dict[str, Any]) -> bool:
+    """Whether a model can be given its weights in shares: not where these lie elsewhere than in the ranks' shares.
+
+    Of what is not trained fp32 weights are kept beside those in 16 bits, which are taken of a whole model.
+    """
+    zero = ds_config["zero_optimization"]
+    elsewhere = (
+        int(zero.get("zero_hpz_partition_size") or 1) > 1,
+        (zero.get("offload_param") or {}).get("device") == "nvme",
+        bool(zero.get("zero_quantized_weights") or zero.get("zero_quantized_nontrainable_weights")),
+    )
+    rounds_frozen = precision(ds_config) != torch.float32 and any(not p.requires_grad for p in model.parameters())
+    return zero["stage"] == 3 and not any(elsewhere) and not rounds_frozen
+
+
+def precision(ds_config: dict[str, Any]) -> torch.dtype:
+    """That the model computes in."""
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        if (ds_config.get(name) or {}).get("enabled"):
+            return dtype
+    return torch.float32
+
+
+def divide(model: Encoders, weights: InitialWeights, ds_config: dict[str, Any]) -> None:
+    """Give a model its weights, each rank its share of every parameter, of which one is whole at a time.
+
+    All ranks must call.
+    """
+    deepspeed = import_deepspeed()
+    dtype = precision(ds_config)
+    deepspeed.zero.Init(module=_OneByOne(weights, dtype), config_dict_or_path=ds_config, dtype=dtype)
+    for module in model.modules():  # which DeepSpeed does with the parameters
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(dist.device())
+
+
+class _OneByOne(nn.Module):
+    """For DeepSpeed a module, whose parameters are made when it comes to divide them."""
+
+    def __init__(self, weights: InitialWeights, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._weights, self._dtype = weights, dtype
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        for name, parameter in self._weights.renewed(self._empty):
+            yield parameter
+            self._fill(name, parameter)
+
+    def _empty(self, name: str, parameter: Parameter) -> Parameter:
+        empty = torch.zeros(parameter.shape, dtype=self._dtype, device=dist.device())
+        return Parameter(empty, parameter.requires_grad)
+
+    def _fill(self, name: str, parameter: Any) -> None:
+        """This rank's share, now that the parameter is divided."""
+        own = parameter.ds_tensor
+        start = own.ds_numel * dist.rank()
+        stop = min(start + own.ds_numel, parameter.ds_numel)
+        own.data.zero_()
+        if start < stop:
+            own.data[: stop - start] = self._weights.piece(name, start, stop)

@@ -1,0 +1,52 @@
+"""Models whose weights ZeRO divides as they are made, against those that are made whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mvlm.config.schema import Config
+from mvlm.pretrained.encoders import Vocabulary, build_recorded
+from mvlm.training.engine import Engine
+from mvlm.training.parallelize import parallelize
+from mvlm.training.zero.divide import can_divide
+from tests.training.conftest import one_rank  # noqa: F401 - a fixture
+from tests.training.parity_worker import built, configuration, resolved, steps_of
+
+
+def engine_from(config: Config, content: dict[str, Any], scenes: Path, divided: bool) -> tuple[Engine, Any]:
+    """And the first global batch of its data."""
+    other, loader = built(config, 0, 1)
+    tokens = Vocabulary(other.text.embedding.num_embeddings, other.text.settings.pad_token_id)
+    model, weights = build_recorded(config.blueprint, tokens)
+    ds_config = resolved(other, config, content, 1)
+    assert can_divide(model, ds_config)
+    if not divided:
+        weights.materialize()
+    parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
+    engine = parallelize(model, ds_config, seed=0, weights=weights if divided else None, **parts)
+    return engine, steps_of(loader)[0]
+
+
+@pytest.mark.parametrize(
+    ("precision", "overrides"),
+    [({}, ("model.classifier_init=embedding",)), ({"bf16": {"enabled": True}}, ("model.tie_classifier=true",))],
+    ids=["fp32", "bf16"],
+)
+@pytest.mark.usefixtures("one_rank")
+def test_a_divided_model_is_the_whole_one(scenes: Path, precision: dict[str, Any], overrides: tuple[str, ...]) -> None:
+    config = configuration(str(scenes), 16, overrides)
+    found = {}
+    for divided in (False, True):
+        engine, batch = engine_from(config, {"zero_optimization": {"stage": 3}} | precision, scenes, divided)
+        assert [group["weight_decay"] for group in engine.engine.optimizer.optimizer.param_groups].count(0.0) == 2
+        before = {name: whole["weight"].clone() for name, whole in engine.whole_tensors()}
+        buffers = dict(engine.model.named_buffers())
+        losses = {name: loss.item() for name, loss in engine.step(batch, 0.5, 0).items()}
+        found[divided] = before, buffers, losses
+    assert found[True][2] == found[False][2]
+    for whole, divided in zip(found[False][:2], found[True][:2], strict=True):
+        assert whole.keys() == divided.keys() and all(torch.equal(whole[name], divided[name]) for name in whole)
