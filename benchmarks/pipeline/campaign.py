@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
@@ -58,16 +58,18 @@ class Campaign:
 
     Args:
         folder: a disk of its own is mounted in it; what an undisturbed run makes is kept beside that.
+        kinds: of the steps that the pipeline has.
     """
 
-    def __init__(self, backend: Backend, folder: Path) -> None:
-        self._backend, self._now, self._kept = backend, folder / "disk/now", folder / "undisturbed"
+    def __init__(self, backend: Backend, folder: Path, kinds: Collection[str]) -> None:
+        self._backend, self._kinds = backend, kinds
+        self._now, self._kept = folder / "disk/now", folder / f"undisturbed-{'-'.join(kinds)}"
 
     def undisturbed(self) -> dict[str, str]:
         """Hashes of what the pipeline makes when nothing befalls it, which is then kept."""
         if not (self._kept / "hashes.json").exists():
             shutil.rmtree(self._now, ignore_errors=True)
-            prepare(self._now)
+            prepare(self._now, self._kinds)
             self._backend.submit()
             if self._finish() > 1:
                 raise RuntimeError(f"the undisturbed run has failed: see {self._now / LOGS}")
@@ -131,7 +133,7 @@ class Campaign:
 
 
 @contextmanager
-def at(name: str, folder: Path) -> Iterator[Campaign]:
+def at(name: str, folder: Path, kinds: Collection[str]) -> Iterator[Campaign]:
     """A campaign on a back-end, with a small disk; both are gone afterwards."""
     disk = folder / "disk"
     disk.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,7 @@ def at(name: str, folder: Path) -> Iterator[Campaign]:
         now.mkdir()
         backend: Backend = Local(now) if name == "local" else {"slurm": Slurm, "ray": Ray}[name](now, folder / "site")
         try:
-            yield Campaign(backend, folder)
+            yield Campaign(backend, folder, kinds)
         finally:
             backend.down()
     finally:
@@ -162,18 +164,20 @@ def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--on", default=",".join(FAULTS), help="back-ends, with commas (default: all)")
     words.add_argument("--trials", type=int, default=COUNT, help=f"at most, of the {COUNT} (default: all)")
+    words.add_argument("--kinds", default=",".join(OUTPUTS), help="of the pipeline's steps, with commas (default: all)")
     words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="for the work (default: runs/faults)")
     args = words.parse_args()
-    measured, failed, left = commit(), 0, args.trials
+    measured, failed, left, kinds = commit(), 0, args.trials, args.kinds.split(",")
     RESULTS.parent.mkdir(exist_ok=True)
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     for name in args.on.split(","):
         done = {(line["backend"], line["step"], line["fault"]) for line in lines}
-        todo = [(n, *trial[1:]) for n, trial in enumerate(drawn()) if trial[0] == name and trial not in done][:left]
+        open_ = [(n, *trial[1:]) for n, trial in enumerate(drawn()) if trial[0] == name and trial not in done]
+        todo = [trial for trial in open_ if trial[1] in kinds][:left]
         left -= len(todo)
         if not todo:
             continue
-        with at(name, (args.folder / name).absolute()) as campaign:
+        with at(name, (args.folder / name).absolute(), kinds) as campaign:
             for number, step, fault in todo:
                 line = {"trial": number, "commit": measured} | campaign.trial(step, fault, Random(number))
                 with RESULTS.open("a") as file:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from PIL import Image
@@ -28,12 +29,12 @@ OUTPUTS = {
 """What each step makes; a step has the name of its kind."""
 
 
-def prepare(folder: Path) -> None:
-    """What comes from outside: the pipeline's file, and coloured images with captions; nothing where it is there."""
-    if (folder / "in/captions.jsonl").exists():
-        return
+def prepare(folder: Path, kinds: Collection[str]) -> None:
+    """What comes from outside: the pipeline's file with steps of some kinds, and coloured images with captions."""
     (folder / "in/images").mkdir(parents=True)
-    shutil.copy(HERE / FILE, folder / FILE)
+    head, *steps = (HERE / FILE).read_text().split("[[step]]\n")
+    chosen = [step for step in steps if step.split('"')[1] in kinds]
+    (folder / FILE).write_text("[[step]]\n".join([head, *chosen]))
     lines = []
     for number in range(IMAGES):
         colour = (37 * number % 256, 91 * number % 256, 53 * number % 256)
