@@ -19,6 +19,7 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.logging import trackers
+from tests import ranks
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.training.conftest import one_rank  # noqa: F401
 
@@ -282,8 +283,11 @@ def test_an_image_that_was_damaged_since_names_its_row(
     assert find_checkpoint(tmp_path / "run").name == "step_00000000"  # the one that it began with
 
 
-def test_rank_0_says_it_before_the_launcher_ends_all(tmp_path: Path) -> None:
-    ended = run_command(mvlm_command(*train(tmp_path / "run"), ranks=2))
+@pytest.mark.parametrize("launcher", [False, pytest.param(True, marks=pytest.mark.campaign)])
+def test_rank_0_says_it_before_a_launcher_ends_all(tmp_path: Path, launcher: bool) -> None:
+    """DeepSpeed's, or one that ends the others at once."""
+    words = train(tmp_path / "run")
+    ended = run_command(mvlm_command(*words, ranks=2)) if launcher else ranks.run_ranks(ranks.mvlm, *words, ranks=2)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr + ended.stdout
     spoken = [line for line in ended.stderr.splitlines() if line.startswith("mvlm: ")]
