@@ -47,6 +47,10 @@ KNOWN_TEXT: dict[str, tuple[str, dict[str, Any]]] = {
         "xlm-roberta-xl",
         _bert(250880, 2560, 36, 514) | _ROBERTA | {"num_attention_heads": 32},
     ),
+    "facebook/xlm-roberta-xxl": (
+        "xlm-roberta-xl",
+        _bert(250880, 4096, 48, 514) | _ROBERTA | {"num_attention_heads": 32},
+    ),
 }
 """Well-known text encoders by their name on the Hugging Face hub: model type and what differs from that type's
 defaults in the config.json there. Names without an owner, such as roberta-base, mean the same."""

@@ -96,6 +96,15 @@ def test_recipes_have_the_sizes_they_claim(models: dict[str, FakeModel]) -> None
     assert billions["huge"] == pytest.approx(3, rel=0.1)
 
 
+def test_giant_has_ten_billion_parameters_and_its_rates_follow_the_rule() -> None:
+    config = load_config(ROOT / "mvlm/configs/giant.toml")
+    model = build_without_weights(config.blueprint, config.data)
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e9 == pytest.approx(10, rel=0.05)
+    factor = 768 / model.vision.width * (config.train.global_batch / 512) ** 0.5
+    assert config.optim.lr == pytest.approx(3e-4 * factor, rel=0.02)
+    assert config.optim.encoder_lr == pytest.approx(1e-5 * factor, rel=0.02)
+
+
 def test_learning_rates_follow_the_rule(models: dict[str, FakeModel]) -> None:
     """docs/plan.md: the paper's rates x 768 / width x sqrt(global batch / 512)."""
     for name in ("small", "base", "large", "huge"):

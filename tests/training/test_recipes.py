@@ -102,7 +102,7 @@ def test_recipes_of_the_paper_begin_and_augment_as_albef(recipe: str) -> None:
     assert (config.data.randaugment, config.data.randaugment_kind, config.data.flip) == ((2, 7), "albef", True)
 
 
-@pytest.mark.parametrize("recipe", ["small", "large", "huge"])
+@pytest.mark.parametrize("recipe", ["small", "large", "huge", "giant"])
 def test_a_recipe_with_weights_of_more_images_says_so(recipe: str) -> None:
     text = (ROOT / f"mvlm/configs/{recipe}.toml").read_text(encoding="utf-8")
     assert re.search(r"^vision = .*to be named in a comparison$", text, re.MULTILINE)
