@@ -50,12 +50,12 @@ class HeartbeatReader:
     """
 
     def __init__(self, run: Path, clock: Callable[[], float]) -> None:
-        self._folder, self._clock = run / HEARTBEATS, clock
+        self._folder, self._clock, self._monotonic = run / HEARTBEATS, clock, time.monotonic
         self._heard: dict[int, tuple[Heartbeat, float]] = {}  # and when, by this machine's clock
 
     def read(self, attempt: int, hang_minutes: float) -> Liveness:
         """What the ranks of this attempt tell now."""
-        now, period = time.monotonic(), period_s(hang_minutes)
+        now, period = self._monotonic(), period_s(hang_minutes)
         for path in sorted(self._folder.glob("rank-*.json")):
             rank = path.stem.removeprefix("rank-")
             beat = read(self._folder, int(rank), attempt) if rank.isdecimal() else None
