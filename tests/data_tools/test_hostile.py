@@ -266,7 +266,7 @@ TARS = {
     "6 GB that are not there": (tar_header("b.jpg", 6_000_000_000), 0, "unexpected end"),
     "a name of 500 MB": (tar_header("././@LongLink", 500_000_000, tarfile.GNUTYPE_LONGNAME), SPARSE_TAIL, "a name or"),
     "pax records of 500 MB": (tar_header("pax", 500_000_000, tarfile.XHDTYPE), SPARSE_TAIL, "a name or"),
-    "a size below nothing": (negative(), 0, "claims -1,536 bytes"),
+    "a size below nothing": (negative(), 0, "(claims -1,536 bytes|invalid offset)"),  # as the release of Python has it
     "pax upon pax": (PAX_CHAIN, 0, "recursion"),
     "a sparse map": (tar_header("b.jpg", 0, tarfile.GNUTYPE_SPARSE), 0, "a file with holes"),
     "zeros": (b"", SPARSE_TAIL, "nothing but zeros"),

@@ -161,8 +161,8 @@ def test_guesses_of_hidden_words_change_with_the_picture(page):
     assert page.guesses() == first
     page.all("#others button")[3].click()
     page.wait(lambda: len(page.all("#guesses th")) == 3)
-    shares = [cell.text.split()[-2] for cell in page.all("#guesses tbody tr:first-child td")]
-    assert len(set(shares)) == 3, "with the picture, without one, with the other"
+    rows = [[cell.text for cell in row.find_elements("css selector", "td")] for row in page.all("#guesses tbody tr")]
+    assert len(set(zip(*rows, strict=True))) == 3, "with the picture, without one, with the other"
 
 
 def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):

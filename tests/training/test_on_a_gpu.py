@@ -11,7 +11,7 @@ import torch
 
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.training.conftest import losses_by_step
-from tests.training.test_engine import BF16, close, launched, zero
+from tests.training.test_engine import BF16, close, results_of, zero
 
 pytestmark = [
     pytest.mark.cuda,
@@ -28,8 +28,8 @@ CASES = PLAIN | {f"bf16 stage {stage}": {"bf16": BF16, "zero_optimization": zero
 def results(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of every engine on the GPU, and of the plain one on the CPU."""
     more = ["train.recompute=0.5", "train.ema=0.9"]
-    here = launched(PLAIN, 1, scenes, tmp_path_factory.mktemp("cpu"), *more)
-    return launched(CASES, 1, scenes, tmp_path_factory.mktemp("cuda"), *more, **ON_CUDA), here
+    here = results_of(PLAIN, 1, scenes, tmp_path_factory.mktemp("cpu"), *more)
+    return results_of(CASES, 1, scenes, tmp_path_factory.mktemp("cuda"), *more, **ON_CUDA), here
 
 
 @pytest.mark.parametrize("case", CASES)
