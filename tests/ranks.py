@@ -21,7 +21,7 @@ from mvlm.__main__ import main
 ROOT = Path(__file__).parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
 # Installed packages alone: their server does not look where a module of tests is.
-CONTEXT.set_forkserver_preload(["hypothesis", "pytest", "data_tools.__main__", "deepspeed", "mvlm.training.fit"])
+CONTEXT.set_forkserver_preload(["hypothesis", "pytest", "data_tools.__main__", "deepspeed", "mvlm.training.fit.run"])
 
 
 class Copy:

@@ -142,15 +142,11 @@ WHOLE_CONFIG = (
     "mvlm/cli/",
     "mvlm/config/",
     "mvlm/decay/",  # the same as reproduce
-    "mvlm/estimate/plan.py",  # plans all of a run, as fit.py does
+    "mvlm/estimate/plan.py",  # plans all of a run, as fit does
     "mvlm/pretrained/runs.py",  # gives the one that a run has stored
     "mvlm/report/facts.py",  # the same
     "mvlm/reproduce/",  # begins runs
-    "mvlm/training/checkpoint/settings.py",  # compares it with the one that is stored
-    "mvlm/training/fit.py",
-    "mvlm/training/planning.py",  # plans what fit.py builds
-    "mvlm/training/run_folder.py",  # stores it
-    "mvlm/training/stages.py",  # plans a run's stages, each with one of its own
+    "mvlm/training/fit/",
 )
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""
 DATA_TOOLS_MAY = {
@@ -299,8 +295,8 @@ def test_the_check_finds_a_circle() -> None:
         ("mvlm/evaluate/new.py", "from mvlm.training.engine import Engine", "mvlm.training.engine.Engine"),
         ("mvlm/report/new.py", "import mvlm.training.fit", "mvlm.training.fit"),
         ("mvlm/training/new.py", "from mvlm.evaluate.task import TASKS", "mvlm.evaluate.task.TASKS"),
-        ("mvlm/training/fit.py", "import deepspeed", "deepspeed"),
-        ("mvlm/training/fit.py", "from torch import distributed", "torch.distributed"),
+        ("mvlm/training/fit/run.py", "import deepspeed", "deepspeed"),
+        ("mvlm/training/fit/run.py", "from torch import distributed", "torch.distributed"),
         ("mvlm/cli/new.py", "import torch.distributed as d", "torch.distributed"),
         ("mvlm/cli/new.py", "from data_tools.pipeline import shard", "data_tools.pipeline.shard"),
         ("mvlm/data/shards/new.py", "from mvlm.data.loading import order", "mvlm.data.loading.order"),

@@ -9,7 +9,7 @@ import pytest
 from mvlm.config.load import load_config, read_stages
 from mvlm.config.stages import Stages, load_stored_stages, make_stages
 from mvlm.errors import UserError
-from mvlm.training.stages import Standing, checked, outline
+from mvlm.training.fit.stages import Standing, checked, outline
 
 BASE = "[data]\ntrain = ['x']\n[train]\nsteps = 10\nglobal_batch = 16\n[optim]\nwarmup_steps = 2\n"
 

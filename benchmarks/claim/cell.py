@@ -28,7 +28,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
 from mvlm.runtime import dist
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import StopRequests
 from mvlm.watch.jsonl import JsonLinesTail
 

@@ -25,7 +25,7 @@ from mvlm.estimate.encoders import build_without_weights
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
 from mvlm.runtime import dist
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.logging.mfu import FlopsOfBatches
 from mvlm.training.trainer import Evaluate
 

@@ -26,7 +26,7 @@ from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.retrieval import SearchSettings
 from mvlm.pretrained.runs import Loaded, load_run
 from mvlm.runtime import dist
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import StopRequests
 from mvlm.watch.jsonl import JsonLinesTail
 

@@ -17,7 +17,7 @@ from benchmarks.small.arms import ARMS, RANDOM, pretrained
 from benchmarks.small.corpora import ROOT, SEARCHED
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 
 TOML, JSON = ROOT / "mvlm/configs/tiny.toml", str(ROOT / "ds_configs/cpu.json")
 WARM_UP = 0.05  # of the updates

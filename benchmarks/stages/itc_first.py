@@ -27,7 +27,7 @@ from data_tools.__main__ import main as data_tools
 from mvlm.cli.train import evaluator
 from mvlm.config.load import given_keys, load_config, read_stages
 from mvlm.runtime import dist
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

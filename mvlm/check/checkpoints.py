@@ -18,7 +18,7 @@ from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start, given_start, search_whole, with_stored_order
-from mvlm.training.checkpoint.settings import resume_config
+from mvlm.training.fit.settings import resume_config
 
 BYTES_A_PARAMETER = 12
 """Of a checkpoint: the fp32 weight and AdamW's two moments."""

@@ -16,8 +16,8 @@ from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.compilation import is_compiled
+from mvlm.training.fit.stages import Standing, settle_stages
 from mvlm.training.schedule import schedule_steps
-from mvlm.training.stages import Standing, settle_stages
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.json_file import unused

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.estimate.cards import find_card
     from mvlm.estimate.plan import Planner, Request
     from mvlm.estimate.text import as_json, as_text
-    from mvlm.training.stages import checked
+    from mvlm.training.fit.stages import checked
     from mvlm.training.zero.json_file import read_deepspeed_json
 
     for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):

@@ -64,7 +64,7 @@ def _add(args: argparse.Namespace) -> int:
     from mvlm.data.loading.streams import check_drawable
     from mvlm.data.shards.mixture import training_mixture
     from mvlm.runtime.storage import write_durably
-    from mvlm.training.stages import checked, outline, stored_stages
+    from mvlm.training.fit.stages import checked, outline, stored_stages
 
     lengths = {key: getattr(args, key) for key in ("steps", "pairs", "epochs") if getattr(args, key) is not None}
     if not lengths:

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         print(description)
     try:
         with uncollected():
-            from mvlm.training.fit import train
+            from mvlm.training.fit.run import train
 
         names, given = (args.deepspeed_config, args.config), given_keys(args.config, args.overrides)
         code = train(config, names, given, evaluator, stop, read_stages(args.config))

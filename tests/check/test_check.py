@@ -18,7 +18,7 @@ from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
 from mvlm.checkpoint.state import OrderSpec
 from mvlm.config.load import given_keys, load_config
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
 from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY, run_command

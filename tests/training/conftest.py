@@ -17,7 +17,7 @@ from torch.utils.cpp_extension import _get_build_directory
 
 from mvlm.config.load import given_keys, load_config
 from mvlm.runtime import dist
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.trainer import Evaluate
 from tests.conftest import ROOT, TINY

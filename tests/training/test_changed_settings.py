@@ -15,7 +15,7 @@ from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start
-from mvlm.training.checkpoint.settings import ON_RESUME, OnResume, Resumed, flat, resume_config
+from mvlm.training.fit.settings import ON_RESUME, OnResume, Resumed, flat, resume_config
 from mvlm.training.health import anomaly
 from mvlm.training.schedule import schedule_steps
 from tests.training.conftest import KEPT, Resume, kept_words, read_metrics

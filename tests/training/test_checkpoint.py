@@ -18,8 +18,8 @@ import torch
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run
-from mvlm.training import fit as loop
 from mvlm.training.checkpoint import resume as checkpoints
+from mvlm.training.fit import run as loop
 from tests.conftest import TINY
 from tests.ranks import mvlm, run_ranks
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics
@@ -31,7 +31,7 @@ STEP = "checkpoints/step_00000004"
 def sound(scenes: Path, tmp_path_factory: pytest.TempPathFactory, one_rank: None) -> Path:
     """A run of six updates with a checkpoint after the fourth."""
     from mvlm.config.load import given_keys, load_config
-    from mvlm.training.fit import train
+    from mvlm.training.fit.run import train
 
     run = tmp_path_factory.mktemp("sound") / "run"
     (run.parent / "ds.json").write_text("{}")

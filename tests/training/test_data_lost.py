@@ -16,7 +16,7 @@ import pytest
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_config
 from mvlm.runtime import storage
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.data.http_store import Store
 from tests.data.made_shards import make_rows, write_shards

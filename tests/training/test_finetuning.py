@@ -23,7 +23,7 @@ from mvlm.data.samples.answers import load_answers
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import UserError
 from mvlm.pretrained.runs import load_run, load_task_run
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.run_folder import find_answers
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 from tests.training.conftest import TrainHere, read_metrics, signals_kept, train_in

@@ -19,7 +19,7 @@ from mvlm.config.schema import Config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import load_run
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.optim import parameter_groups
 from mvlm.training.parallelize import freeze, recompute_blocks

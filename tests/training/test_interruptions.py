@@ -15,7 +15,7 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import given_keys, load_config
 from mvlm.errors import UserError
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from tests.conftest import TINY
 from tests.training.conftest import TOML, TrainHere, losses_by_step, read_metrics, signals_kept, train_in
 

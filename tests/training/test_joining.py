@@ -21,7 +21,7 @@ from tests.ranks import free_port, run_ranks
 
 IMPATIENT = """
 import sys
-import mvlm.training.fit
+import mvlm.training.fit.run
 from mvlm import __main__
 from mvlm.runtime import rendezvous
 print("imported", flush=True)

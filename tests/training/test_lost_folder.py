@@ -18,7 +18,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import write_durably
 from mvlm.training.checkpoint import save as savers
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from tests.conftest import TINY
 from tests.training.conftest import TOML, TrainHere, read_metrics
 from tests.training.saver_worker import Trained, save

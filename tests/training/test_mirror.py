@@ -32,7 +32,7 @@ from mvlm.errors import StorageLost, UserError, cannot_write
 from mvlm.runtime import storage
 from mvlm.training.checkpoint.resume import newest_whole
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.heartbeat import QUIET_AFTER, Heartbeat
 from mvlm.training.health.watchdog import _Inquiry
 from tests.conftest import ROOT, TINY

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mvlm.cli.train import evaluator
 from mvlm.config.load import load_config
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.watch.status import Status, Watcher
 from tests.conftest import ROOT, TINY

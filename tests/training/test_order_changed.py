@@ -10,7 +10,7 @@ import pytest
 
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import given_keys, load_config
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from tests.check.checked import check_run
 from tests.conftest import ROOT, TINY
 from tests.training.conftest import TOML, losses_by_step

@@ -22,7 +22,7 @@ from mvlm.config.schema import Config
 from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
-from mvlm.training.fit import train
+from mvlm.training.fit.run import train
 from mvlm.training.health.signals import SIGNALS
 from mvlm.training.ledger import count_seen
 from mvlm.watch.status import Watcher

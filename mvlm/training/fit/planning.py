@@ -23,15 +23,15 @@ from mvlm.runtime import dist
 from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import Start
-from mvlm.training.checkpoint.settings import Resumed, resume_config
 from mvlm.training.compilation import is_compiled
+from mvlm.training.fit.settings import Resumed, resume_config
+from mvlm.training.fit.stages import Standing, settle_stages
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.kernels import check_names
 from mvlm.training.logging.trackers import require_installed
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze
 from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
-from mvlm.training.stages import Standing, settle_stages
 from mvlm.training.zero.config import RunSide, accumulation_steps, resolve
 from mvlm.training.zero.json_file import read_deepspeed_json
 

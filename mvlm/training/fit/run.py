@@ -29,9 +29,12 @@ from mvlm.training.build import build_dataset, build_starting_model
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import Start
 from mvlm.training.checkpoint.save import Saver
-from mvlm.training.checkpoint.settings import deepspeed_changes
 from mvlm.training.compilation import is_compiled
 from mvlm.training.engine import Engine
+from mvlm.training.fit.describe import STARTED, describe_run
+from mvlm.training.fit.planning import Plan, make_plan
+from mvlm.training.fit.settings import deepspeed_changes
+from mvlm.training.fit.stages import comes_another
 from mvlm.training.health.anomaly import AnomalyDetector
 from mvlm.training.health.signals import StopRequests
 from mvlm.training.health.watchdog import Watchdog
@@ -40,10 +43,8 @@ from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
 from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import parallelize
-from mvlm.training.planning import Plan, make_plan
-from mvlm.training.run_folder import STARTED, describe_run, prepare_tokenizer, read_description
+from mvlm.training.run_folder import prepare_tokenizer, read_description
 from mvlm.training.schedule import Schedule
-from mvlm.training.stages import comes_another
 from mvlm.training.stream import TrainingStream
 from mvlm.training.trainer import Evaluate, Health, Trainer, Validation
 from mvlm.training.warnings import find_warnings, groups_warning

@@ -31,7 +31,7 @@ class OnResume(Enum):
 
     APPLIES = ""  # from the next step on
     PLACE = "place"  # says which run is meant: always as it is given now
-    ORDER = "order"  # applies from the next epoch on, by mvlm/training/checkpoint/order.py
+    ORDER = "order"  # applies from the next epoch on, by mvlm/data/loading/sampler.py
     STREAM = "the order of its samples, masks and negatives follows from it"
     MODEL = "its weights are of that model"
     BEGINNING = "it counts only where a run begins"

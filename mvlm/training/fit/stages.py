@@ -21,7 +21,7 @@ from mvlm.data.loading.streams import begin_stage, first_stage, remembered
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.checkpoint.resume import Start
-from mvlm.training.checkpoint.settings import (
+from mvlm.training.fit.settings import (
     ON_RESUME,
     OnResume,
     Resumed,
