@@ -14,19 +14,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import math
 import os
-import platform
 import queue
 import random
-import socket
 import statistics
-import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,13 +29,13 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS = Path(__file__).parent / "results"
 sys.path[0] = str(ROOT)
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 import torch  # noqa: E402
 import torch.distributed as torch_dist  # noqa: E402
 
+from benchmarks.ranks.counting import CountingStore, about, free_port, keep  # noqa: E402
 from mvlm.runtime import background, dist, rendezvous  # noqa: E402
 
 LAZY = "TORCH_GLOO_LAZY_INIT"
@@ -57,62 +52,11 @@ def main() -> None:
     words.add_argument("--seeds", type=int, default=20)
     words.add_argument("--median-us", type=float, default=50.0, help="of a message (default: 50)")
     asked = words.parse_args()
-    RESULTS.mkdir(exist_ok=True)
     for ranks in asked.real:
         for lazy in (False, True):
             keep("measured.jsonl", {"ranks": ranks, "lazy": lazy} | measured(ranks, lazy) | about())
     for ranks in asked.virtual:
         keep("simulated.jsonl", {"ranks": ranks} | simulated(ranks, asked.seeds, asked.median_us * 1e-6) | about())
-
-
-def keep(name: str, found: dict[str, Any]) -> None:
-    print(json.dumps(found), flush=True)
-    with (RESULTS / name).open("a") as file:
-        print(json.dumps(found), file=file)
-
-
-def about() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return {"torch": torch.__version__, "cpus": os.cpu_count(), "python": platform.python_version()} | {
-        "load": round(os.getloadavg()[0], 1),
-        "commit": commit.stdout.strip(),
-    }
-
-
-class CountingStore(torch_dist.Store):
-    """A store whose requests are counted."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        self.inner, self.requests, self.given = torch_dist.TCPStore(*args, **kwargs), Counter[str](), 0
-
-    def set(self, key: str, value: Any) -> None:
-        self.requests["set"] += 1
-        self.inner.set(key, value)
-
-    def get(self, key: str) -> bytes:
-        self.requests["get"] += 1
-        value: bytes = self.inner.get(key)
-        self.given += len(value)
-        return value
-
-    def add(self, key: str, value: int) -> int:
-        self.requests["add"] += 1
-        return int(self.inner.add(key, value))
-
-    def check(self, keys: list[str]) -> bool:
-        self.requests["check"] += 1
-        return bool(self.inner.check(keys))
-
-    def wait(self, keys: list[str], *timeout: Any) -> None:
-        self.requests["wait"] += 1
-        self.inner.wait(keys, *timeout)
-
-    def set_timeout(self, timeout: Any) -> None:
-        self.inner.set_timeout(timeout)
-
-    def clone(self) -> CountingStore:
-        return self
 
 
 def measured(ranks: int, lazy: bool) -> dict[str, Any]:
@@ -166,12 +110,6 @@ def sockets() -> int:
         with contextlib.suppress(OSError):
             count += os.readlink(link).startswith("socket:")
     return count
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class VirtualRank(threading.local):

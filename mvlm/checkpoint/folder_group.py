@@ -58,16 +58,29 @@ def find_folder_group(run: Path, mirrored: bool) -> FolderGroup:
     if dist.world() == 1:
         return FolderGroup.of_all()
     tokens = run / f".seen-{dist.broadcast_object(secrets.token_hex(8))}"
-    dist.on_all(lambda: _leave_token(run, tokens))
-    reported = dist.gather_objects((socket.gethostname(), _look(tokens)))
-    group = next(ranks for ranks in _connected([seen for _, seen in reported]) if dist.rank() in ranks)
-    if dist.rank() == min(group):
+    dist.try_on_all(lambda: _leave_token(run, tokens))
+    seen = _look(tokens)
+    if dist.all_agree(len(seen) == dist.world()):
+        group = FolderGroup.of_all()
+    else:
+        group = _find_among_several(run, mirrored, seen)
+    if group.leads:
         shutil.rmtree(tokens, ignore_errors=True)
-    hosts = [host for host, _ in reported]
-    sees_rank_0 = dist.broadcast_object(group)
-    if len(sees_rank_0) < dist.world() and not mirrored:
-        raise UserError(_refusal(run, hosts, sees_rank_0))
-    return FolderGroup(tuple(sorted(group)))
+    return group
+
+
+def _find_among_several(run: Path, mirrored: bool, seen: set[int]) -> FolderGroup:
+    """This rank's group where not all see all, which rank 0 finds; raises as `find_folder_group`."""
+    told = dist.gather_on_rank_0((socket.gethostname(), seen))
+    groups = _connected([ranks for _, ranks in told])
+
+    def refuse() -> None:
+        if len(groups) > 1 and not mirrored:
+            raise UserError(_refusal(run, [host for host, _ in told], next(ranks for ranks in groups if 0 in ranks)))
+
+    dist.as_rank_0(refuse)
+    of_rank = {rank: tuple(sorted(ranks)) for ranks in groups for rank in ranks}
+    return FolderGroup(dist.scatter_from_rank_0([of_rank[rank] for rank in sorted(of_rank)]))
 
 
 def _leave_token(run: Path, tokens: Path) -> None:

@@ -52,20 +52,21 @@ def run(args: argparse.Namespace) -> int:
     network.prepare()
     calls = RollCall(socket.gethostname(), args.timeout)
     found = survey(calls, Path(config.run.dir), bool(config.checkpoint.mirror), args.timeout)
+    if found is None:
+        return calls.close(1)
     report = Report("preflight")
     report.wrong("nodes", *findings(found))
     code: int = report.exit_code
     try:
-        if calls.rank == 0:
-            print(network.describe() or f"network: {network.adapters()}")
-            tables.show(found)
-            write_json(args.json, tables.as_json(found, report.problems))
-            for sentence in report.problems[1:]:
-                print(f"also: {sentence}")
-            count = len(report.problems)
-            print(f"preflight: {f'{count} finding(s)' if count else 'all is well'}", flush=True)
+        print(network.describe() or f"network: {network.adapters()}")
+        tables.show(found)
+        write_json(args.json, tables.as_json(found, report.problems))
+        for sentence in report.problems[1:]:
+            print(f"also: {sentence}")
+        count = len(report.problems)
+        print(f"preflight: {f'{count} finding(s)' if count else 'all is well'}", flush=True)
     finally:
         code = calls.close(code)
-    if report.problems and calls.rank == 0:
+    if report.problems:
         raise UserError(*report.problems)
     return code

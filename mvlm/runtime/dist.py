@@ -44,11 +44,15 @@ def init(ranks: int | None = None) -> None:
     # A rank alone meets itself in its own memory: no port that a neighbour could hold.
     store = torch_dist.HashStore() if world == 1 else gather_ranks()
     store.set_timeout(TIMEOUT)
-    if world >= LARGE:
-        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
+    _connect_as_needed(world)
     if uses_cuda():
         torch.cuda.set_device(device())
     torch_dist.init_process_group(backend, store=store, rank=given["rank"], world_size=world, timeout=TIMEOUT)
+
+
+def _connect_as_needed(world: int) -> None:
+    if world >= LARGE:
+        os.environ.setdefault("TORCH_GLOO_LAZY_INIT", "1")
 
 
 @contextmanager
@@ -64,6 +68,7 @@ def group(rendezvous: Rendezvous, name: str, ranks: Sequence[int], patience: flo
         backend = "cpu:gloo,cuda:nccl"
         os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"  # an error, as gloo's, where it would end the process
         torch.cuda.set_device(device())
+    _connect_as_needed(len(ranks))
     torch_dist.init_process_group(
         backend,
         store=torch_dist.PrefixStore(name, rendezvous.store),
@@ -162,6 +167,28 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def gather_on_rank_0(value: Any) -> list[Any]:
+    """The `value` of every rank, in rank order, on rank 0; nothing on the others."""
+    gathered: list[Any] = [value] * world() if rank() == 0 else []
+    if world() > 1:
+        torch_dist.gather_object(value, gathered or None)
+    return gathered
+
+
+def scatter_from_rank_0(values: Sequence[Any]) -> Any:
+    """On every rank its own of what rank 0 gives, one for each; what others give does not count."""
+    if world() == 1:
+        return values[0]
+    own: list[Any] = [None]
+    torch_dist.scatter_object_list(own, list(values) if rank() == 0 else None)
+    return own[0]
+
+
+def all_agree(here: bool) -> bool:
+    """Whether it is so on every rank; all ranks must call."""
+    return int(all_reduce(torch.tensor(int(here)))) == world()
+
+
 def barrier() -> None:
     if world() > 1:
         torch_dist.barrier()
@@ -187,6 +214,22 @@ def as_rank_0(ask: Callable[[], Found]) -> Found:
     if isinstance(answer, UserError):
         raise answer
     return answer
+
+
+def try_on_all(act: Callable[[], object]) -> None:
+    """Have every rank act; where any meets a mistake, all raise the first, and nothing else is exchanged."""
+    mistake: UserError | None = None
+    try:
+        act()
+    except UserError as error:
+        mistake = error
+    first = -int(all_reduce(torch.tensor(-rank() if mistake else -world()), "max"))
+    if first < world():
+        box = [mistake]
+        if world() > 1:
+            torch_dist.broadcast_object_list(box, src=first, device=torch.device("cpu"))
+        assert box[0]
+        raise box[0]
 
 
 def on_all(act: Callable[[], Found]) -> list[Found]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ SLOW, SLOW_ON_CPU = 0.5, 0.25
 """Share of the median node's best pair below which a node's network is called slow. gloo is as fast as the cores, which
 others may use too."""
 WORK_SECONDS = 5.0  # more than the speed of a device takes
+FACTS, WHOLE = "the facts", "the whole"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Node:
 
 @dataclass
 class Survey:
-    """All that was found; the same on every rank that was heard to the end."""
+    """All that rank 0 has found."""
 
     world: int
     seconds: float  # that the ranks had to come
@@ -49,34 +50,92 @@ class Survey:
         return SLOW_ON_CPU if on_cpu else SLOW
 
 
-def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Survey:
+@dataclass(frozen=True)
+class Assignment:
+    """What rank 0 asks a rank to do next.
+
+    Attributes:
+        step: its name; "" = nothing more.
+        patience: seconds that a group has to answer in.
+        ranks: that this one is to exchange with, itself among them.
+    """
+
+    step: str = ""
+    patience: float = 0.0
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def wait_s(self) -> float:
+        """That rank 0 waits for words on it."""
+        return 1.5 * self.patience + (0 if self.ranks else WORK_SECONDS)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a rank does its tasks with."""
+
+    calls: RollCall
+    host: str
+    run: Path
+    mirrored: bool
+
+
+def survey(calls: RollCall, run: Path, mirrored: bool, patience: float) -> Survey | None:
     """Ask and measure; all ranks must call.
 
     Args:
         mirrored: the nodes may have run folders of their own.
         patience: seconds that all ranks have to come; a quarter of it each pair has to answer in.
+
+    Returns:
+        On rank 0, which judges; None on the others, which do what it asks of them.
     """
-    host = socket.gethostname()
-    came = calls.call("the start", host, patience)
-    clock = time.time()
-    nodes = nodes_of(came)
+    place = _Place(calls, socket.gethostname(), run, mirrored)
+    if calls.rank == 0:
+        found = _survey_all(place, patience)
+        calls.assign(dict.fromkeys(calls.living[1:], asdict(Assignment())))
+        return found
+    task = Assignment(**calls.answer("the start", place.host, patience))
+    while task.step:
+        task = Assignment(**calls.answer(task.step, _do(place, task), task.wait_s))
+    return None
+
+
+def _survey_all(place: _Place, patience: float) -> Survey:
+    calls = place.calls
+    came = calls.hear(place.host, patience)
+    nodes, world = nodes_of(came), calls.rendezvous.world
     hosts = expected_hosts()
-    missing = {rank: hosts.get(rank, "") for rank in range(calls.rendezvous.world) if rank not in came}
-    found = Survey(calls.rendezvous.world, patience, missing, {}, nodes, Standings(len(nodes)))
+    missing = {rank: hosts.get(rank, "") for rank in range(world) if rank not in came}
+    found = Survey(world, patience, missing, {}, nodes, Standings(len(nodes)))
     if missing:
         return found
-    if calls.rank == 0:
-        print(f"ranks: {len(came)}  nodes: {len(nodes)}  rounds of pairs: {len(rounds(len(nodes)))}", flush=True)
+    print(f"ranks: {len(came)}  nodes: {len(nodes)}  rounds of pairs: {len(rounds(len(nodes)))}", flush=True)
     step = patience / 4
-    words = calls.call("the facts", asdict(gather_facts(host, run, clock)), step + WORK_SECONDS)
+    words = _all_do(place, dict.fromkeys(calls.living, Assignment(FACTS, step)))
     found.facts = {rank: RankFacts(**word) for rank, word in words.items()}
     found.standings.silent |= _silent(nodes, words)
-    _play(calls, found, "round", step)
+    _play(place, found, "round", step)
     if found.standings.slow(found.slow_below):  # measured again before anybody is accused
-        _play(calls, found, "repeated round", step)
-    if calls.rendezvous.world > 1 and not found.standings.out() and not found.standings.failures:
-        _measure_whole(calls, found, run, mirrored, step)
+        _play(place, found, "repeated round", step)
+    if world > 1 and not found.standings.out() and not found.standings.failures:
+        _measure_whole(place, found, step)
     return found
+
+
+def _all_do(place: _Place, tasks: dict[int, Assignment]) -> dict[int, Any]:
+    """The words of all ranks that do theirs, one of which each has; rank 0 calls."""
+    place.calls.assign({rank: asdict(task) for rank, task in tasks.items() if rank})
+    return place.calls.hear(_do(place, tasks[0]), tasks[0].wait_s)
+
+
+def _do(place: _Place, task: Assignment) -> dict[str, Any]:
+    if task.step == FACTS:
+        return asdict(gather_facts(place.host, place.run, time.time()))
+    if task.step == WHOLE:
+        everyone = list(range(place.calls.rendezvous.world))
+        return _exchange(place, task, everyone, lambda: find_folder_group(place.run, place.mirrored))
+    return _exchange(place, task, task.ranks) if task.ranks else {}
 
 
 def nodes_of(hosts: dict[int, str]) -> list[Node]:
@@ -87,17 +146,16 @@ def nodes_of(hosts: dict[int, str]) -> list[Node]:
     return [Node(host, tuple(of_host)) for host, of_host in ranks.items()]
 
 
-def _play(calls: RollCall, found: Survey, name: str, patience: float) -> None:
+def _play(place: _Place, found: Survey, name: str, patience: float) -> None:
     """Measure all pairs of nodes that answer, round by round."""
     for number, pairs in enumerate(rounds(len(found.nodes))):
-        step, out = f"{name} {number}", found.standings.out()
+        out = found.standings.out()
         pairs = [pair for pair in pairs if not out & set(pair)]
-        outcome = None
+        tasks = dict.fromkeys(place.calls.living, Assignment(f"{name} {number}", patience))
         for pair in pairs:
-            ranks = [rank for node in pair for rank in found.nodes[node].ranks]
-            if calls.rank in ranks:
-                outcome = _exchange(calls, f"{step}/{pair}", ranks, patience)
-        answers = calls.call(step, outcome or {}, 1.5 * patience)
+            ranks = tuple(rank for node in pair for rank in found.nodes[node].ranks)
+            tasks |= dict.fromkeys(ranks, Assignment(f"{name} {number}", patience, ranks))
+        answers = _all_do(place, tasks)
         found.standings.silent |= _silent(found.nodes, answers)
         for pair in pairs:
             if not found.standings.silent & set(pair):
@@ -105,17 +163,17 @@ def _play(calls: RollCall, found: Survey, name: str, patience: float) -> None:
 
 
 def _exchange(
-    calls: RollCall, name: str, ranks: list[int], patience: float, then: Callable[[], object] = lambda: None
+    place: _Place, task: Assignment, ranks: Sequence[int], then: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
     """This rank's view of an all-reduce among some: its speed, or why there is none.
 
     Args:
         then: is done in their group; what it finds wrong is "storage".
     """
-    calls.allow(2 * patience + WORK_SECONDS)
+    place.calls.allow(2 * task.patience + WORK_SECONDS)
     word: dict[str, Any] = {}
     try:
-        with dist.group(calls.rendezvous, name, ranks, patience):
+        with dist.group(place.calls.rendezvous, f"{task.step}/{ranks[0]}", ranks, task.patience):
             latency = latency_s()
             word = asdict(Speed(bus_bandwidth(), latency))
             then()
@@ -132,9 +190,8 @@ def _judge(pair: Pair, nodes: list[Node], answers: dict[int, Any]) -> Speed | st
     return failures[0] if failures else Speed(**words[0])
 
 
-def _measure_whole(calls: RollCall, found: Survey, run: Path, mirrored: bool, patience: float) -> None:
-    word = _exchange(calls, "whole", calls.living, patience, lambda: find_folder_group(run, mirrored))
-    answers = calls.call("the whole", word, 1.5 * patience + WORK_SECONDS)
+def _measure_whole(place: _Place, found: Survey, patience: float) -> None:
+    answers = _all_do(place, dict.fromkeys(place.calls.living, Assignment(WHOLE, patience)))
     found.standings.silent |= _silent(found.nodes, answers)
     found.storage = next((word["storage"] for word in answers.values() if "storage" in word), "")
     found.whole_failure = next((word["error"] for word in answers.values() if "error" in word), "")

@@ -14,10 +14,13 @@ from mvlm.runtime.rendezvous import Rendezvous, store_address
 SLACK_S = 5.0
 END_S = 30.0  # for rank 0 to write what it has found
 POLL_S = 0.02
+LATE = "late"
 
 
 class RollCall:
-    """Asks every rank for a word, and continues with those that give one in time.
+    """Rank 0 gives every rank a task and hears its word, and continues with those that give one in time.
+
+    What another rank receives, a task of its own each time, is as long however many ranks there are.
 
     Args:
         host: this rank's.
@@ -32,6 +35,7 @@ class RollCall:
         self._who = f"rank {os.environ.get('RANK', '0')} on {host}"
         self._rank_0 = f"rank 0 at {host_0}:{port}"
         self._guard = threading.Timer(0, self._give_up)
+        self._heard = 0  # times
         self.allow(patience)
         try:
             self.rendezvous = Rendezvous(patience)
@@ -39,30 +43,61 @@ class RollCall:
             raise self._lost(str(error)) from None
         self.rank, self.living = self.rendezvous.rank, list(range(self.rendezvous.world))
 
-    def call(self, step: str, word: Any, patience: float) -> dict[int, Any]:
-        """The words of all ranks that gave theirs, the same on each of them; those that gave none are asked no more.
+    def hear(self, word: Any, patience: float) -> dict[int, Any]:
+        """The words of all ranks that give theirs, and rank 0's own, which calls; of the others no more is asked.
 
         Args:
-            patience: seconds that rank 0, which has given its own word, waits for the others.
+            patience: seconds that they have from now on.
+
+        Raises:
+            UserError: the store is gone.
+        """
+        self.allow(2 * patience)
+        self._heard += 1
+        try:
+            words = {0: word} | self._collect(f"words/{self._heard}", self.living[1:], patience)
+            self._assign(dict.fromkeys(set(self.living) - words.keys(), LATE))
+        except ConnectionError as error:
+            raise self._lost(str(error)) from None
+        self.living = sorted(words)
+        return words
+
+    def assign(self, tasks: dict[int, Any]) -> None:
+        """Tell ranks what they are to do next; rank 0 calls, who need not be told.
+
+        Raises:
+            UserError: the store is gone.
+        """
+        try:
+            self._assign(tasks)
+        except ConnectionError as error:
+            raise self._lost(str(error)) from None
+
+    def answer(self, step: str, word: Any, patience: float) -> Any:
+        """Give rank 0 this rank's word on a step, and wait for the next task.
+
+        Args:
+            patience: as rank 0 has with it.
 
         Raises:
             UserError: rank 0 is not to be reached, or has continued without this rank.
         """
         self.allow(2 * patience)
+        self._heard += 1
         try:
-            self.rendezvous.post(f"{step}/{self.rank}", word)
-            if self.rank == 0:
-                self.rendezvous.post(f"{step}/all", self._collect(step, self.living, patience))
-            answers = self.rendezvous.read(f"{step}/all", 2 * patience)
+            self.rendezvous.post(f"words/{self._heard}/{self.rank}", word)
+            task = self.rendezvous.read(f"tasks/{self._heard}/{self.rank}", 2 * patience)
         except ConnectionError as error:
             raise self._lost(str(error)) from None
-        if answers is None:
+        if task is None:
             raise self._lost("no answer")
-        heard = {int(rank): answer for rank, answer in answers.items()}
-        if self.rank not in heard:
+        if task == LATE:
             raise UserError(f"{self._who} came too late to {step}, and the others began: see what rank 0 says of it.")
-        self.living = sorted(heard)
-        return heard
+        return task
+
+    def _assign(self, tasks: dict[int, Any]) -> None:
+        for rank, task in tasks.items():
+            self.rendezvous.post(f"tasks/{self._heard}/{rank}", task)
 
     def close(self, code: int) -> int:
         """Rank 0's exit code, on all; rank 0, who keeps the store, leaves last."""

@@ -1,0 +1,75 @@
+"""A store whose requests are counted, and lines of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as torch_dist
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
+
+
+def keep(name: str, found: dict[str, Any]) -> None:
+    print(json.dumps(found), flush=True)
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / name).open("a") as file:
+        print(json.dumps(found), file=file)
+
+
+def about() -> dict[str, Any]:
+    commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return {"torch": torch.__version__, "cpus": os.cpu_count(), "python": platform.python_version()} | {
+        "load": round(os.getloadavg()[0], 1),
+        "commit": commit.stdout.strip(),
+    }
+
+
+class CountingStore(torch_dist.Store):
+    """A store whose requests are counted."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+        self.inner, self.requests, self.given = torch_dist.TCPStore(*args, **kwargs), Counter[str](), 0
+
+    def set(self, key: str, value: Any) -> None:
+        self.requests["set"] += 1
+        self.inner.set(key, value)
+
+    def get(self, key: str) -> bytes:
+        self.requests["get"] += 1
+        value: bytes = self.inner.get(key)
+        self.given += len(value)
+        return value
+
+    def add(self, key: str, value: int) -> int:
+        self.requests["add"] += 1
+        return int(self.inner.add(key, value))
+
+    def check(self, keys: list[str]) -> bool:
+        self.requests["check"] += 1
+        return bool(self.inner.check(keys))
+
+    def wait(self, keys: list[str], *timeout: Any) -> None:
+        self.requests["wait"] += 1
+        self.inner.wait(keys, *timeout)
+
+    def set_timeout(self, timeout: Any) -> None:
+        self.inner.set_timeout(timeout)
+
+    def clone(self) -> CountingStore:
+        return self
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
