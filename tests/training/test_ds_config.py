@@ -531,7 +531,7 @@ def test_what_does_nothing_here_is_told_and_kept_from_deepspeed() -> None:
 
 
 def test_bf16_may_go_by_its_former_name() -> None:
-    assert resolved({"bfloat16": {"enabled": True}})["bf16"] == {"enabled": True}
+    assert resolved({"bfloat16": {"enabled": True}})["bf16"] == {"enabled": True, "check_grad_overflow": False}
     assert "enables both fp16 and bf16" in refusal(
         {"bfloat16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 1}}
     )
