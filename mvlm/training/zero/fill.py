@@ -45,7 +45,7 @@ def fill_precision(resolved: dict[str, Any], json_name: str) -> bool:
     for section in (fp16, bf16, autocast, resolved.get("data_types") or {}):
         for key in [key for key, value in section.items() if value == AUTO]:
             del section[key]
-    if bf16.get("enabled"):  # the norm tells as much, and every step's is judged: the test of each gradient is 8,000 calls
+    if bf16.get("enabled"):  # each step is judged by its norm; a test of each gradient would be most of its calls
         bf16.setdefault("check_grad_overflow", False)
     return bool(fp16.get("enabled") or bf16.get("enabled"))
 
