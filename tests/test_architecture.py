@@ -141,11 +141,9 @@ WHOLE_CONFIG = (
     "mvlm/check/",
     "mvlm/cli/",
     "mvlm/config/",
-    "mvlm/decay/",  # the same as reproduce
-    "mvlm/estimate/plan.py",  # plans all of a run, as fit does
+    "mvlm/decay/",  # begins runs
     "mvlm/pretrained/runs.py",  # gives the one that a run has stored
     "mvlm/report/facts.py",  # the same
-    "mvlm/reproduce/",  # begins runs
     "mvlm/training/fit/",
 )
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""

@@ -163,8 +163,9 @@ def planned(size: Size) -> Line:
     from mvlm.estimate.plan import Planner, Request
 
     content = json.loads(json.dumps(DS_JSON))
-    request = Request(configuration(size, "eager"), content, ("json", "toml"), "h100", CARDS["h100"], 1, 1, 10**6, 0.45)
-    planner = Planner(request, FakeModel(build(size), request.config.data))
+    config, names = configuration(size, "eager"), ("json", "toml")
+    request = Request(config.train, config.optim, content, names, "h100", CARDS["h100"], 1, 1, 10**6, 0.45)
+    planner = Planner(request, FakeModel(build(size), config.data))
     memory = planner.memory(planner.zero, size.pairs)
     return {"planned_bytes": memory.total, "planned_in": memory.moment}
 

@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.config.stages import make_stages
     from mvlm.data.shards.mixture import training_mixture
     from mvlm.estimate.cards import find_card
+    from mvlm.estimate.count import FakeModel
+    from mvlm.estimate.encoders import build_without_weights
     from mvlm.estimate.plan import Planner, Request
     from mvlm.estimate.text import as_json, as_text
     from mvlm.training.fit.stages import checked
@@ -109,7 +111,8 @@ def run(args: argparse.Namespace) -> int:
         config = stages.config(number)
         corpus = training_mixture(config.data, config.task.corpus).per_epoch if config.data.train else args.pairs
         request = Request(
-            config=config,
+            train=config.train,
+            optim=config.optim,
             content=read_deepspeed_json(args.deepspeed_config),
             names=(args.deepspeed_config, args.config),
             card_name=args.gpu.lower(),
@@ -119,7 +122,8 @@ def run(args: argparse.Namespace) -> int:
             corpus=corpus,
             mfu=args.mfu,
         )
-        plans.append(as_json(Planner(request)))
+        model = FakeModel(build_without_weights(config.blueprint, config.data), config.data, optim=config.optim)
+        plans.append(as_json(Planner(request, model)))
         if not stages.is_all:
             print(f"{'' if number == 0 else chr(10)}{stages.title(number)}")
         print(as_text(plans[-1]), end="")

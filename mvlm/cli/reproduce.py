@@ -138,7 +138,7 @@ def _print_chain(steps: list[ChainStep], prices: Prices | None) -> None:
         print(f"[{number}/{len(steps)}] {step.title}{' (done)' if step.is_done() else ''}")
         if isinstance(step, TrainStep):
             where = "" if step.counted() else " (as published)"
-            cost = prices.gpu_hours(step.config, step.pairs()) if prices else 0.0
+            cost = prices.gpu_hours(*step.tables, step.pairs()) if prices else 0.0
             hours += cost
             about = f"; about {cost:,.0f} GPU-hours" if cost else ""
             print(f"  {step.updates():,} updates, {step.pairs():,} pairs an epoch{where}{about}")

@@ -31,7 +31,7 @@ def _unused(planner: Planner) -> list[str]:
     if ranks == gpus:
         return []
     return [
-        f"train.global_batch {planner.config.train.global_batch} uses {ranks} of the {gpus} GPUs: raise it, or ask for "
+        f"train.global_batch {planner.train.global_batch} uses {ranks} of the {gpus} GPUs: raise it, or ask for "
         f"{ranks}."
     ]
 
@@ -55,8 +55,8 @@ def _does_not_fit(planner: Planner) -> list[str]:
 
 
 def _with_recompute(planner: Planner, share: float) -> Planner:
-    config = dataclasses.replace(planner.config, train=dataclasses.replace(planner.config.train, recompute=share))
-    return Planner(dataclasses.replace(planner.request, config=config), planner.model)
+    train = dataclasses.replace(planner.train, recompute=share)
+    return Planner(dataclasses.replace(planner.request, train=train), planner.model)
 
 
 def _lower_stage(planner: Planner) -> list[str]:
@@ -87,7 +87,7 @@ def _lower_stage(planner: Planner) -> list[str]:
 def _accumulation(planner: Planner) -> list[str]:
     if planner.accumulation == 1 or planner.largest <= planner.pairs:
         return []
-    fewer = planner.config.train.global_batch // (planner.ranks * planner.largest)
+    fewer = planner.train.global_batch // (planner.ranks * planner.largest)
     instead = f"{fewer} a step instead of {planner.accumulation}"
     return [f"A micro-batch of {planner.largest} fits: {instead}, with larger products."]
 
@@ -97,8 +97,8 @@ def _groups(planner: Planner) -> list[str]:
     if planner.span(planner.pairs)[1] == 1:
         return []
     share = planner.model.ahead() / sum(planner.model.flops(foreign=True).step.values())
-    config, cost = planner.config, f"{share * 100:.0f} % more computing"
-    return [groups_warning(config.objectives, config.train.global_batch, planner.ranks, planner.pairs, cost)]
+    objectives, cost = planner.model.objectives, f"{share * 100:.0f} % more computing"
+    return [groups_warning(objectives, planner.train.global_batch, planner.ranks, planner.pairs, cost)]
 
 
 def _buckets(planner: Planner) -> list[str]:

@@ -6,12 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from mvlm.config.schema import Config
+from mvlm.config.schema import Optim, Train
 from mvlm.errors import UserError
 from mvlm.estimate.cards import USABLE, Card
 from mvlm.estimate.communication import ContrastExchange, Step, Work, contrast_of, step_time
 from mvlm.estimate.count import FakeModel
-from mvlm.estimate.encoders import build_without_weights
 from mvlm.estimate.fabric import Fabric
 from mvlm.estimate.memory import Memory, contrastive_bytes, peak
 from mvlm.training.blocks import evenly
@@ -35,7 +34,8 @@ class Request:
         mfu: model FLOPs utilisation, the share of the card's peak that a step's products are taken to reach.
     """
 
-    config: Config
+    train: Train
+    optim: Optim
     content: dict[str, Any]
     names: tuple[str, str]
     card_name: str
@@ -51,32 +51,27 @@ class Request:
 
 
 class Planner:
-    """Answers of one request; `model` may be given where several requests have the same."""
+    """Answers of one request, of a model that several may have."""
 
-    def __init__(self, request: Request, model: FakeModel | None = None) -> None:
-        self.request, self.config = request, request.config
-        self.model = model or FakeModel(
-            build_without_weights(self.config.blueprint, self.config.data),
-            self.config.data,
-            optim=self.config.optim,
-        )
-        self.precision = precision_of(request)
-        self.ranks = usable_ranks(self.config.train, request.gpus)
+    def __init__(self, request: Request, model: FakeModel) -> None:
+        self.request, self.train, self.model = request, request.train, model
+        self.precision = precision_of(request.content, request.names[0], request.card_name, request.card)
+        self.ranks = usable_ranks(self.train, request.gpus)
         self.zero = self._zero_of(request.content)
         self.room = USABLE * request.card.memory
         self.largest = self.largest_that_fits(self.zero)
-        given = self.config.train.micro_batch
-        share = self.config.train.global_batch // self.ranks
+        given = self.train.micro_batch
+        share = self.train.global_batch // self.ranks
         self.pairs = (self.largest or min(self.allowed)) if given == "auto" else int(given or share)
 
     @property
     def allowed(self) -> list[int]:
         """Micro-batches that divide the global batch, smallest first."""
-        return micro_batches(self.config.train, self.ranks)
+        return micro_batches(self.train, self.ranks)
 
     @property
     def accumulation(self) -> int:
-        return self.config.train.global_batch // (self.ranks * self.pairs)
+        return self.train.global_batch // (self.ranks * self.pairs)
 
     def _zero_of(self, content: dict[str, Any]) -> Zero:
         """The DeepSpeed configuration as a run on these GPUs would resolve it."""
@@ -89,20 +84,20 @@ class Planner:
             zero["offload_param"] = zero["offload_param"] | {"nvme_path": "/"}  # of the nodes, not of this machine
         if zero.get("zero_hpz_partition_size") == "auto":
             zero["zero_hpz_partition_size"] = self.request.per_node if self.request.nodes > 1 else 1
-        train, optim = self.config.train, self.config.optim
+        train, optim = self.train, self.request.optim
         steps = schedule_steps(train, optim, self.request.corpus)
-        folder, parameters = self.config.run.dir, self.model.total
-        run = RunSide(self.request.names, folder, train, optim, self.ranks, steps, parameters)
+        folder = ""  # where a rank offloads to is none of the plan
+        run = RunSide(self.request.names, folder, train, optim, self.ranks, steps, self.model.total)
         return Zero.of(resolve(content, run))
 
     def memory(self, zero: Zero, pairs: int) -> Memory:
         """At the peak of a step, on a rank's GPU."""
-        accumulation = self.config.train.global_batch // (self.ranks * pairs)
+        accumulation = self.train.global_batch // (self.ranks * pairs)
         return self._peak(zero, accumulation, pairs)
 
     def _peak(self, zero: Zero, accumulation: int, pairs: int) -> Memory:
         held = states(self.model.total, zero, self.ranks, accumulation, self.model.matrices)
-        moments = self.model.moments(self.zero.element, self.config.train.recompute, self._foreign(pairs))
+        moments = self.model.moments(self.zero.element, self.train.recompute, self._foreign(pairs))
         image, text = self.model.token_numbers
         negatives = exchange_bytes(self.span(pairs), pairs, (image * zero.element, text * zero.element))
         contrastive = contrastive_bytes(self.model, pairs * accumulation, self.ranks)
@@ -110,7 +105,7 @@ class Planner:
 
     def span(self, pairs: int) -> tuple[int, int]:
         """Ranks that an ITM group spans, and micro-batches of each, one after another."""
-        objectives, whole = self.config.objectives, self.config.train.global_batch
+        objectives, whole = self.model.objectives, self.train.global_batch
         return span_shape(objectives.group(whole), self.ranks, pairs) if objectives.itm else (1, 1)
 
     def _foreign(self, pairs: int) -> bool:
@@ -153,12 +148,12 @@ class Planner:
     def contrast(self) -> ContrastExchange:
         """What ITC exchanges in a step of this plan."""
         fabric = Fabric(self.request.card, self.ranks, min(self.request.per_node, self.ranks))
-        return contrast_of(self.model, fabric, self.config.train.global_batch)
+        return contrast_of(self.model, fabric, self.train.global_batch)
 
     def _recomputed(self) -> float:
         """The share of the forward pass that backward computes again."""
         blocks = list(range(self.model.blocks))
-        return len(evenly(blocks, self.config.train.recompute)) / len(blocks)
+        return len(evenly(blocks, self.train.recompute)) / len(blocks)
 
     def stage(self, stage: int) -> Zero:
         """The same configuration at another ZeRO stage, without offload."""
@@ -172,22 +167,23 @@ class Planner:
         )
 
 
-def precision_of(request: Request) -> str:
+def precision_of(content: dict[str, Any], name: str, card_name: str, card: Card) -> str:
     """In which a step computes: what the JSON enables, or bf16 where that is "auto" and the card has it.
+
+    Args:
+        content, name: the DeepSpeed JSON, and the path of it.
 
     Raises:
         UserError: the card has not what is enabled.
     """
-    card, name = request.card, request.names[0]
     for section in ("bf16", "fp16"):
-        enabled = (request.content.get(section) or {}).get("enabled")
+        enabled = (content.get(section) or {}).get("enabled")
         if enabled == "auto" and section == "bf16" and card.bf16:
             return "bf16"
         if enabled is True:
             if not card.peak(section):
                 raise UserError(
-                    f"{name} enables {section}, which {request.card_name} does not compute: plan with "
-                    "ds_configs/fp16.json."
+                    f"{name} enables {section}, which {card_name} does not compute: plan with ds_configs/fp16.json."
                 )
             return section
     return "fp32"

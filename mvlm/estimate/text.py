@@ -19,11 +19,11 @@ KIND_NAMES = {"contrastive": "contrast", "negatives": "ITM negatives", "scratch"
 
 def as_json(planner: Planner) -> dict[str, Any]:
     """All that is planned, in bytes, seconds and operations."""
-    request, config, zero = planner.request, planner.config, planner.zero
+    request, train, zero = planner.request, planner.train, planner.zero
     memory = planner.memory(zero, planner.pairs)
     step = planner.step(zero, planner.ranks, planner.pairs, planner.accumulation)
-    steps, _ = schedule_steps(config.train, config.optim, request.corpus)
-    pairs_per_s = config.train.global_batch / step.seconds
+    steps, _ = schedule_steps(train, request.optim, request.corpus)
+    pairs_per_s = train.global_batch / step.seconds
     seconds = steps * step.seconds
     flops = planner.model.flops().step
     return {
@@ -35,7 +35,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
         "zero_stage": zero.stage,
         "parameters": planner.model.parameters | {"total": planner.model.total},
         "flops_per_pair": flops | {"total": sum(flops.values())},
-        "global_batch": config.train.global_batch,
+        "global_batch": train.global_batch,
         "micro_batch": planner.pairs,
         "accumulation": planner.accumulation,
         "largest_micro_batch": planner.largest,
@@ -57,7 +57,7 @@ def as_json(planner: Planner) -> dict[str, Any]:
         "sent_bytes": step.sent,
         "contrast": vars(planner.contrast()),
         "steps": steps,
-        "epochs": steps * config.train.global_batch / request.corpus,
+        "epochs": steps * train.global_batch / request.corpus,
         "hours": seconds / 3600,
         "gpu_hours": seconds / 3600 * request.gpus,
         "efficiency": efficiency(planner),

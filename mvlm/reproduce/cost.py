@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-from mvlm.config.schema import Config
-from mvlm.estimate.cards import Card, find_card
-from mvlm.estimate.count import task_flops
-from mvlm.estimate.encoders import build_task_without_weights
+from mvlm.config.schema import Blueprint, Data, Optim, Train
+from mvlm.estimate.cards import find_card
+from mvlm.estimate.count import FakeModel, task_flops
+from mvlm.estimate.encoders import build_task_without_weights, build_without_weights
 from mvlm.estimate.plan import Planner, Request, precision_of
 from mvlm.training.schedule import schedule_steps
 
@@ -30,20 +29,20 @@ class Prices:
         self.gpu, self._card, self._deepspeed, self._content = gpu.lower(), find_card(gpu), deepspeed, content
         self._seconds: dict[str, float] = {}  # of a step
 
-    def gpu_hours(self, config: Config, pairs: int) -> float:
-        work = repr((config.model, config.objectives, config.task, config.optim, config.data.text_length, config.train))
+    def gpu_hours(self, blueprint: Blueprint, data: Data, optim: Optim, train: Train, pairs: int) -> float:
+        work = repr((blueprint, optim, train))
         if work not in self._seconds:
-            self._seconds[work] = self._step_seconds(config, pairs, self._card)
-        steps, _ = schedule_steps(config.train, config.optim, pairs)
+            self._seconds[work] = self._step_seconds(blueprint, data, optim, train, pairs)
+        steps, _ = schedule_steps(train, optim, pairs)
         return steps * self._seconds[work] * GPUS / 3600
 
-    def _step_seconds(self, config: Config, pairs: int, card: Card) -> float:
-        bare = dataclasses.replace(config, data=dataclasses.replace(config.data, train=()))
+    def _step_seconds(self, blueprint: Blueprint, data: Data, optim: Optim, train: Train, pairs: int) -> float:
+        if blueprint.task.is_labelled:
+            model = build_task_without_weights(blueprint, data, CLASSES[blueprint.task.name])
+            flops = train.global_batch * task_flops(model, data.text_length)
+            precision = precision_of(self._content, self._deepspeed, self.gpu, self._card)
+            return flops / (GPUS * MFU * self._card.peak(precision))
         names = (self._deepspeed, "the recipe")
-        request = Request(bare, self._content, names, self.gpu, card, 1, GPUS, pairs, MFU)
-        if config.task.is_labelled:
-            model = build_task_without_weights(config.blueprint, config.data, CLASSES[config.task.name])
-            flops = config.train.global_batch * task_flops(model, config.data.text_length)
-            return flops / (GPUS * MFU * card.peak(precision_of(request)))
-        planner = Planner(request)
+        request = Request(train, optim, self._content, names, self.gpu, self._card, 1, GPUS, pairs, MFU)
+        planner = Planner(request, FakeModel(build_without_weights(blueprint, data), data, optim=optim))
         return planner.step(planner.zero, planner.ranks, planner.pairs, planner.accumulation).seconds

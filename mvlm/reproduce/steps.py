@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, find_checkpoint, has_checkpoints, step_name, step_of
 from mvlm.config.load import load_config
-from mvlm.config.schema import Config
+from mvlm.config.schema import Blueprint, Data, Optim, Train
 from mvlm.config.shipped import package
 from mvlm.data.shards.mixture import training_mixture
 from mvlm.data.shards.schema import MANIFEST, corpora_in
@@ -121,7 +121,8 @@ class TrainStep(ChainStep):
         """The overrides of its recipe: those of its data, of each epoch's validation, and the user's."""
         run, settings = RUNS[self.name], self._settings()
         if run.validation:
-            epoch = str(min(self.updates(), math.ceil(self.pairs() / self.config.train.global_batch)))
+            _, _, _, train = self.tables
+            epoch = str(min(self.updates(), math.ceil(self.pairs() / train.global_batch)))
             settings += [f"data.eval={self._shards(run.validation)}", f"eval.every={epoch}", "eval.share=1000"]
             settings += [f"checkpoint.every={epoch}", f"checkpoint.keep_every={epoch}"]
         return settings + self._asked()
@@ -140,23 +141,26 @@ class TrainStep(ChainStep):
         return json.dumps([str(self.place.shards / name) for name in names])
 
     @cached_property
-    def config(self) -> Config:
-        """Without the settings that depend on the number of pairs."""
-        return load_config(self.recipe, self._settings() + self._asked())
+    def tables(self) -> tuple[Blueprint, Data, Optim, Train]:
+        """What its length and its cost follow from, without the settings that depend on the number of pairs."""
+        config = load_config(self.recipe, self._settings() + self._asked())
+        return config.blueprint, config.data, config.optim, config.train
 
     def counted(self) -> int:
         """Pairs, questions or sentences an epoch, by the shards; 0 where they are not all there yet."""
         names = RUNS[self.name].data
         if not all((self.place.shards / name / MANIFEST).exists() for name in names):
             return 0
-        return training_mixture(self.config.data, self.config.task.corpus).per_epoch
+        blueprint, data, _, _ = self.tables
+        return training_mixture(data, blueprint.task.corpus).per_epoch
 
     def pairs(self) -> int:
         """The same, as published where they are not there yet."""
         return self.counted() or sum(map(published_pairs, RUNS[self.name].data))
 
     def updates(self) -> int:
-        return schedule_steps(self.config.train, self.config.optim, self.pairs())[0]
+        _, _, optim, train = self.tables
+        return schedule_steps(train, optim, self.pairs())[0]
 
     def is_done(self) -> bool:
         folder = self.place.run(self.name)

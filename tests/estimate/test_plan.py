@@ -32,8 +32,10 @@ def request(
     recipe: str, deepspeed: str, *overrides: str, gpu: str = "h100", nodes: int = 1, per_node: int = 8
 ) -> Request:
     toml, file = ROOT / f"mvlm/configs/{recipe}.toml", ROOT / f"ds_configs/{deepspeed}.json"
+    config = load_config(toml, overrides)
     return Request(
-        config=load_config(toml, overrides),
+        train=config.train,
+        optim=config.optim,
         content=read_deepspeed_json(file),
         names=(file.name, toml.name),
         card_name=gpu,
@@ -197,8 +199,8 @@ def test_muon_has_one_moment_of_each_matrix_and_pays_for_its_products_and_exchan
     models: dict[str, FakeModel],
 ) -> None:
     """Of 12 blocks in each encoder of base and 3 in each cross encoder, the matrices; in an update of 8 ranks."""
-    config = request("base", "zero1", "optim.name=muon").config
-    muon = FakeModel(models["base"].model, config.data, optim=config.optim)
+    asked = request("base", "zero1", "optim.name=muon")
+    muon = FakeModel(models["base"].model, models["base"].data, optim=asked.optim)
     shapes = [shape for group in muon.matrices for shape in group]
     encoders = 24 * (4 * 768**2 + 2 * 768 * 3072)
     assert sum(rows * columns for rows, columns in muon.matrices[0]) == encoders

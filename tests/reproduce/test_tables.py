@@ -168,23 +168,24 @@ def test_the_list_names_every_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_without_matching_has_its_price(tmp_path: Path) -> None:
     step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), "itc")
     prices = Prices("a100", "zero1.json", {})
-    hours = prices.gpu_hours(step.config, step.pairs())
-    assert hours and prices.gpu_hours(step.config, 2 * step.pairs()) == pytest.approx(2 * hours, rel=1e-3)
+    hours = prices.gpu_hours(*step.tables, step.pairs())
+    assert hours and prices.gpu_hours(*step.tables, 2 * step.pairs()) == pytest.approx(2 * hours, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "samples"), [("vqa", 9_144_888), ("nlvr2", 863_730), ("snli_ve", 2_647_635)])
 def test_a_fine_tuned_task_costs_the_operations_of_real_steps(tmp_path: Path, name: str, samples: int) -> None:
     """Samples: all that is published, 8, 10 and 5 times."""
     step = TrainStep(replace(place(tmp_path, tmp_path), miniature=True), f"base_4m_{name}")
-    config, epochs = step.config, {"vqa": 8, "nlvr2": 10, "snli_ve": 5}[name]
-    config = replace(config, train=replace(config.train, epochs=epochs))
-    model = build_task_without_weights(config.blueprint, config.data, CLASSES[config.task.name]).to_empty(device="cpu")
+    blueprint, data, optim, train = step.tables
+    train, task = replace(train, epochs={"vqa": 8, "nlvr2": 10, "snli_ve": 5}[name]), blueprint.task
+    model = build_task_without_weights(blueprint, data, CLASSES[task.name]).to_empty(device="cpu")
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data.zero_()
-    image_VBCHW = torch.zeros(config.task.images, 3, 3, 32, 32, dtype=torch.uint8)
-    text_BL = torch.zeros(3, config.data.text_length, dtype=torch.int64)
+    image_VBCHW = torch.zeros(task.images, 3, 3, 32, 32, dtype=torch.uint8)
+    text_BL = torch.zeros(3, data.text_length, dtype=torch.int64)
     with flop_counter() as counter:
         model.logits(image_VBCHW, text_BL, torch.ones_like(text_BL, dtype=torch.bool)).sum().backward()
-    hours = Prices("a100", "zero1.json", {"bf16": {"enabled": True}}).gpu_hours(config, step.pairs())
-    whole = samples // config.train.global_batch * config.train.global_batch
+    prices = Prices("a100", "zero1.json", {"bf16": {"enabled": True}})
+    hours = prices.gpu_hours(blueprint, data, optim, train, step.pairs())
+    whole = samples // train.global_batch * train.global_batch
     assert hours == pytest.approx(whole * counter.get_total_flops() / 3 / (0.4 * 312e12) / 3600, rel=1e-4)
