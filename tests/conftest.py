@@ -284,8 +284,7 @@ def loaded(trained: Path) -> Any:
 def dataset(loaded: Any, scenes: Path) -> Any:
     """The images of `index`, in its order, with their captions."""
     from mvlm.data.samples.evaluation import EvalDataset
-    from mvlm.data.samples.tokenizer import load_tokenizer
     from mvlm.data.shards.mixture import Mixture
+    from mvlm.evaluate.settings import reading_of
 
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), tokenizer, *reading(loaded.config))
+    return EvalDataset(Mixture([scenes / "eval", scenes / "train"]), *reading_of(loaded))

@@ -142,7 +142,6 @@ WHOLE_CONFIG = (
     "mvlm/cli/",
     "mvlm/config/",
     "mvlm/decay/",  # begins runs
-    "mvlm/pretrained/runs.py",  # gives the one that a run has stored
     "mvlm/report/facts.py",  # the same
     "mvlm/training/fit/",
 )

@@ -93,15 +93,15 @@ def _kept_run(measured: Measured, folder: Path, cell: Cell) -> Path | None:
 def _restored(run: Path, data: Path) -> np.ndarray:
     """uint8 [H, W, 3]: for each of SHOWN pairs, the image, the hidden one, and restored with and without text."""
     from mvlm.data.samples.evaluation import EvalDataset
-    from mvlm.data.samples.tokenizer import load_tokenizer
     from mvlm.data.shards.mixture import Mixture
     from mvlm.evaluate.examples import examples
+    from mvlm.evaluate.settings import reading_of
     from mvlm.pretrained.runs import load_run
     from mvlm.runtime.dist import device
 
     loaded = load_run(run, device())
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    dataset = EvalDataset(Mixture([data]), tokenizer, loaded.config.data.text_length, loaded.config.model.image_size)
+    tokenizer, length, size = reading_of(loaded)
+    dataset = EvalDataset(Mixture([data]), tokenizer, length, size)
     images, _ = examples(loaded.model, dataset, tokenizer, range(SHOWN), device())
     pictures = [picture for i in images for picture in (i.original, i.hidden, i.with_text, i.without_text)]
     return np.concatenate([np.pad(p, ((2, 2), (2, 2), (0, 0)), constant_values=255) for p in pictures], axis=1)

@@ -13,7 +13,6 @@ from benchmarks.claim.corpora import Corpus
 from mvlm.data.samples.evaluation import EvalDataset, LabelledEvalDataset
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.samples.labelled import class_names
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.accuracy import vqa_accuracy
@@ -22,6 +21,7 @@ from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
 from mvlm.evaluate.reconstruction import evaluate_reconstruction
 from mvlm.evaluate.retrieval import Direction, SearchSettings, image_features, retrieve, summary, text_features
+from mvlm.evaluate.settings import reading_of
 from mvlm.model.finetune import TaskModel
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
@@ -37,19 +37,16 @@ Measured = tuple[dict[str, float], dict[str, np.ndarray]]
 
 def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Measured:
     """Everything that this run's losses let it be asked."""
-    objectives, settings = loaded.config.objectives, loaded.config.eval
-    length, size = loaded.config.data.text_length, loaded.config.model.image_size
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    held_out = EvalDataset(Mixture([corpus.eval()]), tokenizer, length, size, settings.limit)
+    objectives, settings = loaded.blueprint.objectives, loaded.eval
+    reading = reading_of(loaded)
+    held_out = EvalDataset(Mixture([corpus.eval()]), *reading, settings.limit)
     search = SearchSettings(settings.batch, settings.rerank, settings.memory_gb, equal_captions=True)
     numbers: dict[str, float] = {}
     rows: dict[str, np.ndarray] = {}
     if objectives.itc:
         _add(numbers, rows, retrieval(loaded.model, held_out, search, device))
     if corpus.foils and objectives.itc:
-        of_foils = FoilDataset(
-            Mixture([str(corpus.foils)], task="foils"), tokenizer, length, size, settings.limit // 2 * 2
-        )
+        of_foils = FoilDataset(Mixture([str(corpus.foils)], task="foils"), *reading, settings.limit // 2 * 2)
         _add(numbers, rows, foils(loaded.model, of_foils, search, device))
     if objectives.text or objectives.image:
         _add(numbers, rows, restoring(loaded.model, held_out, corpus.words, settings.batch, device))
@@ -59,11 +56,9 @@ def measure(loaded: Loaded[MaskVLM], corpus: Corpus, device: torch.device) -> Me
 def measure_answers(loaded: Loaded[TaskModel], corpus: Corpus, device: torch.device) -> Measured:
     """Of a run fine-tuned for questions: whether each is answered right."""
     mixture = Mixture([corpus.eval("vqa")], task="vqa")
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-    length, size = loaded.config.data.text_length, loaded.config.model.image_size
-    dataset = LabelledEvalDataset(mixture, "vqa", tokenizer, length, size, loaded.config.eval.limit)
+    dataset = LabelledEvalDataset(mixture, "vqa", *reading_of(loaded), loaded.eval.limit)
     classes = class_names("vqa", loaded.tokenizer_folder)
-    result, predicted = evaluate_labelled(loaded.model, dataset, classes, loaded.config.eval.batch, device)
+    result, predicted = evaluate_labelled(loaded.model, dataset, classes, loaded.eval.batch, device)
     scores = [vqa_accuracy(answer, row["answers"]) for answer, row in zip(predicted, dataset.values, strict=True)]
     return {"answers": result["accuracy"]}, {"answers": np.array(scores)}
 

@@ -25,9 +25,9 @@ from benchmarks.claim2.grounding import grounding
 from benchmarks.claim2.plan import ARMS, JOINT, PRIMARY_SHARE, IconCell, Size, grid, rate_cells
 from mvlm.config.load import load_config
 from mvlm.data.samples.foils import FoilDataset
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.errors import ExitCode, UserError
+from mvlm.evaluate.settings import reading_of
 from mvlm.pretrained.runs import load_run
 from mvlm.runtime import dist
 from mvlm.training.health.signals import StopRequests
@@ -234,7 +234,6 @@ def _scene(planned: claim.Plan, arm: str, tune: str, stop: StopRequests) -> dict
 
 def _grounding(planned: claim.Plan) -> dict[str, float]:
     loaded = load_run(planned.run, dist.device())
-    config = loaded.config
-    tokenizer, foils = load_tokenizer(str(loaded.tokenizer_folder)), Mixture([str(planned.corpus.foils)], task="foils")
-    reading = tokenizer, config.data.text_length, config.model.image_size, config.eval.limit // 2 * 2
-    return grounding(loaded.model, FoilDataset(foils, *reading), config.eval.batch, dist.device())
+    mixture, settings = Mixture([str(planned.corpus.foils)], task="foils"), loaded.eval
+    foils = FoilDataset(mixture, *reading_of(loaded), settings.limit // 2 * 2)
+    return grounding(loaded.model, foils, settings.batch, dist.device())

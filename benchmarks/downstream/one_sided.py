@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mvlm.data.samples.evaluation import LabelledEvalDataset
 from mvlm.data.samples.labelled import SENTENCES, class_names
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.mixture import Mixture
 from mvlm.evaluate.labelled import evaluate_labelled, score
+from mvlm.evaluate.settings import reading_of
 from mvlm.pretrained.runs import load_task_run
 
 # Of data_tools/synth: each block has every answer equally often for each sentence and for each image. VQA's are the
@@ -42,11 +42,10 @@ def with_one_side_exchanged(run: Path, task: str, data: Path, batch: int = 64) -
     """Accuracy of a fine-tuned run when it is shown the images, or the sentences, of rows half the data away."""
     device = torch.device("cpu")
     loaded = load_task_run(run, task, device)
-    tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
     classes = class_names(task, loaded.tokenizer_folder)
     found = {}
     for side in ("images", "texts"):
-        dataset = Exchanged(Mixture([data], task=task), tokenizer, loaded.config)
+        dataset = Exchanged(Mixture([data], task=task), task, *reading_of(loaded))
         dataset.side = side
         found[f"wrong_{side}"] = evaluate_labelled(loaded.model, dataset, classes, batch, device)[0]["accuracy"]
     return found

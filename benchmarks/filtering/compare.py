@@ -87,7 +87,7 @@ def scored(scorer: Plan, corpus: NoisyCorpus) -> pa.Table:
     """Each row's scores and metadata, having them made where they are missing."""
     device = dist.device()
     loaded = load_run(scorer.run, device)
-    score_part(Scorer(loaded, loaded.config.eval.batch, device), corpus.noisy)
+    score_part(Scorer(loaded, loaded.eval.batch, device), corpus.noisy)
     location = open_location(corpus.noisy, Cache())
     wanted = (*SIGNS, "exchanged", "pick")
     return pa.concat_tables(columns_of(location, n, wanted)[0] for n in range(len(location.manifest.shards)))

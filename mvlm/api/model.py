@@ -20,11 +20,11 @@ from mvlm.api.images import AnyImage, listed, stacked
 from mvlm.checkpoint.layout import BEST
 from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError, first_line
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import ImageExample, image_examples
 from mvlm.evaluate.reconstruction import patch_masks
+from mvlm.evaluate.settings import reading_of
 from mvlm.export.auto import register
 from mvlm.export.modeling import MaskVLMModel
 from mvlm.export.processing import MaskVLMProcessor
@@ -275,8 +275,7 @@ def load(model: str | os.PathLike[str], device: torch.device | str | None = None
     local = path.exists() or (path.name == BEST and path.parent.is_dir())
     if not exported and (local or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model))):
         loaded = load_run(path, device)
-        data, tokenizer = loaded.config.data, load_tokenizer(str(loaded.tokenizer_folder))
-        return TrainedModel(loaded.model, tokenizer, data.text_length, loaded.config.model.image_size, loaded)
+        return TrainedModel(loaded.model, *reading_of(loaded), loaded)
     return _exported(str(model), device)
 
 

@@ -14,8 +14,8 @@ from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.config.load import load_stored_config
 from mvlm.data.samples.labelled import class_names
 from mvlm.data.samples.padding import BatchTokenizer
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
+from mvlm.evaluate.settings import reading_of
 from mvlm.model.finetune import TaskModel
 from mvlm.predict.choose import best_answers
 from mvlm.pretrained.runs import Loaded, load_task_run
@@ -34,11 +34,10 @@ class FineTunedModel:
     """
 
     def __init__(self, loaded: Loaded[TaskModel]) -> None:
-        config = loaded.config
-        self.network, self.task, self.step = loaded.model.eval(), config.task.name, loaded.step
+        task, (tokenizer, length, self._image_size) = loaded.blueprint.task, reading_of(loaded)
+        self.network, self.task, self.step = loaded.model.eval(), task.name, loaded.step
         self.answers = class_names(self.task, loaded.tokenizer_folder)
-        self._tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length)
-        self._image_size, self._per_text = config.model.image_size, config.task.images
+        self._tokens, self._per_text = BatchTokenizer(tokenizer, length), task.images
 
     def answer(
         self, images: AnyImage | Sequence[AnyImage], texts: str | Sequence[str], top: int = 5

@@ -72,9 +72,9 @@ def _measured(checkpoint: Path, data: list[str]) -> dict[str, float]:
     from mvlm.runtime import dist
 
     loaded: Any = load_trained(checkpoint, dist.device())
-    config = loaded.config
-    held_out, settings = replace(config.data, eval=tuple(data)), replace(config.eval, select="")
-    evaluator = Evaluator(held_out, config.task, config.model.image_size, settings, pictures=0)
+    held_out, settings = replace(loaded.data, eval=tuple(data)), replace(loaded.eval, select="")
+    blueprint = loaded.blueprint
+    evaluator = Evaluator(held_out, blueprint.task, blueprint.model.image_size, settings, pictures=0)
     return evaluator(loaded.model, loaded.tokenizer_folder.parent, loaded.step, True).metrics
 
 

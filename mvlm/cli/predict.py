@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     predictions: list[Prediction] = [CAPTIONS, IMAGES, Words(), Patches(), ANSWER, JUDGE]
     prediction = next(each for each in predictions if each.name == args.what)
     loaded = _load(prediction, args.checkpoint, device)
-    search = SearchSettings.of(loaded.config.eval)
+    search = SearchSettings.of(loaded.eval)
     asked = Asked(images, sentences, args.top, search, draws=args.out is not None)
     answer = prediction.run(loaded, asked, device)
     print(answer.text)

@@ -66,10 +66,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         device, rank, world = dist.device(), dist.rank(), dist.world()
         loaded = load_run(args.checkpoint, device)
-        scorer = Scorer(loaded, args.batch or loaded.config.eval.batch, device)
+        scorer = Scorer(loaded, args.batch or loaded.eval.batch, device)
         if not scorer.finds_language:
             log.warning(NO_LANGUAGE)
-        data = loaded.config.data
+        data = loaded.data
         score = partial(score_part, scorer, part=part * world + rank, parts=parts * world)
         for folder in args.shards:
             found = dist.on_all(partial(score, folder, cache=Cache(data.cache, data.cache_gb)))

@@ -86,7 +86,7 @@ def _find(
 
     if args.image is None:
         return find_by_sentence(index, loaded, args.text, args.top, args.rerank, device)
-    view_CHW = eval_view(Decoded(read_picture(args.image)), loaded.config.model.image_size)
+    view_CHW = eval_view(Decoded(read_picture(args.image)), loaded.blueprint.model.image_size)
     return find_by_image(index, loaded, torch.from_numpy(view_CHW)[None], args.top, device)
 
 

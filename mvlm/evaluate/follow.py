@@ -117,7 +117,7 @@ class EvaluationJob:
 
     def _evaluate(self, turn: Turn, held: Path) -> None:
         loaded: Loaded[Any] = load_trained(held, dist.device())
-        config = loaded.config
+        config = load_stored_config(described_in(held) / CONFIG)
         self._selector = Selector.of(config.eval) if config.eval.every < 0 else None
         pictures = config.log.pictures if config.objectives.image else 0
         data = dataclasses.replace(config.data, eval=self._data or config.data.eval)

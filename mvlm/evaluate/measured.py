@@ -46,12 +46,12 @@ def evaluate_checkpoint(
         load_task_run(Path(checkpoint), task, device) if task in TITLES else load_run(Path(checkpoint), device)
     )
     places = tuple(fspath(place) for place in data)
-    settings = _settings(places, asked, loaded.config.eval)
+    settings = _settings(places, asked, loaded.eval)
     result = TASKS[task].run(loaded, settings, device) | {"step": loaded.step, "data": list(places)}
     if settings.where:
         result["where"] = settings.where
-    if loaded.averaged:
-        result["weights"] = f"averaged, train.ema = {loaded.config.train.ema}"
+    if loaded.ema:
+        result["weights"] = f"averaged, train.ema = {loaded.ema}"
     return result
 
 

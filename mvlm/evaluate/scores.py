@@ -17,7 +17,6 @@ from mvlm.data.images.decode import open_picture
 from mvlm.data.images.encoded import BadImage
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.padding import BatchTokenizer
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.columns import Row
 from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.mixture import Mixture
@@ -26,6 +25,7 @@ from mvlm.evaluate import shares
 from mvlm.evaluate.language import language_finder
 from mvlm.evaluate.masked_words import mask_tokens
 from mvlm.evaluate.reconstruction import patch_masks, pixel_target
+from mvlm.evaluate.settings import reading_of
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
 
@@ -63,9 +63,9 @@ class Scorer:
 
     def __init__(self, loaded: Loaded[MaskVLM], batch: int, device: torch.device) -> None:
         self.model, self._device, self._batch = loaded.model, device, batch
-        self._size, self._objectives = loaded.config.model.image_size, loaded.config.objectives
-        self._width = loaded.config.model.contrastive_width
-        self._tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.config.data.text_length)
+        tokenizer, length, self._size = reading_of(loaded)
+        self._tokens, self._objectives = BatchTokenizer(tokenizer, length), loaded.blueprint.objectives
+        self._width = loaded.blueprint.model.contrastive_width
         self._language = language_finder()
         self.finds_language = self._language is not None
         columns = [*NUMBERS, *([LANGUAGE] if self.finds_language else []), EMBEDDING]

@@ -38,8 +38,8 @@ class Settings:
 
 def reading_of(loaded: Loaded[Any]) -> tuple[PreTrainedTokenizerBase, int, int]:
     """How a model reads: its tokenizer, the tokens of a text at most, and the pixels of an image's side."""
-    config = loaded.config
-    return load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length, config.model.image_size
+    blueprint = loaded.blueprint
+    return load_tokenizer(str(loaded.tokenizer_folder)), blueprint.text_length, blueprint.model.image_size
 
 
 def open_pictures(loaded: Loaded[Any], paths: Sequence[Path], sentences: Sequence[str] = ()) -> Pictures:

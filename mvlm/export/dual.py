@@ -73,10 +73,10 @@ def export_dual(run: Path, out: Path, form: str) -> None:
         tokenizer.backend_tokenizer.save(str(temporary / "tokenizer.json"))
         inputs = {
             "pixel_values": "uint8 [B, 3, H, W], RGB, resized whole by an antialiased bicubic; normalised within",
-            "image_size": loaded.config.model.image_size,
+            "image_size": loaded.blueprint.model.image_size,
             "input_ids": "int64 [B, L], special tokens included",
             "attention_mask": "int64 [B, L], 1 = a token, 0 = padding",
-            "text_length": loaded.config.data.text_length,
+            "text_length": loaded.blueprint.text_length,
             "pad_token_id": tokenizer.pad_token_id,
             "temperature": float(temperature),
             "bias": 0.0 if bias is None else float(bias),
@@ -85,13 +85,13 @@ def export_dual(run: Path, out: Path, form: str) -> None:
 
 
 def _images(loaded: Loaded[MaskVLM]) -> tuple[tuple[Tensor, ...], Any]:
-    size = loaded.config.model.image_size
+    size = loaded.blueprint.model.image_size
     image_BCHW = torch.randint(0, 256, (3, 3, size, size), dtype=torch.uint8, generator=_generator())
     return (image_BCHW,), ({0: Dim("batch", min=1, max=LARGEST_BATCH)},)
 
 
 def _texts(loaded: Loaded[MaskVLM]) -> tuple[tuple[Tensor, ...], Any]:
-    length = loaded.config.data.text_length
+    length = loaded.blueprint.text_length
     words = loaded.model.text.embedding.num_embeddings
     text_BL = torch.randint(0, words, (3, length), generator=_generator())
     mask_BL = (torch.arange(length) < torch.tensor([[length], [length // 2], [2]])).long()

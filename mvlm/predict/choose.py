@@ -29,7 +29,7 @@ class TaskPrediction:
 
     def run(self, loaded: Loaded[TaskModel], asked: Asked, device: torch.device) -> Answer:
         """NLVR2's statements take two images each, the left one first."""
-        task, model = loaded.config.task, loaded.model
+        task, model = loaded.blueprint.task, loaded.model
         pair = pair_up if task.images == 1 else _in_twos
         paths, sentences = pair(asked.images, asked.sentences)
         pictures = open_pictures(loaded, paths, sentences)

@@ -140,7 +140,7 @@ def _check(sentence: str, read: int, loaded: Loaded) -> None:
         raise UserError(f"The sentence {sentence!r} masks no word: write {MASK} in the place of one.")
     if read != written:
         raise UserError(
-            f"Of the {written} masked words of {sentence!r} {read} are within the {loaded.config.data.text_length} "
+            f"Of the {written} masked words of {sentence!r} {read} are within the {loaded.blueprint.text_length} "
             "tokens that this model reads: give a shorter sentence."
         )
 

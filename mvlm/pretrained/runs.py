@@ -16,7 +16,7 @@ from mvlm.checkpoint.description import CONFIG, TEXT_ENCODER, TOKENIZER, describ
 from mvlm.checkpoint.layout import STATE, UNREADABLE, WEIGHTS, find_checkpoint
 from mvlm.checkpoint.tensors import fingerprint, is_averaged, open_tensors, open_weights
 from mvlm.config.load import load_stored_config
-from mvlm.config.schema import Blueprint, Config, Model
+from mvlm.config.schema import Blueprint, Data, Eval, Model
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.finetune import HEAD, TaskModel
@@ -31,14 +31,23 @@ M_co = TypeVar("M_co", bound=Encoders, covariant=True)
 
 @dataclass(frozen=True)
 class Loaded(Generic[M_co]):
-    """A trained model as evaluation and export use it."""
+    """A trained model as evaluation and export use it.
+
+    Attributes:
+        blueprint: what it was built after, with the task that it was trained for.
+        data, eval: of its run, what reads and evaluates it where nothing else is asked for.
+        ema: the decay of the average of the run's weights (train.ema) that it has; 0 = it has the weights themselves.
+        fingerprint: of the weights' files.
+    """
 
     model: M_co
     tokenizer_folder: Path
-    config: Config
+    blueprint: Blueprint
+    data: Data
+    eval: Eval
     step: int
-    averaged: bool = False  # it has the average of the run's weights (train.ema)
-    fingerprint: str = ""  # of the weights' files
+    ema: float = 0.0
+    fingerprint: str = ""
 
 
 def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[MaskVLM]:
@@ -51,7 +60,7 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
     """
     loaded = load_trained(path, device)
     if not isinstance(loaded.model, MaskVLM):
-        task = loaded.config.task.name
+        task = loaded.blueprint.task.name
         raise UserError(
             f"{path} was fine-tuned for {task}: evaluate {task}, or give a run of pretraining or retrieval."
         )
@@ -61,9 +70,9 @@ def load_run(path: str | Path, device: torch.device | str = "cpu") -> Loaded[Mas
 def load_task_run(path: str | Path, task: str, device: torch.device | str = "cpu") -> Loaded[TaskModel]:
     """The same of a run fine-tuned for a task, "vqa", "nlvr2" or "entailment"."""
     loaded = load_trained(path, device)
-    if not isinstance(loaded.model, TaskModel) or loaded.config.task.name != task:
+    if not isinstance(loaded.model, TaskModel) or loaded.blueprint.task.name != task:
         raise UserError(
-            f"{path} is a run of {loaded.config.task.name} and not of {task}: "
+            f"{path} is a run of {loaded.blueprint.task.name} and not of {task}: "
             f"fine-tune it first, by task.name = {task!r} and checkpoint.init."
         )
     return cast(Loaded[TaskModel], loaded)
@@ -80,8 +89,9 @@ def load_trained(path: str | Path, device: torch.device | str) -> Loaded[Encoder
         step = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["step"]
     except UNREADABLE as error:
         raise UserError(f"{checkpoint / 'state.json'} is damaged ({error}): use another checkpoint.") from None
-    averaged, of_weights = is_averaged(checkpoint), fingerprint(checkpoint)
-    return Loaded(model.to(device).eval(), folder / TOKENIZER, config, step, averaged, of_weights)
+    ema, of_weights = config.train.ema if is_averaged(checkpoint) else 0.0, fingerprint(checkpoint)
+    model, tokenizer = model.to(device).eval(), folder / TOKENIZER
+    return Loaded(model, tokenizer, config.blueprint, config.data, config.eval, step, ema, of_weights)
 
 
 def offline_model(blueprint: Blueprint, folder: Path, classes: int) -> Encoders:

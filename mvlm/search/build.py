@@ -43,10 +43,10 @@ def build_index(loaded: Loaded[MaskVLM], folders: Sequence[str], out: Path, devi
         UserError: shards cannot be read, an image cannot be decoded (names shard, row and key), or `out` cannot be
             written.
     """
-    config = loaded.config
-    mixture = Mixture([_lasting(folder) for folder in folders], cache=Cache(config.data.cache, config.data.cache_gb))
+    data, width = loaded.data, loaded.blueprint.model.contrastive_width
+    mixture = Mixture([_lasting(folder) for folder in folders], cache=Cache(data.cache, data.cache_gb))
     with new_index(out) as folder:
-        work = IndexWork(folder, mixture, config.eval.batch, config.model.contrastive_width, dist.rank(), dist.world())
+        work = IndexWork(folder, mixture, loaded.eval.batch, width, dist.rank(), dist.world())
         dist.on_all(layout.mistakes_of(out, lambda: work.embed(loaded, device)))
         files = dist.on_all(layout.mistakes_of(out, work.build))
         vectors = sorted((file for of_rank in files for file in of_rank), key=lambda file: file.file)
@@ -73,7 +73,7 @@ class IndexWork:
         """Write the features and the rows of this rank's share, in order."""
         first, end = self._rank * self._share, min((self._rank + 1) * self._share, len(self._mixture))
         batches = [range(start, min(start + self._batch, end)) for start in range(first, end, self._batch)]
-        dataset = EvalImages(self._mixture, len(self._mixture), loaded.config.model.image_size)
+        dataset = EvalImages(self._mixture, len(self._mixture), loaded.blueprint.model.image_size)
         features, rows = self._files(self._rank)
         features.parent.mkdir(exist_ok=True)
         with (

@@ -19,7 +19,6 @@ from mvlm.data.images.encoded import BadImage, why_bad
 from mvlm.data.samples.evaluation import EvalImages
 from mvlm.data.samples.padding import BatchTokenizer
 from mvlm.data.samples.pictures import ImagesAndTexts
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.cache import Cache
 from mvlm.data.shards.corpus import Corpus
 from mvlm.data.shards.location import ShardLocation, open_location
@@ -28,6 +27,7 @@ from mvlm.errors import UserError
 from mvlm.evaluate import memory, ranking, shares
 from mvlm.evaluate.matching import match_pairs
 from mvlm.evaluate.memory import Tokens
+from mvlm.evaluate.settings import reading_of
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.folder import open_table, open_vectors, read_contents
@@ -118,7 +118,7 @@ class ImageIndex:
         Raises:
             UserError: they were moved or changed.
         """
-        data = self._loaded.config.data
+        data = self._loaded.data
         folders = [indexed.folder for indexed in self.contents.shards]
         try:
             mixture = Mixture(folders, cache=Cache(data.cache, data.cache_gb))
@@ -212,9 +212,9 @@ def find_by_sentence(
     Raises:
         UserError: the shards, which re-ranking reads, were moved, changed or damaged.
     """
-    config, model = loaded.config, loaded.model
-    rerank = rerank if config.objectives.itm else 0
-    tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), config.data.text_length)
+    model, settings, (tokenizer, length, side) = loaded.model, loaded.eval, reading_of(loaded)
+    rerank = rerank if loaded.blueprint.objectives.itm else 0
+    tokens = BatchTokenizer(tokenizer, length)
     with shares.inference(model):
         text_1L, valid_1L = (tensor.to(device) for tensor in tokens.batch([sentence]))
         feature_E = model.project_text(model.encode_text(text_1L, valid_1L))[0]
@@ -222,8 +222,8 @@ def find_by_sentence(
         first = [each.image for each in found[:rerank]]
         if not first:
             return found[:top]
-        candidates = _Candidates(index, first, sentence, tokens, config.model.image_size)
-        sizes = memory.sizes(config.eval.memory_gb, config.eval.batch, len(first), 1, Tokens.of(model, tokens.length))
+        candidates = _Candidates(index, first, sentence, tokens, side)
+        sizes = memory.sizes(settings.memory_gb, settings.batch, len(first), 1, Tokens.of(model, tokens.length))
         odds_K = match_pairs(model, candidates, np.arange(len(first)), sizes, device)
     order = ranking.rerank(np.arange(len(first))[None], odds_K[None])[0]
     matched = [replace(found[at], match=float(1 / (1 + np.exp(-odds_K[at])))) for at in order]

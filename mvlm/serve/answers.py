@@ -17,12 +17,12 @@ from mvlm.data.images.decode import BadImage, Decoded, load_image
 from mvlm.data.images.encoded import PIXEL_LIMIT
 from mvlm.data.images.transforms import eval_view
 from mvlm.data.samples.padding import BatchTokenizer
-from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.data.shards.corpus import UnreadableRow
 from mvlm.data.shards.mixture import Mixture, held_out
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import image_examples, pictures_of
+from mvlm.evaluate.settings import reading_of
 from mvlm.model import masking
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.predict.words import blank_image, guess_words, likeliest, mask_words
@@ -52,10 +52,10 @@ class Answers:
 
     def __init__(self, loaded: Loaded[MaskVLM], index: ImageIndex | None, device: torch.device) -> None:
         self.loaded, self.index, self.device = loaded, index, device
-        config, self.model = loaded.config, loaded.model
-        self.tokenizer = load_tokenizer(str(loaded.tokenizer_folder))
-        self.tokens = BatchTokenizer(self.tokenizer, config.data.text_length)
-        self.block = config.objectives.image_mask_block
+        self.model, objectives = loaded.model, loaded.blueprint.objectives
+        self.tokenizer, length, self.side = reading_of(loaded)
+        self.tokens = BatchTokenizer(self.tokenizer, length)
+        self.block, self.masked_share = objectives.image_mask_block, objectives.image_mask_ratio
         self.squares = masking.block_grid(self.model.grid, self.block)
         self.samples = _samples(self._shards())
         self.metadata = Metadata(index) if index else None
@@ -65,7 +65,7 @@ class Answers:
         return {
             "step": self.loaded.step,
             "squares": self.squares,
-            "hidden_share": self.loaded.config.objectives.image_mask_ratio,
+            "hidden_share": self.masked_share,
             "images": len(self.index) if self.index else 0,
             "samples": [{"caption": s.caption, "picture": data_url(s.picture)} for s in self.samples],
         }
@@ -142,7 +142,7 @@ class Answers:
         Raises:
             UserError: it is no picture, or none of that number is here.
         """
-        view_CHW = eval_view(Decoded(self._decoded(picture)), self.loaded.config.model.image_size)
+        view_CHW = eval_view(Decoded(self._decoded(picture)), self.side)
         return torch.from_numpy(view_CHW)[None].to(self.device)
 
     def _decoded(self, picture: AskedPicture) -> Image.Image:
@@ -168,7 +168,7 @@ class Answers:
 
     def _shards(self) -> Mixture | None:
         """Where samples come from: the index's corpus, or what the run is evaluated on; neither need be here."""
-        data = self.loaded.config.data
+        data = self.loaded.data
         try:
             return self.index.shards if self.index else held_out(data) if data.eval else None
         except UserError:

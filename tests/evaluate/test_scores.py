@@ -36,7 +36,7 @@ CPU = torch.device("cpu")
 def loaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer().save_pretrained(folder)
-    return Loaded(make_model(), folder, CONFIG, step=7, fingerprint="f00")
+    return Loaded(make_model(), folder, CONFIG.blueprint, CONFIG.data, CONFIG.eval, step=7, fingerprint="f00")
 
 
 @pytest.fixture(scope="module")

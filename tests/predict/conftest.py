@@ -15,7 +15,7 @@ SENTENCES = [caption for of_image in CAPTIONS for caption in of_image]
 def loaded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     make_tokenizer().save_pretrained(folder)
-    return Loaded(make_model(), folder, CONFIG, step=7)
+    return Loaded(make_model(), folder, CONFIG.blueprint, CONFIG.data, CONFIG.eval, step=7)
 
 
 @pytest.fixture(scope="session")

@@ -31,8 +31,9 @@ def tuned(tmp_path_factory):
         make_tokenizer().save_pretrained(folder)
         (folder / ANSWERS).write_text(json.dumps(list(GIVEN)))
         torch.manual_seed(1)
-        config = replace(CONFIG, task=Task(name=task))
-        return Loaded(build_model(config.blueprint, make_tokenizer(), classes).eval(), folder, config, step=3)
+        blueprint = replace(CONFIG.blueprint, task=Task(name=task))
+        model = build_model(blueprint, make_tokenizer(), classes).eval()
+        return Loaded(model, folder, blueprint, CONFIG.data, CONFIG.eval, step=3)
 
     return made
 

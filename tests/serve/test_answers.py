@@ -92,7 +92,7 @@ def test_the_words_that_were_chosen_are_guessed_with_each_picture(client, loaded
 
 
 def test_all_tokens_of_a_word_are_hidden_and_no_others(loaded):
-    tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.config.data.text_length)
+    tokens = BatchTokenizer(load_tokenizer(str(loaded.tokenizer_folder)), loaded.blueprint.text_length)
     words = ["a", "zyxwv", "red", "circle,", "😀"]
     masked = mask_words(tokens, words, [4, 1])
     spans = tokens.spans(" ".join(words))

@@ -152,7 +152,7 @@ def test_retrieval_has_its_two_losses_alone(train_here: TrainHere, pretrained: P
     assert train_here(tmp_path / "run", *words) == 0
     lines = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
     assert all(line["loss"] == pytest.approx(line["itc"] + line["itm"]) and "text" not in line for line in lines)
-    assert load_run(tmp_path / "run").config.objectives.image == 0
+    assert load_run(tmp_path / "run").blueprint.objectives.image == 0
 
 
 def test_mistakes_are_told_in_a_sentence(
