@@ -142,7 +142,6 @@ WHOLE_CONFIG = (
     "mvlm/cli/",
     "mvlm/config/",
     "mvlm/decay/",  # begins runs
-    "mvlm/report/facts.py",  # the same
     "mvlm/training/fit/",
 )
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""

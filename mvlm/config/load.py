@@ -153,6 +153,15 @@ def require_training_data(config: Config, where: str) -> None:
         raise UserError(f"{where} names no data.train: add data.train=SHARDS, made by `mvlm-data shard`.")
 
 
+def flat(config: Config) -> dict[str, Any]:
+    """Every value by its `table.key`."""
+    return {
+        f"{table.name}.{field.name}": getattr(getattr(config, table.name), field.name)
+        for table in dataclasses.fields(config)
+        for field in dataclasses.fields(getattr(config, table.name))
+    }
+
+
 def dump_config(config: Config) -> str:
     """The configuration as TOML that `load_config` reads back to an equal `Config`."""
     lines = []

@@ -136,7 +136,7 @@ def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
         the mean loss of the last log lines, and every number of the evaluation at that very step.
     """
     facts, ends = read_facts(trunk), [read_facts(branch.folder) for branch in branches]
-    batch, metric = facts.config.train.global_batch, _metric(ends)
+    batch, metric = facts.global_batch, _metric(ends)
     found = [
         {
             "at": branch.at,

@@ -34,7 +34,7 @@ def model_card(run: Path, name: str) -> str:
     """
     checkpoint = find_checkpoint(run)
     facts = read_facts(checkpoint.parent.parent, described_in(checkpoint))
-    config, task = facts.config, facts.config.task
+    blueprint, task = facts.blueprint, facts.blueprint.task
     with open_weights(checkpoint) as tensors:
         parameters = sum(math.prod(tensor.shape) for tensor in tensors.values())
     state = read_json(checkpoint / STATE) or {}
@@ -53,34 +53,35 @@ def model_card(run: Path, name: str) -> str:
         steps=f"{facts.described['steps']:,}",
         averaged=is_averaged(checkpoint),
         data=_data(facts),
-        config=config,
+        text_length=blueprint.text_length,
+        image_size=blueprint.model.image_size,
         recipe=_recipe(facts),
         numbers=_numbers(facts),
-        started=_started(config.model, config.checkpoint.init),
+        started=_started(blueprint.model, facts.settings["checkpoint.init"]),
     )
 
 
 def _data(facts: RunFacts) -> list[str]:
     """The corpora by the last parts of their places, which alone mean something elsewhere."""
-    data = facts.config.data
+    data = facts.data
     names = [f"trained on `{'/'.join(Path(place).parts[-2:])}`" for place in data.train]
     names += [f"held out: `{'/'.join(Path(place).parts[-2:])}`" for place in data.eval]
     return [*names, f"{facts.described['rows']:,} rows an epoch"]
 
 
 def _recipe(facts: RunFacts) -> dict[str, Any]:
-    config, described = facts.config, facts.described
-    losses = {name: config.objectives.weight(name) for name in ("image", "text", "itc", "itm")}
+    blueprint, settings, described = facts.blueprint, facts.settings, facts.described
+    losses = {name: blueprint.objectives.weight(name) for name in ("image", "text", "itc", "itm")}
     recipe = {
-        "losses": ", ".join(f"{name} {weight:g}" for name, weight in losses.items() if weight) or config.task.name,
-        "global batch": config.train.global_batch,
-        "learning rate, encoders'": f"{config.optim.lr:g}, {config.optim.encoder_lr:g}",
-        "weight decay": config.optim.weight_decay,
-        "image encoder": config.model.vision,
-        "text encoder": config.model.text,
+        "losses": ", ".join(f"{name} {weight:g}" for name, weight in losses.items() if weight) or blueprint.task.name,
+        "global batch": facts.global_batch,
+        "learning rate, encoders'": f"{settings['optim.lr']:g}, {settings['optim.encoder_lr']:g}",
+        "weight decay": settings["optim.weight_decay"],
+        "image encoder": blueprint.model.vision,
+        "text encoder": blueprint.model.text,
         "ranks, ZeRO stage": f"{described['world']}, {described['zero_stage']}",
         "device": described["device"],
-        "seed": config.run.seed,
+        "seed": blueprint.seed,
     }
     return recipe | {name: number for name, number in described["versions"].items() if name in ("torch", "deepspeed")}
 

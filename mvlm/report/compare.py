@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ def corpora(facts: RunFacts) -> list[CorpusYield]:
         UserError: a yield.json is damaged.
     """
     found = []
-    for place in facts.config.data.train:
+    for place in facts.data.train:
         folder = Path(place)
         content = read_json(folder / YIELD) or read_json(folder.parent / YIELD)
         if content:
@@ -55,9 +54,7 @@ def corpora(facts: RunFacts) -> list[CorpusYield]:
 
 def _settings(facts: RunFacts) -> dict[str, str]:
     """Every setting of a run by its TOML name, then its layout and versions; where it lies is no difference."""
-    tables = dataclasses.asdict(facts.config)
-    del tables["run"]["dir"]
-    values = {f"{table}.{key}": _text(value) for table, keys in tables.items() for key, value in keys.items()}
+    values = {key: _text(value) for key, value in facts.settings.items() if key != "run.dir"}
     layout = {name.replace("_", " "): _text(facts.described[name]) for name in LAYOUT if name in facts.described}
     return values | layout | {name: str(version) for name, version in facts.described.get("versions", {}).items()}
 

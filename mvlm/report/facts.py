@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mvlm.checkpoint.description import CONFIG, EVALUATIONS, LEDGER, METRICS, RUN_JSON
-from mvlm.config.load import load_stored_config
-from mvlm.config.schema import Config
+from mvlm.config.load import flat, load_stored_config
+from mvlm.config.schema import Blueprint, Data, Eval
 from mvlm.errors import UserError
 
 Curve = tuple[list[int], list[float]]
@@ -19,11 +19,21 @@ Curve = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class RunFacts:
+    """
+    Attributes:
+        described: run.json.
+        settings: every value of config.toml by its `table.key`; `blueprint`, `data` and `eval` are some of them.
+        metrics: by step, ascending; of a repeated step the last.
+    """
+
     folder: Path
     name: str
-    described: dict[str, Any]  # run.json
-    config: Config
-    metrics: dict[int, dict[str, Any]]  # by step, ascending; of a repeated step the last
+    described: dict[str, Any]
+    settings: dict[str, Any]
+    blueprint: Blueprint
+    data: Data
+    eval: Eval
+    metrics: dict[int, dict[str, Any]]
     written: datetime
 
     def curve(self, key: str) -> Curve:
@@ -36,6 +46,10 @@ class RunFacts:
         """The lines of stages.jsonl; none of a run without stages."""
         path = self.folder / LEDGER
         return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
+
+    @property
+    def global_batch(self) -> int:
+        return int(self.settings["train.global_batch"])
 
     @property
     def last_step(self) -> int:
@@ -54,13 +68,16 @@ def read_facts(folder: Path, description: Path | None = None) -> RunFacts:
     described = read_json((description or folder) / RUN_JSON)
     if described is None:
         raise UserError(f"No run at {folder}: it holds no run.json; give a folder that `mvlm train` wrote.")
-    metrics = folder / METRICS
+    config, metrics = load_stored_config((description or folder) / CONFIG), folder / METRICS
     written = (metrics if metrics.exists() else (description or folder) / RUN_JSON).stat().st_mtime
     return RunFacts(
         folder,
         folder.resolve().name,
         described,
-        load_stored_config((description or folder) / CONFIG),
+        flat(config),
+        config.blueprint,
+        config.data,
+        config.eval,
         _merged(_read_metrics(metrics), _read_metrics(folder / EVALUATIONS)),
         datetime.fromtimestamp(written).astimezone(),
     )

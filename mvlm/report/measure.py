@@ -65,21 +65,21 @@ def measure(facts: RunFacts, device: torch.device) -> Measured:
     """
     retrieval, reconstruction = (read_json(facts.folder / f"{task}.json") for task in ("retrieval", "reconstruction"))
     known = Measured(retrieval=retrieval, reconstruction=reconstruction)
-    if facts.config.task.is_labelled:
-        return replace(known, notes=[f"Fine-tuned for {facts.config.task.name}: its scores are among the curves."])
-    if not facts.config.data.eval:
+    if (task := facts.blueprint.task).is_labelled:
+        return replace(known, notes=[f"Fine-tuned for {task.name}: its scores are among the curves."])
+    if not facts.data.eval:
         return replace(known, notes=["The run names no evaluation data (data.eval): no examples, no further numbers."])
     if not (facts.folder / CHECKPOINTS / LATEST).exists():
         return replace(known, notes=["The run has saved no checkpoint yet: no examples, no further numbers."])
     try:
-        mixture = held_out(facts.config.data)
+        mixture = held_out(facts.data)
     except UserError as error:
         return replace(known, notes=[f"The evaluation data cannot be opened: {error}"])
     return _with_model(facts, load_run(facts.folder, device), mixture, known, device)
 
 
 def _with_model(facts: RunFacts, loaded: Loaded, mixture: Mixture, known: Measured, device: torch.device) -> Measured:
-    model, settings, notes = loaded.model, facts.config.eval, []
+    model, settings, notes = loaded.model, facts.eval, []
     reading = reading_of(loaded)
     pool = dataset = EvalDataset(mixture, *reading, settings.limit)
     if known.retrieval and len(dataset) > POOL:

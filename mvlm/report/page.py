@@ -87,20 +87,20 @@ def render(runs: Sequence[tuple[RunFacts, Measured]], now: datetime) -> str:
 
 def about(facts: RunFacts) -> list[tuple[str, str]]:
     """The head of a run: name and value of what tells it from others."""
-    described, config = facts.described, facts.config
+    described, data, model = facts.described, facts.data, facts.blueprint.model
     versions = ", ".join(f"{name} {version}" for name, version in described.get("versions", {}).items())
     hosts = sorted(set(described.get("hosts", [])))
     steps = f"{facts.last_step:,} of {described['steps']:,}" if "steps" in described else f"{facts.last_step:,}"
     stages = facts.stages
-    seen = stages[-1]["samples"][1] if stages else facts.last_step * config.train.global_batch
+    seen = stages[-1]["samples"][1] if stages else facts.last_step * facts.global_batch
     rows = [
         ("Last step written", f"{facts.written:%Y-%m-%d %H:%M %Z}"),
-        ("Steps", f"{steps}, of {config.train.global_batch} pairs; {seen:,} pairs seen"),
+        ("Steps", f"{steps}, of {facts.global_batch} pairs; {seen:,} pairs seen"),
         ("Stages", "; ".join(map(_stage, stages))),
         ("Best checkpoint", _best(facts)),
-        ("Training data", _data(config.data.train, described.get("rows"))),
-        ("Evaluation data", _data(config.data.eval, None) if config.data.eval else "none"),
-        ("Model", f"{config.model.vision} at {config.model.image_size} px, {config.model.text}"),
+        ("Training data", _data(data.train, described.get("rows"))),
+        ("Evaluation data", _data(data.eval, None) if data.eval else "none"),
+        ("Model", f"{model.vision} at {model.image_size} px, {model.text}"),
         ("Parameters", f"{described['parameters'] / 1e6:.1f} M" if "parameters" in described else ""),
         ("Ran on", _layout(described, hosts)),
         ("Versions", versions),
@@ -149,7 +149,7 @@ def _best(facts: RunFacts) -> str:
     """The best checkpoint, and what its evaluation found, by eval.select."""
     if (folder := best_checkpoint(facts.folder)) is None:
         return ""
-    step, metric = step_of(folder), facts.config.eval.select
+    step, metric = step_of(folder), facts.eval.select
     value = facts.metrics.get(step, {}).get(metric)
     return f"step {step:,}" + (f", {metric} {value:.4g}" if value is not None else "")
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from mvlm.checkpoint.state import TrainState
-from mvlm.config.load import given_keys, load_config, load_stored_config
+from mvlm.config.load import flat, given_keys, load_config, load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from mvlm.training.checkpoint.resume import Start
-from mvlm.training.fit.settings import ON_RESUME, OnResume, Resumed, flat, resume_config
+from mvlm.training.fit.settings import ON_RESUME, OnResume, Resumed, resume_config
 from mvlm.training.health import anomaly
 from mvlm.training.schedule import schedule_steps
 from tests.training.conftest import KEPT, Resume, kept_words, read_metrics

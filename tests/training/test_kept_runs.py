@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from mvlm.config import load as configuration
-from mvlm.config.load import load_stored_config
+from mvlm.config.load import flat, load_stored_config
 from mvlm.config.schema import Checkpoint, Config, Objectives, Optim
-from mvlm.training.fit.settings import flat
 from tests.training.conftest import KEPT, Resume, losses_by_step
 
 OTHER_DEFAULTS: dict[type, dict[str, Any]] = {

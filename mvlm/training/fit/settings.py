@@ -16,7 +16,7 @@ from typing import Any
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.state import TrainState
-from mvlm.config.load import load_stored_config
+from mvlm.config.load import flat, load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.toml import as_toml
 from mvlm.config.validate import check_ranges
@@ -181,15 +181,6 @@ def merge_settings(
 
 def alter_loss(changed: Changed) -> bool:
     return any(key.startswith(ALTERS_LOSS) for key in changed)
-
-
-def flat(config: Config) -> dict[str, Any]:
-    """Every value by its `table.key`."""
-    return {
-        f"{table.name}.{field.name}": getattr(getattr(config, table.name), field.name)
-        for table in dataclasses.fields(config)
-        for field in dataclasses.fields(getattr(config, table.name))
-    }
 
 
 def _config_of(settings: dict[str, Any]) -> Config:

@@ -13,7 +13,7 @@ from pathlib import Path
 from mvlm.checkpoint.description import CONFIG, STAGES, described_in
 from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.state import DataStream, StageState, TrainState
-from mvlm.config.load import LENGTHS, load_stored_config
+from mvlm.config.load import LENGTHS, flat, load_stored_config
 from mvlm.config.schema import Config
 from mvlm.config.stages import Stages, Table, draws_alike, keys_of, load_stored_stages, make_stages
 from mvlm.data.loading.sampler import order_of
@@ -27,7 +27,6 @@ from mvlm.training.fit.settings import (
     Resumed,
     alter_loss,
     changes,
-    flat,
     kept_settings,
     merge_settings,
 )
