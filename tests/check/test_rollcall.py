@@ -14,7 +14,7 @@ from mvlm.check.nodes import check, facts
 from mvlm.check.nodes.rollcall import RollCall
 from mvlm.check.nodes.verdict import findings
 from mvlm.errors import UserError
-from mvlm.runtime import rendezvous
+from mvlm.runtime import dist, rendezvous
 from tests.ranks import run_ranks
 
 PATIENCE = 120.0
@@ -33,12 +33,18 @@ def preflight(folder: str) -> int:
 
     rendezvous.Rendezvous.peek = measured  # type: ignore[method-assign]
     check.socket = SimpleNamespace(gethostname=lambda: f"n{rank}")  # type: ignore[attr-defined]
-    check.bus_bandwidth, check.latency_s, facts.matmul_flops = (lambda: 1e10), (lambda: 1e-4), (lambda: 1e12)
+    check.bus_bandwidth, check.latency_s, facts.matmul_flops = exchanged, (lambda: 1e-4), (lambda: 1e12)
     calls = RollCall(f"n{rank}", PATIENCE)
     found = check.survey(calls, Path(folder) / "run", False, PATIENCE)
     judged = None if found is None else {"pairs": len(found.standings.speeds), "sentences": findings(found)}
     (Path(folder) / f"{rank}.json").write_text(json.dumps({"longest": longest, "judged": judged}))
     return calls.close(7) - 7
+
+
+def exchanged() -> float:
+    """A given speed, once the ranks of the group have all come."""
+    dist.barrier()
+    return 1e10
 
 
 def test_what_a_rank_gets_is_as_long_where_there_are_more(tmp_path: Path) -> None:
