@@ -39,6 +39,7 @@ class CountingStore(torch_dist.Store):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__()
         self.inner, self.requests, self.given = torch_dist.TCPStore(*args, **kwargs), Counter[str](), 0
+        self.given_of = Counter[str]()  # by what follows `Rendezvous`'s own prefix
 
     def set(self, key: str, value: Any) -> None:
         self.requests["set"] += 1
@@ -48,6 +49,7 @@ class CountingStore(torch_dist.Store):
         self.requests["get"] += 1
         value: bytes = self.inner.get(key)
         self.given += len(value)
+        self.given_of[key.split("/")[2]] += len(value)
         return value
 
     def add(self, key: str, value: int) -> int:

@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def counted(ranks: int) -> dict[str, Any]:
-    """Requests and bytes of rank 0, of the busiest of the others and of all together."""
+    """Requests, and bytes of words and of addresses: of rank 0, the busiest of the others and all together."""
     context = get_context("fork")
     answers, port = context.SimpleQueue(), free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,8 @@ def survey(rank: int, ranks: int, port: int, folder: Path, answers: Any) -> None
     calls = rollcall.RollCall(f"node-{rank:05d}", PATIENCE_S)
     with contextlib.redirect_stdout(io.StringIO()):
         found = check.survey(calls, folder / "run", False, 4 * PATIENCE_S)
-    counts = {"requests": sum(stores[0].requests.values()), "bytes": stores[0].given}
+    words = sum(stores[0].given_of[kind] for kind in ("tasks", "words", "end"))
+    counts = {"requests": sum(stores[0].requests.values()), "words": words, "addresses": stores[0].given - words}
     answers.put((rank, counts | ({"findings": verdict.findings(found)} if found else {})))
     calls.close(0)
 
