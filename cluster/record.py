@@ -100,6 +100,14 @@ def last_training_line(run_folder: Path) -> dict[str, Any] | None:
     return next(_training_lines(run_folder), None)
 
 
+def latest_checkpoint(run_folder: Path) -> str | None:
+    """The name of the folder in `checkpoints` that a run would resume from."""
+    try:
+        return (run_folder / CHECKPOINTS / "latest").read_text(encoding="utf-8").strip() or None
+    except OSError:
+        return None
+
+
 def newest_step(run_folder: Path) -> int:
     """The highest that the run has reported lately or saved; 0 before its first."""
     reported = (metrics["step"] for metrics in _training_lines(run_folder))

@@ -129,6 +129,9 @@ IMPORTED_LATE = {
 }
 """Files and folders that import inside functions what is always there, and why."""
 
+RAY_DOCUMENTED = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
+"""The one name that Ray's reference has at that place; all others of Ray Train are in `ray.train`."""
+
 CLUSTER_MAY = {
     "mvlm.config.shipped",
     "mvlm.config.toml",
@@ -211,6 +214,10 @@ def problems(path: str, source: str) -> list[str]:
         late = {name for name, inside in statements(ast.parse(source), package) if inside}
         late = {name for name in late if not any(within(name, one) for one in OPTIONAL) and "_triton." not in name}
         found += [f"imports {name} inside a function" for name in late]
+    of_ray = {name for name in names if within(name, "ray")} - {RAY_DOCUMENTED}
+    found += [f"imports {name}" for name in of_ray if "._" in name or within(name, "ray.train.v2")]
+    if parts[0] in OURS and re.search(r"^(?! *(from|import) ).*\bray(\.\w+)*\._[a-z]", source, re.M):
+        found.append("uses what is Ray's own")
     strangers = {name for name in names if name.split(".")[0] in OURS} - own
     if parts[0] == "data_tools":
         strangers = {name for name in strangers if not any(within(name, module) for module in DATA_TOOLS_MAY)}
@@ -301,6 +308,9 @@ def test_the_check_finds_a_circle() -> None:
         ("data_tools/new.py", "from mvlm.data.samples import tokenizer", "mvlm.data.samples.tokenizer"),
         ("cluster/new.py", "from mvlm.config.schema import Run", "mvlm.config.schema.Run"),
         ("cluster/new.py", "from mvlm.runtime import dist", "mvlm.runtime.dist"),
+        ("cluster/new.py", "from ray._private import state", "ray._private.state"),
+        ("cluster/new.py", "from ray.train._internal import session", "ray.train._internal.session"),
+        ("cluster/new.py", "from ray.train.v2.api.config import RunConfig", "ray.train.v2.api.config.RunConfig"),
     ],
 )
 def test_the_check_finds_a_forbidden_import(path: str, source: str, imports: str) -> None:
@@ -312,6 +322,7 @@ def test_the_check_finds_a_forbidden_name_and_length_and_a_part_that_takes_too_m
         assert problems(path, "from mvlm.config.schema import Config") == ["takes the whole Config"]
     assert problems("mvlm/data/utils.py", "") == ["it is called utils"]
     assert problems("mvlm/data/long.py", "\n" * 400) == ["it has 400 lines"]
+    assert problems("cluster/new.py", "import ray\nray._private.state.nodes()") == ["uses what is Ray's own"]
 
 
 def test_the_check_lets_through_what_is_allowed() -> None:

@@ -58,16 +58,18 @@ class Coordinator:
             self._record = read_record(self._logs)
         self._now: RunningAttempt | None = None
         self._ending = ""  # the reason
+        self._restarts = self._restarts_left = spec.job.requeue
+        self._judged = 0  # the attempt that the latest verdict was about
         self._steps: list[int] = []  # the newest after each attempt
         self._metrics: dict[str, Any] | None = None
 
     async def begin(self, world: int) -> int | None:
         """Begin an attempt, asked by its rank 0; its number, or None where the job is ending and none is to begin."""
-        if self._ending:
-            return None
         if self._now:
             self._now.over.set()
             self._close(self._now)
+        if self._ending:
+            return None
         number = next_attempt(self._logs)
         attempt_folder(self._logs, number).mkdir(parents=True)
         self._now = RunningAttempt(JobAttempt(number, time.time()), world)
@@ -128,9 +130,11 @@ class Coordinator:
         Returns:
             Whether an attempt is in progress.
         """
-        if not self._ending:
-            self._ending = reason
-            self._say(f"{reason}: the ranks save and end")
+        self._end(f"{reason}: the ranks save and end")
+        return await self.is_running()
+
+    async def is_running(self) -> bool:
+        """Whether an attempt is in progress."""
         return self._now is not None and not self._now.over.is_set()
 
     async def drain(self, reason: str, seconds: float) -> None:
@@ -146,9 +150,20 @@ class Coordinator:
         except TimeoutError:
             self._say(f"ranks that had not ended after {seconds:.0f} s are ended now")
 
+    async def verdict(self) -> int | None:
+        """The job's exit code, asked when Ray Train has given up; None where another attempt is worth making."""
+        now = self._now
+        if now and now.attempt.number > self._judged:
+            self._judged = now.attempt.number
+            now.over.set()
+            self._close(now)
+            return (await self.exit_code()) if self._ending or _gravest(now.codes) in FINAL[1:] else None
+        self._count_restart()  # Ray has begun none
+        return (await self.exit_code()) if self._ending else None
+
     async def exit_code(self) -> int:
-        """Of the last attempt; of a bug where it did not come to an end."""
-        return _gravest(self._now.codes if self._now else {}) or ExitCode.BUG
+        """Of the last attempt; where it did not come to an end, of a bug, or of a job that was told to end."""
+        return _gravest(self._now.codes if self._now else {}) or (ExitCode.REQUEUE if self._ending else ExitCode.BUG)
 
     def _current(self, attempt: int) -> RunningAttempt | None:
         return self._now if self._now and self._now.attempt.number == attempt else None
@@ -163,9 +178,21 @@ class Coordinator:
             self._steps.append(attempt.step)
             self._say(f"attempt {attempt.number} {describe_exit(attempt.exit_code)}")
             if is_stuck(self._steps) and attempt.exit_code not in FINAL:
-                self._ending = describe_stuck(attempt.step)
-                self._say(self._ending)
+                self._end(describe_stuck(attempt.step))
+            elif attempt.exit_code not in FINAL and not now.stop:
+                self._count_restart()
             self._record.save(self._logs)
+
+    def _count_restart(self) -> None:
+        self._restarts_left -= 1
+        if self._restarts_left < 0:
+            self._end(f"job.requeue allows {self._restarts} restarts, which have been made")
+
+    def _end(self, reason: str) -> None:
+        """There is to be no other attempt."""
+        if not self._ending:
+            self._ending = reason
+            self._say(reason)
 
     def _say(self, sentence: str) -> None:
         print(f"cluster: {sentence}", flush=True)

@@ -10,19 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.train.v2._internal.execution.callback import ControllerCallback
-from ray.train.v2._internal.execution.controller.state import PreemptingState, ResizingState
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer  # TorchTrainer's has each worker import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..processes import PATIENCE
+from ..logs import next_attempt
 from .coordinator import Coordinator
+from .room import Growth, find_room
 from .spec import RayJobSpec
 from .worker import run_rank
 
-RESIZE_SECONDS = 10.0  # between two looks for nodes that have come
 REPORT_SECONDS = 1.0
 ACTOR = "mvlm coordinator of "  # a run's folder
 
@@ -40,28 +37,42 @@ def train(spec: RayJobSpec, report: Callable[[dict[str, Any]], None] | None = No
     coordinator = _start_coordinator(spec)
     if report:
         threading.Thread(target=_relay, args=(coordinator, report), daemon=True).start()
-    least, most = spec.ranks()
-    callbacks: list[Any] = [DrainBeforeResize(coordinator)]
-    run_config: Any = RunConfig(  # Any: Ray's annotations still name the classes of Train's first version
-        name="train",
-        storage_path=str(Path(spec.logs) / "ray"),
-        failure_config=FailureConfig(max_failures=spec.job.requeue, controller_failure_limit=-1 if waits else 0),
-        callbacks=callbacks,
-    )
+    most = spec.job.nodes
+    least = spec.job.min_nodes or most
+    while True:
+        nodes = most if least == most else find_room(spec, least, most, waits)
+        growth = Growth(spec, coordinator, most - nodes)
+        growth.start()
+        try:
+            result: Any = _trainer(spec, coordinator, nodes, waits).fit()
+            return result.return_value
+        except TrainingFailedError:
+            code = ray.get(coordinator.verdict.remote())
+            if code is not None or least == most or not waits:
+                return code if code is not None else ray.get(coordinator.exit_code.remote())
+        finally:
+            growth.end()
+
+
+def _trainer(spec: RayJobSpec, coordinator: Any, nodes: int, waits: bool) -> DataParallelTrainer:
+    """Starts all workers again after a fault; where nodes may come and go, `train` does, by what is there then."""
+    elastic = bool(spec.job.min_nodes) and spec.job.min_nodes < spec.job.nodes
+    restarts = 0 if elastic else -1  # which are worth it, and how many, the coordinator says
+    storage, name = Path(spec.logs) / "ray", f"from-attempt-{next_attempt(Path(spec.logs)):03d}"
+    limits: dict[str, Any] = {  # Any: a type checker reads the classes of Train's first version
+        "max_failures": restarts,
+        "max_preemption_failures": restarts,
+        "controller_failure_limit": -1 if waits and not elastic else 0,
+    }
+    run_config = RunConfig(name=name, storage_path=str(storage), failure_config=FailureConfig(**limits))
     scaling_config = ScalingConfig(
-        num_workers=most if least == most else (least, most),
+        num_workers=nodes * spec.job.ranks_per_node,
         use_gpu=bool(spec.job.gpus_per_node),
         resources_per_worker=spec.resources(),
         placement_strategy="PACK",
-        elastic_resize_monitor_interval_s=RESIZE_SECONDS,
     )
-    start_rank = functools.partial(run_rank, spec, coordinator)
-    trainer = DataParallelTrainer(start_rank, scaling_config=scaling_config, run_config=run_config)
-    try:
-        result: Any = trainer.fit()
-    except TrainingFailedError:
-        return ray.get(coordinator.exit_code.remote())
-    return result.return_value
+    start_rank = functools.partial(run_rank, spec, coordinator, storage / name)
+    return DataParallelTrainer(start_rank, scaling_config=scaling_config, run_config=run_config)
 
 
 def _start_coordinator(spec: RayJobSpec) -> Any:
@@ -79,21 +90,3 @@ def _relay(coordinator: Any, report: Callable[[dict[str, Any]], None]) -> None:
             report(line)
             reported = line
         time.sleep(REPORT_SECONDS)
-
-
-class DrainBeforeResize(ControllerCallback):
-    """Lets ranks save before Ray Train takes their workers away on purpose.
-
-    Ray Train ends the workers at once when it resizes their group, and everything since the last checkpoint would be
-    repeated. Its public callbacks are not told of it; this one is of its developers' interface, as of Ray 2.60.
-    """
-
-    def __init__(self, coordinator: Any) -> None:
-        self._coordinator = coordinator
-
-    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
-        """Wait for the ranks before a resize; do not wait before a node is taken away, which Ray does itself."""
-        if isinstance(current_state, ResizingState):
-            ray.get(self._coordinator.drain.remote("nodes have come or gone", PATIENCE))
-        elif isinstance(current_state, PreemptingState) and not isinstance(previous_state, PreemptingState):
-            self._coordinator.drain.remote("a node is about to go", PATIENCE)

@@ -20,14 +20,13 @@ from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
 
-from mvlm.errors import ExitCode
-
 from ..attempt import describe_exit, shell_code
 from ..environment import for_process, free_port
 from ..logs import attempt_folder, attempt_numbers, rank_log
 from ..processes import MARK, PATIENCE, Stopper, send
 from ..record import last_training_line, newest_step
 from .coordinator import AttemptOutcome
+from .meetings import Meetings
 from .spec import RayJobSpec
 
 BEAT_SECONDS = 0.5
@@ -41,11 +40,12 @@ class RankFailed(Exception):
     """Ray Train starts the workers again for it, as often as the job allows."""
 
 
-def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
+def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
     """Run the rank of this worker to its end; called by Ray Train on each worker.
 
     Args:
         coordinator: handle of the actor.
+        reports: folder of Ray Train's own for this run.
 
     Returns:
         The exit code of an attempt after which there is to be no other.
@@ -60,7 +60,7 @@ def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
         attempt = ray.get(coordinator.begin.remote(world))
     attempt, master, port = broadcast_from_rank_zero((attempt, host, port))
     if attempt is None:
-        return ExitCode.REQUEUE
+        return ray.get(coordinator.exit_code.remote())
     coordinator.rank_placed.remote(rank, host)
     _end_earlier_attempts(Path(spec.logs), attempt)
     ranks = {"RANK": rank, "LOCAL_RANK": context.get_local_rank(), "WORLD_SIZE": world}
@@ -78,11 +78,14 @@ def run_rank(spec: RayJobSpec, coordinator: Any) -> int:
             stderr=subprocess.STDOUT,
             start_new_session=True,  # what ends this worker must not reach a rank that is saving
         )
+    meetings = Meetings(Path(spec.run_folder), reports, coordinator, attempt, rank)
+    meetings.start()
     try:
         outcome = RankWatch(process, coordinator, spec, attempt, rank).run()
     except BaseException:
         process.terminate()  # the driver has died, and Ray is about to end this worker: save
         raise
+    meetings.end()
     if not outcome.final:
         raise RankFailed(f"Attempt {attempt} {describe_exit(outcome.exit_code)}; rank {rank} logs in {log}.")
     return outcome.exit_code

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # A real Ray cluster on nodes.sh: node "head" and workers w1..wN, each with its own /tmp/ray and /dev/shm.
-#   ray_cluster.sh up DIR [WORKERS] [CPUS]    boot them (2) and start Ray on the head (2 cpus); `ray` must be on PATH
+#   ray_cluster.sh up DIR [WORKERS] [CPUS] [redis]  boot them (2) and start Ray on the head (2 cpus); `ray` must be on PATH;
+#                                             with Ray's own state in a Redis on another node "redis", which outlives the head
 #   ray_cluster.sh down DIR
 #   ray_cluster.sh on DIR NODE cmd...         with RAY_ADDRESS and RAY_API_SERVER_ADDRESS set
+#   ray_cluster.sh head DIR [CPUS]            start Ray on the head, at first or after it was lost
 #   ray_cluster.sh worker DIR NODE [CPUS]     start Ray on a worker node, at first or after it was lost
 set -euo pipefail
 export NODES_NET=${NODES_NET:-10.232.0}
@@ -21,6 +23,20 @@ export RAY_metrics_report_interval_ms=1000
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/ray_token
 STORE=$((100 * 1024 * 1024))
 
+redis() {
+  node_on redis redis-server --bind "$(node_ip redis)" --port 6379 --protected-mode no --save "" --appendonly no \
+    --daemonize yes --dir "$DIR" --logfile "$DIR/redis.log" >>"$DIR/redis.log"
+}
+
+head() { # CPUS
+  if [ -n "$(node_ip redis)" ]; then
+    export RAY_REDIS_ADDRESS="$(node_ip redis):6379" RAY_external_storage_namespace=tests
+  fi
+  node_on head ray start --head --node-ip-address="$(node_ip head)" --port=6379 --node-name=head \
+    --num-cpus="$1" --object-store-memory=$STORE --dashboard-host="$(node_ip head)" >>"$DIR/head.log" 2>&1 ||
+    { cat "$DIR/head.log" >&2; exit 1; }
+}
+
 worker() { # NODE CPUS; Ray gives a raylet 30 s to start, which a loaded machine may not keep
   for _ in 1 2 3; do
     node_on "$1" ray start --address="$(node_ip head):6379" --node-ip-address="$(node_ip "$1")" \
@@ -33,11 +49,11 @@ case $verb in
   up)
     count=${1:-2}; cpus=${2:-2}; names=()
     for i in $(seq "$count"); do names+=("w$i"); done
-    nodes_up head "${names[@]}"
+    nodes_up head "${names[@]}" ${3:+redis}
     [ -e "$RAY_AUTH_TOKEN_PATH" ] || (umask 077; od -An -tx1 -N32 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
-    node_on head ray start --head --node-ip-address="$(node_ip head)" --port=6379 --node-name=head \
-      --num-cpus="$cpus" --object-store-memory=$STORE --dashboard-host="$(node_ip head)" >>"$DIR/head.log" 2>&1 ||
-      { cat "$DIR/head.log" >&2; exit 1; } ;;
+    if [ -n "${3:-}" ]; then redis; fi
+    head "$cpus" ;;
+  head) head "${1:-2}" ;;
   down) nodes_down ;; # the pid namespaces take gcs, raylets, workers and the dashboard with them
   on) n=$1; shift; RAY_ADDRESS="$(node_ip head):6379" RAY_API_SERVER_ADDRESS="http://$(node_ip head):8265" node_on "$n" "$@" ;;
   worker) worker "$1" "${2:-2}" ;;

@@ -53,11 +53,16 @@ def cannot_run_here() -> str | None:
 
 
 class RayCluster:
-    """Nodes "head", "w1" and "w2"; Ray runs on the head, and on the others once they have joined."""
+    """Nodes "head", "w1" and "w2"; Ray runs on the head, and on the others once they have joined.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._script("up")
+    Args:
+        cpus: that Ray gives out on each.
+        redis: Ray keeps its state in a Redis on a node of its own.
+    """
+
+    def __init__(self, folder: Path, cpus: int = 2, redis: bool = False) -> None:
+        self.folder, self._cpus = folder, str(cpus)
+        self._script("up", "2", self._cpus, *(["redis"] if redis else []))
 
     def _script(self, verb: str, *words: str, script: str = SCRIPT) -> None:
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -65,7 +70,16 @@ class RayCluster:
         subprocess.run(command, env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
 
     def join(self, node: str) -> None:
-        self._script("worker", node)
+        self._script("worker", node, self._cpus)
+
+    def lose_head(self) -> None:
+        """As in a power failure; what the node had on its own is gone."""
+        self._script("kill", "head", script=NODES)
+
+    def start_head(self) -> None:
+        """Boot the node that was lost, and start Ray there."""
+        self._script("start", "head", script=NODES)
+        self._script("head", self._cpus)
 
     def cut(self, node: str) -> None:
         self._script("cut", node, script=NODES)

@@ -36,6 +36,17 @@ def test_an_undisturbed_job_is_done_in_one_attempt(plain):
     assert f"0: step {STEPS} " in seen.followed and "attempt 1 is done" in seen.followed
 
 
+def test_checkpoints_are_reported_to_ray_train_and_copied_nowhere(plain):
+    job, _ = plain
+    [reports] = (job.logs / "ray").iterdir()
+    last = f"step_{STEPS:08d}"
+    pointer = reports / f"001-{last}" / "checkpoint.json"
+    assert json.loads(pointer.read_text()) == {"path": str(job.run / "checkpoints" / last)}
+    of_ray = {path for path in reports.rglob("*") if path.is_file() and path.name != pointer.name}
+    assert all(path.parent == reports for path in of_ray), "the weights"
+    assert any(pointer.parent.name in path.read_text() for path in of_ray), "Ray knows of it"
+
+
 def test_ranks_log_into_files_of_their_own(plain):
     job, _ = plain
     assert [path.name for path in sorted((job.logs / "attempt-001").iterdir())] == [

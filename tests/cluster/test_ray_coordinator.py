@@ -10,10 +10,12 @@ from cluster.ray import coordinator as ray_coordinator
 from cluster.ray.coordinator import AttemptOutcome, Coordinator
 from cluster.ray.spec import RayJobSpec
 
+REQUEUE = 6
+
 
 @pytest.fixture
 def coordinator(tmp_path):
-    job = Job("small", "run.toml", "deepspeed.json", nodes=2)
+    job = Job("small", "run.toml", "deepspeed.json", nodes=2, requeue=REQUEUE)
     return Coordinator(RayJobSpec(job, [], str(tmp_path), "python", str(tmp_path / "run"), str(tmp_path / "logs")))
 
 
@@ -63,6 +65,49 @@ def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
     assert (
         "3 restarts in a row have made no step beyond 101" in (tmp_path / "logs/attempt-007/launcher.log").read_text()
     )
+
+
+def test_a_job_is_restarted_as_often_as_it_allows(coordinator, tmp_path):
+    """An attempt whose workers are lost counts; one that ends for nodes that have come does not."""
+
+    async def story():
+        for attempt in range(1, REQUEUE + 1):
+            assert await coordinator.begin(2) == attempt
+            await coordinator.heartbeat(attempt, {"step": attempt})
+        last = await coordinator.begin(2)
+        draining = asyncio.create_task(coordinator.drain("nodes have come", 10))
+        await asyncio.sleep(0)
+        assert await outcome(coordinator, last, {0: 75, 1: 75}) == AttemptOutcome(75, final=False)
+        await draining
+        last = await coordinator.begin(2)
+        await coordinator.heartbeat(last, {"step": last})
+        assert await outcome(coordinator, last, {0: 75, 1: 139}) == AttemptOutcome(139, final=True)
+        assert await coordinator.begin(2) is None
+        return await coordinator.exit_code()
+
+    assert asyncio.run(story()) == 139
+    logs = sorted((tmp_path / "logs").glob("attempt-*/launcher.log"))
+    assert f"job.requeue allows {REQUEUE} restarts" in logs[-1].read_text()
+
+
+def test_whether_another_attempt_is_made_where_ray_has_given_up(coordinator):
+    async def story():
+        first = await coordinator.begin(2)
+        await coordinator.heartbeat(first, {"step": 1})
+        verdicts = [await coordinator.verdict()]  # its workers were lost
+        verdicts += [await coordinator.verdict() for _ in range(REQUEUE - 1)]  # Ray has begun none
+        second = await coordinator.begin(2)
+        await outcome(coordinator, second, {0: 75, 1: 1})
+        return [*verdicts, await coordinator.verdict()]
+
+    assert asyncio.run(story()) == [None] * REQUEUE + [1]
+
+
+def test_a_job_for_which_ray_begins_nothing_ends(coordinator):
+    async def story():
+        return [await coordinator.verdict() for _ in range(REQUEUE + 1)]
+
+    assert asyncio.run(story()) == [None] * REQUEUE + [75]
 
 
 def test_a_rank_that_does_not_end_after_another_has_failed_is_given_up(coordinator, monkeypatch):

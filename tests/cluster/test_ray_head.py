@@ -1,0 +1,58 @@
+"""A real Ray that keeps its state in a Redis loses its head, with the driver of a job, and gets it back: a campaign."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from tests.cluster.ray_fixture import STEPS, RayCluster, RayJob, cannot_run_here, ray_jobs  # noqa: F401 - a fixture
+
+REASON = cannot_run_here() or (None if shutil.which("redis-server") else "needs apt-get install redis-server")
+pytestmark = [pytest.mark.campaign, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+
+@pytest.fixture(scope="module", name="cluster")
+def cluster_with_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
+    cluster = RayCluster(tmp_path_factory.mktemp("ray"), redis=True)
+    yield cluster
+    cluster.down()
+
+
+def alive(cluster: RayCluster) -> list[str]:
+    answer = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/v0/nodes"))
+    return sorted(node["node_name"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE")
+
+
+@pytest.fixture(scope="module")
+def lost(cluster: RayCluster, jobs: Callable[..., RayJob]) -> SimpleNamespace:
+    """A job that loses the head, and is submitted again when that is back; nobody touches the other nodes."""
+    for node in ("w1", "w2"):
+        cluster.join(node)
+    job, seen = jobs("lost"), SimpleNamespace()
+    job.submit()
+    latest = job.run / "checkpoints/latest"
+    job.wait("a checkpoint", lambda: latest.exists() and latest.read_text() > "step_00000000")
+    cluster.lose_head()
+    seen.reached = job.step()
+    cluster.start_head()
+
+    job.wait("the other nodes", lambda: alive(cluster) == ["head", "w1", "w2"])
+    job.wait("Ray to miss the driver", lambda: "lost: failed" in job.ask("status").stdout)
+    seen.submitted = job.submit().stdout
+    job.wait_for_exit()
+    seen.job = job
+    return seen
+
+
+def test_the_other_nodes_join_a_head_that_is_back_and_the_job_resumes(lost: SimpleNamespace) -> None:
+    assert "submitted lost" in lost.submitted
+    steps = [line["step"] for line in lost.job.lines()]
+    assert sorted(set(steps)) == list(range(1, STEPS + 1))
+    assert 0 < lost.reached < STEPS and lost.job.repeated() <= lost.reached
+    first, last = lost.job.attempts()[0], lost.job.attempts()[-1]
+    assert first["exit_code"] != 0 and last["exit_code"] == 0
+    assert "Resuming" in (lost.job.logs / f"attempt-{last['number']:03d}/rank-00000.log").read_text()
