@@ -13,10 +13,11 @@ from PIL import Image
 from mvlm.config.toml import as_toml
 from tests.cluster.ray_fixture import RayCluster, cannot_run_here, ray_cluster  # noqa: F401 - a fixture
 from tests.cluster.slurm_fixture import SlurmCluster
-from tests.conftest import TINY, mvlm_command, run_command
+from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
 pytestmark = pytest.mark.campaign
 IMAGES = 6
+EMOJI = ("shards", "train", "retrieval", "reconstruction", "index", "export")
 PIPELINE = """
 [pipeline]
 name = "small"
@@ -161,6 +162,37 @@ def course_of_training(cluster: Cluster, pipeline: Path, backend: str, scenes: P
     assert "nothing to do" in cluster("submit", pipeline, "--on", backend)
 
 
+@pytest.fixture
+def emoji(tmp_path: Path) -> Path:
+    """The shipped pipeline whose data come with the code, in a folder of its own."""
+    text = (ROOT / "cluster/pipelines/emoji.toml").read_text()
+    assert text.count('"runs/emoji/') > 10
+    path = tmp_path / "emoji.toml"
+    path.write_text(
+        text.replace('"runs/emoji/', f'"{tmp_path}/').replace("[pipeline]", f'[pipeline]\nlogs = "{tmp_path}/logs"')
+    )
+    return path
+
+
+def course_of_emoji(cluster: Cluster, pipeline: Path, backend: str) -> None:
+    """All six steps, by a tiny model that learns little."""
+    tiny = [word for word in TINY if word.startswith("model.")]
+    own = [*tiny, "data.vocabulary=300", "train.steps=4", "train.global_batch=16", "eval.every=0", "eval.limit=64"]
+    cluster("submit", pipeline, "--on", backend, *(f"train.settings.{word}" for word in own))
+    wait_until(cluster, pipeline, dict.fromkeys(EMOJI, "done"))
+    folder = pipeline.parent
+    manifests = [json.loads((folder / "shards" / split / "manifest.json").read_text()) for split in ("train", "eval")]
+    assert [manifest["rows"] > 300 for manifest in manifests] == [True, True]
+    assert json.loads((folder / "model/run.json").read_text())["world"] == 2
+    assert json.loads((folder / "retrieval.json").read_text())["step"] == 4
+    assert json.loads((folder / "reconstruction.json").read_text())["step"] == 4
+    assert list((folder / "index").iterdir()) and list((folder / "exported").glob("*.safetensors"))
+
+
+def test_a_shipped_pipeline_on_slurm(slurm: SlurmCluster, emoji: Path) -> None:
+    course_of_emoji(slurm.cluster, emoji, "slurm")
+
+
 def test_on_slurm(slurm: SlurmCluster, pipeline: Path) -> None:
     course(slurm.cluster, pipeline, "slurm", "failed")
     assert slurm.on("squeue", "--noheader").stdout == ""
@@ -191,3 +223,8 @@ def test_on_ray(on_ray: Cluster, pipeline: Path) -> None:
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
 def test_training_on_ray(on_ray: Cluster, learns: Path, scenes: Path) -> None:
     course_of_training(on_ray, learns, "ray", scenes)
+
+
+@pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
+def test_a_shipped_pipeline_on_ray(on_ray: Cluster, emoji: Path) -> None:
+    course_of_emoji(on_ray, emoji, "ray")

@@ -13,16 +13,20 @@ STEPS = 60
 pytestmark = pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here()))
 
 
+def scraped(cluster):
+    """The gauges of the job, by name."""
+    return dict(re.findall(r'^ray_mvlm_(\w+)\{[^}]*job="plain"[^}]*\} (\S+)$', cluster.metrics(), re.MULTILINE))
+
+
 @pytest.fixture(scope="module")
 def plain(cluster, jobs):
     """A job on two nodes that nobody disturbs, asked about while its ranks are held."""
     cluster.join("w1")
-    job, seen = jobs("plain"), SimpleNamespace()
+    job, seen = jobs("plain"), SimpleNamespace(metrics={})
     seen.submitted = job.submit(f"train.steps={STEPS}")
     job.wait_for_progress(1)
     with job.paused(1):
-        job.wait("a scrape of its metrics", lambda: "ray_mvlm_step" in cluster.metrics())
-        seen.metrics = cluster.metrics()
+        job.wait("a scrape of its metrics", lambda: len(seen.metrics) == 3 or seen.metrics.update(scraped(cluster)))
         seen.status, seen.rival = job.ask("status").stdout, job.submit()
         seen.dashboard = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/train/v2/runs/v1"))
     seen.followed = job.ask("logs", "-f").stdout
@@ -64,7 +68,7 @@ def test_what_status_and_a_second_submission_say_of_a_running_job(plain):
 def test_ray_shows_the_run_and_its_metrics(plain):
     _, seen = plain
     assert [run["status"] for run in seen.dashboard["train_runs"]] == ["RUNNING"]
-    shown = dict(re.findall(r'^ray_mvlm_(\w+)\{[^}]*job="plain"[^}]*\} (\S+)$', seen.metrics, re.MULTILINE))
+    shown = seen.metrics
     assert float(shown["step"]) >= 1 and 5 < float(shown["loss"]) < 12 and float(shown["pairs_per_s"]) > 0
 
 
