@@ -144,7 +144,6 @@ WHOLE_CONFIG = (
     "mvlm/check/",
     "mvlm/cli/",
     "mvlm/config/",
-    "mvlm/decay/",  # begins runs
     "mvlm/training/fit/",
 )
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""

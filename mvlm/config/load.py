@@ -82,8 +82,9 @@ RETIRED_KEYS = ("kernels.word_loss",)
 """Keys that earlier versions stored and that nothing reads any more."""
 
 
-def load_stored_config(path: Path) -> Config:
-    """Read a configuration that a run has stored, which its version wrote with all the keys that it knew.
+def load_stored_config(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a configuration that a run has stored, which its version wrote with all the keys that it knew, and apply
+    `table.key=value` overrides.
 
     Raises:
         UserError: it is missing or damaged.
@@ -96,6 +97,8 @@ def load_stored_config(path: Path) -> Config:
     for name in RETIRED_KEYS:
         table, key = name.split(".")
         tables.get(table, {}).pop(key, None)
+    for override in overrides:
+        apply_override(tables, override)
     return config_from_dict(tables, str(path))
 
 

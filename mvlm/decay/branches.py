@@ -7,7 +7,6 @@ length would have ended.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import statistics
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from mvlm.checkpoint.description import CONFIG, DEEPSPEED, described_in
 from mvlm.checkpoint.layout import CHECKPOINTS, INDEX, candidates, has_checkpoints, step_folders, step_name, step_of
 from mvlm.config.load import dump_config, load_stored_config
-from mvlm.config.schema import Config
+from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from mvlm.report.facts import RunFacts, read_facts
 from mvlm.runtime.chain import ChainStep
@@ -103,7 +102,7 @@ class Branch(ChainStep):
                 "checkpoint.keep_every."
             )
         described = described_in(self.checkpoint)
-        config = self._decaying(load_stored_config(described / CONFIG))
+        config = load_stored_config(described / CONFIG, self._decaying())
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             write_durably(self.toml, dump_config(config))
@@ -113,18 +112,18 @@ class Branch(ChainStep):
         except OSError as error:
             raise UserError(f"{self.out} cannot be written ({error}): give --out another place.") from None
 
-    def _decaying(self, trunk: Config) -> Config:
-        """The trunk's configuration with a fall to zero at its end, and nothing that leads into its folder."""
-        end = self.at + self.steps
-        checkpoint = dataclasses.replace(trunk.checkpoint, resume=str(self.checkpoint), mirror="")
-        optim = dataclasses.replace(trunk.optim, schedule="wsd", decay_steps=self.steps, floor=0.0)
-        return dataclasses.replace(
-            trunk,
-            run=dataclasses.replace(trunk.run, dir=str(self.folder)),
-            train=dataclasses.replace(trunk.train, steps=end),
-            optim=optim,
-            checkpoint=checkpoint,
-        )
+    def _decaying(self) -> list[str]:
+        """Overrides of the trunk's configuration: a fall to zero at its end, and nothing that leads into its folder."""
+        settings = {
+            "run.dir": str(self.folder),
+            "train.steps": self.at + self.steps,
+            "optim.schedule": "wsd",
+            "optim.decay_steps": self.steps,
+            "optim.floor": 0.0,
+            "checkpoint.resume": str(self.checkpoint),
+            "checkpoint.mirror": "",
+        }
+        return [f"{key}={as_toml(value)}" for key, value in settings.items()]
 
 
 def gather(trunk: Path, branches: Sequence[Branch]) -> dict[str, Any]:
