@@ -88,6 +88,12 @@ class StorageLost(UserError):
     exit_code = ExitCode.REQUEUE
 
 
+class MemoryCorrupted(UserError):
+    """A rank's memory hands back other bits than were written: the run is to be requeued, elsewhere if need be."""
+
+    exit_code = ExitCode.REQUEUE
+
+
 class DataLost(UserError):
     """A rank gets no more data, for a reason that another start may well not meet: a store of shards that is gone, or a
     loader process that was killed. What the run has done can still be saved."""

@@ -63,6 +63,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "optim.schedule": "cosine",
     "optim.decay_steps": -1,
     "train.pairs": 0,
+    "train.checksums": False,
     "eval.select": "",
     "eval.select_lower": False,
     "eval.patience": 0,

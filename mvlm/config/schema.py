@@ -170,6 +170,8 @@ class Train:
     time_limit: float = 0.0  # minutes after which a run saves and ends; 0 = none except SLURM's own, which is known
     spike: float = 3.0  # a loss above 1 and this many times the last 64's median is rolled back; 0 = only NaN and inf
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
+    # of weights and moments, after each update and before the next: a run rolls back what memory has changed in between
+    checksums: bool = False
     hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
     # torch.compile each block, for minutes at the start; "captured": and replay the passes as CUDA graphs; "auto": on a
     # GPU, once a proof on one, kept with the code, has shown compiled steps equal and faster: until then not

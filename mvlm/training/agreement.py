@@ -37,15 +37,16 @@ class Agreement:
     """An exchange among the ranks from the moment it is made; it travels over the host.
 
     Args:
-        reading: this rank's loss and gradient norm of an earlier step that is to be judged, if one is.
+        reading: this rank's loss, gradient norm and corruption of an earlier step that is to be judged, if one is.
     """
 
-    def __init__(self, own: StepFlags, reading: tuple[float, float] | None) -> None:
+    def __init__(self, own: StepFlags, reading: tuple[float, float, float] | None) -> None:
         self.judges = reading is not None
-        numbers = [*map(float, own), *(reading or (0.0, 0.0))]
+        numbers = [*map(float, own), *(reading or (0.0, 0.0, 0.0))]
         self._sum = BackgroundSum(torch.tensor(numbers, dtype=torch.float64))
 
-    def wait(self) -> tuple[StepFlags, float, float]:
-        """The sums of all ranks' flags and the means of their numbers, alike on all."""
-        *counts, loss, grad_norm = self._sum.wait().tolist()
-        return StepFlags(*map(int, counts)), loss / dist.world(), grad_norm / dist.world()
+    def wait(self) -> tuple[StepFlags, tuple[float, ...]]:
+        """The sums of all ranks' flags and the means of their readings, alike on all."""
+        numbers = self._sum.wait().tolist()
+        counts, readings = numbers[: len(StepFlags._fields)], numbers[len(StepFlags._fields) :]
+        return StepFlags(*map(int, counts)), tuple(reading / dist.world() for reading in readings)

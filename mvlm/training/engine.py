@@ -26,6 +26,7 @@ from mvlm.runtime import dist
 from mvlm.training.contrast import contrast_of
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.match_groups import Passes, match_groups
+from mvlm.training.zero.checksums import checksums_of
 from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
@@ -46,6 +47,7 @@ class Engine:
         ds_config: as `zero.config.resolve` returns it.
         ema: decay of an average of the weights; 0 = none is kept.
         seed: of what is drawn on the device.
+        checksums: of weights and moments are taken after each update and compared before the next.
 
     Attributes:
         ds_config: as it was given.
@@ -53,6 +55,8 @@ class Engine:
         overflowed: fp16's loss scaler skipped the last step's update.
         grad_norm: the global gradient's norm before clipping, at the last step; infinite where DeepSpeed found it
             not finite.
+        corrupted: 1.0 on the device where weights or moments had changed in memory before the last update, else 0.0;
+            None without checksums.
 
     Raises:
         UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
@@ -66,6 +70,7 @@ class Engine:
         ds_config: dict[str, Any],
         ema: float = 0.0,
         seed: int = 0,
+        checksums: bool = False,
     ) -> None:
         deepspeed = import_deepspeed()
         self.objectives, self.ds_config, self._ema, self._seed = objectives, ds_config, ema, seed
@@ -105,10 +110,16 @@ class Engine:
             self._scaler.raise_error_at_min_scale = False  # `step` says it in a sentence
         self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
+        self._checksums = checksums_of(self.model, self._state, ds_config) if checksums else None
+        self.corrupted: Tensor | None = None
 
     def _reduce_during_backward(self) -> Reduction:
         trained = [(self._names[id(parameter)], parameter) for parameter in self._trained]
         return Reduction(self.engine, trained, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
+
+    def is_intact(self) -> bool:
+        """Whether memory has what the last update left, on every rank; all must call. Without checksums, yes."""
+        return self._checksums is None or dist.all_agree(not self._checksums.changed())
 
     def _find_state(self) -> ZeroState:
         optimizer, matrices = self.engine.optimizer, self._matrices
@@ -156,6 +167,8 @@ class Engine:
             self.engine.backward(self.objectives.total(losses))
             if self._reduction:
                 self._reduction.finish()
+            if self._checksums and self.engine.is_gradient_accumulation_boundary():
+                self.corrupted = self._checksums.changed()
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
                 self.grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
@@ -170,6 +183,8 @@ class Engine:
         self.updates += applied
         if applied and self.has_ema:
             self._state.update_ema(self._ema)
+        if self._checksums:
+            self._checksums.keep()
         self.overflowed = self._fp16 and not applied
         if self.overflowed and self._scaler and scale == self._scaler.min_scale:
             raise UserError(
@@ -230,6 +245,7 @@ class Engine:
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
         """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
+        self._forget_checksums()
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
         (self._state if parameter.requires_grad else self._frozen).write(parameter, whole)
 
@@ -240,6 +256,7 @@ class Engine:
             keys: of what `whole_tensors` gives of the parameter.
             read: gives elements of one of these tensors laid flat, by its key, from one place to before another.
         """
+        self._forget_checksums()
         if parameter.requires_grad:
             self._state.fill(parameter, keys, read)
         else:
@@ -273,8 +290,13 @@ class Engine:
 
         Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
         """
+        self._forget_checksums()
         self._state.prepare(updates)
         self.updates = updates
+
+    def _forget_checksums(self) -> None:
+        if self._checksums:
+            self._checksums.forget()
 
     def loss_scale_state(self) -> dict[str, float] | None:
         """All of fp16's dynamic loss scale that the next steps depend on; None in other precisions or a fixed scale."""

@@ -13,7 +13,7 @@ import torch
 from mvlm.batch import MetricAccumulator
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
-from mvlm.errors import ExitCode
+from mvlm.errors import ExitCode, MemoryCorrupted
 from mvlm.runtime import dist
 from mvlm.training.agreement import Agreement, StepFlags
 from mvlm.training.checkpoint import resume as checkpoints
@@ -28,6 +28,7 @@ from mvlm.training.stream import TrainingStream
 
 LONG = 12.0  # times the watchdog's patience, for what may take long: evaluation, rolling back, files
 
+CORRUPTIONS = 3  # roll-backs for memory's sake that an attempt makes before it ends
 Evaluate = Callable[[Any, Path, int, bool], tuple[dict[str, float], Path | None]]
 """(model, run folder, step, whether it is the last) -> flat metrics, and pictures; called on every rank at once."""
 
@@ -78,7 +79,7 @@ class Trainer:
     has_checkpoint: bool
 
     def __post_init__(self) -> None:
-        self._first = self.state
+        self._first, self._corruptions = self.state, 0
         self._begun: Agreement | None = None  # with what the ranks said before the last step
         self._start_from(self.state)
 
@@ -131,7 +132,7 @@ class Trainer:
         losses = self.engine.step(micro_batches, factor, before, metrics)
         engine, position = self.engine, self.stream.loader.position
         total = engine.objectives.total(losses)
-        self.health.detector.watch(step, position, total, engine.grad_norm, engine.overflowed)
+        self.health.detector.watch(step, position, total, engine.grad_norm, engine.overflowed, engine.corrupted)
         seen = position + self.stream.global_batch
         self.state = dataclasses.replace(self.state, step=step, samples_seen=seen)
         self.reporter.stepped(step, time.perf_counter() - began)
@@ -190,9 +191,9 @@ class Trainer:
         assert self._begun
         self._mark("agreeing with the other ranks")
         agreement, self._begun, began = self._begun, None, time.perf_counter()
-        flags, loss, grad_norm = agreement.wait()
+        flags, reading = agreement.wait()
         self.reporter.waited += time.perf_counter() - began
-        anomaly = self.health.detector.judge(loss, grad_norm) if agreement.judges else None
+        anomaly = self.health.detector.judge(*reading) if agreement.judges else None
         if flags.gone:
             raise self.saver.attempt.lost()
         if flags.superseded:
@@ -208,8 +209,17 @@ class Trainer:
         return None
 
     def _save(self) -> None:
-        """Begin a checkpoint of the state as it is; every step of it has been judged."""
+        """Begin a checkpoint of the state as it is; every step of it has been judged.
+
+        Raises:
+            MemoryCorrupted: its bits are not those of the last update.
+        """
         self._mark("taking a checkpoint", LONG)
+        if not self.engine.is_intact():
+            raise MemoryCorrupted(
+                f"Weights or moments have changed in memory since the update of step {self.state.step}: nothing of "
+                "them is saved, and the same command resumes from the last checkpoint."
+            )
         self.state = dataclasses.replace(
             self.state,
             updates=self.engine.updates,
@@ -235,14 +245,15 @@ class Trainer:
             self.reporter.monitor.picture(step, picture)
 
     def _roll_back(self, anomaly: Anomaly) -> None:
-        """Restore the newest checkpoint and leave the bad batch out from then on.
+        """Restore the newest checkpoint and leave the bad batch out from then on, where it is to blame.
 
         Raises:
             UserError: too many batches have been left out.
+            MemoryCorrupted: memory has changed too often.
         """
         self._mark("going back to a checkpoint", LONG)
         self.saver.finish()
-        self.stream.skip(anomaly)
+        self._set_aside(anomaly)
         self.saver.uploads.complete_folder()
         checkpoint = checkpoints.newest_whole(self.saver.run)
         self.stream.close()
@@ -255,15 +266,27 @@ class Trainer:
             )
         self.stream.restart(state)
         self._start_from(state)
-        self.reporter.monitor.say(
-            f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}, without that batch "
-            f"(its samples stand in {self.stream.skipped.path})."
+        skipped = (
+            f", without that batch (its samples stand in {self.stream.skipped.path})" if anomaly.is_of_data else ""
         )
+        self.reporter.monitor.say(f"At step {anomaly.step} {anomaly.reason}: back to {checkpoint.name}{skipped}.")
+
+    def _set_aside(self, anomaly: Anomaly) -> None:
+        """Have a batch left out; where memory is to blame, count it."""
+        if anomaly.is_of_data:
+            self.stream.skip(anomaly)
+            return
+        self._corruptions += 1
+        if self._corruptions > CORRUPTIONS:
+            raise MemoryCorrupted(
+                f"At step {anomaly.step} {anomaly.reason}, the {self._corruptions}th time in this attempt: "
+                "leave out the nodes that the ranks' warnings name, and start the same command again."
+            )
 
     def _stop(self, reason: str) -> int:
         asked = time.perf_counter()
         if anomaly := self._drain():
-            self.stream.skip(anomaly)  # what was saved before it stays the latest
+            self._set_aside(anomaly)  # what was saved before it stays the latest
         elif self._saved_step != self.state.step:
             self._save()
         self._await_files()

@@ -23,7 +23,7 @@ from mvlm.training.stream import TrainingStream
 from tests.ranks import Copy, free_port
 from tests.training.conftest import TrainHere
 
-READINGS = [(0.1, 1e16), (0.7, 1.0), (3.3, -1e16)]  # whose sum depends on its order
+READINGS = [(0.1, 1e16, 0.0), (0.7, 1.0, 1.0), (3.3, -1e16, 0.0)]  # whose sum depends on its order
 
 
 def sockets() -> int:
@@ -41,8 +41,8 @@ def agree(folder: Path, rank: int, world: int, port: int, large: int) -> None:
     for turn in range(3):
         begun = Agreement(StepFlags(signalled=rank == 1, faults=rank + turn, ready=1), READINGS[rank])
         dist.all_reduce(torch.ones(2))  # another exchange meanwhile disturbs nothing
-        flags, loss, norm = begun.wait()
-        found.append([*flags, loss.hex(), norm.hex()])
+        flags, reading = begun.wait()
+        found.append([*flags, *(number.hex() for number in reading)])
     own = [torch.full((2, 3), rank + 0.5), torch.full((2, 2), rank), torch.full((2,), rank + 0.5)]
     for at_once in (world, 2, 1):
         gathered = Gathered(own, at_once)
@@ -74,9 +74,10 @@ def test_ranks_agree_to_the_last_bit(connects: str, tmp_path: Path) -> None:
     assert all(count == mesh if connects == "all with all" else count < mesh for count in opened)
     first, *others = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world))
     assert all(other == first for other in others)
-    for turn, (*flags, loss, _) in enumerate(first):
+    for turn, (*flags, loss, _, corrupted) in enumerate(first):
         assert StepFlags(*flags) == StepFlags(signalled=1, faults=3 + 3 * turn, ready=3)
         assert float.fromhex(loss) == pytest.approx(4.1 / 3)
+        assert float.fromhex(corrupted) == pytest.approx(1 / 3)
 
 
 def test_messages_grow_with_the_logarithm_of_the_ranks() -> None:
@@ -98,8 +99,8 @@ def test_it_is_read_a_step_later_and_nothing_unjudged_is_saved(
         broken = before == 7 and events.count("step") == 8
         return {name: loss * math.nan if broken else loss for name, loss in losses.items()}
 
-    def judging(self, loss, grad_norm):
-        (number, anomaly) = (self._readings[0].step, judge(self, loss, grad_norm))
+    def judging(self, *reading):
+        (number, anomaly) = (self._readings[0].step, judge(self, *reading))
         judged.discard(number) if anomaly else judged.add(number)
         return anomaly
 

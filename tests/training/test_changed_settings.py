@@ -73,6 +73,7 @@ OTHER: dict[str, Any] = {
     "train.recompute": 0.5,
     "train.ema": 0.5,
     "train.spike": 4.0,
+    "train.checksums": True,
     "checkpoint.resume": "elsewhere",
     "checkpoint.init": "elsewhere",
     "checkpoint.mirror": "memory://elsewhere",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import socket
 import statistics
 from collections import deque
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mvlm.runtime.log import rank_log
+
+CORRUPTED = "weights or moments had changed in memory since the update before"
 LAG = 2  # steps after which numbers are read: a GPU has them by then, and the host need not wait for it
 HISTORY, ENOUGH = 64, 16  # losses that a spike is measured by: the last ones, and how many there must be
 SMALL = 1.0  # nats; losses below it, as of fine-tuning near its end, jump by multiples at a hard batch and fall back
@@ -22,13 +26,14 @@ class Anomaly:
     step: int
     position: int  # in the sample stream, where its batch begins
     reason: str
+    is_of_data: bool = True  # so that its batch is to be left out
 
 
 @dataclass(frozen=True)
 class _Reading:
     step: int
     position: int
-    values_2: Tensor  # this rank's loss and the gradient norm, on the host once `copied` is done
+    values_3: Tensor  # this rank's loss, the gradient norm, corruption, on the host once `copied` is done
     copied: torch.cuda.Event | None
 
 
@@ -53,38 +58,52 @@ class AnomalyDetector:
     def recent_losses(self) -> tuple[float, ...]:
         return tuple(self._losses)
 
-    def watch(self, step: int, position: int, loss: Tensor, grad_norm: Tensor | float | None, overflowed: bool) -> None:
+    def watch(
+        self,
+        step: int,
+        position: int,
+        loss: Tensor,
+        grad_norm: Tensor | float | None,
+        overflowed: bool,
+        corrupted: Tensor | None = None,
+    ) -> None:
         """Note a step: its number, where its batch begins, this rank's loss on the device, the global gradient norm.
 
         Args:
             overflowed: fp16's loss scaler skipped the update, so that its gradient norm says nothing.
+            corrupted: 1.0 where this rank's weights or moments had changed in memory before the update.
         """
         norm = torch.as_tensor(0.0 if grad_norm is None or overflowed else grad_norm).to(loss.device, torch.float32)
-        values_2 = torch.stack([loss.detach().float(), norm.detach().reshape(())])
+        corrupted = loss.new_zeros(()) if corrupted is None else corrupted
+        values_3 = torch.stack([loss.detach().float(), norm.detach().reshape(()), corrupted.float()])
         copied = None
-        if values_2.is_cuda:
-            host_2 = torch.empty(2, pin_memory=True)
-            host_2.copy_(values_2, non_blocking=True)
+        if values_3.is_cuda:
+            host_3 = torch.empty(3, pin_memory=True)
+            host_3.copy_(values_3, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-            values_2 = host_2
-        self._readings.append(_Reading(step, position, values_2, copied))
+            values_3 = host_3
+        self._readings.append(_Reading(step, position, values_3, copied))
 
     def due(self, drain: bool = False) -> bool:
         """Whether a reading is old enough to be judged; with `drain`, whether any is left."""
         return len(self._readings) > (0 if drain else LAG - 1)
 
-    def report(self) -> tuple[float, float]:
+    def report(self) -> tuple[float, float, float]:
         """The oldest reading of this rank, to be averaged over ranks."""
         reading = self._readings[0]
         if reading.copied is not None:
             reading.copied.synchronize()
-        loss, norm = reading.values_2.tolist()
-        return loss, norm
+        loss, norm, corrupted = reading.values_3.tolist()
+        if corrupted:
+            rank_log.warning(f"before step {reading.step} {CORRUPTED}, seen on {socket.gethostname()}.")
+        return loss, norm, corrupted
 
-    def judge(self, loss: float, grad_norm: float) -> Anomaly | None:
+    def judge(self, loss: float, grad_norm: float, corrupted: float) -> Anomaly | None:
         """Take the oldest reading off, given its means over ranks; what is wrong with it, if anything."""
         reading = self._readings.popleft()
+        if corrupted:
+            return Anomaly(reading.step, reading.position, CORRUPTED, is_of_data=False)
         reason = self._wrong(loss, grad_norm)
         if reason:
             return Anomaly(reading.step, reading.position, reason)

@@ -93,7 +93,8 @@ class Skipped:
             draws(np.arange(anomaly.position, anomaly.position + global_batch))[0].tolist() if dist.rank() == 0 else ()
         )
         samples = [{"where": mixture.where(row), "key": mixture.key(row)} for row in rows]
-        _append(self.path, [asdict(anomaly) | {"at": time.time(), "samples": samples}])
+        found = {"step": anomaly.step, "position": anomaly.position, "reason": anomaly.reason}
+        _append(self.path, [found | {"at": time.time(), "samples": samples}])
         if len(self.positions) > self._limit:
             raise UserError(
                 f"At step {anomaly.step} {anomaly.reason}, and train.max_skipped = {self._limit} batches have been "

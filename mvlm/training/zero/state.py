@@ -72,6 +72,14 @@ class ZeroState(ABC):
             cut = slice(start, start + length)
             yield parameter, {key: TensorPart(whole.flatten()[cut], offset, shape) for key, whole in flat.items()}
 
+    def tensors(self) -> Iterator[Tensor]:
+        """The master weights and optimiser state that this rank has, as they lie in memory."""
+        for owner in self._owners():
+            yield owner
+            yield from (
+                kept for kept in self._base.state.get(owner, {}).values() if torch.is_tensor(kept) and kept.dim()
+            )
+
     @abstractmethod
     def _owners(self) -> list[Tensor]:
         """The tensors that our optimiser keeps state for."""

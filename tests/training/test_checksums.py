@@ -1,0 +1,170 @@
+"""Bits that memory changes between two updates: seen wherever they are, rolled back, and never saved."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mvlm.checkpoint.description import SKIPPED
+from mvlm.checkpoint.layout import find_checkpoint
+from mvlm.errors import ExitCode, MemoryCorrupted, UserError
+from mvlm.runtime import dist
+from mvlm.training.engine import Engine
+from mvlm.training.zero import checksums
+from mvlm.training.zero.checksums import Checksums, sum_bits
+from tests.ranks import Copy, free_port
+from tests.training.conftest import TrainHere, losses_by_step
+
+ON = ("train.steps=8", "train.checksums=true", "train.ema=0.9", "train.freeze=['text']", "checkpoint.every=3")
+BF16 = {"enabled": True}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "fp32 stage 0": {"zero_optimization": {"stage": 0}},
+    "bf16 stage 1": {"zero_optimization": {"stage": 1}, "bf16": BF16},
+    "fp32 stage 3": {"zero_optimization": {"stage": 3}},
+    "bf16 stage 0": {"zero_optimization": {"stage": 0}, "bf16": BF16},
+    "fp32 stage 2": {"zero_optimization": {"stage": 2}},
+    "bf16 stage 3": {"zero_optimization": {"stage": 3}, "bf16": BF16},
+}
+QUICK = ("bf16 stage 1",)
+
+
+@pytest.mark.parametrize("together", [checksums.TOGETHER, 8])
+def test_a_sum_is_that_of_integers_and_any_flipped_bit_changes_it(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checksums, "TOGETHER", together)
+    tensors = [torch.randn(3, 2), torch.randn(9), torch.randn(5).bfloat16(), torch.randn(1), torch.randn(11).bfloat16()]
+    found = int(sum_bits(tensors))
+    fp32 = [np.frombuffer(t.numpy().tobytes(), np.int32) for t in tensors if t.dtype == torch.float32]
+    bf16 = [np.frombuffer(t.view(torch.int16).numpy().tobytes(), np.int16) for t in tensors if t.dtype != torch.float32]
+    if together > 100:  # all of a kind are one run
+        assert found == sum(int(n) for part in fp32 for n in part) + 3 * sum(int(n) for part in bf16 for n in part)
+    for tensor in tensors:
+        for place in range(tensor.numel()):
+            for bit in range(8 * tensor.element_size()):
+                flip(tensor, place, bit)
+                assert int(sum_bits(tensors)) != found
+                flip(tensor, place, bit)
+    assert int(sum_bits(tensors)) == found
+
+
+def flip(tensor: Tensor, place: int, bit: int) -> None:
+    width = tensor.element_size()
+    integers = tensor.detach().view({4: torch.int32, 2: torch.int16}[width]).view(-1)
+    integers[place] ^= torch.tensor(1 << bit if bit < 8 * width - 1 else -(1 << bit), dtype=integers.dtype)
+
+
+def kinds(engine: Engine) -> dict[str, Tensor]:
+    """One tensor of each kind that a rank has in memory, of a parameter that is trained and of one that is not."""
+    owner = max(engine._state._owners(), key=torch.numel)
+    state = {
+        key: kept for key, kept in engine._state._base.state[owner].items() if torch.is_tensor(kept) and kept.dim()
+    }
+    parameters: list[Any] = [parameter for _, parameter in engine.parameters()]
+    trained = next(p for p in parameters if p.requires_grad)
+    frozen = next(p for p in parameters if not p.requires_grad)
+    computing = {
+        "trained": getattr(trained, "ds_tensor", trained).data,
+        "frozen": getattr(frozen, "ds_tensor", frozen).data,
+    }
+    return {"master": owner.detach(), **state, **computing}
+
+
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=() if name in QUICK else pytest.mark.campaign) for name in LAYOUTS]
+)
+def test_every_kind_is_rolled_back_as_if_nothing_had_been(
+    layout: str, tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bit of each flips after the fifth step, whenever that has been made, one kind after another."""
+    step, flipped, seen = Engine.step, [], []
+
+    def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
+        losses = step(self, micro_batches, factor, before, metrics)
+        seen.append((before + 1, float(self.corrupted)))
+        if before + 1 == 5 and (left := [kind for kind in kinds(self) if kind not in flipped]):
+            flipped.append(left[0])
+            flip(kinds(self)[left[0]], 1, 3)
+        return losses
+
+    assert train_here(tmp_path / "plain", *ON, deepspeed=LAYOUTS[layout]) == 0
+    monkeypatch.setattr("mvlm.training.trainer.CORRUPTIONS", 10)
+    monkeypatch.setattr(Engine, "step", stepping)
+    assert train_here(tmp_path / "run", *ON, deepspeed=LAYOUTS[layout]) == 0
+    assert set(flipped) == {"master", "exp_avg", "exp_avg_sq", "ema", "trained", "frozen"}
+    assert [number for number, corrupted in seen if corrupted] == [6] * len(flipped)
+    assert losses_by_step(tmp_path / "run") == losses_by_step(tmp_path / "plain")
+    assert not (tmp_path / "run" / SKIPPED).exists()
+    ends = [(find_checkpoint(tmp_path / name) / "index.json").read_text() for name in ("run", "plain")]
+    first, second = ({each["file"]: each["sha256"] for each in json.loads(end)["files"]} for end in ends)
+    same = [name for name in first if name.startswith(("weights", "ema", "exp", "optim", "moments"))]
+    assert same and all(first[name] == second[name] for name in same)
+
+
+def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory changes after the update that a checkpoint is due at."""
+    step = Engine.step
+
+    def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
+        losses = step(self, micro_batches, factor, before, metrics)
+        if before + 1 == 6:
+            flip(kinds(self)["exp_avg"], 0, 30)
+        return losses
+
+    monkeypatch.setattr(Engine, "step", stepping)
+    with pytest.raises(MemoryCorrupted, match="since the update of step 6: nothing of them is saved") as error:
+        train_here(tmp_path / "run", *ON)
+    assert error.value.exit_code == ExitCode.REQUEUE
+    assert find_checkpoint(tmp_path / "run").name == "step_00000003"
+
+
+@pytest.mark.campaign
+def test_a_run_ends_on_a_node_whose_memory_fails_again_and_again(
+    tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = Engine.step
+
+    def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
+        losses = step(self, micro_batches, factor, before, metrics)
+        if before + 1 == 4:
+            flip(kinds(self)["master"], 2, 1)
+        return losses
+
+    monkeypatch.setattr(Engine, "step", stepping)
+    with pytest.raises(MemoryCorrupted, match=r"At step 5 weights or moments .* the 4th time"):
+        train_here(tmp_path / "run", *ON)
+    assert capsys.readouterr().err.count("before step 5 weights or moments had changed in memory") == 4
+
+
+def test_state_in_files_cannot_be_summed() -> None:
+    zero = {"stage": 3, "offload_optimizer": {"device": "nvme"}}
+    with pytest.raises(UserError, match="offload_optimizer has it on NVMe: turn one of the two off"):
+        checksums.checksums_of(torch.nn.Linear(1, 1), None, {"zero_optimization": zero})  # type: ignore[arg-type]
+
+
+def compare_copies(folder: Path, rank: int, port: int, unlike: bool) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_PORT=str(port))
+    dist.init()
+    own, copy = torch.full((3,), float(rank)), torch.arange(5.0)
+    if unlike and rank == 1:
+        flip(copy, 4, 0)
+    sums = Checksums([lambda: [own]], [lambda: [copy]])
+    sums.keep()
+    (folder / f"{rank}.json").write_text(json.dumps(float(sums.changed())))
+    dist.close()
+
+
+@pytest.mark.parametrize("unlike", [False, True])
+def test_ranks_copies_are_compared(unlike: bool, tmp_path: Path) -> None:
+    """What is a rank's own may differ."""
+    port = free_port()
+    ranks = [Copy(compare_copies, tmp_path, rank, port, unlike) for rank in range(2)]
+    assert [each.wait() for each in ranks] == [0, 0], [each.stderr for each in ranks]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [float(unlike)] * 2
