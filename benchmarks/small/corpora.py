@@ -58,7 +58,7 @@ def prepare(name: str, home: Path) -> Path:
     kind, out = KINDS[name], home / "shards" / name
     if not out.exists():
         source = ROOT / "examples/emoji.tar" if kind.read is None else _drawn(name, kind, home)
-        held_out = {part: rows / kind.rows for part, rows in HELD_OUT.items()}
+        held_out = {part: round(rows / kind.rows, 4) for part, rows in HELD_OUT.items()}
         shares = {"train": 1 - sum(held_out.values())} | held_out
         split = ",".join(f"{part}={share:.4f}" for part, share in shares.items())
         words = ["shard", "folder", str(source), "--split", split, "--split-by", "group", "--out", str(out)]
