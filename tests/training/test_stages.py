@@ -19,6 +19,7 @@ from mvlm.checkpoint.integrity import read_state
 from mvlm.checkpoint.tensors import open_tensors
 from mvlm.config.load import given_keys, load_config, load_stored_config, read_stages
 from mvlm.config.schema import Config
+from mvlm.config.stages import load_stored_stages
 from mvlm.evaluate.follow import is_done
 from mvlm.report.facts import read_facts
 from mvlm.report.page import about
@@ -190,8 +191,8 @@ def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path
     """One in the middle of its only stage, and one while the next begins: its stages are read and not yet written."""
     one, begun = staged("one", "", "train.steps=6", *FLAT), list[int]()
 
-    def append(run: Path, steps: int) -> None:
-        assert main(["stage", "add", str(run), "--steps", str(steps)]) == 0
+    def append(run: Path, steps: int, *words: str) -> None:
+        assert main(["stage", "add", str(run), "--steps", str(steps), *words]) == 0
 
     def evaluate(model: Any, run: Path, step: int, last: bool) -> tuple[dict[str, float], None]:
         if step == 2:
@@ -203,12 +204,14 @@ def test_stages_are_appended_to_a_run_that_is_going_on(staged: Run, scenes: Path
         run = Path(config.run.dir)
         if len(begun) == 2:
             assert not is_done(run) and Watcher(run).look().state != "done", "its only stage until now is over"
-            append(run, 1)
+            append(run, 1, "--continue")
         return evaluate
 
     words = ["train.steps=3", f"data.eval={scenes}/eval", "eval.every=2", *FLAT]
     run = staged("run", "", *words, evaluator=evaluator)
     assert is_done(run) and Watcher(run).look().state == "done"
+    appended = load_stored_stages(run / "stages.toml").tables
+    assert [table.get("schedule") for table in appended] == [None, None, "continue"]
     assert begun == [3, 2, 1] and losses_by_step(run) == losses_by_step(one)
     ledger = [json.loads(line) for line in (run / "stages.jsonl").read_text().splitlines()]
     assert [line["steps"] for line in ledger] == [[0, 3], [3, 5], [5, 6]]
