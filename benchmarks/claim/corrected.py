@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from benchmarks.claim.cell import CELLS, Record, read_records
 from benchmarks.claim.grid import Cell, contrasts
+from benchmarks.claim.measured import Measured
 from benchmarks.claim.paired import Comparison, holm
-from benchmarks.claim.table import COMPARISON, MEASURES, Measured, comparison_row, markdown
+from benchmarks.claim.table import COMPARISON, MEASURES, comparison_row, markdown
 
 CEILING, FLOOR, LEVEL = 0.99, 0.08, 0.05
 

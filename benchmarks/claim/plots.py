@@ -12,13 +12,12 @@ import numpy as np
 from benchmarks.claim.cell import run_name
 from benchmarks.claim.corpora import EVAL
 from benchmarks.claim.grid import ABLATION, ALBEF, ALL_FOUR, BASELINE, COMPUTE, OBJECTIVES, SHARES, STEPS, Cell
+from benchmarks.claim.measured import Measured
 from benchmarks.claim.paired import LEVEL, student_quantile
 from mvlm.checkpoint.layout import CHECKPOINTS, LATEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from benchmarks.claim.table import Measured
 
 CURVES = {
     "all four": (ALL_FOUR, STEPS),

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from benchmarks.claim import plots
 from benchmarks.claim.cell import CELLS, read_records
 from benchmarks.claim.corpora import ROOT
-from benchmarks.claim.grid import Cell, Contrast, contrasts
-from benchmarks.claim.paired import LEVEL, Comparison, compare
-from benchmarks.claim.scores import unpack
+from benchmarks.claim.grid import contrasts
+from benchmarks.claim.measured import Measured
+from benchmarks.claim.paired import LEVEL, Comparison
 from mvlm.errors import UserError
 
 PAGE = ROOT / "docs/claim.md"
@@ -24,9 +20,6 @@ BEGIN, END = "<!-- measured -->", "<!-- end of measured -->"
 
 MEASURES = {"foils": "foils", "recall": "mean recall", "answers": "questions"}
 """What treatments are compared by, row by row, and its name in the table."""
-
-Seeds = dict[int, dict[str, Any]]
-"""Of one kind of cell: the record of each seed."""
 
 
 def draw(results: Path, folder: Path) -> int:
@@ -38,8 +31,6 @@ def draw(results: Path, folder: Path) -> int:
     Raises:
         UserError: nothing has been measured, or the page has lost its markers.
     """
-    from benchmarks.claim import plots
-
     records = read_records(results)
     if not records:
         raise UserError(f"{results} holds no cell: `python -m benchmarks.claim run --core` first.")
@@ -55,43 +46,6 @@ def draw(results: Path, folder: Path) -> int:
     if results == CELLS:
         PAGE.write_text(into_page(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
     return 0
-
-
-@dataclass(frozen=True)
-class Measured:
-    """All cells of one size: `cells[kind][seed]` is the newest record."""
-
-    size: str
-    cells: dict[str, Seeds]
-
-    @classmethod
-    def of(cls, records: Iterable[dict[str, Any]], size: str) -> Measured:
-        cells: dict[str, Seeds] = defaultdict(dict)
-        for record in records:
-            if record["size"] == size:
-                cells[record["cell"]][record["seed"]] = record
-        return cls(size, dict(cells))
-
-    @property
-    def corpora(self) -> list[str]:
-        return list(dict.fromkeys(kind.split("/")[0] for kind in self.cells))
-
-    def values(self, cell: Cell, number: str) -> list[float]:
-        """A number of each seed that has it."""
-        seeds = self.cells.get(cell.kind, {})
-        return [record["numbers"][number] for _, record in sorted(seeds.items()) if number in record["numbers"]]
-
-    def compare(self, contrast: Contrast, measure: str) -> Comparison | None:
-        """Over the seeds that both cells have; None where there are fewer than two, or no such measure."""
-        of_treatment, of_control = (self.cells.get(c.kind, {}) for c in (contrast.treatment, contrast.control))
-        pairs = [
-            (unpack(of_treatment[seed]["rows"][measure]), unpack(of_control[seed]["rows"][measure]))
-            for seed in sorted(of_treatment.keys() & of_control.keys())
-            if measure in of_treatment[seed]["rows"] and measure in of_control[seed]["rows"]
-        ]
-        if len(pairs) < 2 or len({len(rows) for pair in pairs for rows in pair}) > 1:
-            return None
-        return compare(*(np.stack(side) for side in zip(*pairs, strict=True)))
 
 
 def tables(measured: Measured) -> str:

@@ -19,9 +19,10 @@ from benchmarks.claim import grid, world
 from benchmarks.claim.__main__ import main as claim
 from benchmarks.claim.corpora import Corpus, prepare
 from benchmarks.claim.cost import gpu_hours
+from benchmarks.claim.measured import Measured
 from benchmarks.claim.paired import compare, crossed_variance, sign_flips, student_cumulative, student_quantile
 from benchmarks.claim.scores import _differing, pack, unpack
-from benchmarks.claim.table import PAGE, Measured, into_page, tables
+from benchmarks.claim.table import PAGE, into_page, tables
 from mvlm.config.load import load_config
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.tokenizer import train_tokenizer
