@@ -33,9 +33,11 @@ from benchmarks.step.sizes import ROOT, SIZES, Size, build, make_batch
 from benchmarks.step.table import END
 from benchmarks.step.trial import _forget_peak, _memory, _peak
 from benchmarks.step.variants import LADDER
+from mvlm.batch import Batch
 from mvlm.runtime import dist
 from mvlm.runtime.cpu import keep_freed_memory
 from mvlm.runtime.live_memory import LiveMemory
+from mvlm.training.engine import Engine
 from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.config import RunSide, resolve
 
@@ -125,6 +127,16 @@ def plain_step(variant: str, size: Size) -> Callable[[int], None]:
 
 
 def engine_step(stage: int, size: Size, folder: str) -> Callable[[int], None]:
+    engine, batch = engine_of(stage, size, folder)
+
+    def step(number: int) -> None:
+        engine.step([batch], 0.5, number)
+
+    return step
+
+
+def engine_of(stage: int, size: Size, folder: str) -> tuple[Engine, Batch]:
+    """As a run has it, and a batch."""
     keep_freed_memory()
     dist.init()
     size = replace(size, overrides=(*size.overrides, f"train.global_batch={size.pairs}", "train.compile=false"))
@@ -141,11 +153,7 @@ def engine_step(stage: int, size: Size, folder: str) -> Callable[[int], None]:
         objectives=config.objectives,
         seed=0,
     )
-
-    def step(number: int) -> None:
-        engine.step([batch], 0.5, number)
-
-    return step
+    return engine, batch
 
 
 def table(lines: list[dict[str, Any]]) -> str:

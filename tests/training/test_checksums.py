@@ -36,23 +36,36 @@ QUICK = ("bf16 stage 1",)
 
 
 @pytest.mark.parametrize("together", [checksums.TOGETHER, 8])
-def test_a_sum_is_that_of_integers_and_any_flipped_bit_changes_it(
-    together: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_flipped_bit_changes_a_sum_and_two_do(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checksums, "TOGETHER", together)
-    tensors = [torch.randn(3, 2), torch.randn(9), torch.randn(5).bfloat16(), torch.randn(1), torch.randn(11).bfloat16()]
+    monkeypatch.setattr(checksums, "COLUMNS", 4)
+    base = torch.randn(7)
+    tensors = [torch.randn(3, 2), base[1:], torch.randn(5).bfloat16(), torch.randn(19), torch.randn(11).bfloat16()]
     found = int(sum_bits(tensors))
-    fp32 = [np.frombuffer(t.numpy().tobytes(), np.int32) for t in tensors if t.dtype == torch.float32]
-    bf16 = [np.frombuffer(t.view(torch.int16).numpy().tobytes(), np.int16) for t in tensors if t.dtype != torch.float32]
-    if together > 100:  # all of a kind are one run
-        assert found == sum(int(n) for part in fp32 for n in part) + 3 * sum(int(n) for part in bf16 for n in part)
-    for tensor in tensors:
-        for place in range(tensor.numel()):
-            for bit in range(8 * tensor.element_size()):
-                flip(tensor, place, bit)
-                assert int(sum_bits(tensors)) != found
-                flip(tensor, place, bit)
+    places = [(t, n, bit) for t in tensors for n in range(t.numel()) for bit in range(8 * t.element_size())]
+    for place in places:
+        flip(*place)
+        assert int(sum_bits(tensors)) != found
+        flip(*place)
+    for one, other in zip(places, places[32:], strict=False):  # the same bit of the next element
+        flip(*one), flip(*other)
+        assert int(sum_bits(tensors)) != found
+        flip(*one), flip(*other)
     assert int(sum_bits(tensors)) == found
+
+
+def test_a_sum_is_that_of_the_formula() -> None:
+    """Of 64-bit integers, in numpy, of a tensor that fills two rows and a part of a third."""
+    count = 2 * 2 * checksums.COLUMNS + 301
+    tensors = [torch.randn(count, 1), torch.randn(6).bfloat16()]
+    total = 0
+    for number, tensor in enumerate(tensors):
+        content = tensor.view(torch.int16).numpy().tobytes()
+        content += bytes(-len(content) % (8 * checksums.COLUMNS) or 0)
+        sums = np.frombuffer(content, np.int64).reshape(-1, checksums.COLUMNS).sum(0)
+        weights = 2 * np.arange(checksums.COLUMNS) + 1
+        total += (2 * number + 1) * int(((sums ^ (sums >> 29)) * weights).sum())
+    assert int(sum_bits(tensors)) == (total + 2**63) % 2**64 - 2**63
 
 
 def flip(tensor: Tensor, place: int, bit: int) -> None:

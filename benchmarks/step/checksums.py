@@ -1,0 +1,120 @@
+"""What `train.checksums` costs, and what it sees: python benchmarks/step/checksums.py
+
+An update of the size *small* on one thread, through the engine, at ZeRO stages 0 and 1: of its CPU seconds, those in
+which bits are summed. Then a bit of its weights and moments is flipped anywhere, and two bits are, over and over, and
+the sums compared. Written to results/checksums.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.step.engine import engine_of, output
+from benchmarks.step.ladder import RESULTS
+from benchmarks.step.sizes import ROOT, SIZES, Size
+from mvlm.training.engine import Engine
+from mvlm.training.zero.checksums import sum_bits
+
+FILE = RESULTS / "checksums.json"
+STAGES = (0, 1)
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--size", choices=SIZES, default="small")
+    words.add_argument("--steps", type=int, default=3, help="timed updates of a stage")
+    words.add_argument("--flips", type=int, default=1000)
+    words.add_argument("--stage", type=int, choices=STAGES, help=argparse.SUPPRESS)
+    arguments = words.parse_args()
+    if arguments.stage is not None:
+        print(json.dumps(measure(arguments.stage, SIZES[arguments.size], arguments.steps, arguments.flips)))
+        return 0
+    found: dict[str, Any] = {"commit": output("git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty")}
+    own = ["--size", arguments.size, "--steps", str(arguments.steps), "--flips", str(arguments.flips)]
+    for stage in STAGES:
+        done = subprocess.run(
+            [sys.executable, __file__, *own, "--stage", str(stage)], stdout=subprocess.PIPE, text=True, check=True
+        )
+        found[f"stage {stage}"] = json.loads(done.stdout.splitlines()[-1])
+        print(found[f"stage {stage}"], flush=True)
+    FILE.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(stage: int, size: Size, steps: int, flips: int) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        size = replace(size, overrides=(*size.overrides, "train.checksums=true"))
+        engine, batch = engine_of(stage, size, folder)
+        sums: Any = engine._checksums
+        summing: list[float] = []
+        sums.keep, sums.changed = (timed(call, summing) for call in (sums.keep, sums.changed))
+        engine.step([batch], 0.5, 0)
+        summing.clear()
+        began = time.process_time()
+        for number in range(1, steps + 1):
+            engine.step([batch], 0.5, number)
+        whole = time.process_time() - began
+        return {
+            "steps": steps,
+            "cpu_seconds": round(whole, 2),
+            "of_them_summing": round(sum(summing), 3),
+            "share": round(sum(summing) / whole, 5),
+            "flips": flips,
+            "seen": {count: seen(engine, flips, count) for count in (1, 2)},
+            "torch": torch.__version__,
+            "load": os.getloadavg()[0],
+        }
+
+
+def timed(call: Callable[[], Any], spent: list[float]) -> Callable[[], Any]:
+    def timing() -> Any:
+        began = time.process_time()
+        found = call()
+        spent.append(time.process_time() - began)
+        return found
+
+    return timing
+
+
+def seen(engine: Engine, flips: int, count: int) -> int:
+    """How often `count` bits that flip at once, anywhere in 16 of the rank's tensors, change their sum."""
+    tensors = [tensor.detach().flatten()[:4096].clone() for tensor in engine._state.tensors()][:16]
+    before, draws, found = int(sum_bits(tensors)), np.random.default_rng(0), 0
+    for _ in range(flips):
+        places = [
+            (int(draws.integers(len(tensors))), int(draws.integers(4096)), int(draws.integers(32)))
+            for _ in range(count)
+        ]
+        places = list({(number, place % len(tensors[number]), bit) for number, place, bit in places})
+        for again in (False, True):
+            for number, place, bit in places:
+                flip(tensors[number], place, bit)
+            found += not again and int(sum_bits(tensors)) != before
+    return found
+
+
+def flip(tensor: Tensor, place: int, bit: int) -> None:
+    integers = tensor.view(torch.int32)
+    integers[place] ^= (1 << bit) - (1 << 32 if bit == 31 else 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
