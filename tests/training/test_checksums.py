@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,10 +35,10 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 QUICK = ("bf16 stage 1",)
 
 
-@pytest.mark.parametrize("together", [checksums.TOGETHER, 8])
+@pytest.mark.parametrize("together", [1 << 17, 8])
 def test_any_flipped_bit_changes_a_sum_and_two_do(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checksums, "TOGETHER", together)
-    monkeypatch.setattr(checksums, "COLUMNS", 4)
+    monkeypatch.setitem(checksums.TOGETHER, "cpu", together)
+    monkeypatch.setattr(checksums, "ROW", 2)
     base = torch.randn(7)
     tensors = [torch.randn(3, 2), base[1:], torch.randn(5).bfloat16(), torch.randn(19), torch.randn(11).bfloat16()]
     found = int(sum_bits(tensors))
@@ -47,25 +47,42 @@ def test_any_flipped_bit_changes_a_sum_and_two_do(together: int, monkeypatch: py
         flip(*place)
         assert int(sum_bits(tensors)) != found
         flip(*place)
-    for one, other in zip(places, places[32:], strict=False):  # the same bit of the next element
+    for one, other in zip(places, places[8 * 32 :], strict=False):  # the same bit of an element two rows or more away
         flip(*one), flip(*other)
         assert int(sum_bits(tensors)) != found
         flip(*one), flip(*other)
     assert int(sum_bits(tensors)) == found
 
 
-def test_a_sum_is_that_of_the_formula() -> None:
-    """Of 64-bit integers, in numpy, of a tensor that fills two rows and a part of a third."""
-    count = 2 * 2 * checksums.COLUMNS + 301
-    tensors = [torch.randn(count, 1), torch.randn(6).bfloat16()]
-    total = 0
-    for number, tensor in enumerate(tensors):
-        content = tensor.view(torch.int16).numpy().tobytes()
-        content += bytes(-len(content) % (8 * checksums.COLUMNS) or 0)
-        sums = np.frombuffer(content, np.int64).reshape(-1, checksums.COLUMNS).sum(0)
-        weights = 2 * np.arange(checksums.COLUMNS) + 1
-        total += (2 * number + 1) * int(((sums ^ (sums >> 29)) * weights).sum())
-    assert int(sum_bits(tensors)) == (total + 2**63) % 2**64 - 2**63
+def test_a_sum_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python's integers, of a tensor that fills two rows, two short ones end to end, and some of another kind."""
+    monkeypatch.setattr(checksums, "ROW", 8)
+    monkeypatch.setitem(checksums.TOGETHER, "cpu", 16)
+    long, short, other, last = torch.randn(32, 1), torch.randn(9), torch.randn(6).bfloat16(), torch.randn(5)
+    runs = [bytes_of(long), bytes_of(short) + bytes_of(last), bytes_of(other)]
+    rows = [0]
+    for run in runs:
+        run += bytes(-len(run) % 64)
+        rows += [sum(struct.unpack("<8q", run[start : start + 64])) for start in range(0, len(run), 64)]
+    total = sum(splitmix(row + n * 0x9E3779B97F4A7C15) for n, row in enumerate(rows))
+    assert int(sum_bits([long, short, other, last])) == signed(total)
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    return bytes(tensor.contiguous().view(torch.uint8).flatten().tolist())
+
+
+def signed(number: int) -> int:
+    return (number + 2**63) % 2**64 - 2**63
+
+
+def splitmix(number: int) -> int:
+    """With the shifts of signed integers, which is what torch has."""
+    for shift, odd in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        number = signed(number)
+        number = (number ^ (number >> shift)) * odd
+    number = signed(number)
+    return number ^ (number >> 31)
 
 
 def flip(tensor: Tensor, place: int, bit: int) -> None:

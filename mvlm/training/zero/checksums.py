@@ -19,9 +19,10 @@ from mvlm.training.zero.state import ZeroState
 
 Source = Callable[[], Iterable[Tensor]]
 
-TOGETHER = 1 << 24
-"""Elements that are laid end to end to be summed at once."""
-COLUMNS = 1024
+TOGETHER = {"cpu": 1 << 15, "cuda": 1 << 24}
+"""Elements that are laid end to end to be summed at once: what a CPU's cache holds, or what makes few calls."""
+ROW = 1024
+GOLDEN, MIXED = 0x9E3779B97F4A7C15 - 2**64, ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64))
 
 
 class Checksums:
@@ -94,40 +95,44 @@ def checksums_of(model: nn.Module, state: ZeroState, ds_config: dict[str, Any]) 
 
 @torch.no_grad()
 def sum_bits(tensors: Iterable[Tensor]) -> Tensor:
-    """An int64 scalar on the run's device, modulo 2^64, that one flipped bit always changes, and more nearly always.
+    """An int64 scalar on the run's device that one flipped bit always changes, and more of them nearly always.
 
-    Bits count as 64-bit integers, each column of `COLUMNS` times an odd number of its own, so that flips in opposite
-    ways do not cancel out.
+    It is the sum of each row's hash, and a row the sum of `ROW` integers of 64 bits, modulo 2^64: what flips in opposite
+    ways cancels out within a row alone.
     """
-    total = torch.zeros((), dtype=torch.int64, device=dist.device())
-    for number, run in enumerate(_runs(tensors)):
-        total += (2 * number + 1) * _sum(run).to(total.device)
-    return total
+    device = dist.device()
+    rows_R = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), *(row.to(device) for row in _rows(tensors))])
+    return _hash(rows_R + GOLDEN * torch.arange(len(rows_R), device=device)).sum()
 
 
-def _sum(run: Tensor) -> Tensor:
-    row = 8 * COLUMNS // run.element_size()
-    whole = len(run) // row * row
-    rest = torch.nn.functional.pad(run[whole:], (0, row - len(run) + whole)).view(torch.int64)
-    sums = run[:whole].view(torch.int64).view(-1, COLUMNS).sum(0) + rest
-    sums ^= sums >> 29  # what two sums differ by in their highest bit alone would cancel out
-    return (sums * (2 * torch.arange(COLUMNS, device=sums.device) + 1)).sum()
+def _hash(integers: Tensor) -> Tensor:
+    """Of each, one to one: splitmix64 (Steele et al., Fast Splittable Pseudorandom Number Generators, 2014)."""
+    for shift, odd in MIXED:
+        integers = (integers ^ (integers >> shift)) * odd
+    return integers ^ (integers >> 31)
 
 
-def _runs(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Flat ones: long tensors in pieces as they lie, short ones end to end, so that a hundreds take few calls."""
+def _rows(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Sums of rows: of long tensors as they lie, of the rest end to end, so that hundreds take few calls."""
     waiting: defaultdict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
     lengths: defaultdict[tuple[torch.device, torch.dtype], int] = defaultdict(int)
     for tensor in tensors:
         flat = tensor.detach().flatten()
-        kind = flat.device, flat.dtype
-        if len(flat) >= TOGETHER and flat.data_ptr() % 8 == 0:
-            yield from flat.split(TOGETHER)
-            continue
-        for piece in flat.split(TOGETHER):
+        kind, together = (flat.device, flat.dtype), TOGETHER[flat.device.type]
+        if len(flat) >= together and flat.data_ptr() % 8 == 0:
+            whole = len(flat) - len(flat) % (8 * ROW // flat.element_size())
+            yield _row_sums(flat[:whole])
+            flat = flat[whole:]
+        for piece in flat.split(together):
             waiting[kind].append(piece)
             lengths[kind] += len(piece)
-            if lengths[kind] >= TOGETHER:
-                yield torch.cat(waiting.pop(kind))
+            if lengths[kind] >= together:
+                yield _row_sums(torch.cat(waiting.pop(kind)))
                 lengths[kind] = 0
-    yield from map(torch.cat, waiting.values())
+    yield from (_row_sums(torch.cat(pieces)) for pieces in waiting.values())
+
+
+def _row_sums(flat: Tensor) -> Tensor:
+    short = -len(flat) % (8 * ROW // flat.element_size())
+    padded = torch.nn.functional.pad(flat, (0, short)) if short else flat
+    return padded.view(torch.int64).view(-1, ROW).sum(1)
