@@ -97,8 +97,8 @@ def checksums_of(model: nn.Module, state: ZeroState, ds_config: dict[str, Any]) 
 def sum_bits(tensors: Iterable[Tensor]) -> Tensor:
     """An int64 scalar on the run's device that one flipped bit always changes, and more of them nearly always.
 
-    It is the sum of each row's hash, and a row the sum of `ROW` integers of 64 bits, modulo 2^64: what flips in opposite
-    ways cancels out within a row alone.
+    It is the sum of each row's hash, and a row the sum of `ROW` integers of 64 bits, modulo 2^64: what flips in
+    opposite ways cancels out within a row alone.
     """
     device = dist.device()
     rows_R = torch.cat([torch.zeros(1, dtype=torch.int64, device=device), *(row.to(device) for row in _rows(tensors))])
