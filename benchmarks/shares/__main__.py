@@ -196,10 +196,16 @@ def bytes_read() -> int:
 
 def digest(engine: Engine) -> str:
     """Of all tensors, and of the weights that the model computes with."""
-    found = hashlib.sha256()
-    for name, whole in engine.whole_tensors():
-        for key in sorted(whole):
-            found.update(f"{name} {key}".encode() + whole[key].detach().cpu().contiguous().numpy().tobytes())
+    found, whole = hashlib.sha256(), dict[tuple[str, str], bytes]()
+    own = [
+        (name, key, part.start, part.elements.detach().cpu().numpy().tobytes())
+        for name, parts in engine.own_parts()
+        for key, part in parts.items()
+    ]
+    for name, key, _, elements in sorted(piece for of_rank in dist.gather_objects(own) for piece in of_rank):
+        whole[name, key] = whole.get((name, key), b"") + elements
+    for (name, key), content in whole.items():
+        found.update(f"{name} {key}".encode() + content)
     from deepspeed.runtime.zero import GatheredParameters
 
     for name, parameter in engine.parameters():

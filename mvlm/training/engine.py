@@ -229,22 +229,18 @@ class Engine:
         """Every parameter by name, in one order on every rank."""
         return ((self._names[id(parameter)], parameter) for parameter in self.model.parameters())
 
-    def whole_tensors(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Name and whole fp32 master weight, average and moments of every parameter, on every rank; all must call."""
-        moments = self.updates > 0
-        for name, parameter in self.parameters():
-            is_trained = parameter.requires_grad
-            yield name, self._state.read(parameter, moments) if is_trained else self._frozen.read(parameter)
-
     def own_parts(self) -> Iterator[tuple[str, dict[str, TensorPart]]]:
-        """What `whole_tensors` gives, of which each rank has a part: this one's, as views; nothing is exchanged."""
+        """Name and fp32 master weight, average and moments of each parameter of which this rank has a part: that part.
+
+        Every element is one rank's. They are views; nothing is exchanged.
+        """
         for parameter, parts in self._state.parts(self._trained, self.updates > 0):
             yield self._names[id(parameter)], parts
         for parameter, parts in self._frozen.parts():
             yield self._names[id(parameter)], parts
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
-        """Set what `whole_tensors` gives, in the low-precision copy too; all ranks must call, with equal tensors."""
+        """Set what `own_parts` is of, and the low-precision copy; all ranks must call, with equal tensors."""
         self._forget_checksums()
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
         (self._state if parameter.requires_grad else self._frozen).write(parameter, whole)
@@ -253,7 +249,7 @@ class Engine:
         """Do as `write`, of tensors that each rank reads its share of; all must call, and `finish_filling` at last.
 
         Args:
-            keys: of what `whole_tensors` gives of the parameter.
+            keys: of what `own_parts` gives of the parameter.
             read: gives elements of one of these tensors laid flat, by its key, from one place to before another.
         """
         self._forget_checksums()
@@ -282,7 +278,7 @@ class Engine:
             return
         for _, parameter in self.parameters():
             if parameter.requires_grad:
-                whole = {key: tensor.clone() for key, tensor in self._state.read(parameter, False).items()}
+                whole = {key: tensor.clone() for key, tensor in self._state.read(parameter).items()}
                 self._state.write(parameter, {"weight": whole[EMA], EMA: whole["weight"]})
 
     def prepare_state(self, updates: int) -> None:

@@ -21,6 +21,7 @@ from mvlm.runtime import dist
 from mvlm.training.engine import Engine
 from mvlm.training.logging.metrics import reported
 from tests.training.parity_worker import built, configuration, engine_of, steps_of
+from tests.training.saved_tensors import whole_tensors
 
 DECAY = 0.9  # of the average
 SOME = ("temperature.value", "mlm_head.classifier.weight", "mlm_head.classifier.bias", "match_head.classifier.bias")
@@ -48,7 +49,7 @@ def run(shards: str, content: dict[str, Any], overrides: list[str], first: dict[
         computed_with = errors(engine, averages, "weight") if engine.has_ema else math.nan
     after_exchange = digest(engine)
     frozen = [
-        torch.equal(whole["weight"].cpu(), given[name]) for name, whole in engine.whole_tensors() if len(whole) == 1
+        torch.equal(whole["weight"].cpu(), given[name]) for name, whole in whole_tensors(engine) if len(whole) == 1
     ]
 
     engine.objectives = dataclasses.replace(config.objectives, text=float("nan"))
@@ -105,7 +106,7 @@ def trained(
 def of_some(engine: Engine, key: str) -> dict[str, torch.Tensor]:
     """Whole tensors of four parameters: gathering all after every step would take most of the time."""
     some = [(name, parameter) for name, parameter in engine.parameters() if name in SOME]
-    return {name: engine._state.read(parameter, False)[key].cpu().clone() for name, parameter in some}
+    return {name: engine._state.read(parameter)[key].cpu().clone() for name, parameter in some}
 
 
 def errors(engine: Engine, averages: dict[str, torch.Tensor], key: str = "ema") -> float:
@@ -119,7 +120,7 @@ def norm(engine: Engine) -> float:
 
 
 def kept(engine: Engine) -> dict[str, Any]:
-    whole = {name: {key: t.cpu().clone() for key, t in tensors.items()} for name, tensors in engine.whole_tensors()}
+    whole = {name: {key: t.cpu().clone() for key, t in tensors.items()} for name, tensors in whole_tensors(engine)}
     return {
         "updates": engine.updates,
         "loss_scale": engine.loss_scale_state(),
@@ -154,7 +155,7 @@ def piece(whole: dict[str, torch.Tensor], key: str, start: int, stop: int) -> to
 def digest(engine: Engine) -> str:
     """Of every bit of what the engine would save; -0 counts as 0, which adding up shares of the ranks makes of it."""
     total = hashlib.sha256()
-    for name, tensors in engine.whole_tensors():
+    for name, tensors in whole_tensors(engine):
         for key, tensor in tensors.items():
             total.update(f"{name} {key} {tuple(tensor.shape)} {tensor.dtype}".encode())
             total.update((tensor.detach().cpu() + 0.0).contiguous().numpy().tobytes())

@@ -28,6 +28,7 @@ from mvlm.training import contrast
 from mvlm.training.engine import seed_dropout
 from mvlm.training.match_groups import at_full_length
 from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, engine_of, steps_of, weighted
+from tests.training.saved_tensors import whole_tensors
 
 G, STEP = 32, 5
 EXACT = 2e-5
@@ -119,7 +120,7 @@ def engine_gradients(row: Row, shards: str) -> Gradients:
         patch.setattr(contrast, "BLOCK", 1)
         engine.step(micro_batches, 0.5, STEP)
     share = 1 - config.optim.betas[0]
-    return {name: whole["exp_avg"].double() / share for name, whole in engine.whole_tensors()}
+    return {name: whole["exp_avg"].double() / share for name, whole in whole_tensors(engine)}
 
 
 def reference_gradients(row: Row, shards: str) -> Gradients:

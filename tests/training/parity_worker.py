@@ -35,6 +35,7 @@ from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.config import RunSide, resolve
 from tests.conftest import ROOT, TINY, of_pairs
 from tests.model.oracle import Oracle
+from tests.training.saved_tensors import whole_tensors
 
 Gradients = dict[str, Tensor]
 
@@ -148,7 +149,7 @@ def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients)
         history["grad_norm"].append(float(engine.grad_norm))
         if step == 0:
             history["gradient_errors"] = gradient_errors(engine, config, reference)
-    sums = {name: float(np.abs(whole["weight"].double().numpy()).sum()) for name, whole in engine.whole_tensors()}
+    sums = {name: float(np.abs(whole["weight"].double().numpy()).sum()) for name, whole in whole_tensors(engine)}
     return history | {"weights": [sums[name] for name in sorted(sums) if not name.endswith(NOISE)]}
 
 
@@ -170,9 +171,7 @@ def gradient_errors(engine: Engine, config: Config, reference: Gradients) -> dic
     A bias's is relative to its weight's gradient where that is greater: what is added up for both rounds alike, and for
     the biases of the contrastive projections nearly all of it cancels.
     """
-    found = {
-        name: whole["exp_avg"].double().cpu() for name, whole in engine.whole_tensors() if not name.endswith(NOISE)
-    }
+    found = {name: whole["exp_avg"].double().cpu() for name, whole in whole_tensors(engine) if not name.endswith(NOISE)}
     if not reference:
         return {}
     norm = torch.stack([gradient.norm() for gradient in reference.values()]).norm()
@@ -212,7 +211,7 @@ def step_by(engine: Engine, batches: list[Batch], fusion: str, views: str) -> di
     FUSION.choose(fusion)
     VIEWS.choose(views)
     losses = engine.step(batches, 0.0, 0)
-    moments = {name: whole["exp_avg"].double().cpu() for name, whole in engine.whole_tensors()}
+    moments = {name: whole["exp_avg"].double().cpu() for name, whole in whole_tensors(engine)}
     engine.prepare_state(0)
     FUSION.choose("auto")
     VIEWS.choose("auto")

@@ -17,6 +17,7 @@ from mvlm.data.samples.captions import COARSE
 from mvlm.runtime import dist
 from mvlm.training.capture import capture, capture_passes
 from mvlm.training.engine import Engine
+from tests.training.saved_tensors import whole_tensors
 
 SIZE = SIZES["tiny"]
 STAGES = {"bf16 stage 1": (1, True), "fp32 stage 0": (0, False), "bf16 stage 0": (0, True), "fp32 stage 2": (2, False)}
@@ -59,7 +60,7 @@ def test_captured_steps_are_the_others(one_rank: None, recorded: list[RecordedGr
     assert len({tuple(line.values()) for line in expected}) == len(expected)
     # Two parts, two passes, two sizes; each replayed at all of its size's steps.
     assert [graph.replays for graph in recorded] == [2] * 8
-    weights = zip(plain.whole_tensors(), captured.whole_tensors(), strict=True)
+    weights = zip(whole_tensors(plain), whole_tensors(captured), strict=True)
     assert all(torch.equal(one["weight"], other["weight"]) for (_, one), (_, other) in weights)
 
 

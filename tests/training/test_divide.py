@@ -15,6 +15,7 @@ from mvlm.training.parallelize import parallelize
 from mvlm.training.zero.divide import can_divide
 from tests.training.conftest import one_rank  # noqa: F401 - a fixture
 from tests.training.parity_worker import built, configuration, resolved, steps_of
+from tests.training.saved_tensors import whole_tensors
 
 
 def engine_from(config: Config, content: dict[str, Any], scenes: Path, divided: bool) -> tuple[Engine, Any]:
@@ -43,7 +44,7 @@ def test_a_divided_model_is_the_whole_one(scenes: Path, precision: dict[str, Any
     for divided in (False, True):
         engine, batch = engine_from(config, {"zero_optimization": {"stage": 3}} | precision, scenes, divided)
         assert [group["weight_decay"] for group in engine.engine.optimizer.optimizer.param_groups].count(0.0) == 2
-        before = {name: whole["weight"].clone() for name, whole in engine.whole_tensors()}
+        before = {name: whole["weight"].clone() for name, whole in whole_tensors(engine)}
         buffers = dict(engine.model.named_buffers())
         losses = {name: loss.item() for name, loss in engine.step(batch, 0.5, 0).items()}
         found[divided] = before, buffers, losses

@@ -33,6 +33,7 @@ from tests.training.gradient_matrix import (
     try_every_row,
     worst,
 )
+from tests.training.saved_tensors import whole_tensors
 
 PLAIN: Row = {option: values[-1] for option, values in OPTIONS.items()}
 
@@ -82,7 +83,7 @@ def test_a_temperature_beyond_its_bounds_goes_back_or_stays(one_rank: None, scen
         engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, 1)
         for step in range(2):
             engine.step(micro_batches, 1.0, step)
-        values.append(dict(engine.whole_tensors())["temperature.value"]["weight"].item() - start)
+        values.append(dict(whole_tensors(engine))["temperature.value"]["weight"].item() - start)
     assert values == [pytest.approx(0.0, abs=1e-6), pytest.approx(2 * config.optim.lr, rel=0.3)]
 
 

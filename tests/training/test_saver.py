@@ -33,6 +33,7 @@ from mvlm.training.checkpoint.save import Saver
 from mvlm.training.engine import Engine
 from tests.ranks import run_ranks
 from tests.training.parity_worker import built, configuration, engine_of, steps_of
+from tests.training.saved_tensors import whole_tensors
 from tests.training.saver_worker import Trained, as_rank, save
 
 
@@ -49,7 +50,7 @@ def state_of(engine: Engine, step: int) -> TrainState:
 def snapshot(engine: Engine) -> dict[str, Tensor]:
     """By the titles that checkpoints use."""
     tensors = {}
-    for name, whole in engine.whole_tensors():
+    for name, whole in whole_tensors(engine):
         for key, tensor in whole.items():
             tensors[name if key == "weight" else f"{key}/{name}"] = tensor.clone()
     return tensors

@@ -41,16 +41,6 @@ class Frozen:
             if (length := min(own.ds_numel, parameter.ds_numel - start)) > 0:
                 yield parameter, {"weight": TensorPart(own.data[:length], start, tuple(parameter.ds_shape))}
 
-    def read(self, parameter: Any) -> dict[str, Tensor]:
-        if id(parameter) in self._given:
-            return {"weight": self._given[id(parameter)]}
-        if not self._sharded:
-            return {"weight": parameter.data}
-        from deepspeed.runtime.zero import GatheredParameters
-
-        with GatheredParameters([parameter]):
-            return {"weight": parameter.data.clone()}
-
     def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
         if id(parameter) in self._given:
             self._given[id(parameter)].copy_(whole["weight"])

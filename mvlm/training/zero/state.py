@@ -39,12 +39,12 @@ class ZeroState(ABC):
         self._base: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
 
     @abstractmethod
-    def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
-        """The whole "weight", its EMA and, if wanted and there, moments; views where this rank has them whole."""
+    def read(self, parameter: Parameter) -> dict[str, Tensor]:
+        """The whole "weight" and its EMA; views where this rank has them whole."""
 
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
-        """Set what `read` gives, and the low-precision copy that the model computes with."""
+        """Set the whole "weight", EMA and moments, as far as given, and the copy that the model computes with."""
 
     def fill(self, parameter: Parameter, keys: Sequence[str], read: Read) -> None:
         """Do as `write`, of tensors that each rank reads its share of; `finish` must follow."""
@@ -61,13 +61,14 @@ class ZeroState(ABC):
     def parts(
         self, parameters: Iterable[Parameter], moments: bool
     ) -> Iterator[tuple[Parameter, dict[str, TensorPart]]]:
-        """What this rank has of what `read` gives of each, so that every element is one rank's; nothing is exchanged.
+        """What this rank has of each one's "weight", EMA and, if wanted and there, moments; nothing is exchanged.
 
-        They are views.
+        Every element is one rank's. They are views.
         """
         for parameter, owner, start, length, offset in self.slices(parameters):
             state = self._base.state.get(owner, {})
-            flat = {"weight": owner.detach()} | {k: state[k] for k in self._keys(moments, parameter) if k in state}
+            keys = (*(MOMENTS if moments else ()), EMA)
+            flat = {"weight": owner.detach()} | {key: state[key] for key in keys if key in state}
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             cut = slice(start, start + length)
             yield parameter, {key: TensorPart(whole.flatten()[cut], offset, shape) for key, whole in flat.items()}
@@ -94,10 +95,6 @@ class ZeroState(ABC):
             matrices = [parameter for parameter in parameters if id(parameter) in self._matrices]
             pieces = [self.matrix_piece(parameter) for parameter in matrices]
             self._base.bind(pieces, is_split=not isinstance(self, ZeroStage0State))
-
-    def _keys(self, moments: bool, parameter: Any = None) -> tuple[str, ...]:
-        known = MOMENTS[:1] if id(parameter) in self._matrices else MOMENTS
-        return (*(known if moments else ()), *((EMA,) if self.ema else ()))
 
     @torch.no_grad()
     def update_ema(self, decay: float) -> None:
@@ -159,11 +156,9 @@ class ZeroStage0State(ZeroState):
             for low, high in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
                 self._masters |= {id(parameter): master for parameter, master in zip(low, high, strict=True)}
 
-    def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
+    def read(self, parameter: Parameter) -> dict[str, Tensor]:
         master = self._masters[id(parameter)]
-        keys = self._keys(moments, parameter)
-        state = self._base.state[master] if keys else {}
-        return {"weight": master.data, **{key: state[key] for key in keys if key in state}}
+        return {"weight": master.data, **({EMA: self._base.state[master][EMA]} if self.ema else {})}
 
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         master = self._masters[id(parameter)]
@@ -196,14 +191,8 @@ class ZeroStage0State(ZeroState):
 class ZeroStage12State(ZeroState):
     """Stages 1 and 2: each rank has its part of every parameter group's parameters laid end to end."""
 
-    def read(self, parameter: Parameter, moments: bool) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        whole = {"weight": safe_get_full_fp32_param(parameter)}
-        if moments:
-            self._link()
-        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments, parameter)}
-        return {key: tensor.reshape(parameter.shape) for key, tensor in whole.items()}
+    def read(self, parameter: Parameter) -> dict[str, Tensor]:
+        return _read(parameter, parameter.shape, self.ema)
 
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
@@ -261,12 +250,8 @@ class ZeroStage12State(ZeroState):
 class ZeroStage3State(ZeroState):
     """Stage 3: each rank has its part of every parameter, laid end to end."""
 
-    def read(self, parameter: Any, moments: bool) -> dict[str, Tensor]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        whole = {"weight": safe_get_full_fp32_param(parameter)}
-        whole |= {key: safe_get_full_optimizer_state(parameter, key) for key in self._keys(moments, parameter)}
-        return {key: tensor.reshape(parameter.ds_shape) for key, tensor in whole.items()}
+    def read(self, parameter: Any) -> dict[str, Tensor]:
+        return _read(parameter, parameter.ds_shape, self.ema)
 
     def write(self, parameter: Any, whole: dict[str, Tensor]) -> None:
         """DeepSpeed's own setter fails where a parameter does not divide by the ranks."""
@@ -324,3 +309,12 @@ class ZeroStage3State(ZeroState):
 
     def _owners(self) -> list[Tensor]:
         return list(self._optimizer.fp32_partitioned_groups_flat)
+
+
+def _read(parameter: Any, shape: tuple[int, ...], ema: bool) -> dict[str, Tensor]:
+    """What DeepSpeed gathers of a parameter that is divided among the ranks."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    whole = {"weight": safe_get_full_fp32_param(parameter)}
+    whole |= {EMA: safe_get_full_optimizer_state(parameter, EMA)} if ema else {}
+    return {key: tensor.reshape(shape) for key, tensor in whole.items()}

@@ -1,0 +1,29 @@
+"""Whole tensors of an engine, put together of what each rank would save of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from mvlm.runtime import dist
+from mvlm.training.engine import Engine
+
+
+def whole_tensors(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Name and fp32 weight, moments and average of every parameter, as copies in the CPU's memory; all ranks must call.
+
+    An element that no rank has is NaN.
+    """
+    own = [
+        (name, key, part.elements.detach().cpu().clone(), part.start, part.shape)
+        for name, parts in engine.own_parts()
+        for key, part in parts.items()
+    ]
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, key, elements, start, shape in (piece for of_rank in dist.gather_objects(own) for piece in of_rank):
+        whole = found.setdefault(name, {}).setdefault(key, torch.full((math.prod(shape),), math.nan).view(shape))
+        whole.view(-1)[start : start + len(elements)] = elements
+    yield from ((name, found[name]) for name, _ in engine.parameters())
