@@ -12,6 +12,7 @@ from mvlm.check.shards import report_neighbours
 from mvlm.checkpoint.integrity import check_continuity, find_damage, read_whole_state
 from mvlm.checkpoint.layout import step_folders
 from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.peers import ROOM, SHARED
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Config
 from mvlm.data.loading.sampler import make_sampler, order_of, resumed
@@ -109,6 +110,23 @@ def check_room(report: Report, config: Config, parameters: int) -> None:
         report.wrong("checkpoint", f"{run} has no room: {sizes}; free some, or set run.dir to a larger disk.")
     else:
         report.right("checkpoint", f"{run} has room: {sizes}.")
+
+
+def check_memory(report: Report, config: Config, parameters: int, world: int) -> None:
+    """Whether this machine's shared memory has room for what another node of `checkpoint.peers` has written.
+
+    How many ranks a node has is not known: judged is the share of one.
+    """
+    if not config.checkpoint.peers:
+        return
+    wanted, free = BYTES_A_PARAMETER * parameters / world, shutil.disk_usage(nearest(SHARED)).free
+    sizes = f"a rank's copies take {wanted / 1e9:.3g} GB of {SHARED}, and of the {free / 1e9:.3g} GB free there half"
+    if wanted > ROOM * free:
+        report.warning(
+            "checkpoint", f"checkpoint.peers has no room: {sizes} may be taken; enlarge it, or use more ranks."
+        )
+    else:
+        report.right("checkpoint", f"checkpoint.peers has room: {sizes} may be taken.")
 
 
 def _check_others(report: Report, run: Path, start: Start | None, deep: bool) -> None:

@@ -64,6 +64,7 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         _check_coming(report, standing, start, world)
     if parameters:
         checkpoints.check_room(report, config, parameters)
+        checkpoints.check_memory(report, config, parameters, ranks or world)
     configuration.check_kernels(report, config)
     if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from mvlm.checkpoint.assemble import assemble_newest
 from mvlm.checkpoint.description import CONFIG, DESCRIPTION, METRICS, SKIPPED, TEXT_ENCODER, TOKENIZER
 from mvlm.checkpoint.folder_group import FolderGroup
 from mvlm.checkpoint.integrity import find_damage
@@ -24,22 +24,22 @@ from mvlm.checkpoint.layout import (
     step_of,
 )
 from mvlm.checkpoint.mirror import Mirror, MirrorPath, read_entries
+from mvlm.checkpoint.placing import UNFINISHED, finish, make_ready, on_each
 from mvlm.errors import UserError
 from mvlm.runtime import dist
 from mvlm.runtime.log import log
 from mvlm.runtime.storage import sync, write_durably
 
-UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
 
-
-def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup) -> bool:
+def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup, memory: Path | None = None) -> bool:
     """Fetch where the run folder has no checkpoint, an older one, or the same one damaged; all ranks must call.
 
     Where nodes have folders of their own, each of them lacks what the others wrote: there the mirror alone counts, and
-    files are fetched that are not in the folder already.
+    files are fetched that are not in the folder already; but where nodes have copies of each other's files in their
+    `memory`, and all files between them, the mirror's are not needed.
 
     Returns:
-        Whether the mirror has a checkpoint.
+        Whether there is a checkpoint.
 
     Raises:
         UserError: the mirror cannot be read or is not to be trusted, none of its checkpoints is whole, or the folder
@@ -47,6 +47,11 @@ def fetch_newest(mirror: Mirror, run: Path, group: FolderGroup) -> bool:
     """
     history = dist.as_rank_0(mirror.history)
     reason = ""
+    newest = next(iter(history), None)
+    if memory and not group.is_whole and (there := assemble_newest(mirror, run, group, memory, newest)):
+        _fetch_best(mirror, [each for each in history if each.step < there.step], run, group)
+        _fetch_small_files(mirror, there, run, group)
+        return True
     for remote in history:
         if group.is_whole and not _is_behind(run, remote):
             return True
@@ -99,35 +104,13 @@ def _fetch(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) ->
         return f"{INDEX} is gone"
     folder = run / CHECKPOINTS / step_name(remote.step)
     unfinished = folder.with_name(folder.name + UNFINISHED)
-    _on_each(run, group.leads, partial(_make_ready, folder, unfinished))
-    failure = _on_each(run, True, partial(_fetch_files, mirror, remote, group.share(entries), unfinished))
+    on_each(run, group.leads, partial(make_ready, folder, unfinished))
+    failure = on_each(run, True, partial(_fetch_files, mirror, remote, group.share(entries), unfinished))
     if failure:
-        _on_each(run, group.leads, partial(shutil.rmtree, unfinished))
+        on_each(run, group.leads, partial(shutil.rmtree, unfinished))
     else:
-        _on_each(run, group.leads, partial(_finish, folder, unfinished, entries, index))
+        on_each(run, group.leads, partial(finish, folder, unfinished, entries, index))
     return failure
-
-
-def _on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str | None:
-    """Have this rank act, if it is concerned; every rank learns what any found, or gets the error that any met."""
-
-    def act() -> str | None:
-        try:
-            return action() if concerned else None
-        except OSError as error:
-            raise UserError(
-                f"The run folder {run} cannot be written ({error}): free some room or set run.dir."
-            ) from None
-
-    return next(filter(None, dist.on_all(act)), None)
-
-
-def _make_ready(folder: Path, unfinished: Path) -> None:
-    """What lies there already, the node's own files or those of a fetch that was cut off, is not fetched again."""
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not unfinished.exists():
-        os.rename(folder, unfinished)
-    unfinished.mkdir(exist_ok=True)
 
 
 def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfinished: Path) -> str | None:
@@ -142,17 +125,6 @@ def _fetch_files(mirror: Mirror, remote: MirrorPath, entries: list[Entry], unfin
                 return damage
             sync(file)
     return None
-
-
-def _finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -> None:
-    named = {unfinished / entry.file for entry in entries}
-    for stranger in {path for path in unfinished.rglob("*") if path.is_file()} - named:
-        stranger.unlink()
-    write_durably(unfinished / INDEX, index)
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.rename(unfinished, folder)
-    write_durably(folder.parent / LATEST, folder.name)
 
 
 def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: FolderGroup) -> None:
@@ -172,8 +144,8 @@ def _fetch_small_files(mirror: Mirror, remote: MirrorPath, run: Path, group: Fol
             if len(content) > known:
                 write_durably(run / name, content.decode(errors="replace"))
 
-    _on_each(run, group.leads, described)
-    _on_each(run, dist.rank() == 0, recorded)
+    on_each(run, group.leads, described)
+    on_each(run, dist.rank() == 0, recorded)
 
 
 def begin_without(mirror: Mirror, run: Path, group: FolderGroup) -> None:
@@ -186,12 +158,12 @@ def begin_without(mirror: Mirror, run: Path, group: FolderGroup) -> None:
     """
     if group.is_whole:
         return
-    if whole := _on_each(run, group.leads, partial(_own_whole, run)):
+    if whole := on_each(run, group.leads, partial(_own_whole, run)):
         raise UserError(
             f"{whole} is whole on one node, and neither the others nor {mirror.url} have it: start the run on that "
             "node alone first, which uploads it."
         )
-    _on_each(run, group.leads, partial(_set_parts_aside, run))
+    on_each(run, group.leads, partial(_set_parts_aside, run))
 
 
 def _own_whole(run: Path) -> str | None:

@@ -35,6 +35,7 @@ class Uploads:
 
     Args:
         say: tells the person at the terminal.
+        memory: where nodes have copies of each other's files, if they do.
 
     Attributes:
         seconds: that the last upload took.
@@ -48,8 +49,10 @@ class Uploads:
         attempt: FencingToken,
         group: FolderGroup,
         say: Callable[[str], None],
+        memory: Path | None = None,
     ) -> None:
         self.seconds = 0.0
+        self._memory = memory
         self._mirror, self._run, self._config, self._attempt, self._group = mirror, run, config, attempt, group
         self._say = say
         self._next: Path | None = None
@@ -145,7 +148,9 @@ class Uploads:
             UserError: nodes have folders of their own, and there is none.
         """
         self.drain()
-        if self._mirror and not self._group.is_whole and not fetch_newest(self._mirror, self._run, self._group):
+        if not self._mirror or self._group.is_whole:
+            return
+        if not fetch_newest(self._mirror, self._run, self._group, self._memory):
             raise UserError(
                 f"{self._mirror.url} has no checkpoint to go back to ({self._failure}): start the same command again "
                 "once it can be written."

@@ -208,6 +208,7 @@ class Checkpoint:
     resume: str = ""  # a checkpoint to resume from if the run folder has none of its own
     init: str = ""  # one of your runs or checkpoints, or somebody else's, to start from its weights only
     mirror: str = ""  # an fsspec URL, such as s3://bucket/runs/mine, that receives each checkpoint too; "" = none
+    peers: int = 0  # 1 = nodes with run folders of their own keep each other's files in shared memory; 0 = none do
 
 
 @dataclass(frozen=True)

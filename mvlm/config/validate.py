@@ -123,3 +123,5 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(0 < train.hang_minutes < math.inf, "train.hang_minutes", "above 0")
     mirror = config.checkpoint.mirror
     require(not mirror or "://" in mirror, "checkpoint.mirror", "a URL, such as s3://bucket/runs/mine")
+    peers = config.checkpoint.peers
+    require(peers == 0 or (peers == 1 and bool(mirror)), "checkpoint.peers", "0, or 1 beside a checkpoint.mirror")

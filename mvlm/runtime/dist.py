@@ -149,12 +149,12 @@ def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
     return reduced
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's `value`, on every rank."""
+def broadcast_object(value: Any, source: int = 0) -> Any:
+    """The `value` of rank 0, or another, on every rank."""
     if world() == 1:
         return value
     box = [value]
-    torch_dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    torch_dist.broadcast_object_list(box, src=source, device=torch.device("cpu"))
     return box[0]
 
 
@@ -225,11 +225,7 @@ def try_on_all(act: Callable[[], object]) -> None:
         mistake = error
     first = -int(all_reduce(torch.tensor(-rank() if mistake else -world()), "max"))
     if first < world():
-        box = [mistake]
-        if world() > 1:
-            torch_dist.broadcast_object_list(box, src=first, device=torch.device("cpu"))
-        assert box[0]
-        raise box[0]
+        raise broadcast_object(mistake, first)
 
 
 def on_all(act: Callable[[], Found]) -> list[Found]:

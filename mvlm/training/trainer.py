@@ -253,6 +253,8 @@ class Trainer:
         """
         self._mark("going back to a checkpoint", LONG)
         self.saver.finish()
+        if self.saver.copies:
+            self.saver.copies.drain()
         self._set_aside(anomaly)
         self.saver.uploads.complete_folder()
         checkpoint = checkpoints.newest_whole(self.saver.run)
@@ -310,11 +312,15 @@ class Trainer:
     def _await_files(self) -> None:
         self._mark("waiting for the checkpoint's files", LONG)
         self.saver.finish()
+        if self.saver.copies:
+            self.saver.copies.drain()
         self._mark("waiting for the mirror", LONG)
 
     def _leave(self, code: int) -> int:
         self._mark("waiting for the trackers")
         self.reporter.monitor.finish(done=code == ExitCode.DONE and self.schedule.is_last)
+        if self.saver.copies and code == ExitCode.DONE:
+            self.saver.copies.remove()
         dist.barrier()  # no rank leaves before all have saved: a launcher ends the others at the first exit
         return code
 

@@ -25,6 +25,7 @@ from mvlm.checkpoint.folder_group import FolderGroup, _connected
 from mvlm.checkpoint.integrity import find_damage
 from mvlm.checkpoint.layout import find_checkpoint
 from mvlm.checkpoint.mirror import Mirror, MirrorPath
+from mvlm.checkpoint.peers import memory_of
 from mvlm.checkpoint.upload import Uploads
 from mvlm.config.load import given_keys, load_config
 from mvlm.config.schema import Checkpoint
@@ -493,6 +494,40 @@ def test_two_nodes_without_a_shared_disk_go_on_after_both_are_lost(
     assert list(found) == [1, 2, 3, 4, 5, 6]
     for step, values in found.items():
         assert values == pytest.approx(undisturbed[step], rel=1e-4), step  # of one rank
+
+
+@pytest.mark.campaign
+def test_two_nodes_go_on_after_one_is_lost_without_its_upload(
+    scenes: Path, tmp_path: Path, undisturbed: dict[int, tuple[float, ...]]
+) -> None:
+    """From what the other has in memory: the mirror has lost the newest checkpoint."""
+    command = ["-m", "mvlm", "train", TOML, "--deepspeed_config", str(ROOT / "ds_configs/cpu.json")]
+    command += words(scenes, "runs/mine", f"checkpoint.mirror=file://{tmp_path}/mirror", "checkpoint.peers=1")
+    ranks = two_nodes(tmp_path, *command)
+    metrics = tmp_path / "node-0/runs/mine/metrics.jsonl"
+    deadline = time.monotonic() + 400
+    while not metrics.exists() or metrics.read_text().count("\n") < 3:
+        assert time.monotonic() < deadline and ranks[0].poll() is None, ranks[0].communicate()[0]
+        time.sleep(0.005)
+    ranks[1].send_signal(signal.SIGUSR1)
+    said = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [75, 75], said
+    memories = [memory_of(tmp_path / f"node-{rank}/runs/mine") for rank in range(2)]
+    (newest,) = {folder.name for memory in memories for folder in memory.iterdir()}
+    assert newest == (tmp_path / "node-0/runs/mine/checkpoints/latest").read_text()
+    shutil.rmtree(tmp_path / "node-1")
+    shutil.rmtree(memories[1])
+    (uploaded,) = (tmp_path / "mirror/checkpoints").glob(f"{newest}.attempt-*")
+    shutil.rmtree(uploaded)
+    ranks = two_nodes(tmp_path, *command)
+    said = [rank.communicate(timeout=400)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert f"{newest} was made whole from what the nodes hold" in said[0] and f"Resuming {newest}" in said[0]
+    found = losses_by_step(tmp_path / "node-0/runs/mine")
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    for step, values in found.items():
+        assert values == pytest.approx(undisturbed[step], rel=1e-4), step
+    assert not any(memory.exists() for memory in memories)
 
 
 BEAT = Heartbeat(1, 1, "here", 1, 7, "agreeing", 20, 300.0, stuck=True, exchanging=True, ends=False, time=0.0)

@@ -35,6 +35,7 @@ from mvlm.checkpoint.layout import (
     Writer,
     step_name,
 )
+from mvlm.checkpoint.peers import PeerCopies
 from mvlm.checkpoint.prune import delete_unfinished, make_way, prune
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import TensorPart, write_tensors
@@ -81,6 +82,7 @@ class Saver:
         group: the ranks that see this run folder; None = all.
         uploads: gets what is published; None = there is no mirror.
         description: files by name that say what the weights mean, which every checkpoint takes along.
+        copies: get what is published, for the next node's memory; None = none are kept.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Saver:
         group: FolderGroup | None = None,
         uploads: Uploads | None = None,
         description: Mapping[str, bytes] | None = None,
+        copies: PeerCopies | None = None,
     ) -> None:
+        self.copies = copies
         self.seconds = 0.0  # from start to published, of the last checkpoint
         self.run, self.attempt = run, attempt
         self._engine, self._config, self._site = engine, config, group or FolderGroup.of_all()
@@ -183,11 +187,12 @@ class Saver:
         pending, self._pending = self._pending, None
         pending.share.join()
         self.require_own_folder(pending.state.step)
-        gathered = dist.gather_objects((pending.share.entries, pending.share.failure))
-        failure = next((failure for _, failure in gathered if failure), None)
+        copying = self.copies is not None and self.copies.busy
+        gathered = dist.gather_objects((pending.share.entries, pending.share.failure, copying))
+        failure = next((failure for _, failure, _ in gathered if failure), None)
         if self._site.leads:
             if not failure:
-                entries = [entry for entries, _ in gathered for entry in entries]
+                entries = [entry for entries, _, _ in gathered for entry in entries]
                 failure = _publish(pending, entries, self._description, self.attempt.writer)
             if failure:
                 shutil.rmtree(pending.partial, ignore_errors=True)
@@ -198,6 +203,8 @@ class Saver:
         if self._site.leads:
             _write_ledger(self.run, pending.state)
             prune(self.run, pending.folder, self._config, self.attempt.writer, self.uploads.held)
+        if self.copies and not any(copying for _, _, copying in gathered):  # else the next checkpoint is copied
+            self.copies.offer(pending.folder, [entries for entries, _, _ in gathered])
         self.uploads.offer(pending.folder, pending.is_best)
         self.seconds = time.monotonic() - pending.since
 

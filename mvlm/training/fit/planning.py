@@ -14,6 +14,7 @@ import torch
 from mvlm.checkpoint.fetch import begin_without, fetch_newest
 from mvlm.checkpoint.folder_group import FolderGroup, find_folder_group
 from mvlm.checkpoint.mirror import Mirror
+from mvlm.checkpoint.peers import memory_of
 from mvlm.config.schema import Config
 from mvlm.config.stages import Table, with_shuffle
 from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
@@ -103,7 +104,7 @@ def make_plan(
     content = read_deepspeed_json(names[0])
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     group = find_folder_group(folder, mirrored=mirror is not None)
-    if mirror and not fetch_newest(mirror, folder, group):
+    if mirror and not fetch_newest(mirror, folder, group, memory_of(folder) if config.checkpoint.peers else None):
         begin_without(mirror, folder, group)
     start = checkpoints.starting_point(folder, config.checkpoint)
     standing = dist.as_rank_0(partial(settle_stages, config, given, tables, names[1], start, folder))

@@ -11,6 +11,7 @@ from typing import Any
 
 from mvlm.checkpoint.description import TOKENIZER
 from mvlm.checkpoint.fencing import FencingToken
+from mvlm.checkpoint.peers import PeerCopies, memory_of
 from mvlm.checkpoint.selection import Selector
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.upload import Uploads
@@ -146,9 +147,11 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     if beginning:
         monitor.say(f"{beginning}\nEvery tensor stands in {folder / STARTED}.")
     watchdog = stack.enter_context(Watchdog(folder, attempt.number, config.train.hang_minutes, group.ranks))
-    uploads = Uploads(mirror, folder, config.checkpoint, attempt, group, monitor.say)
+    memory = memory_of(folder) if config.checkpoint.peers and not group.is_whole else None
+    uploads = Uploads(mirror, folder, config.checkpoint, attempt, group, monitor.say, memory)
+    copies = PeerCopies(memory, group) if memory else None
     description = read_description(folder) if group.leads else {}
-    saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, group, uploads, description))
+    saver = stack.enter_context(Saver(engine, folder, config.checkpoint, attempt, group, uploads, description, copies))
     selector = Selector.of(config.eval) if evaluate else None
     state = saver.settle_best(state) if selector and start.own else replace(state, best=None)
     seed, pairs = config.run.seed, layout["micro_batch"]

@@ -57,7 +57,7 @@ _APPLIES = {
     "eval": "every select select_lower patience foils classes batch rerank limit memory_gb share",
 }
 _ORDER = {"data": "shuffle shuffle_block shuffle_window shuffle_shards"}
-_PLACE = {"run": "dir", "checkpoint": "resume mirror"}
+_PLACE = {"run": "dir", "checkpoint": "resume mirror peers"}
 _STREAM = {"run": "seed", "data": "epoch weights where"}
 _MODEL = {
     "data": "tokenizer vocabulary",
@@ -163,7 +163,7 @@ def merge_settings(
             continue
         if kind is OnResume.PLACE:
             settings[key] = value
-            if key == "checkpoint.mirror":
+            if key in ("checkpoint.mirror", "checkpoint.peers"):
                 changed[key] = before, value
         elif key not in given:
             kept[key] = before, value

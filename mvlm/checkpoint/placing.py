@@ -1,0 +1,48 @@
+"""How a checkpoint that comes from elsewhere takes its place in a run folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from mvlm.checkpoint.layout import INDEX, LATEST, Entry
+from mvlm.errors import UserError
+from mvlm.runtime import dist
+from mvlm.runtime.storage import write_durably
+
+UNFINISHED = ".partial-0"  # of no attempt, so that the first one that saves deletes it
+
+
+def on_each(run: Path, concerned: bool, action: Callable[[], str | None]) -> str | None:
+    """Have this rank act, if it is concerned; every rank learns what any found, or gets the error that any met."""
+
+    def act() -> str | None:
+        try:
+            return action() if concerned else None
+        except OSError as error:
+            raise UserError(
+                f"The run folder {run} cannot be written ({error}): free some room or set run.dir."
+            ) from None
+
+    return next(filter(None, dist.on_all(act)), None)
+
+
+def make_ready(folder: Path, unfinished: Path) -> None:
+    """What lies there already, the node's own files or those of a fetch that was cut off, is not fetched again."""
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not unfinished.exists():
+        os.rename(folder, unfinished)
+    unfinished.mkdir(exist_ok=True)
+
+
+def finish(folder: Path, unfinished: Path, entries: list[Entry], index: bytes) -> None:
+    named = {unfinished / entry.file for entry in entries}
+    for stranger in {path for path in unfinished.rglob("*") if path.is_file()} - named:
+        stranger.unlink()
+    write_durably(unfinished / INDEX, index)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.rename(unfinished, folder)
+    write_durably(folder.parent / LATEST, folder.name)
