@@ -169,6 +169,8 @@ def test_every_key_is_read_back_as_it_was_written(tmp_path: Path, table: str, ke
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, epoch="images"))
     if key == "where":  # each is of a data set
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, train=("one", "two")))
+    if key == "peers":
+        config = dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, mirror="memory://run"))
     if key == "name":  # it is retrieval, which restores nothing
         config = dataclasses.replace(config, objectives=dataclasses.replace(config.objectives, image=0.0, text=0.0))
     if key in ("select", "patience", "foils", "classes"):  # which mean nothing without held-out shards

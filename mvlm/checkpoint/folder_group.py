@@ -60,13 +60,10 @@ def find_folder_group(run: Path, mirrored: bool) -> FolderGroup:
     tokens = run / f".seen-{dist.broadcast_object(secrets.token_hex(8))}"
     dist.try_on_all(lambda: _leave_token(run, tokens))
     seen = _look(tokens)
-    if dist.all_agree(len(seen) == dist.world()):
-        group = FolderGroup.of_all()
-    else:
-        group = _find_among_several(run, mirrored, seen)
-    if group.leads:
+    has_one_folder = dist.all_agree(len(seen) == dist.world())  # and all have looked
+    if dist.rank() == min(seen):
         shutil.rmtree(tokens, ignore_errors=True)
-    return group
+    return FolderGroup.of_all() if has_one_folder else _find_among_several(run, mirrored, seen)
 
 
 def _find_among_several(run: Path, mirrored: bool, seen: set[int]) -> FolderGroup:
