@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from mvlm.__main__ import main
+from mvlm.check.checkpoints import check_memory
 from mvlm.check.report import SHOWN, Report
 from mvlm.check.shards import check_corpus
 from mvlm.checkpoint.state import OrderSpec
@@ -273,6 +274,7 @@ BEFORE_TORCH = """
 import sys
 from mvlm.__main__ import main
 from mvlm.check.reading import read_run
+from mvlm.check.checkpoints import check_memory
 from mvlm.check.report import Report
 json = ["--deepspeed_config", "ds_configs/cpu.json"]
 toml = "mvlm/configs/tiny.toml"
@@ -325,3 +327,12 @@ def test_shards_whose_texts_are_not_checked_are_told(scenes: Path, tmp_path: Pat
     (old / "manifest.json").write_text(json.dumps(manifest))
     (sentence,) = told()
     assert "texts of 1 of 1 shards are not checked" in sentence and "row-index" in sentence
+
+
+def test_copies_that_would_not_fit_into_shared_memory_are_told() -> None:
+    config, report = load_config(TOML, ["checkpoint.mirror=memory://run", "checkpoint.peers=1"]), Report("check")
+    check_memory(report, config, 1, 1)
+    check_memory(report, config, 10**15, 2)
+    check_memory(report, load_config(TOML, []), 10**15, 2)
+    assert [finding.verdict for finding in report.findings] == ["right", "warning"]
+    assert "checkpoint.peers has no room: a rank's copies take 6e+06 GB of /dev/shm" in report.findings[1].sentence
