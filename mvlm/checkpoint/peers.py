@@ -18,7 +18,6 @@ from threading import Thread
 from typing import BinaryIO
 
 import torch
-import torch.distributed as torch_dist
 from torch import Tensor
 
 from mvlm.checkpoint.folder_group import FolderGroup
@@ -136,7 +135,7 @@ def send_file(file: BinaryIO | None, length: int, rank: int) -> None:
         chunk = torch.zeros(min(CHUNK_BYTES, length), dtype=torch.uint8)
         with contextlib.suppress(OSError):
             _read_into(file, chunk)
-        torch_dist.send(chunk, rank, tag=TAG)
+        dist.send(chunk, rank, TAG)
         length -= len(chunk)
 
 
@@ -148,7 +147,7 @@ def receive_file(path: Path | None, length: int, rank: int) -> None:
             file = open(path, "wb") if path else None  # noqa: SIM115 - may fail, and is closed below
         while length:
             chunk = torch.empty(min(CHUNK_BYTES, length), dtype=torch.uint8)
-            torch_dist.recv(chunk, rank, tag=TAG)
+            dist.receive(chunk, rank, TAG)
             length -= len(chunk)
             if file and not _written(file, chunk):
                 file.close()

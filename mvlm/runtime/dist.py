@@ -189,6 +189,16 @@ def all_agree(here: bool) -> bool:
     return int(all_reduce(torch.tensor(int(here)))) == world()
 
 
+def send(tensor: Tensor, receiver: int, tag: int) -> None:
+    """Have another rank `receive` a CPU tensor, in any thread; a tag keeps such messages apart from others'."""
+    torch_dist.send(tensor, receiver, tag=tag)
+
+
+def receive(tensor: Tensor, sender: int, tag: int) -> None:
+    """Wait for what another rank sends, and fill a CPU tensor of that size with it."""
+    torch_dist.recv(tensor, sender, tag=tag)
+
+
 def barrier() -> None:
     if world() > 1:
         torch_dist.barrier()
