@@ -81,11 +81,7 @@ def state(submission: Submission) -> str:
     Raises:
         UserError: no job server answers.
     """
-    server = client.connect(submission.server)
-    try:
-        return str(server.get_job_info(submission.job).status.value)
-    except RuntimeError:
-        return ""
+    return client.job_state(client.connect(submission.server), submission.server, submission.job)[0]
 
 
 def answers(submission: Submission) -> dict[str, QueueAnswer]:

@@ -38,6 +38,7 @@ IN_WORDS = {
     "STOPPED": "stopped",
     "SUCCEEDED": "done",
     "FAILED": "failed",
+    client.LOST: "lost with the head: submit it again",
     "": "unknown to this Ray cluster, which has been started anew",
 }
 
@@ -187,12 +188,7 @@ def _check_supported(job: Job) -> None:
 
 def _state(record: JobRecord) -> tuple[str, int | None]:
     """Ray's status of a job, "" for one that it does not know, and the exit code of its driver."""
-    server = connect(record.host)
-    try:
-        info = server.get_job_info(record.job_id)
-    except RuntimeError:
-        return "", None
-    return info.status.value, info.driver_exit_code
+    return client.job_state(connect(record.host), record.host, record.job_id)
 
 
 def _is_active(state: str) -> bool:

@@ -18,6 +18,7 @@ from ..job import Job
 
 ADDRESS = "RAY_API_SERVER_ADDRESS"
 ACTIVE = ("PENDING", "RUNNING")
+LOST = "LOST"
 POLL_SECONDS = 1.0
 WITHIN = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job server sets it for what it starts."""
@@ -64,6 +65,34 @@ def refusals_as_mistakes() -> Iterator[None]:
     except OSError as error:  # requests', where it does not answer, or not in time
         reason = first_line(error)
         raise UserError(f"Ray's job server gives no answer ({reason}): see whether the cluster is up.") from None
+
+
+def job_state(server: Any, address: str, job_id: str) -> tuple[str, int | None]:
+    """Ray's word for a job and the exit code of its driver; "" for one that it does not know.
+
+    Of a head that was lost with the driver, and is back with what Ray had noted of its jobs, the word would be RUNNING
+    until another job is submitted: it is LOST.
+    """
+    try:
+        info = server.get_job_info(job_id)
+    except RuntimeError:
+        return "", None
+    state = str(info.status.value)
+    if state == "RUNNING" and info.driver_node_id and _is_dead(address, info.driver_node_id):
+        return LOST, None
+    return state, info.driver_exit_code
+
+
+def _is_dead(address: str, node_id: str) -> bool:
+    from ray.util.state import list_nodes
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        # told of one node, Ray misses the others
+        nodes = list_nodes(address, [("node_id", "=", node_id)], raise_on_missing_output=False)
+        return any(node.state == "DEAD" for node in nodes)
+    except RayStateApiException:  # it does not answer in time
+        return False
 
 
 def outcome(server: Any, job_id: str) -> int:

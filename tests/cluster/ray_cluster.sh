@@ -17,6 +17,8 @@ export RAY_USAGE_STATS_ENABLED=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 # A silent node is declared dead within about 20 s (Ray's defaults: about a minute).
 export RAY_health_check_initial_delay_ms=1000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=5
+# A head that is started anew takes long on a loaded machine; the others would wait a minute for it.
+export RAY_gcs_rpc_server_reconnect_timeout_s=600
 # What a worker counts is to be scraped a second later, not ten: it may be suspended by then.
 export RAY_metrics_report_interval_ms=1000
 # A token of the cluster's own: otherwise a ~/.ray/auth_token that something else left decides.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import pytest
 from tests.cluster.ray_fixture import STEPS, RayCluster, RayJob, cannot_run_here, ray_jobs  # noqa: F401 - a fixture
 
 REASON = cannot_run_here() or (None if shutil.which("redis-server") else "needs apt-get install redis-server")
+PATIENCE = 900.0
 pytestmark = [pytest.mark.campaign, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 
 
@@ -23,32 +25,35 @@ def cluster_with_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ray
 
 
 def alive(cluster: RayCluster) -> list[str]:
-    answer = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/v0/nodes"))
+    """Names of the nodes that Ray says are; none while nobody answers."""
+    try:
+        answer = json.loads(cluster.fetch(f"http://{cluster.address('head')}:8265/api/v0/nodes"))
+    except subprocess.SubprocessError:
+        return []
     return sorted(node["node_name"] for node in answer["data"]["result"]["result"] if node["state"] == "ALIVE")
 
 
 @pytest.fixture(scope="module")
 def lost(cluster: RayCluster, jobs: Callable[..., RayJob]) -> SimpleNamespace:
-    """A job that loses the head, and is submitted again when that is back; nobody touches the other nodes."""
-    for node in ("w1", "w2"):
-        cluster.join(node)
+    """A job that loses the head, and is submitted again when that is back; nobody touches the other node."""
+    cluster.join("w1")
     job, seen = jobs("lost"), SimpleNamespace()
-    job.submit()
+    job.submit("checkpoint.every=5")
     latest = job.run / "checkpoints/latest"
-    job.wait("a checkpoint", lambda: latest.exists() and latest.read_text() > "step_00000000")
+    job.wait("a checkpoint", lambda: latest.exists() and latest.read_text() > "step_00000000", PATIENCE)
     cluster.lose_head()
     seen.reached = job.step()
     cluster.start_head()
 
-    job.wait("the other nodes", lambda: alive(cluster) == ["head", "w1", "w2"])
-    job.wait("Ray to miss the driver", lambda: "lost: failed" in job.ask("status").stdout)
-    seen.submitted = job.submit().stdout
-    job.wait_for_exit()
+    job.wait("the other node", lambda: alive(cluster) == ["head", "w1"], PATIENCE)
+    job.wait("Ray to miss the driver", lambda: "lost: lost with the head" in job.ask("status").stdout, PATIENCE)
+    seen.submitted = job.submit("checkpoint.every=5").stdout
+    job.wait("the end", lambda: job.attempts()[-1]["exit_code"] == 0, PATIENCE)
     seen.job = job
     return seen
 
 
-def test_the_other_nodes_join_a_head_that_is_back_and_the_job_resumes(lost: SimpleNamespace) -> None:
+def test_the_other_node_joins_a_head_that_is_back_and_the_job_resumes(lost: SimpleNamespace) -> None:
     assert "submitted lost" in lost.submitted
     steps = [line["step"] for line in lost.job.lines()]
     assert sorted(set(steps)) == list(range(1, STEPS + 1))
