@@ -216,7 +216,8 @@ def find_damaged_file(checkpoint: Path, hashes: bool, share: slice = slice(None)
         share: of the files that are looked at.
     """
     try:
-        files = [entry for entry in read_index(checkpoint) if has_moments(checkpoint) or not is_moments(entry)]
+        with_moments = has_moments(checkpoint)  # asked once: an index of a thousand files is long
+        files = [entry for entry in read_index(checkpoint) if with_moments or not is_moments(entry)]
         files.sort(key=lambda entry: -entry.bytes)  # so that ranks read as much, whatever sizes the kinds have
         return next(filter(None, (entry.damage(checkpoint, hashes) for entry in files[share])), None)
     except UNREADABLE as error:
