@@ -12,6 +12,7 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from mvlm.config.shipped import find_file
 from mvlm.config.toml import read_tables
 from mvlm.errors import UserError
-from mvlm.runtime.storage import Storage, write_durably
+from mvlm.runtime.storage import Storage, publish
 
 from .file import BY_RUN, PipelineStep
 from .graph import Graph
@@ -88,7 +89,10 @@ def write_proof(path: str, proof: Proof) -> None:
         Storage(folder, REMEDY).write(name, text.encode())
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_durably(Path(path), text)
+        # its own name: steps that begin at the same time, on any node, may each write what their input's job could not
+        partial = Path(f"{path}.{secrets.token_hex(8)}.partial")
+        partial.write_text(text, encoding="utf-8")
+        publish(partial, Path(path))
 
 
 def is_proven(graph: Graph, name: str, key: str) -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import pytest
 from cluster.__main__ import main
 from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
-from cluster.pipeline.proof import keys
+from cluster.pipeline.proof import Proof, keys, read_proof, write_proof
 from cluster.pipeline.submission import Submission, draft
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
@@ -287,6 +288,13 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert main(["cancel", str(path)]) == 1 and "not running" in capsys.readouterr().err
     (tmp_path / "go").touch()
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
+
+
+def test_steps_that_begin_at_the_same_time_may_note_the_same(tmp_path: Path) -> None:
+    proof, path = Proof("key", done=True, outputs={"run": "digest"}), str(tmp_path / "run.step.json")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_proof(path, proof), range(100)))
+    assert read_proof(path) == proof and [file.name for file in tmp_path.iterdir()] == ["run.step.json"]
 
 
 def test_a_submission_survives_the_disk(chain: Path) -> None:
