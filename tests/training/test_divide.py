@@ -34,8 +34,12 @@ def engine_from(config: Config, content: dict[str, Any], scenes: Path, divided: 
 
 @pytest.mark.parametrize(
     ("precision", "overrides"),
-    [({}, ("model.classifier_init=embedding",)), ({"bf16": {"enabled": True}}, ("model.tie_classifier=true",))],
-    ids=["fp32", "bf16"],
+    [
+        ({}, ("model.classifier_init=embedding",)),
+        ({"bf16": {"enabled": True}}, ("model.tie_classifier=true",)),
+        ({}, ('train.freeze=["vision"]',)),
+    ],
+    ids=["fp32", "bf16", "frozen"],
 )
 @pytest.mark.usefixtures("one_rank")
 def test_a_divided_model_is_the_whole_one(scenes: Path, precision: dict[str, Any], overrides: tuple[str, ...]) -> None:
@@ -43,7 +47,10 @@ def test_a_divided_model_is_the_whole_one(scenes: Path, precision: dict[str, Any
     found = {}
     for divided in (False, True):
         engine, batch = engine_from(config, {"zero_optimization": {"stage": 3}} | precision, scenes, divided)
-        assert [group["weight_decay"] for group in engine.engine.optimizer.optimizer.param_groups].count(0.0) == 2
+        decays = [group["weight_decay"] for group in engine.engine.optimizer.optimizer.param_groups]
+        assert decays.count(0.0) == 2
+        frozen = {name for name, parameter in engine.parameters() if not parameter.requires_grad}
+        assert bool(frozen) == bool(config.train.freeze) and all(name.startswith("vision") for name in frozen)
         before = {name: whole["weight"].clone() for name, whole in whole_tensors(engine)}
         buffers = dict(engine.model.named_buffers())
         losses = {name: loss.item() for name, loss in engine.step(batch, 0.5, 0).items()}
