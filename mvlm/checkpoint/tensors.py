@@ -121,7 +121,7 @@ class StoredTensor:
         Raises:
             OSError: a file is gone, or has become shorter.
         """
-        found = torch.empty(stop - start)
+        found = torch.empty(stop - start, device="cpu")  # also where a model is built of shapes alone
         for piece in self.pieces:
             low, high = max(start, piece.start), min(stop, piece.stop)
             if low < high:

@@ -274,7 +274,6 @@ BEFORE_TORCH = """
 import sys
 from mvlm.__main__ import main
 from mvlm.check.reading import read_run
-from mvlm.check.checkpoints import check_memory
 from mvlm.check.report import Report
 json = ["--deepspeed_config", "ds_configs/cpu.json"]
 toml = "mvlm/configs/tiny.toml"
