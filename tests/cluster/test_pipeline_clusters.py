@@ -182,7 +182,7 @@ def course_of_emoji(cluster: Cluster, pipeline: Path, backend: str) -> None:
     wait_until(cluster, pipeline, dict.fromkeys(EMOJI, "done"))
     folder = pipeline.parent
     manifests = [json.loads((folder / "shards" / split / "manifest.json").read_text()) for split in ("train", "eval")]
-    assert [manifest["rows"] > 300 for manifest in manifests] == [True, True]
+    assert manifests[0]["rows"] > 1000 and manifests[1]["rows"] > 200
     assert json.loads((folder / "model/run.json").read_text())["world"] == 2
     assert json.loads((folder / "retrieval.json").read_text())["step"] == 4
     assert json.loads((folder / "reconstruction.json").read_text())["step"] == 4
