@@ -33,10 +33,9 @@ sys.path[0] = str(ROOT)
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
 import torch  # noqa: E402
-import torch.distributed as torch_dist  # noqa: E402
 
-from benchmarks.ranks.counting import CountingStore, about, free_port, keep  # noqa: E402
-from mvlm.runtime import background, dist, rendezvous  # noqa: E402
+from benchmarks.ranks.counting import about, counted_stores, free_port, keep  # noqa: E402
+from mvlm.runtime import background, dist  # noqa: E402
 
 LAZY = "TORCH_GLOO_LAZY_INIT"
 TIMES = 30  # exchanges of a measurement
@@ -80,13 +79,7 @@ def joined(rank: int, ranks: int, port: int, lazy: bool, answers: Any) -> None:
     """What one rank does, and says of itself; it leaves when all have said theirs."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), LAZY: str(int(lazy))}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    stores: list[CountingStore] = []
-
-    def counting(*args: Any, **kwargs: Any) -> CountingStore:
-        stores.append(CountingStore(*args, **kwargs))
-        return stores[-1]
-
-    rendezvous.torch_dist = SimpleNamespace(**vars(torch_dist) | {"TCPStore": counting})  # type: ignore[assignment]
+    stores = counted_stores()
     began = time.perf_counter()
     dist.init()
     found: dict[str, Any] = {"joining, s": time.perf_counter() - began, "sockets, joined": sockets()}

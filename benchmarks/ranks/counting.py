@@ -9,10 +9,13 @@ import socket
 import subprocess
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import torch.distributed as torch_dist
+
+from mvlm.runtime import rendezvous
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parent / "results"
@@ -75,3 +78,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def counted_stores() -> list[CountingStore]:
+    """The stores that this process opens from now on, in order; their requests are counted."""
+    stores: list[CountingStore] = []
+
+    def counting(*args: Any, **kwargs: Any) -> CountingStore:
+        stores.append(CountingStore(*args, **kwargs))
+        return stores[-1]
+
+    rendezvous.torch_dist = SimpleNamespace(**vars(torch_dist) | {"TCPStore": counting})  # type: ignore[assignment]
+    return stores

@@ -23,11 +23,10 @@ ROOT = Path(__file__).parents[2]
 sys.path[0] = str(ROOT)
 os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
 
-import torch.distributed as torch_dist  # noqa: E402
 
-from benchmarks.ranks.counting import CountingStore, about, free_port, keep  # noqa: E402
+from benchmarks.ranks.counting import about, counted_stores, free_port, keep  # noqa: E402
 from mvlm.check.nodes import check, facts, rollcall, tournament, verdict  # noqa: E402
-from mvlm.runtime import dist, rendezvous  # noqa: E402
+from mvlm.runtime import dist  # noqa: E402
 
 PATIENCE_S = 60.0  # of many processes on few cores
 
@@ -63,13 +62,7 @@ def counted(ranks: int) -> dict[str, Any]:
 def survey(rank: int, ranks: int, port: int, folder: Path, answers: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    stores: list[CountingStore] = []
-
-    def counting(*args: Any, **kwargs: Any) -> CountingStore:
-        stores.append(CountingStore(*args, **kwargs))
-        return stores[-1]
-
-    rendezvous.torch_dist = SimpleNamespace(**vars(torch_dist) | {"TCPStore": counting})  # type: ignore[assignment]
+    stores = counted_stores()
     check.socket = SimpleNamespace(gethostname=lambda: f"node-{rank:05d}")  # type: ignore[assignment]
     check.bus_bandwidth, check.latency_s, facts.matmul_flops = exchanged, (lambda: 1e-4), (lambda: 1e12)
     calls = rollcall.RollCall(f"node-{rank:05d}", PATIENCE_S)

@@ -19,8 +19,9 @@ from mvlm.runtime import dist
 from mvlm.training.engine import Engine
 from mvlm.training.zero import checksums
 from mvlm.training.zero.checksums import Checksums, sum_bits
+from tests.conftest import TINY, mvlm_command, run_command
 from tests.ranks import Copy, free_port
-from tests.training.conftest import TrainHere, losses_by_step
+from tests.training.conftest import TOML, TrainHere, losses_by_step
 
 ON = ("train.steps=8", "train.checksums=true", "train.ema=0.9", "train.freeze=['text']", "checkpoint.every=3")
 BF16 = {"enabled": True}
@@ -138,17 +139,22 @@ def test_every_kind_is_rolled_back_as_if_nothing_had_been(
     assert same and all(first[name] == second[name] for name in same)
 
 
-def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory changes after the update that a checkpoint is due at."""
+def flip_after(number: int, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a bit flip after an update, whenever that is made."""
     step = Engine.step
 
     def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
         losses = step(self, micro_batches, factor, before, metrics)
-        if before + 1 == 6:
-            flip(kinds(self)["exp_avg"], 0, 30)
+        if before + 1 == number:
+            flip(kinds(self)[kind], 2, 30)
         return losses
 
     monkeypatch.setattr(Engine, "step", stepping)
+
+
+def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory changes after the update that a checkpoint is due at."""
+    flip_after(6, "exp_avg", monkeypatch)
     with pytest.raises(MemoryCorrupted, match="since the update of step 6: nothing of them is saved") as error:
         train_here(tmp_path / "run", *ON)
     assert error.value.exit_code == ExitCode.REQUEUE
@@ -159,18 +165,26 @@ def test_nothing_is_saved_of_it(tmp_path: Path, train_here: TrainHere, monkeypat
 def test_a_run_ends_on_a_node_whose_memory_fails_again_and_again(
     tmp_path: Path, train_here: TrainHere, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step = Engine.step
-
-    def stepping(self: Engine, micro_batches: Any, factor: float, before: int, metrics: Any = None) -> Any:
-        losses = step(self, micro_batches, factor, before, metrics)
-        if before + 1 == 4:
-            flip(kinds(self)["master"], 2, 1)
-        return losses
-
-    monkeypatch.setattr(Engine, "step", stepping)
+    flip_after(4, "master", monkeypatch)
     with pytest.raises(MemoryCorrupted, match=r"At step 5 weights or moments .* the 4th time"):
         train_here(tmp_path / "run", *ON)
     assert capsys.readouterr().err.count("before step 5 weights or moments had changed in memory") == 4
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_is_seen_where_nothing_has_changed(layout: str, scenes: Path, tmp_path: Path) -> None:
+    """Two ranks, accumulation, dropout, an EMA that takes the weights' place in evaluations, and checkpoints."""
+    (tmp_path / "ds.json").write_text(json.dumps(LAYOUTS[layout]))
+    own = ["train.steps=6", "train.checksums=true", "train.ema=0.9", "train.micro_batch=4", "model.dropout=0.1"]
+    own += ["eval.every=2", "eval.limit=32", "checkpoint.every=2", f"run.dir={tmp_path / 'run'}"]
+    data = [f"data.train={scenes / 'train'}", f"data.eval={scenes / 'eval'}"]
+    done = run_command(
+        mvlm_command("train", TOML, "--deepspeed_config", str(tmp_path / "ds.json"), *TINY, *data, *own, ranks=2)
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed in memory" not in done.stdout + done.stderr
+    assert find_checkpoint(tmp_path / "run").name == "step_00000006"
 
 
 def test_state_in_files_cannot_be_summed() -> None:
