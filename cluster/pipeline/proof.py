@@ -38,11 +38,13 @@ class Proof:
 
     Attributes:
         key: of the step, in whose course the output is made or was.
+        own: nothing lay there when the step was first submitted, so that what does was made in its course.
         done: it was made whole.
         outputs: a digest of each.
     """
 
     key: str
+    own: bool = False
     done: bool = False
     outputs: dict[str, str] = field(default_factory=dict)
 
@@ -91,8 +93,11 @@ def write_proof(path: str, proof: Proof) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         # its own name: steps that begin at the same time, on any node, may each write what their input's job could not
         partial = Path(f"{path}.{secrets.token_hex(8)}.partial")
-        partial.write_text(text, encoding="utf-8")
-        publish(partial, Path(path))
+        try:
+            partial.write_text(text, encoding="utf-8")
+            publish(partial, Path(path))
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def is_proven(graph: Graph, name: str, key: str) -> bool:

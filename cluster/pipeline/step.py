@@ -34,7 +34,7 @@ from ..slurm import preflight
 from .graph import Graph
 from .page import write_page
 from .proof import is_whole
-from .submission import RECORD, Submission, is_settled, settle
+from .submission import RECORD, Submission, is_made, is_settled, settle
 from .words import as_job, interpreter, job_file, part_words, process_words, step_folder
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -59,6 +59,9 @@ def main(argv: Sequence[str]) -> int:
     except UserError as error:
         log.error(error)
         return error.exit_code
+    except OSError as error:  # of the notes that a step leaves: its command's own end its command
+        log.error(f"{args.step} cannot note how it stands ({error}): mend that, such as a full disk, and submit again.")
+        return ExitCode.MISTAKE
 
 
 class StepRun:
@@ -112,7 +115,7 @@ class StepRun:
         with open(launcher_log(self.logs, number), "ab") as out:
             try:
                 self._require_inputs()
-                code = self._execute(self._words(), out.fileno())
+                code = ExitCode.DONE if self._is_made() else self._execute(self._words(), out.fileno())
                 if code == 0 and not self.part:
                     settle(self.graph, self.submission, self.name)
             except UserError as error:
@@ -121,6 +124,9 @@ class StepRun:
         attempt.ended, attempt.exit_code = time.time(), code
         self.record.save(self.logs)
         return code
+
+    def _is_made(self) -> bool:
+        return not self.part and is_made(self.graph, self.submission, self.name)
 
     def _require_inputs(self) -> None:
         """Raises: UserError: an input is not whole."""

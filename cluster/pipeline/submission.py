@@ -17,9 +17,11 @@ from .. import processes
 from ..record import JobRecord, read_record, write_private
 from .file import is_pipeline, load_pipeline
 from .graph import Graph
-from .proof import Proof, is_proven, keys, outputs, proof_path, read_proof, write_proof
+from .proof import Proof, digest, is_proven, keys, outputs, proof_path, read_proof, write_proof
 
 FILE, RECORD, OLD = "pipeline.json", "job.json", ".old"
+MADE_ONCE = ("shard", "filter", "tokenizer", "export")
+"""Kinds whose commands make nothing where something is."""
 log = logger("cluster")
 
 
@@ -147,7 +149,21 @@ def prepare(graph: Graph, submission: Submission, forced: Collection[str] = ()) 
         if record is None or not is_alive(record.pid, record.pid_started):  # else it is waited for
             (submission.folder(name) / RECORD).unlink(missing_ok=True)
         submission.folder(name).mkdir(parents=True, exist_ok=True)
-        write_proof(proof_path(graph, name), Proof(queued.key))
+        proof = None if name in stale else read_proof(proof_path(graph, name))
+        own = proof.own if proof else not any(_lies_there(path) for path in _own_outputs(graph, name))
+        write_proof(proof_path(graph, name), Proof(queued.key, own))
+
+
+def is_made(graph: Graph, submission: Submission, name: str) -> bool:
+    """Whether a step has made all that it writes and was ended before it could say so, as by a full disk.
+
+    Its command, one of those that give their output its name when it is whole, would refuse to make it once more.
+    """
+    step, proof = graph.pipeline.steps[name], read_proof(proof_path(graph, name))
+    if step.kind not in MADE_ONCE or _own_outputs(graph, name) != list(step.writes):
+        return False
+    in_its_course = proof is not None and proof.own and proof.key == submission.queued[name].key
+    return in_its_course and all(outputs(step).values())
 
 
 def is_altered(graph: Graph, name: str, proof: Proof) -> bool:
@@ -185,6 +201,10 @@ def find_pipeline(path: str) -> Path | None:
 def _own_outputs(graph: Graph, name: str) -> list[str]:
     """What a step makes; not what it adds to."""
     return [path for path in graph.pipeline.steps[name].writes if path not in graph.reads[name]]
+
+
+def _lies_there(path: str) -> bool:
+    return digest(path) is not None if "://" in path else Path(path).exists()
 
 
 def _move_aside(path: Path) -> None:

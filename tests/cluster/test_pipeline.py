@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.__main__ import main
+from cluster.pipeline import local
 from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
-from cluster.pipeline.proof import Proof, keys, read_proof, write_proof
-from cluster.pipeline.submission import Submission, draft
+from cluster.pipeline.proof import Proof, is_proven, keys, read_proof, write_proof
+from cluster.pipeline.submission import Submission, draft, is_made, prepare
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from tests.conftest import ROOT
@@ -288,6 +290,25 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert main(["cancel", str(path)]) == 1 and "not running" in capsys.readouterr().err
     (tmp_path / "go").touch()
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
+
+
+def test_a_step_that_was_ended_before_it_could_say_that_it_had_made_all_is_done(write: Write, tmp_path: Path) -> None:
+    """Its command would refuse to make once more what is there; what was there before the step is nobody's."""
+    (tmp_path / "in").touch()
+    own, foreign = (step(n, kind="tokenizer", command=["in"], reads=["in"], writes=[n]) for n in ("own", "foreign"))
+    adds = step("adds", kind="filter", command=["takedown", "corpus"], reads=["corpus"], writes=["corpus"])
+    (tmp_path / "foreign").write_text("{}")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus/rows").touch()
+    found = graph(write(HEAD + own + foreign + adds))
+    for _ in range(2):  # submitted, and again
+        new = draft(found, [], "local")
+        prepare(found, new)
+        (tmp_path / "own").write_text("{}")
+    assert [is_made(found, new, name) for name in ("own", "foreign", "adds")] == [True, False, False]
+    assert local.submit(found, replace(new, order=["own"], queued={"own": new.queued["own"]})) == 0
+    assert is_proven(found, "own", new.queued["own"].key)
+    assert (tmp_path / "runs/p/pipeline/own/attempt-001/launcher.log").read_text() == ""  # nothing has run
 
 
 def test_steps_that_begin_at_the_same_time_may_note_the_same(tmp_path: Path) -> None:
