@@ -1,5 +1,9 @@
 """The examples for Ray, read as Ray reads them; nothing is started."""
 
+import os
+import shlex
+from pathlib import Path
+
 import jsonschema
 import pytest
 import yaml
@@ -58,8 +62,8 @@ def test_each_network_card_on_aws_has_efa_and_the_nodes_lie_close_together():
 
 
 def test_the_kubernetes_cluster_has_what_the_example_job_asks_for():
-    documents = yaml.safe_load_all((EXAMPLES / "kuberay.yaml").read_text())
-    cluster, claim = sorted(documents, key=lambda document: document["kind"], reverse=True)
+    documents = on_kubernetes("kuberay.yaml")
+    cluster, claim = documents["RayCluster"], documents["PersistentVolumeClaim"]
     job, spec = load_job(EXAMPLES / "job.toml"), cluster["spec"]
     assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
     assert spec["authOptions"] == {"mode": "token"} and spec["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -76,6 +80,80 @@ def test_the_kubernetes_cluster_has_what_the_example_job_asks_for():
         assert {"name": "shared", "mountPath": "/shared"} in container["volumeMounts"]
         claims = [volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]]
         assert claim["metadata"]["name"] in claims
+
+
+def on_kubernetes(name):
+    """The documents of a file by their kind, of which it has one each."""
+    documents = list(yaml.safe_load_all((EXAMPLES / name).read_text()))
+    by_kind = {document["kind"]: document for document in documents}
+    assert len(by_kind) == len(documents)
+    return by_kind
+
+
+def test_the_kubernetes_cluster_keeps_its_state_in_the_redis_beside_it():
+    documents = on_kubernetes("kuberay.yaml")
+    options = documents["RayCluster"]["spec"]["gcsFaultToleranceOptions"]
+    service, redis = documents["Service"], documents["StatefulSet"]
+    [port] = service["spec"]["ports"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{port['port']}"
+    template = redis["spec"]["template"]
+    labels = [service["spec"]["selector"], redis["spec"]["selector"]["matchLabels"], template["metadata"]["labels"]]
+    assert labels == labels[:1] * 3 and redis["spec"]["serviceName"] == service["metadata"]["name"]
+    [container] = template["spec"]["containers"]
+    [password], [listens] = container["env"], container["ports"]
+    assert password["valueFrom"] == options["redisPassword"]["valueFrom"]
+    assert container["args"][:2] == ["--requirepass", f"$({password['name']})"]
+    assert (listens["name"], listens["containerPort"]) == (port["targetPort"], port["port"])
+    [volume], [claim] = container["volumeMounts"], redis["spec"]["volumeClaimTemplates"]
+    assert volume["name"] == claim["metadata"]["name"] and volume["mountPath"] == container["args"][-1]
+    secret = options["redisPassword"]["valueFrom"]["secretKeyRef"]
+    created = f"kubectl create secret generic {secret['name']} --from-literal={secret['key']}="
+    assert created in (EXAMPLES / "kuberay.yaml").read_text()
+
+
+def test_the_cluster_on_aws_keeps_its_state_in_a_redis_and_its_head_keeps_its_address():
+    config = read("aws.yaml")
+    head, workers = config["head_start_ray_commands"][-1], config["worker_start_ray_commands"][-1]
+    variables = dict(word.split("=", 1) for word in shlex.split(head) if word.startswith("RAY_"))
+    assert variables["RAY_REDIS_ADDRESS"].endswith(":6379") and variables["RAY_external_storage_namespace"] == "mvlm"
+    assert "--redis-password=$(cat ~/.ray/redis_password)" in shlex.split(head)
+    assert config["file_mounts"]["~/.ray/redis_password"] == "~/.ray/redis_password"
+    assert "RAY_gcs_rpc_server_reconnect_timeout_s=600 ray start" in workers
+    node = config["available_node_types"]["head"]["node_config"]
+    interfaces = config["available_node_types"]["gpu"]["node_config"]["NetworkInterfaces"]
+    assert node["PrivateIpAddress"] and node["SubnetIds"] == [interfaces[0]["SubnetId"]]
+    assert node["SecurityGroupIds"] == interfaces[0]["Groups"]
+
+
+def strict(schema):
+    """A definition that refuses every key that it does not name, as Kubernetes does with --validate=strict."""
+    if isinstance(schema, list):
+        return [strict(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: strict(value) for key, value in schema.items()}
+    if isinstance(schema.get("properties"), dict) and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        closed.setdefault("additionalProperties", False)
+    if schema.get("x-kubernetes-int-or-string"):
+        closed.pop("anyOf", None)
+    return closed
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif("KUBERAY_CRDS" not in os.environ, reason="KUBERAY_CRDS names no folder of KubeRay's definitions")
+@pytest.mark.parametrize(("name", "kind"), [("kuberay.yaml", "RayCluster"), ("rayjob.yaml", "RayJob")])
+def test_the_kubernetes_files_are_valid_by_the_definitions_of_kuberay(name, kind):
+    """Of helm-chart/kuberay-operator/crds in KubeRay's repository."""
+    definition = yaml.safe_load((Path(os.environ["KUBERAY_CRDS"]) / f"ray.io_{kind.lower()}s.yaml").read_text())
+    document = on_kubernetes(name)[kind]
+    group, version = document["apiVersion"].split("/")
+    assert definition["spec"]["group"] == group and definition["spec"]["names"]["kind"] == kind
+    [schema] = [one["schema"] for one in definition["spec"]["versions"] if one["name"] == version]
+    closed = strict(schema["openAPIV3Schema"])
+    closed["properties"]["metadata"] = {"type": "object"}
+    jsonschema.validate(document, closed)
+    with pytest.raises(jsonschema.ValidationError, match="misspelt"):
+        jsonschema.validate(document | {"spec": document["spec"] | {"misspelt": 1}}, closed)
 
 
 @pytest.mark.parametrize("name", ["job.toml", "sweep.toml"])
