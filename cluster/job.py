@@ -157,10 +157,11 @@ def load_job(path: str | Path, overrides: Iterable[str] = ()) -> Job:
 
 
 def log_folder_of(path: str | Path) -> Path:
-    """The log folder that a job file names, whether its job trains or makes shards."""
-    shard = read_tables(find_file(path, "cluster"), "job file").get("shard")
-    if isinstance(shard, dict):
-        return Path(str(shard.get("logs") or f"runs/{shard.get('name')}/logs"))
+    """The log folder that a job file names, whether its job trains, makes shards or scores them."""
+    tables = read_tables(find_file(path, "cluster"), "job file")
+    for table in (tables.get("shard"), tables.get("score")):
+        if isinstance(table, dict):
+            return Path(str(table.get("logs") or f"runs/{table.get('name')}/logs"))
     return load_job(path).log_folder
 
 

@@ -22,8 +22,10 @@ from mvlm.errors import Mistakes, UserError
 
 from .environment import inherited, read_references
 from .job import Job, refuse
+from .ray import backend as ray
 from .ray import client
 from .record import JobRecord, claim, write_private
+from .slurm import backend as slurm
 from .slurm import queue
 from .slurm.plain import plain_script
 
@@ -184,6 +186,7 @@ def _alone(job: ShardJob, backend: str) -> list[str]:
 
 def _submit_to_slurm(job: ShardJob) -> int:
     queue.require("sbatch")
+    slurm.refuse_second(job.as_job)
     array, join = job.log_folder / "parts.sbatch", job.log_folder / "join.sbatch"
     write_private(array, _script(job, f"1-{job.tasks}", ""))
     array_id = queue.submit(array)
@@ -215,6 +218,7 @@ def _script(job: ShardJob, array: str, dependency: str) -> str:
 
 def _submit_to_ray(job: ShardJob) -> int:
     address = client.address(job.as_job)
+    earlier = ray.earlier_attempts(job.log_folder)
     server, job_id = client.connect(address), f"{job.name}-{secrets.token_hex(4)}"
     with client.refusals_as_mistakes():
         server.submit_job(
@@ -222,7 +226,8 @@ def _submit_to_ray(job: ShardJob) -> int:
             submission_id=job_id,
             runtime_env={"env_vars": {"PYTHONPATH": client.import_path()} | job.environment},
         )
-    JobRecord(job.name, "ray", str(Path.cwd()), address, job_id=job_id, makes_shards=True).save(job.log_folder)
+    record = JobRecord(job.name, "ray", str(Path.cwd()), address, job_id=job_id, makes_shards=True, attempts=earlier)
+    record.save(job.log_folder)
     print(f"submitted {job.name} as {job_id} to {address}")
     return 0
 

@@ -97,7 +97,7 @@ def _sweep_lines(job: Job) -> list[str]:
 def reach(job: Job) -> None:
     """Raises: UserError: no job server answers, or the job runs already."""
     connect(address(job))
-    _earlier_attempts(job.log_folder)
+    earlier_attempts(job.log_folder)
 
 
 def submit(job: Job, overrides: list[str]) -> int:
@@ -114,7 +114,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     spec = RayJobSpec.of(job, overrides)
     folder = Path(spec.logs)
     with claim(folder):
-        attempts = _earlier_attempts(folder)
+        attempts = earlier_attempts(folder)
         job_id = f"{job.name}-{secrets.token_hex(4)}"
         JobRecord(job.name, "ray", spec.run_folder, address(job), job_id=job_id, attempts=attempts).save(folder)
         spec.save(folder / FILE)
@@ -195,7 +195,7 @@ def _is_active(state: str) -> bool:
     return state in client.ACTIVE
 
 
-def _earlier_attempts(folder: Path) -> list[JobAttempt]:
+def earlier_attempts(folder: Path) -> list[JobAttempt]:
     """Of earlier submissions.
 
     Raises:

@@ -45,7 +45,7 @@ def render(job: Job, overrides: list[str]) -> str:
 def reach(job: Job) -> None:
     """Raises: UserError: this machine has no SLURM, or the job is in its queue already."""
     slurm_queue.require("sbatch")
-    _refuse_second(job)
+    refuse_second(job)
 
 
 def submit(job: Job, overrides: list[str]) -> int:
@@ -59,7 +59,7 @@ def submit(job: Job, overrides: list[str]) -> int:
     """
     text = render(job, overrides)
     with claim(job.log_folder):
-        _refuse_second(job)
+        refuse_second(job)
         path = job.log_folder / SCRIPT
         write_private(path, text)
         job_id = slurm_queue.submit(path)
@@ -165,7 +165,7 @@ def _runs(folder: Path) -> list[Path]:
     return [path for path in found if read_record(path).job_id.partition("_")[0] == job_id]
 
 
-def _refuse_second(job: Job) -> None:
+def refuse_second(job: Job) -> None:
     if not (job.log_folder / RECORD).exists():
         return
     before = read_record(job.log_folder)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cluster.__main__ import main
+from cluster.job import log_folder_of
+from cluster.shard import load
 
 JOB = """
 [shard]
@@ -34,6 +36,7 @@ def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
     """sbatch notes the scripts, which bash then runs as SLURM would, with a program that notes its words."""
     for name, text in {
         "sbatch": f'#!/bin/sh\\ncp "$2" {tmp_path}/$$.got\\nls {tmp_path}/*.got | wc -l',
+        "squeue": '#!/bin/sh\\n[ "$3" = --jobs=1,2 ] && echo "2|PENDING||Dependency|0:00|1:00:00"',
         "python": f'#!/bin/sh\\nprintf "%s|" "$TOKEN" "$@" >>{tmp_path}/ran\\necho >>{tmp_path}/ran',
     }.items():
         path = tmp_path / "venv/bin" / name
@@ -44,6 +47,11 @@ def test_an_array_makes_the_parts_and_a_job_behind_it_joins_them(
     assert main(["submit", str(job), "--on", "slurm", "shard.venv=venv", 'shard.time="1:00:00"']) == 0
     record = json.loads((tmp_path / "runs/photos/logs/job.json").read_text())
     assert (record["job_id"], record["makes_shards"]) == ("1,2", True)
+    capsys.readouterr()
+    assert main(["status", str(job)]) == 0
+    assert capsys.readouterr().out == "photos: job 1,2 is PENDING (Dependency)\n"
+    assert main(["submit", str(job), "--on", "slurm"]) == 1
+    assert "photos is in the queue already, as job 1,2" in capsys.readouterr().err
     parts, join = ((tmp_path / "runs/photos/logs" / name).read_text() for name in ("parts.sbatch", "join.sbatch"))
     assert "#SBATCH --array=1-3\n" in parts and "#SBATCH --time=1:00:00\n" in parts and "--array" not in join
     assert "#SBATCH --dependency=afterany:1\n" in join
@@ -81,6 +89,7 @@ def test_what_each_back_end_would_run(job: Path, capsys: pytest.CaptureFixture[s
 def test_scores_are_given_by_an_array_and_by_tasks_of_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores.toml"
     path.write_text('[score]\nname = "s"\ncommand = ["in", "--checkpoint", "run"]\ntasks = 3\ngpu = true\n')
+    assert log_folder_of(path) == load(path).log_folder == Path("runs/s/logs")
     assert main(["render", str(path), "--on", "slurm", "score.workers=2"]) == 0
     parts, join = capsys.readouterr().out.split("#!/bin/bash")[1:]
     assert "-m mvlm score in --checkpoint run --part" in parts and "$SLURM_ARRAY_TASK_ID/3" in parts
