@@ -1,0 +1,128 @@
+"""Where the seconds go until a rank that is started again passes the step that it had come to:
+
+    python -m benchmarks.startup [--times N]
+
+A tiny model is trained for some updates on a CPU and saved. Then copies of that run are resumed for one more update, by
+turns in a process of its own (cold) and in one that is forked from a process which has imported all (warmed); and what
+a rank imports is imported alone, one package more each time. CPU seconds, user and system, count what other work on the
+machine does not. results/startup.jsonl gets a line for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mvlm.__main__ import main as mvlm
+from mvlm.runtime.imports import uncollected
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results/startup.jsonl"
+UPDATES = 4
+IMPORTS = {
+    "interpreter": "",
+    "torch": "import torch",
+    "timm, with torchvision": "import torch, timm",
+    "transformers": "import torch, timm, mvlm.model.text",
+    "deepspeed": "import torch, timm, mvlm.model.text, deepspeed",
+    "the rest of a rank": "import torch, timm, mvlm.model.text, deepspeed, mvlm.cli.train, mvlm.training.fit.run",
+}
+"""What is imported alone, each with what stands before it."""
+WARMED = "mvlm.training.fit.run", "mvlm.evaluate.training", "mvlm.training.logging.trackers", "deepspeed"
+
+
+def command(shards: Path, run: Path, steps: int) -> list[str]:
+    words = ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", *TINY]
+    return [*words, f"data.train={shards}", f"run.dir={run}", f"train.steps={steps}", f"checkpoint.every={UPDATES}"]
+
+
+def cold(words: list[str]) -> float:
+    """CPU seconds of a process of its own."""
+    return of_children(lambda: subprocess.run(words, cwd=ROOT, check=True, stdout=subprocess.DEVNULL))
+
+
+def warmed(words: list[str]) -> float:
+    """CPU seconds of a process forked from one that has imported what a rank does, which is not counted."""
+    source = f"import json, sys; from benchmarks.startup.__main__ import fork; fork({words!r})"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def fork(words: list[str]) -> None:
+    """Import all, fork a rank, and print what the rank has taken."""
+    with uncollected():
+        for name in WARMED:
+            import_module(name)
+
+    def rank() -> None:
+        if not (pid := os.fork()):
+            sys.argv = ["mvlm", *words]
+            code = mvlm(words)
+            sys.stdout.flush()
+            os._exit(code)
+        if os.waitpid(pid, 0)[1]:
+            sys.exit("the forked rank has failed")
+
+    print(of_children(rank), flush=True)
+
+
+def of_children(work: Callable[[], object]) -> float:
+    """CPU seconds of the processes that are started and end in the course of some work."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    work()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def prepared(folder: Path) -> tuple[Path, Path]:
+    """Shards, and a run that was saved after some updates."""
+    shards, run = folder / "scenes", folder / "run"
+    synth = ["data_tools", "synth", "--task", "caption", "--count", "64", "--out", str(shards)]
+    for words in (synth, ["mvlm", *command(shards, run, UPDATES)]):
+        subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return shards, run
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--times", type=int, default=3, help="of each (default: 3)")
+    times = words.parse_args().times
+    os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    RESULTS.parent.mkdir(exist_ok=True)
+
+    def keep(what: str, seconds: float) -> None:
+        line: dict[str, Any] = {"commit": commit.strip(), "what": what, "cpu_s": round(seconds, 2)}
+        line |= {"time": round(time.time()), "load": os.getloadavg()[0]}
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        shards, run = prepared(Path(name))
+        for number in range(times):
+            for how in (cold, warmed):
+                own = Path(name) / f"{how.__name__}-{number}"
+                shutil.copytree(run, own)
+                trained = command(shards, own, UPDATES + 1)
+                keep(f"{how.__name__} start", how([sys.executable, "-m", "mvlm", *trained] if how is cold else trained))
+                steps = [json.loads(line).get("step") for line in (own / "metrics.jsonl").read_text().splitlines()]
+                assert steps[-1] == UPDATES + 1, steps
+            for what, source in IMPORTS.items():
+                keep(f"imports up to {what}", cold([sys.executable, "-c", source]))
+
+
+if __name__ == "__main__":
+    main()
