@@ -59,6 +59,8 @@ class Coordinator:
         self._now: RunningAttempt | None = None
         self._ending = ""  # the reason
         self._restarts = self._restarts_left = spec.job.requeue
+        self._hosts: dict[int, str] = {}  # by rank
+        self._hosts_before: set[str] = set()
         self._judged = 0  # the attempt that the latest verdict was about
         self._steps: list[int] = []  # the newest after each attempt
         self._metrics: dict[str, Any] | None = None
@@ -70,6 +72,7 @@ class Coordinator:
             self._close(self._now)
         if self._ending:
             return None
+        self._hosts, self._hosts_before = {}, set(self._hosts.values())
         number = next_attempt(self._logs)
         attempt_folder(self._logs, number).mkdir(parents=True)
         self._now = RunningAttempt(JobAttempt(number, time.time()), world)
@@ -80,7 +83,12 @@ class Coordinator:
 
     async def rank_placed(self, rank: int, host: str) -> None:
         """Note where a rank is."""
+        self._hosts[rank] = host
         self._say(f"rank {rank} is on {host}")
+
+    async def hosts_before(self) -> set[str]:
+        """Where the ranks of the attempt before the present one were."""
+        return self._hosts_before
 
     async def heartbeat(self, attempt: int, metrics: dict[str, Any] | None = None) -> Orders:
         """A sign of life of a worker, and what it is to do.

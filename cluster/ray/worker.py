@@ -32,6 +32,7 @@ from .spec import RayJobSpec
 BEAT_SECONDS = 0.5
 ASK_SECONDS = 5.0  # to wait for an answer of the driver's node, which may be out of reach for a while
 LEFT_BEHIND_SECONDS = 20.0  # for what an earlier attempt has left on this machine to end by itself
+WITHOUT_PEERS_SECONDS = 2.0  # the same, where a node of it is lost: its ranks wait for one another, and cannot save
 OUT_OF_REACH = object()
 SHOWN = ("step", "loss", "pairs_per_s")
 
@@ -62,7 +63,7 @@ def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
     if attempt is None:
         return ray.get(coordinator.exit_code.remote())
     coordinator.rank_placed.remote(rank, host)
-    _end_earlier_attempts(Path(spec.logs), attempt)
+    _end_earlier_attempts(Path(spec.logs), attempt, _patience(coordinator))
     ranks = {"RANK": rank, "LOCAL_RANK": context.get_local_rank(), "WORLD_SIZE": world}
     ranks |= {"LOCAL_WORLD_SIZE": context.get_local_world_size()}
     layout = ranks | {"MASTER_ADDR": master, "MASTER_PORT": port}
@@ -144,8 +145,15 @@ def _answer(question: Any) -> Any:
         return OUT_OF_REACH
 
 
-def _end_earlier_attempts(logs: Path, attempt: int) -> None:
+def _patience(coordinator: Any) -> float:
+    """Seconds that ranks of the attempt before get to end by themselves."""
+    alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    whole = ray.get(coordinator.hosts_before.remote()) <= alive
+    return LEFT_BEHIND_SECONDS if whole else WITHOUT_PEERS_SECONDS
+
+
+def _end_earlier_attempts(logs: Path, attempt: int, patience: float) -> None:
     """End the ranks of earlier attempts whose workers have died, as one that waits for a lost node would for long."""
     for earlier in attempt_numbers(logs):
         if earlier < attempt:
-            Stopper(attempt_folder(logs, earlier)).end(LEFT_BEHIND_SECONDS)
+            Stopper(attempt_folder(logs, earlier)).end(patience)

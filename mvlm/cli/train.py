@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from mvlm.training.health.signals import StopRequests
 
 CAUSE_FIRST_SECONDS = 10.0
-"""A rank that has lost another one lets that one's exit code reach the launcher before its own."""
+"""A rank that has lost another one lets that one's exit code reach the launcher before its own, where that goes by the
+first. SLURM and Ray wait for the codes of all."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +149,7 @@ def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:
         file=sys.stderr,
         flush=True,
     )
-    deadline = time.monotonic() + CAUSE_FIRST_SECONDS
+    deadline = time.monotonic() + (CAUSE_FIRST_SECONDS if stop.ends_by_the_first() else 0)
     while time.monotonic() < deadline and not stop.signalled:
         time.sleep(0.1)
     os._exit(ExitCode.REQUEUE)  # tearing down a group that has lost a rank may hang

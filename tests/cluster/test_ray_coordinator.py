@@ -47,6 +47,19 @@ def test_what_the_exit_codes_of_an_attempt_mean(coordinator, tmp_path, codes, ex
     ]
 
 
+def test_it_is_known_where_the_ranks_of_the_attempt_before_were(coordinator):
+    async def story():
+        seen = []
+        for hosts in (["a", "b"], ["a"], []):
+            await coordinator.begin(len(hosts))
+            seen.append(await coordinator.hosts_before())
+            for rank, host in enumerate(hosts):
+                await coordinator.rank_placed(rank, host)
+        return seen
+
+    assert asyncio.run(story()) == [set(), {"a", "b"}, {"a"}]
+
+
 def test_restarts_without_a_new_step_end_the_job(coordinator, tmp_path):
     """Steps are what rank 0 finds on its disk, and what it has told of."""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +59,24 @@ def test_the_death_of_any_launcher_above_is_noticed(victim: str) -> None:
     os.kill(outer.pid if victim == "outer" else int(children.stdout), signal.SIGKILL)
     assert outer.stdout.readline() == "orphaned\n"
     outer.wait()
+
+
+ASKS = """
+import os, subprocess, sys
+if sys.argv[1:]:
+    subprocess.run([sys.executable, "-c", sys.argv[1]], env=os.environ | {"RANK": "0"})
+"""
+ASKED = "from mvlm.training.health.signals import StopRequests; print(StopRequests().ends_by_the_first())"
+
+
+@pytest.mark.parametrize(("name", "ends"), [("torchrun", True), ("deepspeed", True), ("rank.py", False)])
+def test_it_is_known_which_launchers_end_all_by_the_first_that_ends(tmp_path: Path, name: str, ends: bool) -> None:
+    script = tmp_path / name
+    script.write_text(ASKS)
+    command = [sys.executable, "-u", str(script), ASKED, "--deepspeed_config", "ds_configs/zero1.json"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{ends}\n"
 
 
 def test_a_process_that_nobody_launched_has_nobody_to_lose(monkeypatch: pytest.MonkeyPatch) -> None:

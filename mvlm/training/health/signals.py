@@ -48,6 +48,10 @@ class StopRequests:
         """Whether a process that launched this rank has died."""
         return not all(map(_is_alive, self._launchers))
 
+    def ends_by_the_first(self) -> bool:
+        """Whether one of the launchers is above this rank, which end all ranks by the first that ends."""
+        return any(map(_is_program_of_a_launcher, self._launchers))
+
     def time_is_up(self, step_seconds: float, save_seconds: float) -> bool:
         """Whether the time left is needed for ending.
 
@@ -72,6 +76,15 @@ def _is_launcher(process: psutil.Process) -> bool:
     except psutil.Error:
         return False
     return any(name in words for name in LAUNCHERS)
+
+
+def _is_program_of_a_launcher(process: psutil.Process) -> bool:
+    """By what it runs, where a rank's own words, such as --deepspeed_config, may follow."""
+    try:
+        program = next((word for word in process.cmdline()[1:] if not word.startswith("-")), "")
+    except psutil.Error:
+        return False
+    return os.path.basename(program).startswith(LAUNCHERS)
 
 
 def _is_alive(process: psutil.Process) -> bool:
