@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Shards of icons: examples/icons/make.sh [PACKAGE]. PACKAGE is the archive or folder of the npm package @iconify/json;
-# without it npm fetches the archive (104 MB). If interrupted, it resumes when started again.
+# Shards of icons, and beside them a sheet, statistics and whose they are: examples/icons/make.sh [PACKAGE]
+# PACKAGE is the archive or folder of the npm package @iconify/json; without it npm fetches the archive (104 MB).
+# If interrupted, it resumes when started again.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 OUT=shards/icons
@@ -9,10 +10,13 @@ VERSION=2.2.535
 package=${1:-$OUT.package/iconify-json-$VERSION.tgz}
 if [ ! -e "$package" ]; then
   [ $# -eq 0 ] || { echo "There is nothing at $package: check the path."; exit 1; }
-  mkdir -p $OUT.package
-  npm pack --silent "@iconify/json@$VERSION" --pack-destination $OUT.package
+  mkdir -p $OUT.package.part
+  npm pack --silent "@iconify/json@$VERSION" --pack-destination $OUT.package.part
+  mv $OUT.package.part $OUT.package
 fi
-python -m data_tools shard iconify "$package" --split train,validation,concepts,designers,both --split-by split \
-  --shard-mb 16 --out $OUT/pairs
-python -m data_tools shard iconify_foils "$package" --split opposites,styles,validation --split-by foils \
-  --shard-mb 16 --out $OUT/foils
+[ -e $OUT/pairs ] || python -m data_tools shard iconify "$package" \
+  --split train,validation,concepts,designers,both --split-by split --shard-mb 16 --out $OUT/pairs
+[ -e $OUT/foils ] || python -m data_tools shard iconify_foils "$package" \
+  --split opposites,styles,validation --split-by foils --shard-mb 16 --out $OUT/foils
+python examples/icons/sheet.py $OUT/pairs $OUT/icons.png
+python examples/icons/about.py $OUT/pairs $OUT

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ import pytest
 from made import quarantine, read_rows, run, tree
 from PIL import Image
 
+from benchmarks.icons import ceiling
 from data_tools.readers.icons import catalogue
 from data_tools.readers.icons.catalogue import Catalogue
 from data_tools.readers.icons.drawing import resolved, svg_of
@@ -28,6 +32,7 @@ from tests.conftest import ROOT
 
 pytest.importorskip("resvg_py")
 
+TOLD: dict[str, Any] = {"capture_output": True, "text": True}
 CORNER = '<path d="M0 0h8v4H0z"/>'  # of 16 x 16: at the top left, wider than high
 
 
@@ -121,10 +126,6 @@ def test_foils_are_held_out_pairs_of_a_set_that_differ_by_a_word(
 
 
 def test_the_ceiling_is_what_other_designers_agree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("ceiling", ROOT / "examples/icons/ceiling.py")
-    assert spec and spec.loader
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
     monkeypatch.setattr(catalogue, "MOST_HELD_OUT", 1.0)
     monkeypatch.setattr(catalogue, "HELD_OUT_CONCEPTS", 1.0)
     for name, there in (("agree", (1, 10)), ("differ", (10, 1))):
@@ -139,10 +140,68 @@ def test_the_ceiling_is_what_other_designers_agree_on(tmp_path: Path, monkeypatc
         for source, out in (("iconify", "pairs"), ("iconify_foils", "foils")):
             run("shard", source, folder.parent, "--out", tmp_path / name / out, "--workers", 1)
     agree, differ = (
-        example.ceiling(tmp_path / name / "pairs", tmp_path / name / "foils") for name in ("agree", "differ")
+        ceiling.judged(tmp_path / name / "pairs", tmp_path / name / "foils") for name in ("agree", "differ")
     )
-    assert agree == {"left/right": (1.0, 4), "all": (1.0, 4)}
-    assert differ == {"left/right": (0.0, 4), "all": (0.0, 4)}
+    assert agree == [("go", "left/right", 1.0)] * 4
+    assert differ == [("go", "left/right", 0.0)] * 4
+
+
+def test_a_ceiling_weighs_each_group_of_concepts_alike() -> None:
+    found = [("go", "left/right", 1.0), ("go", "left/right", 1.0), ("go", "up/down", 0.0), ("door", "open/closed", 0.5)]
+    assert ceiling.shares(found) == {
+        "all": (0.625, 4),
+        "left/right": (1.0, 2),
+        "up/down": (0.0, 1),
+        "open/closed": (0.5, 1),
+    }
+    told = ceiling.by_unit([*found, ("key", "on/off", 1.0)])
+    mean, reach = (2 / 3 + 0.5 + 1.0) / 3, 4.3027 * np.std([2 / 3, 0.5, 1.0], ddof=1) / 3**0.5
+    assert told == pytest.approx({"share": mean, "low": max(0, mean - reach), "high": 1.0, "groups": 3}, rel=1e-4)
+
+
+DESIGNERS, CONCEPTS, OF_EACH = 60, 100, 5  # so that none has more of all icons than may be held out
+
+
+def drawn_by(designer: int) -> dict[str, Any]:
+    """Five concepts, each to the left and to the right, outlined and filled."""
+    icons = {}
+    for number in range(OF_EACH):
+        concept = (7 * designer + 13 * number) % CONCEPTS
+        word = f"{'bdfgklmnpr'[concept // 10]}a{'bdfgklmnpr'[concept % 10]}uz"
+        for style, high in (("outline", 2), ("filled", 6)):
+            for way, at in (("left", 0), ("right", 8)):
+                body = f'<path d="M{at + designer / 100} {concept / 20}h7v{high}h-7z"/>'
+                icons[f"{word}-{way}-{style}"] = {"body": body}
+    return icons
+
+
+@pytest.mark.campaign
+def test_one_command_makes_shards_sheet_statistics_and_attribution_and_resumes(tmp_path: Path) -> None:
+    """In a copy of the example, since it writes below the folder that it lies in."""
+    (tmp_path / "package/json").mkdir(parents=True)
+    for number in range(DESIGNERS):
+        content = icon_set(f"s{number}", f"Author {number}", drawn_by(number))
+        (tmp_path / f"package/json/s{number}.json").write_text(json.dumps(content))
+    shutil.copytree(ROOT / "examples/icons", tmp_path / "examples/icons")
+    words = ["bash", str(tmp_path / "examples/icons/make.sh"), str(tmp_path / "package")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = []
+    for _ in range(2):
+        done.append(subprocess.run(words, env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}, **TOLD))
+        assert done[-1].returncode == 0, done[-1].stderr
+        made = tree(tmp_path / "shards/icons")
+        if len(done) == 1:
+            first = made
+    assert made == first
+    out = tmp_path / "shards/icons"
+    assert {file.name for file in (out / "pairs").iterdir() if file.is_dir()} == set(catalogue.SPLITS)
+    assert {file.name for file in (out / "foils").iterdir() if file.is_dir()} == {"opposites", "styles", "validation"}
+    assert f"{DESIGNERS * OF_EACH * 4:>9,} rows\n" in done[0].stdout
+    attribution = (out / "icons_attribution.md").read_text(encoding="utf-8")
+    assert f"| s3 | S3 | Author 3 | [MIT](https://example.org/licence) | {OF_EACH * 4} |" in attribution
+    for picture in ("icons.png", "icons_statistics.png"):
+        with Image.open(out / picture) as image:
+            assert np.asarray(image.convert("L")).std() > 1
 
 
 def test_splits_hold_out_concepts_and_designers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

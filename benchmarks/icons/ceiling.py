@@ -1,0 +1,122 @@
+"""How far other designers agree on names, which bounds what foils can be told: python -m benchmarks.icons.ceiling
+
+Of each row of foils, the nearest drawing is looked for among those that other designers call by its caption or by its
+foil. The share of rows whose nearest drawing bears the caption estimates what a model can reach that knows names by
+the pictures of others. Rows that no other designer has drawn both ways are left out. results/ceiling.json keeps, for
+opposites and styles, the shares by row and, as docs/claim2.md measures foils, by unit: the mean over groups of
+concepts, each of which weighs the same, with an interval of 95 % over groups.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from benchmarks.claim.paired import LEVEL, student_quantile
+
+RESULTS = Path(__file__).parent / "results"
+KINDS = ("opposites", "styles")
+SIDES = (16, 8, 32)
+"""Pixels that drawings are compared at, which the estimate depends on. At the first, of which all is told, half the
+width of a stroke is no difference."""
+Found = list[tuple[str, str, float]]
+"""Of each row, its group of concepts, the words exchanged, and 1 if its nearest drawing bears its caption."""
+
+
+def rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """The rows of all corpora in a folder, with the designer and the group of each."""
+    for manifest in sorted(folder.rglob("manifest.json")):
+        for shard in json.loads(manifest.read_text())["shards"]:
+            path = manifest.parent / shard["file"]
+            about = pq.read_table(path.with_suffix(".meta.parquet"), columns=["designer", "group"]).to_pylist()
+            with pa.memory_map(str(path)) as mapped:
+                reader, at = pa.ipc.open_file(mapped), 0
+                for number in range(reader.num_record_batches):
+                    for row in reader.get_batch(number).to_pylist():
+                        yield row | about[at]
+                        at += 1
+
+
+def vector(image: bytes, side: int) -> np.ndarray:
+    """float32 [side * side]"""
+    with Image.open(io.BytesIO(image)) as opened:
+        grey = opened.convert("L").resize((side, side), Image.Resampling.BOX)
+    return np.asarray(grey, np.float32).ravel()
+
+
+def judged(pairs: Path, foils: Path, side: int = SIDES[0]) -> Found:
+    """The rows of `foils` whose caption and foil other designers of `pairs` have both drawn."""
+    wanted = {text for row in rows(foils) for text in (row["caption"], row["foil"])}
+    drawn: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
+    for row in rows(pairs):
+        for caption in wanted.intersection(row["captions"]):
+            drawn[caption].append((row["designer"], vector(row["image"], side).astype(np.uint8)))
+    found = []
+    for row in rows(foils):
+        here = vector(row["image"], side)
+        near = [
+            min((((here - other) ** 2).mean() for who, other in drawn[text] if who != row["designer"]), default=None)
+            for text in (row["caption"], row["foil"])
+        ]
+        if near[0] is None or near[1] is None:
+            continue
+        found.append((row["group"], row["swapped"], float(np.heaviside(near[1] - near[0], 0.5))))
+    return found
+
+
+def shares(found: Found) -> dict[str, tuple[float, int]]:
+    """The share of rows whose nearest drawing bears their caption, and the number of rows, by the words exchanged."""
+    of: dict[str, list[float]] = defaultdict(list)
+    for _, words, right in found:
+        for kind in ("all", words):
+            of[kind].append(right)
+    return {kind: (sum(of[kind]) / len(of[kind]), len(of[kind])) for kind in sorted(of, key=lambda k: -len(of[k]))}
+
+
+def by_unit(found: Found) -> dict[str, float]:
+    """The mean over groups of their rows' shares, its interval, and the number of groups."""
+    of: dict[str, list[float]] = defaultdict(list)
+    for group, _, right in found:
+        of[group].append(right)
+    mean_U = np.array([sum(each) / len(each) for each in of.values()])
+    mean, units = float(mean_U.mean()), len(mean_U)
+    reach = student_quantile((1 + LEVEL) / 2, units - 1) * float(mean_U.std(ddof=1)) / units**0.5 if units > 1 else 1.0
+    return {"share": mean, "low": max(0.0, mean - reach), "high": min(1.0, mean + reach), "groups": units}
+
+
+def ceiling(pairs: Path, foils: Path) -> dict[str, Any]:
+    """What is kept of one kind of foils."""
+    found = judged(pairs, foils)
+    coarser_or_finer = {str(side): by_unit(judged(pairs, foils, side))["share"] for side in SIDES[1:]}
+    return {"by_unit": by_unit(found), "by_unit_at_other_sides": coarser_or_finer, "by_row": shares(found)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="of examples/icons/make.sh")
+    args = parser.parse_args()
+    told = {kind: ceiling(args.shards / "pairs", args.shards / "foils" / kind) for kind in KINDS}
+    for kind, found in told.items():
+        unit = found["by_unit"]
+        print(f"{kind}: {unit['share']:.1%} ({unit['low']:.1%} to {unit['high']:.1%}) over {unit['groups']:,} groups")
+        for words, (share, number) in found["by_row"].items():
+            print(f"{words:28} {share:6.1%} of {number:,} rows")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+    RESULTS.mkdir(exist_ok=True)
+    told = {"commit": commit.stdout.strip(), "side": SIDES[0], **told}
+    (RESULTS / "ceiling.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

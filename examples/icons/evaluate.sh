@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What a model of icons does: examples/icons/evaluate.sh [RUN] [ROWS]. It prints tables, and leaves them as JSON, with
+# pictures of reconstructions, in RUN/evaluation. ROWS of each split, the first ones; all without it.
+#
+# Retrieval among icons of held-out concepts, held-out designers, and both; foils by opposites and by styles; masked words
+# and patches, with the right other modality, with none and with a wrong one.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+run=${1:-runs/icons} rows=${2:-0}
+shards=${SHARDS:-shards/icons} out=$run/evaluation
+mkdir -p "$out"
+
+evaluate() { # NAME TASK SHARDS OPTIONS...: what is there is not measured again
+  local file=$out/$1.json task=$2 data=$3
+  shift 3
+  [ ! -e "$file" ] || { echo "$file is there already: delete it to measure again."; return; }
+  printf '\n== %s\n' "$file"
+  python -m mvlm evaluate "$task" --checkpoint "$run" --data "$shards/$data" --limit "$rows" --json "$file" "$@"
+}
+
+for split in concepts designers both; do
+  evaluate "retrieval_$split" retrieval "pairs/$split" --rerank 16 --equal-captions
+done
+for kind in opposites styles; do
+  evaluate "foils_$kind" foils "foils/$kind"
+done
+for split in concepts designers; do
+  evaluate "reconstruction_$split" reconstruction "pairs/$split" --pictures "$out/pictures_$split"
+done
