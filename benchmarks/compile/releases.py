@@ -42,7 +42,7 @@ def make(folder: Path, release: str) -> Path:
     if done.exists():
         return python
     venv.create(folder, clear=True, symlinks=True, with_pip=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--progress-bar", "off"]
+    pip = [python, "-m", "pip", "install", "--quiet", "--progress-bar", "off", "--no-cache-dir", "--no-compile"]
     subprocess.run([*pip, f"torch=={release}"], check=True)
     # Its release of the same day has a number of its own: 0.25 goes with torch 2.10.
     vision = f"torchvision==0.{int(release.split('.')[1]) + 15}.*"

@@ -74,7 +74,7 @@ class TextEncoder(nn.Module):
         packed = Packed.of(packing.token_T, torch.cat([packing.starts[:1], *starts]), valid_BL, copies)
         position_T = (packing.token_T % valid_BL.shape[1] + self.first_position).repeat(copies)
         output = self.model(input_ids=packed.pack(texts_XBL).view(1, -1), position_ids=position_T[None], packed=packed)
-        return packed.unpack(output.last_hidden_state)[0].unflatten(0, texts_XBL.shape[:2])
+        return packed.unpack(output.last_hidden_state).squeeze(0).unflatten(0, texts_XBL.shape[:2])
 
 
 _OURS = "mvlm"
@@ -94,7 +94,8 @@ def _attend(
     """The signature that transformers asks of an attention; all packed texts are one row of it."""
     if packed is None:
         return attention(query_BHLd, key_BHLd, value_BHLd, attention_mask, dropout).transpose(1, 2), None
-    query, key, value = (x[0].transpose(0, 1) for x in (query_BHLd, key_BHLd, value_BHLd))
+    # Not x[0], whose gradient is copied into a tensor of zeros.
+    query, key, value = (x.squeeze(0).transpose(0, 1) for x in (query_BHLd, key_BHLd, value_BHLd))
     return PACKED_ATTENTION(query, key, value, packed, dropout)[None], None
 
 
