@@ -239,6 +239,19 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster
     cluster.down()
 
 
+@pytest.fixture(scope="module", name="on_ray")
+def command_on_ray(cluster: RayCluster) -> Callable[..., str]:
+    """`python -m cluster` on the head of two nodes; what it prints."""
+    cluster.join("w1")
+
+    def run(*words: object) -> str:
+        done = cluster.on_head("cluster", *words)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    return run
+
+
 @pytest.fixture(scope="module", name="jobs")
 def ray_jobs(cluster: RayCluster, tmp_path_factory: pytest.TempPathFactory, scenes: Path) -> Callable[..., RayJob]:
     """make(name, more of the job file) -> a job."""

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mvlm.config.toml import as_toml
-from tests.cluster.ray_fixture import RayCluster, cannot_run_here, ray_cluster  # noqa: F401 - a fixture
+from tests.cluster.ray_fixture import cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
 from tests.cluster.slurm_fixture import SlurmCluster
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
@@ -200,19 +200,6 @@ def test_on_slurm(slurm: SlurmCluster, pipeline: Path) -> None:
 
 def test_training_on_slurm(slurm: SlurmCluster, learns: Path, scenes: Path) -> None:
     course_of_training(slurm.cluster, learns, "slurm", scenes)
-
-
-@pytest.fixture(scope="module", name="on_ray")
-def command_on_ray(cluster: RayCluster) -> Cluster:
-    """`python -m cluster` on the head of two nodes."""
-    cluster.join("w1")
-
-    def run(*words: object) -> str:
-        done = cluster.on_head("cluster", *words)
-        assert done.returncode == 0, done.stderr + done.stdout
-        return done.stdout
-
-    return run
 
 
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))

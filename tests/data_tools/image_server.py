@@ -152,13 +152,13 @@ def serving(image: Callable[[int], bytes], encrypts: ssl.SSLContext | None = Non
         thread.join()
 
 
-async def _main(folder: Path) -> None:
+async def _main(folder: Path, port: int) -> None:
     images = [path.read_bytes() for path in sorted(folder.iterdir())]
     server = ImageServer(lambda number: images[number % len(images)])
-    listener = await asyncio.start_server(server.serve, "0.0.0.0", 0, backlog=1024)
+    listener = await asyncio.start_server(server.serve, "0.0.0.0", port, backlog=1024)
     print(listener.sockets[0].getsockname()[1], flush=True)
     await listener.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(Path(sys.argv[1])))
+    asyncio.run(_main(Path(sys.argv[1]), int(sys.argv[2]) if sys.argv[2:] else 0))
