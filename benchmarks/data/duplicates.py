@@ -131,14 +131,14 @@ def flipped(draw: np.random.Generator, values: np.ndarray, most: int) -> np.ndar
 
 
 def each_with_each(values: np.ndarray) -> list[tuple[int, int]]:
-    found = []
+    found, columns = [], np.ascontiguousarray(values.T)
     for second, mine in enumerate(values):
-        before = values[:second]
-        apart = np.minimum(
-            np.bitwise_count(before ^ mine[0]).min(1, initial=64),
-            np.bitwise_count(before[:, :1] ^ mine).min(1, initial=64),
-        )
-        found += [(int(first), second) for first in np.flatnonzero(apart <= DISTANCE)]
+        before = columns[:, :second]
+        near = np.bitwise_count(before[0] ^ mine[0]) <= DISTANCE
+        for number in range(1, len(columns)):
+            near |= np.bitwise_count(before[number] ^ mine[0]) <= DISTANCE
+            near |= np.bitwise_count(before[0] ^ mine[number]) <= DISTANCE
+        found += [(int(first), second) for first in np.flatnonzero(near)]
     return found
 
 
