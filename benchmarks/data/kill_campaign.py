@@ -35,14 +35,17 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.data.corpus import photo, write_folder  # noqa: E402
 from data_tools.__main__ import main as data_tools_main  # noqa: E402
+from data_tools.engines.chunks import HELD, RETRIES  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "part_kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 WINDOW = {"local": (0.3, 1.05), "ray": (0.65, 1.05)}
 """When a kill may fall, as shares of the time a whole run takes; before that it is starting up."""
 
-MOST_DEAD = 2
-"""Tasks killed of one run: three deaths over the same part end it."""
+WORKERS = 2
+MOST_DEAD, APART = RETRIES, 2 * HELD * WORKERS
+"""Tasks killed until so many more parts are finished: one death more over the same part ends a run, and a part that was
+under way when a task died is then finished."""
 
 SHARES = 3
 LATEST = 0.6
@@ -64,7 +67,7 @@ def main() -> int:
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        workers = 1 if arguments.of == "part" else 2
+        workers = 1 if arguments.of == "part" else WORKERS
         source, argv = Path(folder) / "in", command(Path(folder), arguments.engine, workers)
         write_folder(source, [photo(seed, (120, 90)) for seed in range(50)], arguments.count)
         spoil(source)
@@ -133,15 +136,17 @@ def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: rando
 
 
 def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.Random) -> dict[str, object]:
-    """Kill up to `MOST_DEAD` tasks of one run, at random times."""
+    """Kill up to `MOST_KILLS` tasks of one run, at random times."""
     process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, **QUIET)  # type: ignore[call-overload]
     killed: list[int] = []
     state = out.with_name(f".{out.name}.partial") / ".state"
-    while process.poll() is None and len(killed) < MOST_DEAD:
+    while process.poll() is None and len(killed) < MOST_KILLS:
         time.sleep(draw.uniform(0.01, 0.1) * lasts)
-        tasks = working(process.pid) if state.is_dir() else []
+        finished = len(list(state.glob("*.part"))) if state.is_dir() else 0
+        may_die = len(killed) < MOST_DEAD or finished >= killed[-MOST_DEAD] + APART
+        tasks = working(process.pid) if may_die and state.is_dir() else []
         if tasks:
-            killed.append(len(list(state.glob("*.part"))))
+            killed.append(finished)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(draw.choice(tasks), signal.SIGKILL)
     process.wait()
