@@ -8,7 +8,7 @@ with an undisturbed run.
 
 A run that was killed is started again until it ends; one whose task was killed has to end by itself. A share, which is
 what one task of an array makes (`--part I/N`), is killed after a random part of its CPU time and made again alone; then
-all are joined. Every trial
+all are joined. Tasks on Ray die in one that the campaign has started, for all of its runs. Every trial
 appends one JSON line to the results file, so that the campaign can itself be stopped and started again: it ends when
 the file holds that many kills of that engine and kind.
 """
@@ -28,7 +28,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import ray
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -36,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.data.corpus import photo, write_folder  # noqa: E402
 from data_tools.__main__ import main as data_tools_main  # noqa: E402
 from data_tools.engines.chunks import HELD, RETRIES  # noqa: E402
+from data_tools.engines.ray import connected  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "part_kills.jsonl"
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -66,18 +70,20 @@ def main() -> int:
     arguments = words.parse_args()
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     failed = 0
-    with tempfile.TemporaryDirectory() as folder:
+    shares_ray = (arguments.engine, arguments.of) == ("ray", "task")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_ray() if shares_ray else contextlib.nullcontext("") as address,
+    ):
         workers = 1 if arguments.of == "part" else WORKERS
-        source, argv = Path(folder) / "in", command(Path(folder), arguments.engine, workers)
+        source, argv = Path(folder) / "in", command(Path(folder), arguments.engine, workers, address)
         write_folder(source, [photo(seed, (120, 90)) for seed in range(50)], arguments.count)
         spoil(source)
         start = time.monotonic()
         subprocess.run([*argv, str(Path(folder) / "whole")], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         lasts = time.monotonic() - start
         expected = digest(Path(folder) / "whole")
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        alone([*argv[3:], str(Path(folder) / "again")])
-        cpu_s = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
+        cpu_s = cpu_time_alone([*argv[3:], str(Path(folder) / "again")]) if arguments.of == "part" else 0.0
         while sum(kills := trials(arguments.results, arguments.engine, arguments.of)) < arguments.kills:
             seed = arguments.seed + len(kills)
             trial = {"engine": arguments.engine, "of": arguments.of, "seed": seed, "records": arguments.count}
@@ -98,10 +104,18 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def command(folder: Path, engine: str, workers: int) -> list[str]:
+@contextlib.contextmanager
+def running_ray() -> Iterator[str]:
+    """A Ray whose processes are below this one; its address."""
+    with connected(None, WORKERS):
+        yield ray.get_runtime_context().gcs_address
+
+
+def command(folder: Path, engine: str, workers: int, address: str) -> list[str]:
     words = [sys.executable, "-m", "data_tools", "shard", "folder", str(folder / "in"), "--engine", engine]
     options = ["--workers", str(workers), "--split", "train=0.8,eval=0.2", "--shard-mb", "0.15", "--dedup", "exact"]
-    return [*words, *options, "--tolerate", "1", "--out"]
+    running = ["--ray-address", address] if address else []
+    return [*words, *options, *running, "--tolerate", "1", "--out"]
 
 
 def spoil(source: Path) -> None:
@@ -144,7 +158,7 @@ def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.R
         time.sleep(draw.uniform(0.01, 0.1) * lasts)
         finished = len(list(state.glob("*.part"))) if state.is_dir() else 0
         may_die = len(killed) < MOST_DEAD or finished >= killed[-MOST_DEAD] + APART
-        tasks = working(process.pid) if may_die and state.is_dir() else []
+        tasks = working(os.getpid()) if may_die and state.is_dir() else []
         if tasks:
             killed.append(finished)
             with contextlib.suppress(ProcessLookupError):
@@ -170,6 +184,12 @@ def dead_shares(argv: list[str], out: Path, cpu_s: float, draw: random.Random) -
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(state.parent, ignore_errors=True)
     return found
+
+
+def cpu_time_alone(words: list[str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    alone(words)
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before.ru_utime
 
 
 def alone(words: list[str], cpu_s: float | None = None) -> bool:
