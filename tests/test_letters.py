@@ -23,7 +23,7 @@ ELSEWHERE = {"run", "kernels", "checkpoint", "log"}
 OPERATIONAL = {
     "data": "train where eval shuffle shuffle_block shuffle_window shuffle_shards cache cache_gb patience workers "
     "worker_mode prefetch tolerance",
-    "train": "micro_batch deterministic time_limit spike max_skipped checksums hang_minutes compile recompute",
+    "train": "micro_batch deterministic time_limit spike max_skipped checksums audit hang_minutes compile recompute",
     "eval": "every select select_lower patience foils classes batch limit memory_gb share",
 }
 """Keys beside the method's, by table: they change where and how fast a run gets there, not where to."""

@@ -64,6 +64,7 @@ YOUNGER_KEYS: dict[str, Any] = {
     "optim.decay_steps": -1,
     "train.pairs": 0,
     "train.checksums": False,
+    "train.audit": 0.0,
     "checkpoint.peers": 0,
     "eval.select": "",
     "eval.select_lower": False,

@@ -172,6 +172,8 @@ class Train:
     max_skipped: int = 10  # batches skipped after roll-backs before the run gives up
     # of weights and moments, after each update and before the next: a run rolls back what memory has changed in between
     checksums: bool = False
+    # share of micro-batches computed once more on another rank: a run rolls back what comes out differently
+    audit: float = 0.0
     hang_minutes: float = 15.0  # minutes without progress after which the run names the rank at fault and ends
     # torch.compile each block, for minutes at the start; "captured": and replay the passes as CUDA graphs; "auto": on a
     # GPU, once a proof on one, kept with the code, has shown compiled steps equal and faster: until then not

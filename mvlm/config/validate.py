@@ -108,6 +108,7 @@ def check_ranges(config: Config, where: str, mistakes: Mistakes) -> None:
     require(train.micro_batch == "auto" or train.micro_batch >= 0, "train.micro_batch", "0 or more, or 'auto'")
     require(train.spike == 0 or 1 < train.spike < math.inf, "train.spike", "0 (off) or above 1")
     require(0 <= train.recompute <= 1, "train.recompute", "a share of the blocks, 0 to 1")
+    require(0 <= train.audit <= 1, "train.audit", "a share of the micro-batches, 0 to 1")
     require(0 <= train.ema < 1, "train.ema", "at least 0 and below 1")
     require(0 < config.eval.memory_gb < math.inf, "eval.memory_gb", "above 0")
     require(0 < config.eval.share < math.inf, "eval.share", "above 0")

@@ -9,6 +9,8 @@ import torch
 from mvlm.runtime import dist
 from mvlm.runtime.background import BackgroundSum
 
+READINGS = 4  # of `AnomalyDetector.report`
+
 
 class StepFlags(NamedTuple):
     """What one rank says of itself between two steps; once exchanged, on every rank, how many say so."""
@@ -37,12 +39,12 @@ class Agreement:
     """An exchange among the ranks from the moment it is made; it travels over the host.
 
     Args:
-        reading: this rank's loss, gradient norm and corruption of an earlier step that is to be judged, if one is.
+        reading: what this rank's `AnomalyDetector.report` says of an earlier step that is to be judged, if one is.
     """
 
-    def __init__(self, own: StepFlags, reading: tuple[float, float, float] | None) -> None:
+    def __init__(self, own: StepFlags, reading: tuple[float, ...] | None) -> None:
         self.judges = reading is not None
-        numbers = [*map(float, own), *(reading or (0.0, 0.0, 0.0))]
+        numbers = [*map(float, own), *(reading or (0.0,) * READINGS)]
         self._sum = BackgroundSum(torch.tensor(numbers, dtype=torch.float64))
 
     def wait(self) -> tuple[StepFlags, tuple[float, ...]]:

@@ -7,11 +7,11 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 has none.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +22,9 @@ from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM, denominators
+from mvlm.model.randomness import seed_dropout
 from mvlm.runtime import dist
+from mvlm.training.audit import Audit
 from mvlm.training.contrast import contrast_of
 from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.match_groups import Passes, match_groups
@@ -48,6 +50,7 @@ class Engine:
         ema: decay of an average of the weights; 0 = none is kept.
         seed: of what is drawn on the device.
         checksums: of weights and moments are taken after each update and compared before the next.
+        audit: share of the micro-batches that another rank computes once more.
 
     Attributes:
         ds_config: as it was given.
@@ -57,6 +60,7 @@ class Engine:
             not finite.
         corrupted: 1.0 on the device where weights or moments had changed in memory before the last update, else 0.0;
             None without checksums.
+        audit: computes micro-batches of the rank before this one once more; None = does not.
 
     Raises:
         UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
@@ -71,6 +75,7 @@ class Engine:
         ema: float = 0.0,
         seed: int = 0,
         checksums: bool = False,
+        audit: float = 0.0,
     ) -> None:
         deepspeed = import_deepspeed()
         self.objectives, self.ds_config, self._ema, self._seed = objectives, ds_config, ema, seed
@@ -112,6 +117,8 @@ class Engine:
         self.grad_norm: Tensor | float | None = None
         self._checksums = checksums_of(self.model, self._state, ds_config) if checksums else None
         self.corrupted: Tensor | None = None
+        named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
+        self.audit = Audit(audit, self.model, named, objectives, seed) if audit else None
 
     def _reduce_during_backward(self) -> Reduction:
         trained = [(self._names[id(parameter)], parameter) for parameter in self._trained]
@@ -161,10 +168,13 @@ class Engine:
         self._gradients.wanted = metrics is not None
         parts: list[Losses] = []
         batches = self._with_global_batches(micro_batches, starts, step)
-        for start, (batch, global_batch) in zip(starts, batches, strict=True):
+        for number, (start, (batch, global_batch)) in enumerate(zip(starts, batches, strict=True)):
             seed_dropout(self._seed, step, start)
-            losses = self.engine(batch, global_batch, metrics)
-            self.engine.backward(self.objectives.total(losses))
+            passes = partial(self._passes, batch, metrics)
+            if self.audit and self.audit.is_due(step, number):
+                losses = self.audit.watch(passes, batch, global_batch, step, start)
+            else:
+                losses = passes(global_batch)
             if self._reduction:
                 self._reduction.finish()
             if self._checksums and self.engine.is_gradient_accumulation_boundary():
@@ -192,6 +202,19 @@ class Engine:
                 "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
             )
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
+
+    def _passes(
+        self,
+        batch: Batch | LabelledBatch,
+        metrics: MetricAccumulator | None,
+        global_batch: GlobalBatch | None,
+        before_backward: Callable[[Losses, Tensor], None] = lambda *_: None,
+    ) -> Losses:
+        losses: Losses = self.engine(batch, global_batch, metrics)
+        total = self.objectives.total(losses)
+        before_backward(losses, total)
+        self.engine.backward(total)
+        return losses
 
     def _with_global_batches(
         self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
@@ -303,12 +326,3 @@ class Engine:
         if self._scaler is not None:
             for name in LOSS_SCALE:
                 setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
-
-
-def seed_dropout(seed: int, step: int, start: int) -> None:
-    """Have a micro-batch's device randomness come from (seed, step, where it begins in the global batch).
-
-    So none of it has to be saved, and a pass can be made twice. No device is waited for.
-    """
-    mixed = np.random.SeedSequence((seed % 2**64, step, start)).generate_state(1, np.uint64)
-    torch.manual_seed(int(mixed[0]))

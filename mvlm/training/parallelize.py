@@ -63,7 +63,7 @@ def parallelize(
             capture(model)
     if weights:
         divide(model, weights, ds_config)
-    return Engine(model, optim, objectives, ds_config, train.ema, seed, train.checksums)
+    return Engine(model, optim, objectives, ds_config, train.ema, seed, train.checksums, train.audit)
 
 
 def freeze(model: Encoders, parts: tuple[str, ...]) -> None:

@@ -132,7 +132,9 @@ class Trainer:
         losses = self.engine.step(micro_batches, factor, before, metrics)
         engine, position = self.engine, self.stream.loader.position
         total = engine.objectives.total(losses)
-        self.health.detector.watch(step, position, total, engine.grad_norm, engine.overflowed, engine.corrupted)
+        miscomputed = engine.audit.miscomputed(before) if engine.audit else None
+        faults = engine.overflowed, engine.corrupted, miscomputed
+        self.health.detector.watch(step, position, total, engine.grad_norm, *faults)
         seen = position + self.stream.global_batch
         self.state = dataclasses.replace(self.state, step=step, samples_seen=seen)
         self.reporter.stepped(step, time.perf_counter() - began)

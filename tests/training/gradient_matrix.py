@@ -23,9 +23,9 @@ from mvlm.config.schema import Config
 from mvlm.model import maskvlm
 from mvlm.model.losses.itm import ids_of
 from mvlm.model.maskvlm import MaskVLM, denominators
+from mvlm.model.randomness import seed_dropout
 from mvlm.runtime import dist
 from mvlm.training import contrast
-from mvlm.training.engine import seed_dropout
 from mvlm.training.match_groups import at_full_length
 from tests.training.parity_worker import NOISE, WEIGHTS, Gradients, built, configuration, engine_of, steps_of, weighted
 from tests.training.saved_tensors import whole_tensors

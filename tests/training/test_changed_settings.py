@@ -74,6 +74,7 @@ OTHER: dict[str, Any] = {
     "train.ema": 0.5,
     "train.spike": 4.0,
     "train.checksums": True,
+    "train.audit": 0.5,
     "checkpoint.resume": "elsewhere",
     "checkpoint.init": "elsewhere",
     "checkpoint.mirror": "memory://elsewhere",

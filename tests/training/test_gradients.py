@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from mvlm.model.randomness import is_random
-from mvlm.training.engine import seed_dropout
+from mvlm.model.randomness import is_random, seed_dropout
 from tests.ranks import run_ranks
 from tests.training.gradient_matrix import (
     EXACT,

@@ -116,7 +116,7 @@ def make_plan(
     if resumed:
         require_installed(config.log)
     stop.limit_time(config.train.time_limit)
-    if config.train.deterministic:
+    if config.train.deterministic or config.train.audit:  # which compares bits
         _compute_deterministically()
     data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
     config = replace(config, data=data)

@@ -159,7 +159,8 @@ def build(plan: Plan, evaluate: Evaluate | None, stop: StopRequests, stack: Exit
     stack.callback(stream.close)
     reporter = Reporter(folder, monitor, attempt, engine, stream, config.optim, arithmetic)
     stack.callback(reporter.close)
-    health = Health(stop, watchdog, AnomalyDetector(config.train.spike))
+    audits = engine.audit.whose if engine.audit else ""
+    health = Health(stop, watchdog, AnomalyDetector(config.train.spike, audits=audits))
     lr, is_last = plan.learning_rate, plan.steps[0] == layout["steps"]
     schedule = Schedule(plan.steps[0], lr, config.log.every, config.checkpoint.every, config.eval.every, is_last)
     own = start.resumes and start.own and not plan.begins_stage  # whose first checkpoint bad steps go back to

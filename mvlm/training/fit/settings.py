@@ -49,7 +49,7 @@ _APPLIES = {
     "optim": "lr encoder_lr weight_decay betas eps momentum clip schedule decay_steps warmup_epochs warmup_steps "
     "floor layer_decay",
     "train": "epochs steps pairs global_batch micro_batch deterministic time_limit spike max_skipped checksums "
-    "hang_minutes compile recompute ema",
+    "audit hang_minutes compile recompute ema",
     "kernels": "fusion views attention linear gelu_linear layer_norm residual_norm packed_attention patch_l1 "
     "log_sum_exps contrastive negatives optimizer",
     "checkpoint": "every keep keep_every",

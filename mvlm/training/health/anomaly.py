@@ -14,6 +14,7 @@ from torch import Tensor
 from mvlm.runtime.log import rank_log
 
 CORRUPTED = "weights or moments had changed in memory since the update before"
+MISCOMPUTED = "a micro-batch came out differently on a second rank"
 LAG = 2  # steps after which numbers are read: a GPU has them by then, and the host need not wait for it
 HISTORY, ENOUGH = 64, 16  # losses that a spike is measured by: the last ones, and how many there must be
 SMALL = 1.0  # nats; losses below it, as of fine-tuning near its end, jump by multiples at a hard batch and fall back
@@ -33,7 +34,7 @@ class Anomaly:
 class _Reading:
     step: int
     position: int
-    values_3: Tensor  # this rank's loss, the gradient norm, corruption, on the host once `copied` is done
+    values_4: Tensor  # loss, gradient norm, corruption, miscomputation of this rank, on the host once `copied` is done
     copied: torch.cuda.Event | None
 
 
@@ -43,10 +44,11 @@ class AnomalyDetector:
     Args:
         spike: a loss above `SMALL` and this many times the median of the last good ones is a spike; 0 = none is.
         recent_losses: of the steps before.
+        audits: the rank whose micro-batches this one computes once more, and its node, where it does.
     """
 
-    def __init__(self, spike: float, recent_losses: tuple[float, ...] = ()) -> None:
-        self._spike = spike
+    def __init__(self, spike: float, recent_losses: tuple[float, ...] = (), audits: str = "") -> None:
+        self._spike, self._audits = spike, audits
         self.restart(recent_losses)
 
     def restart(self, recent_losses: tuple[float, ...]) -> None:
@@ -66,44 +68,50 @@ class AnomalyDetector:
         grad_norm: Tensor | float | None,
         overflowed: bool,
         corrupted: Tensor | None = None,
+        miscomputed: Tensor | None = None,
     ) -> None:
         """Note a step: its number, where its batch begins, this rank's loss on the device, the global gradient norm.
 
         Args:
             overflowed: fp16's loss scaler skipped the update, so that its gradient norm says nothing.
             corrupted: 1.0 where this rank's weights or moments had changed in memory before the update.
+            miscomputed: 1.0 where this rank came to other bits of a micro-batch than the rank before it.
         """
         norm = torch.as_tensor(0.0 if grad_norm is None or overflowed else grad_norm).to(loss.device, torch.float32)
-        corrupted = loss.new_zeros(()) if corrupted is None else corrupted
-        values_3 = torch.stack([loss.detach().float(), norm.detach().reshape(()), corrupted.float()])
+        faults = (loss.new_zeros(()) if fault is None else fault for fault in (corrupted, miscomputed))
+        values_4 = torch.stack([loss.detach().float(), norm.detach().reshape(()), *(fault.float() for fault in faults)])
         copied = None
-        if values_3.is_cuda:
-            host_3 = torch.empty(3, pin_memory=True)
-            host_3.copy_(values_3, non_blocking=True)
+        if values_4.is_cuda:
+            host_4 = torch.empty(4, pin_memory=True)
+            host_4.copy_(values_4, non_blocking=True)
             copied = torch.cuda.Event()
             copied.record()
-            values_3 = host_3
-        self._readings.append(_Reading(step, position, values_3, copied))
+            values_4 = host_4
+        self._readings.append(_Reading(step, position, values_4, copied))
 
     def due(self, drain: bool = False) -> bool:
         """Whether a reading is old enough to be judged; with `drain`, whether any is left."""
         return len(self._readings) > (0 if drain else LAG - 1)
 
-    def report(self) -> tuple[float, float, float]:
+    def report(self) -> tuple[float, ...]:
         """The oldest reading of this rank, to be averaged over ranks."""
         reading = self._readings[0]
         if reading.copied is not None:
             reading.copied.synchronize()
-        loss, norm, corrupted = reading.values_3.tolist()
+        loss, norm, corrupted, miscomputed = reading.values_4.tolist()
         if corrupted:
             rank_log.warning(f"before step {reading.step} {CORRUPTED}, seen on {socket.gethostname()}.")
-        return loss, norm, corrupted
+        if miscomputed:
+            here = socket.gethostname()
+            rank_log.warning(f"in step {reading.step} {MISCOMPUTED}: here, on {here}, than on {self._audits}.")
+        return loss, norm, corrupted, miscomputed
 
-    def judge(self, loss: float, grad_norm: float, corrupted: float) -> Anomaly | None:
+    def judge(self, loss: float, grad_norm: float, corrupted: float, miscomputed: float) -> Anomaly | None:
         """Take the oldest reading off, given its means over ranks; what is wrong with it, if anything."""
         reading = self._readings.popleft()
-        if corrupted:
-            return Anomaly(reading.step, reading.position, CORRUPTED, is_of_data=False)
+        if corrupted or miscomputed:
+            fault = CORRUPTED if corrupted else MISCOMPUTED
+            return Anomaly(reading.step, reading.position, fault, is_of_data=False)
         reason = self._wrong(loss, grad_norm)
         if reason:
             return Anomaly(reading.step, reading.position, reason)
