@@ -70,6 +70,7 @@ class States:
         weights: that the step computes with, those that stage 3 gathers included.
         gradients: at the end of a backward pass.
         held: of `gradients`, from one micro-batch of a step to the next, or all the time.
+        averaged: of `gradients`, once they are reduced and the optimiser's step begins.
         optimizer: fp32 weights and both of AdamW's moments, of which Muon's matrices have one.
         buckets: that gradients are reduced in.
         update: of the optimiser's step alone: the fp32 gradient of what it updates at once, for Muon with what its
@@ -79,6 +80,7 @@ class States:
     weights: float
     gradients: float
     held: float
+    averaged: float
     optimizer: float
     buckets: float
     update: float
@@ -102,6 +104,7 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
         weights = kept + (min(parameters, zero.gathered) * zero.element if ranks > 1 or zero.weights_on_host else 0.0)
     gradients = float(whole) if zero.stage < 2 else share * zero.element
     held = gradients if accumulation > 1 or zero.stage == 3 else 0.0
+    averaged = share * zero.element if zero.stage else gradients
     copies = 2 if zero.stage == 0 and zero.element == FP32 else 3
     mine = parameters if zero.stage == 0 else share
     owned = elements(matrices) / (ranks if zero.stage else 1)
@@ -115,8 +118,8 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
         buckets = bucket
     if zero.optimizer_on_host:
         optimizer, update = 0.0, 0.0
-        gradients = held = 0.0 if zero.stage < 3 else gradients
-    return States(weights, gradients, held, optimizer, buckets, update)
+        gradients = held = averaged = 0.0 if zero.stage < 3 else gradients
+    return States(weights, gradients, held, averaged, optimizer, buckets, update)
 
 
 def elements(matrices: Shapes) -> int:
