@@ -107,7 +107,25 @@ def _kernels(lines: list[Line]) -> str:
         if "whole_step" in line and "losses" in line:
             differ = f"Losses of a whole step in bf16 differ from float64's by at most {line['error']:.2g}"
             text += f"\n\n{differ}; small enough: {_held(line)}."
-    return text + _failures(lines, "op")
+    return text + _gains(lines) + _failures(lines, "op")
+
+
+def _gains(lines: list[Line]) -> str:
+    """What each fused kernel saves against what is taken in its place."""
+
+    def of(line: Line) -> tuple[Any, ...]:
+        return line["op"], line["precision"], line["shapes"]
+
+    taken = {str(of(line)): line for line in lines if line.get("taken") and "milliseconds" in line}
+    rows = []
+    for line in lines:
+        if "expected_gain_ms" in line:
+            other = taken.get(str(of(line)))
+            gain = f"{other['milliseconds'] - line['milliseconds']:.3f}" if other else ""
+            rows.append((line["op"], line["implementation"], f"{line['expected_gain_ms']:.3f}", gain))
+    if not rows:
+        return ""
+    return "\n\n" + _table(("operation", "by", "ms that it should gain on an H100", "ms gained"), rows)
 
 
 def _step(lines: list[Line]) -> str:

@@ -3,8 +3,8 @@
 At the shapes that one micro-batch of a size of benchmarks/step has. Each implementation that can run here is compared
 in fp32 and bf16, result and gradients, with the last one in float64: by ‖found − exact‖ / ‖exact‖, which must be at
 most twice the plain implementation's in the same precision, or a tenth where the products are in fp8. Then it is timed,
-forward and backward. One line each; for AdamW, those of updates.py; and one for the losses of a whole step in bf16 by
-what a run takes by itself.
+forward and backward; beside the fused kernels stands what they should gain on an H100. One line each; for AdamW, those
+of updates.py; and one for the losses of a whole step in bf16 by what a run takes by itself.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from benchmarks.gpu import updates
 from benchmarks.gpu.record import InFloat64, Line, Record, device, error_of, milliseconds, seconds_left, timed
 from benchmarks.step.sizes import SIZES, Size, build, make_batch
 from mvlm.batch import Batch, apply
+from mvlm.estimate.cards import CARDS
 from mvlm.kernels.dispatch import AUTO, Implementation, Op
 from mvlm.kernels.layers import use_kernels
 from mvlm.kernels.ops import OPS
@@ -38,6 +39,9 @@ CEILING = {"fp32": 1e-3, "bf16": 3e-2}
 """What even the plain implementation may not exceed."""
 FP8 = {"torchao": 0.1}
 """Of implementations that multiply in fp8: rounded to 3 bits, and gradients to 2, one product is 4 to 6 % off."""
+FEWER_PASSES = {"layer_norm": 2, "residual_norm": 5, "gelu_linear": 1}
+"""Reads and writes of a tensor that our own kernels save in bf16, forward and backward (docs/performance.md). That of
+the sum for the bias before a GELU is not among them: others leave that sum to the layer before."""
 DIFFERENT_DRAWS = 0.01
 """Share of negatives that may be drawn otherwise in another precision."""
 TIMES, SECONDS = 20, 1.0
@@ -158,7 +162,7 @@ class Trial:
     def judge(self, one: Implementation) -> Line:
         self.op.choose(one.name)
         try:
-            return self._judged(one)
+            return self._judged(one) | self._expected(one)
         finally:
             self.op.choose(AUTO)
 
@@ -168,6 +172,13 @@ class Trial:
         bound = DIFFERENT_DRAWS if self.op.name == "negatives" else FP8.get(one.name, bound)
         times = timed(lambda: outcome(one.run, self.arguments), TIMES, SECONDS)
         return {"error": error, "bound": bound, "holds": error <= bound} | {"milliseconds": milliseconds(times)}
+
+    def _expected(self, one: Implementation) -> Line:
+        """Milliseconds that a fused kernel should gain on an H100, by its bytes at the full speed of the memory."""
+        if one.name != "triton" or self.precision != "bf16" or self.op.name not in FEWER_PASSES:
+            return {}
+        moved = FEWER_PASSES[self.op.name] * self.arguments[0].nbytes
+        return {"expected_gain_ms": round(1e3 * moved / CARDS["h100"].bandwidth, 4)}
 
 
 def whole_step(size: Size) -> Line:
