@@ -16,13 +16,13 @@ from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
 from .arguments import add_engine, add_filters, add_writing, part_share, with_filters, writing_options
-from .corpora import batches, corpora_here, corpus_places, kept_rows
+from .corpora import batches, corpora_here, corpus_places, folders_with, kept_rows
 from .inspect.count import count
 from .inspect.stats import TEXTS
 from .origin import WRITING, add_source, open_source, origin, writing_arguments
 from .pipeline import SOURCE
 from .progress import progress
-from .readers.inputs import PathOrUrl, as_place
+from .readers.inputs import PathOrUrl
 from .reshape.retry import Outcome, only_retry, read_origin, retry
 from .reshape.retry_at_url import retried_here
 from .sharding import shard as shard_records
@@ -88,12 +88,11 @@ def count_source(arguments: argparse.Namespace) -> int:
 
 
 def retry_dropped(arguments: argparse.Namespace) -> int:
-    place = as_place(arguments.shards)
-    with nullcontext(place) if isinstance(place, Path) else retried_here(place) as out:
-        outcome = _retry(place, out, arguments)
-    print(
-        f"{place}: {outcome.listed:,} records were listed, {outcome.recovered:,} added, {outcome.left:,} are listed now"
-    )
+    for place in folders_with(SOURCE, arguments.shards):
+        with nullcontext(place) if isinstance(place, Path) else retried_here(place) as out:
+            found = _retry(place, out, arguments)
+        counts = f"{found.listed:,} records were listed, {found.recovered:,} added, {found.left:,} are listed now"
+        print(f"{place}: {counts}")
     return 0
 
 

@@ -9,9 +9,8 @@ from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 
 from .arguments import megabytes
-from .corpora import corpora_here, corpus_places
+from .corpora import corpora_here, corpus_place, corpus_places
 from .progress import progress
-from .readers.inputs import as_place
 from .reshape.merge import merge
 from .reshape.resplit import resplit
 from .split import Split, parse_split
@@ -53,7 +52,7 @@ def merge_corpora(arguments: argparse.Namespace) -> int:
 
 def split_corpus(arguments: argparse.Namespace) -> int:
     split = parse_split(arguments.split, arguments.split_by)
-    with corpora_here([as_place(arguments.shards)]) as (folder,):
+    with corpora_here([corpus_place(arguments.shards)]) as (folder,):
         rows = _split_corpus(folder, arguments, split)
     for name, count in rows.items():
         print(f"{arguments.out}/{name}: {count:,} rows")

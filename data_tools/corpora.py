@@ -43,15 +43,37 @@ def corpus_places(texts: Sequence[str]) -> list[PathOrUrl]:
     Raises:
         UserError: one of them names no corpus.
     """
-    patterns = {text for text in texts if has_magic(text) and not Path(text).exists()}
-    named = [f"{text.rstrip('/')}/{MANIFEST}" if text in patterns else text for text in texts]
-    return [corpus for place in expanded(named) for corpus in _places(place)]
+    return [corpus for text in texts for place in folders_with(MANIFEST, text) for corpus in _places(place)]
+
+
+def folders_with(name: str, text: str) -> list[PathOrUrl]:
+    """The place that a path or URL names, or those with a file of this name that fit a pattern.
+
+    Raises:
+        UserError: none fits.
+    """
+    if not has_magic(text) or Path(text).exists():
+        return expanded([text])
+    found = expanded([f"{text.rstrip('/')}/{name}"])
+    return [place.parent if isinstance(place, Path) else place.removesuffix(f"/{name}") for place in found]
+
+
+def corpus_place(text: str) -> PathOrUrl:
+    """The only one that a path, URL or pattern names.
+
+    Raises:
+        UserError: it names none, or several.
+    """
+    first, *others = corpus_places([text])
+    if others:
+        raise UserError(f"{text} names {len(others) + 1} corpora, of which {first} is one: name one, or merge them.")
+    return first
 
 
 def _places(place: PathOrUrl) -> Sequence[PathOrUrl]:
     if isinstance(place, Path):
-        return corpora(place.parent if place.name == MANIFEST else place)
-    url = place.rstrip("/").removesuffix(f"/{MANIFEST}")
+        return corpora(place)
+    url = place.rstrip("/")
     held = Storage(url, REMEDY).sizes()
     inside = sorted(name.partition("/")[0] for name in held if name.endswith(f"/{MANIFEST}") and name.count("/") == 1)
     return [f"{url}/{name}" for name in inside] if inside and MANIFEST not in held else [url]

@@ -40,7 +40,7 @@ def test_they_say_and_make_the_same(shards: Path, tmp_path: Path, capsys: pytest
     assert said == 5 * [said[0]] and set(said[0]) == {"train", "eval"}
     run("merge", "memory://shards", "--out", tmp_path / "merged")
     assert read_rows(tmp_path / "merged") == here[0] + here[1]
-    run("split", "memory://shards/train", "--split", "a=0.5,b=0.5", "--out", tmp_path / "split")
+    run("split", "memory://shards/tr*", "--split", "a=0.5,b=0.5", "--out", tmp_path / "split")
     assert sum(len(read_rows(tmp_path / "split" / name)) for name in "ab") == len(here[1])
     named = expanded(["memory://shards/[et]*", "https://host/a?b"])
     assert named == ("memory://shards/eval", "memory://shards/train", "https://host/a?b")
@@ -59,6 +59,8 @@ def test_what_is_made_of_corpora_can_be_written_to_urls(
     for name in ("merged", "split"):
         assert tree(tmp_path / "made" / name) == tree(tmp_path / name)
     assert "already holds shards" in fails("merge", shards, "--out", "memory://made/merged")
+    both = fails("split", "memory://shards/*", "--split", "a=0.5,b=0.5", "--out", tmp_path / "both")
+    assert "memory://shards/* names 2 corpora" in both
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -68,19 +70,19 @@ def test_a_retry_at_a_url_gives_what_it_gives_in_a_folder(
     """Also if it was killed when all was there but in its place."""
     write_folder(tmp_path / "in", 12)
     (tmp_path / "in/images/5.jpg").rename(tmp_path / "away")
-    out, url = tmp_path / "out", f"memory://retried-{killed}"
+    out, url = tmp_path / "out", f"memory://retried-{killed}/out"
     files = fsspec.filesystem("memory")
     run("shard", "folder", tmp_path / "in", "--out", out, "--split", "train=0.6,eval=0.4", "--workers", 1)
-    files.put(str(out), f"/retried-{killed}", recursive=True)
+    files.put(str(out), f"/retried-{killed}/out", recursive=True)
     (tmp_path / "away").rename(tmp_path / "in/images/5.jpg")
     run("retry", out, "--workers", 1)
     if killed:
         monkeypatch.setattr(retry_at_url, "_put_in_place", lambda storage: None)
         run("retry", url, "--workers", 1)
-        assert files.exists(f"/retried-{killed}/.retry.json")
+        assert files.exists(f"/retried-{killed}/out/.retry.json")
         monkeypatch.undo()
-    run("retry", url, "--workers", 1)
-    files.get(f"/retried-{killed}", str(tmp_path / "fetched"), recursive=True)
+    run("retry", f"memory://retried-{killed}/o*", "--workers", 1)
+    files.get(f"/retried-{killed}/out", str(tmp_path / "fetched"), recursive=True)
     assert tree(tmp_path / "fetched") == tree(out)
     assert len(read_rows(out / "train") + read_rows(out / "eval")) == 12
 
