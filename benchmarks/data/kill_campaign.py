@@ -106,7 +106,11 @@ def main() -> int:
 
 @contextlib.contextmanager
 def running_ray() -> Iterator[str]:
-    """A Ray whose processes are below this one; its address."""
+    """A Ray whose processes are below this one; its address.
+
+    A worker that is started anew on a busy machine gets ten minutes: after the usual one Ray gives its task up.
+    """
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", "600")
     with connected(None, WORKERS):
         yield ray.get_runtime_context().gcs_address
 
@@ -151,7 +155,9 @@ def run_trial(argv: list[str], out: Path, engine: str, lasts: float, draw: rando
 
 def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.Random) -> dict[str, object]:
     """Kill up to `MOST_KILLS` tasks of one run, at random times."""
-    process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, **QUIET)  # type: ignore[call-overload]
+    said = out.with_name("said")
+    with said.open("w") as file:
+        process = subprocess.Popen([*argv, str(out)], cwd=ROOT, start_new_session=True, stdout=file, stderr=file)
     killed: list[int] = []
     state = out.with_name(f".{out.name}.partial") / ".state"
     while process.poll() is None and len(killed) < MOST_KILLS:
@@ -163,7 +169,8 @@ def run_with_dead_tasks(argv: list[str], out: Path, lasts: float, draw: random.R
             killed.append(finished)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(draw.choice(tasks), signal.SIGKILL)
-    process.wait()
+    if process.wait():
+        print(said.read_text()[-2000:], file=sys.stderr)
     found = {"kills": len(killed), "parts then": killed, "exit code": process.returncode, "digest": digest(out)}
     shutil.rmtree(out, ignore_errors=True)
     return found
