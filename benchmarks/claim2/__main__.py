@@ -2,6 +2,7 @@
 
 python -m benchmarks.claim2 run --size small       # about 40 hours of one core
 python -m benchmarks.claim2 run --size gpu         # planned for 25 minutes of one H100
+python -m benchmarks.claim2 plan --size gpu        # the arithmetic of that
 python -m benchmarks.claim2 run --size rehearse    # three minutes; shows that it runs to its end
 python -m benchmarks.claim2 table --size small
 
@@ -24,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.claim2", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "plan", "table"))
     parser.add_argument("--size", choices=list(SIZES), default="small")
     parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="of examples/icons/make.sh")
     parser.add_argument("--folder", type=Path, default=Path("runs/claim2"), help="of training runs")
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from mvlm.errors import ExitCode, UserError
 
     try:
-        return _table(args) if args.command == "table" else _run(args)
+        return {"run": _run, "plan": _plan, "table": _table}[args.command](args)
     except UserError as error:
         print(error, file=sys.stderr)
         return 1
@@ -57,6 +58,13 @@ def _run(args: argparse.Namespace) -> int:
     if not args.worker and code == 0:
         print(summary(campaign))
     return code
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from benchmarks.claim2.budget import told
+
+    print(told(SIZES[args.size]))
+    return 0
 
 
 def _table(args: argparse.Namespace) -> int:

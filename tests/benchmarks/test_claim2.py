@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.claim.paired import holm
 from benchmarks.claim.scores import pack
-from benchmarks.claim2 import campaign, grounding, plan, table
+from benchmarks.claim2 import budget, campaign, grounding, plan, table
 from benchmarks.claim2.corpus import by_unit
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
@@ -64,6 +64,20 @@ def test_the_answer_waits_for_all_seeds_and_names_the_direction() -> None:
     assert answers == ["no difference shown", "no difference shown", "better", "no difference shown"]
     swapped = [r | {"arm": {"joint": "itc_itm", "itc_itm": "joint"}.get(r["arm"], r["arm"])} for r in records]
     assert [line.split("|")[-2].strip() for line in table.primary(swapped, size).splitlines()[2:]][2] == "worse"
+
+
+def test_the_sitting_on_a_gpu_is_that_of_the_page() -> None:
+    """All updates counted cell by cell, and the page's figures."""
+    size = plan.SIZES["gpu"]
+    found = budget.budget(size)
+    icons = sum(350 if cell.rate else 700 for cell in (*plan.rate_cells(), *plan.grid(size)))
+    scenes = len(plan.ARMS) * 5 * (400 + 133)
+    assert (found.updates, found.cells) == (icons + scenes, 15 + 90 + 50)
+    assert found.left_s == pytest.approx(1500 - 15 * 155 / 8)
+    assert found.update_s * found.updates == pytest.approx(found.left_s)
+    for figure in (f"{found.updates:,} updates", f"{found.products_s:,.0f} s", f"{found.left_s:,.0f} s"):
+        assert figure in PAGE, figure
+    assert f"{1000 * found.update_s:.0f} ms" in PAGE and f"{found.mfu:.1%}".replace("%", " %") in PAGE
 
 
 def test_a_unit_weighs_the_same_whatever_its_rows() -> None:
