@@ -8,6 +8,7 @@ bit. A line a case is kept in results/build.jsonl.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 from functools import partial
@@ -27,6 +28,7 @@ from mvlm.training.zero.config import RunSide, resolve  # noqa: E402
 from mvlm.training.zero.divide import divide  # noqa: E402
 from mvlm.training.zero.start import import_deepspeed  # noqa: E402
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 RESULTS = Path(__file__).parent / "results" / "build.jsonl"
 OVERRIDES = (
     "model.image_size=64",
@@ -41,7 +43,7 @@ OVERRIDES = (
 
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
     arguments = words.parse_args()
     for ranks, divided in [] if arguments.table else [(1, False), *((ranks, True) for ranks in arguments.ranks)]:
@@ -75,6 +77,7 @@ def rise(divided: bool) -> dict[str, Any]:
     ds_config = resolve({"zero_optimization": {"stage": 3}}, side)
     facts = {"parameters": count_parameters(model), "largest": max(p.numel() for p in model.parameters())}
     import_deepspeed()  # whose memory is not the model's
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 17)  # glibc raises it, and then keeps what has been freed
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     if divided:

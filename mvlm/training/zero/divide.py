@@ -64,7 +64,7 @@ class _OneByOne(nn.Module):
             self._fill(name, parameter)
 
     def _empty(self, name: str, parameter: Parameter) -> Parameter:
-        empty = torch.zeros(parameter.shape, dtype=self._dtype, device=dist.device())
+        empty = torch.empty(parameter.shape, dtype=self._dtype, device=dist.device())
         return Parameter(empty, parameter.requires_grad)
 
     def _fill(self, name: str, parameter: Any) -> None:
