@@ -79,5 +79,7 @@ def peak(moments: Moments, states: States, similarities: float, pairs: int, nega
     between_ranks = similarities, negatives
     passing = Memory(states.weights, float(gradients[at]), states.optimizer, kept, *between_ranks, scratch, name)
     scratch = states.update + states.buckets
-    update = Memory(states.weights, states.averaged, states.optimizer, 0.0, 0.0, 0.0, scratch, "update")
+    update = Memory(
+        states.weights - states.gathered, states.averaged, states.optimizer, 0.0, 0.0, 0.0, scratch, "update"
+    )
     return max(passing, update, key=lambda memory: memory.total)

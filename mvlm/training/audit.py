@@ -54,6 +54,7 @@ class Recording:
         """The global batch, from which what is used of it is taken down."""
 
         def contrast(own: Encoded, *scale: Any) -> Callable[[], ItcGradients]:
+            _note_sent(self.sums, own)
             finish = given.contrast(own, *scale)
 
             def finishing() -> ItcGradients:
@@ -63,6 +64,7 @@ class Recording:
             return finishing
 
         def negatives(own: Encoded, temperature: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
+            _note_sent(self.sums, own, *tokens)
             travelling = [side.view_as(side) for side in tokens]
             found = given.negatives(own, temperature, travelling[0], travelling[1])
             for number, (side, negative) in enumerate(zip(travelling, found, strict=True)):
@@ -80,12 +82,21 @@ class Recording:
     def _keep(self, number: int, gradient: Tensor) -> None:
         self.at_tokens[number] = gradient.detach()
 
-    def repeated(self) -> GlobalBatch | None:
-        """The global batch that this was taken down from, without the other ranks."""
+    def repeated(self, sums: dict[str, Tensor]) -> GlobalBatch | None:
+        """The global batch that this was taken down from, without the other ranks.
+
+        Args:
+            sums: gets those of what would be sent to them.
+        """
         if self.counts is None:
             return None
 
-        def negatives(_: Encoded, __: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
+        def contrast(own: Encoded, *_: Any) -> Callable[[], ItcGradients]:
+            _note_sent(sums, own)
+            return lambda: self.contrast  # type: ignore[return-value]
+
+        def negatives(own: Encoded, _: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
+            _note_sent(sums, own, *tokens)
             assert self.negatives
             first, second = (
                 each
@@ -95,7 +106,7 @@ class Recording:
             )
             return first, second
 
-        return GlobalBatch(lambda *_: lambda: self.contrast, negatives, self.counts)  # type: ignore[arg-type, return-value]
+        return GlobalBatch(contrast, negatives, self.counts)
 
     def to(self, device: torch.device) -> Recording:
         """A copy that has its tensors there, and no graph."""
@@ -186,7 +197,7 @@ class Audit:
         again: dict[str, Tensor] = {}
         seed_dropout(self._seed, step, handed.start)
         with self._summing(again, dropping=True):
-            losses = self._model(handed.batch, handed.repeated())
+            losses = self._model(handed.batch, handed.repeated(again))
             again |= _of_losses(losses)
             parameters = [parameter for _, parameter in self._named]
             torch.autograd.grad(self._objectives.total(losses), parameters, handed.factor, allow_unused=True)
@@ -212,6 +223,13 @@ class Audit:
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def _note_sent(sums: dict[str, Tensor], own: Encoded, *tokens: Tensor) -> None:
+    """Sum the bits of features and tokens, which change other ranks' passes and may change none of the own."""
+    sums["features"] = sum_bits([own.image_BE, own.text_BE])
+    if tokens:
+        sums["tokens"] = sum_bits(tokens)
 
 
 def _of_losses(losses: Losses) -> dict[str, Tensor]:

@@ -68,6 +68,7 @@ class States:
 
     Attributes:
         weights: that the step computes with, those that stage 3 gathers included.
+        gathered: of `weights`, those, which are let go before the optimiser's step.
         gradients: at the end of a backward pass.
         held: of `gradients`, from one micro-batch of a step to the next, or all the time.
         averaged: of `gradients`, once they are reduced and the optimiser's step begins.
@@ -78,6 +79,7 @@ class States:
     """
 
     weights: float
+    gathered: float
     gradients: float
     held: float
     averaged: float
@@ -97,11 +99,13 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
         accumulation: micro-batches a step.
     """
     whole, share = parameters * zero.element, parameters / ranks
-    weights = float(whole)
+    weights, gathered = float(whole), 0.0
     if zero.stage == 3:
         kept = 0.0 if zero.weights_on_host else share * zero.element
         kept += 0.0 if zero.secondary == 1 else whole / zero.secondary
-        weights = kept + (min(parameters, zero.gathered) * zero.element if ranks > 1 or zero.weights_on_host else 0.0)
+        if ranks > 1 or zero.weights_on_host:
+            gathered = float(min(parameters, zero.gathered) * zero.element)
+        weights = kept + gathered
     gradients = float(whole) if zero.stage < 2 else share * zero.element
     held = gradients if accumulation > 1 or zero.stage == 3 else 0.0
     averaged = share * zero.element if zero.stage else gradients
@@ -119,7 +123,7 @@ def states(parameters: int, zero: Zero, ranks: int, accumulation: int, matrices:
     if zero.optimizer_on_host:
         optimizer, update = 0.0, 0.0
         gradients = held = averaged = 0.0 if zero.stage < 3 else gradients
-    return States(weights, gradients, held, averaged, optimizer, buckets, update)
+    return States(weights, gathered, gradients, held, averaged, optimizer, buckets, update)
 
 
 def elements(matrices: Shapes) -> int:
