@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.claim.paired import Comparison, compare, holm
+from benchmarks.claim.paired import LEVEL as COVERED
+from benchmarks.claim.paired import Comparison, compare, holm, student_quantile
 from benchmarks.claim.scores import unpack
 from benchmarks.claim.table import COMPARISON, comparison_row, markdown, spread
 from benchmarks.claim2.campaign import CELLS, TUNE, Campaign
@@ -25,6 +26,7 @@ from benchmarks.claim2.plan import (
 )
 
 LEVEL = 0.05
+FEWEST = 3  # seeds, for an interval around a curve: that of two leaves the picture
 TITLES = {"foils": "foils", "recall": "mean recall"}
 NUMBERS = {
     "foils": "foils",
@@ -142,8 +144,21 @@ def _costs(campaign: Campaign, records: Records) -> str:
     return markdown(head, rows)
 
 
+def curve(cells: Records, measure: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of cells that differ in their seed, at each evaluation: the share of the training time, the mean score on the
+    validation rows in per cent, and how far the interval of 95 % over seeds reaches; 0 of fewer than three."""
+    evaluated = [cell["curve"][:CURVE] for cell in cells]
+    points = min(map(len, evaluated), default=0)
+    score_SP = np.array([[100 * at[measure] for at in each[:points]] for each in evaluated]).reshape(len(cells), points)
+    at_P, seeds, reach_P = np.arange(1, points + 1) / CURVE, len(cells), np.zeros(points)
+    if seeds >= FEWEST:
+        reach_P = student_quantile((1 + COVERED) / 2, seeds - 1) * score_SP.std(0, ddof=1) / seeds**0.5
+    return at_P, score_SP.mean(0) if seeds else reach_P, reach_P
+
+
 def draw_curves(records: Records, out: Path) -> None:
-    """Both measures on the validation rows over the share of the training time, a line for each arm and share."""
+    """Both measures on the validation rows over the share of the training time, a line for each arm and share, with
+    its interval."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -154,10 +169,9 @@ def draw_curves(records: Records, out: Path) -> None:
         for row, measure in enumerate(PRIMARY_MEASURES):
             axis = axes[row][column]
             for arm in ARMS:
-                curves = [r["curve"][:CURVE] for r in by_seed(records, arm, share).values()]
-                points = list(zip(*curves, strict=False))
-                mean = [100 * statistics.fmean(at[measure] for at in point) for point in points]
-                axis.plot([(number + 1) / CURVE for number in range(len(mean))], mean, label=arm, marker=".")
+                at_P, mean_P, reach_P = curve(list(by_seed(records, arm, share).values()), measure)
+                (line,) = axis.plot(at_P, mean_P, label=arm, marker=".")
+                axis.fill_between(at_P, mean_P - reach_P, mean_P + reach_P, color=line.get_color(), alpha=0.15, lw=0)
             axis.set_title(f"{TITLES[measure]} of validation rows, {share} %", fontsize=9)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()

@@ -14,7 +14,7 @@ import io
 import json
 import subprocess
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,9 @@ KINDS = ("opposites", "styles")
 SIDES = (16, 8, 32)
 """Pixels that drawings are compared at, which the estimate depends on. At the first, of which all is told, half the
 width of a stroke is no difference."""
+FINEST = max(SIDES)
+Drawn = dict[str, tuple[np.ndarray, np.ndarray]]
+"""By caption, the designers of the drawings that bear it, and these, uint8 [N, FINEST, FINEST]."""
 Found = list[tuple[str, str, float]]
 """Of each row, its group of concepts, the words exchanged, and 1 if its nearest drawing bears its caption."""
 
@@ -48,31 +51,41 @@ def rows(folder: Path) -> Iterator[dict[str, Any]]:
                         at += 1
 
 
-def vector(image: bytes, side: int) -> np.ndarray:
-    """float32 [side * side]"""
+def vector(image: bytes) -> np.ndarray:
+    """uint8 [FINEST, FINEST]"""
     with Image.open(io.BytesIO(image)) as opened:
-        grey = opened.convert("L").resize((side, side), Image.Resampling.BOX)
-    return np.asarray(grey, np.float32).ravel()
+        return np.asarray(opened.convert("L").resize((FINEST, FINEST), Image.Resampling.BOX))
 
 
-def judged(pairs: Path, foils: Path, side: int = SIDES[0]) -> Found:
-    """The rows of `foils` whose caption and foil other designers of `pairs` have both drawn."""
-    wanted = {text for row in rows(foils) for text in (row["caption"], row["foil"])}
-    drawn: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
+def drawings(pairs: Path, foils: Sequence[dict[str, Any]]) -> Drawn:
+    """What is drawn of the captions and foils of some rows."""
+    wanted = {text for row in foils for text in (row["caption"], row["foil"])}
+    found: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for row in rows(pairs):
         for caption in wanted.intersection(row["captions"]):
-            drawn[caption].append((row["designer"], vector(row["image"], side).astype(np.uint8)))
+            found[caption].append((row["designer"], vector(row["image"])))
+    return {text: (np.array([who for who, _ in each]), np.stack([v for _, v in each])) for text, each in found.items()}
+
+
+def judged(drawn: Drawn, foils: Sequence[dict[str, Any]], side: int = SIDES[0]) -> Found:
+    """The rows of `foils` whose caption and foil other designers have both drawn."""
     found = []
-    for row in rows(foils):
-        here = vector(row["image"], side)
-        near = [
-            min((((here - other) ** 2).mean() for who, other in drawn[text] if who != row["designer"]), default=None)
-            for text in (row["caption"], row["foil"])
-        ]
-        if near[0] is None or near[1] is None:
-            continue
-        found.append((row["group"], row["swapped"], float(np.heaviside(near[1] - near[0], 0.5))))
+    for row in foils:
+        here = _at(vector(row["image"])[None], side)
+        near = []
+        for text in (row["caption"], row["foil"]):
+            designers, pictures = drawn.get(text, (np.array([]), np.empty((0, FINEST, FINEST))))
+            others = pictures[designers != row["designer"]]
+            near.append(float(((_at(others, side) - here) ** 2).mean((1, 2)).min(initial=np.inf)))
+        if max(near) < np.inf:
+            found.append((row["group"], row["swapped"], float(np.heaviside(near[1] - near[0], 0.5))))
     return found
+
+
+def _at(pictures: np.ndarray, side: int) -> np.ndarray:
+    """float64 [N, side, side]: means of squares."""
+    step = FINEST // side
+    return pictures.reshape(-1, side, step, side, step).mean((2, 4))
 
 
 def shares(found: Found) -> dict[str, tuple[float, int]]:
@@ -95,10 +108,10 @@ def by_unit(found: Found) -> dict[str, float]:
     return {"share": mean, "low": max(0.0, mean - reach), "high": min(1.0, mean + reach), "groups": units}
 
 
-def ceiling(pairs: Path, foils: Path) -> dict[str, Any]:
+def ceiling(drawn: Drawn, foils: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """What is kept of one kind of foils."""
-    found = judged(pairs, foils)
-    coarser_or_finer = {str(side): by_unit(judged(pairs, foils, side))["share"] for side in SIDES[1:]}
+    found = judged(drawn, foils)
+    coarser_or_finer = {str(side): by_unit(judged(drawn, foils, side))["share"] for side in SIDES[1:]}
     return {"by_unit": by_unit(found), "by_unit_at_other_sides": coarser_or_finer, "by_row": shares(found)}
 
 
@@ -106,7 +119,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, default=Path("shards/icons"), help="of examples/icons/make.sh")
     args = parser.parse_args()
-    told = {kind: ceiling(args.shards / "pairs", args.shards / "foils" / kind) for kind in KINDS}
+    foils = {kind: list(rows(args.shards / "foils" / kind)) for kind in KINDS}
+    drawn = drawings(args.shards / "pairs", [row for kind in KINDS for row in foils[kind]])
+    told = {kind: ceiling(drawn, foils[kind]) for kind in KINDS}
     for kind, found in told.items():
         unit = found["by_unit"]
         print(f"{kind}: {unit['share']:.1%} ({unit['low']:.1%} to {unit['high']:.1%}) over {unit['groups']:,} groups")

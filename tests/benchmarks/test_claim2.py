@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 from pathlib import Path
@@ -64,6 +65,88 @@ def test_the_answer_waits_for_all_seeds_and_names_the_direction() -> None:
     assert answers == ["no difference shown", "no difference shown", "better", "no difference shown"]
     swapped = [r | {"arm": {"joint": "itc_itm", "itc_itm": "joint"}.get(r["arm"], r["arm"])} for r in records]
     assert [line.split("|")[-2].strip() for line in table.primary(swapped, size).splitlines()[2:]][2] == "worse"
+
+
+def crossed(rng: np.random.Generator, mean: float, seeds: int, units: int) -> np.ndarray:
+    """Scores that differ by seed, by unit and by both, in steps that a record keeps exactly."""
+    score = (
+        mean + 0.03 * rng.normal(size=(seeds, 1)) + 0.1 * rng.normal(size=units) + 0.1 * rng.normal(size=(seeds, units))
+    )
+    return np.clip(np.round(255 * score), 0, 255) / 255
+
+
+def student_tail(t: float, freedom: float) -> float:
+    """P(|T| > t), by Simpson's rule over the density."""
+    x = np.linspace(0, t, 20_001)
+    log_c = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - math.log(freedom * math.pi) / 2
+    y = np.exp(log_c - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
+    return 1 - 2 * float((y[0] + y[-1] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum()) * (x[1] - x[0]) / 3)
+
+
+def analysed(d: np.ndarray) -> tuple[float, float, float, float]:
+    """The mean of differences [seeds, units], its interval and p, by the table of a two-way analysis of variance."""
+    (seeds, units), m = d.shape, float(d.mean())
+    square_s = sum(units * (float(d[s].mean()) - m) ** 2 for s in range(seeds)) / (seeds - 1)
+    square_u = sum(seeds * (float(d[:, u].mean()) - m) ** 2 for u in range(units)) / (units - 1)
+    whole = sum((float(d[s, u]) - m) ** 2 for s in range(seeds) for u in range(units))
+    left = (seeds - 1) * (units - 1)
+    square_r = (whole - square_s * (seeds - 1) - square_u * (units - 1)) / left
+    variance = (square_s + square_u - square_r) / (seeds * units)
+    assert variance > max(square_s, square_u) / (seeds * units)
+    parts = square_s**2 / (seeds - 1) + square_u**2 / (units - 1) + square_r**2 / left
+    freedom, error = variance**2 / (parts / (seeds * units) ** 2), math.sqrt(variance)
+    low, high = 0.0, 100.0
+    while high - low > 1e-9:  # the t that is passed in one of twenty
+        middle = (low + high) / 2
+        low, high = (middle, high) if student_tail(middle, freedom) > 0.05 else (low, middle)
+    return m, m - low * error, m + low * error, student_tail(abs(m) / error, freedom)
+
+
+def stepped_down(p: list[float]) -> list[float]:
+    """Holm's p by what it means: the least level at which his procedure rejects each."""
+    corrected = [1.0] * len(p)
+    for level in np.linspace(1, 0, 10_001):
+        for rank, place in enumerate(sorted(range(len(p)), key=lambda place: p[place])):
+            if p[place] > level / (len(p) - rank):
+                break
+            corrected[place] = float(level)
+    return corrected
+
+
+@pytest.mark.parametrize(("seed_of_all", "answers"), [(5, [0, 0, 0, 0]), (9, [1, 0, 1, 0])])
+def test_the_answer_is_that_of_an_analysis_of_variance_and_of_holms_procedure(
+    seed_of_all: int, answers: list[int]
+) -> None:
+    """Of the first, one p is below .05 before the correction."""
+    rng, records, scores = np.random.default_rng(seed_of_all), [], {}
+    for arm, means in (("joint", (0.62, 0.5)), ("independent", (0.57, 0.49)), ("itc_itm", (0.55, 0.53))):
+        scores[arm] = [crossed(rng, mean, 10, units) for mean, units in zip(means, (80, 60), strict=True)]
+        for seed in range(10):
+            packed = {name: pack(score[seed]) for name, score in zip(("foils", "recall"), scores[arm], strict=True)}
+            records.append({"arm": arm, "share": 20, "seed": seed, "units": packed})
+    expected = [
+        analysed(mine - other)
+        for control in ("independent", "itc_itm")
+        for mine, other in zip(scores["joint"], scores[control], strict=True)
+    ]
+    corrected = stepped_down([p for *_, p in expected])
+    lines = table.primary(records, plan.SIZES["small"]).splitlines()[2:]
+    assert min(p for *_, p in expected) < 0.05 and [int(holms < 0.05) for holms in corrected] == answers
+    for line, (mean, low, high, p), holms in zip(lines, expected, corrected, strict=True):
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        found = [float(cells[2]), *map(float, cells[3].split(" to "))]
+        assert found == pytest.approx([100 * mean, 100 * low, 100 * high], abs=0.051)
+        assert (float(cells[6]), float(cells[8])) == pytest.approx((p, holms), abs=7e-4)
+        assert cells[9] == ("no difference shown" if holms >= 0.05 else "better" if mean > 0 else "worse")
+
+
+def test_curves_have_the_interval_of_their_seeds() -> None:
+    cells = [{"curve": [{"foils": 0.5 + seed / 100}, {"foils": 0.6 + seed / 50}]} for seed in (0, 1, 2)]
+    at, mean, reach = table.curve(cells, "foils")
+    assert at == pytest.approx([1 / 6, 2 / 6]) and mean == pytest.approx([51, 62])
+    assert reach == pytest.approx([4.3027 / 3**0.5, 4.3027 * 2 / 3**0.5], rel=1e-4)
+    assert table.curve(cells[:2], "foils")[2].tolist() == [0, 0]
+    assert [len(each) for each in table.curve([], "foils")] == [0, 0, 0]
 
 
 def test_the_sitting_on_a_gpu_is_that_of_the_page() -> None:

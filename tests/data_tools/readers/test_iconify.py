@@ -139,11 +139,11 @@ def test_the_ceiling_is_what_other_designers_agree_on(tmp_path: Path, monkeypatc
             (folder / f"{author}.json").write_text(json.dumps(icon_set(author, author, icons)))
         for source, out in (("iconify", "pairs"), ("iconify_foils", "foils")):
             run("shard", source, folder.parent, "--out", tmp_path / name / out, "--workers", 1)
-    agree, differ = (
-        ceiling.judged(tmp_path / name / "pairs", tmp_path / name / "foils") for name in ("agree", "differ")
-    )
-    assert agree == [("go", "left/right", 1.0)] * 4
-    assert differ == [("go", "left/right", 0.0)] * 4
+    for name, right in (("agree", 1.0), ("differ", 0.0)):
+        foils = list(ceiling.rows(tmp_path / name / "foils"))
+        drawn = ceiling.drawings(tmp_path / name / "pairs", foils)
+        for side in ceiling.SIDES:
+            assert ceiling.judged(drawn, foils, side) == [("go", "left/right", right)] * 4
 
 
 def test_a_ceiling_weighs_each_group_of_concepts_alike() -> None:
