@@ -54,7 +54,7 @@ class Recording:
         """The global batch, from which what is used of it is taken down."""
 
         def contrast(own: Encoded, *scale: Any) -> Callable[[], ItcGradients]:
-            _note_sent(self.sums, own)
+            _note_sent(self.sums, own, *scale)
             finish = given.contrast(own, *scale)
 
             def finishing() -> ItcGradients:
@@ -64,7 +64,7 @@ class Recording:
             return finishing
 
         def negatives(own: Encoded, temperature: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
-            _note_sent(self.sums, own, *tokens)
+            self.sums["tokens"] = sum_bits(tokens)
             travelling = [side.view_as(side) for side in tokens]
             found = given.negatives(own, temperature, travelling[0], travelling[1])
             for number, (side, negative) in enumerate(zip(travelling, found, strict=True)):
@@ -91,12 +91,12 @@ class Recording:
         if self.counts is None:
             return None
 
-        def contrast(own: Encoded, *_: Any) -> Callable[[], ItcGradients]:
-            _note_sent(sums, own)
+        def contrast(own: Encoded, *scale: Any) -> Callable[[], ItcGradients]:
+            _note_sent(sums, own, *scale)
             return lambda: self.contrast  # type: ignore[return-value]
 
-        def negatives(own: Encoded, _: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
-            _note_sent(sums, own, *tokens)
+        def negatives(_: Encoded, __: Tensor, *tokens: Tensor) -> tuple[Negative, Negative]:
+            sums["tokens"] = sum_bits(tokens)
             assert self.negatives
             first, second = (
                 each
@@ -225,11 +225,9 @@ class Audit:
                 hook.remove()
 
 
-def _note_sent(sums: dict[str, Tensor], own: Encoded, *tokens: Tensor) -> None:
-    """Sum the bits of features and tokens, which change other ranks' passes and may change none of the own."""
-    sums["features"] = sum_bits([own.image_BE, own.text_BE])
-    if tokens:
-        sums["tokens"] = sum_bits(tokens)
+def _note_sent(sums: dict[str, Tensor], own: Encoded, *scale: Tensor | None) -> None:
+    """Sum the bits of what contrast is computed of, which may change nothing of what is computed after it."""
+    sums["features"] = sum_bits([own.image_BE, own.text_BE, *(number for number in scale if number is not None)])
 
 
 def _of_losses(losses: Losses) -> dict[str, Tensor]:
