@@ -142,7 +142,10 @@ def planned(case: Case) -> tuple[float, float]:
         WIDE.pairs,
         exchange_bytes(span, WIDE.pairs, (tokens[0], tokens[1])),
     )
-    return memory.total, step.sent * (1 - 1 / case.ranks)
+    sent = step.sent
+    if case.stage == 3:  # gloo has no reduce-scatter: it all-reduces, which is twice as much
+        sent += here.total * zero.element * case.accumulation
+    return memory.total, sent * (1 - 1 / case.ranks)
 
 
 def one_rank(case: Case, folder: Path) -> int:
