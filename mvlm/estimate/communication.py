@@ -4,7 +4,8 @@ What DeepSpeed 0.19 sends (benchmarks/comm counts it), in weights and gradients 
 an all-reduce of each bucket while backward goes on, for which it is called early at stage 0
 (mvlm/training/zero/reduction.py); stages 1 and 2 keep a rank's share of it, and at the end all-gather each parameter
 group's updated weights, which hides behind nothing; stage 2 reduces after every micro-batch, stages 0 and 1 once a
-step; stage 3 gathers weights for forward and for backward and reduce-scatters, all after every micro-batch. With
+step; stage 3 gathers weights for forward, and for
+backward those that it has not kept, and reduce-scatters, all after every micro-batch. With
 `use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the bytes in a reduction to each rank of its share of
 each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing. Muon's matrices are summed
 whole in fp32 once a step from stage 1 on (mvlm/training/zero/muon.py).
@@ -138,7 +139,8 @@ def _partitioned(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> di
     weights, buckets = model.total * zero.element, math.ceil(model.total / zero.reduce_bucket)
     pieces = max(math.ceil(model.total / zero.prefetch_bucket), model.blocks)
     near = Fabric(fabric.card, min(zero.secondary, fabric.ranks), fabric.per_node) if zero.secondary > 1 else fabric
-    there, back = fabric.gather(weights, pieces), near.gather(weights, pieces)
+    anew = gathered_anew(model.total, zero.reuse, work.accumulation)
+    there, back = fabric.gather(weights, pieces), near.gather(anew * weights, pieces) if anew else 0.0
     scattered = fabric.gather(weights, buckets)
     hidden_there, hidden_back = (work.forward, work.backward) if zero.overlap else (0.0, 0.0)
     shown_there = _shown(there, pieces, hidden_there)
@@ -154,9 +156,15 @@ def _sent(model: FakeModel, zero: Zero, accumulation: int) -> float:
     """Bytes of weights and gradients that a rank takes part in moving."""
     weights = float(model.total * zero.element)
     if zero.stage == 3:
-        return 3 * weights * accumulation
+        return (2 + gathered_anew(model.total, zero.reuse, accumulation)) * weights * accumulation
     each = 2 if zero.all_reduces or not zero.stage else 1
     return weights * (each * (accumulation if zero.stage == 2 else 1) + (1 if zero.stage else 0))
+
+
+def gathered_anew(parameters: int, reuse: int, accumulation: int) -> float:
+    """The share of the weights that stage 3 gathers for backward too: those that are used again only after more others
+    than it keeps them for. With several micro-batches it goes by no order that it has seen, and keeps nothing."""
+    return 1.0 if accumulation > 1 else max(0.0, 1 - reuse / 2 / parameters)
 
 
 def small_reductions(stage: int, groups: int, itc: bool) -> int:

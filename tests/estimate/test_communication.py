@@ -11,8 +11,9 @@ import pytest
 
 from benchmarks.comm.issued import BUCKET, RESULTS
 from mvlm.estimate.cards import CARDS
-from mvlm.estimate.communication import feature_bytes, small_reductions
+from mvlm.estimate.communication import feature_bytes, gathered_anew, small_reductions
 from mvlm.estimate.fabric import Fabric
+from mvlm.training.zero.memory import REUSED
 
 KEPT = json.loads(RESULTS.read_text())
 BF16 = 2
@@ -27,6 +28,9 @@ def test_the_plan_has_the_calls_and_bytes_that_were_counted(found: dict[str, Any
     features = found["pairs"] * found["ranks"] * (feature_bytes(found["width"]) + 8)
     if stage == 3:
         assert calls["all_reduce"] == small + contrast
+        gathered = 1 + gathered_anew(found["parameters"], REUSED, accumulation=1)
+        assert sent["all_gather_into_tensor"] == pytest.approx(gathered * weights, rel=0.001)
+        assert sent["reduce_scatter_tensor"] == pytest.approx(weights, rel=0.001)
         return
     assert calls.get("all_gather_into_tensor", 0) == (found["groups"] if stage else 0)
     if found["case"].endswith(", reduce"):

@@ -9,8 +9,8 @@ from typing import Any
 from mvlm.training.zero.muon import AT_ONCE
 
 FP32 = 4
-GATHERED = 1_000_000_000
-"""Elements that stage 3 leaves gathered where the JSON does not say: its stage3_max_live_parameters."""
+GATHERED = REUSED = 1_000_000_000
+"""Elements where the JSON does not say: its stage3_max_live_parameters and stage3_max_reuse_distance."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Zero:
         all_reduces: stages 1 and 2 all-reduce a bucket, of which each rank keeps its share; else each share is reduced
             to its rank.
         reduce_bucket, prefetch_bucket, gathered: elements.
+        reuse: elements used in between that stage 3 keeps gathered weights for until they are used again.
         secondary: ranks that hold all weights once more among them (hpZ); 1 = none.
     """
 
@@ -32,6 +33,7 @@ class Zero:
     reduce_bucket: int
     prefetch_bucket: int
     gathered: int
+    reuse: int
     secondary: int
     contiguous: bool
     optimizer_on_host: bool
@@ -55,6 +57,7 @@ class Zero:
             reduce_bucket=int(zero["reduce_bucket_size"]),
             prefetch_bucket=int(zero.get("stage3_prefetch_bucket_size", zero["reduce_bucket_size"])),
             gathered=int(zero.get("stage3_max_live_parameters", GATHERED)),
+            reuse=int(zero.get("stage3_max_reuse_distance", REUSED)),
             secondary=int(zero.get("zero_hpz_partition_size", 1)),
             contiguous=zero.get("contiguous_gradients", True),
             optimizer_on_host=on_host("offload_optimizer"),
