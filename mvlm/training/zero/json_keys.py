@@ -8,6 +8,7 @@ from typing import Any
 
 from mvlm.errors import Mistakes, UserError, first_line
 from mvlm.training.zero.json_file import REFUSED, UNUSED
+from mvlm.training.zero.start import tell_deepspeed
 
 TOP = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
@@ -47,6 +48,7 @@ def check_keys(content: dict[str, Any], json_name: str) -> None:
 
 def check_values(resolved: dict[str, Any], json_name: str) -> None:
     """Raise `UserError` where DeepSpeed would not take a configuration, of which only the layout is not looked at."""
+    tell_deepspeed()
     from deepspeed.runtime.config import DeepSpeedConfig
     from pydantic import ValidationError
 
@@ -68,6 +70,7 @@ def check_values(resolved: dict[str, Any], json_name: str) -> None:
 
 def _models() -> dict[str, Any]:
     """DeepSpeed's own model of each section that has one."""
+    tell_deepspeed()
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config

@@ -23,11 +23,16 @@ def without_inductor() -> Iterator[None]:
         os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
-def import_deepspeed() -> Any:
-    """DeepSpeed, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
+def tell_deepspeed() -> None:
+    """What it asks the environment when any of it is imported: the accelerator, which it else looks for aloud."""
     if not dist.uses_cuda():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
+    tell_deepspeed()
     # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
