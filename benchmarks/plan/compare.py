@@ -120,7 +120,7 @@ def _counted(size: Size, batch: Batch, device: torch.device) -> int:
     return count_flops(lambda: sum(model(batch).values()).backward())
 
 
-def _engine(model: MaskVLM, size: Size, resolved: dict[str, Any]) -> Engine:
+def engine_for(model: MaskVLM, size: Size, resolved: dict[str, Any]) -> Engine:
     config = size.config
     return parallelize(
         model,
@@ -139,14 +139,14 @@ def _peak_of_second_step(
     """The first step makes the optimiser's state."""
     on_gpu = dist.device().type == "cuda"
     if on_gpu:
-        engine = _engine(model, size, resolved)
+        engine = engine_for(model, size, resolved)
         engine.step(batches, 0.5, 0)
         gc.collect()
         torch.cuda.reset_peak_memory_stats()
         engine.step(batches, 0.5, 1)
         return float(torch.cuda.max_memory_allocated())
     with memory:
-        engine = _engine(model, size, resolved)
+        engine = engine_for(model, size, resolved)
         engine.step(batches, 0.5, 0)
         gc.collect()
         memory.peak = memory.live

@@ -27,7 +27,7 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 import torch
 import torch.distributed as torch_dist
 
-from benchmarks.plan.compare import README
+from benchmarks.plan.compare import README, engine_for
 from benchmarks.step.sizes import ROOT, Size, build, make_batch, overrides
 from mvlm.estimate.cards import CARDS
 from mvlm.estimate.count import FakeModel
@@ -36,7 +36,6 @@ from mvlm.estimate.plan import Planner, Request
 from mvlm.runtime import dist
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.engine import Engine
-from mvlm.training.parallelize import parallelize
 from mvlm.training.span import exchange_bytes
 from mvlm.training.zero.config import RunSide, resolve
 from mvlm.training.zero.memory import states
@@ -180,16 +179,7 @@ def engine_of(case: Case, size: Size, folder: str) -> tuple[Engine, Any]:
     ]
     count = sum(parameter.numel() for parameter in model.parameters())
     side = RunSide(("json", "toml"), folder, config.train, config.optim, dist.world(), (100, 10), count)
-    engine = parallelize(
-        model,
-        resolve(case.content, side),
-        train=config.train,
-        kernels=config.kernels,
-        optim=config.optim,
-        objectives=config.objectives,
-        seed=0,
-    )
-    return engine, batches
+    return engine_for(model, size, resolve(case.content, side)), batches
 
 
 def carried() -> float:
