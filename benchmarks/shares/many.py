@@ -106,14 +106,18 @@ class Share:
 
 
 def blocked(run: Path, size: int) -> dict[str, Any]:
-    """How long the main thread is held by a save that takes how long, and how far memory rises."""
+    """How long the main thread is held by the first save and by one after it, and how far memory rises."""
     engine: Any = Share(size)
     saver = Saver(engine, run, Checkpoint(keep=1), FencingToken(run))
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     timer = Timer()
     saver.start(TrainState(1, 16, 0, "shards", updates=1))
-    found = timer.told("blocked")
+    found = timer.told("first blocked")
+    saver.finish()
+    timer = Timer()
+    saver.start(TrainState(2, 32, 0, "shards", updates=2))
+    found |= timer.told("blocked")
     saver.finish()
     rise = memory("VmHWM") - before
     return {"bytes": engine.bytes, **found, "saved, s": saver.seconds, "memory rose by": rise}

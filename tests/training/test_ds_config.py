@@ -354,6 +354,14 @@ def test_hpz_auto_is_the_ranks_of_a_node(hosts: list[str], size: int, monkeypatc
     assert found["zero_optimization"]["zero_hpz_partition_size"] == size
 
 
+def test_parameters_in_files_cannot_be_summed() -> None:
+    zero = {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/scratch"}}
+    content = {"bf16": {"enabled": True}, "zero_optimization": zero}
+    resolved(content)
+    message = refusal(content, "train.checksums=true")
+    assert "train.checksums" in message and "offload_param" in message and "turn one of the two off" in message
+
+
 def test_two_runs_do_not_share_a_folder_on_nvme(monkeypatch: pytest.MonkeyPatch) -> None:
     content = read_deepspeed_json(ROOT / "ds_configs/zero3_nvme.json")
     monkeypatch.setenv("TMPDIR", "/scratch")

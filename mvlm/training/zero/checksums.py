@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.errors import UserError
 from mvlm.runtime import dist
 from mvlm.training.zero.state import ZeroState
 
@@ -69,18 +68,7 @@ def _all(sources: Sequence[Source]) -> Tensor:
 
 
 def checksums_of(model: nn.Module, state: ZeroState, ds_config: dict[str, Any]) -> Checksums:
-    """Of the weights that an engine's model computes with, frozen ones too, and of the state that they are made from.
-
-    Raises:
-        UserError: DeepSpeed keeps state in files, of which memory has parts at times.
-    """
-    zero = ds_config["zero_optimization"]
-    for name in ("offload_optimizer", "offload_param"):
-        if (zero.get(name) or {}).get("device") == "nvme":
-            raise UserError(
-                f"train.checksums sums what is in memory, but {name} has it on NVMe: turn one of the two off."
-            )
-
+    """Of the weights that an engine's model computes with, frozen ones too, and the state that they are made from."""
     masters = {id(tensor) for tensor in state.tensors()}  # in fp32 at stage 0 the parameters themselves
 
     def computed_with() -> Iterator[Tensor]:
@@ -90,7 +78,7 @@ def checksums_of(model: nn.Module, state: ZeroState, ds_config: dict[str, Any]) 
         0: ([], [state.tensors, computed_with]),
         3: ([state.tensors, computed_with], []),
     }
-    return Checksums(*by_stage.get(zero["stage"], ([state.tensors], [computed_with])))
+    return Checksums(*by_stage.get(ds_config["zero_optimization"]["stage"], ([state.tensors], [computed_with])))
 
 
 @torch.no_grad()

@@ -76,6 +76,11 @@ def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
         with mistakes.gathered():
             low_precision = ds_fill.fill_precision(resolved, json_name)
         ds_fill.fill_offload(zero, run.folder, low_precision, json_name)
+        if run.train.checksums and (zero.get("offload_param") or {}).get("device") == "nvme":
+            raise UserError(
+                f"train.checksums sums what is in memory, but {json_name} has parameters on NVMe by "
+                "zero_optimization.offload_param: turn one of the two off."
+            )
     mistakes.settle()
     resolved |= {key: value for key, (value, _) in run.owned.items()}
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
