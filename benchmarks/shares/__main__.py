@@ -9,6 +9,7 @@ A line a case is kept in results/restore.jsonl.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -67,6 +68,7 @@ def main() -> int:
     words.add_argument("--results", type=Path, default=RESULTS)
     arguments = words.parse_args()
     if not arguments.table:
+        commit()
         arguments.results.parent.mkdir(parents=True, exist_ok=True)
         for case in [*CASES, *(MANY if arguments.many else [])]:
             line = measure(*case, arguments.bf16)
@@ -113,7 +115,9 @@ def measure(stage: int, saved: int, ranks: int, bf16: bool = False) -> dict[str,
     }
 
 
+@functools.cache
 def commit() -> str:
+    """The code's; asked for once, since results change files too."""
     told = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True)
     return told.stdout.strip()
 

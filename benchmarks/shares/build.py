@@ -46,6 +46,7 @@ def main() -> int:
     words.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     words.add_argument("--table", action="store_true", help="print what is kept, and measure nothing")
     arguments = words.parse_args()
+    commit()
     for ranks, divided in [] if arguments.table else [(1, False), *((ranks, True) for ranks in arguments.ranks)]:
         found = on_ranks(ranks, partial(rise, divided))
         line = {"ranks": ranks, "divided": divided, **found[0], "rise": max(each["rise"] for each in found)}

@@ -56,6 +56,7 @@ def main() -> int:
     words.add_argument("--ranks", type=int, nargs="*", default=[1, 4], help="that verify")
     words.add_argument("--folder", help="where to write (default: TMPDIR)")
     asked = words.parse_args()
+    commit()
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for size in asked.mb:
             keep({"kind": "save"} | on_ranks(1, partial(blocked, Path(folder) / f"run-{size}", size))[0])
