@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.faults.injections import KINDS, POISONS
+from benchmarks.faults.injections import ALL
 from benchmarks.faults.trial import UNDISTURBED, Workshop, may_mount
 
 RESULTS = Path(__file__).parent / "results" / "injections.jsonl"
@@ -33,19 +34,21 @@ SELDOM = {"freeze_rank": 0.5}
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--count", type=int, default=200, help="injections to have in the file (default: 200)")
-    words.add_argument("--kinds", default=",".join([*KINDS, *POISONS]), help="which, with commas (default: all)")
+    words.add_argument("--kinds", default=",".join(ALL), help="which, with commas (default: all)")
     words.add_argument("--seconds", type=float, default=float("inf"), help="begin no trial after that")
     words.add_argument("--results", type=Path, default=RESULTS)
     words.add_argument("--keep", type=Path, metavar="DIR", help="a new folder; runs that lost something stay in it")
     arguments = words.parse_args()
     kinds = arguments.kinds.split(",")
-    if strangers := set(kinds) - {*KINDS, *POISONS}:
-        words.error(f"unknown kinds {', '.join(sorted(strangers))}; known are {', '.join([*KINDS, *POISONS])}")
+    if strangers := set(kinds) - {*ALL}:
+        words.error(f"unknown kinds {', '.join(sorted(strangers))}; known are {', '.join(ALL)}")
     if "fill_disk" in kinds and not may_mount():
         kinds.remove("fill_disk")
         print("fill_disk is left out: only root may mount the small disk it needs.", file=sys.stderr)
     arguments.results.parent.mkdir(parents=True, exist_ok=True)
     began, failed = time.monotonic(), 0
+    told = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*", "--dirty"]
+    commit = subprocess.run(told, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         workshop = Workshop(arguments.keep or Path(folder))
         while injected(lines := read(arguments.results)) < arguments.count and (
@@ -53,7 +56,7 @@ def main() -> int:
         ):
             seed = 1 + max((line["trial"] for line in lines), default=-1)
             chosen = choose(kinds, Counter(line["kind"] for line in lines), Random(seed))
-            found = workshop.trial(seed, chosen)
+            found = [line | {"commit": commit} for line in workshop.trial(seed, chosen)]
             with arguments.results.open("a") as file:
                 file.writelines(json.dumps(line) + "\n" for line in found)
             failed += sum(not line["lost nothing"] for line in found)

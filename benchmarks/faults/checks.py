@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.faults.injections import POISONS
 from benchmarks.faults.runs import BATCH, Run
 
 PARTS = ("loss", "image", "text", "itc", "itm", "grad_norm", "lr", "encoder_lr")
@@ -44,13 +45,13 @@ def ended(run: Run, reference: Run, exact: bool) -> dict[str, Any]:
     found, expected = _last_lines(run), _last_lines(reference)
     wrong = sorted(step for step in expected if not _equal(found.get(step, {}), expected[step], exact))
     seen, wanted = _samples(run), _samples(reference)
-    poisoned = {position // BATCH for positions in run.faults.values() for position in positions}
+    poisoned = {position // BATCH for kind in POISONS for position in run.faults.get(kind, [])}
     problems = between_attempts(run)
     problems += [f"{path.name} is left" for path in run.checkpoints.glob("*partial*")]
     problems += [f"steps {sorted(found)[:3]}... are not 1..{run.steps}"] if list(found) != list(expected) else []
     if skipped_batches(run) != sorted(poisoned):
         problems.append(f"skipped.jsonl lists the batches {skipped_batches(run)}, poisoned were {sorted(poisoned)}")
-    if exact and not poisoned and (other := _repeated_otherwise(run, expected)):
+    if exact and not run.faults and (other := _repeated_otherwise(run, expected)):
         problems.append(f"steps {other[:5]} had other losses before they were repeated")
     if exact and (names := _differing(_tensors(run), _tensors(reference))):
         problems.append(f"{len(names)} tensors at the end are not the reference's, {names[0]} first")

@@ -270,6 +270,9 @@ KINDS: dict[str, Callable[[Attempt, Random], Hit | None]] = {
 }
 POISONS = ("nan", "spike")
 """They lie in the stream from the start; see observed.py."""
+FLIPS = {"memory": "train.checksums=true", "processor": "train.audit=1"}
+"""Bits that flip at a step that is drawn before, and what a run needs to see them; see observed.py."""
+ALL = (*KINDS, *POISONS, *FLIPS)
 
 
 def _signal_rank(attempt: Attempt, draw: Random, number: int) -> Hit | None:

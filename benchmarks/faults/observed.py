@@ -5,8 +5,9 @@
 DIR/faults.json, where there is one, names positions in the sample stream:
 {"nan": [position, ...], "spike": [position, ...], "absent": [[first, end], ...]}. The loss of the micro-batch that
 holds one of "nan" is NaN, of "spike" 50 times as large, on one rank alone. Batches that begin in a range of "absent"
-are taken out of the stream before the trainer sees them. Before every step each rank adds a line to
-DIR/stream-RANK.jsonl.
+are taken out of the stream before the trainer sees them. A "memory" or a "processor" is {"step", "rank", "seed"}: the
+first time that this rank comes to that step, a bit flips in what it keeps of a weight or a moment, or in what a layer
+of its first forward pass hands on. Before every step each rank adds a line to DIR/stream-RANK.jsonl.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 from mvlm.__main__ import main
 from mvlm.batch import Batch, Losses
 from mvlm.runtime import dist
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mvlm.model.maskvlm import MaskVLM
+    from mvlm.training.engine import Engine
 
 FACTORS = {"nan": float("nan"), "spike": 50.0}
 FOLDER, ATTEMPT = "FAULTS", "FAULTS_ATTEMPT"
@@ -38,17 +46,79 @@ def observe(folder: Path) -> None:
     path = folder / "faults.json"
     faults = json.loads(path.read_text()) if path.exists() else {}
     factors = {position: FACTORS[kind] for kind in FACTORS for position in faults.get(kind, [])}
-    MaskVLM.forward = _spoilt(MaskVLM.forward, factors)  # type: ignore[method-assign]
+    flips = Flips(folder, faults)
+    MaskVLM.forward = _spoilt(MaskVLM.forward, factors, flips)  # type: ignore[method-assign]
     Loader.__next__ = _thinned(Loader.__next__, faults.get("absent", []))  # type: ignore[method-assign]
-    Engine.step = _recorded(Engine.step, folder / f"stream-{os.environ['RANK']}.jsonl")  # type: ignore[method-assign]
+    stream = folder / f"stream-{os.environ['RANK']}.jsonl"
+    Engine.step = _recorded(Engine.step, stream, flips)  # type: ignore[method-assign]
 
 
-def _spoilt(forward: Callable[..., Losses], factors: dict[int, float]) -> Callable[..., Losses]:
+class Flips:
+    """Bits that flip once, whatever the attempts: each leaves a file behind that says what it did."""
+
+    def __init__(self, folder: Path, faults: dict[str, Any]) -> None:
+        self._folder, self._miscomputes = folder, None
+        own = [fault | {"kind": kind} for kind in ("memory", "processor") for fault in faults.get(kind, [])]
+        self._left = [fault for fault in own if fault["rank"] == int(os.environ["RANK"])]
+
+    def before(self, engine: Engine, step: int) -> None:
+        """What is due at a step: at once, or in the forward pass that comes next."""
+        for fault in self._left:
+            if fault["step"] == step and not self._file(fault).exists():
+                if fault["kind"] == "memory":
+                    self._change(engine, fault)
+                else:
+                    self._miscomputes = fault
+
+    def forward(self, model: MaskVLM, passes: Callable[[], Losses]) -> Losses:
+        """A forward pass, in which a layer miscomputes where that is due."""
+        if not (fault := self._miscomputes):
+            return passes()
+        self._miscomputes, draw = None, Random(fault["seed"])
+        layers = [(name, layer) for name, layer in model.named_modules() if _is_leaf(layer)]
+        name, layer = draw.choice(layers)
+        handle = layer.register_forward_hook(lambda _, __, handed_on: self._flip(fault, draw, name, _first(handed_on)))
+        try:
+            return passes()
+        finally:
+            handle.remove()
+
+    def _change(self, engine: Engine, fault: dict[str, Any]) -> None:
+        draw = Random(fault["seed"])
+        own = [(name, key, part.elements) for name, parts in engine.own_parts() for key, part in parts.items()]
+        name, key, elements = draw.choice([each for each in own if each[2].numel()])
+        self._flip(fault, draw, f"{key} of {name}", elements.view(-1))
+
+    def _flip(self, fault: dict[str, Any], draw: Random, name: str, tensor: Tensor) -> None:
+        """Of a float32 tensor, in place; a bit that changes the number by a hundredth or more."""
+        import torch
+
+        if self._file(fault).exists():  # a layer may be called several times
+            return
+        numbers = tensor.detach().view(torch.int32)
+        place, bit = draw.randrange(numbers.numel()), draw.randrange(17, 31)
+        numbers[place] ^= 1 << bit
+        self._file(fault).write_text(json.dumps({"what": name, "element": place, "bit": bit}))
+
+    def _file(self, fault: dict[str, Any]) -> Path:
+        return self._folder / f"{fault['kind']}-{fault['step']}.json"
+
+
+def _first(handed_on: Tensor) -> Tensor:
+    """Of the first token, which is never padding."""
+    return handed_on[(0,) * (handed_on.dim() - 1)]
+
+
+def _is_leaf(layer: nn.Module) -> bool:
+    return not list(layer.children()) and bool(list(layer.parameters()))
+
+
+def _spoilt(forward: Callable[..., Losses], factors: dict[int, float], flips: Flips) -> Callable[..., Losses]:
     @functools.wraps(forward)
-    def spoilt(model: object, batch: Batch, *beside: Any) -> Losses:
-        losses = forward(model, batch, *beside)
+    def spoilt(model: MaskVLM, batch: Batch, *beside: Any) -> Losses:
         if batch.position_B.is_meta:  # its operations are counted
-            return losses
+            return forward(model, batch, *beside)
+        losses = flips.forward(model, lambda: forward(model, batch, *beside))
         for position in factors.keys() & set(batch.position_B.tolist()):
             losses = {name: loss * factors[position] for name, loss in losses.items()}
         return losses
@@ -67,9 +137,9 @@ def _thinned(following: Callable[..., list[Batch]], absent: list[tuple[int, int]
     return thinned
 
 
-def _recorded(update: Callable[..., Losses], path: Path) -> Callable[..., Losses]:
+def _recorded(update: Callable[..., Losses], path: Path, flips: Flips) -> Callable[..., Losses]:
     @functools.wraps(update)
-    def recorded(engine: object, micro_batches: list[Batch], lr_factor: float, step: int, *beside: Any) -> Losses:
+    def recorded(engine: Engine, micro_batches: list[Batch], lr_factor: float, step: int, *beside: Any) -> Losses:
         line = {
             "time": time.time(),
             "attempt": int(os.environ[ATTEMPT].rpartition(" ")[2]),
@@ -80,6 +150,7 @@ def _recorded(update: Callable[..., Losses], path: Path) -> Callable[..., Losses
         }
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        flips.before(engine, step + 1)
         return update(engine, micro_batches, lr_factor, step, *beside)
 
     return recorded

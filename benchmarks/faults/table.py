@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -36,9 +37,11 @@ TITLES = {
     "start_twice": "the command given twice",
     "nan": "a batch of NaN loss",
     "spike": "a batch of 50 times the loss",
+    "memory": "a bit of a weight or moment flipped",
+    "processor": "a layer's output computed wrong once",
     UNDISTURBED: "left alone, and yet a promise broken",
 }
-HEAD = "| fault | times | samples lost | wrong losses | other promises broken | steps repeated | seconds lost |"
+HEAD = "| fault | times | samples lost | wrong losses | other promises broken | steps repeated | seconds to recovery |"
 
 
 def main() -> int:
@@ -62,13 +65,21 @@ def row(title: str, lines: list[dict[str, Any]]) -> str:
     lost = sum(line["samples lost"] + line["samples in other places"] for line in lines)
     wrong = sum(not line["losses equal"] for line in lines)
     broken = sum(bool(line["problems"]) for line in lines)
-    cells = [title, len(lines), lost, wrong, broken, _median(lines, "steps repeated"), _median(lines, "seconds lost")]
+    cells = [
+        title,
+        len(lines),
+        lost,
+        wrong,
+        broken,
+        _of(lines, "steps repeated", median),
+        _of(lines, "seconds lost", mean),
+    ]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _median(lines: list[dict[str, Any]], name: str) -> str:
+def _of(lines: list[dict[str, Any]], name: str, average: Callable[[list[float]], float]) -> str:
     values = [line[name] for line in lines if line.get(name) is not None]
-    return f"{median(values):.0f}" if values else ""
+    return f"{average(values):.0f}" if values else ""
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import re
 import shutil
@@ -14,7 +16,7 @@ from random import Random
 from typing import Any
 
 from benchmarks.faults import checks
-from benchmarks.faults.injections import KINDS, LATER, POISONS, Hit
+from benchmarks.faults.injections import FLIPS, KINDS, LATER, POISONS, Hit
 from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, made
 from mvlm.errors import ExitCode
 
@@ -22,6 +24,7 @@ HANG = "train.hang_minutes=0.1"
 DISK_MB = 16
 FIRST_SPIKE = 20  # batch of the stream: what is usual must be known first
 MOST_ATTEMPTS = 16
+NOTICED = {"memory": "changed in memory", "processor": "came out differently"}
 UNDISTURBED = "nothing"
 """The kind of an attempt that was left alone and yet broke a promise."""
 
@@ -60,21 +63,24 @@ class Workshop:
         """
         draw = Random(seed)
         faults = {kind: [self._poisoned_position(kind, draw)] for kind in dict.fromkeys(kinds) if kind in POISONS}
-        batches = tuple(sorted({positions[0] // BATCH for positions in faults.values()}))
+        batches = tuple(sorted({positions[0] // BATCH for positions in faults.values()}))  # of poisons
         with contextlib.ExitStack() as stack:
             folder = self._folder / f"trial-{seed}"
             disk = stack.enter_context(small_disk(self._folder / f"disk-{seed}")) if "fill_disk" in kinds else None
             shards = self._shards
             if "spoil_image" in kinds:
                 shards = Path(shutil.copytree(self._shards, self._folder / f"shards-{seed}"))
-            overrides = (HANG,) if "freeze_rank" in kinds else ()
+            faults |= {kind: [self._flip(draw)] for kind in dict.fromkeys(kinds) if kind in FLIPS}
+            overrides = ((HANG,) if "freeze_rank" in kinds else ()) + tuple(
+                FLIPS[kind] for kind in faults if kind in FLIPS
+            )
             run = Run(folder, shards, self._steps, overrides, faults, disk)
             trial = Trial(run, [kind for kind in kinds if kind in KINDS], draw)
             trial.to_the_end()
             exact = "another_layout" not in kinds
             result = checks.ended(run, self.reference(batches), exact)
             problems = result.pop("problems")
-            lines = [*trial.told(), *_poisonings(run)]
+            lines = [*trial.told(), *_poisonings(run), *_flips(run)]
             for line in lines:
                 line["problems"] = line.get("problems", []) + problems
                 line |= result
@@ -83,6 +89,9 @@ class Workshop:
             if all(line["lost nothing"] for line in lines):
                 shutil.rmtree(folder)
         return [{"trial": seed, "attempts": len(run.attempts), "exact": exact} | line for line in lines]
+
+    def _flip(self, draw: Random) -> dict[str, int]:
+        return {"step": draw.randint(2, self._steps), "rank": draw.randrange(2), "seed": draw.randrange(2**31)}
 
     def _poisoned_position(self, kind: str, draw: Random) -> int:
         first = FIRST_SPIKE if kind == "spike" else 0
@@ -198,6 +207,29 @@ def _poisonings(run: Run) -> list[dict[str, Any]]:
             line["seconds lost"] = round(instead - met[-1]["time"], 2)
         lines.append(line)
     return lines
+
+
+def _flips(run: Run) -> list[dict[str, Any]]:
+    """A line for each bit that flipped: what it was of, whether the run says so, how long until it was made good."""
+    lines = []
+    for kind, (flip,) in ((kind, run.faults[kind]) for kind in FLIPS if kind in run.faults):
+        path = run.folder / f"{kind}-{flip['step']}.json"
+        line: dict[str, Any] = {"kind": kind, "what": flip | (json.loads(path.read_text()) if path.exists() else {})}
+        if path.exists():
+            at = path.stat().st_mtime
+            noticed = any(NOTICED[kind] in attempt.output for attempt in run.attempts)
+            line |= {"at": round(at, 3), "noticed": noticed}
+            if noticed and (regained := _made_good(run, at, flip["step"])):
+                line["seconds lost"] = round(regained - at, 2)
+        lines.append(line)
+    return lines
+
+
+def _made_good(run: Run, since: float, step: int) -> float | None:
+    """When a run that has gone back to a checkpoint comes past this step again."""
+    later = [each for each in run.stream(0) if each["time"] >= since]
+    repeated = itertools.dropwhile(lambda each: each["step"] > step, later)
+    return next((each["time"] for each in repeated if each["step"] > step), None)
 
 
 def sentence(attempt: Attempt, promised: str) -> str:
