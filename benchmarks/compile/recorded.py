@@ -76,8 +76,9 @@ class Calls(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        is_view = func.is_view or func._schema.name in ("aten::detach", "aten::empty", "aten::empty_like")
-        (self.others if is_view else self.launching).append(func._schema.name)
+        name = func._schema.name
+        is_view = func.is_view or name.startswith(("profiler::", "aten::empty")) or name == "aten::detach"
+        (self.others if is_view else self.launching).append(name)
         return result
 
 

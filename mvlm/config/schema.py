@@ -110,7 +110,8 @@ class Objectives:
 
     def total(self, losses: Mapping[str, Any]) -> Any:
         """The weighted sum of numbers or tensors."""
-        return sum(self.weight(name) * loss for name, loss in losses.items())
+        weights = {name: self.weight(name) for name in losses}
+        return sum(loss if weights[name] == 1 else weights[name] * loss for name, loss in losses.items())
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def contrastive_gradient(
         scores_BU = _scores(own_BE[rows], others_UE, temperature, first, _of(own_ids_B2, rows), ids_U2)
         # Never positive but by rounding, which at a low temperature is large where features were computed twice.
         from_own_BU, from_others_BU = ((scores_BU - lse).clamp(max=0).exp() for lse in (lse_B[rows, None], lse_U))
-        weight_BU = (from_own_BU + from_others_BU) / 2 - positives(scores_BU, first).float()
+        weight_BU = (from_own_BU + from_others_BU) / 2
+        weight_BU.diagonal(first).sub_(1)
         parts.append(weight_BU @ others_UE.float() / temperature)
     return torch.cat(parts)
 
@@ -106,7 +107,9 @@ def _scores(
     scores_BU = own_BE.float() @ others_UE.float().T / temperature
     if own_ids_B2 is None or ids_U2 is None:
         return scores_BU
-    return scores_BU.masked_fill(shared(own_ids_B2, ids_U2) & ~positives(scores_BU, start), float("-inf"))
+    excluded_BU = shared(own_ids_B2, ids_U2)
+    excluded_BU.diagonal(start).fill_(False)
+    return scores_BU.masked_fill_(excluded_BU, float("-inf"))
 
 
 def _of(ids_B2: Tensor | None, rows: slice) -> Tensor | None:

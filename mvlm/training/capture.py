@@ -89,7 +89,7 @@ class _Captured:
 
     def __init__(self, run: Callable[..., Any], modules: Sequence[nn.Module]) -> None:
         self._run, self._modules = run, modules
-        self._graphs: dict[Any, tuple[Any, tuple[Any, list[bool]]]] = {}
+        self._graphs: dict[Any, tuple[Any, tuple[Any, list[bool]], tuple[Tensor, ...]]] = {}
         self._failed = False
 
     def __call__(self, *args: Any) -> Any:
@@ -108,18 +108,35 @@ class _Captured:
                 reason = first_line(error)
                 rank_log.warning(f"train.compile: a step cannot be captured here ({reason}), so that none is.")
                 return self._run(*args)
-        replay, found = self._graphs[key]
+        replay, found, given = self._graphs[key]
         shape, differentiable = found
+        replayed = replay(*_put_in_place(tensors, given))
         # To autograd all that is replayed has a gradient.
-        outputs = [x if has else x.detach() for x, has in zip(replay(*tensors), differentiable, strict=True)]
+        outputs = [x if has else x.detach() for x, has in zip(replayed, differentiable, strict=True)]
         return rebuild(shape, outputs)
 
     def _capture(self, shape: Any, tensors: list[Tensor]) -> Any:
-        """What replays it, and what it returns."""
+        """What replays it, what it returns, and the tensors that it was captured with."""
         part = _Part(self._run, self._modules, shape)
         given = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in tensors)
         replay = torch.cuda.make_graphed_callables(part, given, allow_unused_input=True)
-        return replay, part.found
+        return replay, part.found, given
+
+
+def _put_in_place(tensors: list[Tensor], given: tuple[Tensor, ...]) -> list[Tensor]:
+    """Copy what has no gradient to where it was captured, all of a type at once, and give it from there.
+
+    torch copies the rest itself, one by one.
+    """
+    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for place, tensor in zip(given, tensors, strict=True):
+        if not tensor.requires_grad:
+            places, those = pairs.setdefault(tensor.dtype, ([], []))
+            places.append(place)
+            those.append(tensor)
+    for places, those in pairs.values():
+        torch._foreach_copy_(places, those)
+    return [x if x.requires_grad else place for place, x in zip(given, tensors, strict=True)]
 
 
 class _Part(nn.Module):

@@ -2,7 +2,7 @@
 
 Host synchronisations of each update that are DeepSpeed's own: stages 1 to 3 test the gradient's norm, once a step
 (stage 3, fp32) or once a parameter group (stages 1 and 2, for clipping); fp16 reads whether gradients overflowed;
-bf16 at stage 0 reads each group's norm. fp32 at stage 0 has none.
+bf16 at stage 0 reads each group's norm. fp32 at stage 0 and bf16 at stage 1 have none.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvlm.batch import Batch, Counts, GlobalBatch, LabelledBatch, Losses, MetricAccumulator, Negatives
+from mvlm.batch import Batch, GlobalBatch, LabelledBatch, Losses, MetricAccumulator
 from mvlm.checkpoint.layout import EMA
 from mvlm.checkpoint.tensors import TensorPart
 from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
-from mvlm.model.maskvlm import MaskVLM, denominators
 from mvlm.model.randomness import seed_dropout
 from mvlm.runtime import dist
 from mvlm.training.audit import Audit
-from mvlm.training.contrast import contrast_of
+from mvlm.training.global_batches import with_global_batches
 from mvlm.training.gradient_norms import GradientParts
-from mvlm.training.match_groups import Passes, match_groups
+from mvlm.training.zero.buckets import Buckets
 from mvlm.training.zero.checksums import checksums_of
 from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
+from mvlm.training.zero.share_reduction import ShareReduction, reduces_shares, without_own
 from mvlm.training.zero.shares import Read, gathered
 from mvlm.training.zero.start import import_deepspeed, without_inductor
 from mvlm.training.zero.state import ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
@@ -98,11 +98,11 @@ class Engine:
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         with without_inductor():
-            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=without_own(ds_config))
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
         self._state.bind_matrices(self._trained)
-        self._reduction = self._reduce_during_backward() if self.stage == 0 else None
+        self._reduction = self._find_reduction()
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
         slices = self._state.slices(self._trained)
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
@@ -120,9 +120,14 @@ class Engine:
         named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
         self.audit = Audit(audit, self.model, named, objectives, seed) if audit else None
 
-    def _reduce_during_backward(self) -> Reduction:
-        trained = [(self._names[id(parameter)], parameter) for parameter in self._trained]
-        return Reduction(self.engine, trained, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
+    def _find_reduction(self) -> Buckets | None:
+        """None where DeepSpeed reduces gradients by itself."""
+        named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
+        if self.stage == 0:
+            return Reduction(self.engine, named, int(self.ds_config["zero_optimization"]["reduce_bucket_size"]))
+        if reduces_shares(self.ds_config):
+            return ShareReduction(self.engine, named, self.ds_config, self._state.slices(self._trained))
+        return None
 
     def is_intact(self) -> bool:
         """Whether memory has what the last update left, on every rank; all must call. Without checksums, yes."""
@@ -184,7 +189,9 @@ class Engine:
                 self.grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
             self.engine.step()
             parts.append({name: loss.detach() for name, loss in losses.items()})
-        if not self._plain:
+        if self._reduction and self._reduction.grad_norm is not None:
+            self.grad_norm = self._reduction.grad_norm
+        elif not self._plain:
             self.grad_norm = self.engine.get_global_grad_norm()
         applied = self.engine.was_step_applied()
         if metrics and applied and self.grad_norm is not None:
@@ -201,6 +208,8 @@ class Engine:
                 f"fp16's gradients overflow at the smallest loss scale, {scale:g}, in step {step + 1}: "
                 "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
             )
+        if len(parts) == 1:  # copied all the same: the next replay of a captured step gives others in their place
+            return dict(zip(parts[0], torch.stack(list(parts[0].values())).unbind(), strict=True))
         return {name: torch.stack([part[name] for part in parts]).mean() for name in parts[0]}
 
     def _passes(
@@ -219,34 +228,11 @@ class Engine:
     def _with_global_batches(
         self, micro_batches: Sequence[Batch | LabelledBatch], starts: list[int], step: int
     ) -> Iterator[tuple[Batch | LabelledBatch, GlobalBatch | None]]:
-        """Each micro-batch and what it needs of the global batch: what losses are divided by, all features, negatives.
+        def seed_part(part: int) -> None:
+            seed_dropout(self._seed, step, starts[part])
 
-        One after another: what is to be computed beforehand is when a micro-batch's turn comes. Fine-tuning's losses
-        are plain means over samples, which need nothing.
-        """
-        pairs = [batch for batch in micro_batches if isinstance(batch, Batch)]
-        if not pairs:
-            yield from ((batch, None) for batch in micro_batches)
-            return
-        assert isinstance(self.model, MaskVLM)
-        parts, spans = len(pairs) * dist.world(), match_groups(self.model, pairs)
-        pairs = [batch for groups in spans for batch in groups.batches]
-        counted = [groups.counted(wave) for groups in spans for wave in range(groups.span.waves)]
-        own_counts = [denominators(*known) for known in zip(pairs, counted, strict=True)]
-        counts = dist.all_reduce(torch.stack(own_counts).sum(0))
-        contrasts = list(contrast_of(self.model, pairs, lambda part: seed_dropout(self._seed, step, starts[part])))
         scale = self.engine.optimizer.loss_scaler.cur_scale if self._fp16 else 1.0
-        scale *= self.objectives.itm / len(pairs)
-        for first, groups in zip(range(0, len(pairs), spans[0].span.waves), spans, strict=True):
-
-            def seed_part(wave: int, first: int = first) -> None:
-                seed_dropout(self._seed, step, starts[first + wave])
-
-            def global_batch(wave: int, negatives: Negatives, first: int = first) -> GlobalBatch:
-                return GlobalBatch(contrasts[first + wave], negatives, Counts(parts, counted[first + wave], *counts))
-
-            passes = Passes(self.model, seed_part, scale)
-            yield from zip(groups.batches, groups.global_batches(passes, global_batch), strict=True)
+        return with_global_batches(self.model, micro_batches, seed_part, scale * self.objectives.itm)
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Every parameter by name, in one order on every rank."""

@@ -29,17 +29,18 @@ ON_CPU = {"offload_optimizer": {"device": "cpu"}}
 PLAIN = "fp32 stage 0"  # which the others are held against
 COMMON: dict[str, dict[str, Any]] = {
     PLAIN: {"zero_optimization": zero(0)},
-    "bf16 stage 1": {
-        "bf16": BF16,
-        "zero_optimization": zero(1),
-        "data_types": {"grad_accum_dtype": "fp32"},  # another optimiser of DeepSpeed's
-    },
+    "bf16 stage 1": {"bf16": BF16, "zero_optimization": zero(1, overlap_comm=True)},
     "fp16 stage 2": {"fp16": FP16, "zero_optimization": zero(2)},
 }
 """Each of DeepSpeed's kinds of state once; the rest is left to campaigns."""
 CASES = COMMON | {
     "fp32 stage 3 offload": {"zero_optimization": zero(3, **ON_CPU, offload_param={"device": "cpu"})},
     "bf16 stage 3": {"bf16": BF16, "zero_optimization": zero(3)},
+    "bf16 stage 1, fp32 sums": {
+        "bf16": BF16,
+        "zero_optimization": zero(1),
+        "data_types": {"grad_accum_dtype": "fp32"},  # another optimiser of DeepSpeed's
+    },
     "fp32 stage 1": {"zero_optimization": zero(1)},
     "fp32 stage 3": {"zero_optimization": zero(3)},
     "fp32 hpz": {"zero_optimization": zero(3, zero_hpz_partition_size=2)},

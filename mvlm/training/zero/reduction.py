@@ -5,96 +5,33 @@ And forgotten without the walks through all modules that DeepSpeed makes to find
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.runtime import dist
-
-FIRST = ("vision", "text", "image_projection", "text_projection", "temperature", "contrastive_bias")
-"""What a forward pass uses first, in this order, wherever it is registered: backward comes to it last."""
+from mvlm.training.zero.buckets import Buckets
 
 
-class Reduction:
-    """Has DeepSpeed reduce a bucket of gradients as soon as all of them, and the buckets before, are there.
+class Reduction(Buckets):
+    """Has DeepSpeed reduce a bucket of gradients.
 
     A rank that is alone has nobody to reduce them with; DeepSpeed by itself would copy them all for that.
 
-    Buckets are of parameters in the order in which backward comes to them, and are reduced in their order on every
-    rank. It is the same in every step, so that sums are rounded alike after a resumption. On a GPU all that happens on
-    a stream of its own. A parameter that no objective reads holds up its bucket, and those after it, until backward is
-    over.
-
     Args:
         engine: DeepSpeed's, at stage 0.
-        named: names and parameters that are trained, in one order on every rank.
-        size: elements that fill a bucket.
     """
 
     def __init__(self, engine: Any, named: Iterable[tuple[str, Parameter]], size: int) -> None:
-        engine.enable_backward_allreduce, engine.zero_grad = False, self._forget
-        self._engine = engine
-        self._is_alone = dist.world() == 1
-        self._stream = torch.cuda.Stream() if dist.uses_cuda() and not self._is_alone else None
-        self._buckets: list[list[Parameter]] = [[]]
-        room = size
-        backwards = list(named)[::-1]
-        for _, parameter in sorted(backwards, key=lambda one: -_use(one[0])):
-            if room <= 0:
-                self._buckets.append([])
-                room = size
-            self._buckets[-1].append(parameter)
-            room -= parameter.numel()
-        self._missing = list(map(len, self._buckets))
-        self._next = 0
-        for number, bucket in enumerate(self._buckets if not self._is_alone else ()):
-            for parameter in bucket:
-                parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
-
-    def finish(self) -> None:
-        """After each backward pass: reduce what is left where it was the last of a step, zeros for what has none."""
-        if self._engine.is_gradient_accumulation_boundary():
-            while self._next < len(self._buckets):
-                self._reduce()
-            if self._stream:
-                torch.cuda.current_stream().wait_stream(self._stream)
-        self._missing, self._next = list(map(len, self._buckets)), 0
+        super().__init__(engine, named, size)
+        engine.zero_grad = self._forget
 
     def _forget(self) -> None:
         for bucket in self._buckets:
             for parameter in bucket:
                 parameter.grad = None
 
-    def _arrived(self, number: int, _: Tensor) -> None:
-        self._missing[number] -= 1
-        if self._missing[number] or not self._engine.is_gradient_accumulation_boundary():
-            return
-        while self._next < len(self._buckets) and not self._missing[self._next]:
-            self._reduce()
-
-    @torch.no_grad()
-    def _reduce(self) -> None:
-        bucket = self._buckets[self._next]
-        self._next += 1
-        for parameter in bucket:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self._is_alone:
-            return
-        reduce: Callable[..., None] = self._engine.buffered_allreduce_fallback
-        if not self._stream:
-            reduce(grads=[parameter.grad for parameter in bucket])
-            return
-        self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            reduce(grads=[parameter.grad for parameter in bucket])
-
-
-def _use(name: str) -> int:
-    """When a forward pass comes to a parameter of this name."""
-    part = name.partition(".")[0]
-    return FIRST.index(part) if part in FIRST else len(FIRST)
+    def _reduce(self, number: int, bucket: list[Parameter]) -> None:
+        if not self._is_alone:
+            with self._apart():
+                self._engine.buffered_allreduce_fallback(grads=[parameter.grad for parameter in bucket])

@@ -1,0 +1,195 @@
+"""Stage 1's gradients put together in a few calls, where DeepSpeed by itself copies each twice and takes its norm.
+
+What comes of it is the same in every bit, but that sums over more than two ranks may be rounded in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from mvlm.runtime import dist
+from mvlm.training.zero.buckets import Buckets
+from mvlm.training.zero.shares import ParamSlice
+
+NORMED = 2**24
+"""Elements that a norm is taken of at once, of which there may be a copy in fp64: 134 MB."""
+
+PLAIN: dict[str, Any] = {
+    "communication_data_type": None,
+    "data_types": {},
+    "prescale_gradients": False,
+    "gradient_predivide_factor": 1,
+    "torch_autocast": {},
+    "zero_optimization.parameter_alignment": False,
+    "zero_optimization.reduce_scatter": True,
+    "zero_optimization.round_robin_gradients": False,
+    "zero_optimization.use_multi_rank_bucket_allreduce": True,
+}
+"""Keys of a DeepSpeed JSON that say how gradients are reduced or laid out, with the values that ask for what is done
+here."""
+
+
+def reduces_shares(resolved: dict[str, Any]) -> bool:
+    """Whether gradients are reduced here: under stage 1 on the device, where the JSON asks for no other way."""
+    zero = resolved["zero_optimization"]
+    if zero["stage"] != 1 or (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        return False
+    given = resolved | {f"zero_optimization.{key}": value for key, value in zero.items()}
+    return all(given.get(key) in (None, plain) for key, plain in PLAIN.items())
+
+
+def clips_shares(resolved: dict[str, Any]) -> bool:
+    """Whether they are clipped here too: in bf16, where DeepSpeed makes every update, whatever the norm is."""
+    bf16 = resolved.get("bf16") or {}
+    return reduces_shares(resolved) and bool(bf16.get("enabled")) and not bf16.get("check_grad_overflow", True)
+
+
+def without_own(resolved: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with which DeepSpeed leaves to this module what is done here."""
+    if not reduces_shares(resolved):
+        return resolved
+    own: dict[str, Any] = {"overlap_comm": False, "contiguous_gradients": False}
+    if not clips_shares(resolved):
+        return resolved | {"zero_optimization": resolved["zero_optimization"] | own}
+    own["compute_grad_norm"] = False
+    return resolved | {"zero_optimization": resolved["zero_optimization"] | own, "gradient_clipping": 0.0}
+
+
+class Run(NamedTuple):
+    """Elements of a bucket laid flat that lie together in this rank's share of a parameter group too."""
+
+    group: int
+    begins: int
+    start: int
+    length: int
+
+
+class Share(list[Tensor]):
+    """This rank's gradients of a parameter group, as DeepSpeed asks for them: in pieces, and laid flat.
+
+    Args:
+        parameters: of the group that have a piece here; DeepSpeed takes no norm of more pieces than that.
+    """
+
+    def __init__(self, flat: Tensor, parameters: int) -> None:
+        pieces = max(1, min(parameters, -(-flat.numel() // NORMED)))
+        super().__init__(flat.split(-(-flat.numel() // pieces)))
+        self.flat_partition = flat
+
+
+class ShareReduction(Buckets):
+    """Lays a bucket of gradients flat, sums it over ranks, and keeps what belongs to this rank's share.
+
+    Of a rank that is alone a bucket is a parameter group, which laid flat is its share.
+
+    Args:
+        engine: DeepSpeed's, at stage 1, of `without_own`'s configuration.
+        resolved: the configuration before that.
+        slices: where this rank's pieces of the parameters lie in the shares.
+
+    Attributes:
+        grad_norm: of the whole gradient before it was clipped, infinite where it is not finite; None where DeepSpeed
+            takes it.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        named: Iterable[tuple[str, Parameter]],
+        resolved: dict[str, Any],
+        slices: Iterable[ParamSlice],
+    ) -> None:
+        zero = resolved["zero_optimization"]
+        super().__init__(engine, named, int(zero["reduce_bucket_size"]), bool(zero.get("overlap_comm")))
+        self._clips, self._limit = clips_shares(resolved), float(resolved["gradient_clipping"])
+        self._zero = engine.optimizer
+        # By itself it lays every parameter anew to where it lies already.
+        self._zero._update_model_bit16_weights = lambda group: None
+        groups = self._zero.bit16_groups
+        places = {id(p): (number, place) for number, group in enumerate(groups) for place, p in enumerate(group)}
+        if self._is_alone:
+            self._buckets = [list(group) for group in groups]
+        for bucket in self._buckets:
+            bucket.sort(key=lambda parameter: places[id(parameter)])
+        self._sizes = [int(size) for size in self._zero.partition_size]
+        own = {id(piece.parameter): piece for piece in slices}
+        self._parameters = [sum(id(parameter) in own for parameter in group) for group in groups]
+        self._runs = [_runs(bucket, own, places) for bucket in self._buckets]
+        self._shares: list[Tensor] = []
+
+    def finish(self) -> None:
+        """As `Buckets` does; and hand over to DeepSpeed what has come of the last pass of a step."""
+        super().finish()
+        if self._shares:
+            shares, self._shares = self._shares, []
+            if self._clips:
+                shares = self._clipped(shares)
+            counted = zip(shares, self._parameters, strict=True)
+            self._zero.averaged_gradients |= {number: Share(*one) for number, one in enumerate(counted)}
+
+    def _reduce(self, number: int, bucket: list[Parameter]) -> None:
+        gradients: list[Any] = [parameter.grad for parameter in bucket]
+        for parameter in bucket:
+            parameter.grad = None
+        if self._is_alone:
+            rest = self._sizes[number] - sum(gradient.numel() for gradient in gradients)
+            padding = [gradients[0].new_zeros(rest)] if rest else []
+            self._shares.append(self._zero.flatten(gradients + padding))
+            return
+        flat = self._zero.flatten(gradients)
+        del gradients
+        self._shares = self._shares or [flat.new_zeros(size) for size in self._sizes]
+        with self._apart():
+            flat.div_(dist.world())
+            self._add_up(flat)
+            if runs := self._runs[number]:
+                into = [self._shares[run.group].narrow(0, run.begins, run.length) for run in runs]
+                torch._foreach_copy_(into, [flat.narrow(0, run.start, run.length) for run in runs])
+        if self._stream:
+            flat.record_stream(self._stream)
+
+    @torch.no_grad()
+    def _clipped(self, shares: list[Tensor]) -> list[Tensor]:
+        """In fp32, as the optimiser has them, and clipped by the norm, which nothing waits for.
+
+        A norm is rounded to fp32 group by group, as DeepSpeed rounds it.
+        """
+        pieces = [share.split(NORMED) for share in shares]
+        norms_P = torch._foreach_norm([piece for of_group in pieces for piece in of_group], 2, torch.float64)
+        norms_G = torch._foreach_norm(torch.stack(norms_P).split(list(map(len, pieces))))
+        squares_G = torch.stack(norms_G).square().float()
+        if not self._is_alone:
+            for square in squares_G:
+                self._add_up(square)
+        norm = torch.linalg.vector_norm(squares_G.sqrt())
+        self.grad_norm = norm.nan_to_num(nan=float("inf"), posinf=float("inf"))
+        shares = [share.float() for share in shares]
+        if self._limit:
+            torch._foreach_mul_(shares, 1 / ((self.grad_norm + 1e-6) / self._limit).clamp(min=1))
+        return shares
+
+    def _add_up(self, tensor: Tensor) -> None:
+        from deepspeed import comm
+
+        comm.all_reduce(tensor, group=self._zero.dp_process_group)
+
+
+def _runs(bucket: list[Parameter], own: dict[int, ParamSlice], places: dict[int, tuple[int, int]]) -> list[Run]:
+    """Of a bucket laid flat, what belongs to this rank."""
+    runs: list[Run] = []
+    first = 0
+    for parameter in bucket:
+        if piece := own.get(id(parameter)):
+            run = Run(places[id(parameter)][0], piece.start, first + piece.offset, piece.length)
+            last = runs[-1] if runs else None
+            if last and (last.group, last.begins + last.length, last.start + last.length) == run[:3]:
+                runs[-1] = last._replace(length=last.length + run.length)
+            else:
+                runs.append(run)
+        first += parameter.numel()
+    return runs
