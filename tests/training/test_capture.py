@@ -71,7 +71,7 @@ def test_a_captured_step_is_given_to_the_device_in_few_calls() -> None:
         calls = passes(captured=True)
     kept = found["captured"]["forward and backward"]
     assert (calls.replays, len(calls.launching)) == (kept["graphs"], kept["launching"])
-    assert calls.replays == 4 and len(calls.launching) <= 200
+    assert all(one["graphs"] == 4 and one["launching"] <= 196 for one in found["captured"].values())
 
 
 def test_what_is_not_captured_is_said(
