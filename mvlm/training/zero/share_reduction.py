@@ -60,7 +60,7 @@ def without_own(resolved: dict[str, Any]) -> dict[str, Any]:
     return resolved | {"zero_optimization": resolved["zero_optimization"] | own, "gradient_clipping": 0.0}
 
 
-class Run(NamedTuple):
+class OwnRange(NamedTuple):
     """Elements of a bucket laid flat that lie together in this rank's share of a parameter group too."""
 
     group: int
@@ -119,7 +119,7 @@ class ShareReduction(Buckets):
         self._sizes = [int(size) for size in self._zero.partition_size]
         own = {id(piece.parameter): piece for piece in slices}
         self._parameters = [sum(id(parameter) in own for parameter in group) for group in groups]
-        self._runs = [_runs(bucket, own, places) for bucket in self._buckets]
+        self._segments = [_segments(bucket, own, places) for bucket in self._buckets]
         self._shares: list[Tensor] = []
 
     def finish(self) -> None:
@@ -145,11 +145,10 @@ class ShareReduction(Buckets):
         del gradients
         self._shares = self._shares or [flat.new_zeros(size) for size in self._sizes]
         with self._apart():
-            flat.div_(dist.world())
-            self._add_up(flat)
-            if runs := self._runs[number]:
-                into = [self._shares[run.group].narrow(0, run.begins, run.length) for run in runs]
-                torch._foreach_copy_(into, [flat.narrow(0, run.start, run.length) for run in runs])
+            self._zero.allreduce_bucket([flat], flat.dtype)  # which divides by the ranks, in place
+            if segments := self._segments[number]:
+                into = [self._shares[one.group].narrow(0, one.begins, one.length) for one in segments]
+                torch._foreach_copy_(into, [flat.narrow(0, one.start, one.length) for one in segments])
         if self._stream:
             flat.record_stream(self._stream)
 
@@ -164,8 +163,7 @@ class ShareReduction(Buckets):
         norms_G = torch._foreach_norm(torch.stack(norms_P).split(list(map(len, pieces))))
         squares_G = torch.stack(norms_G).square().float()
         if not self._is_alone:
-            for square in squares_G:
-                self._add_up(square)
+            squares_G = torch.stack([dist.all_reduce(square) for square in squares_G])
         norm = torch.linalg.vector_norm(squares_G.sqrt())
         self.grad_norm = norm.nan_to_num(nan=float("inf"), posinf=float("inf"))
         shares = [share.float() for share in shares]
@@ -173,23 +171,20 @@ class ShareReduction(Buckets):
             torch._foreach_mul_(shares, 1 / ((self.grad_norm + 1e-6) / self._limit).clamp(min=1))
         return shares
 
-    def _add_up(self, tensor: Tensor) -> None:
-        from deepspeed import comm
 
-        comm.all_reduce(tensor, group=self._zero.dp_process_group)
-
-
-def _runs(bucket: list[Parameter], own: dict[int, ParamSlice], places: dict[int, tuple[int, int]]) -> list[Run]:
+def _segments(
+    bucket: list[Parameter], own: dict[int, ParamSlice], places: dict[int, tuple[int, int]]
+) -> list[OwnRange]:
     """Of a bucket laid flat, what belongs to this rank."""
-    runs: list[Run] = []
+    segments: list[OwnRange] = []
     first = 0
     for parameter in bucket:
         if piece := own.get(id(parameter)):
-            run = Run(places[id(parameter)][0], piece.start, first + piece.offset, piece.length)
-            last = runs[-1] if runs else None
-            if last and (last.group, last.begins + last.length, last.start + last.length) == run[:3]:
-                runs[-1] = last._replace(length=last.length + run.length)
+            segment = OwnRange(places[id(parameter)][0], piece.start, first + piece.offset, piece.length)
+            last = segments[-1] if segments else None
+            if last and (last.group, last.begins + last.length, last.start + last.length) == segment[:3]:
+                segments[-1] = last._replace(length=last.length + segment.length)
             else:
-                runs.append(run)
+                segments.append(segment)
         first += parameter.numel()
-    return runs
+    return segments
