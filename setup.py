@@ -46,6 +46,7 @@ setup(
             "mvlm = mvlm.__main__:main",
             f"mvlm-data = {prefix}data_tools.__main__:main",
             f"mvlm-cluster = {prefix}cluster.__main__:main",
-        ]
+        ],
+        "lmms_eval.models": ["mvlm = mvlm.export.lmms_eval:MANIFEST"],
     },
 )

@@ -19,6 +19,7 @@ import pytest
 from cluster.__main__ import parser as cluster_parser
 from data_tools.__main__ import parser as data_parser
 from mvlm.__main__ import COMMANDS, command_line
+from mvlm.config.load import load_config
 from tests.conftest import ROOT
 
 pytest.importorskip("mkdocs")
@@ -113,6 +114,9 @@ def test_a_command_that_a_page_names_exists(page: str, words: list[str], capsys:
     except SystemExit:
         pytest.fail(f"{page}: {' '.join(words)}: {capsys.readouterr().err.splitlines()[-1]}")
     assert [word for word in rest if word.startswith("-") or "=" not in word] == [], words
+    if words[:2] in (["mvlm", "train"], ["mvlm", "check"], ["mvlm", "plan"]) and words[2] != "data":
+        recipe = ROOT / words[2]
+        load_config(recipe if recipe.exists() else ROOT / "mvlm/configs/tiny.toml", rest)
 
 
 def test_what_was_measured_is_kept_and_every_kept_result_has_its_page() -> None:

@@ -95,7 +95,12 @@ USABLE = 0.92
 
 
 def find_card(name: str) -> Card:
-    """Raises `UserError` where there is none of that name."""
-    if name.lower() not in CARDS:
+    """By its name, however it is spaced: "RTX 4090" is rtx-4090. Raises `UserError` where there is none of it."""
+    known = {_plain(each): card for each, card in CARDS.items()}
+    if _plain(name) not in known:
         raise UserError(f"--gpu {name} is not known: choose one of {', '.join(CARDS)}.")
-    return CARDS[name.lower()]
+    return known[_plain(name)]
+
+
+def _plain(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))

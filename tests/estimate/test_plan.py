@@ -235,6 +235,19 @@ def test_cards_grow() -> None:
     assert all(card.fp16 == pytest.approx(2 * card.fp32, rel=0.01) for name, card in CARDS.items() if "rtx" in name)
 
 
+def test_consumer_cards_are_planned_by_the_names_that_people_write(models: dict[str, FakeModel]) -> None:
+    """In the order of their rates with fp32 accumulation, which NVIDIA's GeForce cards halve."""
+    names = ("RTX 3090", "rtx4080", "RTX-5080", "A10", "rtx_4090", "rtx 5090", "L40S")
+    speeds = []
+    for name in names:
+        planner = Planner(request("small", "zero1", gpu=name, per_node=1), models["small"])
+        assert planner.fits(planner.zero, planner.pairs) and "NVIDIA" in planner.request.card.source
+        speeds.append(as_json(planner)["pairs_per_s"])
+    assert speeds == sorted(speeds)
+    sold = {"rtx-3090": 142, "rtx-4080": 195, "rtx-4090": 330.4, "rtx-5080": 225.1, "rtx-5090": 419}  # with fp16's
+    assert {name: 2 * CARDS[name].fp16 / 1e12 for name in sold} == pytest.approx(sold, abs=0.2)
+
+
 def test_an_unknown_text_encoder_and_a_task_are_refused() -> None:
     base = load_config(ROOT / "mvlm/configs/base.toml")
     other = dataclasses.replace(base, model=dataclasses.replace(base.model, text="nobody/knows-this"))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +16,10 @@ from mvlm.config.load import load_config
 from mvlm.config.schema import Config, Train
 from mvlm.errors import UserError
 from mvlm.kernels import probes
+from mvlm.runtime import dist
 from mvlm.training.zero.config import RunSide, accumulation_steps, resolve, usable_ranks
 from mvlm.training.zero.json_file import read_deepspeed_json, unused
-from mvlm.training.zero.json_keys import PLAIN, check_keys
+from mvlm.training.zero.json_keys import PLAIN, check_keys, check_values
 from tests.conftest import ROOT
 
 
@@ -559,3 +564,30 @@ def test_bf16_may_go_by_its_former_name() -> None:
 )
 def test_a_value_that_deepspeed_would_not_take_is_named(content: dict[str, Any], words: str) -> None:
     assert words in refusal(content)
+
+
+def test_deepspeed_is_told_to_be_silent_by_whoever_reads_its_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = ("DS_ACCELERATOR", "DEEPSPEED_LOG_LEVEL")
+    for ask in (lambda: check_keys({}, "ds.json"), lambda: check_values({}, "ds.json")):
+        for name in told:
+            monkeypatch.setenv(name, "x")
+            monkeypatch.delenv(name)
+        ask()
+        assert os.environ["DEEPSPEED_LOG_LEVEL"] == "warning"
+        assert ("DS_ACCELERATOR" in os.environ) != dist.uses_cuda()
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("command", ["check", "plan"])
+def test_a_command_that_reads_a_json_says_nothing_of_deepspeeds(command: str) -> None:
+    words = ["tiny", "--deepspeed_config", "cpu", *(["--gpu", "rtx-4090"] if command == "plan" else [])]
+    environment = {name: value for name, value in os.environ.items() if name not in ("DS_ACCELERATOR",)}
+    ended = subprocess.run(
+        [sys.executable, "-m", "mvlm", command, *words],
+        cwd=ROOT,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == (0 if command == "plan" else 1), ended.stderr  # it has no data to train on
+    assert not re.search(r"\[(INFO|WARNING)\]|accelerator", ended.stdout + ended.stderr)
