@@ -34,7 +34,7 @@ FAULTS = {
     "ray": ("driver", "node", "head", "link", "disk"),
 }
 COUNT = 50
-DISK = "384m"
+DISK = "1600m"  # a preflight wants 1 GB of it to be free
 LONGEST = 6.0  # seconds into a step at which its fault comes, at most
 MOST = 6  # submissions, after which a trial is given up
 PATIENCE = 1800.0
