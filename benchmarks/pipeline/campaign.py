@@ -143,6 +143,7 @@ def at(name: str, folder: Path, kinds: Collection[str]) -> Iterator[Campaign]:
     disk = folder / "disk"
     disk.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}", "tmpfs", str(disk)], check=True)
+    shutil.rmtree(folder / "site", ignore_errors=True)  # of an earlier call's cluster
     try:
         now = disk / "now"
         now.mkdir()
