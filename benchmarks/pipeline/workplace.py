@@ -20,7 +20,7 @@ OUTPUTS = {
     "tokenizer": "tokenizer.json",
     "preflight": "",
     "train": "run",
-    "score": "shards",
+    "score": "corpus/eval",
     "finetune": "tuned",
     "evaluate": "retrieval.json",
     "index": "index",
@@ -50,9 +50,10 @@ def forget(folder: Path, step: str) -> None:
     if step == "preflight":
         return
     if step == "score":
-        (folder / "shards.score.step.json").unlink()
-        for table in (folder / "shards").glob("*.parquet"):
-            table.unlink()
+        (folder / "corpus/eval.score.step.json").unlink()
+        for kind in ("scores", "embeddings"):
+            for table in (folder / "corpus/eval").glob(f"*.{kind}.parquet"):
+                table.unlink()
         return
     path = folder / OUTPUTS[step]
     Path(f"{path}.step.json").unlink()
