@@ -6,40 +6,31 @@ the command runs without one, and does what is missing.
 
 from __future__ import annotations
 
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
 
 import ray
-from ray.exceptions import RayError
 
-from mvlm.errors import first_line
-
-RETRIES = 3
-"""Of a task whose worker or node was lost."""
+from .process import POLL_SECONDS, RemoteProcess
 
 
 def main(argv: Sequence[str]) -> int:
     """Run all parts, and then what joins them; the exit code of the latter."""
     tasks, cpus, gpus = map(int, argv[:3])
     ray.init(log_to_driver=True)
-    run = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_run)
     command = list(argv[3:])
-    parts = [run.remote([*command, "--part", f"{part}/{tasks}"]) for part in range(1, tasks + 1)]
-    for number, part in enumerate(parts, 1):
-        print(f"part {number} of {tasks}: {_outcome(part)}", flush=True)
-    return int(ray.get(run.remote(command)))
-
-
-def _run(command: Sequence[str]) -> int:
-    return subprocess.run(command).returncode
-
-
-def _outcome(part: ray.ObjectRef[int]) -> str:
-    try:
-        return f"exit code {ray.get(part)}"
-    except RayError as error:
-        return f"lost ({first_line(error)})"
+    parts = {
+        part: RemoteProcess([*command, "--part", f"{part}/{tasks}"], f"part {part}", cpus, gpus)
+        for part in range(1, tasks + 1)
+    }
+    while parts:
+        for part, running in list(parts.items()):
+            if (code := running.poll()) is not None:
+                print(f"part {part} of {tasks}: exit code {code}", flush=True)
+                del parts[part]
+        time.sleep(POLL_SECONDS)
+    return RemoteProcess(command, "join", cpus, gpus).wait()
 
 
 if __name__ == "__main__":

@@ -72,9 +72,9 @@ class RayCluster:
     def join(self, node: str) -> None:
         self._script("worker", node, self._cpus)
 
-    def lose_head(self) -> None:
+    def lose(self, node: str) -> None:
         """As in a power failure; what the node had on its own is gone."""
-        self._script("kill", "head", script=NODES)
+        self._script("kill", node, script=NODES)
 
     def start_head(self) -> None:
         """Boot the node that was lost, and start Ray there."""

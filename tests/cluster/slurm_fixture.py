@@ -59,7 +59,7 @@ class SlurmCluster:
         """SLURM's commands work off the cluster as they do on its controller, and the project's root is the folder."""
         folder = self.folder / "commands"
         folder.mkdir(exist_ok=True)
-        for name in ("sbatch", "squeue"):
+        for name in ("sbatch", "squeue", "scancel"):
             words = [str(HERE / "slurm_cluster.sh"), "on", str(self.folder), shutil.which(name) or name]
             (folder / name).write_text(f'#!/bin/sh\nPATH={shlex.quote(PATH)} exec {shlex.join(words)} "$@"\n')
             (folder / name).chmod(0o755)

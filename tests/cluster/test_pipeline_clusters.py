@@ -3,53 +3,18 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from mvlm.config.toml import as_toml
+from tests.cluster.pipeline_fixture import Cluster, course, small_pipeline, wait_until  # noqa: F401 - a fixture
 from tests.cluster.ray_fixture import cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
 from tests.cluster.slurm_fixture import SlurmCluster
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
 pytestmark = pytest.mark.campaign
-IMAGES = 6
 EMOJI = ("shards", "train", "retrieval", "reconstruction", "index", "export")
-PIPELINE = """
-[pipeline]
-name = "small"
-logs = "{folder}/logs"
-environment = {{ OMP_NUM_THREADS = "1" }}
-
-[[step]]
-name = "shards"
-kind = "shard"
-command = ["folder", "{folder}/in", "--shard-mb", "0.001"]
-reads = ["{folder}/in"]
-writes = ["{folder}/shards"]
-parts = 2
-
-[[step]]
-name = "listed"
-kind = "command"
-command = ["sh", "-c", 'ls "$0" >{folder}/listed', "{folder}/shards"]
-writes = ["{folder}/listed"]
-
-[[step]]
-name = "mistake"
-kind = "command"
-command = ["sh", "-c", 'test -e {folder}/mended && cp "$0" {folder}/copy', "{folder}/listed"]
-writes = ["{folder}/copy"]
-
-[[step]]
-name = "behind"
-kind = "command"
-command = ["cp", "{folder}/copy", "{folder}/last"]
-writes = ["{folder}/last"]
-"""
 TRAINING = """
 [pipeline]
 name = "learns"
@@ -82,53 +47,6 @@ writes = ["{folder}/index"]
 processes = 2
 cpus = 2
 """
-Cluster = Callable[..., str]
-
-
-@pytest.fixture
-def pipeline(tmp_path: Path) -> Path:
-    images = tmp_path / "in/images"
-    images.mkdir(parents=True)
-    lines = []
-    for number in range(IMAGES):
-        Image.new("RGB", (24, 24), (40 * number, 10, 200)).save(images / f"{number}.jpg")
-        lines.append(json.dumps({"id": str(number), "image": f"images/{number}.jpg", "captions": [f"colour {number}"]}))
-    (tmp_path / "in/captions.jsonl").write_text("\n".join(lines) + "\n")
-    path = tmp_path / "small.toml"
-    path.write_text(PIPELINE.format(folder=tmp_path))
-    return path
-
-
-def states(cluster: Cluster, pipeline: Path) -> dict[str, str]:
-    return {one["name"]: one["state"] for one in json.loads(cluster("status", "--json", pipeline))["steps"]}
-
-
-def wait_until(cluster: Cluster, pipeline: Path, wanted: dict[str, str]) -> None:
-    deadline = time.monotonic() + 900
-    while (found := states(cluster, pipeline)) != wanted:
-        logs = {str(path): path.read_text()[-500:] for path in pipeline.parent.glob("logs/*/**/*.log")}
-        assert time.monotonic() < deadline, (found, logs)
-        time.sleep(1)
-
-
-def course(cluster: Cluster, pipeline: Path, backend: str, behind: str) -> None:
-    """Submitted, failed at a mistake, mended, and done again from there.
-
-    Args:
-        behind: the state of what stands behind the step that failed.
-    """
-    folder = pipeline.parent
-    cluster("submit", pipeline, "--on", backend)
-    done = {"shards": "done", "listed": "done"}
-    wait_until(cluster, pipeline, done | {"mistake": "failed", "behind": behind})
-    assert json.loads((folder / "shards/manifest.json").read_text())["rows"] == IMAGES
-    parts = [folder / f"logs/shards/part-0000{part}/job.json" for part in (1, 2)]
-    assert all(json.loads(path.read_text())["attempts"][-1]["exit_code"] == 0 for path in parts)
-    (folder / "mended").touch()
-    cluster("rerun", pipeline, "mistake")
-    wait_until(cluster, pipeline, {"shards": "unchanged", "listed": "unchanged", "mistake": "done", "behind": "done"})
-    assert "manifest.json" in (folder / "last").read_text()
-    assert "nothing to do" in cluster("submit", pipeline, "--on", backend)
 
 
 @pytest.fixture
@@ -193,11 +111,6 @@ def test_a_shipped_pipeline_on_slurm(slurm: SlurmCluster, emoji: Path) -> None:
     course_of_emoji(slurm.cluster, emoji, "slurm")
 
 
-def test_on_slurm(slurm: SlurmCluster, pipeline: Path) -> None:
-    course(slurm.cluster, pipeline, "slurm", "failed")
-    assert slurm.on("squeue", "--noheader").stdout == ""
-
-
 def test_training_on_slurm(slurm: SlurmCluster, learns: Path, scenes: Path) -> None:
     course_of_training(slurm.cluster, learns, "slurm", scenes)
 
@@ -205,6 +118,7 @@ def test_training_on_slurm(slurm: SlurmCluster, learns: Path, scenes: Path) -> N
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
 def test_on_ray(on_ray: Cluster, pipeline: Path) -> None:
     course(on_ray, pipeline, "ray", "blocked")
+    assert "nothing to do" in on_ray("submit", pipeline, "--on", "ray")
 
 
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))

@@ -1,15 +1,50 @@
-"""A real job on a real Ray of two nodes, and what is told of it. What befalls jobs there is in test_ray_faults.py."""
+"""A real job on a real Ray of two nodes, what is told of it, and a pipeline that loses one of the nodes.
+
+What else befalls jobs there is in test_ray_faults.py.
+"""
 
 import json
 import re
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from cluster.pipeline.proof import read_proof
+from tests.cluster.pipeline_fixture import IMAGES, write_images
 from tests.cluster.ray_fixture import cannot_run_here, ray_cluster, ray_jobs  # noqa: F401 - fixtures
 from tests.data_tools.made import tree, write_folder
 
-STEPS = 60
+STEPS = 20
+PIPELINE = """
+[pipeline]
+name = "small"
+logs = "{folder}/logs"
+environment = {{ OMP_NUM_THREADS = "1" }}
+
+[[step]]
+name = "shards"
+kind = "shard"
+command = ["folder", "{folder}/in", "--shard-mb", "0.001"]
+reads = ["{folder}/in"]
+writes = ["{folder}/shards"]
+parts = 2
+{held}
+[[step]]
+name = "last"
+kind = "command"
+command = ["sh", "-c", 'cat "$@" >{folder}/last', "-", "{folder}/one", "{folder}/other"]
+writes = ["{folder}/last"]
+"""
+HELD = """
+[[step]]
+name = "{name}"
+kind = "command"
+command = ["sh", "-c", 'uname -n >>"$0-is-on"; until test -e {folder}/go; do sleep 0.2; done; ls "$1" >"$0"',
+  "{folder}/{name}", "{folder}/shards"]
+writes = ["{folder}/{name}"]
+cpus = 2
+"""
 pytestmark = pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here()))
 
 
@@ -19,9 +54,14 @@ def scraped(cluster):
 
 
 @pytest.fixture(scope="module")
-def plain(cluster, jobs):
-    """A job on two nodes that nobody disturbs, asked about while its ranks are held."""
+def two_nodes(cluster):
     cluster.join("w1")
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def plain(two_nodes, cluster, jobs):
+    """A job on two nodes that nobody disturbs, asked about while its ranks are held."""
     job, seen = jobs("plain"), SimpleNamespace(metrics={})
     seen.submitted = job.submit(f"train.steps={STEPS}")
     job.wait_for_progress(1)
@@ -90,3 +130,35 @@ def test_shards_are_made_on_the_same_cluster_from_and_to_the_same_disk(plain, cl
     assert made.returncode == 0, made.stderr
     assert cluster.on_head(*words, tmp_path / "local").returncode == 0
     assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+
+def test_a_pipeline_goes_on_without_a_node_that_is_lost(two_nodes, cluster, tmp_path):
+    """The last of this file, since the node does not come back. Steps that want all of a node are held meanwhile."""
+    write_images(tmp_path / "in")
+    held = "".join(HELD.format(folder=tmp_path, name=name) for name in ("one", "other"))
+    (tmp_path / "small.toml").write_text(PIPELINE.format(folder=tmp_path, held=held))
+    submitted = cluster.on_head("cluster", "submit", tmp_path / "small.toml", "--on", "ray")
+    assert submitted.returncode == 0, submitted.stderr
+
+    def nodes():
+        return {path.name.split("-")[0]: path.read_text().split() for path in tmp_path.glob("*-is-on")}
+
+    def wait(reached):
+        deadline = time.monotonic() + 600
+        while not reached():
+            logs = {path.name: path.read_text()[-500:] for path in (tmp_path / "logs").rglob("*.log")}
+            assert time.monotonic() < deadline, (nodes(), logs)
+            time.sleep(0.5)
+
+    wait(lambda: sorted(nodes().values()) == [["head"], ["w1"]])
+    [lost] = [name for name, where in nodes().items() if where == ["w1"]]
+    cluster.lose("w1")
+    (tmp_path / "go").touch()
+    wait(lambda: (proof := read_proof(str(tmp_path / "last.step.json"))) and proof.done)
+    assert nodes()[lost] == ["w1", "head"]
+    assert (tmp_path / "last").read_text().count("manifest.json") == 2
+    assert json.loads((tmp_path / "shards/manifest.json").read_text())["rows"] == IMAGES
+    status = json.loads(cluster.on_head("cluster", "status", "--json", tmp_path / "small.toml").stdout)["steps"]
+    assert {step["name"]: (step["state"], step["attempts"]) for step in status} == {
+        step: ("done", 2 if step == lost else 1) for step in ("shards", "one", "other", "last")
+    }

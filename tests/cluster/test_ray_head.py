@@ -41,7 +41,7 @@ def lost(cluster: RayCluster, jobs: Callable[..., RayJob]) -> SimpleNamespace:
     job.submit("checkpoint.every=5")
     latest = job.run / "checkpoints/latest"
     job.wait("a checkpoint", lambda: latest.exists() and latest.read_text() > "step_00000000", PATIENCE)
-    cluster.lose_head()
+    cluster.lose("head")
     seen.reached = job.step()
     cluster.start_head()
 

@@ -2,11 +2,15 @@
 
 import json
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 
 import pytest
 
 from benchmarks.claim.__main__ import main as claim
+from cluster.__main__ import main
 from mvlm.errors import UserError
+from tests.cluster.pipeline_fixture import course, small_pipeline  # noqa: F401 - a fixture
 from tests.cluster.slurm_fixture import SlurmJob, wait_for
 from tests.conftest import TINY, run_command
 
@@ -74,6 +78,16 @@ def test_what_slurm_refuses_is_one_sentence(slurm, make):
         job.submit("job.partition=nowhere")
     assert "\n" not in str(refusal.value)
     assert not (job.logs / "job.json").exists()
+
+
+def test_a_pipeline_fails_at_a_mistake_and_is_mended(slurm, pipeline):
+    def in_this_process(*words):
+        with slurm.at_hand(), redirect_stdout(StringIO()) as printed:
+            assert main([str(word) for word in words]) == 0
+        return printed.getvalue()
+
+    course(in_this_process, pipeline, "slurm", "failed")
+    assert slurm.on("squeue", "--noheader", "--name=small-behind").stdout == ""
 
 
 @pytest.mark.campaign

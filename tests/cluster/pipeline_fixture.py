@@ -1,0 +1,88 @@
+"""A small pipeline with parts and a mistake, and its course on a cluster."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+IMAGES = 6
+PIPELINE = """
+[pipeline]
+name = "small"
+logs = "{folder}/logs"
+environment = {{ OMP_NUM_THREADS = "1" }}
+
+[[step]]
+name = "shards"
+kind = "shard"
+command = ["folder", "{folder}/in", "--shard-mb", "0.001"]
+reads = ["{folder}/in"]
+writes = ["{folder}/shards"]
+parts = 2
+
+[[step]]
+name = "mistake"
+kind = "command"
+command = ["sh", "-c", 'test -e {folder}/mended && ls "$0" >{folder}/copy', "{folder}/shards"]
+writes = ["{folder}/copy"]
+
+[[step]]
+name = "behind"
+kind = "command"
+command = ["cp", "{folder}/copy", "{folder}/last"]
+writes = ["{folder}/last"]
+"""
+Cluster = Callable[..., str]
+
+
+@pytest.fixture(name="pipeline")
+def small_pipeline(tmp_path: Path) -> Path:
+    write_images(tmp_path / "in")
+    path = tmp_path / "small.toml"
+    path.write_text(PIPELINE.format(folder=tmp_path))
+    return path
+
+
+def write_images(folder: Path) -> None:
+    """With captions, as `mvlm-data shard folder` reads them."""
+    (folder / "images").mkdir(parents=True)
+    lines = []
+    for number in range(IMAGES):
+        Image.new("RGB", (24, 24), (40 * number, 10, 200)).save(folder / f"images/{number}.jpg")
+        lines.append(json.dumps({"id": str(number), "image": f"images/{number}.jpg", "captions": [f"colour {number}"]}))
+    (folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def states(cluster: Cluster, pipeline: Path) -> dict[str, str]:
+    return {one["name"]: one["state"] for one in json.loads(cluster("status", "--json", pipeline))["steps"]}
+
+
+def wait_until(cluster: Cluster, pipeline: Path, wanted: dict[str, str]) -> None:
+    deadline = time.monotonic() + 900
+    while (found := states(cluster, pipeline)) != wanted:
+        logs = {str(path): path.read_text()[-500:] for path in pipeline.parent.glob("logs/*/**/*.log")}
+        assert time.monotonic() < deadline, (found, logs)
+        time.sleep(1)
+
+
+def course(cluster: Cluster, pipeline: Path, backend: str, behind: str) -> None:
+    """Submitted, failed at a mistake, mended, and done again from there.
+
+    Args:
+        behind: the state of what stands behind the step that failed.
+    """
+    folder = pipeline.parent
+    cluster("submit", pipeline, "--on", backend)
+    wait_until(cluster, pipeline, {"shards": "done", "mistake": "failed", "behind": behind})
+    assert json.loads((folder / "shards/manifest.json").read_text())["rows"] == IMAGES
+    parts = [folder / f"logs/shards/part-0000{part}/job.json" for part in (1, 2)]
+    assert all(json.loads(path.read_text())["attempts"][-1]["exit_code"] == 0 for path in parts)
+    (folder / "mended").touch()
+    cluster("rerun", pipeline, "mistake")
+    wait_until(cluster, pipeline, {"shards": "unchanged", "mistake": "done", "behind": "done"})
+    assert "manifest.json" in (folder / "last").read_text()
