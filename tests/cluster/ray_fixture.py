@@ -90,7 +90,7 @@ class RayCluster:
     def down(self) -> None:
         self._script("down")
 
-    def on_head(self, *words: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    def on_head(self, *words: object, timeout: float = 1800) -> subprocess.CompletedProcess[str]:
         """Run `python -m ...` on the head node, as a user who has logged in there does."""
         command = ["bash", SCRIPT, "on", str(self.folder), "head", sys.executable, "-m", *map(str, words)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)

@@ -29,6 +29,7 @@ PACKAGES = ("slurmctld", "slurmd", "sbatch", "unshare", "nsenter", "ip", "sshd",
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"
 GPUS = 2
 PATIENCE = 300.0  # seconds, for a machine with other things to do
+COMMAND_SECONDS = 1800.0  # that a command may take: a submission checks each run of a pipeline, one after the other
 JOB = """[job]
 name = "{name}"
 run = "mvlm/configs/tiny.toml"
@@ -87,7 +88,7 @@ class SlurmCluster:
         output = self.folder / "output"  # daemons inherit it, so it must be no pipe
         with open(output, "w") as out, open(f"{output}.err", "w") as err:
             code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=out, stderr=err, timeout=PATIENCE
+                command, cwd=ROOT, env=environment, stdout=out, stderr=err, timeout=COMMAND_SECONDS
             ).returncode
         return subprocess.CompletedProcess(command, code, output.read_text(), Path(f"{output}.err").read_text())
 
