@@ -98,6 +98,7 @@ ONLY_IN = {
         "mvlm/runtime/background.py",
         "mvlm/runtime/dist.py",
         "mvlm/runtime/gathered.py",
+        "mvlm/runtime/replicas.py",
         "mvlm/runtime/rendezvous.py",
     },
 }

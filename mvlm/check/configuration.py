@@ -9,13 +9,19 @@ from mvlm.training.warnings import groups_warning
 from mvlm.training.zero.config import accumulation_steps, micro_batch, usable_ranks
 
 
-def check_layout(report: Report, config: Config, world: int) -> int:
-    """Divide the global batch as training would; the ranks that it would use, 0 where it cannot be divided."""
+def check_layout(report: Report, config: Config, world: int, split: int = 1) -> int:
+    """Divide the global batch as training would; the replicas that it would have, 0 where it cannot be divided.
+
+    Args:
+        split: ranks of a replica.
+    """
     with report.judged("layout"):
-        ranks = usable_ranks(config.train, world)
-        accumulation = accumulation_steps(config.train, ranks)
+        ranks = usable_ranks(config.train, world, split)
+        replicas = ranks // split
+        accumulation = accumulation_steps(config.train, replicas)
         used = f"{ranks} rank{'s' if ranks > 1 else ''}" if ranks == world else f"{ranks} of {world} ranks"
-        pairs, objectives = micro_batch(config.train, ranks), config.objectives
+        used += f" in {replicas} replica{'s' if replicas > 1 else ''} of {split}" if split > 1 else ""
+        pairs, objectives = micro_batch(config.train, replicas), config.objectives
         has_groups = bool(objectives.itm) and not config.task.is_labelled
         groups = f", ITM groups of {objectives.group(config.train.global_batch)}" if has_groups else ""
         report.right(
@@ -23,9 +29,9 @@ def check_layout(report: Report, config: Config, world: int) -> int:
             f"A global batch of {config.train.global_batch} is {used} x {accumulation} micro-batch"
             f"{'es' if accumulation > 1 else ''} of {pairs}{groups}.",
         )
-        if has_groups and (slower := groups_warning(objectives, config.train.global_batch, ranks, pairs)):
+        if has_groups and (slower := groups_warning(objectives, config.train.global_batch, replicas, pairs)):
             report.warning("layout", slower)
-        return ranks
+        return replicas
     return 0
 
 

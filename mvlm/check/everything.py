@@ -20,7 +20,7 @@ from mvlm.training.fit.stages import Standing, settle_stages
 from mvlm.training.schedule import schedule_steps
 from mvlm.training.warnings import find_warnings
 from mvlm.training.zero.config import RunSide, resolve
-from mvlm.training.zero.json_file import unused
+from mvlm.training.zero.json_file import tensor_ranks, unused
 from mvlm.training.zero.json_keys import check_keys
 
 
@@ -49,7 +49,8 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         mixture = training_mixture(config.data, config.task.corpus)
     else:
         config = checkpoints.settle_config(report, config, given.keys, start)
-    ranks = configuration.check_layout(report, config, world)
+    split = tensor_ranks(content or {})
+    replicas = configuration.check_layout(report, config, world, split)
     checkpoints.check_mirror(report, config)
     if standing and state and start and start.checkpoint and mixture:
         if not standing.begins:
@@ -61,16 +62,16 @@ def check_given(report: Report, given: Given, world: int, deep: bool) -> None:
         config = shards.check_shuffle(report, config, mixture)
     parameters = models.check_model(report, config, start, mixture, deep) if start else 0
     if standing and start:
-        _check_coming(report, standing, start, world)
+        _check_coming(report, standing, start, world, split)
     if parameters:
         checkpoints.check_room(report, config, parameters)
-        checkpoints.check_memory(report, config, parameters, ranks or world)
+        checkpoints.check_memory(report, config, parameters, replicas * split or world)
     configuration.check_kernels(report, config)
     if given.json is None:
         report.unknown("deepspeed", "No DeepSpeed JSON was given: --deepspeed_config FILE compares it with the TOML.")
     elif content is not None:
         own = None if standing else state  # a stage counts from its own beginning
-        _check_deepspeed(report, config, content, (given.json, given.toml), ranks, mixture, parameters, own)
+        _check_deepspeed(report, config, content, (given.json, given.toml), replicas, mixture, parameters, own)
     if mixture:
         _warn(report, config, content, given.json or "", mixture)
 
@@ -92,11 +93,11 @@ def _settle_stages(report: Report, given: Given, start: Start) -> Standing | Non
     return None
 
 
-def _check_coming(report: Report, standing: Standing, start: Start, world: int) -> None:
+def _check_coming(report: Report, standing: Standing, start: Start, world: int, split: int) -> None:
     """The layout and the model of the stages after the one that a run resumes in."""
     for number in range(standing.number + 1, len(standing.stages)):
         coming = standing.stages.config(number)
-        configuration.check_layout(report, coming, world)
+        configuration.check_layout(report, coming, world, split)
         with report.judged("data"):
             models.check_model(report, coming, start, training_mixture(coming.data, coming.task.corpus), False)
 
@@ -116,7 +117,7 @@ def _check_deepspeed(
     config: Config,
     content: dict[str, Any],
     names: tuple[str, str],
-    ranks: int,
+    replicas: int,
     mixture: Mixture | None,
     parameters: int,
     state: TrainState | None,
@@ -126,11 +127,11 @@ def _check_deepspeed(
     if mixture:
         with report.judged("checkpoint"):
             total, warmup = schedule_steps(config.train, config.optim, mixture.per_epoch, state)
-    if not ranks:
+    if not replicas:
         report.unknown("deepspeed", f"{names[0]} is compared with the TOML when the batch can be divided.")
         return
     train, optim = config.train, config.optim
-    run = RunSide(names, config.run.dir, train, optim, ranks, (total, warmup), parameters)
+    run = RunSide(names, config.run.dir, train, optim, replicas, (total, warmup), parameters)
     with report.judged("deepspeed"):
         resolved = resolve(content, run)
         stage = resolved["zero_optimization"]["stage"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch.nn import Parameter
 
+from mvlm.checkpoint.cut import whole_shape
 from mvlm.checkpoint.layout import STATE, UNREADABLE, find_damaged_file, has_moments
 from mvlm.checkpoint.state import TrainState
 from mvlm.checkpoint.tensors import StoredTensor
@@ -82,7 +83,7 @@ def compare_shapes(
     """
     for name, stored in weights.items():
         shape, parameter = stored.shape, parameters.get(name)
-        wanted = None if parameter is None else tuple(getattr(parameter, "ds_shape", parameter.shape))
+        wanted = None if parameter is None else whole_shape(parameter)
         if wanted is None or (shape != wanted and not is_fitted(name)):
             raise UserError(f"{checkpoint}: {name} of shape {shape} does not fit this model; use its TOML.")
     if lacking := parameters.keys() - weights.keys():

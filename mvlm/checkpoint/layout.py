@@ -5,8 +5,9 @@ A checkpoint is a folder `checkpoints/step_NNNNNNNN` with `weights-*.safetensors
 its weights `ema-*.safetensors` (the average, by parameter name), `state.json` and `index.json`, which has every file
 with its length and hash, who has written them, and the format, after which parameters are named. Each rank's files
 have what it alone has: where ZeRO splits a tensor, a part of it laid flat, with the tensor's shape and where the part
-begins in the file's metadata. What says what the weights mean lies there as well, under the names that it has in the
-run's folder (mvlm/checkpoint/description.py); not in one of version 0.1. `checkpoints/latest` holds the name of the
+begins in the file's metadata; where ranks split layers, a part of a cut of it
+(mvlm/checkpoint/cut.py). What says what the weights mean lies there as well, under the names that it has in the run's
+folder (mvlm/checkpoint/description.py); not in one of version 0.1. `checkpoints/latest` holds the name of the
 one to resume from, and `checkpoints/best` that of the best by `eval.select`, where a run has one.
 Beside them may lie, of the run's attempt A, `step_N.partial-A`, being written, and `step_N.deleted-A`, being deleted;
 `step_N.damaged`, and `step_N.aside-A`, another's that lay where attempt A wrote. A copy of a mirror has

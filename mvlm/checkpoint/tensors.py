@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mvlm.checkpoint.cut import WHOLE, Cut
 from mvlm.checkpoint.layout import EMA, UNREADABLE, WEIGHTS, Entry, read_format, read_index
 from mvlm.config.parameters import present_name
 from mvlm.errors import UserError
@@ -28,12 +29,13 @@ METADATA = "__metadata__"
 
 
 class TensorPart(NamedTuple):
-    """Elements of a tensor laid flat, which begin with its element number `start`."""
+    """Elements of a tensor laid flat, or of a cut of it, which begin with its element number `start`."""
 
     elements: Tensor
     start: int
     shape: tuple[int, ...]
     """Of the whole tensor."""
+    cut: Cut = WHOLE
 
     @property
     def is_whole(self) -> bool:
@@ -41,8 +43,9 @@ class TensorPart(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """What one file has of a tensor: elements `start` to before `stop` of it laid flat."""
+    """What one file has of a tensor: elements `start` to before `stop` of a cut of it laid flat."""
 
+    cut: Cut
     start: int
     stop: int
     file: TensorFile
@@ -60,12 +63,12 @@ class TensorFile:
         """Title, shape of the whole tensor and what is here of it, for each of the file's."""
         parts = self.file.metadata() or {}
         for title in self.file.keys():  # noqa: SIM118
-            shape, start = tuple(self.file.get_slice(title).get_shape()), 0
+            shape, start, cut = tuple(self.file.get_slice(title).get_shape()), 0, WHOLE
             count = math.prod(shape)
             if title in parts:
                 place = json.loads(parts[title])
-                shape, start = tuple(place["shape"]), place["start"]
-            yield title, shape, _Piece(start, start + count, self, title)
+                shape, start, cut = tuple(place["shape"]), place["start"], Cut(*place.get("cut", WHOLE))
+            yield title, shape, _Piece(cut, start, start + count, self, title)
 
     def read_into(self, target: Tensor, title: str, start: int) -> None:
         """Fill a flat tensor with elements of one here, from `start` on; no more than these is read.
@@ -122,16 +125,30 @@ class StoredTensor:
             OSError: a file is gone, or has become shorter.
         """
         found = torch.empty(stop - start, device="cpu")  # also where a model is built of shapes alone
+        count = math.prod(self.shape)
         for piece in self.pieces:
-            low, high = max(start, piece.start), min(stop, piece.stop)
-            if low < high:
-                piece.file.read_into(found[low - start : high - start], piece.title, low - piece.start)
+            low, high = max(piece.cut.before(start, count), piece.start), min(piece.cut.before(stop, count), piece.stop)
+            if low >= high:
+                continue
+            first, places = piece.cut.positions(low, high, count)
+            target = found[first - start :]
+            if isinstance(places, slice):
+                piece.file.read_into(target[places], piece.title, low - piece.start)
+            else:
+                own = torch.empty(high - low, device="cpu")
+                piece.file.read_into(own, piece.title, low - piece.start)
+                target[places] = own
         return found
 
     def require_whole(self, checkpoint: Path) -> None:
         """Raises: UserError: a piece is missing, or there are too many."""
-        ends = [0, *(piece.stop for piece in self.pieces)]
-        if [piece.start for piece in self.pieces] != ends[:-1] or ends[-1] != math.prod(self.shape):
+        cuts: dict[Cut, int] = {}  # how far each is there
+        is_right = True
+        for piece in self.pieces:
+            is_right &= piece.start == cuts.get(piece.cut, 0)
+            cuts[piece.cut] = piece.stop
+        rows, _, of = self.pieces[0].cut
+        if not is_right or cuts != {Cut(rows, place, of): math.prod(self.shape) // of for place in range(of)}:
             raise UserError(f"{checkpoint} lacks part of {self.name}: the checkpoint is damaged; use another.")
 
 
@@ -169,7 +186,7 @@ def open_tensors(checkpoint: Path, kind: str) -> Iterator[dict[str, StoredTensor
                     title = _present_title(stored, written_in)
                     tensors.setdefault(title, StoredTensor(title, shape, [])).pieces.append(piece)
         for tensor in tensors.values():
-            tensor.pieces.sort(key=itemgetter(0))
+            tensor.pieces.sort(key=itemgetter(0, 1))
             tensor.require_whole(checkpoint)
         yield tensors
 
@@ -216,9 +233,15 @@ def _open(path: Path, length: int) -> safe_open:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor | TensorPart]) -> Entry:
     """Write fp32 tensors, or parts of some, as `stream_tensors` does."""
     parts = {title: part for title, part in tensors.items() if isinstance(part, TensorPart) and not part.is_whole}
-    places = {title: json.dumps({"shape": part.shape, "start": part.start}) for title, part in parts.items()}
+    places = {title: json.dumps(_place_of(part)) for title, part in parts.items()}
     stored = {title: tensor if isinstance(tensor, Tensor) else _as_stored(tensor) for title, tensor in tensors.items()}
     return stream_tensors(path, {title: tensor.shape for title, tensor in stored.items()}, stored.__getitem__, places)
+
+
+def _place_of(part: TensorPart) -> dict[str, Any]:
+    """For a file's metadata."""
+    place: dict[str, Any] = {"shape": part.shape, "start": part.start}
+    return place if part.cut == WHOLE else place | {"cut": part.cut}
 
 
 def _as_stored(part: TensorPart) -> Tensor:

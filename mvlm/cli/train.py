@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.training.health.signals import StopRequests
 
     stop = StopRequests()  # before the imports, which take seconds in which a signal may come
-    config, stages = _read(args)
+    config, stages, split = _read(args)
     with uncollected():
         from mvlm.config.load import given_keys, read_stages
         from mvlm.runtime import dist, network
@@ -65,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     launched = environment()
     trains = [each.train for each in stages]
-    ranks = usable_ranks(trains, launched["world"])
+    ranks = usable_ranks(trains, launched["world"], split)
     for train_settings in trains:
-        accumulation_steps(train_settings, ranks)
+        accumulation_steps(train_settings, ranks // split)
     if launched["rank"] >= ranks:
         return 0
     if ranks < launched["world"] and launched["rank"] == 0:
@@ -105,8 +105,8 @@ def evaluator(config: Config) -> Evaluator | None:
     return Evaluator(config.data, config.task, config.model.image_size, config.eval, pictures)
 
 
-def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
-    """The configuration, and that of each stage, of which a run has at least one.
+def _read(args: argparse.Namespace) -> tuple[Config, list[Config], int]:
+    """The configuration, that of each stage, of which a run has at least one, and the ranks that split layers.
 
     A wrong path or key is reported here, before torch is imported, which takes seconds.
     """
@@ -114,11 +114,12 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
     from mvlm.cli.places import require_shards
     from mvlm.config.load import load_config, read_stages, require_training_data
     from mvlm.config.stages import load_stored_stages, make_stages
-    from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections
+    from mvlm.training.zero.json_file import read_deepspeed_json, refuse_sections, tensor_ranks
 
     config = load_config(args.config, args.overrides)
     stages = make_stages(config, read_stages(args.config), args.config)
-    refuse_sections(read_deepspeed_json(args.deepspeed_config), args.deepspeed_config)
+    content = read_deepspeed_json(args.deepspeed_config)
+    refuse_sections(content, args.deepspeed_config)
     each = [stages.config(number) for number in range(len(stages))]
     for stage in each:
         require_training_data(stage, args.config)
@@ -135,7 +136,7 @@ def _read(args: argparse.Namespace) -> tuple[Config, list[Config]]:
     if stored.is_file():  # those that `mvlm stage add` has appended count as well
         known = load_stored_stages(stored)
         each += [known.config(number) for number in range(len(stages), len(known))]
-    return config, each
+    return config, each, tensor_ranks(content)
 
 
 def _end_alone(run: str, error: Exception, stop: StopRequests) -> NoReturn:

@@ -27,7 +27,7 @@ def advice(planner: Planner) -> list[str]:
 
 
 def _unused(planner: Planner) -> list[str]:
-    gpus, ranks = planner.request.gpus, planner.ranks
+    gpus, ranks = planner.request.gpus, planner.ranks * planner.split
     if ranks == gpus:
         return []
     return [
@@ -48,7 +48,7 @@ def _does_not_fit(planner: Planner) -> list[str]:
         other = _with_recompute(planner, share)
         if other.largest:
             return [f"{begin}: set train.recompute = {share:g} and train.micro_batch = {other.largest}."]
-    for stage in range(planner.zero.stage + 1, 4):
+    for stage in planner.stages[planner.zero.stage + 1 :]:
         if pairs := planner.largest_that_fits(planner.stage(stage)):
             return [f"{begin}, and no smaller one fits: ZeRO-{stage} fits with train.micro_batch = {pairs}."]
     return [f"{begin}, and nothing smaller fits at any stage: offload with ds_configs/zero3_offload.json."]
@@ -56,7 +56,7 @@ def _does_not_fit(planner: Planner) -> list[str]:
 
 def _with_recompute(planner: Planner, share: float) -> Planner:
     train = dataclasses.replace(planner.train, recompute=share)
-    return Planner(dataclasses.replace(planner.request, train=train), planner.model)
+    return Planner(dataclasses.replace(planner.request, train=train), planner.whole)
 
 
 def _lower_stage(planner: Planner) -> list[str]:

@@ -8,7 +8,8 @@ step; stage 3 gathers weights for forward, and for
 backward those that it has not kept, and reduce-scatters, all after every micro-batch. With
 `use_multi_rank_bucket_allreduce` off, stages 1 and 2 send half the bytes in a reduction to each rank of its share of
 each group, one after the other. `reduce_scatter` and `allgather_bucket_size` change nothing. Muon's matrices are summed
-whole in fp32 once a step from stage 1 on (mvlm/training/zero/muon.py).
+whole in fp32 once a step from stage 1 on (mvlm/training/zero/muon.py). Ranks that split layers sum up what each
+attention and feed-forward gives, and the gradients at what it is given (mvlm/training/tensor_parallel.py).
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Step:
         compute: products alone, at the stated share of the peak.
         update: AdamW, at the memory's bandwidth, and Muon's products.
         exchanges: of "gradients", "weights" (gathered anew), "contrast", "negatives" (of ITM, where its groups span
-            ranks), "matrices" (of Muon) and "numbers" (norms and counts).
+            ranks), "layers" (that ranks split among them), "matrices" (of Muon) and "numbers" (norms and counts).
         sent: bytes of gradients, weights, contrastive features and negatives' tokens that a rank takes part in moving.
     """
 
@@ -85,6 +86,7 @@ class Work:
         pairs: of a micro-batch.
         spanned: ranks that an ITM group spans.
         muon: seconds of an update's products.
+        summed, summing: bytes that ranks which split layers sum up in a micro-batch, and seconds, in which they wait.
     """
 
     forward: float
@@ -94,6 +96,8 @@ class Work:
     pairs: int
     spanned: int
     muon: float = 0.0
+    summed: float = 0.0
+    summing: float = 0.0
 
 
 def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
@@ -111,10 +115,12 @@ def step_time(model: FakeModel, zero: Zero, fabric: Fabric, work: Work) -> Step:
     exchanges = (_partitioned if zero.stage == 3 else _replicated)(model, zero, fabric, work) | {
         "contrast": Collectives(contrast.seconds, contrast.seconds - min(contrast.ahead, meanwhile)),
         "negatives": Collectives(negatives, negatives),
+        "layers": Collectives(times * work.summing, times * work.summing),
         "matrices": Collectives(whole, whole),
         "numbers": Collectives(small, small),
     }
     sent = _sent(model, zero, times) + contrast.sent + times * tokens + 2 * split if fabric.ranks > 1 else 0.0
+    sent += 2 * times * work.summed
     moved = UPDATE_BYTES * model.total - 2 * FP32 * elements(model.matrices)
     update = moved / (fabric.ranks if zero.stage else 1) / fabric.card.bandwidth + work.muon
     return Step(times * (work.forward + work.backward), update, exchanges, sent)

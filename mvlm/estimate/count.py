@@ -20,6 +20,7 @@ from mvlm.batch import Batch, Encoded, GlobalBatch, LabelledBatch, Negative
 from mvlm.config.schema import Data, Objectives, Optim
 from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
+from mvlm.estimate.sums import SumCounter, Sums
 from mvlm.model.finetune import TaskModel
 from mvlm.model.flops import GPU, flop_counter, on_meta, without_values
 from mvlm.model.masking import patch_mask, token_mask
@@ -29,6 +30,7 @@ from mvlm.training.blocks import find_blocks
 from mvlm.training.match_groups import Passes
 from mvlm.training.optim import muon_shapes, parameter_groups
 from mvlm.training.parallelize import recompute_blocks
+from mvlm.training.tensor_parallel import split_layers
 
 UNIT = 16
 """Pairs that are counted at once."""
@@ -79,16 +81,38 @@ class FakeModel:
             counts[_part(name)] += parameter.numel()
         self.parameters = dict(counts)
         self.blocks = len(list(find_blocks(model)))
-        optim = optim or Optim()
+        self._optim = optim = optim or Optim()
         self.groups = [sum(p.numel() for p in group["params"]) for group in parameter_groups(model, optim)]
         self.matrices = muon_shapes(model, optim)
         self._flops: dict[bool, Flops] = {}
         self._ahead: float | None = None
         self._moments: dict[tuple[int, float, bool], Moments] = {}
+        self._sums: dict[tuple[float, bool], Sums] = {}
+        self._divided: dict[int, FakeModel] = {}
 
     @property
     def total(self) -> int:
         return sum(self.parameters.values())
+
+    def divided(self, ranks: int) -> FakeModel:
+        """What each of `ranks` has and computes that split the layers of its blocks; raises as `split_layers`."""
+        if ranks not in self._divided:
+            model = on_meta(self.model)
+            split_layers(model, ranks, 0)
+            self._divided[ranks] = FakeModel(model, self.data, self.device, self._optim)
+        return self._divided[ranks]
+
+    def sums(self, recompute: float, foreign: bool = False) -> Sums:
+        """What the ranks of a divided model sum up; args as of `moments_of`."""
+        key = recompute, foreign
+        if key not in self._sums:
+            batch = self._longest(UNIT)
+            with without_values(self.model, self.device) as (model, without_value):
+                recompute_blocks(model, recompute)
+                with SumCounter(model) as counter:
+                    self._loss(model, without_value(batch), foreign).backward()
+            self._sums[key] = Sums(counter.elements / UNIT, counter.times)
+        return self._sums[key]
 
     @property
     def token_numbers(self) -> tuple[int, int]:

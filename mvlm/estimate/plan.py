@@ -17,6 +17,7 @@ from mvlm.training.blocks import evenly
 from mvlm.training.schedule import schedule_steps
 from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import RunSide, micro_batches, resolve, usable_ranks
+from mvlm.training.zero.json_file import tensor_ranks
 from mvlm.training.zero.memory import Zero, states
 from mvlm.training.zero.muon import operations
 
@@ -51,12 +52,20 @@ class Request:
 
 
 class Planner:
-    """Answers of one request, of a model that several may have."""
+    """Answers of one request, of a model that several may have.
+
+    Attributes:
+        whole: the model; `model`: what a rank has of it.
+        split: ranks of a replica, which split the layers of its blocks.
+        ranks: replicas, of which each has its own pairs.
+    """
 
     def __init__(self, request: Request, model: FakeModel) -> None:
-        self.request, self.train, self.model = request, request.train, model
+        self.request, self.train, self.whole = request, request.train, model
+        self.split = tensor_ranks(request.content)
+        self.model = model.divided(self.split) if self.split > 1 else model
         self.precision = precision_of(request.content, request.names[0], request.card_name, request.card)
-        self.ranks = usable_ranks(self.train, request.gpus)
+        self.ranks = usable_ranks(self.train, request.gpus, self.split) // self.split
         self.zero = self._zero_of(request.content)
         self.room = USABLE * request.card.memory
         self.largest = self.largest_that_fits(self.zero)
@@ -87,7 +96,7 @@ class Planner:
         train, optim = self.train, self.request.optim
         steps = schedule_steps(train, optim, self.request.corpus)
         folder = ""  # where a rank offloads to is none of the plan
-        run = RunSide(self.request.names, folder, train, optim, self.ranks, steps, self.model.total)
+        run = RunSide(self.request.names, folder, train, optim, self.ranks, steps, self.whole.total)
         return Zero.of(resolve(content, run))
 
     def memory(self, zero: Zero, pairs: int) -> Memory:
@@ -132,28 +141,48 @@ class Planner:
         return self._peak(self.zero, 1, pairs).total <= self.room
 
     def step(self, zero: Zero, ranks: int, pairs: int, accumulation: int) -> Step:
-        """The time of a step."""
+        """The time of a step; `ranks` as of the planner's own."""
         counted, shape = self.model.flops(self._foreign(pairs)), self.span(pairs)
         forward, whole = (sum(flops.values()) for flops in (counted.forward, counted.step))
         backward = whole - forward + forward * self._recomputed()
         fused = forward - counted.forward.get("vision", 0.0) - counted.forward.get("text", 0.0)
         forward += self.model.ahead() if shape[1] > 1 else 0.0
         speed = self.request.mfu * self.request.card.peak(self.precision) / pairs
-        fabric = Fabric(self.request.card, ranks, min(self.request.per_node, ranks))
+        fabric = self._between(ranks)
         iterating = self.request.mfu * self.request.card.peak("fp32")
         muon = sum(operations(matrix) for group in self.model.matrices for matrix in group) / iterating
-        work = Work(forward / speed, backward / speed, fused / speed, accumulation, pairs, shape[0], muon)
+        summed, seconds = self._layers(pairs)
+        work = Work(
+            forward / speed, backward / speed, fused / speed, accumulation, pairs, shape[0], muon, summed, seconds
+        )
         return step_time(self.model, zero, fabric, work)
 
     def contrast(self) -> ContrastExchange:
         """What ITC exchanges in a step of this plan."""
-        fabric = Fabric(self.request.card, self.ranks, min(self.request.per_node, self.ranks))
-        return contrast_of(self.model, fabric, self.train.global_batch)
+        return contrast_of(self.model, self._between(self.ranks), self.train.global_batch)
+
+    def _between(self, ranks: int) -> Fabric:
+        """Of so many replicas' ranks of one place in theirs."""
+        return Fabric(self.request.card, ranks, min(max(1, self.request.per_node // self.split), ranks))
+
+    def _layers(self, pairs: int) -> tuple[float, float]:
+        """Bytes that the ranks of a replica sum up in a micro-batch, and seconds that it takes."""
+        if self.split == 1:
+            return 0.0, 0.0
+        sums = self.model.sums(self.train.recompute, self._foreign(pairs))
+        count = sums.elements * pairs * self.zero.element
+        within = Fabric(self.request.card, self.split, min(self.request.per_node, self.split))
+        return count, within.reduce(count, sums.times)
 
     def _recomputed(self) -> float:
         """The share of the forward pass that backward computes again."""
         blocks = list(range(self.model.blocks))
         return len(evenly(blocks, self.train.recompute)) / len(blocks)
+
+    @property
+    def stages(self) -> range:
+        """Of ZeRO, that such a run can have."""
+        return range(4 if self.split == 1 else 3)
 
     def stage(self, stage: int) -> Zero:
         """The same configuration at another ZeRO stage, without offload."""

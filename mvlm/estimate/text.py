@@ -25,15 +25,17 @@ def as_json(planner: Planner) -> dict[str, Any]:
     steps, _ = schedule_steps(train, request.optim, request.corpus)
     pairs_per_s = train.global_batch / step.seconds
     seconds = steps * step.seconds
-    flops = planner.model.flops().step
+    flops = planner.whole.flops().step
     return {
         "gpu": request.card_name,
         "gpus": request.gpus,
-        "ranks": planner.ranks,
+        "ranks": planner.ranks * planner.split,
+        "replicas": planner.ranks,
+        "tensor_parallel": planner.split,
         "nodes": request.nodes,
         "precision": planner.precision,
         "zero_stage": zero.stage,
-        "parameters": planner.model.parameters | {"total": planner.model.total},
+        "parameters": planner.whole.parameters | {"total": planner.whole.total},
         "flops_per_pair": flops | {"total": sum(flops.values())},
         "global_batch": train.global_batch,
         "micro_batch": planner.pairs,
@@ -70,10 +72,11 @@ def efficiency(planner: Planner) -> dict[str, dict[str, float]]:
     """By stage and number of GPUs, at the planned micro-batch and accumulation: the global batch grows with them."""
     return {
         f"zero{stage}": {
-            str(gpus): planner.step(zero, gpus, planner.pairs, planner.accumulation).efficiency for gpus in SCALES
+            str(gpus): planner.step(zero, max(1, gpus // planner.split), planner.pairs, planner.accumulation).efficiency
+            for gpus in SCALES
         }
         for stage, zero in (
-            (stage, planner.zero if stage == planner.zero.stage else planner.stage(stage)) for stage in range(4)
+            (stage, planner.zero if stage == planner.zero.stage else planner.stage(stage)) for stage in planner.stages
         )
     }
 
@@ -85,7 +88,9 @@ def as_text(plan: dict[str, Any]) -> str:
     )
     lines = [
         f"{plan['ranks']} x {plan['gpu']} on {plan['nodes']} node{'s' * (plan['nodes'] > 1)}, {plan['precision']}, "
-        f"ZeRO-{plan['zero_stage']}, global batch {plan['global_batch']} = {plan['ranks']} x {plan['accumulation']} x "
+        f"ZeRO-{plan['zero_stage']}, "
+        + (f"layers split by {plan['tensor_parallel']}, " if plan["tensor_parallel"] > 1 else "")
+        + f"global batch {plan['global_batch']} = {plan['replicas']} x {plan['accumulation']} x "
         f"{plan['micro_batch']} pairs",
         "",
         f"parameters     {parameters['total'] / 1e6:,.1f} M   ({_parts(parameters, 1e6, 1)})",

@@ -14,7 +14,7 @@ from mvlm.data.samples.pictures import ImagesAndTexts
 from mvlm.evaluate import shares
 from mvlm.evaluate.memory import Sizes
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 
 
 def match_pairs(
@@ -48,7 +48,7 @@ def match_pairs(
                 logits_B2 = model.match(image_BSD[_index(image_B, device)], words_BLD, valid_BL.to(device))
                 if mine:
                     odds_P[_index(pairs, device)] = (logits_B2[:, 1] - logits_B2[:, 0]).float()
-    return dist.all_reduce(odds_P).cpu().numpy()  # every pair is one rank's and 0 on the others
+    return replicas.all_reduce(odds_P).cpu().numpy()  # every pair is one rank's and 0 on the others
 
 
 def _text_tokens(
@@ -63,7 +63,7 @@ def _text_tokens(
         text_BL, valid_BL = (tensor.to(device) for tensor in dataset.texts(captions[indices].tolist()))
         words_BLD = text_MLD.new_zeros(len(indices), length, model.text.width)
         words_BLD[:, : text_BL.shape[1]] = model.encode_text(text_BL, valid_BL)
-        everyones = dist.all_gather(words_BLD).split(len(indices))
+        everyones = replicas.all_gather(words_BLD).split(len(indices))
         for place, words in zip(shares.places(number, count, batch), everyones, strict=True):
             text_MLD[place] = words[: place.stop - place.start]
     return length_M, text_MLD
@@ -79,10 +79,10 @@ def _blocks(
     block_P = image_P[pairs] // batch
     numbers, starts, counts = np.unique(block_P, return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    for first in range(0, len(order), dist.world()):
-        round_ = order[first : first + dist.world()]
-        mine = dist.rank() < len(round_)
-        block = round_[dist.rank() if mine else 0]
+    for first in range(0, len(order), replicas.world()):
+        round_ = order[first : first + replicas.world()]
+        mine = replicas.rank() < len(round_)
+        block = round_[replicas.rank() if mine else 0]
         of_block = pairs[starts[block] : starts[block] + counts[block]]
         own = -(-len(of_block) // batch)
         passes = []

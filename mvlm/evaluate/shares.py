@@ -1,5 +1,7 @@
 """Work split over ranks so that every rank makes equally many model calls of equal size.
 
+Ranks that split a model's layers among them make the same calls: where it says "rank", these are one.
+
 ZeRO-3 gathers weights inside each call, so a rank with fewer calls would leave the others waiting for ever.
 A batch is the same items on any number of ranks, since matrix products of other shapes round otherwise: the ranks
 take whole batches, one after another, and the last batch stands in where their number does not divide.
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 
 
 def batches(count: int, size: int) -> Iterator[np.ndarray]:
@@ -24,8 +26,8 @@ def batches(count: int, size: int) -> Iterator[np.ndarray]:
     """
     size = min(size, count)
     total = -(-count // size)
-    share = -(-total // dist.world())
-    for number in range(dist.rank() * share, (dist.rank() + 1) * share):
+    share = -(-total // replicas.world())
+    for number in range(replicas.rank() * share, (replicas.rank() + 1) * share):
         yield np.minimum(min(number, total - 1) * size + np.arange(size), count - 1)
 
 
@@ -33,14 +35,14 @@ def places(number: int, count: int, size: int) -> list[slice]:
     """Where the items of each rank's batch `number` stand, in rank order: nowhere where it stands in for another."""
     size = min(size, count)
     total = -(-count // size)
-    share = -(-total // dist.world())
-    firsts = [(rank * share + number) * size for rank in range(dist.world())]
+    share = -(-total // replicas.world())
+    firsts = [(rank * share + number) * size for rank in range(replicas.world())]
     return [slice(min(first, count), min(first + size, count)) for first in firsts]
 
 
 def gather(parts: list[Tensor], count: int) -> Tensor:
     """What all ranks computed for their `batches`, concatenated in the items' order, repeats left out."""
-    return dist.all_gather(torch.cat(parts))[:count]
+    return replicas.all_gather(torch.cat(parts))[:count]
 
 
 @contextmanager

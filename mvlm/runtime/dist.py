@@ -126,20 +126,20 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
         return tensor.detach()
     tensor = tensor.detach().contiguous()
     gathered = tensor.new_empty(among * tensor.shape[0], *tensor.shape[1:])
-    torch_dist.all_gather_into_tensor(gathered, tensor, None if among == world() else _neighbours(among))
+    first = rank() // among * among
+    group = None if among == world() else group_of(range(first, first + among))
+    torch_dist.all_gather_into_tensor(gathered, tensor, group)
     return gathered
 
 
-def _neighbours(count: int) -> torch_dist.ProcessGroup:
-    """The group of so many consecutive ranks that this one is in, joined at the first call."""
-    if count not in _groups:
-        first = rank() // count * count
-        ranks = list(range(first, first + count))
-        _groups[count] = torch_dist.new_group(ranks, timeout=TIMEOUT, use_local_synchronization=True)
-    return _groups[count]
+def group_of(ranks: Sequence[int]) -> torch_dist.ProcessGroup:
+    """The group of these ranks, of which this is one, joined at the first call."""
+    if (key := tuple(ranks)) not in _groups:
+        _groups[key] = torch_dist.new_group(list(key), timeout=TIMEOUT, use_local_synchronization=True)
+    return _groups[key]
 
 
-_groups: dict[int, torch_dist.ProcessGroup] = {}
+_groups: dict[tuple[int, ...], torch_dist.ProcessGroup] = {}
 
 
 def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:

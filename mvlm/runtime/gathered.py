@@ -1,5 +1,7 @@
 """Tensors of all ranks, those of so many at a time, on their way while whoever asked for them goes on.
 
+Where several ranks are one replica of a model (mvlm/runtime/replicas.py), "rank" means replica here.
+
 In both ways there are to send them, blocks of consecutive ranks' tensors come each with the row at which the own ones
 begin; where these are in another block, with one so far before its first that none of them is in it. What comes may be
 gone through several times. All ranks must do so in step.
@@ -14,7 +16,7 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 
 Coming: TypeAlias = "tuple[Tensor, list[torch_dist.Work]]"
 """What will be a block once its work is done."""
@@ -59,7 +61,7 @@ class Gathered:
         self._begun: Coming | None = self._begin(0)
 
     def __iter__(self) -> Iterator[tuple[int, list[Tensor]]]:
-        place, world, share = dist.rank(), dist.world(), len(self._packed.rows)
+        place, world, share = replicas.rank(), replicas.world(), len(self._packed.rows)
         if self._kept:
             yield place * share, self._kept
             return
@@ -77,13 +79,13 @@ class Gathered:
 
     def _begin(self, first: int) -> Coming:
         """The block that begins with the rank `first`."""
-        place, share = dist.rank() - first, len(self._packed.rows)
-        ranks = min(self._at_once, dist.world() - first)
+        place, share = replicas.rank() - first, len(self._packed.rows)
+        ranks = min(self._at_once, replicas.world() - first)
         whole = self._packed.rows.new_zeros(ranks * share, self._packed.rows.shape[1])
         if 0 <= place < ranks:
             whole[place * share : (place + 1) * share] = self._packed.rows
         # four bytes of anything as an integer, to which nothing but zeros are added
-        return whole, [torch_dist.all_reduce(whole, async_op=True)]
+        return whole, [torch_dist.all_reduce(whole, group=replicas.group(), async_op=True)]
 
 
 class Ring:
@@ -99,12 +101,12 @@ class Ring:
 
     def __init__(self, own: list[Tensor]) -> None:
         self._packed = PackedRows(own)
-        self._begun: Coming | None = self._hand_on(self._packed.rows) if dist.world() > 1 else None
+        self._begun: Coming | None = self._hand_on(self._packed.rows) if replicas.world() > 1 else None
 
     def __iter__(self) -> Iterator[tuple[int, list[Tensor]]]:
         share, whole = len(self._packed.rows), self._packed.rows
         coming, self._begun = self._begun, None
-        for hops_left in reversed(range(dist.world())):
+        for hops_left in reversed(range(replicas.world())):
             if hops_left and not coming:
                 coming = self._hand_on(whole)
             yield (0 if whole is self._packed.rows else -share), self._packed.unpacked(whole)
@@ -113,10 +115,11 @@ class Ring:
 
     def _hand_on(self, whole: Tensor) -> Coming:
         """What the rank before this one hands on at the same time."""
-        place, world, arriving = dist.rank(), dist.world(), torch.empty_like(whole)
+        place, world, arriving = replicas.rank(), replicas.world(), torch.empty_like(whole)
+        after, before = (replicas.peer((place + step) % world) for step in (1, -1))
         hops = [
-            torch_dist.P2POp(torch_dist.isend, whole, (place + 1) % world),
-            torch_dist.P2POp(torch_dist.irecv, arriving, (place - 1) % world),
+            torch_dist.P2POp(torch_dist.isend, whole, after, replicas.group()),
+            torch_dist.P2POp(torch_dist.irecv, arriving, before, replicas.group()),
         ]
         return arriving, torch_dist.batch_isend_irecv(hops)
 

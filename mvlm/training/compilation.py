@@ -34,7 +34,9 @@ def is_compiled(train: Train, ds_config: dict[str, Any]) -> bool:
     """
     stage = ds_config["zero_optimization"]["stage"]
     if train.compile == "auto":
-        return bool(PROOF) and dist.uses_cuda() and stage != 3 and _has_compiler()
+        return (
+            bool(PROOF) and "tensor_parallel" not in ds_config and dist.uses_cuda() and stage != 3 and _has_compiler()
+        )
     if train.compile:
         check_stage(stage)
     if train.compile == "captured" and ds_config["gradient_accumulation_steps"] > 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mvlm.batch import Batch, Encoded, ItcGradients
 from mvlm.model.losses.itc import ALONE, Peers, begin_contrast
 from mvlm.model.maskvlm import MaskVLM
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 from mvlm.runtime.gathered import Gathered, Ring
 
 KEPT_BELOW = 524_288
@@ -37,16 +37,16 @@ def ranks_at_once(global_batch: int, ranks: int, exchange: str) -> int:
 
 
 def peers(global_batch: int, exchange: str) -> Peers:
-    """All ranks, each with its share of the global batch's pairs.
+    """All replicas, each with its share of the global batch's pairs.
 
     Args:
         exchange: `objectives.itc_exchange`.
     """
-    world = dist.world()
+    world = replicas.world()
     if world == 1:
         return ALONE
     at_once = ranks_at_once(global_batch, world, exchange)
-    return Peers(Ring if exchange == "ring" else partial(Gathered, at_once=at_once), dist.all_reduce, world)
+    return Peers(Ring if exchange == "ring" else partial(Gathered, at_once=at_once), replicas.all_reduce, world)
 
 
 def contrast_of(
@@ -62,7 +62,7 @@ def contrast_of(
         seed_part: makes a micro-batch's device randomness begin, given its number.
     """
     excludes = model.objectives.exclude_duplicates
-    everybody = peers(dist.world() * sum(map(len, micro_batches)), model.objectives.itc_exchange)
+    everybody = peers(replicas.world() * sum(map(len, micro_batches)), model.objectives.itc_exchange)
 
     def contrast(own: Encoded, temperature: Tensor, bias: Tensor | None) -> Callable[[], ItcGradients]:
         return begin_contrast(own, temperature, bias, excludes, everybody)

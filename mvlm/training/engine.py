@@ -22,17 +22,18 @@ from mvlm.config.schema import Objectives, Optim
 from mvlm.errors import UserError
 from mvlm.model.encoders import Encoders
 from mvlm.model.randomness import seed_dropout
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.audit import Audit
 from mvlm.training.global_batches import with_global_batches
 from mvlm.training.gradient_norms import GradientParts
+from mvlm.training.tensor_parallel import Mpu, clip_grad_norm
 from mvlm.training.zero.buckets import Buckets
 from mvlm.training.zero.checksums import checksums_of
 from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
 from mvlm.training.zero.share_reduction import ShareReduction, reduces_shares, without_own
-from mvlm.training.zero.shares import Read, gathered
+from mvlm.training.zero.shares import Read, gathered, own_read
 from mvlm.training.zero.start import import_deepspeed, without_inductor
 from mvlm.training.zero.state import ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
 
@@ -44,8 +45,8 @@ class Engine:
     """A model, its optimiser and DeepSpeed's wrapping of both.
 
     Args:
-        model: on the CPU, with its initial fp32 weights, equal on every rank, or divided; what requires no gradient is
-            not trained.
+        model: on the CPU, with its initial fp32 weights, equal on every rank, divided or split by layers; what
+            requires no gradient is not trained.
         ds_config: as `zero.config.resolve` returns it.
         ema: decay of an average of the weights; 0 = none is kept.
         seed: of what is drawn on the device.
@@ -98,7 +99,8 @@ class Engine:
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         with without_inductor():
-            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=without_own(ds_config))
+            mpu, config = Mpu() if replicas.size() > 1 else None, without_own(ds_config)
+            self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
         self._state.bind_matrices(self._trained)
@@ -151,7 +153,7 @@ class Engine:
         step: int,
         metrics: MetricAccumulator | None = None,
     ) -> Losses:
-        """One update from this rank's micro-batches of a global batch.
+        """One update from this rank's micro-batches of a global batch, which all ranks of its replica have.
 
         Args:
             metrics: gets what the model reports beside its losses, and the norms of its parts' gradients.
@@ -166,7 +168,7 @@ class Engine:
         micro_batches = [batch.to(self.device) for batch in micro_batches]
         if not self.model.training:  # to say so to every module in every step takes a millisecond or more
             self.engine.train()
-        starts = [(m * dist.world() + dist.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
+        starts = [(m * replicas.world() + replicas.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
         scale = self._scaler and self._scaler.cur_scale
@@ -186,7 +188,7 @@ class Engine:
                 self.corrupted = self._checksums.changed()
             if self._plain and self.engine.is_gradient_accumulation_boundary():
                 limit = self._clip or float("inf")
-                self.grad_norm = torch.nn.utils.clip_grad_norm_(self._trained, limit)
+                self.grad_norm = clip_grad_norm(self._trained, limit)
             self.engine.step()
             parts.append({name: loss.detach() for name, loss in losses.items()})
         if self._reduction and self._reduction.grad_norm is not None:
@@ -249,7 +251,8 @@ class Engine:
             yield self._names[id(parameter)], parts
 
     def write(self, parameter: torch.nn.Parameter, whole: dict[str, Tensor]) -> None:
-        """Set what `own_parts` is of, and the low-precision copy; all ranks must call, with equal tensors."""
+        """Set what `own_parts` is of, and the low-precision copy; all ranks must call, with equal tensors; of what is
+        split by layers, with their parts."""
         self._forget_checksums()
         whole = {key: tensor.to(self.device) for key, tensor in whole.items()}
         (self._state if parameter.requires_grad else self._frozen).write(parameter, whole)
@@ -262,6 +265,7 @@ class Engine:
             read: gives elements of one of these tensors laid flat, by its key, from one place to before another.
         """
         self._forget_checksums()
+        read = own_read(parameter, read)
         if parameter.requires_grad:
             self._state.fill(parameter, keys, read)
         else:

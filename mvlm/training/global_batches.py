@@ -9,7 +9,7 @@ import torch
 from mvlm.batch import Batch, Counts, GlobalBatch, LabelledBatch, Negatives
 from mvlm.model.encoders import Encoders
 from mvlm.model.maskvlm import MaskVLM, denominators
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 from mvlm.training.contrast import contrast_of
 from mvlm.training.match_groups import Passes, match_groups
 
@@ -33,11 +33,11 @@ def with_global_batches(
         yield from ((batch, None) for batch in micro_batches)
         return
     assert isinstance(model, MaskVLM)
-    parts, spans = len(pairs) * dist.world(), match_groups(model, pairs)
+    parts, spans = len(pairs) * replicas.world(), match_groups(model, pairs)
     pairs = [batch for groups in spans for batch in groups.batches]
     counted = [groups.counted(wave) for groups in spans for wave in range(groups.span.waves)]
     own_counts = [denominators(*known) for known in zip(pairs, counted, strict=True)]
-    counts = dist.all_reduce(torch.stack(own_counts).sum(0))
+    counts = replicas.all_reduce(torch.stack(own_counts).sum(0))
     contrasts = list(contrast_of(model, pairs, seed_part))
     for first, groups in zip(range(0, len(pairs), spans[0].span.waves), spans, strict=True):
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvlm.runtime import dist
+from mvlm.checkpoint.cut import cut_of
+from mvlm.runtime import dist, replicas
 from mvlm.training.zero.shares import ParamSlice
 
 PARTS = ("vision", "text", "cross_image", "cross_text", "image_decoder", "heads")
@@ -42,6 +43,8 @@ class GradientParts:
         self._sums: dict[str, list[Tensor]] = {}
         self._pieces: dict[int, list[tuple[str, int, int]]] = {}  # part, start and end, by id of the optimiser's own
         for piece in slices:
+            if cut_of(piece.parameter).of == 1 and replicas.place():
+                continue  # what the ranks of a replica have alike counts once
             pieces = self._pieces.setdefault(id(piece.owner), [])
             part, start = part_of(names[id(piece.parameter)]), piece.start
             if pieces and pieces[-1][0] == part and pieces[-1][2] == start:

@@ -19,7 +19,7 @@ from mvlm.batch import IGNORE, Batch, Encoded, GlobalBatch, Negative, Negatives
 from mvlm.model.losses.itm import NegativeSampler, ids_of
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.model.randomness import is_random
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 from mvlm.training.span import Exchange, Known, Span, span_shape
 
 MakeGlobalBatch = Callable[[int, Negatives], GlobalBatch]
@@ -162,14 +162,14 @@ class MatchGroups:
 
 def match_groups(model: MaskVLM, micro_batches: list[Batch]) -> list[MatchGroups]:
     """Those of a rank's micro-batches of a step, in one or several of these each; all ranks must call."""
-    world, pairs = dist.world(), len(micro_batches[0])
+    world, pairs = replicas.world(), len(micro_batches[0])
     sampler = model.sampler(len(micro_batches) * world * pairs if model.objectives.itm else pairs)
     ranks, waves = span_shape(sampler.group, world, pairs)
 
     def by_rank(own: Tensor) -> Tensor:
-        return dist.all_gather(own, ranks).view(ranks, *own.shape)
+        return replicas.all_gather(own, ranks).view(ranks, *own.shape)
 
-    span = Span(ranks, waves, pairs, dist.rank() % ranks, by_rank)
+    span = Span(ranks, waves, pairs, replicas.rank() % ranks, by_rank)
     if not span.is_local:
         micro_batches = [at_full_length(batch, model.text_length) for batch in micro_batches]
     firsts = range(0, len(micro_batches), waves)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
+from mvlm.checkpoint.cut import whole_shape
 from mvlm.config.schema import Optim
 from mvlm.model.encoders import Encoders
 from mvlm.training.blocks import find_blocks
@@ -43,13 +45,7 @@ def parameter_groups(model: Encoders, config: Optim) -> list[dict[str, Any]]:
         if not parameter.requires_grad:
             continue
         is_new = not name.startswith(ENCODERS) or name.endswith("mask_token") or name.startswith(EMBED)
-        kind = (
-            "muon"
-            if id(parameter) in matrices
-            else "no_decay"
-            if len(getattr(parameter, "ds_shape", parameter.shape)) <= 1
-            else "decay"
-        )
+        kind = "muon" if id(parameter) in matrices else "no_decay" if len(whole_shape(parameter)) <= 1 else "decay"
         group = groups[f"{'new' if is_new else 'encoder'}_{kind}"]
         if name in layers and not is_new:
             layer, last = layers[name]
@@ -86,5 +82,5 @@ def layer_of(model: Encoders) -> dict[str, tuple[int, int]]:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Of a model, also of one that ZeRO stage 3 has taken apart."""
-    return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.parameters())
+    """Of a model, also of one that is split by layers or that ZeRO stage 3 has taken apart."""
+    return sum(math.prod(whole_shape(parameter)) for parameter in model.parameters())

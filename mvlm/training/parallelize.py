@@ -16,12 +16,15 @@ from mvlm.kernels.layers import use_kernels
 from mvlm.model.encoders import Encoders
 from mvlm.model.initialization import InitialWeights
 from mvlm.model.randomness import is_random
+from mvlm.runtime import replicas
 from mvlm.training.blocks import evenly, find_blocks
 from mvlm.training.capture import capture
 from mvlm.training.compilation import compile_blocks, is_compiled
 from mvlm.training.engine import Engine
 from mvlm.training.kernels import settle_run
+from mvlm.training.tensor_parallel import split_layers
 from mvlm.training.zero.divide import can_divide, divide
+from mvlm.training.zero.json_file import tensor_ranks
 
 
 def parallelize(
@@ -36,7 +39,8 @@ def parallelize(
     seed: int,
     weights: InitialWeights | None = None,
 ) -> Engine:
-    """Freeze, exchange kernels, recompute, settle, compile, capture, and hand the model to ZeRO; all ranks must call.
+    """Freeze, exchange kernels, split layers, recompute, settle, compile, capture, and hand the model to ZeRO; all
+    ranks must call.
 
     Args:
         model: on the CPU, with its initial fp32 weights, equal on every rank, or of shapes alone.
@@ -54,6 +58,8 @@ def parallelize(
         weights = None
     settle_run(kernels)
     use_kernels(model)
+    if (ranks := tensor_ranks(ds_config)) > 1:
+        split_layers(model, ranks, replicas.place())
     recompute_blocks(model, train.recompute)
     if settle:
         ds_config = settle()

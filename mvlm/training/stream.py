@@ -15,7 +15,7 @@ from mvlm.data.loading.sampler import make_sampler, order_of, resumed
 from mvlm.data.loading.streams import Drawing
 from mvlm.data.samples.dataset import ShardDataset
 from mvlm.errors import DataLost
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.health.anomaly import Anomaly
 from mvlm.training.health.quarantine import Quarantine, Skipped
 
@@ -80,8 +80,8 @@ class TrainingStream:
             self._sampler,
             global_batch=self.global_batch,
             micro_batch=self._micro_batch,
-            rank=dist.rank(),
-            world=dist.world(),
+            rank=replicas.rank(),
+            world=replicas.world(),
             start_position=position,
             skip=self.skipped.positions,
             workers=data.workers,

@@ -27,7 +27,7 @@ from mvlm.kernels.fusion import FUSION
 from mvlm.kernels.views import VIEWS
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.pretrained.encoders import build_model
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.engine import Engine
 from mvlm.training.logging.metrics import reported
 from mvlm.training.optim import count_parameters, parameter_groups
@@ -134,15 +134,16 @@ def steps_of(loader: Loader) -> list[list[Batch]]:
 
 
 def engine_run(shards: str, stage: int, accumulation: int, reference: Gradients) -> dict[str, Any]:
-    world = dist.world()
+    world = replicas.world()
     config = configuration(shards, 16 // (world * accumulation), [*WEIGHTS, "train.recompute=0.5"])
-    model, loader = built(config, dist.rank(), world)
-    engine = engine_of(model, config, {"zero_optimization": {"stage": stage}}, world)
+    model, loader = built(config, replicas.rank(), world)
+    split = {"tensor_parallel": {"autotp_size": replicas.size()}}
+    engine = engine_of(model, config, {"zero_optimization": {"stage": stage}} | split, world)
     history: dict[str, Any] = {"grad_norm": []}
     for step, micro_batches in enumerate(steps_of(loader)):
         tally = MetricAccumulator()
         for name, loss in engine.step(micro_batches, 0.5, step, tally).items():
-            history.setdefault(name, []).append((dist.all_reduce(loss) / world).item())
+            history.setdefault(name, []).append((replicas.all_reduce(loss) / world).item())
         for name, value in reported(tally).items():
             history.setdefault(name, []).append(value)
         assert engine.grad_norm is not None

@@ -18,12 +18,13 @@ def whole_tensors(engine: Engine) -> Iterator[tuple[str, dict[str, Tensor]]]:
     An element that no rank has is NaN.
     """
     own = [
-        (name, key, part.elements.detach().cpu().clone(), part.start, part.shape)
+        (name, key, part.elements.detach().cpu().clone(), part.start, part.shape, part.cut)
         for name, parts in engine.own_parts()
         for key, part in parts.items()
     ]
     found: dict[str, dict[str, Tensor]] = {}
-    for name, key, elements, start, shape in (piece for of_rank in dist.gather_objects(own) for piece in of_rank):
+    for name, key, elements, start, shape, cut in (piece for of_rank in dist.gather_objects(own) for piece in of_rank):
         whole = found.setdefault(name, {}).setdefault(key, torch.full((math.prod(shape),), math.nan).view(shape))
-        whole.view(-1)[start : start + len(elements)] = elements
+        first, places = cut.positions(start, start + len(elements), whole.numel())
+        whole.view(-1)[first:][places] = elements
     yield from ((name, found[name]) for name, _ in engine.parameters())

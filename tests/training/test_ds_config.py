@@ -501,7 +501,6 @@ def test_an_unknown_key_is_named_with_the_nearest_known(content: dict[str, Any],
 @pytest.mark.parametrize(
     ("content", "name"),
     [
-        ({"tensor_parallel": {"autotp_size": 2}}, "tensor_parallel.autotp_size"),
         ({"tensor_parallel": {"tp": {"tp_size": 2}}}, "tensor_parallel.tp.tp_size"),
         ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
         ({"compile": {"deepcompile": True}}, "compile.deepcompile"),
@@ -512,6 +511,43 @@ def test_an_unknown_key_is_named_with_the_nearest_known(content: dict[str, Any],
 )
 def test_what_would_change_the_training_is_refused(content: dict[str, Any], name: str) -> None:
     assert f"{name!r} cannot work here" in refusal(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "reason"),
+    [
+        ({"zero_optimization": {"stage": 3}}, (), "ZeRO stage 3"),
+        ({"bf16": {"enabled": True}}, (), "bf16 at stage 0"),
+        (
+            {"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}}},
+            (),
+            "zero_optimization.offload_optimizer",
+        ),
+        ({}, ("optim.name=muon",), "optim.name 'muon'"),
+        ({}, ("train.micro_batch=auto",), "train.micro_batch 'auto'"),
+        ({}, ("train.audit=0.5",), "train.audit"),
+        ({}, ("train.compile=true",), "train.compile"),
+    ],
+)
+def test_what_layers_that_are_split_do_not_go_with_is_refused(
+    content: dict[str, Any], words: tuple[str, ...], reason: str
+) -> None:
+    split = {"tensor_parallel": {"autotp_size": 2}}
+    resolved(content, *words)
+    assert resolved(split)["tensor_parallel"] == {"autotp_size": 2}
+    assert f"tensor_parallel.autotp_size does not go with {reason}" in refusal(content | split, *words)
+
+
+@pytest.mark.parametrize("value", [-1, "two", 1.5, True])
+def test_ranks_that_split_layers_are_a_number(value: object) -> None:
+    assert "tensor_parallel.autotp_size is" in refusal({"tensor_parallel": {"autotp_size": value}})
+
+
+def test_ranks_that_split_layers_are_launched_together() -> None:
+    train = batch_of("train.global_batch=12", "train.micro_batch=4")
+    assert [usable_ranks(train, world, 2) for world in (2, 3, 5, 6, 9)] == [2, 2, 2, 6, 6]
+    with pytest.raises(UserError, match="autotp_size 4 needs as many ranks: launch 4"):
+        usable_ranks(train, 3, 4)
 
 
 def test_gradients_are_summed_as_the_trainer_expects() -> None:
@@ -535,11 +571,11 @@ def test_what_does_nothing_here_is_told_and_kept_from_deepspeed() -> None:
     found = resolved(given)
     assert not given.keys() & found.keys() - {"zero_optimization", "steps_per_print"}
     assert "mics_shard_size" not in found["zero_optimization"] and found["steps_per_print"] == 10
-    told = unused(given, "user.json")
+    told = unused(given | {"tensor_parallel": {"autotp_size": 2, "preset_model": "llama"}}, "user.json")
     assert [sentence.split(" is not used: ")[0] for sentence in told] == [
         "user.json: activation_checkpointing",
         "user.json: checkpoint",
-        "user.json: tensor_parallel",
+        "user.json: tensor_parallel.preset_model",
     ]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mvlm.checkpoint.cut import whole_shape
 from mvlm.checkpoint.description import CONFIG, described_in
 from mvlm.checkpoint.integrity import (
     can_resume,
@@ -214,7 +215,7 @@ def restore(engine: Engine, checkpoint: Path, begins_stage: bool = False) -> Tra
             keys = shares.keys(name, parameter.requires_grad, engine.has_ema)
             read = partial(shares.read, name)
             if begins_stage and is_image_position(name):
-                here = tuple(getattr(parameter, "ds_shape", parameter.shape))
+                here = whole_shape(parameter)
                 whole = {key: tensor.cpu() for key, tensor in gathered(keys, read, weights[name].shape).items()}
                 engine.write(parameter, fit_trained(engine.model.vision, name, whole, here))
             else:

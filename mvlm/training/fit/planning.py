@@ -20,7 +20,7 @@ from mvlm.config.stages import Table, with_shuffle
 from mvlm.data.loading.sampler import reasons_for_blocks, settle_shuffle
 from mvlm.data.shards.mixture import Mixture, training_mixture
 from mvlm.model.encoders import Encoders
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.build import build_dataset, build_empty, coming_classes, coming_tokenizer
 from mvlm.training.checkpoint import resume as checkpoints
 from mvlm.training.checkpoint.resume import Start
@@ -34,7 +34,7 @@ from mvlm.training.optim import count_parameters
 from mvlm.training.parallelize import freeze
 from mvlm.training.schedule import LearningRate, learning_rate, schedule_steps
 from mvlm.training.zero.config import RunSide, accumulation_steps, resolve
-from mvlm.training.zero.json_file import read_deepspeed_json
+from mvlm.training.zero.json_file import read_deepspeed_json, tensor_ranks
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Plan:
         """The DeepSpeed configuration, for a model of so many parameters and, where one was found, a micro-batch."""
         config, train = self.config, self.config.train
         train = replace(train, micro_batch=micro_batch) if micro_batch else train
-        side = RunSide(self.names, config.run.dir, train, config.optim, dist.world(), self.steps, parameters)
+        side = RunSide(self.names, config.run.dir, train, config.optim, replicas.world(), self.steps, parameters)
         return resolve(self.content, side)
 
     def rehearse(self) -> None:
@@ -84,7 +84,7 @@ class Plan:
             for number in range(self.standing.number + 1, len(self.standing.stages)):
                 config = self.standing.stages.config(number)
                 self._rehearse(config, training_mixture(config.data, config.task.corpus, config.data.patience))
-                accumulation_steps(config.train, dist.world())
+                accumulation_steps(config.train, replicas.world())
 
     def _rehearse(self, config: Config, mixture: Mixture) -> Encoders:
         check_names(config.kernels)
@@ -102,6 +102,7 @@ def make_plan(
     """Where the run begins, with which settings, on which data; all ranks must call."""
     folder = Path(config.run.dir)
     content = read_deepspeed_json(names[0])
+    replicas.arrange(tensor_ranks(content))
     mirror = Mirror(config.checkpoint.mirror) if config.checkpoint.mirror else None
     group = find_folder_group(folder, mirrored=mirror is not None)
     if mirror and not fetch_newest(mirror, folder, group, memory_of(folder) if config.checkpoint.peers else None):
@@ -116,7 +117,8 @@ def make_plan(
     if resumed:
         require_installed(config.log)
     stop.limit_time(config.train.time_limit)
-    if config.train.deterministic or config.train.audit:  # which compares bits
+    # An audit compares bits, and the ranks of a replica go by equal ones.
+    if config.train.deterministic or config.train.audit or replicas.size() > 1:
         _compute_deterministically()
     data, shuffle = settle_shuffle(config.data, dist.on_all(partial(reasons_for_blocks, config.data)))
     config = replace(config, data=data)

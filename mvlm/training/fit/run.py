@@ -24,7 +24,7 @@ from mvlm.data.samples.labelled import class_names
 from mvlm.data.shards.mixture import kept_sentences
 from mvlm.errors import OUT_OF_SIGHT, cannot_write
 from mvlm.pretrained.report import InitReport
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.auto_batch import find_micro_batch
 from mvlm.training.build import build_dataset, build_starting_model
 from mvlm.training.checkpoint import resume as checkpoints
@@ -238,7 +238,7 @@ def _warnings(plan: Plan, dataset: ShardDataset[Any], micro_batch: int) -> list[
         )
     ]
     if not config.task.is_labelled:
-        slower = groups_warning(config.objectives, config.train.global_batch, dist.world(), micro_batch)
+        slower = groups_warning(config.objectives, config.train.global_batch, replicas.world(), micro_batch)
         found += [slower] if slower else []
     sentences = [f"warning: {warning}" for warning in found]
     if not plan.start.resumes and (cut := truncation_warning(dataset)):

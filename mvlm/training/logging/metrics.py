@@ -15,7 +15,7 @@ from mvlm.batch import Batch, LabelledBatch, Losses, MetricAccumulator
 from mvlm.checkpoint.fencing import FencingToken
 from mvlm.checkpoint.state import TrainState
 from mvlm.config.schema import Optim, Train
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.engine import Engine
 from mvlm.training.logging.mfu import Arithmetic
 from mvlm.training.logging.monitor import Monitor
@@ -155,13 +155,18 @@ def reported(accumulated: MetricAccumulator) -> dict[str, float | None]:
     return metrics
 
 
+def _ranks() -> str:
+    size = replicas.size()
+    return f"{dist.world()} ranks" if size == 1 else f"{replicas.world()} replicas of {size} ranks"
+
+
 def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]) -> str:
     """The first sentence of a run."""
     start = f"Resuming {resumed.name}" if resumed else "Starting"
     averaged = f"; evaluated by averaged weights, train.ema = {train.ema}" if train.ema else ""
     return (
         f"{start}: {layout['parameters'] / 1e6:.1f} M parameters, {layout['rows']:,} images, "
-        f"{layout['steps']:,} steps of {train.global_batch} pairs = {dist.world()} ranks x "
+        f"{layout['steps']:,} steps of {train.global_batch} pairs = {_ranks()} x "
         f"{layout['accumulation']} x {layout['micro_batch']}, ZeRO {layout['zero_stage']}, {dist.device()}; "
         f"everything goes to {run}{averaged}"
     )

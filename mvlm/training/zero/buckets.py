@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 
 FIRST = ("vision", "text", "image_projection", "text_projection", "temperature", "contrastive_bias")
 """What a forward pass uses first, in this order, wherever it is registered: backward comes to it last."""
@@ -40,7 +40,7 @@ class Buckets(ABC):
     def __init__(self, engine: Any, named: Iterable[tuple[str, Parameter]], size: int, early: bool = True) -> None:
         engine.enable_backward_allreduce = False
         self._engine = engine
-        self._is_alone = dist.world() == 1
+        self._is_alone = replicas.world() == 1
         self._stream = torch.cuda.Stream() if dist.uses_cuda() and not self._is_alone else None
         self._buckets: list[list[Parameter]] = [[]]
         room = size

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.training.zero.state import ZeroState
 
 Source = Callable[[], Iterable[Tensor]]
@@ -29,7 +29,7 @@ class Checksums:
 
     Args:
         own: give tensors that are this rank's alone.
-        copies: give those that every rank has alike.
+        copies: give those that every replica has alike.
     """
 
     def __init__(self, own: Sequence[Source], copies: Sequence[Source]) -> None:
@@ -54,9 +54,9 @@ class Checksums:
         assert self._kept
         own, copies = self._sums()
         wrong = (own != self._kept[0]) | (copies != self._kept[1])
-        if dist.world() > 1:
+        if replicas.world() > 1:
             ends = torch.stack([copies, -copies])
-            wrong = wrong | (dist.all_reduce(ends, "max") != ends).any()
+            wrong = wrong | (replicas.all_reduce(ends, "max") != ends).any()
         return wrong.float()
 
     def _sums(self) -> tuple[Tensor, Tensor]:

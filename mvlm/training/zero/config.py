@@ -10,7 +10,8 @@ from typing import Any
 from mvlm.config.schema import Optim, Train
 from mvlm.errors import Mistakes, UserError
 from mvlm.training.zero import fill as ds_fill
-from mvlm.training.zero.json_file import AUTO, check_shape, leaves, refuse_sections, without_effect
+from mvlm.training.zero.combinations import refuse_with_tensor_parallel
+from mvlm.training.zero.json_file import AUTO, TENSOR_PARALLEL, check_shape, leaves, refuse_sections, without_effect
 from mvlm.training.zero.json_keys import check_keys, check_values
 
 OPTIMIZERS, SCHEDULERS = ("AdamW", "Adam", "FusedAdam"), ("WarmupCosineLR",)
@@ -25,6 +26,7 @@ class RunSide:
     Attributes:
         names: of the JSON and the TOML, for messages.
         folder: the run's.
+        world: ranks, or replicas where several ranks split the layers of a model.
         steps: updates in all and of warm-up; None where they are not known, and what the JSON says is then let pass.
         parameters: of the model, which buckets are sized to.
     """
@@ -81,6 +83,9 @@ def resolve(content: dict[str, Any], run: RunSide) -> dict[str, Any]:
                 f"train.checksums sums what is in memory, but {json_name} has parameters on NVMe by "
                 "zero_optimization.offload_param: turn one of the two off."
             )
+    if "tensor_parallel" in resolved:
+        with mistakes.gathered():
+            refuse_with_tensor_parallel(resolved, run.train, run.optim, json_name)
     mistakes.settle()
     resolved |= {key: value for key, (value, _) in run.owned.items()}
     resolved.setdefault("steps_per_print", 2**31)  # the monitor reports
@@ -118,8 +123,14 @@ def accumulation_steps(train: Train, world: int) -> int:
     return total // (micro * world)
 
 
-def usable_ranks(trains: Train | Sequence[Train], world: int) -> int:
-    """The largest number of the launched ranks that divides the global batch, of all stages where there are several."""
+def usable_ranks(trains: Train | Sequence[Train], world: int, split: int = 1) -> int:
+    """The largest number of the launched ranks that divides the global batch, of all stages where there are several.
+
+    Args:
+        split: ranks that see the same samples, of which only so many at a time can be used.
+    """
+    if world < split:
+        raise UserError(f"{TENSOR_PARALLEL} {split} needs as many ranks: launch {split}, or a multiple of it.")
     stages = [trains] if isinstance(trains, Train) else trains
     for train in stages:
         if train.global_batch % (_given(train) or 1):
@@ -128,7 +139,8 @@ def usable_ranks(trains: Train | Sequence[Train], world: int) -> int:
                 "change one of the two."
             )
     shares = [train.global_batch // (_given(train) or 1) for train in stages]
-    return max(ranks for ranks in range(1, world + 1) if all(share % ranks == 0 for share in shares))
+    replicas = range(1, world // split + 1)
+    return split * max(number for number in replicas if all(share % number == 0 for share in shares))
 
 
 def _given(train: Train) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Parameter
 
+from mvlm.checkpoint.cut import cut_of, whole_shape
 from mvlm.checkpoint.tensors import TensorPart
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
+from mvlm.training.zero.shares import is_saved_here
 
 
 class Frozen:
@@ -30,14 +32,16 @@ class Frozen:
 
     def parts(self) -> Iterator[tuple[Any, dict[str, TensorPart]]]:
         """What this rank saves of them, as `ZeroState.parts`."""
-        ranks, rank = dist.world(), dist.rank()
         split: list[Any] = [] if self._given or not self._sharded else self._parameters
-        for parameter in (self._parameters if not split else [])[rank::ranks]:
-            weight = self._given.get(id(parameter), parameter.data)
-            yield parameter, {"weight": TensorPart(weight.flatten(), 0, tuple(weight.shape))}
+        dealt = self._parameters[replicas.rank() :: replicas.world()] if not split else []
+        for number, parameter in enumerate(dealt):
+            if is_saved_here(parameter, number):
+                weight = self._given.get(id(parameter), parameter.data)
+                shape, cut = whole_shape(parameter), cut_of(parameter)
+                yield parameter, {"weight": TensorPart(weight.flatten(), 0, shape, cut)}
         for parameter in split:
             own = parameter.ds_tensor
-            start = own.ds_numel * rank
+            start = own.ds_numel * dist.rank()
             if (length := min(own.ds_numel, parameter.ds_numel - start)) > 0:
                 yield parameter, {"weight": TensorPart(own.data[:length], start, tuple(parameter.ds_shape))}
 

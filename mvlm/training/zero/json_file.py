@@ -11,7 +11,9 @@ from mvlm.config.shipped import find_file
 from mvlm.errors import Mistakes, UserError
 
 AUTO = "auto"
-LAYERS_ARE_WHOLE = "every rank has whole layers, or ZeRO stage 3's share of them; delete it"
+TENSOR_PARALLEL = "tensor_parallel.autotp_size"
+"""Ranks that split the layers of transformer blocks among them."""
+BY_AUTOTP_SIZE = f"give {TENSOR_PARALLEL} instead"
 REFUSED = {
     "amp": "NVIDIA apex no longer has amp; use the bf16 section",
     "compression_training": "nothing is pruned or quantised in training; delete it",
@@ -31,9 +33,8 @@ REFUSED = {
     "sparse_gradients": "sparse embeddings are not used; delete it",
     "weight_quantization": "nothing is quantised in training; delete it",
     "compile.deepcompile": "it would compile the whole step; delete it, and set train.compile in the TOML",
-    "tensor_parallel.autotp_size": LAYERS_ARE_WHOLE,
-    "tensor_parallel.tp.tp_size": LAYERS_ARE_WHOLE,
-    "tensor_parallel.tensor_parallel.tp_size": LAYERS_ARE_WHOLE,
+    "tensor_parallel.tp.tp_size": BY_AUTOTP_SIZE,
+    "tensor_parallel.tensor_parallel.tp_size": BY_AUTOTP_SIZE,
     "zero_optimization.mics_shard_size": "DeepSpeed no longer has it; use zero_hpz_partition_size",
     "zero_optimization.mics_hierarchical_params_gather": "DeepSpeed no longer has it; delete it",
     "zero_optimization.zeropp_loco_param": "DeepSpeed no longer has it; delete it",
@@ -55,12 +56,14 @@ UNUSED = {
     "datastates_ckpt": "[checkpoint] in the TOML says how they are written",
     "pipeline": "the model is no pipeline",
     "seq_parallel_communication_data_type": "every rank has whole sequences",
-    "tensor_parallel": "every rank has whole layers",
     "use_data_before_expert_parallelism": "the model has no experts",
 }
 """Known to DeepSpeed and without effect here, and what takes its place."""
 
-SECTIONS = ("zero_optimization", "fp16", "bf16", "bfloat16", "optimizer", "scheduler", "data_types", "torch_autocast")
+SECTIONS = (
+    *("zero_optimization", "fp16", "bf16", "bfloat16", "optimizer", "scheduler", "data_types", "torch_autocast"),
+    "tensor_parallel",
+)
 INNER_SECTIONS = (
     "zero_optimization.offload_optimizer",
     "zero_optimization.offload_param",
@@ -100,6 +103,12 @@ def refuse_sections(content: dict[str, Any], json_name: str) -> None:
     mistakes.settle()
 
 
+def tensor_ranks(content: dict[str, Any]) -> int:
+    """How many ranks split the layers of transformer blocks among them; 1 = none."""
+    ranks = look_up(content, TENSOR_PARALLEL)
+    return ranks if isinstance(ranks, int) and ranks > 1 else 1
+
+
 def check_shape(content: dict[str, Any], json_name: str) -> None:
     """Raise `UserError` where a value stands in place of a section."""
     mistakes = Mistakes()
@@ -107,18 +116,26 @@ def check_shape(content: dict[str, Any], json_name: str) -> None:
         if not isinstance(found := look_up(content, section) or {}, dict):
             mistakes.add(f"{json_name}: {section} is {found!r}: give a JSON object, or delete it.")
     mistakes.settle()
+    ranks = look_up(content, TENSOR_PARALLEL)
+    if isinstance(ranks, bool) or not isinstance(ranks or 0, int) or (ranks or 0) < 0:
+        raise UserError(f"{json_name}: {TENSOR_PARALLEL} is {ranks!r}: give a number of ranks, or delete it.")
 
 
 def unused(content: dict[str, Any], json_name: str) -> list[str]:
     """A sentence for each key that asks for something and changes nothing here."""
-    asked = [name for name in UNUSED if not _is_off(name, content.get(name))]
-    return [f"{json_name}: {name} is not used: {UNUSED[name]}." for name in asked]
+    others = (f"tensor_parallel.{key}" for key in content.get("tensor_parallel") or {})
+    reasons = UNUSED | {name: f"{TENSOR_PARALLEL} alone counts" for name in others if name != TENSOR_PARALLEL}
+    asked = [name for name in reasons if not _is_off(name, look_up(content, name))]
+    return [f"{json_name}: {name} is not used: {reasons[name]}." for name in asked]
 
 
 def without_effect(content: dict[str, Any]) -> dict[str, Any]:
     """What is left for DeepSpeed, which refuses some sections even where they are turned off."""
     zero = content.get("zero_optimization")
-    kept = {name: value for name, value in content.items() if name not in UNUSED and name not in REFUSED}
+    gone = {"tensor_parallel", *UNUSED, *REFUSED}
+    kept = {name: value for name, value in content.items() if name not in gone}
+    if (ranks := tensor_ranks(content)) > 1:
+        kept["tensor_parallel"] = {"autotp_size": ranks}  # the engine's, not DeepSpeed's
     if isinstance(zero, dict):
         kept["zero_optimization"] = {k: v for k, v in zero.items() if f"zero_optimization.{k}" not in REFUSED}
     return kept

@@ -55,7 +55,8 @@ def check_values(resolved: dict[str, Any], json_name: str) -> None:
     # Without the global batch: DeepSpeed derives it for as many ranks as there are now.
     layout = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
     try:
-        DeepSpeedConfig({key: value for key, value in resolved.items() if key != "train_batch_size"} | layout)
+        ours = ("train_batch_size", "tensor_parallel")
+        DeepSpeedConfig({key: value for key, value in resolved.items() if key not in ours} | layout)
     except ValidationError as error:
         section = {model.__name__: [name] for name, model in _models().items()}.get(error.title, [])
         mistakes = Mistakes()
@@ -74,6 +75,7 @@ def _models() -> dict[str, Any]:
     from deepspeed.comm.config import CommsLoggerConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.tensor_parallel.config import TPTrainingConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     return {
@@ -83,6 +85,7 @@ def _models() -> dict[str, Any]:
         "comms_logger": CommsLoggerConfig,
         "csv_monitor": CSVConfig,
         "fp16": DeepSpeedFP16Config,
+        "tensor_parallel": TPTrainingConfig,
         "tensorboard": TensorBoardConfig,
         "wandb": WandbConfig,
         "zero_optimization": DeepSpeedZeroConfig,

@@ -24,6 +24,7 @@ PLAIN: dict[str, Any] = {
     "data_types": {},
     "prescale_gradients": False,
     "gradient_predivide_factor": 1,
+    "tensor_parallel": {},
     "torch_autocast": {},
     "zero_optimization.parameter_alignment": False,
     "zero_optimization.reduce_scatter": True,
@@ -52,7 +53,7 @@ def clips_shares(resolved: dict[str, Any]) -> bool:
 def without_own(resolved: dict[str, Any]) -> dict[str, Any]:
     """The configuration with which DeepSpeed leaves to this module what is done here."""
     if not reduces_shares(resolved):
-        return resolved
+        return {key: value for key, value in resolved.items() if key != "tensor_parallel"}  # layers are split by now
     own: dict[str, Any] = {"overlap_comm": False, "contiguous_gradients": False}
     if not clips_shares(resolved):
         return resolved | {"zero_optimization": resolved["zero_optimization"] | own}

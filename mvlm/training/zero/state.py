@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from mvlm.checkpoint.cut import cut_of, whole_shape
 from mvlm.checkpoint.layout import EMA
 from mvlm.checkpoint.tensors import TensorPart
-from mvlm.runtime import dist
+from mvlm.runtime import replicas
 from mvlm.training.zero.muon import MatrixPiece, Muon
-from mvlm.training.zero.shares import ParamSlice, Read, gathered
+from mvlm.training.zero.shares import ParamSlice, Read, gathered, is_saved_here
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -40,7 +41,8 @@ class ZeroState(ABC):
 
     @abstractmethod
     def read(self, parameter: Parameter) -> dict[str, Tensor]:
-        """The whole "weight" and its EMA; views where this rank has them whole."""
+        """The whole "weight" and its EMA; views where this rank has them whole. Of what is split by layers, its part is
+        the whole here and in what follows."""
 
     @abstractmethod
     def write(self, parameter: Parameter, whole: dict[str, Tensor]) -> None:
@@ -65,13 +67,15 @@ class ZeroState(ABC):
 
         Every element is one rank's. They are views.
         """
-        for parameter, owner, start, length, offset in self.slices(parameters):
+        for number, (parameter, owner, start, length, offset) in enumerate(self.slices(parameters)):
+            if not is_saved_here(parameter, number):
+                continue
             state = self._base.state.get(owner, {})
             keys = (*(MOMENTS if moments else ()), EMA)
             flat = {"weight": owner.detach()} | {key: state[key] for key in keys if key in state}
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            cut = slice(start, start + length)
-            yield parameter, {key: TensorPart(whole.flatten()[cut], offset, shape) for key, whole in flat.items()}
+            shape, cut = whole_shape(parameter), cut_of(parameter)
+            own = slice(start, start + length)
+            yield parameter, {key: TensorPart(one.flatten()[own], offset, shape, cut) for key, one in flat.items()}
 
     def tensors(self) -> Iterator[Tensor]:
         """The master weights and optimiser state that this rank has, as they lie in memory."""
@@ -181,8 +185,8 @@ class ZeroStage0State(ZeroState):
     def parts(
         self, parameters: Iterable[Parameter], moments: bool
     ) -> Iterator[tuple[Parameter, dict[str, TensorPart]]]:
-        """Whole ones, dealt to the ranks, as each has all."""
-        yield from super().parts(list(parameters)[dist.rank() :: dist.world()], moments)
+        """Whole ones, dealt to the replicas, as each has all."""
+        yield from super().parts(list(parameters)[replicas.rank() :: replicas.world()], moments)
 
     def _owners(self) -> list[Tensor]:
         return list(self._masters.values())

@@ -1,0 +1,57 @@
+"""Parts of tensors that ranks split among them, and where these stand in the whole."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Cut(NamedTuple):
+    """Of a tensor laid flat in `rows` equal rows, the `place`-th of `of` equal runs of each row, one after another."""
+
+    rows: int = 1
+    place: int = 0
+    of: int = 1
+
+    def before(self, position: int, count: int) -> int:
+        """How many of its elements stand before a position of the whole, of `count` elements."""
+        if self.of == 1:
+            return position
+        row = count // self.rows
+        run = row // self.of
+        return position // row * run + min(max(position % row - self.place * run, 0), run)
+
+    def position(self, element: int, count: int) -> int:
+        """Where one of its elements stands in the whole, of `count` elements."""
+        if self.of == 1:
+            return element
+        run = count // (self.rows * self.of)
+        return (element // run * self.of + self.place) * run + element % run
+
+    def positions(self, start: int, stop: int, count: int) -> tuple[int, slice | Tensor]:
+        """Where its elements `start` to before `stop`, at least one, stand in the whole: the first, and all from it."""
+        first, last = self.position(start, count), self.position(stop - 1, count)
+        if last - first == stop - 1 - start:
+            return first, slice(0, last - first + 1)
+        run = count // (self.rows * self.of)
+        element = torch.arange(start, stop, device="cpu")
+        return first, (element // run * self.of + self.place) * run + element % run - first
+
+    def taken_from(self, whole: Tensor) -> Tensor:
+        """Its elements of a whole tensor, laid flat."""
+        return whole.reshape(self.rows, self.of, -1)[:, self.place].reshape(-1)
+
+
+WHOLE = Cut()
+
+
+def cut_of(parameter: Any) -> Cut:
+    """The part of a parameter that this rank's replica of the model has here."""
+    return getattr(parameter, "cut", WHOLE)
+
+
+def whole_shape(parameter: Any) -> tuple[int, ...]:
+    """Of a parameter that is split by layers, that ZeRO stage 3 has taken apart, or that is whole."""
+    return tuple(getattr(parameter, "whole_shape", getattr(parameter, "ds_shape", parameter.shape)))

@@ -1,0 +1,95 @@
+"""The replicas of a model: which of them a rank belongs to, and what they exchange, as `dist` has it of all ranks.
+
+Where ranks split the layers of a model among them (tensor parallelism), so many consecutive ranks are one replica and
+see the same samples; what replicas exchange goes between the ranks that have the same place in theirs. Everywhere else
+each rank is a replica.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from mvlm.runtime import dist
+
+_size = 1
+
+
+def arrange(size: int) -> None:
+    """Have every `size` consecutive ranks be one replica; a divisor of their number."""
+    global _size
+    assert dist.world() % size == 0, (dist.world(), size)
+    _size = size
+
+
+def size() -> int:
+    """Ranks of a replica."""
+    return _size
+
+
+def place() -> int:
+    """Of this rank in its replica."""
+    return dist.rank() % _size
+
+
+def rank() -> int:
+    """Of this rank's replica."""
+    return dist.rank() // _size
+
+
+def world() -> int:
+    """The number of replicas."""
+    return dist.world() // _size
+
+
+def peer(replica: int) -> int:
+    """The rank that has this one's place in another replica."""
+    return replica * _size + place()
+
+
+def group() -> torch_dist.ProcessGroup | None:
+    """The ranks that have this one's place in their replicas; None = all ranks."""
+    return None if _size == 1 else dist.group_of([peer(replica) for replica in range(world())])
+
+
+def within() -> torch_dist.ProcessGroup:
+    """The ranks of this replica."""
+    first = rank() * _size
+    return dist.group_of(range(first, first + _size))
+
+
+def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
+    """Concatenate equally shaped tensors of all replicas along the first dimension, in their order, without gradient.
+
+    Args:
+        among: only of so many consecutive replicas, a divisor of all; 0 = of all.
+    """
+    if _size == 1:
+        return dist.all_gather(tensor, among)
+    among = among or world()
+    if among == 1:
+        return tensor.detach()
+    tensor = tensor.detach().contiguous()
+    gathered = tensor.new_empty(among * tensor.shape[0], *tensor.shape[1:])
+    first = rank() // among * among
+    peers = [peer(replica) for replica in range(first, first + among)]
+    torch_dist.all_gather_into_tensor(gathered, tensor, dist.group_of(peers))
+    return gathered
+
+
+def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
+    """Reduce over the replicas by "sum" or "max", into a new tensor."""
+    if _size == 1:
+        return dist.all_reduce(tensor, op)
+    reduced = tensor.detach().clone()
+    torch_dist.all_reduce(reduced, {"sum": torch_dist.ReduceOp.SUM, "max": torch_dist.ReduceOp.MAX}[op], group())
+    return reduced
+
+
+@torch.no_grad()
+def sum_within_(tensor: Tensor) -> Tensor:
+    """Sum over the ranks of this replica, in place."""
+    if _size > 1:
+        torch_dist.all_reduce(tensor, group=within())
+    return tensor

@@ -1,0 +1,37 @@
+"""What tensor parallelism does not go with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvlm.config.schema import Optim, Train
+from mvlm.errors import Mistakes
+from mvlm.training.zero.fill import OFFLOADS
+from mvlm.training.zero.json_file import TENSOR_PARALLEL
+
+
+def refuse_with_tensor_parallel(resolved: dict[str, Any], train: Train, optim: Optim, json_name: str) -> None:
+    """Raise `UserError` with a sentence for each setting that layers which are split do not go with.
+
+    Args:
+        resolved: a DeepSpeed configuration that has the section, filled in.
+    """
+    zero = resolved["zero_optimization"]
+    rounded = any((resolved.get(name) or {}).get("enabled") for name in ("bf16", "fp16"))
+    unfit = [
+        (zero["stage"] == 3, "ZeRO stage 3, which splits every parameter by itself: use stage 2"),
+        (zero["stage"] == 0 and rounded, "bf16 at stage 0, where DeepSpeed clips by one rank's norm: use stage 1"),
+        *(
+            ((zero.get(name) or {}).get("device", "none") != "none", f"zero_optimization.{name}: delete one of the two")
+            for name in OFFLOADS
+        ),
+        (optim.name == "muon", "optim.name 'muon', which needs whole matrices: use adamw"),
+        (train.micro_batch == "auto", "train.micro_batch 'auto', which is tried on a whole model: give a number"),
+        (bool(train.audit), "train.audit, where one rank computes what another has: set it to 0"),
+        (train.compile not in ("auto", False), "train.compile, which does not compile exchanges: set it to false"),
+    ]
+    mistakes = Mistakes()
+    for is_so, what in unfit:
+        if is_so:
+            mistakes.add(f"{json_name}: {TENSOR_PARALLEL} does not go with {what}.")
+    mistakes.settle()
