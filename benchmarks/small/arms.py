@@ -29,6 +29,15 @@ SHALLOW_TEXT = (
 """Near to a bag of words, in which captions differ from the first step on: the cosine of two of them is about .8 there,
 and .95 in the two layers of mvlm/configs/tiny.toml."""
 
+NARROW = (
+    "model.vision_args={patch_size=16, embed_dim=64, depth=2, num_heads=4}",
+    "model.text_args={hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256, "
+    "max_position_embeddings=64, initializer_range=0.08}",
+    "model.cross_init_std=0.11",
+    "model.contrastive_width=64",
+)
+"""The model of `benchmarks/claim`, half as wide and half as deep, whose steps cost a fraction."""
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -57,6 +66,8 @@ ARMS = {
     "itc_conv": Arm(ONLY_CONTRAST, (*CONVOLUTIONAL, *SHALLOW_TEXT, "train.global_batch=128")),
     "itc_conv_first": Arm(CONTRAST_FIRST, (*CONVOLUTIONAL, *SHALLOW_TEXT, "train.global_batch=128")),
     "itc_shallow": Arm(ONLY_CONTRAST, (*SHALLOW_TEXT, "train.global_batch=128")),
+    "itc_narrow": Arm(ONLY_CONTRAST, NARROW),
+    "itc_narrow_first": Arm(CONTRAST_FIRST, NARROW),
     "itc_dropout": Arm(ONLY_CONTRAST, ("model.dropout=0.1",)),
     "frozen": Arm(ONLY_CONTRAST, (BOTH_FROZEN,), pretrained=True),
     "frozen_images": Arm(ONLY_CONTRAST, (FROZEN,), pretrained=True),
