@@ -59,8 +59,8 @@ class Coordinator:
         self._now: RunningAttempt | None = None
         self._ending = ""  # the reason
         self._restarts = self._restarts_left = spec.job.requeue
-        self._hosts: dict[int, str] = {}  # by rank
-        self._hosts_before: set[str] = set()
+        self._nodes: dict[int, str] = {}  # Ray's ids of those that the ranks are on
+        self._nodes_before: set[str] = set()
         self._judged = 0  # the attempt that the latest verdict was about
         self._steps: list[int] = []  # the newest after each attempt
         self._metrics: dict[str, Any] | None = None
@@ -72,7 +72,7 @@ class Coordinator:
             self._close(self._now)
         if self._ending:
             return None
-        self._hosts, self._hosts_before = {}, set(self._hosts.values())
+        self._nodes, self._nodes_before = {}, set(self._nodes.values())
         number = next_attempt(self._logs)
         attempt_folder(self._logs, number).mkdir(parents=True)
         self._now = RunningAttempt(JobAttempt(number, time.time()), world)
@@ -81,14 +81,22 @@ class Coordinator:
         self._say(f"attempt {number} of {self._record.name}, {world} ranks")
         return number
 
-    async def rank_placed(self, rank: int, host: str) -> None:
-        """Note where a rank is."""
-        self._hosts[rank] = host
+    async def rank_placed(self, rank: int, host: str, node: str) -> None:
+        """Note where a rank is.
+
+        Args:
+            node: Ray's id, which is another once a lost node has come back.
+        """
+        self._nodes[rank] = node
         self._say(f"rank {rank} is on {host}")
 
-    async def hosts_before(self) -> set[str]:
+    async def ranks_left(self, host: str, seconds: float) -> None:
+        """Note that a node ends what an earlier attempt has left on it."""
+        self._say(f"ranks of an earlier attempt are still on {host}, with {seconds:.0f} s to save and end")
+
+    async def nodes_before(self) -> set[str]:
         """Where the ranks of the attempt before the present one were."""
-        return self._hosts_before
+        return self._nodes_before
 
     async def heartbeat(self, attempt: int, metrics: dict[str, Any] | None = None) -> Orders:
         """A sign of life of a worker, and what it is to do.

@@ -23,7 +23,7 @@ from ray.util.metrics import Gauge
 from ..attempt import describe_exit, shell_code
 from ..environment import for_process, free_port
 from ..logs import attempt_folder, attempt_numbers, rank_log
-from ..processes import MARK, PATIENCE, Stopper, send
+from ..processes import MARK, PATIENCE, Stopper, members, send
 from ..record import last_training_line, newest_step
 from .coordinator import AttemptOutcome
 from .meetings import Meetings
@@ -62,8 +62,8 @@ def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
     attempt, master, port = broadcast_from_rank_zero((attempt, host, port))
     if attempt is None:
         return ray.get(coordinator.exit_code.remote())
-    coordinator.rank_placed.remote(rank, host)
-    _end_earlier_attempts(Path(spec.logs), attempt, _patience(coordinator))
+    coordinator.rank_placed.remote(rank, host, ray.get_runtime_context().get_node_id())
+    _end_earlier_attempts(Path(spec.logs), attempt, host, coordinator)
     ranks = {"RANK": rank, "LOCAL_RANK": context.get_local_rank(), "WORLD_SIZE": world}
     ranks |= {"LOCAL_WORLD_SIZE": context.get_local_world_size()}
     layout = ranks | {"MASTER_ADDR": master, "MASTER_PORT": port}
@@ -147,13 +147,16 @@ def _answer(question: Any) -> Any:
 
 def _patience(coordinator: Any) -> float:
     """Seconds that ranks of the attempt before get to end by themselves."""
-    alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    whole = ray.get(coordinator.hosts_before.remote()) <= alive
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    whole = ray.get(coordinator.nodes_before.remote()) <= alive
     return LEFT_BEHIND_SECONDS if whole else WITHOUT_PEERS_SECONDS
 
 
-def _end_earlier_attempts(logs: Path, attempt: int, patience: float) -> None:
+def _end_earlier_attempts(logs: Path, attempt: int, host: str, coordinator: Any) -> None:
     """End the ranks of earlier attempts whose workers have died, as one that waits for a lost node would for long."""
-    for earlier in attempt_numbers(logs):
-        if earlier < attempt:
-            Stopper(attempt_folder(logs, earlier)).end(patience)
+    folders = [attempt_folder(logs, earlier) for earlier in attempt_numbers(logs) if earlier < attempt]
+    for folder in folders:
+        if members(folder):
+            seconds = _patience(coordinator)
+            coordinator.ranks_left.remote(host, seconds)
+            Stopper(folder).end(seconds)

@@ -50,11 +50,11 @@ def test_what_the_exit_codes_of_an_attempt_mean(coordinator, tmp_path, codes, ex
 def test_it_is_known_where_the_ranks_of_the_attempt_before_were(coordinator):
     async def story():
         seen = []
-        for hosts in (["a", "b"], ["a"], []):
-            await coordinator.begin(len(hosts))
-            seen.append(await coordinator.hosts_before())
-            for rank, host in enumerate(hosts):
-                await coordinator.rank_placed(rank, host)
+        for nodes in (["a", "b"], ["a"], []):
+            await coordinator.begin(len(nodes))
+            seen.append(await coordinator.nodes_before())
+            for rank, node in enumerate(nodes):
+                await coordinator.rank_placed(rank, "10.0.0.1", node)
         return seen
 
     assert asyncio.run(story()) == [set(), {"a", "b"}, {"a"}]
