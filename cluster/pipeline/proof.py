@@ -117,14 +117,16 @@ def is_whole(path: str, kind: str = "") -> bool:
     """Whether all is there that a manifest names; of a run folder a checkpoint, of all else something."""
     if manifests := _manifests(path):
         return all(_holds_its_shards(folder, manifest) for folder, manifest in manifests.items())
-    if kind == "shard":
+    if kind in ("shard", "filter"):
         return False
     if "://" in path:
         return digest(path) is not None
     place = Path(path)
     if kind in BY_RUN:
         return (place / "checkpoints/latest").is_file()
-    return any(place.iterdir()) if place.is_dir() else place.is_file()
+    if place.is_dir():  # a step that will add to what lies in it may have left its proof there
+        return any(not file.name.endswith(SUFFIX) for file in place.iterdir())
+    return place.is_file()
 
 
 def rows(path: str) -> int | None:

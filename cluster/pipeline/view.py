@@ -69,7 +69,9 @@ def views(
     for name in submission.order:
         tried = attempts(submission, name) if name in submission.queued else []
         answer = (answers or {}).get(name)
-        state = answer.state if answer else _state(submission, name, tried, found, active)
+        state = answer.state if answer else _state(submission, name, tried, active)
+        if state in ("waiting", "not run") and _is_blocked(submission, name, found):
+            state = "blocked"
         last = tried[-1] if tried else None
         end = (last.ended if last and last.ended else time.time()) if tried else None
         found[name] = StepView(
@@ -115,9 +117,12 @@ def _exit(view: StepView) -> str:
     return "" if view.exit_code is None else str(view.exit_code)
 
 
-def _state(
-    submission: Submission, name: str, tried: list[JobAttempt], before: dict[str, StepView], active: bool
-) -> State:
+def _is_blocked(submission: Submission, name: str, before: Mapping[str, StepView]) -> bool:
+    """Whether a step, however far before it, has failed; SLURM itself says so only of those right behind that."""
+    return any(before[need].state in ("failed", "blocked") for need in submission.queued[name].needs)
+
+
+def _state(submission: Submission, name: str, tried: list[JobAttempt], active: bool) -> State:
     if name not in submission.queued:
         return "unchanged"
     code = tried[-1].exit_code if tried else None
@@ -125,8 +130,6 @@ def _state(
         return "done" if code == 0 else "stopped" if code == ExitCode.REQUEUE else "failed"
     if tried:
         return "running" if active else "failed"
-    if any(before[need].state in ("failed", "blocked") for need in submission.queued[name].needs):
-        return "blocked"
     return "waiting" if active else "not run"
 
 

@@ -19,8 +19,9 @@ from cluster.__main__ import main
 from cluster.pipeline import local
 from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
-from cluster.pipeline.proof import Proof, is_proven, keys, read_proof, write_proof
+from cluster.pipeline.proof import Proof, is_proven, is_whole, keys, read_proof, write_proof
 from cluster.pipeline.submission import Submission, draft, is_made, prepare
+from cluster.pipeline.view import QueueAnswer, views
 from mvlm.config.toml import as_toml
 from mvlm.errors import UserError
 from tests.conftest import ROOT
@@ -99,6 +100,33 @@ def ran(folder: Path) -> list[str]:
     names = log.read_text().split() if log.exists() else []
     log.unlink(missing_ok=True)
     return names
+
+
+def test_what_a_later_step_will_add_does_not_make_an_output_seem_whole(write: Write, tmp_path: Path) -> None:
+    """Its proof is written at submission, into the folder that the earlier step is still to make."""
+    path = write(
+        HEAD
+        + step("divide", kind="filter", command=["split", "in"], writes=["corpus"])
+        + step("score", reads=["corpus/eval"], writes=["corpus/eval"])
+        + step("note", writes=["notes"])
+        + step("add", reads=["notes/more"], writes=["notes/more"])
+    )
+    found = graph(path)
+    submission = draft(found, [], "local")
+    prepare(found, submission)
+    assert list((tmp_path / "corpus").iterdir()) and list((tmp_path / "notes").iterdir())
+    assert not is_made(found, submission, "divide") and not is_whole("notes")
+    (tmp_path / "notes/first").touch()
+    assert is_whole("notes")
+
+
+def test_what_can_never_run_is_blocked_however_far_behind(chain: Path) -> None:
+    """Of a step that is two behind a failed one SLURM says that it waits."""
+    found = graph(chain)
+    submission = draft(found, [], "slurm")
+    waits = QueueAnswer("waiting", "Dependency")
+    answers = {"first": QueueAnswer("running"), "left": QueueAnswer("failed"), "right": waits, "last": waits}
+    assert [view.state for view in views(found, submission, answers)] == ["running", "failed", "waiting", "blocked"]
 
 
 def test_inputs_and_outputs_and_words_make_the_graph(write: Write) -> None:
