@@ -194,7 +194,7 @@ class RayJob:
         placed = [(self.cluster.node_of(rank), rank) for rank in self.ranks(attempt)]
         return next((node, rank) for node, rank in placed if node != "head")
 
-    def wait(self, what: str, reached: Callable[[], bool], seconds: float = 240) -> None:
+    def wait(self, what: str, reached: Callable[[], bool], seconds: float = 900) -> None:
         """Until something is so; asks at most a fifth of the time, since a question takes CPU from what is waited for.
 
         Raises:
