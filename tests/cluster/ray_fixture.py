@@ -67,7 +67,7 @@ class RayCluster:
     def _script(self, verb: str, *words: str, script: str = SCRIPT) -> None:
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         command = ["bash", script, verb, str(self.folder), *words]
-        subprocess.run(command, env=environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
+        subprocess.run(command, env=environment, check=True, timeout=600, stdout=subprocess.DEVNULL)
 
     def join(self, node: str) -> None:
         self._script("worker", node, self._cpus)
