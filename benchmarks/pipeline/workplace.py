@@ -50,7 +50,7 @@ def forget(folder: Path, step: str) -> None:
     if step == "preflight":
         return
     if step == "score":
-        (folder / "corpus/eval.score.step.json").unlink()
+        (folder / "corpus.score.step.json").unlink()
         for kind in ("scores", "embeddings"):
             for table in (folder / "corpus/eval").glob(f"*.{kind}.parquet"):
                 table.unlink()

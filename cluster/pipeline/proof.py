@@ -24,7 +24,7 @@ from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage, publish
 
 from .file import BY_RUN, PipelineStep
-from .graph import Graph
+from .graph import Graph, inside
 from .words import command_words, step_folder
 
 SUFFIX, MANIFEST = ".step.json", "manifest.json"
@@ -65,12 +65,16 @@ def keys(graph: Graph) -> dict[str, str]:
 
 
 def proof_path(graph: Graph, name: str) -> str:
-    """Beside the first output; of a step without one, in its logs. Of one that adds to a folder, it bears its name."""
+    """Beside the first output; of a step without one, in its logs. Of one that adds to what another makes it lies
+    beside that, which is still to be made where the note is first written, and bears its name."""
     step = graph.pipeline.steps[name]
     if not step.writes:
         return str(step_folder(graph.pipeline, name) / f"done{SUFFIX}")
     first = step.writes[0]
-    return f"{first}.{name}{SUFFIX}" if first in graph.reads[name] else f"{first}{SUFFIX}"
+    written = [path for other in graph.pipeline.steps.values() for path in other.writes]
+    outermost = min((path for path in written if inside(first, path)), key=len)
+    adds = outermost != first or first in graph.reads[name]
+    return f"{outermost}.{name}{SUFFIX}" if adds else f"{first}{SUFFIX}"
 
 
 def read_proof(path: str) -> Proof | None:
@@ -124,9 +128,7 @@ def is_whole(path: str, kind: str = "") -> bool:
     place = Path(path)
     if kind in BY_RUN:
         return (place / "checkpoints/latest").is_file()
-    if place.is_dir():  # a step that will add to what lies in it may have left its proof there
-        return any(not file.name.endswith(SUFFIX) for file in place.iterdir())
-    return place.is_file()
+    return any(place.iterdir()) if place.is_dir() else place.is_file()
 
 
 def rows(path: str) -> int | None:

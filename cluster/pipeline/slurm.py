@@ -21,7 +21,8 @@ from .submission import Submission, is_settled, settle
 from .view import QueueAnswer, attempts
 from .words import JOB, as_job, behind_others, interpreter, parts_of
 
-NEVER = "DependencyNeverSatisfied"
+NEVER = ("DependencyNeverSatisfied", "launch failed requeued held")
+"""Why a job stays in the queue until somebody removes it; the latter where a controller ended while it launched one."""
 PARTS, WHOLE = "parts.sbatch", "step.sbatch"
 
 
@@ -121,8 +122,8 @@ def answers(submission: Submission) -> dict[str, QueueAnswer]:
         name = ids.get(entry.id.partition("_")[0], "")
         if not name or (name in found and found[name].state == "running"):
             continue
-        if entry.reason == NEVER:
-            found[name] = QueueAnswer("failed", NEVER)
+        if entry.reason in NEVER:
+            found[name] = QueueAnswer("failed", entry.reason)
         elif entry.waits:
             found[name] = QueueAnswer("waiting", entry.reason)
         else:

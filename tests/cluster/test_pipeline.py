@@ -19,7 +19,7 @@ from cluster.__main__ import main
 from cluster.pipeline import local
 from cluster.pipeline.file import load_pipeline
 from cluster.pipeline.graph import Graph
-from cluster.pipeline.proof import Proof, is_proven, is_whole, keys, read_proof, write_proof
+from cluster.pipeline.proof import Proof, is_proven, keys, read_proof, write_proof
 from cluster.pipeline.submission import Submission, draft, is_made, prepare
 from cluster.pipeline.view import QueueAnswer, views
 from mvlm.config.toml import as_toml
@@ -102,22 +102,21 @@ def ran(folder: Path) -> list[str]:
     return names
 
 
-def test_what_a_later_step_will_add_does_not_make_an_output_seem_whole(write: Write, tmp_path: Path) -> None:
-    """Its proof is written at submission, into the folder that the earlier step is still to make."""
+def test_a_step_that_adds_to_an_output_leaves_its_note_beside_it(write: Write, tmp_path: Path) -> None:
+    """At submission, when the folder is still to be made: shards are made where nothing is."""
     path = write(
         HEAD
         + step("divide", kind="filter", command=["split", "in"], writes=["corpus"])
+        + step("take", reads=["corpus"], writes=["corpus"])
         + step("score", reads=["corpus/eval"], writes=["corpus/eval"])
-        + step("note", writes=["notes"])
-        + step("add", reads=["notes/more"], writes=["notes/more"])
+        + step("report", reads=["corpus"], writes=["corpus/a/report.html"])
     )
     found = graph(path)
-    submission = draft(found, [], "local")
-    prepare(found, submission)
-    assert list((tmp_path / "corpus").iterdir()) and list((tmp_path / "notes").iterdir())
-    assert not is_made(found, submission, "divide") and not is_whole("notes")
-    (tmp_path / "notes/first").touch()
-    assert is_whole("notes")
+    prepare(found, submission := draft(found, [], "local"))
+    assert not (tmp_path / "corpus").exists() and not is_made(found, submission, "divide")
+    assert {file.name for file in tmp_path.glob("*.json")} == {
+        *("corpus.step.json", "corpus.take.step.json", "corpus.score.step.json", "corpus.report.step.json")
+    }
 
 
 def test_what_can_never_run_is_blocked_however_far_behind(chain: Path) -> None:
