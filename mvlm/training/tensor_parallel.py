@@ -191,6 +191,8 @@ class _SummedGeluLinear(GeluLinear):
 
 def clip_grad_norm(parameters: list[Parameter], limit: float) -> Tensor:
     """As torch's: the norm of the gradients before they are clipped, of those that are split over all their ranks."""
+    if replicas.size() == 1:
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
     split = [p.grad for p in parameters if p.grad is not None and cut_of(p).of > 1]
     alike = [p.grad for p in parameters if p.grad is not None and cut_of(p).of == 1]
     squares = replicas.sum_within_(torch.nn.utils.get_total_norm(split).square())
