@@ -77,8 +77,10 @@ class Optimizer:
         return torch.cat([tensor.flatten() for tensor in tensors])
 
     def allreduce_bucket(self, bucket: list[Tensor], _: torch.dtype) -> Tensor:
-        """The mean of what is the same on every rank."""
-        return bucket[0]
+        """The mean of what is the same on every rank, not in place."""
+        mean = bucket[0].clone()
+        bucket[0].zero_()
+        return mean
 
     def slices(self, rank: int) -> list[ParamSlice]:
         found = []

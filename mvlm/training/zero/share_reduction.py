@@ -146,10 +146,10 @@ class ShareReduction(Buckets):
         del gradients
         self._shares = self._shares or [flat.new_zeros(size) for size in self._sizes]
         with self._apart():
-            self._zero.allreduce_bucket([flat], flat.dtype)  # which divides by the ranks, in place
+            mean = self._zero.allreduce_bucket([flat], flat.dtype)
             if segments := self._segments[number]:
                 into = [self._shares[one.group].narrow(0, one.begins, one.length) for one in segments]
-                torch._foreach_copy_(into, [flat.narrow(0, one.start, one.length) for one in segments])
+                torch._foreach_copy_(into, [mean.narrow(0, one.start, one.length) for one in segments])
         if self._stream:
             flat.record_stream(self._stream)
 
