@@ -166,6 +166,8 @@ def test_the_chosen_recipe_is_a_sound_configuration(tmp_path: Path, images: int,
     config = load_config(tmp_path / "recipe.toml")
     assert config.data.train == ("shards/train",) and config.train.global_batch <= max(images, 2)
     assert config.train.epochs * images / config.train.global_batch >= 599
+    is_narrow = config.model.vision_args.get("embed_dim") == config.model.text_args.get("hidden_size") == 64
+    assert is_narrow == (images <= 50_000 and not gpus)
 
 
 def test_shards_are_found_with_and_without_splits(scenes: Path) -> None:
