@@ -4,6 +4,7 @@ examples:
   mvlm plan mvlm/configs/base.toml --deepspeed_config ds_configs/zero1.json --gpu h100
   mvlm plan mvlm/configs/huge.toml --deepspeed_config ds_configs/zero3.json --gpu h100 --nodes 8 train.recompute=1
   mvlm plan run.toml --deepspeed_config ds_configs/fp16.json --gpu v100 --json plan.json train.micro_batch=auto
+  mvlm plan mvlm/configs/huge.toml --deepspeed_config ds_configs/zero2.json --gpu h100 --choose
   mvlm plan data --links 1000000000 --nodes 8 --cores 64 --stored-kb 40
 
 Needs no GPU, no data and no network. docs/plan.md says how each figure is derived.
@@ -18,7 +19,7 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "mvlm plan RUN.toml --deepspeed_config JSON --gpu NAME [--nodes N] [--gpus-per-node N] [--pairs N] "
-        "[--mfu SHARE] [--json FILE] [key=value ...]\n"
+        "[--mfu SHARE] [--choose] [--json FILE] [key=value ...]\n"
         "       mvlm plan data --links N [--nodes N] [--cores N] [...] [--json FILE]"
     )
     parser.add_argument("config", metavar="RUN.toml", help="or data, for the making of shards from a table of links")
@@ -39,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.45,
         metavar="SHARE",
         help="share of the peak that matrix products reach (default: 0.45)",
+    )
+    parser.add_argument(
+        "--choose", action="store_true", help="also find the fastest ZeRO stage, hpZ, layers split and recomputation"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write it to this file")
     _add_data_arguments(parser)
@@ -92,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     from mvlm.config.stages import make_stages
     from mvlm.data.shards.mixture import training_mixture
     from mvlm.estimate.cards import find_card
+    from mvlm.estimate.choice import choice_text, choose
     from mvlm.estimate.count import FakeModel
     from mvlm.estimate.encoders import build_without_weights
     from mvlm.estimate.plan import Planner, Request
@@ -123,10 +128,11 @@ def run(args: argparse.Namespace) -> int:
             mfu=args.mfu,
         )
         model = FakeModel(build_without_weights(config.blueprint, config.data), config.data, optim=config.optim)
-        plans.append(as_json(Planner(request, model)))
+        planner = Planner(request, model)
+        plans.append(as_json(planner) | ({"choice": choose(planner)} if args.choose else {}))
         if not stages.is_all:
             print(f"{'' if number == 0 else chr(10)}{stages.title(number)}")
-        print(as_text(plans[-1]), end="")
+        print(as_text(plans[-1]) + (choice_text(plans[-1]["choice"]) if args.choose else ""), end="")
     if stages.is_all:
         write_json(args.json, plans[0])
         return 0

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from mvlm.config.load import load_config
 from mvlm.errors import UserError
 from mvlm.estimate.cards import CARDS, find_card
+from mvlm.estimate.choice import choice_text, choose
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.encoders import KNOWN_TEXT, build_without_weights
 from mvlm.estimate.plan import Planner, Request
@@ -271,3 +273,28 @@ def test_known_encoders_have_their_published_sizes(name: str, millions: float) -
     with torch.device("meta"):
         model = AutoModel.from_config(AutoConfig.for_model(kind, **settings))
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_layers_that_are_split_are_planned_by_a_ranks_part(models: dict[str, FakeModel]) -> None:
+    whole, asked = models["tiny"], request("tiny", "zero1", "train.micro_batch=8", per_node=2)
+    part = Planner(dataclasses.replace(asked, content=asked.content | {"tensor_parallel": {"autotp_size": 2}}), whole)
+    first = r"(qkv|query|key|value|key_value|fc1|feed_forward\.0|intermediate\.dense)\.(weight|bias)"
+    own = rf"\.{first}$|\.(proj|out|fc2|feed_forward\.2|output\.dense)\.weight$"
+    named = [pair for pair in whole.model.named_parameters() if "patch_embed" not in pair[0]]
+    split = sum(parameter.numel() for name, parameter in named if re.search(own, name))
+    assert part.model.total == whole.total - split / 2 > split / 2
+    assert part.ranks == 1
+    rank, alone = part.model.flops().step, whole.flops().step
+    assert all(0.4 < rank[name] / alone[name] < 1 for name in ("vision", "text", "cross_image", "cross_text"))
+    layers = part.step(part.zero, 1, 8, part.accumulation).exchanges["layers"]
+    assert layers.seconds == layers.exposed > 0
+
+
+def test_the_choice_says_what_each_other_would_cost(models: dict[str, FakeModel]) -> None:
+    plan = choose(Planner(request("tiny", "zero1", per_node=2), models["tiny"]))
+    assert plan["best"]["stage"] < 3 and plan["best"]["tensor_parallel"] == 1
+    whys = {other["name"]: other["why"] for other in plan["others"]}
+    split = next(why for name, why in whys.items() if "layers split by 2" in name)
+    assert "layers on the wire" in split
+    assert any("recompute 1" in name and "computing" in why for name, why in whys.items())
+    assert choice_text(plan).count("\n") == len(whys) + 2

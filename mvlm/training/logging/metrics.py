@@ -157,7 +157,7 @@ def reported(accumulated: MetricAccumulator) -> dict[str, float | None]:
 
 def _ranks() -> str:
     size = replicas.size()
-    return f"{dist.world()} ranks" if size == 1 else f"{replicas.world()} replicas of {size} ranks"
+    return f"{dist.world()} ranks" if size == 1 else f"{dist.world()} ranks, {size} of them a replica,"
 
 
 def opening(run: str, train: Train, resumed: Path | None, layout: dict[str, Any]) -> str:
