@@ -15,7 +15,7 @@ from tests.cluster.pipeline_fixture import IMAGES, write_images
 from tests.cluster.ray_fixture import cannot_run_here, ray_cluster, ray_jobs  # noqa: F401 - fixtures
 from tests.data_tools.made import tree, write_folder
 
-STEPS = 20
+STEPS = 40
 PIPELINE = """
 [pipeline]
 name = "small"
