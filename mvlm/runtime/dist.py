@@ -122,13 +122,17 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
         among: only of so many consecutive ranks, a divisor of all; 0 = of all.
     """
     among = among or world()
-    if among == 1:
+    first = rank() // among * among
+    return gather_from(tensor, range(first, first + among))
+
+
+def gather_from(tensor: Tensor, ranks: Sequence[int]) -> Tensor:
+    """The same of these ranks, of which this is one, in this order."""
+    if len(ranks) == 1:
         return tensor.detach()
     tensor = tensor.detach().contiguous()
-    gathered = tensor.new_empty(among * tensor.shape[0], *tensor.shape[1:])
-    first = rank() // among * among
-    group = None if among == world() else group_of(range(first, first + among))
-    torch_dist.all_gather_into_tensor(gathered, tensor, group)
+    gathered = tensor.new_empty(len(ranks) * tensor.shape[0], *tensor.shape[1:])
+    torch_dist.all_gather_into_tensor(gathered, tensor, None if len(ranks) == world() else group_of(ranks))
     return gathered
 
 
@@ -142,11 +146,11 @@ def group_of(ranks: Sequence[int]) -> torch_dist.ProcessGroup:
 _groups: dict[tuple[int, ...], torch_dist.ProcessGroup] = {}
 
 
-def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
-    """Reduce over ranks by "sum" or "max", into a new tensor."""
+def all_reduce(tensor: Tensor, op: str = "sum", group: torch_dist.ProcessGroup | None = None) -> Tensor:
+    """Reduce over ranks, or a group of them, by "sum" or "max", into a new tensor."""
     reduced = tensor.detach().clone()
     if world() > 1:
-        torch_dist.all_reduce(reduced, {"sum": torch_dist.ReduceOp.SUM, "max": torch_dist.ReduceOp.MAX}[op])
+        torch_dist.all_reduce(reduced, {"sum": torch_dist.ReduceOp.SUM, "max": torch_dist.ReduceOp.MAX}[op], group)
     return reduced
 
 

@@ -65,26 +65,14 @@ def all_gather(tensor: Tensor, among: int = 0) -> Tensor:
     Args:
         among: only of so many consecutive replicas, a divisor of all; 0 = of all.
     """
-    if _size == 1:
-        return dist.all_gather(tensor, among)
     among = among or world()
-    if among == 1:
-        return tensor.detach()
-    tensor = tensor.detach().contiguous()
-    gathered = tensor.new_empty(among * tensor.shape[0], *tensor.shape[1:])
     first = rank() // among * among
-    peers = [peer(replica) for replica in range(first, first + among)]
-    torch_dist.all_gather_into_tensor(gathered, tensor, dist.group_of(peers))
-    return gathered
+    return dist.gather_from(tensor, [peer(replica) for replica in range(first, first + among)])
 
 
 def all_reduce(tensor: Tensor, op: str = "sum") -> Tensor:
     """Reduce over the replicas by "sum" or "max", into a new tensor."""
-    if _size == 1:
-        return dist.all_reduce(tensor, op)
-    reduced = tensor.detach().clone()
-    torch_dist.all_reduce(reduced, {"sum": torch_dist.ReduceOp.SUM, "max": torch_dist.ReduceOp.MAX}[op], group())
-    return reduced
+    return dist.all_reduce(tensor, op, group())
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 IMAGES = 6
-PIPELINE = """
+SHARDS = """
 [pipeline]
 name = "small"
 logs = "{folder}/logs"
@@ -24,7 +24,10 @@ command = ["folder", "{folder}/in", "--shard-mb", "0.001"]
 reads = ["{folder}/in"]
 writes = ["{folder}/shards"]
 parts = 2
-
+"""
+PIPELINE = (
+    SHARDS
+    + """
 [[step]]
 name = "mistake"
 kind = "command"
@@ -37,6 +40,7 @@ kind = "command"
 command = ["cp", "{folder}/copy", "{folder}/last"]
 writes = ["{folder}/last"]
 """
+)
 Cluster = Callable[..., str]
 
 

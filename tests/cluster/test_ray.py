@@ -11,31 +11,21 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.pipeline.proof import read_proof
-from tests.cluster.pipeline_fixture import IMAGES, write_images
+from tests.cluster.pipeline_fixture import IMAGES, SHARDS, write_images
 from tests.cluster.ray_fixture import cannot_run_here, ray_cluster, ray_jobs  # noqa: F401 - fixtures
 from tests.data_tools.made import tree, write_folder
 
 STEPS = 40
-PIPELINE = """
-[pipeline]
-name = "small"
-logs = "{folder}/logs"
-environment = {{ OMP_NUM_THREADS = "1" }}
-
-[[step]]
-name = "shards"
-kind = "shard"
-command = ["folder", "{folder}/in", "--shard-mb", "0.001"]
-reads = ["{folder}/in"]
-writes = ["{folder}/shards"]
-parts = 2
-{held}
+PIPELINE = (
+    SHARDS
+    + """{held}
 [[step]]
 name = "last"
 kind = "command"
 command = ["sh", "-c", 'cat "$@" >{folder}/last', "-", "{folder}/one", "{folder}/other"]
 writes = ["{folder}/last"]
 """
+)
 HELD = """
 [[step]]
 name = "{name}"

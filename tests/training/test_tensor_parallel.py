@@ -11,7 +11,7 @@ from mvlm.checkpoint.layout import CHECKPOINTS, EMA, MOMENTS, WEIGHTS
 from mvlm.checkpoint.tensors import open_tensors
 from tests.ranks import run_ranks
 from tests.training.split_worker import resume_across, train_split
-from tests.training.test_parity import check_first_steps, told
+from tests.training.test_parity import check_first_steps, check_histories, told
 
 LAYOUTS = [(0, 1), (1, 2), (2, 1)]
 """ZeRO stage, and micro-batches a step."""
@@ -32,15 +32,7 @@ def histories(request: pytest.FixtureRequest, scenes: Path, tmp_path_factory: py
 
 
 def test_replicas_of_two_ranks_train_as_the_plain_loop_does(histories: dict) -> None:
-    plain = histories["plain"]
-    layouts = {name: history for name, history in histories.items() if name.startswith("zero")}
-    assert len(layouts) == histories["layouts"]
-    for layout, history in layouts.items():
-        assert history.keys() - {"gradient_errors"} == plain.keys()
-        for name in plain:
-            found, expected = (torch.tensor(h[name], dtype=torch.float64) for h in (history, plain))
-            message = f"{name} of {layout}"
-            torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5, msg=lambda m, s=message: f"{s}: {m}")
+    check_histories(histories)
 
 
 def test_the_first_step_is_the_oracles_pair_by_pair(histories: dict) -> None:
