@@ -38,6 +38,10 @@ class Backend(Protocol):
     name: str
     faults: dict[str, Callable[[str], None]]
 
+    @property
+    def site(self) -> Path | None:
+        """Of its nodes; None where it has none."""
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`python -m cluster ...` to its end, where a user gives it."""
 
@@ -55,6 +59,7 @@ class Local:
     """This machine, whose driver stays in the foreground."""
 
     name = "local"
+    site = None
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -101,12 +106,13 @@ class OnCluster:
     """What SLURM and Ray have in common: `submit` returns, and the rest is theirs."""
 
     name = ""
+    folder: Path
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         raise NotImplementedError
 
     def busy(self) -> bool:
-        return False
+        return bool(marked(self.folder))
 
     def submit(self) -> None:
         done = self.run("submit", FILE, "--on", self.name)
@@ -120,7 +126,7 @@ class Slurm(OnCluster):
     name = "slurm"
 
     def __init__(self, folder: Path, site: Path) -> None:
-        self.folder, self._site = folder, site
+        self.folder, self.site = folder, site
         site.mkdir(parents=True, exist_ok=True)
         self._cluster = SlurmCluster(site)
         self._cluster.up()
@@ -176,7 +182,7 @@ class Ray(OnCluster):
     name = "ray"
 
     def __init__(self, folder: Path, site: Path) -> None:
-        self.folder, self._site = folder, site
+        self.folder, self.site = folder, site
         site.mkdir(parents=True, exist_ok=True)
         self._cluster = RayCluster(site)
         for node in ("w1", "w2"):
@@ -190,7 +196,7 @@ class Ray(OnCluster):
         }
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        command = ["bash", RAY_SCRIPT, "on", str(self._site), "head", "bash", "-c", _within(self.folder, words)]
+        command = ["bash", RAY_SCRIPT, "on", str(self.site), "head", "bash", "-c", _within(self.folder, words)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     def down(self) -> None:
@@ -203,9 +209,9 @@ class Ray(OnCluster):
 
     def _lose_node(self, step: str) -> None:
         node = self._node_of(step)
-        subprocess.run(["bash", _nodes(), "kill", str(self._site), node], check=True)
+        subprocess.run(["bash", _nodes(), "kill", str(self.site), node], check=True)
         time.sleep(10)
-        subprocess.run(["bash", _nodes(), "start", str(self._site), node], check=True)
+        subprocess.run(["bash", _nodes(), "start", str(self.site), node], check=True)
         self._cluster.join(node)
 
     def _cut(self, step: str) -> None:
@@ -225,7 +231,7 @@ class Ray(OnCluster):
     def _lose_head(self, step: str) -> None:
         """All of Ray with it, which is then started anew."""
         self._cluster.down()
-        self._cluster = RayCluster(self._site)
+        self._cluster = RayCluster(self.site)
         for node in ("w1", "w2"):
             self._cluster.join(node)
 

@@ -17,14 +17,17 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from benchmarks.pipeline.backends import Backend, Local, Ray, Slurm, marked
-from benchmarks.pipeline.workplace import FILE, LOGS, OUTPUTS, forget, hashes, prepare
+from benchmarks.pipeline.store import ObjectStore
+from benchmarks.pipeline.workplace import FILE, LOGS, OUTPUTS, STORED, forget, hashes, prepare
 from tests.conftest import ROOT
 
 RESULTS = Path(__file__).parent / "results/trials.jsonl"
@@ -34,6 +37,9 @@ FAULTS = {
     "ray": ("driver", "node", "head", "link", "disk"),
 }
 COUNT = 50
+STORE = "store"
+OFF_THE_STORE = ("command", "export")
+"""Kinds of steps that neither read shards nor write any."""
 DISK = "1600m"  # a preflight wants 1 GB of it to be free
 LONGEST = 6.0  # seconds into a step at which its fault comes, at most
 MOST = 6  # submissions, after which a trial is given up
@@ -42,7 +48,8 @@ POLL_SECONDS = 3.0
 
 
 def drawn() -> list[tuple[str, str, str]]:
-    """Back-end, step and fault of each trial, in an order in which each comes up early."""
+    """Back-end, step and fault of each trial, in an order in which each comes up early. Behind them each kind of step
+    that reads or writes shards loses the store, on the three back-ends in turn."""
     every = [(backend, step, fault) for backend, faults in FAULTS.items() for fault in faults for step in OUTPUTS]
     Random(0).shuffle(every)
     chosen: list[tuple[str, str, str]] = []
@@ -50,7 +57,8 @@ def drawn() -> list[tuple[str, str, str]]:
         counts = {word: sum(word in trial for trial in chosen) for trial in every for word in trial}
         best = min((trial for trial in every if trial not in chosen), key=lambda trial: sum(counts[w] for w in trial))
         chosen.append(best)
-    return chosen
+    on_store = [step for step in OUTPUTS if step not in OFF_THE_STORE]
+    return chosen + [(backend, step, STORE) for backend, step in zip(cycle(FAULTS), on_store, strict=False)]
 
 
 class Campaign:
@@ -63,55 +71,63 @@ class Campaign:
 
     def __init__(self, backend: Backend, folder: Path, kinds: Collection[str]) -> None:
         self._backend, self._kinds = backend, kinds
-        self._now, self._kept = folder / "disk/now", folder / f"undisturbed-{'-'.join(kinds)}"
+        self._folder, self._now = folder, folder / "disk/now"
 
-    def undisturbed(self) -> dict[str, str]:
-        """Hashes of what the pipeline makes when nothing befalls it, which is then kept."""
-        if not (self._kept / "hashes.json").exists():
-            shutil.rmtree(self._now, ignore_errors=True)
-            prepare(self._now, self._kinds)
-            self._backend.submit()
-            if self._finish() > 1:
-                raise RuntimeError(f"the undisturbed run has failed: see {self._now / LOGS}")
-            shutil.rmtree(self._kept, ignore_errors=True)
-            shutil.copytree(self._now, self._kept)
-            (self._kept / "hashes.json").write_text(json.dumps(hashes(self._now), indent=1))
-        return json.loads((self._kept / "hashes.json").read_text())
-
-    def trial(self, step: str, fault: str, draw: Random, longest: float = LONGEST) -> dict[str, Any]:
-        """A fault, and what has become of it; one that would come too late is tried again earlier.
+    def undisturbed(self, store: ObjectStore | None) -> Path:
+        """What the pipeline makes when nothing befalls it, which is kept with hashes of it.
 
         Args:
-            longest: seconds into the step at which it comes, at most.
+            store: where shards are to lie; None = in a folder.
         """
-        expected = self.undisturbed()
-        shutil.rmtree(self._now, ignore_errors=True)
-        shutil.copytree(self._kept, self._now)
-        forget(self._now, step)
+        kept = self._folder / "-".join([f"undisturbed{'-stored' if store else ''}", *self._kinds])
+        if not (kept / "hashes.json").exists():
+            shutil.rmtree(self._now, ignore_errors=True)
+            prepare(self._now, self._kinds, store.variables if store else None)
+            with store.holding(self._now / STORED) if store else nullcontext():
+                self._backend.submit()
+                if self._finish() > 1:
+                    raise RuntimeError(f"the undisturbed run has failed: see {self._now / LOGS}")
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(self._now, kept)
+            (kept / "hashes.json").write_text(json.dumps(hashes(self._now), indent=1))
+        return kept
+
+    def trial(self, step: str, fault: str, draw: Random) -> dict[str, Any]:
+        """A fault, and what has become of it; one that would come too late is tried again earlier."""
+        store = ObjectStore(self._backend.site) if fault == STORE else None
+        kept = self.undisturbed(store)
+        cause = store.cut if store else partial(self._backend.faults[fault], step)
+        longest, outcome = LONGEST, None
+        while outcome is None:
+            shutil.rmtree(self._now, ignore_errors=True)
+            shutil.copytree(kept, self._now)
+            forget(self._now, step)
+            with store.holding(self._now / STORED) if store else nullcontext():
+                outcome = self._befall(step, cause, draw.uniform(0, longest))
+            longest /= 2
+        expected, found = json.loads((kept / "hashes.json").read_text()), hashes(self._now)
+        differs = [name for name, value in expected.items() if found[name] != value]
+        named = {"backend": self._backend.name, "step": step, "fault": fault}
+        return named | outcome | {"differs": differs, "hashes": found}
+
+    def _befall(self, step: str, cause: Callable[[], None], after: float) -> dict[str, Any] | None:
+        """Let something befall a step so many seconds after it has begun; None where it is over by then."""
         self._backend.submit()
         logs, began = self._now / LOGS / step, time.monotonic()
         while not any(logs.glob("**/attempt-*")):
             if time.monotonic() - began > PATIENCE:
                 raise TimeoutError(f"{step} does not begin: see {logs}")
             time.sleep(0.05)
-        after = draw.uniform(0, longest)
         time.sleep(after)
         if not marked(self._now, step):
             self._finish()
-            return self.trial(step, fault, draw, longest / 2)
+            return None
         moment = time.monotonic()
-        self._backend.faults[fault](step)
-        submissions = self._finish()
-        found = hashes(self._now)
+        cause()
         return {
-            "backend": self._backend.name,
-            "step": step,
-            "fault": fault,
             "seconds into the step": round(after, 1),
-            "submissions": submissions,
+            "submissions": self._finish(),
             "seconds until all was done": round(time.monotonic() - moment, 1),
-            "differs": [name for name, value in expected.items() if found[name] != value],
-            "hashes": found,
         }
 
     def _finish(self) -> int:
@@ -169,7 +185,7 @@ def commit() -> str:
 def main() -> int:
     words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     words.add_argument("--on", default=",".join(FAULTS), help="back-ends, with commas (default: all)")
-    words.add_argument("--trials", type=int, default=COUNT, help=f"at most, of the {COUNT} (default: all)")
+    words.add_argument("--trials", type=int, default=len(drawn()), help="at most (default: all)")
     words.add_argument("--kinds", default=",".join(OUTPUTS), help="of the pipeline's steps, with commas (default: all)")
     words.add_argument("--folder", type=Path, default=Path("runs/faults"), help="for the work (default: runs/faults)")
     args = words.parse_args()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.pipeline.store import BUCKET
+
 HERE = Path(__file__).parent
 FILE, LOGS = "steps.toml", Path("runs/faults/pipeline")
+STORED = "store"  # folder of what an object store holds
+CACHE = "tmp"  # of what is read from there
 IMAGES = 100
 OUTPUTS = {
     "command": "sorted.jsonl",
@@ -29,12 +34,19 @@ OUTPUTS = {
 """What each step makes; a step has the name of its kind."""
 
 
-def prepare(folder: Path, kinds: Collection[str]) -> None:
-    """What comes from outside: the pipeline's file with steps of some kinds, and coloured images with captions."""
+def prepare(folder: Path, kinds: Collection[str], store: Mapping[str, str] | None = None) -> None:
+    """What comes from outside: the pipeline's file with steps of some kinds, and coloured images with captions.
+
+    Args:
+        store: variables by which all steps find an object store, where their shards and checkpoints are to lie.
+    """
     (folder / "in/images").mkdir(parents=True)
     head, *steps = (HERE / FILE).read_text().split("[[step]]\n")
     chosen = [step for step in steps if step.split('"')[1] in kinds]
-    (folder / FILE).write_text("[[step]]\n".join([head, *chosen]))
+    text = "[[step]]\n".join([head, *chosen])
+    (folder / FILE).write_text(_in_store(text, store | {"TMPDIR": str(folder / CACHE)}) if store else text)
+    for name in (STORED, CACHE) if store else ():
+        (folder / name).mkdir()
     lines = []
     for number in range(IMAGES):
         colour = (37 * number % 256, 91 * number % 256, 53 * number % 256)
@@ -44,20 +56,36 @@ def prepare(folder: Path, kinds: Collection[str]) -> None:
     (folder / "in/captions.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def _in_store(text: str, variables: Mapping[str, str]) -> str:
+    for name in ("shards", "corpus"):
+        text = re.sub(f'"{name}(["/])', rf'"s3://{BUCKET}/{name}\1', text)
+    text = text.replace("checkpoint.every = 5\n", f'checkpoint = {{ every = 5, mirror = "s3://{BUCKET}/run" }}\n')
+    given = "".join(f', {name} = "{value}"' for name, value in variables.items())
+    return text.replace('"false" }', f'"false"{given} }}')
+
+
 def forget(folder: Path, step: str) -> None:
     """Undo a step, so that it is to be done again: what depends on it stays proven, by the same key."""
     shutil.rmtree(folder / LOGS / step, ignore_errors=True)
+    for cached in (folder / CACHE).glob("*"):
+        shutil.rmtree(cached) if cached.is_dir() else cached.unlink()
     if step == "preflight":
         return
     if step == "score":
-        (folder / "corpus.score.step.json").unlink()
+        _place(folder, "corpus.score.step.json").unlink()
         for kind in ("scores", "embeddings"):
-            for table in (folder / "corpus/eval").glob(f"*.{kind}.parquet"):
+            for table in _place(folder, OUTPUTS[step]).glob(f"*.{kind}.parquet"):
                 table.unlink()
         return
-    path = folder / OUTPUTS[step]
-    Path(f"{path}.step.json").unlink()
+    _place(folder, f"{OUTPUTS[step]}.step.json").unlink()
+    path = _place(folder, OUTPUTS[step])
     shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(folder / STORED / OUTPUTS[step], ignore_errors=True)  # a mirror
+
+
+def _place(folder: Path, path: str) -> Path:
+    """Of an output: in the folder, or in what the store holds."""
+    return folder / path if (folder / path).exists() else folder / STORED / path
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -65,7 +93,7 @@ def hashes(folder: Path) -> dict[str, str]:
     losses, results, vectors."""
     found = {}
     for path in map(Path, sorted({output for output in OUTPUTS.values() if output})):
-        place = folder / path
+        place = _place(folder, str(path))
         if (place / "checkpoints/latest").is_file():
             latest = place / "checkpoints" / (place / "checkpoints/latest").read_text().strip()
             content = [_hash(file, folder) for file in sorted(latest.glob("*.safetensors"))] + [_losses(place)]

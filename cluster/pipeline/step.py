@@ -114,6 +114,8 @@ class StepRun:
         write_page(Path(self.submission.logs))
         with open(launcher_log(self.logs, number), "ab") as out:
             try:
+                # with the step's own variables this process looks into stores, too
+                os.environ.update(read_references(self.pipeline.environment(self.step)))
                 self._require_inputs()
                 code = ExitCode.DONE if self._is_made() else self._execute(self._words(), out.fileno())
                 if code == 0 and not self.part:
@@ -172,8 +174,7 @@ class StepRun:
 
     def _execute(self, words: list[str], out: int) -> int:
         """Run a command in a group of its own, to which signals that ask to stop are passed on."""
-        environment = inherited() | read_references(self.pipeline.environment(self.step))
-        environment[MARK] = str(self.logs / MARK_FOLDER / "0")
+        environment = inherited() | {MARK: str(self.logs / MARK_FOLDER / "0")}
         if self._stopped:
             return ExitCode.REQUEUE
         try:

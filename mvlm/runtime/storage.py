@@ -145,7 +145,7 @@ class Storage:
     """A prefix of an object store or of any file system that fsspec knows; for several threads at once.
 
     What may pass is tried again. All methods but `fetch_once` raise UserError when it fails for good, and DataLost
-    where the store is gone and has been waited for in vain.
+    where the store is gone.
 
     Args:
         remedy: what to do then, as the end of a sentence.
@@ -246,7 +246,8 @@ class Storage:
                         continue
                     if may_pass(error) and self._outages.patience:
                         raise attempts.failure(error) from None
-                    raise UserError(f"{where} cannot be {done} ({describe(error)}): {self._remedy}.") from None
+                    kind = DataLost if may_pass(error) else UserError
+                    raise kind(f"{where} cannot be {done} ({describe(error)}): {self._remedy}.") from None
 
     def _connect(self) -> tuple[Any, str]:
         """What speaks to the store, and the prefix's path in it."""

@@ -10,7 +10,7 @@ import pytest
 from mvlm.config.toml import as_toml
 from tests.cluster.pipeline_fixture import Cluster, course, small_pipeline, wait_until  # noqa: F401 - a fixture
 from tests.cluster.ray_fixture import cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
-from tests.cluster.slurm_fixture import SlurmCluster
+from tests.cluster.slurm_fixture import SlurmCluster, wait_for
 from tests.conftest import ROOT, TINY, mvlm_command, run_command
 
 pytestmark = pytest.mark.campaign
@@ -80,6 +80,37 @@ def course_of_training(cluster: Cluster, pipeline: Path, backend: str, scenes: P
     assert "nothing to do" in cluster("submit", pipeline, "--on", backend)
 
 
+PATIENT = """
+[pipeline]
+name = "patient"
+logs = "{folder}/logs"
+
+[[step]]
+name = "long"
+kind = "command"
+command = ["sh", "-c", "trap 'echo saved >{folder}/saved; exit 75' TERM; touch {folder}/begun; sleep 600 & wait"]
+writes = ["{folder}/made"]
+
+[[step]]
+name = "crowded"
+kind = "command"
+command = ["touch", "{folder}/other"]
+writes = ["{folder}/other"]
+cpus = 8
+"""
+
+
+def course_of_a_cancelled_step(cluster: Cluster, folder: Path, backend: str) -> None:
+    """One runs, and saves; one waits for room that it does not get, and never begins."""
+    pipeline = folder / "patient.toml"
+    pipeline.write_text(PATIENT.format(folder=folder))
+    cluster("submit", pipeline, "--on", backend)
+    wait_for((folder / "begun").exists)
+    cluster("cancel", pipeline)
+    wait_until(cluster, pipeline, {"long": "stopped", "crowded": "not run"})
+    assert (folder / "saved").read_text() == "saved\n" and not (folder / "other").exists()
+
+
 @pytest.fixture
 def emoji(tmp_path: Path) -> Path:
     """The shipped pipeline whose data come with the code, in a folder of its own."""
@@ -129,3 +160,8 @@ def test_training_on_ray(on_ray: Cluster, learns: Path, scenes: Path) -> None:
 @pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
 def test_a_shipped_pipeline_on_ray(on_ray: Cluster, emoji: Path) -> None:
     course_of_emoji(on_ray, emoji, "ray")
+
+
+@pytest.mark.skipif(bool(cannot_run_here()), reason=str(cannot_run_here()))
+def test_cancelled_on_ray(on_ray: Cluster, tmp_path: Path) -> None:
+    course_of_a_cancelled_step(on_ray, tmp_path, "ray")

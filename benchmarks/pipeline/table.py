@@ -1,0 +1,32 @@
+"""Print the tables of README.md by results/trials.jsonl: `python -m benchmarks.pipeline.table`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from benchmarks.pipeline.campaign import FAULTS, RESULTS, STORE, drawn
+from benchmarks.pipeline.workplace import OUTPUTS
+
+NAMES = {"local": "this machine", "slurm": "SLURM", "ray": "Ray"}
+
+
+def table(backend: str, lines: list[dict[str, Any]]) -> str:
+    """A row a kind of step, a column a fault; seconds until all was done, with submissions where one was not enough."""
+    cells = {(line["step"], line["fault"]): _cell(line) for line in lines if line["backend"] == backend}
+    open_ = {trial[1:]: "open" for trial in drawn() if trial[0] == backend}
+    faults = [*FAULTS[backend], STORE]
+    rows = [[step, *((open_ | cells).get((step, fault), "") for fault in faults)] for step in OUTPUTS]
+    head = [NAMES[backend], *faults]
+    return "\n".join(f"| {' | '.join(row)} |".replace("  ", " ") for row in [head, ["---"] * len(head), *rows])
+
+
+def _cell(line: dict[str, Any]) -> str:
+    again = f" ({line['submissions']})" if line["submissions"] > 1 else ""
+    return f"{line['seconds until all was done']:.0f}{again}" + (" **differs**" if line["differs"] else "")
+
+
+if __name__ == "__main__":
+    kept = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    print(f"{len(kept)} of {len(drawn())} trials; {sum(bool(line['differs']) for line in kept)} differ\n")
+    print("\n\n".join(table(backend, kept) for backend in FAULTS))
