@@ -40,3 +40,39 @@ print(gc.isenabled())
 def test_what_is_imported_is_not_searched_for_garbage() -> None:
     ended = run_command([sys.executable, "-c", WORDS])
     assert ended.stdout.splitlines() == ["False True True True", "0 True", "False", "at the end 0"], ended.stderr
+
+
+SCANNED = """
+import sys
+from collections import Counter
+from mvlm.runtime.imports import uncollected
+
+opened = Counter()
+sys.addaudithook(lambda event, what: event == "open" and opened.update([str(what[0])]))
+with uncollected():
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+sources = [path for path in opened if "transformers/models/" in path and "/modeling_" in path and path.endswith(".py")]
+times = round(sum(opened[path] for path in sources) / len(sources))
+print(len(sources) > 300, times, CONFIG_MAPPING["roberta"].__name__, len(sys.meta_path))
+import transformers
+assert sys.modules["transformers.models"].RobertaConfig is transformers.RobertaConfig is CONFIG_MAPPING["roberta"]
+"""
+
+
+def test_transformers_reads_the_sources_of_its_models_once() -> None:
+    ended = run_command([sys.executable, "-c", f"import sys; print(len(sys.meta_path)){SCANNED}"])
+    before, found = ended.stdout.splitlines()
+    sources, times, name, finders = found.split()
+    assert (sources, times, name) == ("True", "1", "RobertaConfig"), ended.stderr
+    assert int(finders) <= int(before) + 1 and ended.returncode == 0, "its own finder of old names, and none of ours"
+
+
+UNASKED = """
+import sys
+import mvlm.data.shards.mixture
+print("pandas" in sys.modules, "torch" in sys.modules)
+"""
+
+
+def test_what_reads_shards_does_not_import_pandas() -> None:
+    assert run_command([sys.executable, "-c", UNASKED]).stdout == "False False\n"

@@ -27,7 +27,7 @@ _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
 }
-_MISSING = pc.scalar(pa.scalar(None, pa.bool_()))
+_MISSING = pc.scalar(pa.nulls(1, pa.bool_())[0])  # as a pa.scalar would be, which imports pandas
 
 
 class Typed(NamedTuple):

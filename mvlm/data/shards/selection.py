@@ -10,7 +10,6 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 import pyarrow as pa
-from pyarrow import acero
 
 from mvlm.data.shards.bits import Bits
 from mvlm.data.shards.location import ShardLocation
@@ -100,6 +99,8 @@ def _kept(
 
 def _holds(where: Where, table: pa.Table) -> np.ndarray:
     """In which rows of a table a condition is true, bool [rows]."""
+    from pyarrow import acero  # which imports pandas, a quarter of a second that only a condition is worth
+
     project = acero.ProjectNodeOptions([where.expression(table.schema)], ["holds"])
     plan = [
         acero.Declaration("table_source", acero.TableSourceNodeOptions(table)),
