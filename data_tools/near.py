@@ -30,8 +30,8 @@ colours: plain pictures are like each other by the million."""
 COLOUR_BITS, INDEX_BITS = 7, 28
 """Of what is sorted, below the blocks chosen."""
 
-WORKING = 64
-"""Bytes a hash that a sort takes."""
+WORKING = 88
+"""Bytes a hash that gathering and sorting take, measured with what the allocator keeps."""
 
 CHUNK = 1 << 14
 BUCKETS = 64
@@ -86,13 +86,13 @@ class NearJoin:
         passes = -(-hashes * WORKING // min(self._memory, WORKING << (INDEX_BITS - 1)))
         for turn in range(passes):
             keys, values, owners = self._gathered(entries, table, turn, passes)
-            order = np.sort(keys)
-            index = (order & np.uint64((1 << INDEX_BITS) - 1)).astype(np.int64)
-            order >>= np.uint64(INDEX_BITS + COLOUR_BITS)
-            at = np.arange(len(order))
+            keys.sort()  # in place, as all that takes memory by the hash
+            index = (keys & np.uint64((1 << INDEX_BITS) - 1)).astype(np.int64)
+            keys >>= np.uint64(INDEX_BITS + COLOUR_BITS)
+            at = np.flatnonzero(keys[1:] == keys[:-1])
             for step in range(1, WINDOW + 1):
-                at = at[: np.searchsorted(at, len(order) - step)]
-                at = at[order[at] == order[at + step]]
+                at = at[: np.searchsorted(at, len(keys) - step)]
+                at = at[keys[at] == keys[at + step]]
                 if not len(at):
                     break
                 one, other = index[at], index[at + step]
