@@ -76,12 +76,12 @@ def build_task_without_weights(blueprint: Blueprint, data: Data, classes: int) -
 
 
 def _build(blueprint: Blueprint, data: Data, classes: int) -> Encoders:
-    model, tokenizer = _without_weights(blueprint.model, data)
+    model, tokenizer = without_weights(blueprint.model, data)
     with torch.device("meta"):
         return build_model(dataclasses.replace(blueprint, model=model), tokenizer, classes)
 
 
-def _without_weights(model: Model, data: Data) -> tuple[Model, Vocabulary]:
+def without_weights(model: Model, data: Data) -> tuple[Model, Vocabulary]:
     """The model's configuration with random weights in place of pretrained ones, and its vocabulary."""
     given = None
     if data.tokenizer not in ("", "auto"):

@@ -12,7 +12,7 @@ from mvlm.config.schema import Config
 from mvlm.pretrained.encoders import Vocabulary, build_recorded
 from mvlm.training.engine import Engine
 from mvlm.training.parallelize import parallelize
-from mvlm.training.zero.divide import can_divide
+from mvlm.training.zero.divide import can_divide, divide
 from tests.training.conftest import one_rank  # noqa: F401 - a fixture
 from tests.training.parity_worker import built, configuration, resolved, steps_of
 from tests.training.saved_tensors import whole_tensors
@@ -30,6 +30,18 @@ def engine_from(config: Config, content: dict[str, Any], scenes: Path, divided: 
     parts = {"train": config.train, "kernels": config.kernels, "optim": config.optim, "objectives": config.objectives}
     engine = parallelize(model, ds_config, seed=0, weights=weights if divided else None, **parts)
     return engine, steps_of(loader)[0]
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_no_rank_sends_what_is_empty_yet(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr("torch.distributed.broadcast", lambda tensor, *_, **__: sent.append(tensor.nbytes))
+    config = configuration(str(scenes), 16)
+    other, _ = built(config, 0, 1)
+    tokens = Vocabulary(other.text.embedding.num_embeddings, other.text.settings.pad_token_id)
+    model, weights = build_recorded(config.blueprint, tokens)
+    divide(model, weights, resolved(other, config, {"zero_optimization": {"stage": 3}}, 1))
+    assert not sent
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,10 +46,21 @@ def divide(model: Encoders, weights: InitialWeights, ds_config: dict[str, Any]) 
     """
     deepspeed = import_deepspeed()
     dtype = precision(ds_config)
-    deepspeed.zero.Init(module=_OneByOne(weights, dtype), config_dict_or_path=ds_config, dtype=dtype)
+    with _nothing_sent(deepspeed.comm):
+        deepspeed.zero.Init(module=_OneByOne(weights, dtype), config_dict_or_path=ds_config, dtype=dtype)
     for module in model.modules():  # which DeepSpeed does with the parameters
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(dist.device())
+
+
+@contextmanager
+def _nothing_sent(comm: Any) -> Iterator[None]:
+    """DeepSpeed would send every rank the first one's parameters, all of which are empty yet."""
+    broadcast, comm.broadcast = comm.broadcast, lambda *_, **__: None
+    try:
+        yield
+    finally:
+        comm.broadcast = broadcast
 
 
 class _OneByOne(nn.Module):
