@@ -257,8 +257,11 @@ def marked(folder: Path, step: str = "") -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            is_step = logs in process.environ().get(MARK, "") or (
-                "cluster.pipeline.step" in words and str(folder / LOGS) in words and step in ("", *words)
+            environment = process.environ()
+            is_step = (
+                logs in environment.get(MARK, "")
+                or ("cluster.pipeline.step" in words and str(folder / LOGS) in words and step in ("", *words))
+                or environment.get("SLURM_JOB_NAME", "").startswith(f"faults-{step}")  # ranks have no mark there
             )
             if is_step and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)

@@ -42,7 +42,7 @@ OFF_THE_STORE = ("command", "export")
 """Kinds of steps that neither read shards nor write any."""
 DISK = "1600m"  # a preflight wants 1 GB of it to be free
 LONGEST = 6.0  # seconds into a step at which its fault comes, at most
-MOST = 6  # submissions, after which a trial is given up
+MOST = 6  # submissions, and trials that come too late, after which a trial is given up
 PATIENCE = 1800.0
 POLL_SECONDS = 3.0
 
@@ -97,14 +97,16 @@ class Campaign:
         store = ObjectStore(self._backend.site) if fault == STORE else None
         kept = self.undisturbed(store)
         cause = store.cut if store else partial(self._backend.faults[fault], step)
-        longest, outcome = LONGEST, None
-        while outcome is None:
+        for halved in range(MOST):
             shutil.rmtree(self._now, ignore_errors=True)
             shutil.copytree(kept, self._now)
             forget(self._now, step)
             with store.holding(self._now / STORED) if store else nullcontext():
-                outcome = self._befall(step, cause, draw.uniform(0, longest))
-            longest /= 2
+                outcome = self._befall(step, cause, draw.uniform(0, LONGEST / 2**halved))
+            if outcome:
+                break
+        else:
+            raise RuntimeError(f"{step} is over before anything can befall it")
         expected, found = json.loads((kept / "hashes.json").read_text()), hashes(self._now)
         differs = [name for name, value in expected.items() if found[name] != value]
         named = {"backend": self._backend.name, "step": step, "fault": fault}
