@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 
+from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
@@ -50,6 +51,7 @@ cluster it returns once the job is queued.
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("mvlm-cluster", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    top.add_argument("--version", action="version", version=f"mvlm-cluster {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for run, backends, text in (
         (_submit, BACKENDS, "run a job"),

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 
+from mvlm import __version__
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.completion import SHELLS, script
 from mvlm.runtime.log import logger
@@ -40,6 +41,7 @@ See `mvlm-data COMMAND --help` for each.
 def parser() -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("mvlm-data", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
+    top.add_argument("--version", action="version", version=f"mvlm-data {__version__}")
     subs = top.add_subparsers(metavar="COMMAND", required=True)
     for module in (commands, commands_looking, commands_reshaping, commands_making):
         module.add_parser(subs)

@@ -10,6 +10,7 @@ from collections.abc import Container
 from importlib import import_module
 from types import ModuleType
 
+from mvlm import __version__
 from mvlm.cli.suggest import suggest_command, suggest_option
 from mvlm.errors import ExitCode, UserError
 from mvlm.runtime.imports import uncollected
@@ -50,6 +51,7 @@ EXTRAS = {"serve": ("fastapi", "uvicorn")}
 def command_line(words: Container[str]) -> argparse.ArgumentParser:
     """The parser, with the arguments of those commands alone that are among the words."""
     parser = argparse.ArgumentParser(prog="mvlm", description="Pretrain and try masked vision and language models.")
+    parser.add_argument("--version", action="version", version=f"mvlm {__version__}")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # from the launcher
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parser.set_defaults(takes_overrides=False)

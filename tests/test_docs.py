@@ -7,10 +7,8 @@ import importlib
 import importlib.util
 import json
 import re
-import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -21,16 +19,10 @@ from data_tools.__main__ import parser as data_parser
 from mvlm.__main__ import COMMANDS, command_line
 from mvlm.config.load import load_config
 from tests.conftest import ROOT
+from tests.pages.shown import PAGES, shell_blocks
 
 pytest.importorskip("mkdocs")
 
-PAGES = [
-    ROOT / "README.md",
-    *sorted(ROOT.glob("docs/*.md")),
-    ROOT / "data_tools/README.md",
-    ROOT / "ds_configs/README.md",
-]
-OURS = re.compile(r"(?!.*`)(mvlm(-data|-cluster)?|[^'\"(]*(-m|--module) (mvlm|data_tools|cluster)) ")
 LOADED = re.compile(r"""<(?:script|img|iframe)[^>]*\ssrc=["']?(?:https?:)?//|<link[^>]*\shref=["']?(?:https?:)?//""")
 
 
@@ -79,44 +71,23 @@ def test_the_configuration_reference_is_that_of_the_code() -> None:
             assert all(cell.strip() for cell in line.strip("|").split(" | ")), line
 
 
-def commands() -> Iterator[tuple[str, list[str]]]:
-    """Page and words of every command of ours in a block of code."""
-    for page in PAGES:
-        # fences begin and end blocks in turn
-        for block in re.split(r"^```.*\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)[1::2]:
-            for line in re.sub(r"\\\n\s*", "", block).splitlines():
-                for part in re.split(r" && | \| ", line):
-                    if OURS.match(part) and (own := _own(shlex.split(part, comments=True))):
-                        yield page.name, own
-
-
-def _own(words: list[str]) -> list[str]:
-    """A command from its name on, `mvlm`, `data_tools` or `cluster`; nothing where it is none or only sketched."""
-    if not words or any(word in ("...", "…") or word.startswith(("[--", "[key", "`")) for word in words[1:]):
-        return []
-    if words[0] in ("mvlm", "mvlm-data", "mvlm-cluster"):
-        return [{"mvlm-data": "data_tools", "mvlm-cluster": "cluster"}.get(words[0], "mvlm"), *words[1:]]
-    for flag in ("-m", "--module"):
-        if flag in words and words[words.index(flag) + 1] in ("mvlm", "data_tools", "cluster"):
-            return words[words.index(flag) + 1 :]
-    return []
-
-
 @cache
 def parser(name: str) -> argparse.ArgumentParser:
     return {"mvlm": lambda: command_line(COMMANDS), "data_tools": data_parser, "cluster": cluster_parser}[name]()
 
 
-@pytest.mark.parametrize(("page", "words"), list(commands()), ids=lambda value: value if isinstance(value, str) else "")
-def test_a_command_that_a_page_names_exists(page: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        _, rest = parser(words[0]).parse_known_args(words[1:])
-    except SystemExit:
-        pytest.fail(f"{page}: {' '.join(words)}: {capsys.readouterr().err.splitlines()[-1]}")
-    assert [word for word in rest if word.startswith("-") or "=" not in word] == [], words
-    if words[:2] in (["mvlm", "train"], ["mvlm", "check"], ["mvlm", "plan"]) and words[2] != "data":
-        recipe = ROOT / words[2]
-        load_config(recipe if recipe.exists() else ROOT / "mvlm/configs/tiny.toml", rest)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_that_a_page_names_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that only a campaign runs, and those that need what is not here, are read by their own parsers."""
+    for words in (words for block in shell_blocks(page) for command in block for words in command.calls()):
+        try:
+            _, rest = parser(words[0]).parse_known_args(words[1:])
+        except SystemExit:
+            pytest.fail(f"{' '.join(words)}: {capsys.readouterr().err.splitlines()[-1]}")
+        assert [word for word in rest if word.startswith("-") or "=" not in word] == [], words
+        if words[:2] in (["mvlm", "train"], ["mvlm", "check"], ["mvlm", "plan"]) and words[2] != "data":
+            recipe = ROOT / words[2]
+            load_config(recipe if recipe.exists() else ROOT / "mvlm/configs/tiny.toml", rest)
 
 
 def test_what_was_measured_is_kept_and_every_kept_result_has_its_page() -> None:

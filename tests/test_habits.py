@@ -6,10 +6,14 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.__main__ import main as cluster
+from data_tools.__main__ import main as data_tools
+from mvlm import __version__
 from mvlm.__main__ import main
 from mvlm.cli import evaluate, predict
 from mvlm.config.describe import json_schema, run_keys
@@ -25,6 +29,10 @@ AT_ONCE = [
     ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "nope.json"],
     ["train", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "data.train=nope"],
     ["predict", "words", "--checkpoint", "nope", "--images", "nope", "--sentences", "x"],
+    ["plan", "nope.toml", "--deepspeed_config", "ds_configs/cpu.json", "--gpu", "a100"],
+    ["plan", "mvlm/configs/tiny.toml", "--deepspeed_config", "nope.json", "--gpu", "a100"],
+    ["plan", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "--gpu", "nope"],
+    ["plan", "mvlm/configs/tiny.toml", "--deepspeed_config", "ds_configs/cpu.json", "--gpu", "a100", "data.train=nope"],
     *(["report", "nope"], ["export", "nope", "--out", "x"], ["average", "nope", "--out", "x"], ["serve", "nope"]),
     *(
         ["index", "nope", "--checkpoint", "nope", "--out", "x"],
@@ -83,6 +91,13 @@ def test_a_key_is_explained_and_one_that_is_not_there_is_guessed(capsys: pytest.
     assert len(capsys.readouterr().out.splitlines()) == len(run_keys()) > 100
     assert main(["config", "freeze"]) == 1
     assert "No key freeze: did you mean train.freeze?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [main, data_tools, cluster])
+def test_each_command_says_its_version(command: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out.split()[1] == __version__
 
 
 def test_help_of_train_lists_all_keys(capsys: pytest.CaptureFixture[str]) -> None:

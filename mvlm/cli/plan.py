@@ -92,16 +92,10 @@ def run(args: argparse.Namespace) -> int:
     if not (args.deepspeed_config and args.gpu):
         raise UserError("mvlm plan RUN.toml needs --deepspeed_config JSON and --gpu NAME: see mvlm plan --help.")
     from mvlm.cli.output import write_json
+    from mvlm.cli.places import require_shards
     from mvlm.config.load import load_config, read_stages
     from mvlm.config.stages import make_stages
-    from mvlm.data.shards.mixture import training_mixture
     from mvlm.estimate.cards import find_card
-    from mvlm.estimate.choice import choice_text, choose
-    from mvlm.estimate.count import FakeModel
-    from mvlm.estimate.encoders import build_without_weights
-    from mvlm.estimate.plan import Planner, Request
-    from mvlm.estimate.text import as_json, as_text
-    from mvlm.training.fit.stages import checked
     from mvlm.training.zero.json_file import read_deepspeed_json
 
     for name, value in (("--nodes", args.nodes), ("--gpus-per-node", args.gpus_per_node), ("--pairs", args.pairs)):
@@ -109,7 +103,18 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"{name} is {value}: give 1 or more.")
     if not 0 < args.mfu <= 1:
         raise UserError(f"--mfu is {args.mfu:g}: give a share above 0 and at most 1, such as 0.45.")
-    base = load_config(args.config, args.overrides)
+    card, base = find_card(args.gpu), load_config(args.config, args.overrides)
+    content = read_deepspeed_json(args.deepspeed_config)
+    require_shards(base.data.train)  # all of which is reported before imports that take seconds
+
+    from mvlm.data.shards.mixture import training_mixture
+    from mvlm.estimate.choice import choice_text, choose
+    from mvlm.estimate.count import FakeModel
+    from mvlm.estimate.encoders import build_without_weights
+    from mvlm.estimate.plan import Planner, Request
+    from mvlm.estimate.text import as_json, as_text
+    from mvlm.training.fit.stages import checked
+
     stages = checked(make_stages(base, read_stages(args.config), args.config))
     plans = []
     for number in range(len(stages)):
@@ -118,10 +123,10 @@ def run(args: argparse.Namespace) -> int:
         request = Request(
             train=config.train,
             optim=config.optim,
-            content=read_deepspeed_json(args.deepspeed_config),
+            content=content,
             names=(args.deepspeed_config, args.config),
             card_name=args.gpu.lower(),
-            card=find_card(args.gpu),
+            card=card,
             nodes=args.nodes,
             per_node=args.gpus_per_node,
             corpus=corpus,

@@ -99,12 +99,14 @@ def _add(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     from mvlm.checkpoint.integrity import read_state
     from mvlm.checkpoint.layout import find_checkpoint
+    from mvlm.training.fit.stages import stored_stages
     from mvlm.training.ledger import count_seen, ledger
 
-    lines = ledger(read_state(find_checkpoint(args.run_folder)))
-    if not lines:
+    state, stored = read_state(find_checkpoint(args.run_folder)), stored_stages(args.run_folder)
+    lines = ledger(state)
+    if not lines and not stored:
         raise UserError(f"{args.run_folder} is a run without stages: `mvlm stage add` appends one.")
-    if args.rows:
+    if args.rows and lines:
         for line, counted in zip(lines, count_seen(args.run_folder), strict=True):
             for drawn, (_, counts) in zip(line["drawn"], counted, strict=True):
                 drawn["rows"] = len(counts)
@@ -112,6 +114,8 @@ def _show(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(lines, indent=1))
         return 0
+    if not lines:
+        print(f"stage 1: steps 0 to {state.step:,}")
     for line in lines:
         name = f" ({line['name']})" if line["name"] else ""
         print(f"stage {line['stage']}{name}: steps {line['steps'][0]:,} to {line['steps'][1]:,}")
@@ -123,4 +127,6 @@ def _show(args: argparse.Namespace) -> int:
             )
             if "seen" in drawn:
                 print("    " + ", ".join(f"{count:,} rows {times} times" for times, count in drawn["seen"].items()))
+    for title in [stored.title(number) for number in range(max(1, len(lines)), len(stored))] if stored else []:
+        print(f"{title}: not begun")
     return 0

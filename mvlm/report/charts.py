@@ -55,8 +55,8 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
             (step,) = evaluated
             axes.set(xlim=(0, 1.25 * step), xticks=[0, step])
             values_there = [values[0] for _, (_, values) in drawn]
-            if min(values_there) > 0:
-                axes.set_ylim(0, 1.3 * max(values_there))
+            if min(values_there) >= 0:
+                axes.set_ylim(0, 1.3 * max(values_there) or 1)
             for _, (_, values) in drawn:
                 axes.annotate(f"{values[0]:.4g}", (step, values[0]), (7, 0), textcoords="offset points", color=INK)
         out = io.StringIO()

@@ -53,6 +53,8 @@ def test_a_single_evaluation_is_a_point_with_its_value() -> None:
     assert chart and "0.1234" in chart
     ticks = re.findall(r">([\d.]+)</text>", chart)
     assert {"0", "300"} <= set(ticks) and "285" not in ticks
+    nothing = line_chart("R@1", [([300], [0.0])])
+    assert nothing and not re.search(r">[-−][\d.]+</text>", nothing), "no share is below 0"
 
 
 def test_curves_differ_in_their_dashes_and_what_is_never_finite_is_no_chart() -> None:

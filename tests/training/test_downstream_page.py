@@ -13,7 +13,7 @@ from mvlm.__main__ import main as mvlm
 from tests.conftest import ROOT, TINY
 
 PAGE = (ROOT / "docs" / "downstream.md").read_text(encoding="utf-8")
-COMMANDS = [line for block in re.findall(r"```\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 SMALLER = {"6000": "400", "4000": "160", "400": "20", "width >= 224 and source = 'coco'": "width >= 16"}
 
 
@@ -50,6 +50,7 @@ def run(words):
     raise AssertionError(f"the page has a command that no test knows how to run: {words}")
 
 
+@pytest.mark.campaign
 def test_every_command_runs(one_rank, own_signals, place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     for command in COMMANDS:

@@ -1,0 +1,97 @@
+"""The commands that the pages show, in blocks of code marked `sh`, and what the pages say that some of them need."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md")),
+    *(ROOT / name for name in ("data_tools/README.md", "data_tools/readers/README.md", "ds_configs/README.md")),
+    *sorted(ROOT.glob("docs/*.md")),
+]
+
+NEEDS = {
+    *("a GPU", "GPUs", "a cluster", "the network", "a store", "the published data"),
+    *("Docker", "Apptainer", "minutes", "hours"),
+}
+"""What not every machine has; a comment `# needs ...` says so of all commands below it in its block."""
+
+PROGRAMS = {"mvlm": "mvlm", "mvlm-data": "data_tools", "mvlm-cluster": "cluster"}
+
+
+LAUNCHERS = ("python", "deepspeed", "torchrun", "srun")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of a page, continued lines joined.
+
+    Attributes:
+        page: relative to the project's root.
+        needs: what the page says that it needs; "" where any machine runs it.
+    """
+
+    page: str
+    line: str
+    needs: str
+
+    def calls(self) -> list[list[str]]:
+        """Program and words of each command in the line that is ours."""
+        return list(filter(None, map(_own, self._parts())))
+
+    @property
+    def is_ours(self) -> bool:
+        return all(map(_own, self._parts()))
+
+    def _parts(self) -> list[list[str]]:
+        return [shlex.split(part, comments=True) for part in self.line.split(" && ")]
+
+
+def _own(words: list[str]) -> list[str]:
+    """A command from the program's name on, whatever launches it."""
+    if words[0] in PROGRAMS:
+        return [PROGRAMS[words[0]], *words[1:]]
+    if words[0] in LAUNCHERS:
+        for flag in ("-m", "--module"):
+            if flag in words and words[words.index(flag) + 1] in PROGRAMS.values():
+                return words[words.index(flag) + 1 :]
+    return []
+
+
+def languages(page: Path) -> list[str]:
+    """What each block of code says that it is in."""
+    return [language for language, _ in _blocks(page)]
+
+
+def shell_blocks(page: Path) -> Iterator[list[Command]]:
+    for language, text in _blocks(page):
+        if language == "sh":
+            needs, commands = "", []
+            for line in map(str.strip, re.sub(r"\\\n\s*", "", text).splitlines()):
+                if line.startswith("# needs "):
+                    needs = line.removeprefix("# needs ")
+                elif line and not line.startswith("#"):
+                    commands.append(Command(page.relative_to(ROOT).as_posix(), line, needs))
+            yield commands
+
+
+def shell_commands() -> list[Command]:
+    """Of all pages."""
+    return [command for page in PAGES for block in shell_blocks(page) for command in block]
+
+
+def _blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Language and text; fences begin and end blocks in turn."""
+    parts = re.split(r"^ *```(.*)\n", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    yield from zip(parts[1::4], parts[2::4], strict=True)
+
+
+def toml_block(page: str, word: str) -> str:
+    """The first TOML of a page that has the word in it."""
+    return next(text for language, text in _blocks(ROOT / page) if language == "toml" and word in text)

@@ -1,0 +1,203 @@
+"""Every command on every page is run, on small corpora, or the page says what it needs; one that is only read is none.
+
+Each page is walked from top to bottom in a folder of its own. Pages that train or plan are walked as a campaign.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.__main__ import main as cluster
+from data_tools.__main__ import main as data_tools
+from mvlm.__main__ import main as mvlm
+from tests.conftest import ROOT, MadeOnce
+from tests.pages.shown import NEEDS, PAGES, Command, languages, shell_blocks, shell_commands
+from tests.pages.world import make_world, reduced
+from tests.serve.process import start
+from tests.training.conftest import one_rank, own_signals  # noqa: F401
+
+ELSEWHERE = {
+    "docs/downstream.md": "tests/training/test_downstream_page.py::test_every_command_runs",
+    "docs/search.md": "tests/search/test_search_page.py::test_every_command_runs",
+    "docs/serve.md": "tests/serve/test_serve_page.py::test_every_command_runs",
+    "mvlm reproduce nlvr2 --miniature": "tests/training/test_reproduce.py::"
+    "test_a_table_is_made_resumed_and_keeps_its_best_epoch",
+    "python -m cluster submit cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_clusters.py::"
+    "test_a_shipped_pipeline_on_slurm",
+    "python -m cluster status cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
+    "test_preemptions_and_crashes_are_tried_again_and_mistakes_are_not",
+    "python -m cluster logs   cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
+    "test_preemptions_and_crashes_are_tried_again_and_mistakes_are_not",
+    "python -m cluster rerun  cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
+    "test_what_is_unchanged_does_not_run_again",
+    "python -m cluster cancel cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline.py::"
+    "test_a_step_outlives_its_driver_and_is_cancelled_and_resumed",
+    "python -m cluster check  cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_examples.py::"
+    "test_a_shipped_pipeline_passes_check_and_plan_by_its_time_limits",
+    "python -m cluster plan   cluster/pipelines/emoji.toml": "tests/cluster/test_pipeline_examples.py::"
+    "test_a_shipped_pipeline_is_planned_by_what_its_runs_compute",
+}
+"""Pages, or beginnings of commands, and the test that runs them."""
+
+QUICK = ["examples/README.md", "data_tools/README.md", "docs/data.md", "docs/observe.md", "docs/stages.md"]
+"""Pages without training and without a plan, a second of CPU time each at most."""
+
+SHORTER = {
+    "--count 4000": "--count 160",
+    "--port 8080": "--port 0",
+    "keep_every=1000": "keep_every=2",
+    "--at 1000,2000,4000 --steps 200": "--at 2,4 --steps 2",
+    '"deepspeed --module mvlm"': '"python -m mvlm"',
+    "runs/mine/checkpoints/step_0000{2,3,4}000": "runs/trunk/checkpoints/step_0000000{2,4}",
+    "--clusters 1000": "--clusters 10",
+    "/data": "data",
+}
+"""What stands on the pages, and on a small machine in its place."""
+
+BEFORE = {
+    "docs/schedules.md": ["mvlm train run.toml --deepspeed_config ds_configs/cpu.json eval.select=eval/mean_recall"],
+    "docs/paper_data.md": [
+        "python -m data_tools synth --task vqa --count 60 --seed 3 --out shards/vqa",
+        "mvlm train mvlm/configs/vqa.toml --deepspeed_config ds_configs/cpu.json data.train=shards/vqa "
+        "checkpoint.init=runs/base",
+    ],
+    "docs/fine_tune.md": [
+        "python -m data_tools synth --task vqa --count 60 --split train=0.6,eval=0.2,test=0.2 --out shards/vqa"
+    ],
+}
+"""What a page takes for done."""
+
+MAKES_RUN = re.compile(r"\bmvlm train (?!.*run\.dir=)|\brun\.dir=runs/(mine|base)\b")
+"""Commands that make what the folder otherwise has for others to use."""
+
+
+def test_every_block_of_code_says_its_language_and_every_need_is_one_of_a_few() -> None:
+    for page in PAGES:
+        assert set(languages(page)) <= {"sh", "text", "toml", "python", "json", "bibtex"}, page
+    needs = {need for command in shell_commands() if command.needs for need in re.split(", | and | or ", command.needs)}
+    assert needs == NEEDS
+
+
+def test_tests_that_run_commands_are_there() -> None:
+    lines = [command.line for command in shell_commands()]
+    for what, test in ELSEWHERE.items():
+        path, name = test.split("::")
+        assert re.search(rf"^(@.*\n)*def {name}\(", (ROOT / path).read_text(), re.MULTILINE), test
+        assert (ROOT / what).exists() or any(line.startswith(what) for line in lines), what
+
+
+def walked(page: Path) -> list[list[Command]]:
+    """Its blocks, without what is run by another test or needs what is not here."""
+    if page.relative_to(ROOT).as_posix() in ELSEWHERE:
+        return []
+    free = [[each for each in block if not each.needs and not is_elsewhere(each)] for block in shell_blocks(page)]
+    return [block for block in free if block]
+
+
+def is_elsewhere(command: Command) -> bool:
+    return any(command.line.startswith(what) for what in ELSEWHERE)
+
+
+@pytest.fixture
+def world(scenes: Path, trained: Path, made_once: MadeOnce, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    made = made_once("world", lambda out: make_world(out, scenes, trained))
+    folder = tmp_path / "world"
+    shutil.copytree(made, folder, symlinks=True)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=name, marks=[] if name in QUICK else pytest.mark.campaign)
+        for page in PAGES
+        if walked(page) and (name := page.relative_to(ROOT).as_posix())
+    ],
+)
+def test_the_commands_of_a_page_run(
+    page: Path,
+    world: Path,
+    one_rank: None,  # noqa: F811
+    own_signals: None,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = page.relative_to(ROOT).as_posix()
+    begin(name, world)
+    for line in BEFORE.get(name, []):
+        assert run(Command(name, line, "")) == 0, capsys.readouterr().err
+    for block in walked(page):
+        if all(command.is_ours for command in block):
+            for command in block:
+                assert run(command) == 0, f"{command.line}\n{capsys.readouterr().err}"
+        else:
+            script = "\n".join(command.line for command in block)
+            done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True)
+            assert done.returncode == 0, f"{script}\n{done.stderr}"
+
+
+def begin(page: str, world: Path) -> None:
+    """Take away what the page makes by itself."""
+    lines = [command.line for block in walked(ROOT / page) for command in block] + BEFORE.get(page, [])
+    if any(MAKES_RUN.search(line) for line in lines):
+        shutil.rmtree(world / "runs/mine")
+    if not any("checkpoint.init=runs/base" in line for line in lines):
+        shutil.rmtree(world / "runs/base")
+
+
+def run(command: Command) -> int:
+    """In this process; the first exit code that is not 0."""
+    line = command.line
+    for long, short in SHORTER.items():
+        line = line.replace(long, short)
+    return next(filter(None, map(call, Command(command.page, expanded(line), "").calls())), 0)
+
+
+def expanded(line: str) -> str:
+    """With the shell's braces and stars resolved."""
+    if not re.search(r"[*{]", line):
+        return line
+    parts = [
+        subprocess.run(["bash", "-c", f"printf '%s\\0' {part}"], capture_output=True, text=True, check=True).stdout
+        for part in line.split(" && ")
+    ]
+    return " && ".join(shlex.join(part.split("\0")[:-1]) for part in parts)
+
+
+def call(words: list[str]) -> int:
+    match words:
+        case ["mvlm", "train" | "check" as verb, *rest]:
+            return mvlm([verb, *reduced(rest)])
+        case ["mvlm", "serve", *rest]:
+            return serve([os.path.abspath(word) if os.path.exists(word) else word for word in rest])
+        case ["mvlm", *rest]:
+            return mvlm(rest)
+        case ["data_tools", *rest]:
+            if "--out" in rest:
+                shutil.rmtree(rest[rest.index("--out") + 1], ignore_errors=True)
+            return data_tools([*rest, *(["--workers", "1"] if rest[0] == "shard" else [])])
+        case ["cluster", "submit" | "render" as verb, job, *rest] if job != "cluster/shards.toml":
+            return cluster([verb, *reduced([job, *rest])])
+        case ["cluster", *rest]:
+            return cluster(rest)
+    raise AssertionError(f"nobody knows how to run {words}")
+
+
+def serve(words: list[str]) -> int:
+    """Until it listens."""
+    process, address = start(*words[: words.index("--port")] if "--port" in words else words)
+    assert address.startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGINT)
+    return process.wait(timeout=100)
