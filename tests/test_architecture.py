@@ -135,6 +135,7 @@ RAY_DOCUMENTED = "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer"
 """The one name that Ray's reference has at that place; all others of Ray Train are in `ray.train`."""
 
 CLUSTER_MAY = {
+    "mvlm.__version__",
     "mvlm.config.shipped",
     "mvlm.config.toml",
     "mvlm.errors",
@@ -150,6 +151,7 @@ WHOLE_CONFIG = (
 )
 """Who may take the whole configuration of a run; all others get their own tables of it, or the model's blueprint."""
 DATA_TOOLS_MAY = {
+    "mvlm.__version__",
     "mvlm.data.images",
     "mvlm.data.loading.neighbours",
     "mvlm.data.samples.answers",
