@@ -30,7 +30,7 @@ from .readers import Cuttable, Source
 from .report import ShardReport
 from .store.destination import open_store
 from .store.store import Finished, Store
-from .task import Item, PartJob, digest, make_part, prune_part, run_part
+from .task import Item, PartJob, digest, make_part, prune_again, prune_part, run_part
 from .versions import versions
 
 WANTED = {DUPLICATE, NEAR_DUPLICATE, EXCLUDED, TOO_SMALL, TOO_ELONGATED}
@@ -147,12 +147,12 @@ def _pruned(job: PartJob, parts: list[Part], done: list[PartManifest], losers: L
     wrong = [made for made in done if made.pruned != digest(away[made.number])]
     again = [parts[made.number] for made in wrong if made.pruned]  # of a restart that has changed what it found
     whole = {made.number: made for made in wrong} | _made(job, again, run, lambda image_bytes: None)
-    todo = [(made, away[made.number]) for made in whole.values() if away[made.number]]
+    todo = [(parts[made.number], made, away[made.number]) for made in whole.values() if away[made.number]]
     kept = dict(whole)
     if len(todo) == 1:
-        kept |= {made.number: prune_part(job, (made, numbers)) for made, numbers in todo}
+        kept |= {made.number: prune_part(job, made, numbers) for _, made, numbers in todo}
     else:
-        kept |= {made.number: made for _, made in run(partial(prune_part, job), todo, lambda item: CHUNK_BYTES)}
+        kept |= {made.number: made for _, made in run(partial(prune_again, job), todo, lambda item: CHUNK_BYTES)}
     return [kept.get(made.number, made) for made in done]
 
 

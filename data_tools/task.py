@@ -157,9 +157,18 @@ class _Making:
         return made
 
 
-def prune_part(job: PartJob, item: tuple[PartManifest, Sequence[int]]) -> PartManifest:
+def prune_again(job: PartJob, item: tuple[Part, PartManifest, Sequence[int]]) -> PartManifest:
+    """As `prune_part`, by a task in whose place another may have died that had begun with it, or even ended."""
+    part, made, numbers = item
+    with job.store.for_task() as store:
+        there = store.part(part.number)
+    if there is None:
+        made = run_part(job, part)
+    return there if there and there.pruned else prune_part(job, made, numbers)
+
+
+def prune_part(job: PartJob, made: PartManifest, numbers: Sequence[int]) -> PartManifest:
     """Take the rows of these records, which ascend, out of a finished part."""
-    made, numbers = item
     with job.store.for_task() as store:
         store.reopen_part(made.number)
         away, places = set(numbers), _places(store, made)

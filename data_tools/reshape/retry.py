@@ -160,7 +160,7 @@ class _Retry:
         made = make_part(job, self._next(), self._records(source), self._map, on_record=on_record)
         losers = find_losers(job.store, [made], self._index, self._excluded, self._pairs(job, made), None)
         if losers:
-            made = prune_part(job, (made, [loser.number for loser in losers[made.number]]))
+            made = prune_part(job, made, [loser.number for loser in losers[made.number]])
         self._write_manifests(made)
         unreached = [entry for entry in listed if entry["where"] not in self._reached]
         with (self._stage / QUARANTINE).open("w", encoding="utf-8") as file:

@@ -86,6 +86,10 @@ class Store(ABC):
         found = filter(None, (_unsealed(self.read(name)) for name in sorted(there) if name.endswith(PART)))
         return [part for part in found if part.files.items() <= there.items()]
 
+    def part(self, number: int) -> PartManifest | None:
+        """A finished one; None while it is not finished."""
+        return _unsealed(self.read(part_file(number, PART)))
+
     def finish_part(self, made: PartManifest) -> None:
         """Have it known that a part is finished, all of whose files were kept before."""
         content = made.to_bytes()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +16,12 @@ from made import photo, quarantine, run, tree, write_captions, write_folder
 
 from data_tools.__main__ import main
 from data_tools.equal import EqualJoin
+from data_tools.origin import open_source
 from data_tools.part import cut
+from data_tools.pipeline import Options
+from data_tools.sharding import parts_of
+from data_tools.store.folder import FolderStore
+from data_tools.task import PartJob, prune_again, run_part
 
 OPTIONS = ("--shard-mb", 0.01, "--split", "train=0.6,eval=0.4", "--dedup", "exact", "--workers", 1)
 
@@ -49,6 +58,42 @@ def test_shares_made_in_any_order_are_joined_to_the_bytes_of_one_run(source: Pat
     begun = {path.name for path in (tmp_path / ".shared.partial/.state").glob("*.part")}
     run("shard", "folder", source, "--out", tmp_path / "shared", *OPTIONS, "--memory-gb", 1e-6)
     assert len(begun) > 3 and tree(tmp_path / "shared") == tree(tmp_path / "whole")
+
+
+def test_a_task_that_dies_while_it_takes_rows_out_is_done_again(source: Path, tmp_path: Path) -> None:
+    """Whatever of the shard, its index and its table has been replaced, and if all is done but was not heard of."""
+    origin = {"source": "folder", "paths": [str(source)], "options": {}, "writing": {}}
+    options = Options(origin=origin, shard_bytes=6000)
+    part = parts_of(open_source(origin), options)[0]
+    found = []
+    for deaths in ((), (1,), (2,), (3, 2), (None,)):
+        (tmp_path / f"{deaths}").mkdir()
+        job = PartJob(FolderStore(tmp_path / f"{deaths}/work", tmp_path / f"{deaths}/out"), options)
+        made = run_part(job, part)
+        assert made.rows == 4
+        for death in deaths:
+            attempt = multiprocessing.get_context("fork").Process(target=dying, args=(death, job, (part, made, [1, 2])))
+            attempt.start()
+            attempt.join()
+            assert attempt.exitcode == (0 if death is None else -signal.SIGKILL)
+        kept = prune_again(job, (part, made, [1, 2]))
+        assert kept.splits[""].rows == 2
+        found.append((kept.to_bytes(), tree(tmp_path / f"{deaths}/work")))
+    assert all(one == found[0] for one in found[1:])
+
+
+def dying(death: int | None, job: PartJob, item: tuple[object, ...]) -> None:
+    """Be killed as the file of that number is put in the place of what was there."""
+    put = []
+
+    def watch(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "os.rename":
+            put.append(arguments[0])
+            if len(put) == death:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(watch)
+    prune_again(job, item)  # type: ignore[arg-type]
 
 
 def test_a_share_of_something_else_is_refused(source: Path, tmp_path: Path, fails: Callable[..., str]) -> None:
