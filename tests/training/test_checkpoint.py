@@ -157,8 +157,8 @@ def test_optimizer_state_may_be_deleted(
     (newest / MOMENTS_FILE).unlink()
     message = refused(train_here, copy)
     assert "no optimizer moments" in message and "checkpoint.init" in message and "damaged" not in message
-    for name, weight in load_run(sound).model.named_parameters():
-        assert torch.equal(dict(load_run(copy).model.named_parameters())[name], weight)
+    found, expected = (dict(load_run(run).model.named_parameters()) for run in (copy, sound))
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
     assert train_here(tmp_path / "warm", f"checkpoint.init={copy}") == 0
     assert train_here(tmp_path / "same", f"checkpoint.init={sound}") == 0
     assert losses_by_step(tmp_path / "warm") == losses_by_step(tmp_path / "same")

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,7 +108,8 @@ class FlopsOfBatches:
         tokens, masked = len(batch.packing.token_T), len(batch.masked.token_M)
         padded = len(batch), batch.text_BL.shape[1], batch.masked.token_BC.shape[1]
         if padded not in self._counted:
-            self._counted[padded] = self._count(batch), tokens, masked
+            [flops] = self._count(batch)
+            self._counted[padded] = flops, tokens, masked
             self._first = self._first or (apply(batch, lambda tensor: tensor.to("meta")), self._counted[padded][0])
         flops, counted_tokens, counted_masked = self._counted[padded]
         if (tokens, masked) == (counted_tokens, counted_masked):
@@ -123,12 +125,13 @@ class FlopsOfBatches:
         token_T, token_M = packing.token_T.repeat(2), masked.token_M.repeat(2)
         longer = replace(batch, packing=replace(packing, token_T=token_T))
         more_words = replace(batch, masked=replace(masked, token_M=token_M))
-        more_tokens, more_masked = (self._count(changed) - counted for changed in (longer, more_words))
+        more_tokens, more_masked = (flops - counted for flops in self._count(longer, more_words))
         return more_tokens / max(1, len(packing.token_T)), more_masked / max(1, len(masked.token_M))
 
-    def _count(self, batch: Batch) -> float:
+    def _count(self, *batches: Batch) -> list[float]:
+        """Of each batch, by one copy of the model: to make that takes as long as to count."""
         try:
             with without_values(self._model) as (model, without_value), torch.no_grad():
-                return 3.0 * count_flops(lambda: model(without_value(batch)))
+                return [3.0 * count_flops(partial(model, without_value(batch))) for batch in batches]
         except UserError:  # its text encoder cannot be counted
-            return math.nan
+            return [math.nan] * len(batches)
