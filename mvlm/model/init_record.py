@@ -35,10 +35,13 @@ class StoragePart(NamedTuple):
     def numel(self) -> int:
         return math.prod(self.size)
 
+    @property
+    def is_contiguous(self) -> bool:
+        return self.stride == torch.empty(self.size, device="meta").stride()
+
     def is_all_of(self, whole: StoragePart) -> bool:
         """Whether it is all elements of a tensor, in their order."""
-        strides = torch.empty(self.size, device="meta").stride()
-        return (self.storage, self.offset, self.numel) == (whole.storage, 0, whole.numel) and self.stride == strides
+        return (self.storage, self.offset, self.numel) == (whole.storage, 0, whole.numel) and self.is_contiguous
 
 
 class Operation(NamedTuple):
@@ -62,12 +65,18 @@ class Operation(NamedTuple):
         """Whether nothing is left of what was in a tensor before."""
         return self.function in OVERWRITING and self.changes[0].is_all_of(whole)
 
-    def is_by_element(self, whole: StoragePart) -> bool:
-        """Whether it changes all elements of a tensor, each by itself."""
+    def span(self, whole: StoragePart) -> range | None:
+        """Which elements of a tensor laid flat it changes, each by itself; None where others take part, or in another
+        order."""
         by_itself = self.function in DRAWING or torch.Tag.pointwise in self.function.tags
         given = [leaf for leaf in _leaves(self.arguments) if isinstance(leaf, Tensor) and leaf.ndim]
-        is_alone = len(self.reads) == 1 and self.reads == list(self.changes) and not given
-        return (by_itself or self.function in OVERWRITING) and is_alone and self.reads[0].is_all_of(whole)
+        if given or len(self.reads) != 1 or self.reads != list(self.changes):
+            return None
+        (part,) = self.reads
+        if part.is_all_of(whole):
+            return range(whole.numel) if by_itself or self.function in OVERWRITING else None
+        is_filled = self.function in FILLING and part.storage == whole.storage and part.is_contiguous
+        return range(part.offset, part.offset + part.numel) if is_filled else None
 
 
 def truncated_normal(target: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None) -> Tensor:
@@ -81,7 +90,8 @@ DRAWING: dict[Any, Callable[..., Tensor]] = {
 }
 """What draws each element by itself, by what is recorded of it."""
 
-OVERWRITING = {*DRAWING, aten.fill_.Scalar, aten.zero_.default, aten.copy_.default}
+FILLING = {aten.fill_.Scalar, aten.zero_.default}
+OVERWRITING = {*DRAWING, *FILLING, aten.copy_.default}
 
 
 class InitRecord(TorchDispatchMode):

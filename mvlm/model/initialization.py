@@ -74,25 +74,27 @@ class InitialWeights:
     def piece(self, name: str, start: int, stop: int) -> Tensor:
         """Elements `start` to before `stop` of a parameter laid flat.
 
-        No more of it is made where its elements are made each by itself, as all are that the encoders draw; else the
-        whole parameter, and what that is made from.
+        No more of it is made where its elements are made each by itself, as all are that the encoders draw, with rows
+        that are filled anew, as of padding; else the whole parameter, and what that is made from.
         """
         whole = self._parts[name]
         if whole.storage in self._given:
             return self._given[whole.storage].detach().flatten()[start:stop].to(whole.dtype, copy=True)
         title, operations = self._names[whole.storage], self._since_overwritten(whole)
         chain = [self._record.operations[number] for number in operations]
-        if not whole.is_all_of(whole) or not all(operation.is_by_element(whole) for operation in chain):
+        spans = [span for operation in chain if (span := operation.span(whole)) is not None]
+        if not whole.is_all_of(whole) or len(spans) < len(chain):
             return self._replayed(title, whole, operations).flatten()[start:stop].clone()
         found = torch.empty(stop - start, dtype=whole.dtype)
         for number in range(start // PIECE, -(-stop // PIECE)):
             first, last = number * PIECE, min(whole.numel, (number + 1) * PIECE)
             made = torch.zeros(last - first, dtype=whole.dtype)
             for place, (function, ((_, *args), kwargs), *_) in enumerate(chain):
+                begin, end = max(first, spans[place].start), min(last, spans[place].stop)
                 if function in DRAWING:
                     self._draw(function, made, args, kwargs, (title, place), number)
-                else:
-                    function(made, *args, **kwargs)
+                elif begin < end:
+                    function(made[begin - first : end - first], *args, **kwargs)
             low, high = max(start, first), min(stop, last)
             found[low - start : high - start] = made[low - first : high - first]
         return found

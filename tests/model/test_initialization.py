@@ -91,6 +91,20 @@ def test_any_part_is_what_the_whole_build_has_there() -> None:
     assert torch.equal(across, whole[word].detach().flatten()[PIECE - 5 : PIECE + 5])
 
 
+@pytest.mark.parametrize("overrides", [(), BERT], ids=["roberta", "bert"])
+def test_no_more_than_a_part_of_what_is_large_is_made_for_it(
+    overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of embeddings neither, in which the padding's row is filled with zeros."""
+    _, initial = build_recorded(configuration(*overrides).blueprint, TOKENS)
+    monkeypatch.setattr(InitialWeights, "_replayed", None)  # which makes the whole
+    word = "text.model.embeddings.word_embeddings.weight"
+    padding = initial.piece(word, 20, 80)
+    assert (padding[12:44] == 0).all() and (padding[:12] != 0).all() and (padding[44:] != 0).all()
+    for name in dict(initial._model.named_parameters()).keys() - {"vision.vit.pos_embed", "temperature.value"}:
+        initial.piece(name, 0, 1)
+
+
 def test_a_parameter_depends_on_its_name_and_the_seed_alone() -> None:
     config = configuration()
     torch.manual_seed(7)
