@@ -77,7 +77,7 @@ def _figure(row: dict[str, Any]) -> str:
     texts = "".join(
         f"<dt>{escape(name)}</dt>{_texts(value)}"
         for name, value in row.items()
-        if not isinstance(value, bytes) and name not in HIDDEN
+        if not isinstance(value, bytes) and name not in HIDDEN and value not in ("", [], None)
     )
     return f"<figure>{pictures}<dl>{texts}</dl></figure>"
 

@@ -43,7 +43,8 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
         axes.grid(color=INK, alpha=0.12, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(INK)
-        if log:
+        found = {value for _, (_, values) in drawn for value in values}
+        if log and len(found) > 1:
             axes.set_yscale("log")
         for number, (steps, values) in drawn:
             marker = "o" if len(steps) < 15 else None
@@ -51,12 +52,11 @@ def line_chart(title: str, curves: Sequence[Curve | None], log: bool = False) ->
             axes.plot(steps, values, color=color, linestyle=style, linewidth=1.8, marker=marker, markersize=5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
         evaluated = {step for _, (steps, _) in drawn for step in steps}
-        if len(evaluated) == 1:  # a single point says its value; matplotlib's own axis would be made up around it
+        if (len(evaluated) == 1 or len(found) == 1) and min(found) >= 0:  # matplotlib would make up an axis around it
+            axes.set_ylim(0, 1.3 * max(found) or 1)
+        if len(evaluated) == 1:  # a single point says its value
             (step,) = evaluated
             axes.set(xlim=(0, 1.25 * step), xticks=[0, step])
-            values_there = [values[0] for _, (_, values) in drawn]
-            if min(values_there) >= 0:
-                axes.set_ylim(0, 1.3 * max(values_there) or 1)
             for _, (_, values) in drawn:
                 axes.annotate(f"{values[0]:.4g}", (step, values[0]), (7, 0), textcoords="offset points", color=INK)
         out = io.StringIO()

@@ -53,8 +53,12 @@ def test_a_single_evaluation_is_a_point_with_its_value() -> None:
     assert chart and "0.1234" in chart
     ticks = re.findall(r">([\d.]+)</text>", chart)
     assert {"0", "300"} <= set(ticks) and "285" not in ticks
-    nothing = line_chart("R@1", [([300], [0.0])])
-    assert nothing and not re.search(r">[-−][\d.]+</text>", nothing), "no share is below 0"
+
+
+@pytest.mark.parametrize("curve", [([300], [0.0]), ([100, 200], [0.0, 0.0]), ([100, 200], [0.25, 0.25])])
+def test_what_stands_still_is_seen_from_nought(curve: tuple[list[int], list[float]]) -> None:
+    chart = line_chart("R@1", [curve])
+    assert chart and not re.search(r">[-−][\d.]+</text>", chart) and re.search(r">0\.0+</text>", chart)
 
 
 def test_curves_differ_in_their_dashes_and_what_is_never_finite_is_no_chart() -> None:
