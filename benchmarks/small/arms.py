@@ -37,6 +37,7 @@ NARROW = (
     "model.contrastive_width=64",
 )
 """The model of `benchmarks/claim`, half as wide and half as deep, whose steps cost a fraction."""
+FINE = "model.vision_args={patch_size=8, embed_dim=64, depth=2, num_heads=4}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ ARMS = {
     "itc_shallow": Arm(ONLY_CONTRAST, (*SHALLOW_TEXT, "train.global_batch=128")),
     "itc_narrow": Arm(ONLY_CONTRAST, NARROW),
     "itc_narrow_first": Arm(CONTRAST_FIRST, NARROW),
+    "itc_narrow_much": Arm(ONLY_CONTRAST, (*NARROW, *MUCH_AUGMENTATION)),
+    "itc_narrow_fine": Arm(ONLY_CONTRAST, (*NARROW, FINE)),
     "itc_dropout": Arm(ONLY_CONTRAST, ("model.dropout=0.1",)),
     "frozen": Arm(ONLY_CONTRAST, (BOTH_FROZEN,), pretrained=True),
     "frozen_images": Arm(ONLY_CONTRAST, (FROZEN,), pretrained=True),
