@@ -108,7 +108,7 @@ def shrunk(image: Image.Image, longest_side: int, quality: int) -> tuple[bytes, 
     pixels = _eight_bits(ImageOps.exif_transpose(image))
     scale = longest_side / max(pixels.size)
     size = (max(1, round(pixels.width * scale)), max(1, round(pixels.height * scale)))
-    small = pixels.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    small = pixels.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)  # as views are resized in training
     # A profile of other channels, such as a CMYK one, would be wrong of the converted pixels.
     profile = image.info.get("icc_profile") if image.mode in ("L", "RGB", "RGBA") else None
     buffer = io.BytesIO()
