@@ -106,13 +106,12 @@ class OnCluster:
     """What SLURM and Ray have in common: `submit` returns, and the rest is theirs."""
 
     name = ""
-    folder: Path
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         raise NotImplementedError
 
     def busy(self) -> bool:
-        return bool(marked(self.folder))
+        return False
 
     def submit(self) -> None:
         done = self.run("submit", FILE, "--on", self.name)
@@ -140,6 +139,9 @@ class Slurm(OnCluster):
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self._cluster.on("bash", "-c", _within(self.folder, words))
+
+    def busy(self) -> bool:
+        return bool(marked(self.folder))  # of which the queue knows, too
 
     def down(self) -> None:
         self._cluster.down()
