@@ -255,7 +255,7 @@ def plain_run(shards: str) -> dict[str, list[float]]:
 
 
 def train_layouts(shards: str, file: Path, short: bool = False) -> None:
-    """As a rank: each of the layouts, or two of them and every sixth switch."""
+    """As a rank: each of the layouts and switches, or two of each."""
     dist.init()
     losses, gradients = reference_step(shards) if dist.rank() == 0 else ({}, {})
     layouts = LAYOUTS[: 2 if short else None]
@@ -263,7 +263,7 @@ def train_layouts(shards: str, file: Path, short: bool = False) -> None:
         f"zero{stage}_accumulation{accumulation}": engine_run(shards, stage, accumulation, gradients)
         for stage, accumulation in layouts
     }
-    results |= {"passes": plain_and_pruned(shards, SWITCHES[:: 6 if short else 1]), "plain": plain_run(shards)}
+    results |= {"passes": plain_and_pruned(shards, SWITCHES[:7:6] if short else SWITCHES), "plain": plain_run(shards)}
     from tests.training.gradient_matrix import covering_rows, worst_of_each  # which imports what stands above
 
     results["matrix"] = worst_of_each(covering_rows(), shards)
