@@ -105,8 +105,11 @@ def choice_text(choice: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _splits(planner: Planner) -> list[int]:
-    return [split for split in SPLITS if planner.request.per_node % split == 0 and _can_split(planner, split)]
+def _splits(planner: Planner) -> Iterator[int]:
+    """One after another: to divide a model takes a while, and the first are mostly enough."""
+    for split in SPLITS:
+        if planner.request.per_node % split == 0 and _can_split(planner, split):
+            yield split
 
 
 def _can_split(planner: Planner, split: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,10 +69,17 @@ class Planner:
         self.ranks = usable_ranks(self.train, request.gpus, self.split) // self.split
         self.zero = self._zero_of(request.content)
         self.room = USABLE * request.card.memory
-        self.largest = self.largest_that_fits(self.zero)
-        given = self.train.micro_batch
-        share = self.train.global_batch // self.ranks
-        self.pairs = (self.largest or min(self.allowed)) if given == "auto" else int(given or share)
+
+    @functools.cached_property
+    def largest(self) -> int:
+        """The largest micro-batch that fits; 0 = none."""
+        return self.largest_that_fits(self.zero)
+
+    @functools.cached_property
+    def pairs(self) -> int:
+        """Of the planned micro-batch."""
+        given, share = self.train.micro_batch, self.train.global_batch // self.ranks
+        return (self.largest or min(self.allowed)) if given == "auto" else int(given or share)
 
     @property
     def allowed(self) -> list[int]:
