@@ -22,7 +22,7 @@ from mvlm.data.loading.collate import collate_pairs
 from mvlm.data.samples.pairs import Pair
 from mvlm.estimate.sums import SumCounter, Sums
 from mvlm.model.finetune import TaskModel
-from mvlm.model.flops import GPU, flop_counter, on_meta, without_values
+from mvlm.model.flops import GPU, flop_counter, linear_by_torch, on_meta, without_values
 from mvlm.model.masking import patch_mask, token_mask
 from mvlm.model.maskvlm import MaskVLM
 from mvlm.runtime.live_memory import LiveMemory
@@ -201,8 +201,8 @@ def task_flops(model: TaskModel, text_length: int) -> float:
     batch = LabelledBatch(
         image_VBCHW, text_TBL, torch.ones_like(text_TBL, dtype=torch.bool), label_B, number_B, number_B
     )
-    with without_values(model, "cpu") as (model, without_value), flop_counter() as counter:  # texts are not packed
-        model(without_value(batch))["task"].backward()
+    with linear_by_torch(), without_values(model, "cpu") as (model, without_value), flop_counter() as counter:
+        model(without_value(batch))["task"].backward()  # on "cpu", where texts are not packed
         return counter.get_total_flops() / UNIT
 
 

@@ -28,6 +28,7 @@ from mvlm.batch import apply
 from mvlm.errors import UserError
 from mvlm.kernels.constants import constant
 from mvlm.kernels.layers import use_kernels
+from mvlm.kernels.linear import linear
 from mvlm.kernels.ops import OPS
 from mvlm.model.encoders import Encoders
 
@@ -78,6 +79,17 @@ def count_flops(work: Callable[[], object]) -> int:
     with flop_counter() as counter:
         work()
     return counter.get_total_flops()
+
+
+@contextmanager
+def linear_by_torch() -> Iterator[None]:
+    """Linear layers do without the additional products of some CPUs, which no GPU computes."""
+    chosen = linear.choice
+    linear.choose("torch")
+    try:
+        yield
+    finally:
+        linear.choose(chosen)
 
 
 GPU = "meta"

@@ -174,6 +174,8 @@ class _Sum(torch.autograd.Function):
 
 
 def _summed(x: Tensor, bias: Tensor | None) -> Tensor:
+    if x._base is not None:  # as oneDNN's product is; autograd lets no view be changed that a Function has made
+        x = x.clone()
     x = _Sum.apply(x)
     return x if bias is None else x + bias
 
