@@ -88,6 +88,7 @@ ONLY_IN = {
     "deepspeed": {
         "mvlm/check/machine/deepspeed_ops.py",
         "mvlm/training/zero/adamw.py",
+        "mvlm/training/zero/disk.py",
         "mvlm/training/zero/json_keys.py",
         "mvlm/training/zero/frozen.py",
         "mvlm/training/zero/offload.py",

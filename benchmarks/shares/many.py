@@ -93,6 +93,8 @@ class Timer:
 class Share:
     """What a checkpoint takes from an engine: a share of weights and two moments, in parts of 16 MB."""
 
+    disk = None
+
     def __init__(self, size: int) -> None:
         self._tensors = [torch.rand(4_000_000) for _ in range(math.ceil(size / 16))]
 

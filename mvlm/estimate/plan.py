@@ -18,6 +18,7 @@ from mvlm.training.blocks import evenly
 from mvlm.training.schedule import schedule_steps
 from mvlm.training.span import exchange_bytes, span_shape
 from mvlm.training.zero.config import RunSide, micro_batches, resolve, usable_ranks
+from mvlm.training.zero.fill import OFFLOADS
 from mvlm.training.zero.json_file import tensor_ranks
 from mvlm.training.zero.memory import Zero, states
 from mvlm.training.zero.muon import operations
@@ -97,8 +98,9 @@ class Planner:
             if (content.get(section) or {}).get("enabled") == "auto":
                 content[section]["enabled"] = section == "bf16" and self.precision == "bf16"
         zero = content.get("zero_optimization") or {}
-        if (zero.get("offload_param") or {}).get("nvme_path") == "auto":
-            zero["offload_param"] = zero["offload_param"] | {"nvme_path": "/"}  # of the nodes, not of this machine
+        for name in OFFLOADS:
+            if (zero.get(name) or {}).get("nvme_path") == "auto":
+                zero[name] = zero[name] | {"nvme_path": "/"}  # of the nodes, not of this machine
         if zero.get("zero_hpz_partition_size") == "auto":
             zero["zero_hpz_partition_size"] = self.request.per_node if self.request.nodes > 1 else 1
         train, optim = self.train, self.request.optim

@@ -8,7 +8,7 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 and bf16 at stage 1 hav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from mvlm.training.gradient_norms import GradientParts
 from mvlm.training.tensor_parallel import Mpu, clip_grad_norm
 from mvlm.training.zero.buckets import Buckets
 from mvlm.training.zero.checksums import checksums_of
+from mvlm.training.zero.disk import disk_state_of, without_disk
 from mvlm.training.zero.frozen import Frozen
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
@@ -62,6 +63,7 @@ class Engine:
         corrupted: 1.0 on the device where weights or moments had changed in memory before the last update, else 0.0;
             None without checksums.
         audit: computes micro-batches of the rank before this one once more; None = does not.
+        disk: that what `own_parts` gives lies on; None = lies on none.
 
     Raises:
         UserError: the device cannot compute in the precision asked for, or something to offload with is missing.
@@ -98,8 +100,9 @@ class Engine:
         self._matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
-        with without_inductor():
-            mpu, config = Mpu() if replicas.size() > 1 else None, without_own(ds_config)
+        self.disk = disk_state_of(ds_config)
+        with without_inductor(), self.disk.holding_optimizer() if self.disk else nullcontext():
+            mpu, config = Mpu() if replicas.size() > 1 else None, without_disk(without_own(ds_config))
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
         self.model: Encoders = self.engine.module
         self._state = self._find_state()
@@ -108,8 +111,8 @@ class Engine:
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
         slices = self._state.slices(self._trained)
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
-        if self.has_ema or (self.stage == 0 and not self._plain):
-            self._state.prepare(0)  # in bf16 at stage 0 that update is counted
+        if self.disk:
+            self.disk.follow(self.engine.optimizer)
         self._fp16 = "fp16" in low_precision
         scaler: Any = self.engine.optimizer.loss_scaler if self._fp16 else None
         self._scaler = scaler if self._fp16 and scaler.dynamic else None
@@ -118,6 +121,8 @@ class Engine:
         self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
         self._checksums = checksums_of(self.model, self._state, ds_config) if checksums else None
+        if self.has_ema or self.disk or (self.stage == 0 and not self._plain):
+            self.prepare_state(0)  # in bf16 at stage 0 that update is counted
         self.corrupted: Tensor | None = None
         named = [(self._names[id(parameter)], parameter) for parameter in self._trained]
         self.audit = Audit(audit, self.model, named, objectives, seed) if audit else None
@@ -268,6 +273,8 @@ class Engine:
         read = own_read(parameter, read)
         if parameter.requires_grad:
             self._state.fill(parameter, keys, read)
+            if self.disk:
+                self.disk.let_go()
         else:
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             self._frozen.write(parameter, gathered(keys, read, shape))
@@ -300,7 +307,10 @@ class Engine:
         Before the first update, which is when torch and DeepSpeed make this state, or at any time after.
         """
         self._forget_checksums()
-        self._state.prepare(updates)
+        with self.disk.holding() if self.disk else nullcontext():
+            if self.disk:
+                self._state.forget_moments()  # new files are all zeros, without a byte being written
+            self._state.prepare(updates)
         self.updates = updates
 
     def _forget_checksums(self) -> None:

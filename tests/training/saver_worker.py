@@ -22,6 +22,8 @@ from mvlm.training.checkpoint.save import Saver
 class Trained:
     """What a checkpoint takes from an engine: tensors that tell the step they are of."""
 
+    disk = None
+
     def __init__(self) -> None:
         self.step = 0
 

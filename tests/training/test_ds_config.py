@@ -192,7 +192,14 @@ def test_a_contradiction_names_both_values_and_both_files(
             ("offload_param", "stage 3", "stage 2"),
         ),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, ("ratio", "0.5")),
-        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, ("offload_optimizer", "nvme")),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme"}}},
+            ("offload_optimizer", "nvme", "stage 3", "stage 2"),
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "pin_memory": True}}},
+            ("offload_optimizer.pin_memory", "delete the key"),
+        ),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/scratch"}}},
             ("offload_param", "nvme", "bf16"),
@@ -370,10 +377,9 @@ def test_parameters_in_files_cannot_be_summed() -> None:
 def test_two_runs_do_not_share_a_folder_on_nvme(monkeypatch: pytest.MonkeyPatch) -> None:
     content = read_deepspeed_json(ROOT / "ds_configs/zero3_nvme.json")
     monkeypatch.setenv("TMPDIR", "/scratch")
-    paths = [
-        Path(resolved(content, f"run.dir={run}")["zero_optimization"]["offload_param"]["nvme_path"])
-        for run in ("runs/a", "runs/b", "runs/a")
-    ]
+    zeros = [resolved(content, f"run.dir={run}")["zero_optimization"] for run in ("runs/a", "runs/b", "runs/a")]
+    paths = [Path(zero["offload_param"]["nvme_path"]) for zero in zeros]
+    assert paths == [Path(zero["offload_optimizer"]["nvme_path"]) for zero in zeros]
     assert paths[0] == paths[2] != paths[1]
     assert all(path.parent == Path("/scratch") for path in paths)
     monkeypatch.delenv("TMPDIR")

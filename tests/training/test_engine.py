@@ -190,6 +190,22 @@ def test_parameters_wait_on_a_disk(scenes: Path, tmp_path: Path) -> None:
     assert found["disk"]["repeated"] == found["disk"]["undisturbed"] == found["cpu"]["undisturbed"]
 
 
+def test_an_optimizers_state_lies_on_a_disk(scenes: Path, tmp_path: Path) -> None:
+    """Updates, averages, roll-backs and what another saved come to the same bits as in memory, part by part."""
+    at = {"device": "nvme", "nvme_path": str(tmp_path / "disk")}
+    on_disk = zero(3, offload_optimizer=at, offload_param={"device": "cpu"}, sub_group_size=10_000)
+    cases = {
+        "memory": {"bf16": BF16, "zero_optimization": on_disk | ON_CPU},
+        "disk": {"bf16": BF16, "zero_optimization": on_disk},
+    }
+    torch_serves = {"CXX": "false", "TORCH_EXTENSIONS_DIR": str(tmp_path)}  # where DeepSpeed's is not compiled
+    environment = {} if is_compiled("cpu_adam") else torch_serves
+    found = results_of(cases, 2, scenes, tmp_path, "train.ema=0.9", **environment)
+    assert (tmp_path / "disk").is_dir() or list(tmp_path.rglob("mvlm-*"))
+    for name in ("to_kept", "undisturbed", "repeated", "from_the_start", "after_firsts", "end", "exchanged"):
+        assert found["disk"][name] == found["memory"][name], name
+
+
 @pytest.mark.campaign
 def test_deepspeeds_adamw_serves_offloaded_state(results: dict[str, Any]) -> None:
     if not is_compiled("cpu_adam"):

@@ -135,6 +135,8 @@ class Saver:
     def start(self, state: TrainState) -> None:
         """Copy this rank's share to the CPU and have it written in the background, after any checkpoint before it.
 
+        What lies on a disk is not copied, and written before this returns.
+
         Raises:
             UserError: the checkpoint before it could not be written, or the run folder is not there any more.
         """
@@ -146,6 +148,9 @@ class Saver:
         unmade = _make(partial)
         self._pending = _Pending(state, folder, partial, _Share(partial, self._aside.copy(self._engine), unmade), since)
         self._pending.share.start()
+        while self._engine.disk and self._pending.share.is_alive():  # what is written must stay as it is
+            self._pending.share.join(timeout=1)
+            self._engine.disk.let_go()
 
     def finish(self) -> None:
         """Wait for the pending checkpoint and publish it, if there is one."""
@@ -270,8 +275,9 @@ class _Aside:
         for name, parts in engine.own_parts():
             for key, part in parts.items():
                 kind, title = KINDS[key], f"{key}/{name}" if KINDS[key] == MOMENTS else name
-                copied = part._replace(elements=self._copied(kind, title, part.elements.detach()))
-                content.setdefault(kind, {})[title] = copied
+                elements = part.elements.detach()
+                copied = elements if engine.disk else self._copied(kind, title, elements)
+                content.setdefault(kind, {})[title] = part._replace(elements=copied)
         return content
 
     def _copied(self, kind: str, title: str, elements: Tensor) -> Tensor:

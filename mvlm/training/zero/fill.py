@@ -13,6 +13,7 @@ import torch
 from mvlm.errors import Mistakes, UserError
 from mvlm.kernels.probes import cpu_gains_by_bf16
 from mvlm.runtime import dist
+from mvlm.training.zero.disk import SUB_GROUP
 from mvlm.training.zero.json_file import AUTO
 
 OFFLOADS = ("offload_optimizer", "offload_param")
@@ -107,7 +108,7 @@ def _fill_one_offload(name: str, zero: dict[str, Any], folder: str, low_precisio
     device = section.get("device", "none")
     if device not in ("none", "cpu", "nvme"):
         raise UserError(f"{json_name}: zero_optimization.{name}.device is {device!r}: give none, cpu or nvme.")
-    needed = {"offload_optimizer": 1, "offload_param": 3}[name]
+    needed = 3 if name == "offload_param" or device == "nvme" else 1
     if device != "none" and zero["stage"] < needed:
         raise UserError(
             f"{json_name} offloads to {device} by zero_optimization.{name}, which needs ZeRO stage {needed}"
@@ -116,16 +117,18 @@ def _fill_one_offload(name: str, zero: dict[str, Any], folder: str, low_precisio
     if section.get("ratio", 1) != 1:
         raise UserError(f"{json_name}: zero_optimization.{name}.ratio is {section['ratio']!r}: it must be 1.")
     if device == "nvme" and name == "offload_optimizer":
+        if section.get("pin_memory"):
+            raise UserError(
+                f"{json_name} sets zero_optimization.{name}.pin_memory, but what is on NVMe is in no memory to pin: "
+                "delete the key."
+            )
+        zero.setdefault("sub_group_size", SUB_GROUP)
+    elif device == "nvme" and not low_precision:
         raise UserError(
-            f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed (found in 0.19.8) mixes "
-            "up the gradients of large parameters: use 'cpu'; offload_param may be on 'nvme'."
+            f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed keeps 16 bits of each "
+            "parameter: enable bf16, or use 'cpu'."
         )
     if device == "nvme":
-        if not low_precision:
-            raise UserError(
-                f"{json_name}: zero_optimization.{name}.device is 'nvme', where DeepSpeed keeps 16 bits of each "
-                "parameter: enable bf16, or use 'cpu'."
-            )
         section["nvme_path"] = _nvme_folder(section.get("nvme_path"), folder, name, json_name)
     else:
         section.pop("nvme_path", None)

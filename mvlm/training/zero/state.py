@@ -134,6 +134,11 @@ class ZeroState(ABC):
             for group in self._base.param_groups:
                 group["step"] = updates
 
+    def forget_moments(self) -> None:
+        """And the EMA, so that `prepare` makes new ones."""
+        for owner in self._owners():
+            self._base.state[owner].clear()
+
     def _count_to(self, updates: int) -> None:
         """DeepSpeed's AdamW for CPUs multiplies up beta ** updates in C++: do as many multiplications as it has done.
 

@@ -1,0 +1,95 @@
+"""Two billion parameters on one CPU with the optimiser on a disk: python benchmarks/disk --folder DISK
+
+`mvlm train` of benchmarks/disk/two_billion.toml under ZeRO stage 3, and beside it a look every half a second at what
+its process has in memory: anonymous memory, which must be there, and pages of mapped files, which the kernel may take
+back. A line is kept in results/steps.jsonl, with the losses of each step. About 65 GB of disk are used meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT, HERE = Path(__file__).parents[2], Path(__file__).parent
+RESULTS = HERE / "results" / "steps.jsonl"
+sys.path[0] = str(ROOT)
+
+from benchmarks.shares.__main__ import commit  # noqa: E402
+
+KINDS = ("RssAnon", "RssFile", "RssShmem", "VmRSS")
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words.add_argument("--folder", type=Path, help="on the disk (default: TMPDIR)")
+    words.add_argument("--json", type=Path, default=HERE / "zero3_disk.json", help="DeepSpeed's")
+    words.add_argument("overrides", nargs="*", help="of two_billion.toml")
+    asked = words.parse_args()
+    commit()
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        line = measure(Path(folder), asked.json, asked.overrides)
+    print(json.dumps(line, indent=1))
+    with RESULTS.open("a") as kept:
+        kept.write(json.dumps(line) + "\n")
+    return 0
+
+
+def measure(folder: Path, deepspeed: Path, overrides: list[str]) -> dict[str, Any]:
+    """What the run takes.
+
+    Raises:
+        RuntimeError: it has failed, which it says above.
+    """
+    shards, run = folder / "scenes", folder / "run"
+    words = ["--task", "caption", "--count", "40", "--seed", "3", "--out", str(shards)]
+    subprocess.run([sys.executable, "-m", "data_tools", "synth", *words], cwd=ROOT, check=True)
+    environment = os.environ | {"TMPDIR": str(folder), "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "mvlm", "train", str(HERE / "two_billion.toml")]
+    command += ["--deepspeed_config", str(deepspeed), f"run.dir={run}", f"data.train={shards}", *overrides]
+    free, least, since = shutil.disk_usage(folder).free, shutil.disk_usage(folder).free, time.monotonic()
+    peaks, available = dict.fromkeys(KINDS, 0), memory_of("/proc/meminfo", ("MemAvailable",))["MemAvailable"]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment)
+    while process.poll() is None:
+        try:
+            found = memory_of(f"/proc/{process.pid}/status", KINDS)
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        peaks = {kind: max(peaks[kind], found.get(kind, 0)) for kind in KINDS}
+        available = min(available, memory_of("/proc/meminfo", ("MemAvailable",))["MemAvailable"])
+        least = min(least, shutil.disk_usage(folder).free)
+        time.sleep(0.5)
+    if code := process.wait():
+        raise RuntimeError(f"The run has ended with {code}.")
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = [{"step": line["step"], "loss": line["loss"]} for line in lines if "loss" in line]
+    told = json.loads((run / "run.json").read_text())
+    return {
+        "parameters": told["parameters"],
+        "deepspeed": json.loads(deepspeed.read_text()),
+        "overrides": overrides,
+        "peaks": peaks,
+        "least memory available": available,
+        "of the machine": memory_of("/proc/meminfo", ("MemTotal",))["MemTotal"],
+        "disk": free - least,
+        "seconds": round(time.monotonic() - since),
+        "steps": steps,
+        "commit": commit(),
+    }
+
+
+def memory_of(file: str, kinds: tuple[str, ...]) -> dict[str, int]:
+    """Bytes by kind."""
+    lines = (line.split() for line in Path(file).read_text().splitlines())
+    return {words[0][:-1]: 1024 * int(words[1]) for words in lines if words and words[0][:-1] in kinds}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
