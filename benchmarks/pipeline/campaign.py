@@ -79,7 +79,8 @@ class Campaign:
         Args:
             store: where shards are to lie; None = in a folder.
         """
-        kept = self._folder / "-".join([f"undisturbed{'-stored' if store else ''}", *self._kinds])
+        of_it = "stored" if store else "plain"
+        kept = self._folder / "-".join(["undisturbed", of_it, commit()[:9], *self._kinds])  # an export holds the code
         if not (kept / "hashes.json").exists():
             shutil.rmtree(self._now, ignore_errors=True)
             prepare(self._now, self._kinds, store.variables if store else None)
