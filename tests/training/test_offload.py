@@ -29,12 +29,17 @@ def tiny_model() -> tuple[MaskVLM, Config]:
     return build_model(config.blueprint, train_tokenizer(["red circle top left"] * 5, 300)), config
 
 
-def test_without_a_compiler_torchs_adamw_serves(
-    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+@pytest.fixture
+def no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of DeepSpeed's extensions is there, nor can be compiled."""
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had it compiled
+    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})  # another test has had them compiled
+
+
+def test_without_a_compiler_torchs_adamw_serves(
+    one_rank: None, no_compiler: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, config = tiny_model()
     content = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
     ds_config = resolved(model, config, content, 1)
@@ -45,10 +50,7 @@ def test_without_a_compiler_torchs_adamw_serves(
     assert engine.engine.basic_optimizer is not None and engine.updates == 0
 
 
-def test_nvme_without_what_it_needs_is_refused(one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+def test_nvme_without_what_it_needs_is_refused(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
     model, config = tiny_model()
     on_disk = {"device": "nvme", "nvme_path": str(tmp_path)}
     ds_config = {"zero_optimization": {"stage": 3, "offload_param": on_disk}}
@@ -67,13 +69,8 @@ def engine_on(folder: Path) -> Any:
     return Engine(model, config.optim, config.objectives, ds_config)
 
 
-def test_an_optimizers_tensors_are_mapped_from_files(
-    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_optimizers_tensors_are_mapped_from_files(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
     """All that is large of weights, moments and gradients, and after a resume too."""
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
     engine = engine_on(tmp_path / "disk")
     engine.prepare_state(3)
     maps = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
@@ -84,12 +81,7 @@ def test_an_optimizers_tensors_are_mapped_from_files(
     assert len(large) >= 5 and all(any(tensor.data_ptr() in within for within in mapped) for tensor in large)
 
 
-def test_an_optimizer_that_a_disk_has_no_room_for_is_refused(
-    one_rank: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    monkeypatch.setenv("CXX", "false")
-    monkeypatch.setattr(OpBuilder, "_loaded_ops", {})
+def test_an_optimizer_that_a_disk_has_no_room_for_is_refused(one_rank: None, no_compiler: None, tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LEAST, limits[1]))
     try:
