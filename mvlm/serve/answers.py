@@ -29,7 +29,7 @@ from mvlm.predict.words import blank_image, guess_words, likeliest, mask_words
 from mvlm.pretrained.runs import Loaded
 from mvlm.search.find import ImageIndex, find_by_image, find_by_sentence
 from mvlm.search.metadata import Metadata
-from mvlm.serve.asked import AskedDrawing, AskedPatches, AskedPicture, AskedSearch, AskedView, AskedWords
+from mvlm.serve.asked import AskedDrawings, AskedPatches, AskedPicture, AskedSearch, AskedView, AskedWords
 
 SAMPLES = 8
 THUMBNAIL = 256  # pixels
@@ -98,12 +98,12 @@ class Answers:
             ]
         }
 
-    def svg(self, asked: AskedDrawing) -> dict[str, Any]:
-        """The drawing of an image that was found."""
+    def drawings(self, asked: AskedDrawings) -> dict[str, Any]:
+        """The SVG of each image that was found, None where there is none."""
         index, metadata = self._searched()
-        if asked.image >= len(index):
+        if any(image >= len(index) for image in asked.images):
             raise _no_picture()
-        return {"svg": metadata.drawing(asked.image)}
+        return {"drawings": metadata.drawings(asked.images)}
 
     def _searched(self) -> tuple[ImageIndex, Metadata]:
         if self.index is None or self.metadata is None:

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from mvlm.errors import UserError
 from mvlm.serve.answers import Answers
-from mvlm.serve.asked import AskedDrawing, AskedPatches, AskedSearch, AskedView, AskedWords
+from mvlm.serve.asked import AskedDrawings, AskedPatches, AskedSearch, AskedView, AskedWords
 from mvlm.serve.gate import Gate
 from mvlm.serve.guard import RequestGuard
 
@@ -52,9 +52,9 @@ def make_app(answers: Answers, gate: Gate, names: Collection[str]) -> ASGIApp:
     async def search(asked: AskedSearch) -> dict[str, Any]:
         return await gate.pass_through(lambda: answers.search(asked))
 
-    @app.post("/api/svg")
-    async def svg(asked: AskedDrawing) -> dict[str, Any]:
-        return await gate.pass_through(lambda: answers.svg(asked))
+    @app.post("/api/drawings")
+    async def drawings(asked: AskedDrawings) -> dict[str, Any]:
+        return await gate.pass_through(lambda: answers.drawings(asked))
 
     @app.post("/api/patches")
     async def patches(asked: AskedPatches) -> dict[str, Any]:

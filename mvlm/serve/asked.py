@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Sentence = Annotated[str, Field(max_length=2000)]
 Numbers = Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=10_000)]
 
+MOST_FOUND = 50
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -31,13 +33,13 @@ class AskedSearch(_Strict):
 
     sentence: Sentence = ""
     picture: AskedPicture | None = None
-    top: Annotated[int, Field(ge=1, le=50)] = 8
+    top: Annotated[int, Field(ge=1, le=MOST_FOUND)] = 8
 
 
-class AskedDrawing(_Strict):
-    """The source of a drawing, by the number of its image in the index."""
+class AskedDrawings(_Strict):
+    """The sources of drawings, by the numbers of their images in the index."""
 
-    image: Annotated[int, Field(ge=0)]
+    images: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_FOUND)]
 
 
 class AskedPatches(_Strict):

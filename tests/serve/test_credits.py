@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mvlm.errors import UserError
-from mvlm.serve.asked import AskedDrawing, AskedPicture, AskedSearch
+from mvlm.serve.asked import AskedDrawings, AskedPicture, AskedSearch
 from tests.serve import icons
 
 
@@ -29,15 +29,12 @@ def test_every_result_says_whose_it_is(told):
 
 
 def test_a_drawing_is_that_of_its_picture(told):
-    for each in told.search(AskedSearch(sentence="bar", top=icons.COUNT))["found"]:
-        number = int(each["key"].split("-")[1])
-        if number == icons.COUNT - 1:
-            with pytest.raises(UserError, match="no drawing to copy"):
-                told.svg(AskedDrawing(image=each["image"]))
-        else:
-            assert told.svg(AskedDrawing(image=each["image"])) == {"svg": icons.SVG.format(4 + 4 * number)}
+    found = told.search(AskedSearch(sentence="bar", top=icons.COUNT))["found"]
+    numbers = [int(each["key"].split("-")[1]) for each in found]
+    expected = [None if number == icons.COUNT - 1 else icons.SVG.format(4 + 4 * number) for number in numbers]
+    assert told.drawings(AskedDrawings(images=[each["image"] for each in found])) == {"drawings": expected}
     with pytest.raises(UserError, match="no such picture"):
-        told.svg(AskedDrawing(image=icons.COUNT))
+        told.drawings(AskedDrawings(images=[0, icons.COUNT]))
 
 
 def test_a_picture_drawn_like_one_of_the_corpus_finds_it(told):

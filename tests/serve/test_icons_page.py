@@ -32,6 +32,7 @@ def test_credits_and_copies(browser, address, width):  # noqa: F811
     page = Page(browser, address, width)
     page.one("query").send_keys("bar 3\n")
     page.wait(lambda: len(page.all("#found li")) == icons.COUNT)
+    page.wait(lambda: len(page.all("#found img.drawn")) == icons.COUNT - 1)
     items = {item.find_element("tag name", "p").text: item for item in page.all("#found li")}
     assert "bars:bar-3" in items["bar 3"].text and "Bars by Ann <b>" in items["bar 3"].text
     link = items["bar 3"].find_element("css selector", "a")

@@ -167,7 +167,7 @@ def test_guesses_of_hidden_words_change_with_the_picture(page):
 
 def test_search_shows_pictures_and_takes_them_down_to_the_pair(page):
     page.one("query").send_keys("red circle top left", Keys.ENTER)
-    page.wait(lambda: len(page.all("#found img")) == 24)
+    page.wait(lambda: len(page.all("#found img")) == 32)
     script = "return [...document.querySelectorAll('#found img')].every((i) => i.complete && i.naturalWidth > 0)"
     assert page.wait(lambda: page.browser.execute_script(script))
     caption = page.all("#found li p")[0].text
@@ -182,7 +182,7 @@ def test_what_is_drawn_by_mouse_finger_and_keyboard_is_searched_for(page):
     def after(act):
         page.browser.execute_script("document.querySelector('#found').replaceChildren()")
         act()
-        page.wait(lambda: len(page.all("#found img")) == 24)
+        page.wait(lambda: len(page.all("#found img")) == 32)
         page.settle()
         dark = "const c = arguments[0]; return c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
         return page.browser.execute_script(f"{dark}.filter((v, i) => i % 4 === 0 && v < 128).length", board)
@@ -212,7 +212,7 @@ def test_pictures_of_ones_own(page, tmp_path):
     page.one("file").send_keys(str(bad))
     page.wait(lambda: "This is no picture that can be shown" in page.one("pair-status").text)
     page.one("query-file").send_keys(str(good))
-    page.wait(lambda: len(page.all("#found img")) == 24)
+    page.wait(lambda: len(page.all("#found img")) == 32)
 
 
 def test_markup_stays_text(page):

@@ -1,22 +1,41 @@
 "use strict";
 // The corpus searched by a sentence or a picture, and what is done with what is found.
 
-const SHOWN = 24;
+const SHOWN = 32;
 
 const searched = asker("search", "api/search", ({ found }) => {
-  at("found").replaceChildren(...found.map(hit));
+  const drawings = drawingsOf(found);
+  at("found").replaceChildren(...found.map((each) => hit(each, drawings)));
   say("search", `${found.length} of ${about.images.toLocaleString("en")} pictures, best first.`);
 });
 const search = (question) => searched({ top: SHOWN, ...question });
 
-function hit(each) {
+// What the corpus keeps of drawings comes after their pictures and takes their place: it is sharp at any size.
+async function drawingsOf(found) {
+  const images = found.filter((each) => each.about.svg).map((each) => each.image);
+  if (!images.length) return new Map();
+  const { drawings } = await ask("search", "api/drawings", { images });
+  return new Map(images.map((image, number) => [image, drawings[number]]));
+}
+
+// In an image a drawing's scripts do not run, and it loads nothing.
+function sharpen(image, svg, picture) {
+  if (!svg) return;
+  image.addEventListener("error", () => { image.classList.remove("drawn"); image.src = picture; }, { once: true });
+  image.classList.add("drawn");
+  image.src = `data:image/svg+xml,${encodeURIComponent(svg)}`;
+}
+
+function hit(each, drawings) {
   const item = make("li");
   const button = make("button", "", { type: "button", title: "Try this picture below" });
-  button.append(picture(each.picture, each.caption));
+  const image = picture(each.picture, each.caption);
+  drawings.then((known) => sharpen(image, known.get(each.image), each.picture)).catch(() => {});
+  button.append(image);
   button.addEventListener("click", () => choose({ found: each.image }, each.caption, true));
   const match = each.match === null ? "" : ` · match ${(100 * each.match).toFixed(0)} %`;
   item.append(button, make("p", each.caption), make("p", `${each.similarity.toFixed(3)}${match}`, { className: "number" }));
-  item.append(...credits(each.about), deeds(each));
+  item.append(...credits(each.about), deeds(each, drawings));
   return item;
 }
 
@@ -30,7 +49,7 @@ function credits({ name, set, title, author, licence, licence_url: url }) {
   return lines;
 }
 
-function deeds(each) {
+function deeds(each, drawings) {
   const box = make("div", "", { className: "deeds" });
   const deed = (text, act) => {
     const button = make("button", text, { type: "button", ariaLabel: `${text}: ${each.caption}` });
@@ -38,13 +57,13 @@ function deeds(each) {
     box.append(button);
   };
   deed("Similar", () => search({ picture: { found: each.image } }));
-  if (each.about.svg) deed("Copy SVG", () => copyDrawing(each.image));
+  if (each.about.svg) deed("Copy SVG", () => copyDrawing(each.image, drawings));
   return box;
 }
 
-async function copyDrawing(image) {
+async function copyDrawing(image, drawings) {
   try {
-    await copy((await ask("search", "api/svg", { image })).svg);
+    await copy((await drawings).get(image));
     say("search", "The SVG is copied.");
   } catch (error) {
     say("search", error.message, true);
