@@ -77,7 +77,14 @@ class Flips:
         self._miscomputes, draw = None, Random(fault["seed"])
         layers = [(name, layer) for name, layer in model.named_modules() if _is_leaf(layer)]
         name, layer = draw.choice(layers)
-        handle = layer.register_forward_hook(lambda _, __, handed_on: self._flip(fault, draw, name, _first(handed_on)))
+
+        def miscompute(_: nn.Module, __: Any, handed_on: Any) -> Any:
+            first, *others = handed_on if isinstance(handed_on, tuple) else (handed_on,)
+            first = first.clone()  # autograd forbids to change what a function of ours has made
+            self._flip(fault, draw, name, _first(first))
+            return (first, *others) if others else first
+
+        handle = layer.register_forward_hook(miscompute)
         try:
             return passes()
         finally:

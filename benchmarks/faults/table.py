@@ -56,6 +56,8 @@ def main() -> int:
         if found := [line for line in lines if line["kind"] == kind]:
             print(row(TITLES[kind], found))
     print(row("**all**", lines))
+    if flipped := [line["noticed"] for line in lines if "noticed" in line]:
+        print(f"\n{sum(flipped)} of {len(flipped)} flipped bits were noticed.")
     if arguments.picture:
         draw(lines, arguments.picture)
     return 0

@@ -19,12 +19,16 @@ from benchmarks.faults import checks
 from benchmarks.faults.injections import FLIPS, KINDS, LATER, POISONS, Hit
 from benchmarks.faults.runs import BATCH, STEPS, Attempt, Run, made
 from mvlm.errors import ExitCode
+from mvlm.training.health.anomaly import LAG
 
 HANG = "train.hang_minutes=0.1"
 DISK_MB = 16
 FIRST_SPIKE = 20  # batch of the stream: what is usual must be known first
 MOST_ATTEMPTS = 16
 NOTICED = {"memory": "changed in memory", "processor": "came out differently"}
+JUDGED_AFTER = LAG + 1
+"""Steps that may follow one before all ranks know of it."""
+
 UNDISTURBED = "nothing"
 """The kind of an attempt that was left alone and yet broke a promise."""
 
@@ -221,6 +225,8 @@ def _flips(run: Run) -> list[dict[str, Any]]:
             line |= {"at": round(at, 3), "noticed": noticed}
             if noticed and (regained := _made_good(run, at, flip["step"])):
                 line["seconds lost"] = round(regained - at, 2)
+            if not noticed and _went_on(run, at, flip):
+                line["problems"] = [f"the run went on from step {flip['step']} without a word of it"]
         lines.append(line)
     return lines
 
@@ -230,6 +236,12 @@ def _made_good(run: Run, since: float, step: int) -> float | None:
     later = [each for each in run.stream(0) if each["time"] >= since]
     repeated = itertools.dropwhile(lambda each: each["step"] > step, later)
     return next((each["time"] for each in repeated if each["step"] > step), None)
+
+
+def _went_on(run: Run, since: float, flip: dict[str, int]) -> bool:
+    """Whether the steps that follow were made until long after this one had been judged."""
+    later = [each["step"] for each in run.stream(flip["rank"]) if each["time"] >= since]
+    return later[: JUDGED_AFTER + 1] == [flip["step"] + number for number in range(1, JUDGED_AFTER + 2)]
 
 
 def sentence(attempt: Attempt, promised: str) -> str:

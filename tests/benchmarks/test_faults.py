@@ -5,8 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks.faults.observed import Flips
 from benchmarks.faults.trial import Workshop
+from benchmarks.step.sizes import SIZES, build, make_batch
+from mvlm.batch import Losses
+from mvlm.training.zero.checksums import sum_bits
+
+MISCOMPUTED = 40
+"""Forward passes in which some layer miscomputes, another one each time."""
+
+
+def test_a_layer_that_miscomputes_changes_what_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    torch.manual_seed(0)
+    model = build(SIZES["tiny"]).eval()  # without dropout
+    batch = make_batch(SIZES["tiny"], grid=(4, 4))
+
+    def computed(losses: Losses) -> list[int]:
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        found = torch.autograd.grad(model.objectives.total(losses), parameters, allow_unused=True)
+        return [int(sum_bits([tensor])) for tensor in (*losses.values(), *found) if tensor is not None]
+
+    right = computed(model(batch))
+    assert computed(model(batch)) == right
+    for seed in range(MISCOMPUTED):
+        (folder := tmp_path / str(seed)).mkdir()
+        flips = Flips(folder, {"processor": [{"step": 7, "rank": 0, "seed": seed}]})
+        flips.before(None, 7)  # type: ignore[arg-type]
+        assert computed(flips.forward(model, lambda: model(batch))) != right
+        said = (folder / "processor-7.json").read_text()
+        flips.before(None, 7)  # type: ignore[arg-type]
+        assert computed(flips.forward(model, lambda: model(batch))) == right, said  # once, and no more
 
 
 @pytest.mark.campaign
