@@ -22,7 +22,7 @@ from benchmarks.claim.run import one_rank, prepare_all
 from benchmarks.claim2.cell import Run, deepspeed, measure_cell, settings, train_cell
 from benchmarks.claim2.corpus import Icons, prepare
 from benchmarks.claim2.grounding import grounding
-from benchmarks.claim2.plan import ARMS, JOINT, PRIMARY_SHARE, IconCell, Size, grid, rate_cells
+from benchmarks.claim2.plan import ARMS, JOINT, PRIMARY_SHARE, IconCell, Size, in_turn, rate_cells
 from mvlm.config.load import load_config
 from mvlm.data.samples.foils import FoilDataset
 from mvlm.data.shards.mixture import Mixture
@@ -128,14 +128,12 @@ class Campaign:
         return found
 
     def rates(self) -> dict[str, float]:
-        """The multiple of the size's learning rate that each arm's selection found best; {} until all are there."""
-        records = self.records()
-        if not all(cell.name in records for cell in rate_cells()):
-            return {}
-        chosen = {}
+        """The multiple of the size's learning rate that was found best, of each arm whose selection is complete."""
+        records, chosen = self.records(), {}
         for arm in ARMS:
             mine = [cell for cell in rate_cells() if cell.arm == arm]
-            chosen[arm] = max(mine, key=lambda cell: records[cell.name]["chosen_by"]).rate
+            if all(cell.name in records for cell in mine):
+                chosen[arm] = max(mine, key=lambda cell: records[cell.name]["chosen_by"]).rate
         return chosen
 
     def run_of(self, cell: IconCell) -> Run:
@@ -160,8 +158,8 @@ def run(campaign: Campaign) -> int:
     with one_rank():
         stop = StopRequests()
         try:
-            _work_through(campaign, [_icon_task(campaign, cell) for cell in rate_cells()], stop)
-            _work_through(campaign, [_icon_task(campaign, cell) for cell in grid(campaign.size)], stop)
+            for cells in in_turn(campaign.size):
+                _work_through(campaign, [_icon_task(campaign, cell) for cell in cells], stop)
             for tune in ("", TUNE):  # what is fine-tuned has been pretrained before, perhaps by another process
                 _work_through(campaign, _scene_tasks(campaign, tune), stop)
         except Stopped:

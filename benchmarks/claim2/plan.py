@@ -124,13 +124,22 @@ def rate_cells() -> list[IconCell]:
     return [IconCell(arm, PRIMARY_SHARE, RATE_SEED, rate) for arm, rate in product(ARMS, RATES)]
 
 
-def grid(size: Size) -> list[IconCell]:
-    """Round by round of the seeds, what the primary contrasts need first in each."""
+def in_turn(size: Size) -> list[list[IconCell]]:
+    """All cells on icons, in parts of which each needs those before; what the primary contrasts need comes first."""
     primary = {arm for contrast in PRIMARY_CONTRASTS for arm in contrast}
-    cells = []
-    for seed in range(max(size.seeds, size.primary_seeds)):
-        if seed < size.primary_seeds:
-            cells += [IconCell(arm, PRIMARY_SHARE, seed) for arm in ARMS if arm in primary]
-        if seed < size.seeds:
-            cells += [IconCell(arm, share, seed) for share, arm in product(SHARES, ARMS)]
+    count = size.primary_seeds * len(primary)
+    cells, rates = grid(size), rate_cells()
+    return [
+        [cell for cell in rates if cell.arm in primary],
+        cells[:count],
+        [cell for cell in rates if cell.arm not in primary],
+        cells[count:],
+    ]
+
+
+def grid(size: Size) -> list[IconCell]:
+    """What the primary contrasts need, then the rest round by round of the seeds."""
+    primary = [arm for arm in ARMS if any(arm in contrast for contrast in PRIMARY_CONTRASTS)]
+    cells = [IconCell(arm, PRIMARY_SHARE, seed) for seed, arm in product(range(size.primary_seeds), primary)]
+    cells += [IconCell(arm, share, seed) for seed, share, arm in product(range(size.seeds), SHARES, ARMS)]
     return list(dict.fromkeys(cells))

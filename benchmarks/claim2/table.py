@@ -51,14 +51,15 @@ Records = Sequence[dict[str, Any]]
 
 
 def summary(campaign: Campaign) -> str:
-    """Markdown; draws the curves beside the cells."""
+    """Markdown; draws the curves beside the cells. Until the primary contrasts are complete no score is shown."""
     records = list(campaign.records().values())
     icons = [r for r in records if r["cell"].startswith("icons/") and "/rate" not in r["cell"]]
     scenes = [r for r in records if r["cell"].startswith("scenes/")]
-    parts = [primary(icons, campaign.size), _numbers(icons), contrasts(icons), _scenes(scenes), _costs(campaign, icons)]
-    if icons:
+    parts = [primary(icons, campaign.size)]
+    if not waiting(icons, campaign.size):
+        parts += [_numbers(icons), contrasts(icons), _scenes(scenes)]
         draw_curves(icons, campaign.results / "curves.png")
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(part for part in [*parts, _costs(campaign, icons)] if part)
 
 
 def by_seed(records: Records, arm: str, share: int) -> dict[int, dict[str, Any]]:
@@ -67,12 +68,11 @@ def by_seed(records: Records, arm: str, share: int) -> dict[int, dict[str, Any]]
 
 def primary(records: Records, size: Size) -> str:
     """The answer: two contrasts, two measures, corrected by Holm over the four. Nothing is said before all is there."""
+    if waiting(records, size):
+        return waiting(records, size)
     found: list[tuple[str, str, Comparison]] = []
     for treatment, control in PRIMARY_CONTRASTS:
         sides = [by_seed(records, arm, PRIMARY_SHARE) for arm in (treatment, control)]
-        if min(map(len, sides)) < size.primary_seeds:
-            done = " and ".join(f"{len(side)} of {arm}" for arm, side in zip((treatment, control), sides, strict=True))
-            return f"The primary contrasts wait for their cells: of {size.primary_seeds} seeds, {done} are there."
         found += [(f"{treatment} − {control}", measure, compared(*sides, measure)) for measure in PRIMARY_MEASURES]
     corrected = holm([each.p for _, _, each in found])
     rows = [
@@ -80,6 +80,16 @@ def primary(records: Records, size: Size) -> str:
         for (title, measure, each), p in zip(found, corrected, strict=True)
     ]
     return markdown([*COMPARISON, "Holm's p", "answer"], rows)
+
+
+def waiting(records: Records, size: Size) -> str:
+    """What the primary contrasts still wait for, in a sentence; nothing once all their cells are there."""
+    arms = dict.fromkeys(arm for contrast in PRIMARY_CONTRASTS for arm in contrast)
+    done = {arm: len(by_seed(records, arm, PRIMARY_SHARE)) for arm in arms}
+    if min(done.values()) >= size.primary_seeds:
+        return ""
+    told = ", ".join(f"{count} of {arm}" for arm, count in done.items())
+    return f"The primary contrasts wait for their cells: of {size.primary_seeds} seeds, {told} are there."
 
 
 def verdict(found: Comparison, corrected_p: float) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import subprocess
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,8 +46,14 @@ def test_the_page_names_every_arm_as_it_is_run() -> None:
 def test_the_grid_has_the_cells_of_the_page_and_the_primary_ones_first() -> None:
     cells = plan.grid(plan.SIZES["small"])
     assert len(cells) == len(set(cells)) == 5 * 3 * 5 + 3 * 5
-    assert {cell.arm for cell in cells[:3]} == {"joint", "independent", "itc_itm"}
-    assert {cell.share for cell in cells[:3]} == {20}
+    rates, primary, others, rest = plan.in_turn(plan.SIZES["small"])
+    assert (
+        primary + rest == cells
+        and len(primary) == 30
+        and sorted(map(str, rates + others)) == sorted(map(str, plan.rate_cells()))
+    )
+    assert {cell.arm for cell in rates} == {cell.arm for cell in primary} == {"joint", "independent", "itc_itm"}
+    assert {cell.share for cell in primary} == {20} and {cell.seed for cell in primary} == set(range(10))
     assert len(plan.rate_cells()) == 15 and not {c.seed for c in plan.rate_cells()} & {c.seed for c in cells}
 
 
@@ -65,6 +74,22 @@ def test_the_answer_waits_for_all_seeds_and_names_the_direction() -> None:
     assert answers == ["no difference shown", "no difference shown", "better", "no difference shown"]
     swapped = [r | {"arm": {"joint": "itc_itm", "itc_itm": "joint"}.get(r["arm"], r["arm"])} for r in records]
     assert [line.split("|")[-2].strip() for line in table.primary(swapped, size).splitlines()[2:]][2] == "worse"
+
+
+def test_no_score_is_shown_before_the_primary_cells_are_there(tmp_path: Path) -> None:
+    (tmp_path / campaign.COSTS).write_text("{}")
+    size = replace(plan.SIZES["small"], primary_seeds=2, seeds=2)
+    told = campaign.Campaign(size, tmp_path, tmp_path, tmp_path)
+    for seed, arm in product((0, 1), ("joint", "itc_itm", "independent")):
+        assert "foils" not in table.summary(told) and not (tmp_path / "curves.png").exists()
+        about = record(arm, seed, np.array([0.5, 1.0, seed])) | {
+            "numbers": {"foils": 0.75},
+            "curve": [],
+            "training_s": 9.0,
+        }
+        with (tmp_path / campaign.CELLS).open("a") as file:
+            file.write(json.dumps(about) + "\n")
+    assert "foils" in table.summary(told) and (tmp_path / "curves.png").exists()
 
 
 def crossed(rng: np.random.Generator, mean: float, seeds: int, units: int) -> np.ndarray:
