@@ -42,6 +42,9 @@ class Backend(Protocol):
     def site(self) -> Path | None:
         """Of its nodes; None where it has none."""
 
+    def up(self) -> None:
+        """Boot the nodes; whatever ends it, `down` is for the caller."""
+
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """`python -m cluster ...` to its end, where a user gives it."""
 
@@ -65,6 +68,9 @@ class Local:
         self.folder = folder
         self.faults = {"driver": self._kill_driver, "node": self._kill_all, "disk": lambda _: fill(folder)}
         self._driver: subprocess.Popen[bytes] | None = None
+
+    def up(self) -> None:
+        """This machine is."""
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = [PYTHON, "-m", "cluster", *words]
@@ -128,7 +134,6 @@ class Slurm(OnCluster):
         self.folder, self.site = folder, site
         site.mkdir(parents=True, exist_ok=True)
         self._cluster = SlurmCluster(site)
-        self._cluster.up()
         self.faults = {
             "node": self._lose_node,
             "driver": self._kill_step,
@@ -136,6 +141,9 @@ class Slurm(OnCluster):
             "link": self._cut,
             "disk": lambda _: fill(folder),
         }
+
+    def up(self) -> None:
+        self._cluster.up()
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return self._cluster.on("bash", "-c", _within(self.folder, words))
@@ -187,8 +195,6 @@ class Ray(OnCluster):
         self.folder, self.site = folder, site
         site.mkdir(parents=True, exist_ok=True)
         self._cluster = RayCluster(site)
-        for node in ("w1", "w2"):
-            self._cluster.join(node)
         self.faults = {
             "node": self._lose_node,
             "driver": self._kill_driver,
@@ -196,6 +202,11 @@ class Ray(OnCluster):
             "link": self._cut,
             "disk": lambda _: fill(folder),
         }
+
+    def up(self) -> None:
+        self._cluster.up()
+        for node in ("w1", "w2"):
+            self._cluster.join(node)
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         command = ["bash", RAY_SCRIPT, "on", str(self.site), "head", "bash", "-c", _within(self.folder, words)]
@@ -225,17 +236,15 @@ class Ray(OnCluster):
     def _kill_driver(self, step: str) -> None:
         for process in psutil.process_iter():
             try:
-                if "cluster.pipeline.ray_driver" in process.cmdline():
+                if {"cluster.pipeline.ray_driver", str(self.folder / LOGS)} <= set(process.cmdline()):
                     process.kill()
             except psutil.Error:
                 continue
 
     def _lose_head(self, step: str) -> None:
         """All of Ray with it, which is then started anew."""
-        self._cluster.down()
-        self._cluster = RayCluster(self.site)
-        for node in ("w1", "w2"):
-            self._cluster.join(node)
+        self.down()
+        self.up()
 
 
 def fill(folder: Path) -> None:

@@ -168,6 +168,7 @@ def at(name: str, folder: Path, kinds: Collection[str]) -> Iterator[Campaign]:
         now.mkdir()
         backend: Backend = Local(now) if name == "local" else {"slurm": Slurm, "ray": Ray}[name](now, folder / "site")
         try:
+            backend.up()
             yield Campaign(backend, folder, kinds)
         finally:
             backend.down()

@@ -90,9 +90,13 @@ class _Starter:
 
 
 class StepProcess:
-    """A step in a process of this driver's."""
+    """A step in a process of this driver's.
 
-    def __init__(self, submission: Submission, name: str) -> None:
+    Args:
+        ends_with_driver: it saves and ends if the driver is killed; otherwise it goes on.
+    """
+
+    def __init__(self, submission: Submission, name: str, ends_with_driver: bool = False) -> None:
         folder = submission.folder(name)
         own = {MARK: str(folder / step_module.MARK_FOLDER / "0"), "PYTHONPATH": import_path()}
         with open(folder / "step.log", "ab") as out:
@@ -103,6 +107,7 @@ class StepProcess:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the driver, which tells the steps
+                preexec_fn=processes.end_with_parent if ends_with_driver else None,
             )
 
     def poll(self) -> int | None:

@@ -1,7 +1,8 @@
 """The driver of a pipeline on Ray, run by Ray's job server: `python -m cluster.pipeline.ray_driver LOGS`.
 
 A step, or a part of one, is a process wherever Ray has room; one whose node is lost is begun again elsewhere, and goes
-on with what is done. What has ranks has a driver of its own, beside this one.
+on with what is done. What has ranks has a driver of its own, beside this one. If this one is killed, all of them save
+and end.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import ray
 
 from mvlm.errors import ExitCode, first_line
 
+from ..processes import PATIENCE, Stopper, end_with_parent
 from ..ray.process import RemoteProcess
 from . import step as step_module
 from .executor import Executor, RunningStep
@@ -26,6 +28,7 @@ from .words import parts_of
 
 def main(argv: Sequence[str]) -> int:
     """Run the queued steps; the exit code is the executor's."""
+    end_with_parent()  # the shell without which Ray takes the job for failed
     submission = Submission.load(Path(argv[0]))
     os.chdir(submission.directory)
     graph = submission.graph()
@@ -39,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
     def start(name: str, part: int) -> RunningStep:
         if steps[name].is_job or steps[name].kind == "preflight":
-            return StepProcess(submission, name)
+            Stopper(submission.folder(name)).end(PATIENCE)  # what a driver that was killed has left, and saves
+            return StepProcess(submission, name, ends_with_driver=True)
         return _elsewhere(submission, steps[name], part)
 
     # Ray itself queues what has no room yet

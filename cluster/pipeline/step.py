@@ -26,7 +26,7 @@ from ..attempt import FINAL, JobAttempt, describe_exit, shell_code
 from ..environment import inherited, read_references
 from ..job import Job, parse_time
 from ..logs import attempt_folder, launcher_log, next_attempt
-from ..processes import MARK
+from ..processes import MARK, PATIENCE, Stopper
 from ..ray.spec import FILE as RAY_SPEC
 from ..ray.spec import RayJobSpec
 from ..record import JobRecord, read_record, write_private
@@ -90,6 +90,8 @@ class StepRun:
         self.logs.mkdir(parents=True, exist_ok=True)
         for number in STOP_SIGNALS:
             signal.signal(number, self._stop)
+        if self.submission.backend == "ray" and not self._is_job:
+            Stopper(self.logs).end(PATIENCE)  # what a worker of Ray's that was killed has left on this node
         code = self._attempts()
         write_page(Path(self.submission.logs))
         return code
@@ -221,7 +223,13 @@ class StepRun:
 
 def _start(words: list[str], environment: Mapping[str, str], out: int) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        words, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        words,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=out,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=processes.end_with_parent,
     )
 
 

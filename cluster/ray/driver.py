@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from mvlm.errors import ExitCode, first_line
 
 from ..logs import next_attempt, rank_log
-from ..processes import PATIENCE
+from ..processes import PATIENCE, end_with_parent
 from .spec import RayJobSpec
 from .sweep import run_sweep
 from .train import ACTOR, train
@@ -27,6 +27,7 @@ SETTLE_SECONDS = 30.0  # for Ray to notice that its workers have ended
 
 def main(argv: list[str]) -> int:
     """Run the job to its end; returns its exit code."""
+    end_with_parent()  # the shell without which Ray takes the job for failed, or the step that this is of
     spec = RayJobSpec.load(Path(argv[0]))
     os.chdir(spec.directory)
     is_preflight = spec.words[0] == "preflight"

@@ -13,6 +13,7 @@ from ray.exceptions import RayActorError, RayError
 from mvlm.errors import ExitCode, first_line
 
 from ..attempt import shell_code
+from ..processes import end_with_parent
 
 RETRIES = 5
 """Of a command whose worker or node was lost."""
@@ -33,7 +34,7 @@ class Runner:
 
     def run(self, words: Sequence[str]) -> int:
         """Run the command to its end; its exit code."""
-        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
+        self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent)
         if self._stopped:
             self._process.terminate()
         return shell_code(self._process.wait())

@@ -53,7 +53,7 @@ def cannot_run_here() -> str | None:
 
 
 class RayCluster:
-    """Nodes "head", "w1" and "w2"; Ray runs on the head, and on the others once they have joined.
+    """Nodes "head", "w1" and "w2", once they are up; Ray runs on the head, and on the others once they have joined.
 
     Args:
         cpus: that Ray gives out on each.
@@ -62,7 +62,10 @@ class RayCluster:
 
     def __init__(self, folder: Path, cpus: int = 2, redis: bool = False) -> None:
         self.folder, self._cpus = folder, str(cpus)
-        self._script("up", "2", self._cpus, *(["redis"] if redis else []))
+        self._more = ["redis"] if redis else []
+
+    def up(self) -> None:
+        self._script("up", "2", self._cpus, *self._more)
 
     def _script(self, verb: str, *words: str, script: str = SCRIPT) -> None:
         environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -235,8 +238,11 @@ class RayJob:
 @pytest.fixture(scope="module", name="cluster")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     cluster = RayCluster(tmp_path_factory.mktemp("ray"))
-    yield cluster
-    cluster.down()
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
 
 
 @pytest.fixture(scope="module", name="on_ray")

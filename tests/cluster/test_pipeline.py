@@ -319,6 +319,15 @@ def test_a_step_outlives_its_driver_and_is_cancelled_and_resumed(
     assert submit(path) == 0 and (tmp_path / "began").read_text() == "began\nbegan\n"
 
 
+def test_the_command_of_a_step_that_is_killed_saves_and_ends(write: Write, tmp_path: Path) -> None:
+    saving = "trap 'kill $!; echo saved >saved; exit 75' TERM; sleep 60 & echo $PPID >began; wait"
+    first = driver(write(HEAD + step("saves", command=["sh", "-c", saving], writes=["out"])))
+    wait_for(lambda: (tmp_path / "began").exists() and (tmp_path / "began").read_text().endswith("\n"))
+    os.kill(int((tmp_path / "began").read_text()), signal.SIGKILL)
+    assert first.wait() == 128 + signal.SIGKILL
+    wait_for((tmp_path / "saved").exists)
+
+
 def test_a_step_that_was_ended_before_it_could_say_that_it_had_made_all_is_done(write: Write, tmp_path: Path) -> None:
     """Its command would refuse to make once more what is there; what was there before the step is nobody's."""
     (tmp_path / "in").touch()

@@ -20,8 +20,11 @@ pytestmark = [pytest.mark.campaign, pytest.mark.skipif(REASON is not None, reaso
 @pytest.fixture(scope="module", name="cluster")
 def cluster_with_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     cluster = RayCluster(tmp_path_factory.mktemp("ray"), redis=True)
-    yield cluster
-    cluster.down()
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
 
 
 def alive(cluster: RayCluster) -> list[str]:

@@ -77,6 +77,7 @@ def test_on_ray(scenes: Path, tmp_path: Path, alone: Any, monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     cluster = RayCluster(tmp_path / "ray", cpus=8)
     try:
+        cluster.up()
         cluster.join("w1")
         job = RayJob(cluster, tmp_path, "sixteen", scenes / "train")
         job.submit(*SETTINGS, "job.processes_per_node=8", "job.cpus_per_process=1")

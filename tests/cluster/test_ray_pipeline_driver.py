@@ -1,0 +1,102 @@
+"""The driver of a pipeline on Ray is killed: its steps save and end, and the next submission resumes them.
+
+It takes minutes: a campaign.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.cluster.pipeline_fixture import states
+from tests.cluster.ray_fixture import RayCluster, cannot_run_here, command_on_ray, ray_cluster  # noqa: F401 - fixtures
+from tests.cluster.slurm_fixture import wait_for
+from tests.conftest import TINY
+
+pytestmark = [
+    pytest.mark.campaign,
+    pytest.mark.skipif(cannot_run_here() is not None, reason=str(cannot_run_here())),
+]
+STEPS = 60
+PIPELINE = """
+[pipeline]
+name = "driven"
+logs = "{folder}/logs"
+environment = {{ OMP_NUM_THREADS = "1" }}
+
+[[step]]
+name = "train"
+kind = "train"
+run = "mvlm/configs/tiny.toml"
+deepspeed = "ds_configs/cpu.json"
+writes = ["{folder}/run"]
+
+[step.settings]
+{settings}
+
+[[step]]
+name = "long"
+kind = "command"
+command = ["sh", "-c", '''test -e {folder}/saved && exec touch {folder}/made
+trap 'kill $!; echo saved >{folder}/saved; exit 75' TERM; sleep 6000 & touch {folder}/begun; wait''']
+writes = ["{folder}/made"]
+"""
+Cluster = Callable[..., str]
+
+
+@pytest.fixture
+def driven(tmp_path: Path, scenes: Path) -> Path:
+    """A pipeline of which two steps run at once: training, and a command that has saved once it is told to end."""
+    tiny = [word.replace("=global", '="global"') for word in TINY]  # strings of a file have quotes
+    words = [*tiny, f'data.train="{scenes / "train"}"', f"train.steps={STEPS}", "checkpoint.every=1000"]
+    path = tmp_path / "driven.toml"
+    path.write_text(PIPELINE.format(folder=tmp_path, settings="\n".join(words)))
+    return path
+
+
+def test_what_a_killed_driver_leaves_saves_and_ends(cluster: RayCluster, on_ray: Cluster, driven: Path) -> None:
+    folder = driven.parent
+    metrics = folder / "run/metrics.jsonl"
+    on_ray("submit", driven, "--on", "ray")
+    wait_for((folder / "begun").exists)
+    wait_for(lambda: metrics.exists() and '"step": 3,' in metrics.read_text())
+    [driver] = processes_with("cluster.pipeline.ray_driver", str(folder / "logs"))
+    driver.kill()
+    began = time.monotonic()
+    wait_for(lambda: not left_of(folder))
+    print("seconds until all had ended:", round(time.monotonic() - began, 1))
+    assert (folder / "saved").read_text() == "saved\n"
+    reached = int((folder / "run/checkpoints/latest").read_text().split("_")[1])
+    assert 3 <= reached < STEPS
+    on_ray("submit", driven, "--on", "ray")
+    wait_for(lambda: states(on_ray, driven) == {"train": "done", "long": "done"})
+    steps = [line["step"] for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
+    assert steps == list(range(1, STEPS + 1))  # none was made twice
+
+
+def processes_with(*words: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if set(words) <= set(process.cmdline()) and process.cmdline()[0] != "/bin/sh":
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def left_of(folder: Path) -> list[str]:
+    """What the steps have started and what watches over it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if str(folder) in " ".join([*process.cmdline(), process.environ().get("MVLM_JOB_LOG", "")]):
+                found.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue
+    return found
