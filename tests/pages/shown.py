@@ -1,4 +1,4 @@
-"""The commands that the pages show, in blocks of code marked `sh`, and what the pages say that some of them need."""
+"""What the pages show in blocks of code marked `sh` and `python`, and what they say that some of it needs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ NEEDS = {
     *("a GPU", "GPUs", "a cluster", "the network", "a store", "the published data"),
     *("Docker", "Apptainer", "minutes", "hours"),
 }
-"""What not every machine has; a comment `# needs ...` says so of all commands below it in its block."""
+"""What not every machine has; a comment `# needs ...` says so of all that stands below it in its block."""
 
+NEED = "# needs "
 PROGRAMS = {"mvlm": "mvlm", "mvlm-data": "data_tools", "mvlm-cluster": "cluster"}
-
-
 LAUNCHERS = ("python", "deepspeed", "torchrun", "srun")
 
 
@@ -53,6 +52,14 @@ class Command:
         return [shlex.split(part, comments=True) for part in self.line.split(" && ")]
 
 
+@dataclass(frozen=True)
+class Script:
+    """A block of Python; `needs` is what its first line says, as of a command."""
+
+    text: str
+    needs: str
+
+
 def _own(words: list[str]) -> list[str]:
     """A command from the program's name on, whatever launches it."""
     if words[0] in PROGRAMS:
@@ -69,21 +76,32 @@ def languages(page: Path) -> list[str]:
     return [language for language, _ in _blocks(page)]
 
 
-def shell_blocks(page: Path) -> Iterator[list[Command]]:
+def blocks_to_run(page: Path) -> Iterator[list[Command] | Script]:
+    """From top to bottom."""
     for language, text in _blocks(page):
         if language == "sh":
-            needs, commands = "", []
-            for line in map(str.strip, re.sub(r"\\\n\s*", "", text).splitlines()):
-                if line.startswith("# needs "):
-                    needs = line.removeprefix("# needs ")
-                elif line and not line.startswith("#"):
-                    commands.append(Command(page.relative_to(ROOT).as_posix(), line, needs))
-            yield commands
+            yield list(_commands(page, text))
+        elif language == "python":
+            first, _, _ = text.partition("\n")
+            yield Script(text, first.removeprefix(NEED) if first.startswith(NEED) else "")
+
+
+def shell_blocks(page: Path) -> list[list[Command]]:
+    return [block for block in blocks_to_run(page) if not isinstance(block, Script)]
 
 
 def shell_commands() -> list[Command]:
     """Of all pages."""
     return [command for page in PAGES for block in shell_blocks(page) for command in block]
+
+
+def _commands(page: Path, text: str) -> Iterator[Command]:
+    needs = ""
+    for line in map(str.strip, re.sub(r"\\\n\s*", "", text).splitlines()):
+        if line.startswith(NEED):
+            needs = line.removeprefix(NEED)
+        elif line and not line.startswith("#"):
+            yield Command(page.relative_to(ROOT).as_posix(), line, needs)
 
 
 def _blocks(page: Path) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,7 @@
-"""Every command on every page is run, on small corpora, or the page says what it needs; one that is only read is none.
+"""Commands and Python of every page run, on small corpora, or the page says what they need; what is only read is none.
 
-Each page is walked from top to bottom in a folder of its own. Pages that train or plan are walked as a campaign.
+Each page is walked from top to bottom in a folder of its own, its Python in one namespace. Pages that train or plan are
+walked as a campaign.
 """
 
 from __future__ import annotations
@@ -12,20 +13,25 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.__main__ import main as cluster
 from data_tools.__main__ import main as data_tools
 from mvlm.__main__ import main as mvlm
+from mvlm.api import results
 from tests.conftest import ROOT, MadeOnce
-from tests.pages.shown import NEEDS, PAGES, Command, languages, shell_blocks, shell_commands
+from tests.pages.shown import NEEDS, PAGES, Command, Script, blocks_to_run, languages, shell_commands
 from tests.pages.world import make_world, reduced
 from tests.serve.process import start
 from tests.training.conftest import one_rank, own_signals  # noqa: F401
 
 ELSEWHERE = {
+    "docs/extending.md": "tests/test_extending.py::test_the_page_shows_each_example_as_it_is",
     "docs/downstream.md": "tests/training/test_downstream_page.py::test_every_command_runs",
     "docs/search.md": "tests/search/test_search_page.py::test_every_command_runs",
     "docs/serve.md": "tests/serve/test_serve_page.py::test_every_command_runs",
@@ -63,6 +69,7 @@ SHORTER = {
 }
 """What stands on the pages, and on a small machine in its place."""
 
+QUESTIONS = "python -m data_tools synth --task vqa --count 60 --split train=0.6,eval=0.2,test=0.2 --out shards/vqa"
 BEFORE = {
     "docs/schedules.md": ["mvlm train run.toml --deepspeed_config ds_configs/cpu.json eval.select=eval/mean_recall"],
     "docs/paper_data.md": [
@@ -70,21 +77,21 @@ BEFORE = {
         "mvlm train mvlm/configs/vqa.toml --deepspeed_config ds_configs/cpu.json data.train=shards/vqa "
         "checkpoint.init=runs/base",
     ],
-    "docs/fine_tune.md": [
-        "python -m data_tools synth --task vqa --count 60 --split train=0.6,eval=0.2,test=0.2 --out shards/vqa"
-    ],
+    "docs/fine_tune.md": [QUESTIONS],
+    "docs/python.md": [QUESTIONS],
 }
 """What a page takes for done."""
 
-MAKES_RUN = re.compile(r"\bmvlm train (?!.*run\.dir=)|\brun\.dir=runs/(mine|base)\b")
-"""Commands that make what the folder otherwise has for others to use."""
+MAKES_RUN = re.compile(r'\bmvlm train (?!.*run\.dir=)|\b(run\.dir=|out=")runs/(mine|base)\b')
+"""What makes what the folder otherwise has for others to use."""
 
 
 def test_every_block_of_code_says_its_language_and_every_need_is_one_of_a_few() -> None:
     for page in PAGES:
         assert set(languages(page)) <= {"sh", "text", "toml", "python", "json", "bibtex"}, page
-    needs = {need for command in shell_commands() if command.needs for need in re.split(", | and | or ", command.needs)}
-    assert needs == NEEDS
+    scripts = [block for page in PAGES for block in blocks_to_run(page) if isinstance(block, Script)]
+    said = {each.needs for each in (*shell_commands(), *scripts) if each.needs}
+    assert {need for needs in said for need in re.split(", | and | or ", needs)} == NEEDS
 
 
 def test_tests_that_run_commands_are_there() -> None:
@@ -95,12 +102,17 @@ def test_tests_that_run_commands_are_there() -> None:
         assert (ROOT / what).exists() or any(line.startswith(what) for line in lines), what
 
 
-def walked(page: Path) -> list[list[Command]]:
+def walked(page: Path) -> list[list[Command] | Script]:
     """Its blocks, without what is run by another test or needs what is not here."""
     if page.relative_to(ROOT).as_posix() in ELSEWHERE:
         return []
-    free = [[each for each in block if not each.needs and not is_elsewhere(each)] for block in shell_blocks(page)]
-    return [block for block in free if block]
+    return list(filter(None, map(free, blocks_to_run(page))))
+
+
+def free(block: list[Command] | Script) -> list[Command] | Script | None:
+    if isinstance(block, Script):
+        return None if block.needs else block
+    return [each for each in block if not each.needs and not is_elsewhere(each)]
 
 
 def is_elsewhere(command: Command) -> bool:
@@ -133,13 +145,18 @@ def test_the_commands_of_a_page_run(
     one_rank: None,  # noqa: F811
     own_signals: None,  # noqa: F811
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(results, "launch_training", train_here)
+    known: dict[str, Any] = {}
     name = page.relative_to(ROOT).as_posix()
     begin(name, world)
     for line in BEFORE.get(name, []):
         assert run(Command(name, line, "")) == 0, capsys.readouterr().err
     for block in walked(page):
-        if all(command.is_ours for command in block):
+        if isinstance(block, Script):
+            exec(compile(block.text, name, "exec"), known)
+        elif all(command.is_ours for command in block):
             for command in block:
                 assert run(command) == 0, f"{command.line}\n{capsys.readouterr().err}"
         else:
@@ -150,7 +167,9 @@ def test_the_commands_of_a_page_run(
 
 def begin(page: str, world: Path) -> None:
     """Take away what the page makes by itself."""
-    lines = [command.line for block in walked(ROOT / page) for command in block] + BEFORE.get(page, [])
+    blocks = walked(ROOT / page)
+    lines = [each.text for each in blocks if isinstance(each, Script)] + BEFORE.get(page, [])
+    lines += [command.line for block in blocks if not isinstance(block, Script) for command in block]
     if any(MAKES_RUN.search(line) for line in lines):
         shutil.rmtree(world / "runs/mine")
     if not any("checkpoint.init=runs/base" in line for line in lines):
@@ -193,6 +212,13 @@ def call(words: list[str]) -> int:
         case ["cluster", *rest]:
             return cluster(rest)
     raise AssertionError(f"nobody knows how to run {words}")
+
+
+def train_here(recipe: str, deepspeed: str, overrides: Sequence[str], ranks: int) -> None:
+    """In the place of a launcher, as `mvlm train` on a page."""
+    first = tomllib.loads(Path(recipe).read_text()).get("checkpoint", {}).get("init")
+    words = [*overrides, *([f"checkpoint.init={first}"] if first else [])]
+    assert mvlm(["train", *reduced([recipe, "--deepspeed_config", deepspeed, *words])]) == 0
 
 
 def serve(words: list[str]) -> int:

@@ -44,7 +44,8 @@ def make_world(folder: Path, scenes: Path, trained: Path) -> None:
     for name in ("my_corpus", "my_pictures", "pictures", "photos"):
         _captioned(folder / name)
     _classes(folder / "pictures")
-    shutil.copy(folder / "photos/images/0.jpg", folder / "bus.jpg")
+    for number, name in enumerate(("bus", "cat")):
+        shutil.copy(folder / f"photos/images/{number}.jpg", folder / f"{name}.jpg")
     _published(folder)
     write_icons(folder)
     (folder / "icons/iconify-json-2.2.535.tgz").rename(folder / "iconify-json-2.2.535.tgz")
