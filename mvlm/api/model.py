@@ -20,6 +20,7 @@ from mvlm.api.images import AnyImage, listed, stacked
 from mvlm.checkpoint.layout import BEST
 from mvlm.config.places import as_paths
 from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.spelling import spelled
 from mvlm.errors import UserError, first_line
 from mvlm.evaluate import shares
 from mvlm.evaluate.examples import ImageExample, image_examples
@@ -187,7 +188,7 @@ class TrainedModel:
             )
         images = {"given": shown_1CHW.to(self.device)}
         found = guess_words(self.network, text_1L, valid_1L, masked_1L, images, top)["given"]
-        guesses = [[(str(self._tokenizer.decode([token])).strip(), odds) for token, odds in best] for best in found]
+        guesses = [[(spelled(self._tokenizer, [token]), odds) for token, odds in best] for best in found]
         for best in guesses:
             text = text.replace(MASK, best[0][0], 1)
         return Filling(text, guesses)

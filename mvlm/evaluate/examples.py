@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from mvlm.batch import IGNORE
 from mvlm.data.samples.evaluation import EvalDataset
 from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.spelling import spelled
 from mvlm.evaluate import shares
 from mvlm.evaluate.masked_words import RandomWords
 from mvlm.evaluate.reconstruction import (
@@ -44,7 +45,7 @@ class ImageExample:
 
 @dataclass(frozen=True)
 class Guess:
-    word: str
+    word: str  # as `spelled`
     probability: float
     right: bool
 
@@ -166,9 +167,9 @@ def _text_examples(
         caption, tokens, end = dataset.captions[captions[b]], [], 0
         for place, (first, last) in enumerate(dataset.tokens.spans(caption)):
             if last > first:
-                target, spelled, end = int(text.target_BL[b, place]), caption[end:last], max(end, last)
+                target, own, end = int(text.target_BL[b, place]), caption[end:last], max(end, last)
                 best = [] if target == IGNORE else [with_image[b], without_image[b]]
-                tokens.append(Token(spelled, *(_guesses(tokenizer, guess, place, target) for guess in best)))
+                tokens.append(Token(own, *(_guesses(tokenizer, guess, place, target) for guess in best)))
         return tuple(tokens)
 
     return [TextExample(picture, sentence(b)) for b, picture in enumerate(pictures_of(image_BCHW))]
@@ -179,6 +180,6 @@ def _guesses(
 ) -> tuple[Guess, ...]:
     probability_LK, id_LK = best
     return tuple(
-        Guess(str(tokenizer.decode([token])), probability, token == target)
+        Guess(spelled(tokenizer, [token]), probability, token == target)
         for probability, token in zip(probability_LK[place].tolist(), id_LK[place].tolist(), strict=True)
     )

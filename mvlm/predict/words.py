@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mvlm.data.samples.captions import CaptionTokenizer
 from mvlm.data.samples.padding import pad
+from mvlm.data.samples.spelling import spelled
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.errors import UserError
 from mvlm.evaluate import shares
@@ -101,7 +102,7 @@ def likeliest(
     for of_token in guesses:
         longer = [([*ids, token], share * odds) for ids, share in best for token, odds in of_token]
         best = sorted(longer, key=lambda each: -each[1])[:top]
-    return [{"word": str(tokenizer.decode(ids)).strip(), "probability": share} for ids, share in best]
+    return [{"word": spelled(tokenizer, ids), "probability": share} for ids, share in best]
 
 
 def blank_image(model: MaskVLM, image_1CHW: Tensor) -> Tensor:
@@ -146,7 +147,7 @@ def _check(sentence: str, read: int, loaded: Loaded) -> None:
 
 
 def _spelled(tokenizer: PreTrainedTokenizerBase, guesses: list[tuple[int, float]]) -> list[dict[str, Any]]:
-    return [{"word": str(tokenizer.decode([token])).strip(), "probability": share} for token, share in guesses]
+    return [{"word": spelled(tokenizer, [token]), "probability": share} for token, share in guesses]
 
 
 def _fill(sentence: str, words: list[str]) -> str:

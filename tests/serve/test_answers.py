@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from mvlm.data.samples.padding import BatchTokenizer
+from mvlm.data.samples.spelling import spelled
 from mvlm.data.samples.tokenizer import load_tokenizer
 from mvlm.evaluate.examples import paste, pictures_of
 from mvlm.predict.words import blank_image, likeliest, mask_words
@@ -87,7 +88,7 @@ def test_the_words_that_were_chosen_are_guessed_with_each_picture(client, loaded
         best = loaded.model.reconstruct_text(fused)[0, hidden[0]].softmax(-1).sort(descending=True)
         shown = answer[0][name]
         assert [guess["probability"] for guess in shown] == pytest.approx(best.values[:4].tolist(), rel=1e-4)
-        assert shown[0]["word"] == tokenizer.decode([int(best.indices[0])]).strip()
+        assert shown[0]["word"] == spelled(tokenizer, [int(best.indices[0])])
     assert answer[0]["with_image"] != answer[0]["other_image"] != answer[0]["without_image"]
 
 
