@@ -38,13 +38,14 @@ See `mvlm-data COMMAND --help` for each.
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(described: bool = True) -> argparse.ArgumentParser:
+    """All commands; `described`: with the sources of `shard` and `count`, whose readers take long to import."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("mvlm-data", description=__doc__, epilog=EXAMPLES, formatter_class=raw)
     top.add_argument("--version", action="version", version=f"mvlm-data {__version__}")
     subs = top.add_subparsers(metavar="COMMAND", required=True)
     for module in (commands, commands_looking, commands_reshaping, commands_making):
-        module.add_parser(subs)
+        module.add_parser(subs, described)
     completion = subs.add_parser("completion", help="print a shell completion script for mvlm-data")
     completion.add_argument("shell", choices=SHELLS)
     completion.set_defaults(run=complete)
@@ -59,7 +60,9 @@ def complete(arguments: argparse.Namespace) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts commands that ignore it
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    described = words[:1] in (["shard"], ["count"]) and not {"-h", "--help"}.isdisjoint(words)
+    arguments = parser(described).parse_args(words)
     try:
         return int(arguments.run(arguments))
     except UserError as error:

@@ -1,26 +1,26 @@
-"""Arguments that several commands share."""
+"""Arguments that several commands share, without what reads them, which takes long to import."""
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
-from dataclasses import replace
+import textwrap
 
-from mvlm.errors import UserError
-from mvlm.runtime.arguments import positive, within
+from mvlm.runtime.arguments import count, positive, within
 
-from .corpora import corpus_places
 from .engines import ENGINES
 from .engines.local import cores
-from .filters import Filters
-from .pipeline import Options
-from .split import parse_split
-from .store.destination import destination
+from .inputs import destination
 
 megabytes = within(float, lambda value: 0 < value < 1e9, "above 0")
 quality = within(int, lambda value: 1 <= value <= 100, "between 1 and 100")
 aspect = within(float, lambda value: value >= 1, "1 or more")
+below_million = within(float, lambda value: 0 < value < 1e6, "above 0")
 share = within(float, lambda value: 0 <= value <= 1, "between 0 and 1")
+
+KEY_RULES = ("first-dot", "last-dot")
+"""Those that `webdataset` has."""
 
 
 def part_share(text: str) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def part_share(text: str) -> tuple[int, int]:
 
 
 def add_writing(command: argparse.ArgumentParser) -> None:
-    """What every command takes that writes a corpus; `writing_options` reads it."""
+    """What every command takes that writes a corpus; `options.writing_options` reads it."""
     command.add_argument(
         "--out",
         type=destination,
@@ -57,14 +57,8 @@ def add_writing(command: argparse.ArgumentParser) -> None:
     )
 
 
-def writing_options(arguments: argparse.Namespace) -> Options:
-    """The options that `add_writing` and `--workers` give."""
-    split = parse_split(arguments.split, arguments.split_by) if arguments.split else None
-    return Options(split, max(1, int(arguments.shard_mb * 1e6)), arguments.workers, arguments.tolerate)
-
-
 def add_filters(command: argparse.ArgumentParser) -> None:
-    """What may be asked of the records beyond being sound; `with_filters` reads it."""
+    """What may be asked of the records beyond being sound; `options.with_filters` reads it."""
     asked = command.add_argument_group("what is kept, and how")
     asked.add_argument(
         "--longest-side", type=positive, default=0, metavar="PIXELS", help="shrink larger images to this, and no others"
@@ -107,22 +101,6 @@ def add_filters(command: argparse.ArgumentParser) -> None:
     )
 
 
-def with_filters(options: Options, arguments: argparse.Namespace) -> Options:
-    words = tuple(arguments.caption_words) if arguments.caption_words else None
-    if words and words[0] > words[1]:
-        raise UserError(f"--caption-words {words[0]} {words[1]}: give the smaller number first.")
-    filters = Filters(
-        arguments.longest_side,
-        arguments.quality,
-        arguments.min_size,
-        arguments.max_aspect,
-        words and (words[0], words[1]),
-    )
-    exclude = tuple(corpus_places(arguments.exclude))
-    memory = int(arguments.memory_gb * 1e9)
-    return replace(options, filters=filters, dedup=arguments.dedup, memory_bytes=memory, exclude=exclude)
-
-
 def add_engine(command: argparse.ArgumentParser) -> None:
     """Where the decoding runs."""
     command.add_argument("--workers", type=positive, default=cores(), help="decoding processes (default: all cores)")
@@ -130,3 +108,51 @@ def add_engine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ray-address", metavar="HOST:PORT", help="a running Ray (default: $RAY_ADDRESS, or one started here)"
     )
+
+
+def add_source(command: argparse.ArgumentParser, described: bool) -> None:
+    """The source, its paths and its options; `origin.origin` reads them.
+
+    Args:
+        described: also which sources there are and what each takes, for which all readers are imported.
+    """
+    names = None
+    if described:
+        from .readers import SOURCES
+
+        names = tuple(SOURCES)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.epilog = "sources:\n" + "\n".join(_about(name, source) for name, source in SOURCES.items())
+    command.add_argument("source", choices=names, metavar="SOURCE", help="what the paths hold")
+    command.add_argument("paths", nargs="+", metavar="PATH", help="files or folders, URLs, and patterns of them")
+    own = command.add_argument_group("of some sources, as the list below says")
+    own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
+    own.add_argument(
+        "--annotations", nargs="+", metavar="FILE", help="VQA's answers: those to the questions of each PATH"
+    )
+    own.add_argument("--names", metavar="NAMING", help="how a download folder's files are called")
+    own.add_argument("--subset", metavar="NAME,NAME", help="the source's own splits to take (default: all)")
+    own.add_argument("--phrases", type=count, metavar="N", help="region descriptions to keep of an image; 0: all")
+    own.add_argument("--image-column", metavar="NAME")
+    own.add_argument("--caption-column", metavar="NAME")
+    own.add_argument("--key-column", metavar="NAME")
+    own.add_argument("--key-up-to", choices=KEY_RULES, help="where in a tar member's name the key of its record ends")
+    own.add_argument("--image-key", metavar="EXT", help="extension of the tar members that are images, such as jpg;png")
+    own.add_argument("--caption-key", metavar="EXT", help="extension of the tar members that hold the captions")
+    own.add_argument(
+        "--in-place", action="store_true", default=None, help="leave images where they lie; the shards refer to them"
+    )
+    own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
+    own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
+    own.add_argument(
+        "--timeout", type=below_million, metavar="SECONDS", help="of one request, from its connection to its end"
+    )
+    own.add_argument("--retries", type=count, metavar="N", help="further attempts after what may pass")
+    own.add_argument("--max-mb", type=below_million, metavar="MB", help="download no larger image")
+    own.add_argument("--allow-loopback", action="store_true", default=None, help="let links lead to this machine")
+
+
+def _about(name: str, source: object) -> str:
+    """The first paragraph of the source's docstring."""
+    paragraph = (inspect.getdoc(source) or "").partition("\n\n")[0]
+    return textwrap.fill(f"{name}: {' '.join(paragraph.split())}", 100, initial_indent="  ", subsequent_indent="    ")

@@ -8,31 +8,22 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mvlm.data.samples.bpe import train_bpe
-from mvlm.data.shards.schema import CAPTION, read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
-from .arguments import add_engine, add_filters, add_writing, part_share, with_filters, writing_options
-from .corpora import batches, corpora_here, corpus_places, folders_with, kept_rows
-from .inspect.count import count
-from .inspect.stats import TEXTS
-from .origin import WRITING, add_source, open_source, origin, writing_arguments
-from .pipeline import SOURCE
-from .progress import progress
-from .readers.inputs import PathOrUrl
-from .reshape.retry import Outcome, only_retry, read_origin, retry
-from .reshape.retry_at_url import retried_here
-from .sharding import shard as shard_records
-from .sharding import shard_share
-from .store.disk import write_output
+from .arguments import add_engine, add_filters, add_source, add_writing, part_share
+from .inputs import PathOrUrl, require_inputs, require_shards
+
+if TYPE_CHECKING:
+    from .reshape.retry import Outcome
 
 
-def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
     shard = subs.add_parser("shard", help="make shards from a source")
-    add_source(shard)
+    add_source(shard, described)
     shard.set_defaults(run=shard_source)
     add_engine(shard)
     shard.add_argument(
@@ -45,9 +36,9 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     add_filters(shard)
 
     counted = subs.add_parser("count", help="count what `shard` would find, without reading images or writing anything")
-    add_source(counted)
+    add_source(counted, described)
     counted.add_argument("--json", action="store_true", help="print JSON instead of a sentence")
-    counted.set_defaults(run=count_source, **dict.fromkeys(WRITING, ()))
+    counted.set_defaults(run=count_source)
 
     train = subs.add_parser("tokenizer", help="train a byte-level BPE on the texts of corpora for any task")
     train.add_argument("shards", nargs="+", metavar="SHARDS")
@@ -62,6 +53,14 @@ def add_parser(subs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
 
 
 def shard_source(arguments: argparse.Namespace) -> int:
+    require_inputs(arguments.paths)
+
+    from .options import with_filters, writing_options
+    from .origin import open_source, origin
+    from .progress import progress
+    from .sharding import shard as shard_records
+    from .sharding import shard_share
+
     options = with_filters(writing_options(arguments), arguments)
     made_of = origin(arguments)
     options = replace(options, engine=arguments.engine, ray_address=arguments.ray_address, origin=made_of)
@@ -80,7 +79,13 @@ def shard_source(arguments: argparse.Namespace) -> int:
 
 
 def count_source(arguments: argparse.Namespace) -> int:
-    source = open_source(origin(arguments))
+    require_inputs(arguments.paths)
+
+    from .inspect.count import count
+    from .origin import WRITING, open_source, origin
+    from .progress import progress
+
+    source = open_source(origin(argparse.Namespace(**vars(arguments), **dict.fromkeys(WRITING, ()))))
     with progress("counting", source.size, lambda: source.position) as advance:
         found = count(source, advance)
     print(json.dumps(found.as_json()) if arguments.json else found)
@@ -88,6 +93,12 @@ def count_source(arguments: argparse.Namespace) -> int:
 
 
 def retry_dropped(arguments: argparse.Namespace) -> int:
+    require_shards([arguments.shards])
+
+    from .corpora import folders_with
+    from .pipeline import SOURCE
+    from .reshape.retry_at_url import retried_here
+
     for place in folders_with(SOURCE, arguments.shards):
         with nullcontext(place) if isinstance(place, Path) else retried_here(place) as out:
             found = _retry(place, out, arguments)
@@ -98,6 +109,12 @@ def retry_dropped(arguments: argparse.Namespace) -> int:
 
 def _retry(place: PathOrUrl, out: Path, arguments: argparse.Namespace) -> Outcome:
     """Retry the corpus of a place, which lies in `out` for now."""
+    from .options import with_filters, writing_options
+    from .origin import open_source, writing_arguments
+    from .pipeline import SOURCE
+    from .progress import progress
+    from .reshape.retry import only_retry, read_origin, retry
+
     saved = read_origin(out)
     saved_arguments = writing_arguments(saved, arguments.workers)
     options = with_filters(writing_options(saved_arguments), saved_arguments)
@@ -112,8 +129,14 @@ def _retry(place: PathOrUrl, out: Path, arguments: argparse.Namespace) -> Outcom
 
 
 def tokenizer(arguments: argparse.Namespace) -> int:
+    require_shards(arguments.shards)
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists already: delete it or give another --out.")
+
+    from mvlm.data.samples.bpe import train_bpe
+
+    from .store.disk import write_output
+
     trained = train_bpe(_texts(arguments.shards), arguments.vocab)
     write_output(arguments.out, trained.to_str(pretty=True) + "\n")
     print(f"{arguments.out}: {trained.get_vocab_size():,} tokens")
@@ -122,6 +145,11 @@ def tokenizer(arguments: argparse.Namespace) -> int:
 
 def _texts(places: list[str]) -> Iterator[str]:
     """The captions, questions or sentences of every row."""
+    from mvlm.data.shards.schema import CAPTION, read_manifest
+
+    from .corpora import batches, corpora_here, corpus_places, kept_rows
+    from .inspect.stats import TEXTS
+
     for place in corpus_places(places):
         with corpora_here([place]) as (folder,):
             manifest = read_manifest(folder)

@@ -6,25 +6,18 @@ import argparse
 import json
 from pathlib import Path
 
-from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 from mvlm.runtime.log import logger
 
-from .corpora import corpora, corpora_here, corpus_places
 from .engines.local import cores
-from .inspect.plots import KINDS, plots
-from .inspect.preview import contact_sheet
-from .inspect.stats import UNCHECKED, corpus_stats, table
-from .inspect.verify import problems
-from .progress import progress
-from .readers.inputs import PathOrUrl, name_of
-from .row_index import add_indexes
-from .store.disk import write_output
-from .takedown import read_list, take_down
+from .inputs import PathOrUrl, name_of, require_shards
+
+KINDS = (".png", ".html")
+"""Of histograms."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
     checked = subparsers.add_parser("verify", help="read and decode everything; exit 1 on damage")
     checked.add_argument("shards", nargs="+", metavar="SHARDS")
     checked.add_argument(
@@ -80,6 +73,10 @@ def _plots_file(text: str) -> Path:
 
 
 def verify(arguments: argparse.Namespace) -> int:
+    require_shards(arguments.shards)
+
+    from .corpora import corpora_here, corpus_places
+
     found = {}
     for place in corpus_places(arguments.shards):
         with corpora_here([place]) as (folder,):
@@ -91,6 +88,12 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace) -> list[str]:
     """What is wrong with the corpus of a place, which lies in `folder` for now."""
+    from mvlm.data.shards.schema import read_manifest
+
+    from .inspect.stats import UNCHECKED
+    from .inspect.verify import problems
+    from .progress import progress
+
     manifest = read_manifest(folder)
     found = []
     with progress(f"verifying {folder.name}", manifest.rows) as advance:
@@ -109,6 +112,11 @@ def _verify_corpus(place: PathOrUrl, folder: Path, arguments: argparse.Namespace
 
 
 def takedown(arguments: argparse.Namespace) -> int:
+    require_shards([arguments.shards])
+
+    from .corpora import corpora
+    from .takedown import read_list, take_down
+
     lines, shards = read_list(arguments.list), arguments.shards
     for folder in [shards] if "://" in shards else corpora(Path(shards)):
         found = take_down(folder, lines, arguments.by)
@@ -120,6 +128,14 @@ def takedown(arguments: argparse.Namespace) -> int:
 
 
 def row_index(arguments: argparse.Namespace) -> int:
+    require_shards([str(arguments.shards)])
+
+    from mvlm.data.shards.schema import read_manifest
+
+    from .corpora import corpora
+    from .progress import progress
+    from .row_index import add_indexes
+
     for folder in corpora(arguments.shards):
         manifest = read_manifest(folder)
         with progress(f"indexing {folder.name}", manifest.rows) as advance:
@@ -131,6 +147,13 @@ def row_index(arguments: argparse.Namespace) -> int:
 def stats(arguments: argparse.Namespace) -> int:
     if arguments.plots:
         _refuse_existing(arguments.plots)
+    require_shards(arguments.shards)
+
+    from .corpora import corpora_here, corpus_places
+    from .inspect.plots import plots
+    from .inspect.stats import corpus_stats, table
+    from .store.disk import write_output
+
     found = {}
     for place in corpus_places(arguments.shards):
         with corpora_here([place]) as (folder,):
@@ -151,6 +174,12 @@ def stats(arguments: argparse.Namespace) -> int:
 
 def preview(arguments: argparse.Namespace) -> int:
     _refuse_existing(arguments.out)
+    require_shards(arguments.shards)
+
+    from .corpora import corpora_here, corpus_places
+    from .inspect.preview import contact_sheet
+    from .store.disk import write_output
+
     places = corpus_places(arguments.shards)
     title = ", ".join(Path(text).resolve().name for text in arguments.shards)
     with corpora_here(places) as folders:

@@ -10,16 +10,13 @@ from pathlib import Path
 from mvlm.errors import UserError
 from mvlm.runtime.arguments import positive
 
-from .arguments import add_writing, writing_options
-from .progress import progress
-from .sharding import shard as shard_records
-from .synth import TASKS
-from .synth.holdout import held_out, with_novel
-from .synth.miniature import write_miniature
-from .synth.records import records
+from .arguments import add_writing
+
+TASKS = ("caption", "vqa", "pairs", "entailment", "foils")
+"""Those of `synth`."""
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
     made = subparsers.add_parser(
         "synth",
         help="make shards of synthetic scenes",
@@ -29,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     made.add_argument(
         "--task",
-        choices=tuple(TASKS),
+        choices=TASKS,
         required=True,
         help="captions; vqa: questions; pairs: statements about two scenes, as in NLVR2; entailment; "
         "foils: captions, each with a copy in which two colours or shapes are swapped",
@@ -58,6 +55,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def synth(arguments: argparse.Namespace) -> int:
+    from .options import writing_options
+    from .progress import progress
+    from .sharding import shard as shard_records
+    from .synth.holdout import held_out, with_novel
+    from .synth.records import records
+
     options = writing_options(arguments)
     things = held_out(arguments.holdout_pairs, arguments.seed)
     if things:
@@ -70,6 +73,8 @@ def synth(arguments: argparse.Namespace) -> int:
 
 
 def miniature(arguments: argparse.Namespace) -> int:
+    from .synth.miniature import write_miniature
+
     folder: Path = arguments.folder
     if folder.exists():
         raise UserError(f"{folder} exists already: delete it or give another folder.")

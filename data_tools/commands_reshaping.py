@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mvlm.data.shards.schema import read_manifest
 from mvlm.errors import UserError
 
 from .arguments import megabytes
-from .corpora import corpora_here, corpus_place, corpus_places
-from .progress import progress
-from .reshape.merge import merge
-from .reshape.resplit import resplit
-from .split import Split, parse_split
-from .store.destination import destination
+from .inputs import destination, require_shards
+
+if TYPE_CHECKING:
+    from .split import Split
 
 
-def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser], described: bool) -> None:
     merged = subparsers.add_parser("merge", help="merge several corpora into one")
     merged.add_argument("shards", nargs="+", metavar="SHARDS")
     merged.add_argument("--prefix-keys", action="store_true", help="prefix keys with the name of their corpus's folder")
@@ -41,6 +39,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def merge_corpora(arguments: argparse.Namespace) -> int:
+    require_shards(arguments.shards)
+
+    from mvlm.data.shards.schema import read_manifest
+
+    from .corpora import corpora_here, corpus_places
+    from .progress import progress
+    from .reshape.merge import merge
+
     with corpora_here(corpus_places(arguments.shards)) as folders:
         prefixes = [f"{name}/" for name in _names(folders)] if arguments.prefix_keys else []
         total = sum(read_manifest(folder).rows for folder in folders)
@@ -51,6 +57,11 @@ def merge_corpora(arguments: argparse.Namespace) -> int:
 
 
 def split_corpus(arguments: argparse.Namespace) -> int:
+    require_shards([arguments.shards])
+
+    from .corpora import corpora_here, corpus_place
+    from .split import parse_split
+
     split = parse_split(arguments.split, arguments.split_by)
     with corpora_here([corpus_place(arguments.shards)]) as (folder,):
         rows = _split_corpus(folder, arguments, split)
@@ -60,6 +71,11 @@ def split_corpus(arguments: argparse.Namespace) -> int:
 
 
 def _split_corpus(folder: Path, arguments: argparse.Namespace, split: Split) -> dict[str, int]:
+    from mvlm.data.shards.schema import read_manifest
+
+    from .progress import progress
+    from .reshape.resplit import resplit
+
     with progress("splitting", read_manifest(folder).rows) as advance:
         return resplit(folder, arguments.out, split, _shard_bytes(arguments), advance)
 

@@ -22,7 +22,7 @@ from mvlm.data.shards.takedown import TAKEDOWN
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
-from .readers.inputs import REMEDY, PathOrUrl, expanded, name_of
+from .inputs import REMEDY, PathOrUrl, expanded, name_of
 
 
 def corpora(path: Path) -> list[Path]:

@@ -15,10 +15,10 @@ from mvlm.errors import UserError
 from .corpora import batches, corpora_here
 from .engines import Map
 from .image import decode
+from .inputs import PathOrUrl
 from .marks import RowMark
 from .perceptual_hash import perceptual_hash_of
 from .perceptual_hash_file import PerceptualHashFile, Spill
-from .readers.inputs import PathOrUrl
 
 DUPLICATE_ID = "duplicate id"
 DUPLICATE, NEAR_DUPLICATE, EXCLUDED = "image is a duplicate", "image is a near duplicate", "image is excluded"

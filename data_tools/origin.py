@@ -5,20 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
-import textwrap
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
 from mvlm.errors import UserError
-from mvlm.runtime.arguments import count, positive, within
 
+from .inputs import expanded
 from .readers import AT_URLS, SOURCES, Source
-from .readers.inputs import expanded
-from .readers.webdataset import RULES
-
-seconds = within(float, lambda value: 0 < value < 1e6, "above 0")
-megabytes = seconds
 
 OPTIONS = (
     *("images", "annotations", "names", "subset", "phrases"),
@@ -35,45 +29,6 @@ WRITING = (
     *("dedup", "exclude"),
 )
 """Arguments that decide what becomes of the records."""
-
-
-def add_source(command: argparse.ArgumentParser) -> None:
-    """The source, its paths and its options; `origin` reads them."""
-    command.add_argument("source", choices=tuple(SOURCES), help="what the paths hold")
-    command.add_argument("paths", nargs="+", metavar="PATH", help="files or folders, URLs, and patterns of them")
-    own = command.add_argument_group("of some sources, as the list below says")
-    own.add_argument("--images", nargs="+", metavar="FOLDER", help="where the images lie")
-    own.add_argument(
-        "--annotations", nargs="+", metavar="FILE", help="VQA's answers: those to the questions of each PATH"
-    )
-    own.add_argument("--names", metavar="NAMING", help="how a download folder's files are called")
-    own.add_argument("--subset", metavar="NAME,NAME", help="the source's own splits to take (default: all)")
-    own.add_argument("--phrases", type=count, metavar="N", help="region descriptions to keep of an image; 0: all")
-    own.add_argument("--image-column", metavar="NAME")
-    own.add_argument("--caption-column", metavar="NAME")
-    own.add_argument("--key-column", metavar="NAME")
-    own.add_argument("--key-up-to", choices=RULES, help="where in a tar member's name the key of its record ends")
-    own.add_argument("--image-key", metavar="EXT", help="extension of the tar members that are images, such as jpg;png")
-    own.add_argument("--caption-key", metavar="EXT", help="extension of the tar members that hold the captions")
-    own.add_argument(
-        "--in-place", action="store_true", default=None, help="leave images where they lie; the shards refer to them"
-    )
-    own.add_argument("--connections", type=positive, metavar="N", help="downloads at a time")
-    own.add_argument("--per-host", type=positive, metavar="N", help="downloads from one host at a time")
-    own.add_argument(
-        "--timeout", type=seconds, metavar="SECONDS", help="of one request, from its connection to its end"
-    )
-    own.add_argument("--retries", type=count, metavar="N", help="further attempts after what may pass")
-    own.add_argument("--max-mb", type=megabytes, metavar="MB", help="download no larger image")
-    own.add_argument("--allow-loopback", action="store_true", default=None, help="let links lead to this machine")
-    command.formatter_class = argparse.RawDescriptionHelpFormatter
-    command.epilog = "sources:\n" + "\n".join(map(_about, SOURCES))
-
-
-def _about(name: str) -> str:
-    """The first paragraph of the source's docstring."""
-    paragraph = (inspect.getdoc(SOURCES[name]) or "").partition("\n\n")[0]
-    return textwrap.fill(f"{name}: {' '.join(paragraph.split())}", 100, initial_indent="  ", subsequent_indent="    ")
 
 
 def origin(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +50,7 @@ def deciding(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def writing_arguments(saved: Mapping[str, Any], workers: int) -> argparse.Namespace:
-    """The arguments `origin` saved under "writing", as `data_tools.arguments` reads them."""
+    """The arguments `origin` saved under "writing", as `data_tools.options` reads them."""
     writing = saved["writing"]
     return argparse.Namespace(**writing, workers=workers, tolerate=1.0, memory_gb=1)
 
@@ -104,9 +59,11 @@ def open_source(saved: Mapping[str, Any]) -> Source:
     """The source of an `origin`.
 
     Raises:
-        UserError: it cannot be read, lacks an option, or takes no such option.
+        UserError: there is none of that name, or it cannot be read, lacks an option, or takes no such option.
     """
     name, options = saved["source"], saved["options"]
+    if name not in SOURCES:
+        raise UserError(f"There is no source {name}: give one of {', '.join(SOURCES)}.")
     parameters = dict(inspect.signature(SOURCES[name]).parameters)
     del parameters["paths"]
     for option in options:

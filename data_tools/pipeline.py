@@ -11,7 +11,7 @@ from mvlm.data.shards.in_place import reference
 from mvlm.data.shards.schema import CAPTION, OWN_COLUMNS
 
 from .filters import SOUND, Checked, CheckedImage, Filters
-from .readers.inputs import PathOrUrl
+from .inputs import PathOrUrl
 from .record import Record
 from .split import Split
 

@@ -107,6 +107,11 @@ def first_line(error: BaseException | str) -> str:
     return text.splitlines()[0].rstrip(".:")
 
 
+def no_shards(place: object) -> UserError:
+    """What to raise where a folder of shards is not there."""
+    return UserError(f"No shards at {place}: the folder does not exist; make it with `mvlm-data shard`.")
+
+
 def cannot_write(what: str, error: OSError, so: str, where: str = "") -> UserError:
     """What to raise when a run that is under way cannot write.
 

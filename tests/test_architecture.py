@@ -126,6 +126,8 @@ functions that use it. So are the kernels in Triton's language."""
 IMPORTED_LATE = {
     "mvlm/check/machine/": "the doctor tries whether each can be imported at all",
     "mvlm/cli/": "a command imports what it needs when it is asked for",
+    "data_tools/arguments.py": "the readers of all sources, by which `shard` describes them, take half a second",
+    "data_tools/commands": "a command imports what it needs when its paths are there",
     "mvlm/data/shards/selection.py": "acero imports pandas, a quarter of a second of each rank that selects no rows",
     "mvlm/training/zero/": "DeepSpeed settles its accelerator and log when it is imported, by the environment",
     "mvlm/runtime/storage.py": "fsspec takes 11 MB of each loader process, which leaves stores to others",

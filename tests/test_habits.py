@@ -19,7 +19,7 @@ from mvlm.cli import evaluate, predict
 from mvlm.config.describe import json_schema, run_keys
 from tests.conftest import ROOT
 
-HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "numpy", "PIL")
+HEAVY = ("torch", "transformers", "deepspeed", "pyarrow", "numpy", "PIL", "aiohttp", "rich", "tokenizers")
 """Packages whose import takes longer than an answer should."""
 
 AT_ONCE = [
@@ -42,11 +42,20 @@ AT_ONCE = [
 ]
 """Commands that are answered by their help or by the name of a path that is not there."""
 
+OF_DATA_AT_ONCE = [
+    *(["verify", "--help"], ["stats", "nope"], ["verify", "nope"], ["row-index", "nope"], ["retry", "nope"]),
+    *(["shard", "folder", "nope", "--out", "x"], ["count", "webdataset", "nope"], ["preview", "nope", "--out", "x"]),
+    *(["takedown", "nope", "--list", "x"], ["merge", "nope", "--out", "x"], ["tokenizer", "nope", "--out", "x"]),
+    ["split", "nope", "--split", "a=1", "--out", "x"],
+]
+"""The same of mvlm-data."""
+
 IMPORTED_BY = """
 import json, sys
-from mvlm.__main__ import main
+from importlib import import_module
 
-heavy, commands = json.loads(sys.argv[1])
+program, heavy, commands = json.loads(sys.argv[1])
+main = import_module(f"{program}.__main__").main
 for words in commands:
     try:
         code = main(words)
@@ -124,18 +133,20 @@ def test_the_schema_that_a_recipe_names_fits_it(recipe: Path) -> None:
         jsonschema.validate({"optim": {"learning_rate": 1.0}}, json_schema())
 
 
-def test_help_and_a_wrong_path_are_answered_before_heavy_imports() -> None:
+@pytest.mark.parametrize(("program", "commands"), [("mvlm", AT_ONCE), ("data_tools", OF_DATA_AT_ONCE)])
+def test_help_and_a_wrong_path_are_answered_before_heavy_imports(program: str, commands: list[list[str]]) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", IMPORTED_BY, json.dumps([HEAVY, AT_ONCE])],
+        [sys.executable, "-c", IMPORTED_BY, json.dumps([program, HEAVY, commands])],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     answers = [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("[[")]
-    assert [words for words, _, _ in answers] == AT_ONCE, ended.stderr
+    assert [words for words, _, _ in answers] == commands, ended.stderr
     for words, code, imported in answers:
         assert code == (0 if "--help" in words else 1) and imported == [], words
-    assert ended.stderr.count(" nope") >= len(AT_ONCE) - 4
+    wrong = [words for words in commands if "--help" not in words]
+    assert ended.stderr.count(" nope") >= len(wrong)
 
 
 def test_each_evaluation_shows_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,13 +10,11 @@ from typing import Any
 
 from .stats import MEASURES, SHOWN, table
 
-KINDS = (".png", ".html")
-
 
 def plots(stats: Mapping[str, dict[str, Any]], kind: str) -> bytes:
     """One row of charts a corpus: the histogram of each measure and bars of each counted column.
 
-    `kind` is one of `KINDS`; the HTML holds the picture and the numbers of every bar.
+    `kind` is .png or .html; the HTML holds the picture and the numbers of every bar.
     """
     png = _figure(stats)
     return png if kind == ".png" else _page(stats, png).encode()

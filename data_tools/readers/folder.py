@@ -15,12 +15,12 @@ from typing import Any, BinaryIO, Protocol
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
+from ..inputs import REMEDY, PathOrUrl, name_of
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .annotated import located_lines, mean_size
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
-from .inputs import REMEDY, PathOrUrl, name_of
 from .json_stream import parse_json
 from .members import DAMAGE, MAX_IMAGE_BYTES, is_inside, open_tar, unsafe
 

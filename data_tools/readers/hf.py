@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from mvlm.data.shards.forms import image_columns
 from mvlm.errors import UserError
 
+from ..inputs import PathOrUrl, expanded, fetched, name_of, size_of
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .hf_places import Places, placed
 from .images import MISSING_IMAGE, Refused, read_inside
-from .inputs import PathOrUrl, expanded, fetched, name_of, size_of
 from .table import IMAGE_COLUMNS
 
 CAPTION_COLUMNS = ("captions", "caption", "sentences", "text", "alt_text", "txt")

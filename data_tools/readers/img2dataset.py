@@ -19,11 +19,11 @@ from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
 from mvlm.runtime.storage import Storage
 
+from ..inputs import REMEDY, PathOrUrl, fetched_files, name_of
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
 from .captions import captions_of
 from .images import MISSING_IMAGE, Refused, read_inside
-from .inputs import REMEDY, PathOrUrl, fetched_files, name_of
 from .members import DAMAGE, StrictTar
 from .tar_records import CUT, tar_records
 from .webdataset import up_to_first_dot

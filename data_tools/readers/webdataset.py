@@ -14,9 +14,9 @@ from mvlm.data.images.encoded import EXTENSIONS
 from mvlm.errors import UserError
 from mvlm.runtime.log import logger
 
+from ..inputs import PathOrUrl, fetched, name_of, size_of
 from ..part import Cursor, Unit
 from ..record import Dropped, Record
-from .inputs import PathOrUrl, fetched, name_of, size_of
 from .members import DAMAGE, StrictTar, open_tar
 from .tar_records import MemberKeys, Names, tar_records
 

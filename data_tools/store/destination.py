@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,13 +11,6 @@ from mvlm.data.shards.schema import MANIFEST
 from .folder import open_folder
 from .remote import open_url
 from .store import STATE, Store
-
-URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
-
-
-def destination(text: str) -> Path | str:
-    """A URL as it is, anything else as a path."""
-    return text if URL.fullmatch(text) else Path(text)
 
 
 def open_store(out: Path | str, resumable: bool, shared: bool = False) -> AbstractContextManager[Store]:

@@ -7,14 +7,14 @@ from glob import iglob
 from pathlib import Path
 
 from mvlm.config.places import expanded
-from mvlm.errors import UserError
+from mvlm.errors import UserError, no_shards
 
 
 def require_shards(places: Iterable[str]) -> None:
     """Raises `UserError` for the first folder or pattern of tars that is not there; a URL is left to its opener."""
     for place in expanded(places):
         if "://" not in place and not Path(place).exists() and not any(iglob(place)):
-            raise UserError(f"No shards at {place}: the folder does not exist; make it with `mvlm-data shard`.")
+            raise no_shards(place)
 
 
 def require_folder(*places: str | Path, why: str) -> None:

@@ -29,7 +29,7 @@ from typing import Any
 import pyarrow as pa
 
 from mvlm.data.shards.files import BLAKE3, HASH_NAMES, UNCOUNTED, Shard, Shards
-from mvlm.errors import UserError
+from mvlm.errors import UserError, no_shards
 
 MANIFEST = "manifest.json"
 FORMAT = "mvlm-shards"
@@ -128,7 +128,7 @@ def read_manifest(folder: str | Path) -> Manifest:
     folder = Path(folder)
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"No shards at {folder}: the folder does not exist; make it with `mvlm-data shard`.")
+        raise no_shards(folder)
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -47,8 +47,8 @@ def test_a_naming_must_be_given_and_be_sound(tmp_path: Path, fails: Callable[...
     ("argv", "said"),
     [
         (("coco", "a.json"), "needs --images"),
-        (("folder", "photos", "--images", "photos"), "takes no --images"),
-        (("vg", "missing.json", "--images", "."), "No file at missing.json"),
+        (("folder", ".", "--images", "photos"), "takes no --images"),
+        (("vg", "missing.json", "--images", "."), "No file or folder at missing.json"),
         (("karpathy", "a.json", "--images", "nowhere"), "No folder of images at nowhere"),
         (("karpathy", "a.json", "--images", ".", "--subset", "training"), "--subset has 'training'"),
         (("vqa", "a.json", "--images", ".", "--annotations", "a.json", "a.json"), "pair them"),

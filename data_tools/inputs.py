@@ -1,11 +1,12 @@
-"""The files of a source, wherever they lie: on this machine, or at a URL of any protocol that fsspec knows.
+"""Places that a command is given: files and folders of this machine, or URLs of any protocol that fsspec knows.
 
-A file at a URL is fetched in full before it is read, so that a fault of the network is tried again and never taken for
-the end of the file.
+Commands look at them before they import what takes long. A file at a URL is fetched in full before it is read, so that
+a fault of the network is tried again and never taken for the end of the file.
 """
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,14 @@ from glob import has_magic
 from pathlib import Path
 from urllib.parse import unquote
 
-from mvlm.errors import UserError
+from mvlm.errors import UserError, no_shards
 from mvlm.runtime.patterns import is_pattern, matching
 from mvlm.runtime.storage import Storage
 
 PathOrUrl = Path | str
 """A file or folder of this machine, or the URL of one."""
 
+URL = re.compile(r"[a-z][a-z0-9+.-]*://.+")
 REMEDY = "check the URL, and what its store needs for access"
 
 
@@ -50,6 +52,27 @@ def _expanded(text: str) -> Sequence[PathOrUrl]:
     if not found:
         raise UserError(f"Nothing fits {text}: check the pattern.")
     return found
+
+
+def destination(text: str) -> PathOrUrl:
+    """Where a corpus is written: a URL as it is, anything else as a path."""
+    return text if URL.fullmatch(text) else Path(text)
+
+
+def require_shards(texts: Iterable[str]) -> None:
+    """Raises `UserError` for the first folder of this machine that is not there; patterns are not expanded."""
+    for text in texts:
+        place = as_place(text)
+        if isinstance(place, Path) and not has_magic(text) and not place.is_dir():
+            raise no_shards(place)
+
+
+def require_inputs(texts: Iterable[str]) -> None:
+    """The same of what a source reads, files among it."""
+    for text in texts:
+        place = as_place(text)
+        if isinstance(place, Path) and not has_magic(text) and not place.exists():
+            raise UserError(f"No file or folder at {place}: check the path.")
 
 
 def name_of(place: PathOrUrl) -> str:
