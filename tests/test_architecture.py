@@ -89,11 +89,12 @@ ONLY_IN = {
         "mvlm/check/machine/deepspeed_ops.py",
         "mvlm/training/zero/adamw.py",
         "mvlm/training/zero/disk.py",
+        "mvlm/training/zero/divide.py",
         "mvlm/training/zero/json_keys.py",
         "mvlm/training/zero/frozen.py",
         "mvlm/training/zero/offload.py",
+        "mvlm/training/zero/stages.py",
         "mvlm/training/zero/start.py",
-        "mvlm/training/zero/state.py",
     },
     "torch.distributed": {
         "mvlm/runtime/background.py",

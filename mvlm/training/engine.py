@@ -8,7 +8,7 @@ bf16 at stage 0 reads each group's norm. fp32 at stage 0 and bf16 at stage 1 hav
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -30,16 +30,15 @@ from mvlm.training.tensor_parallel import Mpu, clip_grad_norm
 from mvlm.training.zero.buckets import Buckets
 from mvlm.training.zero.checksums import checksums_of
 from mvlm.training.zero.disk import disk_state_of, without_disk
+from mvlm.training.zero.divide import kept_divided
 from mvlm.training.zero.frozen import Frozen
+from mvlm.training.zero.loss_scale import LossScale
 from mvlm.training.zero.offload import build_optimizer
 from mvlm.training.zero.reduction import Reduction
 from mvlm.training.zero.share_reduction import ShareReduction, reduces_shares, without_own
 from mvlm.training.zero.shares import Read, gathered, own_read
+from mvlm.training.zero.stages import state_of
 from mvlm.training.zero.start import import_deepspeed, without_inductor
-from mvlm.training.zero.state import ZeroStage0State, ZeroStage3State, ZeroStage12State, ZeroState
-
-LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-"""DeepSpeed's names for what its dynamic loss scaler remembers."""
 
 
 class Engine:
@@ -97,15 +96,20 @@ class Engine:
         kept = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self._frozen = Frozen(kept, bool(low_precision), self.stage == 3)
         optimizer, ds_config = build_optimizer(model, optim, ds_config, self.device)
-        self._matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
+        matrices = frozenset(id(p) for g in optimizer.param_groups if g.get("muon") for p in g["params"])
         for group in optimizer.param_groups:
             group["lr"] = 0.0  # in bf16 at stage 0 DeepSpeed makes an update without gradients now
         self.disk = disk_state_of(ds_config)
-        with without_inductor(), self.disk.holding_optimizer() if self.disk else nullcontext():
+        with ExitStack() as stack:
+            stack.enter_context(without_inductor())
+            if self.stage == 3:
+                stack.enter_context(kept_divided())
+            if self.disk:
+                stack.enter_context(self.disk.holding_optimizer())
             mpu, config = Mpu() if replicas.size() > 1 else None, without_disk(without_own(ds_config))
             self.engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config, mpu=mpu)
         self.model: Encoders = self.engine.module
-        self._state = self._find_state()
+        self._state = state_of(self.engine.optimizer, self.stage, self._trained, self.has_ema, matrices)
         self._state.bind_matrices(self._trained)
         self._reduction = self._find_reduction()
         second = getattr(self.engine.optimizer, "backup_optimizer", None)  # of stage 3, where part is offloaded
@@ -113,11 +117,7 @@ class Engine:
         self._gradients = GradientParts([optimizer, *([second] if second else [])], slices, self._names)
         if self.disk:
             self.disk.follow(self.engine.optimizer)
-        self._fp16 = "fp16" in low_precision
-        scaler: Any = self.engine.optimizer.loss_scaler if self._fp16 else None
-        self._scaler = scaler if self._fp16 and scaler.dynamic else None
-        if self._scaler:
-            self._scaler.raise_error_at_min_scale = False  # `step` says it in a sentence
+        self._loss_scale = LossScale(self.engine.optimizer.loss_scaler) if "fp16" in low_precision else None
         self.updates, self.overflowed = 0, False
         self.grad_norm: Tensor | float | None = None
         self._checksums = checksums_of(self.model, self._state, ds_config) if checksums else None
@@ -139,12 +139,6 @@ class Engine:
     def is_intact(self) -> bool:
         """Whether memory has what the last update left, on every rank; all must call. Without checksums, yes."""
         return self._checksums is None or dist.all_agree(not self._checksums.changed())
-
-    def _find_state(self) -> ZeroState:
-        optimizer, matrices = self.engine.optimizer, self._matrices
-        if self.stage == 0:
-            return ZeroStage0State(optimizer, self._trained, self.has_ema, matrices)
-        return (ZeroStage3State if self.stage == 3 else ZeroStage12State)(optimizer, self.has_ema, matrices)
 
     @property
     def has_ema(self) -> bool:
@@ -176,7 +170,7 @@ class Engine:
         starts = [(m * replicas.world() + replicas.rank()) * len(batch) for m, batch in enumerate(micro_batches)]
         for group in self.engine.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * lr_factor
-        scale = self._scaler and self._scaler.cur_scale
+        cannot_halve = self._loss_scale is not None and self._loss_scale.is_smallest
         self._gradients.wanted = metrics is not None
         parts: list[Losses] = []
         batches = self._with_global_batches(micro_batches, starts, step)
@@ -209,10 +203,10 @@ class Engine:
             self._state.update_ema(self._ema)
         if self._checksums:
             self._checksums.keep()
-        self.overflowed = self._fp16 and not applied
-        if self.overflowed and self._scaler and scale == self._scaler.min_scale:
+        self.overflowed = self._loss_scale is not None and not applied
+        if self._loss_scale and self.overflowed and cannot_halve:
             raise UserError(
-                f"fp16's gradients overflow at the smallest loss scale, {scale:g}, in step {step + 1}: "
+                f"fp16's gradients overflow at the smallest loss scale, {self._loss_scale.now:g}, in step {step + 1}: "
                 "use bf16 or fp32 in the DeepSpeed JSON, or a smaller optim.lr."
             )
         if len(parts) == 1:  # copied all the same: the next replay of a captured step gives others in their place
@@ -238,7 +232,7 @@ class Engine:
         def seed_part(part: int) -> None:
             seed_dropout(self._seed, step, starts[part])
 
-        scale = self.engine.optimizer.loss_scaler.cur_scale if self._fp16 else 1.0
+        scale = self._loss_scale.now if self._loss_scale else 1.0
         return with_global_batches(self.model, micro_batches, seed_part, scale * self.objectives.itm)
 
     def parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -319,10 +313,9 @@ class Engine:
 
     def loss_scale_state(self) -> dict[str, float] | None:
         """All of fp16's dynamic loss scale that the next steps depend on; None in other precisions or a fixed scale."""
-        return None if self._scaler is None else {name: float(getattr(self._scaler, name)) for name in LOSS_SCALE}
+        return self._loss_scale.state() if self._loss_scale else None
 
     def set_loss_scale_state(self, state: dict[str, float]) -> None:
         """Resume from what `loss_scale_state` gave; nothing happens where there is no dynamic loss scale."""
-        if self._scaler is not None:
-            for name in LOSS_SCALE:
-                setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
+        if self._loss_scale:
+            self._loss_scale.set_state(state)

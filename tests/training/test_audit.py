@@ -125,11 +125,13 @@ def test_a_run_ends_where_a_rank_miscomputes_again_and_again(layout: str, scenes
         "objectives.contrastive='sigmoid'",
         "objectives.itc_exchange='ring'",
         "train.recompute=1",
+        "objectives.itm_group=2",  # which each micro-batch holds
         "objectives.itm=0",
     ],
 )
 def test_other_ways_to_compute(kept: str, scenes: Path, tmp_path: Path) -> None:
-    words = (*WORDS, "train.steps=3", "train.audit=1", kept)
+    """Of two micro-batches on each of two ranks, over all of which groups go."""
+    words = (*WORDS, "train.micro_batch=2", "train.steps=3", "train.audit=1", kept)
     done = run_ranks(train_ranks, tmp_path, scenes, tmp_path / "run", words, LAYOUTS["bf16 stage 1"], 0, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "came out differently" not in done.stdout + done.stderr

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.partition_parameters import Init
 
 from mvlm.config.schema import Config
 from mvlm.pretrained.encoders import Vocabulary, build_recorded
@@ -42,6 +43,29 @@ def test_no_rank_sends_what_is_empty_yet(scenes: Path, monkeypatch: pytest.Monke
     model, weights = build_recorded(config.blueprint, tokens)
     divide(model, weights, resolved(other, config, {"zero_optimization": {"stage": 3}}, 1))
     assert not sent
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_no_parameter_is_gathered_before_the_first_step(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gathered: list[int] = []
+    gather = Init._all_gather
+
+    def counted(init: Any, parameters: Any, *given: Any, **more: Any) -> Any:
+        gathered.append(len(parameters))
+        return gather(init, parameters, *given, **more)
+
+    monkeypatch.setattr(Init, "_all_gather", counted)
+    engine, batch = engine_from(configuration(str(scenes), 16), {"zero_optimization": {"stage": 3}}, scenes, True)
+    assert not gathered
+    reduced = engine.engine.optimizer.reduce_ready_partitions_and_remove_grads
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        engine.engine.optimizer,
+        "reduce_ready_partitions_and_remove_grads",
+        lambda parameter: seen.append(parameter) or reduced(parameter),
+    )
+    engine.step(batch, 0.5, 0)
+    assert gathered and {id(parameter) for parameter in seen} == {id(p) for _, p in engine.parameters()}
 
 
 @pytest.mark.parametrize(

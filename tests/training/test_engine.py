@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mvlm.training.gradient_norms import PARTS
-from mvlm.training.zero.state import ZeroStage0State
+from mvlm.training.zero.stages import ZeroStage0State
 from tests.ranks import run_ranks
 from tests.training.conftest import is_compiled
 from tests.training.engine_worker import try_cases

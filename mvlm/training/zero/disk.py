@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mvlm.errors import UserError
+from mvlm.training.zero.start import replaced
 
 aten = torch.ops.aten
 COPIED = {aten.clone.default, aten._to_copy.default}
@@ -74,11 +75,8 @@ class DiskState:
             with self.holding():
                 set_up(optimizer)
 
-        Stage3._setup_for_real_optimizer = in_files
-        try:
+        with replaced(Stage3, "_setup_for_real_optimizer", in_files):
             yield
-        finally:
-            Stage3._setup_for_real_optimizer = set_up
 
     def follow(self, zero: Any) -> None:
         """Let go of memory whenever a part of the gradients has been kept, and before and after each update.

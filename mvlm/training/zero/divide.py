@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from mvlm.model.encoders import Encoders
 from mvlm.model.initialization import InitialWeights
 from mvlm.runtime import dist
-from mvlm.training.zero.start import import_deepspeed
+from mvlm.training.zero.start import import_deepspeed, replaced
 
 
 def can_divide(model: Encoders, ds_config: dict[str, Any]) -> bool:
@@ -46,7 +46,8 @@ def divide(model: Encoders, weights: InitialWeights, ds_config: dict[str, Any]) 
     """
     deepspeed = import_deepspeed()
     dtype = precision(ds_config)
-    with _nothing_sent(deepspeed.comm):
+    # it would send every rank the first one's parameters, all of which are empty yet
+    with replaced(deepspeed.comm, "broadcast", lambda *_, **__: None):
         deepspeed.zero.Init(module=_OneByOne(weights, dtype), config_dict_or_path=ds_config, dtype=dtype)
     for module in model.modules():  # which DeepSpeed does with the parameters
         for name, buffer in module.named_buffers(recurse=False):
@@ -54,13 +55,27 @@ def divide(model: Encoders, weights: InitialWeights, ds_config: dict[str, Any]) 
 
 
 @contextmanager
-def _nothing_sent(comm: Any) -> Iterator[None]:
-    """DeepSpeed would send every rank the first one's parameters, all of which are empty yet."""
-    broadcast, comm.broadcast = comm.broadcast, lambda *_, **__: None
-    try:
+def kept_divided() -> Iterator[None]:
+    """DeepSpeed's optimiser of stage 3 gathers no parameter as it is made.
+
+    It would gather each once, to have its gradients reduced by a hook, which needs nothing of what the parameter holds.
+    """
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
+
+    add_hooks = Stage3.create_reduce_and_remove_grad_hooks
+
+    def without_gathering(optimizer: Any) -> None:
+        with ExitStack() as stack:
+            for parameter in (parameter for group in optimizer.fp16_groups for parameter in group):
+                elsewhere = parameter.ds_zero_param_process_group is not None or parameter.nvme_swapper is not None
+                if parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE and not elsewhere:
+                    for name in ("all_gather", "partition"):
+                        stack.enter_context(replaced(parameter, name, lambda: None))
+            add_hooks(optimizer)
+
+    with replaced(Stage3, "create_reduce_and_remove_grad_hooks", without_gathering):
         yield
-    finally:
-        comm.broadcast = broadcast
 
 
 class _OneByOne(nn.Module):

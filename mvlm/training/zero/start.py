@@ -12,6 +12,17 @@ from mvlm.runtime import dist
 
 
 @contextmanager
+def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+    """Something of DeepSpeed's is another meanwhile."""
+    before = getattr(owner, name)
+    setattr(owner, name, other)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
 def without_inductor() -> Iterator[None]:
     """DeepSpeed imports an optimiser that is not used here, whose decorators would load torch's whole compiler: a
     second and 46 MB of every rank."""

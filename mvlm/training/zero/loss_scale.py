@@ -1,0 +1,40 @@
+"""fp16's loss scale, which DeepSpeed halves where gradients overflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+REMEMBERED = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+"""DeepSpeed's names for all that the next steps depend on."""
+
+
+class LossScale:
+    """Fixed or dynamic.
+
+    Args:
+        scaler: DeepSpeed's.
+    """
+
+    def __init__(self, scaler: Any) -> None:
+        self._scaler = scaler
+        if scaler.dynamic:
+            scaler.raise_error_at_min_scale = False  # the engine says it in a sentence
+
+    @property
+    def now(self) -> float:
+        return float(self._scaler.cur_scale)
+
+    @property
+    def is_smallest(self) -> bool:
+        """Whether it is dynamic and can be halved no more."""
+        return bool(self._scaler.dynamic and self._scaler.cur_scale == self._scaler.min_scale)
+
+    def state(self) -> dict[str, float] | None:
+        """What is to be remembered of it; None where it is fixed."""
+        return {name: float(getattr(self._scaler, name)) for name in REMEMBERED} if self._scaler.dynamic else None
+
+    def set_state(self, state: dict[str, float]) -> None:
+        """Go on from what `state` gave; nothing happens where it is fixed."""
+        if self._scaler.dynamic:
+            for name in REMEMBERED:
+                setattr(self._scaler, name, state[name] if name == "cur_scale" else int(state[name]))
