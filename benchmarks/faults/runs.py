@@ -18,8 +18,8 @@ from tests.conftest import ROOT, TINY, free_port
 
 TOML = str(ROOT / "mvlm/configs/tiny.toml")
 BATCH, STEPS, EVERY = 16, 48, 8
-PATIENCE = 300.0
-"""Seconds in which anything that a run is waited for must happen."""
+PATIENCE = 1200.0
+"""Seconds in which anything that a run is waited for must happen, on a machine that is busy with other things too."""
 
 
 @dataclass(frozen=True)

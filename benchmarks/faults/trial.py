@@ -124,8 +124,9 @@ class Trial:
         attempt = self.run.start()
         expected, may_give_way = "", False
         while len(self.run.attempts) < MOST_ATTEMPTS:
-            kind, hit = self._befall(attempt)
+            kind, hit, stuck = self._befall(attempt)
             code, problems = _ended(attempt)
+            problems += stuck
             reached = self.run.step()
             unread = hit is not None and not hit.what.get("training", True) and not re.search(expected, attempt.output)
             problems += self._wrong(attempt, hit, code, "" if unread else expected, may_give_way, unread)
@@ -148,17 +149,24 @@ class Trial:
             else:
                 attempt = self.run.start()
 
-    def _befall(self, attempt: Attempt) -> tuple[str, Hit | None]:
-        """The kind that ends this attempt; those before it that do not are noted at once."""
+    def _befall(self, attempt: Attempt) -> tuple[str, Hit | None, list[str]]:
+        """The kind that ends this attempt, and that it did not get to where that falls, if so.
+
+        Those before it that do not end it are noted at once.
+        """
         while self._left:
             kind = self._left.pop(0)
-            hit = KINDS[kind](attempt, self._draw)
+            try:
+                hit = KINDS[kind](attempt, self._draw)
+            except TimeoutError as error:
+                attempt.kill()
+                return "", None, [str(error)]
             if hit is None:
                 break
             if hit.codes:
-                return kind, hit
+                return kind, hit, []
             self._hits.append((kind, hit, {"attempt": attempt.number, "reached": self.run.step(), "problems": []}))
-        return "", None
+        return "", None, []
 
     def _wrong(
         self, attempt: Attempt, hit: Hit | None, code: int | None, expected: str, may_give_way: bool, unread: bool
