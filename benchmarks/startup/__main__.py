@@ -3,9 +3,10 @@
     python -m benchmarks.startup [--times N]
 
 A tiny model is trained for some updates on a CPU and saved. Then copies of that run are resumed for one more update, by
-turns in a process of its own (cold) and in one that is forked from a process which has imported all (warmed); and what
-a rank imports is imported alone, one package more each time. CPU seconds, user and system, count what other work on the
-machine does not. results/startup.jsonl gets a line for each.
+turns in a process of its own (cold), in one that is forked from a process which has imported all (warmed), and in one
+that is held until it has imported all, of which the rest counts (released); and what a rank imports is imported alone,
+one package more each time. CPU seconds, user and system, count what other work on the machine does not.
+results/startup.jsonl gets a line for each.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mvlm.__main__ import main as mvlm
 from mvlm.runtime.imports import uncollected
+from mvlm.runtime.launch import HELD
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +82,26 @@ def fork(words: list[str]) -> None:
     print(of_children(rank), flush=True)
 
 
+def released(words: list[str]) -> float:
+    """CPU seconds of a process of its own from the word on that it waits for with all imported."""
+    before = 0.0
+
+    def rank() -> None:
+        nonlocal before
+        with subprocess.Popen(
+            words, cwd=ROOT, env=os.environ | {HELD: "1"}, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+        ) as process:
+            while not Path(f"/proc/{process.pid}/syscall").read_text().startswith("0 0x0 "):  # it reads what comes
+                time.sleep(0.1)
+            times = psutil.Process(process.pid).cpu_times()
+            before = times.user + times.system
+            process.communicate(b"\n")
+        if process.returncode:
+            sys.exit("the rank that was held has failed")
+
+    return of_children(rank) - before
+
+
 def of_children(work: Callable[[], object]) -> float:
     """CPU seconds of the processes that are started and end in the course of some work."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -96,9 +120,9 @@ def prepared(folder: Path) -> tuple[Path, Path]:
 
 
 def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--times", type=int, default=3, help="of each (default: 3)")
-    times = words.parse_args().times
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--times", type=int, default=3, help="of each (default: 3)")
+    times = options.parse_args().times
     os.environ |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     RESULTS.parent.mkdir(exist_ok=True)
@@ -113,11 +137,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         shards, run = prepared(Path(name))
         for number in range(times):
-            for how in (cold, warmed):
+            for how in (cold, warmed, released):
                 own = Path(name) / f"{how.__name__}-{number}"
                 shutil.copytree(run, own)
                 trained = command(shards, own, UPDATES + 1)
-                keep(f"{how.__name__} start", how([sys.executable, "-m", "mvlm", *trained] if how is cold else trained))
+                words = trained if how is warmed else [sys.executable, "-m", "mvlm", *trained]
+                keep(f"{how.__name__} start", how(words))
                 steps = [json.loads(line).get("step") for line in (own / "metrics.jsonl").read_text().splitlines()]
                 assert steps[-1] == UPDATES + 1, steps
             for what, source in IMPORTS.items():

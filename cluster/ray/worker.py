@@ -1,16 +1,19 @@
 """A Ray Train worker: it starts one rank of `mvlm train` as a process, watches over it and reports its metrics.
 
+What an earlier attempt has left on this machine ends first; a rank that trains imports meanwhile what it needs.
 The rank outlives no worker for long: it notices the death of the process that started it, saves and ends, and the
 workers of the next attempt on that machine end what is left of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ import ray.train
 from ray.exceptions import ActorUnavailableError, GetTimeoutError
 from ray.train.collective import broadcast_from_rank_zero
 from ray.util.metrics import Gauge
+
+from mvlm.runtime.launch import HELD
 
 from ..attempt import describe_exit, shell_code
 from ..environment import for_process, free_port
@@ -63,22 +68,21 @@ def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
     if attempt is None:
         return ray.get(coordinator.exit_code.remote())
     coordinator.rank_placed.remote(rank, host, ray.get_runtime_context().get_node_id())
-    _end_earlier_attempts(Path(spec.logs), attempt, host, coordinator)
     ranks = {"RANK": rank, "LOCAL_RANK": context.get_local_rank(), "WORLD_SIZE": world}
     ranks |= {"LOCAL_WORLD_SIZE": context.get_local_world_size()}
     layout = ranks | {"MASTER_ADDR": master, "MASTER_PORT": port}
     log = rank_log(Path(spec.logs), attempt, rank)
     variables = {name: str(value) for name, value in layout.items()} | {MARK: str(log.resolve())}
-    with open(log, "ab") as out:
-        process = subprocess.Popen(
-            spec.command(),
-            cwd=spec.directory,
-            env=os.environ | for_process(spec.job) | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # what ends this worker must not reach a rank that is saving
-        )
+
+    def end_earlier_attempts() -> None:
+        _end_earlier_attempts(Path(spec.logs), attempt, host, coordinator)
+
+    if spec.words[0] == "train":
+        process = _start(spec, variables | {HELD: "1"}, log)
+        _release(process, end_earlier_attempts)
+    else:
+        end_earlier_attempts()
+        process = _start(spec, variables, log)
     meetings = Meetings(Path(spec.run_folder), reports, coordinator, attempt, rank)
     meetings.start()
     try:
@@ -90,6 +94,28 @@ def run_rank(spec: RayJobSpec, coordinator: Any, reports: Path) -> int:
     if not outcome.final:
         raise RankFailed(f"Attempt {attempt} {describe_exit(outcome.exit_code)}; rank {rank} logs in {log}.")
     return outcome.exit_code
+
+
+def _start(spec: RayJobSpec, variables: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with open(log, "ab") as out:
+        return subprocess.Popen(
+            spec.command(),
+            cwd=spec.directory,
+            env=os.environ | for_process(spec.job) | variables,
+            stdin=subprocess.PIPE if HELD in variables else subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # what ends this worker must not reach a rank that is saving
+        )
+
+
+def _release(process: subprocess.Popen[bytes], after: Callable[[], None]) -> None:
+    """Let a rank that is held begin once something is done; where that fails, it ends."""
+    assert process.stdin
+    # it may have ended for a mistake, which its exit code says
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        after()
+        process.stdin.write(b"\n")
 
 
 class RankWatch:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections.abc import Iterable, Sequence
 
 LAUNCHERS = ("deepspeed", "torchrun")
 """As they are typed."""
+HELD = "MVLM_HELD"
+"""Set where the rank is to wait, with all that it needs imported, until a byte comes on its standard input."""
 
 
 def environment() -> dict[str, int]:
@@ -16,6 +19,15 @@ def environment() -> dict[str, int]:
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS") if slurm else ("RANK", "LOCAL_RANK", "WORLD_SIZE")
     values = (int(os.environ.get(name, default)) for name, default in zip(names, (0, 0, 1), strict=True))
     return dict(zip(("rank", "local_rank", "world"), values, strict=True))
+
+
+def is_held() -> bool:
+    return HELD in os.environ
+
+
+def is_released() -> bool:
+    """Waits for the word of whoever started this rank; False where that has ended without giving it."""
+    return bool(sys.stdin.buffer.read(1))
 
 
 def typed_command(argv: Sequence[str], ancestors: Iterable[Sequence[str]]) -> str:

@@ -41,13 +41,19 @@ def tell_deepspeed() -> None:
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
 
 
-def import_deepspeed() -> Any:
-    """DeepSpeed, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
+def load_deepspeed() -> Any:
+    """DeepSpeed, which is not asked for anything yet."""
     tell_deepspeed()
     # torch 2.13 has new names for collectives that DeepSpeed calls by the old ones
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import deepspeed
 
+    return deepspeed
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed with the ranks of this run, told to compile nothing for a CPU: gloo and torch's AdamW serve there."""
+    deepspeed = load_deepspeed()
     if not dist.uses_cuda():
         # asked for, DeepSpeed tries a compiler on all of its operations, of which it looks for this one
         deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
