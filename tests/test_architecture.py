@@ -144,6 +144,7 @@ CLUSTER_MAY = {
     "mvlm.config.toml",
     "mvlm.errors",
     "mvlm.runtime.completion",
+    "mvlm.runtime.launch",
     "mvlm.runtime.log",
     "mvlm.runtime.storage",
 }
