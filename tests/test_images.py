@@ -77,7 +77,9 @@ def test_the_stage_that_stays_has_no_compiler_but_what_a_network_needs_and_no_ro
 
 def test_apptainer_gets_all_that_a_stage_reads() -> None:
     build, final = definition_stages()
-    copied = {word for line in section(build, "files") for word in line.split()[:-1]}
+    lines = [*section(build, "files"), *section(final, "files"), *section(final, "files from build")]
+    assert all(len(line.split()) == 2 for line in lines), "Apptainer reads two words of a line: from where, to where"
+    copied = {line.split()[0] for line in section(build, "files")}
     assert copied >= {"mvlm", "data_tools", "cluster", "pyproject.toml", "setup.py", "requirements.txt", "README.md"}
     assert all((ROOT / name).exists() for name in copied)
     from_build = {words.split()[1] for name, words in docker_stages()[1] if words.startswith("--from=build")}
