@@ -49,6 +49,12 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
         assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", style.read_text(encoding="utf-8")), style
 
 
+def test_the_site_is_dark_when_the_system_is(site: Path) -> None:
+    offered = re.findall(r'data-md-color-media="([^"]*)"', (site / "index.html").read_text(encoding="utf-8"))
+    asked = [f"(prefers-color-scheme{mode})" for mode in ("", ": light", ": dark")]
+    assert list(dict.fromkeys(offered)) == asked, "a browser keeps the first that fits: the one that asks each time"
+
+
 def test_what_lies_outside_the_pages_is_part_of_the_site(site: Path) -> None:
     cluster = (site / "cluster.html").read_text(encoding="utf-8")
     assert 'href="files/cluster/local.toml.html"' in cluster
