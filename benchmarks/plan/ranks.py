@@ -3,14 +3,16 @@
 Real ranks of the engine, DeepSpeed included, step together on this machine over gloo, in a network namespace of their
 own (as root). Of the rank that takes most, the memory of the second step's peak, followed tensor by tensor; and of all
 ranks, the bytes that the namespace's loopback carried in the steps after it. Beside them stands what `mvlm plan` has
-for so many ranks: memory, and bytes by what each collective sends. A line a case is kept in results/ranks.jsonl,
-which a later call goes on with; the table is written into README.md.
+for so many ranks: memory, and bytes by what each collective sends. Where ranks split layers, the losses of all steps
+stand beside those of as many ranks that do not. A line a case is kept in results/ranks.jsonl, which a later call goes
+on with; the tables are written into README.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import gc
 import json
 import os
@@ -33,7 +35,7 @@ from mvlm.estimate.cards import CARDS
 from mvlm.estimate.count import FakeModel
 from mvlm.estimate.memory import contrastive_bytes, peak
 from mvlm.estimate.plan import Planner, Request
-from mvlm.runtime import dist
+from mvlm.runtime import dist, replicas
 from mvlm.runtime.live_memory import LiveMemory
 from mvlm.training.engine import Engine
 from mvlm.training.span import exchange_bytes
@@ -51,27 +53,39 @@ WIDE = Size(
 STEPS = 3
 """Whose bytes are counted."""
 BEGIN, END = "<!-- table of ranks.py -->\n", "<!-- end of ranks.py -->"
+SPLIT_BEGIN, SPLIT_END = "<!-- split layers of ranks.py -->\n", "<!-- end of split layers -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layout of a step of `WIDE`."""
+    """One layout of a step of `WIDE`; `split` ranks are a replica, which has the pairs of as many."""
 
     ranks: int
     stage: int
     precision: str = "bf16"
     accumulation: int = 1
     recompute: float = 0.0
+    split: int = 1
+
+    @property
+    def replicas(self) -> int:
+        return self.ranks // self.split
+
+    @property
+    def pairs(self) -> int:
+        """Of a micro-batch."""
+        return WIDE.pairs * self.split
 
     @property
     def words(self) -> tuple[str, ...]:
-        batch = f"train.global_batch={WIDE.pairs * self.accumulation * self.ranks}", f"train.micro_batch={WIDE.pairs}"
+        batch = f"train.global_batch={WIDE.pairs * self.accumulation * self.ranks}", f"train.micro_batch={self.pairs}"
         return (*batch, f"train.recompute={self.recompute}")
 
     @property
     def content(self) -> dict[str, Any]:
         zero: dict[str, Any] = {"stage": self.stage, "overlap_comm": True}
-        return {"zero_optimization": zero, "bf16": {"enabled": self.precision == "bf16"}}
+        content = {"zero_optimization": zero, "bf16": {"enabled": self.precision == "bf16"}}
+        return content | ({"tensor_parallel": {"autotp_size": self.split}} if self.split > 1 else {})
 
 
 def cases(ranks: int) -> list[Case]:
@@ -81,6 +95,9 @@ def cases(ranks: int) -> list[Case]:
         every += [Case(ranks, stage, recompute=1.0) for stage in (1, 3)]
         every += [Case(ranks, stage, accumulation=2) for stage in (1, 2, 3)]
         every += [Case(ranks, stage, precision="fp32") for stage in (0, 1, 3)]
+    if ranks == 4:
+        every += [Case(ranks, stage, precision="fp32", split=2) for stage in (0, 1)]
+        every += [Case(ranks, 1, split=2)]
     return every
 
 
@@ -98,15 +115,18 @@ def main() -> int:
             measure(ranks)
     lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     text = README.read_text(encoding="utf-8")
-    before, _, rest = text.partition(BEGIN)
-    README.write_text(f"{before}{BEGIN}\n{table(lines)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    for begin, end, rows in ((BEGIN, END, table(lines)), (SPLIT_BEGIN, SPLIT_END, split_table(lines))):
+        before, _, rest = text.partition(begin)
+        text = f"{before}{begin}\n{rows}\n\n{end}{rest.partition(end)[2]}"
+    README.write_text(text, encoding="utf-8")
     return 0
 
 
 def measure(ranks: int) -> None:
     """What is not kept yet of so many ranks."""
-    kept = [json.loads(line)["case"] for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    missing = [case for case in cases(ranks) if dataclasses.asdict(case) not in kept]
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    kept = [Case(**line["case"]) for line in lines]
+    missing = [case for case in cases(ranks) if case not in kept]
     commit = subprocess.run(["git", "describe", "--always", "--exclude=*", "--dirty"], cwd=ROOT, capture_output=True)
     for case in missing:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,10 +136,18 @@ def measure(ranks: int) -> None:
             found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(ranks)]
         line = {"case": dataclasses.asdict(case)}
         line |= {"memory": max(each["memory"] for each in found), "bytes": found[0]["bytes"] / ranks}
+        line |= {"losses": found[0]["losses"]}
         line |= {"commit": commit.stdout.decode().strip(), "torch": torch.__version__}
         print(line, flush=True)
         with RESULTS.open("a", encoding="utf-8") as file:
             print(json.dumps(line), file=file)
+
+
+@functools.cache
+def models() -> tuple[FakeModel, FakeModel]:
+    """`WIDE` as a GPU computes it and as it is computed here, where operations take other ways for other shapes."""
+    config, model = WIDE.config, build(WIDE)
+    return FakeModel(model, config.data, optim=config.optim), FakeModel(model, config.data, "cpu", config.optim)
 
 
 def planned(case: Case) -> tuple[float, float]:
@@ -128,42 +156,46 @@ def planned(case: Case) -> tuple[float, float]:
     config = size.config
     names, card = ("json", "toml"), CARDS["h100"]
     request = Request(config.train, config.optim, case.content, names, "h100", card, 1, case.ranks, 10_000, 0.4)
-    model = build(size)
-    planner = Planner(request, FakeModel(model, config.data, optim=config.optim))
-    step = planner.step(planner.zero, case.ranks, WIDE.pairs, case.accumulation)
-    # Its own is of a GPU: on a CPU operations take other ways for other shapes.
-    here, span = FakeModel(model, config.data, "cpu", config.optim), planner.span(WIDE.pairs)
+    elsewhere, here = models()
+    planner = Planner(request, elsewhere)
+    step = planner.step(planner.zero, case.replicas, case.pairs, case.accumulation)
+    here, span = here.divided(case.split) if case.split > 1 else here, planner.span(case.pairs)
     zero, tokens = planner.zero, [number * planner.zero.element for number in here.token_numbers]
     memory = peak(
-        here.moments_of(WIDE.pairs, zero.element, config.train.recompute, span != (1, 1)),
-        states(here.total, zero, case.ranks, case.accumulation),
-        contrastive_bytes(here, WIDE.pairs * case.accumulation, case.ranks),
-        WIDE.pairs,
-        exchange_bytes(span, WIDE.pairs, (tokens[0], tokens[1])),
+        here.moments_of(case.pairs, zero.element, config.train.recompute, span != (1, 1)),
+        states(here.total, zero, case.replicas, case.accumulation),
+        contrastive_bytes(here, case.pairs * case.accumulation, case.replicas),
+        case.pairs,
+        exchange_bytes(span, case.pairs, (tokens[0], tokens[1])),
     )
     sent = step.sent
     if case.stage == 3:  # gloo has no reduce-scatter: it all-reduces, which is twice as much
         sent += here.total * zero.element * case.accumulation
-    return memory.total, sent * (1 - 1 / case.ranks)
+    sums = planner.model.sums(config.train.recompute, span != (1, 1)).elements if case.split > 1 else 0.0
+    within = 2 * sums * case.pairs * zero.element * case.accumulation
+    return memory.total, (sent - within) * (1 - 1 / case.replicas) + within * (1 - 1 / case.split)
 
 
 def one_rank(case: Case, folder: Path) -> int:
     """As one rank: the second step's memory, and what the loopback carries in those after it."""
     torch.set_num_threads(1)
     dist.init()
+    replicas.arrange(case.split)
     size = dataclasses.replace(WIDE, overrides=(*WIDE.overrides, *case.words))
     memory = LiveMemory()
     with memory:
         engine, batches = engine_of(case, size, str(folder))
-        engine.step(batches, 0.5, 0)
+        losses = [engine.step(batches, 0.5, 0)]
         gc.collect()
         memory.peak = memory.live
-        engine.step(batches, 0.5, 1)
+        losses.append(engine.step(batches, 0.5, 1))
         peak = memory.peak
     before = carried()
     for number in range(STEPS):
-        engine.step(batches, 0.5, 2 + number)
+        losses.append(engine.step(batches, 0.5, 2 + number))
     found = {"memory": peak, "bytes": (carried() - before) / STEPS}
+    totals = torch.stack([engine.objectives.total(each) for each in losses])
+    found["losses"] = (dist.all_reduce(totals) / dist.world()).tolist()
     (folder / f"{dist.rank()}.json").write_text(json.dumps(found))
     dist.barrier()
     return 0
@@ -171,14 +203,13 @@ def one_rank(case: Case, folder: Path) -> int:
 
 def engine_of(case: Case, size: Size, folder: str) -> tuple[Engine, Any]:
     config, model = size.config, build(size)
-    share = case.accumulation * WIDE.pairs
-    first = dist.rank() * share
+    first = replicas.rank() * case.accumulation * case.pairs
     batches = [
-        make_batch(size, model.grid, WIDE.pairs, config.data.text_length, start=first + part * WIDE.pairs)
+        make_batch(size, model.grid, case.pairs, config.data.text_length, start=first + part * case.pairs)
         for part in range(case.accumulation)
     ]
     count = sum(parameter.numel() for parameter in model.parameters())
-    side = RunSide(("json", "toml"), folder, config.train, config.optim, dist.world(), (100, 10), count)
+    side = RunSide(("json", "toml"), folder, config.train, config.optim, replicas.world(), (100, 10), count)
     return engine_for(model, size, resolve(case.content, side)), batches
 
 
@@ -196,10 +227,25 @@ def table(lines: list[dict[str, Any]]) -> str:
     for line in lines:
         case = Case(**line["case"])
         kinds = [case.precision, f"{case.accumulation} micro-batches" if case.accumulation > 1 else ""]
-        kinds += ["recomputed" if case.recompute else ""]
+        kinds += ["recomputed" if case.recompute else "", f"layers split by {case.split}" if case.split > 1 else ""]
         pairs = zip(planned(case), (line["memory"], line["bytes"]), strict=True)
         cells = [f"{a / 1e6:.1f} | {b / 1e6:.1f} | {(a / b - 1) * 100:+.0f} %" if b > 1e5 else "| |" for a, b in pairs]
         rows.append(f"| {case.ranks} | {case.stage} | {', '.join(filter(None, kinds))} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def split_table(lines: list[dict[str, Any]]) -> str:
+    """Each layout that splits layers beside the one that does not, where the losses of both are kept."""
+    rows = ["| ranks | ZeRO | precision | memory | bytes sent | largest difference of a loss |", "|---" * 6 + "|"]
+    kept = {Case(**line["case"]): line for line in lines if "losses" in line}
+    for case, line in kept.items():
+        if case.split > 1 and (plain := kept.get(dataclasses.replace(case, split=1))):
+            differences = [abs(a / b - 1) for a, b in zip(line["losses"], plain["losses"], strict=True)]
+            ratios = (f"x {line[name] / plain[name]:.2f}" for name in ("memory", "bytes"))
+            layout = f"{case.replicas} x {case.split}"
+            rows.append(
+                f"| {layout} | {case.stage} | {case.precision} | {' | '.join(ratios)} | {max(differences):.1e} |"
+            )
     return "\n".join(rows)
 
 
