@@ -5,6 +5,7 @@ Neither is built here, for want of what builds them.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -73,6 +74,20 @@ def test_the_stage_that_stays_has_no_compiler_but_what_a_network_needs_and_no_ro
     assert {"rdma-core", "libibverbs1", "ibverbs-providers"} <= set(installed.split())
     assert ("USER", "10001") in final
     assert "+PTX" in dict(build)["ENV"]
+
+
+def test_extensions_are_those_of_a_gpu_though_none_is_seen_where_they_are_compiled() -> None:
+    (built,) = [command for command in docker_commands(docker_stages()[0]) if "DS_BUILD_" in command]
+    words = [word for word in built.split() if "=" in word]
+    named = "from deepspeed.ops.op_builder.all_ops import ALL_OPS; print(*ALL_OPS['fused_adam'].sources())"
+    told = dict(word.split("=") for word in words if word.startswith("DS_ACCELERATOR"))
+    shown = subprocess.run(
+        [sys.executable, "-c", named],
+        env={name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"} | told,
+        capture_output=True,
+        text=True,
+    )
+    assert "multi_tensor_adam.cu" in shown.stdout, shown.stderr
 
 
 def test_apptainer_gets_all_that_a_stage_reads() -> None:
